@@ -1,0 +1,56 @@
+"""Given responses under a schedule, scored exactly as decoding would score them."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ulskip_cli import views
+
+
+def response_logits(
+    prompt_model: PreTrainedModel,
+    decode_model: PreTrainedModel,
+    kept: tuple[int, ...],
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    response_ids: Tensor,
+) -> Tensor:
+    """The logits that predict every response token when its predecessors are given (Sec. 3, arXiv:2404.06954).
+
+    Two passes: the prompt through `prompt_model`, whose last position predicts the first response token; then
+    the response through `decode_model` over the prompt's keys and values. Differentiable, the cache included.
+
+    Args:
+        prompt_model: encodes the prompt; the full model, or the view itself.
+        decode_model: runs the response; a view of `prompt_model`, or the same model.
+        kept: the layers of `prompt_model` that `decode_model` runs.
+        prompt_ids: [batch, prompt_len], padded on the left.
+        prompt_mask: [batch, prompt_len], 1 for tokens, 0 for padding.
+        response_ids: [batch, response_len], padded on the right with anything.
+
+    Returns:
+        [batch, response_len, vocab_size]; entries at padding are meaningless and for the caller to mask.
+    """
+    cache = views.new_cache(prompt_model)
+    first = views.forward_with_cache(prompt_model, prompt_ids, prompt_mask, cache, last_only=True)
+    if response_ids.shape[1] == 1:
+        return first
+    views.prune_cache(cache, kept)
+    seen = response_ids[:, :-1]
+    mask = torch.cat([prompt_mask, torch.ones_like(seen)], dim=1)
+    return torch.cat([first, views.forward_with_cache(decode_model, seen, mask, cache)], dim=1)
+
+
+def response_losses(logits: Tensor, response_ids: Tensor) -> Tensor:
+    """Cross-entropy of every response token, in nats.
+
+    Args:
+        logits: [batch, response_len, vocab_size], as `response_logits` returns them.
+        response_ids: [batch, response_len].
+
+    Returns:
+        [batch, response_len].
+    """
+    losses = functional.cross_entropy(logits.float().flatten(0, 1), response_ids.flatten(), reduction="none")
+    return losses.view(response_ids.shape)

@@ -1,0 +1,209 @@
+"""A schedule is a shallower model: views that run some of a model's layers and own none of its weights.
+
+The one file that knows the insides of transformers. A view is made of shallow copies of the modules on
+the path to the layer stack and, in each kept layer, of the modules that carry a `layer_idx`; every other
+module, and every parameter, is the source's own object. Nothing of the source is written to, so there is
+nothing to undo.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from ulskip_cli import schedule
+from ulskip_cli.errors import UsageError
+
+# Layers that read another layer's keys and values, or a slice of one tensor made for all of them.
+_ENTANGLED_LAYERS = ("num_kv_shared_layers", "hidden_size_per_layer_input")
+
+
+def num_layers(model: PreTrainedModel) -> int:
+    """N, the decoder layers of a causal LM."""
+    return len(_stack(model)[1])
+
+
+def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+    """A model of `len(kept)` layers that are `model`'s own.
+
+    Exactly a Hugging Face model: its `generate`, caches and compilation work as for any other. Calling
+    `train()` or `to()` on it reaches the shared modules.
+
+    Args:
+        model: a decoder-only causal LM with one stack of decoder layers.
+        kept: distinct layer indices in ascending order.
+
+    Raises:
+        UsageError: the architecture cannot be viewed (named in the message), or `kept` is no schedule.
+    """
+    path, stack = _stack(model)
+    kept = schedule.checked(len(stack), kept)
+    layers = nn.ModuleList(_renumbered(stack[old], new) for new, old in enumerate(kept))
+    layers.training = stack.training
+    configs: dict[int, PreTrainedConfig] = {}  # modules that share a config share its copy
+
+    def rebuilt(module: nn.Module, names: list[str]) -> nn.Module:
+        below = _child(module, names[0])
+        child = layers if len(names) == 1 else rebuilt(below, names[1:])
+        shell = _shell(module, {names[0]: child})
+        if "config" in shell.__dict__:
+            source: Any = module.config
+            shell.config = configs.setdefault(id(source), _shallow_config(source, len(stack), kept))
+        return shell
+
+    view = rebuilt(model, path.split("."))
+    assert isinstance(view, PreTrainedModel)
+    return view
+
+
+def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
+    """Drop, in place, the keys and values of every layer that is not in `kept`.
+
+    In place because `generate` holds the object: a new cache would free nothing.
+
+    Raises:
+        ValueError: a layer that was dropped before would come back and find holes in its history.
+    """
+    held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
+    missing = sorted(set(kept) - set(held))
+    if missing:
+        raise ValueError(f"kept layers may only shrink while a sequence is decoded; {missing} are no longer cached")
+    cache.layers = [cache.layers[held.index(layer)] for layer in kept]
+    cache.kept_layers = tuple(kept)  # type: ignore[attr-defined]
+
+
+def kv_bytes(cache: DynamicCache) -> int:
+    """Exact bytes of the keys and values that a cache holds."""
+    tensors = (t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None)
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def two_phase(
+    model: PreTrainedModel,
+    view: PreTrainedModel,
+    kept: Sequence[int],
+    on_prefill: Callable[[DynamicCache], None] = lambda cache: None,
+) -> PreTrainedModel:
+    """`model` for the prompt and `view` for every step after it, behind transformers' own `generate`.
+
+    Args:
+        model: encodes the prompt (whole or in chunks) with all of its layers.
+        view: decodes; `model` itself when nothing is skipped.
+        kept: the layers of `model` that `view` runs; the others' cache is dropped after the prompt.
+        on_prefill: called with the cache when the prompt is encoded, before anything is dropped.
+    """
+    source_class: Any = type(model)
+
+    class TwoPhase(source_class):  # type: ignore[misc]
+        @functools.wraps(source_class.forward)  # generate() reads this signature to decide what to pass
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            decoding = hasattr(kwargs.get("cache"), "kept_layers")
+            return (view if decoding else model).forward(*args, **kwargs)
+
+        def _prefill(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = super()._prefill(*args, **kwargs)
+            on_prefill(outputs.cache)
+            prune_cache(outputs.cache, kept)
+            return outputs
+
+    shell = _shell(model, {})
+    shell.__class__ = TwoPhase
+    return shell  # type: ignore[return-value]
+
+
+def forward_with_cache(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, cache: DynamicCache, last_only: bool = False
+) -> Tensor:
+    """Logits of `input_ids` read after what `cache` already holds; the cache grows by them.
+
+    Args:
+        model: a model or a view that fits the cache.
+        input_ids: [batch, new_len].
+        attention_mask: [batch, cached_len + new_len], 1 for tokens, 0 for padding.
+        cache: filled so far with cached_len positions.
+        last_only: the logits of the last position alone.
+
+    Returns:
+        [batch, new_len or 1, vocab_size].
+    """
+    new_len = input_ids.shape[1]
+    accepted = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {}
+    if "position_ids" in accepted:
+        options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_len:]
+    if "logits_to_keep" in accepted and last_only:
+        options["logits_to_keep"] = 1
+    outputs = model(input_ids=input_ids, attention_mask=attention_mask, cache=cache, use_cache=True, **options)
+    logits: Tensor = outputs.logits
+    return logits[:, -1:] if last_only else logits
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache of the kinds of layers that `model` has."""
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The path and the list of decoder layers."""
+    name, config = type(model).__name__, model.config
+    if config.is_encoder_decoder or not model.can_generate():
+        raise UsageError(f"{name} is not a decoder-only causal LM; expected one stack of decoder layers")
+    text_config = config.get_text_config(decoder=True)
+    for key in _ENTANGLED_LAYERS:
+        if getattr(text_config, key, None):
+            raise UsageError(f"{name} is refused: its layers depend on one another ({key}), so none can be skipped")
+    found = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == text_config.num_hidden_layers
+    }
+    outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+    if len(outermost) != 1:
+        raise UsageError(f"{name} is refused: expected one stack of decoder layers, found {len(outermost)}")
+    return outermost[0], found[outermost[0]]
+
+
+def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
+    """A second module object over the same parameters and buffers, with some children replaced."""
+    if "forward" in module.__dict__:  # offloading and device maps bind forward to the source object
+        raise UsageError(f"{type(module).__name__} has its forward replaced (a device map?); load it on one device")
+    shell = copy.copy(module)
+    shell.__dict__ = dict(module.__dict__)
+    shell._modules = {**module._modules, **children}
+    return shell
+
+
+def _renumbered(module: nn.Module, index: int) -> nn.Module:
+    """`module` with another layer index; parts that carry none stay the source's own objects."""
+    if not any("layer_idx" in part.__dict__ for part in module.modules()):
+        return module
+    children = {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None}
+    shell = _shell(module, children)
+    if "layer_idx" in shell.__dict__:
+        shell.layer_idx = index  # type: ignore[assignment]
+    return shell
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    child = module._modules[name]
+    assert child is not None
+    return child
+
+
+def _shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) -> PreTrainedConfig:
+    """A copy of the config that describes the kept layers: their number and every list with one entry a layer."""
+    config = copy.deepcopy(source)
+    text_config = config.get_text_config(decoder=True)
+    per_layer = {
+        name: type(value)(value[i] for i in kept)
+        for name, value in vars(text_config).items()
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == depth
+    }
+    for name, value in {"num_hidden_layers": len(kept), **per_layer}.items():
+        setattr(text_config, name, value)
+    return config
