@@ -114,6 +114,8 @@ def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
 def identity(config: Config) -> str:
     """12 hex digits of everything in a configuration that changes its results."""
     canonical = resolved(config)
+    if not instantiate(config.strategy, "strategy").follows_ratio:
+        canonical.update(ratio=None, ratio_basis=None)
     for key in _NOT_IDENTITY:
         canonical.pop(key)
     for group in ("model", "task", "strategy", "decoding"):

@@ -77,9 +77,10 @@ def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
     cache.kept_layers = tuple(kept)  # type: ignore[attr-defined]
 
 
-def kv_bytes(cache: DynamicCache) -> int:
-    """Exact bytes of the keys and values that a cache holds."""
-    tensors = (t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None)
+def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
+    """Exact bytes of the keys and values that a cache holds, in all of its layers or in some of them."""
+    chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
+    tensors = (t for layer in chosen for t in (layer.keys, layer.values) if t is not None)
     return sum(t.numel() * t.element_size() for t in tensors)
 
 

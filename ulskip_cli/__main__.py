@@ -1,0 +1,5 @@
+"""`python -m ulskip_cli`."""
+
+from ulskip_cli.cli import main
+
+main()

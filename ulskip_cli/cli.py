@@ -1,0 +1,219 @@
+"""The `ulskip` command. Each subcommand composes a configuration and calls one function.
+
+Nothing here imports torch at the top: help, plans and usage errors answer at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ulskip_cli import __version__, config
+from ulskip_cli.errors import RunError, UsageError
+
+app = typer.Typer(
+    help="Faster LLM inference by skipping layers, with the price of the speed measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Overrides are key=value: model= task= strategy= decoding= experiment= ratio= ... See `ulskip run --print-config`.",
+)
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. task=wmt ratio=2.0", show_default=False)]
+ConfigDir = Annotated[Path | None, typer.Option(help="A folder of your own config groups, e.g. DIR/strategy/mine.yaml.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")]
+
+
+def main() -> None:
+    """Run the command; bad input is one line and exit code 2, a failed run one line and exit code 1."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code."""
+    from typer._click.exceptions import ClickException
+    from typer._click.exceptions import UsageError as ClickUsageError
+
+    try:
+        code = app(list(arguments), standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except ClickUsageError as error:
+        return _complain(error.format_message(), 2)
+    except UsageError as error:
+        return _complain(str(error), 2)
+    except RunError as error:
+        return _complain(str(error), 1)
+    except ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what was finished is kept", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("ULSKIP_DEBUG"):
+            raise
+        first = str(error).strip().split("\n")[0][:300]
+        return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    """Faster LLM inference by skipping layers, with the price of the speed measured."""
+    if version:
+        print(f"ulskip {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")] = False,
+) -> None:
+    """Measure quality and speed of one strategy on one model and task, beside the full model."""
+    chosen = config.compose(overrides or [], config_dir)
+    if print_config:
+        print(config.to_yaml(chosen), end="")
+        return
+    _check(chosen)
+    _execute([chosen], as_json, redo=True)
+
+
+@app.command()
+def sweep(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; finished points are not run again."""
+    from ulskip_cli.sweep import points
+
+    grid = points(overrides or [], config_dir)
+    for point in grid:
+        _check(point)
+    _execute(grid, as_json, redo=False)
+
+
+@app.command()
+def plan(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """Show which layers would be kept and what that promises, without loading any weights."""
+    from ulskip_cli.models.facts import describe
+    from ulskip_cli.plan import make_plan
+
+    chosen = config.compose(overrides or [], config_dir)
+    planned = make_plan(chosen, describe(chosen.model))
+    if as_json:
+        print(json.dumps(asdict(planned)))
+        return
+    from ulskip_cli.report.plan import plan_lines
+
+    for line in plan_lines(planned, chosen.model.name):
+        print(line)
+
+
+@app.command()
+def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """List the models."""
+    _list("model", config_dir, as_json)
+
+
+@app.command()
+def tasks(config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """List the tasks."""
+    _list("task", config_dir, as_json)
+
+
+@app.command()
+def strategies(config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """List the strategies."""
+    _list("strategy", config_dir, as_json)
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Show versions, device, threads and instruction set."""
+    from ulskip_cli import environment
+
+    facts = {**environment.code(), **environment.machine()}
+    if as_json:
+        print(json.dumps(facts))
+        return
+    flat = {**{k: v for k, v in facts.items() if k != "packages"}, **facts["packages"]}
+    width = max(map(len, flat))
+    for key, value in flat.items():
+        print(f"{key:<{width}}  {value}")
+
+
+def _check(chosen: config.Config) -> None:
+    """Refuse what cannot work before torch is imported: ratio, strategy, task files, model files."""
+    from ulskip_cli.models.facts import describe
+    from ulskip_cli.plan import make_plan
+
+    make_plan(chosen, describe(chosen.model))
+    config.instantiate(chosen.task, "task")
+
+
+def _execute(grid: Sequence[config.Config], as_json: bool, redo: bool) -> None:
+    """Run points, show the table, say where everything is; exit code 1 if a point failed."""
+    from ulskip_cli.report import table
+    from ulskip_cli.report.live import Bars
+    from ulskip_cli.results import ResultsFolder, Row
+
+    shown: dict[str, Row] = {}
+    failures: list[str] = []
+    with Bars() as bars:
+        from ulskip_cli.experiment import Session, finished_row, run_point
+
+        session = Session(bars)
+        for number, point in enumerate(grid, start=1):
+            if len(grid) > 1:
+                bars.point(number, len(grid))
+            try:
+                done = None if redo else finished_row(point)
+                rows = [done] if done else run_point(point, session)
+            except RunError as error:
+                if len(grid) == 1:
+                    raise
+                failures.append(f"{point.strategy['name']} ratio {point.ratio:g}: {error}")
+                continue
+            shown |= {row["id"]: row for row in rows}
+            last = rows[-1]
+            table.write_tables(ResultsFolder(point))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if as_json:
+        print(json.dumps(last if len(grid) == 1 else {"rows": list(shown.values()), "failed": failures}, ensure_ascii=False))
+    elif shown:
+        console.print(table.terminal(list(shown.values())))
+        for warning in sorted({text for row in shown.values() for text in row["warnings"]}):
+            console.print(f"warning: {warning}", style="yellow", highlight=False)
+        console.print(f"written to {ResultsFolder(grid[-1]).path}/", highlight=False, soft_wrap=True)
+    if failures:
+        raise RunError(f"{len(failures)} of {len(grid)} points failed, the first: {failures[0]}")
+
+
+def _list(group: str, config_dir: Path | None, as_json: bool) -> None:
+    """Names and descriptions of a group, from the configs themselves."""
+    from omegaconf import OmegaConf
+
+    entries: dict[str, Any] = {}
+    for name, path in config.options(group, config_dir).items():
+        entries[name] = str(OmegaConf.load(path).get("description", ""))
+    if as_json:
+        print(json.dumps(entries))
+        return
+    width = max(map(len, entries))
+    for name, description in entries.items():
+        print(f"{name:<{width}}  {description}")
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"ulskip: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

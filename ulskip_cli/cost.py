@@ -1,0 +1,83 @@
+"""What skipping should buy: decoding time follows the bytes of weights that a step reads. Imports no torch."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ulskip_cli.errors import UsageError
+from ulskip_cli.schedule import MIN_KEPT
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LOOKED_UP = ("embed", "wte", "wpe", "position")  # tables of which a step reads one row
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of weights that a decode step reads at batch 1.
+
+    Attributes:
+        head: h, the final norm and the output head.
+        layers: l of every decoder layer.
+    """
+
+    head: int
+    layers: tuple[int, ...]
+
+    def predicted_speedup(self, kept: Sequence[int]) -> float:
+        """S = (h + sum of all layers) / (h + sum of the kept layers)."""
+        return (self.head + sum(self.layers)) / (self.head + sum(self.layers[i] for i in kept))
+
+    def num_kept(self, target_speedup: float, kept_layers: Callable[[int], Sequence[int]]) -> int:
+        """The largest R whose schedule is predicted to reach the target.
+
+        Args:
+            target_speedup: r >= 1.
+            kept_layers: the strategy's schedule for a count.
+
+        Raises:
+            UsageError: not even two layers reach it; the head's share says why.
+        """
+        if not math.isfinite(target_speedup) or target_speedup < 1:
+            raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
+        for count in range(len(self.layers), MIN_KEPT - 1, -1):
+            if self.predicted_speedup(kept_layers(count)) >= target_speedup - 1e-9:
+                return count
+        highest = self.predicted_speedup(kept_layers(MIN_KEPT))
+        share = self.head / (self.head + sum(self.layers))
+        raise UsageError(
+            f"ratio {target_speedup:g} is out of reach by cost: the highest reachable ratio is {math.floor(highest * 100) / 100:g}, "
+            f"since the head alone is {share:.0%} of the bytes that a full step reads"
+        )
+
+
+def weight_bytes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightBytes | None:
+    """Sort a checkpoint's tensors into layers and head.
+
+    Args:
+        tensors: (shape, bytes) by name; a tied head may be listed or not.
+        num_layers: N.
+        vocab_size: the rows of the embedding and of the head; where both are listed one is the head.
+
+    Returns:
+        None where the names show no stack of N layers.
+    """
+    stacks: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    outside: dict[str, tuple[Sequence[int], int]] = {}
+    for name, (shape, size) in tensors.items():
+        match = _LAYER.search(name)
+        if match:
+            stacks[name[: match.start()]][int(match[1])] += size
+        else:
+            outside[name] = (shape, size)
+    full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
+    tables = [size for shape, size in outside.values() if len(shape) == 2 and vocab_size in shape]
+    if len(full) != 1 or not tables:
+        return None
+    rest = sum(
+        size
+        for name, (shape, size) in outside.items()
+        if not (len(shape) == 2 and (vocab_size in shape or any(part in name for part in _LOOKED_UP)))
+    )
+    return WeightBytes(head=min(tables) + rest, layers=tuple(full[0][i] for i in range(num_layers)))

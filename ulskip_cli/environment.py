@@ -1,0 +1,64 @@
+"""What a result depends on besides its configuration: versions, code, machine."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli import __version__
+
+PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
+
+
+def code() -> dict[str, Any]:
+    """Versions of this program and its packages; git commit and dirty flag where it runs from a checkout."""
+    return {"ulskip": __version__, "python": platform.python_version(), "packages": packages(), **_git()}
+
+
+def packages() -> dict[str, str | None]:
+    """Installed versions of the packages that results depend on."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and instruction set, and the accelerator if there is one."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    return facts
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any]:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"git_commit": None, "git_dirty": None}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

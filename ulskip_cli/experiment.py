@@ -1,0 +1,136 @@
+"""One run: config -> model + task + strategy -> generation -> metrics -> results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from ulskip_cli import environment
+from ulskip_cli.config import Config, ModelConfig, baseline_of, instantiate, resolved
+from ulskip_cli.evaluation import Evaluation, evaluate, measure_speed
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.models.load import LoadedModel, load
+from ulskip_cli.plan import Plan, make_plan
+from ulskip_cli.progress import Progress, Silent
+from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row, point_id
+from ulskip_cli.tasks import Task
+from ulskip_cli.tasks.examples import Example
+
+
+@dataclass
+class Session:
+    """What runs in one process share: weights are loaded once."""
+
+    progress: Progress = field(default_factory=Silent)
+    _models: dict[str, LoadedModel] = field(default_factory=dict)
+
+    def model(self, config: ModelConfig, seed: int) -> LoadedModel:
+        """The loaded model, from memory where it is the same as before."""
+        key = f"{config} {seed if config.source == 'random' else ''}"
+        if key not in self._models:
+            self._models.clear()  # one at a time: two may not fit
+            self.progress.phase(f"load {config.name}", 1)
+            self._models[key] = load(config, seed)
+        return self._models[key]
+
+
+def finished_row(config: Config) -> Row | None:
+    """The row of a point that is complete already."""
+    examples = instantiate(config.task, "task").examples()[: config.limit]
+    return ResultsFolder(config).row(point_id(config, examples))
+
+
+def run_point(config: Config, session: Session) -> list[Row]:
+    """Run one point, and its full baseline before it if there is no finished one.
+
+    Returns:
+        The rows of this point and its baseline, the point's own last.
+
+    Raises:
+        UsageError: before any weight is loaded, where the request cannot be served.
+    """
+    task: Task = instantiate(config.task, "task")
+    examples = task.examples()[: config.limit]
+    folder = ResultsFolder(config)
+    loaded = session.model(config.model, config.seed)
+    plan = make_plan(config, loaded.facts)
+    baseline = baseline_of(config)
+    if plan.keeps_all or not config.baseline:
+        return [_measure_point(config, plan, loaded, task, examples, folder, session.progress)]
+    full_id = point_id(baseline, examples)
+    full_row = folder.row(full_id)
+    if full_row is None:
+        full_plan = make_plan(baseline, loaded.facts)
+        full_row = _measure_point(baseline, full_plan, loaded, task, examples, folder, session.progress)
+    return [full_row, _measure_point(config, plan, loaded, task, examples, folder, session.progress, full_id)]
+
+
+def _measure_point(
+    config: Config,
+    plan: Plan,
+    loaded: LoadedModel,
+    task: Task,
+    examples: Sequence[Example],
+    folder: ResultsFolder,
+    progress: Progress,
+    full_id: str | None = None,
+) -> Row:
+    """Evaluate, measure and save one point."""
+    torch.manual_seed(config.seed)
+    decoder = Decoder(loaded.model, plan)
+    full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
+    evaluation = evaluate(decoder, loaded.tokenizer, task, examples, config, full_hypotheses, progress)
+    speed: dict[str, Any] = {}
+    if config.speed.enabled and config.baseline:
+        full = decoder if plan.keeps_all else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+        speed = measure_speed(full, decoder, loaded.tokenizer, task, examples, config, progress)
+    row = {
+        **_identity(config, plan, point_id(config, examples)),
+        **evaluation.row,
+        **speed,
+        **_provenance(config, loaded, evaluation),
+    }
+    folder.save(config, row, evaluation.generations)
+    return row
+
+
+def _identity(config: Config, plan: Plan, point: str) -> Row:
+    """What was run."""
+    return {
+        "row_version": ROW_VERSION,
+        "id": point,
+        "experiment": config.name,
+        "model": config.model.name,
+        "task": config.task["name"],
+        "dataset": config.task.get("dataset"),
+        "pair": config.task.get("pair"),
+        "strategy": plan.strategy,
+        "decoding": config.decoding.name,
+        "batch_size": config.batch_size,
+        "ratio_basis": config.ratio_basis,
+        "prompt_layers": plan.prompt_layers,
+        "target_speedup": plan.target_speedup,
+        "layer_ratio": plan.layer_ratio,
+        "predicted_speedup": plan.predicted_speedup,
+        "measured_speedup": None,
+        "num_layers": plan.num_layers,
+        "kept_layers": list(plan.kept_layers),
+        "warnings": list(plan.warnings),
+    }
+
+
+def _provenance(config: Config, loaded: LoadedModel, evaluation: Evaluation) -> Row:
+    """What the result depends on."""
+    return {
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(loaded.model.device),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "quantization": loaded.notes["quantization"],
+        "training": loaded.notes["training"],
+        "seed": config.seed,
+        "num_examples": len(evaluation.generations),
+        "environment": {**environment.code(), **environment.machine()},
+        "config": resolved(config),
+    }

@@ -1,0 +1,80 @@
+"""Speed as a ratio: the full model and a schedule take turns on the same prompts in one process."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ulskip_cli.config import DecodingConfig, SpeedConfig
+from ulskip_cli.generation.decode import BatchOutput, Decoder
+from ulskip_cli.timing import median_interval
+
+
+@dataclass(frozen=True)
+class PairedSpeed:
+    """Raw seconds of every timed pair, and the phases' sizes.
+
+    Attributes:
+        full: outputs of the full model, one a pair.
+        strategy: outputs of the schedule, in the same order.
+    """
+
+    full: list[BatchOutput]
+    strategy: list[BatchOutput]
+
+    def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
+        """Full over strategy, pair by pair."""
+        return [seconds(a) / seconds(b) for a, b in zip(self.full, self.strategy, strict=True)]
+
+    def row(self) -> dict[str, Any]:
+        """The keys that go into a results row."""
+        measured = median_interval(self.ratios(lambda output: output.decode_seconds))
+        end_to_end = median_interval(self.ratios(lambda output: output.total_seconds))
+        return {
+            "measured_speedup": measured.median,
+            "measured_speedup_low": measured.low,
+            "measured_speedup_high": measured.high,
+            "end_to_end_speedup": end_to_end.median,
+            "end_to_end_speedup_low": end_to_end.low,
+            "end_to_end_speedup_high": end_to_end.high,
+            "pairs": {"full": _seconds(self.full), "strategy": _seconds(self.strategy)},
+        }
+
+
+def measure_pairs(
+    full: Decoder,
+    strategy: Decoder,
+    prompts: Sequence[tuple[Tensor, Tensor]],
+    decoding: DecodingConfig,
+    speed: SpeedConfig,
+    pad: int,
+    on_pair: Callable[[int], None] = lambda done: None,
+) -> PairedSpeed:
+    """Alternate the two decoders; who goes first alternates too.
+
+    Args:
+        full: every layer.
+        strategy: the schedule under test; may be `full` itself, as a measure of the clock's own noise.
+        prompts: batches of (input_ids, attention_mask), each [batch, prompt_len]; used in turn.
+        decoding: how tokens are chosen.
+        speed: how many pairs, how many thrown away first, how many tokens each.
+        pad: padding id.
+        on_pair: called with the number of pairs done, warm-up included.
+    """
+    outputs: dict[str, list[BatchOutput]] = {"full": [], "strategy": []}
+    sides = [("full", full), ("strategy", strategy)]
+    for i in range(speed.warmup + speed.pairs):
+        ids, mask = prompts[i % len(prompts)]
+        for name, decoder in sides if i % 2 == 0 else reversed(sides):
+            output = decoder.generate(ids, mask, decoding, pad, forced_length=speed.new_tokens)
+            if i >= speed.warmup:
+                outputs[name].append(output)
+        on_pair(i + 1)
+    return PairedSpeed(outputs["full"], outputs["strategy"])
+
+
+def _seconds(outputs: Sequence[BatchOutput]) -> dict[str, list[float]]:
+    keys = ("prefill_seconds", "first_token_seconds", "decode_seconds")
+    rows = [asdict(output) for output in outputs]
+    return {key: [round(row[key], 6) for row in rows] for key in keys}

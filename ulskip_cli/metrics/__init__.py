@@ -1,0 +1,1 @@
+"""How good the answers are: thin layers over the field's own scorers."""

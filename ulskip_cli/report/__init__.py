@@ -1,0 +1,1 @@
+"""Rows made visible: tables for terminals and papers, strips of layers, progress bars."""

@@ -1,0 +1,34 @@
+"""A plan as lines for a terminal."""
+
+from ulskip_cli.plan import Plan
+from ulskip_cli.report.strip import KEPT, SKIPPED, ranges, ruler, strip
+
+UNKNOWN = "unknown until the model's files are here"
+
+
+def plan_lines(plan: Plan, model: str) -> list[str]:
+    """The kept layers drawn and listed, and what they promise."""
+    target = "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x"
+    prompt = "every layer" if plan.prompt_layers == "all" else "the kept layers only"
+    facts = {
+        "target_speedup": target,
+        "layer_ratio": f"{plan.layer_ratio:.2f}x",
+        "predicted_speedup": UNKNOWN if plan.predicted_speedup is None else f"{plan.predicted_speedup:.2f}x in decode, by bytes read",
+        "KV bytes per token": UNKNOWN
+        if plan.kv_bytes_per_token is None
+        else f"{plan.kv_bytes_per_token:,} in all layers, {plan.kept_kv_bytes_per_token:,} kept after the prompt",
+        "the prompt runs": prompt,
+    }
+    if plan.prompt_layers == "kept":
+        facts["KV bytes per token"] = UNKNOWN if plan.kept_kv_bytes_per_token is None else f"{plan.kept_kv_bytes_per_token:,}"
+    width = max(map(len, facts))
+    return [
+        f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers} layers in each decode step",
+        "",
+        f"  {strip(plan.num_layers, plan.kept_layers)}   {KEPT} kept  {SKIPPED} skipped",
+        f"  {ruler(plan.num_layers)}",
+        f"  kept: {ranges(plan.kept_layers)}",
+        "",
+        *(f"  {key:<{width}}  {value}" for key, value in facts.items()),
+        *(f"  warning: {warning}" for warning in plan.warnings),
+    ]

@@ -1,0 +1,164 @@
+"""Rows as tables: the same columns on a terminal, in Markdown and in CSV."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from ulskip_cli.results import ResultsFolder, Row, write_whole
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table for people.
+
+    Attributes:
+        title: its head; may hold a line break.
+        show: the cell of a row.
+        needs: the row key that must be there in some row for the column to be shown.
+    """
+
+    title: str
+    show: Callable[[Row], str]
+    needs: str
+
+
+def _number(key: str, form: str = ".2f") -> Callable[[Row], str]:
+    return lambda row: MISSING if row.get(key) is None else format(row[key], form)
+
+
+def _measured(row: Row) -> str:
+    if row.get("measured_speedup") is None:
+        return MISSING
+    return f"{row['measured_speedup']:.2f} ({row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f})"
+
+
+def _quality(key: str) -> Callable[[Row], str]:
+    """The score, with the significance of its difference to full."""
+
+    def show(row: Row) -> str:
+        if row.get(key) is None:
+            return MISSING
+        compared = row.get("against_full", {}).get(key)
+        mark = "*" if compared and compared["p_value"] is not None and compared["p_value"] < 0.05 else ""
+        return f"{row[key]:.1f}{mark}"
+
+    return show
+
+
+def _kv_share(row: Row) -> str:
+    total = row.get("prompt_kv_bytes")
+    return f"{row['kept_kv_bytes'] / total:.0%}" if total else MISSING
+
+
+COLUMNS = (
+    Column("strategy", lambda row: row["strategy"], "strategy"),
+    Column("layers", lambda row: f"{len(row['kept_layers'])}/{row['num_layers']}", "kept_layers"),
+    Column("target", _number("target_speedup", ".4g"), "target_speedup"),
+    Column("layer\nratio", _number("layer_ratio"), "layer_ratio"),
+    Column("predicted", _number("predicted_speedup"), "predicted_speedup"),
+    Column("measured (95%)", _measured, "measured_speedup"),
+    Column("BLEU", _quality("bleu"), "bleu"),
+    Column("chrF", _quality("chrf"), "chrf"),
+    Column("decode\nloss", _number("decode_loss"), "decode_loss"),
+    Column("decode\ntok/s", _number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
+    Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second"),
+    Column("KV\nkept", _kv_share, "prompt_kv_bytes"),
+)
+# What tells the rows of one folder apart; shown only where it varies.
+AXES = ("model", "task", "pair", "dataset", "decoding", "batch_size", "prompt_layers", "ratio_basis")
+CSV_KEYS = (
+    *("id", "experiment", *AXES, "strategy", "num_layers", "kept_layers"),
+    *("target_speedup", "layer_ratio", "predicted_speedup", "measured_speedup", "measured_speedup_low", "measured_speedup_high"),
+    *("end_to_end_speedup", "decode_tokens_per_second", "total_tokens_per_second", "prefill_seconds"),
+    *("time_to_first_token_seconds", "time_per_output_token_seconds", "prompt_kv_bytes", "kept_kv_bytes", "peak_memory_bytes"),
+    *("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "decode_loss", "length_ratio", "num_examples"),
+    *("device", "dtype", "quantization", "training", "seed", "finished_at"),
+)
+FOOTNOTE = "* differs from full (paired bootstrap, p < 0.05); measured: full over strategy, decode seconds, median of pairs"
+
+
+def columns_for(rows: Sequence[Row]) -> list[Column]:
+    """The columns that have something to say about these rows."""
+    varying = [key for key in AXES if len({str(row.get(key)) for row in rows}) > 1]
+    axes = [Column(key.replace("_", "\n"), _text(key), key) for key in varying]
+    shown = [column for column in COLUMNS if any(row.get(column.needs) is not None for row in rows)]
+    return [*shown[:1], *axes, *shown[1:]]
+
+
+def terminal(rows: Sequence[Row]) -> Table:
+    """A table for a terminal."""
+    table = Table(title=title(rows), title_justify="left", title_style="bold", caption=_footnote(rows), caption_justify="left")
+    for i, column in enumerate(columns_for(rows)):
+        table.add_column(column.title, justify="left" if i == 0 else "right", no_wrap=True)
+    for cells in _cells(rows):
+        table.add_row(*cells)
+    return table
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The same table in Markdown, with where its numbers come from."""
+    heads = [column.title.replace("\n", " ") for column in columns_for(rows)]
+    lines = [" | ".join(heads), " | ".join(["---"] + ["---:"] * (len(heads) - 1)), *(" | ".join(cells) for cells in _cells(rows))]
+    body = "\n".join(f"| {line} |" for line in lines)
+    return f"# {title(rows)}\n\n{body}\n\n{_footnote(rows)}\n\n{provenance(rows)}\n"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """All flat values, one row a run, under the row keys themselves."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, CSV_KEYS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in ordered(rows):
+        writer.writerow({**row, "kept_layers": " ".join(map(str, row["kept_layers"]))})
+    return stream.getvalue()
+
+
+def write_tables(folder: ResultsFolder) -> None:
+    """Make table.md and table.csv anew from all rows of a folder."""
+    rows = folder.rows()
+    write_whole(folder.path / "table.md", markdown(rows))
+    write_whole(folder.path / "table.csv", to_csv(rows))
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """Full first, then by ratio and strategy."""
+    return sorted(rows, key=lambda row: (str(row.get("model")), str(row.get("pair")), row["layer_ratio"], row["strategy"]))
+
+
+def title(rows: Sequence[Row]) -> str:
+    """What all rows have in common."""
+    first = rows[0]
+    common = [str(first[key]) for key in ("model", "task", "pair", "dataset", "decoding") if len({str(row.get(key)) for row in rows}) == 1 and first.get(key)]
+    return f"{' · '.join(common)} · batch {first['batch_size']} · {first['num_examples']} examples"
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """One line on code, machine and weights."""
+    facts: dict[str, Any] = rows[-1]["environment"]
+    commit = (facts.get("git_commit") or "no commit")[:10] + (" (modified)" if facts.get("git_dirty") else "")
+    return (
+        f"ulskip {facts['ulskip']} at {commit}, torch {facts['packages']['torch']}, transformers {facts['packages']['transformers']}; "
+        f"{facts['accelerator'] or facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, {rows[-1]['dtype']}; "
+        f"weights trained {rows[-1]['training']}."
+    )
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    return [[column.show(row) for column in columns_for(rows)] for row in ordered(rows)]
+
+
+def _text(key: str) -> Callable[[Row], str]:
+    return lambda row: MISSING if row.get(key) is None else str(row[key])
+
+
+def _footnote(rows: Sequence[Row]) -> str:
+    notes = [FOOTNOTE] if any(row.get("measured_speedup") is not None for row in rows) else []
+    if any(row.get("bleu") is None and row.get("measured_speedup") is not None for row in rows):
+        notes.append("no quality: random weights")
+    return "; ".join(notes)

@@ -1,0 +1,59 @@
+"""A grid of runs in one process: weights loaded once, finished points not run again."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.config import GROUPS, Config, compose, identity, options, parse_overrides
+from ulskip_cli.errors import UsageError
+
+DEFAULT_EXPERIMENT = "reproduce"
+
+
+def points(overrides: Sequence[str], extra_dir: Path | None = None) -> list[Config]:
+    """The configurations of a grid, each once, in the order of the overrides.
+
+    Args:
+        overrides: Hydra's override syntax, sweeps included: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`.
+            Without any sweep or experiment the default experiment's grid is meant.
+        extra_dir: a user's own config groups.
+
+    Raises:
+        UsageError: an override, or a point of the grid, is not valid.
+    """
+    parsed = parse_overrides(overrides)
+    if not any(one.is_sweep_override() or one.key_or_group == "experiment" for one in parsed):
+        overrides = [f"experiment={DEFAULT_EXPERIMENT}", *overrides]
+        parsed = parse_overrides(overrides)
+    fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
+    axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
+    given = {one.key_or_group for one in parsed}
+    for key, text in compose(fixed, extra_dir).sweep.items():
+        if key not in given:
+            axes[key] = _values(parse_overrides([f"{key}={text}"])[0], extra_dir)
+    found: dict[str, Config] = {}
+    for values in product(*axes.values()):
+        config = compose([*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))], extra_dir)
+        found.setdefault(identity(config), config)
+    return list(found.values())
+
+
+def _values(override: Any, extra_dir: Path | None) -> list[str]:
+    """The texts that one swept override stands for."""
+    from hydra.core.override_parser.types import Glob
+
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    value = override.value()
+    if isinstance(value, Glob):
+        if override.key_or_group not in GROUPS:
+            raise UsageError(f"glob chooses among the files of a group ({', '.join(GROUPS)}), not for '{override.key_or_group}'")
+        names = options(override.key_or_group, extra_dir)
+        return [
+            name
+            for name in names
+            if any(fnmatch(name, pattern) for pattern in value.include) and not any(fnmatch(name, p) for p in value.exclude)
+        ]
+    return [str(text) for text in override.sweep_string_iterator()]
