@@ -160,7 +160,8 @@ def main() -> None:
 
     raw = gzip.decompress(args.data.read_bytes())
     pairs = [(line.split("\t")[0], line.split("\t")[1]) for line in raw.decode().splitlines()]
-    sample = list(zip(*((ASSETS / "wmt_sample" / f"sample.{s}").read_text("utf-8").splitlines() for s in ("de", "en"))))
+    german, english = ((ASSETS / "wmt_sample" / f"sample.{s}").read_text("utf-8").splitlines() for s in ("de", "en"))
+    sample = list(zip(german, english, strict=True))
     dropped = near_duplicates(pairs, sample)
     train, held_out = split([pair for i, pair in enumerate(pairs) if i not in dropped])
     print(f"{len(pairs)} pairs, {len(dropped)} near the sample, {len(train)} to train, {len(held_out)} held out", flush=True)

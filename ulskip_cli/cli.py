@@ -201,7 +201,7 @@ def _list(group: str, config_dir: Path | None, as_json: bool) -> None:
 
     entries: dict[str, Any] = {}
     for name, path in config.options(group, config_dir).items():
-        entries[name] = str(OmegaConf.load(path).get("description", ""))
+        entries[name] = str(OmegaConf.select(OmegaConf.load(path), "description", default=""))
     if as_json:
         print(json.dumps(entries))
         return

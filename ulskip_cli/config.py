@@ -198,11 +198,11 @@ def _respelt(text: str, extra_dir: Path | None) -> str:
     if parsed.is_sweep_override():
         raise UsageError(f"'{text}' asks for several values; use `ulskip sweep {text}`")
     key, value = parsed.key_or_group, parsed.value()
-    if key not in GROUPS or value is None or not isinstance(value, (str, int, float)):
+    if key not in GROUPS or not isinstance(value, str):
         return text
     known = options(key, extra_dir)
     folded = {name.replace("-", "_"): name for name in known}
-    name = folded.get(str(value).replace("-", "_"))
+    name = folded.get(value.replace("-", "_"))
     if name is None:
         raise unknown(key, value, known)
     return text.split("=", 1)[0] + "=" + name

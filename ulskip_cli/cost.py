@@ -44,10 +44,10 @@ class WeightBytes:
         for count in range(len(self.layers), MIN_KEPT - 1, -1):
             if self.predicted_speedup(kept_layers(count)) >= target_speedup - 1e-9:
                 return count
-        highest = self.predicted_speedup(kept_layers(MIN_KEPT))
+        highest = math.floor(self.predicted_speedup(kept_layers(MIN_KEPT)) * 100) / 100
         share = self.head / (self.head + sum(self.layers))
         raise UsageError(
-            f"ratio {target_speedup:g} is out of reach by cost: the highest reachable ratio is {math.floor(highest * 100) / 100:g}, "
+            f"ratio {target_speedup:g} is out of reach by cost: the highest reachable ratio is {highest:g}, "
             f"since the head alone is {share:.0%} of the bytes that a full step reads"
         )
 

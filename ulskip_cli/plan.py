@@ -55,7 +55,9 @@ def make_plan(config: Config, facts: ModelFacts) -> Plan:
     else:
         count = strategy.num_kept(num_layers, config.ratio)
         if config.ratio_basis == "cost" and strategy.follows_ratio:
-            warnings.append("ratio_basis=cost needs the weights' sizes, which are unknown until the model is loaded; shown: layers")
+            warnings.append(
+                "ratio_basis=cost needs the weights' sizes, which are unknown until the model is loaded; shown: layers"
+            )
     kept = strategy.kept_layers(num_layers, count)
     spread = config.strategy["name"] in ("unified", "custom")  # the others skip one block on purpose
     if spread and schedule.is_unbalanced(num_layers, kept):

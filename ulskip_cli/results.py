@@ -1,9 +1,9 @@
 """What a run leaves behind: `results/<name>/`, written so that a kill at any moment loses nothing written before.
 
-    runs.jsonl            one row a run, appended
-    generations/ID.jsonl  what was generated for every example
-    configs/ID.yaml       the resolved configuration
-    table.md, table.csv   made anew from the rows (see `report`)
+runs.jsonl            one row a run, appended
+generations/ID.jsonl  what was generated for every example
+configs/ID.yaml       the resolved configuration
+table.md, table.csv   made anew from the rows (see `report`)
 """
 
 import hashlib

@@ -7,6 +7,7 @@ idea, `reference` the rounding of the authors' published code.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ulskip_cli.errors import UsageError
 
@@ -87,7 +88,7 @@ def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
     kept = tuple(layers)
     if not kept:
         raise UsageError("expected a list of layers to keep, got none; example: strategy.layers=[0,3,5]")
-    if any(b <= a for a, b in zip(kept, kept[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(kept)):
         raise UsageError(f"expected distinct layers in ascending order, got {list(kept)}")
     if kept[0] < 0 or kept[-1] >= num_layers:
         raise UsageError(f"expected layers between 0 and {num_layers - 1} (the model has {num_layers}), got {list(kept)}")
@@ -105,7 +106,7 @@ def longest_gap(kept: Sequence[int]) -> int:
     >>> longest_gap((0, 1, 5, 6))
     3
     """
-    return max((b - a - 1 for a, b in zip(kept, kept[1:], strict=False)), default=0)
+    return max((b - a - 1 for a, b in pairwise(kept)), default=0)
 
 
 def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:

@@ -49,7 +49,9 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
     value = override.value()
     if isinstance(value, Glob):
         if override.key_or_group not in GROUPS:
-            raise UsageError(f"glob chooses among the files of a group ({', '.join(GROUPS)}), not for '{override.key_or_group}'")
+            raise UsageError(
+                f"glob chooses among the files of a group ({', '.join(GROUPS)}), not for '{override.key_or_group}'"
+            )
         names = options(override.key_or_group, extra_dir)
         return [
             name

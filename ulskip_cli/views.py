@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
@@ -74,7 +73,7 @@ def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
     if missing:
         raise ValueError(f"kept layers may only shrink while a sequence is decoded; {missing} are no longer cached")
     cache.layers = [cache.layers[held.index(layer)] for layer in kept]
-    cache.kept_layers = tuple(kept)  # type: ignore[attr-defined]
+    cache.kept_layers = tuple(kept)
 
 
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
@@ -114,7 +113,7 @@ def two_phase(
 
     shell = _shell(model, {})
     shell.__class__ = TwoPhase
-    return shell  # type: ignore[return-value]
+    return shell
 
 
 def forward_with_cache(

@@ -159,7 +159,7 @@ def generate_texts(
         on_batch(start + len(positions))
 
 
-class _FirstToken(StoppingCriteria):
+class _FirstToken(StoppingCriteria):  # type: ignore[misc]
     """Stops nothing; reads the clock when the first token is chosen."""
 
     def __init__(self, device: torch.device) -> None:
@@ -167,7 +167,7 @@ class _FirstToken(StoppingCriteria):
         self.at = 0.0
         self._go_on: Tensor | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         if self._go_on is None:
             self.at = now(self.device)
             self._go_on = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

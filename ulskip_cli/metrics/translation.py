@@ -4,9 +4,10 @@ import logging
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.base import Metric
-from sacrebleu.significance import PairedTest, _bootstrap_resample
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.significance import PairedTest, Result, _bootstrap_resample
 
 from ulskip_cli.metrics.scores import Scores
 
@@ -42,6 +43,7 @@ def compare(metric: Metric, hypotheses: list[str], full: list[str], references: 
     _, results = test()
     (name,) = [key for key in results if key != "System"]
     baseline, system = results[name]
+    assert isinstance(baseline, Result) and isinstance(system, Result)
     draws = []
     for texts in (hypotheses, full):
         stats = metric._extract_corpus_statistics(texts, [references])

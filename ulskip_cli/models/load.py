@@ -127,6 +127,6 @@ def _random(config: ModelConfig, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     try:
         full = AutoConfig.for_model(**shape)
-        return AutoModelForCausalLM.from_config(full, dtype=getattr(torch, dtype))  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_config(full, dtype=getattr(torch, dtype))
     except ValueError as error:
         raise UsageError(f"no causal LM of type '{shape['model_type']}': {str(error).splitlines()[0][:200]}") from None

@@ -15,10 +15,9 @@ class Bars:
         """Draw on standard error; where that is no terminal, nothing moves and each phase is one line."""
         self._console = Console(stderr=True)
         self._lines = enabled and not self._console.is_terminal
-        self._bars = Progress(
-            TextColumn("{task.description:<28}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=self._console, disable=not enabled or self._lines,
-        )  # fmt: skip
+        label = TextColumn("{task.description:<28}")
+        columns = (label, BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=self._console, disable=not enabled or self._lines)
         self._prefix = ""
 
     def __enter__(self) -> Self:

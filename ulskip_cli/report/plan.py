@@ -13,7 +13,9 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
     facts = {
         "target_speedup": target,
         "layer_ratio": f"{plan.layer_ratio:.2f}x",
-        "predicted_speedup": UNKNOWN if plan.predicted_speedup is None else f"{plan.predicted_speedup:.2f}x in decode, by bytes read",
+        "predicted_speedup": UNKNOWN
+        if plan.predicted_speedup is None
+        else f"{plan.predicted_speedup:.2f}x in decode, by bytes read",
         "KV bytes per token": UNKNOWN
         if plan.kv_bytes_per_token is None
         else f"{plan.kv_bytes_per_token:,} in all layers, {plan.kept_kv_bytes_per_token:,} kept after the prompt",

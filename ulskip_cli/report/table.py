@@ -74,7 +74,14 @@ COLUMNS = (
 AXES = ("model", "task", "pair", "dataset", "decoding", "batch_size", "prompt_layers", "ratio_basis")
 CSV_KEYS = (
     *("id", "experiment", *AXES, "strategy", "num_layers", "kept_layers"),
-    *("target_speedup", "layer_ratio", "predicted_speedup", "measured_speedup", "measured_speedup_low", "measured_speedup_high"),
+    *(
+        "target_speedup",
+        "layer_ratio",
+        "predicted_speedup",
+        "measured_speedup",
+        "measured_speedup_low",
+        "measured_speedup_high",
+    ),
     *("end_to_end_speedup", "decode_tokens_per_second", "total_tokens_per_second", "prefill_seconds"),
     *("time_to_first_token_seconds", "time_per_output_token_seconds", "prompt_kv_bytes", "kept_kv_bytes", "peak_memory_bytes"),
     *("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "decode_loss", "length_ratio", "num_examples"),
@@ -104,7 +111,11 @@ def terminal(rows: Sequence[Row]) -> Table:
 def markdown(rows: Sequence[Row]) -> str:
     """The same table in Markdown, with where its numbers come from."""
     heads = [column.title.replace("\n", " ") for column in columns_for(rows)]
-    lines = [" | ".join(heads), " | ".join(["---"] + ["---:"] * (len(heads) - 1)), *(" | ".join(cells) for cells in _cells(rows))]
+    lines = [
+        " | ".join(heads),
+        " | ".join(["---"] + ["---:"] * (len(heads) - 1)),
+        *(" | ".join(cells) for cells in _cells(rows)),
+    ]
     body = "\n".join(f"| {line} |" for line in lines)
     return f"# {title(rows)}\n\n{body}\n\n{_footnote(rows)}\n\n{provenance(rows)}\n"
 
@@ -134,19 +145,23 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 def title(rows: Sequence[Row]) -> str:
     """What all rows have in common."""
     first = rows[0]
-    common = [str(first[key]) for key in ("model", "task", "pair", "dataset", "decoding") if len({str(row.get(key)) for row in rows}) == 1 and first.get(key)]
+    common = [
+        str(first[key])
+        for key in ("model", "task", "pair", "dataset", "decoding")
+        if len({str(row.get(key)) for row in rows}) == 1 and first.get(key)
+    ]
     return f"{' · '.join(common)} · batch {first['batch_size']} · {first['num_examples']} examples"
 
 
 def provenance(rows: Sequence[Row]) -> str:
     """One line on code, machine and weights."""
-    facts: dict[str, Any] = rows[-1]["environment"]
+    last = rows[-1]
+    facts: dict[str, Any] = last["environment"]
+    packages = facts["packages"]
     commit = (facts.get("git_commit") or "no commit")[:10] + (" (modified)" if facts.get("git_dirty") else "")
-    return (
-        f"ulskip {facts['ulskip']} at {commit}, torch {facts['packages']['torch']}, transformers {facts['packages']['transformers']}; "
-        f"{facts['accelerator'] or facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, {rows[-1]['dtype']}; "
-        f"weights trained {rows[-1]['training']}."
-    )
+    processor = facts["accelerator"] or f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}"
+    versions = f"ulskip {facts['ulskip']} at {commit}, torch {packages['torch']}, transformers {packages['transformers']}"
+    return f"{versions}; {processor}, {last['dtype']}; weights trained {last['training']}."
 
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:

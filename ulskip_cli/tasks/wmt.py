@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ulskip_cli.errors import RunError, UsageError, one_of, unknown
 from ulskip_cli.metrics import translation
@@ -54,7 +55,8 @@ class Wmt:
             files = _downloaded(self.dataset, self.pair)
         sources, references = (_lines(file) for file in files)
         if len(sources) != len(references):
-            raise UsageError(f"expected as many references as sources, got {len(sources)} lines in {files[0]} and {len(references)} in {files[1]}")
+            counts = f"{len(sources)} lines in {files[0]}, {len(references)} in {files[1]}"
+            raise UsageError(f"expected as many references as sources, got {counts}")
         rows = zip(sources, references, strict=True)
         return [Example(str(i), source, reference) for i, (source, reference) in enumerate(rows)]
 
@@ -99,7 +101,7 @@ def _downloaded(test_set: str, pair: str) -> list[Path]:
 
     if test_set not in DATASETS:
         raise unknown("task.dataset", test_set, ["sample", "files", *(name for name in DATASETS if name.startswith("wmt"))])
-    dataset = DATASETS[test_set]
+    dataset: Any = DATASETS[test_set]
     if pair not in dataset.langpairs:
         raise UsageError(f"{test_set} has no pair {pair}; it has {', '.join(dataset.langpairs)}")
     try:
