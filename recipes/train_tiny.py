@@ -34,6 +34,7 @@ VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 8000, 192, 12
 STEPS, BATCH_SIZE, PEAK_LR, WARMUP, SEED = 5500, 64, 2e-3, 300, 1
 KEPT_COUNTS, WEIGHTS = (12, 8, 6, 4), (0.45, 0.10, 0.30, 0.15)  # 1x, 1.5x, 2x, 3x
 HELD_OUT, NEAR_DUPLICATE = 500, 0.75
+CHECKPOINT_EVERY, PROBE_EVERY, PROBE_PAIRS = 250, 500, 100
 
 Pair = tuple[str, str]
 
@@ -181,7 +182,7 @@ def main() -> None:
     model.train()
     kept_sets = {count: schedule.even(NUM_LAYERS, count) for count in KEPT_COUNTS}
     model_views = {n: (kept, model if n == NUM_LAYERS else views.shallow_view(model, kept)) for n, kept in kept_sets.items()}
-    probe = both_ways(held_out)
+    probe = both_ways(held_out[:PROBE_PAIRS])
 
     began = time.perf_counter()
     for step, (texts, count) in enumerate(batches(rendered, tokenizer)):
@@ -193,11 +194,12 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) % 250 == 0 or step + 1 == STEPS:
+        if (step + 1) % PROBE_EVERY == 0 or step + 1 == STEPS:
             with torch.no_grad():
                 losses = {n: round(loss_of(model, model_views, tokenizer, probe, n).item(), 4) for n in KEPT_COUNTS}
             curve.append({"step": step + 1, "held_out_loss": {str(n): loss for n, loss in losses.items()}})
             print(step + 1, losses, f"{time.perf_counter() - began:.0f} s", flush=True)
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == STEPS:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "curve": curve}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").rename(checkpoint)

@@ -198,11 +198,11 @@ def _respelt(text: str, extra_dir: Path | None) -> str:
     if parsed.is_sweep_override():
         raise UsageError(f"'{text}' asks for several values; use `ulskip sweep {text}`")
     key, value = parsed.key_or_group, parsed.value()
-    if key not in GROUPS or not isinstance(value, str):
+    if key not in GROUPS or (key == "experiment" and value is None):
         return text
     known = options(key, extra_dir)
     folded = {name.replace("-", "_"): name for name in known}
-    name = folded.get(value.replace("-", "_"))
+    name = folded.get(str(value).replace("-", "_"))
     if name is None:
         raise unknown(key, value, known)
     return text.split("=", 1)[0] + "=" + name
@@ -215,7 +215,7 @@ def _key(text: str) -> str:
 def _dotted(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Every key of a config with its path, branches included."""
     for key in node:
-        path = f"{prefix}{key}"
+        path = prefix + str(key)
         yield path
         if OmegaConf.is_dict(node._get_node(key)) and not node._get_node(key)._is_none():  # type: ignore[union-attr]
             yield from _dotted(node[key], f"{path}.")

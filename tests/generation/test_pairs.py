@@ -1,0 +1,34 @@
+from conftest import NUM_LAYERS, random_ids
+
+import torch
+
+from ulskip_cli.config import DecodingConfig, SpeedConfig, compose
+from ulskip_cli.generation.decode import BatchOutput, Decoder
+from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
+from ulskip_cli.models.facts import ModelFacts
+from ulskip_cli.plan import make_plan
+
+
+def output(first, decode):
+    return BatchOutput([[1, 2]], [True], 3, first / 2, first, decode, 8, 4)
+
+
+def test_ratios_are_taken_pair_by_pair():
+    row = PairedSpeed([output(1, 4), output(1, 9), output(1, 6)], [output(1, 2), output(1, 3), output(1, 3)]).row()
+    assert row["measured_speedup"] == 2.0
+    assert row["end_to_end_speedup"] == 7 / 4
+    assert row["measured_speedup_low"] <= 2.0 <= row["measured_speedup_high"]
+    assert row["pairs"]["full"]["decode_seconds"] == [4, 9, 6]
+
+
+def test_both_sides_generate_the_same_number_of_tokens(llama):
+    facts = ModelFacts(NUM_LAYERS, None, None)
+    full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    ids = random_ids(2, 5)
+    speed = SpeedConfig(pairs=3, warmup=1, new_tokens=4)
+    done = []
+    decoding = DecodingConfig(name="greedy")
+    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], decoding, speed, 0, done.append)
+    assert done == [1, 2, 3, 4]
+    assert [[len(ids) for ids in o.token_ids] for o in pairs.full + pairs.strategy] == [[4, 4]] * 6
+    assert all(full.kept_kv_bytes == 2 * half.kept_kv_bytes for full, half in zip(pairs.full, pairs.strategy, strict=True))

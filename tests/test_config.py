@@ -1,0 +1,99 @@
+import pytest
+from ulskip_cli import config
+from ulskip_cli.errors import UsageError
+from ulskip_cli.strategies.unified import Unified
+
+
+def test_the_default_composes():
+    chosen = config.compose([])
+    assert (chosen.model.name, chosen.task["name"], chosen.strategy["name"], chosen.ratio) == ("tiny", "wmt", "unified", 2.0)
+
+
+@pytest.mark.parametrize("path", sorted(config.config_dir().rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_composes_and_instantiates(path):
+    group = path.parent.name
+    needed = ["model.path=anything"] if path.stem == "hf" else []
+    chosen = config.compose([f"{group}={path.stem}", *needed] if group in config.GROUPS else [])
+    config.instantiate(chosen.strategy, "strategy")
+    config.instantiate(chosen.task, "task")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["strategy=unifed"], "unknown strategy 'unifed'; did you mean 'unified'?"),
+        (["task=wnt"], "unknown task 'wnt'; did you mean 'wmt'?"),
+        (["ratoi=2"], "unknown key 'ratoi'; did you mean 'ratio'?"),
+        (["strategy.spacng=even"], "unknown key 'strategy.spacng'; did you mean 'strategy.spacing'?"),
+        (["modle=tiny"], "unknown key 'modle'; did you mean 'model'?"),
+        (["ratio=abc"], "ratio: Value 'abc'"),
+        (["ratio"], "cannot read 'ratio'; expected key=value"),
+        (["ratio=2,3"], "use `ulskip sweep ratio=2,3`"),
+        (["ratio_basis=layer"], "unknown ratio_basis 'layer'; did you mean 'layers'?"),
+        (["prompt_layers=keep"], "unknown prompt_layers 'keep'"),
+        (["model.dtype=float31"], "did you mean 'float32'?"),
+        (["model=hf"], "expected a value for model.path"),
+        (["batch_size=0"], "expected batch_size >= 1, got 0"),
+        (["limit=0"], "expected limit >= 1, got 0"),
+        (["name=a/b"], "plain folder name"),
+        (["name=.."], "plain folder name"),
+        (["+surprise=1"], "surprise"),
+        (["strategy=null"], "unknown strategy 'None'"),
+    ],
+)
+def test_bad_input_is_one_line_that_helps(overrides, message):
+    with pytest.raises(UsageError) as caught:
+        config.compose(overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_of_a_strategy_are_checked_by_its_class():
+    chosen = config.compose(["strategy=custom", "strategy.layers=[0,x]"])
+    with pytest.raises(UsageError, match=r"strategy\.layers"):
+        config.instantiate(chosen.strategy, "strategy")
+    assert config.instantiate(config.compose(["strategy.spacing=reference"]).strategy, "strategy") == Unified("reference")
+
+
+def test_a_class_that_does_not_exist_is_named():
+    with pytest.raises(UsageError, match=r"cannot load 'no\.such\.Thing'"):
+        config.instantiate({"_target_": "no.such.Thing", "name": "x"}, "strategy")
+
+
+@pytest.mark.parametrize("name", ["top-skip", "top_skip"])
+def test_hyphens_and_underscores_are_the_same(name):
+    assert config.compose([f"strategy={name}"]).strategy["name"] == "top_skip"
+    assert config.compose(["model=smollm2_135m"]).model.name == "smollm2-135m"
+
+
+def test_a_users_own_folder_adds_choices(tmp_path):
+    (tmp_path / "strategy").mkdir()
+    text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\nlayers: [0, 2, 11]\n"
+    (tmp_path / "strategy" / "mine.yaml").write_text(text)
+    chosen = config.compose(["strategy=mine"], tmp_path)
+    assert chosen.strategy["layers"] == [0, 2, 11]
+    assert "mine" in config.options("strategy", tmp_path)
+    with pytest.raises(UsageError, match="no folder"):
+        config.compose([], tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere", "baseline=false"])
+def test_identity_ignores_what_changes_no_result(override):
+    assert config.identity(config.compose([override])) == config.identity(config.compose([]))
+
+
+@pytest.mark.parametrize("override", ["ratio=3", "seed=2", "limit=5", "task.pair=en-de", "decoding=beam", "prompt_layers=kept"])
+def test_identity_follows_what_changes_results(override):
+    assert config.identity(config.compose([override])) != config.identity(config.compose([]))
+
+
+def test_all_ratios_share_one_baseline():
+    baselines = {config.identity(config.baseline_of(config.compose(o))) for o in (["ratio=2"], ["ratio=3", "prompt_layers=kept"])}
+    assert baselines == {config.identity(config.compose(["strategy=full", "ratio=5"]))}
+
+
+def test_the_resolved_yaml_composes_to_the_same(tmp_path):
+    from omegaconf import OmegaConf
+
+    chosen = config.compose(["ratio=3"])
+    assert OmegaConf.to_container(OmegaConf.create(config.to_yaml(chosen))) == config.resolved(chosen)

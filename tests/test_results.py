@@ -1,0 +1,69 @@
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ulskip_cli.config import compose
+from ulskip_cli.results import ResultsFolder, append_line, point_id, read_jsonl, write_whole
+from ulskip_cli.tasks.examples import Example
+
+EXAMPLES = [Example("0", "a", "b")]
+
+
+def folder_in(tmp_path, name="x"):
+    return ResultsFolder(compose([f"results_dir={tmp_path}", f"name={name}"]))
+
+
+def test_saved_runs_are_read_back_the_newest_winning(tmp_path):
+    folder, config = folder_in(tmp_path), compose([])
+    for bleu in (1, 2):
+        folder.save(config, {"id": "p", "bleu": bleu}, [{"hypothesis": "ü"}])
+    folder.save(config, {"id": "q", "bleu": 3}, [])
+    assert [(row["id"], row["bleu"]) for row in folder.rows()] == [("p", 2), ("q", 3)]
+    assert folder.generations("p") == [{"hypothesis": "ü"}]
+    assert len((folder.path / "runs.jsonl").read_text().splitlines()) == 3
+    assert (folder.path / "configs" / "p.yaml").read_text().startswith("model:")
+
+
+def test_a_row_without_its_generations_is_not_finished(tmp_path):
+    folder = folder_in(tmp_path)
+    folder.save(compose([]), {"id": "p"}, [])
+    assert folder.row("p")
+    folder.generations_path("p").unlink()
+    assert folder.row("p") is None
+    assert folder.row("q") is None
+
+
+def test_a_cut_off_line_costs_only_itself(tmp_path):
+    folder = folder_in(tmp_path)
+    folder.save(compose([]), {"id": "p"}, [])
+    with (folder.path / "runs.jsonl").open("a") as stream:
+        stream.write('{"id": "half')
+    folder.save(compose([]), {"id": "q"}, [])
+    assert [row["id"] for row in folder.rows()] == ["p", "q"]
+
+
+def test_nothing_is_left_beside_a_whole_file(tmp_path):
+    write_whole(tmp_path / "deep" / "a.txt", "one")
+    write_whole(tmp_path / "deep" / "a.txt", "two")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
+    assert (tmp_path / "deep" / "a.txt").read_text() == "two"
+
+
+@given(st.lists(st.dictionaries(st.text(), st.integers() | st.text(), max_size=3), max_size=5))
+def test_any_object_survives_a_line(rows):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        for row in rows:
+            append_line(path, json.dumps(row))
+        assert read_jsonl(path) == rows
+
+
+def test_a_point_is_its_configuration_and_its_data():
+    config = compose([])
+    assert point_id(config, EXAMPLES) == point_id(compose(["name=other"]), EXAMPLES)
+    assert point_id(config, EXAMPLES) != point_id(compose(["ratio=3"]), EXAMPLES)
+    assert point_id(config, EXAMPLES) != point_id(config, [Example("0", "a", "c")])
