@@ -154,7 +154,7 @@ def _check(chosen: config.Config) -> None:
     from ulskip_cli.plan import make_plan
 
     make_plan(chosen, describe(chosen.model))
-    config.instantiate(chosen.task, "task")
+    config.instantiate(chosen.task, "task").examples()
 
 
 def _execute(grid: Sequence[config.Config], as_json: bool, redo: bool) -> None:

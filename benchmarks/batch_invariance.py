@@ -1,0 +1,69 @@
+"""Do batch 1 and batch 8 give the same tokens? Counts the differences, and how near a tie each one was.
+
+    python benchmarks/batch_invariance.py [--model tiny] [--ratio 2]
+
+A difference counts as a near-tie where, at the first differing token, the top two logits of the batch-1 run are
+less than 1e-4 apart: float arithmetic in another order may then choose either.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from ulskip_cli import environment
+from ulskip_cli.config import compose, instantiate
+from ulskip_cli.generation.decode import Decoder, generate_texts
+from ulskip_cli.generation.encoding import encode_prompts
+from ulskip_cli.generation.teacher_forcing import response_logits
+from ulskip_cli.models.load import load
+from ulskip_cli.plan import make_plan
+
+NEAR_TIE = 1e-4
+
+
+def gap_at(decoder, tokenizer, prompt, tokens, position):
+    """The distance of the top two logits where token `position` was chosen."""
+    ids, mask = encode_prompts(tokenizer, [prompt])
+    response = torch.tensor([tokens[: position + 1]])
+    with torch.inference_mode():
+        logits = response_logits(decoder.prompt_model, decoder.view, decoder.kept, ids, mask, response)
+    first, second = logits[0, position].topk(2).values
+    return float(first - second)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--ratio", type=float, default=2.0)
+    args = parser.parse_args()
+    config = compose([f"model={args.model}", f"ratio={args.ratio}", "model.dtype=float32"])
+    loaded, task = load(config.model), instantiate(config.task, "task")
+    prompts = [task.prompt_for(example) for example in task.examples()]
+    counts = {}
+    for strategy in ("full", "unified"):
+        plan = make_plan(compose([f"model={args.model}", f"ratio={args.ratio}", f"strategy={strategy}"]), loaded.facts)
+        decoder, answers = Decoder(loaded.model, plan), {}
+        for batch_size in (1, 8):
+            found = {}
+            for positions, output in generate_texts(decoder, loaded.tokenizer, prompts, config.decoding, batch_size):
+                found |= dict(zip(positions, output.token_ids, strict=True))
+            answers[batch_size] = found
+        gaps = []
+        for i, prompt in enumerate(prompts):
+            one, eight = answers[1][i], answers[8][i]
+            if one != eight:
+                position = next(k for k in range(max(len(one), len(eight))) if one[k : k + 1] != eight[k : k + 1])
+                gaps.append(gap_at(decoder, loaded.tokenizer, prompt, one, position))
+        near = sum(gap < NEAR_TIE for gap in gaps)
+        counts[strategy] = {"examples": len(prompts), "different": len(gaps), "near_ties": near, "gaps": gaps}
+        print(f"{strategy}: {len(prompts)} prompts, {len(gaps)} differ between batch 1 and 8, {near} of them near-ties")
+    out = Path(__file__).parent / "results" / f"batch-invariance-{args.model}.json"
+    out.parent.mkdir(exist_ok=True)
+    facts = {**environment.code(), **environment.machine()}
+    out.write_text(json.dumps({"counts": counts, "near_tie": NEAR_TIE, "environment": facts}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+from ulskip_cli.report.live import Bars
+
+
+def test_without_a_terminal_each_phase_is_one_line(capsys):
+    with Bars() as bars:
+        bars.point(1, 3)
+        step = bars.phase("unified: generate", 4)
+        step(2)
+        bars.phase("unified: decode loss", 4)
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err.splitlines() == ["[1/3] unified: generate (4)", "[1/3] unified: decode loss (4)"]

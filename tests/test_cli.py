@@ -1,0 +1,168 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ulskip_cli import __version__
+from ulskip_cli.cli import invoke
+
+QUICK = ["limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
+
+
+@pytest.fixture
+def ulskip(capsys):
+    def call(*arguments):
+        code = invoke(list(map(str, arguments)))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def overrides(model_folder, tmp_path):
+    return ["model=hf", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", *QUICK]
+
+
+def test_run_shows_a_table_and_where_it_is_written(ulskip, overrides, tmp_path):
+    code, out, err = ulskip("run", "task=wmt", "ratio=2.0", *overrides)
+    assert code == 0
+    assert "unified" in out
+    assert "full" in out
+    assert f"written to {tmp_path / 'default'}/" in out
+    assert "unified: generate" in err
+    assert (tmp_path / "default" / "table.md").is_file()
+    assert (tmp_path / "default" / "table.csv").is_file()
+
+
+def test_json_is_the_last_line_of_standard_output(ulskip, overrides):
+    code, out, _ = ulskip("run", "--json", *overrides)
+    row = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    keys = {"target_speedup", "layer_ratio", "predicted_speedup", "measured_speedup", "kept_layers", "bleu", "chrf"}
+    assert keys <= set(row)
+
+
+def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
+    grid = ["strategy=full,unified,top_skip", "ratio=2,3", *overrides]
+    assert ulskip("sweep", *grid)[0] == 0
+    rows = (tmp_path / "default" / "runs.jsonl").read_text()
+    assert len(rows.splitlines()) == 5
+    code, out, err = ulskip("sweep", *grid)
+    assert (code, "generate" in err) == (0, False)
+    assert (tmp_path / "default" / "runs.jsonl").read_text() == rows
+    assert out.count("unified") == 2
+
+
+def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
+    from ulskip_cli import experiment
+    from ulskip_cli.errors import RunError
+
+    real = experiment.run_point
+
+    def sometimes(config, session):
+        if config.ratio == 2:
+            raise RunError("on purpose")
+        return real(config, session)
+
+    monkeypatch.setattr(experiment, "run_point", sometimes)
+    code, out, err = ulskip("sweep", "ratio=2,3", *overrides)
+    assert code == 1
+    assert "3.00" in out
+    assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
+
+
+def test_print_config_is_yaml_that_says_everything(ulskip):
+    from omegaconf import OmegaConf
+
+    code, out, _ = ulskip("run", "--print-config", "ratio=3")
+    assert code == 0
+    assert OmegaConf.create(out).ratio == 3
+
+
+def test_plan(ulskip):
+    code, out, _ = ulskip("plan", "model=random", "ratio=2", "strategy.spacing=reference")
+    assert code == 0
+    assert "█·█·█·█·█·█·█·█·█·█·█·█·█·█··█" in out
+    planned = json.loads(ulskip("plan", "model=random", "--json")[1])
+    assert planned["layer_ratio"] == 2.0
+
+
+@pytest.mark.parametrize(("command", "name"), [("models", "tiny"), ("tasks", "wmt"), ("strategies", "top_skip")])
+def test_lists_come_from_the_configs(ulskip, command, name):
+    code, out, _ = ulskip(command)
+    assert code == 0
+    assert name in out
+    assert json.loads(ulskip(command, "--json")[1])[name]
+
+
+def test_a_users_own_folder(ulskip, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers: [0, 29]\n"
+    (tmp_path / "strategy" / "mine.yaml").write_text(text)
+    assert "my own" in ulskip("strategies", "--config-dir", tmp_path)[1]
+    assert "kept: 0, 29" in ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)[1]
+
+
+def test_version_and_env(ulskip):
+    assert ulskip("--version")[1] == f"ulskip {__version__}\n"
+    assert json.loads(ulskip("env", "--json")[1])["ulskip"] == __version__
+    assert "instruction_set" in ulskip("env")[1]
+
+
+BAD = [
+    ["pln"],
+    ["run", "--jsn"],
+    ["run", "strategy=unifed"],
+    ["run", "ratoi=2"],
+    ["run", "ratio"],
+    ["run", "ratio=99", "model=random"],
+    ["run", "ratio=2,3"],
+    ["run", "model=hf", "model.path=./nowhere"],
+    ["run", "model=random", "task.dataset=files"],
+    ["run", "model=random", "task.dataset=files", "task.source_file=no.de", "task.reference_file=no.en"],
+    ["run", "model=random", "task.pair=de-fr"],
+    ["run", "model=random", "strategy=custom", "strategy.layers=[0,99]"],
+    ["plan", "model=random", "ratio=0.5"],
+    ["sweep", "ratio=2,x"],
+    ["plan", "--config-dir", "nowhere"],
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments):
+    code, out, err = ulskip(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("ulskip: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "model=random"], *BAD], ids=" ".join)
+def test_help_plans_and_usage_errors_import_no_torch(arguments):
+    code = f"import sys; from ulskip_cli.cli import invoke; invoke({arguments!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_an_unexpected_failure_is_one_line_and_exit_code_1(ulskip, monkeypatch):
+    from ulskip_cli import config
+
+    def fail(*args):
+        raise ZeroDivisionError("oops\nmore")
+
+    monkeypatch.setattr(config, "compose", fail)
+    code, _, err = ulskip("plan")
+    assert code == 1
+    assert err == "ulskip: ZeroDivisionError: oops (ULSKIP_DEBUG=1 shows the traceback)\n"
+
+
+def test_an_interrupted_run_says_so(ulskip, monkeypatch):
+    from ulskip_cli import config
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "compose", interrupt)
+    assert ulskip("plan")[0] == 130

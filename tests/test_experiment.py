@@ -1,0 +1,98 @@
+import json
+
+import pytest
+
+from ulskip_cli.config import compose
+from ulskip_cli.errors import UsageError
+from ulskip_cli.experiment import Session, finished_row, run_point
+
+QUICK = ["limit=4", "decoding.max_new_tokens=6", "speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3"]
+
+
+@pytest.fixture
+def config(model_folder, tmp_path):
+    def make(*overrides):
+        base = ["model=hf", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", *QUICK]
+        return compose([*base, *overrides])
+
+    return make
+
+
+def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
+    full, half = run_point(config("ratio=2"), Session())
+    assert (full["strategy"], half["strategy"]) == ("full", "unified")
+    assert half["kept_layers"] == [0, 2, 5]
+    assert (half["target_speedup"], half["layer_ratio"]) == (2.0, 2.0)
+    assert 1 < half["predicted_speedup"] < 2
+    assert half["measured_speedup_low"] <= half["measured_speedup"] <= half["measured_speedup_high"]
+    for key in ("bleu", "chrf", "decode_loss", "decode_tokens_per_second", "total_tokens_per_second", "end_to_end_speedup"):
+        assert isinstance(half[key], float), key
+    for key in ("prefill_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds", "peak_memory_bytes"):
+        assert half[key] > 0, key
+    assert half["kept_kv_bytes"] * 2 == half["prompt_kv_bytes"]
+    assert half["against_full"]["bleu"]["full"] == pytest.approx(full["bleu"])
+    assert half["environment"]["packages"]["torch"]
+    assert half["config"]["ratio"] == 2.0
+    stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
+    assert stored == [full, half]
+    generated = (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
+    assert len(generated) == 4
+    assert sum(len(json.loads(line)["token_ids"]) for line in generated) == half["generated_tokens"]
+
+
+def test_the_same_seed_gives_the_same_generations(config, tmp_path):
+    tokens = []
+    for name in ("one", "two"):
+        row = run_point(config(f"name={name}", "baseline=false"), Session())[-1]
+        path = tmp_path / name / "generations" / f"{row['id']}.jsonl"
+        tokens.append([json.loads(line)["token_ids"] for line in path.read_text().splitlines()])
+    assert tokens[0] == tokens[1]
+
+
+def test_weights_and_baseline_are_used_again(config, monkeypatch):
+    from ulskip_cli import experiment
+
+    session, loads = Session(), []
+    real = experiment.load
+    monkeypatch.setattr(experiment, "load", lambda *args: loads.append(1) or real(*args))
+    first = run_point(config("ratio=2"), session)
+    second = run_point(config("ratio=3"), session)
+    assert loads == [1]
+    assert first[0] == second[0]
+    assert finished_row(config("ratio=3"))["id"] == second[-1]["id"]
+    assert finished_row(config("ratio=1.5")) is None
+
+
+def test_without_a_baseline_there_is_no_measured_speedup(config):
+    (row,) = run_point(config("baseline=false"), Session())
+    assert row["measured_speedup"] is None
+    assert row["against_full"] == {}
+    assert row["decode_tokens_per_second"] > 0
+
+
+def test_prompt_layers_kept_costs_quality_of_the_prompt_too(config):
+    rows = [run_point(config(f"prompt_layers={which}"), Session())[-1] for which in ("all", "kept")]
+    assert rows[0]["decode_loss"] != rows[1]["decode_loss"]
+    assert rows[1]["prompt_kv_bytes"] == rows[1]["kept_kv_bytes"] == rows[0]["kept_kv_bytes"]
+
+
+def test_cost_basis_meets_the_target_by_prediction(config):
+    row = run_point(config("ratio_basis=cost", "ratio=1.5"), Session())[-1]
+    assert row["predicted_speedup"] >= 1.5
+
+
+def test_random_weights_report_speed_and_no_quality(tmp_path):
+    shape = {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50}
+    (tmp_path / "shape.json").write_text(json.dumps(shape))
+    overrides = ["model=random", f"model.path={tmp_path / 'shape.json'}", f"results_dir={tmp_path}", *QUICK]
+    full, half = run_point(compose(overrides), Session())
+    assert half["measured_speedup"] > 0
+    assert "bleu" not in half
+    assert half["throughput_from"] == "timed pairs"
+    assert half["prompt_tokens"] == 2 * 8 * 64
+    assert full["training"] == "none: random weights"
+
+
+def test_the_ratio_is_checked_against_the_loaded_model(config):
+    with pytest.raises(UsageError, match="highest reachable ratio is 3"):
+        run_point(config("ratio=4"), Session())
