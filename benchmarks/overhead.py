@@ -56,7 +56,7 @@ def main() -> None:
         row = {"batch_size": batch_size, "full_over_generate": decode.median, "low": decode.low, "high": decode.high}
         steps = args.tokens - 1
         row["generate_tokens_per_second"] = batch_size * steps / sorted(o.decode_seconds for o in plain.full)[args.pairs // 2]
-        print(f"batch {batch_size}: full over plain generate, decode tokens/s: {decode.median:.3f} ({decode.low:.3f}-{decode.high:.3f})")
+        print(f"batch {batch_size}: full over plain generate {decode.median:.3f} ({decode.low:.3f}-{decode.high:.3f})")
         rows.append(row)
         for ratio in RATIOS:
             plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.facts)
@@ -72,14 +72,17 @@ def main() -> None:
                     **told,
                 }
             )
+            interval = f"{told['measured_speedup_low']:.2f}-{told['measured_speedup_high']:.2f}"
             print(
-                f"batch {batch_size}: {len(plan.kept_layers)}/{plan.num_layers} layers: predicted {plan.predicted_speedup:.2f}, measured "
-                f"{told['measured_speedup']:.2f} ({told['measured_speedup_low']:.2f}-{told['measured_speedup_high']:.2f}), share {share:.2f}"
+                f"batch {batch_size}: {len(plan.kept_layers)}/{plan.num_layers} layers, "
+                f"predicted {plan.predicted_speedup:.2f}, measured {told['measured_speedup']:.2f} ({interval}), share {share:.2f}"
             )
     out = Path(__file__).parent / "results" / f"overhead-{args.model}.json"
     out.parent.mkdir(exist_ok=True)
     facts = {**environment.code(), **environment.machine(), "dtype": str(loaded.model.dtype)}
-    out.write_text(json.dumps({"rows": rows, "pairs": args.pairs, "new_tokens": args.tokens, "environment": facts}, indent=1) + "\n")
+    out.write_text(
+        json.dumps({"rows": rows, "pairs": args.pairs, "new_tokens": args.tokens, "environment": facts}, indent=1) + "\n"
+    )
     print(f"written to {out}")
 
 

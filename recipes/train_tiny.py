@@ -31,7 +31,8 @@ from ulskip_cli.tasks.template import INSTRUCTION_AFTER_INPUT, Template
 ASSETS = Path(__file__).parent.parent / "ulskip_cli" / "assets"
 TEMPLATE = Template(*INSTRUCTION_AFTER_INPUT)
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 8000, 192, 12
-STEPS, BATCH_SIZE, PEAK_LR, WARMUP, SEED = 5500, 64, 2e-3, 300, 1
+STEPS, BATCH_SIZE, SEED = 4250, 64, 1
+PEAK_LR, WARMUP, COSINE_STEPS, COOLDOWN_FROM = 2e-3, 300, 5500, 2000  # a cosine, brought to zero early
 KEPT_COUNTS, WEIGHTS = (12, 8, 6, 4), (0.45, 0.10, 0.30, 0.15)  # 1x, 1.5x, 2x, 3x
 HELD_OUT, NEAR_DUPLICATE = 500, 0.75
 CHECKPOINT_EVERY, PROBE_EVERY, PROBE_PAIRS = 250, 500, 100
@@ -148,8 +149,9 @@ def loss_of(model, model_views, tokenizer, texts, count, smoothing=0.0):
 def learning_rate(step: int) -> float:
     if step < WARMUP:
         return PEAK_LR * (step + 1) / WARMUP
-    progress = torch.tensor((step - WARMUP) / (STEPS - WARMUP))
-    return float(PEAK_LR * (0.02 + 0.98 * 0.5 * (1 + torch.cos(torch.pi * progress))))
+    progress = torch.tensor((step - WARMUP) / (COSINE_STEPS - WARMUP))
+    cooled = min(1.0, (STEPS - step) / (STEPS - COOLDOWN_FROM))
+    return float(PEAK_LR * cooled * (0.02 + 0.98 * 0.5 * (1 + torch.cos(torch.pi * progress))))
 
 
 def main() -> None:

@@ -63,7 +63,9 @@ def reference_logits(model, ids, mask, prompt_len, kept):
     skipped = [layer for i, layer in enumerate(stack_of(model)) if i not in kept]
     hooks = [layer.register_forward_hook(only_prompt, with_kwargs=True) for layer in skipped]
     try:
-        options = {} if isinstance(model, transformers.BloomForCausalLM) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        options = (
+            {} if isinstance(model, transformers.BloomForCausalLM) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        )
         with torch.no_grad():
             return model(ids, attention_mask=mask, use_cache=False, **options).logits
     finally:
@@ -107,7 +109,9 @@ def tokenizer():
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
     inner.train_from_iterator(TEXTS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", padding_side="left")
 

@@ -1,4 +1,5 @@
 import pytest
+
 from ulskip_cli import config
 from ulskip_cli.errors import UsageError
 from ulskip_cli.strategies.unified import Unified
@@ -88,7 +89,9 @@ def test_identity_follows_what_changes_results(override):
 
 
 def test_all_ratios_share_one_baseline():
-    baselines = {config.identity(config.baseline_of(config.compose(o))) for o in (["ratio=2"], ["ratio=3", "prompt_layers=kept"])}
+    baselines = {
+        config.identity(config.baseline_of(config.compose(o))) for o in (["ratio=2"], ["ratio=3", "prompt_layers=kept"])
+    }
     assert baselines == {config.identity(config.compose(["strategy=full", "ratio=5"]))}
 
 

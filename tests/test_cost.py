@@ -8,7 +8,9 @@ from ulskip_cli.cost import WeightBytes, weight_bytes
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import describe, read_headers
 
-sizes = st.builds(lambda head, layer, n: WeightBytes(head, (layer,) * n), st.integers(0, 10**9), st.integers(1, 10**8), st.integers(3, 80))
+sizes = st.builds(
+    lambda head, layer, n: WeightBytes(head, (layer,) * n), st.integers(0, 10**9), st.integers(1, 10**8), st.integers(3, 80)
+)
 
 
 @given(sizes)

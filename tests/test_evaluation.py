@@ -10,7 +10,10 @@ from ulskip_cli.progress import Silent
 
 
 def test_both_conventions_of_tokens_per_second():
-    outputs = [BatchOutput([[1, 2, 3], [4]], [False, False], 10, 0.5, 1.0, 2.0, 0, 0), BatchOutput([[5, 6]], [False], 6, 0.5, 1.0, 1.0, 0, 0)]
+    outputs = [
+        BatchOutput([[1, 2, 3], [4]], [False, False], 10, 0.5, 1.0, 2.0, 0, 0),
+        BatchOutput([[5, 6]], [False], 6, 0.5, 1.0, 1.0, 0, 0),
+    ]
     told = throughput(outputs, "evaluation")
     assert told["decode_tokens_per_second"] == pytest.approx((2 + 0 + 1) / 3)
     assert told["total_tokens_per_second"] == pytest.approx((16 + 6) / 5)

@@ -4,7 +4,7 @@ import pytest
 
 from ulskip_cli.config import compose
 from ulskip_cli.errors import UsageError
-from ulskip_cli.experiment import Session, finished_row, run_point
+from ulskip_cli.experiment import Session, finished_rows, run_point
 
 QUICK = ["limit=4", "decoding.max_new_tokens=6", "speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3"]
 
@@ -59,8 +59,8 @@ def test_weights_and_baseline_are_used_again(config, monkeypatch):
     second = run_point(config("ratio=3"), session)
     assert loads == [1]
     assert first[0] == second[0]
-    assert finished_row(config("ratio=3"))["id"] == second[-1]["id"]
-    assert finished_row(config("ratio=1.5")) is None
+    assert finished_rows(config("ratio=3")) == second
+    assert finished_rows(config("ratio=1.5")) == []
 
 
 def test_without_a_baseline_there_is_no_measured_speedup(config):
@@ -82,7 +82,14 @@ def test_cost_basis_meets_the_target_by_prediction(config):
 
 
 def test_random_weights_report_speed_and_no_quality(tmp_path):
-    shape = {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50}
+    shape = {
+        "model_type": "llama",
+        "num_hidden_layers": 4,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "vocab_size": 50,
+    }
     (tmp_path / "shape.json").write_text(json.dumps(shape))
     overrides = ["model=random", f"model.path={tmp_path / 'shape.json'}", f"results_dir={tmp_path}", *QUICK]
     full, half = run_point(compose(overrides), Session())

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ def test_spread_schedules_keep_both_ends(pair):
 @given(counts)
 def test_even_gaps_differ_by_at_most_one_layer_around_the_mean(pair):
     kept = schedule.even(*pair)
-    gaps = [b - a for a, b in zip(kept, kept[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(kept)]
     assert max(gaps) - min(gaps) <= 1
     assert not schedule.is_unbalanced(pair[0], kept)
 
@@ -81,7 +83,9 @@ def test_the_known_unbalanced_schedule():
     assert not any(schedule.is_unbalanced(30, kept) for kept in GOLDEN.values())
 
 
-@pytest.mark.parametrize(("layers", "message"), [([], "got none"), ([1, 1], "ascending"), ([2, 1], "ascending"), ([0, 6], "between 0 and 5")])
+@pytest.mark.parametrize(
+    ("layers", "message"), [([], "got none"), ([1, 1], "ascending"), ([2, 1], "ascending"), ([0, 6], "between 0 and 5")]
+)
 def test_lists_that_are_no_schedule_are_refused(layers, message):
     with pytest.raises(UsageError, match=message):
         schedule.checked(6, layers)

@@ -122,13 +122,13 @@ def test_an_encoder_decoder_is_refused_by_name():
 
 def test_layers_that_share_keys_are_refused_by_name(llama):
     llama.config.num_kv_shared_layers = 2
-    with pytest.raises(UsageError, match="LlamaForCausalLM is refused.*num_kv_shared_layers"):
+    with pytest.raises(UsageError, match=r"LlamaForCausalLM is refused.*num_kv_shared_layers"):
         views.shallow_view(llama, (0, 5))
 
 
 def test_two_stacks_are_refused_by_name(llama):
     llama.second = torch.nn.ModuleList(torch.nn.Identity() for _ in range(NUM_LAYERS))
-    with pytest.raises(UsageError, match="LlamaForCausalLM is refused: expected one stack.*found 2"):
+    with pytest.raises(UsageError, match=r"LlamaForCausalLM is refused: expected one stack.*found 2"):
         views.shallow_view(llama, (0, 5))
 
 

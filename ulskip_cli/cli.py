@@ -166,15 +166,14 @@ def _execute(grid: Sequence[config.Config], as_json: bool, redo: bool) -> None:
     shown: dict[str, Row] = {}
     failures: list[str] = []
     with Bars() as bars:
-        from ulskip_cli.experiment import Session, finished_row, run_point
+        from ulskip_cli.experiment import Session, finished_rows, run_point
 
         session = Session(bars)
         for number, point in enumerate(grid, start=1):
             if len(grid) > 1:
                 bars.point(number, len(grid))
             try:
-                done = None if redo else finished_row(point)
-                rows = [done] if done else run_point(point, session)
+                rows = ([] if redo else finished_rows(point)) or run_point(point, session)
             except RunError as error:
                 if len(grid) == 1:
                     raise
@@ -187,7 +186,7 @@ def _execute(grid: Sequence[config.Config], as_json: bool, redo: bool) -> None:
     if as_json:
         print(json.dumps(last if len(grid) == 1 else {"rows": list(shown.values()), "failed": failures}, ensure_ascii=False))
     elif shown:
-        console.print(table.terminal(list(shown.values())))
+        console.print(table.terminal(list(shown.values()), console.width))
         for warning in sorted({text for row in shown.values() for text in row["warnings"]}):
             console.print(f"warning: {warning}", style="yellow", highlight=False)
         console.print(f"written to {ResultsFolder(grid[-1]).path}/", highlight=False, soft_wrap=True)

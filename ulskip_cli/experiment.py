@@ -36,10 +36,14 @@ class Session:
         return self._models[key]
 
 
-def finished_row(config: Config) -> Row | None:
-    """The row of a point that is complete already."""
+def finished_rows(config: Config) -> list[Row]:
+    """The rows of a point that is complete already and of its baseline; none if it is not."""
     examples = instantiate(config.task, "task").examples()[: config.limit]
-    return ResultsFolder(config).row(point_id(config, examples))
+    folder = ResultsFolder(config)
+    row, full_row = (folder.row(point_id(one, examples)) for one in (config, baseline_of(config)))
+    if row is None or full_row is None or not config.baseline:
+        return [row] if row else []
+    return [full_row, row]
 
 
 def run_point(config: Config, session: Session) -> list[Row]:

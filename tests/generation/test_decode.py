@@ -40,7 +40,9 @@ def test_a_forced_length_goes_past_the_end_token(llama):
 
 def test_beams_count_their_prompt_once(llama):
     ids = random_ids(2, 6)
-    output = decoder_for(llama).generate(ids, torch.ones_like(ids), DecodingConfig(name="b", num_beams=3, max_new_tokens=4), pad=0)
+    output = decoder_for(llama).generate(
+        ids, torch.ones_like(ids), DecodingConfig(name="b", num_beams=3, max_new_tokens=4), pad=0
+    )
     assert output.prompt_tokens == 12
     assert len(output.token_ids) == 2
 

@@ -6,7 +6,9 @@ import pytest
 
 from ulskip_cli.metrics import translation
 
-REFERENCES = [f"the {animal} sleeps in the {place} today" for animal in ("cat", "dog", "cow") for place in ("house", "barn", "car")]
+REFERENCES = [
+    f"the {animal} sleeps in the {place} today" for animal in ("cat", "dog", "cow") for place in ("house", "barn", "car")
+]
 GOOD = [text.replace("today", "now") for text in REFERENCES]
 BAD = [text.replace("sleeps in", "of of") for text in GOOD]
 
@@ -14,7 +16,19 @@ BAD = [text.replace("sleeps in", "of of") for text in GOOD]
 def test_scores_equal_sacrebleus_own_command(tmp_path):
     (tmp_path / "ref").write_text("\n".join(REFERENCES) + "\n")
     (tmp_path / "hyp").write_text("\n".join(GOOD) + "\n")
-    command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref"), "-i", str(tmp_path / "hyp"), "-m", "bleu", "chrf", "-w", "6"]
+    command = [
+        sys.executable,
+        "-m",
+        "sacrebleu",
+        str(tmp_path / "ref"),
+        "-i",
+        str(tmp_path / "hyp"),
+        "-m",
+        "bleu",
+        "chrf",
+        "-w",
+        "6",
+    ]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     scores = translation.score(GOOD, REFERENCES, None, "en")
     assert scores.values["bleu"] == pytest.approx(told[0]["score"], abs=1e-5)

