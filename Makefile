@@ -8,7 +8,7 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	@touch $(BIN)/ulskip
 
-.PHONY: help setup demo format lint types imports test check bench reproduce train-tiny
+.PHONY: help setup demo format lint types imports test check bench reproduce readme train-tiny
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench: setup ## Measure what the README claims about speed and batches, into ben
 
 reproduce: setup ## Run the default sweep; finished points are not run again
 	$(BIN)/ulskip sweep
+
+readme: setup ## Put the tables of results/ and benchmarks/results/ into README
+	$(BIN)/python benchmarks/readme.py
 
 train-tiny: setup ## Train the embedded model again: make train-tiny DATA=deu-eng.tsv.gz
 	OMP_NUM_THREADS=1 $(BIN)/python recipes/train_tiny.py --data $(DATA) --work runs/tiny

@@ -35,6 +35,31 @@ class PlainGenerate(Decoder):
         self._generator = model
 
 
+def as_markdown(rows, args, facts):
+    """The result as a table with its provenance."""
+    lines = [
+        "| batch | layers | predicted | measured | 95% | measured / predicted |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    notes = []
+    for row in rows:
+        if "kept" in row:
+            interval = f"{row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}"
+            cells = [row["batch_size"], f"{row['kept']}/{row['num_layers']}", f"{row['predicted_speedup']:.2f}"]
+            cells += [f"{row['measured_speedup']:.2f}", interval, f"{row['measured_over_predicted']:.2f}"]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        else:
+            share = f"{row['full_over_generate']:.3f} ({row['low']:.3f}-{row['high']:.3f})"
+            notes.append(f"batch {row['batch_size']}: {share}")
+    commit = (facts["git_commit"] or "no commit")[:10]
+    where = (
+        f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, {facts['dtype'].removeprefix('torch.')}"
+    )
+    told = f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, ulskip at {commit}, {where}."
+    speed = f"Decode tokens/s of `full` over a plain `model.generate`: {'; '.join(notes)}."
+    return "\n".join([*lines, "", speed, told]) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -67,6 +92,7 @@ def main() -> None:
                     "batch_size": batch_size,
                     "layer_ratio": plan.layer_ratio,
                     "kept": len(plan.kept_layers),
+                    "num_layers": plan.num_layers,
                     "predicted_speedup": plan.predicted_speedup,
                     "measured_over_predicted": share,
                     **told,
@@ -75,7 +101,8 @@ def main() -> None:
             interval = f"{told['measured_speedup_low']:.2f}-{told['measured_speedup_high']:.2f}"
             print(
                 f"batch {batch_size}: {len(plan.kept_layers)}/{plan.num_layers} layers, "
-                f"predicted {plan.predicted_speedup:.2f}, measured {told['measured_speedup']:.2f} ({interval}), share {share:.2f}"
+                f"predicted {plan.predicted_speedup:.2f}, measured {told['measured_speedup']:.2f} ({interval}), "
+                f"share {share:.2f}"
             )
     out = Path(__file__).parent / "results" / f"overhead-{args.model}.json"
     out.parent.mkdir(exist_ok=True)
@@ -83,6 +110,7 @@ def main() -> None:
     out.write_text(
         json.dumps({"rows": rows, "pairs": args.pairs, "new_tokens": args.tokens, "environment": facts}, indent=1) + "\n"
     )
+    out.with_suffix(".md").write_text(as_markdown(rows, args, facts))
     print(f"written to {out}")
 
 
