@@ -1,5 +1,5 @@
 import pytest
-from conftest import NUM_LAYERS
+from reference import NUM_LAYERS
 
 from ulskip_cli.config import compose, instantiate
 from ulskip_cli.evaluation import evaluate, prompt_batches, throughput

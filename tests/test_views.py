@@ -1,7 +1,7 @@
 import pytest
 import torch
 import transformers
-from conftest import NUM_LAYERS, build_model, random_ids, reference_greedy, stack_of
+from reference import NUM_LAYERS, build_model, random_ids, reference_greedy, stack_of
 
 from ulskip_cli import views
 from ulskip_cli.errors import UsageError

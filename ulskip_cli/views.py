@@ -79,8 +79,8 @@ def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
     """Exact bytes of the keys and values that a cache holds, in all of its layers or in some of them."""
     chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
-    tensors = (t for layer in chosen for t in (layer.keys, layer.values) if t is not None)
-    return sum(t.numel() * t.element_size() for t in tensors)
+    tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 def two_phase(

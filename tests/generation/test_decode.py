@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import NUM_LAYERS, random_ids
+from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.config import DecodingConfig, compose
 from ulskip_cli.generation.decode import Decoder, generate_texts

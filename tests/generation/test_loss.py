@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import NUM_LAYERS, reference_logits
+from reference import NUM_LAYERS, reference_logits
 
 from ulskip_cli.config import compose
 from ulskip_cli.generation.decode import Decoder

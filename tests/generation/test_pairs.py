@@ -1,5 +1,5 @@
 import torch
-from conftest import NUM_LAYERS, random_ids
+from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.config import DecodingConfig, SpeedConfig, compose
 from ulskip_cli.generation.decode import BatchOutput, Decoder

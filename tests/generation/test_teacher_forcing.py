@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import NUM_LAYERS, random_ids, reference_logits
+from reference import NUM_LAYERS, random_ids, reference_logits
 
 from ulskip_cli import views
 from ulskip_cli.generation.teacher_forcing import response_logits, response_losses

@@ -1,0 +1,76 @@
+"""Tiny random models of many architectures, and an independent reference to hold the views against."""
+
+import torch
+import transformers
+
+NUM_LAYERS = 6
+VOCAB_SIZE = 101
+NEW_STYLE = {
+    "num_hidden_layers": NUM_LAYERS, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
+    "initializer_range": 0.3, "max_position_embeddings": 128,
+}  # fmt: skip
+OLD_STYLE = {
+    "n_layer": NUM_LAYERS, "n_head": 4, "vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": None, "initializer_range": 0.3,
+}  # fmt: skip
+ARCHITECTURES = {
+    "llama": ("Llama", NEW_STYLE),
+    "smollm3": ("SmolLM3", NEW_STYLE),  # rope on some layers only
+    "mistral": ("Mistral", {**NEW_STYLE, "sliding_window": 4}),
+    "gemma2": ("Gemma2", {**NEW_STYLE, "head_dim": 8, "sliding_window": 4}),
+    "qwen2": ("Qwen2", {**NEW_STYLE, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}),
+    "mixtral": ("Mixtral", {**NEW_STYLE, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "bloom": ("Bloom", {**OLD_STYLE, "hidden_size": 32}),
+    "gpt2": ("GPT2", {**OLD_STYLE, "n_embd": 32, "n_positions": 128, "scale_attn_by_inverse_layer_idx": True}),
+}
+
+
+def build_model(name):
+    """A random model in evaluation mode, float32, the same in every call."""
+    family, options = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    head = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
+    return getattr(transformers, head)(getattr(transformers, f"{family}Config")(**options)).eval()
+
+
+def stack_of(model):
+    """The decoder layers, found by name and not by the code under test."""
+    body = getattr(model, "model", None) or model.transformer
+    return getattr(body, "layers", None) or body.h
+
+
+def reference_logits(model, ids, mask, prompt_len, kept):
+    """Uncached: every layer on the prompt, only kept layers on the positions after it. [batch, len, vocab]."""
+
+    def only_prompt(module, args, kwargs, output):
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        mixed = torch.cat([after[:, :prompt_len], before[:, prompt_len:]], dim=1)
+        return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+
+    skipped = [layer for i, layer in enumerate(stack_of(model)) if i not in kept]
+    hooks = [layer.register_forward_hook(only_prompt, with_kwargs=True) for layer in skipped]
+    try:
+        options = (
+            {} if isinstance(model, transformers.BloomForCausalLM) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        )
+        with torch.no_grad():
+            return model(ids, attention_mask=mask, use_cache=False, **options).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def reference_greedy(model, ids, mask, kept, steps):
+    """Greedy tokens of the reference, [batch, steps]."""
+    prompt_len = ids.shape[1]
+    for _ in range(steps):
+        token = reference_logits(model, ids, mask, prompt_len, kept)[:, -1].argmax(-1, keepdim=True)
+        ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
+    return ids[:, prompt_len:]
+
+
+def random_ids(batch, length, seed=0):
+    """[batch, length] of ordinary tokens."""
+    return torch.randint(2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
