@@ -1,11 +1,15 @@
 """What is known of a model before any weight is loaded: config.json and safetensors headers. Imports no torch."""
 
 import json
+import logging
 import os
+import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from ulskip_cli.config import ModelConfig
 from ulskip_cli.cost import WeightBytes, weight_bytes
@@ -108,12 +112,19 @@ def _config_in(folder: Path) -> Path:
 
 
 def _from_hub(model: ModelConfig) -> Path:
-    from huggingface_hub import hf_hub_download
+    """A hub model's config.json: from the local cache, or downloaded."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
+    cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
+        if not getproxies():  # an unknown host is known at once; the hub's own client would try for half a minute
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
         return Path(hf_hub_download(model.path, "config.json", revision=model.revision))
     except Exception as error:
-        reason = str(error).split("\n")[0][:120]
+        reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
             f"'{model.path}' is neither a folder here nor to be had from the hub ({reason}); "
             "give a local folder as model.path, or use model=tiny, which needs no network"
