@@ -69,9 +69,16 @@ def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
 
     monkeypatch.setattr(experiment, "run_point", sometimes)
     code, out, err = ulskip("sweep", "ratio=2,3", *overrides)
-    assert code == 1
+    assert (code, len(err.splitlines()[-1:])) == (1, 1)
     assert "3.00" in out
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
+
+
+def test_a_config_of_ones_own_without_a_name_is_refused(ulskip, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("_target_: ulskip_cli.strategies.full.Full\n")
+    code, _, err = ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)
+    assert (code, "expected _target_ and name" in err) == (2, True)
 
 
 def test_print_config_is_yaml_that_says_everything(ulskip):

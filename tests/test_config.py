@@ -78,12 +78,14 @@ def test_a_users_own_folder_adds_choices(tmp_path):
         config.compose([], tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere", "baseline=false"])
+@pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere"])
 def test_identity_ignores_what_changes_no_result(override):
     assert config.identity(config.compose([override])) == config.identity(config.compose([]))
 
 
-@pytest.mark.parametrize("override", ["ratio=3", "seed=2", "limit=5", "task.pair=en-de", "decoding=beam", "prompt_layers=kept"])
+@pytest.mark.parametrize(
+    "override", ["ratio=3", "seed=2", "limit=5", "task.pair=en-de", "decoding=beam", "prompt_layers=kept", "baseline=false"]
+)
 def test_identity_follows_what_changes_results(override):
     assert config.identity(config.compose([override])) != config.identity(config.compose([]))
 

@@ -67,7 +67,21 @@ def test_without_a_baseline_there_is_no_measured_speedup(config):
     (row,) = run_point(config("baseline=false"), Session())
     assert row["measured_speedup"] is None
     assert row["against_full"] == {}
+    assert row["measured_speedup_low"] is None
+    assert row["end_to_end_speedup"] is None
     assert row["decode_tokens_per_second"] > 0
+    assert row["time_to_first_token_seconds"] > 0
+    assert finished_rows(config()) == []
+
+
+def test_times_of_another_machine_are_not_this_ones(config, monkeypatch):
+    from ulskip_cli import environment
+
+    run_point(config(), Session())
+    assert finished_rows(config())
+    here = environment.machine()
+    monkeypatch.setattr(environment, "machine", lambda *args: {**here, "processor": "another"})
+    assert finished_rows(config()) == []
 
 
 def test_prompt_layers_kept_costs_quality_of_the_prompt_too(config):

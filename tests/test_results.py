@@ -1,12 +1,15 @@
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.config import compose
+from ulskip_cli.errors import UsageError
 from ulskip_cli.results import ResultsFolder, append_line, point_id, read_jsonl, write_whole
 from ulskip_cli.tasks.examples import Example
 
+RANDOM = ["model=random"]
 EXAMPLES = [Example("0", "a", "b")]
 
 
@@ -43,6 +46,20 @@ def test_a_cut_off_line_costs_only_itself(tmp_path):
     assert [row["id"] for row in folder.rows()] == ["p", "q"]
 
 
+def test_unusual_line_separators_stay_inside_their_row(tmp_path):
+    folder = folder_in(tmp_path)
+    folder.save(compose([]), {"id": "p"}, [{"hypothesis": "a\u2028b\x85c"}, {"hypothesis": "d"}])
+    assert [row["hypothesis"] for row in folder.generations("p")] == ["a\u2028b\x85c", "d"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write results to"):
+        folder_in(tmp_path / "file").check_writable()
+    folder_in(tmp_path).check_writable()
+    assert list((tmp_path / "x").iterdir()) == []
+
+
 def test_nothing_is_left_beside_a_whole_file(tmp_path):
     write_whole(tmp_path / "deep" / "a.txt", "one")
     write_whole(tmp_path / "deep" / "a.txt", "two")
@@ -63,7 +80,21 @@ def test_any_object_survives_a_line(rows):
 
 
 def test_a_point_is_its_configuration_and_its_data():
-    config = compose([])
-    assert point_id(config, EXAMPLES) == point_id(compose(["name=other"]), EXAMPLES)
-    assert point_id(config, EXAMPLES) != point_id(compose(["ratio=3"]), EXAMPLES)
+    config = compose(RANDOM)
+    assert point_id(config, EXAMPLES) == point_id(compose([*RANDOM, "name=other"]), EXAMPLES)
+    assert point_id(config, EXAMPLES) != point_id(compose([*RANDOM, "ratio=3"]), EXAMPLES)
     assert point_id(config, EXAMPLES) != point_id(config, [Example("0", "a", "c")])
+
+
+def test_a_point_is_its_weights(model_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(model_folder, tmp_path / "m")
+    config = compose(["model=hf", f"model.path={tmp_path / 'm'}"])
+    before = point_id(config, EXAMPLES)
+    assert point_id(config, EXAMPLES) == before
+    weights = tmp_path / "m" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert point_id(config, EXAMPLES) != before

@@ -26,7 +26,8 @@ def test_without_a_sweep_the_default_grid_is_run():
     points_of_default = points([])
     assert {config.name for config in points_of_default} == {"reproduce"}
     assert len(points_of_default) == 1 + 3 * 3
-    assert {config.task["pair"] for config in points(["task.pair=en-de"])} == {"en-de"}
+    changed = points(["task.pair=en-de"])
+    assert {(config.task["pair"], config.name) for config in changed} == {("en-de", "default")}
 
 
 def test_what_is_given_wins_over_the_preset():
@@ -39,6 +40,7 @@ def test_what_is_given_wins_over_the_preset():
         (["strategy=unifed,full"], "did you mean 'unified'"),
         (["ratio=2,x"], "ratio: Value 'x'"),
         (["ratio=glob(*)"], "glob chooses among"),
+        (["strategy=glob(zzz*)"], "matches none of"),
     ],
 )
 def test_bad_points_are_refused_before_anything_runs(overrides, message):

@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. task=wmt ratio=2.0", show_default=False)]
 ConfigDir = Annotated[Path | None, typer.Option(help="A folder of your own config groups, e.g. DIR/strategy/mine.yaml.")]
+INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns Ctrl-C into it
+INTERRUPTED = "interrupted; what was finished is kept"
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")]
 
 
@@ -42,7 +44,7 @@ def invoke(arguments: Sequence[str]) -> int:
 
     try:
         code = app(list(arguments), standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        return _complain(INTERRUPTED, code) if code == INTERRUPT_CODE else code if isinstance(code, int) else 0
     except ClickUsageError as error:
         return _complain(error.format_message(), 2)
     except UsageError as error:
@@ -52,7 +54,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except ClickException as error:
         return _complain(error.format_message(), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("interrupted; what was finished is kept", 130)
+        return _complain(INTERRUPTED, INTERRUPT_CODE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -163,6 +165,8 @@ def _execute(grid: Sequence[config.Config], as_json: bool, redo: bool) -> None:
     from ulskip_cli.report.live import Bars
     from ulskip_cli.results import ResultsFolder, Row
 
+    for folder in {ResultsFolder(point).path: ResultsFolder(point) for point in grid}.values():
+        folder.check_writable()
     shown: dict[str, Row] = {}
     failures: list[str] = []
     with Bars() as bars:
@@ -174,10 +178,11 @@ def _execute(grid: Sequence[config.Config], as_json: bool, redo: bool) -> None:
                 bars.point(number, len(grid))
             try:
                 rows = ([] if redo else finished_rows(point)) or run_point(point, session)
-            except RunError as error:
+            except Exception as error:
                 if len(grid) == 1:
                     raise
-                failures.append(f"{point.strategy['name']} ratio {point.ratio:g}: {error}")
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                failures.append(f"{point.strategy['name']} ratio {point.ratio:g}: {reason}")
                 continue
             shown |= {row["id"]: row for row in rows}
             last = rows[-1]
@@ -210,6 +215,8 @@ def _list(group: str, config_dir: Path | None, as_json: bool) -> None:
 
 
 def _complain(message: str, code: int) -> int:
+    if not message:
+        return code
     print(f"ulskip: {' '.join(message.split())}", file=sys.stderr)
     return code
 

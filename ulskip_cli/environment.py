@@ -21,18 +21,18 @@ def packages() -> dict[str, str | None]:
     return {name: _version(name) for name in PACKAGES}
 
 
-def machine() -> dict[str, Any]:
-    """Processor, threads and instruction set, and the accelerator if there is one."""
+def machine(device: str = "cuda") -> dict[str, Any]:
+    """Processor, threads and instruction set, and the accelerator if there is one and the device is on it."""
     import torch
 
-    facts: dict[str, Any] = {
+    used = torch.cuda.is_available() and device.startswith("cuda")
+    return {
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": torch.cuda.get_device_name(device) if used else None,
     }
-    return facts
 
 
 def _version(name: str) -> str | None:
@@ -51,7 +51,10 @@ def _git() -> dict[str, Any]:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
+        return {
+            "git_commit": git("rev-parse", "HEAD"),
+            "git_dirty": bool(git("status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)benchmarks/results")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return {"git_commit": None, "git_dirty": None}
 

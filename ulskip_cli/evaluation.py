@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ulskip_cli.config import Config
+from ulskip_cli.errors import RunError
 from ulskip_cli.generation.decode import BatchOutput, Decoder, generate_texts
 from ulskip_cli.generation.encoding import encode_prompts, pad_id
 from ulskip_cli.generation.loss import decode_loss
@@ -75,6 +76,10 @@ def evaluate(
                     "token_ids": ids,
                     "flags": degenerate.flags(ids, text, hit),
                 }
+    if full_hypotheses is not None and len(full_hypotheses) != len(examples):
+        raise RunError(
+            f"expected {len(examples)} stored answers of the full model, found {len(full_hypotheses)}; use another name="
+        )
     hypotheses, references = [row["hypothesis"] for row in rows], [example.reference for example in examples]
     scores = task.score(hypotheses, references, full_hypotheses)
     pairs = [(prompt, task.response_for(example)) for prompt, example in zip(prompts, examples, strict=True)]

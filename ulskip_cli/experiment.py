@@ -40,10 +40,11 @@ def finished_rows(config: Config) -> list[Row]:
     """The rows of a point that is complete already and of its baseline; none if it is not."""
     examples = instantiate(config.task, "task").examples()[: config.limit]
     folder = ResultsFolder(config)
-    row, full_row = (folder.row(point_id(one, examples)) for one in (config, baseline_of(config)))
-    if row is None or full_row is None or not config.baseline:
-        return [row] if row else []
-    return [full_row, row]
+    row, full_row = (_measured_here(folder.row(point_id(one, examples))) for one in (config, baseline_of(config)))
+    alone = not config.baseline or config.strategy["name"] == "full"
+    if row is None or (full_row is None and not alone):
+        return []
+    return [row] if alone or full_row is None else [full_row, row]
 
 
 def run_point(config: Config, session: Session) -> list[Row]:
@@ -64,11 +65,20 @@ def run_point(config: Config, session: Session) -> list[Row]:
     if plan.keeps_all or not config.baseline:
         return [_measure_point(config, plan, loaded, task, examples, folder, session.progress)]
     full_id = point_id(baseline, examples)
-    full_row = folder.row(full_id)
+    full_row = _measured_here(folder.row(full_id))
     if full_row is None:
         full_plan = make_plan(baseline, loaded.facts)
         full_row = _measure_point(baseline, full_plan, loaded, task, examples, folder, session.progress)
     return [full_row, _measure_point(config, plan, loaded, task, examples, folder, session.progress, full_id)]
+
+
+def _measured_here(row: Row | None) -> Row | None:
+    """The row if it was measured on a machine like this one: times of another are not this one's."""
+    if row is None:
+        return None
+    here = environment.machine(row["device"])
+    same = all(row["environment"].get(key) == here[key] for key in ("processor", "threads", "instruction_set", "accelerator"))
+    return row if same else None
 
 
 def _measure_point(
@@ -87,8 +97,9 @@ def _measure_point(
     full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
     evaluation = evaluate(decoder, loaded.tokenizer, task, examples, config, full_hypotheses, progress)
     speed: dict[str, Any] = {}
-    if config.speed.enabled and config.baseline:
-        full = decoder if plan.keeps_all else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+    if config.speed.enabled:
+        alone = plan.keeps_all or not config.baseline
+        full = decoder if alone else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
         speed = measure_speed(full, decoder, loaded.tokenizer, task, examples, config, progress)
     row = {
         **_identity(config, plan, point_id(config, examples)),
@@ -96,6 +107,8 @@ def _measure_point(
         **speed,
         **_provenance(config, loaded, evaluation),
     }
+    if not config.baseline:
+        row |= {key: None for key in row if "measured_speedup" in key or "end_to_end_speedup" in key}
     folder.save(config, row, evaluation.generations)
     return row
 
@@ -106,11 +119,12 @@ def _identity(config: Config, plan: Plan, point: str) -> Row:
         "row_version": ROW_VERSION,
         "id": point,
         "experiment": config.name,
-        "model": config.model.name,
+        "model": config.model.path if config.model.source in ("hf", "random") else config.model.name,
         "task": config.task["name"],
         "dataset": config.task.get("dataset"),
         "pair": config.task.get("pair"),
         "strategy": plan.strategy,
+        "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
         "decoding": config.decoding.name,
         "batch_size": config.batch_size,
         "ratio_basis": config.ratio_basis,
@@ -135,6 +149,6 @@ def _provenance(config: Config, loaded: LoadedModel, evaluation: Evaluation) -> 
         "training": loaded.notes["training"],
         "seed": config.seed,
         "num_examples": len(evaluation.generations),
-        "environment": {**environment.code(), **environment.machine()},
+        "environment": {**environment.code(), **environment.machine(str(loaded.model.device))},
         "config": resolved(config),
     }

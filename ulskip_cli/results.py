@@ -9,6 +9,7 @@ table.md, table.csv   made anew from the rows (see `report`)
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 from ulskip_cli import config as configuration
 from ulskip_cli.config import Config
+from ulskip_cli.errors import UsageError
+from ulskip_cli.models.facts import fingerprint
 from ulskip_cli.tasks.examples import Example
 
 ROW_VERSION = 1
@@ -25,10 +28,10 @@ Row = dict[str, Any]
 
 
 def point_id(config: Config, examples: Sequence[Example]) -> str:
-    """The name of a point: everything that decides its result, the data's content included."""
+    """The name of a point: everything that decides its result, the content of data and weights included."""
     data = json.dumps([asdict(example) for example in examples], ensure_ascii=False)
-    text = f"{ROW_VERSION} {configuration.identity(config)} {hashlib.sha256(data.encode()).hexdigest()}"
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    parts = (str(ROW_VERSION), configuration.identity(config), fingerprint(config.model), data)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 class ResultsFolder:
@@ -37,6 +40,19 @@ class ResultsFolder:
     def __init__(self, config: Config) -> None:
         """The folder that a configuration names; made on the first write."""
         self.path = Path(config.results_dir) / config.name
+
+    def check_writable(self) -> None:
+        """Make the folder now rather than find out after hours that it cannot be.
+
+        Raises:
+            UsageError: it cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise UsageError(f"cannot write results to {self.path} ({error.strerror or error})") from None
 
     def rows(self) -> list[Row]:
         """All rows, of every point the newest; a line that a crash cut off is passed over."""
@@ -72,7 +88,7 @@ def read_jsonl(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text("utf-8", errors="replace").splitlines():
+    for line in path.read_text("utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
         except ValueError:

@@ -25,7 +25,8 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None) -> list[Conf
     """
     parsed = parse_overrides(overrides)
     if not any(one.is_sweep_override() or one.key_or_group == "experiment" for one in parsed):
-        overrides = [f"experiment={DEFAULT_EXPERIMENT}", *overrides]
+        same = {one.key_or_group for one in parsed} <= {"name", "results_dir"}  # anything else is another experiment
+        overrides = [f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]
         parsed = parse_overrides(overrides)
     fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
@@ -53,9 +54,9 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
                 f"glob chooses among the files of a group ({', '.join(GROUPS)}), not for '{override.key_or_group}'"
             )
         names = options(override.key_or_group, extra_dir)
-        return [
-            name
-            for name in names
-            if any(fnmatch(name, pattern) for pattern in value.include) and not any(fnmatch(name, p) for p in value.exclude)
-        ]
+        wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in value.include)]
+        chosen = [name for name in wanted if not any(fnmatch(name, pattern) for pattern in value.exclude)]
+        if not chosen:
+            raise UsageError(f"'{override.input_line}' matches none of: {', '.join(names)}")
+        return chosen
     return [str(text) for text in override.sweep_string_iterator()]

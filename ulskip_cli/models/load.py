@@ -43,7 +43,7 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
 
     Raises:
         UsageError: there is no such model, or it is no decoder-only causal LM.
-        RunError: its files are damaged or do not fit into memory.
+        RunError: it does not fit into memory.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

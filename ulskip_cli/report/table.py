@@ -75,7 +75,11 @@ COLUMNS = (
     Column("KV\nkept", _kv_share, "prompt_kv_bytes"),
 )
 # What tells the rows of one folder apart; shown only where it varies.
-AXES = ("model", "task", "pair", "dataset", "decoding", "batch_size", "prompt_layers", "ratio_basis")
+AXES = (
+    *("model", "task", "pair", "dataset", "strategy_options", "decoding", "batch_size", "prompt_layers", "ratio_basis"),
+    *("num_examples", "dtype", "device", "seed"),
+)
+TITLE = ("model", "task", "pair", "dataset", "decoding")
 CSV_KEYS = (
     *("id", "experiment", *AXES, "strategy", "num_layers", "kept_layers"),
     *(
@@ -96,7 +100,9 @@ FOOTNOTE = "* differs from full (paired bootstrap, p < 0.05); measured: full ove
 
 def columns_for(rows: Sequence[Row], width: int = 1000) -> list[Column]:
     """The columns that have something to say about these rows, as far as they fit."""
-    varying = [key for key in AXES if len({str(row.get(key)) for row in rows}) > 1]
+    varying = [key for key in AXES if len({str(row.get(key)) for row in rows if key in row}) > 1]
+    if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
+        varying = [key for key in varying if key != "strategy_options"]  # each strategy has one set of options
     axes = [Column(key.replace("_", "\n"), _text(key), key) for key in varying]
     fitting = [column for column in COLUMNS if column.min_width <= width]
     shown = [column for column in fitting if any(row.get(column.needs) is not None for row in rows)]
@@ -150,24 +156,24 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 def title(rows: Sequence[Row]) -> str:
     """What all rows have in common."""
-    first = rows[0]
-    common = [
-        str(first[key])
-        for key in ("model", "task", "pair", "dataset", "decoding")
-        if len({str(row.get(key)) for row in rows}) == 1 and first.get(key)
-    ]
-    return f"{' · '.join(common)} · batch {first['batch_size']} · {first['num_examples']} examples"
+    common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
+    sizes = {"batch {}": "batch_size", "{} examples": "num_examples"}
+    same = [form.format(rows[0][key]) for form, key in sizes.items() if len({row[key] for row in rows}) == 1]
+    return " · ".join([*common, *same])
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """One line on code, machine and weights."""
-    last = rows[-1]
-    facts: dict[str, Any] = last["environment"]
+    """One line on code, machine and weights for every kind of run among the rows."""
+    return "  \n".join(dict.fromkeys(_provenance(row) for row in ordered(rows)))
+
+
+def _provenance(row: Row) -> str:
+    facts: dict[str, Any] = row["environment"]
     packages = facts["packages"]
     commit = (facts.get("git_commit") or "no commit")[:10] + (" (modified)" if facts.get("git_dirty") else "")
     processor = facts["accelerator"] or f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}"
     versions = f"ulskip {facts['ulskip']} at {commit}, torch {packages['torch']}, transformers {packages['transformers']}"
-    return f"{versions}; {processor}, {last['dtype']}; weights trained {last['training']}."
+    return f"{versions}; {processor}, {row['dtype']}; weights of {row['model']} trained {row['training']}."
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
@@ -175,7 +181,13 @@ def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
 
 
 def _text(key: str) -> Callable[[Row], str]:
-    return lambda row: MISSING if row.get(key) is None else str(row[key])
+    def show(row: Row) -> str:
+        value = row.get(key)
+        if isinstance(value, dict):
+            return " ".join(str(part) for part in value.values()) or MISSING
+        return MISSING if value is None else str(value)
+
+    return show
 
 
 def _footnote(rows: Sequence[Row]) -> str:
