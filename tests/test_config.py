@@ -78,6 +78,13 @@ def test_a_users_own_folder_adds_choices(tmp_path):
         config.compose([], tmp_path / "nowhere")
 
 
+def test_a_broken_file_is_named_with_its_line(tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("name: mine\nlayers: [0,\n")
+    with pytest.raises(UsageError, match=r"mine\.yaml, line \d+ is no valid YAML"):
+        config.compose(["strategy=mine"], tmp_path)
+
+
 @pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere"])
 def test_identity_ignores_what_changes_no_result(override):
     assert config.identity(config.compose([override])) == config.identity(config.compose([]))

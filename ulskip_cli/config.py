@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -195,6 +196,10 @@ def _hydra_compose(overrides: Sequence[str], extra_dir: Path | None) -> DictConf
             return hydra_compose("config", [*overrides, *search])
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "a config"
+        raise UsageError(f"{where} is no valid YAML ({error.problem})") from None
 
 
 def _respelt(text: str, extra_dir: Path | None) -> str:

@@ -34,6 +34,12 @@ def test_the_four_speedups_stand_side_by_side():
     assert "abc (modified)" in text
 
 
+def test_stars_are_explained_where_they_stand():
+    untimed = {"measured_speedup": None}
+    assert table.STARS in table.markdown([FULL | untimed, HALF | untimed])
+    assert table.STARS not in table.markdown([FULL])
+
+
 def test_only_columns_with_content_are_shown():
     titles = [column.title for column in table.columns_for([FULL, HALF])]
     assert "chrF" not in titles

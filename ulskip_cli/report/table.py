@@ -95,7 +95,8 @@ CSV_KEYS = (
     *("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "decode_loss", "length_ratio", "num_examples"),
     *("device", "dtype", "quantization", "training", "seed", "finished_at"),
 )
-FOOTNOTE = "* differs from full (paired bootstrap, p < 0.05); measured: full over strategy, decode seconds, median of pairs"
+STARS = "* differs from full (paired bootstrap, p < 0.05)"
+MEASURED = "measured: full over strategy, decode seconds, median of pairs"
 
 
 def columns_for(rows: Sequence[Row], width: int = 1000) -> list[Column]:
@@ -191,7 +192,9 @@ def _text(key: str) -> Callable[[Row], str]:
 
 
 def _footnote(rows: Sequence[Row]) -> str:
-    notes = [FOOTNOTE] if any(row.get("measured_speedup") is not None for row in rows) else []
+    notes = [STARS] if any(row.get("against_full") for row in rows) else []
+    if any(row.get("measured_speedup") is not None for row in rows):
+        notes.append(MEASURED)
     if any(row.get("bleu") is None and row.get("measured_speedup") is not None for row in rows):
         notes.append("no quality: random weights")
     return "; ".join(notes)
