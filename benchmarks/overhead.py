@@ -1,6 +1,6 @@
 """What the program adds to transformers' own decoding, and how close skipping comes to its prediction.
 
-    python benchmarks/overhead.py [--model smollm2-135m] [--pairs 9] [--tokens 64]
+    python benchmarks/overhead.py [--model smollm2-135m] [--pairs 7] [--tokens 64]
 
 1. `full` against a plain `model.generate` with the same prompts, settings and clock.
 2. measured over predicted speedup of unified at layer ratios 2, 3, 5.
@@ -63,7 +63,7 @@ def as_markdown(rows, args, facts):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=64)
     args = parser.parse_args()
     config = compose([f"model={args.model}"])

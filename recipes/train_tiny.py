@@ -123,7 +123,7 @@ def new_model() -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-def batches(rendered, tokenizer):
+def batches(rendered):
     """For every step its pairs of one epoch-shuffled stream, of similar length, the same in every run."""
     rng, lengths = random.Random(SEED), [len(p) + len(r) for p, r in rendered]
     queue: list[list[int]] = []
@@ -187,7 +187,7 @@ def main() -> None:
     probe = both_ways(held_out[:PROBE_PAIRS])
 
     began = time.perf_counter()
-    for step, (texts, count) in enumerate(batches(rendered, tokenizer)):
+    for step, (texts, count) in enumerate(batches(rendered)):
         if step < start:
             continue
         for group in optimizer.param_groups:

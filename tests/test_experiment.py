@@ -63,6 +63,13 @@ def test_weights_and_baseline_are_used_again(config, monkeypatch):
     assert finished_rows(config("ratio=1.5")) == []
 
 
+@pytest.mark.parametrize("overrides", [["ratio=1"], ["strategy=full"], ["strategy=custom", "strategy.layers=[0,1,2,3,4,5]"]])
+def test_a_point_that_keeps_all_needs_no_other_baseline(config, overrides):
+    rows = run_point(config(*overrides), Session())
+    assert len(rows) == 1
+    assert finished_rows(config(*overrides)) == rows
+
+
 def test_without_a_baseline_there_is_no_measured_speedup(config):
     (row,) = run_point(config("baseline=false"), Session())
     assert row["measured_speedup"] is None

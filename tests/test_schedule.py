@@ -89,7 +89,3 @@ def test_the_known_unbalanced_schedule():
 def test_lists_that_are_no_schedule_are_refused(layers, message):
     with pytest.raises(UsageError, match=message):
         schedule.checked(6, layers)
-
-
-def test_skipped_is_the_rest():
-    assert schedule.skipped(6, (0, 2, 5)) == (1, 3, 4)

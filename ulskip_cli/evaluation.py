@@ -135,7 +135,7 @@ def measure_speed(
 def prompt_batches(
     tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], batch_size: int, count: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Up to `count` batches of the task's own prompts, all of `batch_size`, the examples used in turn."""
+    """`count` batches of the task's own prompts, all of `batch_size`, the examples used in turn."""
     texts = [task.prompt_for(example) for example in examples]
     batches = []
     for start in range(0, count * batch_size, batch_size):

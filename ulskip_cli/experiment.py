@@ -41,10 +41,11 @@ def finished_rows(config: Config) -> list[Row]:
     examples = instantiate(config.task, "task").examples()[: config.limit]
     folder = ResultsFolder(config)
     row, full_row = (_measured_here(folder.row(point_id(one, examples))) for one in (config, baseline_of(config)))
-    alone = not config.baseline or config.strategy["name"] == "full"
-    if row is None or (full_row is None and not alone):
+    if row is None:
         return []
-    return [row] if alone or full_row is None else [full_row, row]
+    if not config.baseline or len(row["kept_layers"]) == row["num_layers"]:
+        return [row]
+    return [full_row, row] if full_row else []
 
 
 def run_point(config: Config, session: Session) -> list[Row]:

