@@ -101,6 +101,34 @@ def sweep(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Js
 
 
 @app.command()
+def train(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")] = False,
+) -> None:
+    """Train a model with skipping, e.g. train.ratios=[1,2,3]; run again, it carries on where it stopped."""
+    chosen = config.compose_training(overrides or [], config_dir)
+    if print_config:
+        print(config.to_yaml(chosen), end="")
+        return
+    _check_training(chosen)
+    from ulskip_cli.report.live import Bars
+
+    with Bars() as bars:
+        from ulskip_cli.training.run import train as run_training
+
+        record = run_training(chosen, bars)
+    if as_json:
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    from ulskip_cli.report.training import training_lines
+
+    for line in training_lines(record, Path(chosen.output)):
+        print(line)
+
+
+@app.command()
 def plan(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """Show which layers would be kept and what that promises, without loading any weights."""
     from ulskip_cli.models.facts import describe
@@ -156,6 +184,17 @@ def _check(chosen: config.Config) -> None:
     from ulskip_cli.plan import make_plan
 
     make_plan(chosen, describe(chosen.model))
+    config.instantiate(chosen.task, "task").examples()
+
+
+def _check_training(chosen: config.TrainingConfig) -> None:
+    """Refuse what cannot work before torch is imported: ratios, files, an output that cannot be written to."""
+    from ulskip_cli.models.facts import describe
+
+    strategy = config.instantiate(chosen.strategy, "strategy")
+    depth = describe(chosen.model).num_layers
+    for ratio in chosen.train.ratios:
+        strategy.kept_layers(depth, strategy.num_kept(depth, ratio))
     config.instantiate(chosen.task, "task").examples()
 
 

@@ -14,6 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 from ulskip_cli.errors import UsageError, one_of, unknown
 
 GROUPS = ("model", "task", "strategy", "decoding", "experiment")
+TRAINING_GROUPS = ("model", "task", "strategy", "train")
+OPTIMIZERS = ("adamw", "muon")
+PRECISIONS = ("float32", "bf16", "fp16")
+METHODS = ("full", "lora")
+TEACHERS = ("self", "initial")
 RATIO_BASES = ("layers", "cost")
 PROMPT_LAYERS = ("all", "kept")
 MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
@@ -80,6 +85,70 @@ class Config:
     sweep: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class LoraOptions:
+    """Low-rank adapters on the linear layers, merged into the weights at the end."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str = "all-linear"
+
+
+@dataclass
+class TrainOptions:
+    """How to train with skipping. `configs/train/`."""
+
+    name: str = MISSING
+    description: str = ""
+    ratios: list[float] = field(default_factory=lambda: [2.0])
+    ratio_weights: list[float] | None = None
+    ce_weight: float = 1.0
+    full_weight: float = 0.0
+    distill_weight: float = 0.0
+    teacher: str = "self"
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    method: str = "full"
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    freeze_embeddings: bool = False
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    accumulation: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-4
+    scheduler: str = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    attention: str | None = None
+    max_length: int | None = 512
+    vocab_size: int = 8000
+    both_directions: bool = False
+    validation: dict[str, Any] | None = None
+    held_out: int = 0
+    evaluate_every: int | None = None
+    save_every: int = 500
+    log_every: int = 50
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainingConfig:
+    """One training: the weights to start from, the task's examples, the strategy to train for."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: dict[str, Any] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    output: str = MISSING
+    prompt_layers: str = "all"
+    limit: int | None = None
+    seed: int = 1
+
+
 def config_dir() -> Path:
     """The folder of the shipped configs: inside an installed wheel, or beside the package in a checkout."""
     inside = Path(__file__).parent / "configs"
@@ -93,7 +162,7 @@ def options(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
 
 
 def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
-    """The checked configuration that `key=value` overrides describe.
+    """The checked configuration of a run that `key=value` overrides describe.
 
     Args:
         overrides: Hydra's override syntax; hyphens and underscores in names are the same.
@@ -102,15 +171,85 @@ def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
     Raises:
         UsageError: a key, a group or a value is unknown or of the wrong type.
     """
+    config = _structured(_composed("config", GROUPS, overrides, extra_dir), Config)
+    assert isinstance(config, Config)
+    _check_shared(config)
+    one_of("ratio_basis", config.ratio_basis, RATIO_BASES)
+    _check_least(
+        ("batch_size", config.batch_size, 1),
+        ("speed.pairs", config.speed.pairs, 1),
+        ("speed.warmup", config.speed.warmup, 0),
+        ("speed.new_tokens", config.speed.new_tokens, 2),
+        ("speed.prompt_tokens", config.speed.prompt_tokens, 1),
+        ("decoding.num_beams", config.decoding.num_beams, 1),
+        ("decoding.no_repeat_ngram_size", config.decoding.no_repeat_ngram_size, 0),
+        ("decoding.max_new_tokens", config.decoding.max_new_tokens, 1),
+    )
+    if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
+        raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
+    return config
+
+
+def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
+    """The checked configuration of a training; see `compose`."""
+    composed = _composed("train", TRAINING_GROUPS, overrides, extra_dir)
+    if not OmegaConf.is_list(composed.train.ratios):
+        composed.train.ratios = [composed.train.ratios]
+    config = _structured(composed, TrainingConfig)
+    assert isinstance(config, TrainingConfig)
+    _check_shared(config)
+    train = config.train
+    one_of("train.optimizer", train.optimizer, OPTIMIZERS)
+    one_of("train.precision", train.precision, PRECISIONS)
+    one_of("train.method", train.method, METHODS)
+    one_of("train.teacher", train.teacher, TEACHERS)
+    _check_least(
+        ("the number of train.ratios", len(train.ratios), 1),
+        ("train.max_steps", 1 if train.max_steps is None else train.max_steps, 1),
+        ("train.max_length", 2 if train.max_length is None else train.max_length, 2),
+        ("train.evaluate_every", 1 if train.evaluate_every is None else train.evaluate_every, 1),
+        ("train.batch_size", train.batch_size, 1),
+        ("train.accumulation", train.accumulation, 1),
+        ("train.held_out", train.held_out, 0),
+        ("train.save_every", train.save_every, 1),
+        ("train.log_every", train.log_every, 1),
+        ("train.vocab_size", train.vocab_size, 258),
+        ("train.lora.rank", train.lora.rank, 1),
+    )
+    for key in ("ce_weight", "full_weight", "distill_weight", "dropout", "label_smoothing", "warmup", "weight_decay"):
+        if getattr(train, key) < 0:
+            raise UsageError(f"expected train.{key} >= 0, got {getattr(train, key)}")
+    for key in ("dropout", "label_smoothing", "warmup"):
+        if getattr(train, key) >= 1:
+            raise UsageError(f"expected train.{key} < 1, got {getattr(train, key)}")
+    for key in ("epochs", "learning_rate"):
+        if getattr(train, key) <= 0:
+            raise UsageError(f"expected train.{key} > 0, got {getattr(train, key)}")
+    if train.ratio_weights is not None and (
+        len(train.ratio_weights) != len(train.ratios) or min(train.ratio_weights) < 0 or not sum(train.ratio_weights)
+    ):
+        raise UsageError(
+            f"expected one train.ratio_weights >= 0 for each of {len(train.ratios)} ratios, got {train.ratio_weights}"
+        )
+    if train.validation and train.held_out:
+        raise UsageError("expected train.validation or train.held_out, got both")
+    return config
+
+
+def _composed(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
+    """Hydra's composition of one of the primary configs, unknown keys and groups refused with what is near."""
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"--config-dir: no folder at {extra_dir}")
-    spelt = [_respelt(override, extra_dir) for override in overrides]
-    choices = [text for text in spelt if _key(text) in GROUPS]
-    known = list(_dotted(_hydra_compose(choices, extra_dir)))
+    keys = [_key(text) for text in overrides]
+    if "model.path" in keys and "model" not in keys:
+        overrides = ["model=hf", *overrides]
+    spelt = [_respelt(override, groups, extra_dir) for override in overrides]
+    choices = [text for text in spelt if _key(text) in groups]
+    known = list(_dotted(_hydra_compose(primary, choices, extra_dir)))
     for text in spelt:
-        if not text.startswith(("+", "~")) and _key(text) not in (*GROUPS, *known):
+        if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
             raise unknown("key", _key(text), _nearest_first(_key(text), known))
-    return _checked(_hydra_compose(spelt, extra_dir))
+    return _hydra_compose(primary, spelt, extra_dir)
 
 
 def identity(config: Config) -> str:
@@ -136,12 +275,12 @@ def baseline_of(config: Config) -> Config:
     return OmegaConf.to_object(changed)  # type: ignore[return-value]
 
 
-def resolved(config: Config) -> dict[str, Any]:
+def resolved(config: Config | TrainingConfig) -> dict[str, Any]:
     """Plain, JSON-ready values."""
     return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Config | TrainingConfig) -> str:
     """The configuration as YAML, as `--print-config` shows it and results keep it."""
     return OmegaConf.to_yaml(OmegaConf.create(resolved(config)))
 
@@ -183,7 +322,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Any]:
     return parsed
 
 
-def _hydra_compose(overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
+def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -191,7 +330,7 @@ def _hydra_compose(overrides: Sequence[str], extra_dir: Path | None) -> DictConf
     search = [f"hydra.searchpath=[file://{extra_dir.resolve()}]"] if extra_dir else []
     try:
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
-            return hydra_compose("config", [*overrides, *search])
+            return hydra_compose(primary, [*overrides, *search])
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
     except yaml.MarkedYAMLError as error:
@@ -200,13 +339,13 @@ def _hydra_compose(overrides: Sequence[str], extra_dir: Path | None) -> DictConf
         raise UsageError(f"{where} is no valid YAML ({error.problem})") from None
 
 
-def _respelt(text: str, extra_dir: Path | None) -> str:
+def _respelt(text: str, groups: Sequence[str], extra_dir: Path | None) -> str:
     """The override with group choices as their files spell them; unknown choices are refused."""
     parsed = parse_overrides([text])[0]
     if parsed.is_sweep_override():
         raise UsageError(f"'{text}' asks for several values; use `ulskip sweep {text}`")
     key, value = parsed.key_or_group, parsed.value()
-    if key not in GROUPS or (key == "experiment" and value is None):
+    if key not in groups or (key == "experiment" and value is None):
         return text
     known = options(key, extra_dir)
     folded = {name.replace("-", "_"): name for name in known}
@@ -236,38 +375,32 @@ def _nearest_first(key: str, known: Sequence[str]) -> list[str]:
     return beside or [name for name in known if "." not in name]
 
 
-def _checked(composed: DictConfig) -> Config:
+def _structured(composed: DictConfig, schema: type) -> Any:
+    """The composed values as the schema's object, checked against its types."""
     try:
         missing = OmegaConf.missing_keys(composed)
         if missing:
             raise UsageError(f"expected a value for {', '.join(sorted(missing))}, e.g. model.path=<hub id or folder>")
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
     except OmegaConfBaseException as error:
         raise _plain(error) from None
-    assert isinstance(config, Config)
+
+
+def _check_shared(config: Config | TrainingConfig) -> None:
+    """What runs and trainings have in common."""
     for group, node in (("task", config.task), ("strategy", config.strategy)):
         if not {"_target_", "name"} <= node.keys():
             raise UsageError(f"expected _target_ and name in the {group} config, got {', '.join(node) or 'nothing'}")
-    one_of("ratio_basis", config.ratio_basis, RATIO_BASES)
     one_of("prompt_layers", config.prompt_layers, PROMPT_LAYERS)
     one_of("model.source", config.model.source, MODEL_SOURCES)
     one_of("model.dtype", config.model.dtype, DTYPES)
-    for key, value, least in (
-        ("batch_size", config.batch_size, 1),
-        ("limit", 1 if config.limit is None else config.limit, 1),
-        ("speed.pairs", config.speed.pairs, 1),
-        ("speed.warmup", config.speed.warmup, 0),
-        ("speed.new_tokens", config.speed.new_tokens, 2),
-        ("speed.prompt_tokens", config.speed.prompt_tokens, 1),
-        ("decoding.num_beams", config.decoding.num_beams, 1),
-        ("decoding.no_repeat_ngram_size", config.decoding.no_repeat_ngram_size, 0),
-        ("decoding.max_new_tokens", config.decoding.max_new_tokens, 1),
-    ):
+    _check_least(("limit", 1 if config.limit is None else config.limit, 1))
+
+
+def _check_least(*bounds: tuple[str, float, float]) -> None:
+    for key, value, least in bounds:
         if value < least:
             raise UsageError(f"expected {key} >= {least}, got {value}")
-    if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
-        raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
-    return config
 
 
 def _plain(error: OmegaConfBaseException, prefix: str = "") -> UsageError:

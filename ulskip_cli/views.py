@@ -27,6 +27,11 @@ def num_layers(model: PreTrainedModel) -> int:
     return len(_stack(model)[1])
 
 
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers of a causal LM, in order."""
+    return list(_stack(model)[1])
+
+
 def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     """A model of `len(kept)` layers that are `model`'s own.
 
@@ -76,6 +81,14 @@ def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
         raise ValueError(f"kept layers may only shrink while a sequence is decoded; {missing} are no longer cached")
     cache.layers = [cache.layers[held.index(layer)] for layer in kept]
     cache.kept_layers = tuple(kept)
+
+
+def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
+    """A second cache that begins with the keys and values of some layers and grows without touching the first."""
+    fork = copy.copy(cache)
+    prune_cache(fork, kept)
+    fork.layers = [copy.copy(layer) for layer in fork.layers]  # a layer grows by replacing its tensors
+    return fork
 
 
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:

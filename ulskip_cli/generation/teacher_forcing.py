@@ -1,9 +1,11 @@
 """Given responses under a schedule, scored exactly as decoding would score them."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli import views
 
@@ -32,14 +34,33 @@ def response_logits(
     Returns:
         [batch, response_len, vocab_size]; entries at padding are meaningless and for the caller to mask.
     """
-    cache = views.new_cache(prompt_model)
-    first = views.forward_with_cache(prompt_model, prompt_ids, prompt_mask, cache, last_only=True)
+    return predict_response(decode_model, kept, encode_prompt(prompt_model, prompt_ids, prompt_mask), response_ids)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """What the first pass leaves for the second, as often as it is asked for."""
+
+    first_logits: Tensor  # [batch, 1, vocab_size], they predict the first response token
+    cache: DynamicCache
+    mask: Tensor  # [batch, prompt_len]
+
+
+def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> EncodedPrompt:
+    """The first pass: a prompt through every layer of `model`; shapes as for `response_logits`."""
+    cache = views.new_cache(model)
+    first = views.forward_with_cache(model, prompt_ids, prompt_mask, cache, last_only=True)
+    return EncodedPrompt(first, cache, prompt_mask)
+
+
+def predict_response(model: PreTrainedModel, kept: tuple[int, ...], prompt: EncodedPrompt, response_ids: Tensor) -> Tensor:
+    """The second pass: a response through `model` over the keys and values of `kept`, which `prompt` is left with."""
     if response_ids.shape[1] == 1:
-        return first
-    views.prune_cache(cache, kept)
+        return prompt.first_logits
+    cache = views.fork_cache(prompt.cache, kept)
     seen = response_ids[:, :-1]
-    mask = torch.cat([prompt_mask, torch.ones_like(seen)], dim=1)
-    return torch.cat([first, views.forward_with_cache(decode_model, seen, mask, cache)], dim=1)
+    mask = torch.cat([prompt.mask, torch.ones_like(seen)], dim=1)
+    return torch.cat([prompt.first_logits, views.forward_with_cache(model, seen, mask, cache)], dim=1)
 
 
 def response_losses(logits: Tensor, response_ids: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
     device = pick_device(config.device)
     notes: dict[str, Any] = {"quantization": None, "training": None}
     if config.source == "random":
-        model, tokenizer = _random(config, seed), None
+        model, tokenizer = random_model(config, seed), None
         notes["training"] = "none: random weights"
     else:
         path, revision = _weights(config)
@@ -90,12 +90,28 @@ def pick_device(name: str) -> torch.device:
 
 def training_note(path: str) -> str:
     """How the weights were trained for skipping, from the training.json that lies beside them."""
-    record = Path(path) / "training.json"
-    if not record.is_file():
+    training = _read_record(Path(path))
+    if training is None:
         return "not stated; presumably without skipping"
-    training = json.loads(record.read_text("utf-8"))
-    counts = ", ".join(map(str, training["kept_counts"]))
-    return f"with skipping: {training['strategy']}, kept counts {counts} drawn per batch, {training['steps']} steps"
+    counts = training["kept_counts"]
+    if training["strategy"] == "full":
+        return f"without skipping, {training['steps']} steps"
+    drawn = " drawn per step" if len(counts) > 1 else ""
+    return f"with skipping: {training['strategy']}, kept counts {', '.join(map(str, counts))}{drawn}, {training['steps']} steps"
+
+
+def training_record(config: ModelConfig) -> dict[str, Any] | None:
+    """What training.json says of a model's weights, the long parts left out; None where there is none."""
+    record = _read_record(find_config(config).parent)
+    return record and {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    file = folder / "training.json"
+    if not file.is_file():
+        return None
+    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return record
 
 
 def _weights(config: ModelConfig) -> tuple[str, str | None]:
@@ -119,9 +135,15 @@ def _tried(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:
         raise UsageError(f"cannot load a {what} from '{config.path}': {reason}") from error
 
 
-def _random(config: ModelConfig, seed: int) -> PreTrainedModel:
-    shape = json.loads(find_config(config).read_text("utf-8"))
+def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
+    """Random weights in the shape of a config.json, with some of its values changed.
+
+    Raises:
+        UsageError: transformers knows no causal LM of that type.
+    """
+    shape = {**json.loads(find_config(config).read_text("utf-8")), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
+    shape.pop("dtype", None)
     if "model_type" not in shape:
         raise UsageError(f"{find_config(config)} names no model_type")
     torch.manual_seed(seed)

@@ -1,6 +1,7 @@
 """Translation: sentences, references, BLEU and chrF."""
 
-from dataclasses import dataclass
+import gzip
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class Wmt:
     Attributes:
         pair: source and target language, `de-en` or `en-de`.
         dataset: `sample` (bundled), `files`, or a test set that sacrebleu downloads by name (`wmt22`).
-        source_file: with `files`, one sentence a line.
+        source_file: with `files`, one sentence a line, plain or gzipped.
         reference_file: with `files`, as many lines.
         prompt: template of what the model reads.
         response: template of what it should write.
@@ -60,6 +61,11 @@ class Wmt:
         rows = zip(sources, references, strict=True)
         return [Example(str(i), source, reference) for i, (source, reference) in enumerate(rows)]
 
+    def reversed(self) -> "Wmt":
+        """The same test set translated the other way."""
+        pair = "-".join(reversed(self.pair.split("-")))
+        return replace(self, pair=pair, source_file=self.reference_file, reference_file=self.source_file)
+
     def prompt_for(self, example: Example) -> str:
         """What the model reads."""
         source, target = (LANGUAGES[code] for code in self.pair.split("-"))
@@ -81,10 +87,11 @@ class Wmt:
 def _lines(file: Path) -> list[str]:
     """The lines of a text file, one segment each."""
     try:
-        text = file.read_text("utf-8")
+        raw = file.read_bytes()
+        text = (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         raise UsageError(f"no file at {file}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, EOFError) as error:
         raise UsageError(f"cannot read {file} as UTF-8 text ({error})") from None
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:

@@ -1,0 +1,17 @@
+"""What a training came to, in a few lines."""
+
+from pathlib import Path
+
+from ulskip_cli.results import Row
+
+
+def training_lines(record: Row, output: Path) -> list[str]:
+    """Steps, the ends of the learning curve, and what to run next."""
+    lines = [f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples, {record['seconds']:.0f} s"]
+    if record["left_out"]:
+        lines.append(f"{record['left_out']} examples were left out: longer than train.max_length")
+    if record["learning_curve"]:
+        losses = record["learning_curve"][-1]["validation_loss"]
+        shown = ", ".join(f"{loss:.3f} with {count} layers" for count, loss in losses.items())
+        lines.append(f"validation loss: {shown}")
+    return [*lines, f"written to {output}/; try: ulskip run model.path={output}"]

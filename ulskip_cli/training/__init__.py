@@ -1,0 +1,1 @@
+"""Training with skipping: transformers' Trainer with a loss that sees what decoding will see."""

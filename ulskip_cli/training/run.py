@@ -1,0 +1,241 @@
+"""One training: config -> model + texts -> Trainer -> a plain model folder with its training.json."""
+
+import copy
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import set_seed
+from transformers.utils import logging
+
+from ulskip_cli import environment, views
+from ulskip_cli.config import TrainingConfig, instantiate, resolved
+from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.models import load
+from ulskip_cli.models.facts import fingerprint
+from ulskip_cli.progress import Progress
+from ulskip_cli.results import Row, write_whole
+from ulskip_cli.strategies import Strategy
+from ulskip_cli.training.data import TokenPairs, TrainingTexts, train_tokenizer, training_texts
+from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
+from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout
+
+RECORD = "training.json"
+_NOT_IDENTITY = ("evaluate_every", "save_every", "log_every")  # what changes no weight
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    based_on: Row | None  # what is known of the training of the weights it starts from
+
+
+def schedules(config: TrainingConfig, num_layers: int) -> dict[float, tuple[int, ...]]:
+    """Kept layers for every ratio that is trained; 1 is the full depth whatever the strategy.
+
+    Raises:
+        UsageError: a ratio is out of the strategy's reach.
+    """
+    strategy: Strategy = instantiate(config.strategy, "strategy")
+    everything = tuple(range(num_layers))
+
+    def kept(ratio: float) -> tuple[int, ...]:
+        return everything if ratio == 1 else strategy.kept_layers(num_layers, strategy.num_kept(num_layers, ratio))
+
+    return {ratio: kept(ratio) for ratio in config.train.ratios}
+
+
+def train(config: TrainingConfig, progress: Progress) -> Row:
+    """Train, or carry on where a killed training stopped, or find that it is done.
+
+    Returns:
+        The record that lies beside the weights as training.json.
+
+    Raises:
+        UsageError: something in the configuration cannot be, or the output folder holds another training.
+    """
+    output = Path(config.output)
+    texts = training_texts(config)
+    identity = _identity(config, texts)
+    finished = _finished(output, identity)
+    if finished:
+        return finished
+    checkpoints = output / "checkpoints"
+    logging.disable_progress_bar()
+    set_seed(config.seed)
+    progress.phase(f"load {config.model.name}", 1)
+    subject = _subject(config, texts)
+    depth = views.num_layers(subject.model)
+    ratios = schedules(config, depth)
+    tokenized = progress.phase("tokenize", len(texts.train))
+    pairs = TokenPairs(subject.tokenizer, texts.train, config.train.max_length, tokenized)
+    validation = TokenPairs(subject.tokenizer, texts.validation, config.train.max_length) if texts.validation else None
+    module = _module(config, subject.model)
+    device = "cpu" if load.pick_device(config.model.device).type == "cpu" else "auto"
+    trainer = SkipTrainer(module, ratios, config, subject.tokenizer, pairs, validation, checkpoints, progress, device)
+    if trainer.is_world_process_zero():
+        write_whole(output / "checkpoints" / "identity", identity)
+    began = time.perf_counter()
+    resume_from = last_checkpoint(checkpoints)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if validation and trainer.state.log_history and _step_of_last_evaluation(trainer) != trainer.state.global_step:
+        trainer.evaluate()
+    record = {
+        **_record(config, subject, texts, pairs, ratios, trainer),
+        "identity": identity,
+        "seconds": round(time.perf_counter() - began, 1),
+        "resumed": resume_from is not None,
+    }
+    if any(not torch.isfinite(p).all() for p in module.parameters()):
+        raise RunError(f"the weights are no longer finite; lower train.learning_rate and remove {output}")
+    if trainer.is_world_process_zero():
+        _save(module, subject, config, output, record)
+    return record
+
+
+def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
+    """12 hex digits of everything that decides the trained weights."""
+    canonical = resolved(config)
+    canonical.pop("output")
+    for key in _NOT_IDENTITY:
+        canonical["train"].pop(key)
+    for group in ("model", "task", "strategy", "train"):
+        canonical[group].pop("description", None)
+    text = json.dumps([canonical, texts.sha256, fingerprint(config.model)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _finished(output: Path, identity: str) -> Row | None:
+    """The record of this very training if it is complete; refuses a folder that holds anything else.
+
+    Raises:
+        UsageError: the folder belongs to another training or another model.
+    """
+    advice = "choose another output= or remove it"
+    if (output / RECORD).is_file():
+        record: Row = json.loads((output / RECORD).read_text("utf-8"))
+        if record.get("identity") != identity:
+            raise UsageError(f"{output} holds a training with other settings or data; {advice}")
+        return record
+    begun = output / "checkpoints" / "identity"
+    if begun.is_file():
+        if begun.read_text("utf-8") != identity:
+            raise UsageError(f"{output} holds an unfinished training with other settings or data; {advice}")
+    elif output.exists() and any(output.iterdir()):
+        raise UsageError(f"{output} is not empty and holds no training of ours; {advice}")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {output} ({error.strerror})") from None
+    return None
+
+
+def _subject(config: TrainingConfig, texts: TrainingTexts) -> Subject:
+    """The model in float32, so that small updates are not rounded away, and its tokenizer."""
+    if config.model.source == "random":
+        length = config.train.max_length or 2048
+        tokenizer = train_tokenizer(texts.train, config.train.vocab_size, length)
+        ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+        model = load.random_model(replace(config.model, dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids)
+        subject = Subject(model, tokenizer, None)
+    else:
+        loaded = load.load(replace(config.model, dtype="float32", device="cpu"))
+        assert loaded.tokenizer is not None
+        subject = Subject(loaded.model, loaded.tokenizer, load.training_record(config.model))
+    if config.train.attention:
+        try:
+            subject.model.set_attn_implementation(config.train.attention)
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"train.attention={config.train.attention}: {str(error).splitlines()[0]}") from None
+    return subject
+
+
+def _module(config: TrainingConfig, model: PreTrainedModel) -> TwoPass:
+    """The model with its loss, adapters and frozen parts."""
+    train = config.train
+    initial = train.teacher == "initial" and train.distill_weight > 0
+    teacher = copy.deepcopy(model).eval().requires_grad_(False) if initial else None
+    if train.dropout:
+        add_dropout(model, train.dropout)
+    trained: Any = model
+    if train.method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            r=train.lora.rank,
+            lora_alpha=train.lora.alpha,
+            lora_dropout=train.lora.dropout,
+            target_modules=train.lora.targets if train.lora.targets == "all-linear" else train.lora.targets.split(","),
+            task_type="CAUSAL_LM",
+        )
+        try:
+            trained = get_peft_model(model, lora)
+        except ValueError as error:
+            raise UsageError(f"train.lora.targets={train.lora.targets}: {str(error).splitlines()[0][:200]}") from None
+    elif train.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    weights = LossWeights(train.ce_weight, train.full_weight, train.distill_weight, train.label_smoothing)
+    return TwoPass(trained, config.prompt_layers, weights, teacher)
+
+
+def _record(
+    config: TrainingConfig,
+    subject: Subject,
+    texts: TrainingTexts,
+    pairs: TokenPairs,
+    ratios: dict[float, tuple[int, ...]],
+    trainer: SkipTrainer,
+) -> Row:
+    """What a reader of the weights must know."""
+    curve: dict[int, Row] = {}
+    for entry in trainer.state.log_history:
+        losses = {key.removeprefix("eval_loss_"): round(value, 4) for key, value in entry.items() if "eval_loss_" in key}
+        if losses:
+            curve[entry["step"]] = {"step": entry["step"], "validation_loss": losses}
+    settings = resolved(config)
+    for group in ("model", "task", "strategy", "train"):
+        settings[group].pop("description", None)
+    return {
+        "strategy": config.strategy["name"],
+        "ratios": list(ratios),
+        "kept_layers": {f"{ratio:g}": list(kept) for ratio, kept in ratios.items()},
+        "kept_counts": sorted({len(kept) for kept in ratios.values()}, reverse=True),
+        "prompt_layers": config.prompt_layers,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "examples": len(pairs),
+        "left_out": pairs.left_out,
+        "validation_examples": len(texts.validation),
+        "data_sha256": texts.sha256,
+        "seed": config.seed,
+        "learning_curve": list(curve.values()),
+        "based_on": subject.based_on,
+        "config": settings,
+        "environment": {**environment.code(), **environment.machine(str(trainer.args.device))},
+    }
+
+
+def _step_of_last_evaluation(trainer: SkipTrainer) -> int:
+    steps = [entry["step"] for entry in trainer.state.log_history if any("eval_loss_" in key for key in entry)]
+    return max(steps, default=-1)
+
+
+def _save(module: TwoPass, subject: Subject, config: TrainingConfig, output: Path, record: Row) -> None:
+    """Weights, tokenizer, and last the record: where it is, everything is."""
+    trained: Any = module.model
+    model = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
+    dtype = subject.model.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    model.config.use_cache = True
+    model.to(dtype).save_pretrained(output)
+    subject.tokenizer.save_pretrained(output)
+    write_whole(output / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    shutil.rmtree(output / "checkpoints")

@@ -1,0 +1,221 @@
+"""transformers' Trainer with our loss, order of examples and learning curve; everything else is its own."""
+
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+from ulskip_cli.config import TrainingConfig
+from ulskip_cli.errors import UsageError
+from ulskip_cli.progress import Progress
+from ulskip_cli.results import append_line
+from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, collator_for
+from ulskip_cli.training.muon import MuonFactory
+from ulskip_cli.training.two_pass import IGNORED, TwoPass
+
+_OURS = (
+    "output_dir", "seed", "remove_unused_columns", "label_names", "report_to", "disable_tqdm", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "weight_decay", "max_grad_norm", "bf16", "fp16", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
+    "logging_steps", "optim", "train_sampling_strategy", "label_smoothing_factor", "load_best_model_at_end",
+)  # fmt: skip
+_LOOSE = ("report_to", "save_total_limit")
+
+
+class SkipTrainer(Trainer):
+    """Draws a schedule for every step; evaluates the two-pass loss under each."""
+
+    def __init__(
+        self,
+        module: TwoPass,
+        schedules: Mapping[float, tuple[int, ...]],
+        config: TrainingConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        train: TokenPairs,
+        validation: TokenPairs | None,
+        folder: Path,
+        progress: Progress,
+        device: str,
+    ) -> None:
+        """A trainer that checkpoints in `folder`.
+
+        Args:
+            module: the model and its loss.
+            schedules: kept layers by ratio.
+            config: everything else that matters.
+            tokenizer: the model's.
+            train: examples to learn from.
+            validation: examples of the learning curve.
+            folder: checkpoints and the log.
+            progress: who watches.
+            device: `cpu` keeps it off an accelerator that is there.
+        """
+        self.schedules, self.config = schedules, config
+        self.collator: PairCollator = collator_for(tokenizer)
+        options = config.train
+        muon = (MuonFactory, {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.98)})
+        super().__init__(
+            model=module,
+            args=arguments(config, folder, validation is not None, device),
+            data_collator=self.collator,
+            train_dataset=train,
+            eval_dataset=validation,
+            optimizer_cls_and_kwargs=muon if options.optimizer == "muon" else None,
+            callbacks=[Watcher(progress, folder / "log.jsonl")],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss under the schedule of this step."""
+        return super().compute_loss(model, {**inputs, "kept": self.drawn(self.state.global_step)}, *args, **kwargs)
+
+    def drawn(self, step: int) -> tuple[int, ...]:
+        """The kept layers of a step: from seed and step alone, so that every process and every resumption agrees."""
+        rng = random.Random(f"{self.config.seed} {step}")
+        return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """A point of the learning curve: mean cross-entropy a token, in nats, under every schedule and at full depth."""
+        assert isinstance(self.model, TwoPass) and isinstance(self.eval_dataset, TokenPairs)
+        depth = self.model.base.config.get_text_config(decoder=True).num_hidden_layers
+        counts = {len(kept): kept for kept in self.schedules.values()} | {depth: tuple(range(depth))}
+        losses = {
+            f"eval_loss_{count}": validation_loss(
+                self.model, counts[count], self.eval_dataset, self.collator, self.args.per_device_train_batch_size
+            )
+            for count in sorted(counts, reverse=True)
+        }
+        self.log(losses)
+        return losses
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        assert isinstance(self.train_dataset, TokenPairs)
+        return SimilarLengths(self.train_dataset.lengths(), self.args.per_device_train_batch_size, self.config.seed)
+
+
+class Watcher(TrainerCallback):  # type: ignore[misc]
+    """Shows how far the training is, and keeps its log as it comes."""
+
+    def __init__(self, progress: Progress, log: Path) -> None:
+        """Lines are appended to `log`; a resumed training writes some steps again."""
+        self._progress, self._log = progress, log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The bar begins where the training does."""
+        self._done = self._progress.phase("train", state.max_steps)
+        self._done(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step more."""
+        self._done(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """A line."""
+        if state.is_world_process_zero:
+            append_line(self._log, json.dumps({"step": state.global_step, **(logs or {})}))
+
+
+def validation_loss(
+    module: TwoPass, kept: tuple[int, ...], pairs: TokenPairs, collator: PairCollator, batch_size: int
+) -> float:
+    """Mean cross-entropy of all response tokens under a schedule, without smoothing or distillation, in nats."""
+    plain = TwoPass(module.model, module.prompt_layers).eval()
+    order = sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
+    device, total, count = module.base.device, 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            batch = {k: v.to(device) for k, v in collator([pairs[i] for i in order[start : start + batch_size]]).items()}
+            total += plain(**batch, kept=kept, num_items_in_batch=1)["loss"].item()
+            count += int((batch["labels"] != IGNORED).sum())
+    module.train()
+    return total / count
+
+
+def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str) -> TrainingArguments:
+    """Trainer's arguments for a configuration.
+
+    Raises:
+        UsageError: `train.arguments` holds what is set elsewhere, what is refused, or what Trainer does not know.
+    """
+    train, extra = config.train, dict(config.train.arguments)
+    refuse(extra)
+    values: dict[str, Any] = {
+        "report_to": "none",
+        "save_total_limit": 2,
+        "output_dir": str(folder),
+        "seed": config.seed,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "log_level": "error",
+        "num_train_epochs": train.epochs,
+        "max_steps": train.max_steps or -1,
+        "per_device_train_batch_size": train.batch_size,
+        "gradient_accumulation_steps": train.accumulation,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.scheduler,
+        "warmup_steps": train.warmup,  # below 1: a share of the steps
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "bf16": train.precision == "bf16",
+        "fp16": train.precision == "fp16",
+        "eval_strategy": "steps" if evaluates and train.evaluate_every else "no",
+        "eval_steps": train.evaluate_every,
+        "save_steps": train.save_every,
+        "logging_steps": train.log_every,
+        "logging_nan_inf_filter": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": device == "cpu",
+        "ddp_find_unused_parameters": config.prompt_layers == "kept",
+        **extra,
+    }
+    try:
+        made = TrainingArguments(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise UsageError(f"train.arguments: {str(error).splitlines()[0]}") from None
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # views do not survive DataParallel; several GPUs are for torchrun
+    return made
+
+
+def refuse(extra: Mapping[str, Any]) -> None:
+    """Refuse arguments that are set elsewhere, or under which the second pass would not be what decoding is.
+
+    Raises:
+        UsageError: names the argument.
+    """
+    for key in extra:
+        if key in _OURS and key not in _LOOSE:
+            raise UsageError(f"train.arguments.{key}: expected it as one of the train.* options or top-level keys")
+    if any("checkpointing" in key and value for key, value in extra.items()):
+        raise UsageError(
+            "train.arguments: gradient checkpointing drops the prompt's cache, which the second pass reads; lower "
+            "train.batch_size and raise train.accumulation instead"
+        )
+    if extra.get("fsdp"):
+        raise UsageError("train.arguments.fsdp is refused: it is not tested with shared layers; use DDP (torchrun) or ZeRO-2")
+    if extra.get("deepspeed"):
+        source = extra["deepspeed"]
+        settings = source if isinstance(source, Mapping) else json.loads(Path(source).read_text("utf-8"))
+        stage = settings.get("zero_optimization", {}).get("stage", 0)
+        if stage not in (0, 1, 2):
+            raise UsageError(
+                f"train.arguments.deepspeed: expected ZeRO stage 2 or below, got {stage}; 3 moves the weights away"
+            )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; what a kill left unfinished is removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))  # it is written last
+            return checkpoint
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+    return None

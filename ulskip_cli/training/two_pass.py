@@ -1,0 +1,172 @@
+"""The two-pass loss as a module, so that whatever wraps modules (Trainer, DDP, ZeRO-2) wraps both passes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ulskip_cli import views
+from ulskip_cli.generation.teacher_forcing import encode_prompt, predict_response
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What the loss is made of; see `TrainOptions`."""
+
+    cross_entropy: float = 1.0
+    full: float = 0.0
+    distill: float = 0.0
+    label_smoothing: float = 0.0
+
+
+class TwoPass(nn.Module):
+    """A model whose forward is the training loss: prompt through its layers, response through the kept ones.
+
+    Sec. 3, arXiv:2404.06954. `state_dict` holds what is trained and nothing else, each tensor once: what a
+    checkpoint to resume from needs.
+    """
+
+    accepts_loss_kwargs = True  # so Trainer passes num_items_in_batch, and a step's tokens all weigh the same
+
+    def __init__(
+        self, model: nn.Module, prompt_layers: str = "all", weights: LossWeights | None = None, teacher: nn.Module | None = None
+    ) -> None:
+        """Views are made when a schedule is first used, when the weights are where they will stay.
+
+        Args:
+            model: a causal LM, or peft's wrapper of one.
+            prompt_layers: `all` or `kept`.
+            weights: of the parts of the loss.
+            teacher: a frozen causal LM to distill from; None for the model's own full depth.
+        """
+        super().__init__()
+        self.model = model
+        self.prompt_layers = prompt_layers
+        self.weights = weights or LossWeights()
+        self._views: dict[tuple[int, ...], PreTrainedModel] = {}  # a plain dict: their weights are the model's
+        self._teacher = [teacher] if teacher is not None else []  # a list: it is no part of what is trained
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The causal LM itself."""
+        inner: Any = self.model
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+    @property
+    def config(self) -> Any:
+        """The model's."""
+        return self.base.config
+
+    def forward(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        labels: Tensor,
+        kept: tuple[int, ...],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of a batch under a schedule.
+
+        Args:
+            prompt_ids: [batch, prompt_len], padded on the left.
+            prompt_mask: [batch, prompt_len].
+            response_ids: [batch, response_len], padded on the right.
+            labels: [batch, response_len], the response with -100 for padding.
+            kept: the layers that the response runs through.
+            num_items_in_batch: labels of the whole optimizer step, over which the mean is taken; None: this batch's.
+
+        Returns:
+            `loss`, a scalar.
+        """
+        base, view, weights = self.base, self._view(kept), self.weights
+        every = tuple(range(views.num_layers(base)))
+        whole = encode_prompt(base, prompt_ids, prompt_mask) if self.prompt_layers == "all" else None
+        encoded, inside = (whole, kept) if whole else (encode_prompt(view, prompt_ids, prompt_mask), every[: len(kept)])
+        logits = predict_response(view, inside, encoded, response_ids)
+        loss = weights.cross_entropy * self._cross_entropy(logits, labels)
+        target = self._teacher_logits(prompt_ids, prompt_mask, response_ids)
+        if len(kept) < len(every) and (weights.full or (weights.distill and target is None)):
+            with torch.set_grad_enabled(weights.full > 0 and torch.is_grad_enabled()):
+                full = predict_response(base, every, whole or encode_prompt(base, prompt_ids, prompt_mask), response_ids)
+            target = full.detach() if target is None else target
+            if weights.full:
+                loss = loss + weights.full * self._cross_entropy(full, labels)
+        if weights.distill and target is not None:
+            loss = loss + weights.distill * divergence(target, logits, labels)
+        return {"loss": loss / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())}
+
+    def train(self, mode: bool = True) -> "TwoPass":
+        """As for any module; views have flags of their own."""
+        super().train(mode)
+        for view in self._views.values():
+            view.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The trained tensors, under this module's names."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
+        if len(kept) == views.num_layers(self.base):
+            return self.base
+        if kept not in self._views:
+            self._views[kept] = views.shallow_view(self.base, kept).train(self.training)
+        return self._views[kept]
+
+    def _teacher_logits(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor | None:
+        """The initial model's predictions at full depth; None where the model teaches itself."""
+        if not self._teacher or not self.weights.distill:
+            return None
+        teacher: Any = self._teacher[0].to(prompt_ids.device)
+        with torch.no_grad():
+            encoded = encode_prompt(teacher, prompt_ids, prompt_mask)
+            return predict_response(teacher, tuple(range(views.num_layers(teacher))), encoded, response_ids)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.weights.label_smoothing,
+        )
+
+
+def divergence(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Kullback-Leibler divergence KL(target || logits), summed over the labelled positions, in nats.
+
+    Args:
+        target: [batch, response_len, vocab_size], logits of the teacher.
+        logits: [batch, response_len, vocab_size], of the student.
+        labels: [batch, response_len], -100 where a position does not count.
+    """
+    counted = labels != IGNORED
+    wanted, got = (functional.log_softmax(one[counted].float(), dim=-1) for one in (target, logits))
+    return functional.kl_div(got, wanted, reduction="sum", log_target=True)
+
+
+def add_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Drop a share of the embeddings and of what every layer adds to them, while training.
+
+    For any architecture: hooks on the layers themselves, which views share.
+    """
+
+    def on_layer(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        dropped = before + functional.dropout(after - before, probability, module.training)
+        return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
+
+    def on_embedding(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return functional.dropout(output, probability, module.training)
+
+    for layer in views.decoder_layers(model):
+        layer.register_forward_hook(on_layer, with_kwargs=True)
+    model.get_input_embeddings().register_forward_hook(on_embedding)
