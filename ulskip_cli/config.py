@@ -126,7 +126,7 @@ class TrainOptions:
     attention: str | None = None
     max_length: int | None = 512
     vocab_size: int = 8000
-    both_directions: bool = False
+    reversed_share: float = 0.0
     validation: dict[str, Any] | None = None
     held_out: int = 0
     evaluate_every: int | None = None
@@ -219,6 +219,8 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
     for key in ("ce_weight", "full_weight", "distill_weight", "dropout", "label_smoothing", "warmup", "weight_decay"):
         if getattr(train, key) < 0:
             raise UsageError(f"expected train.{key} >= 0, got {getattr(train, key)}")
+    if not 0 <= train.reversed_share <= 1:
+        raise UsageError(f"expected train.reversed_share from 0 to 1, got {train.reversed_share}")
     for key in ("dropout", "label_smoothing", "warmup"):
         if getattr(train, key) >= 1:
             raise UsageError(f"expected train.{key} < 1, got {getattr(train, key)}")

@@ -39,11 +39,11 @@ def training_texts(config: TrainingConfig) -> TrainingTexts:
     Raises:
         UsageError: a file or a key is wrong, or nothing is left to train on.
     """
-    train = _texts(config.task, config.limit, config.train.both_directions)
+    train = _texts(config.task, config.limit, config.train.reversed_share, config.seed)
     if config.train.validation:
         limit = config.train.validation.get("limit")
         changes = {key: value for key, value in config.train.validation.items() if key != "limit"}
-        return TrainingTexts(train, _texts({**config.task, **changes}, limit, config.train.both_directions))
+        return TrainingTexts(train, _texts({**config.task, **changes}, limit, config.train.reversed_share, config.seed))
     if config.train.held_out >= len(train):
         raise UsageError(f"expected train.held_out below the {len(train)} examples there are, got {config.train.held_out}")
     chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))
@@ -157,13 +157,14 @@ class SimilarLengths(Sampler[int]):
         return (i for batch in [*batches, *rest] for i in batch)
 
 
-def _texts(node: dict[str, Any], limit: int | None, both_directions: bool) -> Texts:
-    """Prompts and responses of a task, in one direction or both."""
+def _texts(node: dict[str, Any], limit: int | None, reversed_share: float, seed: int) -> Texts:
+    """Prompts and responses of a task, a share of its examples the other way round as well."""
     task = instantiate(node, "task")
-    tasks = [task]
-    if both_directions:
-        if not hasattr(task, "reversed"):
-            raise UsageError(f"train.both_directions: task {node['name']} has only one direction")
-        tasks.append(task.reversed())
-    texts = [[(one.prompt_for(e), one.response_for(e)) for e in one.examples()[:limit]] for one in tasks]
-    return [pair for group in zip(*texts, strict=True) for pair in group]
+    forward = [(task.prompt_for(example), task.response_for(example)) for example in task.examples()[:limit]]
+    if not reversed_share:
+        return forward
+    if not hasattr(task, "reversed"):
+        raise UsageError(f"train.reversed_share: task {node['name']} has only one direction")
+    other = task.reversed()
+    chosen = random.Random(seed).sample(other.examples()[:limit], round(reversed_share * len(forward)))
+    return forward + [(other.prompt_for(example), other.response_for(example)) for example in chosen]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ulskip_cli.config import TrainingConfig
 from ulskip_cli.errors import UsageError
