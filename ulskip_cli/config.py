@@ -382,7 +382,8 @@ def _structured(composed: DictConfig, schema: type) -> Any:
     try:
         missing = OmegaConf.missing_keys(composed)
         if missing:
-            raise UsageError(f"expected a value for {', '.join(sorted(missing))}, e.g. model.path=<hub id or folder>")
+            example = "; e.g. model.path=<hub id or folder>" if "model.path" in missing else ""
+            raise UsageError(f"expected a value for {', '.join(sorted(missing))}{example}")
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
     except OmegaConfBaseException as error:
         raise _plain(error) from None

@@ -9,10 +9,13 @@ EXAMPLE = Example("0", "Guten {Tag}", "Good day")
 
 def test_the_instruction_follows_the_input():
     template = Template(*INSTRUCTION_AFTER_INPUT)
-    assert template.prompt(EXAMPLE, "German", "English") == "Guten {Tag}\nTranslate German to English:"
+    assert (
+        template.prompt(EXAMPLE, source_language="German", target_language="English")
+        == "Guten {Tag}\nTranslate German to English:"
+    )
     assert template.response(EXAMPLE) == " Good day"
 
 
 def test_an_unknown_field_is_named():
     with pytest.raises(UsageError, match=r"KeyError|'text'.*\{source\}"):
-        Template("{text}", "").prompt(EXAMPLE, "German", "English")
+        Template("{text}", "").prompt(EXAMPLE, source_language="German", target_language="English")

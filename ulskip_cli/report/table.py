@@ -69,6 +69,10 @@ COLUMNS = (
     Column("95%", _interval, "measured_speedup", min_width=100),
     Column("BLEU", _quality("bleu"), "bleu"),
     Column("chrF", _quality("chrf"), "chrf", min_width=100),
+    Column("R-1", _quality("rouge1"), "rouge1"),
+    Column("R-2", _quality("rouge2"), "rouge2", min_width=100),
+    Column("R-L", _quality("rougeL"), "rougeL"),
+    Column("R-Lsum", _quality("rougeLsum"), "rougeLsum", min_width=100),
     Column("decode\nloss", _number("decode_loss"), "decode_loss"),
     Column("decode\ntok/s", _number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
     Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second"),
@@ -195,6 +199,6 @@ def _footnote(rows: Sequence[Row]) -> str:
     notes = [STARS] if any(row.get("against_full") for row in rows) else []
     if any(row.get("measured_speedup") is not None for row in rows):
         notes.append(MEASURED)
-    if any(row.get("bleu") is None and row.get("measured_speedup") is not None for row in rows):
+    if any(row.get("decode_loss") is None and row.get("measured_speedup") is not None for row in rows):
         notes.append("no quality: random weights")
     return "; ".join(notes)

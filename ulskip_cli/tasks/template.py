@@ -11,14 +11,13 @@ INSTRUCTION_AFTER_INPUT = ("{source}\nTranslate {source_language} to {target_lan
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt with `{source}`, `{source_language}`, `{target_language}` and a response with `{reference}`."""
+    """A prompt with `{source}` and the fields of its task, and a response with `{reference}`."""
 
     prompt_format: str
     response_format: str
 
-    def prompt(self, example: Example, source_language: str, target_language: str) -> str:
-        """What the model reads."""
-        fields = {"source_language": source_language, "target_language": target_language}
+    def prompt(self, example: Example, **fields: str) -> str:
+        """What the model reads; a task may bring more fields, as translation does its languages."""
         return _fill(self.prompt_format, source=example.source, **fields)
 
     def response(self, example: Example) -> str:

@@ -1,6 +1,5 @@
 """Translation: sentences, references, BLEU and chrF."""
 
-import gzip
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from ulskip_cli.metrics import translation
 from ulskip_cli.metrics.scores import Scores
 from ulskip_cli.tasks.examples import Example
 from ulskip_cli.tasks.template import Template
+from ulskip_cli.tasks.textfile import read_text
 
 LANGUAGES = {"de": "German", "en": "English"}
 PAIRS = ("de-en", "en-de")
@@ -69,7 +69,7 @@ class Wmt:
     def prompt_for(self, example: Example) -> str:
         """What the model reads."""
         source, target = (LANGUAGES[code] for code in self.pair.split("-"))
-        return Template(self.prompt, self.response).prompt(example, source, target)
+        return Template(self.prompt, self.response).prompt(example, source_language=source, target_language=target)
 
     def response_for(self, example: Example) -> str:
         """What it should write, the reference in the template's form."""
@@ -86,13 +86,7 @@ class Wmt:
 
 def _lines(file: Path) -> list[str]:
     """The lines of a text file, one segment each."""
-    try:
-        raw = file.read_bytes()
-        text = (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8").replace("\r\n", "\n")
-    except FileNotFoundError:
-        raise UsageError(f"no file at {file}") from None
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise UsageError(f"cannot read {file} as UTF-8 text ({error})") from None
+    text = read_text(file)
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:
         raise UsageError(f"{file} is empty; expected one sentence a line")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import time
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,9 @@ def _module(config: TrainingConfig, model: PreTrainedModel) -> TwoPass:
             task_type="CAUSAL_LM",
         )
         try:
-            trained = get_peft_model(model, lora)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft still reads an old name of transformers
+                trained = get_peft_model(model, lora)
         except ValueError as error:
             raise UsageError(f"train.lora.targets={train.lora.targets}: {str(error).splitlines()[0][:200]}") from None
     elif train.freeze_embeddings:

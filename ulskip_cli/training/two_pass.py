@@ -1,5 +1,6 @@
 """The two-pass loss as a module, so that whatever wraps modules (Trainer, DDP, ZeRO-2) wraps both passes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,15 @@ class TwoPass(nn.Module):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """What `state_dict` gave; the tensors that it leaves out are not missed."""
+        trained = self.state_dict().keys()
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        result.missing_keys[:] = [name for name in result.missing_keys if name in trained]
+        if strict and (result.missing_keys or result.unexpected_keys):
+            raise RuntimeError(f"missing {result.missing_keys}, unexpected {result.unexpected_keys}")
+        return result
+
     def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
         if len(kept) == views.num_layers(self.base):
             return self.base
@@ -159,9 +169,11 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
     """
 
     def on_layer(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if not module.training:
+            return output
         before = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
-        dropped = before + functional.dropout(after - before, probability, module.training)
+        dropped = before + functional.dropout(after - before, probability)
         return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
 
     def on_embedding(module: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -1,0 +1,94 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ulskip_cli.config import compose_training
+from ulskip_cli.errors import UsageError
+from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, train_tokenizer, training_texts
+
+
+def test_the_task_makes_the_texts():
+    texts = training_texts(compose_training(["limit=3", "train.held_out=1"]))
+    assert (len(texts.train), len(texts.validation)) == (2, 1)
+    assert all(prompt.endswith("\nTranslate German to English:") for prompt, _ in texts.train)
+    assert not {prompt for prompt, _ in texts.train} & {prompt for prompt, _ in texts.validation}
+
+
+def test_a_share_comes_the_other_way_round_as_well():
+    texts = training_texts(compose_training(["limit=10", "train.reversed_share=0.5"])).train
+    german = [pair for pair in texts if pair[0].endswith("German to English:")]
+    english = [pair for pair in texts if pair[0].endswith("English to German:")]
+    assert (len(german), len(english)) == (10, 5)
+    sources = {prompt.split("\n")[0]: response for prompt, response in german}
+    for prompt, response in english:
+        assert sources[response.strip()].strip() == prompt.split("\n")[0]
+
+
+def test_validation_is_the_task_with_changes(tmp_path):
+    for name, text in (("a", "eins\nzwei\n"), ("b", "one\ntwo\n")):
+        (tmp_path / name).write_text(text)
+    changes = f"train.validation={{dataset:files,source_file:{tmp_path}/a,reference_file:{tmp_path}/b,limit:1}}"
+    texts = training_texts(compose_training(["limit=2", changes]))
+    assert texts.validation == [("eins\nTranslate German to English:", " one")]
+    assert len(texts.train) == 2
+
+
+def test_the_hash_is_of_the_texts():
+    one, other = (training_texts(compose_training([f"limit={n}"])) for n in (3, 4))
+    assert one.sha256 != other.sha256
+    assert one.sha256 == training_texts(compose_training(["limit=3"])).sha256
+
+
+def test_nothing_left_to_train_on_is_refused():
+    with pytest.raises(UsageError, match=r"train.held_out below the 3 examples"):
+        training_texts(compose_training(["limit=3", "train.held_out=3"]))
+
+
+def test_long_examples_are_left_out_and_counted(tokenizer):
+    texts = [("a b c", " a"), ("the cat sat on the mat", " der Hund schläft im Haus")]
+    pairs = TokenPairs(tokenizer, texts, max_length=8)
+    assert (len(pairs), pairs.left_out) == (1, 1)
+    assert pairs[0]["response"][-1] == tokenizer.eos_token_id
+    with pytest.raises(UsageError, match="every example is longer"):
+        TokenPairs(tokenizer, texts, max_length=2)
+
+
+def test_padding_is_masked_and_has_no_label():
+    examples = [{"prompt": [5, 6], "response": [7, 1]}, {"prompt": [5], "response": [8, 9, 1]}]
+    batch = PairCollator(pad=0)(examples)
+    assert batch["prompt_ids"].tolist() == [[5, 6], [0, 5]]
+    assert batch["prompt_mask"].tolist() == [[1, 1], [0, 1]]
+    assert batch["response_ids"].tolist() == [[7, 1, 0], [8, 9, 1]]
+    assert batch["labels"].tolist() == [[7, 1, -100], [8, 9, 1]]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 3))
+def test_every_epoch_is_a_permutation_that_follows_from_seed_and_epoch(lengths, batch_size, epoch):
+    orders = []
+    for _ in range(2):
+        sampler = SimilarLengths(lengths, batch_size, seed=3)
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == list(range(len(lengths)))
+
+
+def test_neighbours_are_of_similar_length_and_epochs_differ():
+    lengths = [1 + i % 50 for i in range(1000)]
+    sampler = SimilarLengths(lengths, 10, seed=1)
+    first = list(sampler)
+    spread = [
+        max(lengths[i] for i in first[s : s + 10]) - min(lengths[i] for i in first[s : s + 10]) for s in range(0, 1000, 10)
+    ]
+    assert sum(spread) / len(spread) < 25  # of 45 in a random order
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+
+def test_a_tokenizer_learns_the_texts_and_gives_them_back():
+    texts = [("der Hund schläft im Haus\nTranslate:", " the dog sleeps")] * 3
+    tokenizer = train_tokenizer(texts, vocab_size=300, max_length=64)
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.padding_side) == (0, 1, "left")
+    ids = tokenizer("der Hund ☃ schläft")["input_ids"]
+    assert tokenizer.decode(ids) == "der Hund ☃ schläft"
+    assert len(tokenizer) <= 300

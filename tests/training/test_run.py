@@ -1,0 +1,161 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ulskip_cli.config import compose_training
+from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.models.load import training_note
+from ulskip_cli.progress import Silent
+from ulskip_cli.training.run import schedules, train
+
+QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
+
+
+@pytest.fixture
+def overrides(model_folder, tmp_path):
+    return [f"model.path={model_folder}", "model.dtype=float32", f"output={tmp_path / 'out'}", *QUICK]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_ratios_become_schedules():
+    config = compose_training(["train.ratios=[1,2,3]"])
+    assert schedules(config, 12) == {1.0: tuple(range(12)), 2.0: (0, 2, 4, 7, 9, 11), 3.0: (0, 4, 7, 11)}
+    with pytest.raises(UsageError, match="ratio"):
+        schedules(compose_training(["train.ratios=8"]), 12)
+
+
+def test_the_result_is_a_plain_model_that_says_how_it_was_trained(overrides, model_folder, tmp_path):
+    config = compose_training([*overrides, "train.ratios=[1,2]", "train.held_out=4", "train.evaluate_every=2"])
+    record = train(config, Silent())
+    out = tmp_path / "out"
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert AutoTokenizer.from_pretrained(out)("a b")["input_ids"]
+    assert model.config.use_cache and type(model).__name__ == "LlamaForCausalLM"
+    before = weights(model_folder)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights(out).items())
+    assert json.loads((out / "training.json").read_text()) == record
+    assert record["kept_layers"]["2"] == [0, 2, 5]
+    assert (record["steps"], record["examples"], record["validation_examples"]) == (3, 12, 4)
+    assert [point["step"] for point in record["learning_curve"]] == [2, 3]
+    assert set(record["learning_curve"][0]["validation_loss"]) == {"6", "3"}
+    assert training_note(str(out)) == "with skipping: unified, kept counts 6, 3 drawn per step, 3 steps"
+    assert not (out / "checkpoints").exists()
+
+
+def test_training_lowers_the_loss_that_it_trains(overrides):
+    changes = ["train.ratios=2", "train.epochs=12", "train.evaluate_every=4"]
+    data = "train.validation={limit:16}"  # the training set itself
+    curve = train(compose_training([*overrides, *changes, data]), Silent())["learning_curve"]
+    assert curve[-1]["validation_loss"]["3"] < curve[0]["validation_loss"]["3"] - 0.1
+
+
+def test_a_finished_training_is_not_run_again(overrides, tmp_path):
+    config = compose_training([*overrides, "train.max_steps=2"])
+    record = train(config, Silent())
+    saved = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    assert train(config, Silent()) == record
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == saved
+    with pytest.raises(UsageError, match="holds a training with other settings"):
+        train(compose_training([*overrides, "train.max_steps=3"]), Silent())
+
+
+def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    with pytest.raises(UsageError, match="is not empty"):
+        train(compose_training(overrides), Silent())
+
+
+def test_killed_and_run_again_it_ends_with_the_same_weights(overrides, tmp_path):
+    more = ["train.ratios=[1,2]", "train.epochs=12", "train.save_every=3", "train.dropout=0.1", "train.optimizer=muon"]
+    undisturbed = [one for one in [*overrides, *more] if not one.startswith("output=")]
+    command = [sys.executable, "-m", "ulskip_cli", "train", *overrides, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "out" / "checkpoints"
+    while process.poll() is None and not (checkpoints / "checkpoint-12" / "model.safetensors").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "training.json").exists()
+    with pytest.raises(UsageError, match="unfinished training with other settings"):
+        train(compose_training([*overrides, *more, "seed=2"]), Silent())
+    (checkpoints / "checkpoint-99").mkdir()  # what a kill in the middle of a save leaves
+    (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [*command[:4], *undisturbed, f"output={tmp_path / 'whole'}"], env=environment, check=True, capture_output=True
+    )
+    resumed, whole = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("out", "whole"))
+    assert (resumed["resumed"], whole["resumed"]) == (True, False)
+    assert resumed["steps"] == whole["steps"] == 48
+    expected = weights(tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "out").items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_adapters_end_as_plain_weights(overrides, model_folder, tmp_path):
+    train(compose_training([*overrides, "train=lora", "train.lora.rank=2", "train.max_steps=3"]), Silent())
+    before, after = weights(model_folder), weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("proj" in name for name in changed)
+
+
+def test_frozen_embeddings_stay(overrides, model_folder, tmp_path):
+    train(compose_training([*overrides, "train.freeze_embeddings=true", "train.max_steps=2"]), Silent())
+    before, after = weights(model_folder), weights(tmp_path / "out")
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
+    shape = tmp_path / "shape.json"
+    layers = {"num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    shape.write_text(json.dumps({"model_type": "llama", "vocab_size": 9, "tie_word_embeddings": True, **layers}))
+    scratch = ["model=random", f"model.path={shape}", "train=scratch", "train.vocab_size=300", "train.max_steps=2"]
+    record = train(compose_training([*scratch, *QUICK, f"output={tmp_path / 'out'}"]), Silent())
+    model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert model.config.vocab_size == len(tokenizer) == 300
+    assert (model.config.eos_token_id, record["based_on"]) == (tokenizer.eos_token_id, None)
+
+
+def test_every_option_of_the_loss_trains(overrides):
+    options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial", "train.label_smoothing=0.1"]
+    record = train(compose_training([*overrides, *options, "train.max_steps=2", "train.accumulation=2"]), Silent())
+    assert record["steps"] == 2
+
+
+def test_a_small_bloom_goes_through_the_papers_preset(tokenizer, tmp_path):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 16, "n_layer": 10, "n_head": 2}
+    folder = tmp_path / "bloom"
+    BloomForCausalLM(BloomConfig(**shape, eos_token_id=1, bos_token_id=None, pad_token_id=0)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    paper = ["train=paper", "strategy.spacing=reference", "train.precision=float32", "train.max_steps=1"]
+    train(compose_training([f"model.path={folder}", *paper, "limit=20", f"output={tmp_path / 'out'}"]), Silent())
+    before, after = weights(folder), weights(tmp_path / "out")
+    name = "word_embeddings.weight"
+    assert torch.equal(*(next(t for n, t in one.items() if n.endswith(name)) for one in (before, after)))
+
+
+def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
+    with pytest.raises(RunError, match="no longer finite"):
+        train(
+            compose_training([*overrides, "train.learning_rate=1e30", "train.max_steps=3", "train.max_grad_norm=0"]), Silent()
+        )
+    assert not (tmp_path / "out" / "training.json").exists()

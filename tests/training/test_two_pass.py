@@ -1,0 +1,147 @@
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from reference import NUM_LAYERS, random_ids, reference_logits
+from torch.nn import functional
+
+from ulskip_cli import views
+from ulskip_cli.generation.teacher_forcing import response_logits, response_losses
+from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout, divergence
+
+EVERY = tuple(range(NUM_LAYERS))
+KEPT_SETS = [EVERY, (0, 2, 5), (0, 1, 2), (3, 4, 5)]  # full, unified, top_skip, bottom_skip
+
+
+def batch(rows=3):
+    """Prompts padded on the left, responses on the right."""
+    prompt, response = random_ids(rows, 7), random_ids(rows, 5, seed=1)
+    mask, labels = torch.ones_like(prompt), response.clone()
+    mask[0, :3] = 0
+    labels[1, 3:] = -100
+    return {"prompt_ids": prompt, "prompt_mask": mask, "response_ids": response, "labels": labels}
+
+
+def stepwise_losses(model, kept, inputs):
+    """Cross-entropy of every response token when each is decoded from a pruned cache, one step at a time."""
+    view = model if kept == EVERY else views.shallow_view(model, kept)
+    cache, mask, response = views.new_cache(model), inputs["prompt_mask"], inputs["response_ids"]
+    logits = [views.forward_with_cache(model, inputs["prompt_ids"], mask, cache, last_only=True)]
+    views.prune_cache(cache, kept)
+    for i in range(response.shape[1] - 1):
+        mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
+        logits.append(views.forward_with_cache(view, response[:, i : i + 1], mask, cache))
+    return response_losses(torch.cat(logits, 1), response)
+
+
+@pytest.mark.parametrize("kept", KEPT_SETS)
+def test_the_loss_is_that_of_decoding_step_by_step(model, kept):
+    inputs = batch()
+    expected = stepwise_losses(model, kept, inputs)[inputs["labels"] != -100].mean()
+    torch.testing.assert_close(TwoPass(model).eval()(**inputs, kept=kept)["loss"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_with_the_prompt_through_the_kept_layers_it_is_the_shallow_models_own_loss(model):
+    inputs, kept = batch(), (0, 2, 5)
+    inputs["prompt_mask"][:] = 1
+    ids = torch.cat([inputs["prompt_ids"], inputs["response_ids"]], 1)
+    logits = reference_logits(model, ids, torch.ones_like(ids), 0, kept)[:, 6:-1]
+    expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+    loss = TwoPass(model, prompt_layers="kept").eval()(**inputs, kept=kept)["loss"]
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_its_parts_add_up(llama):
+    inputs, kept = batch(), (0, 2, 5)
+    module = TwoPass(llama).eval()
+    shallow, full = (module(**inputs, kept=layers)["loss"] for layers in (kept, EVERY))
+    logits: dict[tuple[int, ...], torch.Tensor] = {}
+    for layers in (kept, EVERY):
+        view = llama if layers == EVERY else views.shallow_view(llama, layers)
+        prompts = inputs["prompt_ids"], inputs["prompt_mask"], inputs["response_ids"]
+        logits[layers] = response_logits(llama, view, layers, *prompts).detach()
+    expected_divergence = 0.0
+    for row, column in (inputs["labels"] != -100).nonzero().tolist():
+        teacher = logits[EVERY][row, column].softmax(-1)
+        student = logits[kept][row, column].log_softmax(-1)
+        expected_divergence += float((teacher * (teacher.log() - student)).sum())
+    expected_divergence /= int((inputs["labels"] != -100).sum())
+    weights = LossWeights(cross_entropy=0.5, full=0.25, distill=2.0)
+    loss = TwoPass(llama, weights=weights).eval()(**inputs, kept=kept)["loss"]
+    expected = 0.5 * shallow + 0.25 * full + 2.0 * expected_divergence
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_distillation_moves_the_student_alone(llama):
+    frozen, weights = copy.deepcopy(llama).requires_grad_(False), LossWeights(cross_entropy=0.0, distill=1.0)
+    gradients = []
+    for teacher in (None, frozen):
+        llama.zero_grad()
+        TwoPass(llama, weights=weights, teacher=teacher)(**batch(), kept=(0, 2, 5))["loss"].backward()
+        gradients.append([p.grad.clone() for p in llama.parameters()])
+    assert sum(one.abs().sum() for one in gradients[0]) > 0
+    for own, explicit in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, explicit)
+
+
+def test_an_initial_teacher_is_neither_trained_nor_saved(llama):
+    teacher = copy.deepcopy(llama).requires_grad_(False)
+    module = TwoPass(llama, weights=LossWeights(distill=1.0), teacher=teacher)
+    assert {id(p) for p in module.parameters()} == {id(p) for p in llama.parameters()}
+    assert len(module.state_dict()) == len(list(llama.parameters()))
+    before = module(**batch(), kept=EVERY)["loss"]
+    with torch.no_grad():
+        llama.lm_head.weight.mul_(1.5)
+    plain = TwoPass(llama).eval()(**batch(), kept=EVERY)["loss"]
+    assert module(**batch(), kept=EVERY)["loss"] > plain  # the teacher stayed, so a divergence appeared
+    torch.testing.assert_close(before, TwoPass(teacher).eval()(**batch(), kept=EVERY)["loss"])
+
+
+def test_the_mean_is_over_all_tokens_of_a_step(llama):
+    module, inputs = TwoPass(llama).eval(), batch()
+    parts = [{key: value[rows] for key, value in inputs.items()} for rows in (slice(0, 1), slice(1, 3))]
+    count = (inputs["labels"] != -100).sum()
+    split = sum(module(**part, kept=(0, 5), num_items_in_batch=count)["loss"] for part in parts)
+    torch.testing.assert_close(split, module(**inputs, kept=(0, 5))["loss"], rtol=1e-5, atol=1e-6)
+
+
+def test_views_follow_train_and_eval(llama):
+    module = TwoPass(llama)
+    module(**batch(), kept=(0, 2, 5))
+    view = module._views[(0, 2, 5)]
+    module.eval()
+    assert not any(part.training for part in view.modules())
+    module.train()
+    assert all(part.training for part in view.modules())
+
+
+def test_dropout_acts_in_training_only_and_in_views_too(model):
+    module, inputs = TwoPass(model).eval(), batch()
+    plain = [module(**inputs, kept=kept)["loss"].item() for kept in (EVERY, (0, 2, 5))]
+    add_dropout(model, 0.5)
+    assert [module(**inputs, kept=kept)["loss"].item() for kept in (EVERY, (0, 2, 5))] == plain
+    module.train()
+    assert all(
+        abs(module(**inputs, kept=kept)["loss"].item() - loss) > 1e-4
+        for kept, loss in zip((EVERY, (0, 2, 5)), plain, strict=True)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft still reads it
+def test_adapters_are_seen_through_views_and_saved_alone(llama):
+    adapted = get_peft_model(
+        llama, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    )
+    module, inputs, kept = TwoPass(adapted).eval(), batch(), (0, 2, 5)
+    with_adapters = module(**inputs, kept=kept)["loss"]
+    assert all("lora_" in name for name in module.state_dict())
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(TwoPass(merged).eval()(**inputs, kept=kept)["loss"], with_adapters, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_predictions_do_not_diverge():
+    logits = torch.randn(2, 3, 11)
+    labels = torch.tensor([[1, 2, -100], [3, -100, -100]])
+    assert divergence(logits, logits, labels).item() == pytest.approx(0.0, abs=1e-6)
+    assert divergence(logits, logits.flip(-1), labels).item() > 0.1
