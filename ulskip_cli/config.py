@@ -90,7 +90,7 @@ class LoraOptions:
     """Low-rank adapters on the linear layers, merged into the weights at the end."""
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     targets: str = "all-linear"
 

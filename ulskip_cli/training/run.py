@@ -28,7 +28,7 @@ from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
 from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout
 
 RECORD = "training.json"
-_NOT_IDENTITY = ("evaluate_every", "save_every", "log_every")  # what changes no weight
+_NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "held_out")  # what changes no weight by itself
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,12 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
 def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     """12 hex digits of everything that decides the trained weights."""
     canonical = resolved(config)
-    canonical.pop("output")
+    for key in ("output", "task", "limit"):  # the texts themselves are hashed, wherever they lie
+        canonical.pop(key)
+    canonical["model"].pop("path")  # and so are the weights
     for key in _NOT_IDENTITY:
         canonical["train"].pop(key)
-    for group in ("model", "task", "strategy", "train"):
+    for group in ("model", "strategy", "train"):
         canonical[group].pop("description", None)
     text = json.dumps([canonical, texts.sha256, fingerprint(config.model)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,64 @@
+"""Quality against speedup as a picture, for those who would rather look than read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ulskip_cli.results import Row
+
+METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L"}
+COLOURS = {"unified": "tab:blue", "top_skip": "tab:orange", "bottom_skip": "tab:green", "custom": "tab:purple"}
+
+
+def quality_against_speedup(rows: Sequence[Row], path: Path, title: str = "") -> list[Path]:
+    """Draw one line a strategy over measured speedup, predicted where nothing was measured; PNG and SVG.
+
+    Args:
+        rows: of one model, task and batch size; the bars are the intervals of the rows.
+        path: of the files, without suffix.
+        title: above the axes.
+
+    Returns:
+        The files; none where the rows have no quality.
+    """
+    metric = next((key for key in METRICS if any(row.get(key) is not None for row in rows)), None)
+    if metric is None:
+        return []
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        if row["strategy"] == "full":
+            axes.axhline(row[metric], color="grey", linestyle="--", linewidth=1)
+            axes.annotate("full", (1.0, row[metric]), xytext=(0, 4), textcoords="offset points", color="grey")
+    measured = any(row.get("measured_speedup") is not None for row in rows)
+    for strategy in dict.fromkeys(row["strategy"] for row in rows if row["strategy"] != "full"):
+        points = sorted((row for row in rows if row["strategy"] == strategy), key=lambda row: row["layer_ratio"])
+        speedups = [_speedup(row) for row in points]
+        values = [row[metric] for row in points]
+        colour = COLOURS.get(strategy)
+        axes.plot(speedups, values, marker="o", label=strategy, color=colour)
+        for row, speedup, value in zip(points, speedups, values, strict=True):
+            label = f"{row['target_speedup']:g}x" if row["target_speedup"] else f"{len(row['kept_layers'])} layers"
+            axes.annotate(label, (speedup, value), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            if row.get("measured_speedup_low") is not None:
+                axes.hlines(value, row["measured_speedup_low"], row["measured_speedup_high"], color=colour, linewidth=1)
+            interval = row.get("against_full", {}).get(metric)
+            if interval:
+                ends = (interval["full"] + interval["delta_low"], interval["full"] + interval["delta_high"])
+                axes.vlines(speedup, *ends, color=colour, linewidth=1)
+    axes.set_xlabel(f"{'measured' if measured else 'predicted'} decode speedup")
+    axes.set_ylabel(METRICS[metric])
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+    return files
+
+
+def _speedup(row: Row) -> float:
+    return row.get("measured_speedup") or row.get("predicted_speedup") or row["layer_ratio"]
