@@ -173,3 +173,41 @@ def test_an_interrupted_run_says_so(ulskip, monkeypatch):
 
     monkeypatch.setattr(config, "compose", interrupt)
     assert ulskip("plan")[0] == 130
+
+
+def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path):
+    out = tmp_path / "trained"
+    options = ["train.ratios=[1,2]", "train.max_steps=2", "train.batch_size=4", "limit=8", f"output={out}"]
+    code, text, err = ulskip("train", f"model.path={model_folder}", *options)
+    assert code == 0
+    assert f"try: ulskip run model.path={out}" in text
+    assert "train (2)" in err
+    again = json.loads(ulskip("train", "--json", f"model.path={model_folder}", *options)[1].splitlines()[-1])
+    assert again["steps"] == 2
+    common = [f"model.path={out}", f"results_dir={tmp_path}", *QUICK]
+    rows = [json.loads(ulskip("run", "--json", *common, f"ratio={ratio}")[1].splitlines()[-1]) for ratio in (2, 3)]
+    assert rows[0]["training"] == "with skipping: unified, kept counts 6, 3 drawn per step, 2 steps"
+    assert rows[0]["trained_for"]["ratios"] == [1.0, 2.0]
+    assert [row["trained_for_these_layers"] for row in rows] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.ratios=9"], "ratio"),
+        (["train=nonsense"], "nonsense"),
+        (["task=cnn_dm"], "task.file"),
+        (["train.arguments={fsdp:full_shard}"], "fsdp is refused"),
+    ],
+)
+def test_bad_training_input_is_one_line(ulskip, tmp_path, overrides, message):
+    code, _, err = ulskip("train", *overrides, f"output={tmp_path / 'x'}")
+    assert code == 2
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_sweep_leaves_the_papers_table_and_a_plot(ulskip, overrides, tmp_path):
+    assert ulskip("sweep", "strategy=full,unified", "ratio=2", *overrides)[0] == 0
+    files = {path.name for path in (tmp_path / "default").iterdir()}
+    assert {"table4.md", "quality.png", "quality.svg"} <= files

@@ -14,7 +14,8 @@ def test_the_default_composes():
 def test_every_shipped_config_composes_and_instantiates(path):
     group = path.parent.name
     needed = ["model.path=anything"] if path.stem == "hf" else []
-    chosen = config.compose([f"{group}={path.stem}", *needed] if group in config.GROUPS else [])
+    composed = config.compose_training if group == "train" or path.stem == "train" else config.compose
+    chosen = composed([f"{group}={path.stem}", *needed] if group in (*config.GROUPS, "train") else [])
     config.instantiate(chosen.strategy, "strategy")
     config.instantiate(chosen.task, "task")
 
@@ -109,3 +110,39 @@ def test_the_resolved_yaml_composes_to_the_same(tmp_path):
 
     chosen = config.compose(["ratio=3"])
     assert OmegaConf.to_container(OmegaConf.create(config.to_yaml(chosen))) == config.resolved(chosen)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.ratio=2"], r"train.ratio.*did you mean 'train.ratios'"),
+        (["train=papr"], "did you mean 'paper'"),
+        (["train.optimizer=adam"], "adamw, muon"),
+        (["train.dropout=1"], "train.dropout < 1"),
+        (["train.learning_rate=0"], "train.learning_rate > 0"),
+        (["train.ratios=[1,2]", "train.ratio_weights=[1]"], "for each of 2 ratios"),
+        (["train.validation={limit:3}", "train.held_out=3"], "got both"),
+        (["train.reversed_share=2"], "from 0 to 1"),
+        (["train.ratios=2,3"], "asks for several values"),
+        (["train.ratios=many"], "ratios"),
+        (["decoding=beam"], "unknown key 'decoding'"),
+    ],
+)
+def test_bad_training_settings_are_one_line(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        config.compose_training(overrides)
+
+
+def test_one_ratio_may_be_written_without_a_list():
+    assert config.compose_training(["train.ratios=3"]).train.ratios == [3.0]
+
+
+def test_a_path_alone_is_a_model_of_ones_own():
+    assert config.compose(["model.path=some/folder"]).model.source == "hf"
+    assert config.compose(["model=random", "model.path=bloom-7b1"]).model.source == "random"
+
+
+def test_every_training_preset_composes():
+    names = sorted(path.stem for path in (config.config_dir() / "train").glob("*.yaml"))
+    assert {"default", "lora", "paper", "scratch"} <= set(names)
+    assert [config.compose_training([f"train={name}"]).train.name for name in names] == names

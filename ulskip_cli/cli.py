@@ -226,6 +226,10 @@ def _execute(grid: Sequence[config.Config], as_json: bool, redo: bool) -> None:
             shown |= {row["id"]: row for row in rows}
             last = rows[-1]
             table.write_tables(ResultsFolder(point))
+    if len(grid) > 1 and shown:
+        from ulskip_cli.report.paper import write_paper_report
+
+        write_paper_report(ResultsFolder(grid[-1]))
     console = Console(width=None if sys.stdout.isatty() else 120)
     if as_json:
         print(json.dumps(last if len(grid) == 1 else {"rows": list(shown.values()), "failed": failures}, ensure_ascii=False))

@@ -132,7 +132,7 @@ class TrainOptions:
     evaluate_every: int | None = None
     save_every: int = 500
     log_every: int = 50
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] | None = None
 
 
 @dataclass

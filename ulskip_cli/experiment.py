@@ -106,7 +106,7 @@ def _measure_point(
         **_identity(config, plan, point_id(config, examples)),
         **evaluation.row,
         **speed,
-        **_provenance(config, loaded, evaluation),
+        **_provenance(config, plan, loaded, evaluation),
     }
     if not config.baseline:
         row |= {key: None for key in row if "measured_speedup" in key or "end_to_end_speedup" in key}
@@ -140,7 +140,7 @@ def _identity(config: Config, plan: Plan, point: str) -> Row:
     }
 
 
-def _provenance(config: Config, loaded: LoadedModel, evaluation: Evaluation) -> Row:
+def _provenance(config: Config, plan: Plan, loaded: LoadedModel, evaluation: Evaluation) -> Row:
     """What the result depends on."""
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -148,8 +148,17 @@ def _provenance(config: Config, loaded: LoadedModel, evaluation: Evaluation) -> 
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "quantization": loaded.notes["quantization"],
         "training": loaded.notes["training"],
+        "trained_for": loaded.notes["trained_for"],
+        "trained_for_these_layers": _is_trained_for(loaded.notes["trained_for"], plan),
         "seed": config.seed,
         "num_examples": len(evaluation.generations),
         "environment": {**environment.code(), **environment.machine(str(loaded.model.device))},
         "config": resolved(config),
     }
+
+
+def _is_trained_for(trained_for: dict[str, Any] | None, plan: Plan) -> bool | None:
+    """Whether the weights were trained with just these layers; None where their training is not known."""
+    if trained_for is None:
+        return None
+    return list(plan.kept_layers) in (trained_for["kept_layers"] or {}).values()

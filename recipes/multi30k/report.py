@@ -1,6 +1,6 @@
 """The table, the plots and the page of the Multi30k reproduction, from its rows alone.
 
-    python recipes/multi30k/report.py --results results/multi30k
+python recipes/multi30k/report.py --results results/multi30k
 """
 
 import argparse
@@ -65,7 +65,16 @@ def table(rows: Rows) -> str:
     """Table 4's layout: target, approach, quality, tokens/s by batch."""
     batches = sorted({batch for _, _, batch in rows.speed})
     control = rows.seeds("full", 1.0)
-    heads = ["target", "approach", "layers", "untrained BLEU", "BLEU", "share of control", "measured", *(f"tokens/s b{b}" for b in batches)]
+    heads = [
+        "target",
+        "approach",
+        "layers",
+        "untrained BLEU",
+        "BLEU",
+        "share of control",
+        "measured",
+        *(f"tokens/s b{b}" for b in batches),
+    ]
     lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
     for ratio in (1.0, *RATIOS):
         for strategy in ("full",) if ratio == 1 else COLOURS:

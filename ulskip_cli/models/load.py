@@ -48,7 +48,7 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     device = pick_device(config.device)
-    notes: dict[str, Any] = {"quantization": None, "training": None}
+    notes: dict[str, Any] = {"quantization": None, "training": None, "trained_for": None}
     if config.source == "random":
         model, tokenizer = random_model(config, seed), None
         notes["training"] = "none: random weights"
@@ -59,7 +59,7 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
         model = _tried(config, AutoModelForCausalLM, path, dtype=config.dtype, use_safetensors=True, **options)
         tokenizer = _tried(config, AutoTokenizer, path, padding_side="left", **options)
-        notes["training"] = training_note(path)
+        notes["training"], notes["trained_for"] = training_note(path), _trained_for(path)
     model = model.to(device).eval()
     return LoadedModel(model, tokenizer, facts_of(model, config), notes)
 
@@ -98,6 +98,12 @@ def training_note(path: str) -> str:
         return f"without skipping, {training['steps']} steps"
     drawn = " drawn per step" if len(counts) > 1 else ""
     return f"with skipping: {training['strategy']}, kept counts {', '.join(map(str, counts))}{drawn}, {training['steps']} steps"
+
+
+def _trained_for(path: str) -> dict[str, Any] | None:
+    """Strategy, ratios and kept layers that the weights were trained for."""
+    record = _read_record(Path(path))
+    return record and {key: record.get(key) for key in ("strategy", "ratios", "kept_layers")}
 
 
 def training_record(config: ModelConfig) -> dict[str, Any] | None:

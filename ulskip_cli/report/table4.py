@@ -33,7 +33,15 @@ def _table(rows: Sequence[Row]) -> str:
     for row in sorted(rows, key=_order):
         points.setdefault((row["target_speedup"], row["strategy"]), {})[row["batch_size"]] = row
     quality = [METRICS[metric]] if metric else []
-    heads = ["target", "approach", "layers", *quality, "predicted", "measured", *(f"tokens/s, batch {size}" for size in batches)]
+    heads = [
+        "target",
+        "approach",
+        "layers",
+        *quality,
+        "predicted",
+        "measured",
+        *(f"tokens/s, batch {size}" for size in batches),
+    ]
     lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
     for (target, strategy), by_batch in points.items():
         first = by_batch[min(by_batch)]

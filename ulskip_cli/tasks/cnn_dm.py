@@ -32,6 +32,8 @@ class CnnDm:
 
     def examples(self) -> list[Example]:
         """All articles of the file, in its order."""
+        if not self.file:
+            raise UsageError("task=cnn_dm expects task.file=<path>: one JSON object a line with id, article and highlights")
         path = Path(self.file)
         rows = []
         for number, line in enumerate(read_text(path).splitlines(), start=1):

@@ -143,7 +143,7 @@ def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str
     Raises:
         UsageError: `train.arguments` holds what is set elsewhere, what is refused, or what Trainer does not know.
     """
-    train, extra = config.train, dict(config.train.arguments)
+    train, extra = config.train, dict(config.train.arguments or {})
     refuse(extra)
     values: dict[str, Any] = {
         "report_to": "none",
