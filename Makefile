@@ -43,11 +43,28 @@ bench: setup ## Measure what the README claims about speed and batches, into ben
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/batch_invariance.py
 
-reproduce: setup ## Run the default sweep; finished points are not run again
+reproduce: setup ## Run the default sweep, finished points once; SCALE=paper ARGS='--train-source F --train-reference G': the paper's
+ifeq ($(SCALE),paper)
+	$(BIN)/python recipes/paper/reproduce.py $(ARGS)
+else
 	$(BIN)/ulskip sweep
+endif
 
 readme: setup ## Put the tables of results/ and benchmarks/results/ into README
 	$(BIN)/python benchmarks/readme.py
 
-train-tiny: setup ## Train the embedded model again: make train-tiny DATA=deu-eng.tsv.gz
-	OMP_NUM_THREADS=1 $(BIN)/python recipes/train_tiny.py --data $(DATA) --work runs/tiny
+WORK ?= runs/tiny
+TINY = $(BIN)/ulskip train train=tiny model=random model.path=llama-12x256 model.dtype=bfloat16 output=$(WORK)/model \
+	task.dataset=files task.source_file=$(WORK)/data/train.de task.reference_file=$(WORK)/data/train.en \
+	'train.validation={source_file:$(WORK)/data/validation.de,reference_file:$(WORK)/data/validation.en,limit:150}'
+
+train-tiny: setup ## Train the embedded model again: make train-tiny DATA=deu-eng.tsv.gz; SMOKE=1 for a minute's trial of it
+ifdef SMOKE
+	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data --limit 400
+	$(TINY) train.max_steps=8 train.evaluate_every=4 train.batch_size=8 train.vocab_size=400
+	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json --assets $(WORK)/assets
+else
+	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data
+	$(TINY)
+	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json
+endif

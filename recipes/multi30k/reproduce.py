@@ -21,7 +21,7 @@ FILES = {
 }  # fmt: skip
 BASE = ["model=random", "model.path=llama-12x128", "strategy=full", "train=scratch", "train.ratios=1", "train.epochs=6",
         "train.vocab_size=6000", "train.learning_rate=4e-3", "train.dropout=0.1", "train.evaluate_every=453"]  # fmt: skip
-FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=1e-3", "train.dropout=0.1"]
+FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1"]
 
 
 @dataclass(frozen=True)

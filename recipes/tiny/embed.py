@@ -1,0 +1,40 @@
+"""Put the trained model into the package: weights, tokenizer and how they came about.
+
+python recipes/tiny/embed.py --model runs/tiny/model --split runs/tiny/data/split.json
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+ASSETS = Path(__file__).parents[2] / "ulskip_cli" / "assets"
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+LIMIT_BYTES = 25_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    args = parser.parse_args()
+    record = json.loads((args.model / "training.json").read_text("utf-8"))
+    task = record["config"]["task"]
+    for node in (task, record["config"]["train"]["validation"]):  # where the files lay says nothing elsewhere
+        node.update({key: Path(value).name for key, value in node.items() if key.endswith("_file")})
+    record["config"]["output"] = args.model.name
+    record["data"] = json.loads(args.split.read_text("utf-8"))
+    others = sum(f.stat().st_size for f in args.assets.rglob("*") if f.is_file() and f.parent.name != "tiny")
+    total = others + sum((args.model / name).stat().st_size for name in FILES)
+    if total > LIMIT_BYTES:
+        raise SystemExit(f"expected at most {LIMIT_BYTES} bytes of assets, got {total}; is it saved as bfloat16?")
+    (args.assets / "tiny").mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(args.model / name, args.assets / "tiny" / name)
+    (args.assets / "tiny" / "training.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"{total / 1e6:.1f} MB of assets")
+
+
+if __name__ == "__main__":
+    main()
