@@ -1,143 +1,204 @@
-"""The table, the plots and the page of the Multi30k reproduction, from its rows alone.
+"""The page, the table and the plot of the Multi30k reproduction, from its rows alone.
 
 python recipes/multi30k/report.py --results results/multi30k
 """
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from sacrebleu.metrics.bleu import BLEU
 
 from ulskip_cli.metrics.translation import compare
+from ulskip_cli.report.plot import COLOURS
 from ulskip_cli.report.table import provenance
 from ulskip_cli.results import read_jsonl, write_whole
 
 NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip"}
-COLOURS = {"unified": "tab:blue", "top_skip": "tab:orange", "bottom_skip": "tab:green"}
+BASELINES = ("top_skip", "bottom_skip")
 RATIOS = (2.0, 3.0, 6.0)
+Row = dict[str, Any]
 
 
 class Rows:
-    """Rows by checkpoint, and the comparisons between them."""
+    """Rows of quality by checkpoint and schedule, and of speed by schedule and batch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.quality, self.speed = {}, {}
+        self.quality: dict[tuple[str, str, float], Row] = {}
+        self.speed: dict[tuple[str, float, int], Row] = {}
         for row in {row["id"]: row for row in read_jsonl(folder / "runs.jsonl")}.values():
-            weights = Path(row["model"]).name
+            target = 6.0 if row["strategy"] == "custom" else row["target_speedup"]
             if row["config"]["speed"]["enabled"]:
-                self.speed[row["strategy"], row["target_speedup"], row["batch_size"]] = row
+                self.speed[row["strategy"], target, row["batch_size"]] = row
             else:
-                self.quality[weights, row["strategy"], row["target_speedup"]] = row
+                self.quality[Path(row["model"]).name, row["strategy"], target] = row
 
-    def tuned(self, strategy: str, ratio: float, seed: int = 1, variant: str = "") -> dict | None:
-        name = "-".join(filter(None, [strategy, f"{ratio:g}x", variant, f"s{seed}"]))
-        return self.quality.get((name, strategy, ratio))
+    def tuned(self, strategy: str, ratio: float, seed: int = 1) -> Row | None:
+        return self.quality.get((f"{strategy}-{ratio:g}x-s{seed}", strategy, ratio))
 
-    def seeds(self, strategy: str, ratio: float) -> list[dict]:
-        return [row for seed in (1, 2, 3) if (row := self.tuned(strategy, ratio, seed))]
+    def seeds(self, strategy: str, ratio: float) -> list[Row]:
+        return [row for seed in range(1, 10) if (row := self.tuned(strategy, ratio, seed))]
 
-    def texts(self, row: dict) -> list[dict]:
-        return read_jsonl(self.folder / "generations" / f"{row['id']}.jsonl")
+    def bleu(self, strategy: str, ratio: float) -> float:
+        return mean(row["bleu"] for row in self.seeds(strategy, ratio))
 
-    def difference(self, one: dict, other: dict) -> dict:
-        """BLEU of one minus BLEU of the other with the paired bootstrap's interval."""
-        own, others = self.texts(one), self.texts(other)
-        return compare(BLEU(), [t["hypothesis"] for t in own], [t["hypothesis"] for t in others], [t["reference"] for t in own])
+    def difference(self, one: Row, other: Row) -> Row:
+        """BLEU of one minus BLEU of the other, with sacrebleu's paired bootstrap."""
+        own, others = (read_jsonl(self.folder / "generations" / f"{row['id']}.jsonl") for row in (one, other))
+        hypotheses, rest = ([text["hypothesis"] for text in texts] for texts in (own, others))
+        return compare(BLEU(), hypotheses, rest, [text["reference"] for text in own])
 
 
-def bleu(rows: list[dict]) -> str:
-    if not rows:
-        return "–"
+def markdown(heads: list[str], lines: list[list[str]], words: int = 2) -> str:
+    rule = ["---"] * words + ["---:"] * (len(heads) - words)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
+
+
+def spread(rows: list[Row]) -> str:
     values = [row["bleu"] for row in rows]
-    spread = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{spread}"
+    ends = f" ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{ends}"
 
 
-def table(rows: Rows) -> str:
-    """Table 4's layout: target, approach, quality, tokens/s by batch."""
+def table4(rows: Rows) -> str:
     batches = sorted({batch for _, _, batch in rows.speed})
-    control = rows.seeds("full", 1.0)
-    heads = [
-        "target",
-        "approach",
-        "layers",
-        "untrained BLEU",
-        "BLEU",
-        "share of control",
-        "measured",
-        *(f"tokens/s b{b}" for b in batches),
-    ]
-    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
+    control, lines = rows.bleu("full", 1.0), []
     for ratio in (1.0, *RATIOS):
-        for strategy in ("full",) if ratio == 1 else COLOURS:
+        for strategy in ("full",) if ratio == 1 else (*BASELINES, "unified"):
             found, untrained = rows.seeds(strategy, ratio), rows.quality.get(("base", strategy, ratio))
             if not found:
                 continue
             timed = [rows.speed.get((strategy, ratio, batch)) for batch in batches]
-            share = mean(row["bleu"] for row in found) / mean(row["bleu"] for row in control)
-            first = timed[0] if timed else None
-            measured = f"{first['measured_speedup']:.2f}x" if first and first["measured_speedup"] else "–"
-            lines.append([
-                f"{ratio:g}x", NAMES[strategy], f"{len(found[0]['kept_layers'])}/{found[0]['num_layers']}",
-                f"{untrained['bleu']:.1f}" if untrained else "–", bleu(found), f"{share:.1%}", measured,
-                *(f"{row['total_tokens_per_second']:.0f}" if row else "–" for row in timed),
-            ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            speeds = [f"{row['total_tokens_per_second']:.0f}" if row else "–" for row in timed]
+            clock = timed[0]["measured_speedup"] if timed and timed[0] else None
+            share = rows.bleu(strategy, ratio) / control
+            layers = f"{len(found[0]['kept_layers'])}/{found[0]['num_layers']}"
+            before = f"{untrained['bleu']:.1f}" if untrained else "–"
+            measured = f"{clock:.2f}" if clock else "–"
+            lines.append([f"{ratio:g}x", NAMES[strategy], layers, before, spread(found), f"{share:.1%}", measured, *speeds])
+    speeds = [f"tokens/s, batch {batch}" for batch in batches]
+    return markdown(["target", "approach", "layers", "BLEU before", "BLEU", "of control", "measured", *speeds], lines)
 
 
 def plot(rows: Rows, file: Path) -> None:
-    """Quality against speedup: measured where it is, else predicted."""
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
-    control = mean(row["bleu"] for row in rows.seeds("full", 1.0))
+    """Quality against speedup, measured where it is: every seed a dot, the line through their means."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    control = rows.bleu("full", 1.0)
     axes.axhline(control, color="grey", linestyle="--", linewidth=1)
-    axes.annotate("full, fine-tuned alike", (1.0, control), xytext=(0, 4), textcoords="offset points", color="grey")
-    measured = any(row.get("measured_speedup") for row in rows.speed.values())
-    for strategy, colour in COLOURS.items():
-        points = defaultdict(list)
+    axes.annotate("full depth, fine-tuned alike", (1.5, control), xytext=(0, 4), textcoords="offset points", color="grey")
+    for strategy in ("unified", *BASELINES):
+        xs, ys = [], []
         for ratio in RATIOS:
-            timed = rows.speed.get((strategy, ratio, 1))
-            for row in rows.seeds(strategy, ratio):
-                points[timed["measured_speedup"] if timed else row["predicted_speedup"]].append(row["bleu"])
-        xs = sorted(points)
-        axes.plot(xs, [mean(points[x]) for x in xs], color=colour, label=NAMES[strategy], marker="o")
-        axes.scatter([x for x in xs for _ in points[x]], [y for x in xs for y in points[x]], color=colour, s=12, alpha=0.6)
-    axes.set_xlabel(f"{'measured' if measured else 'predicted'} decode speedup, batch 1")
+            found, timed = rows.seeds(strategy, ratio), rows.speed.get((strategy, ratio, 1))
+            if not found:
+                continue
+            x = timed["measured_speedup"] if timed else found[0]["predicted_speedup"]
+            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=COLOURS[strategy], s=12, alpha=0.6)
+            xs, ys = [*xs, x], [*ys, rows.bleu(strategy, ratio)]
+        axes.plot(xs, ys, color=COLOURS[strategy], label=NAMES[strategy], marker="o", markersize=4)
+    axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} decode speedup, batch 1")
     axes.set_ylabel("BLEU, test_2016_flickr de-en")
     axes.legend(frameon=False)
-    for spine in ("top", "right"):
-        axes.spines[spine].set_visible(False)
-    for suffix in (".png", ".svg"):
-        figure.savefig(file.with_suffix(suffix), dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file.with_suffix(".png"), dpi=150)
+    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
 
 
-def verdicts(rows: Rows) -> list[str]:
-    """The paper's claims, one line each, in words that the numbers choose."""
+def claims(rows: Rows) -> str:
+    """The paper's claim at every ratio, in words that the intervals choose."""
     lines = []
     for ratio in RATIOS:
         unified = rows.tuned("unified", ratio)
-        for strategy in ("top_skip", "bottom_skip"):
+        for strategy in BASELINES:
             other = rows.tuned(strategy, ratio)
-            if unified is None or other is None:
+            if not unified or not other:
                 continue
             d = rows.difference(unified, other)
-            word = "**held**" if d["delta_low"] > 0 else "**did not hold**" if d["delta_high"] < 0 else "**undecided**"
+            word = "held" if d["delta_low"] > 0 else "did not hold" if d["delta_high"] < 0 else "is undecided"
+            seeds = [(rows.tuned("unified", ratio, s), rows.tuned(strategy, ratio, s)) for s in (2, 3)]
+            again = ", ".join(f"{u['bleu'] - t['bleu']:+.1f}" for u, t in seeds if u and t)
             lines.append(
-                f"- {ratio:g}x, unified keeps more than {NAMES[strategy]}: {word}. {unified['bleu']:.1f} against {other['bleu']:.1f}, "
-                f"a difference of {d['delta']:+.1f} ({d['delta_low']:+.1f} to {d['delta_high']:+.1f}), seed 1."
+                f"- At {ratio:g}x, that unified keeps more than {NAMES[strategy]} **{word}**: {unified['bleu']:.1f} against "
+                f"{other['bleu']:.1f}, {d['delta']:+.1f} BLEU ({d['delta_low']:+.1f} to {d['delta_high']:+.1f})"
+                + (f"; with seeds 2 and 3 {again}." if again else ".")
             )
-        pairs = [(rows.tuned("unified", ratio, s), rows.tuned("top_skip", ratio, s)) for s in (2, 3)]
-        again = [f"{u['bleu'] - t['bleu']:+.1f}" for u, t in pairs if u and t]
-        if again:
-            lines.append(f"  Against top skip with seeds 2 and 3: {', '.join(again)}.")
-    return lines
+    kept = [f"{rows.bleu('unified', r) / rows.bleu('full', 1.0):.1%} at {r:g}x" for r in RATIOS if rows.seeds("unified", r)]
+    return "\n".join([*lines, f"- Unified keeps, of the control's BLEU: {', '.join(kept)}."])
+
+
+def variants(rows: Rows) -> str:
+    """Options beside the plain fine-tuning of the same schedule, seed 1."""
+    lines = []
+    for (weights, strategy, ratio), row in rows.quality.items():
+        plain = rows.tuned("unified" if strategy == "custom" else strategy, ratio)
+        if plain is None or weights == "base" or Path(plain["model"]).name == weights or weights.endswith(("s2", "s3")):
+            continue
+        d = rows.difference(row, plain)
+        shown = f"{d['delta']:+.1f} ({d['delta_low']:+.1f} to {d['delta_high']:+.1f})"
+        share = f"{row['bleu'] / rows.bleu('full', 1.0):.1%}"
+        lines.append([f"`{weights}`", f"{ratio:g}x", f"{row['bleu']:.1f}", shown, share])
+    heads = ["checkpoint", "at", "BLEU", "beside the plain one", "of control"]
+    return markdown(heads, sorted(lines, key=lambda line: (line[0], line[1]))) if lines else ""
+
+
+def two_layers(rows: Rows, folder: Path) -> str:
+    """Why the ends are a poor pair: what the base itself says of all pairs."""
+    if not (folder / "pairs.json").exists():
+        return ""
+    ranked = json.loads((folder / "pairs.json").read_text("utf-8"))["pairs"]
+    place = {tuple(row["kept_layers"]): (i, row["validation_loss"]) for i, row in enumerate(ranked, start=1)}
+    depth = 1 + max(layer for pair in place for layer in pair)
+    named = {"unified (the ends)": (0, depth - 1), "top skip": (0, 1), "bottom skip": (depth - 2, depth - 1)}
+    best = ", ".join(
+        f"{row['kept_layers'][0]} and {row['kept_layers'][1]} ({row['validation_loss']:.2f})" for row in ranked[:3]
+    )
+    others = "; ".join(f"{name} {place[pair][1]:.2f}, rank {place[pair][0]}" for name, pair in named.items())
+    without_first = next(row for row in ranked if 0 not in row["kept_layers"])
+    tuned = [
+        f"layers {' and '.join(weights.split('-')[3:5])} reach {row['bleu']:.1f} BLEU"
+        for (weights, strategy, _), row in rows.quality.items()
+        if strategy == "custom"
+    ]
+    after = f" Fine-tuned with the same budget, {', '.join(tuned)}." if tuned else ""
+    return (
+        f"Validation loss of the base, before any fine-tuning, with each of the {len(ranked)} pairs of layers in decode: best are "
+        f"{best}. {others}. The best pair without layer 0 has {without_first['validation_loss']:.2f}: the first layer is what cannot "
+        f"be missed, and the second should be the one that comes where most of the work is done; the last layer, which unified "
+        f"keeps by rule, was made to read what the layer before it writes.{after}"
+    )
+
+
+def page(rows: Rows, folder: Path) -> str:
+    sample = next(iter(rows.quality.values()))
+    used = [row for row in rows.quality.values()]
+    one = {row["training"]: row for row in used}.values()
+    parts = [
+        "# Multi30k, German to English: does the claim hold?",
+        f"The paper's claim: at the same number of kept layers, unified skipping keeps more quality than skipping one block. "
+        f"One base of {sample['num_layers']} layers was trained from random weights at full depth, then fine-tuned with one budget "
+        f"(half an epoch) under each schedule, and at full depth as the control; greedy on the {sample['num_examples']} sentences of "
+        f"test_2016_flickr. `recipes/multi30k/reproduce.py` makes all of it again. Text and weights are not part of this "
+        f"repository (CC BY-NC-SA 4.0).",
+        table4(rows),
+        "BLEU before: the base without fine-tuning. Measured: decode speedup at batch 1, which does not depend on the weights.",
+        "![quality against speedup](quality.png)",
+        "## The claims",
+        claims(rows),
+        "## What two layers would have been best at 6x",
+        two_layers(rows, folder),
+        "## What paid",
+        "Each option on its own, beside the plain fine-tuning for one ratio; 2x, 3x and 6x in one name is one checkpoint that drew "
+        "its ratio for every step; `long` is the best that was tried, four times the budget and distillation.",
+        variants(rows),
+        "## Where the numbers come from",
+        provenance(list({row["environment"]["git_commit"]: row for row in one}.values())[:2]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def main() -> None:
@@ -145,13 +206,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/multi30k"))
     args = parser.parse_args()
     rows = Rows(args.results)
-    plot(rows, args.results / "quality.png")
-    body = table(rows)
-    write_whole(args.results / "table4.md", body + "\n")
-    page = (args.results / "page.json").read_text("utf-8") if (args.results / "page.json").exists() else "{}"
-    facts = {"table": body, "verdicts": "\n".join(verdicts(rows)), "provenance": provenance(list(rows.quality.values()))}
-    print(json.dumps({"rows": len(rows.quality), "page": len(page)}))
-    print("\n\n".join(facts.values()))
+    plot(rows, args.results / "quality")
+    write_whole(args.results / "README.md", page(rows, args.results))
+    print(f"written to {args.results}/README.md")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ CC BY-NC-SA 4.0, so neither it nor the weights are part of this repository; tabl
 import argparse
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ulskip_cli.cli import invoke
@@ -21,34 +21,50 @@ FILES = {
 }  # fmt: skip
 BASE = ["model=random", "model.path=llama-12x128", "strategy=full", "train=scratch", "train.ratios=1", "train.epochs=6",
         "train.vocab_size=6000", "train.learning_rate=4e-3", "train.dropout=0.1", "train.evaluate_every=453"]  # fmt: skip
+PAIRS = ((0, 8), (0, 4))  # for 6x, beside the schedules' own 0 and 11, 0 and 1, 10 and 11; see pairs.py
 FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1"]
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """One checkpoint and the schedules it is evaluated under."""
+    """One checkpoint: how it is fine-tuned from the base, and under which schedules it is evaluated."""
 
     strategy: str
-    ratio: float
+    ratios: tuple[float, ...]
     seed: int = 1
     variant: str = ""
     options: tuple[str, ...] = ()
-    evaluate: tuple[float, ...] = field(default=())
+    strategy_options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return "-".join(filter(None, [self.strategy, f"{self.ratio:g}x", self.variant, f"s{self.seed}"]))
+        ratios = "+".join(f"{ratio:g}" for ratio in self.ratios)
+        return "-".join(filter(None, [self.strategy, f"{ratios}x", self.variant, f"s{self.seed}"]))
 
 
-def plan(seeds: int) -> list[FineTuned]:
-    """Every checkpoint, the most telling first."""
-    first = [FineTuned("full", 1), *(FineTuned(s, r) for r in (2, 3, 6) for s in ("unified", "top_skip", "bottom_skip"))]
+def contest(seeds: int) -> list[FineTuned]:
+    """The paper's claim: every static strategy with the same budget, full depth as the control."""
+    first = [FineTuned("full", (1,)), *(FineTuned(s, (r,)) for r in (2, 3, 6) for s in ("unified", "top_skip", "bottom_skip"))]
     more = [
         one
         for seed in range(2, seeds + 1)
-        for one in (FineTuned("full", 1, seed), *(FineTuned(s, r, seed) for r in (2, 3) for s in ("unified", "top_skip")))
+        for one in (FineTuned("full", (1,), seed), *(FineTuned(s, (r,), seed) for r in (2, 3) for s in ("unified", "top_skip")))
     ]
     return first + more
+
+
+def options() -> list[FineTuned]:
+    """What more can be had: each option on its own, then the best of them for longer."""
+    every, initial = (1, 2, 3, 6), ("train.distill_weight=1", "train.teacher=initial")
+    pairs = (FineTuned("custom", (6,), 1, f"layers-{a}-{b}", (), (f"strategy.layers=[{a},{b}]",)) for a, b in PAIRS)
+    return [
+        FineTuned("unified", (3,), 1, "distill-initial", initial),
+        FineTuned("unified", (3,), 1, "distill-self-full", ("train.distill_weight=1", "train.full_weight=0.5")),
+        FineTuned("unified", (3,), 1, "full", ("train.full_weight=0.5",)),
+        FineTuned("unified", every),
+        *pairs,
+        FineTuned("unified", every, 1, "long", ("train.epochs=2", *initial)),
+    ]
 
 
 def call(*arguments: str) -> None:
@@ -63,7 +79,7 @@ def data_task(folder: Path, part: str) -> list[str]:
     return ["task.dataset=files", f"task.source_file={folder}/{part}.de", f"task.reference_file={folder}/{part}.en"]
 
 
-def evaluate(weights: Path, task: list[str], strategy: str, ratio: float, *more: str) -> None:
+def evaluate(weights: Path, task: list[str], strategy: str, ratio: float | str, *more: str) -> None:
     """One row of quality; speed is measured apart, since it does not depend on the weights."""
     call("sweep", f"model.path={weights}", "model.dtype=float32", *task, f"strategy={strategy}", f"ratio={ratio}", "name=multi30k",
          "batch_size=64", "baseline=false", "speed.enabled=false", *more)  # fmt: skip
@@ -89,17 +105,17 @@ def main() -> None:
     base = args.work / "base"
     call("train", *BASE, *train, validation, f"output={base}")
     evaluate(base, test, "full", 1)
-    for strategy in ("unified", "top_skip", "bottom_skip"):
-        for ratio in (2, 3, 6):
-            evaluate(base, test, strategy, ratio)
-    for one in plan(args.seeds):
+    evaluate(base, test, "unified,top_skip,bottom_skip", "2,3,6")
+    for one in [*contest(args.seeds), *options()]:
         if not one.name.startswith(args.only):
             continue
-        out = args.work / one.name
+        out, ratios = args.work / one.name, ",".join(f"{ratio:g}" for ratio in one.ratios)
         call("train", f"model.path={base}", "model.dtype=float32", *FINE_TUNE, *train, validation, f"strategy={one.strategy}",
-             f"train.ratios={one.ratio:g}", f"seed={one.seed}", *one.options, f"output={out}")  # fmt: skip
-        for ratio in one.evaluate or (one.ratio,):
-            evaluate(out, test, one.strategy, ratio)
+             *one.strategy_options, f"train.ratios=[{ratios}]", f"seed={one.seed}", *one.options, f"output={out}")  # fmt: skip
+        for ratio in one.ratios:
+            evaluate(out, test, "full" if ratio == 1 else one.strategy, ratio, *one.strategy_options)
+        if one.variant and 1 not in one.ratios:
+            evaluate(out, test, "full", 1)
 
 
 if __name__ == "__main__":

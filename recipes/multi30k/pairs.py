@@ -1,0 +1,44 @@
+"""Which two of twelve layers would serve best at 6x: the base's validation loss with every pair of layers.
+
+python recipes/multi30k/pairs.py --work runs/multi30k --to results/multi30k/pairs.json
+"""
+
+import argparse
+import json
+from itertools import combinations
+from pathlib import Path
+
+from ulskip_cli.config import compose_training
+from ulskip_cli.models.load import load
+from ulskip_cli.results import write_whole
+from ulskip_cli.training.data import TokenPairs, collator_for, training_texts
+from ulskip_cli.training.trainer import validation_loss
+from ulskip_cli.training.two_pass import TwoPass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
+    parser.add_argument("--weights", default="base")
+    parser.add_argument("--to", type=Path, default=Path("results/multi30k/pairs.json"))
+    parser.add_argument("--limit", type=int, default=200)
+    args = parser.parse_args()
+    data = args.work / "data"
+    files = ["task.dataset=files", f"task.source_file={data}/val.de", f"task.reference_file={data}/val.en"]
+    config = compose_training([f"model.path={args.work / args.weights}", "model.dtype=float32", *files, f"limit={args.limit}"])
+    loaded = load(config.model)
+    pairs = TokenPairs(loaded.tokenizer, training_texts(config).train, None)
+    module, collator = TwoPass(loaded.model), collator_for(loaded.tokenizer)
+    depth = loaded.facts.num_layers
+    losses = {kept: validation_loss(module, kept, pairs, collator, 64) for kept in combinations(range(depth), 2)}
+    ranked = sorted(losses, key=losses.__getitem__)
+    rows = [{"kept_layers": kept, "validation_loss": round(losses[kept], 4)} for kept in ranked]
+    write_whole(args.to, json.dumps({"weights": args.weights, "examples": len(pairs), "pairs": rows}, indent=1) + "\n")
+    for row in rows[:8]:
+        print(row)
+    for kept in ((0, 1), (0, depth - 1), (depth - 2, depth - 1)):
+        print(kept, round(losses[kept], 3), f"rank {ranked.index(kept) + 1} of {len(ranked)}")
+
+
+if __name__ == "__main__":
+    main()
