@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 from ulskip_cli import environment
-from ulskip_cli.config import SpeedConfig, baseline_of, compose, instantiate
+from ulskip_cli.config import baseline_of, compose, instantiate
 from ulskip_cli.evaluation import prompt_batches
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.encoding import pad_id
 from ulskip_cli.generation.pairs import measure_pairs
 from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
+from ulskip_cli.schema import SpeedConfig
 from ulskip_cli.timing import median_interval
 
 RATIOS, BATCH_SIZES = (2, 3, 5), (1, 8)

@@ -3,10 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli import schedule
-from ulskip_cli.config import ModelConfig
 from ulskip_cli.cost import WeightBytes, weight_bytes
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import describe, read_headers
+from ulskip_cli.schema import ModelConfig
 
 sizes = st.builds(
     lambda head, layer, n: WeightBytes(head, (layer,) * n), st.integers(0, 10**9), st.integers(1, 10**8), st.integers(3, 80)

@@ -25,7 +25,7 @@ def test_ranges_and_globs():
 def test_without_a_sweep_the_default_grid_is_run():
     points_of_default = points([])
     assert {config.name for config in points_of_default} == {"reproduce"}
-    assert len(points_of_default) == 1 + 3 * 3
+    assert len(points_of_default) == 3 * (1 + 2 * 3)  # batch sizes, then full and two ratios of three strategies
     changed = points(["task.pair=en-de"])
     assert {(config.task["pair"], config.name) for config in changed} == {("en-de", "default")}
 

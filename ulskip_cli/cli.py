@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ulskip_cli import __version__, config
 from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.schema import Config, TrainingConfig
 
 app = typer.Typer(
     help="Faster LLM inference by skipping layers, with the price of the speed measured.",
@@ -178,7 +179,7 @@ def env(as_json: Json = False) -> None:
         print(f"{key:<{width}}  {value}")
 
 
-def _check(chosen: config.Config) -> None:
+def _check(chosen: Config) -> None:
     """Refuse what cannot work before torch is imported: ratio, strategy, task files, model files."""
     from ulskip_cli.models.facts import describe
     from ulskip_cli.plan import make_plan
@@ -187,7 +188,7 @@ def _check(chosen: config.Config) -> None:
     config.instantiate(chosen.task, "task").examples()
 
 
-def _check_training(chosen: config.TrainingConfig) -> None:
+def _check_training(chosen: TrainingConfig) -> None:
     """Refuse what cannot work before torch is imported: ratios, files, an output that cannot be written to."""
     from ulskip_cli.models.facts import describe
 
@@ -198,7 +199,7 @@ def _check_training(chosen: config.TrainingConfig) -> None:
     config.instantiate(chosen.task, "task").examples()
 
 
-def _execute(grid: Sequence[config.Config], as_json: bool, redo: bool) -> None:
+def _execute(grid: Sequence[Config], as_json: bool, redo: bool) -> None:
     """Run points, show the table, say where everything is; exit code 1 if a point failed."""
     from ulskip_cli.report import table
     from ulskip_cli.report.live import Bars

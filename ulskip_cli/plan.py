@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from ulskip_cli import schedule
-from ulskip_cli.config import Config, instantiate
+from ulskip_cli.config import instantiate
 from ulskip_cli.models.facts import ModelFacts
+from ulskip_cli.schema import Config
 from ulskip_cli.strategies import Strategy
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli import config as configuration
-from ulskip_cli.config import Config
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import fingerprint
+from ulskip_cli.schema import Config
 from ulskip_cli.tasks.examples import Example
 
 ROW_VERSION = 1

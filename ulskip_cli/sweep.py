@@ -6,8 +6,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.config import GROUPS, Config, compose, identity, options, parse_overrides
+from ulskip_cli.config import GROUPS, compose, identity, options, parse_overrides
 from ulskip_cli.errors import UsageError
+from ulskip_cli.schema import Config
 
 DEFAULT_EXPERIMENT = "reproduce"
 

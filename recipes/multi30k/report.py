@@ -166,24 +166,23 @@ def two_layers(rows: Rows, folder: Path) -> str:
     ]
     after = f" Fine-tuned with the same budget, {', '.join(tuned)}." if tuned else ""
     return (
-        f"Validation loss of the base, before any fine-tuning, with each of the {len(ranked)} pairs of layers in decode: best are "
-        f"{best}. {others}. The best pair without layer 0 has {without_first['validation_loss']:.2f}: the first layer is what cannot "
-        f"be missed, and the second should be the one that comes where most of the work is done; the last layer, which unified "
-        f"keeps by rule, was made to read what the layer before it writes.{after}"
+        f"Validation loss of the base, before any fine-tuning, with each of the {len(ranked)} pairs of layers in decode: "
+        f"best are {best}. {others}. The best pair without layer 0 has {without_first['validation_loss']:.2f}: the first "
+        f"layer is what cannot be missed, and its best partner lies in the upper middle; the last layer, which unified keeps "
+        f"by rule, was made to read what the layer before it writes.{after}"
     )
 
 
 def page(rows: Rows, folder: Path) -> str:
     sample = next(iter(rows.quality.values()))
-    used = [row for row in rows.quality.values()]
-    one = {row["training"]: row for row in used}.values()
+    one = {row["training"]: row for row in rows.quality.values()}.values()
     parts = [
         "# Multi30k, German to English: does the claim hold?",
         f"The paper's claim: at the same number of kept layers, unified skipping keeps more quality than skipping one block. "
-        f"One base of {sample['num_layers']} layers was trained from random weights at full depth, then fine-tuned with one budget "
-        f"(half an epoch) under each schedule, and at full depth as the control; greedy on the {sample['num_examples']} sentences of "
-        f"test_2016_flickr. `recipes/multi30k/reproduce.py` makes all of it again. Text and weights are not part of this "
-        f"repository (CC BY-NC-SA 4.0).",
+        f"One base of {sample['num_layers']} layers was trained from random weights at full depth, then fine-tuned with one "
+        f"budget (half an epoch) under each schedule, and at full depth as the control; greedy on the "
+        f"{sample['num_examples']} sentences of test_2016_flickr. `recipes/multi30k/reproduce.py` makes all of it again. Text "
+        f"and weights are not part of this repository (CC BY-NC-SA 4.0).",
         table4(rows),
         "BLEU before: the base without fine-tuning. Measured: decode speedup at batch 1, which does not depend on the weights.",
         "![quality against speedup](quality.png)",
@@ -192,8 +191,8 @@ def page(rows: Rows, folder: Path) -> str:
         "## What two layers would have been best at 6x",
         two_layers(rows, folder),
         "## What paid",
-        "Each option on its own, beside the plain fine-tuning for one ratio; 2x, 3x and 6x in one name is one checkpoint that drew "
-        "its ratio for every step; `long` is the best that was tried, four times the budget and distillation.",
+        "Each option on its own, beside the plain fine-tuning for one ratio; several ratios in one name are one checkpoint that "
+        "drew its ratio for every step; `long` is the best that was tried, four times the budget and distillation.",
         variants(rows),
         "## Where the numbers come from",
         provenance(list({row["environment"]["git_commit"]: row for row in one}.values())[:2]),

@@ -79,8 +79,9 @@ def data_task(folder: Path, part: str) -> list[str]:
 
 def evaluate(weights: Path, task: list[str], strategy: str, ratio: float | str, *more: str) -> None:
     """One row of quality; speed is measured apart, since it does not depend on the weights."""
-    call("sweep", f"model.path={weights}", "model.dtype=float32", *task, f"strategy={strategy}", f"ratio={ratio}", "name=multi30k",
-         "batch_size=64", "baseline=false", "speed.enabled=false", *more)  # fmt: skip
+    quality_only = ["batch_size=64", "baseline=false", "speed.enabled=false"]
+    schedule = [f"strategy={strategy}", f"ratio={ratio}", *more]
+    call("sweep", f"model.path={weights}", "model.dtype=float32", *task, *schedule, "name=multi30k", *quality_only)
 
 
 def main() -> None:

@@ -2,10 +2,11 @@ import pytest
 import torch
 from reference import NUM_LAYERS, random_ids
 
-from ulskip_cli.config import DecodingConfig, compose
+from ulskip_cli.config import compose
 from ulskip_cli.generation.decode import Decoder, generate_texts
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan
+from ulskip_cli.schema import DecodingConfig
 
 GREEDY = DecodingConfig(name="greedy", max_new_tokens=8)
 

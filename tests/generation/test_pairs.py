@@ -1,11 +1,12 @@
 import torch
 from reference import NUM_LAYERS, random_ids
 
-from ulskip_cli.config import DecodingConfig, SpeedConfig, compose
+from ulskip_cli.config import compose
 from ulskip_cli.generation.decode import BatchOutput, Decoder
 from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan
+from ulskip_cli.schema import DecodingConfig, SpeedConfig
 
 
 def output(first, decode):

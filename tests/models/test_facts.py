@@ -3,9 +3,9 @@ import struct
 
 import pytest
 
-from ulskip_cli.config import ModelConfig
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import describe, find_config, read_headers
+from ulskip_cli.schema import ModelConfig
 
 
 def hf(path, **options):

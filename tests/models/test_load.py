@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from ulskip_cli.config import ModelConfig
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.load import load, pick_device, training_note
+from ulskip_cli.schema import ModelConfig
 
 
 def test_a_folder_loads_with_its_tokenizer(model_folder):

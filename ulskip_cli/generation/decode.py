@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from ulskip_cli import views
-from ulskip_cli.config import DecodingConfig
 from ulskip_cli.generation.encoding import pad_id, padded
 from ulskip_cli.plan import Plan
+from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
 
 

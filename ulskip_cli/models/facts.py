@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from ulskip_cli.config import ModelConfig
 from ulskip_cli.cost import WeightBytes, weight_bytes
 from ulskip_cli.errors import UsageError, unknown
+from ulskip_cli.schema import ModelConfig
 
 ASSETS = Path(__file__).parent.parent / "assets"
 _SAMPLE_BYTES = 65536

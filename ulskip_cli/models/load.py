@@ -10,11 +10,11 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli import views
-from ulskip_cli.config import ModelConfig
 from ulskip_cli.cost import weight_bytes
 from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.models import smollm2
 from ulskip_cli.models.facts import ModelFacts, describe, find_config
+from ulskip_cli.schema import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -61,4 +61,4 @@ def quality_against_speedup(rows: Sequence[Row], path: Path, title: str = "") ->
 
 
 def _speedup(row: Row) -> float:
-    return row.get("measured_speedup") or row.get("predicted_speedup") or row["layer_ratio"]
+    return float(row.get("measured_speedup") or row.get("predicted_speedup") or row["layer_ratio"])

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ulskip_cli.config import TrainingConfig, instantiate
+from ulskip_cli.config import instantiate
 from ulskip_cli.errors import UsageError
 from ulskip_cli.generation.encoding import pad_id, padded, response_tokens
+from ulskip_cli.schema import TrainingConfig
 
 Texts = list[tuple[str, str]]
 _TOKENIZE_AT_ONCE = 1000

@@ -16,12 +16,13 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
 from ulskip_cli import environment, views
-from ulskip_cli.config import TrainingConfig, instantiate, resolved
+from ulskip_cli.config import instantiate, resolved
 from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.models import load
 from ulskip_cli.models.facts import fingerprint
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import Row, write_whole
+from ulskip_cli.schema import TrainingConfig
 from ulskip_cli.strategies import Strategy
 from ulskip_cli.training.data import TokenPairs, TrainingTexts, train_tokenizer, training_texts
 from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint

@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ulskip_cli.config import TrainingConfig
 from ulskip_cli.errors import UsageError
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import append_line
+from ulskip_cli.schema import TrainingConfig
 from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, collator_for
 from ulskip_cli.training.muon import MuonFactory
 from ulskip_cli.training.two_pass import IGNORED, TwoPass
