@@ -116,10 +116,13 @@ def train(
     _check_training(chosen)
     from ulskip_cli.report.live import Bars
 
-    with Bars() as bars:
+    first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
+    with Bars(enabled=first) as bars:
         from ulskip_cli.training.run import train as run_training
 
         record = run_training(chosen, bars)
+    if not first:
+        return
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return
@@ -191,7 +194,9 @@ def _check(chosen: Config) -> None:
 def _check_training(chosen: TrainingConfig) -> None:
     """Refuse what cannot work before torch is imported: ratios, files, an output that cannot be written to."""
     from ulskip_cli.models.facts import describe
+    from ulskip_cli.training.refused import refuse
 
+    refuse(chosen.train.arguments or {})
     strategy = config.instantiate(chosen.strategy, "strategy")
     depth = describe(chosen.model).num_layers
     for ratio in chosen.train.ratios:

@@ -9,26 +9,7 @@ from safetensors.torch import load_file
 
 from ulskip_cli.config import compose_training
 from ulskip_cli.errors import UsageError
-from ulskip_cli.training.trainer import arguments, last_checkpoint, refuse
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        ({"gradient_checkpointing": True}, "drops the prompt's cache"),
-        ({"activation_checkpointing": True}, "drops the prompt's cache"),
-        ({"fsdp": "full_shard"}, "fsdp is refused"),
-        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "stage 2 or below, got 3"),
-        ({"learning_rate": 1.0}, r"train\.\* options"),
-    ],
-)
-def test_what_would_train_something_else_is_refused(extra, message):
-    with pytest.raises(UsageError, match=message):
-        refuse(extra)
-
-
-def test_zero_2_and_trackers_pass():
-    refuse({"deepspeed": {"zero_optimization": {"stage": 2}}, "report_to": "tensorboard"})
+from ulskip_cli.training.trainer import arguments, last_checkpoint
 
 
 def test_an_argument_that_trainer_does_not_know_is_named(tmp_path):

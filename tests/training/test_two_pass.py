@@ -140,6 +140,16 @@ def test_adapters_are_seen_through_views_and_saved_alone(llama):
     torch.testing.assert_close(TwoPass(merged).eval()(**inputs, kept=kept)["loss"], with_adapters, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_an_adapted_model_is_taught_by_itself_without_adapters(llama):
+    initial, kept = copy.deepcopy(llama).requires_grad_(False), (0, 2, 5)
+    options = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    adapted, weights = get_peft_model(llama, LoraConfig(**options)), LossWeights(cross_entropy=0.0, distill=1.0)
+    losses = [TwoPass(adapted, weights=weights, teacher=t).eval()(**batch(), kept=kept)["loss"] for t in (llama, initial)]
+    torch.testing.assert_close(*losses)
+    assert losses[0] > 0.01
+
+
 def test_equal_predictions_do_not_diverge():
     logits = torch.randn(2, 3, 11)
     labels = torch.tensor([[1, 2, -100], [3, -100, -100]])

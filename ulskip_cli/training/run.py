@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 import shutil
 import time
 import warnings
@@ -134,7 +135,7 @@ def _finished(output: Path, identity: str) -> Row | None:
     if begun.is_file():
         if begun.read_text("utf-8") != identity:
             raise UsageError(f"{output} holds an unfinished training with other settings or data; {advice}")
-    elif output.exists() and any(output.iterdir()):
+    elif os.environ.get("RANK", "0") == "0" and output.exists() and any(output.iterdir()):  # others may come later
         raise UsageError(f"{output} is not empty and holds no training of ours; {advice}")
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ def _finished(output: Path, identity: str) -> Row | None:
 
 
 def _subject(config: TrainingConfig, texts: TrainingTexts) -> Subject:
-    """The model in float32, so that small updates are not rounded away, and its tokenizer."""
+    """The model and its tokenizer; weights that are trained are float32, so that small updates are not rounded away."""
     if config.model.source == "random":
         length = config.train.max_length or 2048
         tokenizer = train_tokenizer(texts.train, config.train.vocab_size, length)
@@ -152,7 +153,8 @@ def _subject(config: TrainingConfig, texts: TrainingTexts) -> Subject:
         model = load.random_model(replace(config.model, dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids)
         subject = Subject(model, tokenizer, None)
     else:
-        loaded = load.load(replace(config.model, dtype="float32", device="cpu"))
+        dtype = config.model.dtype if config.train.method == "lora" else "float32"  # peft's adapters are float32 anyway
+        loaded = load.load(replace(config.model, dtype=dtype, device="cpu"))
         assert loaded.tokenizer is not None
         subject = Subject(loaded.model, loaded.tokenizer, load.training_record(config.model))
     if config.train.attention:
@@ -167,7 +169,9 @@ def _module(config: TrainingConfig, model: PreTrainedModel) -> TwoPass:
     """The model with its loss, adapters and frozen parts."""
     train = config.train
     initial = train.teacher == "initial" and train.distill_weight > 0
-    teacher = copy.deepcopy(model).eval().requires_grad_(False) if initial else None
+    teacher = None
+    if initial:  # under adapters the initial model is there already: it is the base without them
+        teacher = model if train.method == "lora" else copy.deepcopy(model).eval().requires_grad_(False)
     if train.dropout:
         add_dropout(model, train.dropout)
     trained: Any = model

@@ -17,15 +17,8 @@ from ulskip_cli.results import append_line
 from ulskip_cli.schema import TrainingConfig
 from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, collator_for
 from ulskip_cli.training.muon import MuonFactory
+from ulskip_cli.training.refused import refuse
 from ulskip_cli.training.two_pass import IGNORED, TwoPass
-
-_OURS = (
-    "output_dir", "seed", "remove_unused_columns", "label_names", "report_to", "disable_tqdm", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
-    "weight_decay", "max_grad_norm", "bf16", "fp16", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
-    "logging_steps", "optim", "train_sampling_strategy", "label_smoothing_factor", "load_best_model_at_end",
-)  # fmt: skip
-_LOOSE = ("report_to", "save_total_limit")
 
 
 class SkipTrainer(Trainer):  # type: ignore[misc]
@@ -181,32 +174,6 @@ def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str
     if made.n_gpu > 1:
         made._n_gpu = 1  # views do not survive DataParallel; several GPUs are for torchrun
     return made
-
-
-def refuse(extra: Mapping[str, Any]) -> None:
-    """Refuse arguments that are set elsewhere, or under which the second pass would not be what decoding is.
-
-    Raises:
-        UsageError: names the argument.
-    """
-    for key in extra:
-        if key in _OURS and key not in _LOOSE:
-            raise UsageError(f"train.arguments.{key}: expected it as one of the train.* options or top-level keys")
-    if any("checkpointing" in key and value for key, value in extra.items()):
-        raise UsageError(
-            "train.arguments: gradient checkpointing drops the prompt's cache, which the second pass reads; lower "
-            "train.batch_size and raise train.accumulation instead"
-        )
-    if extra.get("fsdp"):
-        raise UsageError("train.arguments.fsdp is refused: it is not tested with shared layers; use DDP (torchrun) or ZeRO-2")
-    if extra.get("deepspeed"):
-        source = extra["deepspeed"]
-        settings = source if isinstance(source, Mapping) else json.loads(Path(source).read_text("utf-8"))
-        stage = settings.get("zero_optimization", {}).get("stage", 0)
-        if stage not in (0, 1, 2):
-            raise UsageError(
-                f"train.arguments.deepspeed: expected ZeRO stage 2 or below, got {stage}; 3 moves the weights away"
-            )
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """The two-pass loss as a module, so that whatever wraps modules (Trainer, DDP, ZeRO-2) wraps both passes."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ class TwoPass(nn.Module):
             model: a causal LM, or peft's wrapper of one.
             prompt_layers: `all` or `kept`.
             weights: of the parts of the loss.
-            teacher: a frozen causal LM to distill from; None for the model's own full depth.
+            teacher: a frozen causal LM to distill from, or the adapted one itself, which then teaches without its
+                adapters; None for the model's own full depth.
         """
         super().__init__()
         self.model = model
@@ -135,7 +137,8 @@ class TwoPass(nn.Module):
         if not self._teacher or not self.weights.distill:
             return None
         teacher: Any = self._teacher[0].to(prompt_ids.device)
-        with torch.no_grad():
+        adapted: Any = self.model
+        with torch.no_grad(), adapted.disable_adapter() if teacher is self.base else nullcontext():
             encoded = encode_prompt(teacher, prompt_ids, prompt_mask)
             return predict_response(teacher, tuple(range(views.num_layers(teacher))), encoded, response_ids)
 

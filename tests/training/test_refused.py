@@ -1,0 +1,35 @@
+import json
+
+import pytest
+
+from ulskip_cli.errors import UsageError
+from ulskip_cli.training.refused import refuse
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"gradient_checkpointing": True}, "drops the prompt's cache"),
+        ({"activation_checkpointing": True}, "drops the prompt's cache"),
+        ({"fsdp": "full_shard"}, "fsdp is refused"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "stage 2 or below, got 3"),
+        ({"learning_rate": 1.0}, r"train\.\* options"),
+    ],
+)
+def test_what_would_train_something_else_is_refused(extra, message):
+    with pytest.raises(UsageError, match=message):
+        refuse(extra)
+
+
+def test_zero_2_and_trackers_pass():
+    refuse({"deepspeed": {"zero_optimization": {"stage": 2}}, "report_to": "tensorboard"})
+
+
+def test_deepspeed_settings_are_read_from_a_file(tmp_path):
+    for stage in (2, 3):
+        (tmp_path / f"zero{stage}.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    refuse({"deepspeed": str(tmp_path / "zero2.json")})
+    with pytest.raises(UsageError, match="got 3"):
+        refuse({"deepspeed": str(tmp_path / "zero3.json")})
+    with pytest.raises(UsageError, match="cannot read"):
+        refuse({"deepspeed": str(tmp_path / "none.json")})

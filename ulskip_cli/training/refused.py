@@ -1,0 +1,45 @@
+"""Which of Trainer's arguments are refused, known before torch is imported."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.errors import UsageError
+
+_OURS = (
+    "output_dir", "seed", "remove_unused_columns", "label_names", "report_to", "disable_tqdm", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "weight_decay", "max_grad_norm", "bf16", "fp16", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
+    "logging_steps", "optim", "train_sampling_strategy", "label_smoothing_factor", "load_best_model_at_end",
+)  # fmt: skip
+_LOOSE = ("report_to", "save_total_limit")
+
+
+def refuse(extra: Mapping[str, Any]) -> None:
+    """Refuse arguments that are set elsewhere, or under which the second pass would not be what decoding is.
+
+    Raises:
+        UsageError: names the argument.
+    """
+    for key in extra:
+        if key in _OURS and key not in _LOOSE:
+            raise UsageError(f"train.arguments.{key}: expected it as one of the train.* options or top-level keys")
+    if any("checkpointing" in key and value for key, value in extra.items()):
+        raise UsageError(
+            "train.arguments: gradient checkpointing drops the prompt's cache, which the second pass reads; lower "
+            "train.batch_size and raise train.accumulation instead"
+        )
+    if extra.get("fsdp"):
+        raise UsageError("train.arguments.fsdp is refused: it is not tested with shared layers; use DDP (torchrun) or ZeRO-2")
+    if extra.get("deepspeed"):
+        source = extra["deepspeed"]
+        try:
+            settings = source if isinstance(source, Mapping) else json.loads(Path(source).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"train.arguments.deepspeed: cannot read {source} as JSON ({error})") from None
+        stage = settings.get("zero_optimization", {}).get("stage", 0)
+        if stage not in (0, 1, 2):
+            raise UsageError(
+                f"train.arguments.deepspeed: expected ZeRO stage 2 or below, got {stage}; 3 moves the weights away"
+            )
