@@ -84,7 +84,8 @@ def main() -> None:
                  f"train.ratios={ratios}", f"output={out}")  # fmt: skip
             records[weights] = json.loads((out / "training.json").read_text("utf-8"))
             model = [f"model.path={out}"]
-        call("sweep", *model, *test, "strategy=full,unified", f"ratio={RATIOS}")
+        strategies = "full" if weights == "full" else "full,unified"
+        call("sweep", *model, *test, f"strategy={strategies}", f"ratio={RATIOS}")
     folder = Path("results") / NAME
     write_whole(folder / "README.md", page(read_jsonl(folder / "runs.jsonl"), records))
 

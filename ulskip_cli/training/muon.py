@@ -1,7 +1,6 @@
 """Muon for the matrices, AdamW for everything else, as one optimizer.
 
-Muon (Jordan et al. 2024) orthogonalizes the momentum of each weight matrix. From random weights it needs less than
-half of AdamW's steps; `benchmarks/` has the comparison.
+Muon (Jordan et al. 2024) orthogonalizes the momentum of each weight matrix.
 """
 
 from collections.abc import Callable
