@@ -123,6 +123,9 @@ def train(
         record = run_training(chosen, bars)
     if not first:
         return
+    from ulskip_cli.report.plot import learning_curve
+
+    learning_curve(record, Path(chosen.output) / "learning_curve")
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return

@@ -1,4 +1,4 @@
-from ulskip_cli.report.plot import quality_against_speedup
+from ulskip_cli.report.plot import learning_curve, quality_against_speedup
 
 
 def row(strategy, ratio, **more):
@@ -31,3 +31,11 @@ def test_without_measurement_the_prediction_is_shown(tmp_path):
 def test_without_quality_nothing_is_drawn(tmp_path):
     assert quality_against_speedup([row("unified", 2.0, bleu=None)], tmp_path / "quality") == []
     assert not list(tmp_path.iterdir())
+
+
+def test_a_learning_curve_has_a_line_a_count(tmp_path):
+    curve = [{"step": step, "validation_loss": {"12": 3.0 / step, "6": 3.5 / step}} for step in (1, 2, 3)]
+    _, svg = learning_curve({"learning_curve": curve}, tmp_path / "curve")
+    drawn = svg.read_text()
+    assert "<!-- 12 layers -->" in drawn and "<!-- 6 layers -->" in drawn
+    assert learning_curve({"learning_curve": curve[:1]}, tmp_path / "none") == []

@@ -1,7 +1,8 @@
-"""Quality against speedup as a picture, for those who would rather look than read."""
+"""Pictures of rows and trainings, for those who would rather look than read."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ulskip_cli.results import Row
 
@@ -53,6 +54,37 @@ def quality_against_speedup(rows: Sequence[Row], path: Path, title: str = "") ->
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
+    return _saved(figure, path)
+
+
+def learning_curve(record: Row, path: Path) -> list[Path]:
+    """Draw the validation loss of a training over its steps, one line a number of kept layers; PNG and SVG.
+
+    Args:
+        record: of a training, as in training.json.
+        path: of the files, without suffix.
+
+    Returns:
+        The files; none where there are fewer than two points.
+    """
+    curve = record["learning_curve"]
+    if len(curve) < 2:
+        return []
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for count in curve[0]["validation_loss"]:
+        points = [(point["step"], point["validation_loss"][count]) for point in curve if count in point["validation_loss"]]
+        axes.plot(*zip(*points, strict=True), marker=".", label=f"{count} layers")
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss, nats a token")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def _saved(figure: Any, path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in files:
