@@ -62,7 +62,7 @@ train-tiny: setup ## Train the embedded model again: make train-tiny DATA=deu-en
 ifdef SMOKE
 	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data --limit 400
 	$(TINY) train.max_steps=8 train.evaluate_every=4 train.batch_size=8 train.vocab_size=400
-	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json --assets $(WORK)/assets
+	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json --assets $(WORK)/assets --docs $(WORK)/docs
 else
 	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data
 	$(TINY)

@@ -8,7 +8,9 @@ import json
 import shutil
 from pathlib import Path
 
-ASSETS = Path(__file__).parents[2] / "ulskip_cli" / "assets"
+from ulskip_cli.report.plot import learning_curve
+
+ROOT = Path(__file__).parents[2]
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 LIMIT_BYTES = 25_000_000
 
@@ -17,7 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--split", type=Path, required=True)
-    parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--assets", type=Path, default=ROOT / "ulskip_cli" / "assets")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the picture of the learning curve goes")
     args = parser.parse_args()
     record = json.loads((args.model / "training.json").read_text("utf-8"))
     task = record["config"]["task"]
@@ -33,6 +36,7 @@ def main() -> None:
     for name in FILES:
         shutil.copyfile(args.model / name, args.assets / "tiny" / name)
     (args.assets / "tiny" / "training.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    learning_curve(record, args.docs / "tiny-learning-curve")
     print(f"{total / 1e6:.1f} MB of assets")
 
 
