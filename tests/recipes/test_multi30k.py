@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from recipe import load_recipe
 
@@ -24,3 +26,42 @@ def test_every_training_composes_and_keeps_what_its_name_says(one):
 def test_all_get_the_same_budget_in_the_contest():
     assert {one.options for seed in (1, 2, 3) for one in reproduce.contest(seed)} == {()}
     assert {one.strategy for one in reproduce.contest(1)} == {"full", "unified", "top_skip", "bottom_skip"}
+
+
+REFERENCES = [
+    f"a {colour} dog runs over the {place} with a ball" for colour in ("red", "blue", "black") for place in ("grass", "road")
+]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Rows of a contest in which unified copies the references and top_skip loses their ends."""
+    answers = {"full": REFERENCES, "unified": REFERENCES, "top_skip": [text[:20] for text in REFERENCES]}
+    rows = []
+    for strategy, hypotheses in answers.items():
+        target = 1.0 if strategy == "full" else 2.0
+        name = f"{strategy}-{target:g}x-s1"
+        row = {
+            "id": name, "model": f"runs/{name}", "strategy": strategy, "target_speedup": target, "batch_size": 64,
+            "config": {"speed": {"enabled": False}}, "kept_layers": list(range(int(12 / target))), "num_layers": 12,
+            "num_examples": len(REFERENCES), "predicted_speedup": target, "layer_ratio": target, "training": "somehow",
+            "bleu": 100.0 if strategy != "top_skip" else 20.0, "dtype": "float32", "pair": "de-en",
+            "environment": {"git_commit": "c", "processor": "p", "threads": 1, "instruction_set": "i", "accelerator": None,
+                            "ulskip": "0", "packages": {"torch": "t", "transformers": "f"}},
+        }  # fmt: skip
+        rows.append(json.dumps(row))
+        texts = [{"hypothesis": h, "reference": r} for h, r in zip(hypotheses, REFERENCES, strict=True)]
+        (tmp_path / "generations").mkdir(exist_ok=True)
+        (tmp_path / "generations" / f"{name}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    (tmp_path / "runs.jsonl").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def test_the_page_says_what_the_intervals_say(results):
+    report = load_recipe("multi30k/report.py")
+    page = report.page(report.Rows(results), results)
+    assert "| 2x | unified | 6/12 | – | 100.0 | 100.0% | – |" in page
+    assert "At 2x, that unified keeps more than top skip **held**: 100.0 against" in page
+    assert "bottom skip **" not in page
+    report.plot(report.Rows(results), results / "quality")
+    assert (results / "quality.png").is_file()
