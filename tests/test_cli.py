@@ -193,6 +193,7 @@ def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path):
     assert rows[0]["training"] == "with skipping: unified, kept counts 6, 3 drawn per step, 2 steps"
     assert rows[0]["trained_for"]["ratios"] == [1.0, 2.0]
     assert [row["trained_for_these_layers"] for row in rows] == [True, False]
+    assert [row["warnings"] for row in rows] == [[], ["unified with 2 of 6 layers: the weights were trained for others"]]
 
 
 def test_a_sweep_leaves_the_papers_table_and_a_plot(ulskip, overrides, tmp_path):

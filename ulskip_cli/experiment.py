@@ -109,6 +109,9 @@ def _measure_point(
         **speed,
         **_provenance(config, plan, loaded, evaluation),
     }
+    if row["trained_for_these_layers"] is False and not plan.keeps_all:
+        kept = f"{plan.strategy} with {len(plan.kept_layers)} of {plan.num_layers} layers"
+        row["warnings"].append(f"{kept}: the weights were trained for others")
     if not config.baseline:
         row |= {key: None for key in row if "measured_speedup" in key or "end_to_end_speedup" in key}
     folder.save(config, row, evaluation.generations)
