@@ -27,6 +27,10 @@ app = typer.Typer(
     epilog="Overrides are key=value: model= task= strategy= decoding= experiment= ratio= ... See `ulskip run --print-config`.",
 )
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. task=wmt ratio=2.0", show_default=False)]
+TrainOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value, e.g. model.path=DIR train=lora train.ratios=2 output=runs/mine", show_default=False),
+]
 ConfigDir = Annotated[Path | None, typer.Option(help="A folder of your own config groups, e.g. DIR/strategy/mine.yaml.")]
 INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns Ctrl-C into it
 INTERRUPTED = "interrupted; what was finished is kept"
@@ -103,7 +107,7 @@ def sweep(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Js
 
 @app.command()
 def train(
-    overrides: Overrides = None,
+    overrides: TrainOverrides = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")] = False,

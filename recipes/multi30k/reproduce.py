@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="names of checkpoints that start with this")
+    parser.add_argument("--only", default="", help="just these checkpoints, in this order, by name: unified-2x-s1,...")
     args = parser.parse_args()
     data = args.work / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -106,9 +106,8 @@ def main() -> None:
     evaluate(base, test, "full", 1)
     evaluate(base, test, "unified,top_skip,bottom_skip", "2,3,6")
     again = [one for seed in range(2, args.seeds + 1) for one in contest(seed)]
-    for one in [*contest(1), *options(), *again]:
-        if not one.name.startswith(args.only):
-            continue
+    named = {one.name: one for one in [*contest(1), *options(), *again]}
+    for one in [named[name] for name in args.only.split(",")] if args.only else named.values():
         out, ratios = args.work / one.name, ",".join(f"{ratio:g}" for ratio in one.ratios)
         call("train", f"model.path={base}", "model.dtype=float32", *FINE_TUNE, *train, validation, f"strategy={one.strategy}",
              *one.strategy_options, f"train.ratios=[{ratios}]", f"seed={one.seed}", *one.options, f"output={out}")  # fmt: skip
