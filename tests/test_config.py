@@ -118,6 +118,8 @@ def test_the_resolved_yaml_composes_to_the_same(tmp_path):
         (["train.ratio=2"], r"train.ratio.*did you mean 'train.ratios'"),
         (["train=papr"], "did you mean 'paper'"),
         (["train.optimizer=adam"], "adamw, muon"),
+        (["train.ce_weight=0"], "got 0 for all"),
+        (["seed=-1"], "seed >= 0"),
         (["train.dropout=1"], "train.dropout < 1"),
         (["train.learning_rate=0"], "train.learning_rate > 0"),
         (["train.ratios=[1,2]", "train.ratio_weights=[1]"], "for each of 2 ratios"),

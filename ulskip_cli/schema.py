@@ -196,11 +196,13 @@ def check_training(config: TrainingConfig) -> None:
     for key in ("epochs", "learning_rate"):
         if getattr(train, key) <= 0:
             raise UsageError(f"expected train.{key} > 0, got {getattr(train, key)}")
+    if not train.ce_weight + train.full_weight + train.distill_weight:
+        raise UsageError("expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0 for all")
     if train.ratio_weights is not None and (
         len(train.ratio_weights) != len(train.ratios) or min(train.ratio_weights) < 0 or not sum(train.ratio_weights)
     ):
         raise UsageError(
-            f"expected one train.ratio_weights >= 0 for each of {len(train.ratios)} ratios, got {train.ratio_weights}"
+            f"expected train.ratio_weights >= 0, not all 0, for each of {len(train.ratios)} ratios, got {train.ratio_weights}"
         )
     if train.validation and train.held_out:
         raise UsageError("expected train.validation or train.held_out, got both")
@@ -214,7 +216,7 @@ def _check_shared(config: Config | TrainingConfig) -> None:
     one_of("prompt_layers", config.prompt_layers, PROMPT_LAYERS)
     one_of("model.source", config.model.source, MODEL_SOURCES)
     one_of("model.dtype", config.model.dtype, DTYPES)
-    _check_least(("limit", 1 if config.limit is None else config.limit, 1))
+    _check_least(("limit", 1 if config.limit is None else config.limit, 1), ("seed", config.seed, 0))
 
 
 def _check_least(*bounds: tuple[str, float, float]) -> None:

@@ -5,10 +5,20 @@ from ulskip_cli.report.training import training_lines
 
 def test_a_training_in_a_few_lines():
     curve = [{"step": 1, "validation_loss": {"12": 3.0}}, {"step": 9, "validation_loss": {"12": 1.5, "6": 1.75}}]
-    record = {"steps": 9, "strategy": "unified", "examples": 100, "left_out": 2, "seconds": 12.4, "learning_curve": curve}
+    record = {
+        "steps": 9,
+        "strategy": "unified",
+        "examples": 100,
+        "left_out": 2,
+        "seconds": 12.4,
+        "train_loss": 2.5,
+        "resumed": False,
+        "learning_curve": curve,
+    }
     lines = training_lines(record, Path("runs/x"))
     assert lines[0] == "9 steps of unified on 100 examples, 12 s"
-    assert lines[1].startswith("2 examples were left out")
-    assert lines[2] == "validation loss: 1.500 with 12 layers, 1.750 with 6 layers"
-    assert lines[3] == "written to runs/x/; try: ulskip run model.path=runs/x"
-    assert len(training_lines({**record, "left_out": 0, "learning_curve": []}, Path("x"))) == 2
+    assert lines[1] == "training loss of the last steps: 2.500"
+    assert lines[2].startswith("2 examples were left out")
+    assert lines[3] == "validation loss: 1.500 with 12 layers, 1.750 with 6 layers"
+    assert lines[4] == "written to runs/x/; try: ulskip run model.path=runs/x"
+    assert len(training_lines({**record, "left_out": 0, "train_loss": None, "learning_curve": []}, Path("x"))) == 2

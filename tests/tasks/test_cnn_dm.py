@@ -46,7 +46,13 @@ def test_scores_are_rouge(file):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "is empty"), ('{"id": 1}\n', "line 1: expected JSON"), ("nonsense\n", "line 1")]
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ('{"id": 1}\n', "line 1: expected a JSON object"),
+        ("nonsense\n", "line 1"),
+        ('{"id": 1, "article": 5, "highlights": "x"}\n', "line 1"),
+    ],
 )
 def test_bad_files_are_named_with_the_line(tmp_path, text, message):
     path = tmp_path / "bad.jsonl"

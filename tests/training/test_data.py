@@ -33,6 +33,11 @@ def test_validation_is_the_task_with_changes(tmp_path):
     assert len(texts.train) == 2
 
 
+def test_a_bad_validation_set_is_named_as_such():
+    with pytest.raises(UsageError, match=r"^train\.validation: "):
+        training_texts(compose_training(["limit=2", "train.validation={pair:de-fr}"]))
+
+
 def test_the_hash_is_of_the_texts():
     one, other = (training_texts(compose_training([f"limit={n}"])) for n in (3, 4))
     assert one.sha256 != other.sha256

@@ -70,6 +70,17 @@ def test_a_finished_training_is_not_run_again(overrides, tmp_path):
         train(compose_training([*overrides, "train.max_steps=3"]), Silent())
 
 
+def test_a_file_in_the_outputs_place_is_left_alone(overrides, tmp_path):
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(UsageError, match="is a file"):
+        train(compose_training(overrides), Silent())
+
+
+def test_a_tracker_that_does_not_exist_is_one_line(overrides):
+    with pytest.raises(UsageError, match=r"train\.arguments: .*nosuch"):
+        train(compose_training([*overrides, "train.arguments={report_to:nosuch}"]), Silent())
+
+
 def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")

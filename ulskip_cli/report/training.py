@@ -7,7 +7,12 @@ from ulskip_cli.results import Row
 
 def training_lines(record: Row, output: Path) -> list[str]:
     """Steps, the ends of the learning curve, and what to run next."""
-    lines = [f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples, {record['seconds']:.0f} s"]
+    since = " since it was carried on" if record["resumed"] else ""
+    lines = [
+        f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples, {record['seconds']:.0f} s{since}"
+    ]
+    if record["train_loss"] is not None:
+        lines.append(f"training loss of the last steps: {record['train_loss']:.3f}")
     if record["left_out"]:
         lines.append(f"{record['left_out']} examples were left out: longer than train.max_length")
     if record["learning_curve"]:

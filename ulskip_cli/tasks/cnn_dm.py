@@ -39,10 +39,13 @@ class CnnDm:
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             try:
                 row = json.loads(line)
-                article = " ".join(str(row["article"]).split()[: self.max_article_words])
-                rows.append(Example(str(row["id"]), article, str(row["highlights"])))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"{path}, line {number}: expected JSON with id, article and highlights ({error!r})") from None
+                article = " ".join(row["article"].split()[: self.max_article_words])
+                if not article or not row["highlights"].strip():
+                    raise ValueError("an empty text")
+                rows.append(Example(str(row["id"]), article, row["highlights"]))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                expected = "expected a JSON object with id and the texts article and highlights"
+                raise UsageError(f"{path}, line {number}: {expected}, got {line[:60]!r}") from error
         if not rows:
             raise UsageError(f"{path} is empty; expected one article a line")
         return rows

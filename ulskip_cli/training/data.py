@@ -44,7 +44,11 @@ def training_texts(config: TrainingConfig) -> TrainingTexts:
     if config.train.validation:
         limit = config.train.validation.get("limit")
         changes = {key: value for key, value in config.train.validation.items() if key != "limit"}
-        return TrainingTexts(train, _texts({**config.task, **changes}, limit, config.train.reversed_share, config.seed))
+        try:
+            validation = _texts({**config.task, **changes}, limit, config.train.reversed_share, config.seed)
+        except UsageError as error:
+            raise UsageError(f"train.validation: {error}") from None
+        return TrainingTexts(train, validation)
     if config.train.held_out >= len(train):
         raise UsageError(f"expected train.held_out below the {len(train)} examples there are, got {config.train.held_out}")
     chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))

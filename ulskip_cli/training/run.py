@@ -71,6 +71,7 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
     identity = _identity(config, texts)
     finished = _finished(output, identity)
     if finished:
+        progress.phase("finished before, nothing to do", 1)
         return finished
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
@@ -84,7 +85,10 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
     validation = TokenPairs(subject.tokenizer, texts.validation, config.train.max_length) if texts.validation else None
     module = _module(config, subject.model)
     device = "cpu" if load.pick_device(config.model.device).type == "cpu" else "auto"
-    trainer = SkipTrainer(module, ratios, config, subject.tokenizer, pairs, validation, checkpoints, progress, device)
+    try:
+        trainer = SkipTrainer(module, ratios, config, subject.tokenizer, pairs, validation, checkpoints, progress, device)
+    except (ValueError, RuntimeError, ImportError) as error:  # a tracker that is unknown or not installed
+        raise UsageError(f"train.arguments: {str(error).splitlines()[0]}") from None
     if trainer.is_world_process_zero():
         write_whole(output / "checkpoints" / "identity", identity)
     began = time.perf_counter()
@@ -135,6 +139,8 @@ def _finished(output: Path, identity: str) -> Row | None:
     if begun.is_file():
         if begun.read_text("utf-8") != identity:
             raise UsageError(f"{output} holds an unfinished training with other settings or data; {advice}")
+    elif output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file; {advice}")
     elif os.environ.get("RANK", "0") == "0" and output.exists() and any(output.iterdir()):  # others may come later
         raise UsageError(f"{output} is not empty and holds no training of ours; {advice}")
     try:
@@ -227,6 +233,7 @@ def _record(
         "validation_examples": len(texts.validation),
         "data_sha256": texts.sha256,
         "seed": config.seed,
+        "train_loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
         "learning_curve": list(curve.values()),
         "based_on": subject.based_on,
         "config": settings,
@@ -247,5 +254,7 @@ def _save(module: TwoPass, subject: Subject, config: TrainingConfig, output: Pat
     model.config.use_cache = True
     model.to(dtype).save_pretrained(output)
     subject.tokenizer.save_pretrained(output)
+    for file in output.glob("*.safetensors"):  # they are written for their owner alone
+        file.chmod((output / "config.json").stat().st_mode)
     write_whole(output / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(output / "checkpoints")

@@ -101,7 +101,8 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The bar begins where the training does."""
-        self._done = self._progress.phase("train", state.max_steps)
+        resumed = f", carried on at step {state.global_step}" if state.global_step else ""
+        self._done = self._progress.phase(f"train{resumed}", state.max_steps)
         self._done(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
