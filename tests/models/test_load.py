@@ -59,4 +59,4 @@ def test_devices():
 def test_the_training_record_is_told(tmp_path):
     record = {"strategy": "unified", "kept_counts": [12, 6], "steps": 10}
     (tmp_path / "training.json").write_text(json.dumps(record))
-    assert training_note(str(tmp_path)) == "with skipping: unified, kept counts 12, 6 drawn per batch, 10 steps"
+    assert training_note(str(tmp_path)) == "with skipping: unified, kept counts 12, 6 drawn per step, 10 steps"
