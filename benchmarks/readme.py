@@ -12,7 +12,7 @@ def filled(text: str) -> str:
 
     def body(match: re.Match[str]) -> str:
         lines = (ROOT / match[2]).read_text("utf-8").strip().splitlines()
-        kept = [line for line in lines if not line.startswith(("# ", "* "))]
+        kept = [line for line in lines if not line.startswith(("#", "* "))]
         return f"{match[1]}{chr(10).join(kept).strip()}\n{match[3]}"
 
     return BLOCK.sub(body, text)
