@@ -192,7 +192,7 @@ def page(rows: Rows, folder: Path) -> str:
         two_layers(rows, folder),
         "## What paid",
         "Each option on its own, beside the plain fine-tuning for one ratio; several ratios in one name are one checkpoint "
-        "that drew its ratio for every step; `long` is the best that was tried, four times the budget and distillation.",
+        "that drew its ratio for every step; `long` has four times the budget and distillation.",
         variants(rows),
         "## Where the numbers come from",
         provenance(list({row["environment"]["git_commit"]: row for row in one}.values())[:2]),
