@@ -199,15 +199,13 @@ def _check(chosen: Config) -> None:
 
 
 def _check_training(chosen: TrainingConfig) -> None:
-    """Refuse what cannot work before torch is imported: ratios, files, an output that cannot be written to."""
+    """Refuse what cannot work before torch is imported: ratios, arguments, task files, model files."""
     from ulskip_cli.models.facts import describe
+    from ulskip_cli.plan import schedules
     from ulskip_cli.training.refused import refuse
 
     refuse(chosen.train.arguments or {})
-    strategy = config.instantiate(chosen.strategy, "strategy")
-    depth = describe(chosen.model).num_layers
-    for ratio in chosen.train.ratios:
-        strategy.kept_layers(depth, strategy.num_kept(depth, ratio))
+    schedules(chosen, describe(chosen.model).num_layers)
     config.instantiate(chosen.task, "task").examples()
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ulskip_cli import schedule
 from ulskip_cli.config import instantiate
 from ulskip_cli.models.facts import ModelFacts
-from ulskip_cli.schema import Config
+from ulskip_cli.schema import Config, TrainingConfig
 from ulskip_cli.strategies import Strategy
 
 
@@ -78,3 +78,18 @@ def make_plan(config: Config, facts: ModelFacts) -> Plan:
         kept_kv_bytes_per_token=per_layer * len(kept) if per_layer else None,
         warnings=tuple(warnings),
     )
+
+
+def schedules(config: TrainingConfig, num_layers: int) -> dict[float, tuple[int, ...]]:
+    """Kept layers for every ratio that is trained; 1 is the full depth whatever the strategy.
+
+    Raises:
+        UsageError: a ratio is out of the strategy's reach.
+    """
+    strategy: Strategy = instantiate(config.strategy, "strategy")
+    everything = tuple(range(num_layers))
+
+    def kept(ratio: float) -> tuple[int, ...]:
+        return everything if ratio == 1 else strategy.kept_layers(num_layers, strategy.num_kept(num_layers, ratio))
+
+    return {ratio: kept(ratio) for ratio in config.train.ratios}

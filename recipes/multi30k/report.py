@@ -175,7 +175,7 @@ def two_layers(rows: Rows, folder: Path) -> str:
 
 def page(rows: Rows, folder: Path) -> str:
     sample = next(iter(rows.quality.values()))
-    one = {row["training"]: row for row in rows.quality.values()}.values()
+    every = [*rows.quality.values(), *rows.speed.values()]
     parts = [
         "# Multi30k, German to English: does the claim hold?",
         f"The paper's claim: at the same number of kept layers, unified skipping keeps more quality than skipping one block. "
@@ -195,7 +195,7 @@ def page(rows: Rows, folder: Path) -> str:
         "that drew its ratio for every step; `long` has four times the budget and distillation.",
         variants(rows),
         "## Where the numbers come from",
-        provenance(list({row["environment"]["git_commit"]: row for row in one}.values())[:2]),
+        provenance(list({row["environment"]["git_commit"]: row for row in every}.values())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -206,6 +206,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = Rows(args.results)
     plot(rows, args.results / "quality")
+    write_whole(args.results / "table4.md", table4(rows) + "\n")
     write_whole(args.results / "README.md", page(rows, args.results))
     print(f"written to {args.results}/README.md")
 

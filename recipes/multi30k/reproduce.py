@@ -2,7 +2,7 @@
 
     python recipes/multi30k/reproduce.py --data PATH/multi30k --work runs/multi30k
 
-PATH holds train.{de,en}.gz, val.{de,en} and test_2016_flickr.{de,en}. About three hours on one core (OMP_NUM_THREADS=1).
+PATH holds train.{de,en}.gz, val.{de,en} and test_2016_flickr.{de,en}. Hours on one core (OMP_NUM_THREADS=1).
 Killed at any moment, the same command carries on: finished trainings and evaluations are not run again. The text is
 CC BY-NC-SA 4.0, so neither it nor the weights are part of this repository; tables and plots are.
 """

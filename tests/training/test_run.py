@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ulskip_cli.config import compose_training
 from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.models.load import training_note
+from ulskip_cli.plan import schedules
 from ulskip_cli.progress import Silent
-from ulskip_cli.training.run import schedules, train
+from ulskip_cli.training.run import train
 
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
 

@@ -17,14 +17,14 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
 from ulskip_cli import environment, views
-from ulskip_cli.config import instantiate, resolved
+from ulskip_cli.config import resolved
 from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.models import load
 from ulskip_cli.models.facts import fingerprint
+from ulskip_cli.plan import schedules
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import Row, write_whole
 from ulskip_cli.schema import TrainingConfig
-from ulskip_cli.strategies import Strategy
 from ulskip_cli.training.data import TokenPairs, TrainingTexts, train_tokenizer, training_texts
 from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
 from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout
@@ -40,21 +40,6 @@ class Subject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     based_on: Row | None  # what is known of the training of the weights it starts from
-
-
-def schedules(config: TrainingConfig, num_layers: int) -> dict[float, tuple[int, ...]]:
-    """Kept layers for every ratio that is trained; 1 is the full depth whatever the strategy.
-
-    Raises:
-        UsageError: a ratio is out of the strategy's reach.
-    """
-    strategy: Strategy = instantiate(config.strategy, "strategy")
-    everything = tuple(range(num_layers))
-
-    def kept(ratio: float) -> tuple[int, ...]:
-        return everything if ratio == 1 else strategy.kept_layers(num_layers, strategy.num_kept(num_layers, ratio))
-
-    return {ratio: kept(ratio) for ratio in config.train.ratios}
 
 
 def train(config: TrainingConfig, progress: Progress) -> Row:

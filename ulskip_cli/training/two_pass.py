@@ -49,6 +49,7 @@ class TwoPass(nn.Module):
         """
         super().__init__()
         self.model = model
+        self.every = tuple(range(views.num_layers(self.base)))
         self.prompt_layers = prompt_layers
         self.weights = weights or LossWeights()
         self._views: dict[tuple[int, ...], PreTrainedModel] = {}  # a plain dict: their weights are the model's
@@ -87,8 +88,7 @@ class TwoPass(nn.Module):
         Returns:
             `loss`, a scalar.
         """
-        base, view, weights = self.base, self._view(kept), self.weights
-        every = tuple(range(views.num_layers(base)))
+        base, view, every, weights = self.base, self._view(kept), self.every, self.weights
         whole = encode_prompt(base, prompt_ids, prompt_mask) if self.prompt_layers == "all" else None
         encoded, inside = (whole, kept) if whole else (encode_prompt(view, prompt_ids, prompt_mask), every[: len(kept)])
         logits = predict_response(view, inside, encoded, response_ids)
@@ -126,7 +126,7 @@ class TwoPass(nn.Module):
         return result
 
     def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
-        if len(kept) == views.num_layers(self.base):
+        if kept == self.every:
             return self.base
         if kept not in self._views:
             self._views[kept] = views.shallow_view(self.base, kept).train(self.training)
@@ -140,7 +140,7 @@ class TwoPass(nn.Module):
         adapted: Any = self.model
         with torch.no_grad(), adapted.disable_adapter() if teacher is self.base else nullcontext():
             encoded = encode_prompt(teacher, prompt_ids, prompt_mask)
-            return predict_response(teacher, tuple(range(views.num_layers(teacher))), encoded, response_ids)
+            return predict_response(teacher, self.every, encoded, response_ids)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(
