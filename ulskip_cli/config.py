@@ -16,7 +16,7 @@ from ulskip_cli.schema import Config, TrainingConfig, check_run, check_training
 GROUPS = ("model", "task", "strategy", "decoding", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
 # What changes no result stays out of a point's identity.
-_NOT_IDENTITY = ("name", "results_dir", "sweep")
+_NOT_IDENTITY = ("name", "results_dir", "sweep", "memory")
 _BASELINE = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
 
 

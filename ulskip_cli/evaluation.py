@@ -1,5 +1,6 @@
 """The two measurements of a point: how good its answers are, and how fast they come."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +9,52 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from ulskip_cli import metrics
 from ulskip_cli.errors import RunError
-from ulskip_cli.generation.decode import BatchOutput, Decoder, generate_texts
-from ulskip_cli.generation.encoding import encode_prompts, pad_id
+from ulskip_cli.generation.batches import BatchSize, is_out_of_memory, release
+from ulskip_cli.generation.decode import BatchOutput, Decoder, generate_all, until_stop
+from ulskip_cli.generation.encoding import Encoded, Phrasing, encode, pad_id, padded
 from ulskip_cli.generation.loss import decode_loss
-from ulskip_cli.generation.pairs import measure_pairs
+from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
 from ulskip_cli.memory import PeakMemory
 from ulskip_cli.metrics import degenerate
-from ulskip_cli.progress import Progress
+from ulskip_cli.metrics.scores import Answers
+from ulskip_cli.models.load import LoadedModel
+from ulskip_cli.progress import Progress, Tell
 from ulskip_cli.results import Row
 from ulskip_cli.schema import Config
 from ulskip_cli.tasks import Task
 from ulskip_cli.tasks.examples import Example
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A task's examples as one model reads them.
+
+    Attributes:
+        task: makes prompts and scores answers.
+        examples: in the task's order.
+        encoded: their token ids, in the same order; None for random weights, whose answers mean nothing.
+        pad: padding id.
+        chat: whether the prompts are in the model's chat format; None where there are none.
+    """
+
+    task: Task
+    examples: Sequence[Example]
+    encoded: list[Encoded] | None
+    pad: int
+    chat: bool | None
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Token ids of every prompt."""
+        return [one.prompt_ids for one in self.encoded or []]
+
+    @property
+    def cut(self) -> int:
+        """How many sources lost their end."""
+        return sum(one.cut for one in self.encoded or [])
 
 
 @dataclass(frozen=True)
@@ -32,115 +65,151 @@ class Evaluation:
     generations: list[Row]
 
 
+def prepare(loaded: LoadedModel, task: Task, examples: Sequence[Example], config: Config) -> Workload:
+    """Phrase the examples for a model and fit them into its context.
+
+    Raises:
+        UsageError: the context is too short.
+    """
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        return Workload(task, examples, None, 0, None)
+    phrasing = Phrasing.of(task, tokenizer, config.model.chat_options)
+    new_tokens = max(config.decoding.max_new_tokens, config.speed.new_tokens if config.speed.enabled else 0)
+    encoded = encode(phrasing, tokenizer, examples, loaded.context, new_tokens, task.cuts_source)
+    return Workload(task, examples, encoded, pad_id(tokenizer), phrasing.template.chat)
+
+
 def evaluate(
-    decoder: Decoder,
-    tokenizer: PreTrainedTokenizerBase | None,
-    task: Task,
-    examples: Sequence[Example],
-    config: Config,
-    full_hypotheses: list[str] | None,
-    progress: Progress,
+    decoder: Decoder, work: Workload, config: Config, full_hypotheses: list[str] | None, progress: Progress
 ) -> Evaluation:
     """Generate an answer to every example and score them; nothing where there is no tokenizer.
 
     Args:
         decoder: the model under a schedule.
-        tokenizer: None for random weights, whose answers mean nothing.
-        task: makes prompts and scores answers.
-        examples: what to answer.
+        work: what to answer.
         config: decoding and batch size.
         full_hypotheses: the full model's answers, to compare with.
         progress: who watches.
     """
-    if tokenizer is None:
+    if work.encoded is None:
         return Evaluation({}, [])
-    prompts = [task.prompt_for(example) for example in examples]
-    name = config.strategy["name"]
-    answered = progress.phase(f"{name}: generate", len(examples))
-    warm_up = prompt_batches(tokenizer, task, examples, config.batch_size, 1)[0]
-    decoder.generate(*warm_up, config.decoding, pad_id(tokenizer), forced_length=2)
-    rows: list[Row] = [{} for _ in examples]
-    outputs: list[BatchOutput] = []
-    with PeakMemory(decoder.device) as memory:
-        for positions, output in generate_texts(decoder, tokenizer, prompts, config.decoding, config.batch_size, answered):
-            outputs.append(output)
-            for position, ids, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
-                text = tokenizer.decode(ids, skip_special_tokens=True)
-                example = examples[position]
-                rows[position] = {
-                    "id": example.id,
-                    "source": example.source,
-                    "reference": example.reference,
-                    "hypothesis": task.hypothesis(text),
-                    "output": text,
-                    "token_ids": ids,
-                    "flags": degenerate.flags(ids, text, hit),
-                }
+    name, examples, task = config.strategy["name"], work.examples, work.task
     if full_hypotheses is not None and len(full_hypotheses) != len(examples):
         raise RunError(
             f"expected {len(examples)} stored answers of the full model, found {len(full_hypotheses)}; use another name="
         )
-    hypotheses, references = [row["hypothesis"] for row in rows], [example.reference for example in examples]
-    scores = task.score(hypotheses, references, full_hypotheses)
-    pairs = [(prompt, task.response_for(example)) for prompt, example in zip(prompts, examples, strict=True)]
+    size = BatchSize(config.batch_size)
+    warm_up = prompt_batches(work.prompts, work.pad, 1, 1)[0]
+    decoder.generate(*warm_up, config.decoding, work.pad, forced_length=2)
+    rows: list[Row] = [{} for _ in examples]
+    outputs: list[BatchOutput] = []
+    told = _rate(progress.phase(f"{name}: generate", len(examples)))
+    with PeakMemory(decoder.device) as memory:
+        for positions, output in generate_all(decoder, work.prompts, config.decoding, size, work.pad, config.seed, told):
+            outputs.append(output)
+            for position, ids, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
+                rows[position] = _generation(decoder, task, examples[position], ids, hit, config.decoding.stop)
+    answers = Answers(
+        [row["hypothesis"] for row in rows],
+        [example.reference for example in examples],
+        [example.source for example in examples],
+        full_hypotheses,
+    )
+    scores = metrics.score(task.scoring(), answers)
     scored = progress.phase(f"{name}: decode loss", len(examples))
     flagged = Counter(flag for row in rows for flag in row["flags"])
     row = {
         **scores.values,
-        "decode_loss": decode_loss(decoder, tokenizer, pairs, config.batch_size, scored),
+        "decode_loss": decode_loss(decoder, work.encoded, size, work.pad, scored),
         "signatures": scores.signatures,
         "against_full": scores.against_full,
         "degenerate": {flag: flagged[flag] for flag in ("empty", "loop", "hit_limit")},
-        "length_ratio": degenerate.length_ratio(hypotheses, references),
+        "length_ratio": degenerate.length_ratio(answers.hypotheses, answers.references),
+        "sources_cut": work.cut,
+        "evaluated_batch_size": size.used,
         "peak_memory_bytes": memory.peak_bytes,
         **throughput(outputs, "evaluation"),
     }
     return Evaluation(row, rows)
 
 
-def measure_speed(
-    full: Decoder,
-    strategy: Decoder,
-    tokenizer: PreTrainedTokenizerBase | None,
-    task: Task,
-    examples: Sequence[Example],
-    config: Config,
-    progress: Progress,
-) -> Row:
-    """Time full and strategy in pairs; row keys of speed."""
+def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Config, progress: Progress) -> Row:
+    """Time full and strategy in pairs; row keys of speed. A batch that does not fit into memory is halved."""
     speed = config.speed
     total = speed.warmup + speed.pairs
-    if tokenizer is None:
-        generator = torch.Generator().manual_seed(config.seed)
-        vocab_size = full.model.config.get_text_config(decoder=True).vocab_size
-        shape = (config.batch_size, speed.prompt_tokens)
-        ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(total)]
-        prompts, pad = [(batch, torch.ones_like(batch)) for batch in ids], 0
-    else:
-        prompts, pad = prompt_batches(tokenizer, task, examples, config.batch_size, total), pad_id(tokenizer)
-    timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
-    pairs = measure_pairs(full, strategy, prompts, config.decoding, speed, pad, timed)
+    size = BatchSize(config.batch_size)
+    pairs: PairedSpeed | None = None
+    while pairs is None:
+        if work.encoded is None:
+            prompts = _random_batches(full, (size.used, speed.prompt_tokens), total, config.seed)
+        else:
+            prompts = prompt_batches(work.prompts, work.pad, size.used, total)
+        timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
+        try:
+            pairs = measure_pairs(full, strategy, prompts, config.decoding, speed, work.pad, timed)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size.halve(error)
+        release()
     steps = speed.new_tokens - 1
     row = {
         **pairs.row(),
+        "timed_batch_size": size.used,
         "prefill_seconds": median(output.prefill_seconds for output in pairs.strategy),
         "time_to_first_token_seconds": median(output.first_token_seconds for output in pairs.strategy),
         "time_per_output_token_seconds": median(output.decode_seconds / steps for output in pairs.strategy),
         "prompt_kv_bytes": max(output.prompt_kv_bytes for output in pairs.strategy),
         "kept_kv_bytes": max(output.kept_kv_bytes for output in pairs.strategy),
     }
-    return row if tokenizer else {**row, **throughput(pairs.strategy, "timed pairs")}
+    return {**row, **throughput(pairs.strategy, "timed pairs")} if work.encoded is None else row
 
 
-def prompt_batches(
-    tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], batch_size: int, count: int
-) -> list[tuple[Tensor, Tensor]]:
-    """`count` batches of the task's own prompts, all of `batch_size`, the examples used in turn."""
-    texts = [task.prompt_for(example) for example in examples]
-    batches = []
-    for start in range(0, count * batch_size, batch_size):
-        batches.append(encode_prompts(tokenizer, [texts[i % len(texts)] for i in range(start, start + batch_size)]))
-    return batches
+def prompt_batches(prompts: Sequence[list[int]], pad: int, batch_size: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    """`count` batches of the task's own prompts, all of `batch_size`, the prompts used in turn."""
+    starts = range(0, count * batch_size, batch_size)
+    return [padded([prompts[i % len(prompts)] for i in range(at, at + batch_size)], pad, left=True) for at in starts]
+
+
+def adjustments(row: Row) -> list[str]:
+    """What was done differently from what was asked, in a line each."""
+    asked, lines = row["batch_size"], []
+    if row.get("sources_cut"):
+        lines.append(f"{row['sources_cut']} of {row['num_examples']} sources lost their end to fit into the model's context")
+    for key, what in (("evaluated_batch_size", "evaluated"), ("timed_batch_size", "timed")):
+        if row.get(key, asked) < asked:
+            lines.append(f"{row['strategy']}: batches of {asked} did not fit into memory; {what} in batches of {row[key]}")
+    return lines
+
+
+def _generation(decoder: Decoder, task: Task, example: Example, ids: list[int], hit: bool, stops: Sequence[str]) -> Row:
+    """What is stored of one answer."""
+    assert decoder.tokenizer is not None
+    text, stopped = until_stop(decoder.tokenizer.decode(ids, skip_special_tokens=True), stops)
+    return {
+        "id": example.id,
+        "source": example.source,
+        "reference": example.reference,
+        "hypothesis": task.hypothesis(text),
+        "output": text,
+        "token_ids": ids,
+        "flags": degenerate.flags(ids, text, hit and not stopped),
+    }
+
+
+def _rate(tell: Tell) -> Any:
+    """Tell prompts done, with tokens/s beside them."""
+    began = time.monotonic()
+    return lambda done, tokens: tell(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
+
+
+def _random_batches(decoder: Decoder, shape: tuple[int, int], count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Random prompts, for weights without a tokenizer."""
+    generator = torch.Generator().manual_seed(seed)
+    vocab_size = decoder.model.config.get_text_config(decoder=True).vocab_size
+    ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
+    return [(batch, torch.ones_like(batch)) for batch in ids]
 
 
 def throughput(outputs: Sequence[BatchOutput], source: str) -> dict[str, Any]:

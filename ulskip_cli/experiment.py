@@ -1,6 +1,5 @@
 """One run: config -> model + task + strategy -> generation -> metrics -> results."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from ulskip_cli import environment
 from ulskip_cli.config import baseline_of, instantiate, resolved
-from ulskip_cli.evaluation import Evaluation, evaluate, measure_speed
+from ulskip_cli.evaluation import Evaluation, Workload, adjustments, evaluate, measure_speed, prepare
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.models.load import LoadedModel, load
 from ulskip_cli.plan import Plan, make_plan
@@ -17,7 +16,6 @@ from ulskip_cli.progress import Progress, Silent
 from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row, point_id
 from ulskip_cli.schema import Config, ModelConfig
 from ulskip_cli.tasks import Task
-from ulskip_cli.tasks.examples import Example
 
 
 @dataclass
@@ -63,15 +61,16 @@ def run_point(config: Config, session: Session) -> list[Row]:
     folder = ResultsFolder(config)
     loaded = session.model(config.model, config.seed)
     plan = make_plan(config, loaded.facts)
+    work = prepare(loaded, task, examples, config)
     baseline = baseline_of(config)
     if plan.keeps_all or not config.baseline:
-        return [_measure_point(config, plan, loaded, task, examples, folder, session.progress)]
+        return [_measure_point(config, plan, loaded, work, folder, session.progress)]
     full_id = point_id(baseline, examples)
     full_row = _measured_here(folder.row(full_id))
     if full_row is None:
         full_plan = make_plan(baseline, loaded.facts)
-        full_row = _measure_point(baseline, full_plan, loaded, task, examples, folder, session.progress)
-    return [full_row, _measure_point(config, plan, loaded, task, examples, folder, session.progress, full_id)]
+        full_row = _measure_point(baseline, full_plan, loaded, work, folder, session.progress)
+    return [full_row, _measure_point(config, plan, loaded, work, folder, session.progress, full_id)]
 
 
 def _measured_here(row: Row | None) -> Row | None:
@@ -87,24 +86,23 @@ def _measure_point(
     config: Config,
     plan: Plan,
     loaded: LoadedModel,
-    task: Task,
-    examples: Sequence[Example],
+    work: Workload,
     folder: ResultsFolder,
     progress: Progress,
     full_id: str | None = None,
 ) -> Row:
     """Evaluate, measure and save one point."""
     torch.manual_seed(config.seed)
-    decoder = Decoder(loaded.model, plan)
+    decoder = Decoder(loaded.model, plan, loaded.tokenizer)
     full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
-    evaluation = evaluate(decoder, loaded.tokenizer, task, examples, config, full_hypotheses, progress)
+    evaluation = evaluate(decoder, work, config, full_hypotheses, progress)
     speed: dict[str, Any] = {}
     if config.speed.enabled:
         alone = plan.keeps_all or not config.baseline
         full = decoder if alone else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
-        speed = measure_speed(full, decoder, loaded.tokenizer, task, examples, config, progress)
+        speed = measure_speed(full, decoder, work, config, progress)
     row = {
-        **_identity(config, plan, point_id(config, examples)),
+        **_identity(config, plan, work, point_id(config, work.examples), full_id),
         **evaluation.row,
         **speed,
         **_provenance(config, plan, loaded, evaluation),
@@ -112,24 +110,27 @@ def _measure_point(
     if row["trained_for_these_layers"] is False and not plan.keeps_all:
         kept = f"{plan.strategy} with {len(plan.kept_layers)} of {plan.num_layers} layers"
         row["warnings"].append(f"{kept}: the weights were trained for others")
+    row["warnings"] += adjustments(row)
     if not config.baseline:
         row |= {key: None for key in row if "measured_speedup" in key or "end_to_end_speedup" in key}
     folder.save(config, row, evaluation.generations)
     return row
 
 
-def _identity(config: Config, plan: Plan, point: str) -> Row:
+def _identity(config: Config, plan: Plan, work: Workload, point: str, full_id: str | None) -> Row:
     """What was run."""
     return {
         "row_version": ROW_VERSION,
         "id": point,
+        "baseline_id": full_id,
         "experiment": config.name,
         "model": config.model.path if config.model.source in ("hf", "random") else config.model.name,
         "task": config.task["name"],
-        "dataset": config.task.get("dataset"),
+        "dataset": work.task.data,
         "pair": config.task.get("pair"),
         "strategy": plan.strategy,
         "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
+        "chat": work.chat,
         "decoding": config.decoding.name,
         "batch_size": config.batch_size,
         "ratio_basis": config.ratio_basis,

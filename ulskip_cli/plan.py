@@ -1,9 +1,11 @@
 """What a run would do: the kept layers and what they promise, decided with integers. Imports no torch."""
 
+import re
 from dataclasses import dataclass
 
 from ulskip_cli import schedule
 from ulskip_cli.config import instantiate
+from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.schema import Config, TrainingConfig
 from ulskip_cli.strategies import Strategy
@@ -24,6 +26,7 @@ class Plan:
         kv_bytes_per_token: keys and values a token of all layers; None where unknown.
         kept_kv_bytes_per_token: the same of the kept layers, which is what remains after the prompt.
         warnings: lines for a person.
+        memory: the largest batch within a budget; None where none was asked about.
     """
 
     strategy: str
@@ -36,11 +39,50 @@ class Plan:
     kv_bytes_per_token: int | None
     kept_kv_bytes_per_token: int | None
     warnings: tuple[str, ...]
+    memory: "MemoryPlan | None" = None
 
     @property
     def keeps_all(self) -> bool:
         """Whether nothing is skipped."""
         return len(self.kept_layers) == self.num_layers
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What sequences take, and how many fit.
+
+    Attributes:
+        sequence_bytes: the peak of one sequence of a batch whose prompts are encoded at once, beams included.
+        decoding_bytes: what one sequence takes once its prompt is encoded.
+        max_batch: the largest batch that is encoded at once, as `ulskip` does.
+        max_in_flight: sequences that decode together where prompts are encoded one by one, as serving engines do.
+    """
+
+    sequence_bytes: int
+    decoding_bytes: int
+    max_batch: int
+    max_in_flight: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The largest batches that fit into a budget: what the dropped keys and values buy.
+
+    Attributes:
+        budget_bytes: for everything.
+        weight_bytes: of all layers, since the prompt needs them.
+        prompt_tokens: of each sequence.
+        new_tokens: of each sequence.
+        strategy: under the schedule.
+        full: with every layer kept.
+    """
+
+    budget_bytes: int
+    weight_bytes: int
+    prompt_tokens: int
+    new_tokens: int
+    strategy: Footprint
+    full: Footprint
 
 
 def make_plan(config: Config, facts: ModelFacts) -> Plan:
@@ -66,6 +108,7 @@ def make_plan(config: Config, facts: ModelFacts) -> Plan:
         warnings.append(f"unbalanced: {gap} neighbouring layers are skipped in one block; spacing=even spreads them")
     keeps_all = len(kept) == num_layers
     per_layer = facts.kv_bytes_per_layer
+    memory = None if config.memory is None else memory_plan(config, facts, len(kept))
     return Plan(
         strategy=config.strategy["name"],
         num_layers=num_layers,
@@ -77,7 +120,58 @@ def make_plan(config: Config, facts: ModelFacts) -> Plan:
         kv_bytes_per_token=per_layer * num_layers if per_layer else None,
         kept_kv_bytes_per_token=per_layer * len(kept) if per_layer else None,
         warnings=tuple(warnings),
+        memory=memory,
     )
+
+
+def memory_plan(config: Config, facts: ModelFacts, num_kept: int) -> MemoryPlan:
+    """The largest batches within `config.memory`, by weights, keys and values, and a rough workspace.
+
+    While its prompt is encoded a sequence holds the keys and values of every layer; after it those of the kept layers,
+    for prompt and new tokens. Beams multiply both, since `generate` encodes the prompt once a beam.
+
+    Raises:
+        UsageError: the budget is no number of bytes, not one sequence fits, or the model's sizes are unknown.
+    """
+    budget = parse_bytes(str(config.memory))
+    sizes = (facts.kv_bytes_per_layer, facts.total_bytes, facts.workspace_bytes_per_token, facts.workspace_bytes_per_sequence)
+    if None in sizes:
+        raise UsageError("memory= needs the sizes of weights and cache, which are unknown until the model's files are here")
+    per_layer, weights, per_token, per_sequence = (int(size or 0) for size in sizes)
+    prompt, new, beams = config.speed.prompt_tokens, config.decoding.max_new_tokens, config.decoding.num_beams
+
+    def footprint(kept: int) -> Footprint:
+        prompt_layers = kept if config.prompt_layers == "kept" else facts.num_layers
+        encoding = beams * (prompt * (prompt_layers * per_layer + per_token) + per_sequence)
+        decoding = beams * ((prompt + new) * kept * per_layer + per_sequence)
+        room, peak = budget - weights, max(encoding, decoding)
+        beside = max(0, (room - peak) // decoding)
+        return Footprint(peak, decoding, max(0, room // peak), 0 if room < peak else 1 + beside)
+
+    own = footprint(num_kept)
+    if not own.max_batch:
+        raise UsageError(
+            f"expected memory= above the {weights / 2**30:.2f} GiB of the weights and {own.sequence_bytes / 2**30:.2f} GiB "
+            f"of one sequence, got {budget / 2**30:.2f} GiB"
+        )
+    return MemoryPlan(budget, weights, prompt, new, own, footprint(facts.num_layers))
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes out of `24GiB`, `16 GB`, `800M` or `1000000`.
+
+    >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
+    (1536, 2000)
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"expected memory=<number of bytes>, e.g. 24GiB or 16GB, got '{text}'")
+    number, prefix, binary = match.groups()
+    power = " kmgt".index(prefix.lower() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def schedules(config: TrainingConfig, num_layers: int) -> dict[float, tuple[int, ...]]:

@@ -1,19 +1,29 @@
 """How long work tells how far it is, without knowing who looks."""
 
-from collections.abc import Callable
 from typing import Protocol
+
+
+class Tell(Protocol):
+    """Takes how much of a stretch of work is done, and a few words beside it, such as tokens/s."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Tell."""
 
 
 class Progress(Protocol):
     """Somebody who watches."""
 
-    def phase(self, label: str, total: int) -> Callable[[int], None]:
+    def phase(self, label: str, total: int) -> Tell:
         """Announce a stretch of work; the returned function takes how much of `total` is done."""
 
 
 class Silent:
     """Nobody watches."""
 
-    def phase(self, label: str, total: int) -> Callable[[int], None]:
+    def phase(self, label: str, total: int) -> Tell:
         """Ignore it."""
-        return lambda done: None
+
+        def tell(done: int, note: str = "") -> None:
+            pass
+
+        return tell

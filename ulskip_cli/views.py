@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
@@ -65,6 +66,12 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
     view = rebuilt(model, path.split("."))
     assert isinstance(view, PreTrainedModel)
     return view
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model wants its input, which for one that is spread over devices is where it begins."""
+    begins = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return torch.device(model.device if begins is None else begins)
 
 
 def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
@@ -127,6 +134,7 @@ def two_phase(
             return outputs
 
     shell = _shell(model, {})
+    _unhook(shell)  # `model` and `view` move their own input
     shell.__class__ = TwoPhase
     return shell
 
@@ -185,12 +193,24 @@ def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
     """A second module object over the same parameters and buffers, with some children replaced."""
-    if "forward" in module.__dict__:  # offloading and device maps bind forward to the source object
-        raise UsageError(f"{type(module).__name__} has its forward replaced (a device map?); load it on one device")
+    hook = module.__dict__.get("_hf_hook")
+    if "forward" in module.__dict__ and hook is None:
+        raise UsageError(f"{type(module).__name__} is refused: its forward was replaced on the object, by what is unknown")
     shell = copy.copy(module)
     shell.__dict__ = dict(module.__dict__)
     shell._modules = {**module._modules, **children}
+    if hook is not None:  # of a device map: accelerate binds forward to the source object
+        from accelerate.hooks import add_hook_to_module
+
+        _unhook(shell)
+        add_hook_to_module(shell, hook)
     return shell
+
+
+def _unhook(shell: nn.Module) -> None:
+    """Leave accelerate's hook to the source object."""
+    for name in ("forward", "_old_forward", "_hf_hook"):
+        shell.__dict__.pop(name, None)
 
 
 def _renumbered(module: nn.Module, index: int) -> nn.Module:

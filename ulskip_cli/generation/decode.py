@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from ulskip_cli import views
-from ulskip_cli.generation.encoding import pad_id, padded
+from ulskip_cli.generation import options
+from ulskip_cli.generation.batches import BatchSize, in_batches
+from ulskip_cli.generation.encoding import padded
 from ulskip_cli.plan import Plan
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
@@ -58,15 +60,17 @@ class BatchOutput:
 class Decoder:
     """A model under one schedule, ready to generate."""
 
-    def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
+    def __init__(self, model: PreTrainedModel, plan: Plan, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Build the view; the model is not touched.
 
         Args:
             model: the full model, in evaluation mode.
             plan: which layers to keep, and whether the prompt goes through all of them.
+            tokenizer: the model's, to look for stop strings.
         """
         self.model = model
-        self.device = model.device
+        self.tokenizer = tokenizer
+        self.device = views.input_device(model)
         self.view = model if plan.keeps_all else views.shallow_view(model, plan.kept_layers)
         kept_prompt = plan.prompt_layers == "kept"
         self.prompt_model = self.view if kept_prompt else model
@@ -76,7 +80,14 @@ class Decoder:
         self._generator = views.two_phase(self.prompt_model, self.view, self.kept, self._on_prefill)
 
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, decoding: DecodingConfig, pad: int, forced_length: int | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        decoding: DecodingConfig,
+        pad: int,
+        forced_length: int | None = None,
+        seed: int = 0,
+        on_step: Callable[[int], None] | None = None,
     ) -> BatchOutput:
         """Generate for one batch.
 
@@ -86,25 +97,34 @@ class Decoder:
             decoding: how tokens are chosen.
             pad: the id that fills up finished sequences.
             forced_length: generate exactly that many tokens, the end token forbidden; None: decoding's limit.
+            seed: of sampling.
+            on_step: called after every step with the tokens generated so far in the batch.
         """
         settings = self._settings(decoding, pad, forced_length)
         ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
-        first_token = _FirstToken(self.device)
+        watch = _Watch(self.device, ids.shape, on_step)
+        stops = bool(decoding.stop) and not forced_length
+        if decoding.do_sample:
+            torch.manual_seed(seed)
         start = now(self.device)
         with torch.inference_mode():
             sequences = self._generator.generate(
-                input_ids=ids, attention_mask=mask, generation_config=settings, stopping_criteria=[first_token]
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=settings,
+                stopping_criteria=[watch],
+                **({"tokenizer": self.tokenizer} if stops else {}),
             )
         end = now(self.device)
         ends = [] if forced_length else _as_list(settings.eos_token_id)
-        rows = [_trimmed(row, ends) for row in sequences[:, ids.shape[1] :].tolist()]
+        rows = [_trimmed(row, ends, pad if stops else None) for row in sequences[:, ids.shape[1] :].tolist()]
         return BatchOutput(
             token_ids=rows,
-            hit_limit=[not row or row[-1] not in ends for row in rows],
+            hit_limit=[len(row) >= settings.max_new_tokens and row[-1] not in ends for row in rows],
             prompt_tokens=int(mask.sum()),
             prefill_seconds=self._prefilled_at - start,
-            first_token_seconds=first_token.at - start,
-            decode_seconds=end - first_token.at,
+            first_token_seconds=watch.first_at - start,
+            decode_seconds=end - watch.first_at,
             prompt_kv_bytes=self._prompt_kv_bytes,
             kept_kv_bytes=self._kept_kv_bytes,
         )
@@ -116,69 +136,105 @@ class Decoder:
 
     def _settings(self, decoding: DecodingConfig, pad: int, forced_length: int | None) -> GenerationConfig:
         """Ours alone: whatever sampling the checkpoint recommends is overridden."""
-        options: dict[str, Any] = {
-            "do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0,
-            "num_beams": decoding.num_beams, "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
-            "max_new_tokens": forced_length or decoding.max_new_tokens, "use_cache": True, "pad_token_id": pad,
+        chosen: dict[str, Any] = {
+            **options.settings(decoding),
+            "use_cache": True,
+            "pad_token_id": pad,
             "eos_token_id": self.model.generation_config.eos_token_id,
-        }  # fmt: skip
+        }
         if forced_length:
-            options["min_new_tokens"] = forced_length
-        return GenerationConfig(**options)
+            chosen |= {"max_new_tokens": forced_length, "min_new_tokens": forced_length}
+        elif decoding.stop:
+            chosen["stop_strings"] = list(decoding.stop)
+        return GenerationConfig(**chosen)
 
 
-def generate_texts(
+def generate_all(
     decoder: Decoder,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[list[int]],
     decoding: DecodingConfig,
-    batch_size: int,
-    on_batch: Callable[[int], None] = lambda done: None,
-) -> Iterator[tuple[list[int], BatchOutput]]:
+    size: BatchSize,
+    pad: int,
+    seed: int = 0,
+    on_tokens: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[Sequence[int], BatchOutput]]:
     """Generate for many prompts in batches of like length.
 
-    Longest first, so that what does not fit into memory fails at once.
+    Longest first, so that what does not fit into memory shows at once. Sampling starts anew in every batch, from
+    the seed and the batch's first prompt, so that a batch is the same whatever was generated before it.
 
     Args:
         decoder: the model under a schedule.
-        tokenizer: the model's.
-        prompts: any number.
+        prompts: token ids of any number.
         decoding: how tokens are chosen.
-        batch_size: sequences at once.
-        on_batch: called with the number of prompts done.
+        size: sequences at once.
+        pad: padding id.
+        seed: of sampling.
+        on_tokens: called as tokens come, with the number of prompts done and of tokens generated.
 
     Yields:
         The positions in `prompts` that a batch serves, and what it generated.
     """
-    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
-    for start in range(0, len(order), batch_size):
-        positions = order[start : start + batch_size]
-        ids, mask = padded([encoded[i] for i in positions], pad_id(tokenizer), left=True)
-        yield positions, decoder.generate(ids, mask, decoding, pad_id(tokenizer))
-        on_batch(start + len(positions))
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    done = tokens = 0
+
+    def work(positions: Sequence[int]) -> BatchOutput:
+        ids, mask = padded([prompts[i] for i in positions], pad, left=True)
+        on_step = None if on_tokens is None else lambda new: on_tokens(done, tokens + new)
+        return decoder.generate(ids, mask, decoding, pad, seed=_batch_seed(seed, positions[0]), on_step=on_step)
+
+    for positions, output in in_batches(order, size, work):
+        done += len(positions)
+        tokens += output.generated_tokens
+        if on_tokens:
+            on_tokens(done, tokens)
+        yield positions, output
 
 
-class _FirstToken(StoppingCriteria):  # type: ignore[misc]
-    """Stops nothing; reads the clock when the first token is chosen."""
+def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """A text up to the first of some strings, and whether there was one.
 
-    def __init__(self, device: torch.device) -> None:
+    >>> until_stop("a b. END c", ["END"])
+    ('a b. ', True)
+    """
+    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+class _Watch(StoppingCriteria):  # type: ignore[misc]
+    """Stops nothing; reads the clock when the first token is chosen, and tells how many there are."""
+
+    def __init__(self, device: torch.device, prompt_shape: Sequence[int], on_step: Callable[[int], None] | None) -> None:
         self.device = device
-        self.at = 0.0
+        self.batch, self.prompt_len = prompt_shape
+        self.on_step = on_step
+        self.first_at = 0.0
         self._go_on: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         if self._go_on is None:
-            self.at = now(self.device)
+            self.first_at = now(self.device)
             self._go_on = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        if self.on_step is not None:
+            self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
         return self._go_on
+
+
+def _batch_seed(seed: int, position: int) -> int:
+    """Distinct for every seed and first prompt, within what torch takes."""
+    return (seed * 1_000_003 + position) % 2**63
 
 
 def _as_list(eos: int | list[int] | None) -> list[int]:
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
-def _trimmed(row: list[int], ends: list[int]) -> list[int]:
-    """The ids up to and with the first end token."""
+def _trimmed(row: list[int], ends: list[int], pad: int | None) -> list[int]:
+    """The ids up to and with the first end token, or, with stop strings, up to the padding behind the last token."""
     stop = next((i for i, token in enumerate(row) if token in ends), None)
-    return row if stop is None else row[: stop + 1]
+    if stop is not None:
+        return row[: stop + 1]
+    length = len(row)
+    while pad is not None and length > 1 and row[length - 1] == pad:
+        length -= 1
+    return row[:length]

@@ -1,39 +1,119 @@
-"""Texts to padded tensors: prompts padded on the left, responses on the right."""
+"""From a task's examples to token ids: templates, chat formats, the model's context, padding."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ulskip_cli.errors import UsageError
+from ulskip_cli.tasks import Task
+from ulskip_cli.tasks.examples import Example
+from ulskip_cli.tasks.template import Template
+
+Texts = tuple[str, str]
+
 
 @dataclass(frozen=True)
-class PairBatch:
-    """Prompts and the responses that follow them, as token ids."""
+class Encoded:
+    """One example as token ids.
 
-    prompt_ids: Tensor  # [batch, prompt_len], padded on the left
-    prompt_mask: Tensor  # [batch, prompt_len]
-    response_ids: Tensor  # [batch, response_len], padded on the right, the end token included
-    response_mask: Tensor  # [batch, response_len]
+    Attributes:
+        prompt_ids: with the special tokens that the tokenizer or the chat format puts around a prompt.
+        response_ids: the reference as the model should write it, the end token included.
+        cut: whether the source lost its end for the prompt to fit into the context.
+    """
 
-
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Ids and mask of prompts, each [batch, prompt_len], with the special tokens that the tokenizer puts in front."""
-    return padded([tokenizer(prompt)["input_ids"] for prompt in prompts], pad_id(tokenizer), left=True)
-
-
-def encode_pairs(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]) -> PairBatch:
-    """(prompt, response) texts as one batch; every response ends with the end token."""
-    prompt_ids, prompt_mask = encode_prompts(tokenizer, [prompt for prompt, _ in texts])
-    responses = [response_tokens(tokenizer, response) for _, response in texts]
-    return PairBatch(prompt_ids, prompt_mask, *padded(responses, pad_id(tokenizer), left=False))
+    prompt_ids: list[int]
+    response_ids: list[int]
+    cut: bool = False
 
 
-def response_tokens(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
-    """Token ids of a response, the end token included where the tokenizer has one."""
-    ids: list[int] = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+@dataclass(frozen=True)
+class Phrasing:
+    """How examples are put to a model: the task's template, in the model's chat format where it has one.
+
+    Attributes:
+        template: the task's.
+        tokenizer: whose chat format is used; None for a plain template.
+        chat_options: variables of that format, for example `enable_thinking`.
+    """
+
+    template: Template
+    tokenizer: PreTrainedTokenizerBase | None = None
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, task: Task, tokenizer: PreTrainedTokenizerBase | None, chat_options: Mapping[str, Any] | None) -> "Phrasing":
+        """The phrasing of a task for the owner of a tokenizer; None where there is none yet."""
+        has_chat = tokenizer is not None and bool(tokenizer.chat_template)
+        return cls(task.template_for(has_chat), tokenizer, chat_options or {})
+
+    def texts(self, example: Example) -> Texts:
+        """What the model reads, and what it should write after that."""
+        prompt, response = self.template.prompt(example), self.template.response(example)
+        if not self.template.chat:
+            return prompt, response
+        assert self.tokenizer is not None
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        try:
+            asked = self.tokenizer.apply_chat_template(
+                turns[:1], tokenize=False, add_generation_prompt=True, **self.chat_options
+            )
+            answered = self.tokenizer.apply_chat_template(turns, tokenize=False, **self.chat_options)
+        except Exception as error:  # templates are programs of their authors
+            raise UsageError(f"the model's chat format fails ({str(error).strip()[:160]}); try task.template=plain") from None
+        if answered.startswith(asked):
+            return asked, answered[len(asked) :].rstrip()
+        return asked, f"{response}{self.tokenizer.eos_token or ''}"  # the format rewrites earlier turns
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Texts]) -> list[Encoded]:
+        """Token ids of what `texts` returned; a chat format has its special tokens in the text already."""
+        chat = self.template.chat
+        prompts = tokenizer([prompt for prompt, _ in texts], add_special_tokens=not chat)["input_ids"]
+        responses = tokenizer([response for _, response in texts], add_special_tokens=False)["input_ids"]
+        end = [] if chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return [Encoded(prompt, [*response, *end]) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def encode(
+    phrasing: Phrasing,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    context: int | None,
+    new_tokens: int,
+    cuts_source: bool,
+) -> list[Encoded]:
+    """Examples as token ids that fit into the model's context with what is generated after them.
+
+    Args:
+        phrasing: of the task for this model.
+        tokenizer: the model's.
+        examples: any number.
+        context: positions that the model has; None: as many as one likes.
+        new_tokens: how many of them to leave free behind a prompt.
+        cuts_source: whether a source that is too long loses its end; the instruction never does.
+
+    Returns:
+        As many; a response that reaches beyond the context ends there.
+
+    Raises:
+        UsageError: a prompt is too long and may not be cut, or the instruction alone is.
+    """
+    encoded = phrasing.tokens(tokenizer, [phrasing.texts(example) for example in examples])
+    if context is None:
+        return encoded
+    room = context - new_tokens
+    for i, example in enumerate(examples):
+        if len(encoded[i].prompt_ids) > room:
+            if not cuts_source:
+                raise _too_long(example, len(encoded[i].prompt_ids), context, new_tokens)
+            encoded[i] = _cut(phrasing, tokenizer, example, context, new_tokens)
+        left = context - len(encoded[i].prompt_ids)
+        encoded[i] = replace(encoded[i], response_ids=encoded[i].response_ids[:left])
+    return encoded
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -54,3 +134,32 @@ def padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor,
         ids[i, where] = torch.tensor(row, dtype=torch.long)
         mask[i, where] = 1
     return ids, mask
+
+
+def _cut(phrasing: Phrasing, tokenizer: PreTrainedTokenizerBase, example: Example, context: int, new_tokens: int) -> Encoded:
+    """The example with the longest beginning of its source that fits, found by bisection, whole words where it has words."""
+
+    def encoded(length: int) -> Encoded:
+        beginning = example.source[:length]
+        if length < len(example.source) and not example.source[length].isspace() and " " in beginning:
+            beginning = beginning.rsplit(None, 1)[0]
+        (one,) = phrasing.tokens(tokenizer, [phrasing.texts(replace(example, source=beginning.rstrip()))])
+        return one
+
+    fits, too_long = 0, len(example.source)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if len(encoded(middle).prompt_ids) <= context - new_tokens:
+            fits = middle
+        else:
+            too_long = middle
+    if not fits:
+        raise _too_long(example, len(encoded(0).prompt_ids), context, new_tokens)
+    return replace(encoded(fits), cut=True)
+
+
+def _too_long(example: Example, length: int, context: int, new_tokens: int) -> UsageError:
+    return UsageError(
+        f"example {example.id}: its prompt of {length} tokens and {new_tokens} new ones exceed the model's context of "
+        f"{context}; shorten it, lower decoding.max_new_tokens, or take a model with a longer context"
+    )

@@ -1,1 +1,47 @@
-"""How good the answers are: thin layers over the field's own scorers."""
+"""How good the answers are: thin layers over the field's own scorers, by name."""
+
+from collections.abc import Callable, Iterable
+
+from ulskip_cli.errors import UsageError, one_of
+from ulskip_cli.metrics import match, neural, summarization, translation
+from ulskip_cli.metrics.scores import Answers, Metric, Scores, Scoring
+
+METRICS: dict[str, Callable[[Scoring], Metric]] = {
+    "bleu": translation.bleu,
+    "chrf": translation.chrf,
+    "ter": translation.ter,
+    "rouge": summarization.rouge,
+    "exact_match": match.exact_match,
+    "comet": neural.comet,
+    "bertscore": neural.bertscore,
+}
+"""By name, how each is made. `rouge` gives four values, every other the one of its own name."""
+
+
+def made(scoring: Scoring) -> list[Metric]:
+    """The metrics that a task names, found to be ready.
+
+    Raises:
+        UsageError: a name is unknown, or a package is missing.
+    """
+    if not scoring.metrics:
+        raise UsageError(f"expected at least one metric in task.metrics; known: {', '.join(METRICS)}")
+    found = [METRICS[one_of("metric", name, METRICS)](scoring) for name in dict.fromkeys(scoring.metrics)]
+    for metric in found:
+        metric.ready()
+    return found
+
+
+def score(scoring: Scoring, answers: Answers) -> Scores:
+    """All of a task's metrics of some answers."""
+    return merged(metric.score(answers) for metric in made(scoring))
+
+
+def merged(scores: Iterable[Scores]) -> Scores:
+    """Several metrics' scores as one."""
+    values: Scores = Scores({}, {}, {})
+    for one in scores:
+        values.values.update(one.values)
+        values.signatures.update(one.signatures)
+        values.against_full.update(one.against_full)
+    return values

@@ -1,7 +1,45 @@
-"""What scoring returns, whatever the task."""
+"""What scorers are given and what they return, whatever the task."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Texts to judge, one segment a position.
+
+    Attributes:
+        hypotheses: what was generated.
+        references: one a hypothesis.
+        sources: what was asked, for metrics that read it.
+        full: the full model's hypotheses for the same segments; None where there are none.
+    """
+
+    hypotheses: list[str]
+    references: list[str]
+    sources: list[str]
+    full: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which metrics a task is judged by, and their settings.
+
+    Attributes:
+        metrics: names, see `metrics.METRICS`.
+        target_language: decides sacrebleu's tokenizer; None: its default.
+        tokenize: a tokenizer of sacrebleu by name, instead.
+        stemmer: whether ROUGE stems words.
+        comet_model: a COMET model by hub id, or the path of a checkpoint.
+        bertscore_model: a model by hub id or folder; None: the package's choice for the language.
+    """
+
+    metrics: tuple[str, ...]
+    target_language: str | None = None
+    tokenize: str | None = None
+    stemmer: bool = True
+    comet_model: str = "Unbabel/wmt22-comet-da"
+    bertscore_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -17,3 +55,17 @@ class Scores:
     values: dict[str, float]
     signatures: dict[str, str] = field(default_factory=dict)
     against_full: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Metric(Protocol):
+    """A scorer, made with its settings."""
+
+    def ready(self) -> None:
+        """Find out now, and not after an hour of generation, that a package is missing.
+
+        Raises:
+            UsageError: names what to install.
+        """
+
+    def score(self, answers: Answers) -> Scores:
+        """Judge all answers."""

@@ -1,58 +1,67 @@
 """ROUGE by rouge-score, with a paired bootstrap against the full model."""
 
 import re
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 
-from ulskip_cli.metrics.scores import Scores
+from ulskip_cli.errors import UsageError
+from ulskip_cli.metrics.bootstrap import compare
+from ulskip_cli.metrics.scores import Answers, Scores, Scoring
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-NUM_RESAMPLES = 1000
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
+_READ_BY_ROUGE = re.compile(r"[a-z0-9]", re.IGNORECASE)  # the scorer drops every other character
 
 
-def score(hypotheses: list[str], references: list[str], full: list[str] | None = None, stemmer: bool = True) -> Scores:
-    """Mean F-measures in percent, one reference each.
+@dataclass(frozen=True)
+class Rouge:
+    """ROUGE-1, 2, L and Lsum: mean F-measures in percent, one reference each.
 
-    Args:
-        hypotheses: summaries; for ROUGE-Lsum they are split into sentences where they hold no line breaks.
-        references: as many, one sentence a line.
-        full: the full model's summaries of the same texts; None where there are none.
+    For Lsum, hypotheses are split into sentences where they hold no line breaks; references have one sentence a line.
+
+    Attributes:
         stemmer: whether words are stemmed before they are compared.
     """
-    own = f_measures(hypotheses, references, stemmer)
-    values = {kind: float(own[kind].mean()) for kind in KINDS}
-    signature = f"rouge-score F-measure, stemmer={'yes' if stemmer else 'no'}, sentences split at line breaks or sentence ends"
-    compared = {}
-    if full is not None:
-        other = f_measures(full, references, stemmer)
-        compared = {kind: compare(own[kind], other[kind]) for kind in KINDS}
-    return Scores(values, dict.fromkeys(KINDS, signature), compared)
+
+    stemmer: bool
+
+    def ready(self) -> None:
+        """The package is always there."""
+
+    def score(self, answers: Answers) -> Scores:
+        """Mean F-measures and their signature.
+
+        Raises:
+            UsageError: a reference holds nothing that rouge-score reads.
+        """
+        own = self.f_measures(answers.hypotheses, answers.references)
+        values = {kind: float(own[kind].mean()) for kind in KINDS}
+        stemmed = "yes" if self.stemmer else "no"
+        signature = f"rouge-score F-measure, stemmer={stemmed}, sentences split at line breaks or sentence ends"
+        compared = {}
+        if answers.full is not None:
+            other = self.f_measures(answers.full, answers.references)
+            compared = {kind: compare(own[kind], other[kind]) for kind in KINDS}
+        return Scores(values, dict.fromkeys(KINDS, signature), compared)
+
+    def f_measures(self, hypotheses: list[str], references: list[str]) -> dict[str, NDArray[np.float64]]:
+        """F-measure in percent of every summary, by kind of ROUGE, each [len(hypotheses)]."""
+        unread = next((text for text in references if not _READ_BY_ROUGE.search(text)), None)
+        if unread is not None:
+            raise UsageError(
+                f"metric rouge reads latin letters and digits only, and a reference has none: {unread[:40]!r}; use chrf"
+            )
+        scorer = RougeScorer(list(KINDS), use_stemmer=self.stemmer)
+        scored = [scorer.score(reference, one_a_line(text)) for text, reference in zip(hypotheses, references, strict=True)]
+        return {kind: np.array([100 * each[kind].fmeasure for each in scored]) for kind in KINDS}
 
 
-def f_measures(hypotheses: list[str], references: list[str], stemmer: bool) -> dict[str, NDArray[np.float64]]:
-    """F-measure in percent of every summary, by kind of ROUGE, each [len(hypotheses)]."""
-    scorer = RougeScorer(list(KINDS), use_stemmer=stemmer)
-    scored = [scorer.score(reference, one_a_line(text)) for text, reference in zip(hypotheses, references, strict=True)]
-    return {kind: np.array([100 * each[kind].fmeasure for each in scored]) for kind in KINDS}
-
-
-def compare(own: NDArray[np.float64], full: NDArray[np.float64]) -> dict[str, Any]:
-    """The paired bootstrap over texts: the difference of means, its 95% interval and two-sided p-value."""
-    drawn = np.random.default_rng(12345).integers(len(own), size=(NUM_RESAMPLES, len(own)))
-    differences = (own - full)[drawn].mean(axis=1)
-    low, high = np.quantile(differences, [0.025, 0.975])
-    beyond = min((differences <= 0).mean(), (differences >= 0).mean())
-    return {
-        "full": float(full.mean()),
-        "delta": float((own - full).mean()),
-        "delta_low": float(low),
-        "delta_high": float(high),
-        "p_value": min(1.0, 2 * float(beyond)),
-    }
+def rouge(scoring: Scoring) -> Rouge:
+    """ROUGE with the task's stemmer setting."""
+    return Rouge(scoring.stemmer)
 
 
 def one_a_line(text: str) -> str:

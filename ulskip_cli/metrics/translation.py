@@ -1,42 +1,87 @@
-"""BLEU and chrF by sacrebleu, with its paired bootstrap against the full model."""
+"""BLEU, chrF and TER by sacrebleu, with its paired bootstrap against the full model."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics.base import Metric
+from sacrebleu.metrics.base import Metric as SacrebleuMetric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest, Result, _bootstrap_resample
 
-from ulskip_cli.metrics.scores import Scores
+from ulskip_cli.errors import UsageError
+from ulskip_cli.metrics.scores import Answers, Scores, Scoring
 
 NUM_RESAMPLES = 1000
+EXTRAS = {"ja": "ja", "ko": "ko"}  # target languages whose tokenizer sacrebleu keeps in an extra of that name
 
 
-def score(hypotheses: list[str], references: list[str], full: list[str] | None, target_language: str) -> Scores:
-    """Corpus scores of hypotheses, one reference each.
+@dataclass(frozen=True)
+class Sacrebleu:
+    """A corpus metric of sacrebleu, in its default settings.
 
-    Args:
-        hypotheses: plain text, one segment each.
-        references: as many.
-        full: the full model's hypotheses for the same segments; None where there are none.
-        target_language: decides sacrebleu's tokenizer.
+    Attributes:
+        name: the row key.
+        make: sacrebleu's object.
+        extra: the extra of sacrebleu that its tokenizer needs.
     """
-    logging.getLogger("sacrebleu").setLevel(logging.ERROR)  # its advice on detokenizing is not for users of ulskip
-    metrics: dict[str, Metric] = {"bleu": BLEU(trg_lang=target_language), "chrf": CHRF()}
-    values = {name: metric.corpus_score(hypotheses, [references]).score for name, metric in metrics.items()}
-    signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
-    compared = {name: compare(metric, hypotheses, full, references) for name, metric in metrics.items()} if full else {}
-    return Scores(values, signatures, compared)
+
+    name: str
+    make: Callable[[], SacrebleuMetric]
+    extra: str | None = None
+
+    def ready(self) -> None:
+        """Make the metric once: an unknown tokenizer, or one that is not installed, shows here."""
+        logging.getLogger("sacrebleu").setLevel(logging.ERROR)  # its advice on detokenizing is not for users of ulskip
+        try:
+            self.make()
+        except (ImportError, RuntimeError) as error:
+            install = f'pip install "sacrebleu[{self.extra}]"' if self.extra else "see sacrebleu's documentation"
+            reason = str(error).strip().split("\n")[0]
+            raise UsageError(f"metric {self.name}: sacrebleu cannot split this language yet ({reason}); {install}") from None
+
+    def score(self, answers: Answers) -> Scores:
+        """Corpus score of all hypotheses, one reference each."""
+        self.ready()
+        metric = self.make()
+        value = metric.corpus_score(answers.hypotheses, [answers.references]).score
+        signatures = {self.name: str(metric.get_signature())}
+        compared = {self.name: compare(metric, answers)} if answers.full else {}
+        return Scores({self.name: value}, signatures, compared)
 
 
-def compare(metric: Metric, hypotheses: list[str], full: list[str], references: list[str]) -> dict[str, Any]:
+def bleu(scoring: Scoring) -> Sacrebleu:
+    """BLEU with the tokenizer that sacrebleu has for the target language, or the one that is named."""
+    language = scoring.target_language or ""
+    tokenize = scoring.tokenize
+    if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
+        known = ", ".join(BLEU.TOKENIZERS)
+        raise UsageError(f"expected task.tokenize to be one of sacrebleu's tokenizers ({known}), got '{tokenize}'")
+    return Sacrebleu("bleu", lambda: BLEU(tokenize=tokenize, trg_lang=language), EXTRAS.get(language))
+
+
+def chrf(scoring: Scoring) -> Sacrebleu:
+    """chrF2, which needs no tokenizer."""
+    return Sacrebleu("chrf", CHRF)
+
+
+def ter(scoring: Scoring) -> Sacrebleu:
+    """TER, the lower the better; Chinese and Japanese count characters."""
+    asian = scoring.target_language in ("zh", "ja")
+    return Sacrebleu("ter", lambda: TER(normalized=asian, asian_support=asian))
+
+
+def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, Any]:
     """The paired bootstrap of Koehn 2004 over segments: the difference to full and its 95% interval.
 
     The p-value is sacrebleu's own; the interval comes from its resampling, which with its fixed seed draws the
     same segments for both systems.
     """
+    full, hypotheses, references = answers.full, answers.hypotheses, answers.references
+    assert full is not None
     test = PairedTest(
         [("full", full), ("strategy", hypotheses)], {"m": metric}, [references], test_type="bs", n_samples=NUM_RESAMPLES
     )

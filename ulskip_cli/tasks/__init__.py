@@ -2,24 +2,30 @@
 
 from typing import Protocol
 
-from ulskip_cli.metrics.scores import Scores
+from ulskip_cli.metrics.scores import Scoring
 from ulskip_cli.tasks.examples import Example
+from ulskip_cli.tasks.template import Template
 
 
 class Task(Protocol):
     """A set of examples and the judgement of answers to them."""
 
+    @property
+    def cuts_source(self) -> bool:
+        """Whether a source that is too long for the model may lose its end."""
+
+    @property
+    def data(self) -> str:
+        """The data's name in rows and tables."""
+
     def examples(self) -> list[Example]:
         """All examples, in their order."""
 
-    def prompt_for(self, example: Example) -> str:
-        """What the model reads."""
-
-    def response_for(self, example: Example) -> str:
-        """What it should write."""
+    def template_for(self, has_chat: bool) -> Template:
+        """How an example is put to a model with or without a chat format of its own."""
 
     def hypothesis(self, text: str) -> str:
         """The answer in a model's output."""
 
-    def score(self, hypotheses: list[str], references: list[str], full: list[str] | None = None) -> Scores:
-        """Metric values, and with the full model's hypotheses a paired comparison."""
+    def scoring(self) -> Scoring:
+        """Which metrics judge the answers."""

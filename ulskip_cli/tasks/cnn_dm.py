@@ -1,15 +1,17 @@
 """Summarization of news: articles, highlights, ROUGE."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ulskip_cli.errors import UsageError
-from ulskip_cli.metrics import summarization
-from ulskip_cli.metrics.scores import Scores
-from ulskip_cli.tasks.examples import Example
-from ulskip_cli.tasks.template import Template
-from ulskip_cli.tasks.textfile import read_text
+from ulskip_cli.metrics.scores import Scoring
+from ulskip_cli.tasks import hubdata
+from ulskip_cli.tasks.examples import Example, from_rows
+from ulskip_cli.tasks.template import AUTO, Template, pick
+from ulskip_cli.tasks.textfile import read_objects
+
+SAMPLE = Path(__file__).parent.parent / "assets" / "cnn_dm_sample.jsonl"
+CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
 @dataclass(frozen=True)
@@ -17,51 +19,77 @@ class CnnDm:
     """Articles and their highlights.
 
     Attributes:
-        file: one JSON object a line with `id`, `article` and `highlights` (one highlight a line), plain or gzipped.
-        max_article_words: longer articles lose their end; None: they are read whole.
+        dataset: `sample` (bundled), `cnn_dailymail`, or any other dataset's hub id or folder; ignored with `file`.
+        file: one JSON object a line, plain or gzipped.
+        subset: of a hub dataset; None: the only one.
+        split: of a hub dataset.
+        article_key: where a row has its article.
+        highlights_key: where a row has its highlights, one a line.
+        max_article_words: longer articles lose their end; None: they are cut only where the model's context ends.
+        max_new_tokens: length of an answer, the decoding preset's default.
+        metrics: names of metrics.
         stemmer: whether ROUGE stems words.
-        prompt: template of what the model reads.
-        response: template of what it should write.
+        bertscore_model: see `Scoring`.
+        template: which of `templates`, or `auto`.
+        templates: prompt and response by name.
+        prompt: instead of the template's.
+        response: instead of the template's.
     """
 
-    file: str = ""
+    dataset: str = "sample"
+    file: str | None = None
+    subset: str | None = None
+    split: str = "validation"
+    article_key: str = "article"
+    highlights_key: str = "highlights"
     max_article_words: int | None = None
+    max_new_tokens: int = 128
+    metrics: list[str] = field(default_factory=lambda: ["rouge"])
     stemmer: bool = True
-    prompt: str = ""
-    response: str = ""
+    bertscore_model: str | None = None
+    template: str = AUTO
+    templates: dict[str, dict[str, str]] = field(default_factory=dict)
+    prompt: str | None = None
+    response: str | None = None
+
+    @property
+    def cuts_source(self) -> bool:
+        """News says the most important first: an article may lose its end."""
+        return True
+
+    @property
+    def data(self) -> str:
+        """The file's or the dataset's name."""
+        return Path(self.file).name if self.file else self.dataset
 
     def examples(self) -> list[Example]:
-        """All articles of the file, in its order."""
-        if not self.file:
-            raise UsageError("task=cnn_dm expects task.file=<path>: one JSON object a line with id, article and highlights")
-        path = Path(self.file)
-        rows = []
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                article = " ".join(row["article"].split()[: self.max_article_words])
-                if not article or not row["highlights"].strip():
-                    raise ValueError("an empty text")
-                rows.append(Example(str(row["id"]), article, row["highlights"]))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                expected = "expected a JSON object with id and the texts article and highlights"
-                raise UsageError(f"{path}, line {number}: {expected}, got {line[:60]!r}") from error
-        if not rows:
-            raise UsageError(f"{path} is empty; expected one article a line")
-        return rows
+        """All articles, in their order."""
+        if self.max_article_words is not None and self.max_article_words < 1:
+            raise UsageError(f"expected task.max_article_words >= 1, got {self.max_article_words}")
+        if self.file or self.dataset == "sample":
+            path = Path(self.file).expanduser() if self.file else SAMPLE
+            rows, where = read_objects(path), str(path)
+        elif self.dataset == "cnn_dailymail":
+            name, subset = CNN_DAILYMAIL
+            rows, where = hubdata.rows(name, self.subset or subset, self.split), name
+        elif hubdata.is_hub_name(self.dataset):
+            rows, where = hubdata.rows(self.dataset, self.subset, self.split), self.dataset
+        else:
+            known = "sample, cnn_dailymail, another hub id (owner/name) or a folder"
+            raise UsageError(f"expected task.dataset to be {known}, got '{self.dataset}'; a file is given as task.file=<jsonl>")
+        examples = from_rows(rows, self.article_key, self.highlights_key, where)
+        if self.max_article_words is None:
+            return examples
+        return [replace(one, source=" ".join(one.source.split()[: self.max_article_words])) for one in examples]
 
-    def prompt_for(self, example: Example) -> str:
-        """What the model reads."""
-        return Template(self.prompt, self.response).prompt(example)
-
-    def response_for(self, example: Example) -> str:
-        """What it should write, the reference in the template's form."""
-        return Template(self.prompt, self.response).response(example)
+    def template_for(self, has_chat: bool) -> Template:
+        """How an article is put to a model."""
+        return pick(self.templates, self.template, has_chat, self.prompt, self.response, {})
 
     def hypothesis(self, text: str) -> str:
         """The summary in a model's output, all of it."""
         return text.strip()
 
-    def score(self, hypotheses: list[str], references: list[str], full: list[str] | None = None) -> Scores:
-        """ROUGE, and with the full model's hypotheses a paired comparison."""
-        return summarization.score(hypotheses, references, full, self.stemmer)
+    def scoring(self) -> Scoring:
+        """ROUGE, unless other metrics are named."""
+        return Scoring(tuple(self.metrics), stemmer=self.stemmer, bertscore_model=self.bertscore_model)

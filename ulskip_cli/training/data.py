@@ -14,19 +14,26 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ulskip_cli.config import instantiate
 from ulskip_cli.errors import UsageError
-from ulskip_cli.generation.encoding import pad_id, padded, response_tokens
+from ulskip_cli.generation.encoding import Phrasing, Texts, pad_id, padded
 from ulskip_cli.schema import TrainingConfig
+from ulskip_cli.tasks import Task
 
-Texts = list[tuple[str, str]]
 _TOKENIZE_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """(prompt, response) texts to learn from and to validate on."""
+    """(prompt, response) texts to learn from and to validate on.
 
-    train: Texts
-    validation: Texts
+    Attributes:
+        train: to learn from.
+        validation: to validate on; may be empty.
+        phrasing: how they were made, and are to be tokenized.
+    """
+
+    train: list[Texts]
+    validation: list[Texts]
+    phrasing: Phrasing
 
     @property
     def sha256(self) -> str:
@@ -34,30 +41,35 @@ class TrainingTexts:
         return hashlib.sha256(json.dumps([self.train, self.validation], ensure_ascii=False).encode()).hexdigest()
 
 
-def training_texts(config: TrainingConfig) -> TrainingTexts:
+def training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
     """The texts that a configuration names; what is held out is drawn with its seed.
+
+    Args:
+        config: the task, and how much of it to use.
+        tokenizer: whose chat format is used where it has one; None where there is no tokenizer yet.
 
     Raises:
         UsageError: a file or a key is wrong, or nothing is left to train on.
     """
-    train = _texts(config.task, config.limit, config.train.reversed_share, config.seed)
+    make = _Maker(config, tokenizer)
+    train = make.texts(config.task, config.limit)
+    phrasing = make.phrasing(instantiate(config.task, "task"))
     if config.train.validation:
         limit = config.train.validation.get("limit")
         changes = {key: value for key, value in config.train.validation.items() if key != "limit"}
         try:
-            validation = _texts({**config.task, **changes}, limit, config.train.reversed_share, config.seed)
+            validation = make.texts({**config.task, **changes}, limit)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
-        return TrainingTexts(train, validation)
+        return TrainingTexts(train, validation, phrasing)
     if config.train.held_out >= len(train):
         raise UsageError(f"expected train.held_out below the {len(train)} examples there are, got {config.train.held_out}")
     chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))
-    return TrainingTexts(
-        [texts for i, texts in enumerate(train) if i not in chosen], [texts for i, texts in enumerate(train) if i in chosen]
-    )
+    held_out = [texts for i, texts in enumerate(train) if i in chosen]
+    return TrainingTexts([texts for i, texts in enumerate(train) if i not in chosen], held_out, phrasing)
 
 
-def train_tokenizer(texts: Texts, vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Sequence[Texts], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer learnt from prompts and responses; `<pad>` is 0, `<eos>` is 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -84,7 +96,8 @@ class TokenPairs(Dataset[dict[str, Any]]):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        texts: Texts,
+        texts: Sequence[Texts],
+        phrasing: Phrasing,
         max_length: int | None,
         on_batch: Callable[[int], None] = lambda done: None,
     ) -> None:
@@ -92,8 +105,7 @@ class TokenPairs(Dataset[dict[str, Any]]):
         self.pairs: list[tuple[list[int], list[int]]] = []
         for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
             some = texts[start : start + _TOKENIZE_AT_ONCE]
-            prompts = tokenizer([prompt for prompt, _ in some])["input_ids"]
-            self.pairs += [(ids, response_tokens(tokenizer, text)) for ids, (_, text) in zip(prompts, some, strict=True)]
+            self.pairs += [(one.prompt_ids, one.response_ids) for one in phrasing.tokens(tokenizer, some)]
             on_batch(start + len(some))
         fitting = [pair for pair in self.pairs if max_length is None or len(pair[0]) + len(pair[1]) <= max_length]
         self.left_out = len(self.pairs) - len(fitting)
@@ -162,14 +174,28 @@ class SimilarLengths(Sampler[int]):
         return (i for batch in [*batches, *rest] for i in batch)
 
 
-def _texts(node: dict[str, Any], limit: int | None, reversed_share: float, seed: int) -> Texts:
-    """Prompts and responses of a task, a share of its examples the other way round as well."""
-    task = instantiate(node, "task")
-    forward = [(task.prompt_for(example), task.response_for(example)) for example in task.examples()[:limit]]
-    if not reversed_share:
-        return forward
-    if not hasattr(task, "reversed"):
-        raise UsageError(f"train.reversed_share: task {node['name']} has only one direction")
-    other = task.reversed()
-    chosen = random.Random(seed).sample(other.examples()[:limit], round(reversed_share * len(forward)))
-    return forward + [(other.prompt_for(example), other.response_for(example)) for example in chosen]
+@dataclass(frozen=True)
+class _Maker:
+    """Makes texts of a task's examples."""
+
+    config: TrainingConfig
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def phrasing(self, task: Task) -> Phrasing:
+        """How a task is put to the model."""
+        return Phrasing.of(task, self.tokenizer, self.config.model.chat_options)
+
+    def texts(self, node: dict[str, Any], limit: int | None) -> list[Texts]:
+        """Prompts and responses of a task, a share of its examples the other way round as well."""
+        task = instantiate(node, "task")
+        phrasing = self.phrasing(task)
+        forward = [phrasing.texts(example) for example in task.examples()[:limit]]
+        share = self.config.train.reversed_share
+        if not share:
+            return forward
+        if not hasattr(task, "reversed"):
+            raise UsageError(f"train.reversed_share: task {node['name']} has only one direction")
+        other = task.reversed()
+        phrasing = self.phrasing(other)
+        chosen = random.Random(self.config.seed).sample(other.examples()[:limit], round(share * len(forward)))
+        return forward + [phrasing.texts(example) for example in chosen]

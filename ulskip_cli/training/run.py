@@ -52,7 +52,7 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
         UsageError: something in the configuration cannot be, or the output folder holds another training.
     """
     output = Path(config.output)
-    texts = training_texts(config)
+    texts = training_texts(config, load.load_tokenizer(config.model))
     identity = _identity(config, texts)
     finished = _finished(output, identity)
     if finished:
@@ -66,8 +66,10 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
     depth = views.num_layers(subject.model)
     ratios = schedules(config, depth)
     tokenized = progress.phase("tokenize", len(texts.train))
-    pairs = TokenPairs(subject.tokenizer, texts.train, config.train.max_length, tokenized)
-    validation = TokenPairs(subject.tokenizer, texts.validation, config.train.max_length) if texts.validation else None
+    pairs = TokenPairs(subject.tokenizer, texts.train, texts.phrasing, config.train.max_length, tokenized)
+    validation = None
+    if texts.validation:
+        validation = TokenPairs(subject.tokenizer, texts.validation, texts.phrasing, config.train.max_length)
     module = _module(config, subject.model)
     device = "cpu" if load.pick_device(config.model.device).type == "cpu" else "auto"
     try:

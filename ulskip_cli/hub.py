@@ -1,0 +1,19 @@
+"""Whether the Hugging Face hub can be asked, found out at once."""
+
+import logging
+import socket
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+
+def check_reachable() -> None:
+    """Look the hub's host up: its own client would try an unknown one for half a minute.
+
+    Raises:
+        OSError: the host is not known here.
+    """
+    from huggingface_hub import constants
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not getproxies():
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)

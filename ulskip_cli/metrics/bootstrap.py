@@ -1,0 +1,29 @@
+"""The paired bootstrap for metrics that are means over segments."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_RESAMPLES = 1000
+SEED = 12345
+
+
+def compare(own: NDArray[np.float64], full: NDArray[np.float64]) -> dict[str, Any]:
+    """The difference of means over segments, its 95% interval and two-sided p-value.
+
+    Args:
+        own: a value a segment.
+        full: the full model's values of the same segments.
+    """
+    drawn = np.random.default_rng(SEED).integers(len(own), size=(NUM_RESAMPLES, len(own)))
+    differences = (own - full)[drawn].mean(axis=1)
+    low, high = np.quantile(differences, [0.025, 0.975])
+    beyond = min((differences <= 0).mean(), (differences >= 0).mean())
+    return {
+        "full": float(full.mean()),
+        "delta": float((own - full).mean()),
+        "delta_low": float(low),
+        "delta_high": float(high),
+        "p_value": min(1.0, 2 * float(beyond)),
+    }
