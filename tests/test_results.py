@@ -14,7 +14,7 @@ EXAMPLES = [Example("0", "a", "b")]
 
 
 def folder_in(tmp_path, name="x"):
-    return ResultsFolder(compose([f"results_dir={tmp_path}", f"name={name}"]))
+    return ResultsFolder.of(compose([f"results_dir={tmp_path}", f"name={name}"]))
 
 
 def test_saved_runs_are_read_back_the_newest_winning(tmp_path):

@@ -4,6 +4,7 @@ Nothing here imports torch at the top: help, plans and usage errors answer at on
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def invoke(arguments: Sequence[str]) -> int:
     from typer._click.exceptions import ClickException
     from typer._click.exceptions import UsageError as ClickUsageError
 
+    for name in ("torchao", "torch.utils._pytree"):  # transformers imports them, and they speak of kernels for other devices
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = app(list(arguments), standalone_mode=False)
         return _complain(INTERRUPTED, code) if code == INTERRUPT_CODE else code if isinstance(code, int) else 0
@@ -157,6 +160,54 @@ def plan(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Jso
 
 
 @app.command()
+def score(
+    target: Annotated[
+        str, typer.Argument(help="A folder of results, a run's id, or a file of generations.", show_default=False)
+    ],
+    metric: Annotated[list[str] | None, typer.Option(help="A metric to add; may be given several times.")] = None,
+    comet_model: Annotated[str | None, typer.Option(help="A COMET model's hub id or checkpoint.")] = None,
+    bertscore_model: Annotated[str | None, typer.Option(help="A BERTScore model's hub id or folder.")] = None,
+    language: Annotated[str | None, typer.Option(help="Of the answers, for a file that belongs to no run.")] = None,
+    results_dir: Annotated[Path, typer.Option(help="Where a run's id is looked up.")] = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Score stored answers again, with other metrics too, without a model."""
+    from ulskip_cli import rescoring
+
+    wanted = rescoring.Wanted(metric or (), comet_model, bertscore_model)
+    file = Path(target).expanduser()
+    if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
+        scores = rescoring.score_file(file, wanted, language)
+        print(json.dumps(asdict(scores)) if as_json else "\n".join(f"{k}  {v:.4f}" for k, v in scores.values.items()))
+        return
+    from ulskip_cli.report import table
+    from ulskip_cli.report.live import Bars
+
+    runs = rescoring.runs_at(target, results_dir)
+    scored = []
+    with Bars() as bars:
+        told = bars.phase("score", len(runs))
+        for folder, row in runs:
+            scored.append(rescoring.rescore(folder, row, wanted))
+            scored[-1].save()
+            told(len(scored))
+    for folder in {str(one.folder.path): one.folder for one in scored}.values():
+        table.write_tables(folder)
+    rows = [one.row for one in scored]
+    if as_json:
+        print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table.terminal(rows, console.width))
+    for one in scored:
+        for key, (before, now) in one.changed.items():
+            console.print(f"{one.row['id']}: {key} was {before:.4f}, is {now:.4f}", style="yellow", highlight=False)
+    added = ", ".join(sorted({key for one in scored for key in one.added})) or "nothing"
+    differ = sum(bool(one.changed) for one in scored)
+    console.print(f"added: {added}; {len(scored) - differ} of {len(scored)} runs score as before", highlight=False)
+
+
+@app.command()
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the models."""
     _list("model", config_dir, as_json)
@@ -190,12 +241,21 @@ def env(as_json: Json = False) -> None:
 
 
 def _check(chosen: Config) -> None:
-    """Refuse what cannot work before torch is imported: ratio, strategy, task files, model files."""
+    """Refuse what cannot work before torch is imported: ratio, strategy, metrics, task files, model files."""
+    from ulskip_cli import metrics
     from ulskip_cli.models.facts import describe
     from ulskip_cli.plan import make_plan
 
     make_plan(chosen, describe(chosen.model))
-    config.instantiate(chosen.task, "task").examples()
+    if chosen.memory is not None:
+        raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
+    task = config.instantiate(chosen.task, "task")
+    metrics.made(task.scoring())
+    task.examples()
+    if chosen.decoding.options:
+        from ulskip_cli.generation import options
+
+        options.check(chosen.decoding)
 
 
 def _check_training(chosen: TrainingConfig) -> None:
@@ -215,7 +275,7 @@ def _execute(grid: Sequence[Config], as_json: bool, redo: bool) -> None:
     from ulskip_cli.report.live import Bars
     from ulskip_cli.results import ResultsFolder, Row
 
-    for folder in {ResultsFolder(point).path: ResultsFolder(point) for point in grid}.values():
+    for folder in {ResultsFolder.of(point).path: ResultsFolder.of(point) for point in grid}.values():
         folder.check_writable()
     shown: dict[str, Row] = {}
     failures: list[str] = []
@@ -236,11 +296,11 @@ def _execute(grid: Sequence[Config], as_json: bool, redo: bool) -> None:
                 continue
             shown |= {row["id"]: row for row in rows}
             last = rows[-1]
-            table.write_tables(ResultsFolder(point))
+            table.write_tables(ResultsFolder.of(point))
     if len(grid) > 1 and shown:
         from ulskip_cli.report.paper import write_paper_report
 
-        write_paper_report(ResultsFolder(grid[-1]))
+        write_paper_report(ResultsFolder.of(grid[-1]))
     console = Console(width=None if sys.stdout.isatty() else 120)
     if as_json:
         print(json.dumps(last if len(grid) == 1 else {"rows": list(shown.values()), "failed": failures}, ensure_ascii=False))
@@ -248,7 +308,7 @@ def _execute(grid: Sequence[Config], as_json: bool, redo: bool) -> None:
         console.print(table.terminal(list(shown.values()), console.width))
         for warning in sorted({text for row in shown.values() for text in row["warnings"]}):
             console.print(f"warning: {warning}", style="yellow", highlight=False)
-        console.print(f"written to {ResultsFolder(grid[-1]).path}/", highlight=False, soft_wrap=True)
+        console.print(f"written to {ResultsFolder.of(grid[-1]).path}/", highlight=False, soft_wrap=True)
     if failures:
         raise RunError(f"{len(failures)} of {len(grid)} points failed, the first: {failures[0]}")
 

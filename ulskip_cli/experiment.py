@@ -38,7 +38,7 @@ class Session:
 def finished_rows(config: Config) -> list[Row]:
     """The rows of a point that is complete already and of its baseline; none if it is not."""
     examples = instantiate(config.task, "task").examples()[: config.limit]
-    folder = ResultsFolder(config)
+    folder = ResultsFolder.of(config)
     row, full_row = (_measured_here(folder.row(point_id(one, examples))) for one in (config, baseline_of(config)))
     if row is None:
         return []
@@ -58,7 +58,7 @@ def run_point(config: Config, session: Session) -> list[Row]:
     """
     task: Task = instantiate(config.task, "task")
     examples = task.examples()[: config.limit]
-    folder = ResultsFolder(config)
+    folder = ResultsFolder.of(config)
     loaded = session.model(config.model, config.seed)
     plan = make_plan(config, loaded.facts)
     work = prepare(loaded, task, examples, config)

@@ -37,9 +37,14 @@ def point_id(config: Config, examples: Sequence[Example]) -> str:
 class ResultsFolder:
     """One experiment's folder."""
 
-    def __init__(self, config: Config) -> None:
-        """The folder that a configuration names; made on the first write."""
-        self.path = Path(config.results_dir) / config.name
+    def __init__(self, path: Path) -> None:
+        """A folder that is there, or is made on the first write."""
+        self.path = path
+
+    @classmethod
+    def of(cls, config: Config) -> "ResultsFolder":
+        """The folder that a configuration names."""
+        return cls(Path(config.results_dir) / config.name)
 
     def check_writable(self) -> None:
         """Make the folder now rather than find out after hours that it cannot be.
@@ -80,6 +85,10 @@ class ResultsFolder:
         write_whole(self.path / "configs" / f"{row['id']}.yaml", configuration.to_yaml(config))
         lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
         write_whole(self.generations_path(row["id"]), "".join(lines))
+        self.append(row)
+
+    def append(self, row: Row) -> None:
+        """A row that takes the place of an earlier one of the same point."""
         append_line(self.path / "runs.jsonl", json.dumps(row, ensure_ascii=False))
 
 

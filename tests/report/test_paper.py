@@ -11,7 +11,7 @@ REPRODUCTION = Path(__file__).parents[2] / "results" / "reproduce"
 def test_table_and_plot_come_from_the_rows_of_the_folder(tmp_path):
     (tmp_path / "reproduce").mkdir()
     shutil.copy(REPRODUCTION / "runs.jsonl", tmp_path / "reproduce" / "runs.jsonl")
-    files = write_paper_report(ResultsFolder(compose([f"results_dir={tmp_path}", "name=reproduce"])))
+    files = write_paper_report(ResultsFolder.of(compose([f"results_dir={tmp_path}", "name=reproduce"])))
     assert [file.name for file in files] == ["table4.md", "quality.png", "quality.svg"]
     text = files[0].read_text()
     assert text.startswith("# tiny · wmt · de-en · sample · greedy")

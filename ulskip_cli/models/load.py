@@ -1,7 +1,6 @@
 """Loading a model and its tokenizer, ready to generate."""
 
 import json
-import logging
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -207,8 +206,6 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
 def _hush() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name in ("torchao", "torch.utils._pytree"):  # torchao's kernels for devices that are not here
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _tried(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:

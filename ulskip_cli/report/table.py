@@ -48,7 +48,8 @@ def _quality(key: str) -> Callable[[Row], str]:
         if row.get(key) is None:
             return MISSING
         compared = row.get("against_full", {}).get(key)
-        mark = "*" if compared and compared["p_value"] is not None and compared["p_value"] < 0.05 else ""
+        enough = row.get("num_examples", 0) >= LEAST_FOR_STARS
+        mark = "*" if compared and enough and compared["p_value"] is not None and compared["p_value"] < 0.05 else ""
         return f"{row[key]:.1f}{mark}"
 
     return show
@@ -73,6 +74,10 @@ COLUMNS = (
     Column("R-2", _quality("rouge2"), "rouge2", min_width=100),
     Column("R-L", _quality("rougeL"), "rougeL"),
     Column("R-Lsum", _quality("rougeLsum"), "rougeLsum", min_width=100),
+    Column("TER", _quality("ter"), "ter"),
+    Column("exact", _quality("exact_match"), "exact_match"),
+    Column("COMET", _quality("comet"), "comet"),
+    Column("BERT-\nScore", _quality("bertscore"), "bertscore"),
     Column("decode\nloss", _number("decode_loss"), "decode_loss"),
     Column("decode\ntok/s", _number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
     Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second"),
@@ -81,7 +86,7 @@ COLUMNS = (
 # What tells the rows of one folder apart; shown only where it varies.
 AXES = (
     *("model", "task", "pair", "dataset", "strategy_options", "decoding", "batch_size", "prompt_layers", "ratio_basis"),
-    *("num_examples", "dtype", "device", "seed"),
+    *("num_examples", "chat", "quantization", "dtype", "device", "seed"),
 )
 TITLE = ("model", "task", "pair", "dataset", "decoding")
 CSV_KEYS = (
@@ -96,10 +101,12 @@ CSV_KEYS = (
     ),
     *("end_to_end_speedup", "decode_tokens_per_second", "total_tokens_per_second", "prefill_seconds"),
     *("time_to_first_token_seconds", "time_per_output_token_seconds", "prompt_kv_bytes", "kept_kv_bytes", "peak_memory_bytes"),
-    *("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "decode_loss", "length_ratio", "num_examples"),
+    *("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "comet", "bertscore"),
+    *("decode_loss", "length_ratio", "sources_cut", "evaluated_batch_size"),
     *("device", "dtype", "quantization", "training", "seed", "finished_at"),
 )
 STARS = "* differs from full (paired bootstrap, p < 0.05)"
+LEAST_FOR_STARS = 10  # a bootstrap over fewer examples says nothing
 MEASURED = "measured: full over strategy, decode seconds, median of pairs"
 
 
