@@ -14,8 +14,10 @@ import torch
 
 from ulskip_cli import environment
 from ulskip_cli.config import compose, instantiate
-from ulskip_cli.generation.decode import Decoder, generate_texts
-from ulskip_cli.generation.encoding import encode_prompts
+from ulskip_cli.evaluation import prepare
+from ulskip_cli.generation.batches import BatchSize
+from ulskip_cli.generation.decode import Decoder, generate_all
+from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.teacher_forcing import response_logits
 from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
@@ -23,9 +25,9 @@ from ulskip_cli.plan import make_plan
 NEAR_TIE = 1e-4
 
 
-def gap_at(decoder, tokenizer, prompt, tokens, position):
+def gap_at(decoder, prompt, tokens, position):
     """The distance of the top two logits where token `position` was chosen."""
-    ids, mask = encode_prompts(tokenizer, [prompt])
+    ids, mask = padded([prompt], 0, left=True)
     response = torch.tensor([tokens[: position + 1]])
     with torch.inference_mode():
         logits = response_logits(decoder.prompt_model, decoder.view, decoder.kept, ids, mask, response)
@@ -40,14 +42,15 @@ def main() -> None:
     args = parser.parse_args()
     config = compose([f"model={args.model}", f"ratio={args.ratio}", "model.dtype=float32"])
     loaded, task = load(config.model), instantiate(config.task, "task")
-    prompts = [task.prompt_for(example) for example in task.examples()]
+    work = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples(), config)
+    prompts = work.prompts
     counts = {}
     for strategy in ("full", "unified"):
         plan = make_plan(compose([f"model={args.model}", f"ratio={args.ratio}", f"strategy={strategy}"]), loaded.facts)
         decoder, answers = Decoder(loaded.model, plan), {}
         for batch_size in (1, 8):
             found = {}
-            for positions, output in generate_texts(decoder, loaded.tokenizer, prompts, config.decoding, batch_size):
+            for positions, output in generate_all(decoder, prompts, config.decoding, BatchSize(batch_size), work.pad):
                 found |= dict(zip(positions, output.token_ids, strict=True))
             answers[batch_size] = found
         gaps = []
@@ -55,7 +58,7 @@ def main() -> None:
             one, eight = answers[1][i], answers[8][i]
             if one != eight:
                 position = next(k for k in range(max(len(one), len(eight))) if one[k : k + 1] != eight[k : k + 1])
-                gaps.append(gap_at(decoder, loaded.tokenizer, prompt, one, position))
+                gaps.append(gap_at(decoder, prompt, one, position))
         near = sum(gap < NEAR_TIE for gap in gaps)
         counts[strategy] = {"examples": len(prompts), "different": len(gaps), "near_ties": near, "gaps": gaps}
         print(f"{strategy}: {len(prompts)} prompts, {len(gaps)} differ between batch 1 and 8, {near} of them near-ties")

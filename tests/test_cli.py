@@ -130,14 +130,25 @@ BAD = [
     ["run", "model=hf", "model.path=./nowhere"],
     ["run", "model=random", "task.dataset=files"],
     ["run", "model=random", "task.dataset=files", "task.source_file=no.de", "task.reference_file=no.en"],
-    ["run", "model=random", "task.pair=de-fr"],
+    ["run", "model=random", "task.pair=de-xx"],
+    ["run", "model=random", "task=cnn_dm", "task.file=nowhere.jsonl"],
+    ["run", "model=random", "task=jsonl"],
+    ["run", "model=random", "task.metrics=[blue]"],
+    ["run", "model=random", "task.dataset=some/dataset"],
+    ["run", "model.path=some/model"],
+    ["run", "model=random", "memory=3GB"],
+    ["run", "model=random", "decoding.temperature=0.5"],
+    ["plan", "model=random", "memory=lots"],
+    ["score", "nowhere"],
+    ["score", "nowhere", "--metrc", "ter"],
     ["run", "model=random", "strategy=custom", "strategy.layers=[0,99]"],
     ["plan", "model=random", "ratio=0.5"],
     ["sweep", "ratio=2,x"],
     ["plan", "--config-dir", "nowhere"],
     ["train", "train.ratios=9"],
     ["train", "train=nonsense"],
-    ["train", "task=cnn_dm"],
+    ["train", "task=jsonl"],
+    ["train", "model.quantization=torchao-int8"],
     ["train", "train.arguments={fsdp:full_shard}"],
 ]
 
@@ -149,6 +160,55 @@ def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments):
     assert out == ""
     assert err.startswith("ulskip: ")
     assert len(err.splitlines()) == 1
+
+
+def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip, overrides, model_folder, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((model_folder / name).read_bytes())
+    (tmp_path / "long.de").write_text("der Hund " * 60 + "\n")
+    files = ["task.dataset=files", f"task.source_file={tmp_path}/long.de", f"task.reference_file={tmp_path}/long.de"]
+    cases = {
+        "cannot load a tokenizer": ["run", f"model.path={bare}", *QUICK],
+        "example 0: its prompt of": ["run", *overrides, *files],
+        "the model's tokenizer has no chat template": ["run", *overrides, "task.template=chat"],
+        "unknown option of transformers' generate 'lenght": ["run", *overrides, "decoding.options={lenght_penalty: 1}"],
+        "decoding.options.use_cache is refused": ["run", *overrides, "decoding.options={use_cache: false}"],
+    }
+    for expected, arguments in cases.items():
+        code, out, err = ulskip(*arguments)
+        assert (code, out, len(err.splitlines())) == (2, "", 1), err
+        assert expected in err
+
+
+def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_path):
+    run = json.loads(ulskip("run", "--json", *overrides)[1].splitlines()[-1])
+    folder = tmp_path / "default"
+    lines = (folder / "runs.jsonl").read_text()
+    code, out, _ = ulskip("score", folder)
+    assert (code, "added: nothing; 2 of 2 runs score as before" in out) == (0, True)
+    assert (folder / "runs.jsonl").read_text() == lines
+    again = json.loads(ulskip("score", run["id"], "--results-dir", tmp_path, "--metric", "ter", "--json")[1].splitlines()[-1])
+    differ = {key for key in again if again[key] != run.get(key)}
+    assert differ == {"ter", "signatures", "against_full"}
+    assert all(again["against_full"][key] == run["against_full"][key] for key in run["against_full"])
+    assert "TER" in (folder / "table.md").read_text()
+    assert ulskip("sweep", "strategy=full,unified", *overrides)[2].count("generate") == 0  # the point is still finished
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"hypothesis": "a", "reference": "a"}\n')
+    assert ulskip("score", file, "--metric", "exact_match")[1] == "exact_match  100.0000\n"
+
+
+def test_sampling_and_stop_strings_from_the_command_line(ulskip, overrides):
+    sampled = [*overrides, "decoding=sample", "decoding.max_new_tokens=4", "name=sampled"]
+    one, again, other = (
+        json.loads(ulskip("run", "--json", *sampled, f"seed={seed}")[1].splitlines()[-1]) for seed in (1, 1, 2)
+    )
+    assert one["decode_loss"] == again["decode_loss"]
+    assert (one["bleu"], one["generated_tokens"]) == (again["bleu"], again["generated_tokens"])
+    assert one["config"]["decoding"]["do_sample"]
+    assert one["id"] != other["id"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "model=random"], *BAD], ids=" ".join)

@@ -1,6 +1,6 @@
 import pytest
 
-from ulskip_cli import config
+from ulskip_cli import config, metrics
 from ulskip_cli.errors import UsageError
 from ulskip_cli.strategies.unified import Unified
 
@@ -17,7 +17,15 @@ def test_every_shipped_config_composes_and_instantiates(path):
     composed = config.compose_training if group == "train" or path.stem == "train" else config.compose
     chosen = composed([f"{group}={path.stem}", *needed] if group in (*config.GROUPS, "train") else [])
     config.instantiate(chosen.strategy, "strategy")
-    config.instantiate(chosen.task, "task")
+    task = config.instantiate(chosen.task, "task")
+    for has_chat in (True, False):
+        assert "{source}" in task.template_for(has_chat).prompt_format
+    metrics.made(task.scoring())
+
+
+def test_configs_are_found_in_every_folder():
+    folders = {path.parent.name for path in config.config_dir().rglob("*.yaml")}
+    assert folders >= {"configs", *config.GROUPS, "train"}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +48,14 @@ def test_every_shipped_config_composes_and_instantiates(path):
         (["name=a/b"], "plain folder name"),
         (["name=.."], "plain folder name"),
         (["+surprise=1"], "surprise"),
+        (["decoding.temperature=0"], "expected decoding.temperature > 0, got 0"),
+        (["decoding.temperature=0.7"], "decoding.temperature is for sampling; add decoding.do_sample=true"),
+        (["decoding=sample", "decoding.top_p=1.5"], "expected decoding.top_p above 0 and at most 1, got 1.5"),
+        (["decoding.stop=['']"], "strings that are not empty"),
+        (["model.quantization=int7"], "unknown model.quantization 'int7'"),
+        (["model=random", "model.quantization=bnb-nf4"], "pretrained weights"),
+        (["model=random", "model.device_map=auto"], "pretrained weights"),
+        (["model=random", "model.adapter=x"], "pretrained weights"),
         (["strategy=null"], "unknown strategy 'None'"),
     ],
 )

@@ -1,8 +1,11 @@
+import json
+
 import pytest
+import torch
 from reference import NUM_LAYERS
 
 from ulskip_cli.config import compose, instantiate
-from ulskip_cli.evaluation import evaluate, prompt_batches, throughput
+from ulskip_cli.evaluation import adjustments, evaluate, measure_speed, prepare, prompt_batches, throughput
 from ulskip_cli.generation.decode import BatchOutput, Decoder
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan
@@ -19,19 +22,75 @@ def test_both_conventions_of_tokens_per_second():
     assert told["total_tokens_per_second"] == pytest.approx((16 + 6) / 5)
 
 
-def test_answers_come_back_in_the_tasks_order(llama, tokenizer):
+@pytest.fixture
+def point(llama, tokenizer):
+    """A decoder and its work for some overrides."""
     llama.resize_token_embeddings(len(tokenizer))
-    config = compose(["decoding.max_new_tokens=5", "batch_size=2"])
-    task = instantiate(config.task, "task")
-    examples = task.examples()[:5]
-    decoder = Decoder(llama, make_plan(config, ModelFacts(NUM_LAYERS, None, None)))
-    evaluation = evaluate(decoder, tokenizer, task, examples, config, None, Silent())
-    assert [row["id"] for row in evaluation.generations] == [example.id for example in examples]
+    facts = ModelFacts(NUM_LAYERS, None, None)
+
+    def build(*overrides, context=None):
+        config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
+        task = instantiate(config.task, "task")
+        work = prepare(tokenizer, context, task, task.examples()[: config.limit], config)
+        return Decoder(llama, make_plan(config, facts), tokenizer), work, config
+
+    return build
+
+
+def test_answers_come_back_in_the_tasks_order(point):
+    decoder, work, config = point("batch_size=2")
+    evaluation = evaluate(decoder, work, config, None, Silent())
+    assert [row["id"] for row in evaluation.generations] == [example.id for example in work.examples]
     assert evaluation.row["degenerate"]["hit_limit"] == sum("hit_limit" in row["flags"] for row in evaluation.generations)
     assert evaluation.row["generated_tokens"] == sum(len(row["token_ids"]) for row in evaluation.generations)
+    assert {"bleu", "chrf"} <= evaluation.row.keys()
+    assert (evaluation.row["sources_cut"], evaluation.row["evaluated_batch_size"]) == (0, 2)
 
 
-def test_timed_batches_are_full_even_with_few_examples(tokenizer):
-    task = instantiate(compose([]).task, "task")
-    batches = prompt_batches(tokenizer, task, task.examples()[:3], batch_size=4, count=2)
-    assert [ids.shape[0] for ids, _ in batches] == [4, 4]
+def test_a_batch_that_does_not_fit_is_halved_and_the_row_says_so(point, monkeypatch):
+    decoder, work, config = point()
+    asked = evaluate(decoder, work, config, None, Silent())
+    generate = Decoder.generate
+
+    def small_memory(self, input_ids, *args, **options):
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(self, input_ids, *args, **options)
+
+    monkeypatch.setattr(Decoder, "generate", small_memory)
+    halved = evaluate(decoder, work, config, None, Silent())
+    assert [row["token_ids"] for row in halved.generations] == [row["token_ids"] for row in asked.generations]
+    assert halved.row["evaluated_batch_size"] == 1
+    speed = measure_speed(decoder, decoder, work, config, Silent())
+    assert speed["timed_batch_size"] == 1
+    row = {"batch_size": 4, "strategy": "unified", "num_examples": 5, **halved.row, **speed}
+    assert adjustments(row) == [
+        "unified: batches of 4 did not fit into memory; evaluated in batches of 1",
+        "unified: batches of 4 did not fit into memory; timed in batches of 1",
+    ]
+
+
+def test_sources_that_are_cut_are_counted(point, tmp_path):
+    lines = [json.dumps({"article": "the cat sat on the mat " * n, "highlights": "cats"}) for n in (1, 40, 50)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    decoder, work, config = point("task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "speed.new_tokens=6", context=128)
+    assert [one.cut for one in work.encoded] == [False, True, True]
+    assert max(map(len, work.prompts)) <= 128 - 6
+    row = {"batch_size": 4, "strategy": "x", "num_examples": 3, **evaluate(decoder, work, config, None, Silent()).row}
+    assert adjustments(row) == ["2 of 3 sources lost their end to fit into the model's context"]
+
+
+def test_a_stop_string_ends_text_and_hypothesis(point):
+    decoder, work, config = point()
+    free = evaluate(decoder, work, config, None, Silent()).generations
+    letter = free[0]["output"].strip()[-1]
+    decoder, work, config = point(f"decoding.stop=['{letter}']")
+    stopped = evaluate(decoder, work, config, None, Silent()).generations
+    assert all(letter not in row["output"] for row in stopped)
+    assert free[0]["output"].startswith(stopped[0]["output"])
+    assert "hit_limit" not in stopped[0]["flags"]
+
+
+def test_timed_batches_are_full_even_with_few_prompts():
+    batches = prompt_batches([[1, 2], [3], [4, 5]], 0, batch_size=4, count=2)
+    assert [ids.shape for ids, _ in batches] == [(4, 2), (4, 2)]

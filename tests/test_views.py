@@ -134,7 +134,7 @@ def test_two_stacks_are_refused_by_name(llama):
 
 def test_a_replaced_forward_is_refused(llama):
     llama.model.forward = llama.model.forward
-    with pytest.raises(UsageError, match="LlamaModel has its forward replaced"):
+    with pytest.raises(UsageError, match="LlamaModel is refused: its forward was replaced"):
         views.shallow_view(llama, (0, 5))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ulskip_cli import metrics
 from ulskip_cli.errors import RunError
@@ -20,7 +21,6 @@ from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
 from ulskip_cli.memory import PeakMemory
 from ulskip_cli.metrics import degenerate
 from ulskip_cli.metrics.scores import Answers
-from ulskip_cli.models.load import LoadedModel
 from ulskip_cli.progress import Progress, Tell
 from ulskip_cli.results import Row
 from ulskip_cli.schema import Config
@@ -65,18 +65,26 @@ class Evaluation:
     generations: list[Row]
 
 
-def prepare(loaded: LoadedModel, task: Task, examples: Sequence[Example], config: Config) -> Workload:
-    """Phrase the examples for a model and fit them into its context.
+def prepare(
+    tokenizer: PreTrainedTokenizerBase | None, context: int | None, task: Task, examples: Sequence[Example], config: Config
+) -> Workload:
+    """Phrase the examples for a model and fit them into its context; needs no weights.
+
+    Args:
+        tokenizer: the model's; None for random weights.
+        context: positions that the model has; None: no limit.
+        task: makes prompts and scores answers.
+        examples: in the task's order.
+        config: how much is generated after each.
 
     Raises:
         UsageError: the context is too short.
     """
-    tokenizer = loaded.tokenizer
     if tokenizer is None:
         return Workload(task, examples, None, 0, None)
     phrasing = Phrasing.of(task, tokenizer, config.model.chat_options)
     new_tokens = max(config.decoding.max_new_tokens, config.speed.new_tokens if config.speed.enabled else 0)
-    encoded = encode(phrasing, tokenizer, examples, loaded.context, new_tokens, task.cuts_source)
+    encoded = encode(phrasing, tokenizer, examples, context, new_tokens, task.cuts_source)
     return Workload(task, examples, encoded, pad_id(tokenizer), phrasing.template.chat)
 
 

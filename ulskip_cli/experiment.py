@@ -10,7 +10,8 @@ from ulskip_cli import environment
 from ulskip_cli.config import baseline_of, instantiate, resolved
 from ulskip_cli.evaluation import Evaluation, Workload, adjustments, evaluate, measure_speed, prepare
 from ulskip_cli.generation.decode import Decoder
-from ulskip_cli.models.load import LoadedModel, load
+from ulskip_cli.models.facts import describe
+from ulskip_cli.models.load import LoadedModel, load, load_tokenizer
 from ulskip_cli.plan import Plan, make_plan
 from ulskip_cli.progress import Progress, Silent
 from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row, point_id
@@ -59,9 +60,9 @@ def run_point(config: Config, session: Session) -> list[Row]:
     task: Task = instantiate(config.task, "task")
     examples = task.examples()[: config.limit]
     folder = ResultsFolder.of(config)
+    work = prepare(load_tokenizer(config.model), describe(config.model).context, task, examples, config)
     loaded = session.model(config.model, config.seed)
     plan = make_plan(config, loaded.facts)
-    work = prepare(loaded, task, examples, config)
     baseline = baseline_of(config)
     if plan.keeps_all or not config.baseline:
         return [_measure_point(config, plan, loaded, work, folder, session.progress)]

@@ -72,7 +72,12 @@ def main() -> None:
         link = args.work / f"{name}.jsonl.gz"
         if not link.exists():
             link.symlink_to((args.data / link.name).resolve())
-    articles = ["task=cnn_dm", "task.max_article_words=250"]
+    articles = [
+        "task=cnn_dm",
+        "task.max_article_words=250",
+        "task.template=instruction_after_input",
+        "decoding.max_new_tokens=64",
+    ]
     test = [*articles, f"task.file={args.work}/validation.jsonl.gz", f"limit={args.limit}", f"name={NAME}", "batch_size=10",
             "decoding.max_new_tokens=90", "baseline=false", "speed.enabled=false"]  # fmt: skip
     records = {}

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from sacrebleu.metrics.bleu import BLEU
 
+from ulskip_cli.metrics.scores import Answers
 from ulskip_cli.metrics.translation import compare
 from ulskip_cli.report.plot import COLOURS
 from ulskip_cli.report.table import provenance
@@ -50,7 +51,8 @@ class Rows:
         """BLEU of one minus BLEU of the other, with sacrebleu's paired bootstrap."""
         own, others = (read_jsonl(self.folder / "generations" / f"{row['id']}.jsonl") for row in (one, other))
         hypotheses, rest = ([text["hypothesis"] for text in texts] for texts in (own, others))
-        return compare(BLEU(), hypotheses, rest, [text["reference"] for text in own])
+        references, sources = ([text[key] for text in own] for key in ("reference", "source"))
+        return compare(BLEU(), Answers(hypotheses, references, sources, rest))
 
 
 def markdown(heads: list[str], lines: list[list[str]], words: int = 2) -> str:

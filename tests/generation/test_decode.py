@@ -3,7 +3,9 @@ import torch
 from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.config import compose
-from ulskip_cli.generation.decode import Decoder, generate_texts
+from ulskip_cli.generation.batches import BatchSize
+from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
+from ulskip_cli.generation.encoding import padded
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan
 from ulskip_cli.schema import DecodingConfig
@@ -72,13 +74,81 @@ def test_a_checkpoints_sampling_advice_is_ignored(llama):
 def test_batches_and_order_change_nothing(llama, tokenizer, prompt_layers):
     llama.resize_token_embeddings(len(tokenizer))
     decoder = decoder_for(llama, "ratio=2", f"prompt_layers={prompt_layers}")
-    prompts = ["a", "the cat sat on the mat", "der Hund", "a b c d e f", "mat"]
+    prompts = tokenizer(["a", "the cat sat on the mat", "der Hund", "a b c d e f", "mat"])["input_ids"]
 
     def answers(batch_size):
-        found = {}
-        for positions, output in generate_texts(decoder, tokenizer, prompts, GREEDY, batch_size):
-            found |= dict(zip(positions, output.token_ids, strict=True))
-        return [found[i] for i in range(len(prompts))]
+        return collected(decoder, prompts, GREEDY, batch_size)
 
     assert answers(1) == answers(2) == answers(8)
     assert answers(8) == answers(8)
+
+
+def collected(decoder, prompts, decoding, batch_size, seed=0, told=None):
+    found = {}
+    for positions, output in generate_all(decoder, prompts, decoding, BatchSize(batch_size), 0, seed, told):
+        found |= dict(zip(positions, output.token_ids, strict=True))
+    return [found[i] for i in range(len(prompts))]
+
+
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
+
+
+def test_sampling_follows_from_the_seed(llama):
+    decoder = decoder_for(llama, "ratio=2")
+    sampled = DecodingConfig(name="s", do_sample=True, temperature=2.0, max_new_tokens=8)
+    one, again, other = (collected(decoder, PROMPTS, sampled, 2, seed) for seed in (1, 1, 2))
+    assert one == again != other
+    assert one != collected(decoder, PROMPTS, GREEDY, 2)
+    cold = DecodingConfig(name="s", do_sample=True, top_k=1, max_new_tokens=8)
+    assert collected(decoder, PROMPTS, cold, 2) == collected(decoder, PROMPTS, GREEDY, 2)
+
+
+def test_a_sampled_batch_does_not_depend_on_what_came_before(llama):
+    decoder = decoder_for(llama, "ratio=2")
+    sampled = DecodingConfig(name="s", do_sample=True, max_new_tokens=6)
+    batches = list(generate_all(decoder, PROMPTS, sampled, BatchSize(2), 0, seed=3))
+    torch.manual_seed(99)
+    again = list(generate_all(decoder, PROMPTS, sampled, BatchSize(2), 0, seed=3))
+    assert [output.token_ids for _, output in batches] == [output.token_ids for _, output in again]
+
+
+def test_beam_options_reach_transformers(llama):
+    decoder = decoder_for(llama, "ratio=2")
+    ids = torch.tensor([[5, 6, 7]])
+    beam = DecodingConfig(name="b", num_beams=3, max_new_tokens=8)
+    banned = decoder.generate(ids, torch.ones_like(ids), beam, 0).token_ids[0][0]
+    without = DecodingConfig(name="b", num_beams=3, max_new_tokens=8, options={"bad_words_ids": [[banned]]})
+    assert banned not in decoder.generate(ids, torch.ones_like(ids), without, 0).token_ids[0]
+
+
+def test_a_stop_string_ends_an_answer_and_its_padding_counts_nowhere(llama, tokenizer):
+    llama.resize_token_embeddings(len(tokenizer))
+    decoder = decoder_for(llama, "ratio=2")
+    decoder.tokenizer = tokenizer
+    ids, mask = padded(tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id, left=True)
+    free = decoder.generate(ids, mask, GREEDY, 0)
+    pieces = [tokenizer.decode([token]) for token in free.token_ids[0]]
+    at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
+    stop = pieces[at]
+    stopped = decoder.generate(ids, mask, DecodingConfig(name="g", max_new_tokens=8, stop=[stop]), tokenizer.pad_token_id)
+    text = tokenizer.decode(stopped.token_ids[0])
+    assert len(stopped.token_ids[0]) <= at + 1
+    assert stop in text
+    assert not stopped.hit_limit[0]
+    assert free.token_ids[0][: len(stopped.token_ids[0])] == stopped.token_ids[0]
+    forced = DecodingConfig(name="g", stop=[stop])
+    assert len(decoder.generate(ids, mask, forced, 0, forced_length=8).token_ids[0]) == 8
+
+
+def test_text_ends_at_the_first_of_several_stops():
+    assert until_stop("a STOP b END c", ["END", "STOP"]) == ("a ", True)
+    assert until_stop("abc", ["x"]) == ("abc", False)
+    assert until_stop("abc", []) == ("abc", False)
+
+
+def test_tokens_are_told_as_they_come(llama):
+    told = []
+    collected(decoder_for(llama, "ratio=2"), PROMPTS, GREEDY, 2, told=lambda done, tokens: told.append((done, tokens)))
+    assert told[-1] == (4, 32)
+    assert told[0] == (0, 2)
+    assert [tokens for _, tokens in told] == sorted(tokens for _, tokens in told)

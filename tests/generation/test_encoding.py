@@ -1,6 +1,18 @@
-import torch
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ulskip_cli.generation.encoding import encode_pairs, encode_prompts, pad_id, padded, response_tokens
+from ulskip_cli.errors import UsageError
+from ulskip_cli.generation.encoding import Phrasing, encode, pad_id, padded
+from ulskip_cli.tasks.examples import Example
+from ulskip_cli.tasks.template import Template
+
+PLAIN = Template("{source}\nSummarize:", " {reference}")
+CHAT_FORMAT = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if brief %}!{% endif %}{% endif %}"
+)
+WORDS = Example("7", "the cat sat on the mat and the dog sleeps", "cats")
 
 
 def test_padding_sides():
@@ -12,15 +24,70 @@ def test_padding_sides():
     assert right_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_responses_end_with_the_end_token(tokenizer):
-    assert response_tokens(tokenizer, " a")[-1] == tokenizer.eos_token_id
-    batch = encode_pairs(tokenizer, [("the cat", " der"), ("a", " a b c")])
-    ends = batch.response_mask.sum(1) - 1
-    assert (batch.response_ids[torch.arange(2), ends] == tokenizer.eos_token_id).all()
-    assert batch.prompt_ids.shape == batch.prompt_mask.shape
-
-
-def test_prompts_decode_to_themselves(tokenizer):
-    ids, mask = encode_prompts(tokenizer, ["Hund im Haus", "a"])
-    assert tokenizer.decode(ids[1][mask[1].bool()]) == "a"
+def test_plain_texts_decode_to_themselves_and_end_with_the_end_token(tokenizer):
+    phrasing = Phrasing(PLAIN)
+    (one,) = phrasing.tokens(tokenizer, [phrasing.texts(Example("0", "Hund im Haus", "a dog"))])
+    assert tokenizer.decode(one.prompt_ids) == "Hund im Haus\nSummarize:"
+    assert tokenizer.decode(one.response_ids[:-1]) == " a dog"
+    assert one.response_ids[-1] == tokenizer.eos_token_id
     assert pad_id(tokenizer) == tokenizer.pad_token_id
+
+
+def test_a_chat_response_is_what_the_format_puts_behind_its_prompt(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT_FORMAT)
+    phrasing = Phrasing(Template("Say {source}", "{reference}", chat=True), tokenizer)
+    assert phrasing.texts(Example("0", "cat", "Katze")) == ("<user>Say cat<eos>\n<assistant>", "Katze<eos>")
+    (one,) = phrasing.tokens(tokenizer, [phrasing.texts(Example("0", "cat", "Katze"))])
+    assert one.response_ids.count(tokenizer.eos_token_id) == 1  # the format's own, none is added
+    assert one.prompt_ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_a_format_whose_answer_does_not_continue_the_prompt_still_gets_an_end(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT_FORMAT)
+    phrasing = Phrasing(Template("{source}", "{reference}", chat=True), tokenizer, {"brief": True})
+    assert phrasing.texts(Example("0", "cat", "Katze")) == ("<user>cat<eos>\n<assistant>!", "Katze<eos>")
+
+
+def test_a_broken_chat_format_is_one_line(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('only three turns') }}")
+    phrasing = Phrasing(Template("{source}", "{reference}", chat=True), tokenizer)
+    with pytest.raises(UsageError, match=r"chat format fails.*task\.template=plain"):
+        phrasing.texts(WORDS)
+
+
+@given(st.integers(24, 60))
+def test_a_long_source_loses_its_end_and_the_instruction_never(tokenizer, context):
+    phrasing = Phrasing(PLAIN)
+    (whole,) = encode(phrasing, tokenizer, [WORDS], None, 4, True)
+    (one,) = encode(phrasing, tokenizer, [WORDS], context, 4, True)
+    text = tokenizer.decode(one.prompt_ids)
+    assert len(one.prompt_ids) + 4 <= context
+    assert text.endswith("\nSummarize:")
+    beginning = text.removesuffix("\nSummarize:")
+    assert WORDS.source.startswith(beginning)
+    assert one.cut == (one.prompt_ids != whole.prompt_ids)
+    if one.cut:
+        assert WORDS.source[len(beginning)] == " "  # whole words
+        assert len(one.prompt_ids) > context - 4 - 16  # and as many as fit
+
+
+def test_a_source_without_spaces_is_cut_between_characters(tokenizer):
+    example = Example("0", "x" * 50, "y")
+    (one,) = encode(Phrasing(PLAIN), tokenizer, [example], 40, 4, True)
+    assert one.cut
+    assert len(one.prompt_ids) == 36
+
+
+def test_what_may_not_be_cut_is_refused_with_its_lengths(tokenizer):
+    with pytest.raises(UsageError, match=r"example 7: its prompt of \d+ tokens and 4 new ones exceed .* of 20"):
+        encode(Phrasing(PLAIN), tokenizer, [WORDS], 20, 4, False)
+    with pytest.raises(UsageError, match="exceed the model's context of 6"):  # not even the instruction fits
+        encode(Phrasing(PLAIN), tokenizer, [WORDS], 6, 4, True)
+
+
+def test_a_response_ends_with_the_context(tokenizer):
+    example = Example("0", "cat", "the dog sleeps on the mat in the house")
+    (whole,) = encode(Phrasing(PLAIN), tokenizer, [example], None, 4, False)
+    (one,) = encode(Phrasing(PLAIN), tokenizer, [example], len(whole.prompt_ids) + 5, 4, False)
+    assert one.response_ids == whole.response_ids[:5]
+    assert not one.cut

@@ -2,9 +2,13 @@ import json
 import struct
 
 import pytest
+import torch
+from reference import build_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from ulskip_cli.cost import weight_bytes
 from ulskip_cli.errors import UsageError
-from ulskip_cli.models.facts import describe, find_config, read_headers
+from ulskip_cli.models.facts import ASSETS, describe, find_adapter, find_config, fingerprint, read_headers
 from ulskip_cli.schema import ModelConfig
 
 
@@ -18,8 +22,43 @@ def shape(name, dtype="auto"):
 
 def test_bundled_shapes():
     smollm2 = describe(shape("smollm2-135m"))
-    assert (smollm2.num_layers, smollm2.kv_bytes_per_layer, smollm2.weights) == (30, 2 * 3 * 64 * 2, None)
+    assert (smollm2.num_layers, smollm2.kv_bytes_per_layer) == (30, 2 * 3 * 64 * 2)
+    assert smollm2.total_bytes == 2 * 134_515_008
+    assert smollm2.workspace_bytes_per_sequence == 49152 * 6
     assert describe(shape("bloom-7b1", "float32")).kv_bytes_per_layer == 2 * 4096 * 4
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((ASSETS / "shapes").glob("*.json"))])
+def test_bundled_shapes_tell_the_weights_that_transformers_would_make(name):
+    config = json.loads((ASSETS / "shapes" / f"{name}.json").read_text())
+    config.pop("dtype", None)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    tensors = {key: (list(p.shape), 4 * p.numel()) for key, p in model.named_parameters()}
+    facts = describe(shape(name, "float32"))
+    assert facts.weights == weight_bytes(tensors, facts.num_layers, model.config.vocab_size)
+    assert facts.total_bytes == sum(size for _, size in tensors.values())
+
+
+def test_the_dtype_that_is_asked_for_counts(model_folder):
+    assert (
+        describe(hf(model_folder, dtype="float32")).total_bytes == 2 * describe(hf(model_folder, dtype="bfloat16")).total_bytes
+    )
+    assert describe(hf(model_folder, quantization="torchao-int8")).weights is None
+
+
+def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
+    with pytest.raises(UsageError, match=r"no adapter_config\.json in"):
+        find_adapter(hf(model_folder, adapter=str(tmp_path)))
+    with pytest.raises(UsageError, match=r"no adapter folder at '\./nowhere'"):
+        find_adapter(hf(model_folder, adapter="./nowhere"))
+    with pytest.raises(UsageError, match=r"'some/adapter' is neither .* as model\.adapter"):
+        find_adapter(hf(model_folder, adapter="some/adapter"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
+    one = fingerprint(hf(model_folder, adapter=str(tmp_path)))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
+    assert len({one, fingerprint(hf(model_folder, adapter=str(tmp_path))), fingerprint(hf(model_folder))}) == 3
 
 
 def test_a_folder_tells_its_weights(model_folder):
@@ -88,3 +127,9 @@ def test_unknown_shapes_are_refused():
         find_config(shape("bloom-7b"))
     with pytest.raises(UsageError, match="no config file"):
         find_config(shape("nowhere.json"))
+
+
+@pytest.mark.parametrize(("name", "context"), [("llama", 128), ("gpt2", 128), ("bloom", None), ("gemma2", 128)])
+def test_the_context_is_what_the_saved_config_says(name, context, tmp_path):
+    build_model(name).config.save_pretrained(tmp_path)
+    assert describe(hf(tmp_path)).context == context

@@ -50,7 +50,7 @@ def results(tmp_path):
                             "ulskip": "0", "packages": {"torch": "t", "transformers": "f"}},
         }  # fmt: skip
         rows.append(json.dumps(row))
-        texts = [{"hypothesis": h, "reference": r} for h, r in zip(hypotheses, REFERENCES, strict=True)]
+        texts = [{"source": "x", "hypothesis": h, "reference": r} for h, r in zip(hypotheses, REFERENCES, strict=True)]
         (tmp_path / "generations").mkdir(exist_ok=True)
         (tmp_path / "generations" / f"{name}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     (tmp_path / "runs.jsonl").write_text("\n".join(rows) + "\n")

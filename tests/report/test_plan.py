@@ -1,4 +1,4 @@
-from ulskip_cli.plan import Plan
+from ulskip_cli.plan import Footprint, MemoryPlan, Plan
 from ulskip_cli.report.plan import plan_lines
 
 
@@ -10,3 +10,12 @@ def test_a_plan_is_drawn_and_listed():
     assert "unknown until" in text
     assert "600 in all layers, 300 kept" in text
     assert "warning: careful" in text
+
+
+def test_a_memory_budget_is_told_beside_full():
+    memory = MemoryPlan(2**34, 2**33, 64, 128, Footprint(2**20, 2**19, 900, 1700), Footprint(2**21, 2**21, 450, 450))
+    plan = Plan("unified", 6, (0, 2, 5), "all", 2.0, 2.0, None, 600, 300, (), memory)
+    text = "\n".join(plan_lines(plan, "tiny"))
+    assert "8.00 GiB of 16.00 GiB" in text
+    assert "largest batch         900; full 450" in text
+    assert "1,700; full 450" in text

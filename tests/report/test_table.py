@@ -15,7 +15,7 @@ FULL = {
     "batch_size": 8, "prompt_layers": "all", "ratio_basis": "layers", "strategy": "full", "num_layers": 4,
     "kept_layers": [0, 1, 2, 3], "target_speedup": 1.0, "layer_ratio": 1.0, "predicted_speedup": 1.0,
     "measured_speedup": 1.0, "measured_speedup_low": 0.98, "measured_speedup_high": 1.02, "bleu": 30.0, "against_full": {},
-    "num_examples": 5, "prompt_kv_bytes": 100, "kept_kv_bytes": 100, "environment": ENVIRONMENT, "dtype": "float32",
+    "num_examples": 50, "prompt_kv_bytes": 100, "kept_kv_bytes": 100, "environment": ENVIRONMENT, "dtype": "float32",
     "training": "with skipping",
 }  # fmt: skip
 HALF = {

@@ -1,11 +1,14 @@
 import gzip
+import hashlib
 import json
 
 import pytest
 
+from ulskip_cli.config import compose, instantiate
 from ulskip_cli.errors import UsageError
-from ulskip_cli.tasks.cnn_dm import CnnDm
+from ulskip_cli.tasks.cnn_dm import SAMPLE, CnnDm
 
+SAMPLE_SHA256 = "8886677757f9f903c440fa4a0e781bd33a18946448eeccc229dfb5b96d210366"
 ROWS = [
     {"id": "a", "article": "It rained all day in Bonn.", "highlights": "Rain in Bonn .\nAll day ."},
     {"id": "b", "article": "x", "highlights": "y"},
@@ -19,43 +22,72 @@ def file(tmp_path):
     return path
 
 
+def test_the_sample_is_frozen():
+    assert hashlib.sha256(SAMPLE.read_bytes()).hexdigest() == SAMPLE_SHA256
+    examples = CnnDm().examples()
+    assert len(examples) >= 30
+    assert len({example.id for example in examples}) == len(examples)
+    assert all(200 <= len(example.source.split()) <= 400 for example in examples)
+    assert all(len(example.reference.split("\n")) in (2, 3) for example in examples)
+
+
+def test_it_comes_with_a_model_that_can_summarize_unless_another_is_named():
+    assert compose(["task=cnn_dm"]).model.name == "smollm2-135m"
+    assert compose(["task=cnn_dm", "model=tiny"]).model.name == "tiny"
+    assert compose(["task=cnn_dm", "model.path=some/model"]).model.path == "some/model"
+    assert compose(["task=cnn_dm"]).decoding.max_new_tokens == 128
+
+
 def test_articles_come_in_order_and_lose_their_end_when_long(file):
-    assert [example.id for example in CnnDm(str(file)).examples()] == ["a", "b"]
-    assert CnnDm(str(file), max_article_words=3).examples()[0].source == "It rained all"
-    assert CnnDm(str(file)).examples()[0].source == ROWS[0]["article"]
+    assert [example.id for example in CnnDm(file=str(file)).examples()] == ["a", "b"]
+    assert CnnDm(file=str(file), max_article_words=3).examples()[0].source == "It rained all"
+    assert CnnDm(file=str(file)).examples()[0].source == ROWS[0]["article"]
+    assert CnnDm(file=str(file)).data == "articles.jsonl"
 
 
 def test_a_gzipped_file_is_read_as_well(file, tmp_path):
     packed = tmp_path / "articles.jsonl.gz"
     packed.write_bytes(gzip.compress(file.read_bytes()))
-    assert CnnDm(str(packed)).examples() == CnnDm(str(file)).examples()
+    assert CnnDm(file=str(packed)).examples() == CnnDm(file=str(file)).examples()
 
 
-def test_the_instruction_is_never_cut(file):
-    task = CnnDm(str(file), max_article_words=2, prompt="{source}\nSummarize:", response=" {reference}")
+def test_a_folder_is_read_as_a_hub_dataset_would_be(tmp_path):
+    (tmp_path / "validation.jsonl").write_text('{"document": "long", "summary": "short"}\n')
+    task = CnnDm(str(tmp_path), article_key="document", highlights_key="summary")
+    assert (task.examples()[0].source, task.examples()[0].reference) == ("long", "short")
+
+
+def test_the_instruction_stands_behind_the_article(file):
+    task = instantiate(compose(["task=cnn_dm", f"task.file={file}", "task.max_article_words=2"]).task, "task")
     example = task.examples()[0]
-    assert task.prompt_for(example) == "It rained\nSummarize:"
-    assert task.response_for(example) == " Rain in Bonn .\nAll day ."
+    assert task.template_for(False).prompt(example) == "It rained\nSummarize the article above:"
+    assert task.template_for(False).response(example) == " Rain in Bonn .\nAll day ."
+    assert task.template_for(True).chat
     assert task.hypothesis(" Two\nlines \n") == "Two\nlines"
-
-
-def test_scores_are_rouge(file):
-    scores = CnnDm(str(file)).score(["Rain in Bonn ."], ["Rain in Bonn ."], ["Sun ."])
-    assert scores.values["rouge1"] == 100.0
-    assert scores.against_full["rouge1"]["delta"] == 100.0
+    assert task.scoring().metrics == ("rouge",)
+    assert task.cuts_source
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "is empty"),
-        ('{"id": 1}\n', "line 1: expected a JSON object"),
-        ("nonsense\n", "line 1"),
-        ('{"id": 1, "article": 5, "highlights": "x"}\n', "line 1"),
+        ('{"id": 1}\n', "row 1: expected texts under article and highlights, got keys id"),
+        ("nonsense\n", "line 1: expected a JSON object"),
+        ('{"id": 1, "article": 5, "highlights": "x"}\n', "row 1"),
     ],
 )
 def test_bad_files_are_named_with_the_line(tmp_path, text, message):
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
-        CnnDm(str(path)).examples()
+        CnnDm(file=str(path)).examples()
+
+
+def test_bad_settings_are_refused(file):
+    with pytest.raises(UsageError, match="no file at"):
+        CnnDm(file="nowhere.jsonl").examples()
+    with pytest.raises(UsageError, match=r"got 'cnn'; a file is given as task\.file"):
+        CnnDm("cnn").examples()
+    with pytest.raises(UsageError, match="max_article_words >= 1"):
+        CnnDm(file=str(file), max_article_words=0).examples()

@@ -3,7 +3,7 @@ import gzip
 import pytest
 
 from ulskip_cli.errors import UsageError
-from ulskip_cli.tasks.textfile import read_text
+from ulskip_cli.tasks.textfile import read_lines, read_objects, read_text
 
 
 def test_plain_and_gzipped_text_are_the_same(tmp_path):
@@ -25,3 +25,22 @@ def test_what_is_no_text_is_refused(tmp_path, name, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UsageError, match="no file at"):
         read_text(tmp_path / "none.txt")
+
+
+def test_lines_keep_unusual_separators(tmp_path):
+    (tmp_path / "a").write_bytes("eins\nzwei\u2028drei\n".encode())
+    assert read_lines(tmp_path / "a") == ["eins", "zwei\u2028drei"]
+
+
+def test_objects_come_one_a_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert read_objects(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "is empty"), ("nonsense\n", "line 1: expected a JSON object"), ("{}\n[1]\n", "line 2")]
+)
+def test_bad_objects_are_named_with_their_line(tmp_path, text, message):
+    (tmp_path / "bad.jsonl").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_objects(tmp_path / "bad.jsonl")

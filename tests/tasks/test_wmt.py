@@ -2,9 +2,10 @@ import hashlib
 
 import pytest
 
+from ulskip_cli import metrics
+from ulskip_cli.config import compose, instantiate
 from ulskip_cli.errors import RunError, UsageError
-from ulskip_cli.tasks.template import INSTRUCTION_AFTER_INPUT
-from ulskip_cli.tasks.wmt import SAMPLE, Wmt
+from ulskip_cli.tasks.wmt import PAPER_PAIRS, SAMPLE, Wmt
 
 SAMPLE_SHA256 = "f2e4ef3329b95ed9ffc9964f46d4af8945f9db21f18d5b83a4acfd3e6688725e"
 
@@ -23,9 +24,29 @@ def test_both_directions_are_the_same_pairs():
 
 
 def test_prompts_name_the_languages():
-    task = Wmt("en-de", prompt=INSTRUCTION_AFTER_INPUT[0], response=INSTRUCTION_AFTER_INPUT[1])
-    assert task.prompt_for(task.examples()[0]).endswith("\nTranslate English to German:")
-    assert task.response_for(task.examples()[0]).startswith(" ")
+    task = instantiate(compose(["task.pair=en-de"]).task, "task")
+    example = task.examples()[0]
+    assert task.template_for(False).prompt(example) == f"{example.source}\nTranslate English to German:"
+    assert task.template_for(False).response(example) == f" {example.reference}"
+    assert task.template_for(True).prompt(example).endswith(f"\n\n{example.source}")
+    assert task.template_for(True).response(example) == example.reference
+
+
+@pytest.mark.parametrize("pair", PAPER_PAIRS)
+def test_the_papers_four_directions(pair, tmp_path):
+    (tmp_path / "a").write_text("x\n")
+    task = Wmt(pair, "files", str(tmp_path / "a"), str(tmp_path / "a"))
+    assert len(task.examples()) == 1
+    assert task.scoring().target_language == pair[-2:]
+    assert [metric.name for metric in metrics.made(task.scoring())] == ["bleu", "chrf"]
+
+
+def test_hub_rows_have_their_sentences_in_translation_or_in_keys_of_their_own(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"translation": {"cs": "a", "en": "b"}, "quelle": "c", "ziel": "d"}\n')
+    example = Wmt("cs-en", str(tmp_path)).examples()[0]
+    assert (example.source, example.reference) == ("a", "b")
+    named = Wmt("cs-en", str(tmp_path), source_key="quelle", reference_key="ziel")
+    assert (named.examples()[0].source, named.reversed().examples()[0].source) == ("c", "d")
 
 
 def test_a_hypothesis_is_one_line():
@@ -66,8 +87,13 @@ def test_bad_files_are_refused(files, source, reference, message):
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(UsageError, match=r"unknown task\.pair 'de-fr'"):
-        Wmt(pair="de-fr")
+    with pytest.raises(UsageError, match=r"unknown language 'xx' in task\.pair=de-xx"):
+        Wmt(pair="de-xx")
+    for pair in ("german", "de-de", "de-en-fr"):
+        with pytest.raises(UsageError, match=r"expected task\.pair to be two different languages"):
+            Wmt(pair=pair)
+    with pytest.raises(UsageError, match="the sample has the pairs de-en and en-de, not zh-en"):
+        Wmt(pair="zh-en")
     with pytest.raises(UsageError, match=r"expects task\.source_file"):
         Wmt(dataset="files")
     with pytest.raises(UsageError, match="dataset=files only"):

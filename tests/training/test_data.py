@@ -4,7 +4,19 @@ from hypothesis import strategies as st
 
 from ulskip_cli.config import compose_training
 from ulskip_cli.errors import UsageError
+from ulskip_cli.generation.encoding import Phrasing
+from ulskip_cli.tasks.template import Template
 from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, train_tokenizer, training_texts
+
+PLAIN = Phrasing(Template("{source}", "{reference}"))
+
+
+def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}")
+    texts = training_texts(compose_training(["limit=2", "train.reversed_share=0.5"]), tokenizer)
+    assert all(prompt.startswith("<user>Translate the following text") for prompt, _ in texts.train)
+    assert all(response.startswith("<assistant>") and response.endswith("<eos>") for _, response in texts.train)
+    assert TokenPairs(tokenizer, texts.train, texts.phrasing, None)[0]["response"].count(tokenizer.eos_token_id) == 1
 
 
 def test_the_task_makes_the_texts():
@@ -35,7 +47,7 @@ def test_validation_is_the_task_with_changes(tmp_path):
 
 def test_a_bad_validation_set_is_named_as_such():
     with pytest.raises(UsageError, match=r"^train\.validation: "):
-        training_texts(compose_training(["limit=2", "train.validation={pair:de-fr}"]))
+        training_texts(compose_training(["limit=2", "train.validation={pair:de-xx}"]))
 
 
 def test_the_hash_is_of_the_texts():
@@ -51,11 +63,11 @@ def test_nothing_left_to_train_on_is_refused():
 
 def test_long_examples_are_left_out_and_counted(tokenizer):
     texts = [("a b c", " a"), ("the cat sat on the mat", " der Hund schläft im Haus")]
-    pairs = TokenPairs(tokenizer, texts, max_length=8)
+    pairs = TokenPairs(tokenizer, texts, PLAIN, max_length=8)
     assert (len(pairs), pairs.left_out) == (1, 1)
     assert pairs[0]["response"][-1] == tokenizer.eos_token_id
     with pytest.raises(UsageError, match="every example is longer"):
-        TokenPairs(tokenizer, texts, max_length=2)
+        TokenPairs(tokenizer, texts, PLAIN, max_length=2)
 
 
 def test_padding_is_masked_and_has_no_label():

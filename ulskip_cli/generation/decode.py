@@ -117,7 +117,9 @@ class Decoder:
             )
         end = now(self.device)
         ends = [] if forced_length else _as_list(settings.eos_token_id)
-        rows = [_trimmed(row, ends, pad if stops else None) for row in sequences[:, ids.shape[1] :].tolist()]
+        rows = [_trimmed(row, ends) for row in sequences[:, ids.shape[1] :].tolist()]
+        if stops:
+            rows = [self._until_stop(row, decoding.stop) for row in rows]
         return BatchOutput(
             token_ids=rows,
             hit_limit=[len(row) >= settings.max_new_tokens and row[-1] not in ends for row in rows],
@@ -128,6 +130,17 @@ class Decoder:
             prompt_kv_bytes=self._prompt_kv_bytes,
             kept_kv_bytes=self._kept_kv_bytes,
         )
+
+    def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
+        """The ids up to the one that completes a stop string; others of the batch may have gone on."""
+        assert self.tokenizer is not None
+
+        def stopped(ids: list[int]) -> bool:
+            return until_stop(self.tokenizer.decode(ids, skip_special_tokens=True), stops)[1]  # type: ignore[union-attr]
+
+        if not stopped(row):
+            return row
+        return row[: next(length for length in range(1, len(row) + 1) if stopped(row[:length]))]
 
     def _on_prefill(self, cache: DynamicCache) -> None:
         self._prefilled_at = now(self.device)
@@ -229,12 +242,7 @@ def _as_list(eos: int | list[int] | None) -> list[int]:
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
-def _trimmed(row: list[int], ends: list[int], pad: int | None) -> list[int]:
-    """The ids up to and with the first end token, or, with stop strings, up to the padding behind the last token."""
+def _trimmed(row: list[int], ends: list[int]) -> list[int]:
+    """The ids up to and with the first end token."""
     stop = next((i for i, token in enumerate(row) if token in ends), None)
-    if stop is not None:
-        return row[: stop + 1]
-    length = len(row)
-    while pad is not None and length > 1 and row[length - 1] == pad:
-        length -= 1
-    return row[:length]
+    return row if stop is None else row[: stop + 1]

@@ -31,6 +31,7 @@ class ModelFacts:
         workspace_bytes_per_token: roughly what a token of a prompt takes while it is encoded; None where the config
             does not tell.
         workspace_bytes_per_sequence: likewise what a sequence takes in every step, which is its logits.
+        context: positions that the model has, prompt and answer together; None where its config sets no limit, as for ALiBi.
     """
 
     num_layers: int
@@ -39,6 +40,7 @@ class ModelFacts:
     total_bytes: int | None = None
     workspace_bytes_per_token: int | None = None
     workspace_bytes_per_sequence: int | None = None
+    context: int | None = None
 
 
 def describe(model: ModelConfig) -> ModelFacts:
@@ -64,6 +66,7 @@ def describe(model: ModelConfig) -> ModelFacts:
         weights,
         total,
         *_workspace(text_config, width),
+        context=_first(text_config, "max_position_embeddings", "n_positions", "max_seq_len"),
     )
 
 

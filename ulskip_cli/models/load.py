@@ -27,14 +27,12 @@ class LoadedModel:
         model: the full model.
         tokenizer: None for random weights.
         facts: its shape, with the bytes of the weights as they are held in memory.
-        context: positions that it has, prompt and answer together; None: no limit of its own.
         notes: what a reader of the results must know of the weights (their training, what they went through).
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     facts: ModelFacts
-    context: int | None
     notes: dict[str, Any]
 
 
@@ -66,7 +64,7 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
         notes["training"] += f"; then the adapter {config.adapter}"
         notes["trained_for"] = _trained_for(str(find_adapter(config).parent)) or notes["trained_for"]
     model = model.eval()
-    return LoadedModel(model, tokenizer, facts_of(model, config), context_of(model), notes)
+    return LoadedModel(model, tokenizer, facts_of(model, config), notes)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
@@ -82,12 +80,6 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     tokenizer: PreTrainedTokenizerBase = _tried(config, AutoTokenizer, path, padding_side="left", **options)
     return tokenizer
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """Positions that a model has; None where its config names none, as for ALiBi."""
-    found: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return found
 
 
 def facts_of(model: PreTrainedModel, config: ModelConfig) -> ModelFacts:

@@ -48,7 +48,7 @@ def _quality(key: str) -> Callable[[Row], str]:
         if row.get(key) is None:
             return MISSING
         compared = row.get("against_full", {}).get(key)
-        enough = row.get("num_examples", 0) >= LEAST_FOR_STARS
+        enough = row.get("num_examples", LEAST_FOR_STARS) >= LEAST_FOR_STARS
         mark = "*" if compared and enough and compared["p_value"] is not None and compared["p_value"] < 0.05 else ""
         return f"{row[key]:.1f}{mark}"
 

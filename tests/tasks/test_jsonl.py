@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from ulskip_cli.config import compose, instantiate
+from ulskip_cli.errors import UsageError
+from ulskip_cli.tasks.jsonl import Jsonl
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"prompt": "2 + 2 =", "reference": "4"}, {"prompt": "3 + 3 =", "reference": "6", "id": "six"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_task_without_code(file):
+    overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match,chrf]", "task.first_line=true"]
+    task = instantiate(compose(overrides).task, "task")
+    examples = task.examples()
+    assert [example.id for example in examples] == ["0", "six"]
+    assert task.template_for(False).prompt(examples[0]) == "2 + 2 ="
+    assert task.template_for(False).response(examples[0]) == " 4"
+    assert task.template_for(True).prompt(examples[0]) == "2 + 2 ="
+    assert task.hypothesis(" 4\n3 + 3") == "4"
+    assert task.scoring().metrics == ("exact_match", "chrf")
+    assert (task.data, task.cuts_source) == ("mine.jsonl", False)
+
+
+def test_the_whole_output_is_the_answer_by_default(file):
+    assert Jsonl(file=str(file)).hypothesis(" a\nb ") == "a\nb"
+
+
+def test_other_keys_and_a_folder(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"q": "a", "a": "b"}\n')
+    assert Jsonl(dataset=str(tmp_path), prompt_key="q", reference_key="a").examples()[0].reference == "b"
+
+
+def test_bad_settings_are_refused(file):
+    with pytest.raises(UsageError, match=r"task=jsonl expects task\.file="):
+        Jsonl().examples()
+    with pytest.raises(UsageError, match="not both"):
+        Jsonl(file=str(file), dataset="a/b").examples()
+    with pytest.raises(UsageError, match="row 1: expected texts under q and reference, got keys prompt, reference"):
+        Jsonl(file=str(file), prompt_key="q").examples()
