@@ -1,6 +1,6 @@
 import importlib.util
+import stat
 import sys
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,44 +11,52 @@ from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.metrics.neural import BertScore, Comet
 from ulskip_cli.metrics.scores import Answers, Scoring
 
-ANSWERS = Answers(["the cat", "a dog"], ["the cat", "the mat"], ["die Katze", "die Matte"], ["the cat", "the mat"])
+ANSWERS = Answers(["the\ncat", "a dog"], ["the cat", "the mat"], ["die Katze", "die Matte"], ["the cat", "the mat"])
+STAND_IN = """
+import json, sys
+arguments = sys.argv[1:]
+def after(flag): return arguments[arguments.index(flag) + 1]
+if after("--model") == "some/missing": sys.exit("no route to host")
+read = lambda name: open(name).read().splitlines()
+sources, references = read(after("-s")), read(after("-r"))
+first = arguments.index("-t") + 1
+systems = arguments[first:arguments.index("--quiet")]
+scores = {name: [{"src": s, "mt": t, "ref": r, "COMET": 0.5 if t == r else 0.1}
+          for s, t, r in zip(sources, read(name), references, strict=True)] for name in systems}
+json.dump(scores, open(after("--to_json"), "w"))
+"""
 
 
-@pytest.mark.parametrize(("name", "package"), [("comet", "unbabel-comet"), ("bertscore", "bert-score")])
-def test_a_missing_package_is_named_before_anything_runs(name, package, monkeypatch):
+@pytest.fixture
+def comet_command(tmp_path, monkeypatch):
+    """A command that takes comet-score's arguments and writes what it writes."""
+    command = tmp_path / "comet-score"
+    command.write_text(f"#!{sys.executable}\n{STAND_IN}")
+    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def test_what_is_missing_is_named_before_anything_runs(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(UsageError, match=rf"metric {name} needs {package}.*pip install 'ulskip\[{name}\]'"):
-        metrics.made(Scoring((name,)))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match=r"metric bertscore needs bert-score.*pip install 'ulskip\[bertscore\]'"):
+        metrics.made(Scoring(("bertscore",)))
+    with pytest.raises(UsageError, match=r"metric comet needs the command comet-score.*pipx install unbabel-comet"):
+        metrics.made(Scoring(("comet",)))
 
 
-def test_comet_reads_source_hypothesis_and_reference(monkeypatch, tmp_path):
-    seen = []
-
-    class Model:
-        def predict(self, data, **options):
-            seen.append(data)
-            return SimpleNamespace(scores=[0.5 if one["mt"] == one["ref"] else 0.1 for one in data])
-
-    module = ModuleType("comet")
-    module.download_model, module.load_from_checkpoint = str, lambda path: Model()
-    module.__spec__ = SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "comet", module)
+def test_comet_gets_source_hypothesis_and_reference_a_line_each(comet_command):
     scores = Comet("some/model").score(ANSWERS)
     assert scores.values["comet"] == pytest.approx(30)
     assert scores.against_full["comet"]["delta"] == pytest.approx(-20)
-    assert seen[0][1] == {"src": "die Matte", "mt": "a dog", "ref": "the mat"}
+    assert scores.signatures == {"comet": "COMET some/model"}
+    alone = Answers(ANSWERS.hypotheses, ANSWERS.references, ANSWERS.sources)
+    assert Comet("some/model").score(alone).against_full == {}
 
 
-def test_a_model_that_cannot_be_had_is_one_line(monkeypatch):
-    def fail(name):
-        raise OSError("no route to host")
-
-    module = ModuleType("comet")
-    module.download_model, module.load_from_checkpoint = fail, None
-    module.__spec__ = SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "comet", module)
-    with pytest.raises(RunError, match=r"cannot load its model some/model \(no route to host\).*task\.comet_model"):
-        Comet("some/model").score(ANSWERS)
+def test_a_model_that_cannot_be_had_is_one_line(comet_command):
+    with pytest.raises(RunError, match=r"cannot score with some/missing \(no route to host\).*task\.comet_model"):
+        Comet("some/missing").score(ANSWERS)
 
 
 def test_bertscore_with_a_model_folder(tmp_path, monkeypatch):

@@ -54,6 +54,17 @@ def test_csv_keeps_the_row_keys():
     assert float(rows[0]["bleu"]) == 30.0
 
 
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_many_metrics_still_fit_and_the_least_important_leave_first(width):
+    scores = dict.fromkeys(["chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "comet"], 12.3)
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table.terminal([FULL | scores, HALF | scores], width))
+    text = console.export_text()
+    assert "…" not in text
+    assert "COMET" in text
+    assert ("R-2" in text) == (width == 160)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_a_terminal(width):
     measured = {"chrf": 50.0, "decode_loss": 2.0, "decode_tokens_per_second": 1234.0, "total_tokens_per_second": 12345.0}

@@ -1,7 +1,10 @@
-"""COMET and BERTScore: metrics that are models, each in an extra of its own."""
+"""COMET and BERTScore: metrics that are models, installed apart."""
 
 import importlib.util
-import logging
+import json
+import shutil
+import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,14 @@ from ulskip_cli.metrics.bootstrap import compare
 from ulskip_cli.metrics.scores import Answers, Scores, Scoring
 
 BATCH_SIZE = 16
+COMET_COMMAND = "comet-score"
 
 
 @dataclass(frozen=True)
 class Comet:
     """COMET (Rei et al. 2022): source, hypothesis and reference read by a trained model; mean over segments, times 100.
+
+    Run through its own command: the package needs an older transformers, and so an environment of its own.
 
     Attributes:
         model: hub id, or the path of a checkpoint.
@@ -27,27 +33,45 @@ class Comet:
     model: str
 
     def ready(self) -> None:
-        """The package is there."""
-        _installed("comet", "unbabel-comet", "comet")
+        """Its command is on the path."""
+        if shutil.which(COMET_COMMAND) is None:
+            raise UsageError(
+                f"metric comet needs the command {COMET_COMMAND}, in an environment of its own since it wants an older "
+                "transformers; get it with: pipx install unbabel-comet && pipx inject unbabel-comet 'setuptools<81'"
+            )
 
     def score(self, answers: Answers) -> Scores:
         """The mean, and with the full model's answers a paired comparison."""
         self.ready()
-        from comet import download_model, load_from_checkpoint
+        systems = [answers.hypotheses, *([answers.full] if answers.full is not None else [])]
+        own, *full = self._segments(answers, systems)
+        return _scores("comet", own, full[0] if full else None, f"COMET {self.model}")
 
-        try:
-            path = self.model if Path(self.model).is_file() else download_model(self.model)
-            scorer = load_from_checkpoint(path)
-        except Exception as error:
-            raise _no_model("comet", self.model, error) from None
+    def _segments(self, answers: Answers, systems: list[list[str]]) -> list[NDArray[np.float64]]:
+        """Scores of every segment, times 100, by system."""
+        with tempfile.TemporaryDirectory() as folder:
 
-        def segments(hypotheses: list[str]) -> NDArray[np.float64]:
-            texts = zip(answers.sources, hypotheses, answers.references, strict=True)
-            data = [{"src": source, "mt": text, "ref": reference} for source, text, reference in texts]
-            predicted: Any = scorer.predict(data, batch_size=BATCH_SIZE, gpus=_gpus(), progress_bar=False)
-            return 100 * np.asarray(predicted.scores, dtype=np.float64)
+            def written(name: str, texts: list[str]) -> str:
+                (Path(folder) / name).write_text("".join(f"{' '.join(text.split())}\n" for text in texts), "utf-8")
+                return name
 
-        return _scores("comet", segments(answers.hypotheses), answers.full and segments(answers.full), f"COMET {self.model}")
+            files = [written(f"system{i}", texts) for i, texts in enumerate(systems)]
+            sources, references = written("source", answers.sources), written("reference", answers.references)
+            local = Path(self.model).expanduser()
+            options = {
+                "--model": str(local.resolve()) if local.is_file() else self.model,
+                "--batch_size": str(BATCH_SIZE),
+                "--gpus": str(_gpus()),
+                "--to_json": "scores.json",
+            }
+            command = [COMET_COMMAND, "-s", sources, "-r", references, "-t", *files, "--quiet", "--only_system"]
+            command += [word for option in options.items() for word in option]
+            told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            file = Path(folder) / "scores.json"
+            if told.returncode or not file.is_file():
+                raise _no_model("comet", self.model, (told.stderr.strip() or told.stdout.strip()).split("\n")[-1])
+            scored = json.loads(file.read_text("utf-8"))
+        return [100 * np.array([one["COMET"] for one in scored[name]], dtype=np.float64) for name in files]
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,10 @@ class BertScore:
 
     def ready(self) -> None:
         """The package is there."""
-        _installed("bert_score", "bert-score", "bertscore")
+        if importlib.util.find_spec("bert_score") is None:
+            raise UsageError(
+                "metric bertscore needs bert-score; get it with: pip install 'ulskip[bertscore]' or pip install bert-score"
+            )
 
     def score(self, answers: Answers) -> Scores:
         """The mean, and with the full model's answers a paired comparison."""
@@ -78,7 +105,8 @@ class BertScore:
                 depth = AutoConfig.from_pretrained(self.model).num_hidden_layers
             scorer = BERTScorer(model_type=self.model, lang=self.language, num_layers=depth)
         except Exception as error:
-            raise _no_model("bertscore", self.model or f"the one for '{self.language}'", error) from None
+            reason = str(error).strip() or type(error).__name__
+            raise _no_model("bertscore", self.model or f"the one for '{self.language}'", reason) from None
 
         def segments(hypotheses: list[str]) -> NDArray[np.float64]:
             _, _, f1 = scorer.score(hypotheses, answers.references, batch_size=BATCH_SIZE)
@@ -103,15 +131,9 @@ def _scores(name: str, own: NDArray[np.float64], full: Any, signature: str) -> S
     return Scores({name: float(own.mean())}, {name: signature}, compared)
 
 
-def _installed(module: str, package: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise UsageError(f"metric {extra} needs {package}; get it with: pip install 'ulskip[{extra}]' or pip install {package}")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-
-
-def _no_model(metric: str, model: str, error: Exception) -> RunError:
-    reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-    return RunError(f"metric {metric}: cannot load its model {model} ({reason}); give a local one as task.{metric}_model")
+def _no_model(metric: str, model: str, reason: str) -> RunError:
+    first = reason.split("\n")[0][:160]
+    return RunError(f"metric {metric}: cannot score with {model} ({first}); give a local model as task.{metric}_model")
 
 
 def _gpus() -> int:

@@ -1,6 +1,7 @@
 """Quantized loading through transformers' own configs."""
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,7 @@ def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, An
         return {"quantization_config": _torchao()}
     from transformers import BitsAndBytesConfig
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast
     four = name == "bnb-nf4"
     compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
     config = BitsAndBytesConfig(

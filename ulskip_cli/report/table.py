@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from ulskip_cli.results import ResultsFolder, Row, write_whole
@@ -22,13 +23,13 @@ class Column:
         title: its head; may hold a line break.
         show: the cell of a row.
         needs: the row key that must be there in some row for the column to be shown.
-        min_width: columns of a terminal below which it is left out; files have it always.
+        leaves: its turn to be left out where a terminal is too narrow for all, 1 the first, 0 never; files have it always.
     """
 
     title: str
     show: Callable[[Row], str]
     needs: str
-    min_width: int = 0
+    leaves: int = 0
 
 
 def _number(key: str, form: str = ".2f") -> Callable[[Row], str]:
@@ -67,21 +68,21 @@ COLUMNS = (
     Column("layer\nratio", _number("layer_ratio"), "layer_ratio"),
     Column("pre-\ndicted", _number("predicted_speedup"), "predicted_speedup"),
     Column("mea-\nsured", _number("measured_speedup"), "measured_speedup"),
-    Column("95%", _interval, "measured_speedup", min_width=100),
+    Column("95%", _interval, "measured_speedup", leaves=5),
     Column("BLEU", _quality("bleu"), "bleu"),
-    Column("chrF", _quality("chrf"), "chrf", min_width=100),
+    Column("chrF", _quality("chrf"), "chrf", leaves=3),
     Column("R-1", _quality("rouge1"), "rouge1"),
-    Column("R-2", _quality("rouge2"), "rouge2", min_width=100),
+    Column("R-2", _quality("rouge2"), "rouge2", leaves=1),
     Column("R-L", _quality("rougeL"), "rougeL"),
-    Column("R-Lsum", _quality("rougeLsum"), "rougeLsum", min_width=100),
+    Column("R-Lsum", _quality("rougeLsum"), "rougeLsum", leaves=2),
     Column("TER", _quality("ter"), "ter"),
     Column("exact", _quality("exact_match"), "exact_match"),
     Column("COMET", _quality("comet"), "comet"),
     Column("BERT-\nScore", _quality("bertscore"), "bertscore"),
     Column("decode\nloss", _number("decode_loss"), "decode_loss"),
     Column("decode\ntok/s", _number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
-    Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second"),
-    Column("KV\nkept", _kv_share, "prompt_kv_bytes"),
+    Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=6),
+    Column("KV\nkept", _kv_share, "prompt_kv_bytes", leaves=4),
 )
 # What tells the rows of one folder apart; shown only where it varies.
 AXES = (
@@ -110,28 +111,40 @@ LEAST_FOR_STARS = 10  # a bootstrap over fewer examples says nothing
 MEASURED = "measured: full over strategy, decode seconds, median of pairs"
 
 
-def columns_for(rows: Sequence[Row], width: int = 1000) -> list[Column]:
-    """The columns that have something to say about these rows, as far as they fit."""
+def columns_for(rows: Sequence[Row]) -> list[Column]:
+    """The columns that have something to say about these rows."""
     varying = [key for key in AXES if len({str(row.get(key)) for row in rows if key in row}) > 1]
     if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
         varying = [key for key in varying if key != "strategy_options"]  # each strategy has one set of options
     axes = [Column(key.replace("_", "\n"), _text(key), key) for key in varying]
-    fitting = [column for column in COLUMNS if column.min_width <= width]
-    shown = [column for column in fitting if any(row.get(column.needs) is not None for row in rows)]
+    shown = [column for column in COLUMNS if any(row.get(column.needs) is not None for row in rows)]
     return [*shown[:1], *axes, *shown[1:]]
 
 
 def terminal(rows: Sequence[Row], width: int) -> Table:
-    """A table for a terminal of that many columns."""
-    columns = columns_for(rows, width)
+    """A table for a terminal of that many columns; what does not fit is left out, the least important first."""
+    columns = columns_for(rows)
+    table = _terminal(rows, columns, roomy=width >= 100)
+    while _width(table) > width and any(column.leaves for column in columns):
+        columns.remove(min((column for column in columns if column.leaves), key=lambda column: column.leaves))
+        table = _terminal(rows, columns, roomy=width >= 100)
+    return table
+
+
+def _terminal(rows: Sequence[Row], columns: Sequence[Column], roomy: bool) -> Table:
     table = Table(title=title(rows), caption=_footnote(rows), title_style="bold", box=SIMPLE_HEAD)
-    table.padding = (0, int(width >= 100), 0, 0)
+    table.padding = (0, int(roomy), 0, 0)
     table.title_justify = table.caption_justify = "left"
     for i, column in enumerate(columns):
         table.add_column(column.title, justify="left" if i == 0 else "right", no_wrap=True)
     for cells in _cells(rows, columns):
         table.add_row(*cells)
     return table
+
+
+def _width(table: Table) -> int:
+    console = Console(width=10_000)
+    return console.measure(table).maximum
 
 
 def markdown(rows: Sequence[Row]) -> str:
