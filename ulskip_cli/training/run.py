@@ -31,6 +31,7 @@ from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout
 
 RECORD = "training.json"
 _NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "held_out")  # what changes no weight by itself
+_LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset, they leave older trainings what they were
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     for key in ("output", "task", "limit"):  # the texts themselves are hashed, wherever they lie
         canonical.pop(key)
     canonical["model"].pop("path")  # and so are the weights
+    for key in _LATER_KEYS:
+        if canonical["model"][key] is None:
+            canonical["model"].pop(key)
     for key in _NOT_IDENTITY:
         canonical["train"].pop(key)
     for group in ("model", "strategy", "train"):
