@@ -17,6 +17,7 @@ from ulskip_cli.metrics.bootstrap import compare
 from ulskip_cli.metrics.scores import Answers, Scores, Scoring
 
 BATCH_SIZE = 16
+UNLIMITED = 100_000  # tokens; some tokenizers name a number that no C integer holds
 COMET_COMMAND = "comet-score"
 
 
@@ -98,21 +99,25 @@ class BertScore:
         self.ready()
         from bert_score import BERTScorer
         from transformers import AutoConfig
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+        def segments(hypotheses: list[str]) -> NDArray[np.float64]:
+            _, _, f1 = scorer.score(hypotheses, answers.references, batch_size=BATCH_SIZE)
+            return 100 * np.asarray(f1, dtype=np.float64)
 
         try:
             depth = None  # the package knows the best layer of the models that it knows
             if self.model and Path(self.model).exists():
                 depth = AutoConfig.from_pretrained(self.model).num_hidden_layers
             scorer = BERTScorer(model_type=self.model, lang=self.language, num_layers=depth)
+            length = getattr(scorer._model.config, "max_position_embeddings", None) or UNLIMITED
+            scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, length)
+            own, full = segments(answers.hypotheses), answers.full and segments(answers.full)
         except Exception as error:
             reason = str(error).strip() or type(error).__name__
             raise _no_model("bertscore", self.model or f"the one for '{self.language}'", reason) from None
-
-        def segments(hypotheses: list[str]) -> NDArray[np.float64]:
-            _, _, f1 = scorer.score(hypotheses, answers.references, batch_size=BATCH_SIZE)
-            return 100 * np.asarray(f1, dtype=np.float64)
-
-        own, full = segments(answers.hypotheses), answers.full and segments(answers.full)
         return _scores("bertscore", own, full, f"BERTScore F1 {scorer.hash}")
 
 
