@@ -6,7 +6,8 @@ from reference import NUM_LAYERS
 
 from ulskip_cli.config import compose, instantiate
 from ulskip_cli.evaluation import adjustments, evaluate, measure_speed, prepare, prompt_batches, throughput
-from ulskip_cli.generation.decode import BatchOutput, Decoder
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.generation.output import BatchOutput
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan
 from ulskip_cli.progress import Silent

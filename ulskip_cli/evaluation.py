@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from ulskip_cli import metrics
 from ulskip_cli.errors import RunError
 from ulskip_cli.generation.batches import BatchSize, is_out_of_memory, release
-from ulskip_cli.generation.decode import BatchOutput, Decoder, generate_all, until_stop
+from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
 from ulskip_cli.generation.encoding import Encoded, Phrasing, encode, pad_id, padded
 from ulskip_cli.generation.loss import decode_loss
+from ulskip_cli.generation.output import BatchOutput
 from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
 from ulskip_cli.memory import PeakMemory
 from ulskip_cli.metrics import degenerate

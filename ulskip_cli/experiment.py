@@ -102,8 +102,11 @@ def _measure_point(
         alone = plan.keeps_all or not config.baseline
         full = decoder if alone else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
         speed = measure_speed(full, decoder, work, config, progress)
+    engine, reason = decoder.engine(config.decoding)
     row = {
         **_identity(config, plan, work, point_id(config, work.examples), full_id),
+        "engine": engine,
+        "engine_reason": reason,
         **evaluation.row,
         **speed,
         **_provenance(config, plan, loaded, evaluation),

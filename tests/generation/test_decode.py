@@ -3,6 +3,7 @@ import torch
 from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.config import compose
+from ulskip_cli.errors import UsageError
 from ulskip_cli.generation.batches import BatchSize
 from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
 from ulskip_cli.generation.encoding import padded
@@ -123,8 +124,7 @@ def test_beam_options_reach_transformers(llama):
 
 def test_a_stop_string_ends_an_answer_and_its_padding_counts_nowhere(llama, tokenizer):
     llama.resize_token_embeddings(len(tokenizer))
-    decoder = decoder_for(llama, "ratio=2")
-    decoder.tokenizer = tokenizer
+    decoder = Decoder(llama, make_plan(compose(["ratio=2"]), ModelFacts(NUM_LAYERS, None, None)), tokenizer)
     ids, mask = padded(tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id, left=True)
     free = decoder.generate(ids, mask, GREEDY, 0)
     pieces = [tokenizer.decode([token]) for token in free.token_ids[0]]
@@ -152,3 +152,17 @@ def test_tokens_are_told_as_they_come(llama):
     assert told[-1] == (4, 32)
     assert told[0] == (0, 2)
     assert [tokens for _, tokens in told] == sorted(tokens for _, tokens in told)
+
+
+def test_each_option_goes_to_an_engine_that_serves_it(llama):
+    decoder = decoder_for(llama, "ratio=2")
+    ids = random_ids(1, 4)
+    for decoding, engine in (
+        (GREEDY, "fast"),
+        (DecodingConfig(name="t", engine="transformers"), "transformers"),
+        (DecodingConfig(name="b", num_beams=2), "transformers"),
+    ):
+        assert decoder.engine(decoding)[0] == engine
+        assert decoder.generate(ids, torch.ones_like(ids), decoding, 0, forced_length=2).engine == engine
+    with pytest.raises(UsageError, match=r"decoding\.engine=fast does not serve beams"):
+        decoder.engine(DecodingConfig(name="b", num_beams=2, engine="fast"))

@@ -2,7 +2,8 @@ import torch
 from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.config import compose
-from ulskip_cli.generation.decode import BatchOutput, Decoder
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.generation.output import BatchOutput
 from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ulskip_cli.generation.decode import BatchOutput, Decoder
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.generation.output import BatchOutput
 from ulskip_cli.schema import DecodingConfig, SpeedConfig
 from ulskip_cli.timing import median_interval
 

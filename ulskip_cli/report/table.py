@@ -87,7 +87,7 @@ COLUMNS = (
 # What tells the rows of one folder apart; shown only where it varies.
 AXES = (
     *("model", "task", "pair", "dataset", "strategy_options", "decoding", "batch_size", "prompt_layers", "ratio_basis"),
-    *("num_examples", "chat", "quantization", "dtype", "device", "seed"),
+    *("num_examples", "chat", "engine", "quantization", "dtype", "device", "seed"),
 )
 TITLE = ("model", "task", "pair", "dataset", "decoding")
 CSV_KEYS = (
