@@ -142,3 +142,12 @@ def test_a_replaced_forward_is_refused(llama):
 def test_what_is_no_schedule_is_refused(llama, kept):
     with pytest.raises(UsageError):
         views.shallow_view(llama, kept)
+
+
+def test_substituted_parts_stand_in_a_second_model_over_the_same_rest(llama):
+    head = torch.nn.Linear(32, 7, bias=False)
+    other = views.substituted(llama, lambda module: head if module is llama.lm_head else None)
+    assert other.lm_head is head
+    assert other.model is llama.model
+    assert llama.lm_head is not head
+    assert views.substituted(llama, lambda module: None) is llama

@@ -68,6 +68,22 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
     return view
 
 
+def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """A second module over the same parts, with some of them replaced; the first is not touched.
+
+    Args:
+        module: a model, a view, or a part of one.
+        replacement: what stands in for a part; None to keep it, or to look inside.
+    """
+    found = replacement(module)
+    if found is not None:
+        return found
+    children = {name: substituted(child, replacement) for name, child in module._modules.items() if child is not None}
+    if all(children[name] is module._modules[name] for name in children):
+        return module
+    return _shell(module, children)
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where a model wants its input, which for one that is spread over devices is where it begins."""
     begins = getattr(getattr(model, "_hf_hook", None), "execution_device", None)

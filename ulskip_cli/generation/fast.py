@@ -1,8 +1,8 @@
 """The fast engine: one token after another over fixed buffers, nothing made per step that can be made ahead."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from transformers import (
 from ulskip_cli import views
 from ulskip_cli.generation import fixed_cache
 from ulskip_cli.generation.output import Run
+from ulskip_cli.generation.packed import packed
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
 
@@ -43,21 +44,26 @@ def why_not(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
     return None
 
 
-@dataclass
 class Loop:
-    """Greedy decoding and sampling for one model and schedule.
+    """Greedy decoding and sampling for one model and schedule."""
 
-    Attributes:
-        prompt_model: encodes prompts.
-        view: decodes.
-        kept: the layers of `prompt_model` that `view` runs.
-        device: where ids go.
-    """
+    def __init__(
+        self, prompt_model: PreTrainedModel, view: PreTrainedModel, kept: tuple[int, ...], device: torch.device
+    ) -> None:
+        """Nothing is made before the first run.
 
-    prompt_model: PreTrainedModel
-    view: PreTrainedModel
-    kept: tuple[int, ...]
-    device: torch.device
+        Args:
+            prompt_model: encodes prompts.
+            view: decodes.
+            kept: the layers of `prompt_model` that `view` runs.
+            device: where ids go.
+        """
+        self.prompt_model, self.view, self.kept, self.device = prompt_model, view, kept, device
+
+    @functools.cached_property
+    def decode_model(self) -> PreTrainedModel:
+        """The view as it decodes: with packed weights where these are faster."""
+        return packed(self.view)
 
     def run(
         self,
@@ -78,7 +84,7 @@ class Loop:
         prompt_bytes, kept_bytes = views.kv_bytes(cache), views.kv_bytes(cache, self.kept)
         views.prune_cache(cache, self.kept)
         cache, cursor = fixed_cache.fixed(cache, prompt_len + length - 1)
-        steps = _Steps(self.view, cache, cursor, attention_mask, length)
+        steps = _Steps(self.decode_model, cache, cursor, attention_mask, length)
         choose = _Chooser(decoding, prompt_len, ends, length if forced else 0, self.device)
         ids = torch.full((batch, prompt_len + length), pad, dtype=torch.long, device=self.device)
         ids[:, :prompt_len] = input_ids
