@@ -48,6 +48,8 @@ def test_configs_are_found_in_every_folder():
         (["name=a/b"], "plain folder name"),
         (["name=.."], "plain folder name"),
         (["+surprise=1"], "surprise"),
+        (["decoding.stop=x"], "decoding.stop: expected a list, written [a,b]"),
+        (["decoding.options=[1]"], "expected keys with values, written {a: 1, b: 2}"),
         (["decoding.temperature=0"], "expected decoding.temperature > 0, got 0"),
         (["decoding.temperature=0.7"], "decoding.temperature is for sampling; add decoding.do_sample=true"),
         (["decoding=sample", "decoding.top_p=1.5"], "expected decoding.top_p above 0 and at most 1, got 1.5"),

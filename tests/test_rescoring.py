@@ -86,5 +86,5 @@ def test_any_file_with_hypotheses_and_references(tmp_path):
     with pytest.raises(UsageError, match="line 1: expected hypothesis and reference"):
         score_file(file, Wanted(["exact_match"]))
     file.write_text('{"hypothesis": "a", "reference": "b"}\n')
-    with pytest.raises(UsageError, match="at least one metric"):
+    with pytest.raises(UsageError, match="expected --metric for a file"):
         score_file(file, Wanted())

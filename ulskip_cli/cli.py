@@ -3,6 +3,7 @@
 Nothing here imports torch at the top: help, plans and usage errors answer at once.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -124,10 +125,15 @@ def train(
     from ulskip_cli.report.live import Bars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
-    with Bars(enabled=first) as bars:
-        from ulskip_cli.training.run import train as run_training
+    try:
+        with Bars(enabled=first) as bars:
+            from ulskip_cli.training.run import train as run_training
 
-        record = run_training(chosen, bars)
+            record = run_training(chosen, bars)
+    except Exception:
+        with contextlib.suppress(OSError):
+            Path(chosen.output).rmdir()  # where nothing was written
+        raise
     if not first:
         return
     from ulskip_cli.report.plot import learning_curve
@@ -246,12 +252,12 @@ def _check(chosen: Config) -> None:
     from ulskip_cli.models.facts import describe
     from ulskip_cli.plan import make_plan
 
-    make_plan(chosen, describe(chosen.model))
     if chosen.memory is not None:
         raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
+    make_plan(chosen, describe(chosen.model))
     task = config.instantiate(chosen.task, "task")
-    metrics.made(task.scoring())
-    task.examples()
+    metrics.made(task.scoring())  # a missing package is told before a missing file
+    metrics.made(task.scoring(), [example.reference for example in task.examples()[: chosen.limit]])
     if chosen.decoding.options:
         from ulskip_cli.generation import options
 
@@ -272,13 +278,41 @@ def _check_training(chosen: TrainingConfig) -> None:
 def _execute(grid: Sequence[Config], as_json: bool, redo: bool) -> None:
     """Run points, show the table, say where everything is; exit code 1 if a point failed."""
     from ulskip_cli.report import table
+    from ulskip_cli.results import ResultsFolder
+
+    folders = {ResultsFolder.of(point).path: ResultsFolder.of(point) for point in grid}
+    for folder in folders.values():
+        folder.check_writable()
+    try:
+        shown, failures, last = _run_points(grid, redo)
+    finally:
+        for folder in folders.values():
+            folder.remove_if_empty()
+    if len(grid) > 1 and shown:
+        from ulskip_cli.report.paper import write_paper_report
+
+        write_paper_report(ResultsFolder.of(grid[-1]))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if as_json:
+        print(json.dumps(last if len(grid) == 1 else {"rows": list(shown.values()), "failed": failures}, ensure_ascii=False))
+    elif shown:
+        console.print(table.terminal(list(shown.values()), console.width))
+        for warning in sorted({text for row in shown.values() for text in row["warnings"]}):
+            console.print(f"warning: {warning}", style="yellow", highlight=False)
+        console.print(f"written to {ResultsFolder.of(grid[-1]).path}/", highlight=False, soft_wrap=True)
+    if failures:
+        raise RunError(f"{len(failures)} of {len(grid)} points failed, the first: {failures[0]}")
+
+
+def _run_points(grid: Sequence[Config], redo: bool) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """Run points one after another; their rows by id, what failed, and the last row."""
+    from ulskip_cli.report import table
     from ulskip_cli.report.live import Bars
     from ulskip_cli.results import ResultsFolder, Row
 
-    for folder in {ResultsFolder.of(point).path: ResultsFolder.of(point) for point in grid}.values():
-        folder.check_writable()
     shown: dict[str, Row] = {}
     failures: list[str] = []
+    last: Row = {}
     with Bars() as bars:
         from ulskip_cli.experiment import Session, finished_rows, run_point
 
@@ -297,20 +331,7 @@ def _execute(grid: Sequence[Config], as_json: bool, redo: bool) -> None:
             shown |= {row["id"]: row for row in rows}
             last = rows[-1]
             table.write_tables(ResultsFolder.of(point))
-    if len(grid) > 1 and shown:
-        from ulskip_cli.report.paper import write_paper_report
-
-        write_paper_report(ResultsFolder.of(grid[-1]))
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if as_json:
-        print(json.dumps(last if len(grid) == 1 else {"rows": list(shown.values()), "failed": failures}, ensure_ascii=False))
-    elif shown:
-        console.print(table.terminal(list(shown.values()), console.width))
-        for warning in sorted({text for row in shown.values() for text in row["warnings"]}):
-            console.print(f"warning: {warning}", style="yellow", highlight=False)
-        console.print(f"written to {ResultsFolder.of(grid[-1]).path}/", highlight=False, soft_wrap=True)
-    if failures:
-        raise RunError(f"{len(failures)} of {len(grid)} points failed, the first: {failures[0]}")
+    return shown, failures, last
 
 
 def _list(group: str, config_dir: Path | None, as_json: bool) -> None:

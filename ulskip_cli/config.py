@@ -213,4 +213,8 @@ def _structured(composed: DictConfig, schema: type) -> Any:
 def _plain(error: OmegaConfBaseException, prefix: str = "") -> UsageError:
     """OmegaConf's complaint as one line that starts with the key."""
     message = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
+    if "is not a ListConfig" in message:
+        message = "expected a list, written [a,b]"
+    elif "Cannot merge DictConfig with ListConfig" in message or "is not a DictConfig" in message:
+        message = "expected keys with values, written {a: 1, b: 2}"
     return UsageError(f"{prefix}{error.full_key}: {message}" if error.full_key else message)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ulskip_cli import metrics
-from ulskip_cli.errors import RunError
+from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.generation.batches import BatchSize, is_out_of_memory, release
 from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
 from ulskip_cli.generation.encoding import Encoded, Phrasing, encode, pad_id, padded
@@ -39,6 +39,7 @@ class Workload:
         encoded: their token ids, in the same order; None for random weights, whose answers mean nothing.
         pad: padding id.
         chat: whether the prompts are in the model's chat format; None where there are none.
+        timed_room: positions that the timed pairs leave for a prompt, whose end is what they read; None: no limit.
     """
 
     task: Task
@@ -46,6 +47,7 @@ class Workload:
     encoded: list[Encoded] | None
     pad: int
     chat: bool | None
+    timed_room: int | None = None
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -84,13 +86,20 @@ def prepare(
     if tokenizer is None:
         return Workload(task, examples, None, 0, None)
     phrasing = Phrasing.of(task, tokenizer, config.model.chat_options)
-    new_tokens = max(config.decoding.max_new_tokens, config.speed.new_tokens if config.speed.enabled else 0)
-    encoded = encode(phrasing, tokenizer, examples, context, new_tokens, task.cuts_source)
-    return Workload(task, examples, encoded, pad_id(tokenizer), phrasing.template.chat)
+    encoded = encode(phrasing, tokenizer, examples, context, config.decoding.max_new_tokens, task.cuts_source)
+    room = None if context is None else context - config.speed.new_tokens
+    if config.speed.enabled and room is not None and room < 1:
+        raise UsageError(f"expected speed.new_tokens below the model's context of {context}, got {config.speed.new_tokens}")
+    return Workload(task, examples, encoded, pad_id(tokenizer), phrasing.template.chat, room)
 
 
 def evaluate(
-    decoder: Decoder, work: Workload, config: Config, full_hypotheses: list[str] | None, progress: Progress
+    decoder: Decoder,
+    work: Workload,
+    config: Config,
+    full_hypotheses: list[str] | None,
+    progress: Progress,
+    keep: Callable[[list[Row]], None] = lambda generations: None,
 ) -> Evaluation:
     """Generate an answer to every example and score them; nothing where there is no tokenizer.
 
@@ -100,6 +109,7 @@ def evaluate(
         config: decoding and batch size.
         full_hypotheses: the full model's answers, to compare with.
         progress: who watches.
+        keep: takes what was generated before it is scored, which may fail.
     """
     if work.encoded is None:
         return Evaluation({}, [])
@@ -119,6 +129,7 @@ def evaluate(
             outputs.append(output)
             for position, ids, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
                 rows[position] = _generation(decoder, task, examples[position], ids, hit, config.decoding.stop)
+    keep(rows)
     answers = Answers(
         [row["hypothesis"] for row in rows],
         [example.reference for example in examples],
@@ -153,7 +164,8 @@ def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Conf
         if work.encoded is None:
             prompts = _random_batches(full, (size.used, speed.prompt_tokens), total, config.seed)
         else:
-            prompts = prompt_batches(work.prompts, work.pad, size.used, total)
+            ends = [prompt if work.timed_room is None else prompt[-work.timed_room :] for prompt in work.prompts]
+            prompts = prompt_batches(ends, work.pad, size.used, total)
         timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
         try:
             pairs = measure_pairs(full, strategy, prompts, config.decoding, speed, work.pad, timed)

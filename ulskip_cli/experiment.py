@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ def _measure_point(
     torch.manual_seed(config.seed)
     decoder = Decoder(loaded.model, plan, loaded.tokenizer)
     full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
-    evaluation = evaluate(decoder, work, config, full_hypotheses, progress)
+    point = point_id(config, work.examples)
+    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, partial(folder.keep_generations, point))
     speed: dict[str, Any] = {}
     if config.speed.enabled:
         alone = plan.keeps_all or not config.baseline
@@ -104,7 +106,7 @@ def _measure_point(
         speed = measure_speed(full, decoder, work, config, progress)
     engine, reason = decoder.engine(config.decoding)
     row = {
-        **_identity(config, plan, work, point_id(config, work.examples), full_id),
+        **_identity(config, plan, work, point, full_id),
         "engine": engine,
         "engine_reason": reason,
         **evaluation.row,

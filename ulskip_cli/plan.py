@@ -151,8 +151,8 @@ def memory_plan(config: Config, facts: ModelFacts, num_kept: int) -> MemoryPlan:
     own = footprint(num_kept)
     if not own.max_batch:
         raise UsageError(
-            f"expected memory= above the {weights / 2**30:.2f} GiB of the weights and {own.sequence_bytes / 2**30:.2f} GiB "
-            f"of one sequence, got {budget / 2**30:.2f} GiB"
+            f"expected memory= above the {weights / 2**20:,.1f} MiB of the weights and {own.sequence_bytes / 2**20:,.1f} MiB "
+            f"of one sequence, got {budget / 2**20:,.1f} MiB"
         )
     return MemoryPlan(budget, weights, prompt, new, own, footprint(facts.num_layers))
 

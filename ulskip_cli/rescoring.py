@@ -80,7 +80,9 @@ def runs_at(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Row]]:
     found = [(folder, row) for folder in folders for row in folder.rows() if point in (None, row["id"])]
     stored = [(folder, row) for folder, row in found if folder.generations(row["id"])]
     if not stored:
+        below = sorted(path.glob("*/runs.jsonl")) if point is None else []
         missing = "its runs have no stored generations" if found else "there is no run"
+        missing += f"; try {below[0].parent}" if below else ""
         raise UsageError(f"nothing to score at '{target}': {missing}")
     return stored
 
@@ -119,6 +121,8 @@ def score_file(file: Path, wanted: Wanted, target_language: str | None = None) -
     Raises:
         UsageError: a line lacks one of them, or no metric is named.
     """
+    if not wanted.names:
+        raise UsageError(f"expected --metric for a file that belongs to no run; known: {', '.join(metrics.METRICS)}")
     rows = read_objects(file)
     for number, row in enumerate(rows, start=1):
         if not {"hypothesis", "reference"} <= row.keys():

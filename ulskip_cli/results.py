@@ -6,6 +6,7 @@ configs/ID.yaml       the resolved configuration
 table.md, table.csv   made anew from the rows (see `report`)
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,9 +84,18 @@ class ResultsFolder:
     def save(self, config: Config, row: Row, generations: Sequence[Row]) -> None:
         """Write a finished run; the row last, so that a row means that everything is there."""
         write_whole(self.path / "configs" / f"{row['id']}.yaml", configuration.to_yaml(config))
-        lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
-        write_whole(self.generations_path(row["id"]), "".join(lines))
+        self.keep_generations(row["id"], generations)
         self.append(row)
+
+    def keep_generations(self, point: str, generations: Sequence[Row]) -> None:
+        """Write what a point generated; without a row it can be scored as a file."""
+        lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
+        write_whole(self.generations_path(point), "".join(lines))
+
+    def remove_if_empty(self) -> None:
+        """Leave no folder behind in which nothing was written."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def append(self, row: Row) -> None:
         """A row that takes the place of an earlier one of the same point."""

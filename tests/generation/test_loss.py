@@ -1,6 +1,6 @@
 import pytest
 import torch
-from reference import NUM_LAYERS, reference_logits
+from reference import NUM_LAYERS, build_model, reference_logits
 
 from ulskip_cli.config import compose
 from ulskip_cli.generation.batches import BatchSize
@@ -9,6 +9,16 @@ from ulskip_cli.generation.encoding import Encoded
 from ulskip_cli.generation.loss import decode_loss
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan
+
+
+def test_padding_takes_no_positions_that_a_table_does_not_have():
+    model = build_model("gpt2")
+    assert model.config.n_positions == 128
+    long, short = Encoded([5] * 120, [6] * 8), Encoded([7] * 20, [8] * 60)
+    decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelFacts(NUM_LAYERS, None, None)))
+    alone = [decode_loss(decoder, [one], BatchSize(1), 0) for one in (long, short)]
+    expected = (8 * alone[0] + 60 * alone[1]) / 68
+    assert decode_loss(decoder, [long, short], BatchSize(2), 0) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

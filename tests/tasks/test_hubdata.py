@@ -32,7 +32,7 @@ def test_without_network_it_says_what_else_there_is(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr("ulskip_cli.hub.getproxies", dict)
-    with pytest.raises(UsageError, match=r"cannot read dataset 'some/data' \(.*Name or service.*give a local folder"):
+    with pytest.raises(UsageError, match=r"cannot read dataset 'some/data' \(.*Name or service.*give a folder or files"):
         hubdata.rows("some/data", None, "test")
 
 

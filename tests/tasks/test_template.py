@@ -49,6 +49,12 @@ def test_a_template_without_texts_is_refused():
         pick({"mine": {"prompt": "x"}}, "mine", False, None, None, {})
 
 
+@pytest.mark.parametrize(("key", "text"), [("prompt", ""), ("prompt", "no source"), ("response", "x")])
+def test_a_template_without_its_field_is_refused(key, text):
+    with pytest.raises(UsageError, match=rf"in the template's {key} \(task\.{key}\), got"):
+        picked("auto", False, **{key: text})
+
+
 def test_an_unknown_field_is_named():
     with pytest.raises(UsageError, match=r"'text'.*\{source\}"):
         Template("{text}", "").prompt(EXAMPLE)

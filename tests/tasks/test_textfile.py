@@ -12,6 +12,11 @@ def test_plain_and_gzipped_text_are_the_same(tmp_path):
     assert read_text(tmp_path / "a.txt") == read_text(tmp_path / "a.gz") == "schön\nund gut\n"
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert read_objects(tmp_path / "a.jsonl") == [{"a": 1}]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("latin.txt", "schön".encode("latin-1")), ("broken.gz", b"no gzip"), ("cut.gz", gzip.compress(b"x" * 99)[:-9])],

@@ -19,6 +19,15 @@ def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
     assert TokenPairs(tokenizer, texts.train, texts.phrasing, None)[0]["response"].count(tokenizer.eos_token_id) == 1
 
 
+def test_articles_lose_their_end_to_fit_where_translations_are_left_out(tokenizer):
+    settings = ["task=cnn_dm", "model=tiny", "limit=4", "train.max_length=600"]
+    texts = training_texts(compose_training(settings), tokenizer)
+    pairs = TokenPairs(tokenizer, texts.train, texts.phrasing, 600)
+    assert (len(pairs), pairs.left_out) == (4, 0)
+    assert max(pairs.lengths()) <= 600
+    assert all(prompt.endswith("\nSummarize the article above:") for prompt, _ in texts.train)
+
+
 def test_the_task_makes_the_texts():
     texts = training_texts(compose_training(["limit=3", "train.held_out=1"]))
     assert (len(texts.train), len(texts.validation)) == (2, 1)

@@ -82,8 +82,13 @@ class Decoder:
         if decoding.do_sample:
             torch.manual_seed(seed)
         start = now(self.device)
-        with torch.inference_mode():
-            run = self._engines[engine].run(ids, mask, decoding, pad, ends, length, bool(forced_length), on_step)
+        try:
+            with torch.inference_mode():
+                run = self._engines[engine].run(ids, mask, decoding, pad, ends, length, bool(forced_length), on_step)
+        except (TypeError, ValueError) as error:  # transformers checks many options only where it uses them
+            if not decoding.options:
+                raise
+            raise UsageError(f"decoding.options: {' '.join(str(error).split())[:200]}") from None
         if forced_length:
             ends = []
         rows = [_trimmed(row, ends) for row in run.token_ids]

@@ -110,10 +110,33 @@ def encode(
         if len(encoded[i].prompt_ids) > room:
             if not cuts_source:
                 raise _too_long(example, len(encoded[i].prompt_ids), context, new_tokens)
-            encoded[i] = _cut(phrasing, tokenizer, example, context, new_tokens)
+            cut = shortened(phrasing, tokenizer, example, room)
+            encoded[i] = replace(phrasing.tokens(tokenizer, [phrasing.texts(cut)])[0], cut=True)
         left = context - len(encoded[i].prompt_ids)
         encoded[i] = replace(encoded[i], response_ids=encoded[i].response_ids[:left])
     return encoded
+
+
+def shortened(phrasing: Phrasing, tokenizer: PreTrainedTokenizerBase, example: Example, most: int) -> Example:
+    """The example with as much of the beginning of its source that its prompt has at most `most` tokens.
+
+    Raises:
+        UsageError: the instruction alone has more.
+    """
+    (whole,) = phrasing.tokens(tokenizer, [phrasing.texts(example)])
+    if len(whole.prompt_ids) <= most:
+        return example
+    fits, too_long = 0, len(example.source)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        (one,) = phrasing.tokens(tokenizer, [phrasing.texts(_beginning(example, middle))])
+        if len(one.prompt_ids) <= most:
+            fits = middle
+        else:
+            too_long = middle
+    if not fits:
+        raise UsageError(f"example {example.id}: its instruction alone exceeds the {most} tokens that there are for a prompt")
+    return _beginning(example, fits)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -136,26 +159,12 @@ def padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor,
     return ids, mask
 
 
-def _cut(phrasing: Phrasing, tokenizer: PreTrainedTokenizerBase, example: Example, context: int, new_tokens: int) -> Encoded:
-    """The example with the longest beginning of its source that fits, found by bisection, whole words where it has words."""
-
-    def encoded(length: int) -> Encoded:
-        beginning = example.source[:length]
-        if length < len(example.source) and not example.source[length].isspace() and " " in beginning:
-            beginning = beginning.rsplit(None, 1)[0]
-        (one,) = phrasing.tokens(tokenizer, [phrasing.texts(replace(example, source=beginning.rstrip()))])
-        return one
-
-    fits, too_long = 0, len(example.source)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if len(encoded(middle).prompt_ids) <= context - new_tokens:
-            fits = middle
-        else:
-            too_long = middle
-    if not fits:
-        raise _too_long(example, len(encoded(0).prompt_ids), context, new_tokens)
-    return replace(encoded(fits), cut=True)
+def _beginning(example: Example, length: int) -> Example:
+    """The example with the first characters of its source, whole words where it has words."""
+    beginning = example.source[:length]
+    if length < len(example.source) and not example.source[length].isspace() and " " in beginning:
+        beginning = beginning.rsplit(None, 1)[0]
+    return replace(example, source=beginning.rstrip())
 
 
 def _too_long(example: Example, length: int, context: int, new_tokens: int) -> UsageError:

@@ -42,6 +42,7 @@ def _batch_loss(decoder: Decoder, batch: Sequence[Encoded], pad: int) -> tuple[f
         tensor.to(decoder.device) for tensor in (prompt_ids, prompt_mask, response_ids, mask)
     )
     with torch.inference_mode():
-        logits = response_logits(decoder.prompt_model, decoder.view, decoder.kept, prompt_ids, prompt_mask, response_ids)
+        phases = (decoder.prompt_model, decoder.view, decoder.kept)
+        logits = response_logits(*phases, prompt_ids, prompt_mask, response_ids, mask)
         losses = response_losses(logits, response_ids)
     return float((losses * mask).sum()), int(mask.sum())

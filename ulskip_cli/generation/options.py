@@ -33,7 +33,9 @@ def check(decoding: DecodingConfig) -> None:
     if not decoding.options:
         return
     from transformers import GenerationConfig
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
     passed = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - REFUSED - OWN_KEYS.keys()
     for key in decoding.options:
         if key in OWN_KEYS:
@@ -42,6 +44,10 @@ def check(decoding: DecodingConfig) -> None:
             raise UsageError(f"decoding.options.{key} is refused: it changes what is counted, or decodes in a way of its own")
         if key not in passed:
             raise unknown("option of transformers' generate", key, sorted(passed))
+    least = decoding.options.get("min_new_tokens") or 0
+    if isinstance(least, int) and least > decoding.max_new_tokens:
+        limit = decoding.max_new_tokens
+        raise UsageError(f"expected decoding.options.min_new_tokens up to decoding.max_new_tokens={limit}, got {least}")
     try:
         GenerationConfig(**settings(decoding)).validate(strict=True)
     except (ValueError, TypeError, AttributeError) as error:

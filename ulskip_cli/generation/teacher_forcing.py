@@ -17,6 +17,7 @@ def response_logits(
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     response_ids: Tensor,
+    response_mask: Tensor | None = None,
 ) -> Tensor:
     """The logits that predict every response token when its predecessors are given (Sec. 3, arXiv:2404.06954).
 
@@ -30,11 +31,14 @@ def response_logits(
         prompt_ids: [batch, prompt_len], padded on the left.
         prompt_mask: [batch, prompt_len], 1 for tokens, 0 for padding.
         response_ids: [batch, response_len], padded on the right with anything.
+        response_mask: [batch, response_len], 1 for tokens; without it padding counts positions, which a model with a table
+            of positions may not have.
 
     Returns:
         [batch, response_len, vocab_size]; entries at padding are meaningless and for the caller to mask.
     """
-    return predict_response(decode_model, kept, encode_prompt(prompt_model, prompt_ids, prompt_mask), response_ids)
+    prompt = encode_prompt(prompt_model, prompt_ids, prompt_mask)
+    return predict_response(decode_model, kept, prompt, response_ids, response_mask)
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,20 @@ def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tenso
     return EncodedPrompt(first, cache, prompt_mask)
 
 
-def predict_response(model: PreTrainedModel, kept: tuple[int, ...], prompt: EncodedPrompt, response_ids: Tensor) -> Tensor:
+def predict_response(
+    model: PreTrainedModel,
+    kept: tuple[int, ...],
+    prompt: EncodedPrompt,
+    response_ids: Tensor,
+    response_mask: Tensor | None = None,
+) -> Tensor:
     """The second pass: a response through `model` over the keys and values of `kept`, which `prompt` is left with."""
     if response_ids.shape[1] == 1:
         return prompt.first_logits
     cache = views.fork_cache(prompt.cache, kept)
     seen = response_ids[:, :-1]
-    mask = torch.cat([prompt.mask, torch.ones_like(seen)], dim=1)
+    seen_mask = torch.ones_like(seen) if response_mask is None else response_mask[:, :-1].to(seen.dtype)
+    mask = torch.cat([prompt.mask, seen_mask], dim=1)
     return torch.cat([prompt.first_logits, views.forward_with_cache(model, seen, mask, cache)], dim=1)
 
 

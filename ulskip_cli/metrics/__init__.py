@@ -1,6 +1,6 @@
 """How good the answers are: thin layers over the field's own scorers, by name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ulskip_cli.errors import UsageError, one_of
 from ulskip_cli.metrics import match, neural, summarization, translation
@@ -18,17 +18,17 @@ METRICS: dict[str, Callable[[Scoring], Metric]] = {
 """By name, how each is made. `rouge` gives four values, every other the one of its own name."""
 
 
-def made(scoring: Scoring) -> list[Metric]:
-    """The metrics that a task names, found to be ready.
+def made(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
+    """The metrics that a task names, found to be ready for its references.
 
     Raises:
-        UsageError: a name is unknown, or a package is missing.
+        UsageError: a name is unknown, a package is missing, or a metric cannot read the references.
     """
     if not scoring.metrics:
         raise UsageError(f"expected at least one metric in task.metrics; known: {', '.join(METRICS)}")
     found = [METRICS[one_of("metric", name, METRICS)](scoring) for name in dict.fromkeys(scoring.metrics)]
     for metric in found:
-        metric.ready()
+        metric.ready(references)
     return found
 
 

@@ -1,5 +1,6 @@
 """Exact match, for answers that are right or wrong."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from ulskip_cli.metrics.scores import Answers, Scores, Scoring
 class ExactMatch:
     """Share of hypotheses, in percent, that equal the reference but for case and white space."""
 
-    def ready(self) -> None:
+    def ready(self, references: Sequence[str] = ()) -> None:
         """It needs nothing."""
 
     def score(self, answers: Answers) -> Scores:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulskip_cli import hub
 from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.metrics.bootstrap import compare
 from ulskip_cli.metrics.scores import Answers, Scores, Scoring
@@ -33,7 +35,7 @@ class Comet:
 
     model: str
 
-    def ready(self) -> None:
+    def ready(self, references: Sequence[str] = ()) -> None:
         """Its command is on the path."""
         if shutil.which(COMET_COMMAND) is None:
             raise UsageError(
@@ -87,7 +89,7 @@ class BertScore:
     model: str | None
     language: str
 
-    def ready(self) -> None:
+    def ready(self, references: Sequence[str] = ()) -> None:
         """The package is there."""
         if importlib.util.find_spec("bert_score") is None:
             raise UsageError(
@@ -102,6 +104,9 @@ class BertScore:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        if self.model and self.model.startswith((".", "/", "~")) and not Path(self.model).expanduser().exists():
+            raise UsageError(f"metric bertscore: no model folder at {self.model}")
+        hub.offline_if_unreachable()
 
         def segments(hypotheses: list[str]) -> NDArray[np.float64]:
             _, _, f1 = scorer.score(hypotheses, answers.references, batch_size=BATCH_SIZE)
@@ -138,7 +143,7 @@ def _scores(name: str, own: NDArray[np.float64], full: Any, signature: str) -> S
 
 def _no_model(metric: str, model: str, reason: str) -> RunError:
     first = reason.split("\n")[0][:160]
-    return RunError(f"metric {metric}: cannot score with {model} ({first}); give a local model as task.{metric}_model")
+    return RunError(f"metric {metric}: cannot score with {model} ({first}); give a local one as task.{metric}_model")
 
 
 def _gpus() -> int:

@@ -1,5 +1,6 @@
 """What scorers are given and what they return, whatever the task."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -60,11 +61,11 @@ class Scores:
 class Metric(Protocol):
     """A scorer, made with its settings."""
 
-    def ready(self) -> None:
-        """Find out now, and not after an hour of generation, that a package is missing.
+    def ready(self, references: Sequence[str] = ()) -> None:
+        """Find out now, and not after an hour of generation, that a package is missing or references cannot be read.
 
         Raises:
-            UsageError: names what to install.
+            UsageError: names what to install, or what to use instead.
         """
 
     def score(self, answers: Answers) -> Scores:

@@ -1,6 +1,7 @@
 """ROUGE by rouge-score, with a paired bootstrap against the full model."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,13 @@ class Rouge:
 
     stemmer: bool
 
-    def ready(self) -> None:
-        """The package is always there."""
+    def ready(self, references: Sequence[str] = ()) -> None:
+        """Every reference holds something that rouge-score reads."""
+        unread = next((text for text in references if not _READ_BY_ROUGE.search(text)), None)
+        if unread is not None:
+            raise UsageError(
+                f"metric rouge reads latin letters and digits only, and a reference has none: {unread[:40]!r}; use chrf"
+            )
 
     def score(self, answers: Answers) -> Scores:
         """Mean F-measures and their signature.
@@ -37,6 +43,7 @@ class Rouge:
         Raises:
             UsageError: a reference holds nothing that rouge-score reads.
         """
+        self.ready(answers.references)
         own = self.f_measures(answers.hypotheses, answers.references)
         values = {kind: float(own[kind].mean()) for kind in KINDS}
         stemmed = "yes" if self.stemmer else "no"
@@ -49,11 +56,6 @@ class Rouge:
 
     def f_measures(self, hypotheses: list[str], references: list[str]) -> dict[str, NDArray[np.float64]]:
         """F-measure in percent of every summary, by kind of ROUGE, each [len(hypotheses)]."""
-        unread = next((text for text in references if not _READ_BY_ROUGE.search(text)), None)
-        if unread is not None:
-            raise UsageError(
-                f"metric rouge reads latin letters and digits only, and a reference has none: {unread[:40]!r}; use chrf"
-            )
         scorer = RougeScorer(list(KINDS), use_stemmer=self.stemmer)
         scored = [scorer.score(reference, one_a_line(text)) for text, reference in zip(hypotheses, references, strict=True)]
         return {kind: np.array([100 * each[kind].fmeasure for each in scored]) for kind in KINDS}

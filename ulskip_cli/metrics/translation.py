@@ -1,7 +1,7 @@
 """BLEU, chrF and TER by sacrebleu, with its paired bootstrap against the full model."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class Sacrebleu:
     make: Callable[[], SacrebleuMetric]
     extra: str | None = None
 
-    def ready(self) -> None:
+    def ready(self, references: Sequence[str] = ()) -> None:
         """Make the metric once: an unknown tokenizer, or one that is not installed, shows here."""
         logging.getLogger("sacrebleu").setLevel(logging.ERROR)  # its advice on detokenizing is not for users of ulskip
         try:

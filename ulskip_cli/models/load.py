@@ -103,7 +103,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"model.device={name} is not usable here ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0][:160]
+        raise UsageError(f"model.device={name} is not usable here ({reason})") from None
     return device
 
 

@@ -49,7 +49,7 @@ def _memory_facts(memory: MemoryPlan, strategy: str) -> dict[str, str]:
         "weights": f"{_gib(memory.weight_bytes)} of {_gib(memory.budget_bytes)}",
         "tokens of a sequence": f"{memory.prompt_tokens} of the prompt, {memory.new_tokens} new",
         "peak of a sequence": beside(_mib(own.sequence_bytes), _mib(full.sequence_bytes)),
-        "then, decoding": beside(_mib(own.decoding_bytes), _mib(full.decoding_bytes)),
+        "once it decodes": beside(_mib(own.decoding_bytes), _mib(full.decoding_bytes)),
         "largest batch": beside(f"{own.max_batch:,}", f"{full.max_batch:,}"),
         "most in flight": f"{beside(f'{own.max_in_flight:,}', f'{full.max_in_flight:,}')} (prompts encoded one by one)",
     }

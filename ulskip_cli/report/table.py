@@ -68,27 +68,30 @@ COLUMNS = (
     Column("layer\nratio", _number("layer_ratio"), "layer_ratio"),
     Column("pre-\ndicted", _number("predicted_speedup"), "predicted_speedup"),
     Column("mea-\nsured", _number("measured_speedup"), "measured_speedup"),
-    Column("95%", _interval, "measured_speedup", leaves=5),
+    Column("95%", _interval, "measured_speedup", leaves=15),
     Column("BLEU", _quality("bleu"), "bleu"),
-    Column("chrF", _quality("chrf"), "chrf", leaves=3),
+    Column("chrF", _quality("chrf"), "chrf", leaves=13),
     Column("R-1", _quality("rouge1"), "rouge1"),
-    Column("R-2", _quality("rouge2"), "rouge2", leaves=1),
+    Column("R-2", _quality("rouge2"), "rouge2", leaves=11),
     Column("R-L", _quality("rougeL"), "rougeL"),
-    Column("R-Lsum", _quality("rougeLsum"), "rougeLsum", leaves=2),
+    Column("R-Lsum", _quality("rougeLsum"), "rougeLsum", leaves=12),
     Column("TER", _quality("ter"), "ter"),
     Column("exact", _quality("exact_match"), "exact_match"),
     Column("COMET", _quality("comet"), "comet"),
     Column("BERT-\nScore", _quality("bertscore"), "bertscore"),
     Column("decode\nloss", _number("decode_loss"), "decode_loss"),
     Column("decode\ntok/s", _number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
-    Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=6),
-    Column("KV\nkept", _kv_share, "prompt_kv_bytes", leaves=4),
+    Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=16),
+    Column("KV\nkept", _kv_share, "prompt_kv_bytes", leaves=14),
 )
 # What tells the rows of one folder apart; shown only where it varies.
 AXES = (
     *("model", "task", "pair", "dataset", "strategy_options", "decoding", "batch_size", "prompt_layers", "ratio_basis"),
     *("num_examples", "chat", "engine", "quantization", "dtype", "device", "seed"),
 )
+# Axes that follow from others, as a dtype from a model, leave a narrow table before any number does.
+_AXES_LEAVE = {key: turn for turn, key in enumerate(("quantization", "engine", "chat", "dtype", "device", "dataset"), start=1)}
+LONGEST_CELL = 24
 TITLE = ("model", "task", "pair", "dataset", "decoding")
 CSV_KEYS = (
     *("id", "experiment", *AXES, "strategy", "num_layers", "kept_layers"),
@@ -116,7 +119,7 @@ def columns_for(rows: Sequence[Row]) -> list[Column]:
     varying = [key for key in AXES if len({str(row.get(key)) for row in rows if key in row}) > 1]
     if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
         varying = [key for key in varying if key != "strategy_options"]  # each strategy has one set of options
-    axes = [Column(key.replace("_", "\n"), _text(key), key) for key in varying]
+    axes = [Column(key.replace("_", "\n"), _text(key), key, _AXES_LEAVE.get(key, 0)) for key in varying]
     shown = [column for column in COLUMNS if any(row.get(column.needs) is not None for row in rows)]
     return [*shown[:1], *axes, *shown[1:]]
 
@@ -124,21 +127,22 @@ def columns_for(rows: Sequence[Row]) -> list[Column]:
 def terminal(rows: Sequence[Row], width: int) -> Table:
     """A table for a terminal of that many columns; what does not fit is left out, the least important first."""
     columns = columns_for(rows)
-    table = _terminal(rows, columns, roomy=width >= 100)
-    while _width(table) > width and any(column.leaves for column in columns):
+    roomy, left_out = width >= 100, 0
+    while _width(_terminal(rows, columns, roomy, 0)) > width and any(column.leaves for column in columns):
         columns.remove(min((column for column in columns if column.leaves), key=lambda column: column.leaves))
-        table = _terminal(rows, columns, roomy=width >= 100)
-    return table
+        left_out += 1
+    return _terminal(rows, columns, roomy, left_out)
 
 
-def _terminal(rows: Sequence[Row], columns: Sequence[Column], roomy: bool) -> Table:
-    table = Table(title=title(rows), caption=_footnote(rows), title_style="bold", box=SIMPLE_HEAD)
+def _terminal(rows: Sequence[Row], columns: Sequence[Column], roomy: bool, left_out: int) -> Table:
+    notes = [_footnote(rows), *([f"{left_out} columns more in table.md"] if left_out else [])]
+    table = Table(title=title(rows), caption="; ".join(note for note in notes if note), title_style="bold", box=SIMPLE_HEAD)
     table.padding = (0, int(roomy), 0, 0)
     table.title_justify = table.caption_justify = "left"
     for i, column in enumerate(columns):
         table.add_column(column.title, justify="left" if i == 0 else "right", no_wrap=True)
     for cells in _cells(rows, columns):
-        table.add_row(*cells)
+        table.add_row(*(cell if len(cell) <= LONGEST_CELL else f"…{cell[1 - LONGEST_CELL :]}" for cell in cells))
     return table
 
 

@@ -19,7 +19,7 @@ class CnnDm:
     """Articles and their highlights.
 
     Attributes:
-        dataset: `sample` (bundled), `cnn_dailymail`, or any other dataset's hub id or folder; ignored with `file`.
+        dataset: `sample` (bundled), `cnn_dailymail`, or any other dataset's hub id or folder.
         file: one JSON object a line, plain or gzipped.
         subset: of a hub dataset; None: the only one.
         split: of a hub dataset.
@@ -66,6 +66,8 @@ class CnnDm:
         """All articles, in their order."""
         if self.max_article_words is not None and self.max_article_words < 1:
             raise UsageError(f"expected task.max_article_words >= 1, got {self.max_article_words}")
+        if self.file and self.dataset != "sample":
+            raise UsageError(f"expected task.file or task.dataset, got both: {self.file} and {self.dataset}")
         if self.file or self.dataset == "sample":
             path = Path(self.file).expanduser() if self.file else SAMPLE
             rows, where = read_objects(path), str(path)

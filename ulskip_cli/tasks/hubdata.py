@@ -42,7 +42,7 @@ def rows(name: str, subset: str | None, split: str, likely: Sequence[str] = ()) 
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UsageError(
-            f"cannot read dataset '{name}' ({reason}); give a local folder as task.dataset, or the text in files of your own"
+            f"cannot read dataset '{name}' ({reason}); see task.split and task.subset, or give a folder or files of your own"
         ) from None
     return list(found)
 

@@ -71,7 +71,7 @@ class Jsonl:
         """All rows, in their order."""
         if bool(self.file) == bool(self.dataset):
             raise UsageError(
-                "task=jsonl expects task.file=<jsonl with prompt and reference>, or task.dataset=<hub id or folder>, not both"
+                "task=jsonl expects one of task.file=<jsonl with prompt and reference> and task.dataset=<hub id or folder>"
             )
         if self.file:
             path = Path(self.file).expanduser()

@@ -59,12 +59,11 @@ def pick(
     texts = formats.get(chosen, {})
     if not {"prompt", "response"} <= texts.keys():
         raise UsageError(f"expected task.templates.{chosen} to hold prompt and response, got {', '.join(texts) or 'nothing'}")
-    return Template(
-        texts["prompt"] if prompt is None else prompt,
-        texts["response"] if response is None else response,
-        chosen == CHAT,
-        fields,
-    )
+    asked, answered = texts["prompt"] if prompt is None else prompt, texts["response"] if response is None else response
+    for key, text, field_name in (("prompt", asked, "{source}"), ("response", answered, "{reference}")):
+        if field_name not in text:
+            raise UsageError(f"expected {field_name} in the template's {key} (task.{key}), got {text!r}")
+    return Template(asked, answered, chosen == CHAT, fields)
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:

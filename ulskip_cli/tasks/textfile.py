@@ -16,7 +16,7 @@ def read_text(file: Path) -> str:
     """
     try:
         raw = file.read_bytes()
-        return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8").replace("\r\n", "\n")
+        return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
         raise UsageError(f"no file at {file}") from None
     except (OSError, UnicodeDecodeError, EOFError) as error:

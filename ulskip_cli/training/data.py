@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ulskip_cli.config import instantiate
 from ulskip_cli.errors import UsageError
-from ulskip_cli.generation.encoding import Phrasing, Texts, pad_id, padded
+from ulskip_cli.generation.encoding import Phrasing, Texts, pad_id, padded, shortened
 from ulskip_cli.schema import TrainingConfig
 from ulskip_cli.tasks import Task
+from ulskip_cli.tasks.examples import Example
 
 _TOKENIZE_AT_ONCE = 1000
 
@@ -185,11 +186,19 @@ class _Maker:
         """How a task is put to the model."""
         return Phrasing.of(task, self.tokenizer, self.config.model.chat_options)
 
+    def fitting(self, phrasing: Phrasing, task: Task, example: Example) -> Example:
+        """The example, its source shortened where the task allows it and `train.max_length` asks for it."""
+        most = self.config.train.max_length
+        if self.tokenizer is None or most is None or not task.cuts_source:
+            return example
+        (whole,) = phrasing.tokens(self.tokenizer, [phrasing.texts(example)])
+        return shortened(phrasing, self.tokenizer, example, most - len(whole.response_ids))
+
     def texts(self, node: dict[str, Any], limit: int | None) -> list[Texts]:
         """Prompts and responses of a task, a share of its examples the other way round as well."""
         task = instantiate(node, "task")
         phrasing = self.phrasing(task)
-        forward = [phrasing.texts(example) for example in task.examples()[:limit]]
+        forward = [phrasing.texts(self.fitting(phrasing, task, example)) for example in task.examples()[:limit]]
         share = self.config.train.reversed_share
         if not share:
             return forward

@@ -20,7 +20,7 @@ from ulskip_cli import environment, views
 from ulskip_cli.config import resolved
 from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.models import load
-from ulskip_cli.models.facts import fingerprint
+from ulskip_cli.models.facts import describe, fingerprint
 from ulskip_cli.plan import schedules
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import Row, write_whole
@@ -53,6 +53,9 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
         UsageError: something in the configuration cannot be, or the output folder holds another training.
     """
     output = Path(config.output)
+    context = None if config.model.source == "random" else describe(config.model).context
+    if context is not None and (config.train.max_length is None or config.train.max_length > context):
+        config = replace(config, train=replace(config.train, max_length=context))
     texts = training_texts(config, load.load_tokenizer(config.model))
     identity = _identity(config, texts)
     finished = _finished(output, identity)

@@ -91,12 +91,13 @@ class TwoPass(nn.Module):
         base, view, every, weights = self.base, self._view(kept), self.every, self.weights
         whole = encode_prompt(base, prompt_ids, prompt_mask) if self.prompt_layers == "all" else None
         encoded, inside = (whole, kept) if whole else (encode_prompt(view, prompt_ids, prompt_mask), every[: len(kept)])
-        logits = predict_response(view, inside, encoded, response_ids)
+        response = (response_ids, labels != IGNORED)
+        logits = predict_response(view, inside, encoded, *response)
         loss = weights.cross_entropy * self._cross_entropy(logits, labels)
-        target = self._teacher_logits(prompt_ids, prompt_mask, response_ids)
+        target = self._teacher_logits(prompt_ids, prompt_mask, *response)
         if len(kept) < len(every) and (weights.full or (weights.distill and target is None)):
             with torch.set_grad_enabled(weights.full > 0 and torch.is_grad_enabled()):
-                full = predict_response(base, every, whole or encode_prompt(base, prompt_ids, prompt_mask), response_ids)
+                full = predict_response(base, every, whole or encode_prompt(base, prompt_ids, prompt_mask), *response)
             target = full.detach() if target is None else target
             if weights.full:
                 loss = loss + weights.full * self._cross_entropy(full, labels)
@@ -132,7 +133,9 @@ class TwoPass(nn.Module):
             self._views[kept] = views.shallow_view(self.base, kept).train(self.training)
         return self._views[kept]
 
-    def _teacher_logits(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor | None:
+    def _teacher_logits(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
+    ) -> Tensor | None:
         """The initial model's predictions at full depth; None where the model teaches itself."""
         if not self._teacher or not self.weights.distill:
             return None
@@ -140,7 +143,7 @@ class TwoPass(nn.Module):
         adapted: Any = self.model
         with torch.no_grad(), adapted.disable_adapter() if teacher is self.base else nullcontext():
             encoded = encode_prompt(teacher, prompt_ids, prompt_mask)
-            return predict_response(teacher, self.every, encoded, response_ids)
+            return predict_response(teacher, self.every, encoded, response_ids, response_mask)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(
