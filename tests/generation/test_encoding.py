@@ -81,7 +81,7 @@ def test_a_source_without_spaces_is_cut_between_characters(tokenizer):
 def test_what_may_not_be_cut_is_refused_with_its_lengths(tokenizer):
     with pytest.raises(UsageError, match=r"example 7: its prompt of \d+ tokens and 4 new ones exceed .* of 20"):
         encode(Phrasing(PLAIN), tokenizer, [WORDS], 20, 4, False)
-    with pytest.raises(UsageError, match="its instruction alone exceeds the 2 tokens"):  # not even the instruction fits
+    with pytest.raises(UsageError, match="the 2 tokens that are left for its prompt"):  # not even the instruction fits
         encode(Phrasing(PLAIN), tokenizer, [WORDS], 6, 4, True)
 
 

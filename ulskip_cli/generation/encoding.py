@@ -135,7 +135,9 @@ def shortened(phrasing: Phrasing, tokenizer: PreTrainedTokenizerBase, example: E
         else:
             too_long = middle
     if not fits:
-        raise UsageError(f"example {example.id}: its instruction alone exceeds the {most} tokens that there are for a prompt")
+        raise UsageError(
+            f"example {example.id}: the {max(0, most)} tokens that are left for its prompt do not hold the instruction"
+        )
     return _beginning(example, fits)
 
 
