@@ -246,6 +246,7 @@ def throughput(outputs: Sequence[BatchOutput], source: str) -> dict[str, Any]:
         "decode_tokens_per_second": sum(output.decoded_tokens for output in outputs) / decode_seconds,
         "total_tokens_per_second": (prompt_tokens + generated) / sum(output.total_seconds for output in outputs),
         "throughput_from": source,
+        "compile_seconds": sum(output.compile_seconds for output in outputs),
         "prompt_tokens": prompt_tokens,
         "generated_tokens": generated,
         "decode_seconds": decode_seconds,

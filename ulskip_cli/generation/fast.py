@@ -1,30 +1,23 @@
 """The fast engine: one token after another over fixed buffers, nothing made per step that can be made ahead."""
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli import views
+from ulskip_cli.errors import RunError
 from ulskip_cli.generation import fixed_cache
+from ulskip_cli.generation.choose import Chooser
 from ulskip_cli.generation.output import Run
-from ulskip_cli.generation.packed import packed
+from ulskip_cli.generation.packed import can_pack, packed
+from ulskip_cli.generation.steps import CompiledSteps, EagerSteps, Steps, takes_positions
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
 
+CAPACITY_STEP = 128  # positions
 CHECK_STEPS = 8  # between looks at whether all sequences are done, where a look waits for the device
 
 
@@ -59,6 +52,7 @@ class Loop:
             device: where ids go.
         """
         self.prompt_model, self.view, self.kept, self.device = prompt_model, view, kept, device
+        self._compiled: dict[tuple[int, int], CompiledSteps] = {}
 
     @functools.cached_property
     def decode_model(self) -> PreTrainedModel:
@@ -83,9 +77,8 @@ class Loop:
         prefilled_at = now(self.device)
         prompt_bytes, kept_bytes = views.kv_bytes(cache), views.kv_bytes(cache, self.kept)
         views.prune_cache(cache, self.kept)
-        cache, cursor = fixed_cache.fixed(cache, prompt_len + length - 1)
-        steps = _Steps(self.decode_model, cache, cursor, attention_mask, length)
-        choose = _Chooser(decoding, prompt_len, ends, length if forced else 0, self.device)
+        steps = self._steps(cache, attention_mask, length, decoding)
+        choose = Chooser(decoding, prompt_len, ends, length if forced else 0, self.device)
         ids = torch.full((batch, prompt_len + length), pad, dtype=torch.long, device=self.device)
         ids[:, :prompt_len] = input_ids
         ids[:, prompt_len] = choose(ids[:, :prompt_len], logits[:, -1])
@@ -97,13 +90,46 @@ class Loop:
         end = now(self.device)
         return Run(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, prompt_bytes, kept_bytes)
 
+    def prepare(self, input_ids: Tensor, attention_mask: Tensor, decoding: DecodingConfig, length: int) -> float:
+        """Compile what a batch of this shape needs, where compiling is asked for and not done; seconds that it took."""
+        key = self._shape(input_ids, length)
+        if not self._compiles(decoding) or key in self._compiled or length < 2:
+            return 0.0
+        cache = views.new_cache(self.prompt_model)
+        views.forward_with_cache(self.prompt_model, input_ids, attention_mask, cache, last_only=True)
+        views.prune_cache(cache, self.kept)
+        try:
+            steps = CompiledSteps(self.view, cache, key[1], freeze=can_pack(self.view))
+        except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or something that it does not take
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise RunError(f"cannot compile the decode step ({reason[:160]}); use decoding.compile=off") from None
+        self._compiled[key] = steps
+        return steps.compile_seconds
+
+    def _steps(self, cache: DynamicCache, mask: Tensor, length: int, decoding: DecodingConfig) -> Steps:
+        """The batch's steps: compiled where they were prepared."""
+        compiled = self._compiled.get(self._shape(mask, length)) if self._compiles(decoding) else None
+        if compiled is None:
+            return EagerSteps(self.decode_model, cache, mask, length)
+        compiled.begin(cache, mask, length)
+        return compiled
+
+    def _compiles(self, decoding: DecodingConfig) -> bool:
+        wanted = decoding.compile == "on" or (decoding.compile == "auto" and self.device.type == "cuda")
+        return wanted and takes_positions(self.view)
+
+    def _shape(self, ids: Tensor, length: int) -> tuple[int, int]:
+        """Batch size and capacity that serve a batch; few capacities, since each is compiled for."""
+        needed = ids.shape[1] + length - 1
+        return ids.shape[0], -(-needed // CAPACITY_STEP) * CAPACITY_STEP
+
     def _decode(
         self,
         ids: Tensor,
         prompt_len: int,
         length: int,
-        steps: "_Steps",
-        choose: "_Chooser",
+        steps: Steps,
+        choose: Chooser,
         ends: Tensor | None,
         pad: int,
         on_step: Callable[[int], None] | None,
@@ -122,7 +148,7 @@ class Loop:
                 alive = (~done).nonzero()[:, 0]
                 if not len(alive):
                     break
-                if 2 * len(alive) <= len(done) and not keep_all:  # sampling draws for whole batches
+                if 2 * len(alive) <= len(done) and steps.can_shrink and not keep_all:  # sampling draws for whole batches
                     if rows is not None:
                         ids[rows] = current
                     rows = alive if rows is None else rows[alive]
@@ -138,82 +164,3 @@ class Loop:
                 on_step(batch * (step + 1))
         if rows is not None:
             ids[rows] = current
-
-
-class _Steps:
-    """The view's forward pass for one new token of every sequence."""
-
-    def __init__(
-        self, view: PreTrainedModel, cache: DynamicCache, cursor: fixed_cache.Cursor, mask: Tensor, length: int
-    ) -> None:
-        self.view, self.cache, self.cursor = view, cache, cursor
-        self.prompt_len = cursor.length
-        self.with_positions = "position_ids" in inspect.signature(view.forward).parameters
-        ahead = mask.new_ones(len(mask), length - 1)
-        if self.with_positions:
-            self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
-            self.masks = fixed_cache.step_masks(view, cache, mask, length - 1) if length > 1 else None
-        else:  # positions come from the mask (ALiBi), which such models read themselves
-            self.mask = torch.cat([mask, ahead], dim=1)
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        step, end = self.cursor.length - self.prompt_len, self.cursor.length + 1
-        if self.with_positions:
-            options = {
-                "position_ids": self.positions[:, step : step + 1],
-                "attention_mask": fixed_cache.mask_at(self.masks, step, end),
-            }
-        else:
-            options = {"attention_mask": self.mask[:, :end]}
-        logits: Tensor = self.view(input_ids=tokens, cache=self.cache, use_cache=True, **options).logits
-        self.cursor.length = end
-        return logits[:, -1]
-
-    def keep(self, alive: Tensor) -> None:
-        """Go on with some of the sequences."""
-        for layer in self.cache.layers:
-            layer.keep_sequences(alive)
-        if self.with_positions:
-            self.positions = self.positions[alive]
-            self.masks = fixed_cache.masks_of(self.masks, alive)
-        else:
-            self.mask = self.mask[alive]
-
-
-class _Chooser:
-    """From logits to token ids, by transformers' own processors in transformers' order."""
-
-    def __init__(
-        self, decoding: DecodingConfig, prompt_len: int, ends: Sequence[int], least: int, device: torch.device
-    ) -> None:
-        self.sample = decoding.do_sample
-        processors = LogitsProcessorList()
-        if decoding.repetition_penalty != 1:
-            processors.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
-        if decoding.no_repeat_ngram_size:
-            processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
-        if least and ends:
-            processors.append(MinNewTokensLengthLogitsProcessor(prompt_len, least, list(ends), device=device))
-        if self.sample:
-            if decoding.temperature != 1:
-                processors.append(TemperatureLogitsWarper(decoding.temperature))
-            if decoding.top_k:
-                processors.append(TopKLogitsWarper(decoding.top_k))
-            if decoding.top_p < 1:
-                processors.append(TopPLogitsWarper(decoding.top_p))
-        self.processors = processors
-
-    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """The next token of every sequence, [batch].
-
-        Args:
-            ids: [batch, len], prompt and tokens so far.
-            logits: [batch, vocab_size].
-        """
-        scores = logits.float()
-        if self.processors:
-            scores = self.processors(ids, scores)
-        if self.sample:
-            return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
-        return scores.argmax(dim=-1)

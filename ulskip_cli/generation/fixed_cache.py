@@ -3,7 +3,7 @@
 With `views.py` the only file that knows the insides of transformers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,9 +17,15 @@ Masks = Tensor | dict[str, Tensor | None] | None
 
 @dataclass
 class Cursor:
-    """How much of every layer's buffers is filled; one for all layers."""
+    """How much of every layer's buffers is filled; one for all layers.
+
+    Attributes:
+        length: positions filled.
+        index: the same as a tensor [1], for compiled steps.
+    """
 
     length: int
+    index: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
 
 
 class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -60,6 +66,24 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
     def keep_sequences(self, alive: Tensor) -> None:
         """Drop the sequences that are done."""
         self.keys, self.values = self.keys[alive], self.values[alive]
+
+
+class StaticLayer(FixedLayer):
+    """The same with shapes that never change: a step reads the whole buffer, and its mask hides what is not filled."""
+
+    def begin(self, source: DynamicLayer) -> None:
+        """Take over what another prompt left."""
+        start = self.cursor.length - source.keys.shape[-2]
+        for buffer, held in ((self.keys, source.keys), (self.values, source.values)):
+            buffer[:, :, :start] = 0
+            buffer[:, :, start : self.cursor.length] = held
+            buffer[:, :, self.cursor.length :] = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write one step where the cursor's index says."""
+        self.keys.index_copy_(2, self.cursor.index, key_states)
+        self.values.index_copy_(2, self.cursor.index, value_states)
+        return self.keys, self.values
 
 
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
@@ -112,6 +136,27 @@ def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tens
         return {kind: None if unpadded and kind == "full_attention" else _additive(mask, dtype) for kind, mask in masks.items()}
     slides = getattr(model.config.get_text_config(decoder=True), "sliding_window", None) is not None
     return None if unpadded and not slides else _additive(masks, dtype)
+
+
+def full_masks(
+    model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int, capacity: int
+) -> Tensor | dict[str, Tensor]:
+    """The same for steps that read whole buffers: [batch, 1, new_tokens, capacity], never None."""
+    batch, prompt_len = attention_mask.shape
+    least = torch.finfo(model.dtype).min
+    masks = step_masks(model, cache, attention_mask, new_tokens)
+
+    def whole(mask: Tensor | None) -> Tensor:
+        full = torch.full((batch, 1, new_tokens, capacity), least, dtype=model.dtype, device=attention_mask.device)
+        seen = full[..., : prompt_len + new_tokens]
+        if mask is None:  # everything up to the step itself
+            ahead = torch.ones(new_tokens, prompt_len + new_tokens, dtype=torch.bool, device=full.device)
+            seen.masked_fill_(ahead.tril(prompt_len), 0)
+        else:
+            seen.copy_(mask)
+        return full
+
+    return {kind: whole(mask) for kind, mask in masks.items()} if isinstance(masks, dict) else whole(masks)
 
 
 def mask_at(masks: Masks, step: int, length: int) -> Masks:

@@ -39,6 +39,10 @@ class Generate:
         self._prefilled_at = 0.0
         self._model = views.two_phase(prompt_model, view, kept, self._on_prefill)
 
+    def prepare(self, input_ids: Tensor, attention_mask: Tensor, decoding: DecodingConfig, length: int) -> float:
+        """Nothing is done ahead."""
+        return 0.0
+
     def run(
         self,
         input_ids: Tensor,

@@ -33,6 +33,9 @@ class Run:
 class Engine(Protocol):
     """A way to generate for one model and schedule."""
 
+    def prepare(self, input_ids: Tensor, attention_mask: Tensor, decoding: DecodingConfig, length: int) -> float:
+        """Do what is done once for all batches of a shape, outside of any timing; seconds that it took."""
+
     def run(
         self,
         input_ids: Tensor,
@@ -72,6 +75,7 @@ class BatchOutput:
         prompt_kv_bytes: the cache when the prompt is encoded.
         kept_kv_bytes: the cache after the skipped layers are dropped.
         engine: that generated it.
+        compile_seconds: that were spent on batches of this shape before the clock was started.
     """
 
     token_ids: list[list[int]]
@@ -83,6 +87,7 @@ class BatchOutput:
     prompt_kv_bytes: int
     kept_kv_bytes: int
     engine: str = "transformers"
+    compile_seconds: float = 0.0
 
     @property
     def generated_tokens(self) -> int:

@@ -1,0 +1,149 @@
+"""One decode step after another: a view's forward pass for one new token of every sequence, eager or compiled."""
+
+import inspect
+import time
+import types
+import warnings
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from ulskip_cli.generation import fixed_cache
+from ulskip_cli.generation.fixed_cache import Cursor, StaticLayer
+
+
+class Steps(Protocol):
+    """A batch that is being decoded."""
+
+    can_shrink: bool
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with some of the sequences."""
+
+
+def takes_positions(view: PreTrainedModel) -> bool:
+    """Whether a model is given positions; those with ALiBi read them from the mask."""
+    return "position_ids" in inspect.signature(view.forward).parameters
+
+
+class EagerSteps:
+    """Steps over buffers of which each reads what is filled."""
+
+    can_shrink = True
+
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int) -> None:
+        """Take over a cache that holds the prompt.
+
+        Args:
+            view: decodes.
+            cache: of the prompt, the skipped layers dropped; it is taken apart.
+            mask: [batch, prompt_len], 1 for tokens, 0 for padding.
+            length: the most tokens to generate, the prompt's own first one included.
+        """
+        self.view, self.prompt_len = view, mask.shape[1]
+        self.cache, self.cursor = fixed_cache.fixed(cache, self.prompt_len + length - 1)
+        self.with_positions = takes_positions(view)
+        if self.with_positions:
+            self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
+            self.masks = fixed_cache.step_masks(view, self.cache, mask, length - 1) if length > 1 else None
+        else:
+            self.mask = torch.cat([mask, mask.new_ones(len(mask), length - 1)], dim=1)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        step, end = self.cursor.length - self.prompt_len, self.cursor.length + 1
+        if self.with_positions:
+            options = {
+                "position_ids": self.positions[:, step : step + 1],
+                "attention_mask": fixed_cache.mask_at(self.masks, step, end),
+            }
+        else:
+            options = {"attention_mask": self.mask[:, :end]}
+        logits: Tensor = self.view(input_ids=tokens, cache=self.cache, use_cache=True, **options).logits
+        self.cursor.length = end
+        return logits[:, -1]
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with some of the sequences."""
+        for layer in self.cache.layers:
+            layer.keep_sequences(alive)
+        if self.with_positions:
+            self.positions = self.positions[alive]
+            self.masks = fixed_cache.masks_of(self.masks, alive)
+        else:
+            self.mask = self.mask[alive]
+
+
+class CompiledSteps:
+    """Steps of fixed shapes through torch.compile; made once for a batch size and capacity, used for many batches."""
+
+    can_shrink = False
+
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int, freeze: bool) -> None:
+        """Make the buffers, and compile with one throw-away step.
+
+        Args:
+            view: decodes.
+            cache: of a prompt, the skipped layers dropped; gives the shapes.
+            capacity: positions of the buffers.
+            freeze: whether weights are constants to the compiler, which packs them.
+        """
+        self.view, self.capacity = view, capacity
+        device = cache.layers[0].keys.device
+        self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
+        self.cache = DynamicCache()
+        self.cache.layers = [StaticLayer(layer, capacity, self.cursor) for layer in cache.layers]
+        mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
+        # A code object of its own: the compiler keeps what it made by code object, and looks through all of it.
+        own = types.FunctionType(_forward.__code__.replace(), _forward.__globals__)
+        self._forward = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
+        batch = cache.layers[0].keys.shape[0]
+        began = time.perf_counter()
+        self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 2)
+        # What a step reads lies in the same place every time, and has the same strides.
+        self._tokens, self._positions = (torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2))
+        self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
+        with torch._inductor.config.patch(freezing=freeze), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's, of parts of itself
+            self(torch.zeros(batch, 1, dtype=torch.long, device=device))
+        self.compile_seconds = time.perf_counter() - began
+
+    def begin(self, cache: DynamicCache, mask: Tensor, length: int) -> None:
+        """Take over another batch of the same size; see `EagerSteps`."""
+        self.prompt_len = self.cursor.length = mask.shape[1]
+        for layer, held in zip(self.cache.layers, cache.layers, strict=True):
+            layer.begin(held)
+        self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
+        masks = fixed_cache.full_masks(self.view, self.cache, mask, length - 1, self.capacity)
+        self._by_kind = isinstance(masks, dict)
+        self._full: dict[str, Tensor] = masks if isinstance(masks, dict) else {"": masks}
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        step = self.cursor.length - self.prompt_len
+        self.cursor.index.fill_(self.cursor.length)
+        self._tokens.copy_(tokens)
+        self._positions.copy_(self.positions[:, step : step + 1])
+        for kind, mask in self._full.items():
+            self._masks[kind].copy_(mask[:, :, step : step + 1])
+        masks = self._masks if self._by_kind else self._masks[""]
+        logits: Tensor = self._forward(self.view, self.cache, self._tokens, self._positions, masks)
+        self.cursor.length += 1
+        return logits
+
+    def keep(self, alive: Tensor) -> None:
+        """Shapes are fixed."""
+        raise NotImplementedError
+
+
+def _forward(
+    view: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor]
+) -> Tensor:
+    outputs = view(input_ids=tokens, position_ids=positions, attention_mask=masks, cache=cache, use_cache=True)
+    logits: Tensor = outputs.logits[:, -1]
+    return logits
