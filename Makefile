@@ -41,7 +41,8 @@ test: setup ## Run the tests: CPU, no network
 check: lint types imports test ## All of it; what CI runs
 
 bench: setup ## Measure what the README claims about speed and batches, into benchmarks/results/
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/decode.py --model smollm2-135m --compile
+	$(BIN)/python benchmarks/decode.py --model tiny --compile
 	$(BIN)/python benchmarks/batch_invariance.py
 
 reproduce: setup ## Run the default sweep, finished points once; SCALE=paper ARGS='--train-source F --train-reference G': the paper's

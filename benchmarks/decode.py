@@ -1,0 +1,148 @@
+"""How fast a decode step is: the engines beside transformers' own `generate`, and skipping beside its prediction.
+
+    python benchmarks/decode.py [--model smollm2-135m] [--pairs 7] [--tokens 64] [--compile]
+
+1. Decode tokens/s of each engine over a plain `generate` (dynamic cache) of the same layers, which is the view's own.
+2. Measured over predicted speedup of unified at layer ratios 2, 3 and 5, by the engine that `auto` takes.
+
+All as medians of paired ratios within one run: the sides take turns on the same prompts with the same number of new
+tokens. Written to benchmarks/results/decode-MODEL.json and .md.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from ulskip_cli import environment
+from ulskip_cli.config import baseline_of, compose, instantiate
+from ulskip_cli.evaluation import prepare, prompt_batches
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.generation.generate import _Watch
+from ulskip_cli.generation.pairs import measure_pairs
+from ulskip_cli.models.load import load
+from ulskip_cli.plan import make_plan
+from ulskip_cli.schema import SpeedConfig
+from ulskip_cli.timing import median_interval, now
+
+RATIOS, BATCH_SIZES = (2, 3, 5), (1, 8)
+
+
+def plain_generate(view, ids, mask, tokens, pad, **options):
+    """Decode seconds of a model's own `generate`, as anybody calls it."""
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=pad,
+        eos_token_id=view.generation_config.eos_token_id, **options,
+    )  # fmt: skip
+    watch = _Watch(view.device, ids.shape, None)
+    with torch.inference_mode():
+        view.generate(input_ids=ids, attention_mask=mask, generation_config=settings, stopping_criteria=[watch])
+    return now(view.device) - watch.first_at
+
+
+def sides(decoder, decoding, tokens, pad, with_compiled):
+    """What takes turns, by name: each gives the decode seconds of a batch."""
+
+    def engine(**changes):
+        chosen = replace(decoding, engine="fast", **changes)
+        return lambda ids, mask: decoder.generate(ids, mask, chosen, pad, forced_length=tokens).decode_seconds
+
+    found = {
+        "generate": lambda ids, mask: plain_generate(decoder.view, ids, mask, tokens, pad),
+        "generate, static cache": lambda ids, mask: plain_generate(
+            decoder.view, ids, mask, tokens, pad, cache_implementation="static", disable_compile=True
+        ),
+        "fast": engine(compile="off"),
+    }
+    return found | ({"fast, compiled": engine(compile="on")} if with_compiled else {})
+
+
+def compared(decoder, config, prompts, args, pad):
+    """Seconds of every side in turns, and their ratios to `generate`."""
+    turns = sides(decoder, config.decoding, args.tokens, pad, args.compile)
+    seconds = {name: [] for name in turns}
+    for i, (ids, mask) in enumerate(prompts):
+        names = list(turns)
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            spent = turns[name](ids, mask)
+            if i >= 2:
+                seconds[name].append(spent)
+    rows = []
+    for name, spent in seconds.items():
+        ratio = median_interval([a / b for a, b in zip(seconds["generate"], spent, strict=True)])
+        rate = len(prompts[0][0]) * (args.tokens - 1) / sorted(spent)[len(spent) // 2]
+        rows.append(
+            {"side": name, "tokens_per_second": rate, "over_generate": ratio.median, "low": ratio.low, "high": ratio.high}
+        )
+    return rows
+
+
+def as_markdown(result, facts, args):
+    """The result as two tables with their provenance."""
+    lines = ["| batch | layers | engine | tokens/s | over generate | 95% |", "| ---: | ---: | --- | ---: | ---: | ---: |"]
+    for row in result["engines"]:
+        cells = [row["batch_size"], row["layers"], row["side"], f"{row['tokens_per_second']:.0f}"]
+        lines.append(
+            "| " + " | ".join(map(str, [*cells, f"{row['over_generate']:.2f}", f"{row['low']:.2f}-{row['high']:.2f}"])) + " |"
+        )
+    lines += ["", "| batch | layers | predicted | measured | 95% | measured / predicted |"]
+    lines += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for row in result["predictions"]:
+        measured = [f"{row[key]:.2f}" for key in ("predicted_speedup", "measured_speedup")]
+        interval = f"{row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}"
+        share = f"{row['measured_speedup'] / row['predicted_speedup']:.2f}"
+        lines.append("| " + " | ".join(map(str, [row["batch_size"], row["layers"], *measured, interval, share])) + " |")
+    commit = (facts["git_commit"] or "no commit")[:10] + (" (modified)" if facts["git_dirty"] else "")
+    where = f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, {facts['dtype']}"
+    return (
+        "\n".join([*lines, "", f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, ulskip at {commit}, {where}."])
+        + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--compile", action="store_true", help="time compiled steps too, at half the layers and all")
+    args = parser.parse_args()
+    config = compose([f"model={args.model}"])
+    loaded, task = load(config.model), instantiate(config.task, "task")
+    work = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples(), config)
+    full = Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+    speed = SpeedConfig(pairs=args.pairs, warmup=2, new_tokens=args.tokens)
+    result = {"engines": [], "predictions": []}
+    for batch_size in BATCH_SIZES:
+        prompts = prompt_batches(work.prompts, work.pad, batch_size, args.pairs + 2)
+        for ratio in (1, 2):
+            plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.facts)
+            layers = {"batch_size": batch_size, "layers": f"{len(plan.kept_layers)}/{plan.num_layers}"}
+            for row in compared(Decoder(loaded.model, plan), config, prompts, args, work.pad):
+                result["engines"].append({**layers, **row})
+                print({**layers, **{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}}, flush=True)
+        for ratio in RATIOS:
+            plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.facts)
+            told = measure_pairs(full, Decoder(loaded.model, plan), prompts, config.decoding, speed, work.pad).row()
+            layers = {"batch_size": batch_size, "layers": f"{len(plan.kept_layers)}/{plan.num_layers}"}
+            result["predictions"].append({**layers, "predicted_speedup": plan.predicted_speedup, **told})
+            print(
+                {**layers, "predicted": round(plan.predicted_speedup, 3), "measured": round(told["measured_speedup"], 3)},
+                flush=True,
+            )
+    facts = {**environment.code(), **environment.machine(), "dtype": str(loaded.model.dtype).removeprefix("torch.")}
+    out = Path(__file__).parent / "results" / f"decode-{args.model}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(
+        json.dumps({**result, "pairs": args.pairs, "new_tokens": args.tokens, "environment": facts}, indent=1) + "\n"
+    )
+    out.with_suffix(".md").write_text(as_markdown(result, facts, args))
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(1)
+    main()
