@@ -56,17 +56,22 @@ readme: setup ## Put the tables of results/ and benchmarks/results/ into README
 	$(BIN)/python benchmarks/readme.py
 
 WORK ?= runs/tiny
-TINY = $(BIN)/ulskip train train=tiny model=random model.path=llama-12x256 model.dtype=bfloat16 output=$(WORK)/model \
+TINY = $(BIN)/ulskip train train=tiny model.dtype=bfloat16 \
 	task.dataset=files task.source_file=$(WORK)/data/train.de task.reference_file=$(WORK)/data/train.en \
 	'train.validation={source_file:$(WORK)/data/validation.de,reference_file:$(WORK)/data/validation.en,limit:150}'
+
+FIRST = model=random model.path=llama-12x256 output=$(WORK)/first
+SECOND = model.path=$(WORK)/first output=$(WORK)/model train.max_steps=6000 train.learning_rate=3.0e-3 train.evaluate_every=1000 seed=2
 
 train-tiny: setup ## Train the embedded model again: make train-tiny DATA=deu-eng.tsv.gz; SMOKE=1 for a minute's trial of it
 ifdef SMOKE
 	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data --limit 400
-	$(TINY) train.max_steps=8 train.evaluate_every=4 train.batch_size=8 train.vocab_size=400
+	$(TINY) $(FIRST) train.max_steps=8 train.evaluate_every=4 train.batch_size=8 train.vocab_size=400
+	$(TINY) $(SECOND) train.max_steps=8 train.evaluate_every=4 train.batch_size=8
 	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json --assets $(WORK)/assets --docs $(WORK)/docs
 else
 	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data
-	$(TINY)
+	$(TINY) $(FIRST)
+	$(TINY) $(SECOND)
 	$(BIN)/python recipes/tiny/embed.py --model $(WORK)/model --split $(WORK)/data/split.json
 endif

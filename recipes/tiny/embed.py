@@ -15,6 +15,11 @@ FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenize
 LIMIT_BYTES = 25_000_000
 
 
+def stages(record: dict) -> list[dict]:
+    """A training's record and those of the trainings before it."""
+    return [record, *(stages(record["based_on"]) if record.get("based_on") else [])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
@@ -23,10 +28,11 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the picture of the learning curve goes")
     args = parser.parse_args()
     record = json.loads((args.model / "training.json").read_text("utf-8"))
-    task = record["config"]["task"]
-    for node in (task, record["config"]["train"]["validation"]):  # where the files lay says nothing elsewhere
-        node.update({key: Path(value).name for key, value in node.items() if key.endswith("_file")})
-    record["config"]["output"] = args.model.name
+    for one in stages(record):  # where files and folders lay says nothing elsewhere
+        config = one["config"]
+        for node in (config["task"], config["train"]["validation"]):
+            node.update({key: Path(value).name for key, value in node.items() if key.endswith("_file")})
+        config["output"], config["model"]["path"] = Path(config["output"]).name, Path(config["model"]["path"]).name
     record["data"] = json.loads(args.split.read_text("utf-8"))
     others = sum(f.stat().st_size for f in args.assets.rglob("*") if f.is_file() and f.parent.name != "tiny")
     total = others + sum((args.model / name).stat().st_size for name in FILES)

@@ -166,3 +166,10 @@ def test_the_training_record_is_told(tmp_path):
     record = {"strategy": "unified", "kept_counts": [12, 6], "steps": 10}
     (tmp_path / "training.json").write_text(json.dumps(record))
     assert training_note(str(tmp_path)) == "with skipping: unified, kept counts 12, 6 drawn per step, 10 steps"
+    longer = {
+        **record,
+        "steps": 5,
+        "based_on": {"strategy": "unified", "steps": 10, "based_on": {"strategy": "full", "steps": 9}},
+    }
+    (tmp_path / "training.json").write_text(json.dumps(longer))
+    assert training_note(str(tmp_path)).endswith(", 15 steps")  # those without skipping are not counted

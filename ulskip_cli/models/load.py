@@ -117,7 +117,10 @@ def training_note(path: str) -> str:
     if training["strategy"] == "full":
         return f"without skipping, {training['steps']} steps"
     drawn = " drawn per step" if len(counts) > 1 else ""
-    return f"with skipping: {training['strategy']}, kept counts {', '.join(map(str, counts))}{drawn}, {training['steps']} steps"
+    steps, before = training["steps"], training.get("based_on")
+    while before and before["strategy"] == training["strategy"]:
+        steps, before = steps + before["steps"], before.get("based_on")
+    return f"with skipping: {training['strategy']}, kept counts {', '.join(map(str, counts))}{drawn}, {steps} steps"
 
 
 def _trained_for(path: str) -> dict[str, Any] | None:
