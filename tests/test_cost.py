@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli import schedule
-from ulskip_cli.cost import WeightBytes, weight_bytes
+from ulskip_cli.cost import LatencyFit, WeightBytes, weight_bytes
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import describe, read_headers
 from ulskip_cli.schema import ModelConfig
@@ -70,3 +70,32 @@ def test_headers_and_loaded_parameters_agree(model_folder):
     config = ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="float32")
     assert read_headers(model_folder)
     assert describe(config).weights == load(config).facts.weights
+
+
+fits = st.builds(
+    lambda n, fixed, layer: LatencyFit.of(n, {count: fixed + layer * count for count in {2, max(2, n // 3), n}}),
+    st.integers(3, 80), st.floats(0, 1), st.floats(1e-3, 1),
+)  # fmt: skip
+
+
+@given(fits)
+def test_a_line_is_found_again(fit):
+    assert all(abs(residual) < 1e-6 for residual in fit.residuals.values())
+    assert fit.speedup(fit.num_layers) == 1
+
+
+@given(fits, st.floats(1, 40))
+def test_the_count_is_the_largest_whose_step_is_fast_enough(fit, target):
+    if fit.speedup(2) < target - 1e-9:
+        with pytest.raises(UsageError, match="out of reach by latency: the highest reachable ratio is"):
+            fit.num_kept(target)
+        return
+    count = fit.num_kept(target)
+    assert fit.speedup(count) >= target - 1e-9
+    assert count == fit.num_layers or fit.speedup(count + 1) < target
+
+
+def test_noise_is_kept_as_residuals():
+    fit = LatencyFit.of(10, {10: 11.0, 5: 6.3, 2: 3.0})
+    assert fit.layer_seconds == pytest.approx(1.0, rel=0.05)
+    assert max(map(abs, fit.residuals.values())) == pytest.approx(0.03, rel=0.5)

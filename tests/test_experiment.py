@@ -3,6 +3,7 @@ import json
 import pytest
 
 from ulskip_cli.config import compose
+from ulskip_cli.cost import LatencyFit
 from ulskip_cli.errors import UsageError
 from ulskip_cli.experiment import Session, finished_rows, run_point
 
@@ -125,3 +126,18 @@ def test_random_weights_report_speed_and_no_quality(tmp_path):
 def test_the_ratio_is_checked_against_the_loaded_model(config):
     with pytest.raises(UsageError, match="highest reachable ratio is 3"):
         run_point(config("ratio=4"), Session())
+
+
+def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch):
+    from ulskip_cli import experiment
+
+    calls = []
+    line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
+    monkeypatch.setattr(experiment, "calibrate", lambda *args: calls.append(1) or line)
+    session = Session()
+    row = run_point(config("ratio=1.7", "ratio_basis=latency"), session)[-1]
+    assert len(row["kept_layers"]) == 3  # 7 / 4 > 1.7 > 7 / 5
+    assert row["latency_fit"]["speedup"] == 7 / 4
+    assert set(row["latency_fit"]["residuals"]) == {6, 2}
+    run_point(config("ratio=1.3", "ratio_basis=latency"), session)
+    assert calls == [1]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.config import compose
-from ulskip_cli.cost import WeightBytes
+from ulskip_cli.cost import LatencyFit, WeightBytes
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan, parse_bytes
@@ -23,6 +23,16 @@ def test_cost_keeps_fewer_layers_where_the_head_is_heavy():
     plan = make_plan(compose(["ratio=2", "ratio_basis=cost"]), FACTS)
     assert len(plan.kept_layers) == 4
     assert plan.predicted_speedup >= 2
+
+
+def test_latency_keeps_what_the_clock_allows():
+    fit = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
+    plan = make_plan(compose(["ratio=2", "ratio_basis=latency"]), FACTS, fit)
+    assert len(plan.kept_layers) == 4  # 15 / 7 > 2 > 15 / 8
+    untimed = make_plan(compose(["ratio=2", "ratio_basis=latency"]), FACTS)
+    assert "needs a timing" in untimed.warnings[0]
+    with pytest.raises(UsageError, match=r"out of reach by latency: the highest reachable ratio is 3\.00, since 20%"):
+        make_plan(compose(["ratio=4", "ratio_basis=latency"]), FACTS, fit)
 
 
 def test_full_ignores_the_ratio():

@@ -53,5 +53,5 @@ def test_tables_are_those_of_their_files(monkeypatch):
     import readme
 
     assert readme.filled(README) == README
-    assert len(readme.BLOCK.findall(README)) == 2
+    assert len(readme.BLOCK.findall(README)) == 3
     del sys.modules["readme"]

@@ -4,7 +4,8 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ulskip_cli.errors import UsageError
 from ulskip_cli.schedule import MIN_KEPT
@@ -50,6 +51,66 @@ class WeightBytes:
             f"ratio {target_speedup:g} is out of reach by cost: the highest reachable ratio is {highest:g}, "
             f"since the head alone is {share:.0%} of the bytes that a full step reads"
         )
+
+
+@dataclass(frozen=True)
+class LatencyFit:
+    """What a decode step takes on this machine, as a straight line over the number of layers.
+
+    Attributes:
+        num_layers: N.
+        fixed_seconds: of a step, whatever it keeps: head, embedding, the loop itself.
+        layer_seconds: of every kept layer.
+        step_seconds: what was measured, by number of kept layers.
+    """
+
+    num_layers: int
+    fixed_seconds: float
+    layer_seconds: float
+    step_seconds: Mapping[int, float]
+
+    @classmethod
+    def of(cls, num_layers: int, step_seconds: Mapping[int, float]) -> "LatencyFit":
+        """Least squares over at least two counts."""
+        counts, seconds = list(step_seconds), list(step_seconds.values())
+        count_mean, seconds_mean = sum(counts) / len(counts), sum(seconds) / len(seconds)
+        spread = sum((count - count_mean) ** 2 for count in counts)
+        slope = sum((c - count_mean) * (s - seconds_mean) for c, s in zip(counts, seconds, strict=True)) / spread
+        return cls(num_layers, seconds_mean - slope * count_mean, slope, dict(step_seconds))
+
+    @property
+    def residuals(self) -> dict[int, float]:
+        """Measured less fitted, as a share of the fitted, by number of kept layers."""
+        return {count: seconds / self._at(count) - 1 for count, seconds in self.step_seconds.items()}
+
+    def speedup(self, num_kept: int) -> float:
+        """Of a step with so many layers over one with all."""
+        return self._at(self.num_layers) / self._at(num_kept)
+
+    def num_kept(self, target_speedup: float) -> int:
+        """The largest R that reaches the target.
+
+        Raises:
+            UsageError: not even two layers do; the fixed share says why.
+        """
+        if not math.isfinite(target_speedup) or target_speedup < 1:
+            raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
+        for count in range(self.num_layers, MIN_KEPT - 1, -1):
+            if self.speedup(count) >= target_speedup - 1e-9:
+                return count
+        share = self.fixed_seconds / self._at(self.num_layers)
+        raise UsageError(
+            f"ratio {target_speedup:g} is out of reach by latency: the highest reachable ratio is "
+            f"{self.speedup(MIN_KEPT):.2f}, since {share:.0%} of a full step's time does not depend on its layers "
+            "(the head, the loop)"
+        )
+
+    def told(self, num_kept: int) -> dict[str, Any]:
+        """The fit as a row keeps it, with what it promises of R layers."""
+        return {**asdict(self), "residuals": self.residuals, "speedup": self.speedup(num_kept)}
+
+    def _at(self, count: int) -> float:
+        return max(1e-12, self.fixed_seconds + self.layer_seconds * count)
 
 
 def weight_bytes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightBytes | None:

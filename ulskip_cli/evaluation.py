@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli import metrics
 from ulskip_cli.errors import RunError, UsageError
@@ -161,11 +161,7 @@ def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Conf
     size = BatchSize(config.batch_size)
     pairs: PairedSpeed | None = None
     while pairs is None:
-        if work.encoded is None:
-            prompts = _random_batches(full, (size.used, speed.prompt_tokens), total, config.seed)
-        else:
-            ends = [prompt if work.timed_room is None else prompt[-work.timed_room :] for prompt in work.prompts]
-            prompts = prompt_batches(ends, work.pad, size.used, total)
+        prompts = timed_prompts(work, size.used, total, full.model, config)
         timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
         try:
             pairs = measure_pairs(full, strategy, prompts, config.decoding, speed, work.pad, timed)
@@ -185,6 +181,16 @@ def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Conf
         "kept_kv_bytes": max(output.kept_kv_bytes for output in pairs.strategy),
     }
     return {**row, **throughput(pairs.strategy, "timed pairs")} if work.encoded is None else row
+
+
+def timed_prompts(
+    work: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config
+) -> list[tuple[Tensor, Tensor]]:
+    """Batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
+    if work.encoded is None:
+        return _random_batches(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
+    ends = [prompt if work.timed_room is None else prompt[-work.timed_room :] for prompt in work.prompts]
+    return prompt_batches(ends, work.pad, batch_size, count)
 
 
 def prompt_batches(prompts: Sequence[list[int]], pad: int, batch_size: int, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -225,10 +231,10 @@ def _rate(tell: Tell) -> Any:
     return lambda done, tokens: tell(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
 
 
-def _random_batches(decoder: Decoder, shape: tuple[int, int], count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+def _random_batches(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Random prompts, for weights without a tokenizer."""
     generator = torch.Generator().manual_seed(seed)
-    vocab_size = decoder.model.config.get_text_config(decoder=True).vocab_size
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
     ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
     return [(batch, torch.ones_like(batch)) for batch in ids]
 

@@ -9,7 +9,9 @@ import torch
 
 from ulskip_cli import environment
 from ulskip_cli.config import baseline_of, instantiate, resolved
-from ulskip_cli.evaluation import Evaluation, Workload, adjustments, evaluate, measure_speed, prepare
+from ulskip_cli.cost import LatencyFit
+from ulskip_cli.evaluation import Evaluation, Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
+from ulskip_cli.generation.calibrate import ROUNDS, WARM_UP, calibrate
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.models.facts import describe
 from ulskip_cli.models.load import LoadedModel, load, load_tokenizer
@@ -26,6 +28,7 @@ class Session:
 
     progress: Progress = field(default_factory=Silent)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
+    _latencies: dict[str, LatencyFit] = field(default_factory=dict)
 
     def model(self, config: ModelConfig, seed: int) -> LoadedModel:
         """The loaded model, from memory where it is the same as before."""
@@ -35,6 +38,16 @@ class Session:
             self.progress.phase(f"load {config.name}", 1)
             self._models[key] = load(config, seed)
         return self._models[key]
+
+    def latency(self, config: Config, loaded: LoadedModel, work: Workload) -> LatencyFit:
+        """What layers cost here at a batch size, timed once."""
+        key = f"{config.model} {config.batch_size} {config.decoding}"
+        if key not in self._latencies:
+            prompts = timed_prompts(work, config.batch_size, WARM_UP + ROUNDS, loaded.model, config)
+            told = self.progress.phase("calibrate", WARM_UP + ROUNDS)
+            depth = loaded.facts.num_layers
+            self._latencies[key] = calibrate(loaded.model, depth, prompts, config.decoding, work.pad, told)
+        return self._latencies[key]
 
 
 def finished_rows(config: Config) -> list[Row]:
@@ -63,16 +76,17 @@ def run_point(config: Config, session: Session) -> list[Row]:
     folder = ResultsFolder.of(config)
     work = prepare(load_tokenizer(config.model), describe(config.model).context, task, examples, config)
     loaded = session.model(config.model, config.seed)
-    plan = make_plan(config, loaded.facts)
+    latency = session.latency(config, loaded, work) if config.ratio_basis == "latency" else None
+    plan = make_plan(config, loaded.facts, latency)
     baseline = baseline_of(config)
     if plan.keeps_all or not config.baseline:
-        return [_measure_point(config, plan, loaded, work, folder, session.progress)]
+        return [_measure_point(config, plan, loaded, work, folder, session.progress, latency=latency)]
     full_id = point_id(baseline, examples)
     full_row = _measured_here(folder.row(full_id))
     if full_row is None:
         full_plan = make_plan(baseline, loaded.facts)
         full_row = _measure_point(baseline, full_plan, loaded, work, folder, session.progress)
-    return [full_row, _measure_point(config, plan, loaded, work, folder, session.progress, full_id)]
+    return [full_row, _measure_point(config, plan, loaded, work, folder, session.progress, full_id, latency)]
 
 
 def _measured_here(row: Row | None) -> Row | None:
@@ -92,6 +106,7 @@ def _measure_point(
     folder: ResultsFolder,
     progress: Progress,
     full_id: str | None = None,
+    latency: LatencyFit | None = None,
 ) -> Row:
     """Evaluate, measure and save one point."""
     torch.manual_seed(config.seed)
@@ -109,6 +124,7 @@ def _measure_point(
         **_identity(config, plan, work, point, full_id),
         "engine": engine,
         "engine_reason": reason,
+        "latency_fit": latency and latency.told(plan.num_kept),
         **evaluation.row,
         **speed,
         **_provenance(config, plan, loaded, evaluation),

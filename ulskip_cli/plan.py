@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ulskip_cli import schedule
 from ulskip_cli.config import instantiate
+from ulskip_cli.cost import LatencyFit
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.schema import Config, TrainingConfig
@@ -40,6 +41,11 @@ class Plan:
     kept_kv_bytes_per_token: int | None
     warnings: tuple[str, ...]
     memory: "MemoryPlan | None" = None
+
+    @property
+    def num_kept(self) -> int:
+        """R."""
+        return len(self.kept_layers)
 
     @property
     def keeps_all(self) -> bool:
@@ -85,19 +91,30 @@ class MemoryPlan:
     full: Footprint
 
 
-def make_plan(config: Config, facts: ModelFacts) -> Plan:
+def make_plan(config: Config, facts: ModelFacts, latency: LatencyFit | None = None) -> Plan:
     """The plan of a configuration on a model of these facts.
+
+    Args:
+        config: strategy, ratio and what the ratio means.
+        facts: of the model.
+        latency: what layers cost here, for ratio_basis=latency.
 
     Raises:
         UsageError: the ratio is out of reach, or the strategy cannot serve this model.
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
     num_layers, warnings = facts.num_layers, []
-    if config.ratio_basis == "cost" and strategy.follows_ratio and facts.weights:
+    basis = config.ratio_basis if strategy.follows_ratio else "layers"
+    if basis == "latency" and latency is None:
+        warnings.append("ratio_basis=latency needs a timing, which a run makes; shown: cost")
+        basis = "cost"
+    if basis == "latency" and latency is not None:
+        count = latency.num_kept(config.ratio)
+    elif basis == "cost" and facts.weights:
         count = facts.weights.num_kept(config.ratio, lambda r: strategy.kept_layers(num_layers, r))
     else:
         count = strategy.num_kept(num_layers, config.ratio)
-        if config.ratio_basis == "cost" and strategy.follows_ratio:
+        if basis == "cost":
             warnings.append(
                 "ratio_basis=cost needs the weights' sizes, which are unknown until the model is loaded; shown: layers"
             )
