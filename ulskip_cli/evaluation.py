@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli import metrics
 from ulskip_cli.errors import RunError, UsageError
-from ulskip_cli.generation.batches import BatchSize, is_out_of_memory, release
+from ulskip_cli.generation.batches import BatchSize, fitting
 from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
 from ulskip_cli.generation.encoding import Encoded, Phrasing, encode, pad_id, padded
 from ulskip_cli.generation.loss import decode_loss
@@ -119,8 +119,12 @@ def evaluate(
             f"expected {len(examples)} stored answers of the full model, found {len(full_hypotheses)}; use another name="
         )
     size = BatchSize(config.batch_size)
-    warm_up = prompt_batches(work.prompts, work.pad, 1, 1)[0]
-    decoder.generate(*warm_up, config.decoding, work.pad, forced_length=2)
+
+    def warm_up(count: int) -> None:
+        (batch,) = prompt_batches(work.prompts, work.pad, count, 1)
+        decoder.generate(*batch, config.decoding, work.pad, forced_length=2)
+
+    fitting(size, warm_up)
     rows: list[Row] = [{} for _ in examples]
     outputs: list[BatchOutput] = []
     told = _rate(progress.phase(f"{name}: generate", len(examples)))
@@ -159,17 +163,13 @@ def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Conf
     speed = config.speed
     total = speed.warmup + speed.pairs
     size = BatchSize(config.batch_size)
-    pairs: PairedSpeed | None = None
-    while pairs is None:
-        prompts = timed_prompts(work, size.used, total, full.model, config)
+
+    def measured(count: int) -> PairedSpeed:
+        prompts = timed_prompts(work, count, total, full.model, config)
         timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
-        try:
-            pairs = measure_pairs(full, strategy, prompts, config.decoding, speed, work.pad, timed)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            size.halve(error)
-        release()
+        return measure_pairs(full, strategy, prompts, config.decoding, speed, work.pad, timed)
+
+    pairs = fitting(size, measured)
     steps = speed.new_tokens - 1
     row = {
         **pairs.row(),

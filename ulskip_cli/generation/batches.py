@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -52,19 +53,31 @@ def in_batches(
     Yields:
         The items of a batch, and what `work` returned.
     """
+
+    def taken(start: int, count: int) -> tuple[Sequence[Item], Result]:
+        batch = items[start : start + count]
+        return batch, work(batch)
+
     start = 0
     while start < len(items):
-        batch = items[start : start + size.used]
+        batch, result = fitting(size, partial(taken, start))
+        yield batch, result
+        start += len(batch)
+
+
+def fitting(size: BatchSize, work: Callable[[int], Result]) -> Result:
+    """`work` on as many sequences as `size` says; where memory ends it is halved, and `work` tried again.
+
+    Raises:
+        RunError: not even one fits.
+    """
+    while True:
         try:
-            result = work(batch)
+            return work(size.used)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             size.halve(error)
-        else:
-            yield batch, result
-            start += len(batch)
-            continue
         release()  # outside the handler, whose traceback holds the tensors
 
 
