@@ -12,7 +12,7 @@ from ulskip_cli.generation import fast
 from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.generate import Generate
-from ulskip_cli.generation.output import BatchOutput, Engine
+from ulskip_cli.generation.output import BatchOutput, Engine, Request
 from ulskip_cli.plan import Plan
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
@@ -79,13 +79,14 @@ class Decoder:
         ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
         ends = _as_list(self.model.generation_config.eos_token_id)
         length = forced_length or decoding.max_new_tokens
+        request = Request(ids, mask, decoding, pad, ends, length, bool(forced_length), on_step)
         try:
             with torch.inference_mode():
-                compile_seconds = self._engines[engine].prepare(ids, mask, decoding, length)
+                compile_seconds = self._engines[engine].prepare(request)
                 if decoding.do_sample:
                     torch.manual_seed(seed)
                 start = now(self.device)
-                run = self._engines[engine].run(ids, mask, decoding, pad, ends, length, bool(forced_length), on_step)
+                run = self._engines[engine].run(request)
         except (TypeError, ValueError) as error:  # transformers checks many options only where it uses them
             if not decoding.options:
                 raise

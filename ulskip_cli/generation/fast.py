@@ -1,7 +1,7 @@
 """The fast engine: one token after another over fixed buffers, nothing made per step that can be made ahead."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ulskip_cli import views
 from ulskip_cli.errors import RunError
 from ulskip_cli.generation import fixed_cache
 from ulskip_cli.generation.choose import Chooser
-from ulskip_cli.generation.output import Run
+from ulskip_cli.generation.output import Request, Run
 from ulskip_cli.generation.packed import can_pack, packed
 from ulskip_cli.generation.steps import CompiledSteps, EagerSteps, Steps, takes_positions
 from ulskip_cli.schema import DecodingConfig
@@ -59,18 +59,10 @@ class Loop:
         """The view as it decodes: with packed weights where these are faster."""
         return packed(self.view)
 
-    def run(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        decoding: DecodingConfig,
-        pad: int,
-        ends: Sequence[int],
-        length: int,
-        forced: bool,
-        on_step: Callable[[int], None] | None,
-    ) -> Run:
-        """Generate for one batch, see `output.Engine`."""
+    def run(self, request: Request) -> Run:
+        """Generate for one batch."""
+        input_ids, attention_mask, decoding = request.input_ids, request.attention_mask, request.decoding
+        pad, ends, length, forced, on_step = request.pad, request.ends, request.length, request.forced, request.on_step
         batch, prompt_len = input_ids.shape
         cache = views.new_cache(self.prompt_model)
         logits = views.forward_with_cache(self.prompt_model, input_ids, attention_mask, cache, last_only=True)
@@ -90,13 +82,13 @@ class Loop:
         end = now(self.device)
         return Run(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, prompt_bytes, kept_bytes)
 
-    def prepare(self, input_ids: Tensor, attention_mask: Tensor, decoding: DecodingConfig, length: int) -> float:
+    def prepare(self, request: Request) -> float:
         """Compile what a batch of this shape needs, where compiling is asked for and not done; seconds that it took."""
-        key = self._shape(input_ids, length)
-        if not self._compiles(decoding) or key in self._compiled or length < 2:
+        key = self._shape(request.input_ids, request.length)
+        if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:
             return 0.0
         cache = views.new_cache(self.prompt_model)
-        views.forward_with_cache(self.prompt_model, input_ids, attention_mask, cache, last_only=True)
+        views.forward_with_cache(self.prompt_model, request.input_ids, request.attention_mask, cache, last_only=True)
         views.prune_cache(cache, self.kept)
         try:
             steps = CompiledSteps(self.view, cache, key[1], freeze=can_pack(self.view))

@@ -9,8 +9,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 
 from ulskip_cli import views
 from ulskip_cli.generation import options
-from ulskip_cli.generation.output import Run
-from ulskip_cli.schema import DecodingConfig
+from ulskip_cli.generation.output import Request, Run
 from ulskip_cli.timing import now
 
 
@@ -39,38 +38,29 @@ class Generate:
         self._prefilled_at = 0.0
         self._model = views.two_phase(prompt_model, view, kept, self._on_prefill)
 
-    def prepare(self, input_ids: Tensor, attention_mask: Tensor, decoding: DecodingConfig, length: int) -> float:
+    def prepare(self, request: Request) -> float:
         """Nothing is done ahead."""
         return 0.0
 
-    def run(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        decoding: DecodingConfig,
-        pad: int,
-        ends: Sequence[int],
-        length: int,
-        forced: bool,
-        on_step: Callable[[int], None] | None,
-    ) -> Run:
-        """Generate for one batch, see `output.Engine`."""
+    def run(self, request: Request) -> Run:
+        """Generate for one batch."""
+        input_ids, decoding, length = request.input_ids, request.decoding, request.length
         chosen: dict[str, Any] = {
             **options.settings(decoding),
             "use_cache": True,
-            "pad_token_id": pad,
-            "eos_token_id": list(ends) or None,
+            "pad_token_id": request.pad,
+            "eos_token_id": list(request.ends) or None,
             "max_new_tokens": length,
         }
-        if forced:
+        if request.forced:
             chosen["min_new_tokens"] = length
-        stops = bool(decoding.stop) and not forced
+        stops = bool(decoding.stop) and not request.forced
         if stops:
             chosen["stop_strings"] = list(decoding.stop)
-        watch = _Watch(self.device, input_ids.shape, on_step)
+        watch = _Watch(self.device, input_ids.shape, request.on_step)
         sequences = self._model.generate(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            attention_mask=request.attention_mask,
             generation_config=GenerationConfig(**chosen),
             stopping_criteria=[watch],
             **({"tokenizer": self.tokenizer} if stops else {}),

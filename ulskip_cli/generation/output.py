@@ -30,35 +30,39 @@ class Run:
     kept_kv_bytes: int
 
 
+@dataclass(frozen=True)
+class Request:
+    """One batch for an engine.
+
+    Attributes:
+        input_ids: [batch, prompt_len], padded on the left.
+        attention_mask: [batch, prompt_len].
+        decoding: how tokens are chosen.
+        pad: the id behind a sequence's end.
+        ends: end tokens.
+        length: the most tokens to generate.
+        forced: go to that length whatever the model says.
+        on_step: called after every step with the tokens generated so far in the batch.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    decoding: DecodingConfig
+    pad: int
+    ends: Sequence[int]
+    length: int
+    forced: bool
+    on_step: Callable[[int], None] | None
+
+
 class Engine(Protocol):
     """A way to generate for one model and schedule."""
 
-    def prepare(self, input_ids: Tensor, attention_mask: Tensor, decoding: DecodingConfig, length: int) -> float:
+    def prepare(self, request: Request) -> float:
         """Do what is done once for all batches of a shape, outside of any timing; seconds that it took."""
 
-    def run(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        decoding: DecodingConfig,
-        pad: int,
-        ends: Sequence[int],
-        length: int,
-        forced: bool,
-        on_step: Callable[[int], None] | None,
-    ) -> Run:
-        """Generate for one batch.
-
-        Args:
-            input_ids: [batch, prompt_len], padded on the left.
-            attention_mask: [batch, prompt_len].
-            decoding: how tokens are chosen.
-            pad: the id behind a sequence's end.
-            ends: end tokens.
-            length: the most tokens to generate.
-            forced: go to that length whatever the model says.
-            on_step: called after every step with the tokens generated so far in the batch.
-        """
+    def run(self, request: Request) -> Run:
+        """Generate for one batch."""
 
 
 @dataclass(frozen=True)
