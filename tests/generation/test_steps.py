@@ -24,7 +24,7 @@ def compiler():
         pytest.skip(f"no C++ compiler: {error}")
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
 def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
     model = build_model(name)
     decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelFacts(NUM_LAYERS, None, None)))

@@ -12,7 +12,7 @@ from ulskip_cli.errors import RunError
 from ulskip_cli.generation import fixed_cache
 from ulskip_cli.generation.choose import Chooser
 from ulskip_cli.generation.output import Request, Run
-from ulskip_cli.generation.packed import can_pack, packed
+from ulskip_cli.generation.packed import packed
 from ulskip_cli.generation.steps import CompiledSteps, EagerSteps, Steps, takes_positions
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
@@ -84,6 +84,7 @@ class Loop:
 
     def prepare(self, request: Request) -> float:
         """Compile what a batch of this shape needs, where compiling is asked for and not done; seconds that it took."""
+        _ = self.decode_model
         key = self._shape(request.input_ids, request.length)
         if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:
             return 0.0
@@ -91,7 +92,7 @@ class Loop:
         views.forward_with_cache(self.prompt_model, request.input_ids, request.attention_mask, cache, last_only=True)
         views.prune_cache(cache, self.kept)
         try:
-            steps = CompiledSteps(self.view, cache, key[1], freeze=can_pack(self.view))
+            steps = CompiledSteps(self.decode_model, cache, key[1])
         except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or something that it does not take
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise RunError(f"cannot compile the decode step ({reason[:160]}); use decoding.compile=off") from None

@@ -22,10 +22,12 @@ class Cursor:
     Attributes:
         length: positions filled.
         index: the same as a tensor [1], for compiled steps.
+        seen: [positions that such a step reads], for its shape alone.
     """
 
     length: int
     index: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
+    seen: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -69,7 +71,7 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class StaticLayer(FixedLayer):
-    """The same with shapes that never change: a step reads the whole buffer, and its mask hides what is not filled."""
+    """The same for compiled steps: tensors say where to write and how much to read, a mask hides what is not filled."""
 
     def begin(self, source: DynamicLayer) -> None:
         """Take over what another prompt left."""
@@ -83,7 +85,8 @@ class StaticLayer(FixedLayer):
         """Write one step where the cursor's index says."""
         self.keys.index_copy_(2, self.cursor.index, key_states)
         self.values.index_copy_(2, self.cursor.index, value_states)
-        return self.keys, self.values
+        end = self.cursor.seen.shape[0]
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:

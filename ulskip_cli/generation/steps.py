@@ -84,31 +84,36 @@ class CompiledSteps:
 
     can_shrink = False
 
-    def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int, freeze: bool) -> None:
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
         """Make the buffers, and compile with one throw-away step.
 
         Args:
             view: decodes.
             cache: of a prompt, the skipped layers dropped; gives the shapes.
             capacity: positions of the buffers.
-            freeze: whether weights are constants to the compiler, which packs them.
         """
         self.view, self.capacity = view, capacity
         device = cache.layers[0].keys.device
         self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
+        self._whole = device.type == "cuda"  # CUDA graphs read whole buffers, others what is filled
+        self._seen = torch.empty(capacity, device=device)
         self.cache = DynamicCache()
         self.cache.layers = [StaticLayer(layer, capacity, self.cursor) for layer in cache.layers]
-        mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
+        options = {
+            "triton.cudagraphs": device.type == "cuda",
+            "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # all that a step reads lies where it lay
+        }
         # A code object of its own: the compiler keeps what it made by code object, and looks through all of it.
         own = types.FunctionType(_forward.__code__.replace(), _forward.__globals__)
-        self._forward = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
+        self._forward = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         batch = cache.layers[0].keys.shape[0]
         began = time.perf_counter()
         self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 2)
         # What a step reads lies in the same place every time, and has the same strides.
-        self._tokens, self._positions = (torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2))
+        self._first = True
         self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
-        with torch._inductor.config.patch(freezing=freeze), warnings.catch_warnings():
+        self._tokens, self._positions = (torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2))
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's, of parts of itself
             self(torch.zeros(batch, 1, dtype=torch.long, device=device))
         self.compile_seconds = time.perf_counter() - began
@@ -125,14 +130,20 @@ class CompiledSteps:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        step = self.cursor.length - self.prompt_len
+        step, end = self.cursor.length - self.prompt_len, self.capacity if self._whole else self.cursor.length + 1
         self.cursor.index.fill_(self.cursor.length)
+        self.cursor.seen = self._seen[:end]
         self._tokens.copy_(tokens)
         self._positions.copy_(self.positions[:, step : step + 1])
         for kind, mask in self._full.items():
             self._masks[kind].copy_(mask[:, :, step : step + 1])
-        masks = self._masks if self._by_kind else self._masks[""]
+        by_kind = {kind: mask[..., :end] for kind, mask in self._masks.items()}
+        if self._first and not self._whole:
+            for grows in (self.cursor.seen, *by_kind.values()):
+                torch._dynamo.mark_dynamic(grows, grows.ndim - 1)
+        masks = by_kind if self._by_kind else by_kind[""]
         logits: Tensor = self._forward(self.view, self.cache, self._tokens, self._positions, masks)
+        self._first = False
         self.cursor.length += 1
         return logits
 

@@ -1,0 +1,94 @@
+"""A matrix product for the few rows of a decode step (`linear.cpp`), built once on each machine with its C++ compiler."""
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ulskip_cli.models.facts import cache_dir
+
+SOURCE = Path(__file__).with_name("linear.cpp")
+PANEL = 32  # outputs, as in the source
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@functools.cache
+def why_not() -> str | None:
+    """The reason for which the product is not to be had here; None where it is, ready to be called.
+
+    Builds it where that was not done before, which takes some ten seconds.
+    """
+    if os.environ.get("ULSKIP_KERNEL") == "off":
+        return "ULSKIP_KERNEL=off"
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        return "no C++ compiler"
+    try:
+        torch.ops.load_library(_built(compiler))
+    except (OSError, subprocess.CalledProcessError) as error:
+        told = getattr(error, "stderr", "") or str(error)
+        return f"{compiler} failed: {' '.join(told.split())[:160]}"
+    torch.library.register_fake("ulskip::linear", _shape)
+    return None
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A weight [out_features, in_features] in panels, [panels, units, 32, numbers of a unit], outputs filled up with zeros."""
+    outputs, inputs = weight.shape
+    unit = 4 // weight.element_size()
+    panels = -(-outputs // PANEL)
+    filled = torch.nn.functional.pad(weight.detach(), (0, -inputs % unit, 0, panels * PANEL - outputs))
+    return filled.view(panels, PANEL, -1, unit).transpose(1, 2).contiguous()
+
+
+def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    """[..., in_features] to [..., out_features], in float32 within; needs `why_not() is None`.
+
+    Args:
+        hidden: float32 or bfloat16 on the CPU; in bfloat16 in_features is even.
+        packed: as `pack` returns it, of the same dtype.
+        bias: [out_features].
+        out_features: of the weight before it was packed.
+    """
+    product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
+    return product
+
+
+def _shape(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    return hidden.new_empty((*hidden.shape[:-1], out_features))
+
+
+def _built(compiler: str) -> Path:
+    """The shared library, from the cache or compiled into it; whole or not at all."""
+    from torch.utils import cpp_extension
+
+    parts = (SOURCE.read_text("utf-8"), torch.__version__, compiler, " ".join(_FLAGS), _processor())
+    library = cache_dir() / "kernels" / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+    if library.is_file():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as staging:
+        made = Path(staging) / library.name
+        includes = [f"-I{path}" for path in cpp_extension.include_paths()]
+        links = [f"-L{path}" for path in cpp_extension.library_paths()]
+        command = [compiler, *_FLAGS, *includes, str(SOURCE), "-o", str(made), *links, "-ltorch_cpu", "-lc10"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        made.replace(library)
+    return library
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.machine() + platform.processor()

@@ -1,0 +1,120 @@
+// y = x W^T + b for the few rows of a decode step, where reading W is what takes the time.
+//
+// W lies in panels of 32 outputs: [panels, units, 32], a unit being one float32 or two neighbouring bfloat16 of an output's
+// row. So every thread reads one stretch of memory from its beginning to its end, and adds 8 rows of x to it at once.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int kLanes = 16, kVectors = 2, kPanel = kLanes * kVectors, kRows = 8;
+constexpr int64_t kGrain = 1 << 14;  // units below which a second thread does not pay
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Pairs __attribute__((vector_size(4 * kLanes)));
+
+template <class Vector>
+inline Vector load(const void* from) {
+  Vector vector;
+  std::memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline void add_product(Floats& sum, const float* weights, float x) { sum += load<Floats>(weights) * x; }
+
+inline void add_product(Floats& sum, const uint32_t* weights, uint32_t x) {
+#ifdef __AVX512BF16__
+  sum = (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)load<__m512i>(weights), (__m512bh)_mm512_set1_epi32(x));
+#else
+  const Pairs pairs = load<Pairs>(weights);
+  sum += (Floats)(pairs << 16) * as_float(x << 16);
+  sum += (Floats)(pairs & 0xffff0000u) * as_float(x & 0xffff0000u);
+#endif
+}
+
+// x: [M, units]; weights: [units, kPanel]; sums: [M, kPanel].
+template <class Unit, int M>
+void panel(const Unit* x, const Unit* weights, int64_t units, float* sums) {
+  constexpr int kChains = M == 1 ? 4 : M == 2 ? 2 : 1;  // additions that need not wait for one another
+  Floats partial[kChains][M][kVectors] = {};
+  int64_t k = 0;
+  for (; k + kChains <= units; k += kChains)
+    for (int c = 0; c < kChains; c++)
+      for (int v = 0; v < kVectors; v++)
+        for (int m = 0; m < M; m++)
+          add_product(partial[c][m][v], weights + (k + c) * kPanel + v * kLanes, x[m * units + k + c]);
+  for (; k < units; k++)
+    for (int v = 0; v < kVectors; v++)
+      for (int m = 0; m < M; m++) add_product(partial[0][m][v], weights + k * kPanel + v * kLanes, x[m * units + k]);
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < kVectors; v++) {
+      for (int c = 1; c < kChains; c++) partial[0][m][v] += partial[c][m][v];
+      std::memcpy(sums + m * kPanel + v * kLanes, &partial[0][m][v], sizeof(Floats));
+    }
+}
+
+template <class Unit>
+void panel_of(int64_t rows, const Unit* x, const Unit* weights, int64_t units, float* sums) {
+  static constexpr decltype(&panel<Unit, 1>) kByRows[kRows] = {
+      panel<Unit, 1>, panel<Unit, 2>, panel<Unit, 3>, panel<Unit, 4>,
+      panel<Unit, 5>, panel<Unit, 6>, panel<Unit, 7>, panel<Unit, 8>};
+  kByRows[rows - 1](x, weights, units, sums);
+}
+
+// x: [M, units]; weights: [panels, units, kPanel]; bias: [N] or null; out: [M, N].
+template <class Number, class Unit>
+void multiply(const at::Tensor& x, const at::Tensor& weights, const at::Tensor* bias, at::Tensor& out, int64_t N) {
+  const int64_t panels = weights.size(0), units = weights.size(1), M = out.numel() / N;
+  const auto* x_data = static_cast<const Unit*>(x.const_data_ptr());
+  const auto* weights_data = static_cast<const Unit*>(weights.const_data_ptr());
+  const auto* bias_data = bias ? bias->const_data_ptr<Number>() : nullptr;
+  auto* out_data = out.mutable_data_ptr<Number>();
+  at::parallel_for(0, panels, std::max<int64_t>(1, kGrain / (kPanel * units)), [&](int64_t begin, int64_t end) {
+    alignas(64) float sums[kRows * kPanel];
+    for (int64_t p = begin; p < end; p++)
+      for (int64_t m = 0; m < M; m += kRows) {
+        const int64_t rows = std::min<int64_t>(kRows, M - m), first = p * kPanel, width = std::min<int64_t>(kPanel, N - first);
+        panel_of<Unit>(rows, x_data + m * units, weights_data + first * units, units, sums);
+        for (int64_t r = 0; r < rows; r++)
+          for (int64_t n = 0; n < width; n++) {
+            const float sum = sums[r * kPanel + n];
+            out_data[(m + r) * N + first + n] = Number(bias_data ? sum + float(bias_data[first + n]) : sum);
+          }
+      }
+  });
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weights, const std::optional<at::Tensor>& bias, int64_t N) {
+  auto sizes = x.sizes().vec();
+  sizes.back() = N;
+  at::Tensor out = at::empty(sizes, x.options());
+  const at::Tensor rows = x.contiguous();
+  const at::Tensor* added = bias ? &*bias : nullptr;
+  if (x.scalar_type() == at::kFloat)
+    multiply<float, float>(rows, weights, added, out, N);
+  else
+    multiply<at::BFloat16, uint32_t>(rows, weights, added, out, N);
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(ulskip, library) {
+  library.def("linear(Tensor x, Tensor weights, Tensor? bias, int out_features) -> Tensor");
+  library.impl("linear", c10::DispatchKey::CPU, &linear);
+}
