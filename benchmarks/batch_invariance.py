@@ -30,7 +30,7 @@ def gap_at(decoder, prompt, tokens, position):
     ids, mask = padded([prompt], 0, left=True)
     response = torch.tensor([tokens[: position + 1]])
     with torch.inference_mode():
-        logits = response_logits(decoder.prompt_model, decoder.view, decoder.kept, ids, mask, response)
+        logits = response_logits(decoder.prompt_model, decoder.stages, ids, mask, response)
     first, second = logits[0, position].topk(2).values
     return float(first - second)
 

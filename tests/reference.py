@@ -3,6 +3,8 @@
 import torch
 import transformers
 
+from ulskip_cli.views import StageView
+
 NUM_LAYERS = 6
 VOCAB_SIZE = 101
 NEW_STYLE = {
@@ -41,16 +43,25 @@ def stack_of(model):
 
 
 def reference_logits(model, ids, mask, prompt_len, kept):
-    """Uncached: every layer on the prompt, only kept layers on the positions after it. [batch, len, vocab]."""
+    """Uncached: every layer on the prompt, only kept layers on the positions after it. [batch, len, vocab].
 
-    def only_prompt(module, args, kwargs, output):
-        before = args[0] if args else kwargs["hidden_states"]
-        after = output[0] if isinstance(output, tuple) else output
-        mixed = torch.cat([after[:, :prompt_len], before[:, prompt_len:]], dim=1)
-        return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+    `kept` are the layers of all steps, or of stages: {first step: layers}.
+    """
+    stages = kept if isinstance(kept, dict) else {0: kept}
+    kept_at = [stages[max(first for first in stages if first <= step)] for step in range(ids.shape[1] - prompt_len)]
 
-    skipped = [layer for i, layer in enumerate(stack_of(model)) if i not in kept]
-    hooks = [layer.register_forward_hook(only_prompt, with_kwargs=True) for layer in skipped]
+    def where_kept(i):
+        runs = torch.tensor([True] * prompt_len + [i in layers for layers in kept_at])[:, None]
+
+        def mixed(module, args, kwargs, output):
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            chosen = torch.where(runs, after, before)
+            return (chosen, *output[1:]) if isinstance(output, tuple) else chosen
+
+        return mixed
+
+    hooks = [layer.register_forward_hook(where_kept(i), with_kwargs=True) for i, layer in enumerate(stack_of(model))]
     try:
         options = (
             {} if isinstance(model, transformers.BloomForCausalLM) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
@@ -69,6 +80,11 @@ def reference_greedy(model, ids, mask, kept, steps):
         token = reference_logits(model, ids, mask, prompt_len, kept)[:, -1].argmax(-1, keepdim=True)
         ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
     return ids[:, prompt_len:]
+
+
+def one_stage(view, kept):
+    """All decode steps through one view."""
+    return [StageView(0, view, tuple(kept))]
 
 
 def random_ids(batch, length, seed=0):

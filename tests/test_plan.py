@@ -8,7 +8,7 @@ from ulskip_cli.config import compose
 from ulskip_cli.cost import LatencyFit, WeightBytes
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import ModelFacts
-from ulskip_cli.plan import make_plan, parse_bytes
+from ulskip_cli.plan import Stage, make_plan, parse_bytes
 
 FACTS = ModelFacts(num_layers=12, kv_bytes_per_layer=100, weights=WeightBytes(300, (100,) * 12))
 
@@ -119,3 +119,14 @@ def test_a_budget_that_is_too_small_or_unknowable_is_refused():
         make_plan(compose(["memory=10kB"]), SIZES)
     with pytest.raises(UsageError, match="unknown until the model's files are here"):
         make_plan(compose(["memory=10GB"]), FACTS)
+
+
+def test_stages_only_shrink_and_tell_their_mean_depth():
+    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelFacts(6, None, None))
+    staged = replace(plan, later_stages=(Stage(4, (0, 5)),))
+    assert [stage.first_step for stage in staged.stages] == [0, 4]
+    assert (staged.mean_kept(4), staged.mean_kept(8), staged.mean_kept(2)) == (3, 2.5, 3)
+    with pytest.raises(ValueError, match="fewer layers"):
+        replace(plan, later_stages=(Stage(4, (0, 1)),))
+    with pytest.raises(ValueError, match="fewer layers"):
+        replace(plan, later_stages=(Stage(0, (0, 5)),))

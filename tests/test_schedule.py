@@ -89,3 +89,13 @@ def test_the_known_unbalanced_schedule():
 def test_lists_that_are_no_schedule_are_refused(layers, message):
     with pytest.raises(UsageError, match=message):
         schedule.checked(6, layers)
+
+
+@given(st.integers(3, 60).flatmap(lambda n: st.sets(st.integers(0, n), min_size=3).map(lambda found: tuple(sorted(found)))))
+def test_the_layer_left_out_leaves_the_smallest_largest_gap(kept):
+    shorter = schedule.without_one(kept)
+    assert set(shorter) < set(kept)
+    assert (shorter[0], shorter[-1], len(shorter)) == (kept[0], kept[-1], len(kept) - 1)
+    assert schedule.longest_gap(shorter) == min(
+        schedule.longest_gap([layer for layer in kept if layer != gone]) for gone in kept[1:-1]
+    )

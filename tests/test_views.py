@@ -1,7 +1,7 @@
 import pytest
 import torch
 import transformers
-from reference import NUM_LAYERS, build_model, random_ids, reference_greedy, stack_of
+from reference import NUM_LAYERS, build_model, one_stage, random_ids, reference_greedy, stack_of
 
 from ulskip_cli import views
 from ulskip_cli.errors import UsageError
@@ -12,7 +12,7 @@ GREEDY = {"do_sample": False, "use_cache": True, "pad_token_id": 0}
 
 def decode(model, kept, ids, mask=None, steps=8, **options):
     view = model if len(kept) == NUM_LAYERS else views.shallow_view(model, kept)
-    generator = views.two_phase(model, view, kept)
+    generator = views.two_phase(model, one_stage(view, kept))
     mask = torch.ones_like(ids) if mask is None else mask
     return generator.generate(input_ids=ids, attention_mask=mask, max_new_tokens=steps, **GREEDY, **options)[:, ids.shape[1] :]
 
@@ -55,7 +55,7 @@ def test_chunked_prefill_changes_nothing(model):
 def test_a_prompt_through_the_kept_layers_is_the_view_alone(model):
     ids, kept = random_ids(1, 9), (0, 2, 5)
     view = views.shallow_view(model, kept)
-    generator = views.two_phase(view, view, (0, 1, 2))
+    generator = views.two_phase(view, one_stage(view, (0, 1, 2)))
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, **GREEDY}
     got, expected = generator.generate(input_ids=ids, **options), view.generate(input_ids=ids, **options)
     assert torch.equal(got, expected)
@@ -77,7 +77,7 @@ def test_the_full_model_is_untouched_after_an_error(llama):
     def fail(cache):
         raise RuntimeError("on purpose")
 
-    generator = views.two_phase(llama, views.shallow_view(llama, (0, 5)), (0, 5), fail)
+    generator = views.two_phase(llama, one_stage(views.shallow_view(llama, (0, 5)), (0, 5)), fail)
     with pytest.raises(RuntimeError, match="on purpose"):
         generator.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, **GREEDY)
     assert torch.equal(llama(ids).logits, before)
@@ -90,7 +90,7 @@ def test_kv_bytes_fall_to_the_kept_share(model):
     def on_prefill(cache):
         seen["all"], seen["kept"], seen["cache"] = views.kv_bytes(cache), views.kv_bytes(cache, kept), cache
 
-    generator = views.two_phase(model, views.shallow_view(model, kept), kept, on_prefill)
+    generator = views.two_phase(model, one_stage(views.shallow_view(model, kept), kept), on_prefill)
     generator.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, **GREEDY)
     assert seen["all"] > 0
     assert views.kv_bytes(seen["cache"]) == seen["kept"]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ulskip_cli import schedule
 from ulskip_cli.config import instantiate
@@ -13,13 +14,26 @@ from ulskip_cli.strategies import Strategy
 
 
 @dataclass(frozen=True)
+class Stage:
+    """The layers of a stretch of decode steps.
+
+    Attributes:
+        first_step: its first; step 0 makes the second token.
+        kept_layers: ascending; fewer than in the stage before.
+    """
+
+    first_step: int
+    kept_layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """One schedule on one model.
 
     Attributes:
         strategy: its name.
         num_layers: N, the decoder layers.
-        kept_layers: the layers that a decode step runs, ascending.
+        kept_layers: the layers that a decode step runs, ascending; the first steps, where there are later stages.
         prompt_layers: `all` or `kept`.
         target_speedup: what was asked for; None where the strategy ignores the ratio.
         layer_ratio: N over the kept layers.
@@ -28,6 +42,7 @@ class Plan:
         kept_kv_bytes_per_token: the same of the kept layers, which is what remains after the prompt.
         warnings: lines for a person.
         memory: the largest batch within a budget; None where none was asked about.
+        later_stages: of the steps from which on fewer layers run.
     """
 
     strategy: str
@@ -41,6 +56,24 @@ class Plan:
     kept_kv_bytes_per_token: int | None
     warnings: tuple[str, ...]
     memory: "MemoryPlan | None" = None
+    later_stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Kept sets may only shrink: a layer that came back would find holes in its keys and values."""
+        for before, after in pairwise(self.stages):
+            if not set(after.kept_layers) < set(before.kept_layers) or after.first_step <= before.first_step:
+                raise ValueError(f"expected fewer layers at a later step than {before}, got {after}")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All of them, the first included."""
+        return (Stage(0, self.kept_layers), *self.later_stages)
+
+    def mean_kept(self, steps: int) -> float:
+        """Layers that run in a decode step, on average over so many steps."""
+        first = [stage.first_step for stage in self.stages] + [steps]
+        counts = [max(0, min(end, steps) - start) for start, end in pairwise(first)]
+        return sum(n * len(stage.kept_layers) for n, stage in zip(counts, self.stages, strict=True)) / max(1, sum(counts))
 
     @property
     def num_kept(self) -> int:
@@ -50,7 +83,7 @@ class Plan:
     @property
     def keeps_all(self) -> bool:
         """Whether nothing is skipped."""
-        return len(self.kept_layers) == self.num_layers
+        return len(self.kept_layers) == self.num_layers and not self.later_stages
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,22 @@ def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
     return kept
 
 
+def without_one(kept: Sequence[int]) -> tuple[int, ...]:
+    """The schedule without the inner layer whose removal leaves the smallest largest gap; of several the one nearest the middle.
+
+    >>> without_one((0, 1, 5, 6, 11))
+    (0, 5, 6, 11)
+
+    Raises:
+        UsageError: only the two ends are left.
+    """
+    if len(kept) <= MIN_KEPT:
+        raise UsageError(f"expected more than {MIN_KEPT} kept layers to leave one out, got {list(kept)}")
+    shorter = [tuple(kept[:i]) + tuple(kept[i + 1 :]) for i in range(1, len(kept) - 1)]
+    middle = (len(shorter) - 1) / 2
+    return min(enumerate(shorter), key=lambda one: (longest_gap(one[1]), abs(one[0] - middle)))[1]
+
+
 def longest_gap(kept: Sequence[int]) -> int:
     """The largest number of neighbouring layers skipped between two kept ones.
 

@@ -10,6 +10,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,21 @@ from ulskip_cli.errors import UsageError
 
 # Layers that read another layer's keys and values, or a slice of one tensor made for all of them.
 _ENTANGLED_LAYERS = ("num_kv_shared_layers", "hidden_size_per_layer_input")
+
+
+@dataclass(frozen=True)
+class StageView:
+    """A view and the decode steps that it runs, up to those of the next stage.
+
+    Attributes:
+        first_step: its first; step 0 makes the second token, the first being the prompt's.
+        view: runs them.
+        kept: the layers of the model that encodes the prompt, whose keys and values it reads; fewer with every stage.
+    """
+
+    first_step: int
+    view: PreTrainedModel
+    kept: tuple[int, ...]
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -123,34 +139,41 @@ def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
 
 def two_phase(
     model: PreTrainedModel,
-    view: PreTrainedModel,
-    kept: Sequence[int],
+    stages: Sequence[StageView],
     on_prefill: Callable[[DynamicCache], None] = lambda cache: None,
 ) -> PreTrainedModel:
-    """`model` for the prompt and `view` for every step after it, behind transformers' own `generate`.
+    """`model` for the prompt and the views of `stages` for every step after it, behind transformers' own `generate`.
 
     Args:
         model: encodes the prompt (whole or in chunks) with all of its layers.
-        view: decodes; `model` itself when nothing is skipped.
-        kept: the layers of `model` that `view` runs; the others' cache is dropped after the prompt.
+        stages: decode; the view is `model` itself when nothing is skipped. What they do not keep is dropped from the cache.
         on_prefill: called with the cache when the prompt is encoded, before anything is dropped.
     """
     source_class: Any = type(model)
+    by_first_step = {stage.first_step: stage for stage in stages}
 
     class TwoPhase(source_class):  # type: ignore[misc]
         @functools.wraps(source_class.forward)  # generate() reads this signature to decide what to pass
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            decoding = hasattr(kwargs.get("cache"), "kept_layers")
-            return (view if decoding else model).forward(*args, **kwargs)
+            cache: Any = kwargs.get("cache")
+            if not hasattr(cache, "kept_layers"):
+                return model.forward(*args, **kwargs)
+            begins = by_first_step.get(cache.steps)
+            if begins is not None:
+                prune_cache(cache, begins.kept)
+                cache.view = begins.view
+            cache.steps += 1
+            return cache.view.forward(*args, **kwargs)
 
         def _prefill(self, *args: Any, **kwargs: Any) -> Any:
             outputs = super()._prefill(*args, **kwargs)
             on_prefill(outputs.cache)
-            prune_cache(outputs.cache, kept)
+            prune_cache(outputs.cache, stages[0].kept)
+            outputs.cache.steps = 0
             return outputs
 
     shell = _shell(model, {})
-    _unhook(shell)  # `model` and `view` move their own input
+    _unhook(shell)  # `model` and the views move their own input
     shell.__class__ = TwoPhase
     return shell
 

@@ -18,8 +18,8 @@ def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
 
     def clocked(self, *args, **options):
         output = generate(self, *args, **options)
-        timed.append(len(self.kept))
-        seconds = (calibration.NEW_TOKENS - 1) * (0.5 + 0.25 * len(self.kept))
+        timed.append(len(self.stages[0].kept))
+        seconds = (calibration.NEW_TOKENS - 1) * (0.5 + 0.25 * len(self.stages[0].kept))
         return type(output)(**{**vars(output), "decode_seconds": seconds})
 
     monkeypatch.setattr(Decoder, "generate", clocked)

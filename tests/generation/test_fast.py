@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import NUM_LAYERS, build_model, random_ids, reference_logits
+from reference import NUM_LAYERS, build_model, random_ids, reference_greedy, reference_logits
 
 from ulskip_cli.config import compose
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.fast import why_not
 from ulskip_cli.models.facts import ModelFacts
-from ulskip_cli.plan import make_plan
+from ulskip_cli.plan import Stage, make_plan
 from ulskip_cli.schema import DecodingConfig
 
 NEAR_TIE = 1e-4
@@ -26,6 +26,12 @@ def decoder_for(model, *overrides):
     return Decoder(model, make_plan(compose(list(overrides)), ModelFacts(NUM_LAYERS, None, None)))
 
 
+def staged_decoder(model):
+    """Four layers, from the fourth decode step on three, from the ninth two."""
+    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]), ModelFacts(NUM_LAYERS, None, None))
+    return Decoder(model, replace(plan, later_stages=(Stage(3, (0, 2, 5)), Stage(8, (0, 5)))))
+
+
 def batch(padded):
     ids = random_ids(5, 9)
     mask = torch.ones_like(ids)
@@ -39,7 +45,8 @@ def is_near_tie(decoder, ids, mask, one, other):
     at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     prompt = ids[mask.bool()]
     whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
-    kept = decoder.kept if decoder.prompt_model is decoder.model else range(NUM_LAYERS)
+    whole_prompt = decoder.prompt_model is decoder.model
+    kept = {stage.first_step: stage.kept for stage in decoder.stages} if whole_prompt else range(NUM_LAYERS)
     logits = reference_logits(decoder.prompt_model, whole, torch.ones_like(whole), len(prompt), kept)[0, -1]
     best = logits.topk(2).values
     return float(best[0] - best[1]) < NEAR_TIE
@@ -66,6 +73,23 @@ def test_token_for_token_as_transformers_own_generate(model, overrides):
                 if one != other:
                     near_ties += 1
                     assert is_near_tie(decoder, ids[i], mask[i], one, other)
+    assert near_ties <= 1  # of 20 sequences
+
+
+def test_stages_are_decoded_token_for_token(model):
+    decoder, near_ties = staged_decoder(model), 0
+    for ends in (None, ENDS):
+        model.generation_config.eos_token_id = ends
+        for padded in (True, False):
+            ids, mask, fast, slow = both(decoder, FAST, padded)
+            for i, (one, other) in enumerate(zip(fast, slow, strict=True)):
+                if one != other:
+                    near_ties += 1
+                    assert is_near_tie(decoder, ids[i], mask[i], one, other)
+                elif ends is None and not padded:
+                    kept = {stage.first_step: stage.kept for stage in decoder.stages}
+                    expected = reference_greedy(model, ids[i : i + 1], mask[i : i + 1], kept, LENGTH)[0].tolist()
+                    assert one == expected or is_near_tie(decoder, ids[i], mask[i], one, expected)
     assert near_ties <= 1  # of 20 sequences
 
 

@@ -8,7 +8,7 @@ from ulskip_cli.config import compose
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.steps import takes_positions
 from ulskip_cli.models.facts import ModelFacts
-from ulskip_cli.plan import make_plan
+from ulskip_cli.plan import Stage, make_plan
 from ulskip_cli.schema import DecodingConfig
 
 COMPILED = DecodingConfig(name="g", max_new_tokens=10, engine="fast", compile="on")
@@ -40,6 +40,17 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
         spent.append(fast.compile_seconds)
     assert spent[0] > 0
     assert spent[1:] == [0, 0]  # longer prompts fit into the same buffers
+
+
+def test_compiled_stages_take_over_from_one_another(llama, compiler):
+    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelFacts(NUM_LAYERS, None, None))
+    decoder = Decoder(llama, replace(plan, later_stages=(Stage(3, (0, 5)),)))
+    ids = random_ids(2, 6)
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    fast = decoder.generate(ids * mask, mask, COMPILED, 0)
+    slow = decoder.generate(ids * mask, mask, replace(COMPILED, engine="transformers"), 0)
+    assert fast.token_ids == slow.token_ids
 
 
 def test_models_without_positions_are_decoded_without_compiling():

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from reference import NUM_LAYERS, random_ids, reference_logits
+from reference import NUM_LAYERS, one_stage, random_ids, reference_logits
 from torch.nn import functional
 
 from ulskip_cli import views
@@ -60,7 +60,7 @@ def test_its_parts_add_up(llama):
     for layers in (kept, EVERY):
         view = llama if layers == EVERY else views.shallow_view(llama, layers)
         prompts = inputs["prompt_ids"], inputs["prompt_mask"], inputs["response_ids"]
-        logits[layers] = response_logits(llama, view, layers, *prompts).detach()
+        logits[layers] = response_logits(llama, one_stage(view, layers), *prompts).detach()
     expected_divergence = 0.0
     for row, column in (inputs["labels"] != -100).nonzero().tolist():
         teacher = logits[EVERY][row, column].softmax(-1)

@@ -13,6 +13,7 @@ from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.generate import Generate
 from ulskip_cli.generation.output import BatchOutput, Engine, Request
+from ulskip_cli.generation.stages import stage_views
 from ulskip_cli.plan import Plan
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
@@ -22,7 +23,7 @@ class Decoder:
     """A model under one schedule, ready to generate."""
 
     def __init__(self, model: PreTrainedModel, plan: Plan, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Build the view; the model is not touched.
+        """Build the views; the model is not touched.
 
         Args:
             model: the full model, in evaluation mode.
@@ -32,14 +33,16 @@ class Decoder:
         self.model = model
         self.tokenizer = tokenizer
         self.device = views.input_device(model)
-        self.view = model if plan.keeps_all else views.shallow_view(model, plan.kept_layers)
-        kept_prompt = plan.prompt_layers == "kept"
-        self.prompt_model = self.view if kept_prompt else model
-        self.kept = tuple(range(len(plan.kept_layers))) if kept_prompt else plan.kept_layers
+        self.prompt_model, self.stages = stage_views(model, plan)
         self._engines: dict[str, Engine] = {
-            "fast": fast.Loop(self.prompt_model, self.view, self.kept, self.device),
-            "transformers": Generate(self.prompt_model, self.view, self.kept, self.device, tokenizer),
+            "fast": fast.Loop(self.prompt_model, self.stages, self.device),
+            "transformers": Generate(self.prompt_model, self.stages, self.device, tokenizer),
         }
+
+    @property
+    def view(self) -> PreTrainedModel:
+        """What runs the first decode steps."""
+        return self.stages[0].view
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
         """The engine that serves a decoding configuration, and why it is not the fast one.

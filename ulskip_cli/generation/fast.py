@@ -1,7 +1,10 @@
 """The fast engine: one token after another over fixed buffers, nothing made per step that can be made ahead."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +16,10 @@ from ulskip_cli.generation import fixed_cache
 from ulskip_cli.generation.choose import Chooser
 from ulskip_cli.generation.output import Request, Run
 from ulskip_cli.generation.packed import packed
-from ulskip_cli.generation.steps import CompiledSteps, EagerSteps, Steps, takes_positions
+from ulskip_cli.generation.steps import CompiledSteps, EagerSteps, StagedSteps, Steps, takes_positions
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
+from ulskip_cli.views import StageView
 
 CAPACITY_STEP = 128  # positions
 CHECK_STEPS = 8  # between looks at whether all sequences are done, where a look waits for the device
@@ -40,24 +44,21 @@ def why_not(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
 class Loop:
     """Greedy decoding and sampling for one model and schedule."""
 
-    def __init__(
-        self, prompt_model: PreTrainedModel, view: PreTrainedModel, kept: tuple[int, ...], device: torch.device
-    ) -> None:
+    def __init__(self, prompt_model: PreTrainedModel, stages: Sequence[StageView], device: torch.device) -> None:
         """Nothing is made before the first run.
 
         Args:
             prompt_model: encodes prompts.
-            view: decodes.
-            kept: the layers of `prompt_model` that `view` runs.
+            stages: decode.
             device: where ids go.
         """
-        self.prompt_model, self.view, self.kept, self.device = prompt_model, view, kept, device
-        self._compiled: dict[tuple[int, int], CompiledSteps] = {}
+        self.prompt_model, self.stages, self.device = prompt_model, stages, device
+        self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
 
     @functools.cached_property
-    def decode_model(self) -> PreTrainedModel:
-        """The view as it decodes: with packed weights where these are faster."""
-        return packed(self.view)
+    def decode_models(self) -> list[PreTrainedModel]:
+        """The views as they decode: with packed weights where these are faster."""
+        return [packed(stage.view) for stage in self.stages]
 
     def run(self, request: Request) -> Run:
         """Generate for one batch."""
@@ -67,8 +68,9 @@ class Loop:
         cache = views.new_cache(self.prompt_model)
         logits = views.forward_with_cache(self.prompt_model, input_ids, attention_mask, cache, last_only=True)
         prefilled_at = now(self.device)
-        prompt_bytes, kept_bytes = views.kv_bytes(cache), views.kv_bytes(cache, self.kept)
-        views.prune_cache(cache, self.kept)
+        kept = self.stages[0].kept
+        prompt_bytes, kept_bytes = views.kv_bytes(cache), views.kv_bytes(cache, kept)
+        views.prune_cache(cache, kept)
         steps = self._steps(cache, attention_mask, length, decoding)
         choose = Chooser(decoding, prompt_len, ends, length if forced else 0, self.device)
         ids = torch.full((batch, prompt_len + length), pad, dtype=torch.long, device=self.device)
@@ -83,33 +85,42 @@ class Loop:
         return Run(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, prompt_bytes, kept_bytes)
 
     def prepare(self, request: Request) -> float:
-        """Compile what a batch of this shape needs, where compiling is asked for and not done; seconds that it took."""
-        _ = self.decode_model
+        """Pack weights, and compile what a batch of this shape needs where compiling is asked for; seconds of compiling."""
+        decode_models = self.decode_models
         key = self._shape(request.input_ids, request.length)
         if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:
             return 0.0
         cache = views.new_cache(self.prompt_model)
         views.forward_with_cache(self.prompt_model, request.input_ids, request.attention_mask, cache, last_only=True)
-        views.prune_cache(cache, self.kept)
+        made = []
         try:
-            steps = CompiledSteps(self.decode_model, cache, key[1])
+            for stage, model in zip(self.stages, decode_models, strict=True):
+                views.prune_cache(cache, stage.kept)
+                made.append(CompiledSteps(model, cache, key[1]))
         except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or something that it does not take
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise RunError(f"cannot compile the decode step ({reason[:160]}); use decoding.compile=off") from None
-        self._compiled[key] = steps
-        return steps.compile_seconds
+        self._compiled[key] = made
+        return sum(steps.compile_seconds for steps in made)
 
     def _steps(self, cache: DynamicCache, mask: Tensor, length: int, decoding: DecodingConfig) -> Steps:
         """The batch's steps: compiled where they were prepared."""
         compiled = self._compiled.get(self._shape(mask, length)) if self._compiles(decoding) else None
+        later: list[tuple[int, Callable[[Any], Steps]]] = []
+        for i, (before, stage) in enumerate(pairwise(self.stages), start=1):
+            kept = [before.kept.index(layer) for layer in stage.kept]
+            go_on = partial(EagerSteps.through, view=self.decode_models[i], kept=kept)
+            later.append((stage.first_step, partial(compiled[i].take_over, kept=kept) if compiled else go_on))
         if compiled is None:
-            return EagerSteps(self.decode_model, cache, mask, length)
-        compiled.begin(cache, mask, length)
-        return compiled
+            first: Steps = EagerSteps(self.decode_models[0], cache, mask, length)
+        else:
+            first = compiled[0]
+            compiled[0].begin(cache, mask, length)
+        return StagedSteps(first, later) if later else first
 
     def _compiles(self, decoding: DecodingConfig) -> bool:
         wanted = decoding.compile == "on" or (decoding.compile == "auto" and self.device.type == "cuda")
-        return wanted and takes_positions(self.view)
+        return wanted and takes_positions(self.stages[0].view)
 
     def _shape(self, ids: Tensor, length: int) -> tuple[int, int]:
         """Batch size and capacity that serve a batch; few capacities, since each is compiled for."""

@@ -73,6 +73,13 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
 class StaticLayer(FixedLayer):
     """The same for compiled steps: tensors say where to write and how much to read, a mask hides what is not filled."""
 
+    def filled(self, length: int) -> DynamicLayer:
+        """The first positions, as a layer of their own over the same memory."""
+        layer = DynamicLayer()
+        layer.keys, layer.values = self.keys[:, :, :length], self.values[:, :, :length]
+        layer.is_initialized = True
+        return layer
+
     def begin(self, source: DynamicLayer) -> None:
         """Take over what another prompt left."""
         start = self.cursor.length - source.keys.shape[-2]

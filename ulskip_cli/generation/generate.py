@@ -11,6 +11,7 @@ from ulskip_cli import views
 from ulskip_cli.generation import options
 from ulskip_cli.generation.output import Request, Run
 from ulskip_cli.timing import now
+from ulskip_cli.views import StageView
 
 
 class Generate:
@@ -19,8 +20,7 @@ class Generate:
     def __init__(
         self,
         prompt_model: PreTrainedModel,
-        view: PreTrainedModel,
-        kept: tuple[int, ...],
+        stages: Sequence[StageView],
         device: torch.device,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
@@ -28,15 +28,14 @@ class Generate:
 
         Args:
             prompt_model: encodes prompts.
-            view: decodes.
-            kept: the layers of `prompt_model` that `view` runs.
+            stages: decode.
             device: where ids go.
             tokenizer: the model's, to look for stop strings.
         """
-        self.kept, self.device, self.tokenizer = kept, device, tokenizer
+        self.kept, self.device, self.tokenizer = stages[0].kept, device, tokenizer
         self._prompt_kv_bytes = self._kept_kv_bytes = 0
         self._prefilled_at = 0.0
-        self._model = views.two_phase(prompt_model, view, kept, self._on_prefill)
+        self._model = views.two_phase(prompt_model, stages, self._on_prefill)
 
     def prepare(self, request: Request) -> float:
         """Nothing is done ahead."""

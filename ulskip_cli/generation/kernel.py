@@ -32,7 +32,7 @@ def why_not() -> str | None:
     if compiler is None:
         return "no C++ compiler"
     try:
-        torch.ops.load_library(_built(compiler))
+        torch.ops.load_library(_built(compiler))  # type: ignore[no-untyped-call]
     except (OSError, subprocess.CalledProcessError) as error:
         told = getattr(error, "stderr", "") or str(error)
         return f"{compiler} failed: {' '.join(told.split())[:160]}"

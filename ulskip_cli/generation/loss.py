@@ -42,7 +42,6 @@ def _batch_loss(decoder: Decoder, batch: Sequence[Encoded], pad: int) -> tuple[f
         tensor.to(decoder.device) for tensor in (prompt_ids, prompt_mask, response_ids, mask)
     )
     with torch.inference_mode():
-        phases = (decoder.prompt_model, decoder.view, decoder.kept)
-        logits = response_logits(*phases, prompt_ids, prompt_mask, response_ids, mask)
+        logits = response_logits(decoder.prompt_model, decoder.stages, prompt_ids, prompt_mask, response_ids, mask)
         losses = response_losses(logits, response_ids)
     return float((losses * mask).sum()), int(mask.sum())

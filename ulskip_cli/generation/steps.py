@@ -4,7 +4,8 @@ import inspect
 import time
 import types
 import warnings
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from ulskip_cli.generation.fixed_cache import Cursor, StaticLayer
 class Steps(Protocol):
     """A batch that is being decoded."""
 
-    can_shrink: bool
+    @property
+    def can_shrink(self) -> bool:
+        """Whether `keep` is served."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -29,6 +32,35 @@ class Steps(Protocol):
 def takes_positions(view: PreTrainedModel) -> bool:
     """Whether a model is given positions; those with ALiBi read them from the mask."""
     return "position_ids" in inspect.signature(view.forward).parameters
+
+
+class StagedSteps:
+    """Steps of one stage after another; a stage takes over what the one before it cached."""
+
+    def __init__(self, first: Steps, later: Sequence[tuple[int, Callable[[Any], Steps]]]) -> None:
+        """Begin with the first stage.
+
+        Args:
+            first: the first stage's steps.
+            later: of every other stage its first step, and what makes its steps out of those before.
+        """
+        self._now, self._later, self._step = first, list(later), 0
+
+    @property
+    def can_shrink(self) -> bool:
+        """As the stage's own steps."""
+        return self._now.can_shrink
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        if self._later and self._later[0][0] == self._step:
+            self._now = self._later.pop(0)[1](self._now)
+        self._step += 1
+        return self._now(tokens)
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with some of the sequences."""
+        self._now.keep(alive)
 
 
 class EagerSteps:
@@ -67,6 +99,12 @@ class EagerSteps:
         logits: Tensor = self.view(input_ids=tokens, cache=self.cache, use_cache=True, **options).logits
         self.cursor.length = end
         return logits[:, -1]
+
+    def through(self, view: PreTrainedModel, kept: Sequence[int]) -> "EagerSteps":
+        """Go on through a shallower view, which runs the `kept` of this one's layers."""
+        self.view = view
+        self.cache.layers = [self.cache.layers[i] for i in kept]
+        return self
 
     def keep(self, alive: Tensor) -> None:
         """Go on with some of the sequences."""
@@ -118,8 +156,19 @@ class CompiledSteps:
             self(torch.zeros(batch, 1, dtype=torch.long, device=device))
         self.compile_seconds = time.perf_counter() - began
 
+    def take_over(self, before: "CompiledSteps", kept: Sequence[int]) -> "CompiledSteps":
+        """Go on where another stage's steps end; this one runs the `kept` of its layers."""
+        end = before.cursor.length
+        held = DynamicCache()
+        held.layers = [before.cache.layers[i].filled(end) for i in kept]
+        done = end - before.prompt_len
+        mask = torch.cat([before.mask, before.mask.new_ones(len(before.mask), done)], dim=1)
+        self.begin(held, mask, before.length - done)
+        return self
+
     def begin(self, cache: DynamicCache, mask: Tensor, length: int) -> None:
         """Take over another batch of the same size; see `EagerSteps`."""
+        self.mask, self.length = mask, length
         self.prompt_len = self.cursor.length = mask.shape[1]
         for layer, held in zip(self.cache.layers, cache.layers, strict=True):
             layer.begin(held)

@@ -1,5 +1,6 @@
 """Given responses under a schedule, scored exactly as decoding would score them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,12 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli import views
+from ulskip_cli.views import StageView
 
 
 def response_logits(
     prompt_model: PreTrainedModel,
-    decode_model: PreTrainedModel,
-    kept: tuple[int, ...],
+    stages: Sequence[StageView],
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     response_ids: Tensor,
@@ -22,12 +23,11 @@ def response_logits(
     """The logits that predict every response token when its predecessors are given (Sec. 3, arXiv:2404.06954).
 
     Two passes: the prompt through `prompt_model`, whose last position predicts the first response token; then
-    the response through `decode_model` over the prompt's keys and values. Differentiable, the cache included.
+    the response through the views of `stages` over the prompt's keys and values. Differentiable, the cache included.
 
     Args:
         prompt_model: encodes the prompt; the full model, or the view itself.
-        decode_model: runs the response; a view of `prompt_model`, or the same model.
-        kept: the layers of `prompt_model` that `decode_model` runs.
+        stages: run the response.
         prompt_ids: [batch, prompt_len], padded on the left.
         prompt_mask: [batch, prompt_len], 1 for tokens, 0 for padding.
         response_ids: [batch, response_len], padded on the right with anything.
@@ -38,7 +38,7 @@ def response_logits(
         [batch, response_len, vocab_size]; entries at padding are meaningless and for the caller to mask.
     """
     prompt = encode_prompt(prompt_model, prompt_ids, prompt_mask)
-    return predict_response(decode_model, kept, prompt, response_ids, response_mask)
+    return predict_response(stages, prompt, response_ids, response_mask)
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,27 @@ def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tenso
 
 
 def predict_response(
-    model: PreTrainedModel,
-    kept: tuple[int, ...],
+    stages: Sequence[StageView],
     prompt: EncodedPrompt,
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Tensor:
-    """The second pass: a response through `model` over the keys and values of `kept`, which `prompt` is left with."""
+    """The second pass: a response through each stage's view over the keys and values that it keeps; `prompt` stays as it is."""
     if response_ids.shape[1] == 1:
         return prompt.first_logits
-    cache = views.fork_cache(prompt.cache, kept)
-    seen = response_ids[:, :-1]
+    cache = views.fork_cache(prompt.cache, stages[0].kept)
+    seen, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
     seen_mask = torch.ones_like(seen) if response_mask is None else response_mask[:, :-1].to(seen.dtype)
     mask = torch.cat([prompt.mask, seen_mask], dim=1)
-    return torch.cat([prompt.first_logits, views.forward_with_cache(model, seen, mask, cache)], dim=1)
+    logits = [prompt.first_logits]
+    ends = [stage.first_step for stage in stages[1:]] + [seen.shape[1]]
+    for stage, end in zip(stages, ends, strict=True):
+        if stage.first_step < seen.shape[1]:
+            views.prune_cache(cache, stage.kept)
+            end = min(end, seen.shape[1])
+            step_ids = seen[:, stage.first_step : end]
+            logits.append(views.forward_with_cache(stage.view, step_ids, mask[:, : prompt_len + end], cache))
+    return torch.cat(logits, dim=1)
 
 
 def response_losses(logits: Tensor, response_ids: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli import views
 from ulskip_cli.generation.teacher_forcing import encode_prompt, predict_response
+from ulskip_cli.views import StageView
 
 IGNORED = -100
 
@@ -92,12 +93,13 @@ class TwoPass(nn.Module):
         whole = encode_prompt(base, prompt_ids, prompt_mask) if self.prompt_layers == "all" else None
         encoded, inside = (whole, kept) if whole else (encode_prompt(view, prompt_ids, prompt_mask), every[: len(kept)])
         response = (response_ids, labels != IGNORED)
-        logits = predict_response(view, inside, encoded, *response)
+        logits = predict_response([StageView(0, view, inside)], encoded, *response)
         loss = weights.cross_entropy * self._cross_entropy(logits, labels)
         target = self._teacher_logits(prompt_ids, prompt_mask, *response)
         if len(kept) < len(every) and (weights.full or (weights.distill and target is None)):
             with torch.set_grad_enabled(weights.full > 0 and torch.is_grad_enabled()):
-                full = predict_response(base, every, whole or encode_prompt(base, prompt_ids, prompt_mask), *response)
+                everything = [StageView(0, base, every)]
+                full = predict_response(everything, whole or encode_prompt(base, prompt_ids, prompt_mask), *response)
             target = full.detach() if target is None else target
             if weights.full:
                 loss = loss + weights.full * self._cross_entropy(full, labels)
@@ -143,7 +145,7 @@ class TwoPass(nn.Module):
         adapted: Any = self.model
         with torch.no_grad(), adapted.disable_adapter() if teacher is self.base else nullcontext():
             encoded = encode_prompt(teacher, prompt_ids, prompt_mask)
-            return predict_response(teacher, self.every, encoded, response_ids, response_mask)
+            return predict_response([StageView(0, teacher, self.every)], encoded, response_ids, response_mask)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(
