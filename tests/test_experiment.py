@@ -134,10 +134,15 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
     calls = []
     line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
     monkeypatch.setattr(experiment, "calibrate", lambda *args: calls.append(1) or line)
+    monkeypatch.setattr(experiment, "pairs_at", lambda *args: lambda depth: (depth, [7 / (1 + depth)] * 3))
     session = Session()
-    row = run_point(config("ratio=1.7", "ratio_basis=latency"), session)[-1]
-    assert len(row["kept_layers"]) == 3  # 7 / 4 > 1.7 > 7 / 5
-    assert row["latency_fit"]["speedup"] == 7 / 4
+    row = run_point(config("ratio=1.7", "ratio_basis=latency", "speed.new_tokens=11"), session)[-1]
+    assert len(row["kept_layers"]) == 4
+    assert [len(stage["kept_layers"]) for stage in row["later_stages"]] == [3]
+    assert row["mean_kept_layers"] == pytest.approx(7 / 1.7 - 1, abs=0.05)
+    assert row["latency_fit"]["depth"] == pytest.approx(7 / 1.7 - 1)
+    assert row["latency_fit"]["speedup"] == pytest.approx(1.7)
+    assert not [text for text in row["warnings"] if "later" in text]
     assert set(row["latency_fit"]["residuals"]) == {6, 2}
-    run_point(config("ratio=1.3", "ratio_basis=latency"), session)
+    run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11"), session)
     assert calls == [1]

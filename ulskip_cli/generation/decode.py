@@ -1,6 +1,8 @@
 """Prompts in, tokens out, under one schedule, by one of two engines, with every phase on its own clock."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,6 +45,18 @@ class Decoder:
     def view(self) -> PreTrainedModel:
         """What runs the first decode steps."""
         return self.stages[0].view
+
+    def switching_at(self, first_step: int) -> "Decoder":
+        """The same with a second stage that begins elsewhere; what was compiled and packed serves both."""
+        first, second = self.stages
+        moved = copy.copy(self)
+        moved.stages = (first, replace(second, first_step=first_step))
+        loop = copy.copy(self._engines["fast"])
+        assert isinstance(loop, fast.Loop)
+        loop.stages = moved.stages
+        slow = Generate(self.prompt_model, moved.stages, self.device, self.tokenizer)
+        moved._engines = {"fast": loop, "transformers": slow}
+        return moved
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
         """The engine that serves a decoding configuration, and why it is not the fast one.

@@ -61,9 +61,15 @@ def _kv_share(row: Row) -> str:
     return f"{row['kept_kv_bytes'] / total:.0%}" if total else MISSING
 
 
+def layers(row: Row) -> str:
+    """Kept layers of all, on average where the number changes while a sequence is decoded."""
+    mean = row.get("mean_kept_layers") if row.get("later_stages") else None
+    return f"{len(row['kept_layers']) if mean is None else format(mean, '.1f')}/{row['num_layers']}"
+
+
 COLUMNS = (
     Column("strategy", lambda row: row["strategy"], "strategy"),
-    Column("layers", lambda row: f"{len(row['kept_layers'])}/{row['num_layers']}", "kept_layers"),
+    Column("layers", layers, "kept_layers"),
     Column("target", _number("target_speedup", ".4g"), "target_speedup"),
     Column("layer\nratio", _number("layer_ratio"), "layer_ratio"),
     Column("pre-\ndicted", _number("predicted_speedup"), "predicted_speedup"),
