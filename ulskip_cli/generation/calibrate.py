@@ -19,7 +19,7 @@ from ulskip_cli.timing import median_interval
 NEW_TOKENS = 24
 LINE_ROUNDS, WARM_UP = 3, 1
 MEET_ROUNDS, MEET_PAIRS = 8, 5
-CLOSE = 0.005  # half the interval of the speedup's error, as a share, that ends the search
+CLOSE = 0.0075  # half the interval of the speedup's error, as a share, that ends the search
 
 Prompts = Sequence[tuple[Tensor, Tensor]]
 
