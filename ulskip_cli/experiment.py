@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ulskip_cli import environment
-from ulskip_cli.config import baseline_of, instantiate, resolved
+from ulskip_cli.config import baseline_of, instantiate, resolved, undrafted
 from ulskip_cli.cost import LatencyFit
 from ulskip_cli.evaluation import Evaluation, Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
 from ulskip_cli.generation.calibrate import ROUNDS, WARM_UP, calibrate
@@ -46,7 +46,7 @@ class Session:
             prompts = timed_prompts(work, config.batch_size, WARM_UP + ROUNDS, loaded.model, config)
             told = self.progress.phase("calibrate", WARM_UP + ROUNDS)
             depth = loaded.facts.num_layers
-            self._latencies[key] = calibrate(loaded.model, depth, prompts, config.decoding, work.pad, told)
+            self._latencies[key] = calibrate(loaded.model, depth, prompts, undrafted(config.decoding), work.pad, told)
         return self._latencies[key]
 
 
@@ -113,11 +113,13 @@ def _measure_point(
     decoder = Decoder(loaded.model, plan, loaded.tokenizer)
     full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
     point = point_id(config, work.examples)
-    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, partial(folder.keep_generations, point))
+    full = decoder if plan.keeps_all else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+    judge = full if config.decoding.draft_tokens else decoder
+    keep = partial(folder.keep_generations, point)
+    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, keep, judge)
     speed: dict[str, Any] = {}
     if config.speed.enabled:
-        alone = plan.keeps_all or not config.baseline
-        full = decoder if alone else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+        full = full if config.baseline else decoder
         speed = measure_speed(full, decoder, work, config, progress)
     engine, reason = decoder.engine(config.decoding)
     row = {
@@ -154,6 +156,7 @@ def _identity(config: Config, plan: Plan, work: Workload, point: str, full_id: s
         "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
         "chat": work.chat,
         "decoding": config.decoding.name,
+        "draft_tokens": config.decoding.draft_tokens,
         "batch_size": config.batch_size,
         "ratio_basis": config.ratio_basis,
         "prompt_layers": plan.prompt_layers,

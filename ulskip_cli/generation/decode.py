@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli import views
 from ulskip_cli.errors import UsageError
-from ulskip_cli.generation import fast
+from ulskip_cli.generation import fast, speculative
 from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.generate import Generate
@@ -36,17 +36,22 @@ class Decoder:
         kept_prompt = plan.prompt_layers == "kept"
         self.prompt_model = self.view if kept_prompt else model
         self.kept = tuple(range(len(plan.kept_layers))) if kept_prompt else plan.kept_layers
+        draft_cost = 1 / (plan.predicted_speedup or plan.layer_ratio)
         self._engines: dict[str, Engine] = {
             "fast": fast.Loop(self.prompt_model, self.view, self.kept, self.device),
             "transformers": Generate(self.prompt_model, self.view, self.kept, self.device, tokenizer),
+            "speculative": speculative.Loop(model, self.view, plan.kept_layers, self.device, draft_cost),
         }
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
         """The engine that serves a decoding configuration, and why it is not the fast one.
 
         Raises:
-            UsageError: the fast engine is asked for and cannot serve it.
+            UsageError: the fast engine is asked for and cannot serve it, or drafts are, and cannot be made.
         """
+        if decoding.draft_tokens:
+            speculative.check(self.model, self.view, decoding)
+            return "speculative", None
         if decoding.engine == "transformers":
             return "transformers", "asked for"
         reason = fast.why_not(self.view, decoding)
@@ -107,6 +112,7 @@ class Decoder:
             kept_kv_bytes=run.kept_kv_bytes,
             engine=engine,
             compile_seconds=compile_seconds,
+            drafts=run.drafts,
         )
 
     def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
