@@ -51,6 +51,22 @@ def test_the_same_seed_gives_the_same_generations(config, tmp_path):
     assert tokens[0] == tokens[1]
 
 
+@pytest.mark.parametrize("overrides", [["decoding=self_speculative"], ["decoding=sample", "decoding.draft_tokens=auto"]])
+def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, overrides):
+    full, drafted = run_point(config(*overrides, "ratio=2"), Session())
+    assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("fast", 0, "speculative")
+    assert full["decoding"] == ("sample" if "decoding=sample" in overrides else "greedy")
+    assert drafted["draft_tokens"] == drafted["config"]["decoding"]["draft_tokens"] != 0
+    assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
+    assert "acceptance_rate" not in full
+    assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
+    assert drafted["kept_kv_bytes"] == drafted["prompt_kv_bytes"]
+    assert drafted["measured_speedup"] > 0
+    if full["decoding"] == "greedy":
+        texts = [(tmp_path / "default" / "generations" / f"{row['id']}.jsonl").read_text() for row in (full, drafted)]
+        assert texts[0] == texts[1]
+
+
 def test_weights_and_baseline_are_used_again(config, monkeypatch):
     from ulskip_cli import experiment
 

@@ -19,6 +19,14 @@ def test_a_plan_states_all_three_speedups():
     assert (plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token) == (1200, 600)
 
 
+def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
+    drafted = ["decoding=self_speculative", "ratio=2"]
+    assert make_plan(compose(drafted), FACTS).kept_kv_bytes_per_token == 1200
+    for everything in ("strategy=full", "ratio=1"):
+        with pytest.raises(UsageError, match="every layer is kept, which leaves nothing to draft with"):
+            make_plan(compose([*drafted, everything]), FACTS)
+
+
 def test_cost_keeps_fewer_layers_where_the_head_is_heavy():
     plan = make_plan(compose(["ratio=2", "ratio_basis=cost"]), FACTS)
     assert len(plan.kept_layers) == 4

@@ -126,6 +126,21 @@ class LatencyFit:
         return max(1e-12, self.fixed_seconds + self.layer_seconds * count)
 
 
+def drafting_speedup(acceptance: float, draft_tokens: int, draft_cost: float) -> float:
+    """What drafting should buy at batch 1 where a check of several tokens costs as much as a step (Sec. 3, arXiv:2211.17192).
+
+    Args:
+        acceptance: the chance that a draft is accepted when those before it were.
+        draft_tokens: k, drafts to a check.
+        draft_cost: a drafting step's share of a full step.
+
+    >>> round(drafting_speedup(0.8, 4, 0.5), 2), drafting_speedup(1, 4, 0.25)
+    (1.12, 2.5)
+    """
+    tokens = sum(acceptance**i for i in range(draft_tokens + 1))  # (1 - a^(k+1)) / (1 - a)
+    return tokens / (draft_tokens * draft_cost + 1)
+
+
 def weight_bytes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightBytes | None:
     """Sort a checkpoint's tensors into layers and head.
 

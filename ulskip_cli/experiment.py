@@ -117,11 +117,13 @@ def _measure_point(
     decoder = Decoder(loaded.model, plan, loaded.tokenizer)
     full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
     point = point_id(config, work.examples)
-    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, partial(folder.keep_generations, point))
+    full = decoder if plan.keeps_all else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+    judge = full if config.decoding.draft_tokens else decoder
+    keep = partial(folder.keep_generations, point)
+    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, keep, judge)
     speed: dict[str, Any] = {}
     if config.speed.enabled:
-        alone = plan.keeps_all or not config.baseline
-        full = decoder if alone else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+        full = full if config.baseline else decoder
         speed = measure_speed(full, decoder, work, config, progress)
     engine, reason = decoder.engine(config.decoding)
     row = {
@@ -158,6 +160,7 @@ def _identity(config: Config, plan: Plan, work: Workload, point: str, full_id: s
         "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
         "chat": work.chat,
         "decoding": config.decoding.name,
+        "draft_tokens": config.decoding.draft_tokens,
         "batch_size": config.batch_size,
         "ratio_basis": config.ratio_basis,
         "prompt_layers": plan.prompt_layers,

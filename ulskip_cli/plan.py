@@ -165,6 +165,8 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
         gap = schedule.longest_gap(kept)
         warnings.append(f"unbalanced: {gap} neighbouring layers are skipped in one block; spacing=even spreads them")
     keeps_all = len(kept) == num_layers
+    if keeps_all and config.decoding.draft_tokens:
+        raise UsageError("decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0")
     per_layer = facts.kv_bytes_per_layer
     memory = None if config.memory is None else memory_plan(config, facts, len(kept))
     plan = Plan(
@@ -176,7 +178,7 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
         layer_ratio=num_layers / len(kept),
         predicted_speedup=facts.weights.predicted_speedup(kept) if facts.weights else None,
         kv_bytes_per_token=per_layer * num_layers if per_layer else None,
-        kept_kv_bytes_per_token=per_layer * len(kept) if per_layer else None,
+        kept_kv_bytes_per_token=per_layer * cached_layers(config, num_layers, len(kept)) if per_layer else None,
         warnings=tuple(warnings),
         memory=memory,
         later_stages=later,
@@ -224,13 +226,18 @@ def memory_plan(config: Config, facts: ModelFacts, num_kept: int) -> MemoryPlan:
         beside = max(0, (room - peak) // decoding)
         return Footprint(peak, decoding, max(0, room // peak), 0 if room < peak else 1 + beside)
 
-    own = footprint(num_kept)
+    own = footprint(cached_layers(config, facts.num_layers, num_kept))
     if not own.max_batch:
         raise UsageError(
             f"expected memory= above the {weights / 2**20:,.1f} MiB of the weights and {own.sequence_bytes / 2**20:,.1f} MiB "
             f"of one sequence, got {budget / 2**20:,.1f} MiB"
         )
     return MemoryPlan(budget, weights, prompt, new, own, footprint(facts.num_layers))
+
+
+def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
+    """The layers whose keys and values stay after the prompt: all of them where every layer checks drafts."""
+    return num_layers if config.decoding.draft_tokens else num_kept
 
 
 def parse_bytes(text: str) -> int:

@@ -88,11 +88,14 @@ COLUMNS = (
     Column("decode\nloss", _number("decode_loss"), "decode_loss"),
     Column("decode\ntok/s", _number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
     Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=16),
+    Column("accept-\nance", _number("acceptance_rate"), "acceptance_rate"),
+    Column("tokens\na check", _number("mean_accepted_length"), "mean_accepted_length", leaves=10),
     Column("KV\nkept", _kv_share, "prompt_kv_bytes", leaves=14),
 )
 # What tells the rows of one folder apart; shown only where it varies.
 AXES = (
-    *("model", "task", "pair", "dataset", "strategy_options", "decoding", "batch_size", "prompt_layers", "ratio_basis"),
+    *("model", "task", "pair", "dataset", "strategy_options", "decoding", "draft_tokens", "batch_size"),
+    *("prompt_layers", "ratio_basis"),
     *("num_examples", "chat", "engine", "quantization", "dtype", "device", "seed"),
 )
 # Axes that follow from others, as a dtype from a model, leave a narrow table before any number does.
@@ -112,7 +115,7 @@ CSV_KEYS = (
     *("end_to_end_speedup", "decode_tokens_per_second", "total_tokens_per_second", "prefill_seconds"),
     *("time_to_first_token_seconds", "time_per_output_token_seconds", "prompt_kv_bytes", "kept_kv_bytes", "peak_memory_bytes"),
     *("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "comet", "bertscore"),
-    *("decode_loss", "length_ratio", "sources_cut", "evaluated_batch_size"),
+    *("decode_loss", "acceptance_rate", "mean_accepted_length", "length_ratio", "sources_cut", "evaluated_batch_size"),
     *("device", "dtype", "quantization", "training", "seed", "finished_at"),
 )
 STARS = "* differs from full (paired bootstrap, p < 0.05)"
