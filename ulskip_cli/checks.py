@@ -21,6 +21,25 @@ def check_run(config: Config) -> None:
     _check_options(config)
 
 
+def check_bench(config: Config) -> None:
+    """Refuse a bench that cannot work; its task is not looked at.
+
+    Raises:
+        UsageError: names what cannot.
+    """
+    speed, context = config.speed, _check_schedule(config).context
+    if not speed.enabled:
+        raise UsageError("speed.enabled=false is for `ulskip run`; a bench measures nothing else")
+    if not config.baseline:
+        raise UsageError("baseline=false is for `ulskip run`; a bench compares with the full model")
+    if context is not None and speed.prompt_tokens + speed.new_tokens > context:
+        raise UsageError(
+            f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
+            f"got {speed.prompt_tokens} + {speed.new_tokens}"
+        )
+    _check_options(config)
+
+
 def check_training(config: TrainingConfig) -> None:
     """Refuse a training that cannot work.
 

@@ -120,6 +120,34 @@ def sweep(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Js
 
 
 @app.command()
+def bench(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3 batch_size=1,8; always anew."""
+    from ulskip_cli import checks, grid
+    from ulskip_cli.results import ResultsFolder
+    from ulskip_cli.sweep import points
+
+    chosen = points(overrides or [], config_dir, preset="bench")
+    for point in chosen:
+        checks.check_bench(point)
+
+    def start(progress: "Progress") -> grid.RunPoint:
+        from ulskip_cli.bench import Bench
+        from ulskip_cli.experiment import Session
+
+        return Bench(Session(progress)).run_point
+
+    outcome = grid.run(chosen, start)
+    from ulskip_cli.report import bench as report
+    from ulskip_cli.report import table
+
+    if outcome.rows:
+        for folder in {folder.path: folder for folder in map(ResultsFolder.of, chosen)}.values():
+            table.write_tables(folder)
+            report.write_bench_report(folder)
+    _show(outcome, outcome.told() if as_json else None, chosen[-1], report.terminal)
+
+
+@app.command()
 def train(
     overrides: TrainOverrides = None,
     config_dir: ConfigDir = None,

@@ -28,6 +28,8 @@ from ulskip_cli.schema import Config
 from ulskip_cli.tasks import Task
 from ulskip_cli.tasks.examples import Example
 
+Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prompt_len]
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -159,44 +161,81 @@ def evaluate(
 
 
 def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Config, progress: Progress) -> Row:
-    """Time full and strategy in pairs; row keys of speed. A batch that does not fit into memory is halved."""
-    speed = config.speed
-    total = speed.warmup + speed.pairs
+    """Time full and strategy in pairs on a task's prompts; row keys of speed."""
     size = BatchSize(config.batch_size)
 
-    def measured(count: int) -> PairedSpeed:
-        prompts = timed_prompts(work, count, total, full.model, config)
-        timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
-        return measure_pairs(full, strategy, prompts, config.decoding, speed, work.pad, timed)
+    def prompts(batch_size: int, count: int) -> list[Batch]:
+        return timed_prompts(work, batch_size, count, full.model, config)
 
-    pairs = fitting(size, measured)
-    steps = speed.new_tokens - 1
-    row = {
-        **pairs.row(),
-        "timed_batch_size": size.used,
-        "prefill_seconds": median(output.prefill_seconds for output in pairs.strategy),
-        "time_to_first_token_seconds": median(output.first_token_seconds for output in pairs.strategy),
-        "time_per_output_token_seconds": median(output.decode_seconds / steps for output in pairs.strategy),
-        "prompt_kv_bytes": max(output.prompt_kv_bytes for output in pairs.strategy),
-        "kept_kv_bytes": max(output.kept_kv_bytes for output in pairs.strategy),
-    }
+    pairs = time_pairs(full, strategy, prompts, size, config, work.pad, progress)
+    row = speed_row(pairs, size)
     return {**row, **throughput(pairs.strategy, "timed pairs")} if work.encoded is None else row
 
 
-def timed_prompts(
-    work: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config
-) -> list[tuple[Tensor, Tensor]]:
+def time_pairs(
+    full: Decoder,
+    strategy: Decoder,
+    prompts: Callable[[int, int], list[Batch]],
+    size: BatchSize,
+    config: Config,
+    pad: int,
+    progress: Progress,
+) -> PairedSpeed:
+    """Time full and strategy in pairs. A batch that does not fit into memory is halved.
+
+    Args:
+        full: every layer.
+        strategy: the schedule under test.
+        prompts: makes batches, given their size and number.
+        size: sequences at once; changed where it is too large.
+        config: decoding, and how speed is measured.
+        pad: padding id.
+        progress: who watches.
+    """
+    total = config.speed.warmup + config.speed.pairs
+
+    def measured(count: int) -> PairedSpeed:
+        batches = prompts(count, total)
+        timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
+        return measure_pairs(full, strategy, batches, config.decoding, config.speed, pad, timed)
+
+    return fitting(size, measured)
+
+
+def speed_row(pairs: PairedSpeed, size: BatchSize) -> Row:
+    """Row keys of timed pairs."""
+    timed = pairs.strategy
+    return {
+        **pairs.row(),
+        "timed_batch_size": size.used,
+        "prefill_seconds": median(output.prefill_seconds for output in timed),
+        "time_to_first_token_seconds": median(output.first_token_seconds for output in timed),
+        "time_per_output_token_seconds": median(output.step_seconds for output in timed),
+        "prompt_kv_bytes": max(output.prompt_kv_bytes for output in timed),
+        "kept_kv_bytes": max(output.kept_kv_bytes for output in timed),
+    }
+
+
+def timed_prompts(work: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config) -> list[Batch]:
     """Batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
     if work.encoded is None:
-        return _random_batches(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
+        return random_prompts(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
     ends = [prompt if work.timed_room is None else prompt[-work.timed_room :] for prompt in work.prompts]
     return prompt_batches(ends, work.pad, batch_size, count)
 
 
-def prompt_batches(prompts: Sequence[list[int]], pad: int, batch_size: int, count: int) -> list[tuple[Tensor, Tensor]]:
+def prompt_batches(prompts: Sequence[list[int]], pad: int, batch_size: int, count: int) -> list[Batch]:
     """`count` batches of the task's own prompts, all of `batch_size`, the prompts used in turn."""
     starts = range(0, count * batch_size, batch_size)
     return [padded([prompts[i % len(prompts)] for i in range(at, at + batch_size)], pad, left=True) for at in starts]
+
+
+def random_prompts(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[Batch]:
+    """`count` batches of random prompts for a model, each of `shape`, [batch, prompt_len]."""
+    generator = torch.Generator().manual_seed(seed)
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
+    return [(batch, torch.ones_like(batch)) for batch in ids]
 
 
 def adjustments(row: Row) -> list[str]:
@@ -229,14 +268,6 @@ def _rate(tell: Tell) -> Any:
     """Tell prompts done, with tokens/s beside them."""
     began = time.monotonic()
     return lambda done, tokens: tell(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
-
-
-def _random_batches(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Random prompts, for weights without a tokenizer."""
-    generator = torch.Generator().manual_seed(seed)
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
-    return [(batch, torch.ones_like(batch)) for batch in ids]
 
 
 def throughput(outputs: Sequence[BatchOutput], source: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from ulskip_cli import environment
 from ulskip_cli.config import baseline_of, instantiate, resolved
 from ulskip_cli.cost import LatencyFit
-from ulskip_cli.evaluation import Evaluation, Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
+from ulskip_cli.evaluation import Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
 from ulskip_cli.generation.calibrate import ROUNDS, WARM_UP, calibrate
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.models.facts import describe
@@ -121,13 +121,13 @@ def _measure_point(
         speed = measure_speed(full, decoder, work, config, progress)
     engine, reason = decoder.engine(config.decoding)
     row = {
-        **_identity(config, plan, work, point, full_id),
+        **identity_row(config, plan, work, point, full_id),
         "engine": engine,
         "engine_reason": reason,
         "latency_fit": latency and latency.told(plan.num_kept),
         **evaluation.row,
         **speed,
-        **_provenance(config, plan, loaded, evaluation),
+        **provenance_row(config, plan, loaded, len(evaluation.generations)),
     }
     if row["trained_for_these_layers"] is False and not plan.keeps_all:
         kept = f"{plan.strategy} with {len(plan.kept_layers)} of {plan.num_layers} layers"
@@ -139,20 +139,20 @@ def _measure_point(
     return row
 
 
-def _identity(config: Config, plan: Plan, work: Workload, point: str, full_id: str | None) -> Row:
-    """What was run."""
+def identity_row(config: Config, plan: Plan, work: Workload | None, point: str, full_id: str | None) -> Row:
+    """What was run; without work there is no task."""
     return {
         "row_version": ROW_VERSION,
         "id": point,
         "baseline_id": full_id,
         "experiment": config.name,
         "model": config.model.path if config.model.source in ("hf", "random") else config.model.name,
-        "task": config.task["name"],
-        "dataset": work.task.data,
-        "pair": config.task.get("pair"),
+        "task": work and config.task["name"],
+        "dataset": work and work.task.data,
+        "pair": work and config.task.get("pair"),
         "strategy": plan.strategy,
         "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
-        "chat": work.chat,
+        "chat": work and work.chat,
         "decoding": config.decoding.name,
         "batch_size": config.batch_size,
         "ratio_basis": config.ratio_basis,
@@ -167,7 +167,7 @@ def _identity(config: Config, plan: Plan, work: Workload, point: str, full_id: s
     }
 
 
-def _provenance(config: Config, plan: Plan, loaded: LoadedModel, evaluation: Evaluation) -> Row:
+def provenance_row(config: Config, plan: Plan, loaded: LoadedModel, num_examples: int) -> Row:
     """What the result depends on."""
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -178,7 +178,7 @@ def _provenance(config: Config, plan: Plan, loaded: LoadedModel, evaluation: Eva
         "trained_for": loaded.notes["trained_for"],
         "trained_for_these_layers": _is_trained_for(loaded.notes["trained_for"], plan),
         "seed": config.seed,
-        "num_examples": len(evaluation.generations),
+        "num_examples": num_examples,
         "environment": {**environment.code(), **environment.machine(str(loaded.model.device))},
         "config": resolved(config),
     }

@@ -14,7 +14,10 @@ class Progress(Protocol):
     """Somebody who watches."""
 
     def phase(self, label: str, total: int) -> Tell:
-        """Announce a stretch of work; the returned function takes how much of `total` is done."""
+        """Announce a stretch of work; the returned function takes how much of `total` is done.
+
+        It lasts until the next is announced. A total of 0 is a short stretch that nobody needs to see.
+        """
 
 
 class Silent:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 from reference import NUM_LAYERS, random_ids
 
@@ -33,3 +35,18 @@ def test_both_sides_generate_the_same_number_of_tokens(llama):
     assert done == [1, 2, 3, 4]
     assert [[len(ids) for ids in o.token_ids] for o in pairs.full + pairs.strategy] == [[4, 4]] * 6
     assert all(full.kept_kv_bytes == 2 * half.kept_kv_bytes for full, half in zip(pairs.full, pairs.strategy, strict=True))
+
+
+def test_compiling_in_the_warm_up_is_counted(llama, monkeypatch):
+    facts = ModelFacts(NUM_LAYERS, None, None)
+    full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    generate = Decoder.generate
+
+    def compiled(self, *args, **options):
+        return replace(generate(self, *args, **options), compile_seconds=5.0 if self is half else 9.0)
+
+    monkeypatch.setattr(Decoder, "generate", compiled)
+    ids = random_ids(2, 5)
+    speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
+    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], DecodingConfig(name="greedy"), speed, 0)
+    assert pairs.compile_seconds == 10.0

@@ -104,6 +104,11 @@ class BatchOutput:
         return sum(max(0, len(ids) - 1) for ids in self.token_ids)
 
     @property
+    def step_seconds(self) -> float:
+        """Of one decode step; there is one less than tokens of the longest sequence."""
+        return self.decode_seconds / max(1, max(map(len, self.token_ids)) - 1)
+
+    @property
     def total_seconds(self) -> float:
         """From the call to the last token."""
         return self.first_token_seconds + self.decode_seconds
