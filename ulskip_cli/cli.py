@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ulskip_cli import grid
-    from ulskip_cli.progress import Progress
+    from ulskip_cli.progress import Progress, Stopwatch
     from ulskip_cli.results import Row
 
 app = typer.Typer(
@@ -95,28 +96,33 @@ def run(
     config_dir: ConfigDir = None,
     as_json: Json = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of the run went.")] = False,
 ) -> None:
     """Measure quality and speed of one strategy on one model and task, beside the full model."""
-    from ulskip_cli import checks
+    from ulskip_cli import checks, environment
+    from ulskip_cli.progress import Stopwatch
 
+    watch = Stopwatch("start", time.monotonic() - environment.process_seconds())
+    watch.phase("compose and check", 0)
     chosen = config.compose(overrides or [], config_dir)
     if print_config:
         print(config.to_yaml(chosen), end="")
         return
     checks.check_run(chosen)
-    _execute([chosen], as_json, redo=True)
+    _execute([chosen], as_json, redo=True, watch=watch, profile=profile)
 
 
 @app.command()
 def sweep(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; finished points are not run again."""
     from ulskip_cli import checks
+    from ulskip_cli.progress import Stopwatch
     from ulskip_cli.sweep import points
 
     chosen = points(overrides or [], config_dir)
     for point in chosen:
         checks.check_run(point)
-    _execute(chosen, as_json, redo=False)
+    _execute(chosen, as_json, redo=False, watch=Stopwatch("start"))
 
 
 @app.command()
@@ -286,16 +292,18 @@ def env(as_json: Json = False) -> None:
         print(f"{key:<{width}}  {value}")
 
 
-def _execute(points: Sequence[Config], as_json: bool, redo: bool) -> None:
+def _execute(points: Sequence[Config], as_json: bool, redo: bool, watch: "Stopwatch", profile: bool = False) -> None:
     """Run points, show the table, say where everything is; exit code 1 if a point failed."""
     from ulskip_cli import grid
     from ulskip_cli.report import table
     from ulskip_cli.results import ResultsFolder
 
     def start(progress: "Progress") -> grid.RunPoint:
+        watch.inner = progress
+        watch.phase("imports", 0)
         from ulskip_cli.experiment import Session, finished_rows, run_point
 
-        session = Session(progress)
+        session = Session(watch)
 
         def run_one(point: Config) -> "list[Row]":
             rows = ([] if redo else finished_rows(point)) or run_point(point, session)
@@ -305,11 +313,18 @@ def _execute(points: Sequence[Config], as_json: bool, redo: bool) -> None:
         return run_one
 
     outcome = grid.run(points, start)
+    watch.stop()
     if len(points) > 1 and outcome.rows:
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(ResultsFolder.of(points[-1]))
-    _show(outcome, outcome.told() if as_json else None, points[-1], lambda rows, width: [table.terminal(rows, width)])
+    told = outcome.told()
+    if profile:
+        from ulskip_cli.report import profile as report
+
+        told = {**told, "profile": watch.seconds}
+        Console(stderr=True).print(report.terminal(watch.seconds))
+    _show(outcome, told if as_json else None, points[-1], lambda rows, width: [table.terminal(rows, width)])
 
 
 def _show(

@@ -126,6 +126,7 @@ def evaluate(
         (batch,) = prompt_batches(work.prompts, work.pad, count, 1)
         decoder.generate(*batch, config.decoding, work.pad, forced_length=2)
 
+    progress.phase(f"{name}: warm up", 0)
     fitting(size, warm_up)
     rows: list[Row] = [{} for _ in examples]
     outputs: list[BatchOutput] = []
@@ -135,6 +136,7 @@ def evaluate(
             outputs.append(output)
             for position, ids, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
                 rows[position] = _generation(decoder, task, examples[position], ids, hit, config.decoding.stop)
+    progress.phase(f"{name}: metrics", 0)
     keep(rows)
     answers = Answers(
         [row["hypothesis"] for row in rows],

@@ -71,6 +71,7 @@ def run_point(config: Config, session: Session) -> list[Row]:
     Raises:
         UsageError: before any weight is loaded, where the request cannot be served.
     """
+    session.progress.phase("encode", 0)
     task: Task = instantiate(config.task, "task")
     examples = task.examples()[: config.limit]
     folder = ResultsFolder.of(config)
@@ -120,6 +121,7 @@ def _measure_point(
         full = decoder if alone else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
         speed = measure_speed(full, decoder, work, config, progress)
     engine, reason = decoder.engine(config.decoding)
+    progress.phase("write", 0)
     row = {
         **identity_row(config, plan, work, point, full_id),
         "engine": engine,
