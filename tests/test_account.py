@@ -7,13 +7,18 @@ WEIGHTS, PARAMETERS = WeightBytes(100, (10, 20, 30)), WeightBytes(50, (5, 10, 15
 
 
 def test_a_step_reads_head_kept_layers_and_the_cache_of_every_sequence():
-    work = StepWork.of(WEIGHTS, PARAMETERS, (0, 2), kv_bytes=7.0, batch_size=3)
+    work = StepWork.of(WEIGHTS, PARAMETERS, {0: 1.0, 2: 1.0}, kv_bytes=7.0, batch_size=3)
     assert work.bytes == 100 + 10 + 30 + 3 * 7
     assert work.flops == 2 * 3 * (50 + 5 + 15)
 
 
+def test_a_layer_that_half_of_the_steps_run_counts_half():
+    work = StepWork.of(WEIGHTS, PARAMETERS, {0: 1.0, 1: 0.5}, kv_bytes=0.0, batch_size=1)
+    assert (work.bytes, work.flops) == (100 + 10 + 10, 2 * (50 + 5 + 5))
+
+
 def test_what_is_unknown_stays_unknown():
-    assert StepWork.of(None, None, (0, 2), 7.0, 3) == StepWork(None, None)
+    assert StepWork.of(None, None, {0: 1.0}, 7.0, 3) == StepWork(None, None)
 
 
 def test_the_slope_between_two_depths_is_a_layers_cost():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from ulskip_cli.bench import Bench
 from ulskip_cli.config import compose
 from ulskip_cli.cost import LatencyFit
 from ulskip_cli.experiment import Session
+from ulskip_cli.models.facts import ModelFacts
+from ulskip_cli.plan import make_plan
 
 QUICK = ["speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3", "speed.prompt_tokens=5", "batch_size=2"]
 SHAPE = {
@@ -70,6 +73,16 @@ def test_work_and_shares_are_exact(bench, point):
         assert side["account"]["step_seconds"] == pytest.approx(step, rel=0.01)
         assert side["bandwidth_share"] == pytest.approx(side["step_bytes"] / side["account"]["step_seconds"] / 1e9)
         assert side["flop_share"] == pytest.approx(side["step_flops"] / side["account"]["step_seconds"] / 1e10)
+
+
+def test_a_layer_counts_in_the_steps_that_run_it():
+    from ulskip_cli.bench import _runs
+    from ulskip_cli.plan import Stage
+
+    plan = make_plan(compose(["ratio=2"]), ModelFacts(6, None, None))
+    assert _runs(plan, 4) == {0: 1.0, 2: 1.0, 5: 1.0}
+    assert _runs(replace(plan, later_stages=(Stage(1, (0, 5)),)), 4) == {0: 1.0, 2: 0.25, 5: 1.0}
+    assert _runs(replace(plan, later_stages=(Stage(9, (0, 5)),)), 4) == {0: 1.0, 2: 1.0, 5: 1.0}
 
 
 def test_the_account_splits_both_steps_by_one_slope(bench, point):

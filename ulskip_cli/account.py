@@ -1,6 +1,6 @@
 """What a decode step has to do, how near it comes to what the machine can do, and where its time goes. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ulskip_cli.cost import WeightBytes
@@ -21,20 +21,25 @@ class StepWork:
 
     @classmethod
     def of(
-        cls, weights: WeightBytes | None, parameters: WeightBytes | None, kept: Sequence[int], kv_bytes: float, batch_size: int
+        cls,
+        weights: WeightBytes | None,
+        parameters: WeightBytes | None,
+        runs: Mapping[int, float],
+        kv_bytes: float,
+        batch_size: int,
     ) -> "StepWork":
         """Add it up.
 
         Args:
             weights: bytes by layer.
             parameters: their number by layer.
-            kept: the layers that a step runs.
-            kv_bytes: keys and values of one sequence in the kept layers, halfway.
+            runs: by layer, the share of steps that run it.
+            kv_bytes: keys and values of one sequence in those layers, halfway.
             batch_size: sequences.
         """
         return cls(
-            bytes=None if weights is None else round(_sum(weights, kept) + batch_size * kv_bytes),
-            flops=None if parameters is None else 2 * batch_size * _sum(parameters, kept),
+            bytes=None if weights is None else round(_sum(weights, runs) + batch_size * kv_bytes),
+            flops=None if parameters is None else round(2 * batch_size * _sum(parameters, runs)),
         )
 
 
@@ -67,7 +72,7 @@ class Account:
         }
 
 
-def layer_seconds(full_seconds: float, strategy_seconds: float, num_layers: int, num_kept: float) -> float | None:
+def layer_seconds(full_seconds: float, strategy_seconds: float, num_layers: float, num_kept: float) -> float | None:
     """What one layer adds to a step: the slope between two depths; None where they are the same.
 
     >>> layer_seconds(7.0, 4.0, 6, 3)
@@ -76,5 +81,5 @@ def layer_seconds(full_seconds: float, strategy_seconds: float, num_layers: int,
     return None if num_kept == num_layers else (full_seconds - strategy_seconds) / (num_layers - num_kept)
 
 
-def _sum(sizes: WeightBytes, kept: Sequence[int]) -> int:
-    return sizes.head + sum(sizes.layers[i] for i in kept)
+def _sum(sizes: WeightBytes, runs: Mapping[int, float]) -> float:
+    return sizes.head + sum(share * sizes.layers[layer] for layer, share in runs.items())

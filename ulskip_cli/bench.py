@@ -120,13 +120,14 @@ def _prompts(loaded: LoadedModel, config: Config, batch_size: int, count: int) -
 def _sides(pairs: PairedSpeed, plan: Plan, loaded: LoadedModel, limits: Ceilings, heads: Sequence[float]) -> Row:
     """Row keys of the strategy's side, and those of the full model's under `full`."""
     parameters = _parameters(loaded)
-    depths = plan.num_layers, plan.num_layers / plan.layer_ratio
-    kept = range(plan.num_layers), plan.kept_layers
+    runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, len(pairs.strategy[0].token_ids[0]) - 1)
+    depths = [sum(shares.values()) for shares in runs]
     seconds = [median(output.step_seconds for output in outputs) for outputs in (pairs.full, pairs.strategy)]
-    per_layer = layer_seconds(seconds[0], seconds[1], *depths)
+    per_layer = layer_seconds(seconds[0], seconds[1], depths[0], depths[1])
     sides = []
     for i, outputs in enumerate((pairs.full, pairs.strategy)):
-        work = StepWork.of(loaded.facts.weights, parameters, kept[i], _kv_bytes(outputs[0]), len(outputs[0].token_ids))
+        kv_bytes = _kv_bytes(outputs[0]) * depths[i] / (plan.num_kept if i else plan.num_layers)
+        work = StepWork.of(loaded.facts.weights, parameters, runs[i], kv_bytes, len(outputs[0].token_ids))
         told = Account(seconds[i], heads[i], None if per_layer is None else per_layer * depths[i])
         sides.append({**throughput(outputs, "timed pairs"), **_shares(work, seconds[i], limits), "account": told.row()})
     return {**sides[1], "full": sides[0]}
@@ -142,8 +143,18 @@ def _shares(work: StepWork, seconds: float, limits: Ceilings) -> Row:
     }
 
 
+def _runs(plan: Plan, steps: int) -> dict[int, float]:
+    """By layer, the share of decode steps that run it."""
+    ends = [*(stage.first_step for stage in plan.later_stages), steps]
+    shares: dict[int, float] = {}
+    for stage, end in zip(plan.stages, ends, strict=True):
+        share = max(0, min(end, steps) - stage.first_step) / steps
+        shares = {layer: shares.get(layer, 0.0) + share * (layer in stage.kept_layers) for layer in plan.kept_layers}
+    return shares
+
+
 def _kv_bytes(output: BatchOutput) -> float:
-    """Of one sequence, halfway through its new tokens."""
+    """Of one sequence in the layers that it began with, halfway through its new tokens."""
     batch_size = len(output.token_ids)
     middle = output.prompt_tokens / batch_size + len(output.token_ids[0]) / 2
     return output.kept_kv_bytes / output.prompt_tokens * middle
