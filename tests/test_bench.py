@@ -161,12 +161,13 @@ def test_a_batch_that_does_not_fit_is_halved(bench, point, monkeypatch):
 
 
 def test_a_target_by_the_clock_is_calibrated_at_the_batch_size(bench, point, monkeypatch):
-    from ulskip_cli import bench as module
+    from ulskip_cli import experiment
 
     prompts = []
     line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
-    monkeypatch.setattr(module, "calibrate", lambda *args: prompts.append(args[2][0][0].shape) or line)
+    monkeypatch.setattr(experiment, "calibrate", lambda *args: prompts.append(args[2][0][0].shape) or line)
     (row,) = bench.run_point(point("ratio=1.7", "ratio_basis=latency"))
     assert len(row["kept_layers"]) == 3
     assert row["latency_fit"]["speedup"] == 7 / 4
+    bench.run_point(point("ratio=1.3", "ratio_basis=latency"))
     assert prompts == [(2, 5)]

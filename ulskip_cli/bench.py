@@ -10,11 +10,10 @@ from ulskip_cli import ceilings
 from ulskip_cli.account import Account, StepWork, layer_seconds
 from ulskip_cli.ceilings import Ceilings
 from ulskip_cli.config import baseline_of
-from ulskip_cli.cost import LatencyFit, WeightBytes, weight_bytes
-from ulskip_cli.evaluation import Batch, adjustments, random_prompts, speed_row, throughput, time_pairs
+from ulskip_cli.cost import WeightBytes, weight_bytes
+from ulskip_cli.evaluation import Workload, adjustments, speed_row, throughput, time_pairs
 from ulskip_cli.experiment import Session, identity_row, provenance_row
-from ulskip_cli.generation.batches import BatchSize, fitting
-from ulskip_cli.generation.calibrate import ROUNDS, WARM_UP, calibrate
+from ulskip_cli.generation.batches import BatchSize
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.head import head_seconds
 from ulskip_cli.generation.output import BatchOutput
@@ -24,7 +23,7 @@ from ulskip_cli.plan import Plan, make_plan
 from ulskip_cli.results import ResultsFolder, Row, point_id
 from ulskip_cli.schema import Config
 
-PAD = 0  # no prompt is padded: all have one length
+RANDOM = Workload(None, (), None, 0, None)  # no prompt is padded: all have one length
 
 
 @dataclass
@@ -45,20 +44,16 @@ class Bench:
         loaded = self._model(config)
         limits = self._measured_ceilings(loaded)
         size = BatchSize(config.batch_size)
-        latency = self._latency(config, loaded, size) if config.ratio_basis == "latency" else None
+        latency = self.session.latency(config, loaded, RANDOM) if config.ratio_basis == "latency" else None
         plan = make_plan(config, loaded.facts, latency)
         strategy = Decoder(loaded.model, plan)
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
-
-        def prompts(batch_size: int, count: int) -> list[Batch]:
-            return _prompts(loaded, config, batch_size, count)
-
-        pairs = time_pairs(full, strategy, prompts, size, config, PAD, self.session.progress)
+        pairs = time_pairs(full, strategy, RANDOM, size, config, self.session.progress)
         engine, reason = strategy.engine(config.decoding)
         self.session.progress.phase(f"{plan.strategy}: account", 0)
         heads = [head_seconds(decoder, engine, size.used) for decoder in (full, strategy)]
         row = {
-            **identity_row(config, plan, None, point_id(config, []), None),
+            **identity_row(config, plan, RANDOM, point_id(config, []), None),
             "timed_prompt_tokens": config.speed.prompt_tokens,
             "timed_new_tokens": config.speed.new_tokens,
             "engine": engine,
@@ -98,23 +93,9 @@ class Bench:
             self._ceilings[key] = ceilings.measure(device, dtype)
         return self._ceilings[key]
 
-    def _latency(self, config: Config, loaded: LoadedModel, size: BatchSize) -> LatencyFit:
-        """What layers cost at this batch size, for a target that is met by the clock."""
-
-        def timed(count: int) -> LatencyFit:
-            told = self.session.progress.phase("calibrate", WARM_UP + ROUNDS)
-            prompts = _prompts(loaded, config, count, WARM_UP + ROUNDS)
-            return calibrate(loaded.model, loaded.facts.num_layers, prompts, config.decoding, PAD, told)
-
-        return fitting(size, timed)
-
 
 def _key(config: Config) -> str:
     return f"{config.model} {config.seed}"
-
-
-def _prompts(loaded: LoadedModel, config: Config, batch_size: int, count: int) -> list[Batch]:
-    return random_prompts(loaded.model, (batch_size, config.speed.prompt_tokens), count, config.seed)
 
 
 def _sides(pairs: PairedSpeed, plan: Plan, loaded: LoadedModel, limits: Ceilings, heads: Sequence[float]) -> Row:

@@ -33,10 +33,10 @@ Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prom
 
 @dataclass(frozen=True)
 class Workload:
-    """A task's examples as one model reads them.
+    """A task's examples as one model reads them; without a task, random prompts to time.
 
     Attributes:
-        task: makes prompts and scores answers.
+        task: makes prompts and scores answers; None for a bench.
         examples: in the task's order.
         encoded: their token ids, in the same order; None for random weights, whose answers mean nothing.
         pad: padding id.
@@ -44,7 +44,7 @@ class Workload:
         timed_room: positions that the timed pairs leave for a prompt, whose end is what they read; None: no limit.
     """
 
-    task: Task
+    task: Task | None
     examples: Sequence[Example]
     encoded: list[Encoded] | None
     pad: int
@@ -113,7 +113,7 @@ def evaluate(
         progress: who watches.
         keep: takes what was generated before it is scored, which may fail.
     """
-    if work.encoded is None:
+    if work.encoded is None or work.task is None:
         return Evaluation({}, [])
     name, examples, task = config.strategy["name"], work.examples, work.task
     if full_hypotheses is not None and len(full_hypotheses) != len(examples):
@@ -163,43 +163,23 @@ def evaluate(
 
 
 def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Config, progress: Progress) -> Row:
-    """Time full and strategy in pairs on a task's prompts; row keys of speed."""
+    """Time full and strategy in pairs; row keys of speed."""
     size = BatchSize(config.batch_size)
-
-    def prompts(batch_size: int, count: int) -> list[Batch]:
-        return timed_prompts(work, batch_size, count, full.model, config)
-
-    pairs = time_pairs(full, strategy, prompts, size, config, work.pad, progress)
+    pairs = time_pairs(full, strategy, work, size, config, progress)
     row = speed_row(pairs, size)
     return {**row, **throughput(pairs.strategy, "timed pairs")} if work.encoded is None else row
 
 
 def time_pairs(
-    full: Decoder,
-    strategy: Decoder,
-    prompts: Callable[[int, int], list[Batch]],
-    size: BatchSize,
-    config: Config,
-    pad: int,
-    progress: Progress,
+    full: Decoder, strategy: Decoder, work: Workload, size: BatchSize, config: Config, progress: Progress
 ) -> PairedSpeed:
-    """Time full and strategy in pairs. A batch that does not fit into memory is halved.
-
-    Args:
-        full: every layer.
-        strategy: the schedule under test.
-        prompts: makes batches, given their size and number.
-        size: sequences at once; changed where it is too large.
-        config: decoding, and how speed is measured.
-        pad: padding id.
-        progress: who watches.
-    """
+    """Time full and strategy in pairs. A batch that does not fit into memory is halved, and `size` with it."""
     total = config.speed.warmup + config.speed.pairs
 
     def measured(count: int) -> PairedSpeed:
-        batches = prompts(count, total)
+        prompts = timed_prompts(work, count, total, full.model, config)
         timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
-        return measure_pairs(full, strategy, batches, config.decoding, config.speed, pad, timed)
+        return measure_pairs(full, strategy, prompts, config.decoding, config.speed, work.pad, timed)
 
     return fitting(size, measured)
 
@@ -221,7 +201,7 @@ def speed_row(pairs: PairedSpeed, size: BatchSize) -> Row:
 def timed_prompts(work: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config) -> list[Batch]:
     """Batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
     if work.encoded is None:
-        return random_prompts(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
+        return _random_prompts(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
     ends = [prompt if work.timed_room is None else prompt[-work.timed_room :] for prompt in work.prompts]
     return prompt_batches(ends, work.pad, batch_size, count)
 
@@ -230,14 +210,6 @@ def prompt_batches(prompts: Sequence[list[int]], pad: int, batch_size: int, coun
     """`count` batches of the task's own prompts, all of `batch_size`, the prompts used in turn."""
     starts = range(0, count * batch_size, batch_size)
     return [padded([prompts[i % len(prompts)] for i in range(at, at + batch_size)], pad, left=True) for at in starts]
-
-
-def random_prompts(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[Batch]:
-    """`count` batches of random prompts for a model, each of `shape`, [batch, prompt_len]."""
-    generator = torch.Generator().manual_seed(seed)
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
-    return [(batch, torch.ones_like(batch)) for batch in ids]
 
 
 def adjustments(row: Row) -> list[str]:
@@ -270,6 +242,14 @@ def _rate(tell: Tell) -> Any:
     """Tell prompts done, with tokens/s beside them."""
     began = time.monotonic()
     return lambda done, tokens: tell(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
+
+
+def _random_prompts(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[Batch]:
+    """Random prompts, each batch of `shape`, [batch, prompt_len]."""
+    generator = torch.Generator().manual_seed(seed)
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
+    return [(batch, torch.ones_like(batch)) for batch in ids]
 
 
 def throughput(outputs: Sequence[BatchOutput], source: str) -> dict[str, Any]:

@@ -141,20 +141,20 @@ def _measure_point(
     return row
 
 
-def identity_row(config: Config, plan: Plan, work: Workload | None, point: str, full_id: str | None) -> Row:
-    """What was run; without work there is no task."""
+def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id: str | None) -> Row:
+    """What was run."""
     return {
         "row_version": ROW_VERSION,
         "id": point,
         "baseline_id": full_id,
         "experiment": config.name,
         "model": config.model.path if config.model.source in ("hf", "random") else config.model.name,
-        "task": work and config.task["name"],
-        "dataset": work and work.task.data,
-        "pair": work and config.task.get("pair"),
+        "task": work.task and config.task["name"],
+        "dataset": work.task and work.task.data,
+        "pair": work.task and config.task.get("pair"),
         "strategy": plan.strategy,
         "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
-        "chat": work and work.chat,
+        "chat": work.chat,
         "decoding": config.decoding.name,
         "batch_size": config.batch_size,
         "ratio_basis": config.ratio_basis,

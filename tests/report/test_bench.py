@@ -48,13 +48,22 @@ def test_the_account_has_full_once_for_a_batch_and_engine():
     assert "head" in note
 
 
+def test_a_point_that_skips_nothing_is_not_shown_beside_the_full_side_of_a_pair():
+    parts = bench._parts([bench_row(1.0, strategy="full", strategy_options={}), bench_row(2.0)])
+    _, _, lines, columns = parts[1]
+    assert [column.title for column in columns[:4]] == ["batch", "engine", "strategy", "layers"]
+    assert [[column.show(line) for column in columns[2:5]] for line in lines] == [
+        ["full", "12/12", "40"],
+        ["unified", "6/12", "20"],
+    ]
+
+
 def test_what_is_not_known_is_a_dash():
-    row = bench_row(
-        1.0, strategy="full", bandwidth_share=None, account=ACCOUNT | {"layers_seconds": None, "other_seconds": None}
-    )
-    (*_, (_, _, lines, columns)) = bench._parts([row])
+    row = bench_row(1.0, strategy="full")
+    row["full"] |= {"bandwidth_share": None, "account": ACCOUNT | {"layers_seconds": None, "other_seconds": None}}
+    _, (_, _, lines, columns) = bench._parts([row])
     assert [[column.show(line) for column in columns] for line in lines] == [
-        ["1", "fast", "12/12", "20", "4", "–", "–", "–", "3%"]
+        ["1", "fast", "12/12", "20", "4", "–", "–", "–", "2%"]
     ]
 
 
@@ -72,7 +81,7 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     text = files[0].read_text()
     assert text.startswith("# tiny · greedy")
     assert "| 1 | fast | 6/12 | 2 | 1.80 | 1.90 | 1.88-1.92 | 100 | 200 | 50% |" in text
-    assert "Reached here at most (cpu, float32, 2 threads): 10.0 GB/s read, 200 GFLOP/s multiplied." in text
+    assert "here: 10.0 GB/s, and 200 GFLOP/s in a matrix product (cpu, float32, 2 threads)" in text
     assert "torch 2, transformers 5" in text
     assert "BLOOMZ-7B" in text
     for drawn in ("fast, batch 1", "transformers, batch 8", "fast, compiled, batch 1"):

@@ -13,7 +13,7 @@ from ulskip_cli.results import ResultsFolder, Row, write_whole
 FILE = "bench.md"
 MEASURED = (
     "measured: full over strategy, decode seconds, median of pairs; of bandwidth: bytes of weights, keys and values that a "
-    "step reads, over its time, as a share of what reading memory reaches here"
+    "step reads, over its time, as a share of what reading memory reaches here:"
 )
 ACCOUNT = (
     "milliseconds of a decode step: head is the final norm and output head timed alone, layers the slope between full and the "
@@ -73,8 +73,7 @@ def write_bench_report(folder: ResultsFolder) -> list[Path]:
     """
     rows = ordered([row for row in folder.rows() if "ceilings" in row])
     parts = [f"## {title}\n\n{table.grid(lines, columns)}\n\n{note}" for title, note, lines, columns in _parts(rows)]
-    where = "\n\n".join([table.provenance(rows), ceilings(rows)])
-    write_whole(folder.path / FILE, "\n\n".join([f"# {table.title(rows)}", *parts, where]) + "\n")
+    write_whole(folder.path / FILE, "\n\n".join([f"# {table.title(rows)}", *parts, table.provenance(rows)]) + "\n")
     labels = [decoded_by(row) for row in rows]
     skipping = [(row, label) for row, label in zip(rows, labels, strict=True) if row["layer_ratio"] > 1]
     drawn = measured_against_predicted(
@@ -94,23 +93,23 @@ def decoded_by(row: Row) -> str:
 
 
 def ceilings(rows: Sequence[Row]) -> str:
-    """A line on what was measured of every device, dtype and number of threads."""
+    """What was measured of every device, dtype and number of threads, in words."""
     lines = {}
     for row in rows:
         where = f"{row['device']}, {row['dtype']}, {row['environment']['threads']} threads"
         read, flops = row["ceilings"]["bytes_per_second"], row["ceilings"]["flops_per_second"]
-        lines[where] = f"Reached here at most ({where}): {read / 1e9:,.1f} GB/s read, {flops / 1e9:,.0f} GFLOP/s multiplied."
-    return "  \n".join(lines.values())
+        lines[where] = f"{read / 1e9:,.1f} GB/s, and {flops / 1e9:,.0f} GFLOP/s in a matrix product ({where})"
+    return "; ".join(lines.values())
 
 
 def _parts(rows: Sequence[Row]) -> list[tuple[str, str, list[Row], list[Column]]]:
     """Title, note, rows and columns of every table."""
     rows = ordered(rows)
     first = [Column("batch", text("batch_size"), "batch_size"), Column("engine", decoded_by, "engine")]
-    varying = [key for key in AXES if len({str(row[key]) for row in rows}) > 1]
+    varying = table.varying(rows, AXES)
     axes = [*first, *(Column(key.removeprefix("timed_").replace("_", "\n"), text(key), key) for key in varying)]
     parts = [
-        (f"Decoding speed: {_what(rows)}", MEASURED, rows, [*axes, *SPEED]),
+        (f"Decoding speed: {_what(rows)}", f"{MEASURED} {ceilings(rows)}", rows, [*axes, *SPEED]),
         ("Where the time of a step goes", ACCOUNT, _sides(rows), [*axes, *STEP]),
     ]
     beside = published.comparable(rows)
@@ -129,10 +128,10 @@ def _what(rows: Sequence[Row]) -> str:
 def _sides(rows: Sequence[Row]) -> list[Row]:
     """Both sides of every row, the full one once for a batch size and engine."""
     sides: dict[str, Row] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["layer_ratio"] == 1):  # the full side of a pair knows its layers' time
         shared = str([row["batch_size"], decoded_by(row), *(row[key] for key in AXES if not key.startswith("strategy"))])
-        full = {**row, **row["full"], "kept_layers": range(row["num_layers"]), "strategy": "full", "strategy_options": {}}
+        shape = {"kept_layers": range(row["num_layers"]), "layer_ratio": 1.0, "strategy": "full", "strategy_options": {}}
+        sides.setdefault(shared, {**row, **row["full"], **shape})
         if row["layer_ratio"] > 1:
-            sides.setdefault(shared, full)
-        sides[row["id"]] = row
-    return list(sides.values())
+            sides[row["id"]] = row
+    return ordered(list(sides.values()))

@@ -119,12 +119,17 @@ MEASURED = "measured: full over strategy, decode seconds, median of pairs"
 
 def columns_for(rows: Sequence[Row]) -> list[Column]:
     """The columns that have something to say about these rows."""
-    varying = [key for key in AXES if len({str(row.get(key)) for row in rows if key in row}) > 1]
-    if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
-        varying = [key for key in varying if key != "strategy_options"]  # each strategy has one set of options
-    axes = [Column(key.replace("_", "\n"), text(key), key, _AXES_LEAVE.get(key, 0)) for key in varying]
+    axes = [Column(key.replace("_", "\n"), text(key), key, _AXES_LEAVE.get(key, 0)) for key in varying(rows, AXES)]
     shown = [column for column in COLUMNS if any(row.get(column.needs) is not None for row in rows)]
     return [*shown[:1], *axes, *shown[1:]]
+
+
+def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """The axes in which rows differ; options only where one strategy has several sets of them."""
+    found = [key for key in axes if len({str(row.get(key)) for row in rows if key in row}) > 1]
+    if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
+        found = [key for key in found if key != "strategy_options"]
+    return found
 
 
 def terminal(rows: Sequence[Row], width: int) -> Table:
