@@ -45,6 +45,22 @@ def test_json_is_the_last_line_of_standard_output(ulskip, overrides):
     assert keys <= set(row)
 
 
+def test_a_profile_says_where_the_time_went(ulskip, overrides, tmp_path):
+    code, out, err = ulskip("run", "--profile", "--json", *overrides)
+    row = json.loads(out.splitlines()[-1])
+    phases = ["start", "compose and check", "imports", "encode", f"load {row['config']['model']['name']}"]
+    for name in ("full", "unified"):
+        phases += [f"{name}: {what}" for what in ("warm up", "generate", "metrics", "decode loss", "timed pairs")]
+    assert code == 0
+    assert sorted(row["profile"]) == sorted([*phases, "write"])
+    assert all(f"  {phase} " in err for phase in [*phases, "all"])
+    assert "besides Python's start" in err
+    stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
+    assert stored[-1] == {key: value for key, value in row.items() if key != "profile"}
+    code, out, err = ulskip("run", *overrides)
+    assert "start" not in out + err
+
+
 def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
     grid = ["strategy=full,unified,top_skip", "ratio=2,3", *overrides]
     assert ulskip("sweep", *grid)[0] == 0
@@ -71,6 +87,40 @@ def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
     code, out, err = ulskip("sweep", "ratio=2,3", *overrides)
     assert (code, len(err.splitlines()[-1:])) == (1, 1)
     assert "3.00" in out
+    assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
+
+
+def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, tmp_path):
+    arguments = ["bench", "ratio=2", "batch_size=1,2", *overrides, "speed.prompt_tokens=4"]
+    code, out, err = ulskip(*arguments)
+    assert code == 0
+    for part in ("transformers", "fast", "3/6", "Where the time of a step goes", f"written to {tmp_path / 'bench'}/"):
+        assert part in out
+    assert "[1/4] ceilings" in err
+    assert "[4/4] unified: timed pairs" in err
+    files = {path.name for path in (tmp_path / "bench").iterdir()}
+    assert files == {"runs.jsonl", "configs", "table.md", "table.csv", "bench.md", "speedup.png", "speedup.svg"}
+    told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
+    assert [(row["batch_size"], row["engine"]) for row in told["rows"]] == [
+        (size, engine) for size in (1, 2) for engine in ("fast", "transformers")
+    ]
+    assert told["failed"] == []
+
+
+def test_a_failing_point_does_not_stop_a_bench(ulskip, overrides, monkeypatch):
+    from ulskip_cli import bench
+    from ulskip_cli.errors import RunError
+
+    real = bench.Bench.run_point
+
+    def sometimes(self, config):
+        if config.ratio == 2:
+            raise RunError("on purpose")
+        return real(self, config)
+
+    monkeypatch.setattr(bench.Bench, "run_point", sometimes)
+    code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "decoding.engine=auto", *overrides)
+    assert (code, "2/6" in out) == (1, True)
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
 
 
@@ -145,6 +195,10 @@ BAD = [
     ["plan", "model=random", "ratio=0.5"],
     ["sweep", "ratio=2,x"],
     ["plan", "--config-dir", "nowhere"],
+    ["bench", "ratoi=2"],
+    ["bench", "ratio=2,99", "model=random"],
+    ["bench", "model=random", "baseline=false"],
+    ["bench", "model=random", "model.path=no-shape"],
     ["train", "train.ratios=9"],
     ["train", "train=nonsense"],
     ["train", "task=jsonl"],

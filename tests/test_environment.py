@@ -8,3 +8,7 @@ def test_code_and_machine_are_told():
     assert set(code) >= {"git_commit", "git_dirty"}
     assert machine["threads"] >= 1
     assert machine["instruction_set"]
+
+
+def test_a_process_has_been_running():
+    assert 0 < environment.process_seconds() <= environment.process_seconds()

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -162,3 +164,10 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
     assert set(row["latency_fit"]["residuals"]) == {6, 2}
     run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11"), session)
     assert calls == [1]
+
+
+def test_a_run_imports_only_what_every_run_needs():
+    spared = {"nltk", "matplotlib", "datasets", "pandas", "peft", "gguf"}
+    code = f"import sys, ulskip_cli.experiment; print({spared} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "set()\n"

@@ -29,7 +29,7 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
         except UsageError as error:
             pytest.skip(str(error))
     monkeypatch.chdir(tmp_path)
-    runs = command[0] in ("run", "sweep")
+    runs = command[0] in ("run", "sweep", "bench")
     keep = [part for part in command if not part.startswith("limit=")]
     if command[0] == "score":
         assert invoke(["run", *QUICK]) == 0

@@ -34,6 +34,35 @@ def test_what_is_given_wins_over_the_preset():
     assert {config.ratio for config in points(["experiment=reproduce", "ratio=4"])} == {4}
 
 
+def test_a_preset_stands_where_no_experiment_is_named():
+    bench = points(["model=random"], preset="bench")
+    assert [(one.batch_size, one.decoding.engine, one.ratio) for one in bench[:3]] == [
+        (1, "auto", 2.0),
+        (1, "auto", 3.0),
+        (1, "transformers", 2.0),
+    ]
+    assert {(one.name, one.model.name) for one in bench} == {("bench", "random")}
+    assert len(points(["ratio=2,3,4", "batch_size=1", "name=mine"], preset="bench")) == 2 * 3
+    assert {one.name for one in points(["ratio=2,3", "name=mine"], preset="bench")} == {"mine"}
+    assert {one.name for one in points(["experiment=reproduce"], preset="bench")} == {"reproduce"}
+
+
+def test_the_papers_throughput_and_a_trial_of_it():
+    paper = points(["experiment=paper_throughput"], preset="bench")
+    assert [(one.batch_size, one.decoding.compile, one.ratio) for one in paper[:3]] == [
+        (1, "off", 2.0),
+        (1, "off", 5.0),
+        (1, "on", 2.0),
+    ]
+    assert len(paper) == 3 * 2 * 2
+    assert {(one.model.source, one.model.path, one.model.dtype) for one in paper} == {("random", "bloom-7b1", "bfloat16")}
+    assert {one.strategy["spacing"] for one in paper} == {"reference"}
+    trial = points(["experiment=paper_throughput", "model.path=llama-12x256", "model.dtype=float32", "ratio=2"])
+    assert {(one.model.source, one.model.path, one.model.dtype) for one in trial} == {("random", "llama-12x256", "float32")}
+    assert len(trial) == 3 * 2
+    assert {one.model.name for one in points(["experiment=paper_throughput", "model=tiny"])} == {"tiny"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

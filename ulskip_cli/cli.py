@@ -8,17 +8,25 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ulskip_cli import __version__, config
 from ulskip_cli.errors import RunError, UsageError
-from ulskip_cli.schema import Config, TrainingConfig
+from ulskip_cli.schema import Config
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ulskip_cli import grid
+    from ulskip_cli.progress import Progress, Stopwatch
+    from ulskip_cli.results import Row
 
 app = typer.Typer(
     help="Faster LLM inference by skipping layers, with the price of the speed measured.",
@@ -88,25 +96,61 @@ def run(
     config_dir: ConfigDir = None,
     as_json: Json = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of the run went.")] = False,
 ) -> None:
     """Measure quality and speed of one strategy on one model and task, beside the full model."""
+    from ulskip_cli import checks, environment
+    from ulskip_cli.progress import Stopwatch
+
+    watch = Stopwatch("start", time.monotonic() - environment.process_seconds())
+    watch.phase("compose and check", 0)
     chosen = config.compose(overrides or [], config_dir)
     if print_config:
         print(config.to_yaml(chosen), end="")
         return
-    _check(chosen)
-    _execute([chosen], as_json, redo=True)
+    checks.check_run(chosen)
+    _execute([chosen], as_json, redo=True, watch=watch, profile=profile)
 
 
 @app.command()
 def sweep(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; finished points are not run again."""
+    from ulskip_cli import checks
+    from ulskip_cli.progress import Stopwatch
     from ulskip_cli.sweep import points
 
-    grid = points(overrides or [], config_dir)
-    for point in grid:
-        _check(point)
-    _execute(grid, as_json, redo=False)
+    chosen = points(overrides or [], config_dir)
+    for point in chosen:
+        checks.check_run(point)
+    _execute(chosen, as_json, redo=False, watch=Stopwatch("start"))
+
+
+@app.command()
+def bench(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3 batch_size=1,8; always anew."""
+    from ulskip_cli import checks, grid
+    from ulskip_cli.results import ResultsFolder
+    from ulskip_cli.sweep import points
+
+    chosen = points(overrides or [], config_dir, preset="bench")
+    for point in chosen:
+        checks.check_bench(point)
+
+    def start(progress: "Progress") -> grid.RunPoint:
+        from ulskip_cli.bench import Bench
+        from ulskip_cli.experiment import Session
+
+        return Bench(Session(progress)).run_point
+
+    outcome = grid.run(chosen, start)
+    from ulskip_cli.report import bench as report
+    from ulskip_cli.report import table
+
+    if outcome.rows:
+        for folder in {folder.path: folder for folder in map(ResultsFolder.of, chosen)}.values():
+            table.write_tables(folder)
+            report.write_bench_report(folder)
+    _show(outcome, outcome.told() if as_json else None, chosen[-1], report.terminal)
 
 
 @app.command()
@@ -117,11 +161,13 @@ def train(
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")] = False,
 ) -> None:
     """Train a model with skipping, e.g. train.ratios=[1,2,3]; run again, it carries on where it stopped."""
+    from ulskip_cli import checks
+
     chosen = config.compose_training(overrides or [], config_dir)
     if print_config:
         print(config.to_yaml(chosen), end="")
         return
-    _check_training(chosen)
+    checks.check_training(chosen)
     from ulskip_cli.report.live import Bars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
@@ -246,92 +292,58 @@ def env(as_json: Json = False) -> None:
         print(f"{key:<{width}}  {value}")
 
 
-def _check(chosen: Config) -> None:
-    """Refuse what cannot work before torch is imported: ratio, strategy, metrics, task files, model files."""
-    from ulskip_cli import metrics
-    from ulskip_cli.models.facts import describe
-    from ulskip_cli.plan import make_plan
-
-    if chosen.memory is not None:
-        raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
-    make_plan(chosen, describe(chosen.model))
-    task = config.instantiate(chosen.task, "task")
-    metrics.made(task.scoring())  # a missing package is told before a missing file
-    metrics.made(task.scoring(), [example.reference for example in task.examples()[: chosen.limit]])
-    if chosen.decoding.options:
-        from ulskip_cli.generation import options
-
-        options.check(chosen.decoding)
-
-
-def _check_training(chosen: TrainingConfig) -> None:
-    """Refuse what cannot work before torch is imported: ratios, arguments, task files, model files."""
-    from ulskip_cli.models.facts import describe
-    from ulskip_cli.plan import schedules
-    from ulskip_cli.training.refused import refuse
-
-    refuse(chosen.train.arguments or {})
-    schedules(chosen, describe(chosen.model).num_layers)
-    config.instantiate(chosen.task, "task").examples()
-
-
-def _execute(grid: Sequence[Config], as_json: bool, redo: bool) -> None:
+def _execute(points: Sequence[Config], as_json: bool, redo: bool, watch: "Stopwatch", profile: bool = False) -> None:
     """Run points, show the table, say where everything is; exit code 1 if a point failed."""
+    from ulskip_cli import grid
     from ulskip_cli.report import table
     from ulskip_cli.results import ResultsFolder
 
-    folders = {ResultsFolder.of(point).path: ResultsFolder.of(point) for point in grid}
-    for folder in folders.values():
-        folder.check_writable()
-    try:
-        shown, failures, last = _run_points(grid, redo)
-    finally:
-        for folder in folders.values():
-            folder.remove_if_empty()
-    if len(grid) > 1 and shown:
-        from ulskip_cli.report.paper import write_paper_report
-
-        write_paper_report(ResultsFolder.of(grid[-1]))
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if as_json:
-        print(json.dumps(last if len(grid) == 1 else {"rows": list(shown.values()), "failed": failures}, ensure_ascii=False))
-    elif shown:
-        console.print(table.terminal(list(shown.values()), console.width))
-        for warning in sorted({text for row in shown.values() for text in row["warnings"]}):
-            console.print(f"warning: {warning}", style="yellow", highlight=False)
-        console.print(f"written to {ResultsFolder.of(grid[-1]).path}/", highlight=False, soft_wrap=True)
-    if failures:
-        raise RunError(f"{len(failures)} of {len(grid)} points failed, the first: {failures[0]}")
-
-
-def _run_points(grid: Sequence[Config], redo: bool) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-    """Run points one after another; their rows by id, what failed, and the last row."""
-    from ulskip_cli.report import table
-    from ulskip_cli.report.live import Bars
-    from ulskip_cli.results import ResultsFolder, Row
-
-    shown: dict[str, Row] = {}
-    failures: list[str] = []
-    last: Row = {}
-    with Bars() as bars:
+    def start(progress: "Progress") -> grid.RunPoint:
+        watch.inner = progress
+        watch.phase("imports", 0)
         from ulskip_cli.experiment import Session, finished_rows, run_point
 
-        session = Session(bars)
-        for number, point in enumerate(grid, start=1):
-            if len(grid) > 1:
-                bars.point(number, len(grid))
-            try:
-                rows = ([] if redo else finished_rows(point)) or run_point(point, session)
-            except Exception as error:
-                if len(grid) == 1:
-                    raise
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                failures.append(f"{point.strategy['name']} ratio {point.ratio:g}: {reason}")
-                continue
-            shown |= {row["id"]: row for row in rows}
-            last = rows[-1]
+        session = Session(watch)
+
+        def run_one(point: Config) -> "list[Row]":
+            rows = ([] if redo else finished_rows(point)) or run_point(point, session)
             table.write_tables(ResultsFolder.of(point))
-    return shown, failures, last
+            return rows
+
+        return run_one
+
+    outcome = grid.run(points, start)
+    watch.stop()
+    if len(points) > 1 and outcome.rows:
+        from ulskip_cli.report.paper import write_paper_report
+
+        write_paper_report(ResultsFolder.of(points[-1]))
+    told = outcome.told()
+    if profile:
+        from ulskip_cli.report import profile as report
+
+        told = {**told, "profile": watch.seconds}
+        Console(stderr=True).print(report.terminal(watch.seconds))
+    _show(outcome, told if as_json else None, points[-1], lambda rows, width: [table.terminal(rows, width)])
+
+
+def _show(
+    outcome: "grid.Outcome", told: "Row | None", last: Config, tables: Callable[["Sequence[Row]", int], "Sequence[Table]"]
+) -> None:
+    """The object that is told, or tables and warnings; exit code 1 if a point failed."""
+    from ulskip_cli.results import ResultsFolder
+
+    rows = list(outcome.rows.values())
+    if told is not None:
+        print(json.dumps(told, ensure_ascii=False))
+    elif rows:
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        for table in tables(rows, console.width):
+            console.print(table)
+        for warning in sorted({text for row in rows for text in row["warnings"]}):
+            console.print(f"warning: {warning}", style="yellow", highlight=False)
+        console.print(f"written to {ResultsFolder.of(last).path}/", highlight=False, soft_wrap=True)
+    outcome.check()
 
 
 def _list(group: str, config_dir: Path | None, as_json: bool) -> None:

@@ -65,7 +65,7 @@ def _composed(primary: str, groups: Sequence[str], overrides: Sequence[str], ext
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"--config-dir: no folder at {extra_dir}")
     keys = [_key(text) for text in overrides]
-    if "model.path" in keys and "model" not in keys:
+    if "model.path" in keys and "model" not in keys and not _chooses_a_shape(primary, groups, overrides, extra_dir):
         overrides = ["model=hf", *overrides]
     spelt = [_respelt(override, groups, extra_dir) for override in overrides]
     choices = [text for text in spelt if _key(text) in groups]
@@ -74,6 +74,12 @@ def _composed(primary: str, groups: Sequence[str], overrides: Sequence[str], ext
         if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
             raise unknown("key", _key(text), _nearest_first(_key(text), known))
     return _hydra_compose(primary, spelt, extra_dir)
+
+
+def _chooses_a_shape(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> bool:
+    """Whether an experiment chooses random weights, so that `model.path` names their shape."""
+    chosen = [_respelt(text, groups, extra_dir) for text in overrides if _key(text) == "experiment"]
+    return bool(chosen) and _hydra_compose(primary, chosen, extra_dir).model.source == "random"
 
 
 def identity(config: Config) -> str:

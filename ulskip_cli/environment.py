@@ -1,10 +1,14 @@
 """What a result depends on besides its configuration: versions, code, machine."""
 
+import functools
 import platform
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ulskip_cli import __version__
 
@@ -14,6 +18,11 @@ PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "s
 def code() -> dict[str, Any]:
     """Versions of this program and its packages; git commit and dirty flag where it runs from a checkout."""
     return {"ulskip": __version__, "python": platform.python_version(), "packages": packages(), **_git()}
+
+
+def process_seconds() -> float:
+    """How long this process has been running, Python's own start included."""
+    return time.time() - psutil.Process().create_time()
 
 
 def packages() -> dict[str, str | None]:
@@ -42,6 +51,7 @@ def _version(name: str) -> str | None:
         return None
 
 
+@functools.cache  # of the code that runs, not of what becomes of its files
 def _git() -> dict[str, Any]:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():

@@ -28,13 +28,15 @@ from ulskip_cli.schema import Config
 from ulskip_cli.tasks import Task
 from ulskip_cli.tasks.examples import Example
 
+Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prompt_len]
+
 
 @dataclass(frozen=True)
 class Workload:
-    """A task's examples as one model reads them.
+    """A task's examples as one model reads them; without a task, random prompts to time.
 
     Attributes:
-        task: makes prompts and scores answers.
+        task: makes prompts and scores answers; None for a bench.
         examples: in the task's order.
         encoded: their token ids, in the same order; None for random weights, whose answers mean nothing.
         pad: padding id.
@@ -42,7 +44,7 @@ class Workload:
         timed_room: positions that the timed pairs leave for a prompt, whose end is what they read; None: no limit.
     """
 
-    task: Task
+    task: Task | None
     examples: Sequence[Example]
     encoded: list[Encoded] | None
     pad: int
@@ -113,7 +115,7 @@ def evaluate(
         keep: takes what was generated before it is scored, which may fail.
         judge: whose loss is meant, where what drafts is not what decides.
     """
-    if work.encoded is None:
+    if work.encoded is None or work.task is None:
         return Evaluation({}, [])
     name, examples, task = config.strategy["name"], work.examples, work.task
     if full_hypotheses is not None and len(full_hypotheses) != len(examples):
@@ -126,6 +128,7 @@ def evaluate(
         (batch,) = prompt_batches(work.prompts, work.pad, count, 1)
         decoder.generate(*batch, config.decoding, work.pad, forced_length=2)
 
+    progress.phase(f"{name}: warm up", 0)
     fitting(size, warm_up)
     rows: list[Row] = [{} for _ in examples]
     outputs: list[BatchOutput] = []
@@ -135,6 +138,7 @@ def evaluate(
             outputs.append(output)
             for position, ids, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
                 rows[position] = _generation(decoder, task, examples[position], ids, hit, config.decoding.stop)
+    progress.phase(f"{name}: metrics", 0)
     keep(rows)
     answers = Answers(
         [row["hypothesis"] for row in rows],
@@ -162,42 +166,52 @@ def evaluate(
 
 
 def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Config, progress: Progress) -> Row:
-    """Time full and strategy in pairs; row keys of speed. A batch that does not fit into memory is halved."""
-    speed = config.speed
-    total = speed.warmup + speed.pairs
+    """Time full and strategy in pairs; row keys of speed."""
     size = BatchSize(config.batch_size)
-
-    def measured(count: int) -> PairedSpeed:
-        prompts = timed_prompts(work, count, total, full.model, config)
-        timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
-        return measure_pairs(full, strategy, prompts, config.decoding, speed, work.pad, timed)
-
-    pairs = fitting(size, measured)
-    row = {
-        **pairs.row(),
-        "timed_batch_size": size.used,
-        "prefill_seconds": median(output.prefill_seconds for output in pairs.strategy),
-        "time_to_first_token_seconds": median(output.first_token_seconds for output in pairs.strategy),
-        "time_per_output_token_seconds": median(output.decode_seconds / max(1, output.steps) for output in pairs.strategy),
-        "prompt_kv_bytes": max(output.prompt_kv_bytes for output in pairs.strategy),
-        "kept_kv_bytes": max(output.kept_kv_bytes for output in pairs.strategy),
-    }
+    pairs = time_pairs(full, strategy, work, size, config, progress)
+    row = speed_row(pairs, size)
     if work.encoded is None:
         row |= {**throughput(pairs.strategy, "timed pairs"), **drafting(pairs.strategy)}
     return row
 
 
-def timed_prompts(
-    work: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config
-) -> list[tuple[Tensor, Tensor]]:
+def time_pairs(
+    full: Decoder, strategy: Decoder, work: Workload, size: BatchSize, config: Config, progress: Progress
+) -> PairedSpeed:
+    """Time full and strategy in pairs. A batch that does not fit into memory is halved, and `size` with it."""
+    total = config.speed.warmup + config.speed.pairs
+
+    def measured(count: int) -> PairedSpeed:
+        prompts = timed_prompts(work, count, total, full.model, config)
+        timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
+        return measure_pairs(full, strategy, prompts, config.decoding, config.speed, work.pad, timed)
+
+    return fitting(size, measured)
+
+
+def speed_row(pairs: PairedSpeed, size: BatchSize) -> Row:
+    """Row keys of timed pairs."""
+    timed = pairs.strategy
+    return {
+        **pairs.row(),
+        "timed_batch_size": size.used,
+        "prefill_seconds": median(output.prefill_seconds for output in timed),
+        "time_to_first_token_seconds": median(output.first_token_seconds for output in timed),
+        "time_per_output_token_seconds": median(output.step_seconds for output in timed),
+        "prompt_kv_bytes": max(output.prompt_kv_bytes for output in timed),
+        "kept_kv_bytes": max(output.kept_kv_bytes for output in timed),
+    }
+
+
+def timed_prompts(work: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config) -> list[Batch]:
     """Batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
     if work.encoded is None:
-        return _random_batches(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
+        return _random_prompts(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
     ends = [prompt if work.timed_room is None else prompt[-work.timed_room :] for prompt in work.prompts]
     return prompt_batches(ends, work.pad, batch_size, count)
 
 
-def prompt_batches(prompts: Sequence[list[int]], pad: int, batch_size: int, count: int) -> list[tuple[Tensor, Tensor]]:
+def prompt_batches(prompts: Sequence[list[int]], pad: int, batch_size: int, count: int) -> list[Batch]:
     """`count` batches of the task's own prompts, all of `batch_size`, the prompts used in turn."""
     starts = range(0, count * batch_size, batch_size)
     return [padded([prompts[i % len(prompts)] for i in range(at, at + batch_size)], pad, left=True) for at in starts]
@@ -235,8 +249,8 @@ def _rate(tell: Tell) -> Any:
     return lambda done, tokens: tell(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
 
 
-def _random_batches(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Random prompts, for weights without a tokenizer."""
+def _random_prompts(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[Batch]:
+    """Random prompts, each batch of `shape`, [batch, prompt_len]."""
     generator = torch.Generator().manual_seed(seed)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]

@@ -10,7 +10,7 @@ import torch
 from ulskip_cli import environment
 from ulskip_cli.config import baseline_of, instantiate, resolved
 from ulskip_cli.cost import LatencyFit
-from ulskip_cli.evaluation import Evaluation, Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
+from ulskip_cli.evaluation import Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
 from ulskip_cli.generation.calibrate import LINE_ROUNDS, MEET_PAIRS, MEET_ROUNDS, WARM_UP, Met, calibrate, meet, pairs_at
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.models.facts import describe
@@ -39,8 +39,13 @@ class Session:
             self._models[key] = load(config, seed)
         return self._models[key]
 
-    def depth(self, config: Config, loaded: LoadedModel, work: Workload) -> Met:
-        """How many layers meet a target by the clock, at a batch size; the line to start from is timed once."""
+    def depth(self, config: Config, loaded: LoadedModel, work: Workload) -> Met | None:
+        """How many layers meet a target by the clock, at a batch size; None where the clock is not asked.
+
+        The line to start from is timed once.
+        """
+        if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
+            return None
         key = f"{config.model} {config.batch_size} {config.decoding}"
         prompts = timed_prompts(work, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
         if key not in self._latencies:
@@ -74,13 +79,13 @@ def run_point(config: Config, session: Session) -> list[Row]:
     Raises:
         UsageError: before any weight is loaded, where the request cannot be served.
     """
+    session.progress.phase("encode", 0)
     task: Task = instantiate(config.task, "task")
     examples = task.examples()[: config.limit]
     folder = ResultsFolder.of(config)
     work = prepare(load_tokenizer(config.model), describe(config.model).context, task, examples, config)
     loaded = session.model(config.model, config.seed)
-    timed = config.ratio_basis == "latency" and instantiate(config.strategy, "strategy").follows_ratio
-    latency = session.depth(config, loaded, work) if timed else None
+    latency = session.depth(config, loaded, work)
     plan = make_plan(config, loaded.facts, latency.depth if latency else None)
     baseline = baseline_of(config)
     if plan.keeps_all or not config.baseline:
@@ -126,14 +131,15 @@ def _measure_point(
         full = full if config.baseline else decoder
         speed = measure_speed(full, decoder, work, config, progress)
     engine, reason = decoder.engine(config.decoding)
+    progress.phase("write", 0)
     row = {
-        **_identity(config, plan, work, point, full_id),
+        **identity_row(config, plan, work, point, full_id),
         "engine": engine,
         "engine_reason": reason,
         "latency_fit": latency and latency.told(),
         **evaluation.row,
         **speed,
-        **_provenance(config, plan, loaded, evaluation),
+        **provenance_row(config, plan, loaded, len(evaluation.generations)),
     }
     if row["trained_for_these_layers"] is False and not plan.keeps_all:
         kept = f"{plan.strategy} with {len(plan.kept_layers)} of {plan.num_layers} layers"
@@ -145,7 +151,7 @@ def _measure_point(
     return row
 
 
-def _identity(config: Config, plan: Plan, work: Workload, point: str, full_id: str | None) -> Row:
+def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id: str | None) -> Row:
     """What was run."""
     return {
         "row_version": ROW_VERSION,
@@ -153,9 +159,9 @@ def _identity(config: Config, plan: Plan, work: Workload, point: str, full_id: s
         "baseline_id": full_id,
         "experiment": config.name,
         "model": config.model.path if config.model.source in ("hf", "random") else config.model.name,
-        "task": config.task["name"],
-        "dataset": work.task.data,
-        "pair": config.task.get("pair"),
+        "task": work.task and config.task["name"],
+        "dataset": work.task and work.task.data,
+        "pair": work.task and config.task.get("pair"),
         "strategy": plan.strategy,
         "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
         "chat": work.chat,
@@ -176,7 +182,7 @@ def _identity(config: Config, plan: Plan, work: Workload, point: str, full_id: s
     }
 
 
-def _provenance(config: Config, plan: Plan, loaded: LoadedModel, evaluation: Evaluation) -> Row:
+def provenance_row(config: Config, plan: Plan, loaded: LoadedModel, num_examples: int) -> Row:
     """What the result depends on."""
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -187,7 +193,7 @@ def _provenance(config: Config, plan: Plan, loaded: LoadedModel, evaluation: Eva
         "trained_for": loaded.notes["trained_for"],
         "trained_for_these_layers": _is_trained_for(loaded.notes["trained_for"], plan),
         "seed": config.seed,
-        "num_examples": len(evaluation.generations),
+        "num_examples": num_examples,
         "environment": {**environment.code(), **environment.machine(str(loaded.model.device))},
         "config": resolved(config),
     }

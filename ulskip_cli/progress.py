@@ -1,5 +1,6 @@
 """How long work tells how far it is, without knowing who looks."""
 
+import time
 from typing import Protocol
 
 
@@ -14,7 +15,10 @@ class Progress(Protocol):
     """Somebody who watches."""
 
     def phase(self, label: str, total: int) -> Tell:
-        """Announce a stretch of work; the returned function takes how much of `total` is done."""
+        """Announce a stretch of work; the returned function takes how much of `total` is done.
+
+        It lasts until the next is announced. A total of 0 is a short stretch that nobody needs to see.
+        """
 
 
 class Silent:
@@ -27,3 +31,31 @@ class Silent:
             pass
 
         return tell
+
+
+class Stopwatch:
+    """Keeps the seconds of every phase, and passes on what it is told."""
+
+    def __init__(self, label: str, began: float | None = None) -> None:
+        """Start with a phase that has begun already.
+
+        Args:
+            label: of the first phase.
+            began: when, on the clock of `time.monotonic`; None: now.
+        """
+        self.inner: Progress = Silent()
+        self.seconds: dict[str, float] = {}
+        self._label = label
+        self._since = time.monotonic() if began is None else began
+
+    def phase(self, label: str, total: int) -> Tell:
+        """Add up the phase before, and begin another."""
+        self.stop()
+        self._label = label
+        return self.inner.phase(label, total)
+
+    def stop(self) -> None:
+        """Add up the phase that ends here; phases of one label are one."""
+        now = time.monotonic()
+        self.seconds[self._label] = self.seconds.get(self._label, 0.0) + now - self._since
+        self._since = now

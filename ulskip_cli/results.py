@@ -81,10 +81,11 @@ class ResultsFolder:
         """Generations of every example, in the task's order."""
         return read_jsonl(self.generations_path(point))
 
-    def save(self, config: Config, row: Row, generations: Sequence[Row]) -> None:
+    def save(self, config: Config, row: Row, generations: Sequence[Row] | None = None) -> None:
         """Write a finished run; the row last, so that a row means that everything is there."""
         write_whole(self.path / "configs" / f"{row['id']}.yaml", configuration.to_yaml(config))
-        self.keep_generations(row["id"], generations)
+        if generations is not None:
+            self.keep_generations(row["id"], generations)
         self.append(row)
 
     def keep_generations(self, point: str, generations: Sequence[Row]) -> None:

@@ -13,22 +13,19 @@ from ulskip_cli.schema import Config
 DEFAULT_EXPERIMENT = "reproduce"
 
 
-def points(overrides: Sequence[str], extra_dir: Path | None = None) -> list[Config]:
+def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None) -> list[Config]:
     """The configurations of a grid, each once, in the order of the overrides.
 
     Args:
         overrides: Hydra's override syntax, sweeps included: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`.
-            Without any sweep or experiment the default experiment's grid is meant.
         extra_dir: a user's own config groups.
+        preset: the experiment that is meant where none is named; None: the default one, where there is no sweep either.
 
     Raises:
         UsageError: an override, or a point of the grid, is not valid.
     """
+    overrides = _with_preset(overrides, preset)
     parsed = parse_overrides(overrides)
-    if not any(one.is_sweep_override() or one.key_or_group == "experiment" for one in parsed):
-        same = {one.key_or_group for one in parsed} <= {"name", "results_dir"}  # anything else is another experiment
-        overrides = [f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]
-        parsed = parse_overrides(overrides)
     fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
     given = {one.key_or_group for one in parsed}
@@ -40,6 +37,20 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None) -> list[Conf
         config = compose([*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))], extra_dir)
         found.setdefault(identity(config), config)
     return list(found.values())
+
+
+def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
+    """The overrides with the experiment that they leave out."""
+    parsed = parse_overrides(overrides)
+    keys = {one.key_or_group for one in parsed}
+    if "experiment" in keys:
+        return overrides
+    if preset is not None:
+        return [f"experiment={preset}", *overrides]
+    if any(one.is_sweep_override() for one in parsed):
+        return overrides
+    same = keys <= {"name", "results_dir"}  # anything else is another experiment
+    return [f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]
 
 
 def _values(override: Any, extra_dir: Path | None) -> list[str]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 from reference import NUM_LAYERS, random_ids
 
@@ -48,3 +50,18 @@ def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
     assert all(one.token_ids == other.token_ids for one, other in zip(pairs.full, pairs.strategy, strict=True))
     assert len(pairs.full[0].token_ids[0]) <= 4
     assert max(len(row) for row in pairs.full[0].token_ids) <= 6
+
+
+def test_compiling_in_the_warm_up_is_counted(llama, monkeypatch):
+    facts = ModelFacts(NUM_LAYERS, None, None)
+    full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    generate = Decoder.generate
+
+    def compiled(self, *args, **options):
+        return replace(generate(self, *args, **options), compile_seconds=5.0 if self is half else 9.0)
+
+    monkeypatch.setattr(Decoder, "generate", compiled)
+    ids = random_ids(2, 5)
+    speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
+    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], DecodingConfig(name="greedy"), speed, 0)
+    assert pairs.compile_seconds == 10.0

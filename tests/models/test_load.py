@@ -2,6 +2,7 @@ import importlib.util
 import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,15 @@ def test_a_folder_loads_with_its_tokenizer(model_folder):
     assert loaded.tokenizer.padding_side == "left"
     assert loaded.facts.num_layers == 6
     assert "not stated" in loaded.notes["training"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files")
+def test_weights_are_mapped_and_not_read(model_folder):
+    model = load(ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="float32")).model
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(model_folder) in line]
+    mapped = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+    for name, parameter in model.named_parameters():
+        assert any(begin <= parameter.data_ptr() < end for begin, end in mapped), name
 
 
 def test_random_weights_follow_the_seed(tmp_path):

@@ -6,6 +6,7 @@ def test_without_a_terminal_each_phase_is_one_line(capsys):
         bars.point(1, 3)
         step = bars.phase("unified: generate", 4)
         step(2)
+        bars.phase("write", 0)(1)
         bars.phase("unified: decode loss", 4)
     out = capsys.readouterr()
     assert out.out == ""

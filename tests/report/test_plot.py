@@ -1,4 +1,4 @@
-from ulskip_cli.report.plot import learning_curve, quality_against_speedup
+from ulskip_cli.report.plot import learning_curve, measured_against_predicted, quality_against_speedup
 
 
 def row(strategy, ratio, **more):
@@ -39,3 +39,17 @@ def test_a_learning_curve_has_a_line_a_count(tmp_path):
     drawn = svg.read_text()
     assert "<!-- 12 layers -->" in drawn and "<!-- 6 layers -->" in drawn
     assert learning_curve({"learning_curve": curve[:1]}, tmp_path / "none") == []
+
+
+def test_the_clock_is_drawn_against_the_cost_model(tmp_path):
+    rows = [row("unified", ratio, batch_size=batch) for ratio in (2.0, 3.0) for batch in (1, 8)]
+    rows.append(row("unified", 4.0, batch_size=2, predicted_speedup=None))
+    png, svg = measured_against_predicted(
+        rows, tmp_path / "speedup", ["fast", "transformers", "fast", "fast", "fast"], "a title"
+    )
+    assert png.read_bytes().startswith(b"\x89PNG")
+    drawn = svg.read_text()
+    for text in ("fast, batch 1", "transformers, batch 8", "fast, batch 8", "measured decode speedup", "a title"):
+        assert f"<!-- {text} -->" in drawn
+    assert "batch 2" not in drawn
+    assert measured_against_predicted(rows[-1:], tmp_path / "none", ["fast"]) == []

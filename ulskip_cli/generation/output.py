@@ -134,6 +134,11 @@ class BatchOutput:
         return max(len(ids) for ids in self.token_ids) - 1
 
     @property
+    def step_seconds(self) -> float:
+        """Of one decode step."""
+        return self.decode_seconds / max(1, self.steps)
+
+    @property
     def total_seconds(self) -> float:
         """From the call to the last token."""
         return self.first_token_seconds + self.decode_seconds

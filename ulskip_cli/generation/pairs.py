@@ -20,10 +20,12 @@ class PairedSpeed:
     Attributes:
         full: outputs of the full model, one a pair.
         strategy: outputs of the schedule, in the same order.
+        compile_seconds: that the schedule's steps took to compile, in the warm-up too.
     """
 
     full: list[BatchOutput]
     strategy: list[BatchOutput]
+    compile_seconds: float = 0.0
 
     def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
         """Full over strategy, pair by pair."""
@@ -68,6 +70,7 @@ def measure_pairs(
         on_pair: called with the number of pairs done, warm-up included.
     """
     outputs: dict[str, list[BatchOutput]] = {"full": [], "strategy": []}
+    compile_seconds = 0.0
     forced = None if decoding.draft_tokens else speed.new_tokens
     decoding = replace(decoding, max_new_tokens=speed.new_tokens)
     sides = [("full", full, undrafted(decoding)), ("strategy", strategy, decoding)]
@@ -75,10 +78,11 @@ def measure_pairs(
         ids, mask = prompts[i % len(prompts)]
         for name, decoder, chosen in sides if i % 2 == 0 else reversed(sides):
             output = decoder.generate(ids, mask, chosen, pad, forced_length=forced)
+            compile_seconds += output.compile_seconds if name == "strategy" else 0.0
             if i >= speed.warmup:
                 outputs[name].append(output)
         on_pair(i + 1)
-    return PairedSpeed(outputs["full"], outputs["strategy"])
+    return PairedSpeed(outputs["full"], outputs["strategy"], compile_seconds)
 
 
 def _seconds(outputs: Sequence[BatchOutput]) -> dict[str, list[float]]:

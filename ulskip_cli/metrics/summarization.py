@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score.rouge_scorer import RougeScorer
 
 from ulskip_cli.errors import UsageError
 from ulskip_cli.metrics.bootstrap import compare
@@ -56,6 +55,8 @@ class Rouge:
 
     def f_measures(self, hypotheses: list[str], references: list[str]) -> dict[str, NDArray[np.float64]]:
         """F-measure in percent of every summary, by kind of ROUGE, each [len(hypotheses)]."""
+        from rouge_score.rouge_scorer import RougeScorer  # and with it all of nltk
+
         scorer = RougeScorer(list(KINDS), use_stemmer=self.stemmer)
         scored = [scorer.score(reference, one_a_line(text)) for text, reference in zip(hypotheses, references, strict=True)]
         return {kind: np.array([100 * each[kind].fmeasure for each in scored]) for kind in KINDS}

@@ -51,7 +51,8 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
     device = pick_device(config.device)
     notes: dict[str, Any] = {"quantization": None, "training": None, "trained_for": None}
     if config.source == "random":
-        model, tokenizer = random_model(config, seed).to(device), None
+        with device:  # made where they stay
+            model, tokenizer = random_model(config, seed).to(device), None
         notes["training"] = "none: random weights"
     else:
         path, revision = _weights(config)

@@ -7,7 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ulskip_cli.progress import Tell
+from ulskip_cli.progress import Silent, Tell
 
 REFRESH_SECONDS = 0.2  # telling more often than is drawn would only cost time
 
@@ -47,8 +47,10 @@ class Bars:
         self._prefix = f"[{number}/{total}] "
 
     def phase(self, label: str, total: int) -> Tell:
-        """A new bar."""
+        """A new bar; none for a short stretch."""
         self._finish_last()
+        if not total:
+            return Silent().phase(label, total)
         if self._lines:
             self._console.print(f"{self._prefix}{label} ({total})", markup=False)
         task = self._bars.add_task(f"{self._prefix}{label}".replace("[", r"\["), total=total, note="")

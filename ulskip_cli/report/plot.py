@@ -6,6 +6,8 @@ from typing import Any
 
 from ulskip_cli.results import Row
 
+MARKERS = "osD^vP*X"
+SIDE_STEP = 0.015  # of the axis
 METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L"}
 COLOURS = {"unified": "tab:blue", "top_skip": "tab:orange", "bottom_skip": "tab:green", "custom": "tab:purple"}
 
@@ -54,6 +56,49 @@ def quality_against_speedup(rows: Sequence[Row], path: Path, title: str = "") ->
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
+    return _saved(figure, path)
+
+
+def measured_against_predicted(rows: Sequence[Row], path: Path, labels: Sequence[str], title: str = "") -> list[Path]:
+    """Draw the clock against the cost model, one marker a batch size and one colour a label; PNG and SVG.
+
+    Series that share a prediction stand side by side.
+
+    Args:
+        rows: with a measured speedup; the bars are its intervals.
+        path: of the files, without suffix.
+        labels: what each row was decoded by.
+        title: above the axes.
+
+    Returns:
+        The files; none where no speedup is predicted.
+    """
+    drawn = [(row, label) for row, label in zip(rows, labels, strict=True) if row.get("predicted_speedup") is not None]
+    if not drawn:
+        return []
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.subplots()
+    batches = sorted({row["batch_size"] for row, _ in drawn})
+    colours = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(label for _, label in drawn))}
+    highest = max(max(row["predicted_speedup"], row["measured_speedup_high"]) for row, _ in drawn)
+    series = sorted({(row["batch_size"], label) for row, label in drawn})
+    for i, (batch, label) in enumerate(series):
+        points = [row for row, own in drawn if (row["batch_size"], own) == (batch, label)]
+        aside = (i - (len(series) - 1) / 2) * SIDE_STEP * (highest - 1)
+        predicted = [row["predicted_speedup"] + aside for row in points]
+        measured = [row["measured_speedup"] for row in points]
+        below = [row["measured_speedup"] - row["measured_speedup_low"] for row in points]
+        above = [row["measured_speedup_high"] - row["measured_speedup"] for row in points]
+        look: dict[str, Any] = {"fmt": MARKERS[batches.index(batch) % len(MARKERS)], "color": colours[label], "capsize": 2}
+        axes.errorbar(predicted, measured, yerr=[below, above], label=f"{label}, batch {batch}", **look)
+    axes.plot([1, highest], [1, highest], color="grey", linestyle="--", linewidth=1)
+    axes.set_xlabel("predicted decode speedup, by bytes of weights")
+    axes.set_ylabel("measured decode speedup")
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
     return _saved(figure, path)
 
 

@@ -32,11 +32,13 @@ class Column:
     leaves: int = 0
 
 
-def _number(key: str, form: str = ".2f") -> Callable[[Row], str]:
+def number(key: str, form: str = ".2f") -> Callable[[Row], str]:
+    """The value under a key."""
     return lambda row: MISSING if row.get(key) is None else format(row[key], form)
 
 
-def _interval(row: Row) -> str:
+def interval(row: Row) -> str:
+    """The 95% interval of the measured speedup."""
     if row.get("measured_speedup") is None:
         return MISSING
     return f"{row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}"
@@ -70,11 +72,11 @@ def layers(row: Row) -> str:
 COLUMNS = (
     Column("strategy", lambda row: row["strategy"], "strategy"),
     Column("layers", layers, "kept_layers"),
-    Column("target", _number("target_speedup", ".4g"), "target_speedup"),
-    Column("layer\nratio", _number("layer_ratio"), "layer_ratio"),
-    Column("pre-\ndicted", _number("predicted_speedup"), "predicted_speedup"),
-    Column("mea-\nsured", _number("measured_speedup"), "measured_speedup"),
-    Column("95%", _interval, "measured_speedup", leaves=15),
+    Column("target", number("target_speedup", ".4g"), "target_speedup"),
+    Column("layer\nratio", number("layer_ratio"), "layer_ratio"),
+    Column("pre-\ndicted", number("predicted_speedup"), "predicted_speedup"),
+    Column("mea-\nsured", number("measured_speedup"), "measured_speedup"),
+    Column("95%", interval, "measured_speedup", leaves=15),
     Column("BLEU", _quality("bleu"), "bleu"),
     Column("chrF", _quality("chrf"), "chrf", leaves=13),
     Column("R-1", _quality("rouge1"), "rouge1"),
@@ -85,18 +87,19 @@ COLUMNS = (
     Column("exact", _quality("exact_match"), "exact_match"),
     Column("COMET", _quality("comet"), "comet"),
     Column("BERT-\nScore", _quality("bertscore"), "bertscore"),
-    Column("decode\nloss", _number("decode_loss"), "decode_loss"),
-    Column("decode\ntok/s", _number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
-    Column("total\ntok/s", _number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=16),
-    Column("accept-\nance", _number("acceptance_rate"), "acceptance_rate"),
-    Column("tokens\na check", _number("mean_accepted_length"), "mean_accepted_length", leaves=10),
+    Column("decode\nloss", number("decode_loss"), "decode_loss"),
+    Column("decode\ntok/s", number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
+    Column("total\ntok/s", number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=16),
+    Column("accept-\nance", number("acceptance_rate"), "acceptance_rate"),
+    Column("tokens\na check", number("mean_accepted_length"), "mean_accepted_length", leaves=10),
     Column("KV\nkept", _kv_share, "prompt_kv_bytes", leaves=14),
 )
 # What tells the rows of one folder apart; shown only where it varies.
 AXES = (
     *("model", "task", "pair", "dataset", "strategy_options", "decoding", "draft_tokens", "batch_size"),
     *("prompt_layers", "ratio_basis"),
-    *("num_examples", "chat", "engine", "quantization", "dtype", "device", "seed"),
+    *("num_examples", "chat", "engine", "compiled", "timed_prompt_tokens", "timed_new_tokens"),
+    *("quantization", "dtype", "device", "seed"),
 )
 # Axes that follow from others, as a dtype from a model, leave a narrow table before any number does.
 _AXES_LEAVE = {key: turn for turn, key in enumerate(("quantization", "engine", "chat", "dtype", "device", "dataset"), start=1)}
@@ -125,27 +128,46 @@ MEASURED = "measured: full over strategy, decode seconds, median of pairs"
 
 def columns_for(rows: Sequence[Row]) -> list[Column]:
     """The columns that have something to say about these rows."""
-    varying = [key for key in AXES if len({str(row.get(key)) for row in rows if key in row}) > 1]
-    if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
-        varying = [key for key in varying if key != "strategy_options"]  # each strategy has one set of options
-    axes = [Column(key.replace("_", "\n"), _text(key), key, _AXES_LEAVE.get(key, 0)) for key in varying]
+    axes = [Column(key.replace("_", "\n"), text(key), key, _AXES_LEAVE.get(key, 0)) for key in varying(rows, AXES)]
     shown = [column for column in COLUMNS if any(row.get(column.needs) is not None for row in rows)]
     return [*shown[:1], *axes, *shown[1:]]
 
 
+def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """The axes in which rows differ; options only where one strategy has several sets of them."""
+    found = [key for key in axes if len({str(row.get(key)) for row in rows if key in row}) > 1]
+    if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
+        found = [key for key in found if key != "strategy_options"]
+    return found
+
+
 def terminal(rows: Sequence[Row], width: int) -> Table:
-    """A table for a terminal of that many columns; what does not fit is left out, the least important first."""
-    columns = columns_for(rows)
-    roomy, left_out = width >= 100, 0
-    while _width(_terminal(rows, columns, roomy, 0)) > width and any(column.leaves for column in columns):
-        columns.remove(min((column for column in columns if column.leaves), key=lambda column: column.leaves))
-        left_out += 1
-    return _terminal(rows, columns, roomy, left_out)
+    """A table for a terminal of that many columns."""
+    return fitted(ordered(rows), columns_for(rows), width, title(rows), _footnote(rows), "table.md")
 
 
-def _terminal(rows: Sequence[Row], columns: Sequence[Column], roomy: bool, left_out: int) -> Table:
-    notes = [_footnote(rows), *([f"{left_out} columns more in table.md"] if left_out else [])]
-    table = Table(title=title(rows), caption="; ".join(note for note in notes if note), title_style="bold", box=SIMPLE_HEAD)
+def fitted(rows: Sequence[Row], columns: Sequence[Column], width: int, heading: str, note: str, file: str) -> Table:
+    """Rows as a table for a terminal; columns that do not fit are left out, the least important first.
+
+    Args:
+        rows: in the order that they are shown in.
+        columns: of the table.
+        width: of the terminal.
+        heading: above the table.
+        note: below it.
+        file: that has all columns.
+    """
+    shown, roomy, notes = list(columns), width >= 100, [note] if note else []
+    table = _drawn(rows, shown, heading, notes, roomy)
+    while _width(table) > width and any(column.leaves for column in shown):
+        shown.remove(min((column for column in shown if column.leaves), key=lambda column: column.leaves))
+        left_out = f"{len(columns) - len(shown)} columns more in {file}"
+        table = _drawn(rows, shown, heading, [*notes, left_out], roomy)
+    return table
+
+
+def _drawn(rows: Sequence[Row], columns: Sequence[Column], heading: str, notes: Sequence[str], roomy: bool) -> Table:
+    table = Table(title=heading, caption="; ".join(notes), title_style="bold", box=SIMPLE_HEAD)
     table.padding = (0, int(roomy), 0, 0)
     table.title_justify = table.caption_justify = "left"
     for i, column in enumerate(columns):
@@ -162,12 +184,16 @@ def _width(table: Table) -> int:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The same table in Markdown, with where its numbers come from."""
-    columns = columns_for(rows)
+    body = grid(ordered(rows), columns_for(rows))
+    return f"# {title(rows)}\n\n{body}\n\n{_footnote(rows)}\n\n{provenance(rows)}\n"
+
+
+def grid(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Rows, in their order, as a table in Markdown."""
     heads = [column.title.replace("-\n", "").replace("\n", " ") for column in columns]
     rule = ["---", *["---:"] * (len(heads) - 1)]
     lines = [" | ".join(cells) for cells in (heads, rule, *_cells(rows, columns))]
-    body = "\n".join(f"| {line} |" for line in lines)
-    return f"# {title(rows)}\n\n{body}\n\n{_footnote(rows)}\n\n{provenance(rows)}\n"
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -196,7 +222,7 @@ def title(rows: Sequence[Row]) -> str:
     """What all rows have in common."""
     common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
     sizes = {"batch {}": "batch_size", "{} examples": "num_examples"}
-    same = [form.format(rows[0][key]) for form, key in sizes.items() if len({row[key] for row in rows}) == 1]
+    same = [form.format(rows[0][key]) for form, key in sizes.items() if len({row[key] for row in rows}) == 1 and rows[0][key]]
     return " · ".join([*common, *same])
 
 
@@ -215,10 +241,12 @@ def _provenance(row: Row) -> str:
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
-    return [[column.show(row) for column in columns] for row in ordered(rows)]
+    return [[column.show(row) for column in columns] for row in rows]
 
 
-def _text(key: str) -> Callable[[Row], str]:
+def text(key: str) -> Callable[[Row], str]:
+    """The words under a key."""
+
     def show(row: Row) -> str:
         value = row.get(key)
         if isinstance(value, dict):
@@ -232,6 +260,6 @@ def _footnote(rows: Sequence[Row]) -> str:
     notes = [STARS] if any(row.get("against_full") for row in rows) else []
     if any(row.get("measured_speedup") is not None for row in rows):
         notes.append(MEASURED)
-    if any(row.get("decode_loss") is None and row.get("measured_speedup") is not None for row in rows):
+    if any(row.get("decode_loss") is None and row.get("measured_speedup") is not None and row.get("task") for row in rows):
         notes.append("no quality: random weights")
     return "; ".join(notes)

@@ -1,0 +1,88 @@
+import io
+import json
+
+import pytest
+from bench_rows import ACCOUNT, bench_row
+from rich.console import Console
+
+from ulskip_cli.report import bench
+from ulskip_cli.results import ResultsFolder
+
+ENGINES = [bench_row(target, batch, engine) for batch in (8, 1) for engine in ("transformers", "fast") for target in (3.0, 2.0)]
+
+
+def shown(rows, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in bench.terminal(rows, width):
+        console.print(table)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_fit_a_terminal(width):
+    text = shown(ENGINES, width)
+    assert "…" not in text
+    assert "columns more" not in text
+    assert "0.94" not in text and "1.88-1.92" in text
+    assert "tiny · float32 · 64 prompt tokens · 32 new tokens" in " ".join(text.split())
+    assert "paper" not in text
+
+
+def test_engines_stand_side_by_side_in_order():
+    lines = [line.split() for line in shown(ENGINES, 120).splitlines() if line.strip().startswith(("1 ", "8 "))]
+    assert [line[:3] for line in lines[:4]] == [
+        ["1", "fast", "6/12"],
+        ["1", "fast", "4/12"],
+        ["1", "transformers", "6/12"],
+        ["1", "transformers", "4/12"],
+    ]
+    assert lines[0][3:] == ["2", "1.80", "1.90", "1.88-1.92", "100", "200", "50%"]
+
+
+def test_the_account_has_full_once_for_a_batch_and_engine():
+    (*_, account) = bench._parts([bench_row(2.0), bench_row(3.0), bench_row(2.0, 8)])
+    _, note, lines, columns = account
+    cells = [[column.show(line) for column in columns] for line in lines]
+    assert [line[2] for line in cells] == ["12/12", "6/12", "4/12", "12/12", "6/12"]
+    assert cells[0] == ["1", "fast", "12/12", "40", "4", "12", "4", "20%", "2%"]
+    assert "head" in note
+
+
+def test_a_point_that_skips_nothing_is_not_shown_beside_the_full_side_of_a_pair():
+    parts = bench._parts([bench_row(1.0, strategy="full", strategy_options={}), bench_row(2.0)])
+    _, _, lines, columns = parts[1]
+    assert [column.title for column in columns[:4]] == ["batch", "engine", "strategy", "layers"]
+    assert [[column.show(line) for column in columns[2:5]] for line in lines] == [
+        ["full", "12/12", "40"],
+        ["unified", "6/12", "20"],
+    ]
+
+
+def test_what_is_not_known_is_a_dash():
+    row = bench_row(1.0, strategy="full")
+    row["full"] |= {"bandwidth_share": None, "account": ACCOUNT | {"layers_seconds": None, "other_seconds": None}}
+    _, (_, _, lines, columns) = bench._parts([row])
+    assert [[column.show(line) for column in columns] for line in lines] == [
+        ["1", "fast", "12/12", "20", "4", "–", "–", "–", "2%"]
+    ]
+
+
+def test_what_varies_gets_a_column():
+    heads = [column.title for column in bench._parts([bench_row(), bench_row(3.0, timed_prompt_tokens=512)])[0][3]]
+    assert heads[:3] == ["batch", "engine", "prompt\ntokens"]
+
+
+def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
+    rows = [*ENGINES, bench_row(experiment="paper_throughput", compiled=True)]
+    other = {"id": "of a run", "layer_ratio": 2.0}
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, other]))
+    files = bench.write_bench_report(ResultsFolder(tmp_path))
+    assert [file.name for file in files] == ["bench.md", "speedup.png", "speedup.svg"]
+    text = files[0].read_text()
+    assert text.startswith("# tiny · greedy")
+    assert "| 1 | fast | 6/12 | 2 | 1.80 | 1.90 | 1.88-1.92 | 100 | 200 | 50% |" in text
+    assert "here: 10.0 GB/s, and 200 GFLOP/s in a matrix product (cpu, float32, 2 threads)" in text
+    assert "torch 2, transformers 5" in text
+    assert "BLOOMZ-7B" in text
+    for drawn in ("fast, batch 1", "transformers, batch 8", "fast, compiled, batch 1"):
+        assert f"<!-- {drawn} -->" in files[2].read_text()

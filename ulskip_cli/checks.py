@@ -1,0 +1,68 @@
+"""What is refused before torch is imported: ratios, strategies, metrics, task files, model files."""
+
+from ulskip_cli import metrics
+from ulskip_cli.config import instantiate
+from ulskip_cli.errors import UsageError
+from ulskip_cli.models.facts import ModelFacts, describe
+from ulskip_cli.plan import make_plan, schedules
+from ulskip_cli.schema import Config, TrainingConfig
+
+
+def check_run(config: Config) -> None:
+    """Refuse a run that cannot work.
+
+    Raises:
+        UsageError: names what cannot.
+    """
+    _check_schedule(config)
+    task = instantiate(config.task, "task")
+    metrics.made(task.scoring())  # a missing package is told before a missing file
+    metrics.made(task.scoring(), [example.reference for example in task.examples()[: config.limit]])
+    _check_options(config)
+
+
+def check_bench(config: Config) -> None:
+    """Refuse a bench that cannot work; its task is not looked at.
+
+    Raises:
+        UsageError: names what cannot.
+    """
+    speed, context = config.speed, _check_schedule(config).context
+    if not speed.enabled:
+        raise UsageError("speed.enabled=false is for `ulskip run`; a bench measures nothing else")
+    if not config.baseline:
+        raise UsageError("baseline=false is for `ulskip run`; a bench compares with the full model")
+    if context is not None and speed.prompt_tokens + speed.new_tokens > context:
+        raise UsageError(
+            f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
+            f"got {speed.prompt_tokens} + {speed.new_tokens}"
+        )
+    _check_options(config)
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Refuse a training that cannot work.
+
+    Raises:
+        UsageError: names what cannot.
+    """
+    from ulskip_cli.training.refused import refuse
+
+    refuse(config.train.arguments or {})
+    schedules(config, describe(config.model).num_layers)
+    instantiate(config.task, "task").examples()
+
+
+def _check_schedule(config: Config) -> ModelFacts:
+    if config.memory is not None:
+        raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
+    facts = describe(config.model)
+    make_plan(config, facts)
+    return facts
+
+
+def _check_options(config: Config) -> None:
+    if config.decoding.options:
+        from ulskip_cli.generation import options
+
+        options.check(config.decoding)

@@ -1,0 +1,37 @@
+"""Where the time of a run went."""
+
+from collections.abc import Mapping
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+BEFORE = ("start", "imports")
+MODEL_RUNS = ("warm up", "generate", "decode loss", "timed pairs", "calibrate")
+
+
+def terminal(seconds: Mapping[str, float]) -> Table:
+    """A line a phase, in order, and what all of them took.
+
+    Args:
+        seconds: by phase, as a stopwatch keeps them.
+    """
+    total = sum(seconds.values())
+    note = f"{beside_the_model(seconds):.2f} s besides Python's start, imports and running the model"
+    table = Table(title="Where the time went", caption=note, title_style="bold", box=SIMPLE_HEAD)
+    table.title_justify = table.caption_justify = "left"
+    table.add_column("phase")
+    for head in ("seconds", "share"):
+        table.add_column(head, justify="right")
+    for label, spent in seconds.items():
+        table.add_row(label, f"{spent:.2f}", f"{spent / total:.0%}")
+    table.add_row("all", f"{total:.2f}", "")
+    return table
+
+
+def beside_the_model(seconds: Mapping[str, float]) -> float:
+    """Of all phases that are neither Python's start nor imports, and do not run the model.
+
+    >>> beside_the_model({"start": 1.0, "imports": 5.0, "encode": 0.25, "full: generate": 9.0, "write": 0.5})
+    0.75
+    """
+    return sum(spent for label, spent in seconds.items() if label not in BEFORE and label.split(": ")[-1] not in MODEL_RUNS)
