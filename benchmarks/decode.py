@@ -2,7 +2,8 @@
 
     python benchmarks/decode.py [--model smollm2-135m] [--pairs 7] [--tokens 64] [--compile]
 
-1. Decode tokens/s of each engine over a plain `generate` (dynamic cache) of the same layers, which is the view's own.
+1. Decode tokens/s of each engine over a plain `generate` (dynamic cache) of the same layers, which is the view's own, and the
+   share of this machine's memory bandwidth at which weights were read.
 2. Measured over predicted speedup of unified at layer ratios 2, 3 and 5, by the engine that `auto` takes.
 
 All as medians of paired ratios within one run: the sides take turns on the same prompts with the same number of new
@@ -15,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 
-from ulskip_cli import environment
+from ulskip_cli import ceilings, environment
 from ulskip_cli.config import baseline_of, compose, instantiate
 from ulskip_cli.evaluation import prepare, prompt_batches
 from ulskip_cli.generation.decode import Decoder
@@ -29,6 +30,9 @@ from ulskip_cli.schema import SpeedConfig
 from ulskip_cli.timing import median_interval, now
 
 RATIOS, BATCH_SIZES = (2, 3, 5), (1, 8)
+
+
+STATIC = {"cache_implementation": "static"}
 
 
 def plain_generate(view, ids, mask, tokens, pad, **options):
@@ -50,18 +54,24 @@ def sides(decoder, decoding, tokens, pad, with_compiled):
         chosen = replace(decoding, engine="fast", **changes)
         return lambda ids, mask: decoder.generate(ids, mask, chosen, pad, forced_length=tokens).decode_seconds
 
+    def own(**options):
+        return lambda ids, mask: plain_generate(decoder.view, ids, mask, tokens, pad, **options)
+
     found = {
-        "generate": lambda ids, mask: plain_generate(decoder.view, ids, mask, tokens, pad),
-        "generate, static cache": lambda ids, mask: plain_generate(
-            decoder.view, ids, mask, tokens, pad, cache_implementation="static", disable_compile=True
-        ),
+        "generate": own(),
+        "generate, static cache": own(**STATIC, disable_compile=True),
         "fast": engine(compile="off"),
     }
-    return found | ({"fast, compiled": engine(compile="on")} if with_compiled else {})
+    if with_compiled:
+        everywhere = CompileConfig(mode="default")
+        everywhere._compile_all_devices = True
+        found["generate, compiled"] = own(**STATIC, compile_config=everywhere)
+        found["fast, compiled"] = engine(compile="on")
+    return found
 
 
-def compared(decoder, config, prompts, args, pad):
-    """Seconds of every side in turns, and their ratios to `generate`."""
+def compared(decoder, config, prompts, args, pad, step_bytes, bytes_per_second):
+    """Seconds of every side in turns, their ratios to `generate`, and the bandwidth that reading the weights reached."""
     turns = sides(decoder, config.decoding, args.tokens, pad, args.compile)
     seconds = {name: [] for name in turns}
     for i, (ids, mask) in enumerate(prompts):
@@ -73,21 +83,28 @@ def compared(decoder, config, prompts, args, pad):
     rows = []
     for name, spent in seconds.items():
         ratio = median_interval([a / b for a, b in zip(seconds["generate"], spent, strict=True)])
-        rate = len(prompts[0][0]) * (args.tokens - 1) / sorted(spent)[len(spent) // 2]
+        steps_per_second = (args.tokens - 1) / sorted(spent)[len(spent) // 2]
         rows.append(
-            {"side": name, "tokens_per_second": rate, "over_generate": ratio.median, "low": ratio.low, "high": ratio.high}
+            {
+                "side": name,
+                "tokens_per_second": len(prompts[0][0]) * steps_per_second,
+                "over_generate": ratio.median,
+                "low": ratio.low,
+                "high": ratio.high,
+                "bandwidth_share": step_bytes * steps_per_second / bytes_per_second,
+            }
         )
     return rows
 
 
 def as_markdown(result, facts, args):
     """The result as two tables with their provenance."""
-    lines = ["| batch | layers | engine | tokens/s | over generate | 95% |", "| ---: | ---: | --- | ---: | ---: | ---: |"]
+    lines = ["| batch | layers | engine | tokens/s | over generate | 95% | of bandwidth |"]
+    lines += ["| ---: | ---: | --- | ---: | ---: | ---: | ---: |"]
     for row in result["engines"]:
         cells = [row["batch_size"], row["layers"], row["side"], f"{row['tokens_per_second']:.0f}"]
-        lines.append(
-            "| " + " | ".join(map(str, [*cells, f"{row['over_generate']:.2f}", f"{row['low']:.2f}-{row['high']:.2f}"])) + " |"
-        )
+        cells += [f"{row['over_generate']:.2f}", f"{row['low']:.2f}-{row['high']:.2f}", f"{row['bandwidth_share']:.0%}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| batch | layers | predicted | measured | 95% | measured / predicted |"]
     lines += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]
     for row in result["predictions"]:
@@ -97,10 +114,9 @@ def as_markdown(result, facts, args):
         lines.append("| " + " | ".join(map(str, [row["batch_size"], row["layers"], *measured, interval, share])) + " |")
     commit = (facts["git_commit"] or "no commit")[:10] + (" (modified)" if facts["git_dirty"] else "")
     where = f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, {facts['dtype']}"
-    return (
-        "\n".join([*lines, "", f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, ulskip at {commit}, {where}."])
-        + "\n"
-    )
+    memory = f"reading memory reached {result['bytes_per_second'] / 1e9:.0f} GB/s"
+    told = f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, ulskip at {commit}, {where}; {memory}."
+    return "\n".join([*lines, "", told]) + "\n"
 
 
 def main() -> None:
@@ -115,13 +131,16 @@ def main() -> None:
     work = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples(), config)
     full = Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
     speed = SpeedConfig(pairs=args.pairs, warmup=2, new_tokens=args.tokens)
-    result = {"engines": [], "predictions": []}
+    result = {"engines": [], "predictions": [], "bytes_per_second": ceilings.read_bytes_per_second(loaded.model.device)}
+    weights = loaded.facts.weights
     for batch_size in BATCH_SIZES:
         prompts = prompt_batches(work.prompts, work.pad, batch_size, args.pairs + 2)
         for ratio in (1, 2):
             plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.facts)
             layers = {"batch_size": batch_size, "layers": f"{len(plan.kept_layers)}/{plan.num_layers}"}
-            for row in compared(Decoder(loaded.model, plan), config, prompts, args, work.pad):
+            step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
+            decoder = Decoder(loaded.model, plan)
+            for row in compared(decoder, config, prompts, args, work.pad, step_bytes, result["bytes_per_second"]):
                 result["engines"].append({**layers, **row})
                 print({**layers, **{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}}, flush=True)
         for ratio in RATIOS:

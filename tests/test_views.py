@@ -151,3 +151,11 @@ def test_substituted_parts_stand_in_a_second_model_over_the_same_rest(llama):
     assert other.model is llama.model
     assert llama.lm_head is not head
     assert views.substituted(llama, lambda module: None) is llama
+
+
+def test_what_was_compiled_is_the_sources_alone(llama):
+    llama._compiled_call = llama._compiled_call_impl = lambda *args, **kwargs: pytest.fail("the source ran")
+    ids = random_ids(1, 4)
+    view = views.shallow_view(llama, (0, 5))
+    view(ids)
+    assert "_compiled_call" not in view.__dict__

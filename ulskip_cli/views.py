@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from ulskip_cli import schedule
 from ulskip_cli.errors import UsageError
 
+_COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # of the source alone
 # Layers that read another layer's keys and values, or a slice of one tensor made for all of them.
 _ENTANGLED_LAYERS = ("num_kv_shared_layers", "hidden_size_per_layer_input")
 
@@ -236,7 +237,7 @@ def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
     if "forward" in module.__dict__ and hook is None:
         raise UsageError(f"{type(module).__name__} is refused: its forward was replaced on the object, by what is unknown")
     shell = copy.copy(module)
-    shell.__dict__ = dict(module.__dict__)
+    shell.__dict__ = {name: value for name, value in module.__dict__.items() if name not in _COMPILED}
     shell._modules = {**module._modules, **children}
     if hook is not None:  # of a device map: accelerate binds forward to the source object
         from accelerate.hooks import add_hook_to_module
