@@ -58,6 +58,7 @@ class Bench:
             "timed_new_tokens": config.speed.new_tokens,
             "engine": engine,
             "engine_reason": reason,
+            "product": strategy.product(config.decoding),
             "latency_fit": latency and latency.told(),
             **speed_row(pairs, size),
             **_sides(pairs, plan, loaded, limits, heads),

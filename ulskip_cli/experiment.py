@@ -11,6 +11,7 @@ from ulskip_cli import environment
 from ulskip_cli.config import baseline_of, instantiate, resolved
 from ulskip_cli.cost import LatencyFit
 from ulskip_cli.evaluation import Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
+from ulskip_cli.generation import kernel
 from ulskip_cli.generation.calibrate import LINE_ROUNDS, MEET_PAIRS, MEET_ROUNDS, WARM_UP, Met, calibrate, meet, pairs_at
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.models.facts import describe
@@ -37,6 +38,9 @@ class Session:
             self._models.clear()  # one at a time: two may not fit
             self.progress.phase(f"load {config.name}", 1)
             self._models[key] = load(config, seed)
+            if self._models[key].model.device.type == "cpu" and kernel.will_build():
+                self.progress.phase("compile a kernel, once on this machine", 0)
+                kernel.why_not()
         return self._models[key]
 
     def depth(self, config: Config, loaded: LoadedModel, work: Workload) -> Met | None:
@@ -136,6 +140,7 @@ def _measure_point(
         **identity_row(config, plan, work, point, full_id),
         "engine": engine,
         "engine_reason": reason,
+        "product": decoder.product(config.decoding),
         "latency_fit": latency and latency.told(),
         **evaluation.row,
         **speed,

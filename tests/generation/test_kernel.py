@@ -42,10 +42,13 @@ def test_leading_dimensions_stay():
 
 def test_without_a_compiler_there_is_a_reason(monkeypatch, tmp_path):
     look = kernel.why_not.__wrapped__
+    assert not kernel.will_build()  # it is there
     monkeypatch.setenv("ULSKIP_KERNEL", "off")
     assert look() == "ULSKIP_KERNEL=off"
+    assert not kernel.will_build()
     monkeypatch.delenv("ULSKIP_KERNEL")
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", os.devnull)
+    assert kernel.will_build()
     assert "failed" in look()
     assert not list(tmp_path.rglob("*.so"))

@@ -15,6 +15,7 @@ from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.generate import Generate
 from ulskip_cli.generation.output import BatchOutput, Engine, Request
+from ulskip_cli.generation.packed import packer
 from ulskip_cli.generation.stages import stage_views
 from ulskip_cli.plan import Plan
 from ulskip_cli.schema import DecodingConfig
@@ -75,6 +76,11 @@ class Decoder:
         if reason and decoding.engine == "fast":
             raise UsageError(f"decoding.engine=fast does not serve {reason}; use decoding.engine=auto")
         return ("transformers" if reason else "fast"), reason
+
+    def product(self, decoding: DecodingConfig) -> str:
+        """Whose matrix product decodes: `panels` (ours), `onednn` over packed weights, or `torch`."""
+        engine, _ = self.engine(decoding)
+        return (None if engine == "transformers" else packer(self.view)) or "torch"
 
     def generate(
         self,

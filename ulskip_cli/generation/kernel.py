@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -28,16 +29,22 @@ def why_not() -> str | None:
     """
     if os.environ.get("ULSKIP_KERNEL") == "off":
         return "ULSKIP_KERNEL=off"
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
+    compiler = _compiler()
+    if not compiler:
         return "no C++ compiler"
     try:
         torch.ops.load_library(_built(compiler))  # type: ignore[no-untyped-call]
     except (OSError, subprocess.CalledProcessError) as error:
         told = getattr(error, "stderr", "") or str(error)
-        return f"{compiler} failed: {' '.join(told.split())[:160]}"
+        return f"{compiler[0]} failed: {' '.join(told.split())[:160]}"
     torch.library.register_fake("ulskip::linear", _shape)
     return None
+
+
+def will_build() -> bool:
+    """Whether `why_not` is going to take its ten seconds."""
+    compiler = _compiler()
+    return os.environ.get("ULSKIP_KERNEL") != "off" and bool(compiler) and not _library(compiler).is_file()
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -66,12 +73,23 @@ def _shape(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: in
     return hidden.new_empty((*hidden.shape[:-1], out_features))
 
 
-def _built(compiler: str) -> Path:
+def _compiler() -> list[str]:
+    """The command that compiles; empty where there is none."""
+    named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
+    return shlex.split(named)
+
+
+def _library(compiler: list[str]) -> Path:
+    """Where the shared library of this source, torch, compiler and processor is kept."""
+    parts = (SOURCE.read_text("utf-8"), torch.__version__, " ".join([*compiler, *_FLAGS]), _processor())
+    return cache_dir() / "kernels" / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+
+
+def _built(compiler: list[str]) -> Path:
     """The shared library, from the cache or compiled into it; whole or not at all."""
     from torch.utils import cpp_extension
 
-    parts = (SOURCE.read_text("utf-8"), torch.__version__, compiler, " ".join(_FLAGS), _processor())
-    library = cache_dir() / "kernels" / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+    library = _library(compiler)
     if library.is_file():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +97,7 @@ def _built(compiler: str) -> Path:
         made = Path(staging) / library.name
         includes = [f"-I{path}" for path in cpp_extension.include_paths()]
         links = [f"-L{path}" for path in cpp_extension.library_paths()]
-        command = [compiler, *_FLAGS, *includes, str(SOURCE), "-o", str(made), *links, "-ltorch_cpu", "-lc10"]
+        command = [*compiler, *_FLAGS, *includes, str(SOURCE), "-o", str(made), *links, "-ltorch_cpu", "-lc10"]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(library)
     return library
