@@ -54,6 +54,14 @@ def test_configs_are_found_in_every_folder():
         (["decoding.temperature=0.7"], "decoding.temperature is for sampling; add decoding.do_sample=true"),
         (["decoding=sample", "decoding.top_p=1.5"], "expected decoding.top_p above 0 and at most 1, got 1.5"),
         (["decoding.stop=['']"], "strings that are not empty"),
+        (["decoding.draft_tokens=-1"], "expected decoding.draft_tokens to be a number, 0 for no drafts, or auto; got -1"),
+        (["decoding.draft_tokens=some"], "expected decoding.draft_tokens to be a number, 0 for no drafts, or auto; got some"),
+        (["decoding=beam", "decoding.draft_tokens=2"], "does not go with beams; set decoding.num_beams=1"),
+        (["decoding=self_speculative", "decoding.stop=[x]"], "does not go with stop strings; set decoding.stop=[]"),
+        (["decoding=self_speculative", "decoding.options={min_p: 0.1}"], "set decoding.options=null"),
+        (["decoding=self_speculative", "decoding.engine=fast"], "does not go with another engine; set decoding.engine=auto"),
+        (["decoding=self_speculative", "decoding.compile=on"], "does not go with compiled steps"),
+        (["decoding=self-speculative", "prompt_layers=kept"], "since every layer checks the drafts; set prompt_layers=all"),
         (["model.quantization=int7"], "unknown model.quantization 'int7'"),
         (["model=random", "model.quantization=bnb-nf4"], "pretrained weights"),
         (["model=random", "model.device_map=auto"], "pretrained weights"),
@@ -107,6 +115,13 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
 @pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere"])
 def test_identity_ignores_what_changes_no_result(override):
     assert config.identity(config.compose([override])) == config.identity(config.compose([]))
+
+
+def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
+    drafted = config.baseline_of(config.compose(["decoding=self_speculative", "ratio=3"]))
+    assert config.identity(drafted) == config.identity(config.compose(["strategy=full"]))
+    sampled = config.baseline_of(config.compose(["decoding=sample", "decoding.draft_tokens=auto"]))
+    assert config.identity(sampled) == config.identity(config.compose(["strategy=full", "decoding=sample"]))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli import schedule
-from ulskip_cli.cost import LatencyFit, WeightBytes, weight_bytes
+from ulskip_cli.cost import LINE_ERROR, LatencyFit, WeightBytes, weight_bytes
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import describe, read_headers
 from ulskip_cli.schema import ModelConfig
@@ -81,18 +81,34 @@ fits = st.builds(
 @given(fits)
 def test_a_line_is_found_again(fit):
     assert all(abs(residual) < 1e-6 for residual in fit.residuals.values())
-    assert fit.speedup(fit.num_layers) == 1
+    assert fit.share(fit.num_layers) == 1
 
 
 @given(fits, st.floats(1, 40))
-def test_the_count_is_the_largest_whose_step_is_fast_enough(fit, target):
-    if fit.speedup(2) < target - 1e-9:
+def test_the_depth_is_the_one_whose_step_is_so_much_faster(fit, target):
+    highest = 1 / fit.share(2)
+    depth = fit.depth(target)
+    if target <= highest:
+        fit.check(target)
+        assert 1 / fit.share(depth) == pytest.approx(target)
+    else:
+        assert depth == 2
+    if target > highest * LINE_ERROR:
         with pytest.raises(UsageError, match="out of reach by latency: the highest reachable ratio is"):
-            fit.num_kept(target)
-        return
-    count = fit.num_kept(target)
-    assert fit.speedup(count) >= target - 1e-9
-    assert count == fit.num_layers or fit.speedup(count + 1) < target
+            fit.check(target)
+
+
+def test_an_offset_moves_the_depth_the_other_way():
+    fit = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
+    assert fit.depth(2) == pytest.approx(4.5)
+    assert fit.depth(2, offset=1 / 15) == pytest.approx(3.5)
+    with pytest.raises(UsageError, match="expected ratio >= 1"):
+        fit.check(0.5)
+
+
+def test_steps_of_several_kinds_take_their_bytes():
+    weights = WeightBytes(100, (100,) * 9)
+    assert weights.staged_speedup([(3, range(4)), (1, range(9))]) == pytest.approx(4 * 1000 / (3 * 500 + 1000))
 
 
 def test_noise_is_kept_as_residuals():

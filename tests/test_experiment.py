@@ -53,6 +53,22 @@ def test_the_same_seed_gives_the_same_generations(config, tmp_path):
     assert tokens[0] == tokens[1]
 
 
+@pytest.mark.parametrize("overrides", [["decoding=self_speculative"], ["decoding=sample", "decoding.draft_tokens=auto"]])
+def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, overrides):
+    full, drafted = run_point(config(*overrides, "ratio=2"), Session())
+    assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("fast", 0, "speculative")
+    assert full["decoding"] == ("sample" if "decoding=sample" in overrides else "greedy")
+    assert drafted["draft_tokens"] == drafted["config"]["decoding"]["draft_tokens"] != 0
+    assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
+    assert "acceptance_rate" not in full
+    assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
+    assert drafted["kept_kv_bytes"] == drafted["prompt_kv_bytes"]
+    assert drafted["measured_speedup"] > 0
+    if full["decoding"] == "greedy":
+        texts = [(tmp_path / "default" / "generations" / f"{row['id']}.jsonl").read_text() for row in (full, drafted)]
+        assert texts[0] == texts[1]
+
+
 def test_weights_and_baseline_are_used_again(config, monkeypatch):
     from ulskip_cli import experiment
 
@@ -136,12 +152,17 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
     calls = []
     line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
     monkeypatch.setattr(experiment, "calibrate", lambda *args: calls.append(1) or line)
+    monkeypatch.setattr(experiment, "pairs_at", lambda *args: lambda depth: (depth, [7 / (1 + depth)] * 3))
     session = Session()
-    row = run_point(config("ratio=1.7", "ratio_basis=latency"), session)[-1]
-    assert len(row["kept_layers"]) == 3  # 7 / 4 > 1.7 > 7 / 5
-    assert row["latency_fit"]["speedup"] == 7 / 4
+    row = run_point(config("ratio=1.7", "ratio_basis=latency", "speed.new_tokens=11"), session)[-1]
+    assert len(row["kept_layers"]) == 4
+    assert [len(stage["kept_layers"]) for stage in row["later_stages"]] == [3]
+    assert row["mean_kept_layers"] == pytest.approx(7 / 1.7 - 1, abs=0.05)
+    assert row["latency_fit"]["depth"] == pytest.approx(7 / 1.7 - 1)
+    assert row["latency_fit"]["speedup"] == pytest.approx(1.7)
+    assert not [text for text in row["warnings"] if "later" in text]
     assert set(row["latency_fit"]["residuals"]) == {6, 2}
-    run_point(config("ratio=1.3", "ratio_basis=latency"), session)
+    run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11"), session)
     assert calls == [1]
 
 

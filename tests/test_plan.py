@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.config import compose
-from ulskip_cli.cost import LatencyFit, WeightBytes
+from ulskip_cli.cost import WeightBytes
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import Stage, make_plan, parse_bytes
@@ -19,20 +19,35 @@ def test_a_plan_states_all_three_speedups():
     assert (plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token) == (1200, 600)
 
 
+def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
+    drafted = ["decoding=self_speculative", "ratio=2"]
+    assert make_plan(compose(drafted), FACTS).kept_kv_bytes_per_token == 1200
+    for everything in ("strategy=full", "ratio=1"):
+        with pytest.raises(UsageError, match="every layer is kept, which leaves nothing to draft with"):
+            make_plan(compose([*drafted, everything]), FACTS)
+
+
 def test_cost_keeps_fewer_layers_where_the_head_is_heavy():
     plan = make_plan(compose(["ratio=2", "ratio_basis=cost"]), FACTS)
     assert len(plan.kept_layers) == 4
     assert plan.predicted_speedup >= 2
 
 
-def test_latency_keeps_what_the_clock_allows():
-    fit = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
-    plan = make_plan(compose(["ratio=2", "ratio_basis=latency"]), FACTS, fit)
-    assert len(plan.kept_layers) == 4  # 15 / 7 > 2 > 15 / 8
-    untimed = make_plan(compose(["ratio=2", "ratio_basis=latency"]), FACTS)
+def test_a_timed_depth_between_two_counts_is_met_by_two_stages():
+    options = ["ratio=2", "ratio_basis=latency", "speed.new_tokens=21"]
+    plan = make_plan(compose(options), FACTS, 4.7)
+    assert (len(plan.kept_layers), plan.mean_kept(20)) == (5, 4.7)
+    (later,) = plan.later_stages
+    assert (later.first_step, len(later.kept_layers)) == (14, 4)
+    assert plan.layer_ratio == pytest.approx(12 / 4.7)
+    assert plan.predicted_speedup == pytest.approx(1500 / (0.7 * 800 + 0.3 * 700))
+    for depth, count in ((5.0, 5), (4.001, 4), (4.999, 5), (2.0, 2), (12.0, 12)):
+        whole = make_plan(compose(options), FACTS, depth)
+        assert (len(whole.kept_layers), whole.later_stages) == (count, ())
+    top = make_plan(compose([*options, "strategy=top_skip"]), FACTS, 4.5)
+    assert [stage.kept_layers for stage in top.stages] == [(0, 1, 2, 3, 4), (0, 1, 2, 3)]
+    untimed = make_plan(compose(options), FACTS)
     assert "needs a timing" in untimed.warnings[0]
-    with pytest.raises(UsageError, match=r"out of reach by latency: the highest reachable ratio is 3\.00, since 20%"):
-        make_plan(compose(["ratio=4", "ratio_basis=latency"]), FACTS, fit)
 
 
 def test_full_ignores_the_ratio():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ulskip_cli.errors import UsageError, unknown
-from ulskip_cli.schema import Config, TrainingConfig, check_run, check_training
+from ulskip_cli.schema import Config, DecodingConfig, TrainingConfig, check_run, check_training
 
 GROUPS = ("model", "task", "strategy", "decoding", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
@@ -92,6 +93,8 @@ def identity(config: Config) -> str:
         canonical.pop(key)
     for group in ("model", "task", "strategy", "decoding"):
         canonical[group].pop("description", None)
+    if not config.decoding.draft_tokens:
+        canonical["decoding"].pop("draft_tokens")  # points from before there were drafts stay finished
     text = json.dumps(canonical, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -101,7 +104,15 @@ def baseline_of(config: Config) -> Config:
     full = OmegaConf.to_container(OmegaConf.load(config_dir() / "strategy" / "full.yaml"))
     changed = OmegaConf.merge(OmegaConf.structured(config), _BASELINE)
     changed.strategy = full
+    changed.decoding = OmegaConf.structured(undrafted(config.decoding))
     return OmegaConf.to_object(changed)  # type: ignore[return-value]
+
+
+def undrafted(decoding: DecodingConfig) -> DecodingConfig:
+    """The same choice of tokens, one at a time: what drafting is compared with."""
+    if not decoding.draft_tokens:
+        return decoding
+    return replace(decoding, name="sample" if decoding.do_sample else "greedy", draft_tokens=0)
 
 
 def resolved(config: Config | TrainingConfig) -> dict[str, Any]:

@@ -4,13 +4,13 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ulskip_cli.errors import UsageError
 from ulskip_cli.schedule import MIN_KEPT
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+LINE_ERROR = 1.05
 _LOOKED_UP = ("embed", "wte", "wpe", "position")  # tables of which a step reads one row
 
 
@@ -29,6 +29,15 @@ class WeightBytes:
     def predicted_speedup(self, kept: Sequence[int]) -> float:
         """S = (h + sum of all layers) / (h + sum of the kept layers)."""
         return (self.head + sum(self.layers)) / (self.head + sum(self.layers[i] for i in kept))
+
+    def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
+        """The same over steps of several kinds.
+
+        Args:
+            steps: how many of each, and the layers that they keep.
+        """
+        total = sum(count for count, _ in steps)
+        return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
 
     def num_kept(self, target_speedup: float, kept_layers: Callable[[int], Sequence[int]]) -> int:
         """The largest R whose schedule is predicted to reach the target.
@@ -83,34 +92,53 @@ class LatencyFit:
         """Measured less fitted, as a share of the fitted, by number of kept layers."""
         return {count: seconds / self._at(count) - 1 for count, seconds in self.step_seconds.items()}
 
-    def speedup(self, num_kept: int) -> float:
-        """Of a step with so many layers over one with all."""
-        return self._at(self.num_layers) / self._at(num_kept)
+    def share(self, depth: float) -> float:
+        """Of a full step's time that a step of so many layers takes."""
+        return self._at(depth) / self._at(self.num_layers)
 
-    def num_kept(self, target_speedup: float) -> int:
-        """The largest R that reaches the target.
+    def depth(self, target_speedup: float, offset: float = 0.0) -> float:
+        """The number of layers, whole or not, whose steps are so much faster than full ones; at least 2, at most N.
+
+        Args:
+            target_speedup: r >= 1.
+            offset: what a step's share of the full time was seen to be above the line.
+        """
+        full = self._at(self.num_layers)
+        depth = ((1 / target_speedup - offset) * full - self.fixed_seconds) / self.layer_seconds
+        return min(float(self.num_layers), max(float(MIN_KEPT), depth))
+
+    def check(self, target_speedup: float) -> None:
+        """Refuse a target that two layers miss by more than the line may err.
 
         Raises:
-            UsageError: not even two layers do; the fixed share says why.
+            UsageError: the fixed share says why.
         """
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
-        for count in range(self.num_layers, MIN_KEPT - 1, -1):
-            if self.speedup(count) >= target_speedup - 1e-9:
-                return count
-        share = self.fixed_seconds / self._at(self.num_layers)
-        raise UsageError(
-            f"ratio {target_speedup:g} is out of reach by latency: the highest reachable ratio is "
-            f"{self.speedup(MIN_KEPT):.2f}, since {share:.0%} of a full step's time does not depend on its layers "
-            "(the head, the loop)"
-        )
+        highest = 1 / self.share(MIN_KEPT)
+        if target_speedup > highest * LINE_ERROR:
+            raise UsageError(
+                f"ratio {target_speedup:g} is out of reach by latency: the highest reachable ratio is {highest:.2f}, since "
+                f"{self.share(0):.0%} of a full step's time does not depend on its layers (the head, the loop)"
+            )
 
-    def told(self, num_kept: int) -> dict[str, Any]:
-        """The fit as a row keeps it, with what it promises of R layers."""
-        return {**asdict(self), "residuals": self.residuals, "speedup": self.speedup(num_kept)}
-
-    def _at(self, count: int) -> float:
+    def _at(self, count: float) -> float:
         return max(1e-12, self.fixed_seconds + self.layer_seconds * count)
+
+
+def drafting_speedup(acceptance: float, draft_tokens: int, draft_cost: float) -> float:
+    """What drafting should buy at batch 1 where a check of several tokens costs as much as a step (Sec. 3, arXiv:2211.17192).
+
+    Args:
+        acceptance: the chance that a draft is accepted when those before it were.
+        draft_tokens: k, drafts to a check.
+        draft_cost: a drafting step's share of a full step.
+
+    >>> round(drafting_speedup(0.8, 4, 0.5), 2), drafting_speedup(1, 4, 0.25)
+    (1.12, 2.5)
+    """
+    tokens = sum(acceptance**i for i in range(draft_tokens + 1))  # (1 - a^(k+1)) / (1 - a)
+    return tokens / (draft_tokens * draft_cost + 1)
 
 
 def weight_bytes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightBytes | None:

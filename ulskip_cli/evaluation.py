@@ -17,7 +17,7 @@ from ulskip_cli.generation.batches import BatchSize, fitting
 from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
 from ulskip_cli.generation.encoding import Encoded, Phrasing, encode, pad_id, padded
 from ulskip_cli.generation.loss import decode_loss
-from ulskip_cli.generation.output import BatchOutput
+from ulskip_cli.generation.output import BatchOutput, Drafts
 from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
 from ulskip_cli.memory import PeakMemory
 from ulskip_cli.metrics import degenerate
@@ -102,6 +102,7 @@ def evaluate(
     full_hypotheses: list[str] | None,
     progress: Progress,
     keep: Callable[[list[Row]], None] = lambda generations: None,
+    judge: Decoder | None = None,
 ) -> Evaluation:
     """Generate an answer to every example and score them; nothing where there is no tokenizer.
 
@@ -112,6 +113,7 @@ def evaluate(
         full_hypotheses: the full model's answers, to compare with.
         progress: who watches.
         keep: takes what was generated before it is scored, which may fail.
+        judge: whose loss is meant, where what drafts is not what decides.
     """
     if work.encoded is None or work.task is None:
         return Evaluation({}, [])
@@ -149,7 +151,7 @@ def evaluate(
     flagged = Counter(flag for row in rows for flag in row["flags"])
     row = {
         **scores.values,
-        "decode_loss": decode_loss(decoder, work.encoded, size, work.pad, scored),
+        "decode_loss": decode_loss(judge or decoder, work.encoded, size, work.pad, scored),
         "signatures": scores.signatures,
         "against_full": scores.against_full,
         "degenerate": {flag: flagged[flag] for flag in ("empty", "loop", "hit_limit")},
@@ -158,6 +160,7 @@ def evaluate(
         "evaluated_batch_size": size.used,
         "peak_memory_bytes": memory.peak_bytes,
         **throughput(outputs, "evaluation"),
+        **drafting(outputs),
     }
     return Evaluation(row, rows)
 
@@ -167,7 +170,9 @@ def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Conf
     size = BatchSize(config.batch_size)
     pairs = time_pairs(full, strategy, work, size, config, progress)
     row = speed_row(pairs, size)
-    return {**row, **throughput(pairs.strategy, "timed pairs")} if work.encoded is None else row
+    if work.encoded is None:
+        row |= {**throughput(pairs.strategy, "timed pairs"), **drafting(pairs.strategy)}
+    return row
 
 
 def time_pairs(
@@ -270,4 +275,15 @@ def throughput(outputs: Sequence[BatchOutput], source: str) -> dict[str, Any]:
         "generated_tokens": generated,
         "decode_seconds": decode_seconds,
         "total_seconds": sum(output.total_seconds for output in outputs),
+    }
+
+
+def drafting(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
+    """How drafting went over all outputs; nothing where nothing was drafted."""
+    total = sum((output.drafts for output in outputs if output.drafts), Drafts())
+    if not total.drafted:
+        return {}
+    return {
+        "acceptance_rate": total.accepted / total.drafted,
+        "mean_accepted_length": total.gained / total.passes,
     }

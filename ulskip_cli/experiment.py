@@ -1,6 +1,6 @@
 """One run: config -> model + task + strategy -> generation -> metrics -> results."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from ulskip_cli import environment
 from ulskip_cli.config import baseline_of, instantiate, resolved
 from ulskip_cli.cost import LatencyFit
 from ulskip_cli.evaluation import Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
-from ulskip_cli.generation.calibrate import ROUNDS, WARM_UP, calibrate
+from ulskip_cli.generation.calibrate import LINE_ROUNDS, MEET_PAIRS, MEET_ROUNDS, WARM_UP, Met, calibrate, meet, pairs_at
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.models.facts import describe
 from ulskip_cli.models.load import LoadedModel, load, load_tokenizer
@@ -39,15 +39,18 @@ class Session:
             self._models[key] = load(config, seed)
         return self._models[key]
 
-    def latency(self, config: Config, loaded: LoadedModel, work: Workload) -> LatencyFit:
-        """What layers cost here at a batch size, timed once."""
+    def depth(self, config: Config, loaded: LoadedModel, work: Workload) -> Met:
+        """How many layers meet a target by the clock, at a batch size; the line to start from is timed once."""
         key = f"{config.model} {config.batch_size} {config.decoding}"
+        prompts = timed_prompts(work, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
         if key not in self._latencies:
-            prompts = timed_prompts(work, config.batch_size, WARM_UP + ROUNDS, loaded.model, config)
-            told = self.progress.phase("calibrate", WARM_UP + ROUNDS)
-            depth = loaded.facts.num_layers
-            self._latencies[key] = calibrate(loaded.model, depth, prompts, config.decoding, work.pad, told)
-        return self._latencies[key]
+            told = self.progress.phase("calibrate", WARM_UP + LINE_ROUNDS)
+            num_layers = loaded.facts.num_layers
+            self._latencies[key] = calibrate(loaded.model, num_layers, prompts, config.decoding, work.pad, told)
+        fit = self._latencies[key]
+        plan_of = partial(make_plan, config, loaded.facts)
+        measured = pairs_at(loaded.model, plan_of, prompts, config.decoding, config.speed, work.pad)
+        return meet(fit, config.ratio, measured, self.progress.phase(f"meet {config.ratio:g}x", MEET_ROUNDS))
 
 
 def finished_rows(config: Config) -> list[Row]:
@@ -77,8 +80,9 @@ def run_point(config: Config, session: Session) -> list[Row]:
     folder = ResultsFolder.of(config)
     work = prepare(load_tokenizer(config.model), describe(config.model).context, task, examples, config)
     loaded = session.model(config.model, config.seed)
-    latency = session.latency(config, loaded, work) if config.ratio_basis == "latency" else None
-    plan = make_plan(config, loaded.facts, latency)
+    timed = config.ratio_basis == "latency" and instantiate(config.strategy, "strategy").follows_ratio
+    latency = session.depth(config, loaded, work) if timed else None
+    plan = make_plan(config, loaded.facts, latency.depth if latency else None)
     baseline = baseline_of(config)
     if plan.keeps_all or not config.baseline:
         return [_measure_point(config, plan, loaded, work, folder, session.progress, latency=latency)]
@@ -107,18 +111,20 @@ def _measure_point(
     folder: ResultsFolder,
     progress: Progress,
     full_id: str | None = None,
-    latency: LatencyFit | None = None,
+    latency: Met | None = None,
 ) -> Row:
     """Evaluate, measure and save one point."""
     torch.manual_seed(config.seed)
     decoder = Decoder(loaded.model, plan, loaded.tokenizer)
     full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
     point = point_id(config, work.examples)
-    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, partial(folder.keep_generations, point))
+    full = decoder if plan.keeps_all else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+    judge = full if config.decoding.draft_tokens else decoder
+    keep = partial(folder.keep_generations, point)
+    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, keep, judge)
     speed: dict[str, Any] = {}
     if config.speed.enabled:
-        alone = plan.keeps_all or not config.baseline
-        full = decoder if alone else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+        full = full if config.baseline else decoder
         speed = measure_speed(full, decoder, work, config, progress)
     engine, reason = decoder.engine(config.decoding)
     progress.phase("write", 0)
@@ -126,7 +132,7 @@ def _measure_point(
         **identity_row(config, plan, work, point, full_id),
         "engine": engine,
         "engine_reason": reason,
-        "latency_fit": latency and latency.told(plan.num_kept),
+        "latency_fit": latency and latency.told(),
         **evaluation.row,
         **speed,
         **provenance_row(config, plan, loaded, len(evaluation.generations)),
@@ -156,6 +162,7 @@ def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id
         "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
         "chat": work.chat,
         "decoding": config.decoding.name,
+        "draft_tokens": config.decoding.draft_tokens,
         "batch_size": config.batch_size,
         "ratio_basis": config.ratio_basis,
         "prompt_layers": plan.prompt_layers,
@@ -165,6 +172,8 @@ def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id
         "measured_speedup": None,
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
+        "later_stages": [asdict(stage) for stage in plan.later_stages],
+        "mean_kept_layers": plan.mean_kept(config.speed.new_tokens - 1),
         "warnings": list(plan.warnings),
     }
 
@@ -190,4 +199,5 @@ def _is_trained_for(trained_for: dict[str, Any] | None, plan: Plan) -> bool | No
     """Whether the weights were trained with just these layers; None where their training is not known."""
     if trained_for is None:
         return None
-    return list(plan.kept_layers) in (trained_for["kept_layers"] or {}).values()
+    trained = list((trained_for["kept_layers"] or {}).values())
+    return all(list(stage.kept_layers) in trained for stage in plan.stages)

@@ -1,12 +1,12 @@
 """What a run would do: the kept layers and what they promise, decided with integers. Imports no torch."""
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ulskip_cli import schedule
 from ulskip_cli.config import instantiate
-from ulskip_cli.cost import LatencyFit
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.schema import Config, TrainingConfig
@@ -69,11 +69,15 @@ class Plan:
         """All of them, the first included."""
         return (Stage(0, self.kept_layers), *self.later_stages)
 
-    def mean_kept(self, steps: int) -> float:
-        """Layers that run in a decode step, on average over so many steps."""
+    def step_counts(self, steps: int) -> list[tuple[int, tuple[int, ...]]]:
+        """How many of a sequence's first `steps` decode steps run which layers."""
         first = [stage.first_step for stage in self.stages] + [steps]
         counts = [max(0, min(end, steps) - start) for start, end in pairwise(first)]
-        return sum(n * len(stage.kept_layers) for n, stage in zip(counts, self.stages, strict=True)) / max(1, sum(counts))
+        return [(count, stage.kept_layers) for count, stage in zip(counts, self.stages, strict=True)]
+
+    def mean_kept(self, steps: int) -> float:
+        """Layers that run in a decode step, on average over so many steps."""
+        return sum(count * len(kept) for count, kept in self.step_counts(steps)) / steps
 
     @property
     def num_kept(self) -> int:
@@ -124,13 +128,14 @@ class MemoryPlan:
     full: Footprint
 
 
-def make_plan(config: Config, facts: ModelFacts, latency: LatencyFit | None = None) -> Plan:
+def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> Plan:
     """The plan of a configuration on a model of these facts.
 
     Args:
         config: strategy, ratio and what the ratio means.
         facts: of the model.
-        latency: what layers cost here, for ratio_basis=latency.
+        depth: the mean number of layers over a timed sequence's decode steps that a timing found, for ratio_basis=latency;
+            between two counts the deeper set serves the first steps and the shallower the rest.
 
     Raises:
         UsageError: the ratio is out of reach, or the strategy cannot serve this model.
@@ -138,11 +143,11 @@ def make_plan(config: Config, facts: ModelFacts, latency: LatencyFit | None = No
     strategy: Strategy = instantiate(config.strategy, "strategy")
     num_layers, warnings = facts.num_layers, []
     basis = config.ratio_basis if strategy.follows_ratio else "layers"
-    if basis == "latency" and latency is None:
+    if basis == "latency" and depth is None:
         warnings.append("ratio_basis=latency needs a timing, which a run makes; shown: cost")
         basis = "cost"
-    if basis == "latency" and latency is not None:
-        count = latency.num_kept(config.ratio)
+    if basis == "latency" and depth is not None:
+        count = math.ceil(depth - 1e-9)
     elif basis == "cost" and facts.weights:
         count = facts.weights.num_kept(config.ratio, lambda r: strategy.kept_layers(num_layers, r))
     else:
@@ -151,15 +156,20 @@ def make_plan(config: Config, facts: ModelFacts, latency: LatencyFit | None = No
             warnings.append(
                 "ratio_basis=cost needs the weights' sizes, which are unknown until the model is loaded; shown: layers"
             )
-    kept = strategy.kept_layers(num_layers, count)
+    kept, steps = strategy.kept_layers(num_layers, count), config.speed.new_tokens - 1
+    later: tuple[Stage, ...] = ()
+    if basis == "latency" and depth is not None and count > schedule.MIN_KEPT:
+        kept, later = _mixed(strategy, num_layers, round((depth - count + 1) * steps), count, steps)
     spread = config.strategy["name"] in ("unified", "custom")  # the others skip one block on purpose
     if spread and schedule.is_unbalanced(num_layers, kept):
         gap = schedule.longest_gap(kept)
         warnings.append(f"unbalanced: {gap} neighbouring layers are skipped in one block; spacing=even spreads them")
     keeps_all = len(kept) == num_layers
+    if keeps_all and config.decoding.draft_tokens:
+        raise UsageError("decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0")
     per_layer = facts.kv_bytes_per_layer
     memory = None if config.memory is None else memory_plan(config, facts, len(kept))
-    return Plan(
+    plan = Plan(
         strategy=config.strategy["name"],
         num_layers=num_layers,
         kept_layers=kept,
@@ -168,10 +178,28 @@ def make_plan(config: Config, facts: ModelFacts, latency: LatencyFit | None = No
         layer_ratio=num_layers / len(kept),
         predicted_speedup=facts.weights.predicted_speedup(kept) if facts.weights else None,
         kv_bytes_per_token=per_layer * num_layers if per_layer else None,
-        kept_kv_bytes_per_token=per_layer * len(kept) if per_layer else None,
+        kept_kv_bytes_per_token=per_layer * cached_layers(config, num_layers, len(kept)) if per_layer else None,
         warnings=tuple(warnings),
         memory=memory,
+        later_stages=later,
     )
+    if not later:
+        return plan
+    predicted = facts.weights.staged_speedup(plan.step_counts(steps)) if facts.weights else None
+    return replace(plan, layer_ratio=num_layers / plan.mean_kept(steps), predicted_speedup=predicted)
+
+
+def _mixed(
+    strategy: Strategy, num_layers: int, deep_steps: int, count: int, steps: int
+) -> tuple[tuple[int, ...], tuple[Stage, ...]]:
+    """`count` layers in the first steps and one fewer in the rest."""
+    deep, shallow = (strategy.kept_layers(num_layers, count - fewer) for fewer in (0, 1))
+    if deep_steps <= 0:
+        return shallow, ()
+    if deep_steps >= steps:
+        return deep, ()
+    nested = set(shallow) < set(deep)
+    return deep, (Stage(deep_steps, shallow if nested else schedule.without_one(deep)),)
 
 
 def memory_plan(config: Config, facts: ModelFacts, num_kept: int) -> MemoryPlan:
@@ -198,13 +226,18 @@ def memory_plan(config: Config, facts: ModelFacts, num_kept: int) -> MemoryPlan:
         beside = max(0, (room - peak) // decoding)
         return Footprint(peak, decoding, max(0, room // peak), 0 if room < peak else 1 + beside)
 
-    own = footprint(num_kept)
+    own = footprint(cached_layers(config, facts.num_layers, num_kept))
     if not own.max_batch:
         raise UsageError(
             f"expected memory= above the {weights / 2**20:,.1f} MiB of the weights and {own.sequence_bytes / 2**20:,.1f} MiB "
             f"of one sequence, got {budget / 2**20:,.1f} MiB"
         )
     return MemoryPlan(budget, weights, prompt, new, own, footprint(facts.num_layers))
+
+
+def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
+    """The layers whose keys and values stay after the prompt: all of them where every layer checks drafts."""
+    return num_layers if config.decoding.draft_tokens else num_kept
 
 
 def parse_bytes(text: str) -> int:

@@ -96,7 +96,7 @@ def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
 
 
 def without_one(kept: Sequence[int]) -> tuple[int, ...]:
-    """The schedule without the inner layer whose removal leaves the smallest largest gap; of several the one nearest the middle.
+    """The schedule without the inner layer whose removal leaves the smallest largest gap, the middle's before others.
 
     >>> without_one((0, 1, 5, 6, 11))
     (0, 5, 6, 11)

@@ -15,6 +15,7 @@ RATIO_BASES = ("layers", "cost", "latency")
 PROMPT_LAYERS = ("all", "kept")
 MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
 ENGINES = ("auto", "fast", "transformers")
+AUTO = "auto"
 COMPILES = ("auto", "on", "off")
 QUANTIZATIONS = ("torchao-int8", "bnb-int8", "bnb-nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -56,6 +57,7 @@ class DecodingConfig:
     engine: str = "auto"
     compile: str = "auto"
     options: dict[str, Any] | None = None
+    draft_tokens: int | str = 0
 
 
 @dataclass
@@ -175,6 +177,7 @@ def check_run(config: Config) -> None:
         ("decoding.top_k", config.decoding.top_k, 0),
     )
     _check_decoding(config.decoding)
+    _check_drafts(config)
     if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
         raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
 
@@ -245,6 +248,27 @@ def _check_decoding(decoding: DecodingConfig) -> None:
     changed = [key for key, default in sampling.items() if getattr(decoding, key) != default]
     if changed and not decoding.do_sample:
         raise UsageError(f"decoding.{changed[0]} is for sampling; add decoding.do_sample=true or take decoding=sample")
+
+
+def _check_drafts(config: Config) -> None:
+    """What drafting does not go with, and what to do instead."""
+    decoding, drafts = config.decoding, config.decoding.draft_tokens
+    if drafts != AUTO and (isinstance(drafts, str) or drafts < 0):
+        raise UsageError(f"expected decoding.draft_tokens to be a number, 0 for no drafts, or {AUTO}; got {drafts}")
+    if not drafts:
+        return
+    refused = {
+        "beams; set decoding.num_beams=1": decoding.num_beams > 1,
+        "stop strings; set decoding.stop=[]": bool(decoding.stop),
+        "options of transformers' generate; set decoding.options=null": bool(decoding.options),
+        "another engine; set decoding.engine=auto": decoding.engine != "auto",
+        "compiled steps; set decoding.compile=auto": decoding.compile == "on",
+        "prompt_layers=kept, since every layer checks the drafts; set prompt_layers=all": config.prompt_layers == "kept",
+        "ratio_basis=latency, which times steps without checks; set ratio_basis=cost": config.ratio_basis == "latency",
+    }
+    for what, found in refused.items():
+        if found:
+            raise UsageError(f"decoding.draft_tokens={drafts} does not go with {what}, or decoding.draft_tokens=0")
 
 
 def _check_shared(config: Config | TrainingConfig) -> None:

@@ -1,9 +1,17 @@
+from functools import partial
+
+import pytest
 import torch
 from reference import NUM_LAYERS, random_ids
 
+from ulskip_cli.config import compose
+from ulskip_cli.cost import LatencyFit
+from ulskip_cli.errors import UsageError
 from ulskip_cli.generation import calibrate as calibration
-from ulskip_cli.generation.calibrate import ROUNDS, WARM_UP, calibrate, counts
+from ulskip_cli.generation.calibrate import LINE_ROUNDS, WARM_UP, calibrate, counts, meet, pairs_at
 from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.models.facts import ModelFacts
+from ulskip_cli.plan import make_plan
 from ulskip_cli.schema import DecodingConfig
 
 
@@ -26,6 +34,48 @@ def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
     ids, done = random_ids(2, 5), []
     fit = calibrate(llama, NUM_LAYERS, [(ids, torch.ones_like(ids))], DecodingConfig(name="g"), 0, done.append)
     assert (round(fit.fixed_seconds, 6), round(fit.layer_seconds, 6)) == (0.5, 0.25)
-    assert done == list(range(1, WARM_UP + ROUNDS + 1))
+    assert done == list(range(1, WARM_UP + LINE_ROUNDS + 1))
     assert timed[:3] == [6, 4, 2]
     assert timed[3:6] == [4, 2, 6]
+
+
+@pytest.mark.parametrize(("target", "slower"), [(1.5, 0.03), (2.0, -0.02), (2.9, 0.0)])
+def test_a_target_is_met_where_the_line_errs(target, slower):
+    """The clock shows more or less than the line, and another slope."""
+    line = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
+    rounds = []
+
+    def share(depth):
+        return (3 + 1.05 * depth) / 15.6 + slower
+
+    met = meet(line, target, lambda depth: (depth, [1 / share(depth)] * 5), rounds.append)
+    assert 1 / share(met.depth) == pytest.approx(target, rel=2 * calibration.CLOSE)
+    assert met.told()["speedup"] == pytest.approx(target)
+    assert len(met.trials) == len(rounds) <= calibration.MEET_ROUNDS
+
+
+def test_noise_takes_more_rounds():
+    line = LatencyFit.of(12, {12: 15.0, 2: 5.0})
+    noise = iter(torch.randn(1000, generator=torch.Generator().manual_seed(0)).tolist())
+    met = meet(line, 2, lambda depth: (depth, [15 / (3 + depth) * (1 + 0.05 * next(noise)) for _ in range(5)]))
+    assert len(met.trials) > 2
+    assert met.depth == pytest.approx(4.5, abs=0.5)
+
+
+def test_a_target_out_of_reach_is_refused_before_it_is_timed():
+    line = LatencyFit.of(12, {12: 15.0, 2: 5.0})
+    with pytest.raises(UsageError, match=r"out of reach by latency: the highest reachable ratio is 3\.00, since 20%"):
+        meet(line, 4, lambda depth: pytest.fail("timed"))
+
+
+def test_pairs_are_those_of_the_depths_plan(llama):
+    facts = ModelFacts(NUM_LAYERS, None, None)
+    config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9"])
+    ids = random_ids(2, 5)
+    measured = pairs_at(
+        llama, partial(make_plan, config, facts), [(ids, torch.ones_like(ids))], config.decoding, config.speed, 0
+    )
+    for depth in (3.5, 3.25, 3.0):
+        had, ratios = measured(depth)
+        assert had == depth
+        assert len(ratios) == calibration.MEET_PAIRS

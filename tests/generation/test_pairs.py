@@ -50,3 +50,18 @@ def test_compiling_in_the_warm_up_is_counted(llama, monkeypatch):
     speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
     pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], DecodingConfig(name="greedy"), speed, 0)
     assert pairs.compile_seconds == 10.0
+
+
+def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
+    facts = ModelFacts(NUM_LAYERS, None, None)
+    full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    ids = random_ids(2, 5)
+    prompts, speed = [(ids, torch.ones_like(ids))], SpeedConfig(pairs=2, warmup=0, new_tokens=6)
+    plain = measure_pairs(full, full, prompts, DecodingConfig(name="greedy"), speed, 0).full[0]
+    llama.generation_config.eos_token_id = plain.token_ids[0][3]
+    pairs = measure_pairs(full, half, prompts, DecodingConfig(name="s", draft_tokens=2), speed, 0)
+    assert {output.engine for output in pairs.full} == {"fast"}
+    assert {output.engine for output in pairs.strategy} == {"speculative"}
+    assert all(one.token_ids == other.token_ids for one, other in zip(pairs.full, pairs.strategy, strict=True))
+    assert len(pairs.full[0].token_ids[0]) <= 4
+    assert max(len(row) for row in pairs.full[0].token_ids) <= 6

@@ -47,6 +47,15 @@ def test_only_columns_with_content_are_shown():
     assert "batch\nsize" in [column.title for column in table.columns_for([FULL, {**HALF, "batch_size": 1}])]
 
 
+def test_acceptance_is_shown_where_tokens_were_drafted():
+    plain, drafted = {"draft_tokens": 0}, {"draft_tokens": 4, "acceptance_rate": 0.875, "mean_accepted_length": 3.5}
+    text = table.markdown([FULL | plain, HALF | drafted])
+    assert "| acceptance | tokens a check |" in text
+    assert "| 0.88 | 3.50 |" in text
+    assert "draft tokens" in text
+    assert "acceptance" not in table.markdown([FULL | plain, HALF | plain])
+
+
 def test_csv_keeps_the_row_keys():
     rows = list(csv.DictReader(io.StringIO(table.to_csv([FULL, HALF]))))
     assert rows[1]["kept_layers"] == "0 3"

@@ -56,9 +56,17 @@ class Chooser:
             ids: [batch, len], prompt and tokens so far.
             logits: [batch, vocab_size].
         """
+        return self.pick(self.scores(ids, logits))
+
+    def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """What tokens are chosen by, [batch, vocab_size]: the logits of the token after `ids`, processed."""
         scores = logits.float()
         if self.processors:
             scores = self.processors(ids, scores)
+        return scores
+
+    def pick(self, scores: Tensor) -> Tensor:
+        """A token of every sequence, [batch]."""
         if self.sample:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
         return scores.argmax(dim=-1)

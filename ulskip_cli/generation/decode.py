@@ -1,6 +1,8 @@
 """Prompts in, tokens out, under one schedule, by one of two engines, with every phase on its own clock."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli import views
 from ulskip_cli.errors import UsageError
-from ulskip_cli.generation import fast
+from ulskip_cli.generation import fast, speculative
 from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.generate import Generate
@@ -34,9 +36,11 @@ class Decoder:
         self.tokenizer = tokenizer
         self.device = views.input_device(model)
         self.prompt_model, self.stages = stage_views(model, plan)
+        draft_cost = 1 / (plan.predicted_speedup or plan.layer_ratio)
         self._engines: dict[str, Engine] = {
             "fast": fast.Loop(self.prompt_model, self.stages, self.device),
             "transformers": Generate(self.prompt_model, self.stages, self.device, tokenizer),
+            "speculative": speculative.Loop(model, self.view, plan.kept_layers, self.device, draft_cost),
         }
 
     @property
@@ -44,12 +48,27 @@ class Decoder:
         """What runs the first decode steps."""
         return self.stages[0].view
 
+    def switching_at(self, first_step: int) -> "Decoder":
+        """The same with a second stage that begins elsewhere; what was compiled and packed serves both."""
+        first, second = self.stages
+        moved = copy.copy(self)
+        moved.stages = (first, replace(second, first_step=first_step))
+        loop = copy.copy(self._engines["fast"])
+        assert isinstance(loop, fast.Loop)
+        loop.stages = moved.stages
+        slow = Generate(self.prompt_model, moved.stages, self.device, self.tokenizer)
+        moved._engines = {**self._engines, "fast": loop, "transformers": slow}
+        return moved
+
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
         """The engine that serves a decoding configuration, and why it is not the fast one.
 
         Raises:
-            UsageError: the fast engine is asked for and cannot serve it.
+            UsageError: the fast engine is asked for and cannot serve it, or drafts are, and cannot be made.
         """
+        if decoding.draft_tokens:
+            speculative.check(self.model, self.view, decoding)
+            return "speculative", None
         if decoding.engine == "transformers":
             return "transformers", "asked for"
         reason = fast.why_not(self.view, decoding)
@@ -110,6 +129,7 @@ class Decoder:
             kept_kv_bytes=run.kept_kv_bytes,
             engine=engine,
             compile_seconds=compile_seconds,
+            drafts=run.drafts,
         )
 
     def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:

@@ -3,6 +3,7 @@
 With `views.py` the only file that knows the insides of transformers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import create_masks_for_generate
 
-Masks = Tensor | dict[str, Tensor | None] | None
+Masks = Tensor | Mapping[str, Tensor | None] | None
 
 
 @dataclass
@@ -166,19 +167,19 @@ def full_masks(
             seen.copy_(mask)
         return full
 
-    return {kind: whole(mask) for kind, mask in masks.items()} if isinstance(masks, dict) else whole(masks)
+    return {kind: whole(mask) for kind, mask in masks.items()} if isinstance(masks, Mapping) else whole(masks)
 
 
-def mask_at(masks: Masks, step: int, length: int) -> Masks:
-    """The mask of one step, which sees the first `length` positions."""
-    if isinstance(masks, dict):
-        return {kind: None if mask is None else mask[:, :, step : step + 1, :length] for kind, mask in masks.items()}
-    return None if masks is None else masks[:, :, step : step + 1, :length]
+def mask_at(masks: Masks, step: int, length: int, count: int = 1) -> Masks:
+    """The mask of one step, or of `count` steps in one pass, of which the last sees the first `length` positions."""
+    if isinstance(masks, Mapping):
+        return {kind: None if mask is None else mask[:, :, step : step + count, :length] for kind, mask in masks.items()}
+    return None if masks is None else masks[:, :, step : step + count, :length]
 
 
 def masks_of(masks: Masks, alive: Tensor) -> Masks:
     """The masks of some of the sequences."""
-    if isinstance(masks, dict):
+    if isinstance(masks, Mapping):
         return {kind: None if mask is None else mask[alive] for kind, mask in masks.items()}
     return None if masks is None else masks[alive]
 

@@ -1,12 +1,33 @@
 """What engines and decoders return: tokens, and the clock at the end of every phase."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from torch import Tensor
 
 from ulskip_cli.schema import DecodingConfig
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """How drafting went; sums over batches are sums of these.
+
+    Attributes:
+        passes: checks by the full model, a batch's counting once.
+        gained: tokens that they brought to each sequence of the batch.
+        drafted: tokens drafted, of every sequence that was not done.
+        accepted: of these, each sequence's own, before the batch went on with the fewest.
+    """
+
+    passes: int = 0
+    gained: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def __add__(self, other: "Drafts") -> "Drafts":
+        """Both together."""
+        return Drafts(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -20,6 +41,7 @@ class Run:
         end: when the last was.
         prompt_kv_bytes: the cache when the prompt was encoded.
         kept_kv_bytes: what remained of it when the skipped layers were dropped.
+        drafts: how drafting went, where there was any.
     """
 
     token_ids: list[list[int]]
@@ -28,6 +50,7 @@ class Run:
     end: float
     prompt_kv_bytes: int
     kept_kv_bytes: int
+    drafts: Drafts | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,7 @@ class BatchOutput:
         kept_kv_bytes: the cache after the skipped layers are dropped.
         engine: that generated it.
         compile_seconds: that were spent on batches of this shape before the clock was started.
+        drafts: how drafting went, where there was any.
     """
 
     token_ids: list[list[int]]
@@ -92,6 +116,7 @@ class BatchOutput:
     kept_kv_bytes: int
     engine: str = "transformers"
     compile_seconds: float = 0.0
+    drafts: Drafts | None = None
 
     @property
     def generated_tokens(self) -> int:
@@ -104,9 +129,14 @@ class BatchOutput:
         return sum(max(0, len(ids) - 1) for ids in self.token_ids)
 
     @property
+    def steps(self) -> int:
+        """Tokens of the longest sequence after its first."""
+        return max(len(ids) for ids in self.token_ids) - 1
+
+    @property
     def step_seconds(self) -> float:
-        """Of one decode step; there is one less than tokens of the longest sequence."""
-        return self.decode_seconds / max(1, max(map(len, self.token_ids)) - 1)
+        """Decode seconds over the longest sequence's tokens after its first."""
+        return self.decode_seconds / max(1, self.steps)
 
     @property
     def total_seconds(self) -> float:

@@ -1,11 +1,12 @@
 """Speed as a ratio: the full model and a schedule take turns on the same prompts in one process."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from ulskip_cli.config import undrafted
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.output import BatchOutput
 from ulskip_cli.schema import DecodingConfig, SpeedConfig
@@ -32,8 +33,8 @@ class PairedSpeed:
 
     def row(self) -> dict[str, Any]:
         """The keys that go into a results row."""
-        measured = median_interval(self.ratios(lambda output: output.decode_seconds))
-        end_to_end = median_interval(self.ratios(lambda output: output.total_seconds))
+        measured = median_interval(self.ratios(lambda output: output.decode_seconds / max(1, output.decoded_tokens)))
+        end_to_end = median_interval(self.ratios(lambda output: output.total_seconds / output.generated_tokens))
         return {
             "measured_speedup": measured.median,
             "measured_speedup_low": measured.low,
@@ -56,22 +57,27 @@ def measure_pairs(
 ) -> PairedSpeed:
     """Alternate the two decoders; who goes first alternates too.
 
+    Both go on to `speed.new_tokens` whatever they say, but with drafts they end where they end: behind its end a text is
+    nothing that a view was made to guess.
+
     Args:
         full: every layer.
         strategy: the schedule under test; may be `full` itself, as a measure of the clock's own noise.
         prompts: batches of (input_ids, attention_mask), each [batch, prompt_len]; used in turn.
-        decoding: how tokens are chosen.
+        decoding: how tokens are chosen; full does without the drafts.
         speed: how many pairs, how many thrown away first, how many tokens each.
         pad: padding id.
         on_pair: called with the number of pairs done, warm-up included.
     """
     outputs: dict[str, list[BatchOutput]] = {"full": [], "strategy": []}
     compile_seconds = 0.0
-    sides = [("full", full), ("strategy", strategy)]
+    forced = None if decoding.draft_tokens else speed.new_tokens
+    decoding = replace(decoding, max_new_tokens=speed.new_tokens)
+    sides = [("full", full, undrafted(decoding)), ("strategy", strategy, decoding)]
     for i in range(speed.warmup + speed.pairs):
         ids, mask = prompts[i % len(prompts)]
-        for name, decoder in sides if i % 2 == 0 else reversed(sides):
-            output = decoder.generate(ids, mask, decoding, pad, forced_length=speed.new_tokens)
+        for name, decoder, chosen in sides if i % 2 == 0 else reversed(sides):
+            output = decoder.generate(ids, mask, chosen, pad, forced_length=forced)
             compile_seconds += output.compile_seconds if name == "strategy" else 0.0
             if i >= speed.warmup:
                 outputs[name].append(output)

@@ -63,9 +63,15 @@ def _kv_share(row: Row) -> str:
     return f"{row['kept_kv_bytes'] / total:.0%}" if total else MISSING
 
 
+def layers(row: Row) -> str:
+    """Kept layers of all, on average where the number changes while a sequence is decoded."""
+    mean = row.get("mean_kept_layers") if row.get("later_stages") else None
+    return f"{len(row['kept_layers']) if mean is None else format(mean, '.1f')}/{row['num_layers']}"
+
+
 COLUMNS = (
     Column("strategy", lambda row: row["strategy"], "strategy"),
-    Column("layers", lambda row: f"{len(row['kept_layers'])}/{row['num_layers']}", "kept_layers"),
+    Column("layers", layers, "kept_layers"),
     Column("target", number("target_speedup", ".4g"), "target_speedup"),
     Column("layer\nratio", number("layer_ratio"), "layer_ratio"),
     Column("pre-\ndicted", number("predicted_speedup"), "predicted_speedup"),
@@ -84,11 +90,14 @@ COLUMNS = (
     Column("decode\nloss", number("decode_loss"), "decode_loss"),
     Column("decode\ntok/s", number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
     Column("total\ntok/s", number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=16),
+    Column("accept-\nance", number("acceptance_rate"), "acceptance_rate"),
+    Column("tokens\na check", number("mean_accepted_length"), "mean_accepted_length", leaves=10),
     Column("KV\nkept", _kv_share, "prompt_kv_bytes", leaves=14),
 )
 # What tells the rows of one folder apart; shown only where it varies.
 AXES = (
-    *("model", "task", "pair", "dataset", "strategy_options", "decoding", "batch_size", "prompt_layers", "ratio_basis"),
+    *("model", "task", "pair", "dataset", "strategy_options", "decoding", "draft_tokens", "batch_size"),
+    *("prompt_layers", "ratio_basis"),
     *("num_examples", "chat", "engine", "compiled", "timed_prompt_tokens", "timed_new_tokens"),
     *("quantization", "dtype", "device", "seed"),
 )
@@ -109,7 +118,7 @@ CSV_KEYS = (
     *("end_to_end_speedup", "decode_tokens_per_second", "total_tokens_per_second", "prefill_seconds"),
     *("time_to_first_token_seconds", "time_per_output_token_seconds", "prompt_kv_bytes", "kept_kv_bytes", "peak_memory_bytes"),
     *("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "comet", "bertscore"),
-    *("decode_loss", "length_ratio", "sources_cut", "evaluated_batch_size"),
+    *("decode_loss", "acceptance_rate", "mean_accepted_length", "length_ratio", "sources_cut", "evaluated_batch_size"),
     *("device", "dtype", "quantization", "training", "seed", "finished_at"),
 )
 STARS = "* differs from full (paired bootstrap, p < 0.05)"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ulskip_cli.report.table import layers
 from ulskip_cli.results import Row
 
 MISSING = "–"
@@ -47,9 +48,8 @@ def _table(rows: Sequence[Row]) -> str:
         first = by_batch[min(by_batch)]
         speeds = [_number(by_batch.get(size, {}).get("total_tokens_per_second"), ".0f") for size in batches]
         scores = [_number(first.get(metric), ".2f")] if metric else []
-        layers = f"{len(first['kept_layers'])}/{first['num_layers']}"
         speedups = [_number(first.get(key), ".2f") for key in ("predicted_speedup", "measured_speedup")]
-        lines.append([f"{target:g}x", strategy, layers, *scores, *speedups, *speeds])
+        lines.append([f"{target:g}x", strategy, layers(first), *scores, *speedups, *speeds])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,0 +1,85 @@
+"""What lossless drafting is worth: acceptance and speedup over drafts and ratio, and whether a single token changed.
+
+    python recipes/lossless/reproduce.py model.path=runs/multi30k/unified-1+2+3+6x-s1 model.dtype=float32 \\
+        task.dataset=files task.source_file=test.de task.reference_file=test.en name=lossless-multi30k
+    python recipes/lossless/reproduce.py model=smollm2-135m task=cnn_dm limit=20 batch_size=1 name=lossless-cnn_dm
+
+Any overrides of `ulskip sweep` choose model, task and strategy; --drafts and --ratios the grid. Killed at any moment, the same
+command carries on. The page goes to results/NAME/README.md.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ulskip_cli.cli import invoke
+from ulskip_cli.config import compose
+from ulskip_cli.report.table import provenance, title
+from ulskip_cli.results import ResultsFolder, write_whole
+
+HEADS = ("target", "layers", "drafts", "acceptance", "tokens a check", "expected", "measured", "95%", "other answers")
+
+
+def differing(folder: ResultsFolder, one: str, other: str) -> int:
+    """How many sequences have other tokens."""
+    pairs = zip(folder.generations(one), folder.generations(other), strict=True)
+    return sum(a["token_ids"] != b["token_ids"] for a, b in pairs)
+
+
+def expected(row: dict) -> float | None:
+    """What the formula of docs/lossless.md makes of the acceptance that was seen; it knows a number of drafts."""
+    count, cost = row["draft_tokens"], row["predicted_speedup"]
+    if not isinstance(count, int) or not cost:
+        return None
+    return (1 + count * row["acceptance_rate"]) / (count / cost + 1)  # accepted / drafted = (a + a^2 + ... + a^k) / k
+
+
+def line(folder: ResultsFolder, row: dict) -> str:
+    worth, low = expected(row), row["measured_speedup_low"]
+    cells = [
+        f"{row['target_speedup']:g}x" if row["target_speedup"] else "–",
+        f"{len(row['kept_layers'])}/{row['num_layers']}",
+        str(row["draft_tokens"]),
+        f"{row['acceptance_rate']:.3f}",
+        f"{row['mean_accepted_length']:.2f}",
+        "–" if worth is None else f"{worth:.2f}",
+        f"{row['measured_speedup']:.2f}",
+        f"{low:.2f}-{row['measured_speedup_high']:.2f}",
+        f"{differing(folder, row['id'], row['baseline_id'])}/{row['num_examples']}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def page(folder: ResultsFolder) -> str:
+    """The table, and what its columns are."""
+    rows = [row for row in folder.rows() if row.get("draft_tokens") and row.get("acceptance_rate") is not None]
+    rows.sort(key=lambda row: (row["layer_ratio"], row["draft_tokens"] == "auto", str(row["draft_tokens"]).zfill(3)))
+    lines = [f"| {' | '.join(HEADS)} |", "|" + " ---: |" * len(HEADS), *(line(folder, row) for row in rows)]
+    note = (
+        "expected: by the formula of docs/lossless.md at this acceptance, for batch 1 and where a check costs as much as a "
+        "step; measured: full decoding over drafting, decode seconds a token, median of pairs; other answers: sequences of "
+        "which a token differs from full decoding's."
+    )
+    return "\n\n".join([f"# Lossless drafting: {title(rows)}", "\n".join(lines), note, provenance(rows)]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="+", help="as for `ulskip sweep`; name= is needed")
+    parser.add_argument("--drafts", default="1,2,4,7,auto")
+    parser.add_argument("--ratios", default="2,3,6")
+    args = parser.parse_args()
+    if not any(text.startswith("name=") for text in args.overrides):
+        parser.error("expected name=<a folder of its own under results/>")
+    grid = [f"decoding.draft_tokens=choice({args.drafts})", f"ratio=choice({args.ratios})"]
+    arguments = ["sweep", "decoding=self_speculative", *grid, *args.overrides]
+    print("ulskip", *arguments, flush=True)
+    if code := invoke(arguments):
+        sys.exit(code)
+    folder = ResultsFolder.of(compose(["decoding=self_speculative", *args.overrides]))
+    write_whole(folder.path / "README.md", page(folder))
+    print(Path(folder.path / "README.md"))
+
+
+if __name__ == "__main__":
+    main()

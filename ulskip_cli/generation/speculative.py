@@ -1,0 +1,227 @@
+"""The lossless engine: the kept layers draft some tokens, the full model checks them all in one pass."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from ulskip_cli import views
+from ulskip_cli.errors import UsageError
+from ulskip_cli.generation import acceptance, fast, fixed_cache
+from ulskip_cli.generation.choose import Chooser
+from ulskip_cli.generation.draft_length import DraftLength
+from ulskip_cli.generation.fixed_cache import Masks
+from ulskip_cli.generation.output import Drafts, Request, Run
+from ulskip_cli.generation.packed import packed
+from ulskip_cli.generation.steps import takes_positions
+from ulskip_cli.schema import DecodingConfig
+from ulskip_cli.timing import now
+
+
+def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfig) -> None:
+    """Refuse what this engine does not serve.
+
+    Raises:
+        UsageError: names it.
+    """
+    if view is model:
+        raise UsageError("decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0")
+    if reason := fast.why_not(model, decoding):
+        raise UsageError(f"decoding.draft_tokens does not go with {reason}; set it to 0")
+
+
+class Loop:
+    """Greedy decoding and sampling whose tokens are the full model's own.
+
+    All sequences of a batch go on by as many tokens as the one with the fewest accepted drafts: what was accepted
+    beyond is drafted again.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        view: PreTrainedModel,
+        kept: tuple[int, ...],
+        device: torch.device,
+        draft_cost: float,
+    ) -> None:
+        """Nothing is made before the first run.
+
+        Args:
+            model: encodes prompts and checks drafts.
+            view: drafts.
+            kept: the layers of `model` that `view` runs.
+            device: where ids go.
+            draft_cost: a drafting step's share of a full step.
+        """
+        self.model, self.view, self.kept, self.device, self.draft_cost = model, view, kept, device, draft_cost
+
+    @functools.cached_property
+    def decode_models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """The full model and the view as they decode: over one set of packed weights where these are faster."""
+        full = packed(self.model)
+        return full, self.view if full is self.model else views.shallow_view(full, self.kept)
+
+    def prepare(self, request: Request) -> float:
+        """Pack weights; nothing is compiled."""
+        _ = self.decode_models
+        return 0.0
+
+    def run(self, request: Request) -> Run:
+        """Generate for one batch."""
+        batch, prompt_len = request.input_ids.shape
+        cache = views.new_cache(self.model)
+        logits = views.forward_with_cache(self.model, request.input_ids, request.attention_mask, cache, last_only=True)
+        prefilled_at = now(self.device)
+        cached = views.kv_bytes(cache)  # no layer's is dropped, since all of them check
+        least = request.length if request.forced else 0
+        choose = Chooser(request.decoding, prompt_len, request.ends, least, self.device)
+        ids = torch.full((batch, prompt_len + request.length), request.pad, dtype=torch.long, device=self.device)
+        ids[:, :prompt_len] = request.input_ids
+        passes = Passes(*self.decode_models, self.kept, cache, request.attention_mask, request.length)
+        ids[:, prompt_len] = choose(ids[:, :prompt_len], logits[:, -1])
+        first_at = now(self.device)
+        if request.on_step:
+            request.on_step(batch)
+        drafts = self._decode(ids, passes, choose, request)
+        return Run(ids[:, prompt_len:].tolist(), prefilled_at, first_at, now(self.device), cached, cached, drafts)
+
+    def _decode(self, ids: Tensor, passes: "Passes", choose: Chooser, request: Request) -> Drafts:
+        """Fill `ids` from its second new token on."""
+        at, total = request.input_ids.shape[1] + 1, ids.shape[1]
+        ends = torch.tensor([] if request.forced else list(request.ends), dtype=torch.long, device=self.device)
+        lengths, drafts = DraftLength(request.decoding.draft_tokens, self.draft_cost), Drafts()
+        rows, current = torch.arange(len(ids), device=self.device), ids.clone()  # those that are still decoded
+        done = torch.isin(ids[:, at - 1], ends)
+        while at < total:
+            alive = (~done).nonzero()[:, 0]
+            if not len(alive):
+                break
+            if 2 * len(alive) <= len(done):
+                ids[rows] = current
+                rows, done = rows[alive], done[alive]
+                current = ids[rows]
+                passes.keep(alive)
+            count = min(lengths.next(), total - at - 1)
+            verdict = _round(current, at, count, passes, choose)
+            ended = _ends_within(verdict, ends)
+            own = verdict.accepted[~done]
+            gained = 1 + int(verdict.accepted.masked_fill(done | ended, count).min())
+            lengths.saw(gained - 1, count)
+            drafts += Drafts(1, gained, count * len(own), int(own.sum()))
+            fresh = verdict.tokens[:, :gained]
+            found = torch.isin(fresh, ends).long()
+            after_end = done[:, None] | (found.cumsum(dim=1) > found)
+            current[:, at : at + gained] = fresh.masked_fill(after_end, request.pad)
+            done = done | found.bool().any(dim=1)
+            at += gained
+            current[:, at:] = request.pad
+            passes.rewind(at - 1)
+            if request.on_step:
+                request.on_step(len(ids) * (at - request.input_ids.shape[1]))
+        ids[rows] = current
+        return drafts
+
+
+def _round(ids: Tensor, at: int, count: int, passes: "Passes", choose: Chooser) -> acceptance.Verdict:
+    """Draft `count` tokens and check them.
+
+    Args:
+        ids: [batch, len], filled up to `at`; the drafts are left in it.
+        at: where the next token goes.
+        count: tokens to draft; 0 to have the full model's next one alone.
+        passes: over the cache of all tokens but the last.
+        choose: from logits to tokens.
+    """
+    draft_scores = []
+    for i in range(at, at + count):
+        draft_scores.append(choose.scores(ids[:, :i], passes.draft(ids[:, i - 1 : i])))
+        ids[:, i] = choose.pick(draft_scores[-1])
+    passes.rewind(at - 1)
+    logits = passes.check(ids[:, at - 1 : at + count])
+    # Every position has its own prefix, drafts included, which is what penalties look at.
+    scores = torch.stack([choose.scores(ids[:, : at + i], logits[:, i]) for i in range(count + 1)], dim=1)
+    drafts = ids[:, at : at + count]
+    if not choose.sample:
+        return acceptance.greedy(drafts, scores)
+    return acceptance.sampled(drafts, torch.stack(draft_scores, dim=1) if count else scores[:, :0], scores)
+
+
+def _ends_within(verdict: acceptance.Verdict, ends: Tensor) -> Tensor:
+    """Whether a sequence ends in what is valid of its tokens, [batch]; it need not hold the others back."""
+    index = torch.arange(verdict.tokens.shape[1], device=ends.device)
+    return (torch.isin(verdict.tokens, ends) & (index <= verdict.accepted[:, None])).any(dim=1)
+
+
+class Passes:
+    """Forward passes of the full model and of its view over one set of buffers."""
+
+    def __init__(
+        self,
+        full: PreTrainedModel,
+        view: PreTrainedModel,
+        kept: tuple[int, ...],
+        cache: DynamicCache,
+        mask: Tensor,
+        length: int,
+    ) -> None:
+        """Take over a cache that holds the prompt in every layer.
+
+        Args:
+            full: checks.
+            view: drafts.
+            kept: the layers of `full` that `view` runs.
+            cache: of the prompt; it is taken apart.
+            mask: [batch, prompt_len], 1 for tokens, 0 for padding.
+            length: the most tokens to generate, the prompt's own first one included.
+        """
+        self.full, self.view, self.prompt_len = full, view, mask.shape[1]
+        steps = length - 1  # the last token is never read
+        self.cache, self.cursor = fixed_cache.fixed(cache, self.prompt_len + steps)
+        self.view_cache = DynamicCache()
+        self.view_cache.layers = [self.cache.layers[i] for i in kept]  # a check overwrites what drafting left in them
+        self.draft_masks: Masks = None
+        self.check_masks: Masks = None
+        self.positions: Tensor | None = None
+        if takes_positions(full):
+            self.positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
+            if steps:
+                self.draft_masks = fixed_cache.step_masks(full, self.cache, mask, steps)
+                self.check_masks = fixed_cache.full_masks(full, self.cache, mask, steps, self.prompt_len + steps)
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
+
+    def draft(self, tokens: Tensor) -> Tensor:
+        """The view's logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        return self._forward(self.view, self.view_cache, tokens, self.draft_masks)[:, -1]
+
+    def check(self, tokens: Tensor) -> Tensor:
+        """The full model's logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
+        return self._forward(self.full, self.cache, tokens, self.check_masks)
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens behind the first `length`, those of the prompt counted."""
+        self.cursor.length = length
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with some of the sequences."""
+        for layer in self.cache.layers:
+            layer.keep_sequences(alive)
+        self.draft_masks = fixed_cache.masks_of(self.draft_masks, alive)
+        self.check_masks = fixed_cache.masks_of(self.check_masks, alive)
+        self.positions = None if self.positions is None else self.positions[alive]
+        self.mask = self.mask[alive]
+
+    def _forward(self, model: PreTrainedModel, cache: DynamicCache, tokens: Tensor, masks: Masks) -> Tensor:
+        count = tokens.shape[1]
+        step, end = self.cursor.length - self.prompt_len, self.cursor.length + count
+        options: dict[str, Any] = {"attention_mask": self.mask[:, :end]}
+        if self.positions is not None:
+            options = {
+                "attention_mask": fixed_cache.mask_at(masks, step, end, count),
+                "position_ids": self.positions[:, step : step + count],
+            }
+        logits: Tensor = model(input_ids=tokens, cache=cache, use_cache=True, **options).logits
+        self.cursor.length = end
+        return logits
