@@ -9,6 +9,7 @@ from ulskip_cli.bench import Bench
 from ulskip_cli.config import compose
 from ulskip_cli.cost import LatencyFit
 from ulskip_cli.experiment import Session
+from ulskip_cli.generation.calibrate import Met
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan
 
@@ -160,14 +161,19 @@ def test_a_batch_that_does_not_fit_is_halved(bench, point, monkeypatch):
     assert row["warnings"] == ["unified: batches of 2 did not fit into memory; timed in batches of 1"]
 
 
-def test_a_target_by_the_clock_is_calibrated_at_the_batch_size(bench, point, monkeypatch):
-    from ulskip_cli import experiment
+def test_a_target_by_the_clock_is_met_between_two_counts(bench, point, monkeypatch):
+    met = Met(3.5, LatencyFit.of(6, {6: 7.0, 2: 3.0}), 0.0, ())
+    monkeypatch.setattr(bench.session, "depth", lambda config, loaded, work: met)
+    (row,) = bench.run_point(point("ratio=1.5", "ratio_basis=latency"))
+    assert row["mean_kept_layers"] == 3.5
+    assert row["latency_fit"]["depth"] == 3.5
+    steps = [HEAD + NORM + layers * LAYER for layers in (4, 3)]
+    assert row["step_flops"] == 2 * 2 * sum(steps) / 2
 
-    prompts = []
-    line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
-    monkeypatch.setattr(experiment, "calibrate", lambda *args: prompts.append(args[2][0][0].shape) or line)
-    (row,) = bench.run_point(point("ratio=1.7", "ratio_basis=latency"))
-    assert row["latency_fit"]["speedup"] == pytest.approx(1.7)
-    assert row["latency_fit"]["trials"]
-    bench.run_point(point("ratio=1.3", "ratio_basis=latency"))
-    assert prompts == [(2, 5)]
+
+def test_drafts_are_no_steps_of_their_own(bench, point):
+    (row,) = bench.run_point(point("decoding.draft_tokens=2"))
+    assert (row["engine"], row["full"]["engine"]) == ("speculative", "fast")
+    assert 0 <= row["acceptance_rate"] <= 1
+    assert (row["step_bytes"], row["bandwidth_share"], row["account"]["layers_seconds"]) == (None, None, None)
+    assert row["full"]["step_bytes"] > 0

@@ -9,9 +9,9 @@ import torch
 from ulskip_cli import ceilings
 from ulskip_cli.account import Account, StepWork, layer_seconds
 from ulskip_cli.ceilings import Ceilings
-from ulskip_cli.config import baseline_of
+from ulskip_cli.config import baseline_of, undrafted
 from ulskip_cli.cost import WeightBytes, weight_bytes
-from ulskip_cli.evaluation import Workload, adjustments, speed_row, throughput, time_pairs
+from ulskip_cli.evaluation import Workload, adjustments, drafting, speed_row, throughput, time_pairs
 from ulskip_cli.experiment import Session, identity_row, provenance_row
 from ulskip_cli.generation.batches import BatchSize
 from ulskip_cli.generation.decode import Decoder
@@ -51,7 +51,9 @@ class Bench:
         pairs = time_pairs(full, strategy, RANDOM, size, config, self.session.progress)
         engine, reason = strategy.engine(config.decoding)
         self.session.progress.phase(f"{plan.strategy}: account", 0)
-        heads = [head_seconds(decoder, engine, size.used) for decoder in (full, strategy)]
+        engines = full.engine(undrafted(config.decoding))[0], engine
+        heads = [head_seconds(decoder, its, size.used) for decoder, its in zip((full, strategy), engines, strict=True)]
+        sides = _sides(pairs, plan, loaded, limits, heads)
         row = {
             **identity_row(config, plan, RANDOM, point_id(config, []), None),
             "timed_prompt_tokens": config.speed.prompt_tokens,
@@ -61,7 +63,9 @@ class Bench:
             "product": strategy.product(config.decoding),
             "latency_fit": latency and latency.told(),
             **speed_row(pairs, size),
-            **_sides(pairs, plan, loaded, limits, heads),
+            **sides[1],
+            "full": {**sides[0], "engine": engines[0]},
+            **drafting(pairs.strategy),
             "compiled": pairs.compile_seconds > 0,
             "compile_seconds": pairs.compile_seconds,
             "ceilings": asdict(limits),
@@ -99,20 +103,24 @@ def _key(config: Config) -> str:
     return f"{config.model} {config.seed}"
 
 
-def _sides(pairs: PairedSpeed, plan: Plan, loaded: LoadedModel, limits: Ceilings, heads: Sequence[float]) -> Row:
-    """Row keys of the strategy's side, and those of the full model's under `full`."""
-    parameters = _parameters(loaded)
-    runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, len(pairs.strategy[0].token_ids[0]) - 1)
+def _sides(pairs: PairedSpeed, plan: Plan, loaded: LoadedModel, limits: Ceilings, heads: Sequence[float]) -> list[Row]:
+    """How fast full and strategy were, how much of the machine they used, where their time went.
+
+    Where tokens are drafted, one of them is no step of its own, so that its work and its layers' time are not known.
+    """
+    parameters, drafted = _parameters(loaded), pairs.strategy[0].drafts is not None
+    runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
     depths = [sum(shares.values()) for shares in runs]
     seconds = [median(output.step_seconds for output in outputs) for outputs in (pairs.full, pairs.strategy)]
-    per_layer = layer_seconds(seconds[0], seconds[1], depths[0], depths[1])
+    per_layer = None if drafted else layer_seconds(seconds[0], seconds[1], depths[0], depths[1])
     sides = []
     for i, outputs in enumerate((pairs.full, pairs.strategy)):
         kv_bytes = _kv_bytes(outputs[0]) * depths[i] / (plan.num_kept if i else plan.num_layers)
-        work = StepWork.of(loaded.facts.weights, parameters, runs[i], kv_bytes, len(outputs[0].token_ids))
+        known = (None, None) if drafted and i else (loaded.facts.weights, parameters)
+        work = StepWork.of(*known, runs[i], kv_bytes, len(outputs[0].token_ids))
         told = Account(seconds[i], heads[i], None if per_layer is None else per_layer * depths[i])
         sides.append({**throughput(outputs, "timed pairs"), **_shares(work, seconds[i], limits), "account": told.row()})
-    return {**sides[1], "full": sides[0]}
+    return sides
 
 
 def _shares(work: StepWork, seconds: float, limits: Ceilings) -> Row:

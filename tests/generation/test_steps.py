@@ -6,7 +6,6 @@ from reference import NUM_LAYERS, build_model, random_ids
 
 from ulskip_cli.config import compose
 from ulskip_cli.generation.decode import Decoder
-from ulskip_cli.generation.steps import takes_positions
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import Stage, make_plan
 from ulskip_cli.schema import DecodingConfig
@@ -24,7 +23,7 @@ def compiler():
         pytest.skip(f"no C++ compiler: {error}")
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "bloom"])
 def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
     model = build_model(name)
     decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelFacts(NUM_LAYERS, None, None)))
@@ -51,11 +50,3 @@ def test_compiled_stages_take_over_from_one_another(llama, compiler):
     fast = decoder.generate(ids * mask, mask, COMPILED, 0)
     slow = decoder.generate(ids * mask, mask, replace(COMPILED, engine="transformers"), 0)
     assert fast.token_ids == slow.token_ids
-
-
-def test_models_without_positions_are_decoded_without_compiling():
-    model = build_model("bloom")
-    assert not takes_positions(model)
-    decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelFacts(NUM_LAYERS, None, None)))
-    ids = random_ids(2, 5)
-    assert decoder.generate(ids, torch.ones_like(ids), COMPILED, 0).compile_seconds == 0

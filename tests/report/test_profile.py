@@ -16,4 +16,4 @@ def test_a_line_a_phase_and_the_sum():
 
 
 def test_what_is_neither_start_nor_model():
-    assert beside_the_model(SECONDS) == 0.75
+    assert beside_the_model(SECONDS | {"meet 1.5x": 3.0}) == 0.75

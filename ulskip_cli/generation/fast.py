@@ -16,7 +16,7 @@ from ulskip_cli.generation import fixed_cache
 from ulskip_cli.generation.choose import Chooser
 from ulskip_cli.generation.output import Request, Run
 from ulskip_cli.generation.packed import packed
-from ulskip_cli.generation.steps import CompiledSteps, EagerSteps, StagedSteps, Steps, takes_positions
+from ulskip_cli.generation.steps import CompiledSteps, EagerSteps, StagedSteps, Steps
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
 from ulskip_cli.views import StageView
@@ -119,8 +119,7 @@ class Loop:
         return StagedSteps(first, later) if later else first
 
     def _compiles(self, decoding: DecodingConfig) -> bool:
-        wanted = decoding.compile == "on" or (decoding.compile == "auto" and self.device.type == "cuda")
-        return wanted and takes_positions(self.stages[0].view)
+        return decoding.compile == "on" or (decoding.compile == "auto" and self.device.type == "cuda")
 
     def _shape(self, ids: Tensor, length: int) -> tuple[int, int]:
         """Batch size and capacity that serve a batch; few capacities, since each is compiled for."""

@@ -97,6 +97,18 @@ class StaticLayer(FixedLayer):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
+class UnplacedLayer(StaticLayer):
+    """The same for models that take no positions and make their masks of the padding's: that alone says what is filled."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that a step reads."""
+        return self.cursor.seen.shape[0], 0
+
+    def get_seq_length(self) -> int:
+        """Behind every key, so that none is hidden for coming later."""
+        return self.get_max_length() - 1
+
+
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
     """A cache of fixed capacity that begins with what another holds.
 

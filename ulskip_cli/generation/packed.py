@@ -86,7 +86,8 @@ def packer(view: PreTrainedModel) -> str | None:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return type(module) in (nn.Linear, Conv1D)
+    """Whether a module is one with a plain weight; quantized ones have products of their own."""
+    return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.generation import fixed_cache
-from ulskip_cli.generation.fixed_cache import Cursor, StaticLayer
+from ulskip_cli.generation.fixed_cache import Cursor, StaticLayer, UnplacedLayer
 
 
 class Steps(Protocol):
@@ -136,7 +136,9 @@ class CompiledSteps:
         self._whole = device.type == "cuda"  # CUDA graphs read whole buffers, others what is filled
         self._seen = torch.empty(capacity, device=device)
         self.cache = DynamicCache()
-        self.cache.layers = [StaticLayer(layer, capacity, self.cursor) for layer in cache.layers]
+        self.with_positions = takes_positions(view)
+        kind = StaticLayer if self.with_positions else UnplacedLayer
+        self.cache.layers = [kind(layer, capacity, self.cursor) for layer in cache.layers]
         options = {
             "triton.cudagraphs": device.type == "cuda",
             "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # all that a step reads lies where it lay
@@ -146,11 +148,12 @@ class CompiledSteps:
         self._forward = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         batch = cache.layers[0].keys.shape[0]
         began = time.perf_counter()
-        self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 2)
         # What a step reads lies in the same place every time, and has the same strides.
-        self._first = True
-        self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
+        self._padding = torch.zeros(batch, capacity, dtype=torch.long, device=device)
         self._tokens, self._positions = (torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2))
+        self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 2)
+        self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
+        self._first = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's, of parts of itself
             self(torch.zeros(batch, 1, dtype=torch.long, device=device))
@@ -172,10 +175,13 @@ class CompiledSteps:
         self.prompt_len = self.cursor.length = mask.shape[1]
         for layer, held in zip(self.cache.layers, cache.layers, strict=True):
             layer.begin(held)
+        self._full: dict[str, Tensor] = {}
+        if not self.with_positions:
+            self._padding.zero_()[:, : self.prompt_len] = mask
+            return
         self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
         masks = fixed_cache.full_masks(self.view, self.cache, mask, length - 1, self.capacity)
-        self._by_kind = isinstance(masks, dict)
-        self._full: dict[str, Tensor] = masks if isinstance(masks, dict) else {"": masks}
+        self._full = masks if isinstance(masks, dict) else {"": masks}
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -183,15 +189,20 @@ class CompiledSteps:
         self.cursor.index.fill_(self.cursor.length)
         self.cursor.seen = self._seen[:end]
         self._tokens.copy_(tokens)
-        self._positions.copy_(self.positions[:, step : step + 1])
-        for kind, mask in self._full.items():
-            self._masks[kind].copy_(mask[:, :, step : step + 1])
-        by_kind = {kind: mask[..., :end] for kind, mask in self._masks.items()}
+        if self.with_positions:
+            self._positions.copy_(self.positions[:, step : step + 1])
+            for kind, mask in self._full.items():
+                self._masks[kind].copy_(mask[:, :, step : step + 1])
+            by_kind = {kind: mask[..., :end] for kind, mask in self._masks.items()}
+        else:
+            self._padding[:, self.cursor.length] = 1
+            by_kind = {"": self._padding[:, :end]}
         if self._first and not self._whole:
             for grows in (self.cursor.seen, *by_kind.values()):
                 torch._dynamo.mark_dynamic(grows, grows.ndim - 1)
-        masks = by_kind if self._by_kind else by_kind[""]
-        logits: Tensor = self._forward(self.view, self.cache, self._tokens, self._positions, masks)
+        masks = by_kind.get("", by_kind)
+        positions = self._positions if self.with_positions else None
+        logits: Tensor = self._forward(self.view, self.cache, self._tokens, positions, masks)
         self._first = False
         self.cursor.length += 1
         return logits
@@ -202,8 +213,9 @@ class CompiledSteps:
 
 
 def _forward(
-    view: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor, masks: Tensor | dict[str, Tensor]
+    view: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor | None, masks: Tensor | dict[str, Tensor]
 ) -> Tensor:
-    outputs = view(input_ids=tokens, position_ids=positions, attention_mask=masks, cache=cache, use_cache=True)
+    placed = {} if positions is None else {"position_ids": positions}
+    outputs = view(input_ids=tokens, attention_mask=masks, cache=cache, use_cache=True, **placed)
     logits: Tensor = outputs.logits[:, -1]
     return logits

@@ -33,12 +33,8 @@ def _milliseconds(key: str) -> Callable[[Row], str]:
     return show
 
 
-def _layers(row: Row) -> str:
-    return f"{len(row['kept_layers'])}/{row['num_layers']}"
-
-
 SPEED = (
-    Column("layers", _layers, "kept_layers"),
+    Column("layers", table.layers, "kept_layers"),
     Column("target", number("target_speedup", ".4g"), "target_speedup"),
     Column("pre-\ndicted", number("predicted_speedup"), "predicted_speedup"),
     Column("mea-\nsured", number("measured_speedup"), "measured_speedup"),
@@ -48,7 +44,7 @@ SPEED = (
     Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share"),
 )
 STEP = (
-    Column("layers", _layers, "kept_layers"),
+    Column("layers", table.layers, "kept_layers"),
     Column("step", _milliseconds("step_seconds"), "account"),
     Column("head", _milliseconds("head_seconds"), "account"),
     Column("layers\ntime", _milliseconds("layers_seconds"), "account"),
@@ -57,7 +53,16 @@ STEP = (
     Column("of\nFLOP/s", _share("flop_share"), "flop_share"),
 )
 # Beside batch and engine, shown where they vary.
-AXES = ("model", "dtype", "strategy", "strategy_options", "prompt_layers", "timed_prompt_tokens", "timed_new_tokens")
+AXES = (
+    "model",
+    "dtype",
+    "strategy",
+    "strategy_options",
+    "draft_tokens",
+    "prompt_layers",
+    "timed_prompt_tokens",
+    "timed_new_tokens",
+)
 
 
 def terminal(rows: Sequence[Row], width: int) -> list[Table]:
@@ -129,9 +134,10 @@ def _sides(rows: Sequence[Row]) -> list[Row]:
     """Both sides of every row, the full one once for a batch size and engine."""
     sides: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["layer_ratio"] == 1):  # the full side of a pair knows its layers' time
-        shared = str([row["batch_size"], decoded_by(row), *(row[key] for key in AXES if not key.startswith("strategy"))])
-        shape = {"kept_layers": range(row["num_layers"]), "layer_ratio": 1.0, "strategy": "full", "strategy_options": {}}
-        sides.setdefault(shared, {**row, **row["full"], **shape})
+        shape = {"kept_layers": range(row["num_layers"]), "later_stages": [], "layer_ratio": 1.0}
+        shape |= {"strategy": "full", "strategy_options": {}, "draft_tokens": 0, "prompt_layers": "all"}
+        full = {**row, **row["full"], **shape}
+        sides.setdefault(str([decoded_by(full), *(full[key] for key in ("batch_size", *AXES))]), full)
         if row["layer_ratio"] > 1:
             sides[row["id"]] = row
     return ordered(list(sides.values()))

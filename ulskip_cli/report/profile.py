@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 BEFORE = ("start", "imports")
-MODEL_RUNS = ("warm up", "generate", "decode loss", "timed pairs", "calibrate")
+MODEL_RUNS = ("warm up", "generate", "decode loss", "timed pairs", "calibrate", "meet")
 
 
 def terminal(seconds: Mapping[str, float]) -> Table:
@@ -34,4 +34,5 @@ def beside_the_model(seconds: Mapping[str, float]) -> float:
     >>> beside_the_model({"start": 1.0, "imports": 5.0, "encode": 0.25, "full: generate": 9.0, "write": 0.5})
     0.75
     """
-    return sum(spent for label, spent in seconds.items() if label not in BEFORE and label.split(": ")[-1] not in MODEL_RUNS)
+    beside = [label for label in seconds if label not in BEFORE and not label.split(": ")[-1].startswith(MODEL_RUNS)]
+    return sum(seconds[label] for label in beside)
