@@ -29,15 +29,16 @@ class PackedLinear(nn.Module):
         self.out_features, self.by = weight.shape[0], by
         packing = kernel.pack if by == "panels" else _onednn
         self.register_buffer("weight_packed", packing(weight), persistent=False)
-        self.bias: Tensor | None = source.bias  # type: ignore[assignment]
+        self.weight, self.bias = source.weight, source.bias  # the source's own, for modules that look at them
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        packed = self.weight_packed
+        packed, bias = self.weight_packed, self.bias
         assert isinstance(packed, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
         if self.by == "panels":
-            return kernel.linear(hidden, packed, self.bias, self.out_features)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, packed, self.bias, "none", [], "")
+            return kernel.linear(hidden, packed, bias, self.out_features)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
         return product
 
 
