@@ -8,6 +8,10 @@ class UsageError(Exception):
     """The request cannot be carried out as written: one line, exit code 2."""
 
 
+class NotApplicable(UsageError):
+    """A strategy does not serve what is asked at this point, as early exit does not serve batches: N/A in a table of many."""
+
+
 class RunError(Exception):
     """The request was fine and carrying it out failed: one line, exit code 1."""
 
