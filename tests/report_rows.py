@@ -15,7 +15,7 @@ def sweep_row(strategy="unified", target=2.0, batch=1, bleu=28.0, speedup=None, 
     full = strategy == "full"
     target = 1.0 if full else target
     bleu, speedup = (FULL_BLEU, 1.0) if full else (bleu, speedup or 0.9 * target)
-    delta = bleu - FULL_BLEU
+    delta = (bleu or 0) - FULL_BLEU
     compared = {
         "full": FULL_BLEU, "delta": delta, "delta_low": delta - 100 * margin / 2, "delta_high": delta + 100 * margin / 2,
         "p_value": 0.01,

@@ -279,10 +279,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Make tables, plots and a page of stored rows; --compare A B sets folder B against A."""
-    from ulskip_cli.report import command
+    from ulskip_cli.report import command, gathered
 
     command.run(
-        command.Options(
+        gathered.Options(
             folders or (), compare, form, layout, output, html, plots, gate, tolerance, examples, as_json, results_dir
         )
     )

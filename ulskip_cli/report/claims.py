@@ -9,7 +9,7 @@ from ulskip_cli.report import table
 from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Difference, Scorer, shared_metric, speed_ratio
 from ulskip_cli.report.gate import METRICS, kept, primary, quality, speed
 from ulskip_cli.report.groups import Group, grouped
-from ulskip_cli.report.status import MISSING, done
+from ulskip_cli.report.status import done
 from ulskip_cli.results import Row
 
 TOLERANCE = 0.15
@@ -175,4 +175,4 @@ def _share(its: Any) -> str:
 def _ends(one: Difference, form: str) -> str:
     if one.low is None or one.high is None:
         return f"{one.value:{form}} ({one.how})"
-    return f"{one.value:{form}} ({one.low:{form}} to {one.high:{form}})" if one.low != one.high else f"{MISSING} {one.how}"
+    return f"{one.value:{form}} ({one.low:{form}} to {one.high:{form}})" if one.low != one.high else one.how

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ulskip_cli import metrics
-from ulskip_cli.metrics.scores import Answers
+from ulskip_cli.metrics.scores import Answers, Scoring
 from ulskip_cli.report import sources
 from ulskip_cli.report.gate import LOWER_IS_BETTER, Z
 from ulskip_cli.results import Row
@@ -71,7 +71,7 @@ class Scorer:
             return None
         config = (own.get("config") or {}).get("task") or {}
         language = config.get("target_language") or str(own.get("pair")).rpartition("-")[2]
-        scoring = metrics.Scoring(tuple(names), language, config.get("tokenize"), config.get("stemmer", True))
+        scoring = Scoring(tuple(names), language, config.get("tokenize"), config.get("stemmer", True))
         paired = Answers(texts, [one["reference"] for one in answers], [one["source"] for one in answers], rest)
         found = metrics.score(scoring, paired).against_full[metric]
         return _better(Difference(found["delta"], found["delta_low"], found["delta_high"], "paired bootstrap"), metric)

@@ -22,7 +22,7 @@ COLOURS = {
 OTHERS = ("#4fa8a0", "#b5504b", "#9a9a2f", "#6d7fb3")  # for strategies of a user's own
 MARKERS = "osD^vP*X"
 PIXELS_PER_INCH = 150
-_STYLE = {
+_STYLE: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,

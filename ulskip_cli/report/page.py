@@ -27,12 +27,16 @@ class Section:
         lines: rows of the table.
         columns: of it.
         note: below it.
+        words: how many of the first columns are words and stand left.
+        sentences: whether its cells are sentences, which break over lines.
     """
 
     title: str
     lines: list[Row]
     columns: list[table.Column]
     note: str = ""
+    words: int = 2
+    sentences: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,10 +156,9 @@ def _section(section: Section) -> str:
 
 
 def _word(position: int, section: Section) -> str:
-    title = section.columns[position].head
-    if title == "claim":
-        return ' class="word wrap"'
-    return ' class="word"' if position == 0 or title.split(" ")[0] in ("verdict", "figures", "approach", "setting") else ""
+    if section.sentences:
+        return ' class="word wrap"' if position == 0 else ' class="word"'
+    return ' class="word"' if position < section.words else ""
 
 
 def _cell(text: str) -> str:

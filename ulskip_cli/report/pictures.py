@@ -9,7 +9,7 @@ from typing import Any
 
 from ulskip_cli.report import drawing
 from ulskip_cli.report.drawing import FAINT, INK, MARKERS, colour
-from ulskip_cli.report.gate import METRICS, primary
+from ulskip_cli.report.gate import LOWER_IS_BETTER, METRICS, called, primary
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.status import done
 from ulskip_cli.results import Row
@@ -74,6 +74,7 @@ def quality(groups: Sequence[Group], gate: float) -> Picture | None:
             _label(its, rows, metric)
         its.set_xlabel(f"measured decode speedup, batch {rows[0]['batch_size']}")
         its.set_ylabel(METRICS[metric])
+        its.set_ylim(bottom=max(its.get_ylim()[0], -0.02 * its.get_ylim()[1]))
         its.set_title(_short(group.label))
     drawing.legend_below(figure, list(handles.values()), list(handles))
     return Picture("quality", "Quality against measured speedup; bars are 95% intervals, the band is the Pareto front.", figure)
@@ -85,8 +86,6 @@ def pareto(points: Sequence[tuple[float, float]], metric: str = "bleu") -> list[
     >>> pareto([(1.0, 30.0), (2.0, 29.0), (1.5, 20.0), (3.0, 10.0)])
     [(1.0, 30.0), (2.0, 29.0), (3.0, 10.0)]
     """
-    from ulskip_cli.report.gate import LOWER_IS_BETTER
-
     sign = -1 if metric in LOWER_IS_BETTER else 1
     best, front = -math.inf, []
     for speed, value in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
@@ -118,7 +117,7 @@ def _full(axes: Any, group: Group, metric: str, gate: float) -> None:
             axes.axhline(row[metric], color=colour("full"), linestyle="--", linewidth=1)
             axes.plot([1], [row[metric]], marker="D", color=colour("full"), markersize=5)
             axes.annotate("full", (1, row[metric]), xytext=(4, 4), textcoords="offset points", color=INK, fontsize=8)
-            if metric not in ("ter", "decode_loss"):
+            if metric not in LOWER_IS_BETTER:
                 axes.axhline(gate * row[metric], color=colour("full"), linestyle=":", linewidth=1)
                 where = {"xy": (1, gate * row[metric]), "xycoords": axes.get_yaxis_transform()}
                 axes.annotate(
@@ -136,7 +135,7 @@ def _series(axes: Any, rows: Sequence[Row], metric: str, strategy: str) -> Any:
     wide = [(row[metric], row["measured_speedup_low"], row["measured_speedup_high"]) for row in rows]
     axes.hlines(*zip(*wide, strict=True), color=colour(strategy), linewidth=1.1, alpha=0.8)
     compared = [(row["measured_speedup"], row["against_full"][metric]) for row in rows if metric in row.get("against_full", {})]
-    tall = [(x, one["full"] + one["delta_low"], one["full"] + one["delta_high"]) for x, one in compared]
+    tall = [(x, max(0.0, one["full"] + one["delta_low"]), one["full"] + one["delta_high"]) for x, one in compared]
     if tall:
         axes.vlines(*zip(*tall, strict=True), color=colour(strategy), linewidth=1.1, alpha=0.8)
     return drawn
@@ -229,9 +228,9 @@ def throughput(groups: Sequence[Group]) -> Picture | None:
         its.set_xscale("log", base=2)
         its.set_xticks(group.batches, [str(size) for size in group.batches])
         its.minorticks_off()
-        its.set_ylim(bottom=0)
         its.set_title(f"{target:g}x")
         its.set_xlabel("batch size")
+    axes[0].set_ylim(bottom=0)  # of all: they share it
     axes[0].set_ylabel("tokens/s, prompt included")
     figure.suptitle(_short(group.label), x=0.01, ha="left", fontsize=10)
     drawing.legend_below(figure, list(handles.values()), list(handles))
@@ -254,7 +253,7 @@ def exits(groups: Sequence[Group]) -> Picture | None:
                      textcoords="offset points", fontsize=8, color=INK)  # fmt: skip
         its.set_xlim(0.3, row["num_layers"] + 0.7)
         its.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        its.set_title(f"{group.approach(row)} {row.get('target_speedup') or ''}x, batch {row['batch_size']}")
+        its.set_title(f"{called(group, row)}, batch {row['batch_size']}")
         its.set_xlabel("layers run")
     axes[0].set_ylabel("share of tokens")
     return Picture("exits", "Exit depths: after how many layers each decoded token left the stack.", figure)
@@ -274,7 +273,7 @@ def strips(groups: Sequence[Group]) -> Picture | None:
     sizes = {row["num_layers"] for _, row in rows}
     figure, (axes,) = drawing.panels(1, 6.6, 0.7 + 0.24 * len(rows))
     for y, (_, row) in enumerate(rows):
-        last = _last_stage(row)
+        last = last_stage(row)
         for layer in range(row["num_layers"]):
             kept, stays = layer in row["kept_layers"], layer in last
             look = (
@@ -290,7 +289,7 @@ def strips(groups: Sequence[Group]) -> Picture | None:
     return Picture("layers", "Kept layers; paler ones run in the first decode steps alone.", figure)
 
 
-def _last_stage(row: Row) -> set[int]:
+def last_stage(row: Row) -> set[int]:
     """The layers that run to the end."""
     stages = row.get("later_stages") or []
     return set(stages[-1]["kept_layers"] if stages and "kept_layers" in stages[-1] else row["kept_layers"])

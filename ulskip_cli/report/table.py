@@ -160,7 +160,6 @@ def fitted(
     note: str,
     file: str,
     words: int = 1,
-    wrap: Sequence[str] = (),
 ) -> Table:
     """Rows as a table for a terminal; columns that do not fit are left out, the least important first.
 
@@ -172,14 +171,13 @@ def fitted(
         note: below it.
         file: that has all columns.
         words: how many of the first columns are words and stand left.
-        wrap: titles of columns of sentences, which break over lines instead.
     """
     shown, roomy, notes = list(columns), width >= 100, [note] if note else []
-    table = _drawn(rows, shown, heading, notes, roomy, words, wrap)
-    while not wrap and _width(table) > width and any(column.leaves for column in shown):
+    table = _drawn(rows, shown, heading, notes, roomy, words)
+    while _width(table) > width and any(column.leaves for column in shown):
         shown.remove(min((column for column in shown if column.leaves), key=lambda column: column.leaves))
         left_out = f"{len(columns) - len(shown)} columns more in {file}"
-        table = _drawn(rows, shown, heading, [*notes, left_out], roomy, words, wrap)
+        table = _drawn(rows, shown, heading, [*notes, left_out], roomy, words)
     return table
 
 
@@ -190,16 +188,15 @@ def _drawn(
     notes: Sequence[str],
     roomy: bool,
     words: int,
-    wrap: Sequence[str],
 ) -> Table:
     table = Table(title=heading, caption="; ".join(notes), title_style="bold", box=SIMPLE_HEAD)
     table.padding = (0, int(roomy), 0, 0)
     table.title_justify = table.caption_justify = "left"
     for i, column in enumerate(columns):
-        side: Literal["left", "right"] = "left" if i < words or wrap else "right"
-        table.add_column(column.title, justify=side, no_wrap=not wrap)
+        side: Literal["left", "right"] = "left" if i < words else "right"
+        table.add_column(column.title, justify=side, no_wrap=True)
     for cells in cells_of(rows, columns):
-        table.add_row(*(cell if len(cell) <= LONGEST_CELL or wrap else f"…{cell[1 - LONGEST_CELL :]}" for cell in cells))
+        table.add_row(*(cell if len(cell) <= LONGEST_CELL else f"…{cell[1 - LONGEST_CELL :]}" for cell in cells))
     return table
 
 
