@@ -10,7 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ulskip_cli.report.status import MISSING, absent, reasons, status
+from ulskip_cli.report.status import MISSING as MISSING
+from ulskip_cli.report.status import absent, reasons, status
 from ulskip_cli.results import ResultsFolder, Row, write_whole
 
 
