@@ -10,9 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ulskip_cli.results import ResultsFolder, Row, write_whole
+from ulskip_cli.results import FAILED, NOT_APPLICABLE, ResultsFolder, Row, is_done, write_whole
 
 MISSING = "–"
+NO_RESULT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ CSV_KEYS = (
     *("time_to_first_token_seconds", "time_per_output_token_seconds", "prompt_kv_bytes", "kept_kv_bytes", "peak_memory_bytes"),
     *("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "comet", "bertscore"),
     *("decode_loss", "acceptance_rate", "mean_accepted_length", "length_ratio", "sources_cut", "evaluated_batch_size"),
-    *("device", "dtype", "quantization", "training", "seed", "finished_at"),
+    *("device", "dtype", "quantization", "training", "seed", "finished_at", "status", "reason"),
 )
 STARS = "* differs from full (paired bootstrap, p < 0.05)"
 LEAST_FOR_STARS = 10  # a bootstrap over fewer examples says nothing
@@ -202,33 +203,44 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(stream, CSV_KEYS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in ordered(rows):
-        writer.writerow({**row, "kept_layers": " ".join(map(str, row["kept_layers"]))})
+        writer.writerow({**row, "kept_layers": " ".join(map(str, row["kept_layers"] or ()))})
     return stream.getvalue()
 
 
 def write_tables(folder: ResultsFolder) -> None:
     """Make table.md and table.csv anew from all rows of a folder."""
     rows = folder.rows()
+    if not rows:
+        return
     write_whole(folder.path / "table.md", markdown(rows))
     write_whole(folder.path / "table.csv", to_csv(rows))
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
     """Full first, then by ratio and strategy."""
-    return sorted(rows, key=lambda row: (str(row.get("model")), str(row.get("pair")), row["layer_ratio"], row["strategy"]))
+
+    def key(row: Row) -> tuple[str, str, float, str]:
+        ratio = row["layer_ratio"] or row["target_speedup"] or 1.0
+        return str(row.get("model")), str(row.get("pair")), ratio, row["strategy"]
+
+    return sorted(rows, key=key)
 
 
 def title(rows: Sequence[Row]) -> str:
     """What all rows have in common."""
     common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
     sizes = {"batch {}": "batch_size", "{} examples": "num_examples"}
-    same = [form.format(rows[0][key]) for form, key in sizes.items() if len({row[key] for row in rows}) == 1 and rows[0][key]]
+    same = [
+        form.format(rows[0][key])
+        for form, key in sizes.items()
+        if len({row.get(key) for row in rows}) == 1 and rows[0].get(key)
+    ]
     return " · ".join([*common, *same])
 
 
 def provenance(rows: Sequence[Row]) -> str:
     """One line on code, machine and weights for every kind of run among the rows."""
-    return "  \n".join(dict.fromkeys(_provenance(row) for row in ordered(rows)))
+    return "  \n".join(dict.fromkeys(_provenance(row) for row in ordered(rows) if is_done(row)))
 
 
 def _provenance(row: Row) -> str:
@@ -241,7 +253,13 @@ def _provenance(row: Row) -> str:
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
-    return [[column.show(row) for column in columns] for row in rows]
+    return [[_cell(row, column) for column in columns] for row in rows]
+
+
+def _cell(row: Row, column: Column) -> str:
+    """What a column says of a row; in place of a number, why there is none."""
+    known = is_done(row) or column.needs in ("strategy", "target_speedup", *AXES)
+    return column.show(row) if known else NO_RESULT[row["status"]]
 
 
 def text(key: str) -> Callable[[Row], str]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ulskip_cli.report.table import layers
-from ulskip_cli.results import Row
+from ulskip_cli.report.table import NO_RESULT, layers
+from ulskip_cli.results import Row, is_done
 
 MISSING = "–"
 METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "decode_loss": "decode loss"}
@@ -45,12 +45,18 @@ def _table(rows: Sequence[Row]) -> str:
     ]
     lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
     for (target, strategy), by_batch in points.items():
-        first = by_batch[min(by_batch)]
-        speeds = [_number(by_batch.get(size, {}).get("total_tokens_per_second"), ".0f") for size in batches]
+        done = [by_batch[size] for size in sorted(by_batch) if is_done(by_batch[size])]
+        first = (done or [by_batch[min(by_batch)]])[0]
+        speeds = [_speed(by_batch.get(size, {})) for size in batches]
         scores = [_number(first.get(metric), ".2f")] if metric else []
         speedups = [_number(first.get(key), ".2f") for key in ("predicted_speedup", "measured_speedup")]
-        lines.append([f"{target:g}x", strategy, layers(first), *scores, *speedups, *speeds])
+        lines.append([f"{target:g}x", strategy, layers(first) if done else _speed(first), *scores, *speedups, *speeds])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _speed(row: Row) -> str:
+    """Tokens/s as the paper counts them, or why there are none."""
+    return NO_RESULT.get(row.get("status", ""), _number(row.get("total_tokens_per_second"), ".0f"))
 
 
 def _order(row: Row) -> tuple[float, int, str]:
