@@ -45,11 +45,15 @@ bench: setup ## Measure what the README claims about speed and batches, into ben
 	$(BIN)/python benchmarks/decode.py --model tiny --compile
 	$(BIN)/python benchmarks/batch_invariance.py
 
-reproduce: setup ## Run the default sweep, finished points once; SCALE=paper ARGS='--train-source F --train-reference G': the paper's
+# The committed results of the last release stand beside fresh ones; NAME=reproduce makes those themselves anew.
+NAME ?= fresh
+
+reproduce: setup ## Run the default sweep, finished points once, and hold it against the committed results; SCALE=paper ARGS=...: the paper's
 ifeq ($(SCALE),paper)
 	$(BIN)/python recipes/paper/reproduce.py $(ARGS)
 else
-	$(BIN)/ulskip sweep
+	$(BIN)/ulskip sweep name=$(NAME)
+	$(BIN)/ulskip report results/$(NAME) --html $(if $(filter-out reproduce,$(NAME)),--compare results/reproduce)
 endif
 
 docs: setup ## Build the API's documentation from its docstrings into build/docs/

@@ -105,7 +105,8 @@ class _Kept:
 
     def write(self) -> None:
         """Make the tables anew."""
-        table.write_tables(self._ledger.folder)
+        if self._ledger.folder.rows():
+            table.write_tables(self._ledger.folder)
         self._written_at = time.monotonic()
 
     def _take(self, job: Job, row: Row | None, ran: bool) -> None:
