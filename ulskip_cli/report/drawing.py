@@ -73,7 +73,7 @@ def panels(count: int, width: float, height: float, columns: int = 2, **more: An
     return figure, axes[:count]
 
 
-def legend_below(figure: Any, handles: Sequence[Any], labels: Sequence[str], columns: int = 6) -> None:
+def legend_below(figure: Any, handles: Sequence[Any], labels: Sequence[str], columns: int = 5) -> None:
     """One legend for all panels, under them."""
     if labels:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), handlelength=1.6)

@@ -131,7 +131,7 @@ class Report:
         if self.judged:
             self.sections.append(Section("Claims", *claims.lines(self.judged), claims.summary(self.judged), sentences=True))
         lines, columns = compare.lines(self.comparison)
-        self.sections.append(Section(f"Against {path}", lines, columns, compare.note(self.comparison)))
+        self.sections.append(Section(f"Against {path}", lines, columns, compare.note(self.comparison), words=1))
 
     def told(self, written: Sequence[Path]) -> dict[str, Any]:
         """For machines."""

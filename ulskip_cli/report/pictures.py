@@ -252,6 +252,7 @@ def exits(groups: Sequence[Group]) -> Picture | None:
         its.annotate(f"mean {mean:.1f}", (mean, 1), xycoords=("data", "axes fraction"), xytext=(4, -10),
                      textcoords="offset points", fontsize=8, color=INK)  # fmt: skip
         its.set_xlim(0.3, row["num_layers"] + 0.7)
+        its.xaxis.get_major_locator().set_params(integer=True)
         its.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         its.set_title(f"{called(group, row)}, batch {row['batch_size']}")
         its.set_xlabel("layers run")
@@ -283,7 +284,8 @@ def strips(groups: Sequence[Group]) -> Picture | None:
     axes.set_xlabel("layer")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    return Picture("layers", "Kept layers; paler ones run in the first decode steps alone.", figure)
+    paler = "; paler ones run in the first decode steps alone" if any(row.get("later_stages") for _, row in rows) else ""
+    return Picture("layers", f"Kept layers{paler}.", figure)
 
 
 def last_stage(row: Row) -> set[int]:
