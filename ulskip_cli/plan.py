@@ -9,7 +9,7 @@ from typing import Any
 
 from ulskip_cli import schedule
 from ulskip_cli.config import instantiate
-from ulskip_cli.errors import UsageError
+from ulskip_cli.errors import NotApplicable, UsageError
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.schema import Config, TrainingConfig
 from ulskip_cli.strategies import Strategy
@@ -179,7 +179,9 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
         warnings.append(f"unbalanced: {gap} neighbouring layers are skipped in one block; spacing=even spreads them")
     keeps_all = len(kept) == num_layers
     if keeps_all and config.decoding.draft_tokens:
-        raise UsageError("decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0")
+        raise NotApplicable(
+            "decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0"
+        )
     per_layer = facts.kv_bytes_per_layer
     memory = None if config.memory is None else memory_plan(config, facts, len(kept))
     plan = Plan(
