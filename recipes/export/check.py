@@ -4,8 +4,8 @@
 
 Makes a virtual environment with torch and transformers in it, exports each model at 2x with prompt_layers=kept and as a pair,
 and answers the same prompts there and here, one at a time. Here by transformers' engine, which must agree in every token, and
-by the fast engine, whose own matrix product may break a near tie otherwise. Killed, the same command carries on. The page goes to
-results/export/README.md.
+by the fast engine, whose own matrix product may break a near tie otherwise. Killed, the same command carries on. The page
+goes to results/export/README.md.
 """
 
 import argparse
