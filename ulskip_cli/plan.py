@@ -8,6 +8,7 @@ from itertools import pairwise
 from ulskip_cli import schedule
 from ulskip_cli.config import instantiate
 from ulskip_cli.errors import UsageError
+from ulskip_cli.exits import ExitRule
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.schema import Config, TrainingConfig
 from ulskip_cli.strategies import Strategy
@@ -43,6 +44,7 @@ class Plan:
         warnings: lines for a person.
         memory: the largest batch within a budget; None where none was asked about.
         later_stages: of the steps from which on fewer layers run.
+        exits: where a step may end before it has run all of `kept_layers`; None: nowhere.
     """
 
     strategy: str
@@ -57,6 +59,7 @@ class Plan:
     warnings: tuple[str, ...]
     memory: "MemoryPlan | None" = None
     later_stages: tuple[Stage, ...] = ()
+    exits: ExitRule | None = None
 
     def __post_init__(self) -> None:
         """Kept sets may only shrink: a layer that came back would find holes in its keys and values."""
@@ -87,7 +90,7 @@ class Plan:
     @property
     def keeps_all(self) -> bool:
         """Whether nothing is skipped."""
-        return len(self.kept_layers) == self.num_layers and not self.later_stages
+        return len(self.kept_layers) == self.num_layers and not self.later_stages and self.exits is None
 
 
 @dataclass(frozen=True)
