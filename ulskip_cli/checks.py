@@ -3,6 +3,7 @@
 from ulskip_cli import metrics
 from ulskip_cli.config import instantiate
 from ulskip_cli.errors import UsageError
+from ulskip_cli.held_out import held_out_task
 from ulskip_cli.models.facts import ModelFacts, describe
 from ulskip_cli.plan import make_plan, schedules
 from ulskip_cli.schema import Config, TrainingConfig
@@ -18,6 +19,8 @@ def check_run(config: Config) -> None:
     task = instantiate(config.task, "task")
     metrics.made(task.scoring())  # a missing package is told before a missing file
     metrics.made(task.scoring(), [example.reference for example in task.examples()[: config.limit]])
+    if config.model.source != "random":
+        held_out_task(config)
     _check_options(config)
 
 

@@ -41,7 +41,7 @@ class Workload:
         encoded: their token ids, in the same order; None for random weights, whose answers mean nothing.
         pad: padding id.
         chat: whether the prompts are in the model's chat format; None where there are none.
-        timed_room: positions that the timed pairs leave for a prompt, whose end is what they read; None: no limit.
+        context: positions that the model has, of which timed pairs leave a prompt what they do not need; None: no limit.
     """
 
     task: Task | None
@@ -49,7 +49,7 @@ class Workload:
     encoded: list[Encoded] | None
     pad: int
     chat: bool | None
-    timed_room: int | None = None
+    context: int | None = None
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -92,7 +92,7 @@ def prepare(
     room = None if context is None else context - config.speed.new_tokens
     if config.speed.enabled and room is not None and room < 1:
         raise UsageError(f"expected speed.new_tokens below the model's context of {context}, got {config.speed.new_tokens}")
-    return Workload(task, examples, encoded, pad_id(tokenizer), phrasing.template.chat, room)
+    return Workload(task, examples, encoded, pad_id(tokenizer), phrasing.template.chat, context)
 
 
 def evaluate(
@@ -207,7 +207,8 @@ def timed_prompts(work: Workload, batch_size: int, count: int, model: PreTrained
     """Batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
     if work.encoded is None:
         return _random_prompts(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
-    ends = [prompt if work.timed_room is None else prompt[-work.timed_room :] for prompt in work.prompts]
+    room = None if work.context is None else max(1, work.context - config.speed.new_tokens)
+    ends = [prompt if room is None else prompt[-room:] for prompt in work.prompts]
     return prompt_batches(ends, work.pad, batch_size, count)
 
 

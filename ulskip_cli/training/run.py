@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ulskip_cli.models.facts import describe, fingerprint
 from ulskip_cli.plan import schedules
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import Row, write_whole
+from ulskip_cli.schedule import Stage
 from ulskip_cli.schema import TrainingConfig
 from ulskip_cli.training.data import TokenPairs, TrainingTexts, train_tokenizer, training_texts
 from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
@@ -68,9 +69,9 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
     progress.phase(f"load {config.model.name}", 1)
     subject = _subject(config, texts)
     depth = views.num_layers(subject.model)
-    ratios = schedules(config, depth)
     tokenized = progress.phase("tokenize", len(texts.train))
     pairs = TokenPairs(subject.tokenizer, texts.train, texts.phrasing, config.train.max_length, tokenized)
+    ratios = schedules(config, depth, [len(response) for _, response in pairs.pairs])
     validation = None
     if texts.validation:
         validation = TokenPairs(subject.tokenizer, texts.validation, texts.phrasing, config.train.max_length)
@@ -202,7 +203,7 @@ def _record(
     subject: Subject,
     texts: TrainingTexts,
     pairs: TokenPairs,
-    ratios: dict[float, tuple[int, ...]],
+    ratios: dict[float, tuple[Stage, ...]],
     trainer: SkipTrainer,
 ) -> Row:
     """What a reader of the weights must know."""
@@ -217,8 +218,9 @@ def _record(
     return {
         "strategy": config.strategy["name"],
         "ratios": list(ratios),
-        "kept_layers": {f"{ratio:g}": list(kept) for ratio, kept in ratios.items()},
-        "kept_counts": sorted({len(kept) for kept in ratios.values()}, reverse=True),
+        "kept_layers": {f"{ratio:g}": list(stages[0].kept_layers) for ratio, stages in ratios.items()},
+        "later_stages": {f"{ratio:g}": [asdict(one) for one in stages[1:]] for ratio, stages in ratios.items()},
+        "kept_counts": sorted({len(stage.kept_layers) for stages in ratios.values() for stage in stages}, reverse=True),
         "prompt_layers": config.prompt_layers,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 from ulskip_cli.errors import UsageError
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import append_line
+from ulskip_cli.schedule import Stage
 from ulskip_cli.schema import TrainingConfig
 from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, collator_for
 from ulskip_cli.training.muon import MuonFactory
@@ -27,7 +28,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         module: TwoPass,
-        schedules: Mapping[float, tuple[int, ...]],
+        schedules: Mapping[float, tuple[Stage, ...]],
         config: TrainingConfig,
         tokenizer: PreTrainedTokenizerBase,
         train: TokenPairs,
@@ -40,7 +41,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 
         Args:
             module: the model and its loss.
-            schedules: kept layers by ratio.
+            schedules: by ratio.
             config: everything else that matters.
             tokenizer: the model's.
             train: examples to learn from.
@@ -66,10 +67,11 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The loss under the schedule of this step."""
-        return super().compute_loss(model, {**inputs, "kept": self.drawn(self.state.global_step)}, *args, **kwargs)
+        first, *later = self.drawn(self.state.global_step)
+        return super().compute_loss(model, {**inputs, "kept": first.kept_layers, "later": tuple(later)}, *args, **kwargs)
 
-    def drawn(self, step: int) -> tuple[int, ...]:
-        """The kept layers of a step: from seed and step alone, so that every process and every resumption agrees."""
+    def drawn(self, step: int) -> tuple[Stage, ...]:
+        """The schedule of a step: from seed and step alone, so that every process and every resumption agrees."""
         rng = random.Random(f"{self.config.seed} {step}")
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 
@@ -77,7 +79,8 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         """A point of the learning curve: mean cross-entropy a token, in nats, under every schedule and at full depth."""
         assert isinstance(self.model, TwoPass) and isinstance(self.eval_dataset, TokenPairs)
         depth = self.model.base.config.get_text_config(decoder=True).num_hidden_layers
-        counts = {len(kept): kept for kept in self.schedules.values()} | {depth: tuple(range(depth))}
+        everything = (Stage(0, tuple(range(depth))),)
+        counts = {len(stages[0].kept_layers): stages for stages in self.schedules.values()} | {depth: everything}
         losses = {
             f"eval_loss_{count}": validation_loss(
                 self.model, counts[count], self.eval_dataset, self.collator, self.args.per_device_train_batch_size
@@ -116,7 +119,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
 
 
 def validation_loss(
-    module: TwoPass, kept: tuple[int, ...], pairs: TokenPairs, collator: PairCollator, batch_size: int
+    module: TwoPass, stages: tuple[Stage, ...], pairs: TokenPairs, collator: PairCollator, batch_size: int
 ) -> float:
     """Mean cross-entropy of all response tokens under a schedule, without smoothing or distillation, in nats."""
     plain = TwoPass(module.model, module.prompt_layers).eval()
@@ -125,7 +128,7 @@ def validation_loss(
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             batch = {k: v.to(device) for k, v in collator([pairs[i] for i in order[start : start + batch_size]]).items()}
-            total += plain(**batch, kept=kept, num_items_in_batch=1)["loss"].item()
+            total += plain(**batch, kept=stages[0].kept_layers, later=stages[1:], num_items_in_batch=1)["loss"].item()
             count += int((batch["labels"] != IGNORED).sum())
     module.train()
     return total / count

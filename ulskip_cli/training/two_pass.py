@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli import views
 from ulskip_cli.generation.teacher_forcing import encode_prompt, predict_response
+from ulskip_cli.schedule import Stage
 from ulskip_cli.views import StageView
 
 IGNORED = -100
@@ -74,6 +75,7 @@ class TwoPass(nn.Module):
         response_ids: Tensor,
         labels: Tensor,
         kept: tuple[int, ...],
+        later: tuple[Stage, ...] = (),
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a batch under a schedule.
@@ -84,6 +86,7 @@ class TwoPass(nn.Module):
             response_ids: [batch, response_len], padded on the right.
             labels: [batch, response_len], the response with -100 for padding.
             kept: the layers that the response runs through.
+            later: from these steps on it runs through fewer.
             num_items_in_batch: labels of the whole optimizer step, over which the mean is taken; None: this batch's.
 
         Returns:
@@ -91,12 +94,19 @@ class TwoPass(nn.Module):
         """
         base, view, every, weights = self.base, self._view(kept), self.every, self.weights
         whole = encode_prompt(base, prompt_ids, prompt_mask) if self.prompt_layers == "all" else None
-        encoded, inside = (whole, kept) if whole else (encode_prompt(view, prompt_ids, prompt_mask), every[: len(kept)])
+        encoded, inside = (whole, every) if whole else (encode_prompt(view, prompt_ids, prompt_mask), kept)
         response = (response_ids, labels != IGNORED)
-        logits = predict_response([StageView(0, view, inside)], encoded, *response)
+        stages = [
+            StageView(
+                stage.first_step, self._view(stage.kept_layers), tuple(inside.index(layer) for layer in stage.kept_layers)
+            )
+            for stage in (Stage(0, kept), *later)
+        ]
+        logits = predict_response(stages, encoded, *response)
         loss = weights.cross_entropy * self._cross_entropy(logits, labels)
         target = self._teacher_logits(prompt_ids, prompt_mask, *response)
-        if len(kept) < len(every) and (weights.full or (weights.distill and target is None)):
+        skips = len(kept) < len(every) or later
+        if skips and (weights.full or (weights.distill and target is None)):
             with torch.set_grad_enabled(weights.full > 0 and torch.is_grad_enabled()):
                 everything = [StageView(0, base, every)]
                 full = predict_response(everything, whole or encode_prompt(base, prompt_ids, prompt_mask), *response)
