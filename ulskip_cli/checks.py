@@ -2,9 +2,10 @@
 
 from ulskip_cli import metrics
 from ulskip_cli.config import instantiate
-from ulskip_cli.errors import UsageError
+from ulskip_cli.errors import NotApplicable, UsageError
+from ulskip_cli.held_out import held_out_task
 from ulskip_cli.models.facts import ModelFacts, describe
-from ulskip_cli.plan import make_plan, schedules
+from ulskip_cli.plan import Plan, make_plan, schedules
 from ulskip_cli.schema import Config, TrainingConfig
 
 
@@ -14,10 +15,16 @@ def check_run(config: Config) -> None:
     Raises:
         UsageError: names what cannot.
     """
-    _check_schedule(config)
+    _, plan = _check_schedule(config)
     task = instantiate(config.task, "task")
     metrics.made(task.scoring())  # a missing package is told before a missing file
     metrics.made(task.scoring(), [example.reference for example in task.examples()[: config.limit]])
+    if config.model.source != "random":
+        held_out_task(config)
+    elif plan.exits and plan.exits.threshold is None:
+        raise UsageError(
+            f"strategy={plan.strategy} finds its threshold on texts, which random weights cannot read; give strategy.threshold"
+        )
     _check_options(config)
 
 
@@ -27,7 +34,12 @@ def check_bench(config: Config) -> None:
     Raises:
         UsageError: names what cannot.
     """
-    speed, context = config.speed, _check_schedule(config).context
+    facts, plan = _check_schedule(config)
+    speed, context = config.speed, facts.context
+    if plan.exits:
+        raise NotApplicable(
+            f"strategy={plan.strategy} leaves where it is sure, which random prompts do not show; time it with `ulskip run`"
+        )
     if not speed.enabled:
         raise UsageError("speed.enabled=false is for `ulskip run`; a bench measures nothing else")
     if not config.baseline:
@@ -53,12 +65,11 @@ def check_training(config: TrainingConfig) -> None:
     instantiate(config.task, "task").examples()
 
 
-def _check_schedule(config: Config) -> ModelFacts:
+def _check_schedule(config: Config) -> tuple[ModelFacts, Plan]:
     if config.memory is not None:
         raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
     facts = describe(config.model)
-    make_plan(config, facts)
-    return facts
+    return facts, make_plan(config, facts)
 
 
 def _check_options(config: Config) -> None:

@@ -72,6 +72,14 @@ class SpeedConfig:
 
 
 @dataclass
+class CalibrationConfig:
+    """The held-out examples that some strategies measure on before they decide."""
+
+    examples: int = 48
+    task: dict[str, Any] | None = None
+
+
+@dataclass
 class Config:
     """One experiment. `task` and `strategy` are checked by the classes that they name."""
 
@@ -80,6 +88,7 @@ class Config:
     strategy: dict[str, Any] = field(default_factory=dict)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     name: str = "default"
     results_dir: str = "results"
     ratio: float = 2.0
@@ -169,6 +178,7 @@ def check_run(config: Config) -> None:
         ("batch_size", config.batch_size, 1),
         ("speed.pairs", config.speed.pairs, 1),
         ("speed.warmup", config.speed.warmup, 0),
+        ("calibration.examples", config.calibration.examples, 1),
         ("speed.new_tokens", config.speed.new_tokens, 2),
         ("speed.prompt_tokens", config.speed.prompt_tokens, 1),
         ("decoding.num_beams", config.decoding.num_beams, 1),
