@@ -54,7 +54,7 @@ def test_early_exit_needs_texts():
     with pytest.raises(NotApplicable, match="random prompts"):
         check_bench(compose(["strategy=early_exit"]))
     random = ["model=random", "model.path=llama-12x128", "strategy=early_exit"]
-    with pytest.raises(UsageError, match="give strategy.threshold"):
+    with pytest.raises(UsageError, match="random weights cannot read"):
         check_run(compose(random))
     check_run(compose([*random, "strategy.threshold=0.5"]))
 

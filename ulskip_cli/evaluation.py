@@ -230,9 +230,10 @@ def adjustments(row: Row) -> list[str]:
     for key, what in (("evaluated_batch_size", "evaluated"), ("timed_batch_size", "timed")):
         if row.get(key, asked) < asked:
             lines.append(f"{row['strategy']}: batches of {asked} did not fit into memory; {what} in batches of {row[key]}")
-    target, mean = row.get("target_kept_layers"), row.get("mean_kept_layers")
-    if row.get("exit_depths") and abs(mean - target) > MEAN_MAY_MISS * target:
-        lines.append(f"{row['strategy']}: {mean:.2f} layers ran on average, {target} were aimed at")
+    if row.get("exit_depths"):
+        target, mean = row["target_kept_layers"], row["mean_kept_layers"]
+        if abs(mean - target) > MEAN_MAY_MISS * target:
+            lines.append(f"{row['strategy']}: {mean:.2f} layers ran on average, {target} were aimed at")
     return lines
 
 

@@ -50,11 +50,12 @@ class Laps:
         """All of them."""
         if self._events:
             torch.cuda.synchronize()
-        return self._total + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+        milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._events)
+        return self._total + milliseconds / 1000
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

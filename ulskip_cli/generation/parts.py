@@ -60,7 +60,8 @@ class Parts:
             cache: that the layers will read and write; it is looked at for its length alone.
             options: what else the model's forward takes, masks and positions.
         """
-        self._notes = notes = []
+        notes: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._notes = notes
         try:
             self._before(input_ids=input_ids, cache=cache, use_cache=True, **options)
         except _EnteredError as entered:
@@ -197,4 +198,4 @@ def calls_after_layers(view: PreTrainedModel, step: Callable[[], None]) -> list[
 def _device_behind(model: PreTrainedModel) -> torch.device:
     """Where what comes behind the layers begins."""
     head = model.get_output_embeddings()
-    return head.weight.device if head is not None else model.device
+    return torch.device(model.device if head is None else head.weight.device)
