@@ -7,6 +7,7 @@ from ulskip_cli.errors import UsageError
 
 CONFIDENCES = ("softmax_diff", "softmax_max", "cosine")
 BATCHES = ("min", "na")
+FALLS_TO = 0.9  # of lam, which may be above 1: a threshold of 1 to the end has a lam of 1 / 0.9
 MISSING_KV = "recompute"  # how the layers above an exit get the keys that a later token looks for
 
 
@@ -91,4 +92,4 @@ def decayed(threshold: float, step: int, horizon: int) -> float:
     >>> round(decayed(0.5, 0, 10), 3), round(decayed(0.5, 10, 10), 3)
     (0.5, 0.451)
     """
-    return 0.9 * threshold + 0.1 * threshold * math.exp(-4 * step / horizon)
+    return FALLS_TO * threshold + (1 - FALLS_TO) * threshold * math.exp(-4 * step / horizon)

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from ulskip_cli import schedule
 from ulskip_cli.errors import UsageError, one_of
-from ulskip_cli.exits import BATCHES, CONFIDENCES, ExitRule
+from ulskip_cli.exits import BATCHES, CONFIDENCES, FALLS_TO, ExitRule
 from ulskip_cli.strategies import Found, HeldOut
 
 NEVER = 2.0  # no confidence is above 1
-LOGITS = (-8.0, 16.0)  # thresholds are looked for between so many units from one half; the likeliest lie close to 1
-ROUNDS = 16
+LOGITS = (-8.0, 14.0)  # what lam ends at is looked for between so many units from one half; cosines lie close to 1
+ROUNDS = 14
 CLOSE = 0.01  # how near the mean has to come to end the search early; 0.02 is what is promised
 
 
@@ -88,7 +88,7 @@ class EarlyExit:
         low, high = LOGITS
         for round_ in range(1, ROUNDS + 1):
             middle = (low + high) / 2
-            threshold = float(f"{1 / (1 + math.exp(-middle)):.9g}")
+            threshold = float(f"{1 / (1 + math.exp(-middle)) / FALLS_TO:.9g}")
             tried.append((threshold, held_out.mean_depth({"threshold": threshold, "horizon": horizon})))
             held_out.tell(round_, ROUNDS)
             mean = tried[-1][1]
