@@ -260,6 +260,59 @@ def score(
 
 
 @app.command()
+def report(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Of results; all under --results-dir if left out.", show_default=False)
+    ] = None,
+    compare: Annotated[str | None, typer.Option(help="`paper`, or a folder of results to compare with.")] = None,
+    html: Annotated[bool, typer.Option("--html", help="Write report.html too, one file to look through.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", help="terminal; or print markdown, csv or latex and write nothing.")
+    ] = "terminal",
+    layout: Annotated[str | None, typer.Option(help="table4 (a line a target and approach), or long (a line a point).")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where files go; report/ in the folder if left out.")] = None,
+    plots: Annotated[bool, typer.Option(help="Draw the pictures.")] = True,
+    gate: Annotated[float, typer.Option(help="Share of full's quality that a winner has to keep.")] = 0.9,
+    tolerance: Annotated[float, typer.Option(help="By how much a speedup measured again may differ.")] = 0.15,
+    examples: Annotated[int, typer.Option(help="Examples on the page, of each data set.")] = 200,
+    results_dir: Annotated[Path, typer.Option(help="Where results usually are.")] = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Make tables, plots and a page of stored rows; --compare A B sets folder B against A."""
+    from ulskip_cli.report import command, gathered
+
+    command.run(
+        gathered.Options(
+            folders or (), compare, form, layout, output, html, plots, gate, tolerance, examples, as_json, results_dir
+        )
+    )
+
+
+@app.command()
+def export(
+    to: Annotated[Path, typer.Option(help="The folder to write, or for formats of one file the file.", show_default=False)],
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_format: Annotated[str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")] = "hf",
+    results: Annotated[Path | None, typer.Option(help="Where measured rows for the card are; default: results_dir.")] = None,
+    shard_size: Annotated[str, typer.Option(help="The most of one weights file.")] = "5GB",
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check", help="Compare with the view; default: where both fit into memory.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the kept layers as a checkpoint that transformers loads alone, e.g. ratio=2 prompt_layers=kept --to DIR."""
+    from ulskip_cli.export import command
+
+    request = command.Request(to.expanduser(), as_format, results, shard_size, check)
+    record = command.export(overrides or [], config_dir, request)
+    print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(command.lines(record)))
+
+
+@app.command()
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the models."""
     _list("model", config_dir, as_json)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ulskip_cli.errors import UsageError, unknown
-from ulskip_cli.schema import Config, DecodingConfig, TrainingConfig, check_run, check_training
+from ulskip_cli.errors import UsageError, one_of, unknown
+from ulskip_cli.schema import Config, DecodingConfig, TrainingConfig, check_decoding, check_run, check_training
 
 GROUPS = ("model", "task", "strategy", "decoding", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
@@ -46,6 +46,21 @@ def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
     config = _structured(_composed("config", GROUPS, overrides, extra_dir), Config)
     assert isinstance(config, Config)
     check_run(config)
+    return config
+
+
+def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
+    """Greedy decoding with some keys of `decoding` changed, checked.
+
+    Raises:
+        UsageError: a key is unknown, or its value of the wrong type or out of bounds.
+    """
+    known = [one.name for one in fields(DecodingConfig) if one.name not in ("name", "description", "draft_tokens")]
+    for key in values:
+        one_of("decoding option", key, known)
+    config = _structured(OmegaConf.create({"name": "custom", **values}), DecodingConfig)
+    assert isinstance(config, DecodingConfig)
+    check_decoding(config)
     return config
 
 
@@ -84,9 +99,12 @@ def _chooses_a_shape(primary: str, groups: Sequence[str], overrides: Sequence[st
 
 def identity(config: Config) -> str:
     """12 hex digits of everything in a configuration that changes its results."""
-    canonical = resolved(config)
-    if not instantiate(config.strategy, "strategy").follows_ratio:
+    canonical, strategy = resolved(config), instantiate(config.strategy, "strategy")
+    if not strategy.follows_ratio:
         canonical.update(ratio=None, ratio_basis=None)
+    if hasattr(strategy, "stands_for"):
+        kept = {key: canonical["strategy"][key] for key in ("_target_", "name")}
+        canonical["strategy"] = {**kept, **strategy.stands_for()}
     if config.strategy["name"] == "full":
         canonical.update(prompt_layers="all")
     for key in _NOT_IDENTITY:

@@ -18,7 +18,7 @@ from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.held_out import held_out_task
 from ulskip_cli.models.facts import describe
 from ulskip_cli.models.load import LoadedModel, load, load_tokenizer
-from ulskip_cli.plan import Plan, make_plan
+from ulskip_cli.plan import Plan, is_trained_for, make_plan
 from ulskip_cli.progress import Progress, Silent
 from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row, point_id
 from ulskip_cli.schema import Config, ModelConfig
@@ -232,21 +232,9 @@ def provenance_row(config: Config, plan: Plan, loaded: LoadedModel, num_examples
         "quantization": loaded.notes["quantization"],
         "training": loaded.notes["training"],
         "trained_for": loaded.notes["trained_for"],
-        "trained_for_these_layers": _is_trained_for(loaded.notes["trained_for"], plan),
+        "trained_for_these_layers": is_trained_for(loaded.notes["trained_for"], plan),
         "seed": config.seed,
         "num_examples": num_examples,
         "environment": {**environment.code(), **environment.machine(str(loaded.model.device))},
         "config": resolved(config),
     }
-
-
-def _is_trained_for(trained_for: dict[str, Any] | None, plan: Plan) -> bool | None:
-    """Whether the weights were trained with just these layers; None where their training is not known."""
-    if trained_for is None:
-        return None
-    exits = trained_for["exits"] or []
-    if plan.exits:
-        return set(plan.exits.checks) <= set(exits)
-    trained = list((trained_for["kept_layers"] or {}).values()) + [list(range(depth)) for depth in exits]
-    trained += [one["kept_layers"] for later in (trained_for["later_stages"] or {}).values() for one in later]
-    return all(list(stage.kept_layers) in trained for stage in plan.stages)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -64,6 +64,17 @@ class Plan:
         for before, after in pairwise(self.stages):
             if not set(after.kept_layers) < set(before.kept_layers) or after.first_step <= before.first_step:
                 raise ValueError(f"expected fewer layers at a later step than {before}, got {after}")
+
+    @classmethod
+    def of_layers(cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Plan":
+        """A schedule that somebody wrote down, on a model of which only the depth is known.
+
+        Raises:
+            UsageError: it is none for this depth.
+        """
+        layers = schedule.checked(num_layers, kept)
+        ratio = num_layers / len(layers)
+        return cls("custom", num_layers, layers, prompt_layers, None, ratio, None, None, None, ())
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -235,6 +246,18 @@ def _mixed(
     return deep, (Stage(deep_steps, shallow if nested else schedule.without_one(deep)),)
 
 
+def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | None:
+    """Whether weights were trained with just these layers; None where their training is not known."""
+    if trained_for is None:
+        return None
+    exits = trained_for.get("exits") or []
+    if plan.exits:
+        return set(plan.exits.checks) <= set(exits)
+    trained = list((trained_for["kept_layers"] or {}).values()) + [list(range(depth)) for depth in exits]
+    trained += [one["kept_layers"] for later in (trained_for.get("later_stages") or {}).values() for one in later]
+    return all(list(stage.kept_layers) in trained for stage in plan.stages)
+
+
 def memory_plan(config: Config, facts: ModelFacts, num_kept: int) -> MemoryPlan:
     """The largest batches within `config.memory`, by weights, keys and values, and a rough workspace.
 
@@ -273,7 +296,7 @@ def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
     return num_layers if config.decoding.draft_tokens else num_kept
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, key: str = "memory=") -> int:
     """A number of bytes out of `24GiB`, `16 GB`, `800M` or `1000000`.
 
     >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
@@ -284,7 +307,7 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
     if match is None:
-        raise UsageError(f"expected memory=<number of bytes>, e.g. 24GiB or 16GB, got '{text}'")
+        raise UsageError(f"expected {key}<number of bytes>, e.g. 24GiB or 16GB, got '{text}'")
     number, prefix, binary = match.groups()
     power = " kmgt".index(prefix.lower() or " ")
     return int(float(number) * (1024 if binary else 1000) ** power)

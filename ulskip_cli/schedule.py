@@ -137,7 +137,7 @@ def without_one(kept: Sequence[int]) -> tuple[int, ...]:
     """The schedule without the inner layer whose removal leaves the smallest largest gap, the middle's before others.
 
     >>> without_one((0, 1, 5, 6, 11))
-    (0, 5, 6, 11)
+    (0, 1, 6, 11)
 
     Raises:
         UsageError: only the two ends are left.

@@ -181,12 +181,8 @@ def check_run(config: Config) -> None:
         ("calibration.examples", config.calibration.examples, 1),
         ("speed.new_tokens", config.speed.new_tokens, 2),
         ("speed.prompt_tokens", config.speed.prompt_tokens, 1),
-        ("decoding.num_beams", config.decoding.num_beams, 1),
-        ("decoding.no_repeat_ngram_size", config.decoding.no_repeat_ngram_size, 0),
-        ("decoding.max_new_tokens", config.decoding.max_new_tokens, 1),
-        ("decoding.top_k", config.decoding.top_k, 0),
     )
-    _check_decoding(config.decoding)
+    check_decoding(config.decoding)
     _check_drafts(config)
     if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
         raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
@@ -243,8 +239,18 @@ def check_training(config: TrainingConfig) -> None:
         raise UsageError("expected train.validation or train.held_out, got both")
 
 
-def _check_decoding(decoding: DecodingConfig) -> None:
-    """Bounds that have no least value of their own."""
+def check_decoding(decoding: DecodingConfig) -> None:
+    """Refuse values that no decoding can have.
+
+    Raises:
+        UsageError: names the key, what was expected and what came.
+    """
+    _check_least(
+        ("decoding.num_beams", decoding.num_beams, 1),
+        ("decoding.no_repeat_ngram_size", decoding.no_repeat_ngram_size, 0),
+        ("decoding.max_new_tokens", decoding.max_new_tokens, 1),
+        ("decoding.top_k", decoding.top_k, 0),
+    )
     for key in ("temperature", "repetition_penalty"):
         if getattr(decoding, key) <= 0:
             raise UsageError(f"expected decoding.{key} > 0, got {getattr(decoding, key):g}")
