@@ -25,7 +25,9 @@ def test_every_training_composes_and_keeps_what_its_name_says(one):
 
 def test_all_get_the_same_budget_in_the_contest():
     assert {one.options for seed in (1, 2, 3) for one in reproduce.contest(seed)} == {()}
-    assert {one.strategy for one in reproduce.contest(1)} == {"full", "unified", "top_skip", "bottom_skip"}
+    assert {one.strategy for one in reproduce.contest(1)} == {
+        "full", "unified", "top_skip", "bottom_skip", "skip_decode", "early_exit"
+    }  # fmt: skip
 
 
 REFERENCES = [
