@@ -96,4 +96,6 @@ class EarlyExit:
                 break
             low, high = (middle, high) if mean < num_kept else (low, middle)
         threshold, mean = min(tried, key=lambda one: abs(one[1] - num_kept))
-        return Found({"threshold": threshold, "horizon": horizon}, {"mean_kept_layers": mean, "tried": [list(one) for one in tried]})
+        return Found(
+            {"threshold": threshold, "horizon": horizon}, {"mean_kept_layers": mean, "tried": [list(one) for one in tried]}
+        )
