@@ -19,7 +19,8 @@ from ulskip_cli.report.table import provenance
 from ulskip_cli.results import read_jsonl, write_whole
 
 NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip",
-         "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search"}  # fmt: skip
+         "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search",
+}  # fmt: skip
 BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip")
 MEASURED_FIRST = ("block_influence", "search")  # of the base, without a training of their own
 RATIOS = (2.0, 3.0, 6.0)
