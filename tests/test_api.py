@@ -19,11 +19,12 @@ def loaded(model_folder):
 def test_the_package_has_the_api_and_stays_fast():
     script = (
         "import sys, ulskip_cli; assert not {'torch', 'transformers', 'omegaconf'} & set(sys.modules);"
-        "from ulskip_cli.api import schedule; assert schedule(30, 2.0)[-1] == 29;"
+        "from ulskip_cli import schedule; assert schedule(30, 2.0)[-1] == 29;"
         "assert 'torch' not in sys.modules; from ulskip_cli import evaluate, generate, shallow_view"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert {"shallow_view", "generate", "evaluate"} <= set(dir(ulskip_cli))
+    assert {"schedule", "shallow_view", "generate", "evaluate"} <= set(dir(ulskip_cli))
+    assert ulskip_cli.schedule(12, 3.0) == ulskip_cli.schedule.even(12, 4)
     with pytest.raises(AttributeError, match="no attribute 'generat'"):
         _ = ulskip_cli.generat
 

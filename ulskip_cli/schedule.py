@@ -6,9 +6,13 @@ idea, `reference` the rounding of the authors' published code.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
+from types import ModuleType
+from typing import Any
 
 from ulskip_cli.errors import UsageError
 
@@ -173,3 +177,14 @@ def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:
 def _check_count(num_layers: int, num_kept: int) -> None:
     if not MIN_KEPT <= num_kept <= num_layers:
         raise UsageError(f"expected between {MIN_KEPT} and {num_layers} kept layers, got {num_kept}")
+
+
+class _Callable(ModuleType):
+    """This module, and the API's function of the same name: `from ulskip_cli import schedule` is both."""
+
+    def __call__(self, num_layers: int, ratio: float, strategy: str = "unified", **options: Any) -> tuple[int, ...]:
+        kept: tuple[int, ...] = import_module("ulskip_cli.api").schedule(num_layers, ratio, strategy, **options)
+        return kept
+
+
+sys.modules[__name__].__class__ = _Callable

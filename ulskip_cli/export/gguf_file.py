@@ -1,5 +1,7 @@
 """A checkpoint as a GGUF file, for llama.cpp and what is built on it; Llama-shaped models with byte-level BPE only."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -75,13 +77,14 @@ def check(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         RunError: a weight, a logit or a token of the vocabulary differs.
     """
     options: dict[str, Any] = {"gguf_file": file.name}
-    back = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options).eval()
+    with contextlib.redirect_stderr(io.StringIO()):  # a bar that cannot be turned off
+        back = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options).eval()
     expected, tensors = view.state_dict(), back.state_dict()
     for name, tensor in expected.items():
         if name not in tensors or not torch.equal(tensor.float().cpu(), tensors[name].float()):
             raise RunError(f"{name} read back from GGUF is not the view's, so the file was not kept")
-    vocabulary = AutoTokenizer.from_pretrained(file.parent, **options).get_vocab()
-    lost = {token for token, at in tokenizer.get_vocab().items() if vocabulary.get(token) != at}
+    vocabulary, own = AutoTokenizer.from_pretrained(file.parent, **options).get_vocab(), tokenizer.get_vocab()
+    lost = {token for token, at in own.items() if vocabulary.get(token) != at}
     if lost:
         raise RunError(f"{len(lost)} tokens read back from GGUF are not the tokenizer's, so the file was not kept")
     ids, mask = prompts(view)
@@ -90,7 +93,7 @@ def check(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     gap = float((one - other)[mask.bool()].abs().max() / one.abs().max())
     if not gap < _LOGIT_TOLERANCE:
         raise RunError(f"logits of the model read back from GGUF differ from the view's by {gap:.1%}, so the file was not kept")
-    return f"read back, all {len(expected)} tensors equal the view's and {len(vocabulary)} tokens the tokenizer's"
+    return f"read back, all {len(expected)} tensors equal the view's and {len(own)} tokens the tokenizer's"
 
 
 def _refuse(config: dict[str, Any]) -> None:
