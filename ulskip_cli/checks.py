@@ -1,12 +1,15 @@
 """What is refused before torch is imported: ratios, strategies, metrics, task files, model files."""
 
-from ulskip_cli import metrics
+from collections.abc import Sequence
+
+from ulskip_cli import metrics, schema
 from ulskip_cli.config import instantiate
 from ulskip_cli.errors import NotApplicable, UsageError
 from ulskip_cli.held_out import held_out_task
 from ulskip_cli.models.facts import ModelFacts, describe
 from ulskip_cli.plan import Plan, make_plan, schedules
 from ulskip_cli.schema import Config, TrainingConfig
+from ulskip_cli.tasks.examples import Example
 
 
 def check_run(config: Config) -> None:
@@ -15,17 +18,37 @@ def check_run(config: Config) -> None:
     Raises:
         UsageError: names what cannot.
     """
-    _, plan = _check_schedule(config)
+    _, plan = check_schedule(config)
+    check_data(config)
+    check_held_out(config, plan)
+    check_options(config)
+
+
+def check_data(config: Config) -> Sequence[Example]:
+    """The examples of a run, which are there and can be scored.
+
+    Raises:
+        UsageError: names what is missing.
+    """
     task = instantiate(config.task, "task")
     metrics.made(task.scoring())  # a missing package is told before a missing file
-    metrics.made(task.scoring(), [example.reference for example in task.examples()[: config.limit]])
+    examples: Sequence[Example] = task.examples()[: config.limit]
+    metrics.made(task.scoring(), [example.reference for example in examples])
+    return examples
+
+
+def check_held_out(config: Config, plan: Plan) -> None:
+    """Refuse a calibration that has nothing to go by.
+
+    Raises:
+        UsageError: says what to give.
+    """
     if config.model.source != "random":
         held_out_task(config)
     elif plan.exits and plan.exits.threshold is None:
         raise UsageError(
             f"strategy={plan.strategy} finds its threshold on texts, which random weights cannot read; give strategy.threshold"
         )
-    _check_options(config)
 
 
 def check_bench(config: Config) -> None:
@@ -34,7 +57,7 @@ def check_bench(config: Config) -> None:
     Raises:
         UsageError: names what cannot.
     """
-    facts, plan = _check_schedule(config)
+    facts, plan = check_schedule(config)
     speed, context = config.speed, facts.context
     if plan.exits:
         raise NotApplicable(
@@ -49,7 +72,7 @@ def check_bench(config: Config) -> None:
             f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
             f"got {speed.prompt_tokens} + {speed.new_tokens}"
         )
-    _check_options(config)
+    check_options(config)
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -65,14 +88,26 @@ def check_training(config: TrainingConfig) -> None:
     instantiate(config.task, "task").examples()
 
 
-def _check_schedule(config: Config) -> tuple[ModelFacts, Plan]:
+def check_schedule(config: Config) -> tuple[ModelFacts, Plan]:
+    """What a run would do to a model, as far as is known before its weights are loaded.
+
+    Raises:
+        UsageError: that cannot be done.
+        NotApplicable: the strategy, or the model, does not serve it.
+    """
+    schema.check_run(config)
     if config.memory is not None:
         raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
     facts = describe(config.model)
     return facts, make_plan(config, facts)
 
 
-def _check_options(config: Config) -> None:
+def check_options(config: Config) -> None:
+    """Refuse options of transformers' generate that it does not know.
+
+    Raises:
+        UsageError: names the option.
+    """
     if config.decoding.options:
         from ulskip_cli.generation import options
 

@@ -109,20 +109,42 @@ def run(
         print(config.to_yaml(chosen), end="")
         return
     checks.check_run(chosen)
-    _execute([chosen], as_json, redo=True, watch=watch, profile=profile)
+    _execute(chosen, as_json, watch, profile)
 
 
 @app.command()
-def sweep(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
-    """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; finished points are not run again."""
-    from ulskip_cli import checks
-    from ulskip_cli.progress import Stopwatch
+def sweep(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the points, which are done, and the time left.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
+) -> None:
+    """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; killed or failed, the same command goes on with what is left."""
+    from ulskip_cli.jobs import folder_of, jobs_of
     from ulskip_cli.sweep import points
 
-    chosen = points(overrides or [], config_dir)
-    for point in chosen:
-        checks.check_run(point)
-    _execute(chosen, as_json, redo=False, watch=Stopwatch("start"))
+    jobs = jobs_of(points(overrides or [], config_dir))
+    folder = folder_of(jobs)
+    if dry_run:
+        from ulskip_cli import environment
+        from ulskip_cli.ledger import Ledger
+        from ulskip_cli.report import dry_run as report
+
+        ledger = Ledger(folder, environment.is_likely_here, force)
+        report.show(jobs, ledger, as_json)
+        return
+    from ulskip_cli import conduct
+    from ulskip_cli.report import table
+
+    outcome = conduct.sweep(jobs, conduct.Wish(force, fail_fast))
+    if len(jobs) > 1 and folder.rows():
+        from ulskip_cli.report.paper import write_paper_report
+
+        write_paper_report(folder)
+    told = outcome.told() if as_json else None
+    _show(outcome, told, jobs[-1].config, lambda rows, width: [table.terminal(rows, width)])
 
 
 @app.command()
@@ -345,8 +367,8 @@ def env(as_json: Json = False) -> None:
         print(f"{key:<{width}}  {value}")
 
 
-def _execute(points: Sequence[Config], as_json: bool, redo: bool, watch: "Stopwatch", profile: bool = False) -> None:
-    """Run points, show the table, say where everything is; exit code 1 if a point failed."""
+def _execute(point: Config, as_json: bool, watch: "Stopwatch", profile: bool) -> None:
+    """Run a point, show the table, say where everything is."""
     from ulskip_cli import grid
     from ulskip_cli.report import table
     from ulskip_cli.results import ResultsFolder
@@ -354,30 +376,26 @@ def _execute(points: Sequence[Config], as_json: bool, redo: bool, watch: "Stopwa
     def start(progress: "Progress") -> grid.RunPoint:
         watch.inner = progress
         watch.phase("imports", 0)
-        from ulskip_cli.experiment import Session, finished_rows, run_point
+        from ulskip_cli.experiment import Session, run_point
 
         session = Session(watch)
 
         def run_one(point: Config) -> "list[Row]":
-            rows = ([] if redo else finished_rows(point)) or run_point(point, session)
+            rows = run_point(point, session)
             table.write_tables(ResultsFolder.of(point))
             return rows
 
         return run_one
 
-    outcome = grid.run(points, start)
+    outcome = grid.run([point], start)
     watch.stop()
-    if len(points) > 1 and outcome.rows:
-        from ulskip_cli.report.paper import write_paper_report
-
-        write_paper_report(ResultsFolder.of(points[-1]))
     told = outcome.told()
     if profile:
         from ulskip_cli.report import profile as report
 
         told = {**told, "profile": watch.seconds}
         Console(stderr=True).print(report.terminal(watch.seconds))
-    _show(outcome, told if as_json else None, points[-1], lambda rows, width: [table.terminal(rows, width)])
+    _show(outcome, told if as_json else None, point, lambda rows, width: [table.terminal(rows, width)])
 
 
 def _show(

@@ -193,7 +193,9 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
         warnings.append(f"unbalanced: {gap} neighbouring layers are skipped in one block; spacing=even spreads them")
     keeps_all = len(kept) == num_layers
     if keeps_all and config.decoding.draft_tokens:
-        raise UsageError("decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0")
+        raise NotApplicable(
+            "decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0"
+        )
     per_layer = facts.kv_bytes_per_layer
     memory = None if config.memory is None else memory_plan(config, facts, len(kept))
     plan = Plan(

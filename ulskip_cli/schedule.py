@@ -14,7 +14,7 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.errors import NotApplicable, UsageError
 
 MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
 MIN_KEPT = 2
@@ -77,7 +77,7 @@ def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) ->
         raise UsageError(f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them")
     count = math.floor(num_layers / target_speedup + tolerance)
     if count < MIN_KEPT:
-        raise UsageError(
+        raise NotApplicable(
             f"ratio {target_speedup:g} is out of reach for {num_layers} layers (the first and the last always stay); "
             f"the highest reachable ratio is {num_layers / MIN_KEPT:g}"
         )

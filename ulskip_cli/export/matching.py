@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.plan import Plan
-from ulskip_cli.results import ResultsFolder, Row
+from ulskip_cli.results import ResultsFolder, Row, is_done
 from ulskip_cli.schema import ModelConfig
 
 RULE = (
@@ -37,7 +37,7 @@ def matching(folder: Path, model: ModelConfig, plan: Plan, training: str) -> lis
 
 def _rows(folder: Path) -> Sequence[Row]:
     files = [folder / "runs.jsonl", *sorted(folder.glob("*/runs.jsonl"))]
-    return [row for file in files for row in ResultsFolder(file.parent).rows()]
+    return [row for file in files for row in ResultsFolder(file.parent).rows() if is_done(row)]
 
 
 def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:

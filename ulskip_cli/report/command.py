@@ -64,7 +64,7 @@ def _markdown(made: Report) -> str:
     parts = [
         f"# {table.title(made.rows)}".rstrip(),
         "## In the layout of the paper's table 4",
-        table4.markdown(made.rows).strip(),
+        table4.markdown(made.tables).strip(),
     ]
     for label, found in made.winners.items():
         heading = f"## Winners{f', {label}' if len(made.winners) > 1 else ''}"
@@ -77,7 +77,7 @@ def _markdown(made: Report) -> str:
     for section in made.sections:
         words = len(section.columns) if section.sentences else section.words
         parts += [f"## {section.title}", table.grid(section.lines, section.columns, words), section.note]
-    long = table.grid(made.rows, table.columns_for(made.rows))
+    long = table.grid(made.rows, made.columns)
     parts += ["## All points", long, table.footnote(made.rows), table.provenance(made.rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

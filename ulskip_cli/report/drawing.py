@@ -73,7 +73,7 @@ def panels(count: int, width: float, height: float, columns: int = 2, **more: An
     return figure, axes[:count]
 
 
-def legend_below(figure: Any, handles: Sequence[Any], labels: Sequence[str], columns: int = 6) -> None:
+def legend_below(figure: Any, handles: Sequence[Any], labels: Sequence[str], columns: int = 5) -> None:
     """One legend for all panels, under them."""
     if labels:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), handlelength=1.6)
@@ -87,10 +87,18 @@ def saved(figure: Any, path: Path) -> list[Path]:
         path: of the files, without suffix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    settle(figure)
     files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in files:
         figure.savefig(file, dpi=PIXELS_PER_INCH, metadata={"Date": None} if file.suffix == ".svg" else None)
     return files
+
+
+def settle(figure: Any) -> None:
+    """Lay a figure out once, and not again whenever it is kept in one more form."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def inline_svg(figure: Any, name: str) -> str:
@@ -102,6 +110,7 @@ def inline_svg(figure: Any, name: str) -> str:
     """
     import matplotlib
 
+    settle(figure)
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})

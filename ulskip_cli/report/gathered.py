@@ -1,7 +1,8 @@
 """What a report says, before it is put on a screen or into files: rows, groups, winners, comparisons."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,16 @@ class Report:
             made._against(Path(options.against))
         return made
 
+    @cached_property
+    def tables(self) -> list[table4.Table4]:
+        """The rows in the paper's layout."""
+        return table4.tables(self.rows)
+
+    @cached_property
+    def columns(self) -> list[table.Column]:
+        """Those of the long table."""
+        return table.columns_for(self.rows)
+
     def _beside_paper(self) -> None:
         for group in beside_paper.worth(self.groups):
             title = "Beside the paper" + (f": {group.label}" if len(self.groups) > 1 else "")
@@ -120,7 +131,7 @@ class Report:
         if self.judged:
             self.sections.append(Section("Claims", *claims.lines(self.judged), claims.summary(self.judged), sentences=True))
         lines, columns = compare.lines(self.comparison)
-        self.sections.append(Section(f"Against {path}", lines, columns, compare.note(self.comparison)))
+        self.sections.append(Section(f"Against {path}", lines, columns, compare.note(self.comparison), words=1))
 
     def told(self, written: Sequence[Path]) -> dict[str, Any]:
         """For machines."""
@@ -141,24 +152,17 @@ class Report:
     def text(self, form: str, layout: str) -> str:
         """One table in one format, all rows of it."""
         if layout == "long":
-            shown: dict[str, Callable[[], str]] = {
-                "markdown": lambda: table.markdown(self.rows),
-                "csv": lambda: table.to_csv(self.rows),
-                "latex": lambda: latex.booktabs(
-                    self.rows, table.columns_for(self.rows), table.title(self.rows) or "All points", "long"
-                ),
-            }
-            return shown[form]()
+            if form == "latex":
+                return latex.booktabs(self.rows, self.columns, table.title(self.rows) or "All points", "long")
+            return table.markdown(self.rows) if form == "markdown" else table.to_csv(self.rows)
         if form == "markdown":
-            return table4.markdown(self.rows)
+            return table4.markdown(self.tables)
         if form == "csv":
-            return table4.to_csv(self.rows)
-        parts = table4.tables(self.rows)
+            return table4.to_csv(self.tables)
+        note = f"{table4.NOTE[0].upper()}{table4.NOTE[1:]}."
         return "\n".join(
-            latex.booktabs(
-                one.lines, one.columns, f"{one.heading}. {table4.NOTE[0].upper()}{table4.NOTE[1:]}.", f"table4-{i}", WORDS
-            )
-            for i, one in enumerate(parts, start=1)
+            latex.booktabs(one.lines, one.columns, f"{one.heading}. {note}", f"table4-{i}", WORDS)
+            for i, one in enumerate(self.tables, start=1)
         )
 
 

@@ -66,10 +66,11 @@ class Page:
         heading = table.title(self.rows) or "Skipped layers"
         links = {
             "summary": "Winners" if self.winners else "",
+            **{_anchor(section.title): section.title for section in self.sections if section.sentences},
             "points": "Points",
             "plots": "Plots" if self.pictures else "",
             "examples": "Examples",
-            **{_anchor(section.title): section.title for section in self.sections},
+            **{_anchor(section.title): section.title for section in self.sections if not section.sentences},
             "provenance": "Provenance",
         }
         parts = {
@@ -83,7 +84,8 @@ class Page:
             "note": html.escape(self._note()),
             "plots": self._plots(),
             "examples_note": html.escape(self.answers.note),
-            "compared": "\n".join(_section(one) for one in self.sections),
+            "claims": "\n".join(_section(one) for one in self.sections if one.sentences),
+            "compared": "\n".join(_section(one) for one in self.sections if not one.sentences),
             "provenance": self._provenance(),
             "data": examples.safe_json(page_data.told(self.groups, self.rows, self.gate, self.answers.rows)),
             "answers": examples.safe_json(self.answers.told()),
@@ -134,11 +136,12 @@ def _card(one: Winner) -> str:
     word, kind = ("tie", "tie") if one.tie else ("winner", "good") if one.rows else ("none", "bad")
     who = html.escape(" · ".join(one.names[:3]) + (" …" if len(one.names) > 3 else "")) if one.names else "–"
     told = [f"{name}: {figure}" if one.tie else figure for name, figure in zip(one.names, one.figures, strict=True)]
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in told[:6])
+    tag = "li" if one.tie else "p"
+    lines = "".join(f"<{tag}>{html.escape(line)}</{tag}>" for line in told[:6])
     more = f"<p>and {len(one.figures) - 6} more</p>" if len(one.figures) > 6 else ""
     note = f"<p>{html.escape(one.note)}</p>" if one.note else ""
     head = f'<div class="what">{html.escape(one.title)}<span class="tag {kind}">{word}</span></div>'
-    listed = f"<ul>{lines}</ul>" if lines else ""
+    listed = f"<ul>{lines}</ul>" if one.tie else lines
     return f'<div class="card">{head}<div class="who">{who}</div>{listed}{more}{note}</div>'
 
 

@@ -15,7 +15,7 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
         The files.
     """
     rows = folder.rows()
-    text = f"# {table.title(rows)}\n\n{table4.markdown(rows)}\n{table.provenance(rows)}\n"
+    text = f"# {table.title(rows)}\n\n{table4.markdown(table4.tables(rows))}\n{table.provenance(rows)}\n"
     write_whole(folder.path / "table4.md", text)
     finished = done(rows)
     if not finished:

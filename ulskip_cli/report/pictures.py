@@ -15,7 +15,7 @@ from ulskip_cli.report.status import done
 from ulskip_cli.results import Row
 
 MOST_PANELS = 4
-MOST_POINTS = 300  # in one panel; more are a cloud that says nothing, and seconds of drawing
+MOST_POINTS = 120  # in one panel; more are a cloud that says nothing, and seconds of drawing
 MOST_LABELS = 30
 MOST_STRIPS = 24
 LONGEST_TITLE = 58
@@ -252,6 +252,7 @@ def exits(groups: Sequence[Group]) -> Picture | None:
         its.annotate(f"mean {mean:.1f}", (mean, 1), xycoords=("data", "axes fraction"), xytext=(4, -10),
                      textcoords="offset points", fontsize=8, color=INK)  # fmt: skip
         its.set_xlim(0.3, row["num_layers"] + 0.7)
+        its.xaxis.get_major_locator().set_params(integer=True)
         its.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         its.set_title(f"{called(group, row)}, batch {row['batch_size']}")
         its.set_xlabel("layers run")
@@ -273,20 +274,18 @@ def strips(groups: Sequence[Group]) -> Picture | None:
     sizes = {row["num_layers"] for _, row in rows}
     figure, (axes,) = drawing.panels(1, 6.6, 0.7 + 0.24 * len(rows))
     for y, (_, row) in enumerate(rows):
-        last = last_stage(row)
-        for layer in range(row["num_layers"]):
-            kept, stays = layer in row["kept_layers"], layer in last
-            look = (
-                {"color": colour(row["strategy"]), "alpha": 1.0 if stays else 0.45} if kept else {"color": FAINT, "alpha": 0.18}
-            )
-            axes.barh(y, 0.86, left=layer - 0.43, height=0.72, **look)
+        last, own = last_stage(row), colour(row["strategy"])
+        kept = {layer: (own, 1.0 if layer in last else 0.45) for layer in row["kept_layers"]}
+        fills = [kept.get(layer, (FAINT, 0.18)) for layer in range(row["num_layers"])]
+        axes.broken_barh([(layer - 0.43, 0.86) for layer in range(len(fills))], (y - 0.36, 0.72), facecolors=fills)
     axes.set_yticks(range(len(rows)), [name if len(sizes) > 1 else name.rpartition(" of ")[0] for name, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-0.6, max(sizes) - 0.4)
     axes.set_xlabel("layer")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    return Picture("layers", "Kept layers; paler ones run in the first decode steps alone.", figure)
+    paler = "; paler ones run in the first decode steps alone" if any(row.get("later_stages") for _, row in rows) else ""
+    return Picture("layers", f"Kept layers{paler}.", figure)
 
 
 def last_stage(row: Row) -> set[int]:

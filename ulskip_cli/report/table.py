@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ulskip_cli.report.status import MISSING as MISSING
@@ -190,14 +191,15 @@ def _drawn(
     roomy: bool,
     words: int,
 ) -> Table:
-    table = Table(title=heading, caption="; ".join(notes), title_style="bold", box=SIMPLE_HEAD)
+    table = Table(title=escape(heading), caption=escape("; ".join(notes)), title_style="bold", box=SIMPLE_HEAD)
     table.padding = (0, int(roomy), 0, 0)
     table.title_justify = table.caption_justify = "left"
     for i, column in enumerate(columns):
         side: Literal["left", "right"] = "left" if i < words else "right"
         table.add_column(column.title, justify=side, no_wrap=True)
     for cells in cells_of(rows, columns):
-        table.add_row(*(cell if len(cell) <= LONGEST_CELL else f"…{cell[1 - LONGEST_CELL :]}" for cell in cells))
+        short = (cell if len(cell) <= LONGEST_CELL else f"…{cell[1 - LONGEST_CELL :]}" for cell in cells)
+        table.add_row(*map(escape, short))
     return table
 
 

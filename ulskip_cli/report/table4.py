@@ -43,15 +43,14 @@ def tables(rows: Sequence[Row]) -> list[Table4]:
     return [Table4(group.label, _lines(group), _columns(group)) for group in groups]
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(made: Sequence[Table4]) -> str:
     """All of the tables in Markdown."""
-    parts = [f"## {one.heading}\n\n{table.grid(one.lines, one.columns, words=2)}" for one in tables(rows)]
+    parts = [f"## {one.heading}\n\n{table.grid(one.lines, one.columns, words=2)}" for one in made]
     return "\n\n".join([*parts, NOTE]) + "\n"
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(made: Sequence[Table4]) -> str:
     """All of the tables as one, its cells as they are shown, what each is of in the first column."""
-    made = tables(rows)
     heads = dict.fromkeys(["setting", *(column.head for one in made for column in one.columns)])
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(heads), lineterminator="\n")

@@ -61,7 +61,7 @@ const points = (function () {
 
   function cell(value, column, row, i) {
     const kind = column.kind;
-    const td = make("td", { class: kind === "text" || kind === "strip" ? "word" : null });
+    const td = make("td", { class: kind === "text" || kind === "strip" ? "word" : kind === "read" ? "last" : null });
     if (kind === "read") {
       if (value) td.append(make("button", { type: "button", class: "read", onclick: () => reader.open(i) }, "read"));
     } else if (value === null) td.append(column.measured && row[at.absent] ? row[at.absent] : "–");
@@ -71,13 +71,13 @@ const points = (function () {
     else if (kind === "share") {
       const meter = make("span", { class: `meter${value[0] < data.gate ? " bad" : ""}`, "aria-hidden": "true" });
       meter.append(make("i", { style: `width:${Math.min(100, 100 * value[0])}%` }));
-      td.append(meter, shown(value, column));
+      td.append(meter, make("span", { class: "pct" }, shown(value, column)));
       if (value[1] !== null) td.title = `95% interval ${number(value[1], column)} to ${number(value[2], column)}`;
     } else if (kind === "interval") {
       td.append(shown(value, column));
       if (value[1] !== null)
         td.append(make("span", { class: "ends" }, `${number(value[1], column)}–${number(value[2], column)}`));
-    } else if (kind === "score") td.append(shown(value, column) + (value[1] ? "*" : ""));
+    } else if (kind === "score") td.append(shown(value, column), make("span", { class: value[1] ? "star" : "star none" }, "*"));
     else td.append(shown(value, column));
     return td;
   }
@@ -109,7 +109,7 @@ const points = (function () {
       const mine = sort.replace(/^-/, "") === column.key;
       const direction = !mine ? "none" : sort.startsWith("-") ? "descending" : "ascending";
       const word = column.kind === "text" || column.kind === "strip";
-      const th = make("th", { scope: "col", class: word ? "word" : null });
+      const th = make("th", { scope: "col", class: word ? "word" : column.kind === "read" ? "last" : null });
       if (column.kind === "read") th.append(make("span", {}, column.title));
       else {
         th.setAttribute("aria-sort", direction);
