@@ -1,8 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from ulskip_cli.generation.output import BatchOutput, Drafts
+from ulskip_cli.generation.output import BatchOutput, Drafts, Exits
 from ulskip_cli.partial import Partial
 
 ORIGIN = {"code": "a", "threads": 2}
@@ -60,3 +61,11 @@ def test_nothing_is_left_of_a_run_that_is_done(path):
     partial.remove()
     assert not path.exists()
     assert partial.batches(ORDER) == []
+
+
+def test_where_tokens_left_is_read_back_too(tmp_path):
+    partial = Partial(tmp_path / "b.jsonl", ORIGIN)
+    exits = Exits({2: 5, 12: 1}, 0.5)
+    partial.add([2], replace(output([1, 2]), exits=exits), 1, 100)
+    (batch,) = Partial(tmp_path / "b.jsonl", ORIGIN).batches(ORDER)
+    assert batch.output.exits == exits
