@@ -38,10 +38,10 @@ def check_data(config: Config) -> Sequence[Example]:
 
 
 def check_held_out(config: Config, plan: Plan) -> None:
-    """Refuse a calibration that has nothing to go by.
+    """The examples that a strategy is calibrated on are there.
 
     Raises:
-        UsageError: says what to give.
+        UsageError: names what is missing.
     """
     if config.model.source != "random":
         held_out_task(config)

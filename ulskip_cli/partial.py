@@ -100,7 +100,7 @@ class Partial:
 def _read(line: dict[str, Any]) -> KeptBatch:
     output = line["output"]
     drafts = output["drafts"] and Drafts(**output["drafts"])
-    exits = output.get("exits")
-    if exits:
-        exits = Exits({int(depth): count for depth, count in exits["depths"].items()}, exits["check_seconds"])
+    exits = output["exits"] and Exits(
+        {int(depth): count for depth, count in output["exits"]["depths"].items()}, output["exits"]["check_seconds"]
+    )
     return KeptBatch(**{**line, "output": BatchOutput(**{**output, "drafts": drafts, "exits": exits})})
