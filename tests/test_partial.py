@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -11,7 +10,9 @@ ORDER = [2, 0, 1, 3]
 
 
 def output(*tokens, drafts=None, exits=None):
-    return BatchOutput([list(one) for one in tokens], [False] * len(tokens), 9, 0.1, 0.2, 0.3, 10, 5, drafts=drafts, exits=exits)
+    return BatchOutput(
+        [list(one) for one in tokens], [False] * len(tokens), 9, 0.1, 0.2, 0.3, 10, 5, drafts=drafts, exits=exits
+    )
 
 
 @pytest.fixture
@@ -62,11 +63,3 @@ def test_nothing_is_left_of_a_run_that_is_done(path):
     partial.remove()
     assert not path.exists()
     assert partial.batches(ORDER) == []
-
-
-def test_where_tokens_left_is_read_back_too(tmp_path):
-    partial = Partial(tmp_path / "b.jsonl", ORIGIN)
-    exits = Exits({2: 5, 12: 1}, 0.5)
-    partial.add([2], replace(output([1, 2]), exits=exits), 1, 100)
-    (batch,) = Partial(tmp_path / "b.jsonl", ORIGIN).batches(ORDER)
-    assert batch.output.exits == exits
