@@ -1,4 +1,4 @@
-"""What becomes of a causal LM when layers are skipped: works, refused, or silently wrong; measured on a tiny random instance."""
+"""What becomes of a causal LM when layers are skipped: it works, is refused, or is silently wrong; measured on tiny instances."""
 
 import inspect
 import signal
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import tiny_configs
 import torch
 from tiny_configs import NUM_LAYERS, VOCAB_SIZE
+from transformers import GenerationConfig
 
 from ulskip_cli import views
 from ulskip_cli.config import compose
@@ -22,7 +23,8 @@ from ulskip_cli.schema import DecodingConfig
 KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
 PROMPT_LEN, STEPS = 9, 7
 NEAR = 2e-4  # of logits of size one
-WORKS, REFUSED, NOT_BUILT, WRONG, FAILS = "works", "refused", "not built", "silently wrong", "fails"
+WORKS, REFUSED, NOT_BUILT, UNDECIDED = "works", "refused", "not built", "undecided"
+WRONG, FAILS = "silently wrong", "fails"  # none of these is left
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Verdict:
     Attributes:
         name: the class.
         model_types: that it serves.
-        outcome: WORKS, REFUSED, NOT_BUILT, WRONG or FAILS.
+        outcome: one of the words above.
         layers: the kinds of layers that were tried.
         engines: that decode it.
         note: the reason, or what there is to know.
@@ -50,7 +52,7 @@ class TooLong(Exception):
     """A trial's budget is spent."""
 
 
-def judge(name, model_types, seconds=30):
+def judge(name, model_types, seconds=60):
     """The verdict on a class of transformers."""
     made = Verdict(name, tuple(model_types), NOT_BUILT)
     try:
@@ -80,28 +82,33 @@ def _tried(model, made):
     views.num_layers(model)
     ids = random_ids(1, PROMPT_LEN)
     notes, engines = [], ["transformers"]
-    for kept in KEPT_SETS:
+    decoder_for(model, KEPT_SETS[0])
+    if _generates_otherwise(model, ids):
+        return replace(
+            made, outcome=UNDECIDED, note="transformers' own generate gives other tokens than the model's forward pass"
+        )
+    kept_sets = [*KEPT_SETS, *_of_one_kind(model)]
+    for kept in kept_sets:
         try:
             decoder = decoder_for(model, kept)
         except UsageError as error:
-            notes.append(f"{list(kept)}: {error}")
+            if "only attention counts positions" not in str(error):
+                raise
+            notes = ["kept layers without attention among them are refused"]
             continue
         wrong = _differs(model, decoder, kept, ids)
         if wrong:
             return replace(made, outcome=WRONG, note=f"{list(kept)}: {wrong}")
-    if len(notes) == len(KEPT_SETS):
-        raise UsageError(notes[0])
-    if not notes:
-        decoder = decoder_for(model, KEPT_SETS[0])
-        reason = why_not(decoder.view, DecodingConfig(name="g"))
-        if reason is None:
-            wrong = _engines_differ(decoder)
-            if wrong:
-                return replace(made, outcome=WRONG, note=wrong)
-            engines.append("fast")
-        else:
-            notes.append(f"not fast: {reason}")
-        notes += _padding(model, decoder)
+    decoder = decoder_for(model, KEPT_SETS[0])
+    reason = why_not(decoder.view, DecodingConfig(name="g"))
+    if reason is None:
+        wrong = _engines_differ(decoder)
+        if wrong:
+            return replace(made, outcome=WRONG, note=wrong)
+        engines.append("fast")
+    else:
+        notes.append(f"not fast: {reason}")
+    notes += _padding(model, decoder)
     return replace(made, outcome=WORKS, engines=", ".join(engines), note="; ".join(notes))
 
 
@@ -125,6 +132,23 @@ def _differs(model, decoder, kept, ids):
         given = response_logits(decoder.prompt_model, decoder.stages, ids, ones, response, torch.ones_like(response))
     off = float((given - expected).abs().max() / scale)
     return f"teacher-forced logits are off by {off:.2g}" if off > NEAR else None
+
+
+def _generates_otherwise(model, ids):
+    """Whether the full model's own generate is not its own forward pass, in which case nothing can be said."""
+    plain = GenerationConfig(max_new_tokens=STEPS, do_sample=False, pad_token_id=0, use_cache=True)
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+    logits = reference_logits(model, out[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[0, PROMPT_LEN - 1 :]
+    best = logits.topk(2).values
+    clear = (best[:, 0] - best[:, 1]) / logits.std() > NEAR
+    return not torch.equal(logits.argmax(-1)[clear], out[0, PROMPT_LEN:][clear])
+
+
+def _of_one_kind(model):
+    """Kept sets of layers of one kind, where a model has several."""
+    kinds = [type(layer).__name__ for layer in views.new_cache(model).layers]
+    sets = [tuple(i for i, kind in enumerate(kinds) if kind == one) for one in sorted(set(kinds))]
+    return [kept for kept in sets if 0 < len(kept) < NUM_LAYERS and kept not in KEPT_SETS]
 
 
 def _engines_differ(decoder):
@@ -179,9 +203,9 @@ def reference_logits(model, ids, prompt_len, kept):
         def mixed(module, args, kwargs, output):
             before = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
             after = output[0] if isinstance(output, tuple) else output
-            shape = [1] * after.ndim
-            shape[list(after.shape).index(ids.shape[1])] = ids.shape[1]
-            chosen = torch.where(runs.view(shape), after, before)
+            length = after.shape[1]  # some models put tokens of their own before the prompt
+            there = torch.cat([torch.ones(length - len(runs), dtype=torch.bool), runs])
+            chosen = torch.where(there.view(1, length, *[1] * (after.ndim - 2)), after, before)
             return (chosen, *output[1:]) if isinstance(output, tuple) else chosen
 
         return mixed
@@ -207,11 +231,13 @@ def stack_of(model):
     raise LookupError(f"no decoder layers in {type(model).__name__}: {[name for name, _ in model.named_children()]}")
 
 
-STACKS = (
-    "model.layers", "model.language_model.layers", "transformer.h", "transformer.blocks", "transformer.layers", "gpt_neox.layers",
-    "gpt_neox_japanese.layers", "backbone.layers", "model.decoder.layers", "biogpt.layers", "rwkv.blocks", "cpmant.encoder.layers",
-    "bert.encoder.layer", "roberta.encoder.layer", "electra.encoder.layer",
-)  # fmt: skip
+STACKS = """
+model.layers model.language_model.layers transformer.h transformer.blocks transformer.layers gpt_neox.layers
+gpt_neox_japanese.layers backbone.layers model.decoder.layers biogpt.layers rwkv.blocks cpmant.encoder.layers
+bert.encoder.layer roberta.encoder.layer electra.encoder.layer data2vec_text.encoder.layer ernie.encoder.layer
+git.encoder.layer rembert.encoder.layer roberta_prelayernorm.encoder.layer roc_bert.encoder.layer
+roformer.encoder.layer transformer.layer prophetnet.decoder.layers backbone.blocks
+""".split()
 
 
 def random_ids(batch, length, seed=0):
@@ -233,7 +259,9 @@ def _kinds(model):
         "DynamicIndexedLayer": "indexed attention",
     }  # fmt: skip
     found = sorted(words.get(kind, kind) for kind in kinds)
-    experts = any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"))
+    experts = any(
+        getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    )
     return ", ".join([*found, *(["experts"] if experts else [])])
 
 
@@ -242,7 +270,8 @@ def _encoder_decoder(model_type):
 
 
 def _line(error):
-    return f"{type(error).__name__}: {next((line for line in str(error).splitlines() if line.strip()), '')[:160]}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[0] if not lines[0].endswith(':') else lines[-1]}"[:160]
 
 
 @contextmanager

@@ -128,13 +128,13 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         prompt_ids, prompt_mask = (tensor.to(device) for tensor in padded(prompts, pad, left=True))
         response_ids, mask = (tensor.to(device) for tensor in padded(responses, pad, left=False))
         with torch.inference_mode():
-            logits = response_logits(
-                self.scorer.prompt_model, self.scorer.stages, prompt_ids, prompt_mask, response_ids, mask
-            )
+            logits = response_logits(self.scorer.prompt_model, self.scorer.stages, prompt_ids, prompt_mask, response_ids, mask)
             chances = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         chosen = chances.gather(2, response_ids[:, :, None])[:, :, 0]
         greedy = (chances.argmax(-1) == response_ids) | (mask == 0)
-        return [(float(total), bool(all_greedy)) for total, all_greedy in zip((chosen * mask).sum(1), greedy.all(1), strict=True)]
+        return [
+            (float(total), bool(all_greedy)) for total, all_greedy in zip((chosen * mask).sum(1), greedy.all(1), strict=True)
+        ]
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **options: Any
@@ -151,7 +151,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             self.ulskip_config.decoding,
             max_new_tokens=max_length - context.shape[1],
             stop=stops,
-            options={**self.ulskip_config.decoding.options, **options},
+            options={**(self.ulskip_config.decoding.options or {}), **options} or None,
             **known,
         )
         self._batches += 1
@@ -207,7 +207,11 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
             "num_fewshot": results.get("n-shot", {}).get(task),
             "task_version": results.get("versions", {}).get(task),
         }
-        asked = {"config": ours["config"], "scored": ours["scored_prompt_layers"], **{k: what[k] for k in what if k != "lm_eval"}}
+        asked = {
+            "config": ours["config"],
+            "scored": ours["scored_prompt_layers"],
+            **{k: what[k] for k in what if k != "lm_eval"},
+        }
         text = json.dumps([ROW_VERSION, asked], sort_keys=True, default=str)
         point = hashlib.sha256(text.encode()).hexdigest()[:12]
         flat = {key: scores.get(key) for key in ("acc", "acc_norm") if key in scores}
