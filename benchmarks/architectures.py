@@ -75,7 +75,7 @@ def main() -> None:
     """Judge all classes, or those that are named, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="classes to try; the page is not written then")
-    parser.add_argument("--seconds", type=int, default=60, help="budget of building one class, and of trying it")
+    parser.add_argument("--seconds", type=int, default=120, help="budget of building one class, and of trying it")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "architectures.md")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()

@@ -22,6 +22,7 @@ from ulskip_cli.schema import DecodingConfig
 
 KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
 PROMPT_LEN, STEPS = 9, 7
+PADDING_CHANGES = "left padding changes answers"
 NEAR = 2e-4  # of logits of size one
 WORKS, REFUSED, NOT_BUILT, UNDECIDED = "works", "refused", "not built", "undecided"
 WRONG, FAILS = "silently wrong", "fails"  # none of these is left
@@ -52,7 +53,7 @@ class TooLong(Exception):
     """A trial's budget is spent."""
 
 
-def judge(name, model_types, seconds=60):
+def judge(name, model_types, seconds=120):
     """The verdict on a class of transformers."""
     made = Verdict(name, tuple(model_types), NOT_BUILT)
     try:
@@ -108,7 +109,10 @@ def _tried(model, made):
         engines.append("fast")
     else:
         notes.append(f"not fast: {reason}")
-    notes += _padding(model, decoder)
+    padding = _padding(model, decoder)
+    if padding == PADDING_CHANGES:
+        return replace(made, outcome=WRONG, note=padding)
+    notes += [padding] if padding else []
     return replace(made, outcome=WORKS, engines=", ".join(engines), note="; ".join(notes))
 
 
@@ -164,7 +168,7 @@ def _engines_differ(decoder):
 
 
 def _padding(model, decoder):
-    """Whether left padding changes answers, and whose doing that is."""
+    """Whether left padding changes answers, and whose doing that is; None where it does not."""
     slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
     full = decoder_for(model, tuple(range(NUM_LAYERS)))
 
@@ -178,12 +182,10 @@ def _padding(model, decoder):
 
     try:
         if not changed(decoder):
-            return []
-        if changed(full):
-            return ["left padding changes answers, of the full model too"]
+            return None
+        return f"{PADDING_CHANGES}, of the full model too" if changed(full) else PADDING_CHANGES
     except Exception as error:
-        return [f"no left padding: {_line(error)}"]
-    return ["left padding changes answers"]
+        return f"no left padding: {_line(error)}"
 
 
 def decoder_for(model, kept):
@@ -256,9 +258,10 @@ def _kinds(model):
         "DynamicLayer": "attention", "DynamicSlidingWindowLayer": "sliding window", "LinearAttentionLayer": "recurrent",
         "LinearAttentionAndFullAttentionLayer": "attention beside recurrent", "DummyLayer": "no cache",
         "LinearAttentionAndSlidingWindowAttentionLayer": "sliding window beside recurrent",
-        "DynamicIndexedLayer": "indexed attention",
+        "DynamicIndexedLayer": "indexed attention", "DeepseekV4CSACache": "compressed attention",
+        "DeepseekV4HCACache": "compressed attention",
     }  # fmt: skip
-    found = sorted(words.get(kind, kind) for kind in kinds)
+    found = sorted({words.get(kind, kind) for kind in kinds})
     experts = any(
         getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     )

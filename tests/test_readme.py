@@ -31,12 +31,12 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runs = command[0] in ("run", "sweep", "bench")
     keep = [part for part in command if not part.startswith("limit=")]
-    if command[0] == "score":
+    if command[0] in ("score", "report"):
         assert invoke(["run", *QUICK]) == 0
         capsys.readouterr()
     assert invoke([*keep, *QUICK] if runs else command) == 0
     assert capsys.readouterr().out
-    assert (tmp_path / "results").is_dir() == (runs or command[0] == "score")
+    assert (tmp_path / "results").is_dir() == (runs or command[0] in ("score", "report"))
 
 
 def test_the_first_commands_are_targets():

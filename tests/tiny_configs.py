@@ -54,6 +54,7 @@ _BESIDES: dict[str, dict] = {
     "zamba2": {"layer_types": ["linear_attention", "hybrid"] * 3, "hybrid_layer_ids": [1, 3, 5]},
     "zaya": {"num_experts_per_tok": 1},
     "dots3_note": {"num_key_value_heads": 4},
+    "gemma3n_text": {"hidden_size_per_layer_input": 8},
     "moshi": {"sliding_window": 64},
     "jamba": {"attn_layer_period": 3, "attn_layer_offset": 2},
     "kimi_linear": {"layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2},

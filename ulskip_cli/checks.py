@@ -1,11 +1,14 @@
 """What is refused before torch is imported: ratios, strategies, metrics, task files, model files."""
 
-from ulskip_cli import metrics
+from collections.abc import Sequence
+
+from ulskip_cli import metrics, schema
 from ulskip_cli.config import instantiate
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import ModelFacts, describe
-from ulskip_cli.plan import make_plan, schedules
+from ulskip_cli.plan import Plan, make_plan, schedules
 from ulskip_cli.schema import Config, TrainingConfig
+from ulskip_cli.tasks.examples import Example
 
 
 def check_run(config: Config) -> None:
@@ -14,11 +17,22 @@ def check_run(config: Config) -> None:
     Raises:
         UsageError: names what cannot.
     """
-    _check_schedule(config)
+    check_schedule(config)
+    check_data(config)
+    check_options(config)
+
+
+def check_data(config: Config) -> Sequence[Example]:
+    """The examples of a run, which are there and can be scored.
+
+    Raises:
+        UsageError: names what is missing.
+    """
     task = instantiate(config.task, "task")
     metrics.made(task.scoring())  # a missing package is told before a missing file
-    metrics.made(task.scoring(), [example.reference for example in task.examples()[: config.limit]])
-    _check_options(config)
+    examples: Sequence[Example] = task.examples()[: config.limit]
+    metrics.made(task.scoring(), [example.reference for example in examples])
+    return examples
 
 
 def check_bench(config: Config) -> None:
@@ -27,7 +41,7 @@ def check_bench(config: Config) -> None:
     Raises:
         UsageError: names what cannot.
     """
-    speed, context = config.speed, _check_schedule(config).context
+    speed, context = config.speed, check_schedule(config)[0].context
     if not speed.enabled:
         raise UsageError("speed.enabled=false is for `ulskip run`; a bench measures nothing else")
     if not config.baseline:
@@ -37,7 +51,7 @@ def check_bench(config: Config) -> None:
             f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
             f"got {speed.prompt_tokens} + {speed.new_tokens}"
         )
-    _check_options(config)
+    check_options(config)
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -53,15 +67,26 @@ def check_training(config: TrainingConfig) -> None:
     instantiate(config.task, "task").examples()
 
 
-def _check_schedule(config: Config) -> ModelFacts:
+def check_schedule(config: Config) -> tuple[ModelFacts, Plan]:
+    """What a run would do to a model, as far as is known before its weights are loaded.
+
+    Raises:
+        UsageError: that cannot be done.
+        NotApplicable: the strategy, or the model, does not serve it.
+    """
+    schema.check_run(config)
     if config.memory is not None:
         raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
     facts = describe(config.model)
-    make_plan(config, facts)
-    return facts
+    return facts, make_plan(config, facts)
 
 
-def _check_options(config: Config) -> None:
+def check_options(config: Config) -> None:
+    """Refuse options of transformers' generate that it does not know.
+
+    Raises:
+        UsageError: names the option.
+    """
     if config.decoding.options:
         from ulskip_cli.generation import options
 

@@ -109,20 +109,42 @@ def run(
         print(config.to_yaml(chosen), end="")
         return
     checks.check_run(chosen)
-    _execute([chosen], as_json, redo=True, watch=watch, profile=profile)
+    _execute(chosen, as_json, watch, profile)
 
 
 @app.command()
-def sweep(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
-    """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; finished points are not run again."""
-    from ulskip_cli import checks
-    from ulskip_cli.progress import Stopwatch
+def sweep(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the points, which are done, and the time left.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
+) -> None:
+    """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; killed or failed, the same command goes on with what is left."""
+    from ulskip_cli.jobs import folder_of, jobs_of
     from ulskip_cli.sweep import points
 
-    chosen = points(overrides or [], config_dir)
-    for point in chosen:
-        checks.check_run(point)
-    _execute(chosen, as_json, redo=False, watch=Stopwatch("start"))
+    jobs = jobs_of(points(overrides or [], config_dir))
+    folder = folder_of(jobs)
+    if dry_run:
+        from ulskip_cli import environment
+        from ulskip_cli.ledger import Ledger
+        from ulskip_cli.report import dry_run as report
+
+        ledger = Ledger(folder, environment.is_likely_here, force)
+        report.show(jobs, ledger, as_json)
+        return
+    from ulskip_cli import conduct
+    from ulskip_cli.report import table
+
+    outcome = conduct.sweep(jobs, conduct.Wish(force, fail_fast))
+    if len(jobs) > 1 and folder.rows():
+        from ulskip_cli.report.paper import write_paper_report
+
+        write_paper_report(folder)
+    told = outcome.told() if as_json else None
+    _show(outcome, told, jobs[-1].config, lambda rows, width: [table.terminal(rows, width)])
 
 
 @app.command()
@@ -260,6 +282,59 @@ def score(
 
 
 @app.command()
+def report(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Of results; all under --results-dir if left out.", show_default=False)
+    ] = None,
+    compare: Annotated[str | None, typer.Option(help="`paper`, or a folder of results to compare with.")] = None,
+    html: Annotated[bool, typer.Option("--html", help="Write report.html too, one file to look through.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", help="terminal; or print markdown, csv or latex and write nothing.")
+    ] = "terminal",
+    layout: Annotated[str | None, typer.Option(help="table4 (a line a target and approach), or long (a line a point).")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where files go; report/ in the folder if left out.")] = None,
+    plots: Annotated[bool, typer.Option(help="Draw the pictures.")] = True,
+    gate: Annotated[float, typer.Option(help="Share of full's quality that a winner has to keep.")] = 0.9,
+    tolerance: Annotated[float, typer.Option(help="By how much a speedup measured again may differ.")] = 0.15,
+    examples: Annotated[int, typer.Option(help="Examples on the page, of each data set.")] = 200,
+    results_dir: Annotated[Path, typer.Option(help="Where results usually are.")] = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Make tables, plots and a page of stored rows; --compare A B sets folder B against A."""
+    from ulskip_cli.report import command, gathered
+
+    command.run(
+        gathered.Options(
+            folders or (), compare, form, layout, output, html, plots, gate, tolerance, examples, as_json, results_dir
+        )
+    )
+
+
+@app.command()
+def export(
+    to: Annotated[Path, typer.Option(help="The folder to write, or for formats of one file the file.", show_default=False)],
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_format: Annotated[str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")] = "hf",
+    results: Annotated[Path | None, typer.Option(help="Where measured rows for the card are; default: results_dir.")] = None,
+    shard_size: Annotated[str, typer.Option(help="The most of one weights file.")] = "5GB",
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check", help="Compare with the view; default: where both fit into memory.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the kept layers as a checkpoint that transformers loads alone, e.g. ratio=2 prompt_layers=kept --to DIR."""
+    from ulskip_cli.export import command
+
+    request = command.Request(to.expanduser(), as_format, results, shard_size, check)
+    record = command.export(overrides or [], config_dir, request)
+    print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(command.lines(record)))
+
+
+@app.command()
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the models."""
     _list("model", config_dir, as_json)
@@ -292,8 +367,8 @@ def env(as_json: Json = False) -> None:
         print(f"{key:<{width}}  {value}")
 
 
-def _execute(points: Sequence[Config], as_json: bool, redo: bool, watch: "Stopwatch", profile: bool = False) -> None:
-    """Run points, show the table, say where everything is; exit code 1 if a point failed."""
+def _execute(point: Config, as_json: bool, watch: "Stopwatch", profile: bool) -> None:
+    """Run a point, show the table, say where everything is."""
     from ulskip_cli import grid
     from ulskip_cli.report import table
     from ulskip_cli.results import ResultsFolder
@@ -301,30 +376,26 @@ def _execute(points: Sequence[Config], as_json: bool, redo: bool, watch: "Stopwa
     def start(progress: "Progress") -> grid.RunPoint:
         watch.inner = progress
         watch.phase("imports", 0)
-        from ulskip_cli.experiment import Session, finished_rows, run_point
+        from ulskip_cli.experiment import Session, run_point
 
         session = Session(watch)
 
         def run_one(point: Config) -> "list[Row]":
-            rows = ([] if redo else finished_rows(point)) or run_point(point, session)
+            rows = run_point(point, session)
             table.write_tables(ResultsFolder.of(point))
             return rows
 
         return run_one
 
-    outcome = grid.run(points, start)
+    outcome = grid.run([point], start)
     watch.stop()
-    if len(points) > 1 and outcome.rows:
-        from ulskip_cli.report.paper import write_paper_report
-
-        write_paper_report(ResultsFolder.of(points[-1]))
     told = outcome.told()
     if profile:
         from ulskip_cli.report import profile as report
 
         told = {**told, "profile": watch.seconds}
         Console(stderr=True).print(report.terminal(watch.seconds))
-    _show(outcome, told if as_json else None, points[-1], lambda rows, width: [table.terminal(rows, width)])
+    _show(outcome, told if as_json else None, point, lambda rows, width: [table.terminal(rows, width)])
 
 
 def _show(

@@ -1,9 +1,11 @@
 """How overrides become a checked, resolved configuration. Imports no torch."""
 
+import copy
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ulskip_cli.errors import UsageError, unknown
-from ulskip_cli.schema import Config, DecodingConfig, TrainingConfig, check_run, check_training
+from ulskip_cli.errors import UsageError, one_of, unknown
+from ulskip_cli.schema import Config, DecodingConfig, TrainingConfig, check_decoding, check_run, check_training
 
-GROUPS = ("model", "task", "strategy", "decoding", "experiment")
+GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
 # What changes no result stays out of a point's identity.
-_NOT_IDENTITY = ("name", "results_dir", "sweep", "memory")
-_BASELINE = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
+_NOT_IDENTITY = ("name", "results_dir", "sweep", "memory", "launcher")
+_BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
 
 
 def config_dir() -> Path:
@@ -43,9 +45,30 @@ def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
     Raises:
         UsageError: a key, a group or a value is unknown or of the wrong type.
     """
+    config = unchecked(overrides, extra_dir)
+    check_run(config)
+    return config
+
+
+def unchecked(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
+    """The same, with names and types checked and not whether the values are within bounds and go together."""
     config = _structured(_composed("config", GROUPS, overrides, extra_dir), Config)
     assert isinstance(config, Config)
-    check_run(config)
+    return config
+
+
+def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
+    """Greedy decoding with some keys of `decoding` changed, checked.
+
+    Raises:
+        UsageError: a key is unknown, or its value of the wrong type or out of bounds.
+    """
+    known = [one.name for one in fields(DecodingConfig) if one.name not in ("name", "description", "draft_tokens")]
+    for key in values:
+        one_of("decoding option", key, known)
+    config = _structured(OmegaConf.create({"name": "custom", **values}), DecodingConfig)
+    assert isinstance(config, DecodingConfig)
+    check_decoding(config)
     return config
 
 
@@ -69,24 +92,53 @@ def _composed(primary: str, groups: Sequence[str], overrides: Sequence[str], ext
         overrides = ["model=hf", *overrides]
     spelt = [_respelt(override, groups, extra_dir) for override in overrides]
     choices = [text for text in spelt if _key(text) in groups]
-    known = list(_dotted(_hydra_compose(primary, choices, extra_dir)))
+    chosen = _chosen(primary, tuple(choices), extra_dir, _stamp(extra_dir))
+    known = list(_dotted(chosen))
     for text in spelt:
         if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
             raise unknown("key", _key(text), _nearest_first(_key(text), known))
-    return _hydra_compose(primary, spelt, extra_dir)
+    plain = [text for text in spelt if text not in choices]
+    if any(text.startswith(("+", "~")) for text in plain):
+        return _hydra_compose(primary, spelt, extra_dir)
+    return _updated(copy.deepcopy(chosen), plain)
+
+
+@functools.lru_cache(maxsize=128)  # composing takes a tenth of a second, and a grid has many points of few choices
+def _chosen(primary: str, choices: tuple[str, ...], extra_dir: Path | None, stamp: object) -> DictConfig:
+    """The composition of choices among groups alone; not to be changed."""
+    return _hydra_compose(primary, choices, extra_dir)
+
+
+def _stamp(extra_dir: Path | None) -> object:
+    """What changes when a user's own configs do."""
+    files = sorted(extra_dir.rglob("*.yaml")) if extra_dir else []
+    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+def _updated(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A composition with values set as Hydra sets them."""
+    for one in parse_overrides(overrides):
+        try:
+            OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
+        except OmegaConfBaseException:
+            raise UsageError(f"Error merging override {one.input_line}") from None
+    return config
 
 
 def _chooses_a_shape(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> bool:
     """Whether an experiment chooses random weights, so that `model.path` names their shape."""
     chosen = [_respelt(text, groups, extra_dir) for text in overrides if _key(text) == "experiment"]
-    return bool(chosen) and _hydra_compose(primary, chosen, extra_dir).model.source == "random"
+    return bool(chosen) and _chosen(primary, tuple(chosen), extra_dir, _stamp(extra_dir)).model.source == "random"
 
 
 def identity(config: Config) -> str:
     """12 hex digits of everything in a configuration that changes its results."""
-    canonical = resolved(config)
-    if not instantiate(config.strategy, "strategy").follows_ratio:
+    canonical, strategy = resolved(config), instantiate(config.strategy, "strategy")
+    if not strategy.follows_ratio:
         canonical.update(ratio=None, ratio_basis=None)
+    if hasattr(strategy, "stands_for"):
+        kept = {key: canonical["strategy"][key] for key in ("_target_", "name")}
+        canonical["strategy"] = {**kept, **strategy.stands_for()}
     if config.strategy["name"] == "full":
         canonical.update(prompt_layers="all")
     for key in _NOT_IDENTITY:
@@ -101,11 +153,13 @@ def identity(config: Config) -> str:
 
 def baseline_of(config: Config) -> Config:
     """The same experiment with every layer kept: what a strategy is compared with."""
-    full = OmegaConf.to_container(OmegaConf.load(config_dir() / "strategy" / "full.yaml"))
-    changed = OmegaConf.merge(OmegaConf.structured(config), _BASELINE)
-    changed.strategy = full
-    changed.decoding = OmegaConf.structured(undrafted(config.decoding))
-    return OmegaConf.to_object(changed)  # type: ignore[return-value]
+    return replace(copy.deepcopy(config), strategy=_full(), decoding=undrafted(config.decoding), **_BASELINE)
+
+
+def _full() -> dict[str, Any]:
+    """The configuration of the strategy that keeps all layers."""
+    loaded: dict[str, Any] = yaml.safe_load((config_dir() / "strategy" / "full.yaml").read_text("utf-8"))
+    return loaded
 
 
 def undrafted(decoding: DecodingConfig) -> DecodingConfig:
@@ -117,7 +171,12 @@ def undrafted(decoding: DecodingConfig) -> DecodingConfig:
 
 def resolved(config: Config | TrainingConfig) -> dict[str, Any]:
     """Plain, JSON-ready values."""
-    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
+    return asdict(config)
+
+
+def recorded(config: Config) -> dict[str, Any]:
+    """The same as a row keeps it: what started a run says nothing about it."""
+    return {key: value for key, value in resolved(config).items() if key != "launcher"}
 
 
 def to_yaml(config: Config | TrainingConfig) -> str:

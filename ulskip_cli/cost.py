@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.errors import NotApplicable, UsageError
 from ulskip_cli.schedule import MIN_KEPT
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -56,7 +56,7 @@ class WeightBytes:
                 return count
         highest = math.floor(self.predicted_speedup(kept_layers(MIN_KEPT)) * 100) / 100
         share = self.head / (self.head + sum(self.layers))
-        raise UsageError(
+        raise NotApplicable(
             f"ratio {target_speedup:g} is out of reach by cost: the highest reachable ratio is {highest:g}, "
             f"since the head alone is {share:.0%} of the bytes that a full step reads"
         )
@@ -117,7 +117,7 @@ class LatencyFit:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
         highest = 1 / self.share(MIN_KEPT)
         if target_speedup > highest * LINE_ERROR:
-            raise UsageError(
+            raise NotApplicable(
                 f"ratio {target_speedup:g} is out of reach by latency: the highest reachable ratio is {highest:.2f}, since "
                 f"{self.share(0):.0%} of a full step's time does not depend on its layers (the head, the loop)"
             )

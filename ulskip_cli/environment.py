@@ -4,6 +4,7 @@ import functools
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import psutil
 
 from ulskip_cli import __version__
 
+MACHINE = ("processor", "instruction_set", "accelerator")
 PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
 
 
@@ -44,6 +46,28 @@ def machine(device: str = "cuda") -> dict[str, Any]:
     }
 
 
+def origin(device: str) -> dict[str, Any]:
+    """What batches of one run have in common: code and machine."""
+    facts = machine(device)
+    return {"git_commit": _git()["git_commit"], **packages(), **{key: facts[key] for key in (*MACHINE, "threads")}}
+
+
+def is_like_here(row: dict[str, Any], also: Sequence[str] = ()) -> bool:
+    """Whether a results row was measured on a machine like this one.
+
+    Args:
+        row: of a finished run.
+        also: keys of `machine` that must agree too.
+    """
+    here = machine(row["device"])
+    return all(row["environment"].get(key) == here[key] for key in (*MACHINE, *also))
+
+
+def is_likely_here(row: dict[str, Any]) -> bool:
+    """The same as far as it can be told without torch."""
+    return bool(row["environment"].get("processor") == _processor())
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -69,6 +93,7 @@ def _git() -> dict[str, Any]:
         return {"git_commit": None, "git_dirty": None}
 
 
+@functools.cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

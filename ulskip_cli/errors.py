@@ -16,6 +16,10 @@ class RunError(Exception):
     """The request was fine and carrying it out failed: one line, exit code 1."""
 
 
+class StorageError(RunError):
+    """A results folder takes no more: nothing else can be kept either, so that many points end at once."""
+
+
 def unknown(kind: str, got: object, known: Iterable[object]) -> UsageError:
     """An error for a name that is not known, with the nearest one that is.
 

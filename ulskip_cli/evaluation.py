@@ -1,5 +1,6 @@
 """The two measurements of a point: how good its answers are, and how fast they come."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ulskip_cli import metrics
 from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.generation.batches import BatchSize, fitting
-from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
+from ulskip_cli.generation.decode import Decoder, generate_all, longest_first, until_stop
 from ulskip_cli.generation.encoding import Encoded, Phrasing, encode, pad_id, padded
 from ulskip_cli.generation.loss import decode_loss
 from ulskip_cli.generation.output import BatchOutput, Drafts
@@ -22,6 +23,7 @@ from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
 from ulskip_cli.memory import PeakMemory
 from ulskip_cli.metrics import degenerate
 from ulskip_cli.metrics.scores import Answers
+from ulskip_cli.partial import Partial
 from ulskip_cli.progress import Progress, Tell
 from ulskip_cli.results import Row
 from ulskip_cli.schema import Config
@@ -103,6 +105,7 @@ def evaluate(
     progress: Progress,
     keep: Callable[[list[Row]], None] = lambda generations: None,
     judge: Decoder | None = None,
+    partial: Partial | None = None,
 ) -> Evaluation:
     """Generate an answer to every example and score them; nothing where there is no tokenizer.
 
@@ -114,6 +117,7 @@ def evaluate(
         progress: who watches.
         keep: takes what was generated before it is scored, which may fail.
         judge: whose loss is meant, where what drafts is not what decides.
+        partial: keeps every batch as it comes, and those that an earlier attempt finished.
     """
     if work.encoded is None or work.task is None:
         return Evaluation({}, [])
@@ -132,12 +136,24 @@ def evaluate(
     fitting(size, warm_up)
     rows: list[Row] = [{} for _ in examples]
     outputs: list[BatchOutput] = []
+
+    def take(positions: Sequence[int], output: BatchOutput) -> None:
+        outputs.append(output)
+        for position, ids, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
+            rows[position] = _generation(decoder, task, examples[position], ids, hit, config.decoding.stop)
+
+    kept = partial.batches(longest_first(work.prompts)) if partial else []
+    for batch in kept:
+        take(batch.positions, batch.output)
+    if kept:
+        size.used = kept[-1].batch_size
+    skip = sum(len(batch.positions) for batch in kept)
     told = _rate(progress.phase(f"{name}: generate", len(examples)))
     with PeakMemory(decoder.device) as memory:
-        for positions, output in generate_all(decoder, work.prompts, config.decoding, size, work.pad, config.seed, told):
-            outputs.append(output)
-            for position, ids, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
-                rows[position] = _generation(decoder, task, examples[position], ids, hit, config.decoding.stop)
+        for positions, output in generate_all(decoder, work.prompts, config.decoding, size, work.pad, config.seed, told, skip):
+            take(positions, output)
+            if partial:
+                partial.add(positions, output, size.used, memory.so_far())
     progress.phase(f"{name}: metrics", 0)
     keep(rows)
     answers = Answers(
@@ -148,17 +164,24 @@ def evaluate(
     )
     scores = metrics.score(task.scoring(), answers)
     scored = progress.phase(f"{name}: decode loss", len(examples))
+    loss = decode_loss(judge or decoder, work.encoded, size, work.pad, scored)
+    if not math.isfinite(loss):
+        if partial:
+            partial.remove()
+        raise RunError(
+            f"the model's logits are not numbers (decode loss {loss}); look at its weights, or try another model.dtype"
+        )
     flagged = Counter(flag for row in rows for flag in row["flags"])
     row = {
         **scores.values,
-        "decode_loss": decode_loss(judge or decoder, work.encoded, size, work.pad, scored),
+        "decode_loss": loss,
         "signatures": scores.signatures,
         "against_full": scores.against_full,
         "degenerate": {flag: flagged[flag] for flag in ("empty", "loop", "hit_limit")},
         "length_ratio": degenerate.length_ratio(answers.hypotheses, answers.references),
         "sources_cut": work.cut,
         "evaluated_batch_size": size.used,
-        "peak_memory_bytes": memory.peak_bytes,
+        "peak_memory_bytes": max([memory.peak_bytes, *(batch.peak_memory_bytes for batch in kept)]),
         **throughput(outputs, "evaluation"),
         **drafting(outputs),
     }

@@ -1,5 +1,6 @@
 """One run: config -> model + task + strategy -> generation -> metrics -> results."""
 
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from ulskip_cli import environment
-from ulskip_cli.config import baseline_of, instantiate, resolved
+from ulskip_cli.config import baseline_of, identity, instantiate, recorded
 from ulskip_cli.cost import LatencyFit
 from ulskip_cli.evaluation import Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
 from ulskip_cli.generation import kernel
@@ -16,9 +17,10 @@ from ulskip_cli.generation.calibrate import LINE_ROUNDS, MEET_PAIRS, MEET_ROUNDS
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.models.facts import describe
 from ulskip_cli.models.load import LoadedModel, load, load_tokenizer
-from ulskip_cli.plan import Plan, make_plan
+from ulskip_cli.partial import Partial
+from ulskip_cli.plan import Plan, is_trained_for, make_plan
 from ulskip_cli.progress import Progress, Silent
-from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row, point_id
+from ulskip_cli.results import DONE, ROW_VERSION, ResultsFolder, Row, is_done, point_id
 from ulskip_cli.schema import Config, ModelConfig
 from ulskip_cli.tasks import Task
 
@@ -74,8 +76,13 @@ def finished_rows(config: Config) -> list[Row]:
     return [full_row, row] if full_row else []
 
 
-def run_point(config: Config, session: Session) -> list[Row]:
+def run_point(config: Config, session: Session, full_row: Row | None = None) -> list[Row]:
     """Run one point, and its full baseline before it if there is no finished one.
+
+    Args:
+        config: of the point.
+        session: what points share.
+        full_row: of a baseline that counts wherever it was measured; None: one that was measured here.
 
     Returns:
         The rows of this point and its baseline, the point's own last.
@@ -83,6 +90,7 @@ def run_point(config: Config, session: Session) -> list[Row]:
     Raises:
         UsageError: before any weight is loaded, where the request cannot be served.
     """
+    began = time.monotonic()
     session.progress.phase("encode", 0)
     task: Task = instantiate(config.task, "task")
     examples = task.examples()[: config.limit]
@@ -93,22 +101,19 @@ def run_point(config: Config, session: Session) -> list[Row]:
     plan = make_plan(config, loaded.facts, latency.depth if latency else None)
     baseline = baseline_of(config)
     if plan.keeps_all or not config.baseline:
-        return [_measure_point(config, plan, loaded, work, folder, session.progress, latency=latency)]
+        return [_measure_point(config, plan, loaded, work, folder, session.progress, began, latency=latency)]
     full_id = point_id(baseline, examples)
-    full_row = _measured_here(folder.row(full_id))
+    full_row = full_row or _measured_here(folder.row(full_id))
     if full_row is None:
         full_plan = make_plan(baseline, loaded.facts)
-        full_row = _measure_point(baseline, full_plan, loaded, work, folder, session.progress)
-    return [full_row, _measure_point(config, plan, loaded, work, folder, session.progress, full_id, latency)]
+        full_row = _measure_point(baseline, full_plan, loaded, work, folder, session.progress, began)
+        began = time.monotonic()
+    return [full_row, _measure_point(config, plan, loaded, work, folder, session.progress, began, full_id, latency)]
 
 
 def _measured_here(row: Row | None) -> Row | None:
     """The row if it was measured on a machine like this one: times of another are not this one's."""
-    if row is None:
-        return None
-    here = environment.machine(row["device"])
-    same = all(row["environment"].get(key) == here[key] for key in ("processor", "threads", "instruction_set", "accelerator"))
-    return row if same else None
+    return row if row and is_done(row) and environment.is_like_here(row, ("threads",)) else None
 
 
 def _measure_point(
@@ -118,6 +123,7 @@ def _measure_point(
     work: Workload,
     folder: ResultsFolder,
     progress: Progress,
+    began: float,
     full_id: str | None = None,
     latency: Met | None = None,
 ) -> Row:
@@ -126,10 +132,11 @@ def _measure_point(
     decoder = Decoder(loaded.model, plan, loaded.tokenizer)
     full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
     point = point_id(config, work.examples)
+    batches = Partial(folder.partial_path(point), environment.origin(str(loaded.model.device)), began)
     full = decoder if plan.keeps_all else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
     judge = full if config.decoding.draft_tokens else decoder
     keep = partial(folder.keep_generations, point)
-    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, keep, judge)
+    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, keep, judge, batches)
     speed: dict[str, Any] = {}
     if config.speed.enabled:
         full = full if config.baseline else decoder
@@ -152,7 +159,9 @@ def _measure_point(
     row["warnings"] += adjustments(row)
     if not config.baseline:
         row |= {key: None for key in row if "measured_speedup" in key or "end_to_end_speedup" in key}
+    row["point_seconds"] = batches.elapsed_seconds
     folder.save(config, row, evaluation.generations)
+    batches.remove()
     return row
 
 
@@ -160,7 +169,9 @@ def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id
     """What was run."""
     return {
         "row_version": ROW_VERSION,
+        "status": DONE,
         "id": point,
+        "identity": identity(config),
         "baseline_id": full_id,
         "experiment": config.name,
         "model": config.model.path if config.model.source in ("hf", "random") else config.model.name,
@@ -196,17 +207,9 @@ def provenance_row(config: Config, plan: Plan, loaded: LoadedModel, num_examples
         "quantization": loaded.notes["quantization"],
         "training": loaded.notes["training"],
         "trained_for": loaded.notes["trained_for"],
-        "trained_for_these_layers": _is_trained_for(loaded.notes["trained_for"], plan),
+        "trained_for_these_layers": is_trained_for(loaded.notes["trained_for"], plan),
         "seed": config.seed,
         "num_examples": num_examples,
         "environment": {**environment.code(), **environment.machine(str(loaded.model.device))},
-        "config": resolved(config),
+        "config": recorded(config),
     }
-
-
-def _is_trained_for(trained_for: dict[str, Any] | None, plan: Plan) -> bool | None:
-    """Whether the weights were trained with just these layers; None where their training is not known."""
-    if trained_for is None:
-        return None
-    trained = list((trained_for["kept_layers"] or {}).values())
-    return all(list(stage.kept_layers) in trained for stage in plan.stages)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ulskip_cli.errors import RunError
+from ulskip_cli.errors import RunError, StorageError
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import ResultsFolder, Row
 from ulskip_cli.schema import Config
@@ -56,6 +56,9 @@ def run(points: Sequence[Config], start: Callable[[Progress], RunPoint]) -> Outc
     outcome = Outcome(len(points))
     try:
         with Bars() as bars:
+            for folder in folders.values():
+                if broken := folder.set_broken_aside():
+                    bars.note(broken)
             run_point = start(bars)
             for number, point in enumerate(points, start=1):
                 if len(points) > 1:
@@ -63,7 +66,7 @@ def run(points: Sequence[Config], start: Callable[[Progress], RunPoint]) -> Outc
                 try:
                     rows = run_point(point)
                 except Exception as error:
-                    if len(points) == 1:
+                    if len(points) == 1 or isinstance(error, StorageError):
                         raise
                     outcome.failures.append(f"{_named(point)}: {_reason(error)}")
                     continue

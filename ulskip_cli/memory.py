@@ -40,6 +40,12 @@ class PeakMemory:
             self._done.set()
             self._thread.join()
 
+    def so_far(self) -> int:
+        """The peak until now."""
+        if self._device.type == "cuda":
+            self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
+        return self.peak_bytes
+
     def _sample(self) -> None:
         process = psutil.Process()
         while True:

@@ -2,12 +2,14 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from ulskip_cli import schedule
 from ulskip_cli.config import instantiate
-from ulskip_cli.errors import UsageError
+from ulskip_cli.errors import NotApplicable, UsageError
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.schema import Config, TrainingConfig
 from ulskip_cli.strategies import Strategy
@@ -63,6 +65,17 @@ class Plan:
         for before, after in pairwise(self.stages):
             if not set(after.kept_layers) < set(before.kept_layers) or after.first_step <= before.first_step:
                 raise ValueError(f"expected fewer layers at a later step than {before}, got {after}")
+
+    @classmethod
+    def of_layers(cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Plan":
+        """A schedule that somebody wrote down, on a model of which only the depth is known.
+
+        Raises:
+            UsageError: it is none for this depth.
+        """
+        layers = schedule.checked(num_layers, kept)
+        ratio = num_layers / len(layers)
+        return cls("custom", num_layers, layers, prompt_layers, None, ratio, None, None, None, ())
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -166,7 +179,9 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
         warnings.append(f"unbalanced: {gap} neighbouring layers are skipped in one block; spacing=even spreads them")
     keeps_all = len(kept) == num_layers
     if keeps_all and config.decoding.draft_tokens:
-        raise UsageError("decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0")
+        raise NotApplicable(
+            "decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0"
+        )
     per_layer = facts.kv_bytes_per_layer
     memory = None if config.memory is None else memory_plan(config, facts, len(kept))
     plan = Plan(
@@ -200,6 +215,14 @@ def _mixed(
         return deep, ()
     nested = set(shallow) < set(deep)
     return deep, (Stage(deep_steps, shallow if nested else schedule.without_one(deep)),)
+
+
+def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | None:
+    """Whether weights were trained with just these layers; None where their training is not known."""
+    if trained_for is None:
+        return None
+    trained = list((trained_for["kept_layers"] or {}).values())
+    return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
 def memory_plan(config: Config, facts: ModelFacts, num_kept: int) -> MemoryPlan:
@@ -240,7 +263,7 @@ def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
     return num_layers if config.decoding.draft_tokens else num_kept
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, key: str = "memory=") -> int:
     """A number of bytes out of `24GiB`, `16 GB`, `800M` or `1000000`.
 
     >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
@@ -251,7 +274,7 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
     if match is None:
-        raise UsageError(f"expected memory=<number of bytes>, e.g. 24GiB or 16GB, got '{text}'")
+        raise UsageError(f"expected {key}<number of bytes>, e.g. 24GiB or 16GB, got '{text}'")
     number, prefix, binary = match.groups()
     power = " kmgt".index(prefix.lower() or " ")
     return int(float(number) * (1024 if binary else 1000) ** power)

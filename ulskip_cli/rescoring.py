@@ -9,7 +9,7 @@ from ulskip_cli import metrics
 from ulskip_cli.config import instantiate
 from ulskip_cli.errors import UsageError
 from ulskip_cli.metrics.scores import Answers, Scores, Scoring
-from ulskip_cli.results import ResultsFolder, Row
+from ulskip_cli.results import ResultsFolder, Row, is_done
 from ulskip_cli.tasks.textfile import read_objects
 
 TOLERANCE = 1e-9
@@ -78,7 +78,7 @@ def runs_at(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Row]]:
             f"ids are looked up in {results_dir}/ (--results-dir)"
         )
     found = [(folder, row) for folder in folders for row in folder.rows() if point in (None, row["id"])]
-    stored = [(folder, row) for folder, row in found if folder.generations(row["id"])]
+    stored = [(folder, row) for folder, row in found if is_done(row) and folder.generations(row["id"])]
     if not stored:
         below = sorted(path.glob("*/runs.jsonl")) if point is None else []
         missing = "its runs have no stored generations" if found else "there is no run"

@@ -1,9 +1,11 @@
 """What a run leaves behind: `results/<name>/`, written so that a kill at any moment loses nothing written before.
 
 runs.jsonl            one row a run, appended
-generations/ID.jsonl  what was generated for every example
+generations/ID.jsonl  what was generated for every example; ID.partial.jsonl: of a run that is not done
 configs/ID.yaml       the resolved configuration
+logs/ID.log           the traceback of a point that failed
 table.md, table.csv   made anew from the rows (see `report`)
+.locks/               who writes, and who runs which point
 """
 
 import contextlib
@@ -11,13 +13,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ulskip_cli import config as configuration
-from ulskip_cli.errors import UsageError
+from ulskip_cli.errors import StorageError, UsageError
+from ulskip_cli.locks import claimed, held
 from ulskip_cli.models.facts import fingerprint
 from ulskip_cli.schema import Config
 from ulskip_cli.tasks.examples import Example
@@ -25,14 +29,32 @@ from ulskip_cli.tasks.examples import Example
 ROW_VERSION = 1
 """Changes when a row's keys change their meaning, or the code such that the same configuration gives another result."""
 
+DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
+BROKEN = "runs.broken.jsonl"
+FREE_SPACE = "what was written before is kept; make room and run the same command again"
+
 Row = dict[str, Any]
+
+
+def is_done(row: Row) -> bool:
+    """Whether a row is of a finished run; rows from before there were others have no status."""
+    return bool(row.get("status", DONE) == DONE)
 
 
 def point_id(config: Config, examples: Sequence[Example]) -> str:
     """The name of a point: everything that decides its result, the content of data and weights included."""
-    data = json.dumps([asdict(example) for example in examples], ensure_ascii=False)
+    return point_of(config, data_text(examples))
+
+
+def point_of(config: Config, data: str) -> str:
+    """The same for a `data_text`, which many points share."""
     parts = (str(ROW_VERSION), configuration.identity(config), fingerprint(config.model), data)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def data_text(examples: Sequence[Example]) -> str:
+    """Examples as a point's name reads them."""
+    return json.dumps([asdict(example) for example in examples], ensure_ascii=False)
 
 
 class ResultsFolder:
@@ -57,25 +79,61 @@ class ResultsFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
+            if self.runs_path.exists():
+                self.runs_path.open("ab").close()
         except OSError as error:
             raise UsageError(f"cannot write results to {self.path} ({error.strerror or error})") from None
 
+    @property
+    def runs_path(self) -> Path:
+        """The file of rows."""
+        return self.path / "runs.jsonl"
+
     def rows(self) -> list[Row]:
-        """All rows, of every point the newest; a line that a crash cut off is passed over."""
-        newest: dict[str, Row] = {}
-        for row in read_jsonl(self.path / "runs.jsonl"):
-            newest.pop(row["id"], None)
-            newest[row["id"]] = row
-        return list(newest.values())
+        """All rows, of every point the newest, those that failed or do not apply among them; broken lines are passed over."""
+        return current(read_jsonl(self.runs_path))
 
     def row(self, point: str) -> Row | None:
-        """The newest row of a point, if its generations are there too."""
-        found = next((row for row in self.rows() if row["id"] == point), None)
+        """The newest row of a finished point, if its generations are there too."""
+        found = next((row for row in self.rows() if row["id"] == point and is_done(row)), None)
         return found if found and self.generations_path(point).is_file() else None
+
+    def set_broken_aside(self) -> str | None:
+        """Move lines that are no rows, as a crash leaves them, from the rows' file into another; a line that tells of it.
+
+        Raises:
+            StorageError: the folder takes no more.
+        """
+        if not self.runs_path.is_file() or not _broken(self.runs_path.read_bytes()):
+            return None
+        with self._writing():
+            content = self.runs_path.read_bytes()
+            broken = _broken(content)
+            if not broken:
+                return None
+            for line in broken:
+                append_line(self.path / BROKEN, line.decode("utf-8", errors="replace"))
+            whole = [line for line in content.split(b"\n") if line.strip() and line not in set(broken)]
+            write_whole(self.runs_path, b"".join(line + b"\n" for line in whole).decode("utf-8"))
+        lines = f"{len(broken)} line{'s' * (len(broken) > 1)} of {self.runs_path} could not be read"
+        return (
+            f"{lines}, as after a crash, and {'are' if len(broken) > 1 else 'is'} kept in {BROKEN}; {len(whole)} rows are whole"
+        )
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return held(self.path / ".locks" / "rows.lock")
+
+    def claim(self, point: str) -> contextlib.AbstractContextManager[bool]:
+        """Whether this process may run a point: as long as it does, no other may, on whatever machine."""
+        return claimed(self.path / ".locks" / f"{point}.lock")
 
     def generations_path(self, point: str) -> Path:
         """Where a point's generations are."""
         return self.path / "generations" / f"{point}.jsonl"
+
+    def partial_path(self, point: str) -> Path:
+        """Where the finished batches of an unfinished point are."""
+        return self.path / "generations" / f"{point}.partial.jsonl"
 
     def generations(self, point: str) -> list[Row]:
         """Generations of every example, in the task's order."""
@@ -99,8 +157,46 @@ class ResultsFolder:
             self.path.rmdir()
 
     def append(self, row: Row) -> None:
-        """A row that takes the place of an earlier one of the same point."""
-        append_line(self.path / "runs.jsonl", json.dumps(row, ensure_ascii=False))
+        """A row that takes the place of an earlier one of the same point; one writer at a time.
+
+        Raises:
+            StorageError: the folder takes no more.
+        """
+        line = json.dumps(row, ensure_ascii=False)
+        with self._writing():
+            append_line(self.runs_path, line)
+
+
+def current(rows: Sequence[Row]) -> list[Row]:
+    """Of every point the row that counts, in the order of their coming: the newest, but a finished point stays finished."""
+    newest: dict[str, Row] = {}
+    for row in rows:
+        point = row.get("id")
+        if not isinstance(point, str) or (point in newest and is_done(newest[point]) and not is_done(row)):
+            continue
+        newest.pop(point, None)
+        newest[point] = row
+    # A point whose data could not be read goes by its identity until they can.
+    last = {row["identity"]: row["id"] for row in newest.values() if "identity" in row}
+    done = {row.get("identity") for row in newest.values() if is_done(row)}
+
+    def counts(row: Row) -> bool:
+        identity = row.get("identity", row["id"])
+        return last.get(identity, row["id"]) == row["id"] and not (row["id"] == identity and identity in done)
+
+    return [row for row in newest.values() if is_done(row) or counts(row)]
+
+
+def _broken(content: bytes) -> list[bytes]:
+    """The lines that are no rows."""
+
+    def is_row(line: bytes) -> bool:
+        try:
+            return isinstance(json.loads(line), dict)
+        except ValueError:
+            return False
+
+    return [line for line in content.split(b"\n") if line.strip() and not is_row(line)]
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -119,24 +215,62 @@ def read_jsonl(path: Path) -> list[Row]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    """Write a file whole or not at all: a temporary file, then a rename.
+
+    Raises:
+        StorageError: there is no room, or no right to write.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with _storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line in one write and flush it; a line that an earlier crash cut off is ended first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as stream:
-        if stream.tell() > 0:
-            stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":
-                line = "\n" + line
-        stream.write(f"{line}\n".encode())
-        stream.flush()
-        os.fsync(stream.fileno())
+def append_line(path: Path, line: str, sync: bool = True) -> None:
+    """Append one line in one write and flush it; a line that an earlier crash cut off is ended first.
+
+    Args:
+        path: of the file.
+        line: without its end.
+        sync: have it on the disk before going on, so that not even a power cut loses it.
+
+    Raises:
+        StorageError: there is no room, or no right to write; the file is as before.
+    """
+    with _storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+", buffering=0) as stream:
+            end = stream.seek(0, os.SEEK_END)
+            if end > 0:
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":
+                    line = "\n" + line
+            try:
+                _write_all(stream.fileno(), f"{line}\n".encode())
+                if sync:
+                    os.fsync(stream.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    stream.truncate(end)
+                raise
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+@contextlib.contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {path} ({error.strerror or error}); {FREE_SPACE}") from None

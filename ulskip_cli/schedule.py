@@ -6,10 +6,14 @@ idea, `reference` the rounding of the authors' published code.
 """
 
 import math
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import pairwise
+from types import ModuleType
+from typing import Any
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.errors import NotApplicable, UsageError
 
 MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
 MIN_KEPT = 2
@@ -35,7 +39,7 @@ def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) ->
         raise UsageError(f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them")
     count = math.floor(num_layers / target_speedup + tolerance)
     if count < MIN_KEPT:
-        raise UsageError(
+        raise NotApplicable(
             f"ratio {target_speedup:g} is out of reach for {num_layers} layers (the first and the last always stay); "
             f"the highest reachable ratio is {num_layers / MIN_KEPT:g}"
         )
@@ -99,7 +103,7 @@ def without_one(kept: Sequence[int]) -> tuple[int, ...]:
     """The schedule without the inner layer whose removal leaves the smallest largest gap, the middle's before others.
 
     >>> without_one((0, 1, 5, 6, 11))
-    (0, 5, 6, 11)
+    (0, 1, 6, 11)
 
     Raises:
         UsageError: only the two ends are left.
@@ -135,3 +139,14 @@ def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:
 def _check_count(num_layers: int, num_kept: int) -> None:
     if not MIN_KEPT <= num_kept <= num_layers:
         raise UsageError(f"expected between {MIN_KEPT} and {num_layers} kept layers, got {num_kept}")
+
+
+class _Callable(ModuleType):
+    """This module, and the API's function of the same name: `from ulskip_cli import schedule` is both."""
+
+    def __call__(self, num_layers: int, ratio: float, strategy: str = "unified", **options: Any) -> tuple[int, ...]:
+        kept: tuple[int, ...] = import_module("ulskip_cli.api").schedule(num_layers, ratio, strategy, **options)
+        return kept
+
+
+sys.modules[__name__].__class__ = _Callable

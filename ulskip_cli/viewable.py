@@ -20,7 +20,14 @@ _TIES = {
     "n_layers_per_attn_res_block": "its layers read what blocks of layers before them put out (n_layers_per_attn_res_block)",
     "cross_attention_layers": "its layers that look at images are named by their places (cross_attention_layers)",
 }
-# The same in lists with a word for every layer.
+# Attributes of modules that give a habit away.
+_HABITS = {
+    "_setup_cache": "its layers keep what they remember of a prompt to themselves",
+    "layer_dic": "its layers share a block that knows them by their places",
+    "create_position_ids_from_input_ids": "its positions begin behind its padding id, which transformers' generate does not know",
+    "image_patch_tokens": "it counts the tokens of an image before every prompt, whether there is one or not",
+}
+# Ties in lists with a word for every layer.
 _BORROWED = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
 # Arguments of a layer's forward pass that come from layers before it, beside the hidden states.
 _FROM_BEFORE = ("prev_router", "previous_", "block_states")
@@ -40,12 +47,10 @@ def why_not(model: PreTrainedModel) -> str | None:
             return f"{name} is refused: some of its layers use what another one chose or cached ({key})"
     if "cache" not in inspect.signature(model.forward).parameters or not model._supports_default_dynamic_cache():
         return f"{name} is refused: what it remembers of a prompt is no cache with a part for every layer"
-    if any(hasattr(module, "_setup_cache") for module in model.modules()):
-        return f"{name} is refused: its layers keep what they remember of a prompt to themselves"
-    if any(hasattr(module, "layer_dic") for module in model.modules()):
-        return f"{name} is refused: its layers share a block that knows them by their places"
-    if any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules()):
-        return f"{name} is refused: its positions begin behind its padding id, which transformers' generate does not know"
+    for module in model.modules():
+        for attribute, reason in _HABITS.items():
+            if hasattr(module, attribute):
+                return f"{name} is refused: {reason}"
     return None
 
 

@@ -21,6 +21,7 @@ from ulskip_cli import schedule, viewable
 from ulskip_cli.errors import UsageError
 from ulskip_cli.shallow_config import shallow_config
 
+_INDICES = ("layer_idx", "layer_id")  # a layer's place, as its parts know it
 _COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # of the source alone
 
 
@@ -276,12 +277,13 @@ def _unhook(shell: nn.Module) -> None:
 
 def _renumbered(module: nn.Module, index: int) -> nn.Module:
     """`module` with another layer index; parts that carry none stay the source's own objects."""
-    if not any("layer_idx" in part.__dict__ for part in module.modules()):
+    if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
         return module
     children = {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None}
     shell = _shell(module, children)
-    if "layer_idx" in shell.__dict__:
-        shell.layer_idx = index  # type: ignore[assignment]
+    for name in _INDICES:
+        if name in shell.__dict__:
+            setattr(shell, name, index)
     return shell
 
 

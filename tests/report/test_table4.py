@@ -1,4 +1,4 @@
-from ulskip_cli.report.table4 import markdown
+from ulskip_cli.report.table4 import markdown, tables
 
 
 def row(strategy, target, batch, bleu, speed, measured=1.5):
@@ -17,7 +17,7 @@ def test_a_line_a_target_and_approach_with_speed_by_batch():
         row("full", 1.0, 1, 14, 50),
         row("top_skip", 2.0, 1, 9, 99),
     ]
-    lines = markdown(rows).splitlines()
+    lines = markdown(tables(rows)).splitlines()
     assert lines[0] == "## m · wmt · de-en · greedy"
     assert lines[2] == "| target | approach | layers | BLEU | predicted | measured | tokens/s, batch 1 | tokens/s, batch 8 |"
     assert lines[4] == "| 1x | full | 12/12 | 14.00 | 1.60 | 1.50 | 50 | – |"
@@ -28,6 +28,6 @@ def test_a_line_a_target_and_approach_with_speed_by_batch():
 def test_models_have_tables_of_their_own_and_custom_schedules_none():
     other = {**row("unified", 2.0, 1, 5, 10), "model": "n"}
     custom = {**row("custom", 2.0, 1, 5, 10), "target_speedup": None}
-    text = markdown([row("unified", 2.0, 1, 5, 10), other, custom])
+    text = markdown(tables([row("unified", 2.0, 1, 5, 10), other, custom]))
     assert text.count("## ") == 2
     assert "custom" not in text

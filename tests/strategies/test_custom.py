@@ -1,7 +1,15 @@
 import pytest
 
+from ulskip_cli.config import compose, identity
 from ulskip_cli.errors import UsageError
+from ulskip_cli.schedule_file import ScheduleFile
 from ulskip_cli.strategies.custom import Custom
+
+
+def written(folder, kept=(0, 3), **fields):
+    file = folder / "s.json"
+    file.write_text(ScheduleFile(6, kept, **fields).to_json())
+    return str(file)
 
 
 def test_keeps_what_is_listed():
@@ -13,3 +21,30 @@ def test_keeps_what_is_listed():
 def test_layers_beyond_the_model_are_refused():
     with pytest.raises(UsageError, match="between 0 and 5"):
         Custom([0, 6]).kept_layers(6, 2)
+
+
+def test_keeps_what_a_file_lists(tmp_path):
+    custom = Custom(file=written(tmp_path))
+    assert custom.kept_layers(6, custom.num_kept(6, 9.0)) == (0, 3)
+
+
+def test_a_file_is_for_models_of_its_depth(tmp_path):
+    with pytest.raises(UsageError, match="for 6 layers, and this model has 7"):
+        Custom(file=written(tmp_path)).kept_layers(7, 2)
+
+
+def test_later_stages_are_refused(tmp_path):
+    file = written(tmp_path, later_stages=({"first_step": 4, "kept_layers": [0]},))
+    with pytest.raises(UsageError, match="later stages"):
+        Custom(file=file).num_kept(6, 1.0)
+
+
+def test_two_schedules_at_once_are_refused():
+    with pytest.raises(UsageError, match="got both"):
+        Custom([0, 3], "s.json")
+
+
+def test_a_file_is_the_point_that_its_layers_are(tmp_path):
+    listed = identity(compose(["strategy=custom", "strategy.layers=[0,3]"]))
+    assert identity(compose(["strategy=custom", f"strategy.file={written(tmp_path)}"])) == listed
+    assert identity(compose(["strategy=custom", f"strategy.file={written(tmp_path, (0, 4))}"])) != listed

@@ -36,7 +36,9 @@ class BatchSize:
             RunError: it was a single sequence.
         """
         if self.used == 1:
-            raise RunError(f"not even one sequence fits into memory ({str(error).splitlines()[0][:120]})") from None
+            raise RunError(
+                f"not even one sequence fits into memory ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+            ) from None
         self.used = max(1, self.used // 2)
 
 

@@ -159,6 +159,7 @@ def generate_all(
     pad: int,
     seed: int = 0,
     on_tokens: Callable[[int, int], None] | None = None,
+    skip: int = 0,
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
     """Generate for many prompts in batches of like length.
 
@@ -173,24 +174,29 @@ def generate_all(
         pad: padding id.
         seed: of sampling.
         on_tokens: called as tokens come, with the number of prompts done and of tokens generated.
+        skip: the number of prompts that are answered already, the first in `longest_first`.
 
     Yields:
         The positions in `prompts` that a batch serves, and what it generated.
     """
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    done = tokens = 0
+    done, tokens = skip, 0
 
     def work(positions: Sequence[int]) -> BatchOutput:
         ids, mask = padded([prompts[i] for i in positions], pad, left=True)
         on_step = None if on_tokens is None else lambda new: on_tokens(done, tokens + new)
         return decoder.generate(ids, mask, decoding, pad, seed=_batch_seed(seed, positions[0]), on_step=on_step)
 
-    for positions, output in in_batches(order, size, work):
+    for positions, output in in_batches(longest_first(prompts)[skip:], size, work):
         done += len(positions)
         tokens += output.generated_tokens
         if on_tokens:
             on_tokens(done, tokens)
         yield positions, output
+
+
+def longest_first(prompts: Sequence[list[int]]) -> list[int]:
+    """The order in which prompts are answered, by position."""
+    return sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
 
 
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

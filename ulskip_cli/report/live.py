@@ -46,6 +46,10 @@ class Bars:
         """From here on phases belong to one point of many."""
         self._prefix = f"[{number}/{total}] "
 
+    def note(self, text: str) -> None:
+        """Something that people should know."""
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def phase(self, label: str, total: int) -> Tell:
         """A new bar; none for a short stretch."""
         self._finish_last()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ulskip_cli.report import table, table4
 from ulskip_cli.report.plot import quality_against_speedup
+from ulskip_cli.report.status import done
 from ulskip_cli.results import ResultsFolder, write_whole
 
 
@@ -14,10 +15,13 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
         The files.
     """
     rows = folder.rows()
-    text = f"# {table.title(rows)}\n\n{table4.markdown(rows)}\n{table.provenance(rows)}\n"
+    text = f"# {table.title(rows)}\n\n{table4.markdown(table4.tables(rows))}\n{table.provenance(rows)}\n"
     write_whole(folder.path / "table4.md", text)
-    same = {key: rows[-1].get(key) for key in ("model", "task", "pair", "decoding")}
-    alike = [row for row in rows if all(row.get(key) == value for key, value in same.items())]
+    finished = done(rows)
+    if not finished:
+        return [folder.path / "table4.md"]
+    same = {key: finished[-1].get(key) for key in ("model", "task", "pair", "decoding")}
+    alike = [row for row in finished if all(row.get(key) == value for key, value in same.items())]
     smallest = min(row["batch_size"] for row in alike)
     drawn = table.ordered([row for row in alike if row["batch_size"] == smallest])
     return [folder.path / "table4.md", *quality_against_speedup(drawn, folder.path / "quality", table.title(drawn))]

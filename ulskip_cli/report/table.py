@@ -4,15 +4,16 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from ulskip_cli.report.status import MISSING as MISSING
+from ulskip_cli.report.status import absent, reasons, status
 from ulskip_cli.results import ResultsFolder, Row, write_whole
-
-MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,21 @@ class Column:
     needs: str
     leaves: int = 0
 
+    @property
+    def head(self) -> str:
+        """The title on one line."""
+        return self.title.replace("-\n", "").replace("\n", " ")
+
 
 def number(key: str, form: str = ".2f") -> Callable[[Row], str]:
     """The value under a key."""
-    return lambda row: MISSING if row.get(key) is None else format(row[key], form)
+    return lambda row: absent(row) if row.get(key) is None else format(row[key], form)
 
 
 def interval(row: Row) -> str:
     """The 95% interval of the measured speedup."""
     if row.get("measured_speedup") is None:
-        return MISSING
+        return absent(row)
     return f"{row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}"
 
 
@@ -49,7 +55,7 @@ def _quality(key: str) -> Callable[[Row], str]:
 
     def show(row: Row) -> str:
         if row.get(key) is None:
-            return MISSING
+            return absent(row)
         compared = row.get("against_full", {}).get(key)
         enough = row.get("num_examples", LEAST_FOR_STARS) >= LEAST_FOR_STARS
         mark = "*" if compared and enough and compared["p_value"] is not None and compared["p_value"] < 0.05 else ""
@@ -60,11 +66,13 @@ def _quality(key: str) -> Callable[[Row], str]:
 
 def _kv_share(row: Row) -> str:
     total = row.get("prompt_kv_bytes")
-    return f"{row['kept_kv_bytes'] / total:.0%}" if total else MISSING
+    return f"{row['kept_kv_bytes'] / total:.0%}" if total else absent(row)
 
 
 def layers(row: Row) -> str:
     """Kept layers of all, on average where the number changes while a sequence is decoded."""
+    if row.get("kept_layers") is None:
+        return absent(row)
     mean = row.get("mean_kept_layers") if row.get("later_stages") else None
     return f"{len(row['kept_layers']) if mean is None else format(mean, '.1f')}/{row['num_layers']}"
 
@@ -106,7 +114,7 @@ _AXES_LEAVE = {key: turn for turn, key in enumerate(("quantization", "engine", "
 LONGEST_CELL = 24
 TITLE = ("model", "task", "pair", "dataset", "decoding")
 CSV_KEYS = (
-    *("id", "experiment", *AXES, "strategy", "num_layers", "kept_layers"),
+    *("id", "experiment", "status", "reason", *AXES, "strategy", "num_layers", "kept_layers"),
     *(
         "target_speedup",
         "layer_ratio",
@@ -143,10 +151,18 @@ def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
 
 def terminal(rows: Sequence[Row], width: int) -> Table:
     """A table for a terminal of that many columns."""
-    return fitted(ordered(rows), columns_for(rows), width, title(rows), _footnote(rows), "table.md")
+    return fitted(ordered(rows), columns_for(rows), width, title(rows), footnote(rows), "table.md")
 
 
-def fitted(rows: Sequence[Row], columns: Sequence[Column], width: int, heading: str, note: str, file: str) -> Table:
+def fitted(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    width: int,
+    heading: str,
+    note: str,
+    file: str,
+    words: int = 1,
+) -> Table:
     """Rows as a table for a terminal; columns that do not fit are left out, the least important first.
 
     Args:
@@ -156,24 +172,34 @@ def fitted(rows: Sequence[Row], columns: Sequence[Column], width: int, heading: 
         heading: above the table.
         note: below it.
         file: that has all columns.
+        words: how many of the first columns are words and stand left.
     """
     shown, roomy, notes = list(columns), width >= 100, [note] if note else []
-    table = _drawn(rows, shown, heading, notes, roomy)
+    table = _drawn(rows, shown, heading, notes, roomy, words)
     while _width(table) > width and any(column.leaves for column in shown):
         shown.remove(min((column for column in shown if column.leaves), key=lambda column: column.leaves))
         left_out = f"{len(columns) - len(shown)} columns more in {file}"
-        table = _drawn(rows, shown, heading, [*notes, left_out], roomy)
+        table = _drawn(rows, shown, heading, [*notes, left_out], roomy, words)
     return table
 
 
-def _drawn(rows: Sequence[Row], columns: Sequence[Column], heading: str, notes: Sequence[str], roomy: bool) -> Table:
-    table = Table(title=heading, caption="; ".join(notes), title_style="bold", box=SIMPLE_HEAD)
+def _drawn(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    heading: str,
+    notes: Sequence[str],
+    roomy: bool,
+    words: int,
+) -> Table:
+    table = Table(title=escape(heading), caption=escape("; ".join(notes)), title_style="bold", box=SIMPLE_HEAD)
     table.padding = (0, int(roomy), 0, 0)
     table.title_justify = table.caption_justify = "left"
     for i, column in enumerate(columns):
-        table.add_column(column.title, justify="left" if i == 0 else "right", no_wrap=True)
-    for cells in _cells(rows, columns):
-        table.add_row(*(cell if len(cell) <= LONGEST_CELL else f"…{cell[1 - LONGEST_CELL :]}" for cell in cells))
+        side: Literal["left", "right"] = "left" if i < words else "right"
+        table.add_column(column.title, justify=side, no_wrap=True)
+    for cells in cells_of(rows, columns):
+        short = (cell if len(cell) <= LONGEST_CELL else f"…{cell[1 - LONGEST_CELL :]}" for cell in cells)
+        table.add_row(*map(escape, short))
     return table
 
 
@@ -185,14 +211,14 @@ def _width(table: Table) -> int:
 def markdown(rows: Sequence[Row]) -> str:
     """The same table in Markdown, with where its numbers come from."""
     body = grid(ordered(rows), columns_for(rows))
-    return f"# {title(rows)}\n\n{body}\n\n{_footnote(rows)}\n\n{provenance(rows)}\n"
+    return f"# {title(rows)}\n\n{body}\n\n{footnote(rows)}\n\n{provenance(rows)}\n"
 
 
-def grid(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """Rows, in their order, as a table in Markdown."""
-    heads = [column.title.replace("-\n", "").replace("\n", " ") for column in columns]
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    lines = [" | ".join(cells) for cells in (heads, rule, *_cells(rows, columns))]
+def grid(rows: Sequence[Row], columns: Sequence[Column], words: int = 1) -> str:
+    """Rows, in their order, as a table in Markdown, whose first columns are words and the others numbers."""
+    heads = [column.head for column in columns]
+    rule = [*["---"] * words, *["---:"] * (len(heads) - words)]
+    lines = [" | ".join(cells) for cells in (heads, rule, *cells_of(rows, columns))]
     return "\n".join(f"| {line} |" for line in lines)
 
 
@@ -202,7 +228,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(stream, CSV_KEYS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in ordered(rows):
-        writer.writerow({**row, "kept_layers": " ".join(map(str, row["kept_layers"]))})
+        writer.writerow({**row, "status": status(row), "kept_layers": " ".join(map(str, row.get("kept_layers") or ()))})
     return stream.getvalue()
 
 
@@ -214,21 +240,30 @@ def write_tables(folder: ResultsFolder) -> None:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Full first, then by ratio and strategy."""
-    return sorted(rows, key=lambda row: (str(row.get("model")), str(row.get("pair")), row["layer_ratio"], row["strategy"]))
+    """Full first, then by ratio and strategy; a point without a schedule stands where its target is."""
+    return sorted(rows, key=_order)
+
+
+def _order(row: Row) -> tuple[str, str, float, str]:
+    ratio = row.get("layer_ratio") or row.get("target_speedup") or 0.0
+    return str(row.get("model")), str(row.get("pair")), ratio, row["strategy"]
 
 
 def title(rows: Sequence[Row]) -> str:
     """What all rows have in common."""
     common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
     sizes = {"batch {}": "batch_size", "{} examples": "num_examples"}
-    same = [form.format(rows[0][key]) for form, key in sizes.items() if len({row[key] for row in rows}) == 1 and rows[0][key]]
+    same = [
+        form.format(rows[0][key])
+        for form, key in sizes.items()
+        if len({row.get(key) for row in rows}) == 1 and rows[0].get(key)
+    ]
     return " · ".join([*common, *same])
 
 
 def provenance(rows: Sequence[Row]) -> str:
     """One line on code, machine and weights for every kind of run among the rows."""
-    return "  \n".join(dict.fromkeys(_provenance(row) for row in ordered(rows)))
+    return "  \n".join(dict.fromkeys(_provenance(row) for row in ordered(rows) if row.get("environment")))
 
 
 def _provenance(row: Row) -> str:
@@ -237,10 +272,11 @@ def _provenance(row: Row) -> str:
     commit = (facts.get("git_commit") or "no commit")[:10] + (" (modified)" if facts.get("git_dirty") else "")
     processor = facts["accelerator"] or f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}"
     versions = f"ulskip {facts['ulskip']} at {commit}, torch {packages['torch']}, transformers {packages['transformers']}"
-    return f"{versions}; {processor}, {row['dtype']}; weights of {row['model']} trained {row['training']}."
+    return f"{versions}; {processor}, {row.get('dtype')}; weights of {row['model']} trained {row.get('training')}."
 
 
-def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
+def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
+    """What stands in every cell, a list a row."""
     return [[column.show(row) for column in columns] for row in rows]
 
 
@@ -256,10 +292,11 @@ def text(key: str) -> Callable[[Row], str]:
     return show
 
 
-def _footnote(rows: Sequence[Row]) -> str:
+def footnote(rows: Sequence[Row]) -> str:
+    """What is to be known of the marks and columns of a table of rows."""
     notes = [STARS] if any(row.get("against_full") for row in rows) else []
     if any(row.get("measured_speedup") is not None for row in rows):
         notes.append(MEASURED)
     if any(row.get("decode_loss") is None and row.get("measured_speedup") is not None and row.get("task") for row in rows):
         notes.append("no quality: random weights")
-    return "; ".join(notes)
+    return "; ".join([*notes, *reasons(rows)])

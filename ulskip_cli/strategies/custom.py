@@ -1,24 +1,60 @@
-"""A schedule that somebody wrote down."""
+"""A schedule that somebody wrote down: as a list, or as a file that `ulskip export --format schedule` wrote."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
 
-from ulskip_cli import schedule
+from ulskip_cli import schedule, schedule_file
+from ulskip_cli.errors import UsageError
+from ulskip_cli.schedule_file import ScheduleFile
 
 
 @dataclass(frozen=True)
 class Custom:
-    """Keep exactly `layers`."""
+    """Keep exactly `layers`, or those of `file`.
+
+    Attributes:
+        layers: ascending.
+        file: a schedule's JSON file.
+    """
 
     layers: list[int] = field(default_factory=list)
+    file: str | None = None
     follows_ratio: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse two schedules at once."""
+        if self.layers and self.file is not None:
+            raise UsageError(f"expected strategy.layers or strategy.file, got both: {self.layers} and {self.file}")
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
         """As many as are listed."""
-        return len(self.layers)
+        return len(self._listed)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """The listed layers, checked against the model's depth."""
-        layers: Sequence[int] = self.layers
-        return schedule.checked(num_layers, layers)
+        if self._read and self._read.num_layers != num_layers:
+            raise UsageError(
+                f"{self.file} is a schedule for {self._read.num_layers} layers, and this model has {num_layers}; "
+                "give a schedule of its own"
+            )
+        return schedule.checked(num_layers, self._listed)
+
+    def stands_for(self) -> Mapping[str, Any]:
+        """What decides a result: the layers, whichever way they were given."""
+        return {"layers": list(self._listed)}
+
+    @property
+    def _listed(self) -> Sequence[int]:
+        return self._read.kept_layers if self._read else self.layers
+
+    @cached_property
+    def _read(self) -> ScheduleFile | None:
+        if self.file is None:
+            return None
+        found = schedule_file.read(Path(self.file))
+        if found.later_stages:
+            raise UsageError(f"{self.file} has later stages, which strategy=custom has not; take its strategy={found.strategy}")
+        return found

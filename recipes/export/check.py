@@ -1,0 +1,125 @@
+"""Exports of whole models, loaded where ulskip is not installed: do they give the same tokens?
+
+    python recipes/export/check.py --work runs/export-check
+
+Makes a virtual environment with torch and transformers in it, exports each model at 2x with prompt_layers=kept and as a pair,
+and answers the same prompts there and here, one at a time. Here by transformers' engine, which must agree in every token, and
+by the fast engine, whose own matrix product may break a near tie otherwise. The page goes to results/export/README.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from ulskip_cli import environment
+from ulskip_cli.config import compose
+from ulskip_cli.export import command, plans
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.results import write_whole
+from ulskip_cli.schema import Config
+
+PLAIN = Path(__file__).parent / "plain.py"
+PACKAGES = ("torch", "transformers")
+HEADS = ("model", "dtype", "layers", "prompt through", "prompts", "tokens", "other answers", "of the fast engine")
+
+
+def bare_python(folder: Path) -> Path:
+    """A new environment with the same torch and transformers as here, and nothing of ulskip; its interpreter."""
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    wanted = [f"{name}=={version(name).split('+')[0]}" for name in PACKAGES]
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
+    return python
+
+
+def here(config: Config, prompts: list[list[int]], model, engine: str) -> list[list[int]]:
+    """Tokens of every prompt, one prompt at a time."""
+    import torch
+
+    config.decoding.engine = engine
+    decoder = Decoder(model, plans.plan_of(config))
+    rows = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        rows += decoder.generate(ids, torch.ones_like(ids), config.decoding, 0).token_ids
+    return rows
+
+
+def compare(model: str, layers: str, python: Path, work: Path, count: int, new_tokens: int) -> list[str]:
+    """One line of the table; `model` is a name, or name@dtype."""
+    from ulskip_cli.config import instantiate
+    from ulskip_cli.evaluation import prepare
+    from ulskip_cli.models.facts import describe
+    from ulskip_cli.models.load import load
+
+    name, _, dtype = model.partition("@")
+    overrides = [f"model={name}", "task=wmt", "ratio=2", f"prompt_layers={layers}", f"decoding.max_new_tokens={new_tokens}"]
+    overrides += [f"model.dtype={dtype}"] if dtype else []
+    to = work / f"{model}-{layers}"
+    command.export(overrides, None, command.Request(to))
+    config = compose(overrides)
+    task = instantiate(config.task, "task")
+    loaded = load(config.model)
+    prompts = prepare(loaded.tokenizer, describe(config.model).context, task, task.examples()[:count], config).prompts
+    asked, told = work / f"{model}-{layers}.prompts.json", work / f"{model}-{layers}.tokens.json"
+    asked.write_text(json.dumps({"prompts": prompts, "max_new_tokens": new_tokens}))
+    subprocess.run([str(python), "-I", str(PLAIN), str(to), str(asked), str(told)], check=True, stdout=subprocess.DEVNULL)
+    there = json.loads(told.read_text())
+    rows = {engine: here(config, prompts, loaded.model, engine) for engine in ("transformers", "fast")}
+    differ = {engine: sum(a != b for a, b in zip(rows[engine], there, strict=True)) for engine in rows}
+    plan = plans.plan_of(config)
+    cells = (
+        *(
+            name,
+            str(loaded.model.dtype).removeprefix("torch."),
+            f"{plan.num_kept}/{plan.num_layers}",
+            layers,
+            len(prompts),
+            sum(map(len, there)),
+        ),
+        *(f"{differ[engine]}/{len(prompts)}" for engine in ("transformers", "fast")),
+    )
+    print(*cells, flush=True)
+    return [str(cell) for cell in cells]
+
+
+def page(rows: list[list[str]]) -> str:
+    """The table, and what its columns are."""
+    facts = {**environment.code(), **environment.machine("cpu")}
+    table = [f"| {' | '.join(HEADS)} |", "|" + " --- |" * len(HEADS), *(f"| {' | '.join(row)} |" for row in rows)]
+    note = (
+        "Each model was exported at 2x and loaded in an environment with torch and transformers alone. Prompts of the bundled "
+        "translation sample, greedy, one at a time. Other answers: prompts of which a token there differs from a token here, "
+        "with transformers' engine; of the fast engine: likewise, with ulskip's own loop and matrix product."
+    )
+    where = (
+        f"ulskip {facts['ulskip']} at {(facts['git_commit'] or 'no commit')[:10]}, torch {facts['packages']['torch']}, "
+        f"transformers {facts['packages']['transformers']}; {facts['processor']}, {facts['threads']} threads."
+    )
+    return "\n\n".join(["# Exports without ulskip", "\n".join(table), note, where]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/export-check"))
+    parser.add_argument(
+        "--models", nargs="+", help="names, or name@dtype", default=["tiny", "smollm2-135m", "smollm2-135m@float32"]
+    )
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--to", type=Path, default=Path("results/export/README.md"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    python = bare_python(args.work / "venv")
+    points = [(name, layers) for name in args.models for layers in ("kept", "all")]
+    rows = [compare(name, layers, python, args.work, args.prompts, args.new_tokens) for name, layers in points]
+    write_whole(args.to, page(rows))
+    print(args.to)
+
+
+if __name__ == "__main__":
+    main()

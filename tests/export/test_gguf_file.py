@@ -1,0 +1,81 @@
+import json
+
+import pytest
+import torch
+import transformers
+from reference import NEW_STYLE
+
+from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.export import command
+from ulskip_cli.export.command import Request
+from ulskip_cli.export.gguf_file import _pre_tokenizer
+
+gguf = pytest.importorskip("gguf")
+OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
+
+
+def export(source, to, *overrides, **options):
+    return command.export([f"model.path={source}", *OVERRIDES, *overrides], None, Request(to, "gguf", **options))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_file_is_read_back_as_the_view(model_folder, tmp_path, dtype):
+    record = export(model_folder, tmp_path / "x.gguf", f"model.dtype={dtype}")
+    assert "read back, all" in record["checked"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds["blk.2.attn_q.weight"] == {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+    assert kinds["output_norm.weight"] == "F32"
+    assert int(reader.get_field("llama.block_count").contents()) == 3
+    assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
+
+
+def test_a_folder_gets_a_file_of_its_own(model_folder, tmp_path):
+    assert export(model_folder, tmp_path / "out", check=False)["to"] == str(tmp_path / "out" / "model.gguf")
+
+
+def test_what_is_read_back_otherwise_is_not_kept(model_folder, tmp_path, monkeypatch):
+    from ulskip_cli.export import gguf_file
+
+    monkeypatch.setattr(gguf_file, "_interleaved", lambda weight, heads: weight)
+    with pytest.raises(RunError, match=r"q_proj.weight read back"):
+        export(model_folder, tmp_path / "x.gguf")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model_type": "gemma"}, "its type is gemma"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rotary embedding is scaled"),
+        ({"attention_bias": True}, "have biases"),
+        ({"hidden_act": "gelu"}, "activation is gelu"),
+    ],
+)
+def test_other_shapes_are_refused(change, match):
+    from ulskip_cli.export.gguf_file import _refuse
+
+    with pytest.raises(UsageError, match=match):
+        _refuse({"model_type": "llama", **change})
+
+
+def test_names_of_ways_to_cut_words():
+    level = {"type": "ByteLevel", "use_regex": True}
+    assert _pre_tokenizer(level) == "gpt-2"
+    assert (
+        _pre_tokenizer({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]})
+        == "smollm"
+    )
+    with pytest.raises(UsageError, match="no name for the way"):
+        _pre_tokenizer({"type": "Whitespace"})
+
+
+def test_untied_heads_are_written(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    options = {**NEW_STYLE, "vocab_size": 310, "eos_token_id": 1, "bos_token_id": None, "tie_word_embeddings": False}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**options)).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    record = export(tmp_path / "source", tmp_path / "x.gguf")
+    assert "read back, all 30 tensors" in record["checked"]
+    assert json.loads((tmp_path / "source" / "config.json").read_text())["vocab_size"] == 310

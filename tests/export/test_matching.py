@@ -1,0 +1,68 @@
+import json
+
+import pytest
+
+from ulskip_cli.config import compose, resolved
+from ulskip_cli.export.matching import matching
+from ulskip_cli.models.facts import describe
+from ulskip_cli.plan import make_plan
+
+TRAINING = "with skipping"
+
+
+@pytest.fixture
+def config():
+    return compose(["ratio=2"])
+
+
+@pytest.fixture
+def row(config):
+    plan = make_plan(config, describe(config.model))
+    return {
+        "id": "a", "finished_at": "2026-01-01", "task": "wmt", "pair": "de-en", "batch_size": 8, "decoding": "greedy",
+        "num_layers": 12, "kept_layers": list(plan.kept_layers), "prompt_layers": "all", "training": TRAINING,
+        "environment": {"processor": "p", "threads": 2}, "config": resolved(config),
+    }  # fmt: skip
+
+
+def found(tmp_path, config, *rows):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = make_plan(config, describe(config.model))
+    ids = [row["id"] for row in matching(tmp_path, config.model, plan, TRAINING)]
+    assert ids == [row["id"] for row in matching(tmp_path / "one", config.model, plan, TRAINING)]
+    return ids
+
+
+def test_the_newest_row_of_a_task_counts(tmp_path, config, row):
+    rows = [{**row, "id": "new", "finished_at": "2026-02-01"}, row, {**row, "id": "other", "batch_size": 1}]
+    assert found(tmp_path, config, *rows) == ["other", "new"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kept_layers": [0, 11]},
+        {"num_layers": 30},
+        {"prompt_layers": "kept"},
+        {"training": "otherwise"},
+        {"draft_tokens": 4},
+        {"status": "failed"},
+        {"status": "n/a"},
+        {"later_stages": [{"first_step": 3, "kept_layers": [0, 11]}]},
+    ],
+    ids=str,
+)
+def test_rows_of_something_else_do_not_count(tmp_path, config, row, change):
+    assert found(tmp_path, config, {**row, **change}) == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("path", "other"), ("dtype", "bfloat16"), ("adapter", "x"), ("revision", "r")])
+def test_rows_of_another_model_do_not_count(tmp_path, config, row, key, value):
+    changed = {**row["config"], "model": {**row["config"]["model"], key: value}}
+    assert found(tmp_path, config, {**row, "config": changed}) == []
+
+
+def test_a_folder_that_is_not_there_has_no_rows(tmp_path, config):
+    plan = make_plan(config, describe(config.model))
+    assert matching(tmp_path / "nowhere", config.model, plan, TRAINING) == []

@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from ulskip_cli.errors import UsageError
+from ulskip_cli.export.target import RECORD, staged_file, staged_folder
+
+
+def write_export(folder, text="weights"):
+    with staged_folder(folder) as staging:
+        (staging / "model").write_text(text)
+        (staging / RECORD).write_text(json.dumps({"files": ["model"]}))
+
+
+def test_a_folder_appears_whole(tmp_path):
+    write_export(tmp_path / "deep" / "out")
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["out"]
+    assert (tmp_path / "deep" / "out" / "model").read_text() == "weights"
+
+
+def test_an_earlier_export_is_replaced(tmp_path):
+    write_export(tmp_path / "out")
+    write_export(tmp_path / "out", "newer")
+    assert (tmp_path / "out" / "model").read_text() == "newer"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    write_export(tmp_path / "out")
+    assert (tmp_path / "out" / "model").is_file()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interruption_leaves_what_was_there(tmp_path, error):
+    write_export(tmp_path / "out")
+    with pytest.raises(error), staged_folder(tmp_path / "out") as staging:
+        (staging / "model").write_text("half")
+        raise error
+    assert (tmp_path / "out" / "model").read_text() == "weights"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_export_left_is_swept_away(tmp_path):
+    stale = tmp_path / ".out.999999999.ulskip-part"
+    stale.mkdir()
+    write_export(tmp_path / "out")
+    assert not stale.exists()
+
+
+def test_somebody_elses_folder_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis").write_text("x")
+    with pytest.raises(UsageError, match="no export of ulskip"):
+        write_export(tmp_path / "out")
+    (tmp_path / "out" / "thesis").unlink()
+    write_export(tmp_path / "out")
+    (tmp_path / "out" / "thesis").write_text("x")
+    with pytest.raises(UsageError, match="holds thesis besides"):
+        write_export(tmp_path / "out")
+    assert (tmp_path / "out" / "thesis").read_text() == "x"
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        write_export(tmp_path / "out")
+
+
+def test_a_file_is_written_whole_and_replaces_only_its_own(tmp_path):
+    file = tmp_path / "x" / "s.json"
+    for text in ("ulskip 1", "ulskip 2"):
+        with staged_file(file) as staging:
+            staging.write_text(text)
+    with pytest.raises(RuntimeError), staged_file(file) as staging:
+        staging.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "ulskip 2"
+    assert [path.name for path in file.parent.iterdir()] == ["s.json"]
+    file.write_text("mine")
+    with pytest.raises(UsageError, match="no export of ulskip"), staged_file(file):
+        pass
+    with pytest.raises(UsageError, match="is a folder"), staged_file(tmp_path):
+        pass

@@ -1,0 +1,54 @@
+import pytest
+from report_rows import small_sweep, sweep_row
+
+from ulskip_cli.report import claims, table
+from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Scorer
+
+
+def found(new, old=()):
+    before = [row | {"folder": "results/old"} for row in old]
+    return {claim.text: claim for claim in claims.claims(new, before, 0.9, Scorer())}
+
+
+def test_the_papers_claims_are_judged_on_the_rows():
+    own = found(small_sweep())
+    claim = own["unified beats top_skip in BLEU at 2x"]
+    assert claim.new.verdict == HOLDS
+    assert claim.new.figures == "29.00 against 20.00, +9.00 (+7.59 to +10.41)"
+    assert own["unified keeps 90% of full's BLEU at 2x"].new.verdict == HOLDS
+    assert own["unified keeps 90% of full's BLEU at 3x"].new.verdict == TIE
+    assert own["unified decodes faster than full at 3x"].new.verdict == HOLDS
+    assert not [text for text in own if "before" in text]
+
+
+def test_what_the_interval_holds_is_a_tie_and_the_contrary_does_not_hold():
+    own = found(small_sweep(unified_2=20.2, unified_3=3.0))
+    assert own["unified beats top_skip in BLEU at 2x"].new.verdict == TIE
+    assert own["unified beats top_skip in BLEU at 3x"].new.verdict == FAILS
+    assert own["unified keeps 90% of full's BLEU at 2x"].new.verdict == FAILS
+
+
+def test_a_claim_shows_what_it_was_before():
+    both = found(small_sweep(unified_2=20.2), small_sweep())
+    claim = both["unified beats top_skip in BLEU at 2x"]
+    assert (claim.new.verdict, claim.old.verdict) == (TIE, HOLDS)
+    assert both["unified at 2x: BLEU as before"].new.verdict == FAILS
+    assert both["top_skip at 2x: BLEU as before"].new.verdict == TIE
+
+
+@pytest.mark.parametrize(("speedup", "verdict"), [(1.8, HOLDS), (1.9, HOLDS), (2.1, TIE), (2.6, FAILS), (1.2, FAILS)])
+def test_a_speedup_is_repeated_within_the_tolerance(speedup, verdict):
+    both = found([sweep_row("full"), sweep_row(speedup=speedup)], [sweep_row("full"), sweep_row(speedup=1.8)])
+    assert both["unified at 2x: measured speedup within 15% of before"].new.verdict == verdict
+
+
+def test_settings_that_the_other_side_lacks_have_no_claims_about_it():
+    both = found(small_sweep(), [row | {"pair": "en-de"} for row in small_sweep()])
+    assert all(claim.old is None and "before" not in claim.text for claim in both.values())
+
+
+def test_claims_are_counted_and_tabled():
+    own = list(found(small_sweep(unified_3=3.0), small_sweep()).values())
+    assert "do not hold" in claims.summary(own)
+    text = table.grid(*claims.lines(own))
+    assert "| claim | verdict | figures | verdict before | figures before |" in text

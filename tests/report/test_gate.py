@@ -1,0 +1,76 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_rows import not_applicable, small_sweep, sweep_row
+
+from ulskip_cli.report.gate import apart, primary, quality, winners
+from ulskip_cli.report.groups import Group
+
+
+def judged(row, gate=0.9):
+    return quality(Group("", [sweep_row("full"), row]), gate)[id(row)]
+
+
+def test_the_tasks_first_metric_decides():
+    assert primary(small_sweep()) == "bleu"
+    assert primary([sweep_row(config={"task": {"metrics": ["chrf", "bleu"]}})]) == "chrf"
+    assert primary([sweep_row(config={}, bleu=None, chrf=None)]) == "decode_loss"
+    assert primary([sweep_row(bleu=None, chrf=None, decode_loss=None)]) is None
+    assert primary([sweep_row(config={"task": {"metrics": ["rouge"]}}, rougeL=10.0)]) == "rougeL"
+
+
+@pytest.mark.parametrize(
+    ("bleu", "margin", "word"),
+    [(29.0, 0.02, "passes"), (27.1, 0.02, "passes?"), (26.9, 0.02, "below?"), (20.0, 0.02, "below")],
+)
+def test_a_point_passes_at_the_gates_share_and_surely_where_its_interval_does(bleu, margin, word):
+    assert judged(sweep_row(bleu=bleu, margin=margin)).word == word
+
+
+def test_where_lower_is_better_the_share_is_turned():
+    bare = {"config": {}, "bleu": None, "chrf": None, "against_full": {}}
+    row = sweep_row(decode_loss=2.5) | bare
+    own = quality(Group("", [sweep_row("full") | bare, row]), 0.9)[id(row)]
+    assert (own.metric, own.share, own.word) == ("decode_loss", 0.8, "below")
+
+
+def test_without_a_full_model_there_is_no_judgement():
+    assert quality(Group("", [sweep_row(against_full={})]), 0.9) == {}
+    assert winners(Group("", [sweep_row(against_full={})]), 0.9) == []
+    assert winners(Group("", [sweep_row("full")]), 0.9) == []
+
+
+def test_winners_are_named_among_what_passes():
+    found = {one.title: one for one in winners(Group("", small_sweep()), 0.9)}
+    assert found["fastest at batch 1"].names == ["unified 3x"]
+    assert found["best BLEU at 2x"].names == ["unified 2x"]
+    assert found["best BLEU at 2x"].note == "the only one to pass"
+    strict = {one.title: one for one in winners(Group("", small_sweep()), 0.99)}
+    assert strict["fastest at batch 8"].rows == []
+    assert "nothing keeps 99%" in strict["fastest at batch 8"].note
+
+
+def test_what_the_intervals_do_not_tell_apart_is_a_tie():
+    rows = small_sweep(batches=(1,), top_skip_3=27.4)
+    found = {one.title: one for one in winners(Group("", rows), 0.9)}
+    assert found["fastest at batch 1"].tie
+    assert found["fastest at batch 1"].names == ["unified 3x", "top_skip 3x"]
+    assert found["best BLEU at 3x"].tie
+    assert not found["best BLEU at 2x"].tie
+
+
+def test_a_winner_that_is_no_faster_than_full_is_called_so():
+    rows = [sweep_row("full"), sweep_row(speedup=1.01)]
+    assert winners(Group("", rows), 0.9)[0].note == "not faster than full within the interval"
+
+
+def test_points_that_came_to_nothing_win_nothing():
+    rows = [sweep_row("full"), sweep_row(), not_applicable(batch=1)]
+    assert all(one.names == ["unified 2x"] for one in winners(Group("", rows), 0.9))
+
+
+@given(st.floats(1, 40), st.floats(1, 40), st.floats(0.001, 0.2))
+def test_apart_is_symmetric_and_never_of_a_point_and_itself(one, other, margin):
+    first, second = sweep_row(bleu=one, margin=margin), sweep_row(bleu=other, margin=margin)
+    assert apart(first, second, "bleu") == apart(second, first, "bleu")
+    assert not apart(first, first, "bleu")

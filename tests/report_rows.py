@@ -1,0 +1,70 @@
+"""Rows as a sweep leaves them, small, with answers beside them."""
+
+import json
+
+ENVIRONMENT = {
+    "ulskip": "0", "git_commit": "abc", "git_dirty": False, "packages": {"torch": "2", "transformers": "5"},
+    "accelerator": None, "processor": "CPU", "threads": 2, "instruction_set": "AVX2",
+}  # fmt: skip
+KEPT = {1.0: [0, 1, 2, 3, 4, 5], 2.0: [0, 2, 5], 3.0: [0, 5]}
+FULL_BLEU = 30.0
+
+
+def sweep_row(strategy="unified", target=2.0, batch=1, bleu=28.0, speedup=None, margin=0.02, **more):
+    """A finished row; `margin` is half of the intervals, of quality in hundreds of BLEU."""
+    full = strategy == "full"
+    target = 1.0 if full else target
+    bleu, speedup = (FULL_BLEU, 1.0) if full else (bleu, speedup or 0.9 * target)
+    delta = (bleu or 0) - FULL_BLEU
+    compared = {
+        "full": FULL_BLEU, "delta": delta, "delta_low": delta - 100 * margin / 2, "delta_high": delta + 100 * margin / 2,
+        "p_value": 0.01,
+    }  # fmt: skip
+    row = {
+        "id": f"{strategy}-{target:g}-{batch}", "baseline_id": None if full else f"full-1-{batch}", "experiment": "x",
+        "model": "m", "task": "wmt", "dataset": "sample", "pair": "de-en", "decoding": "greedy", "strategy": strategy,
+        "strategy_options": {}, "batch_size": batch, "prompt_layers": "all", "ratio_basis": "layers", "num_layers": 6,
+        "kept_layers": KEPT[target], "target_speedup": target, "layer_ratio": 6 / len(KEPT[target]),
+        "predicted_speedup": 0.85 * target if target > 1 else 1.0, "measured_speedup": speedup,
+        "measured_speedup_low": speedup - margin, "measured_speedup_high": speedup + margin,
+        "end_to_end_speedup": 0.95 * speedup, "bleu": bleu, "chrf": 50.0, "against_full": {} if full else {"bleu": compared},
+        "decode_loss": 2.0, "total_tokens_per_second": 100.0 * batch * speedup, "decode_tokens_per_second": 50.0 * speedup,
+        "prompt_kv_bytes": 100, "kept_kv_bytes": 50, "num_examples": 20, "dtype": "float32", "device": "cpu", "seed": 1,
+        "training": "with skipping", "environment": ENVIRONMENT, "finished_at": "2026-01-01T00:00:00+00:00", "warnings": [],
+        "folder": "results/x", "config": {"task": {"metrics": ["bleu", "chrf"]}},
+    }  # fmt: skip
+    return {**row, **more}
+
+
+def small_sweep(batches=(1, 8), **scores):
+    """Full and two strategies at two targets; `scores` by strategy and target, as unified_2."""
+    bleu = {"unified_2": 29.0, "unified_3": 27.5, "top_skip_2": 20.0, "top_skip_3": 5.0, **scores}
+    rows = [sweep_row("full", batch=batch) for batch in batches]
+    for name, score in bleu.items():
+        strategy, _, target = name.rpartition("_")
+        rows += [sweep_row(strategy, float(target), batch, score) for batch in batches]
+    return rows
+
+
+def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
+    """What a point leaves that came to nothing."""
+    keys = ("model", "task", "dataset", "pair", "decoding", "experiment", "seed", "batch_size", "target_speedup", "folder")
+    known = sweep_row(target=target, batch=batch)
+    told = {"status": status, "reason": f"{strategy} decodes one sequence at a time", "strategy": strategy}
+    return {**{key: known[key] for key in keys}, "id": f"{strategy}-{target:g}-{batch}", **told}
+
+
+def write_folder(path, rows, answers=None):
+    """A folder of results; `answers` by row id: hypotheses to as many examples."""
+    path.mkdir(parents=True, exist_ok=True)
+    bare = [{key: value for key, value in row.items() if key != "folder"} for row in rows]
+    (path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare), "utf-8")
+    for point, texts in (answers or {}).items():
+        (path / "generations").mkdir(exist_ok=True)
+        lines = [
+            {"id": str(i), "source": f"Satz {i}", "reference": f"sentence number {i} is here", "hypothesis": text, "flags": []}
+            for i, text in enumerate(texts)
+        ]
+        file = path / "generations" / f"{point}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return path

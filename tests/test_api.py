@@ -1,0 +1,103 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+
+import ulskip_cli
+from ulskip_cli import api
+from ulskip_cli.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def loaded(model_folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(model_folder)
+
+
+def test_the_package_has_the_api_and_stays_fast():
+    script = (
+        "import sys, ulskip_cli; assert not {'torch', 'transformers', 'omegaconf'} & set(sys.modules);"
+        "from ulskip_cli import schedule; assert schedule(30, 2.0)[-1] == 29;"
+        "assert 'torch' not in sys.modules; from ulskip_cli import evaluate, generate, shallow_view"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert {"schedule", "shallow_view", "generate", "evaluate"} <= set(dir(ulskip_cli))
+    assert ulskip_cli.schedule(12, 3.0) == ulskip_cli.schedule.even(12, 4)
+    with pytest.raises(AttributeError, match="no attribute 'generat'"):
+        _ = ulskip_cli.generat
+
+
+def test_a_schedule_is_the_strategys():
+    assert api.schedule(12, 3.0) == (0, 4, 7, 11)
+    assert api.schedule(12, 3.0, "top_skip") == (0, 1, 2, 3)
+    assert api.schedule(12, 1.0, "custom", layers=[0, 5, 11]) == (0, 5, 11)
+    with pytest.raises(UsageError, match="did you mean 'unified'"):
+        api.schedule(12, 3.0, "unifed")
+    with pytest.raises(UsageError, match="spacng"):
+        api.schedule(12, 3.0, spacng="even")
+
+
+def test_a_view_is_the_model_with_fewer_layers(loaded):
+    model, _ = loaded
+    view = api.shallow_view(model, (0, 3, 5))
+    assert view.config.num_hidden_layers == 3
+    assert view.get_input_embeddings() is model.get_input_embeddings()
+
+
+def test_answers_are_in_the_order_of_the_prompts(loaded):
+    model, tokenizer = loaded
+    prompts = ["the cat", "der Hund schläft im Haus", "a b"]
+    together = api.generate(model, tokenizer, prompts, (0, 3, 5), max_new_tokens=6)
+    alone = [api.generate(model, tokenizer, [prompt], (0, 3, 5), max_new_tokens=6)[0] for prompt in prompts]
+    assert together == alone
+    assert all(answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in together)
+
+
+def test_kept_prompt_layers_are_the_views_own_generation(loaded):
+    model, tokenizer = loaded
+    ids = tokenizer("the cat sat", return_tensors="pt")
+    view = api.shallow_view(model, (0, 3, 5))
+    with torch.inference_mode():
+        whole = view.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids.input_ids.shape[1] :]
+    (answer,) = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), prompt_layers="kept", max_new_tokens=6)
+    assert answer.token_ids == whole.tolist()
+    (full,) = api.generate(model, tokenizer, ["the cat sat"], max_new_tokens=6, num_beams=2)
+    assert len(full.token_ids) <= 6
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"max_new_token": 3}, "did you mean 'max_new_tokens'"),
+        ({"max_new_tokens": 0}, "max_new_tokens >= 1"),
+        ({"max_new_tokens": "many"}, "max_new_tokens"),
+        ({"prompt_layers": "some"}, "prompt_layers"),
+        ({"kept": [3, 0]}, "ascending"),
+        ({"options": {"no_such": 1}}, "no_such"),
+    ],
+)
+def test_what_cannot_be_is_refused(loaded, options, match):
+    with pytest.raises(UsageError, match=match):
+        api.generate(*loaded, ["a"], **options)
+
+
+def test_an_evaluation_is_a_run(model_folder, tmp_path):
+    rows = api.evaluate(
+        f"model.path={model_folder}", "limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0",
+        "speed.new_tokens=3", f"results_dir={tmp_path}",
+    )  # fmt: skip
+    assert [row["strategy"] for row in rows] == ["full", "unified"]
+    assert (tmp_path / "default" / "table.md").is_file()
+    with pytest.raises(UsageError, match="out of reach"):
+        api.evaluate(f"model.path={model_folder}", "ratio=9", f"results_dir={tmp_path}/other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_every_function_is_documented():
+    pdoc = pytest.importorskip("pdoc")
+    page = pdoc.pdoc("ulskip_cli.api")
+    for name in api.__all__:
+        assert getattr(api, name).__doc__
+        assert f'id="{name}"' in page

@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from ulskip_cli.generation.output import BatchOutput, Drafts
+from ulskip_cli.partial import Partial
+
+ORIGIN = {"code": "a", "threads": 2}
+ORDER = [2, 0, 1, 3]
+
+
+def output(*tokens, drafts=None):
+    return BatchOutput([list(one) for one in tokens], [False] * len(tokens), 9, 0.1, 0.2, 0.3, 10, 5, drafts=drafts)
+
+
+@pytest.fixture
+def path(tmp_path):
+    partial = Partial(tmp_path / "a.partial.jsonl", ORIGIN)
+    assert partial.batches(ORDER) == []
+    partial.add([2, 0], output([1, 2], [3]), 2, 100)
+    partial.add([1], output([4], drafts=Drafts(1, 2, 3, 4)), 1, 200)
+    return tmp_path / "a.partial.jsonl"
+
+
+def test_finished_batches_are_read_back(path):
+    one, two = Partial(path, ORIGIN).batches(ORDER)
+    assert (one.positions, one.output, one.batch_size) == ([2, 0], output([1, 2], [3]), 2)
+    assert (two.output.drafts, two.batch_size, two.peak_memory_bytes) == (Drafts(1, 2, 3, 4), 1, 200)
+
+
+def test_a_batch_that_was_cut_off_is_dropped_and_the_file_goes_on_whole(path):
+    path.write_bytes(path.read_bytes()[:-20])
+    again = Partial(path, ORIGIN)
+    assert [batch.positions for batch in again.batches(ORDER)] == [[2, 0]]
+    again.add([1, 3], output([7], [8]), 2, 300)
+    assert [batch.positions for batch in Partial(path, ORIGIN).batches(ORDER)] == [[2, 0], [1, 3]]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_batches_of_another_machine_or_order_are_dropped(path):
+    assert len(Partial(path, ORIGIN).batches([2, 0, 3, 1])) == 1
+    other = Partial(path, {**ORIGIN, "threads": 1})
+    assert other.batches(ORDER) == []
+    other.add([2, 0], output([1, 2], [3]), 2, 100)
+    assert len(Partial(path, {**ORIGIN, "threads": 1}).batches(ORDER)) == 1
+
+
+def test_seconds_of_all_attempts_add_up(path):
+    text = path.read_text().splitlines()
+    last = {**json.loads(text[-1]), "elapsed_seconds": 100.0}
+    path.write_text("\n".join([*text[:-1], json.dumps(last)]) + "\n")
+    again = Partial(path, ORIGIN)
+    again.batches(ORDER)
+    assert again.elapsed_seconds >= 100
+
+
+def test_nothing_is_left_of_a_run_that_is_done(path):
+    partial = Partial(path, ORIGIN)
+    partial.remove()
+    partial.remove()
+    assert not path.exists()
+    assert partial.batches(ORDER) == []

@@ -1,0 +1,44 @@
+"""docs/tutorial.md is run as it stands, on the bundled model and with few steps."""
+
+import re
+import shlex
+from pathlib import Path
+
+import matplotlib
+
+from ulskip_cli.cli import invoke
+from ulskip_cli.models.facts import ASSETS
+
+PAGE = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL)
+HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+FEWER = {
+    "evaluate": ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"],
+    "run": ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"],
+    "train": ["limit=16", "train.batch_size=4"],
+    "export": [],
+}
+
+
+def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for language, code in BLOCKS:
+        here = (
+            code.replace(HUB_MODEL, str(ASSETS / "tiny")).replace("limit=40", "limit=4").replace("max_steps=20", "max_steps=2")
+        )
+        if language == "python":
+            quick = ", ".join(map(repr, FEWER["evaluate"]))
+            exec(here.replace('"task=wmt"', f'"task=wmt", {quick}'), names)
+        else:
+            for line in here.splitlines():
+                _, *arguments = shlex.split(line)
+                assert invoke([*arguments, *FEWER[arguments[0]]]) == 0
+    told = capsys.readouterr().out
+    assert "(0, 2, 4, 7, 9, 11)" in told
+    assert "6 of 12" in told
+    assert "by 6 layers" in told
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert names["rows"][-1]["strategy"] == "unified"
+    assert "measured speedup" in card

@@ -1,0 +1,178 @@
+"""ulskip from Python, in four functions.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from ulskip_cli import evaluate, generate, schedule, shallow_view
+
+model = AutoModelForCausalLM.from_pretrained("some/model")
+tokenizer = AutoTokenizer.from_pretrained("some/model")
+kept = schedule(model.config.num_hidden_layers, ratio=2.0)
+answers = generate(model, tokenizer, ["Once upon a time"], kept)
+```
+
+`schedule` decides, `shallow_view` makes a model of what was decided, `generate` answers prompts under it, `evaluate` measures
+what it costs and what it brings. Nothing changes the model that is passed in. A request that cannot be served raises
+`ulskip_cli.errors.UsageError` with one line that says why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ulskip_cli.experiment import Session
+    from ulskip_cli.results import Row
+
+__all__ = ["Answer", "evaluate", "generate", "schedule", "shallow_view"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated for one prompt."""
+
+    text: str
+    """Special tokens left out."""
+    token_ids: list[int]
+    """Up to and with the first end token."""
+    hit_limit: bool
+    """Whether max_new_tokens ended it."""
+
+
+def schedule(num_layers: int, ratio: float, strategy: str = "unified", **options: Any) -> tuple[int, ...]:
+    """The layers that a decode step keeps. Imports no torch.
+
+    >>> schedule(30, 5.0)
+    (0, 6, 12, 17, 23, 29)
+    >>> schedule(30, 5.0, spacing="reference")  # as the published code rounds
+    (0, 6, 12, 18, 24, 29)
+
+    Args:
+        num_layers: N, the decoder layers of the model.
+        ratio: r >= 1, the target speedup; floor(N / r) layers are kept.
+        strategy: a name that `ulskip strategies` lists.
+        **options: fields of the strategy, as `spacing` of `unified` and `layers` of `custom`.
+
+    Returns:
+        Ascending layer numbers from 0.
+
+    Raises:
+        UsageError: the ratio is out of reach, or there is no such strategy or option.
+    """
+    from omegaconf import OmegaConf
+
+    from ulskip_cli import config
+    from ulskip_cli.errors import one_of
+
+    known = config.options("strategy")
+    one_of("strategy", strategy, known)
+    node: Any = OmegaConf.to_container(OmegaConf.load(known[strategy]))
+    chosen = config.instantiate({**node, **options}, "strategy")
+    kept: tuple[int, ...] = chosen.kept_layers(num_layers, chosen.num_kept(num_layers, ratio))
+    return kept
+
+
+def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedModel":
+    """A model of some of a model's layers that shares its weights.
+
+    It takes no memory of its own, is a Hugging Face model in every respect (its `generate`, caches and compilation work), and
+    runs prompts through its own layers. What changes its weights changes the source's.
+
+    Args:
+        model: a decoder-only causal LM with one stack of decoder layers.
+        kept: layer numbers, ascending.
+
+    Raises:
+        UsageError: the architecture cannot be viewed, or `kept` is no schedule for it.
+    """
+    from ulskip_cli import views
+
+    return views.shallow_view(model, kept)
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    kept: Sequence[int] | None = None,
+    *,
+    prompt_layers: str = "all",
+    batch_size: int = 8,
+    seed: int = 1,
+    **decoding: Any,
+) -> list[Answer]:
+    """Answer prompts: each is encoded by all layers, and the tokens after its first are decoded by the kept ones.
+
+    Args:
+        model: in evaluation mode, as `from_pretrained` returns it.
+        tokenizer: the model's.
+        prompts: as the model is to read them; a chat format is up to the caller.
+        kept: layers of a decode step; None: all.
+        prompt_layers: `all`, or `kept` to encode prompts with the kept layers too.
+        batch_size: prompts at once; halved where they do not fit into memory.
+        seed: of sampling.
+        **decoding: keys of `decoding`, as `max_new_tokens=32`, `num_beams=4`, `do_sample=True`, `stop=["END"]`;
+            greedy if nothing else is said.
+
+    Returns:
+        One answer a prompt, in their order.
+
+    Raises:
+        UsageError: an option is unknown or out of bounds, or the architecture cannot be viewed.
+    """
+    from ulskip_cli import views
+    from ulskip_cli.config import decoding_of
+    from ulskip_cli.errors import one_of
+    from ulskip_cli.generation import options
+    from ulskip_cli.generation.batches import BatchSize
+    from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
+    from ulskip_cli.generation.encoding import pad_id
+    from ulskip_cli.plan import Plan
+    from ulskip_cli.schema import PROMPT_LAYERS
+
+    one_of("prompt_layers", prompt_layers, PROMPT_LAYERS)
+    chosen = decoding_of(decoding)
+    options.check(chosen)
+    depth = views.num_layers(model)
+    decoder = Decoder(model, Plan.of_layers(depth, range(depth) if kept is None else kept, prompt_layers), tokenizer)
+    ids = [tokenizer(prompt).input_ids for prompt in prompts]
+    answers: dict[int, Answer] = {}
+    for positions, output in generate_all(decoder, ids, chosen, BatchSize(batch_size), pad_id(tokenizer), seed):
+        for position, tokens, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
+            text, stopped = until_stop(tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop)
+            answers[position] = Answer(text, tokens, hit and not stopped)
+    return [answers[i] for i in range(len(ids))]
+
+
+def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
+    """Measure quality and speed of one configuration, as `ulskip run` does, and keep it in the results folder.
+
+    Args:
+        *overrides: `key=value`, as on the command line: `"model.path=DIR"`, `"task=wmt"`, `"ratio=2"`.
+        session: an `ulskip_cli.experiment.Session` to share between calls, so that weights are loaded once.
+
+    Returns:
+        The rows: the full model's if it is measured for comparison, and the point's own last. docs/results.md describes
+        their keys.
+
+    Raises:
+        UsageError: the configuration cannot be served; nothing was run.
+        RunError: it could, and failed.
+    """
+    from ulskip_cli import checks, config
+
+    chosen = config.compose(overrides)
+    checks.check_run(chosen)
+    from ulskip_cli.experiment import Session, run_point
+    from ulskip_cli.report import table
+    from ulskip_cli.results import ResultsFolder
+
+    folder = ResultsFolder.of(chosen)
+    folder.check_writable()
+    try:
+        rows = run_point(chosen, session or Session())
+    finally:
+        folder.remove_if_empty()
+    table.write_tables(folder)
+    return rows

@@ -1,0 +1,158 @@
+"""A sweep's points as jobs: named, checked, each after the full baseline that it is compared with. Imports no torch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ulskip_cli import checks
+from ulskip_cli.config import baseline_of, identity, instantiate, resolved
+from ulskip_cli.errors import NotApplicable, UsageError
+from ulskip_cli.results import FAILED, NOT_APPLICABLE, ROW_VERSION, ResultsFolder, Row, data_text, point_of
+from ulskip_cli.schema import Config
+from ulskip_cli.tasks.examples import Example
+
+_UNSAID = ("description", "_target_", "sweep", "launcher", "name", "results_dir")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One point, or a baseline that points need.
+
+    Attributes:
+        config: resolved.
+        id: of its row; its identity where data or weights cannot be read.
+        label: what tells it from the others, for people.
+        baseline: the job whose row must be there before; None: none.
+        refused: why it cannot be run, known without running it.
+        asked: a point of the grid, and not a baseline alone.
+    """
+
+    config: Config
+    id: str
+    label: str
+    baseline: str | None = None
+    refused: UsageError | None = None
+    asked: bool = True
+
+    def row_without(self, error: BaseException, reason: str) -> Row:
+        """The row of a point that has no result."""
+        config = self.config
+        return {
+            "row_version": ROW_VERSION,
+            "status": NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED,
+            "reason": reason,
+            "id": self.id,
+            "identity": identity(config),
+            "baseline_id": self.baseline,
+            "experiment": config.name,
+            "model": config.model.path if config.model.source in ("hf", "random") else config.model.name,
+            "task": config.task["name"],
+            "pair": config.task.get("pair"),
+            "strategy": config.strategy["name"],
+            "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
+            "decoding": config.decoding.name,
+            "draft_tokens": config.decoding.draft_tokens,
+            "batch_size": config.batch_size,
+            "ratio_basis": config.ratio_basis,
+            "prompt_layers": config.prompt_layers,
+            "target_speedup": _target(config),
+            "layer_ratio": None,
+            "kept_layers": None,
+            "warnings": [],
+            "seed": config.seed,
+        }
+
+
+def jobs_of(points: Sequence[Config]) -> list[Job]:
+    """Jobs in the order that they are run in: model after model, so that weights are loaded once, a baseline before its points.
+
+    Raises:
+        UsageError: every point is refused; the first one's reason.
+    """
+    read, said = _Reader(), _varying(points)
+    models = list(dict.fromkeys(str(point.model) for point in points))
+    jobs: dict[str, Job] = {}
+    for point in sorted(points, key=lambda point: models.index(str(point.model))):
+        job = read.job(point, _label(point, said))
+        if job.baseline and job.baseline not in jobs:
+            full = baseline_of(point)
+            jobs[job.baseline] = replace(read.job(full, _label(full, said)), asked=False)
+        jobs[job.id] = replace(jobs.get(job.id, job), asked=True)
+    asked = [job for job in jobs.values() if job.asked]
+    refused = [job.refused for job in asked if job.refused]
+    if len(refused) == len(asked):
+        raise refused[0]
+    return list(jobs.values())
+
+
+class _Reader:
+    """Names and checks points; data is read once for all that share it."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, tuple[Sequence[Example], str] | UsageError] = {}
+
+    def job(self, config: Config, label: str) -> Job:
+        data = self._data_of(config)
+        try:
+            if isinstance(data, UsageError):
+                raise data
+            point = point_of(config, data[1])
+        except UsageError as error:
+            return Job(config, identity(config), label, refused=error)
+        try:
+            _, plan = checks.check_schedule(config)
+            checks.check_options(config)
+        except UsageError as error:
+            return Job(config, point, label, refused=error)
+        alone = plan.keeps_all or not config.baseline
+        return Job(config, point, label, None if alone else point_of(baseline_of(config), data[1]))
+
+    def _data_of(self, config: Config) -> tuple[Sequence[Example], str] | UsageError:
+        key = f"{config.task} {config.limit}"
+        if key not in self._data:
+            try:
+                examples = checks.check_data(config)
+                self._data[key] = examples, data_text(examples)
+            except UsageError as error:
+                self._data[key] = error
+        return self._data[key]
+
+
+def _target(config: Config) -> float | None:
+    """The ratio as rows have it."""
+    if instantiate(config.strategy, "strategy").follows_ratio:
+        return config.ratio
+    return 1.0 if config.strategy["name"] == "full" else None
+
+
+def _varying(points: Sequence[Config]) -> list[str]:
+    """Keys in which points differ, a group's name in place of its keys."""
+    flat = [dict(_flat(resolved(point))) for point in points]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    varying = [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
+    groups = {key.partition(".")[0] for key in varying if key.count(".") == 1 and key.endswith(".name")}
+    alone = [key for key in varying if key.endswith(".name") or key.partition(".")[0] not in groups]
+    return [key for key in alone if key not in ("ratio", "strategy.name")]
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if key in _UNSAID and not (key == "name" and prefix):
+            continue
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _label(config: Config, said: Sequence[str]) -> str:
+    """Strategy, ratio and what else varies."""
+    flat = dict(_flat(resolved(config)))
+    ratio = [f"ratio {config.ratio:g}"] if instantiate(config.strategy, "strategy").follows_ratio else []
+    names = {key: key.removesuffix(".name").rpartition(".")[2].removesuffix("_size") for key in said}
+    return " ".join([config.strategy["name"], *ratio, *(f"{name} {flat.get(key)}" for key, name in names.items())])
+
+
+def folder_of(jobs: Sequence[Job]) -> ResultsFolder:
+    """The one folder of a sweep."""
+    return ResultsFolder.of(jobs[0].config)

@@ -1,0 +1,89 @@
+"""What `ulskip report` does: rows in, tables, pictures and a page out. Nothing is measured, and no model is loaded."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ulskip_cli.report import examples, latex, screen, table, table4
+from ulskip_cli.report.gathered import Options, Report
+from ulskip_cli.report.page import Page
+from ulskip_cli.results import write_whole
+
+FOLDER = "report"
+NO_TERMINAL = 100  # columns, where the output goes into a file or a pipe
+
+
+def run(options: Options) -> None:
+    """Make a report and show it."""
+    made = Report.of(options)
+    if options.form != "terminal" and not options.as_json:
+        print(made.text(options.form, options.layout or "table4"), end="")
+        return
+    written = write(made)
+    if options.as_json:
+        print(json.dumps(made.told(written), ensure_ascii=False))
+        return
+    screen.show(made, Console(width=None if sys.stdout.isatty() else NO_TERMINAL), written)
+
+
+def write(made: Report) -> list[Path]:
+    """Write all files of a report.
+
+    Returns:
+        The files.
+    """
+    folder = made.options.output or _home(made.paths) / FOLDER
+    texts = {
+        "report.md": _markdown(made),
+        "long.csv": made.text("csv", "long"),
+        "long.tex": f"{latex.HEADER}\n{made.text('latex', 'long')}",
+        "table4.csv": made.text("csv", "table4"),
+        "table4.tex": f"{latex.HEADER}\n{made.text('latex', 'table4')}",
+    }
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    written = [folder / name for name in texts]
+    pictures = []
+    if made.options.plots:
+        from ulskip_cli.report import pictures as drawn
+
+        pictures = drawn.draw(made.groups, made.options.gate)
+        written += [file for one in pictures for file in one.save(folder)]
+    if made.options.page:
+        answers = examples.collect(made.rows, made.options.most)
+        page = Page(made.groups, made.rows, made.options.gate, made.winners, pictures, answers, made.sections)
+        write_whole(folder / "report.html", page.html())
+        written.append(folder / "report.html")
+    return written
+
+
+def _markdown(made: Report) -> str:
+    parts = [
+        f"# {table.title(made.rows)}".rstrip(),
+        "## In the layout of the paper's table 4",
+        table4.markdown(made.tables).strip(),
+    ]
+    for label, found in made.winners.items():
+        heading = f"## Winners{f', {label}' if len(made.winners) > 1 else ''}"
+        lines = [f"Among points that keep {made.options.gate:.0%} of full's quality:", ""]
+        for one in found:
+            told = "; ".join(f"{name} {figure}" for name, figure in zip(one.names, one.figures, strict=True))
+            note = f" ({one.note})" if one.note and told else one.note
+            lines.append(f"- {one.title}: {'a tie of ' if one.tie else ''}{told}{note}")
+        parts += [heading, "\n".join(lines)]
+    for section in made.sections:
+        words = len(section.columns) if section.sentences else section.words
+        parts += [f"## {section.title}", table.grid(section.lines, section.columns, words), section.note]
+    long = table.grid(made.rows, made.columns)
+    parts += ["## All points", long, table.footnote(made.rows), table.provenance(made.rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _home(paths: Sequence[Path]) -> Path:
+    """The folder itself, or the one that several have in common."""
+    if len(paths) == 1:
+        return paths[0]
+    return paths[0].parent

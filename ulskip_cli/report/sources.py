@@ -1,0 +1,63 @@
+"""Which rows a report is made from: those of the named folders, and nothing else."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ulskip_cli.errors import UsageError
+from ulskip_cli.results import ResultsFolder, Row
+
+FILE = "runs.jsonl"
+
+
+def folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
+    """The folders of results that are meant.
+
+    Args:
+        named: folders of results, folders of such folders, or their runs.jsonl; empty: all under `results_dir`.
+        results_dir: where results usually are.
+
+    Raises:
+        UsageError: one of them has no results.
+    """
+    found: dict[Path, None] = {}
+    for path in named or [results_dir]:
+        own = path.parent if path.name == FILE else path
+        below = [own] if (own / FILE).is_file() else sorted(file.parent for file in own.glob(f"*/{FILE}"))
+        if not below:
+            known = ", ".join(str(file.parent) for file in sorted(results_dir.glob(f"*/{FILE}")))
+            hint = f"known: {known}" if known else "`ulskip sweep` makes some"
+            raise UsageError(f"expected a folder of results with {FILE}, or a folder of such folders, got '{path}'; {hint}")
+        found.update(dict.fromkeys(below))
+    return list(found)
+
+
+def read(paths: Sequence[Path]) -> list[Row]:
+    """All rows of some folders, each with the `folder` that it comes from.
+
+    Raises:
+        UsageError: there is none.
+    """
+    with _uncollected():
+        rows = [{**row, "folder": str(path)} for path in paths for row in ResultsFolder(path).rows() if row.get("strategy")]
+    if not rows:
+        raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}; `ulskip sweep` makes some")
+    return rows
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Many objects are made and none thrown away: looking for garbage in between would take a third of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def generations(row: Row) -> list[Row]:
+    """What a row's run generated; nothing where it was not stored."""
+    return ResultsFolder(Path(row["folder"])).generations(row["id"])
