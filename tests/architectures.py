@@ -1,4 +1,4 @@
-"""What becomes of a causal LM when layers are skipped: it works, is refused, or is silently wrong; measured on tiny instances."""
+"""What becomes of a causal LM when layers are skipped: works, refused, silently wrong; tried on a tiny random instance."""
 
 import inspect
 import signal
@@ -10,14 +10,12 @@ import torch
 from tiny_configs import NUM_LAYERS, VOCAB_SIZE
 from transformers import GenerationConfig
 
-from ulskip_cli import views
-from ulskip_cli.config import compose
+from ulskip_cli import viewable, views
 from ulskip_cli.errors import UsageError
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.fast import why_not
 from ulskip_cli.generation.teacher_forcing import response_logits
-from ulskip_cli.models.facts import ModelFacts
-from ulskip_cli.plan import make_plan
+from ulskip_cli.plan import Plan
 from ulskip_cli.schema import DecodingConfig
 
 KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
@@ -53,7 +51,7 @@ class TooLong(Exception):
     """A trial's budget is spent."""
 
 
-def judge(name, model_types, seconds=120):
+def judge(name, model_types, seconds=60):
     """The verdict on a class of transformers."""
     made = Verdict(name, tuple(model_types), NOT_BUILT)
     try:
@@ -135,7 +133,8 @@ def _differs(model, decoder, kept, ids):
     with torch.no_grad():
         given = response_logits(decoder.prompt_model, decoder.stages, ids, ones, response, torch.ones_like(response))
     off = float((given - expected).abs().max() / scale)
-    return f"teacher-forced logits are off by {off:.2g}" if off > NEAR else None
+    limit = NEAR * (10 if viewable.is_recurrent(views.new_cache(model)) else 1)  # single steps of a state are rounded otherwise
+    return f"teacher-forced logits are off by {off:.2g}" if off > limit else None
 
 
 def _generates_otherwise(model, ids):
@@ -189,11 +188,8 @@ def _padding(model, decoder):
 
 
 def decoder_for(model, kept):
-    """A model under `strategy=custom`."""
-    layers = ",".join(map(str, kept))
-    return Decoder(
-        model, make_plan(compose(["strategy=custom", f"strategy.layers=[{layers}]"]), ModelFacts(NUM_LAYERS, None, None))
-    )
+    """A model that decodes with some of its layers."""
+    return Decoder(model, Plan.of_layers(NUM_LAYERS, kept))
 
 
 def reference_logits(model, ids, prompt_len, kept):
@@ -233,13 +229,33 @@ def stack_of(model):
     raise LookupError(f"no decoder layers in {type(model).__name__}: {[name for name, _ in model.named_children()]}")
 
 
-STACKS = """
-model.layers model.language_model.layers transformer.h transformer.blocks transformer.layers gpt_neox.layers
-gpt_neox_japanese.layers backbone.layers model.decoder.layers biogpt.layers rwkv.blocks cpmant.encoder.layers
-bert.encoder.layer roberta.encoder.layer electra.encoder.layer data2vec_text.encoder.layer ernie.encoder.layer
-git.encoder.layer rembert.encoder.layer roberta_prelayernorm.encoder.layer roc_bert.encoder.layer
-roformer.encoder.layer transformer.layer prophetnet.decoder.layers backbone.blocks
-""".split()
+STACKS = [
+    "model.layers",
+    "model.language_model.layers",
+    "transformer.h",
+    "transformer.blocks",
+    "transformer.layers",
+    "gpt_neox.layers",
+    "gpt_neox_japanese.layers",
+    "backbone.layers",
+    "model.decoder.layers",
+    "biogpt.layers",
+    "rwkv.blocks",
+    "cpmant.encoder.layers",
+    "bert.encoder.layer",
+    "roberta.encoder.layer",
+    "electra.encoder.layer",
+    "data2vec_text.encoder.layer",
+    "ernie.encoder.layer",
+    "git.encoder.layer",
+    "rembert.encoder.layer",
+    "roberta_prelayernorm.encoder.layer",
+    "roc_bert.encoder.layer",
+    "roformer.encoder.layer",
+    "transformer.layer",
+    "prophetnet.decoder.layers",
+    "backbone.blocks",
+]
 
 
 def random_ids(batch, length, seed=0):
@@ -279,13 +295,15 @@ def _line(error):
 
 @contextmanager
 def _budget(seconds):
+    """Of this process's own time, however busy the machine is."""
+
     def stop(*_):
         raise TooLong
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

@@ -31,7 +31,8 @@ _BY_SIZE = """
 101: vocab_size decoder_vocab_size
 0: pad_token_id num_kv_shared_layers hidden_size_per_layer_input num_nextn_predict_layers num_mtp_layers
 """
-_SIZES = {key: int(size) for size, keys in (line.split(": ") for line in _BY_SIZE.strip().splitlines()) for key in keys.split()} | {
+_LINES = [line.split(": ") for line in _BY_SIZE.strip().splitlines()]
+_SIZES = {key: int(size) for size, keys in _LINES for key in keys.split()} | {
     "bos_token_id": 1, "eos_token_id": None, "initializer_range": 0.3, "use_sliding_window": True, "max_window_layers": 3,
     "is_decoder": True,
 }  # fmt: skip
@@ -95,7 +96,7 @@ def model_types():
     for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         found.setdefault(name, []).append(model_type)
     return {
-        name: sorted(kinds, key=lambda kind: not name.lower().startswith(kind.replace("_", "")))
+        name: sorted(kinds, key=lambda kind: not name.lower().startswith(kind.replace("_", "")))  # its own first
         for name, kinds in found.items()
     }
 

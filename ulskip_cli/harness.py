@@ -5,6 +5,7 @@ Needs `pip install 'ulskip[lm-eval]'`; importing this module makes `--model ulsk
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,17 +16,19 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from ulskip_cli.config import compose
-from ulskip_cli.errors import UsageError
+from ulskip_cli.config import compose, identity
+from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.evaluation import Workload
 from ulskip_cli.experiment import identity_row, provenance_row
 from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.teacher_forcing import response_logits
+from ulskip_cli.lm_eval_call import Call
+from ulskip_cli.models.facts import fingerprint
 from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
-from ulskip_cli.results import ROW_VERSION, Row
+from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row
 
 Scored = tuple[Any, list[int], list[int]]  # what was asked, and the token ids of context and continuation
 Score = tuple[float, bool]  # log probability of a continuation, and whether it is the greedy one
@@ -54,6 +57,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         max_batch_size: int | None = 64,
         device: str | None = None,
         pretrained: str | None = None,
+        overrides: Sequence[str] = (),
         **arguments: Any,
     ) -> None:
         """Load the model and make the schedule.
@@ -63,6 +67,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             max_batch_size: where `auto` begins; halved while it does not fit into memory.
             device: the harness's `--device`, `model.device` in ulskip's words.
             pretrained: the harness's word for `model.path`.
+            overrides: of ulskip's configuration, as its own commands take them.
             arguments: keys of ulskip's configuration, e.g. `model`, `strategy`, `ratio`, `prompt_layers`; and those of the
                 harness's own models that are no matter of the weights.
 
@@ -74,7 +79,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             arguments.setdefault("model.device", device)
         if pretrained is not None:
             arguments.setdefault("model.path", pretrained)
-        self.ulskip_config = compose([f"{key}={_override(value)}" for key, value in arguments.items()])
+        spelt = [*overrides, *(f"{key}={_override(value)}" for key, value in arguments.items())]
+        self.ulskip_config = compose(spelt)
         if self.ulskip_config.ratio_basis == "latency":
             raise UsageError("ratio_basis=latency needs a task of ulskip's own to time; use layers or cost")
         self.loaded = load(self.ulskip_config.model, self.ulskip_config.seed)
@@ -82,7 +88,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         if tokenizer is None:
             raise UsageError("random weights have no tokenizer; lm-evaluation-harness needs one")
         self.plan = make_plan(self.ulskip_config, self.loaded.facts)
-        scoring = self.plan if "prompt_layers" in arguments or self.plan.keeps_all else replace(self.plan, prompt_layers="kept")
+        asked = any(text.startswith("prompt_layers=") for text in spelt)
+        scoring = self.plan if asked or self.plan.keeps_all else replace(self.plan, prompt_layers="kept")
         self.decoder = Decoder(self.loaded.model, self.plan, tokenizer)
         self.scorer = self.decoder if scoring == self.plan else Decoder(self.loaded.model, scoring, tokenizer)
         self.scoring_plan = scoring
@@ -173,7 +180,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         config = replace(self.ulskip_config, batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
         work = Workload(None, [], None, 0, None)
         row = {
-            **identity_row(config, self.plan, work, "", None),
+            **identity_row(config, self.plan, work, f"{ROW_VERSION} {identity(config)} {fingerprint(config.model)}", None),
             **provenance_row(config, self.plan, self.loaded, 0),
             "scored_prompt_layers": self.scoring_plan.prompt_layers,
             "lm_eval_version": lm_eval_version,
@@ -183,10 +190,41 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return row
 
 
+def run(call: Call) -> tuple[ResultsFolder, list[Row]]:
+    """Run the harness's own command line, and keep rows of what it found.
+
+    Returns:
+        The folder of results and the rows that were added to it; none where the model is no matter of ulskip's.
+
+    Raises:
+        RunError: the harness stopped.
+    """
+    from lm_eval.__main__ import cli_evaluate
+
+    before = set(call.output.rglob("results_*.json"))
+    given = sys.argv
+    try:
+        sys.argv = ["ulskip lm-eval", "run", *call.arguments]
+        cli_evaluate()
+    except SystemExit as end:  # its parser's, which has said why
+        if end.code:
+            raise RunError(f"lm-evaluation-harness stopped with code {end.code}") from None
+    finally:
+        sys.argv = given
+    folder = ResultsFolder.of(call.config) if call.config else ResultsFolder(call.output)
+    rows: list[Row] = []
+    for file in sorted(set(call.output.rglob("results_*.json")) - before) if call.config else []:
+        rows += rows_of(json.loads(file.read_text("utf-8")))
+    for row in rows:
+        assert call.config is not None
+        folder.save(call.config, row)
+    return folder, rows
+
+
 def rows_of(results: Mapping[str, Any]) -> list[Row]:
     """Rows of results, one for each task, out of what the harness returned or wrote; none where the model was another.
 
-    Metrics are under `lm_eval`, in the harness's own units; `acc` and `acc_norm` are row keys too.
+    Metrics are under `lm_eval`, in the harness's own units.
     """
     ours = results["config"].get("ulskip")
     if ours is None:
@@ -214,8 +252,7 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
         }
         text = json.dumps([ROW_VERSION, asked], sort_keys=True, default=str)
         point = hashlib.sha256(text.encode()).hexdigest()[:12]
-        flat = {key: scores.get(key) for key in ("acc", "acc_norm") if key in scores}
-        rows.append({**ours, **what, **flat, "id": point, "status": "done"})
+        rows.append({**ours, **what, "id": point, "status": "done"})
     return rows
 
 

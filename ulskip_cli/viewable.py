@@ -24,7 +24,7 @@ _TIES = {
 _HABITS = {
     "_setup_cache": "its layers keep what they remember of a prompt to themselves",
     "layer_dic": "its layers share a block that knows them by their places",
-    "create_position_ids_from_input_ids": "its positions begin behind its padding id, which transformers' generate does not know",
+    "create_position_ids_from_input_ids": "its positions begin behind its padding id, and generate counts from 0",
     "image_patch_tokens": "it counts the tokens of an image before every prompt, whether there is one or not",
 }
 # Ties in lists with a word for every layer.
