@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
@@ -36,7 +37,7 @@ DEPTHS = {  # of one step of a model of n layers
 }
 
 
-class Written(Exception):  # noqa: N818
+class Written(Exception):
     """A layer's keys and values are made."""
 
 
@@ -78,10 +79,8 @@ class ReplayedSteps(ExitSteps):
             if self.policy == "propagate":
                 self.stops, self.cursor.length = True, at - 1
                 for index in range(depth, self.rule.num_layers):
-                    try:
+                    with suppress(Written):
                         self.parts.layer(index, hidden, self.entry)
-                    except Written:
-                        pass
                 self.stops, self.cursor.length = False, at
         return logits
 
