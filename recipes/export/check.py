@@ -23,7 +23,7 @@ from ulskip_cli.schema import Config
 
 PLAIN = Path(__file__).parent / "plain.py"
 PACKAGES = ("torch", "transformers")
-HEADS = ("model", "layers", "prompt through", "prompts", "tokens", "other answers", "of the fast engine")
+HEADS = ("model", "dtype", "layers", "prompt through", "prompts", "tokens", "other answers", "of the fast engine")
 
 
 def bare_python(folder: Path) -> Path:
@@ -49,21 +49,23 @@ def here(config: Config, prompts: list[list[int]], model, engine: str) -> list[l
     return rows
 
 
-def compare(name: str, layers: str, python: Path, work: Path, count: int, new_tokens: int) -> list[str]:
-    """One line of the table."""
+def compare(model: str, layers: str, python: Path, work: Path, count: int, new_tokens: int) -> list[str]:
+    """One line of the table; `model` is a name, or name@dtype."""
     from ulskip_cli.config import instantiate
     from ulskip_cli.evaluation import prepare
     from ulskip_cli.models.facts import describe
     from ulskip_cli.models.load import load
 
+    name, _, dtype = model.partition("@")
     overrides = [f"model={name}", "task=wmt", "ratio=2", f"prompt_layers={layers}", f"decoding.max_new_tokens={new_tokens}"]
-    to = work / f"{name}-{layers}"
+    overrides += [f"model.dtype={dtype}"] if dtype else []
+    to = work / f"{model}-{layers}"
     command.export(overrides, None, command.Request(to))
     config = compose(overrides)
     task = instantiate(config.task, "task")
     loaded = load(config.model)
     prompts = prepare(loaded.tokenizer, describe(config.model).context, task, task.examples()[:count], config).prompts
-    asked, told = work / f"{name}-{layers}.prompts.json", work / f"{name}-{layers}.tokens.json"
+    asked, told = work / f"{model}-{layers}.prompts.json", work / f"{model}-{layers}.tokens.json"
     asked.write_text(json.dumps({"prompts": prompts, "max_new_tokens": new_tokens}))
     subprocess.run([str(python), "-I", str(PLAIN), str(to), str(asked), str(told)], check=True, stdout=subprocess.DEVNULL)
     there = json.loads(told.read_text())
@@ -71,7 +73,14 @@ def compare(name: str, layers: str, python: Path, work: Path, count: int, new_to
     differ = {engine: sum(a != b for a, b in zip(rows[engine], there, strict=True)) for engine in rows}
     plan = plans.plan_of(config)
     cells = (
-        *(name, f"{plan.num_kept}/{plan.num_layers}", layers, len(prompts), sum(map(len, there))),
+        *(
+            name,
+            str(loaded.model.dtype).removeprefix("torch."),
+            f"{plan.num_kept}/{plan.num_layers}",
+            layers,
+            len(prompts),
+            sum(map(len, there)),
+        ),
         *(f"{differ[engine]}/{len(prompts)}" for engine in ("transformers", "fast")),
     )
     print(*cells, flush=True)
@@ -97,9 +106,11 @@ def page(rows: list[list[str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/export-check"))
-    parser.add_argument("--models", nargs="+", default=["tiny", "smollm2-135m"])
+    parser.add_argument(
+        "--models", nargs="+", help="names, or name@dtype", default=["tiny", "smollm2-135m", "smollm2-135m@float32"]
+    )
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--to", type=Path, default=Path("results/export/README.md"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,7 @@ def test_a_schedule_and_a_recipe_are_files(ulskip, tmp_path):
         (["--to", "out", "--format", "onnx"], "unknown --format 'onnx'"),
         (["--to", "out", "--shard-size", "big"], "expected --shard-size <number of bytes>"),
         (["--to", "out", "ratio=9"], "out of reach"),
+        (["--to", "out", "--results", "nowhere"], "--results: no folder at nowhere"),
         (["--to", "mine"], "no export of ulskip"),
         (["--to", "mine/file", "--format", "schedule"], "mine/file/schedule.json"),
         ([], "Missing option '--to'"),

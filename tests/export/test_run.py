@@ -183,3 +183,24 @@ def test_a_quantized_checkpoint_is_refused(model_folder, tmp_path):
 def test_random_weights_are_refused(tmp_path):
     with pytest.raises(UsageError, match="model=random"):
         command.export(["model=random", "model.path=llama-12x128"], None, Request(tmp_path / "out"))
+
+
+def test_code_beside_the_weights_goes_along_where_it_may_run(model_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    (source / "configuration_own.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    (source / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\nfrom .configuration_own import OwnConfig\n\n\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((source / "config.json").read_text())
+    auto = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    config |= {"auto_map": auto, "model_type": "own", "architectures": ["OwnModel"]}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="trust_remote_code"):
+        export(source, tmp_path / "out", "prompt_layers=kept")
+    record = export(source, tmp_path / "out", "prompt_layers=kept", "model.trust_remote_code=true")
+    assert {"configuration_own.py", "modeling_own.py"} <= set(record["files"])
+    assert "bit for bit" in record["checked"]

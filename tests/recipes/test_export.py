@@ -15,9 +15,9 @@ def test_an_export_answers_without_ulskip_as_it_does_here(tmp_path, monkeypatch)
     monkeypatch.setattr(check, "PLAIN", script)
     for layers in ("kept", "all"):
         cells = check.compare("tiny", layers, sys.executable, tmp_path, 3, 6)
-        assert cells[:4] == ["tiny", "6/12", layers, "3"]
-        assert cells[5] == "0/3"
-    assert "| tiny | 6/12 | all |" in check.page([cells])
+        assert cells[:5] == ["tiny", "float32", "6/12", layers, "3"]
+        assert cells[6] == "0/3"
+    assert "| tiny | float32 | 6/12 | all |" in check.page([cells])
 
 
 def test_plain_refuses_an_environment_with_ulskip(tmp_path):

@@ -149,8 +149,12 @@ def _training(about: About) -> str:
         lines.append(f"Before that they went through: {about.quantization}.")
     if about.trained_for_these is True or about.plan.keeps_all:
         return " ".join(lines)
-    known = "for other layers than these" if about.trained_for_these is False else "for these layers, as far as is known not"
-    return " ".join([*lines, f"They were trained {known}: expect a loss of quality that grows with the ratio."])
+    known = (
+        "They were trained for other layers than these"
+        if about.trained_for_these is False
+        else "Nothing says that it was for these layers"
+    )
+    return " ".join([*lines, f"{known}: expect a loss of quality that grows with the ratio."])
 
 
 def _measured(about: About) -> list[str]:

@@ -54,6 +54,8 @@ def export(overrides: Sequence[str], config_dir: Path | None, request: Request) 
         file = _file(request)
         target.check_file(file)
         return _gguf(config, file, request, overrides) if request.format == "gguf" else _text(config, file, request, overrides)
+    if request.results is not None and not request.results.is_dir():
+        raise UsageError(f"--results: no folder at {request.results}")
     target.check_folder(request.to)
     plans.one_stage(plans.plan_of(config))
     from ulskip_cli.export.run import Options

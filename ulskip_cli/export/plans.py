@@ -1,12 +1,15 @@
 """Schedules that can leave ulskip, as a JSON file or as a merge recipe. Imports no torch."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 
+import yaml
+
 from ulskip_cli import __version__
 from ulskip_cli.errors import UsageError
-from ulskip_cli.models.facts import describe
+from ulskip_cli.models.facts import describe, find_config
 from ulskip_cli.plan import Plan, make_plan
 from ulskip_cli.schedule_file import ScheduleFile
 from ulskip_cli.schema import Config
@@ -28,6 +31,11 @@ def plan_of(config: Config) -> Plan:
             "strategy.layers=[...], or take ratio_basis=cost"
         )
     plan = make_plan(config, describe(config.model))
+    if plan.exits:
+        raise UsageError(
+            f"strategy={name} decides at every token which layers run, which no export can say; export strategy=full, or "
+            "strategy=top_skip for one depth"
+        )
     unknown = [line for line in plan.warnings if "is calibrated" in line]
     if unknown:
         raise UsageError(
@@ -69,11 +77,11 @@ def schedule_of(config: Config, plan: Plan, overrides: Sequence[str]) -> Schedul
 
 def mergekit(config: Config, plan: Plan, overrides: Sequence[str]) -> str:
     """The plan as mergekit's passthrough merge of slices; a slice's end is exclusive."""
-    dtype = "bfloat16" if config.model.dtype == "auto" else config.model.dtype
-    lines = [f"# {made_by(overrides)}", f"# {plan.strategy}: {plan.num_kept} of {plan.num_layers} layers", "slices:"]
-    for begin, end in runs(plan.kept_layers):
-        lines += ["  - sources:", f"      - model: {model_name(config)}", f"        layer_range: [{begin}, {end}]"]
-    return "\n".join([*lines, "merge_method: passthrough", f"dtype: {dtype}"]) + "\n"
+    model = config.model.path if config.model.source == "hf" else str(find_config(config.model).parent)
+    slices = [{"sources": [{"model": model, "layer_range": [a, b]}]} for a, b in runs(plan.kept_layers)]
+    recipe = {"slices": slices, "merge_method": "passthrough", "dtype": _dtype(config)}
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return f"# {made_by(overrides)}\n# {plan.strategy}: {plan.num_kept} of {plan.num_layers} layers\n{text}"
 
 
 def runs(kept: Sequence[int]) -> list[tuple[int, int]]:
@@ -85,6 +93,14 @@ def runs(kept: Sequence[int]) -> list[tuple[int, int]]:
     starts = [kept[0], *(b for a, b in pairwise(kept) if b != a + 1)]
     ends = [*(a + 1 for a, b in pairwise(kept) if b != a + 1), kept[-1] + 1]
     return list(zip(starts, ends, strict=True))
+
+
+def _dtype(config: Config) -> str:
+    """What the weights are computed in; float32 where nothing says."""
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    said = json.loads(find_config(config.model).read_text("utf-8"))
+    return str(said.get("dtype") or said.get("torch_dtype") or "float32")
 
 
 def model_name(config: Config) -> str:

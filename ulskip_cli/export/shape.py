@@ -40,7 +40,11 @@ def shallow_config(
     Raises:
         UsageError: a model that is built from it differs from the view; the message names where.
     """
-    source = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        source = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        code = " (its code runs with model.trust_remote_code=true)" if "trust_remote_code" in str(error) else ""
+        raise UsageError(f"transformers does not read {folder / CONFIG}{code}: {str(error).split(chr(10))[0][:160]}") from None
     full = _weightless(source, trust_remote_code)
     view = views.shallow_view(full, kept)
     values = json.loads((folder / CONFIG).read_text("utf-8"))
