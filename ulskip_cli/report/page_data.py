@@ -8,9 +8,9 @@ from typing import Any
 from ulskip_cli.report import drawing
 from ulskip_cli.report.gate import Quality, quality
 from ulskip_cli.report.groups import Group
-from ulskip_cli.report.status import DONE, absent, status
+from ulskip_cli.report.status import absent
 from ulskip_cli.report.table import AXES, LEAST_FOR_STARS, varying
-from ulskip_cli.results import Row
+from ulskip_cli.results import Row, is_done
 
 FACETS = {"folder", "target_speedup", "strategy", *AXES}
 SCORES = {
@@ -126,7 +126,7 @@ def _fields(
     return [
         Field("strategy", "strategy", "text", get("strategy")),
         Field("approach", "approach", "text", lambda row: approaches.get(id(row)), more=hidden),
-        Field("absent", "", "text", lambda row: absent(row) if status(row) != DONE else None, more=hidden),
+        Field("absent", "", "text", lambda row: None if is_done(row) else absent(row), more=hidden),
         Field("target_speedup", "target", "number", get("target_speedup"), "the speedup asked for", {"trim": True}),
         Field("batch_size", "batch", "number", get("batch_size"), "sequences decoded at once", {"digits": 0}),
         *(Field(key, key.replace("_", " "), "text", axis(key)) for key in axes),
@@ -145,7 +145,7 @@ def _fields(
         _number("total_tokens_per_second", "total tok/s", "prompt and generated ids over all seconds", 0),
         _number("acceptance_rate", "acceptance", "accepted drafts over drafts"),
         Field("kv", "KV kept", "share", _kv, "share of the prompt's cache that stays", {"digits": 0, "plain": True}),
-        Field("reason", "why", "text", lambda row: row.get("reason") if status(row) != DONE else None),
+        Field("reason", "why", "text", lambda row: None if is_done(row) else row.get("reason")),
     ]
 
 
