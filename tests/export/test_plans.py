@@ -35,3 +35,8 @@ def test_a_schedule_says_how_it_was_made():
 def test_what_only_a_run_decides_is_refused():
     with pytest.raises(UsageError, match="decided by a run's clock"):
         plans.plan_of(compose(["ratio_basis=latency"]))
+
+
+def test_what_every_token_decides_is_refused():
+    with pytest.raises(UsageError, match="decides at every token"):
+        plans.plan_of(compose(["strategy=early_exit", "strategy.threshold=0.5"]))

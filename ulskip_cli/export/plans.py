@@ -31,6 +31,11 @@ def plan_of(config: Config) -> Plan:
             "strategy.layers=[...], or take ratio_basis=cost"
         )
     plan = make_plan(config, describe(config.model))
+    if plan.exits:
+        raise UsageError(
+            f"strategy={name} decides at every token which layers run, which no export can say; export strategy=full, or "
+            "strategy=top_skip for one depth"
+        )
     unknown = [line for line in plan.warnings if "is calibrated" in line]
     if unknown:
         raise UsageError(

@@ -289,7 +289,9 @@ def strips(groups: Sequence[Group]) -> Picture | None:
 
 
 def last_stage(row: Row) -> set[int]:
-    """The layers that run to the end."""
+    """The layers that run to the end; with exits those that run on average."""
+    if row.get("exit_depths") and row.get("mean_kept_layers"):
+        return set(range(round(row["mean_kept_layers"])))
     stages = row.get("later_stages") or []
     return set(stages[-1]["kept_layers"] if stages and "kept_layers" in stages[-1] else row["kept_layers"])
 
