@@ -10,7 +10,9 @@ ORDER = [2, 0, 1, 3]
 
 
 def output(*tokens, drafts=None, exits=None):
-    return BatchOutput([list(one) for one in tokens], [False] * len(tokens), 9, 0.1, 0.2, 0.3, 10, 5, drafts=drafts, exits=exits)
+    return BatchOutput(
+        [list(one) for one in tokens], [False] * len(tokens), 9, 0.1, 0.2, 0.3, 10, 5, drafts=drafts, exits=exits
+    )
 
 
 @pytest.fixture

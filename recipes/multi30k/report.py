@@ -111,9 +111,9 @@ def plot(rows: Rows, file: Path) -> None:
             if not found:
                 continue
             x = timed["measured_speedup"] if timed else found[0]["predicted_speedup"]
-            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=COLOURS[strategy], s=12, alpha=0.6)
+            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=COLOURS.get(strategy), s=12, alpha=0.6)
             xs, ys = [*xs, x], [*ys, rows.bleu(strategy, ratio)]
-        axes.plot(xs, ys, color=COLOURS[strategy], label=NAMES[strategy], marker="o", markersize=4)
+        axes.plot(xs, ys, color=COLOURS.get(strategy), label=NAMES[strategy], marker="o", markersize=4)
     axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} decode speedup, batch 1")
     axes.set_ylabel("BLEU, test_2016_flickr de-en")
     axes.legend(frameon=False)
