@@ -1,11 +1,13 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
 import ulskip_cli
+import ulskip_cli.config
 from ulskip_cli import api
 from ulskip_cli.errors import UsageError
 
@@ -37,6 +39,19 @@ def test_a_schedule_is_the_strategys():
         api.schedule(12, 3.0, "unifed")
     with pytest.raises(UsageError, match="spacng"):
         api.schedule(12, 3.0, spacng="even")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "match"),
+    [
+        (SimpleNamespace(is_calibrated=False), "held-out examples first"),
+        (SimpleNamespace(stages=lambda: ()), "other layers at other steps"),
+    ],
+)
+def test_what_numbers_do_not_decide_is_refused(monkeypatch, strategy, match):
+    monkeypatch.setattr(ulskip_cli.config, "instantiate", lambda node, group: strategy)
+    with pytest.raises(UsageError, match=match):
+        api.schedule(12, 2.0)
 
 
 def test_a_view_is_the_model_with_fewer_layers(loaded):

@@ -2,7 +2,7 @@ import pytest
 
 from ulskip_cli.checks import check_bench, check_run, check_training
 from ulskip_cli.config import compose, compose_training
-from ulskip_cli.errors import UsageError
+from ulskip_cli.errors import NotApplicable, UsageError
 
 
 def test_what_can_work_passes():
@@ -32,3 +32,34 @@ def test_a_bench_does_not_look_at_its_task():
     check_bench(config)
     with pytest.raises(UsageError):
         check_run(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["strategy.batch=na"], "strategy.batch=na serves batch_size=1 alone, got 8"),
+        (["decoding=beam"], "does not go with beams"),
+        (["decoding=self_speculative"], "does not go with drafts"),
+        (["decoding.compile=on"], "does not go with compiled steps"),
+        (["ratio_basis=latency"], "decides its depth itself"),
+    ],
+)
+def test_a_point_that_early_exit_does_not_serve_is_none(overrides, message):
+    with pytest.raises(NotApplicable, match=message):
+        check_run(compose(["strategy=early_exit", *overrides]))
+
+
+def test_early_exit_needs_texts():
+    check_run(compose(["strategy=early_exit"]))
+    with pytest.raises(NotApplicable, match="random prompts"):
+        check_bench(compose(["strategy=early_exit"]))
+    random = ["model=random", "model.path=llama-12x128", "strategy=early_exit"]
+    with pytest.raises(UsageError, match="random weights cannot read"):
+        check_run(compose(random))
+    check_run(compose([*random, "strategy.threshold=0.5"]))
+
+
+def test_early_exit_trains_without_a_threshold_and_without_schedules_parts():
+    check_training(compose_training(["strategy=early_exit"]))
+    with pytest.raises(UsageError, match="learns at every exit"):
+        check_training(compose_training(["strategy=early_exit", "train.full_weight=1"]))

@@ -77,7 +77,7 @@ def test_sources_that_are_cut_are_counted(point, tmp_path):
     decoder, work, config = point("task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "speed.new_tokens=6", context=128)
     assert [one.cut for one in work.encoded] == [False, True, True]
     assert max(map(len, work.prompts)) <= 128 - 5
-    assert work.timed_room == 128 - 6  # the timed pairs read the end of what is longer
+    assert work.context == 128  # the timed pairs read the end of what is longer
     row = {"batch_size": 4, "strategy": "x", "num_examples": 3, **evaluate(decoder, work, config, None, Silent()).row}
     assert adjustments(row) == ["2 of 3 sources lost their end to fit into the model's context"]
 

@@ -172,3 +172,25 @@ def test_a_run_imports_only_what_every_run_needs():
     code = f"import sys, ulskip_cli.experiment; print({spared} & set(sys.modules))"
     told = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "set()\n"
+
+
+def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
+    overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=12", "batch_size=1"]
+    session = Session()
+    full, row = run_point(config(*overrides), session)
+    assert (row["engine"], row["target_kept_layers"], row["missing_kv"]) == ("early_exit", 3, "recompute")
+    assert row["strategy_options"]["threshold"] > 0 and row["strategy_options"]["horizon"] >= 1
+    calibration = row["calibration"]
+    assert calibration["notes"]["mean_kept_layers"] == pytest.approx(3, rel=0.02)
+    depths = {int(depth): count for depth, count in row["exit_depths"].items()}
+    decoded = row["generated_tokens"] - row["num_examples"]
+    assert sum(depths.values()) == decoded
+    assert row["mean_kept_layers"] == pytest.approx(sum(depth * count for depth, count in depths.items()) / decoded)
+    assert 0 < row["head_share"] < 1 and row["layer_ratio"] == 2.0
+    assert row["baseline_id"] == full["id"] and row["measured_speedup"] > 0 and row["decode_loss"] > 0
+    assert row["kept_kv_bytes"] == row["prompt_kv_bytes"]
+    assert finished_rows(config(*overrides)) == [full, row]
+    given = [f"strategy.{key}={value}" for key, value in calibration["options"].items()]
+    again = run_point(config("strategy=early_exit", "ratio=2", "batch_size=1", *given), session)[-1]
+    assert again["calibration"] is None
+    assert (again["exit_depths"], again["decode_loss"]) == (row["exit_depths"], row["decode_loss"])

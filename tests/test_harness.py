@@ -116,6 +116,29 @@ def test_what_the_harness_cannot_have_is_refused():
         harness.SkippingLM(**{"model": "random", "model.path": "llama-12x128"})
     with pytest.raises(UsageError, match="ratio_basis=latency"):
         harness.SkippingLM(model="tiny", ratio_basis="latency")
+    with pytest.raises(UsageError, match="strategy=skip_decode is calibrated by `ulskip run`"):
+        harness.SkippingLM(model="tiny", strategy="skip_decode", ratio=2)
+
+
+def test_schedules_that_change_from_token_to_token_are_scored_too():
+    texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
+    falling = harness.SkippingLM(
+        **{"model": "tiny", "strategy": "skip_decode", "ratio": 2, "strategy.horizon": 2, "device": "cpu"}
+    )
+    exiting = harness.SkippingLM(
+        **{
+            "model": "tiny",
+            "strategy": "early_exit",
+            "ratio": 2,
+            "strategy.horizon": 9,
+            "strategy.threshold": 0.5,
+            "device": "cpu",
+        }
+    )
+    full = harness.SkippingLM(model="tiny", strategy="full", device="cpu")
+    scores = [model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (falling, exiting, full)]
+    assert scores[0][0] != scores[1][0] != scores[2][0] != scores[0][0]
+    assert scores[1][1][0] == pytest.approx(scores[2][1][0], abs=1e-4)  # the first token comes from all layers
 
 
 def test_the_command_adds_a_row_for_every_task(tasks, tmp_path, capsys, monkeypatch):

@@ -2,15 +2,17 @@ import json
 
 import pytest
 
-from ulskip_cli.generation.output import BatchOutput, Drafts
+from ulskip_cli.generation.output import BatchOutput, Drafts, Exits
 from ulskip_cli.partial import Partial
 
 ORIGIN = {"code": "a", "threads": 2}
 ORDER = [2, 0, 1, 3]
 
 
-def output(*tokens, drafts=None):
-    return BatchOutput([list(one) for one in tokens], [False] * len(tokens), 9, 0.1, 0.2, 0.3, 10, 5, drafts=drafts)
+def output(*tokens, drafts=None, exits=None):
+    return BatchOutput(
+        [list(one) for one in tokens], [False] * len(tokens), 9, 0.1, 0.2, 0.3, 10, 5, drafts=drafts, exits=exits
+    )
 
 
 @pytest.fixture
@@ -18,13 +20,14 @@ def path(tmp_path):
     partial = Partial(tmp_path / "a.partial.jsonl", ORIGIN)
     assert partial.batches(ORDER) == []
     partial.add([2, 0], output([1, 2], [3]), 2, 100)
-    partial.add([1], output([4], drafts=Drafts(1, 2, 3, 4)), 1, 200)
+    partial.add([1], output([4], drafts=Drafts(1, 2, 3, 4), exits=Exits({3: 2}, 0.5)), 1, 200)
     return tmp_path / "a.partial.jsonl"
 
 
 def test_finished_batches_are_read_back(path):
     one, two = Partial(path, ORIGIN).batches(ORDER)
     assert (one.positions, one.output, one.batch_size) == ([2, 0], output([1, 2], [3]), 2)
+    assert two.output.exits == Exits({3: 2}, 0.5)
     assert (two.output.drafts, two.batch_size, two.peak_memory_bytes) == (Drafts(1, 2, 3, 4), 1, 200)
 
 

@@ -145,3 +145,26 @@ def test_stages_only_shrink_and_tell_their_mean_depth():
         replace(plan, later_stages=(Stage(4, (0, 1)),))
     with pytest.raises(ValueError, match="fewer layers"):
         replace(plan, later_stages=(Stage(0, (0, 5)),))
+
+
+def test_early_exit_promises_what_its_layers_and_heads_cost():
+    plan = make_plan(compose(["strategy=early_exit", "ratio=2", "strategy.min_exit=2", "strategy.every=2"]), FACTS)
+    assert (plan.exits.target_depth, plan.layer_ratio, plan.mean_kept(10), plan.target_kept) == (6, 2.0, 6.0, 6)
+    assert plan.predicted_speedup == pytest.approx(1500 / (3 * 300 + 600))
+    assert plan.kept_kv_bytes_per_token == 1200 and not plan.keeps_all
+    assert any("calibrated" in warning for warning in plan.warnings)
+    cosine = make_plan(compose(["strategy=early_exit", "ratio=2", "strategy.confidence=cosine"]), FACTS)
+    assert cosine.predicted_speedup == pytest.approx(1500 / 900)
+
+
+def test_early_exit_meets_a_target_by_cost_with_its_heads_counted():
+    options = ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=4", "ratio_basis=cost"]
+    plan = make_plan(compose([*options, "ratio=1.5"]), FACTS)
+    assert plan.exits.target_depth == 5 and plan.predicted_speedup == pytest.approx(1500 / 800)
+    with pytest.raises(UsageError, match="out of reach by cost"):
+        make_plan(compose([*options, "ratio=4"]), FACTS)
+
+
+def test_early_exit_at_the_full_depth_leaves_nowhere():
+    plan = make_plan(compose(["strategy=early_exit", "ratio=1"]), FACTS)
+    assert plan.exits is None and plan.keeps_all

@@ -58,17 +58,22 @@ def schedule(num_layers: int, ratio: float, strategy: str = "unified", **options
         Ascending layer numbers from 0.
 
     Raises:
-        UsageError: the ratio is out of reach, or there is no such strategy or option.
+        UsageError: the ratio is out of reach, there is no such strategy or option, or the strategy needs more than numbers
+            to decide.
     """
     from omegaconf import OmegaConf
 
     from ulskip_cli import config
-    from ulskip_cli.errors import one_of
+    from ulskip_cli.errors import UsageError, one_of
 
     known = config.options("strategy")
     one_of("strategy", strategy, known)
     node: Any = OmegaConf.to_container(OmegaConf.load(known[strategy]))
     chosen = config.instantiate({**node, **options}, "strategy")
+    if hasattr(chosen, "stages") or hasattr(chosen, "exit_rule"):
+        raise UsageError(f"strategy {strategy} runs other layers at other steps; no one schedule says which")
+    if not getattr(chosen, "is_calibrated", True):
+        raise UsageError(f"strategy {strategy} measures held-out examples first; give the strategy_options of a run's row")
     kept: tuple[int, ...] = chosen.kept_layers(num_layers, chosen.num_kept(num_layers, ratio))
     return kept
 

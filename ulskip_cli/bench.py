@@ -1,7 +1,7 @@
 """Speed without a task: full and strategy in pairs on random prompts, beside what this machine can do at most."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 
 import torch
@@ -48,7 +48,8 @@ class Bench:
         plan = make_plan(config, loaded.facts, latency.depth if latency else None)
         strategy = Decoder(loaded.model, plan)
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
-        pairs = time_pairs(full, strategy, RANDOM, size, config, self.session.progress)
+        timed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
+        pairs = time_pairs(full, strategy, RANDOM, size, timed, self.session.progress)
         engine, reason = strategy.engine(config.decoding)
         self.session.progress.phase(f"{plan.strategy}: account", 0)
         engines = full.engine(undrafted(config.decoding))[0], engine
@@ -57,7 +58,7 @@ class Bench:
         row = {
             **identity_row(config, plan, RANDOM, point_id(config, []), None),
             "timed_prompt_tokens": config.speed.prompt_tokens,
-            "timed_new_tokens": config.speed.new_tokens,
+            "timed_new_tokens": plan.timed_tokens,
             "engine": engine,
             "engine_reason": reason,
             "product": strategy.product(config.decoding),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from ulskip_cli import metrics, schema
 from ulskip_cli.config import instantiate
-from ulskip_cli.errors import UsageError
+from ulskip_cli.errors import NotApplicable, UsageError
+from ulskip_cli.held_out import held_out_task
 from ulskip_cli.models.facts import ModelFacts, describe
 from ulskip_cli.plan import Plan, make_plan, schedules
 from ulskip_cli.schema import Config, TrainingConfig
@@ -17,8 +18,9 @@ def check_run(config: Config) -> None:
     Raises:
         UsageError: names what cannot.
     """
-    check_schedule(config)
+    _, plan = check_schedule(config)
     check_data(config)
+    check_held_out(config, plan)
     check_options(config)
 
 
@@ -35,13 +37,32 @@ def check_data(config: Config) -> Sequence[Example]:
     return examples
 
 
+def check_held_out(config: Config, plan: Plan) -> None:
+    """The examples that a strategy is calibrated on are there.
+
+    Raises:
+        UsageError: names what is missing.
+    """
+    if config.model.source != "random":
+        held_out_task(config)
+    elif plan.exits and plan.exits.threshold is None:
+        raise UsageError(
+            f"strategy={plan.strategy} finds its threshold on texts, which random weights cannot read; give strategy.threshold"
+        )
+
+
 def check_bench(config: Config) -> None:
     """Refuse a bench that cannot work; its task is not looked at.
 
     Raises:
         UsageError: names what cannot.
     """
-    speed, context = config.speed, check_schedule(config)[0].context
+    facts, plan = check_schedule(config)
+    speed, context = config.speed, facts.context
+    if plan.exits:
+        raise NotApplicable(
+            f"strategy={plan.strategy} leaves where it is sure, which random prompts do not show; time it with `ulskip run`"
+        )
     if not speed.enabled:
         raise UsageError("speed.enabled=false is for `ulskip run`; a bench measures nothing else")
     if not config.baseline:

@@ -145,10 +145,17 @@ def identity(config: Config) -> str:
         canonical.pop(key)
     for group in ("model", "task", "strategy", "decoding"):
         canonical[group].pop("description", None)
+    if is_calibrated(config.strategy):
+        canonical.pop("calibration")
     if not config.decoding.draft_tokens:
         canonical["decoding"].pop("draft_tokens")  # points from before there were drafts stay finished
     text = json.dumps(canonical, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_calibrated(strategy: dict[str, Any]) -> bool:
+    """Whether a strategy needs no held-out examples: it never does, or what it would measure is given."""
+    return getattr(instantiate(strategy, "strategy"), "is_calibrated", True)
 
 
 def baseline_of(config: Config) -> Config:

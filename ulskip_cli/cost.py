@@ -26,9 +26,14 @@ class WeightBytes:
     head: int
     layers: tuple[int, ...]
 
-    def predicted_speedup(self, kept: Sequence[int]) -> float:
-        """S = (h + sum of all layers) / (h + sum of the kept layers)."""
-        return (self.head + sum(self.layers)) / (self.head + sum(self.layers[i] for i in kept))
+    def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
+        """S = (h + sum of all layers) / (h + sum of the kept layers).
+
+        Args:
+            kept: layers that a step runs.
+            heads: how often it runs the final norm and the head.
+        """
+        return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
         """The same over steps of several kinds.
@@ -39,12 +44,15 @@ class WeightBytes:
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
 
-    def num_kept(self, target_speedup: float, kept_layers: Callable[[int], Sequence[int]]) -> int:
+    def num_kept(
+        self, target_speedup: float, kept_layers: Callable[[int], Sequence[int]], heads: Callable[[int], int] = lambda count: 1
+    ) -> int:
         """The largest R whose schedule is predicted to reach the target.
 
         Args:
             target_speedup: r >= 1.
             kept_layers: the strategy's schedule for a count.
+            heads: how often its steps run the head.
 
         Raises:
             UsageError: not even two layers reach it; the head's share says why.
@@ -52,9 +60,9 @@ class WeightBytes:
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
         for count in range(len(self.layers), MIN_KEPT - 1, -1):
-            if self.predicted_speedup(kept_layers(count)) >= target_speedup - 1e-9:
+            if self.predicted_speedup(kept_layers(count), heads(count)) >= target_speedup - 1e-9:
                 return count
-        highest = math.floor(self.predicted_speedup(kept_layers(MIN_KEPT)) * 100) / 100
+        highest = math.floor(self.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
         share = self.head / (self.head + sum(self.layers))
         raise NotApplicable(
             f"ratio {target_speedup:g} is out of reach by cost: the highest reachable ratio is {highest:g}, "

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli import metrics
 from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.exits import MISSING_KV
 from ulskip_cli.generation.batches import BatchSize, fitting
 from ulskip_cli.generation.decode import Decoder, generate_all, longest_first, until_stop
 from ulskip_cli.generation.encoding import Encoded, Phrasing, encode, pad_id, padded
 from ulskip_cli.generation.loss import decode_loss
-from ulskip_cli.generation.output import BatchOutput, Drafts
+from ulskip_cli.generation.output import BatchOutput, Drafts, Exits
 from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
 from ulskip_cli.memory import PeakMemory
 from ulskip_cli.metrics import degenerate
@@ -29,6 +30,8 @@ from ulskip_cli.results import Row
 from ulskip_cli.schema import Config
 from ulskip_cli.tasks import Task
 from ulskip_cli.tasks.examples import Example
+
+MEAN_MAY_MISS = 0.05  # what the mean depth on other examples than the calibrated ones may be off
 
 Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prompt_len]
 
@@ -43,7 +46,7 @@ class Workload:
         encoded: their token ids, in the same order; None for random weights, whose answers mean nothing.
         pad: padding id.
         chat: whether the prompts are in the model's chat format; None where there are none.
-        timed_room: positions that the timed pairs leave for a prompt, whose end is what they read; None: no limit.
+        context: positions that the model has, of which timed pairs leave a prompt what they do not need; None: no limit.
     """
 
     task: Task | None
@@ -51,7 +54,7 @@ class Workload:
     encoded: list[Encoded] | None
     pad: int
     chat: bool | None
-    timed_room: int | None = None
+    context: int | None = None
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -94,7 +97,7 @@ def prepare(
     room = None if context is None else context - config.speed.new_tokens
     if config.speed.enabled and room is not None and room < 1:
         raise UsageError(f"expected speed.new_tokens below the model's context of {context}, got {config.speed.new_tokens}")
-    return Workload(task, examples, encoded, pad_id(tokenizer), phrasing.template.chat, room)
+    return Workload(task, examples, encoded, pad_id(tokenizer), phrasing.template.chat, context)
 
 
 def evaluate(
@@ -184,6 +187,7 @@ def evaluate(
         "peak_memory_bytes": max([memory.peak_bytes, *(batch.peak_memory_bytes for batch in kept)]),
         **throughput(outputs, "evaluation"),
         **drafting(outputs),
+        **exiting(outputs),
     }
     return Evaluation(row, rows)
 
@@ -194,7 +198,7 @@ def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Conf
     pairs = time_pairs(full, strategy, work, size, config, progress)
     row = speed_row(pairs, size)
     if work.encoded is None:
-        row |= {**throughput(pairs.strategy, "timed pairs"), **drafting(pairs.strategy)}
+        row |= {**throughput(pairs.strategy, "timed pairs"), **drafting(pairs.strategy), **exiting(pairs.strategy)}
     return row
 
 
@@ -230,7 +234,8 @@ def timed_prompts(work: Workload, batch_size: int, count: int, model: PreTrained
     """Batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
     if work.encoded is None:
         return _random_prompts(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
-    ends = [prompt if work.timed_room is None else prompt[-work.timed_room :] for prompt in work.prompts]
+    room = None if work.context is None else max(1, work.context - config.speed.new_tokens)
+    ends = [prompt if room is None else prompt[-room:] for prompt in work.prompts]
     return prompt_batches(ends, work.pad, batch_size, count)
 
 
@@ -248,6 +253,10 @@ def adjustments(row: Row) -> list[str]:
     for key, what in (("evaluated_batch_size", "evaluated"), ("timed_batch_size", "timed")):
         if row.get(key, asked) < asked:
             lines.append(f"{row['strategy']}: batches of {asked} did not fit into memory; {what} in batches of {row[key]}")
+    if row.get("exit_depths"):
+        target, mean = row["target_kept_layers"], row["mean_kept_layers"]
+        if abs(mean - target) > MEAN_MAY_MISS * target:
+            lines.append(f"{row['strategy']}: {mean:.2f} layers ran on average, {target} were aimed at")
     return lines
 
 
@@ -309,4 +318,18 @@ def drafting(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
     return {
         "acceptance_rate": total.accepted / total.drafted,
         "mean_accepted_length": total.gained / total.passes,
+    }
+
+
+def exiting(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
+    """Where tokens left the layers, over all outputs; nothing where they could not."""
+    total = sum((output.exits for output in outputs if output.exits), Exits())
+    if total.mean_depth is None:
+        return {}
+    return {
+        "exit_depths": {str(depth): count for depth, count in total.depths.items()},
+        "mean_kept_layers": total.mean_depth,
+        "evaluated_mean_kept_layers": total.mean_depth,
+        "head_share": total.check_seconds / sum(output.decode_seconds for output in outputs),
+        "missing_kv": MISSING_KV,
     }

@@ -1,20 +1,22 @@
 """One run: config -> model + task + strategy -> generation -> metrics -> results."""
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import torch
 
-from ulskip_cli import environment
+from ulskip_cli import environment, schedule
+from ulskip_cli.calibration import calibrated
 from ulskip_cli.config import baseline_of, identity, instantiate, recorded
 from ulskip_cli.cost import LatencyFit
-from ulskip_cli.evaluation import Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
+from ulskip_cli.evaluation import Evaluation, Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
 from ulskip_cli.generation import kernel
 from ulskip_cli.generation.calibrate import LINE_ROUNDS, MEET_PAIRS, MEET_ROUNDS, WARM_UP, Met, calibrate, meet, pairs_at
 from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.held_out import held_out_task
 from ulskip_cli.models.facts import describe
 from ulskip_cli.models.load import LoadedModel, load, load_tokenizer
 from ulskip_cli.partial import Partial
@@ -71,7 +73,8 @@ def finished_rows(config: Config) -> list[Row]:
     row, full_row = (_measured_here(folder.row(point_id(one, examples))) for one in (config, baseline_of(config)))
     if row is None:
         return []
-    if not config.baseline or len(row["kept_layers"]) == row["num_layers"]:
+    keeps_all = len(row["kept_layers"]) == row["num_layers"] and not row.get("exit_depths")
+    if keeps_all or not config.baseline:
         return [row]
     return [full_row, row] if full_row else []
 
@@ -95,20 +98,42 @@ def run_point(config: Config, session: Session, full_row: Row | None = None) -> 
     task: Task = instantiate(config.task, "task")
     examples = task.examples()[: config.limit]
     folder = ResultsFolder.of(config)
-    work = prepare(load_tokenizer(config.model), describe(config.model).context, task, examples, config)
+    tokenizer, context = load_tokenizer(config.model), describe(config.model).context
+    work = prepare(tokenizer, context, task, examples, config)
+    held_out = held_out_task(config)
+    held_out_work = prepare(tokenizer, context, *held_out, config) if held_out and tokenizer else None
     loaded = session.model(config.model, config.seed)
-    latency = session.depth(config, loaded, work)
-    plan = make_plan(config, loaded.facts, latency.depth if latency else None)
+    ready, calibration = calibrated(config, loaded, held_out_work, session.progress)
+    latency = session.depth(ready, loaded, work)
+    plan = make_plan(ready, loaded.facts, latency.depth if latency else None)
+    told = Told(latency, calibration)
     baseline = baseline_of(config)
     if plan.keeps_all or not config.baseline:
-        return [_measure_point(config, plan, loaded, work, folder, session.progress, began, latency=latency)]
+        return [_measure_point(config, plan, loaded, work, folder, session.progress, began, told=told)]
     full_id = point_id(baseline, examples)
     full_row = full_row or _measured_here(folder.row(full_id))
     if full_row is None:
         full_plan = make_plan(baseline, loaded.facts)
         full_row = _measure_point(baseline, full_plan, loaded, work, folder, session.progress, began)
         began = time.monotonic()
-    return [full_row, _measure_point(config, plan, loaded, work, folder, session.progress, began, full_id, latency)]
+    return [full_row, _measure_point(config, plan, loaded, work, folder, session.progress, began, full_id, told)]
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a schedule was found, for the row.
+
+    Attributes:
+        latency: the timing, where the clock was asked.
+        calibration: on held-out examples, where the strategy needs one.
+    """
+
+    latency: Met | None = None
+    calibration: Row | None = None
+
+    def row(self) -> Row:
+        """Its keys."""
+        return {"latency_fit": self.latency and self.latency.told(), "calibration": self.calibration}
 
 
 def _measured_here(row: Row | None) -> Row | None:
@@ -125,7 +150,7 @@ def _measure_point(
     progress: Progress,
     began: float,
     full_id: str | None = None,
-    latency: Met | None = None,
+    told: "Told" = Told(),
 ) -> Row:
     """Evaluate, measure and save one point."""
     torch.manual_seed(config.seed)
@@ -140,7 +165,8 @@ def _measure_point(
     speed: dict[str, Any] = {}
     if config.speed.enabled:
         full = full if config.baseline else decoder
-        speed = measure_speed(full, decoder, work, config, progress)
+        timed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
+        speed = measure_speed(full, decoder, work, timed, progress)
     engine, reason = decoder.engine(config.decoding)
     progress.phase("write", 0)
     row = {
@@ -148,13 +174,14 @@ def _measure_point(
         "engine": engine,
         "engine_reason": reason,
         "product": decoder.product(config.decoding),
-        "latency_fit": latency and latency.told(),
+        **told.row(),
+        **_depth_of_answers(plan, evaluation),
         **evaluation.row,
         **speed,
         **provenance_row(config, plan, loaded, len(evaluation.generations)),
     }
     if row["trained_for_these_layers"] is False and not plan.keeps_all:
-        kept = f"{plan.strategy} with {len(plan.kept_layers)} of {plan.num_layers} layers"
+        kept = f"{plan.strategy} with {plan.target_kept if plan.exits else plan.num_kept} of {plan.num_layers} layers"
         row["warnings"].append(f"{kept}: the weights were trained for others")
     row["warnings"] += adjustments(row)
     if not config.baseline:
@@ -163,6 +190,14 @@ def _measure_point(
     folder.save(config, row, evaluation.generations)
     batches.remove()
     return row
+
+
+def _depth_of_answers(plan: Plan, evaluation: Evaluation) -> Row:
+    """The layers that ran in the answers' decode steps, where that depends on their lengths."""
+    if not plan.later_stages or not evaluation.generations:
+        return {}
+    lengths = [len(one["token_ids"]) for one in evaluation.generations]
+    return {"evaluated_mean_kept_layers": schedule.mean_kept(plan.stages, lengths)}
 
 
 def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id: str | None) -> Row:
@@ -179,7 +214,7 @@ def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id
         "dataset": work.task and work.task.data,
         "pair": work.task and config.task.get("pair"),
         "strategy": plan.strategy,
-        "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
+        "strategy_options": plan.options,
         "chat": work.chat,
         "decoding": config.decoding.name,
         "draft_tokens": config.decoding.draft_tokens,
@@ -193,7 +228,8 @@ def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
         "later_stages": [asdict(stage) for stage in plan.later_stages],
-        "mean_kept_layers": plan.mean_kept(config.speed.new_tokens - 1),
+        "target_kept_layers": plan.target_kept,
+        "mean_kept_layers": plan.mean_kept(plan.timed_tokens - 1),
         "warnings": list(plan.warnings),
     }
 

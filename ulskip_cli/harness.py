@@ -16,19 +16,21 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from ulskip_cli.config import compose, identity
+from ulskip_cli.config import compose, identity, instantiate
 from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.evaluation import Workload
 from ulskip_cli.experiment import identity_row, provenance_row
 from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.encoding import padded
-from ulskip_cli.generation.teacher_forcing import response_logits
+from ulskip_cli.generation.loss import given_logits
+from ulskip_cli.generation.teacher_forcing import encode_prompt
 from ulskip_cli.lm_eval_call import Call
 from ulskip_cli.models.facts import fingerprint
 from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
 from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row
+from ulskip_cli.strategies import Calibrated
 
 Scored = tuple[Any, list[int], list[int]]  # what was asked, and the token ids of context and continuation
 Score = tuple[float, bool]  # log probability of a continuation, and whether it is the greedy one
@@ -83,13 +85,20 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         self.ulskip_config = compose(spelt)
         if self.ulskip_config.ratio_basis == "latency":
             raise UsageError("ratio_basis=latency needs a task of ulskip's own to time; use layers or cost")
+        strategy = instantiate(self.ulskip_config.strategy, "strategy")
+        if isinstance(strategy, Calibrated) and not strategy.is_calibrated:
+            raise UsageError(
+                f"strategy={self.ulskip_config.strategy['name']} is calibrated by `ulskip run` on a task of its own; run that, "
+                "and give here what its row has under strategy_options"
+            )
         self.loaded = load(self.ulskip_config.model, self.ulskip_config.seed)
         tokenizer = self.loaded.tokenizer
         if tokenizer is None:
             raise UsageError("random weights have no tokenizer; lm-evaluation-harness needs one")
         self.plan = make_plan(self.ulskip_config, self.loaded.facts)
         asked = any(text.startswith("prompt_layers=") for text in spelt)
-        scoring = self.plan if asked or self.plan.keeps_all else replace(self.plan, prompt_layers="kept")
+        stays = asked or self.plan.keeps_all or self.plan.exits
+        scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
         self.decoder = Decoder(self.loaded.model, self.plan, tokenizer)
         self.scorer = self.decoder if scoring == self.plan else Decoder(self.loaded.model, scoring, tokenizer)
         self.scoring_plan = scoring
@@ -105,7 +114,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     @property
     def _is_one_model(self) -> bool:
         """Whether one stack of layers reads context and continuation, so that the harness's own way of scoring serves."""
-        return self.scorer.prompt_model is self.scorer.view and len(self.scorer.stages) == 1
+        scorer = self.scorer
+        return scorer.prompt_model is scorer.view and len(scorer.stages) == 1 and not scorer.exits
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Scored], disable_tqdm: bool = False, override_bs: int | None = None
@@ -135,7 +145,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         prompt_ids, prompt_mask = (tensor.to(device) for tensor in padded(prompts, pad, left=True))
         response_ids, mask = (tensor.to(device) for tensor in padded(responses, pad, left=False))
         with torch.inference_mode():
-            logits = response_logits(self.scorer.prompt_model, self.scorer.stages, prompt_ids, prompt_mask, response_ids, mask)
+            prompt = encode_prompt(self.scorer.prompt_model, prompt_ids, prompt_mask)
+            logits = given_logits(self.scorer, prompt, response_ids, mask)
             chances = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         chosen = chances.gather(2, response_ids[:, :, None])[:, :, 0]
         greedy = (chances.argmax(-1) == response_ids) | (mask == 0)

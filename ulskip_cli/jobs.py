@@ -101,6 +101,7 @@ class _Reader:
             return Job(config, identity(config), label, refused=error)
         try:
             _, plan = checks.check_schedule(config)
+            checks.check_held_out(config, plan)
             checks.check_options(config)
         except UsageError as error:
             return Job(config, point, label, refused=error)

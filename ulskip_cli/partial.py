@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.generation.output import BatchOutput, Drafts
+from ulskip_cli.generation.output import BatchOutput, Drafts, Exits
 from ulskip_cli.results import append_line, read_jsonl, write_whole
 
 SYNC_SECONDS = 1.0  # between waits for the disk; a kill loses nothing that was written, a power cut the last second
@@ -100,4 +100,7 @@ class Partial:
 def _read(line: dict[str, Any]) -> KeptBatch:
     output = line["output"]
     drafts = output["drafts"] and Drafts(**output["drafts"])
-    return KeptBatch(**{**line, "output": BatchOutput(**{**output, "drafts": drafts})})
+    exits = output["exits"] and Exits(
+        {int(depth): count for depth, count in output["exits"]["depths"].items()}, output["exits"]["check_seconds"]
+    )
+    return KeptBatch(**{**line, "output": BatchOutput(**{**output, "drafts": drafts, "exits": exits})})

@@ -3,29 +3,20 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from ulskip_cli import schedule
+from ulskip_cli import exit_plan, schedule
 from ulskip_cli.config import instantiate
 from ulskip_cli.errors import NotApplicable, UsageError
+from ulskip_cli.exits import ExitRule
 from ulskip_cli.models.facts import ModelFacts
+from ulskip_cli.schedule import Stage
 from ulskip_cli.schema import Config, TrainingConfig
-from ulskip_cli.strategies import Strategy
+from ulskip_cli.strategies import Calibrated, Exiting, Staged, Strategy
 
-
-@dataclass(frozen=True)
-class Stage:
-    """The layers of a stretch of decode steps.
-
-    Attributes:
-        first_step: its first; step 0 makes the second token.
-        kept_layers: ascending; fewer than in the stage before.
-    """
-
-    first_step: int
-    kept_layers: tuple[int, ...]
+TYPICAL_LENGTH = 32  # tokens of a response, where none was seen yet
 
 
 @dataclass(frozen=True)
@@ -45,6 +36,10 @@ class Plan:
         warnings: lines for a person.
         memory: the largest batch within a budget; None where none was asked about.
         later_stages: of the steps from which on fewer layers run.
+        options: the strategy's own, those that a calibration found among them.
+        target_kept: R, the layers that run on average where the depth depends on the position.
+        timed_tokens: what a sequence gets in timed pairs, so that as many layers run on average as were asked for.
+        exits: where a step may end before it has run all of `kept_layers`; None: nowhere.
     """
 
     strategy: str
@@ -59,6 +54,10 @@ class Plan:
     warnings: tuple[str, ...]
     memory: "MemoryPlan | None" = None
     later_stages: tuple[Stage, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    target_kept: int = 0
+    timed_tokens: int = 32
+    exits: ExitRule | None = None
 
     def __post_init__(self) -> None:
         """Kept sets may only shrink: a layer that came back would find holes in its keys and values."""
@@ -84,13 +83,13 @@ class Plan:
 
     def step_counts(self, steps: int) -> list[tuple[int, tuple[int, ...]]]:
         """How many of a sequence's first `steps` decode steps run which layers."""
-        first = [stage.first_step for stage in self.stages] + [steps]
-        counts = [max(0, min(end, steps) - start) for start, end in pairwise(first)]
-        return [(count, stage.kept_layers) for count, stage in zip(counts, self.stages, strict=True)]
+        return schedule.step_counts(self.stages, steps)
 
     def mean_kept(self, steps: int) -> float:
-        """Layers that run in a decode step, on average over so many steps."""
-        return sum(count * len(kept) for count, kept in self.step_counts(steps)) / steps
+        """Layers that run in a decode step, on average over so many steps; with exits what is aimed at."""
+        if self.exits:
+            return float(self.exits.target_depth)
+        return schedule.mean_kept(self.stages, [steps + 1])
 
     @property
     def num_kept(self) -> int:
@@ -100,7 +99,7 @@ class Plan:
     @property
     def keeps_all(self) -> bool:
         """Whether nothing is skipped."""
-        return len(self.kept_layers) == self.num_layers and not self.later_stages
+        return len(self.kept_layers) == self.num_layers and not self.later_stages and self.exits is None
 
 
 @dataclass(frozen=True)
@@ -156,13 +155,21 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
     strategy: Strategy = instantiate(config.strategy, "strategy")
     num_layers, warnings = facts.num_layers, []
     basis = config.ratio_basis if strategy.follows_ratio else "layers"
+    if basis == "latency" and _depth_is_its_own(strategy):
+        raise NotApplicable(
+            f"ratio_basis=latency does not go with strategy={config.strategy['name']}, which decides its depth itself; "
+            "use ratio_basis=layers or cost"
+        )
+    heads = exit_plan.heads(strategy, config, num_layers)
     if basis == "latency" and depth is None:
         warnings.append("ratio_basis=latency needs a timing, which a run makes; shown: cost")
         basis = "cost"
     if basis == "latency" and depth is not None:
         count = math.ceil(depth - 1e-9)
     elif basis == "cost" and facts.weights:
-        count = facts.weights.num_kept(config.ratio, lambda r: strategy.kept_layers(num_layers, r))
+        alike = isinstance(strategy, (Staged, Exiting))  # no count of its own has the bytes of its average
+        kept_of = schedule.even if alike else strategy.kept_layers
+        count = facts.weights.num_kept(config.ratio, lambda r: kept_of(num_layers, r), heads)
     else:
         count = strategy.num_kept(num_layers, config.ratio)
         if basis == "cost":
@@ -171,6 +178,13 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
             )
     kept, steps = strategy.kept_layers(num_layers, count), config.speed.new_tokens - 1
     later: tuple[Stage, ...] = ()
+    timed_tokens = config.speed.new_tokens
+    if isinstance(strategy, Staged):
+        (_, *behind) = stages = strategy.stages(num_layers, count, [timed_tokens])
+        later, timed_tokens = tuple(behind), _tokens_for(stages, count, timed_tokens)
+    exits = exit_plan.rule(strategy, config, num_layers, count)
+    if isinstance(strategy, Calibrated) and not strategy.is_calibrated:
+        warnings.append(f"{config.strategy['name']} is calibrated on held-out examples by a run; planned: {strategy.stand_in}")
     if basis == "latency" and depth is not None and count > schedule.MIN_KEPT:
         kept, later = _mixed(strategy, num_layers, round((depth - count + 1) * steps), count, steps)
     spread = config.strategy["name"] in ("unified", "custom")  # the others skip one block on purpose
@@ -190,18 +204,35 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
         kept_layers=kept,
         prompt_layers="all" if keeps_all else config.prompt_layers,
         target_speedup=config.ratio if strategy.follows_ratio else (1.0 if keeps_all else None),
-        layer_ratio=num_layers / len(kept),
-        predicted_speedup=facts.weights.predicted_speedup(kept) if facts.weights else None,
+        layer_ratio=num_layers / (count if exits else len(kept)),
+        predicted_speedup=facts.weights.predicted_speedup(kept[:count] if exits else kept, heads(count))
+        if facts.weights
+        else None,
         kv_bytes_per_token=per_layer * num_layers if per_layer else None,
         kept_kv_bytes_per_token=per_layer * cached_layers(config, num_layers, len(kept)) if per_layer else None,
         warnings=tuple(warnings),
         memory=memory,
         later_stages=later,
+        options={key: value for key, value in config.strategy.items() if key not in ("_target_", "name", "description")},
+        target_kept=count,
+        timed_tokens=timed_tokens,
+        exits=exits,
     )
     if not later:
         return plan
-    predicted = facts.weights.staged_speedup(plan.step_counts(steps)) if facts.weights else None
-    return replace(plan, layer_ratio=num_layers / plan.mean_kept(steps), predicted_speedup=predicted)
+    predicted = facts.weights.staged_speedup(plan.step_counts(timed_tokens - 1)) if facts.weights else None
+    return replace(plan, layer_ratio=num_layers / plan.mean_kept(timed_tokens - 1), predicted_speedup=predicted)
+
+
+def _depth_is_its_own(strategy: Strategy) -> bool:
+    """Whether two counts of a strategy are no two points of one line."""
+    return isinstance(strategy, Staged) or (isinstance(strategy, Calibrated) and "num_kept" in strategy.calibrated_for)
+
+
+def _tokens_for(stages: Sequence[Stage], count: int, tokens: int) -> int:
+    """The length of an output in whose steps `count` layers run on average, the nearest to `tokens` where several do."""
+    longest = max(tokens, 4 * stages[-1].first_step + 2)
+    return min(range(2, longest + 1), key=lambda n: (abs(schedule.mean_kept(stages, [n]) - count), abs(n - tokens)))
 
 
 def _mixed(
@@ -221,7 +252,11 @@ def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | 
     """Whether weights were trained with just these layers; None where their training is not known."""
     if trained_for is None:
         return None
-    trained = list((trained_for["kept_layers"] or {}).values())
+    exits = trained_for.get("exits") or []
+    if plan.exits:
+        return set(plan.exits.checks) <= set(exits)
+    trained = list((trained_for["kept_layers"] or {}).values()) + [list(range(depth)) for depth in exits]
+    trained += [one["kept_layers"] for later in (trained_for.get("later_stages") or {}).values() for one in later]
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
 
 
@@ -280,16 +315,32 @@ def parse_bytes(text: str, key: str = "memory=") -> int:
     return int(float(number) * (1024 if binary else 1000) ** power)
 
 
-def schedules(config: TrainingConfig, num_layers: int) -> dict[float, tuple[int, ...]]:
-    """Kept layers for every ratio that is trained; 1 is the full depth whatever the strategy.
+def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | None = None) -> dict[float, tuple[Stage, ...]]:
+    """What runs in training for every ratio; 1 is the full depth whatever the strategy.
+
+    Args:
+        config: of a training.
+        num_layers: N.
+        lengths: tokens of the responses, over which a depth that falls with the position has its average; None: unknown yet.
 
     Raises:
-        UsageError: a ratio is out of the strategy's reach.
+        UsageError: a ratio is out of the strategy's reach, or the strategy would have to see the trained model first.
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
-    everything = tuple(range(num_layers))
+    everything = (Stage(0, tuple(range(num_layers))),)
+    if isinstance(strategy, Exiting):
+        exit_plan.check_training(config)
+        return dict.fromkeys(config.train.ratios, everything)
+    if isinstance(strategy, Calibrated) and not strategy.is_calibrated and not isinstance(strategy, Staged):
+        name = config.strategy["name"]
+        raise UsageError(f"strategy={name} is measured on a trained model; give what a run found, strategy_options in its row")
 
-    def kept(ratio: float) -> tuple[int, ...]:
-        return everything if ratio == 1 else strategy.kept_layers(num_layers, strategy.num_kept(num_layers, ratio))
+    def stages(ratio: float) -> tuple[Stage, ...]:
+        if ratio == 1:
+            return everything
+        count = strategy.num_kept(num_layers, ratio)
+        if isinstance(strategy, Staged):
+            return strategy.stages(num_layers, count, lengths or [TYPICAL_LENGTH])
+        return (Stage(0, strategy.kept_layers(num_layers, count)),)
 
-    return {ratio: kept(ratio) for ratio in config.train.ratios}
+    return {ratio: stages(ratio) for ratio in config.train.ratios}

@@ -214,6 +214,15 @@ def read_jsonl(path: Path) -> list[Row]:
     return rows
 
 
+def read_object(path: Path) -> Row | None:
+    """The object in a file; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all: a temporary file, then a rename.
 

@@ -8,6 +8,7 @@ idea, `reference` the rounding of the authors' published code.
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
 from types import ModuleType
@@ -17,6 +18,43 @@ from ulskip_cli.errors import NotApplicable, UsageError
 
 MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
 MIN_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The layers of a stretch of decode steps.
+
+    Attributes:
+        first_step: its first; step 0 makes the second token.
+        kept_layers: ascending; fewer than in the stage before.
+    """
+
+    first_step: int
+    kept_layers: tuple[int, ...]
+
+
+def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, tuple[int, ...]]]:
+    """How many of a sequence's first `steps` decode steps run which layers."""
+    first = [stage.first_step for stage in stages] + [steps]
+    counts = [max(0, min(end, steps) - start) for start, end in pairwise(first)]
+    return [(count, stage.kept_layers) for count, stage in zip(counts, stages, strict=True)]
+
+
+def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
+    """Layers that run in a decode step, on average over all steps of outputs of so many tokens.
+
+    >>> mean_kept([Stage(0, (0, 1, 2)), Stage(2, (0, 2))], [5, 1])
+    2.5
+
+    Args:
+        stages: of one schedule.
+        lengths: tokens of each output, whose first one is the prompt's.
+    """
+    layers = steps = 0
+    for length in lengths:
+        for count, kept in step_counts(stages, max(0, length - 1)):
+            layers, steps = layers + count * len(kept), steps + count
+    return layers / steps if steps else float(len(stages[0].kept_layers))
 
 
 def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) -> int:

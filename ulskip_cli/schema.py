@@ -73,6 +73,14 @@ class SpeedConfig:
 
 
 @dataclass
+class CalibrationConfig:
+    """The held-out examples that some strategies measure on before they decide."""
+
+    examples: int = 48
+    task: dict[str, Any] | None = None
+
+
+@dataclass
 class LauncherConfig:
     """What runs the points of a sweep. `configs/launcher/`."""
 
@@ -95,6 +103,7 @@ class Config:
     strategy: dict[str, Any] = field(default_factory=dict)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     name: str = "default"
     results_dir: str = "results"
     ratio: float = 2.0
@@ -186,6 +195,7 @@ def check_run(config: Config) -> None:
         ("batch_size", config.batch_size, 1),
         ("speed.pairs", config.speed.pairs, 1),
         ("speed.warmup", config.speed.warmup, 0),
+        ("calibration.examples", config.calibration.examples, 1),
         ("speed.new_tokens", config.speed.new_tokens, 2),
         ("speed.prompt_tokens", config.speed.prompt_tokens, 1),
         ("launcher.workers", 1 if config.launcher.workers is None else config.launcher.workers, 1),

@@ -17,6 +17,47 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+class Laps:
+    """The seconds of many short stretches of work, added up; nothing is waited for before they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin at nothing.
+
+        Args:
+            device: that does the work.
+        """
+        self._on_cuda = device.type == "cuda"
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._total = self._began = 0.0
+
+    def begin(self) -> None:
+        """A stretch begins."""
+        if self._on_cuda:
+            self._events.append((_event(), _event()))
+            self._events[-1][0].record()
+        else:
+            self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """It ends."""
+        if self._on_cuda:
+            self._events[-1][1].record()
+        else:
+            self._total += time.perf_counter() - self._began
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        if self._events:
+            torch.cuda.synchronize()
+        milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._events)
+        return self._total + milliseconds / 1000
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class Interval:
     """A median with a 95% bootstrap interval."""

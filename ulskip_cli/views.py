@@ -205,17 +205,22 @@ def forward_with_cache(
             forward_with_cache(model, input_ids[:, i : i + 1], attention_mask[:, :end], cache) for i, end in enumerate(ends)
         ]
         return steps[-1] if last_only else torch.cat(steps, dim=1)
-    accepted = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {}
-    if "position_ids" in accepted:
-        options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_len:]
-    if "logits_to_keep" in accepted and last_only:
+    options = placing(model, attention_mask, new_len)
+    if last_only and "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
     if viewable.is_all_recurrent(cache):
-        attention_mask = attention_mask[:, -new_len:]
-    outputs = model(input_ids=input_ids, attention_mask=attention_mask, cache=cache, use_cache=True, **options)
+        options["attention_mask"] = attention_mask[:, -new_len:]
+    outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options)
     logits: Tensor = outputs.logits
     return logits[:, -1:] if last_only else logits
+
+
+def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dict[str, Any]:
+    """What `model`'s forward takes to know where the last `new_len` tokens stand; [batch, cached_len + new_len] is the mask."""
+    options: dict[str, Any] = {"attention_mask": attention_mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_len:]
+    return options
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:

@@ -4,7 +4,8 @@
 
 Makes a virtual environment with torch and transformers in it, exports each model at 2x with prompt_layers=kept and as a pair,
 and answers the same prompts there and here, one at a time. Here by transformers' engine, which must agree in every token, and
-by the fast engine, whose own matrix product may break a near tie otherwise. The page goes to results/export/README.md.
+by the fast engine, whose own matrix product may break a near tie otherwise. Killed, the same command carries on. The page
+goes to results/export/README.md.
 """
 
 import argparse
@@ -115,9 +116,16 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     python = bare_python(args.work / "venv")
-    points = [(name, layers) for name in args.models for layers in ("kept", "all")]
-    rows = [compare(name, layers, python, args.work, args.prompts, args.new_tokens) for name, layers in points]
-    write_whole(args.to, page(rows))
+    done, kept = {}, args.work / "rows.json"
+    if kept.is_file():
+        done = json.loads(kept.read_text())
+    keys = [f"{name} {layers} {args.prompts} {args.new_tokens}" for name in args.models for layers in ("kept", "all")]
+    for key in keys:
+        if key not in done:
+            name, layers, _, _ = key.split()
+            done[key] = compare(name, layers, python, args.work, args.prompts, args.new_tokens)
+            write_whole(kept, json.dumps(done))
+    write_whole(args.to, page([done[key] for key in keys]))
     print(args.to)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ulskip_cli.config import compose_training
 from ulskip_cli.models.load import load
 from ulskip_cli.results import write_whole
+from ulskip_cli.schedule import Stage
 from ulskip_cli.training.data import TokenPairs, collator_for, training_texts
 from ulskip_cli.training.trainer import validation_loss
 from ulskip_cli.training.two_pass import TwoPass
@@ -27,10 +28,11 @@ def main() -> None:
     files = ["task.dataset=files", f"task.source_file={data}/val.de", f"task.reference_file={data}/val.en"]
     config = compose_training([f"model.path={args.work / args.weights}", "model.dtype=float32", *files, f"limit={args.limit}"])
     loaded = load(config.model)
-    pairs = TokenPairs(loaded.tokenizer, training_texts(config).train, None)
+    texts = training_texts(config, loaded.tokenizer)
+    pairs = TokenPairs(loaded.tokenizer, texts.train, texts.phrasing, None)
     module, collator = TwoPass(loaded.model), collator_for(loaded.tokenizer)
     depth = loaded.facts.num_layers
-    losses = {kept: validation_loss(module, kept, pairs, collator, 64) for kept in combinations(range(depth), 2)}
+    losses = {kept: validation_loss(module, (Stage(0, kept),), pairs, collator, 64) for kept in combinations(range(depth), 2)}
     ranked = sorted(losses, key=losses.__getitem__)
     rows = [{"kept_layers": kept, "validation_loss": round(losses[kept], 4)} for kept in ranked]
     write_whole(args.to, json.dumps({"weights": args.weights, "examples": len(pairs), "pairs": rows}, indent=1) + "\n")

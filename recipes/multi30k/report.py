@@ -18,8 +18,11 @@ from ulskip_cli.report.plot import COLOURS
 from ulskip_cli.report.table import provenance
 from ulskip_cli.results import read_jsonl, write_whole
 
-NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip"}
-BASELINES = ("top_skip", "bottom_skip")
+NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip",
+         "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search",
+}  # fmt: skip
+BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip")
+MEASURED_FIRST = ("block_influence", "search")  # of the base, without a training of their own
 RATIOS = (2.0, 3.0, 6.0)
 Row = dict[str, Any]
 
@@ -39,6 +42,8 @@ class Rows:
                 self.quality[Path(row["model"]).name, row["strategy"], target] = row
 
     def tuned(self, strategy: str, ratio: float, seed: int = 1) -> Row | None:
+        if strategy == "early_exit":  # one training for all ratios
+            return self.quality.get((f"early_exit-2+3+6x-s{seed}", strategy, ratio))
         return self.quality.get((f"{strategy}-{ratio:g}x-s{seed}", strategy, ratio))
 
     def seeds(self, strategy: str, ratio: float) -> list[Row]:
@@ -66,6 +71,12 @@ def spread(rows: list[Row]) -> str:
     return f"{mean(values):.1f}{ends}"
 
 
+def depth(rows: list[Row]) -> str:
+    """Layers of a decode step, on average over the evaluated answers where it varies."""
+    means = [row["evaluated_mean_kept_layers"] for row in rows if row.get("evaluated_mean_kept_layers")]
+    return f"{mean(means):.1f}" if means else str(len(rows[0]["kept_layers"]))
+
+
 def table4(rows: Rows) -> str:
     batches = sorted({batch for _, _, batch in rows.speed})
     control, lines = rows.bleu("full", 1.0), []
@@ -78,7 +89,7 @@ def table4(rows: Rows) -> str:
             speeds = [f"{row['total_tokens_per_second']:.0f}" if row else "–" for row in timed]
             clock = timed[0]["measured_speedup"] if timed and timed[0] else None
             share = rows.bleu(strategy, ratio) / control
-            layers = f"{len(found[0]['kept_layers'])}/{found[0]['num_layers']}"
+            layers = f"{depth(found)}/{found[0]['num_layers']}"
             before = f"{untrained['bleu']:.1f}" if untrained else "–"
             measured = f"{clock:.2f}" if clock else "–"
             lines.append([f"{ratio:g}x", NAMES[strategy], layers, before, spread(found), f"{share:.1%}", measured, *speeds])
@@ -100,9 +111,9 @@ def plot(rows: Rows, file: Path) -> None:
             if not found:
                 continue
             x = timed["measured_speedup"] if timed else found[0]["predicted_speedup"]
-            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=COLOURS[strategy], s=12, alpha=0.6)
+            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=COLOURS.get(strategy), s=12, alpha=0.6)
             xs, ys = [*xs, x], [*ys, rows.bleu(strategy, ratio)]
-        axes.plot(xs, ys, color=COLOURS[strategy], label=NAMES[strategy], marker="o", markersize=4)
+        axes.plot(xs, ys, color=COLOURS.get(strategy), label=NAMES[strategy], marker="o", markersize=4)
     axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} decode speedup, batch 1")
     axes.set_ylabel("BLEU, test_2016_flickr de-en")
     axes.legend(frameon=False)

@@ -43,13 +43,17 @@ class FineTuned:
 
 
 def contest(seed: int) -> list[FineTuned]:
-    """The paper's claim: every static strategy with the same budget, full depth as the control."""
-    if seed == 1:
-        return [
-            FineTuned("full", (1,)),
-            *(FineTuned(s, (r,)) for r in (2, 3, 6) for s in ("unified", "top_skip", "bottom_skip")),
-        ]
-    return [FineTuned("full", (1,), seed), *(FineTuned(s, (r,), seed) for r in (2, 3) for s in ("unified", "top_skip"))]
+    """The paper's claim: every strategy with the same budget, full depth as the control.
+
+    With two layers skip_decode is unified, and one training for all exits serves early_exit at every ratio.
+    """
+    static = ("unified", "top_skip", "bottom_skip") if seed == 1 else ("unified", "top_skip")
+    return [
+        FineTuned("full", (1,), seed),
+        *(FineTuned(s, (r,), seed) for r in (2, 3) for s in (*static, "skip_decode")),
+        *(FineTuned(s, (6,), seed) for s in static),
+        FineTuned("early_exit", (2, 3, 6), seed),
+    ]
 
 
 def options() -> list[FineTuned]:
@@ -73,13 +77,18 @@ def call(*arguments: str) -> None:
     print(f"  {time.perf_counter() - began:.0f} s", flush=True)
 
 
+def files(folder: Path, part: str) -> dict[str, str]:
+    return {"source_file": f"{folder}/{part}.de", "reference_file": f"{folder}/{part}.en"}
+
+
 def data_task(folder: Path, part: str) -> list[str]:
-    return ["task.dataset=files", f"task.source_file={folder}/{part}.de", f"task.reference_file={folder}/{part}.en"]
+    return ["task.dataset=files", *(f"task.{key}={file}" for key, file in files(folder, part).items())]
 
 
 def evaluate(weights: Path, task: list[str], strategy: str, ratio: float | str, *more: str) -> None:
-    """One row of quality; speed is measured apart, since it does not depend on the weights."""
-    quality_only = ["batch_size=64", "baseline=false", "speed.enabled=false"]
+    """One row of quality; speed is measured apart. Early exit decodes one sentence at a time: a batch would share its depth."""
+    batch = 1 if strategy == "early_exit" else 64
+    quality_only = [f"batch_size={batch}", "baseline=false", "speed.enabled=false"]
     schedule = [f"strategy={strategy}", f"ratio={ratio}", *more]
     call("sweep", f"model.path={weights}", "model.dtype=float32", *task, *schedule, "name=multi30k", *quality_only)
 
@@ -99,12 +108,14 @@ def main() -> None:
             link.symlink_to((args.data / file).resolve())
     train = ["task.dataset=files", f"task.source_file={data}/train.de.gz", f"task.reference_file={data}/train.en.gz"]
     validation = f"train.validation={{source_file:{data}/val.de,reference_file:{data}/val.en,limit:300}}"
-    test = data_task(data, "test")
+    held_out = ",".join(f"{key}:{file}" for key, file in files(data, "val").items())
+    test = [*data_task(data, "test"), f"calibration.task={{{held_out}}}", "calibration.examples=100"]
 
     base = args.work / "base"
     call("train", *BASE, *train, validation, f"output={base}")
     evaluate(base, test, "full", 1)
-    evaluate(base, test, "unified,top_skip,bottom_skip", "2,3,6")
+    evaluate(base, test, "unified,top_skip,bottom_skip,skip_decode,block_influence,search", "2,3,6")
+    evaluate(base, test, "early_exit", "2,3,6")
     again = [one for seed in range(2, args.seeds + 1) for one in contest(seed)]
     named = {one.name: one for one in [*contest(1), *options(), *again]}
     for one in [named[name] for name in args.only.split(",")] if args.only else named.values():

@@ -35,3 +35,24 @@ def test_a_schedule_says_how_it_was_made():
 def test_what_only_a_run_decides_is_refused():
     with pytest.raises(UsageError, match="decided by a run's clock"):
         plans.plan_of(compose(["ratio_basis=latency"]))
+
+
+def test_what_every_token_decides_is_refused():
+    with pytest.raises(UsageError, match="decides at every token"):
+        plans.plan_of(compose(["strategy=early_exit", "strategy.threshold=0.5"]))
+
+
+@pytest.mark.parametrize("strategy", ["block_influence", "search", "skip_decode"])
+def test_what_held_out_examples_decide_is_refused(strategy):
+    with pytest.raises(UsageError, match="on held-out examples"):
+        plans.plan_of(compose([f"strategy={strategy}"]))
+
+
+def test_stages_are_a_schedule_and_no_checkpoint():
+    config = compose(["strategy=skip_decode", "strategy.horizon=8"])
+    plan = plans.plan_of(config)
+    made = plans.schedule_of(config, plan, [])
+    assert made.later_stages
+    assert made.strategy_options["horizon"] == 8
+    with pytest.raises(UsageError, match="fewer layers at later steps"):
+        plans.one_stage(plan)

@@ -1,3 +1,4 @@
+from ulskip_cli.exits import ExitRule
 from ulskip_cli.plan import Footprint, MemoryPlan, Plan
 from ulskip_cli.report.plan import plan_lines
 
@@ -19,3 +20,11 @@ def test_a_memory_budget_is_told_beside_full():
     assert "8.00 GiB of 16.00 GiB" in text
     assert "largest batch         900; full 450" in text
     assert "1,700; full 450" in text
+
+
+def test_exits_are_told_instead_of_a_schedule():
+    rule = ExitRule(6, 3, "softmax_diff", None, 32, min_exit=2)
+    plan = Plan("early_exit", 6, (0, 1, 2, 3, 4, 5), "all", 2.0, 2.0, None, 600, 600, (), exits=rule)
+    text = "\n".join(plan_lines(plan, "tiny"))
+    assert "3 of 6 layers in a decode step on average" in text
+    assert "behind 2-5 layers" in text and "of 3 layers: 2" in text and "to be calibrated" in text

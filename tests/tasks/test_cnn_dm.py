@@ -6,7 +6,7 @@ import pytest
 
 from ulskip_cli.config import compose, instantiate
 from ulskip_cli.errors import UsageError
-from ulskip_cli.tasks.cnn_dm import SAMPLE, CnnDm
+from ulskip_cli.tasks.cnn_dm import SAMPLES, CnnDm
 
 SAMPLE_SHA256 = "8886677757f9f903c440fa4a0e781bd33a18946448eeccc229dfb5b96d210366"
 ROWS = [
@@ -23,7 +23,7 @@ def file(tmp_path):
 
 
 def test_the_sample_is_frozen():
-    assert hashlib.sha256(SAMPLE.read_bytes()).hexdigest() == SAMPLE_SHA256
+    assert hashlib.sha256(SAMPLES["sample"].read_bytes()).hexdigest() == SAMPLE_SHA256
     examples = CnnDm().examples()
     assert len(examples) >= 30
     assert len({example.id for example in examples}) == len(examples)

@@ -15,6 +15,7 @@ from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.models.load import training_note
 from ulskip_cli.plan import schedules
 from ulskip_cli.progress import Silent
+from ulskip_cli.schedule import mean_kept
 from ulskip_cli.training.run import train
 
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
@@ -31,9 +32,30 @@ def weights(folder):
 
 def test_ratios_become_schedules():
     config = compose_training(["train.ratios=[1,2,3]"])
-    assert schedules(config, 12) == {1.0: tuple(range(12)), 2.0: (0, 2, 4, 7, 9, 11), 3.0: (0, 4, 7, 11)}
+    kept = {ratio: [stage.kept_layers for stage in stages] for ratio, stages in schedules(config, 12).items()}
+    assert kept == {1.0: [tuple(range(12))], 2.0: [(0, 2, 4, 7, 9, 11)], 3.0: [(0, 4, 7, 11)]}
     with pytest.raises(UsageError, match="ratio"):
         schedules(compose_training(["train.ratios=8"]), 12)
+
+
+def test_a_depth_by_position_has_its_average_over_the_responses():
+    config = compose_training(["strategy=skip_decode", "train.ratios=2"])
+    for lengths in ([9, 12, 30], [60, 80]):
+        (stages,) = schedules(config, 12, lengths).values()
+        assert mean_kept(stages, lengths) == pytest.approx(6, rel=0.03)
+
+
+def test_what_has_to_see_the_trained_model_is_refused():
+    with pytest.raises(UsageError, match="strategy=search is measured on a trained model"):
+        schedules(compose_training(["strategy=search"]), 12)
+
+
+def test_skip_decode_trains_every_depth(overrides):
+    record = train(compose_training([*overrides, "strategy=skip_decode", "train.ratios=1.5", "train.max_steps=2"]), Silent())
+    (later,) = record["later_stages"].values()
+    assert record["kept_layers"]["1.5"] == [0, 2, 3, 4, 5] and [len(one["kept_layers"]) for one in later] == [4, 3]
+    assert record["kept_counts"] == [5, 4, 3]
+    assert training_note(record["config"]["output"]) == "with skipping: skip_decode, kept counts 5, 4, 3 by position, 2 steps"
 
 
 def test_the_result_is_a_plain_model_that_says_how_it_was_trained(overrides, model_folder, tmp_path):
@@ -171,3 +193,13 @@ def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
             compose_training([*overrides, "train.learning_rate=1e30", "train.max_steps=3", "train.max_grad_norm=0"]), Silent()
         )
     assert not (tmp_path / "out" / "training.json").exists()
+
+
+def test_early_exit_learns_at_every_exit_and_says_so(overrides):
+    changes = ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=2", "train.epochs=12", "train.evaluate_every=4"]
+    config = compose_training([*overrides, *changes, "train.validation={limit:16}"])
+    record = train(config, Silent())
+    assert (record["exits"], record["kept_layers"]) == ([2, 4, 6], {"2": [0, 1, 2, 3, 4, 5]})
+    first, *_, last = record["learning_curve"]
+    assert all(last["validation_loss"][depth] < first["validation_loss"][depth] - 0.1 for depth in ("2", "4", "6"))
+    assert training_note(config.output) == f"with early exit at 2, 4, 6 layers, {record['steps']} steps"

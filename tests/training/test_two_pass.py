@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ulskip_cli import views
 from ulskip_cli.generation.teacher_forcing import response_logits, response_losses
+from ulskip_cli.schedule import Stage
 from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout, divergence
 
 EVERY = tuple(range(NUM_LAYERS))
@@ -40,6 +41,16 @@ def test_the_loss_is_that_of_decoding_step_by_step(model, kept):
     inputs = batch()
     expected = stepwise_losses(model, kept, inputs)[inputs["labels"] != -100].mean()
     torch.testing.assert_close(TwoPass(model).eval()(**inputs, kept=kept)["loss"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_with_stages_it_is_that_of_an_uncached_reference(model):
+    inputs, (first, *later) = batch(), (Stage(0, (0, 2, 4, 5)), Stage(2, (0, 4, 5)), Stage(3, (0, 5)))
+    ids = torch.cat([inputs["prompt_ids"], inputs["response_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], torch.ones_like(inputs["response_ids"])], 1)
+    logits = reference_logits(model, ids, mask, 7, {one.first_step: one.kept_layers for one in (first, *later)})[:, 6:-1]
+    expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+    loss = TwoPass(model).eval()(**inputs, kept=first.kept_layers, later=tuple(later))["loss"]
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_with_the_prompt_through_the_kept_layers_it_is_the_shallow_models_own_loss(model):

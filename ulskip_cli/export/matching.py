@@ -48,6 +48,7 @@ def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:
         and row.get("num_layers") == plan.num_layers
         and row.get("kept_layers") == list(plan.kept_layers)
         and not row.get("later_stages")
+        and not row.get("exit_depths")
         and row.get("prompt_layers") == plan.prompt_layers
         and not row.get("draft_tokens")
         and row.get("training") == training

@@ -8,14 +8,15 @@ from itertools import pairwise
 import yaml
 
 from ulskip_cli import __version__
+from ulskip_cli.config import instantiate
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import describe, find_config
 from ulskip_cli.plan import Plan, make_plan
 from ulskip_cli.schedule_file import ScheduleFile
 from ulskip_cli.schema import Config
+from ulskip_cli.strategies import Calibrated
 
 FILE = "schedule.json"
-_NOT_OPTIONS = ("_target_", "name", "description")
 
 
 def plan_of(config: Config) -> Plan:
@@ -31,8 +32,13 @@ def plan_of(config: Config) -> Plan:
             "strategy.layers=[...], or take ratio_basis=cost"
         )
     plan = make_plan(config, describe(config.model))
-    unknown = [line for line in plan.warnings if "is calibrated" in line]
-    if unknown:
+    if plan.exits:
+        raise UsageError(
+            f"strategy={name} decides at every token which layers run, which no export can say; export strategy=full, or "
+            "strategy=top_skip for one depth"
+        )
+    strategy = instantiate(config.strategy, "strategy")
+    if isinstance(strategy, Calibrated) and not strategy.is_calibrated:
         raise UsageError(
             f"strategy={name} is decided by a run, on held-out examples; export the kept_layers of its row with "
             "strategy=custom strategy.layers=[...], or give the strategy_options of its row"
@@ -61,7 +67,7 @@ def schedule_of(config: Config, plan: Plan, overrides: Sequence[str]) -> Schedul
         kept_layers=plan.kept_layers,
         later_stages=tuple(asdict(stage) for stage in plan.later_stages),
         strategy=plan.strategy,
-        strategy_options={key: value for key, value in config.strategy.items() if key not in _NOT_OPTIONS},
+        strategy_options=plan.options,
         target_ratio=plan.target_speedup,
         ratio_basis=config.ratio_basis,
         prompt_layers=plan.prompt_layers,

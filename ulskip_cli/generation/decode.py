@@ -1,6 +1,7 @@
 """Prompts in, tokens out, under one schedule, by one of two engines, with every phase on its own clock."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -10,12 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli import views
 from ulskip_cli.errors import UsageError
-from ulskip_cli.generation import fast, speculative
+from ulskip_cli.exits import ExitRule
+from ulskip_cli.generation import early_exit, fast, speculative
 from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.generate import Generate
 from ulskip_cli.generation.output import BatchOutput, Engine, Request
 from ulskip_cli.generation.packed import packer
+from ulskip_cli.generation.parts import Parts
 from ulskip_cli.generation.stages import stage_views
 from ulskip_cli.plan import Plan
 from ulskip_cli.schema import DecodingConfig
@@ -43,6 +46,9 @@ class Decoder:
             "transformers": Generate(self.prompt_model, self.stages, self.device, tokenizer),
             "speculative": speculative.Loop(model, self.view, plan.kept_layers, self.device, draft_cost),
         }
+        self.exits = plan.exits
+        if plan.exits:
+            self._engines["early_exit"] = early_exit.Loop(model, plan.exits, self.device)
 
     @property
     def view(self) -> PreTrainedModel:
@@ -61,12 +67,28 @@ class Decoder:
         moved._engines = {**self._engines, "fast": loop, "transformers": slow}
         return moved
 
+    def under(self, rule: ExitRule) -> "Decoder":
+        """The same under another rule for exits; what was packed serves both."""
+        other = copy.copy(self)
+        loop = self._engines["early_exit"]
+        assert isinstance(loop, early_exit.Loop)
+        other.exits, other._engines = rule, {**self._engines, "early_exit": loop.under(rule)}
+        return other
+
+    @functools.cached_property
+    def parts(self) -> Parts:
+        """The model taken apart, to look at what it thinks behind each of its layers."""
+        return Parts(self.model)
+
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
         """The engine that serves a decoding configuration, and why it is not the fast one.
 
         Raises:
             UsageError: the fast engine is asked for and cannot serve it, or drafts are, and cannot be made.
         """
+        if self.exits:
+            early_exit.check(self.model, self.exits, decoding)
+            return "early_exit", None
         if decoding.draft_tokens:
             speculative.check(self.model, self.view, decoding)
             return "speculative", None
@@ -136,6 +158,7 @@ class Decoder:
             engine=engine,
             compile_seconds=compile_seconds,
             drafts=run.drafts,
+            exits=run.exits,
         )
 
     def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:

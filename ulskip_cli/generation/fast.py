@@ -62,27 +62,11 @@ class Loop:
 
     def run(self, request: Request) -> Run:
         """Generate for one batch."""
-        input_ids, attention_mask, decoding = request.input_ids, request.attention_mask, request.decoding
-        pad, ends, length, forced, on_step = request.pad, request.ends, request.length, request.forced, request.on_step
-        batch, prompt_len = input_ids.shape
-        cache = views.new_cache(self.prompt_model)
-        logits = views.forward_with_cache(self.prompt_model, input_ids, attention_mask, cache, last_only=True)
-        prefilled_at = now(self.device)
-        kept = self.stages[0].kept
-        prompt_bytes, kept_bytes = views.kv_bytes(cache), views.kv_bytes(cache, kept)
-        views.prune_cache(cache, kept)
-        steps = self._steps(cache, attention_mask, length, decoding)
-        choose = Chooser(decoding, prompt_len, ends, length if forced else 0, self.device)
-        ids = torch.full((batch, prompt_len + length), pad, dtype=torch.long, device=self.device)
-        ids[:, :prompt_len] = input_ids
-        ids[:, prompt_len] = choose(ids[:, :prompt_len], logits[:, -1])
-        first_at = now(self.device)
-        if on_step:
-            on_step(batch)
-        finishing = torch.tensor(list(ends), device=self.device) if ends and not forced else None
-        self._decode(ids, prompt_len, length, steps, choose, finishing, pad, on_step, decoding.do_sample)
-        end = now(self.device)
-        return Run(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, prompt_bytes, kept_bytes)
+
+        def steps(cache: DynamicCache) -> Steps:
+            return self._steps(cache, request.attention_mask, request.length, request.decoding)
+
+        return run(request, self.prompt_model, self.stages[0].kept, steps, self.device)
 
     def prepare(self, request: Request) -> float:
         """Pack weights, and compile what a batch of this shape needs where compiling is asked for; seconds of compiling."""
@@ -126,44 +110,72 @@ class Loop:
         needed = ids.shape[1] + length - 1
         return ids.shape[0], -(-needed // CAPACITY_STEP) * CAPACITY_STEP
 
-    def _decode(
-        self,
-        ids: Tensor,
-        prompt_len: int,
-        length: int,
-        steps: Steps,
-        choose: Chooser,
-        ends: Tensor | None,
-        pad: int,
-        on_step: Callable[[int], None] | None,
-        keep_all: bool,
-    ) -> None:
-        """Fill `ids` from its second new token on."""
-        batch = len(ids)
-        rows: Tensor | None = None  # of `ids` that are still decoded; None: all
-        current = ids
-        look = 1 if self.device.type == "cpu" else CHECK_STEPS
-        done = torch.zeros(batch, dtype=torch.bool, device=self.device)
+
+def run(
+    request: Request,
+    prompt_model: PreTrainedModel,
+    kept: Sequence[int],
+    make_steps: Callable[[DynamicCache], Steps],
+    device: torch.device,
+) -> Run:
+    """Encode the prompts of a batch, then take one step after another.
+
+    Args:
+        request: the batch.
+        prompt_model: encodes prompts.
+        kept: the layers of it whose keys and values the steps read; the others' are dropped.
+        make_steps: makes the steps, of a cache that holds the prompt.
+        device: where ids go.
+    """
+    input_ids, length = request.input_ids, request.length
+    batch, prompt_len = input_ids.shape
+    cache = views.new_cache(prompt_model)
+    logits = views.forward_with_cache(prompt_model, input_ids, request.attention_mask, cache, last_only=True)
+    prefilled_at = now(device)
+    prompt_bytes, kept_bytes = views.kv_bytes(cache), views.kv_bytes(cache, kept)
+    views.prune_cache(cache, kept)
+    steps = make_steps(cache)
+    choose = Chooser(request.decoding, prompt_len, request.ends, length if request.forced else 0, device)
+    ids = torch.full((batch, prompt_len + length), request.pad, dtype=torch.long, device=device)
+    ids[:, :prompt_len] = input_ids
+    ids[:, prompt_len] = choose(ids[:, :prompt_len], logits[:, -1])
+    first_at = now(device)
+    if request.on_step:
+        request.on_step(batch)
+    _decode(ids, request, steps, choose)
+    end = now(device)
+    return Run(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, prompt_bytes, kept_bytes)
+
+
+def _decode(ids: Tensor, request: Request, steps: Steps, choose: Chooser) -> None:
+    """Fill `ids` from its second new token on."""
+    batch, prompt_len, device = len(ids), request.input_ids.shape[1], ids.device
+    keep_all = request.decoding.do_sample  # sampling draws for whole batches
+    rows: Tensor | None = None  # of `ids` that are still decoded; None: all
+    current = ids
+    look = 1 if device.type == "cpu" else CHECK_STEPS
+    done = torch.zeros(batch, dtype=torch.bool, device=device)
+    ends = torch.tensor(list(request.ends), device=device) if request.ends and not request.forced else None
+    if ends is not None:
+        done = torch.isin(ids[:, prompt_len], ends)
+    for step in range(1, request.length):
+        if ends is not None and step % look == 0:
+            alive = (~done).nonzero()[:, 0]
+            if not len(alive):
+                break
+            if 2 * len(alive) <= len(done) and steps.can_shrink and not keep_all:
+                if rows is not None:
+                    ids[rows] = current
+                rows = alive if rows is None else rows[alive]
+                current, done = ids[rows], done[alive]
+                steps.keep(alive)
+        at = prompt_len + step
+        chosen = choose(current[:, :at], steps(current[:, at - 1 : at]))
         if ends is not None:
-            done = torch.isin(ids[:, prompt_len], ends)
-        for step in range(1, length):
-            if ends is not None and step % look == 0:
-                alive = (~done).nonzero()[:, 0]
-                if not len(alive):
-                    break
-                if 2 * len(alive) <= len(done) and steps.can_shrink and not keep_all:  # sampling draws for whole batches
-                    if rows is not None:
-                        ids[rows] = current
-                    rows = alive if rows is None else rows[alive]
-                    current, done = ids[rows], done[alive]
-                    steps.keep(alive)
-            at = prompt_len + step
-            chosen = choose(current[:, :at], steps(current[:, at - 1 : at]))
-            if ends is not None:
-                chosen = chosen.masked_fill(done, pad)
-                done |= torch.isin(chosen, ends)
-            current[:, at] = chosen
-            if on_step:
-                on_step(batch * (step + 1))
-        if rows is not None:
-            ids[rows] = current
+            chosen = chosen.masked_fill(done, request.pad)
+            done |= torch.isin(chosen, ends)
+        current[:, at] = chosen
+        if request.on_step:
+            request.on_step(batch * (step + 1))
+    if rows is not None:
+        ids[rows] = current

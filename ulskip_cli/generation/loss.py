@@ -1,13 +1,17 @@
 """The decode loss: how well a schedule predicts the references, token by token."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
+from ulskip_cli import views
 from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.encoding import Encoded, padded
-from ulskip_cli.generation.teacher_forcing import response_logits, response_losses
+from ulskip_cli.generation.exit_scoring import exit_logits
+from ulskip_cli.generation.teacher_forcing import EncodedPrompt, encode_prompt, predict_response, response_losses
 
 
 def decode_loss(
@@ -26,22 +30,61 @@ def decode_loss(
         pad: padding id.
         on_batch: called with the number of pairs done.
     """
-    order = sorted(examples, key=lambda one: -len(one.prompt_ids) - len(one.response_ids))
-    total, count, done = 0.0, 0, 0
-    for batch, (loss, tokens) in in_batches(order, size, lambda batch: _batch_loss(decoder, batch, pad)):
-        total, count, done = total + loss, count + tokens, done + len(batch)
-        on_batch(done)
-    return total / count
+    return ReferenceLoss(examples, size, pad).of(decoder, on_batch)
 
 
-def _batch_loss(decoder: Decoder, batch: Sequence[Encoded], pad: int) -> tuple[float, int]:
-    """Summed loss of a batch's responses, and their tokens."""
-    prompt_ids, prompt_mask = padded([one.prompt_ids for one in batch], pad, left=True)
-    response_ids, mask = padded([one.response_ids for one in batch], pad, left=False)
-    prompt_ids, prompt_mask, response_ids, mask = (
-        tensor.to(decoder.device) for tensor in (prompt_ids, prompt_mask, response_ids, mask)
-    )
-    with torch.inference_mode():
-        logits = response_logits(decoder.prompt_model, decoder.stages, prompt_ids, prompt_mask, response_ids, mask)
-        losses = response_losses(logits, response_ids)
-    return float((losses * mask).sum()), int(mask.sum())
+@dataclass
+class ReferenceLoss:
+    """The decode loss of one schedule after another on the same examples.
+
+    Attributes:
+        examples: prompts and responses.
+        size: pairs at once.
+        pad: padding id.
+        held_bytes: keys and values of encoded prompts to keep for the next schedule, which must then encode them alike.
+    """
+
+    examples: Sequence[Encoded]
+    size: BatchSize
+    pad: int
+    held_bytes: int = 0
+    _held: dict[int, EncodedPrompt] = field(default_factory=dict)
+
+    def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
+        """Under one schedule, in nats a token; `on_batch` is called with the number of pairs done."""
+        order = sorted(range(len(self.examples)), key=lambda i: -self._length(self.examples[i]))
+        total, count, done = 0.0, 0, 0
+        for batch, (loss, tokens) in in_batches(order, self.size, lambda batch: self._batch_loss(decoder, batch)):
+            total, count, done = total + loss, count + tokens, done + len(batch)
+            on_batch(done)
+        return total / count
+
+    @staticmethod
+    def _length(example: Encoded) -> int:
+        return len(example.prompt_ids) + len(example.response_ids)
+
+    def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
+        """Summed loss of a batch's responses, and their tokens."""
+        examples = [self.examples[i] for i in batch]
+        ids, mask = (t.to(decoder.device) for t in padded([one.response_ids for one in examples], self.pad, left=False))
+        with torch.inference_mode():
+            logits = given_logits(decoder, self._prompt(decoder, batch), ids, mask)
+            losses = response_losses(logits, ids)
+        return float((losses * mask).sum()), int(mask.sum())
+
+    def _prompt(self, decoder: Decoder, batch: Sequence[int]) -> EncodedPrompt:
+        """The batch's encoded prompts, from before where they were kept."""
+        if batch[0] in self._held and len(self._held[batch[0]].mask) == len(batch):
+            return self._held[batch[0]]
+        prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad, left=True)
+        encoded = encode_prompt(decoder.prompt_model, *(tensor.to(decoder.device) for tensor in prompts))
+        if sum(views.kv_bytes(one.cache) for one in (*self._held.values(), encoded)) <= self.held_bytes:
+            self._held[batch[0]] = encoded
+        return encoded
+
+
+def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> Tensor:
+    """What decoding would predict every token of the responses by, [batch, response_len, vocab_size]."""
+    if decoder.exits:
+        return exit_logits(decoder.model, decoder.parts, decoder.exits, prompt, ids, mask)[0]
+    return predict_response(decoder.stages, prompt, ids, mask)

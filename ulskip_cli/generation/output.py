@@ -1,7 +1,8 @@
 """What engines and decoders return: tokens, and the clock at the end of every phase."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from torch import Tensor
@@ -31,6 +32,30 @@ class Drafts:
 
 
 @dataclass(frozen=True)
+class Exits:
+    """Where tokens left the layers; sums over batches are sums of these.
+
+    Attributes:
+        depths: how many tokens ran so many layers, each sequence's after its first.
+        check_seconds: that went into asking how sure the model is.
+    """
+
+    depths: Mapping[int, int] = field(default_factory=dict)
+    check_seconds: float = 0.0
+
+    def __add__(self, other: "Exits") -> "Exits":
+        """Both together."""
+        counts = Counter(self.depths) + Counter(other.depths)
+        return Exits(dict(sorted(counts.items())), self.check_seconds + other.check_seconds)
+
+    @property
+    def mean_depth(self) -> float | None:
+        """Layers that a token ran, on average; None where there was none."""
+        tokens = sum(self.depths.values())
+        return sum(depth * count for depth, count in self.depths.items()) / tokens if tokens else None
+
+
+@dataclass(frozen=True)
 class Run:
     """One batch, as an engine saw it.
 
@@ -42,6 +67,7 @@ class Run:
         prompt_kv_bytes: the cache when the prompt was encoded.
         kept_kv_bytes: what remained of it when the skipped layers were dropped.
         drafts: how drafting went, where there was any.
+        exits: where tokens left the layers, where they might.
     """
 
     token_ids: list[list[int]]
@@ -51,6 +77,7 @@ class Run:
     prompt_kv_bytes: int
     kept_kv_bytes: int
     drafts: Drafts | None = None
+    exits: Exits | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +131,7 @@ class BatchOutput:
         engine: that generated it.
         compile_seconds: that were spent on batches of this shape before the clock was started.
         drafts: how drafting went, where there was any.
+        exits: where tokens left the layers, where they might.
     """
 
     token_ids: list[list[int]]
@@ -117,6 +145,7 @@ class BatchOutput:
     engine: str = "transformers"
     compile_seconds: float = 0.0
     drafts: Drafts | None = None
+    exits: Exits | None = None
 
     @property
     def generated_tokens(self) -> int:

@@ -57,8 +57,8 @@ def measure_pairs(
 ) -> PairedSpeed:
     """Alternate the two decoders; who goes first alternates too.
 
-    Both go on to `speed.new_tokens` whatever they say, but with drafts they end where they end: behind its end a text is
-    nothing that a view was made to guess.
+    Both go on to `speed.new_tokens` whatever they say, but with drafts and with exits they end where they end: behind its end a
+    text is nothing that a view was made to guess, or a layer to be sure of.
 
     Args:
         full: every layer.
@@ -71,7 +71,7 @@ def measure_pairs(
     """
     outputs: dict[str, list[BatchOutput]] = {"full": [], "strategy": []}
     compile_seconds = 0.0
-    forced = None if decoding.draft_tokens else speed.new_tokens
+    forced = None if decoding.draft_tokens or strategy.exits else speed.new_tokens
     decoding = replace(decoding, max_new_tokens=speed.new_tokens)
     sides = [("full", full, undrafted(decoding)), ("strategy", strategy, decoding)]
     for i in range(speed.warmup + speed.pairs):

@@ -1,7 +1,6 @@
 """The lossless engine: the kept layers draft some tokens, the full model checks them all in one pass."""
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +11,9 @@ from ulskip_cli.errors import UsageError
 from ulskip_cli.generation import acceptance, fast, fixed_cache
 from ulskip_cli.generation.choose import Chooser
 from ulskip_cli.generation.draft_length import DraftLength
-from ulskip_cli.generation.fixed_cache import Masks
 from ulskip_cli.generation.output import Drafts, Request, Run
 from ulskip_cli.generation.packed import packed
-from ulskip_cli.generation.steps import takes_positions
+from ulskip_cli.generation.placing import Placing
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
 
@@ -177,28 +175,20 @@ class Passes:
             mask: [batch, prompt_len], 1 for tokens, 0 for padding.
             length: the most tokens to generate, the prompt's own first one included.
         """
-        self.full, self.view, self.prompt_len = full, view, mask.shape[1]
+        self.full, self.view = full, view
         steps = length - 1  # the last token is never read
-        self.cache, self.cursor = fixed_cache.fixed(cache, self.prompt_len + steps)
+        self.cache, self.cursor = fixed_cache.fixed(cache, mask.shape[1] + steps)
         self.view_cache = DynamicCache()
         self.view_cache.layers = [self.cache.layers[i] for i in kept]  # a check overwrites what drafting left in them
-        self.draft_masks: Masks = None
-        self.check_masks: Masks = None
-        self.positions: Tensor | None = None
-        if takes_positions(full):
-            self.positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
-            if steps:
-                self.draft_masks = fixed_cache.step_masks(full, self.cache, mask, steps)
-                self.check_masks = fixed_cache.full_masks(full, self.cache, mask, steps, self.prompt_len + steps)
-        self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
+        self.placing = Placing(full, self.cache, mask, steps)
 
     def draft(self, tokens: Tensor) -> Tensor:
         """The view's logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        return self._forward(self.view, self.view_cache, tokens, self.draft_masks)[:, -1]
+        return self._forward(self.view, self.view_cache, tokens)[:, -1]
 
     def check(self, tokens: Tensor) -> Tensor:
         """The full model's logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
-        return self._forward(self.full, self.cache, tokens, self.check_masks)
+        return self._forward(self.full, self.cache, tokens)
 
     def rewind(self, length: int) -> None:
         """Forget all tokens behind the first `length`, those of the prompt counted."""
@@ -208,20 +198,10 @@ class Passes:
         """Go on with some of the sequences."""
         for layer in self.cache.layers:
             layer.keep_sequences(alive)
-        self.draft_masks = fixed_cache.masks_of(self.draft_masks, alive)
-        self.check_masks = fixed_cache.masks_of(self.check_masks, alive)
-        self.positions = None if self.positions is None else self.positions[alive]
-        self.mask = self.mask[alive]
+        self.placing.keep(alive)
 
-    def _forward(self, model: PreTrainedModel, cache: DynamicCache, tokens: Tensor, masks: Masks) -> Tensor:
-        count = tokens.shape[1]
-        step, end = self.cursor.length - self.prompt_len, self.cursor.length + count
-        options: dict[str, Any] = {"attention_mask": self.mask[:, :end]}
-        if self.positions is not None:
-            options = {
-                "attention_mask": fixed_cache.mask_at(masks, step, end, count),
-                "position_ids": self.positions[:, step : step + count],
-            }
+    def _forward(self, model: PreTrainedModel, cache: DynamicCache, tokens: Tensor) -> Tensor:
+        options = self.placing.options(self.cursor.length, tokens.shape[1])
         logits: Tensor = model(input_ids=tokens, cache=cache, use_cache=True, **options).logits
-        self.cursor.length = end
+        self.cursor.length += tokens.shape[1]
         return logits

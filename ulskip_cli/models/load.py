@@ -128,16 +128,20 @@ def training_note(path: str) -> str:
     if training["strategy"] == "full":
         return f"without skipping, {training['steps']} steps"
     drawn = " drawn per step" if len(counts) > 1 else ""
+    if any((training.get("later_stages") or {}).values()):
+        drawn = " by position"
     steps, before = training["steps"], training.get("based_on")
     while before and before["strategy"] == training["strategy"]:
         steps, before = steps + before["steps"], before.get("based_on")
+    if training.get("exits"):
+        return f"with early exit at {', '.join(map(str, training['exits']))} layers, {steps} steps"
     return f"with skipping: {training['strategy']}, kept counts {', '.join(map(str, counts))}{drawn}, {steps} steps"
 
 
 def _trained_for(path: str) -> dict[str, Any] | None:
     """Strategy, ratios and kept layers that the weights were trained for."""
     record = _read_record(Path(path))
-    return record and {key: record.get(key) for key in ("strategy", "ratios", "kept_layers")}
+    return record and {key: record.get(key) for key in ("strategy", "ratios", "kept_layers", "later_stages", "exits")}
 
 
 def training_record(config: ModelConfig) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """A plan as lines for a terminal."""
 
+from ulskip_cli.exits import ExitRule
 from ulskip_cli.plan import MemoryPlan, Plan
 from ulskip_cli.report.strip import KEPT, SKIPPED, ranges, ruler, strip
 
@@ -27,14 +28,35 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
         facts |= _memory_facts(plan.memory, plan.strategy)
     width = max(map(len, facts))
     return [
+        *(_exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept(plan, model)),
+        "",
+        *(f"  {key:<{width}}  {value}" for key, value in facts.items()),
+        *(f"  warning: {warning}" for warning in plan.warnings),
+    ]
+
+
+def _kept(plan: Plan, model: str) -> list[str]:
+    """The layers of a schedule."""
+    return [
         f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers} layers in each decode step",
         "",
         f"  {strip(plan.num_layers, plan.kept_layers)}   {KEPT} kept  {SKIPPED} skipped",
         f"  {ruler(plan.num_layers)}",
         f"  kept: {ranges(plan.kept_layers)}",
+    ]
+
+
+def _exits(rule: ExitRule, what: str) -> list[str]:
+    """Where steps may end."""
+    threshold = (
+        "to be calibrated" if rule.threshold is None else f"{rule.threshold:g}, a tenth less after {rule.horizon} tokens"
+    )
+    return [
+        f"{what}: {rule.target_depth} of {rule.num_layers} layers in a decode step on average, as many as each token needs",
         "",
-        *(f"  {key:<{width}}  {value}" for key, value in facts.items()),
-        *(f"  warning: {warning}" for warning in plan.warnings),
+        f"  checked: behind {ranges(rule.checks)} layers",
+        f"  output heads in a step of {rule.target_depth} layers: {rule.heads(rule.target_depth)}",
+        f"  leaves at: {rule.confidence} >= threshold, {threshold}",
     ]
 
 

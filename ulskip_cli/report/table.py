@@ -70,10 +70,10 @@ def _kv_share(row: Row) -> str:
 
 
 def layers(row: Row) -> str:
-    """Kept layers of all, on average where the number changes while a sequence is decoded."""
+    """Kept layers of all, on average where the number changes from step to step."""
     if row.get("kept_layers") is None:
         return absent(row)
-    mean = row.get("mean_kept_layers") if row.get("later_stages") else None
+    mean = row.get("mean_kept_layers") if row.get("later_stages") or row.get("exit_depths") else None
     return f"{len(row['kept_layers']) if mean is None else format(mean, '.1f')}/{row['num_layers']}"
 
 

@@ -56,5 +56,7 @@ class Custom:
             return None
         found = schedule_file.read(Path(self.file))
         if found.later_stages:
-            raise UsageError(f"{self.file} has later stages, which strategy=custom has not; take its strategy={found.strategy}")
+            options = [f"strategy.{key}={value}" for key, value in found.strategy_options.items()]
+            asked = [f"strategy={found.strategy}", *options, *([f"ratio={found.target_ratio:g}"] if found.target_ratio else [])]
+            raise UsageError(f"{self.file} has later stages, which strategy=custom has not; take {' '.join(asked)}")
         return found

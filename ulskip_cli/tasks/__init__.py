@@ -21,6 +21,9 @@ class Task(Protocol):
     def examples(self) -> list[Example]:
         """All examples, in their order."""
 
+    def held_out(self) -> "Task | None":
+        """The same task on examples that no run evaluates, to calibrate on; None where there are none."""
+
     def template_for(self, has_chat: bool) -> Template:
         """How an example is put to a model with or without a chat format of its own."""
 

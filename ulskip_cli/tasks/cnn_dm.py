@@ -10,7 +10,8 @@ from ulskip_cli.tasks.examples import Example, from_rows
 from ulskip_cli.tasks.template import AUTO, Template, pick
 from ulskip_cli.tasks.textfile import read_objects
 
-SAMPLE = Path(__file__).parent.parent / "assets" / "cnn_dm_sample.jsonl"
+ASSETS = Path(__file__).parent.parent / "assets"
+SAMPLES = {"sample": ASSETS / "cnn_dm_sample.jsonl", "held_out": ASSETS / "cnn_dm_held_out.jsonl"}  # bundled, by dataset
 CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
@@ -19,7 +20,7 @@ class CnnDm:
     """Articles and their highlights.
 
     Attributes:
-        dataset: `sample` (bundled), `cnn_dailymail`, or any other dataset's hub id or folder.
+        dataset: `sample` or `held_out` (bundled), `cnn_dailymail`, or any other dataset's hub id or folder.
         file: one JSON object a line, plain or gzipped.
         subset: of a hub dataset; None: the only one.
         split: of a hub dataset.
@@ -68,8 +69,8 @@ class CnnDm:
             raise UsageError(f"expected task.max_article_words >= 1, got {self.max_article_words}")
         if self.file and self.dataset != "sample":
             raise UsageError(f"expected task.file or task.dataset, got both: {self.file} and {self.dataset}")
-        if self.file or self.dataset == "sample":
-            path = Path(self.file).expanduser() if self.file else SAMPLE
+        if self.file or self.dataset in SAMPLES:
+            path = Path(self.file).expanduser() if self.file else SAMPLES[self.dataset]
             rows, where = read_objects(path), str(path)
         elif self.dataset == "cnn_dailymail":
             name, subset = CNN_DAILYMAIL
@@ -83,6 +84,10 @@ class CnnDm:
         if self.max_article_words is None:
             return examples
         return [replace(one, source=" ".join(one.source.split()[: self.max_article_words])) for one in examples]
+
+    def held_out(self) -> "CnnDm | None":
+        """What the bundled sample holds out."""
+        return replace(self, dataset="held_out") if self.dataset == "sample" and not self.file else None
 
     def template_for(self, has_chat: bool) -> Template:
         """How an article is put to a model."""

@@ -79,6 +79,10 @@ class Jsonl:
         name = str(self.dataset)
         return from_rows(hubdata.rows(name, self.subset, self.split), self.prompt_key, self.reference_key, name)
 
+    def held_out(self) -> None:
+        """There is one file only."""
+        return None
+
     def template_for(self, has_chat: bool) -> Template:
         """How a prompt is put to a model."""
         return pick(self.templates, self.template, has_chat, self.prompt, self.response, {})

@@ -13,6 +13,7 @@ from ulskip_cli.tasks.template import AUTO, Template, pick
 from ulskip_cli.tasks.textfile import read_lines
 
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"
+SAMPLES = ("sample", "held_out")  # bundled
 SAMPLE_PAIRS = ("de-en", "en-de")
 PAPER_PAIRS = ("de-en", "en-de", "zh-en", "en-zh")
 
@@ -23,8 +24,8 @@ class Wmt:
 
     Attributes:
         pair: source and target language in ISO 639-1, `zh-en`.
-        dataset: `sample` (bundled, de-en and en-de), `files`, a test set that sacrebleu downloads by name (`wmt22`), or
-            a dataset's hub id or folder.
+        dataset: `sample` or `held_out` (bundled, de-en and en-de), `files`, a test set that sacrebleu downloads by name
+            (`wmt22`), or a dataset's hub id or folder.
         source_file: with `files`, one sentence a line, plain or gzipped.
         reference_file: with `files`, as many lines.
         subset: of a hub dataset; None: the one named like the pair, or the only one.
@@ -70,7 +71,7 @@ class Wmt:
                 raise UsageError(
                     f"unknown language '{code}' in task.pair={self.pair}; expected ISO 639-1 codes like de-en, zh-en"
                 )
-        if self.dataset == "sample" and self.pair not in SAMPLE_PAIRS:
+        if self.dataset in SAMPLES and self.pair not in SAMPLE_PAIRS:
             raise UsageError(
                 f"the sample has the pairs {' and '.join(SAMPLE_PAIRS)}, not {self.pair}; "
                 "give task.dataset=files, wmt22 or another test set"
@@ -100,8 +101,8 @@ class Wmt:
     def examples(self) -> list[Example]:
         """All pairs of the test set, in its order."""
         source, target = self.languages
-        if self.dataset == "sample":
-            files = [SAMPLE / f"sample.{source}", SAMPLE / f"sample.{target}"]
+        if self.dataset in SAMPLES:
+            files = [SAMPLE / f"{self.dataset}.{language}" for language in (source, target)]
         elif self.dataset == "files":
             files = [Path(str(file)).expanduser() for file in (self.source_file, self.reference_file)]
         elif hubdata.is_hub_name(self.dataset):
@@ -114,6 +115,10 @@ class Wmt:
             raise UsageError(f"expected as many references as sources, got {counts}")
         rows = zip(sources, references, strict=True)
         return [Example(str(i), source, reference) for i, (source, reference) in enumerate(rows)]
+
+    def held_out(self) -> "Wmt | None":
+        """What the bundled sample holds out."""
+        return replace(self, dataset="held_out") if self.dataset == "sample" else None
 
     def reversed(self) -> "Wmt":
         """The same test set translated the other way."""

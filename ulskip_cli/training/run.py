@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from transformers.utils import logging
 from ulskip_cli import environment, views
 from ulskip_cli.config import resolved
 from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.exit_plan import trained_exits
 from ulskip_cli.models import load
 from ulskip_cli.models.facts import describe, fingerprint
 from ulskip_cli.plan import schedules
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import Row, write_whole
+from ulskip_cli.schedule import Stage
 from ulskip_cli.schema import TrainingConfig
 from ulskip_cli.training.data import TokenPairs, TrainingTexts, train_tokenizer, training_texts
 from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
@@ -68,13 +70,14 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
     progress.phase(f"load {config.model.name}", 1)
     subject = _subject(config, texts)
     depth = views.num_layers(subject.model)
-    ratios = schedules(config, depth)
     tokenized = progress.phase("tokenize", len(texts.train))
     pairs = TokenPairs(subject.tokenizer, texts.train, texts.phrasing, config.train.max_length, tokenized)
+    ratios = schedules(config, depth, [len(response) for _, response in pairs.pairs])
     validation = None
     if texts.validation:
         validation = TokenPairs(subject.tokenizer, texts.validation, texts.phrasing, config.train.max_length)
-    module = _module(config, subject.model)
+    exits = trained_exits(config, depth)
+    module = _module(config, subject.model, exits)
     device = "cpu" if load.pick_device(config.model.device).type == "cpu" else "auto"
     try:
         trainer = SkipTrainer(module, ratios, config, subject.tokenizer, pairs, validation, checkpoints, progress, device)
@@ -165,7 +168,7 @@ def _subject(config: TrainingConfig, texts: TrainingTexts) -> Subject:
     return subject
 
 
-def _module(config: TrainingConfig, model: PreTrainedModel) -> TwoPass:
+def _module(config: TrainingConfig, model: PreTrainedModel, exits: tuple[int, ...]) -> TwoPass:
     """The model with its loss, adapters and frozen parts."""
     train = config.train
     initial = train.teacher == "initial" and train.distill_weight > 0
@@ -194,7 +197,7 @@ def _module(config: TrainingConfig, model: PreTrainedModel) -> TwoPass:
     elif train.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
     weights = LossWeights(train.ce_weight, train.full_weight, train.distill_weight, train.label_smoothing)
-    return TwoPass(trained, config.prompt_layers, weights, teacher)
+    return TwoPass(trained, config.prompt_layers, weights, teacher, exits)
 
 
 def _record(
@@ -202,7 +205,7 @@ def _record(
     subject: Subject,
     texts: TrainingTexts,
     pairs: TokenPairs,
-    ratios: dict[float, tuple[int, ...]],
+    ratios: dict[float, tuple[Stage, ...]],
     trainer: SkipTrainer,
 ) -> Row:
     """What a reader of the weights must know."""
@@ -217,8 +220,10 @@ def _record(
     return {
         "strategy": config.strategy["name"],
         "ratios": list(ratios),
-        "kept_layers": {f"{ratio:g}": list(kept) for ratio, kept in ratios.items()},
-        "kept_counts": sorted({len(kept) for kept in ratios.values()}, reverse=True),
+        "kept_layers": {f"{ratio:g}": list(stages[0].kept_layers) for ratio, stages in ratios.items()},
+        "later_stages": {f"{ratio:g}": [asdict(one) for one in stages[1:]] for ratio, stages in ratios.items()},
+        "kept_counts": sorted({len(stage.kept_layers) for stages in ratios.values() for stage in stages}, reverse=True),
+        "exits": list(trained_exits(config, views.num_layers(subject.model))),
         "prompt_layers": config.prompt_layers,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,

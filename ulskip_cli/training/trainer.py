@@ -3,17 +3,19 @@
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ulskip_cli.errors import UsageError
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import append_line
+from ulskip_cli.schedule import Stage
 from ulskip_cli.schema import TrainingConfig
 from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, collator_for
 from ulskip_cli.training.muon import MuonFactory
@@ -27,7 +29,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         module: TwoPass,
-        schedules: Mapping[float, tuple[int, ...]],
+        schedules: Mapping[float, tuple[Stage, ...]],
         config: TrainingConfig,
         tokenizer: PreTrainedTokenizerBase,
         train: TokenPairs,
@@ -40,7 +42,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 
         Args:
             module: the model and its loss.
-            schedules: kept layers by ratio.
+            schedules: by ratio.
             config: everything else that matters.
             tokenizer: the model's.
             train: examples to learn from.
@@ -66,22 +68,28 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The loss under the schedule of this step."""
-        return super().compute_loss(model, {**inputs, "kept": self.drawn(self.state.global_step)}, *args, **kwargs)
+        first, *later = self.drawn(self.state.global_step)
+        return super().compute_loss(model, {**inputs, "kept": first.kept_layers, "later": tuple(later)}, *args, **kwargs)
 
-    def drawn(self, step: int) -> tuple[int, ...]:
-        """The kept layers of a step: from seed and step alone, so that every process and every resumption agrees."""
+    def drawn(self, step: int) -> tuple[Stage, ...]:
+        """The schedule of a step: from seed and step alone, so that every process and every resumption agrees."""
         rng = random.Random(f"{self.config.seed} {step}")
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """A point of the learning curve: mean cross-entropy a token, in nats, under every schedule and at full depth."""
         assert isinstance(self.model, TwoPass) and isinstance(self.eval_dataset, TokenPairs)
+        batch_size = self.args.per_device_train_batch_size
+        if self.model.exits:
+            at_exits = exit_validation_losses(self.model, self.eval_dataset, self.collator, batch_size)
+            losses = {f"eval_loss_{count}": at_exits[count] for count in sorted(at_exits, reverse=True)}
+            self.log(losses)
+            return losses
         depth = self.model.base.config.get_text_config(decoder=True).num_hidden_layers
-        counts = {len(kept): kept for kept in self.schedules.values()} | {depth: tuple(range(depth))}
+        everything = (Stage(0, tuple(range(depth))),)
+        counts = {len(stages[0].kept_layers): stages for stages in self.schedules.values()} | {depth: everything}
         losses = {
-            f"eval_loss_{count}": validation_loss(
-                self.model, counts[count], self.eval_dataset, self.collator, self.args.per_device_train_batch_size
-            )
+            f"eval_loss_{count}": validation_loss(self.model, counts[count], self.eval_dataset, self.collator, batch_size)
             for count in sorted(counts, reverse=True)
         }
         self.log(losses)
@@ -116,19 +124,38 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
 
 
 def validation_loss(
-    module: TwoPass, kept: tuple[int, ...], pairs: TokenPairs, collator: PairCollator, batch_size: int
+    module: TwoPass, stages: tuple[Stage, ...], pairs: TokenPairs, collator: PairCollator, batch_size: int
 ) -> float:
     """Mean cross-entropy of all response tokens under a schedule, without smoothing or distillation, in nats."""
     plain = TwoPass(module.model, module.prompt_layers).eval()
-    order = sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
-    device, total, count = module.base.device, 0.0, 0
+    total, count = 0.0, 0
     with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            batch = {k: v.to(device) for k, v in collator([pairs[i] for i in order[start : start + batch_size]]).items()}
-            total += plain(**batch, kept=kept, num_items_in_batch=1)["loss"].item()
+        for batch in _batches(module, pairs, collator, batch_size):
+            total += plain(**batch, kept=stages[0].kept_layers, later=stages[1:], num_items_in_batch=1)["loss"].item()
             count += int((batch["labels"] != IGNORED).sum())
     module.train()
     return total / count
+
+
+def exit_validation_losses(module: TwoPass, pairs: TokenPairs, collator: PairCollator, batch_size: int) -> dict[int, float]:
+    """The same when every token leaves at one depth, for each exit."""
+    plain = TwoPass(module.model, module.prompt_layers, exits=module.exits).eval()
+    totals, count = dict.fromkeys(module.exits, 0.0), 0
+    with torch.no_grad():
+        for batch in _batches(module, pairs, collator, batch_size):
+            for depth, loss in plain.exit_losses(**batch):
+                totals[depth] += loss.item()
+            count += int((batch["labels"] != IGNORED).sum())
+    module.train()
+    return {depth: total / count for depth, total in totals.items()}
+
+
+def _batches(module: TwoPass, pairs: TokenPairs, collator: PairCollator, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """All of them, the longest first, where the model is."""
+    order = sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
+    for start in range(0, len(order), batch_size):
+        batch = collator([pairs[i] for i in order[start : start + batch_size]])
+        yield {key: value.to(module.base.device) for key, value in batch.items()}
 
 
 def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str) -> TrainingArguments:

@@ -1,6 +1,6 @@
 """The two-pass loss as a module, so that whatever wraps modules (Trainer, DDP, ZeRO-2) wraps both passes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ulskip_cli import views
+from ulskip_cli.generation.parts import Parts
 from ulskip_cli.generation.teacher_forcing import encode_prompt, predict_response
+from ulskip_cli.schedule import Stage
+from ulskip_cli.training.exit_loss import averaged, exit_losses
 from ulskip_cli.views import StageView
 
 IGNORED = -100
@@ -37,7 +40,12 @@ class TwoPass(nn.Module):
     accepts_loss_kwargs = True  # so Trainer passes num_items_in_batch, and a step's tokens all weigh the same
 
     def __init__(
-        self, model: nn.Module, prompt_layers: str = "all", weights: LossWeights | None = None, teacher: nn.Module | None = None
+        self,
+        model: nn.Module,
+        prompt_layers: str = "all",
+        weights: LossWeights | None = None,
+        teacher: nn.Module | None = None,
+        exits: Collection[int] = (),
     ) -> None:
         """Views are made when a schedule is first used, when the weights are where they will stay.
 
@@ -47,12 +55,15 @@ class TwoPass(nn.Module):
             weights: of the parts of the loss.
             teacher: a frozen causal LM to distill from, or the adapted one itself, which then teaches without its
                 adapters; None for the model's own full depth.
+            exits: depths that the loss is averaged over, for early exit; none for a schedule.
         """
         super().__init__()
         self.model = model
         self.every = tuple(range(views.num_layers(self.base)))
         self.prompt_layers = prompt_layers
         self.weights = weights or LossWeights()
+        self.exits = tuple(exits)
+        self._parts: list[Parts] = []  # a list: what is in it is the model's
         self._views: dict[tuple[int, ...], PreTrainedModel] = {}  # a plain dict: their weights are the model's
         self._teacher = [teacher] if teacher is not None else []  # a list: it is no part of what is trained
 
@@ -74,6 +85,7 @@ class TwoPass(nn.Module):
         response_ids: Tensor,
         labels: Tensor,
         kept: tuple[int, ...],
+        later: tuple[Stage, ...] = (),
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a batch under a schedule.
@@ -84,19 +96,30 @@ class TwoPass(nn.Module):
             response_ids: [batch, response_len], padded on the right.
             labels: [batch, response_len], the response with -100 for padding.
             kept: the layers that the response runs through.
+            later: from these steps on it runs through fewer.
             num_items_in_batch: labels of the whole optimizer step, over which the mean is taken; None: this batch's.
 
         Returns:
             `loss`, a scalar.
         """
+        if self.exits:
+            loss = averaged(self.exit_losses(prompt_ids, prompt_mask, response_ids, labels))
+            return {"loss": loss / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())}
         base, view, every, weights = self.base, self._view(kept), self.every, self.weights
         whole = encode_prompt(base, prompt_ids, prompt_mask) if self.prompt_layers == "all" else None
-        encoded, inside = (whole, kept) if whole else (encode_prompt(view, prompt_ids, prompt_mask), every[: len(kept)])
+        encoded, inside = (whole, every) if whole else (encode_prompt(view, prompt_ids, prompt_mask), kept)
         response = (response_ids, labels != IGNORED)
-        logits = predict_response([StageView(0, view, inside)], encoded, *response)
+        stages = [
+            StageView(
+                stage.first_step, self._view(stage.kept_layers), tuple(inside.index(layer) for layer in stage.kept_layers)
+            )
+            for stage in (Stage(0, kept), *later)
+        ]
+        logits = predict_response(stages, encoded, *response)
         loss = weights.cross_entropy * self._cross_entropy(logits, labels)
         target = self._teacher_logits(prompt_ids, prompt_mask, *response)
-        if len(kept) < len(every) and (weights.full or (weights.distill and target is None)):
+        skips = len(kept) < len(every) or later
+        if skips and (weights.full or (weights.distill and target is None)):
             with torch.set_grad_enabled(weights.full > 0 and torch.is_grad_enabled()):
                 everything = [StageView(0, base, every)]
                 full = predict_response(everything, whole or encode_prompt(base, prompt_ids, prompt_mask), *response)
@@ -106,6 +129,15 @@ class TwoPass(nn.Module):
         if weights.distill and target is not None:
             loss = loss + weights.distill * divergence(target, logits, labels)
         return {"loss": loss / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum())}
+
+    def exit_losses(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, labels: Tensor
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The summed cross-entropy of a batch at every exit, with its depth; shapes as for `forward`."""
+        if not self._parts:
+            self._parts.append(Parts(self.base))
+        batch = (prompt_ids, prompt_mask, response_ids, labels)
+        return exit_losses(self.base, self._parts[0], self.exits, batch, labels != IGNORED, self._cross_entropy)
 
     def train(self, mode: bool = True) -> "TwoPass":
         """As for any module; views have flags of their own."""

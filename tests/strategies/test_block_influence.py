@@ -1,0 +1,35 @@
+import pytest
+
+from ulskip_cli.config import compose
+from ulskip_cli.errors import UsageError
+from ulskip_cli.models.facts import describe
+from ulskip_cli.plan import make_plan
+from ulskip_cli.schedule import even
+from ulskip_cli.strategies.block_influence import BlockInfluence
+
+
+def test_the_highest_scores_stay_and_of_equal_ones_the_lower():
+    strategy = BlockInfluence([0.5, 0.1, 0.1, 0.9])
+    assert [strategy.kept_layers(4, count) for count in (2, 3)] == [(0, 3), (0, 1, 3)]
+
+
+def test_scores_are_for_one_depth():
+    with pytest.raises(UsageError, match="for 5 layers, got 4"):
+        BlockInfluence([0.5, 0.1, 0.1, 0.9]).kept_layers(5, 2)
+
+
+def test_a_calibration_fills_in_the_scores():
+    class Measured:
+        def block_influence(self):
+            return [0.1, 0.30000004, 0.2]
+
+    assert not BlockInfluence().is_calibrated
+    strategy = BlockInfluence(**BlockInfluence().calibrate(3, 2, Measured()).options)
+    assert strategy.is_calibrated and strategy.kept_layers(3, 2) == (1, 2)
+
+
+def test_a_plan_says_what_it_shows():
+    config = compose(["strategy=block_influence"])
+    plan = make_plan(config, describe(config.model))
+    assert plan.kept_layers == even(12, 6)
+    assert plan.warnings == ("block_influence is calibrated on held-out examples by a run; planned: evenly spread layers",)

@@ -1,0 +1,69 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ulskip_cli.errors import UsageError
+from ulskip_cli.strategies.early_exit import EarlyExit
+
+
+def test_any_layer_may_run_and_the_mean_is_that_of_the_static_strategies():
+    strategy = EarlyExit()
+    assert strategy.num_kept(30, 2.0) == 15
+    assert strategy.kept_layers(30, 15) == tuple(range(30))
+    rule = strategy.exit_rule(30, 15, max_new_tokens=64)
+    assert (rule.target_depth, rule.horizon, rule.threshold) == (15, 64, None)
+    assert EarlyExit(horizon=20, threshold=0.5).exit_rule(30, 15, 64).horizon == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"confidence": "softmax"}, "did you mean"),
+        ({"batch": "mean"}, "strategy.batch"),
+        ({"threshold": -0.1}, "strategy.threshold"),
+        ({"horizon": 0}, "strategy.horizon"),
+        ({"min_exit": 0}, "strategy.min_exit"),
+        ({"every": 0}, "strategy.every"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, named):
+    with pytest.raises(UsageError, match=named):
+        EarlyExit(**options)
+
+
+class Smooth:
+    """A model whose mean depth rises with the threshold, as a formula."""
+
+    def __init__(self, depth):
+        self.depth, self.tried = depth, []
+
+    def output_lengths(self):
+        return [5, 17, 9]
+
+    def mean_depth(self, options):
+        self.tried.append(options)
+        return self.depth(options["threshold"])
+
+    def tell(self, done, total):
+        assert 1 <= done <= total
+
+
+@given(st.integers(2, 11), st.floats(0.4, 8))
+def test_the_threshold_makes_the_mean_depth_that_of_the_static_strategies(num_kept, steepness):
+    held_out = Smooth(lambda threshold: 1 + 11 * threshold**steepness)
+    found = EarlyExit().calibrate(12, num_kept, held_out)
+    assert 1 + 11 * found.options["threshold"] ** steepness == pytest.approx(num_kept, rel=0.02)
+    assert found.options["horizon"] == 17
+    assert found.notes["mean_kept_layers"] == pytest.approx(num_kept, rel=0.02)
+    assert EarlyExit(**found.options).is_calibrated
+
+
+def test_a_depth_that_jumps_over_the_target_gives_the_nearest():
+    found = EarlyExit(horizon=4).calibrate(12, 6, Smooth(lambda threshold: 5.5 if threshold < 0.7 else 8.0))
+    assert found.notes["mean_kept_layers"] == 5.5 and found.options["horizon"] == 4
+
+
+def test_at_the_full_depth_nothing_is_measured():
+    held_out = Smooth(lambda threshold: 12.0)
+    assert EarlyExit().calibrate(12, 12, held_out).options["threshold"] > 1
+    assert not held_out.tried

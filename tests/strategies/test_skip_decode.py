@@ -1,0 +1,100 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from reference import NUM_LAYERS, reference_greedy
+
+from ulskip_cli import schedule
+from ulskip_cli.config import compose
+from ulskip_cli.errors import UsageError
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.models.facts import describe
+from ulskip_cli.plan import make_plan
+from ulskip_cli.strategies.skip_decode import SkipDecode
+
+
+def active(num_layers, num_kept, warmup, horizon, t):
+    """The published description, position by position and without stages."""
+    most = min(num_layers, round(4 * num_kept / 3))
+    fewest = max(2 * num_kept - most, warmup + 1)
+    most = min(most, 2 * num_kept - fewest)
+    depth = round(most - (most - fewest) * min(t / horizon, 1))
+    return set(range(warmup)) | set(range(num_layers - depth + warmup, num_layers))
+
+
+def layers_at(stages, t):
+    return set(max((stage for stage in stages if stage.first_step <= t), key=lambda stage: stage.first_step).kept_layers)
+
+
+@given(st.integers(3, 60), st.integers(2, 60), st.integers(1, 4), st.floats(0.5, 90))
+def test_every_position_has_the_layers_of_the_formula(num_layers, num_kept, warmup, horizon):
+    assume(warmup < num_kept <= num_layers)
+    stages = SkipDecode(warmup, horizon).stages(num_layers, num_kept, [])
+    for t in range(110):
+        assert layers_at(stages, t) == active(num_layers, num_kept, warmup, horizon, t)
+    for before, after in itertools.pairwise(stages):
+        assert set(after.kept_layers) < set(before.kept_layers)  # no keys and values are missing
+
+
+@given(st.integers(6, 60), st.integers(3, 30), st.lists(st.integers(20, 200), min_size=1, max_size=40))
+def test_the_horizon_gives_the_asked_for_depth_on_average(num_layers, num_kept, lengths):
+    assume(num_kept <= num_layers)
+    strategy = SkipDecode()
+    horizon, mean = strategy.horizon_for(num_layers, num_kept, lengths)
+    stages = SkipDecode(horizon=horizon).stages(num_layers, num_kept, [])
+    depths = [len(layers_at(stages, t)) for length in lengths for t in range(length - 1)]
+    assert mean == pytest.approx(sum(depths) / len(depths))
+    assert mean == pytest.approx(num_kept, abs=0.5)  # a horizon moves whole steps
+
+
+class Answers:
+    def output_lengths(self):
+        return [10, 20, 33]
+
+
+def test_a_calibration_fills_in_the_horizon():
+    found = SkipDecode().calibrate(12, 6, Answers())
+    assert SkipDecode(**found.options).is_calibrated
+    assert found.notes["mean_kept_layers"] == pytest.approx(6, rel=0.02)
+    assert found.notes["mean_output_tokens"] == 21
+
+
+def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
+    config = compose(["strategy=skip_decode", "strategy.horizon=20"])
+    plan = make_plan(config, describe(config.model))
+    assert plan.target_kept == 6
+    assert plan.mean_kept(plan.timed_tokens - 1) == pytest.approx(6, abs=0.05)
+    assert plan.layer_ratio == pytest.approx(2, abs=0.02)
+    assert not plan.warnings
+    assert plan.predicted_speedup == pytest.approx(
+        describe(config.model).weights.predicted_speedup(schedule.even(12, 6)), rel=0.02
+    )
+
+
+def test_bad_options_and_no_clock():
+    with pytest.raises(UsageError, match="warmup_layers >= 1"):
+        SkipDecode(0)
+    with pytest.raises(UsageError, match=r"strategy\.horizon > 0"):
+        SkipDecode(horizon=0)
+    with pytest.raises(UsageError, match="below the 2 kept layers"):
+        SkipDecode(2).stages(12, 2, [5])
+    config = compose(["strategy=skip_decode", "ratio_basis=latency"])
+    with pytest.raises(UsageError, match="decides its depth itself"):
+        make_plan(config, describe(config.model))
+
+
+@pytest.mark.parametrize("engine", ["fast", "transformers"])
+def test_tokens_are_those_of_an_uncached_reference(model, engine):
+    config = compose(["strategy=skip_decode", "strategy.horizon=5", "ratio=1.5", f"decoding.engine={engine}"])
+    plan = replace(make_plan(config, describe(config.model)), num_layers=NUM_LAYERS)
+    first, *later = SkipDecode(horizon=5).stages(NUM_LAYERS, 4, [])
+    plan = replace(plan, kept_layers=first.kept_layers, later_stages=tuple(later))
+    assert len(later) == 2
+    ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    output = Decoder(model, plan).generate(ids, mask, config.decoding, 0, forced_length=9)
+    expected = reference_greedy(model, ids, mask, {stage.first_step: stage.kept_layers for stage in plan.stages}, 9)
+    assert output.token_ids == expected.tolist()

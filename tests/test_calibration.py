@@ -1,0 +1,71 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from ulskip_cli.calibration import HeldOutExamples, calibrated
+from ulskip_cli.config import compose, identity
+from ulskip_cli.evaluation import prepare
+from ulskip_cli.generation.batches import BatchSize
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.generation.loss import decode_loss
+from ulskip_cli.held_out import held_out_task
+from ulskip_cli.models.load import load
+from ulskip_cli.plan import make_plan
+from ulskip_cli.progress import Silent
+
+
+@pytest.fixture
+def ready(tmp_path, model_folder):
+    """A configuration, its loaded model and its held-out workload."""
+
+    def make(*overrides):
+        small = ["model=hf", f"model.path={model_folder}", "calibration.examples=6", "task.max_new_tokens=5"]
+        config = compose([*small, f"results_dir={tmp_path}", *overrides])
+        loaded = load(config.model)
+        held_out = held_out_task(config)
+        return config, loaded, held_out and prepare(loaded.tokenizer, None, *held_out, config)
+
+    return make
+
+
+def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
+    config, loaded, work = ready("strategy=block_influence", "ratio=2")
+    found, row = calibrated(config, loaded, work, Silent())
+    plan = make_plan(found, loaded.facts)
+    assert len(found.strategy["scores"]) == 6 and plan.options["scores"] == row["options"]["scores"]
+    assert not plan.warnings and row["examples"] == 6
+    (file,) = (tmp_path / "default" / "calibrations").glob("*.json")
+    assert json.loads(file.read_text()) == row
+    monkeypatch.setattr(HeldOutExamples, "block_influence", lambda self: pytest.fail("measured again"))
+    assert calibrated(replace(config, ratio=3.0, batch_size=2), loaded, work, Silent()) == (
+        replace(found, ratio=3.0, batch_size=2),
+        row,
+    )
+    file.write_text("{")  # cut off
+    with pytest.raises(pytest.fail.Exception):
+        calibrated(config, loaded, work, Silent())
+
+
+def test_a_search_lowers_the_loss_that_rows_report(ready):
+    config, loaded, work = ready("strategy=search", "ratio=2", "strategy.budget=6")
+    found, row = calibrated(config, loaded, work, Silent())
+    first, last = row["notes"]["path"][0], row["notes"]["path"][-1]
+    assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
+    own = decode_loss(Decoder(loaded.model, make_plan(found, loaded.facts)), work.encoded, BatchSize(3), work.pad)
+    assert own == pytest.approx(last["loss"], rel=1e-4)
+
+
+def test_skip_decodes_horizon_follows_the_full_models_answers(ready):
+    config, loaded, work = ready("strategy=skip_decode", "ratio=2")
+    found, row = calibrated(config, loaded, work, Silent())
+    assert found.strategy["horizon"] > 0 and row["notes"]["mean_output_tokens"] <= 5
+    assert make_plan(found, loaded.facts).later_stages
+
+
+def test_given_options_need_no_calibration_and_change_no_other_identity(ready):
+    config, loaded, work = ready("strategy=skip_decode", "strategy.horizon=7")
+    assert calibrated(config, loaded, work, Silent()) == (config, None)
+    assert identity(config) == identity(replace(config, calibration=replace(config.calibration, examples=9)))
+    open_ = replace(config, strategy={**config.strategy, "horizon": None})
+    assert identity(open_) != identity(replace(open_, calibration=replace(config.calibration, examples=9)))

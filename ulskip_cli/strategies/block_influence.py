@@ -1,0 +1,44 @@
+"""Block influence (ShortGPT, Men et al. 2024): keep the layers that change the hidden state most."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ulskip_cli import schedule
+from ulskip_cli.errors import UsageError
+from ulskip_cli.strategies import Found, HeldOut
+
+
+@dataclass(frozen=True)
+class BlockInfluence:
+    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text.
+
+    Attributes:
+        scores: the influence of every layer; empty: measured.
+    """
+
+    scores: list[float] = field(default_factory=list)
+    follows_ratio: ClassVar[bool] = True
+    calibrated_for: ClassVar[tuple[str, ...]] = ()
+    stand_in: ClassVar[str] = "evenly spread layers"
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the scores are known."""
+        return bool(self.scores)
+
+    def num_kept(self, num_layers: int, target_speedup: float) -> int:
+        """floor(N / r), as for every static strategy."""
+        return schedule.num_kept(num_layers, target_speedup)
+
+    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+        """The highest scores; of equal ones the lower layer."""
+        if not self.scores:
+            return schedule.even(num_layers, num_kept)
+        if len(self.scores) != num_layers:
+            raise UsageError(f"expected strategy.scores for {num_layers} layers, got {len(self.scores)}")
+        ranked = sorted(range(num_layers), key=lambda layer: (-self.scores[layer], layer))
+        return tuple(sorted(ranked[:num_kept]))
+
+    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOut) -> Found:
+        """One pass over prompts and references."""
+        return Found({"scores": [round(score, 6) for score in held_out.block_influence()]})

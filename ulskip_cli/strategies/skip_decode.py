@@ -1,0 +1,107 @@
+"""SkipDecode (Del Corro et al. 2023): one depth for every position, the same for a whole batch, falling as a text grows.
+
+The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max - (max - min) min(t / T, 1))`
+layers run: the first w to warm up, and the last a(t) - w. What runs at a step ran at every step before it, so that no keys
+and values are missing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ulskip_cli import schedule
+from ulskip_cli.errors import UsageError
+from ulskip_cli.schedule import Stage
+from ulskip_cli.strategies import Found, HeldOut
+
+
+@dataclass(frozen=True)
+class SkipDecode:
+    """Keep fewer layers the further a text goes, and R of them on average.
+
+    Attributes:
+        warmup_layers: w, that always run.
+        horizon: T, the step from which on the fewest layers run; None: such that R layers run on average over the full
+            model's answers to held-out examples.
+    """
+
+    warmup_layers: int = 1
+    horizon: float | None = None
+    follows_ratio: ClassVar[bool] = True
+    calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding")
+    stand_in: ClassVar[str] = "for answers of speed.new_tokens"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no schedule."""
+        if self.warmup_layers < 1:
+            raise UsageError(f"expected strategy.warmup_layers >= 1, got {self.warmup_layers}")
+        if self.horizon is not None and not self.horizon > 0:
+            raise UsageError(f"expected strategy.horizon > 0, got {self.horizon:g}")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether T is known."""
+        return self.horizon is not None
+
+    def num_kept(self, num_layers: int, target_speedup: float) -> int:
+        """R = floor(N / r), as for every static strategy: what runs on average."""
+        return schedule.num_kept(num_layers, target_speedup)
+
+    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+        """The layers of the first step."""
+        return self._active(num_layers, self.depths(num_layers, num_kept)[0])
+
+    def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
+        """One for every depth, the deepest first."""
+        horizon = self.horizon or self.horizon_for(num_layers, num_kept, lengths)[0]
+        return self._stages(num_layers, num_kept, horizon)
+
+    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOut) -> Found:
+        """T from the lengths of held-out answers."""
+        lengths = held_out.output_lengths()
+        horizon, mean = self.horizon_for(num_layers, num_kept, lengths)
+        return Found({"horizon": horizon}, {"mean_kept_layers": mean, "mean_output_tokens": sum(lengths) / len(lengths)})
+
+    def depths(self, num_layers: int, num_kept: int) -> tuple[int, int]:
+        """The most and the fewest layers of a step, R being halfway between them.
+
+        >>> SkipDecode().depths(12, 6), SkipDecode().depths(12, 2), SkipDecode().depths(12, 12)
+        ((8, 4), (2, 2), (12, 12))
+
+        Raises:
+            UsageError: R leaves no layer behind the warm-up.
+        """
+        if num_kept <= self.warmup_layers:
+            raise UsageError(f"expected strategy.warmup_layers below the {num_kept} kept layers, got {self.warmup_layers}")
+        most = min(num_layers, round(4 * num_kept / 3))
+        fewest = max(2 * num_kept - most, self.warmup_layers + 1)
+        return min(most, 2 * num_kept - fewest), fewest
+
+    def horizon_for(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[float, float]:
+        """T by bisection, and the mean depth that it gives over outputs of these lengths, in tokens."""
+
+        def mean(horizon: float) -> float:
+            return schedule.mean_kept(self._stages(num_layers, num_kept, horizon), lengths)
+
+        low, high = 0.5, 8.0 * max(lengths)
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if mean(middle) >= num_kept else (middle, high)
+        nearest = min((round(low, 4), round(high, 4)), key=lambda horizon: abs(mean(horizon) - num_kept))
+        return nearest, mean(nearest)
+
+    def _stages(self, num_layers: int, num_kept: int, horizon: float) -> tuple[Stage, ...]:
+        most, fewest = self.depths(num_layers, num_kept)
+        found = [Stage(0, self._active(num_layers, most))]
+        step = 0
+        while len(found[-1].kept_layers) > fewest:
+            step += 1
+            depth = round(most - (most - fewest) * min(step / horizon, 1.0))
+            if depth < len(found[-1].kept_layers):
+                found.append(Stage(step, self._active(num_layers, depth)))
+        return tuple(found)
+
+    def _active(self, num_layers: int, depth: int) -> tuple[int, ...]:
+        """The first w layers and the last ones, `depth` in all."""
+        behind = num_layers - (depth - self.warmup_layers)
+        return (*range(self.warmup_layers), *range(behind, num_layers))
