@@ -2,11 +2,14 @@
 
 import logging
 import os
+import socket
 from typing import Any
 
 from ulskip_cli.errors import UsageError
 from ulskip_cli.launchers.serve import Orders, needs, serve, thread_variables, threads_of
 from ulskip_cli.schema import LauncherConfig
+
+CONNECT_SECONDS = 10.0
 
 
 class RayCluster:
@@ -25,10 +28,10 @@ class RayCluster:
         self._ray: Any = ray
         address = launcher.address or os.environ.get("RAY_ADDRESS")
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
-        quiet |= {"configure_logging": False} if address is None else {}
         if address is not None:
             quiet.pop("include_dashboard")
         try:
+            _check_reachable(address)
             ray.init(address=address, ignore_reinit_error=True, **quiet)
         except Exception as error:
             raise UsageError(f"launcher=ray: no cluster at {address} ({' '.join(str(error).split())[:160]})") from None
@@ -62,3 +65,14 @@ class RayCluster:
             if self.is_alive(number):
                 self._ray.cancel(task, force=True)
         self._ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Knock at a cluster's door: ray's own client would stand there for minutes.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
