@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ def calibrated(config: Config, loaded: LoadedModel, work: Workload | None, progr
         write_whole(path, json.dumps(stored, indent=1) + "\n")
     found_config = replace(config, strategy={**config.strategy, **stored["options"]})
     plan = make_plan(found_config, loaded.facts)
-    if plan.exits:
+    if plan.exits or plan.later_stages:  # no one set of layers
         return found_config, stored
     shared = f"{key}-{plan.target_kept}of{num_layers}.schedule.json"
     write_whole(path.with_name(shared), _schedule(config, plan).to_json())
@@ -140,7 +140,6 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
     return ScheduleFile(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
-        later_stages=tuple(asdict(stage) for stage in plan.later_stages),
         strategy=plan.strategy,
         strategy_options=plan.options,
         target_ratio=plan.target_speedup,
