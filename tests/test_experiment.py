@@ -179,7 +179,7 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     session = Session()
     full, row = run_point(config(*overrides), session)
     assert (row["engine"], row["target_kept_layers"], row["missing_kv"]) == ("early_exit", 3, "recompute")
-    assert row["strategy_options"]["threshold"] > 0 and row["strategy_options"]["horizon"] >= 1
+    assert row["calibration"]["options"]["threshold"] > 0 and row["calibration"]["options"]["horizon"] >= 1
     calibration = row["calibration"]
     assert calibration["notes"]["mean_kept_layers"] == pytest.approx(3, rel=0.02)
     depths = {int(depth): count for depth, count in row["exit_depths"].items()}

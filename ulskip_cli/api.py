@@ -73,7 +73,7 @@ def schedule(num_layers: int, ratio: float, strategy: str = "unified", **options
     if hasattr(chosen, "stages") or hasattr(chosen, "exit_rule"):
         raise UsageError(f"strategy {strategy} runs other layers at other steps; no one schedule says which")
     if not getattr(chosen, "is_calibrated", True):
-        raise UsageError(f"strategy {strategy} measures held-out examples first; give the strategy_options of a run's row")
+        raise UsageError(f"strategy {strategy} measures held-out examples first; give calibration.options of a run's row")
     kept: tuple[int, ...] = chosen.kept_layers(num_layers, chosen.num_kept(num_layers, ratio))
     return kept
 

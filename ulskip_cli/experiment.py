@@ -214,7 +214,7 @@ def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id
         "dataset": work.task and work.task.data,
         "pair": work.task and config.task.get("pair"),
         "strategy": plan.strategy,
-        "strategy_options": plan.options,
+        "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
         "chat": work.chat,
         "decoding": config.decoding.name,
         "draft_tokens": config.decoding.draft_tokens,

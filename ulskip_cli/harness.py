@@ -89,7 +89,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         if isinstance(strategy, Calibrated) and not strategy.is_calibrated:
             raise UsageError(
                 f"strategy={self.ulskip_config.strategy['name']} is calibrated by `ulskip run` on a task of its own; run that, "
-                "and give here what its row has under strategy_options"
+                "and give here what its row has under calibration.options"
             )
         self.loaded = load(self.ulskip_config.model, self.ulskip_config.seed)
         tokenizer = self.loaded.tokenizer

@@ -333,7 +333,9 @@ def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | 
         return dict.fromkeys(config.train.ratios, everything)
     if isinstance(strategy, Calibrated) and not strategy.is_calibrated and not isinstance(strategy, Staged):
         name = config.strategy["name"]
-        raise UsageError(f"strategy={name} is measured on a trained model; give what a run found, strategy_options in its row")
+        raise UsageError(
+            f"strategy={name} is measured on a trained model; give what a run found, calibration.options in its row"
+        )
 
     def stages(ratio: float) -> tuple[Stage, ...]:
         if ratio == 1:

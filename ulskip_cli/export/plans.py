@@ -41,7 +41,7 @@ def plan_of(config: Config) -> Plan:
     if isinstance(strategy, Calibrated) and not strategy.is_calibrated:
         raise UsageError(
             f"strategy={name} is decided by a run, on held-out examples; export the kept_layers of its row with "
-            "strategy=custom strategy.layers=[...], or give the strategy_options of its row"
+            "strategy=custom strategy.layers=[...], or give calibration.options of its row"
         )
     return plan
 
