@@ -116,8 +116,8 @@ def main() -> int:
         whole = rows_of(results / "whole")
         own = sum(row["point_seconds"] for row in whole)
         print(
-            f"undisturbed: {len(whole)} rows in {seconds:.1f} s, the first after {first:.1f} s, {own:.1f} s of them the points' own, "
-            f"{seconds / own - 1:.1%} beyond"
+            f"undisturbed: {len(whole)} rows in {seconds:.1f} s, the first after {first:.1f} s, "
+            f"{own:.1f} s of them the points' own, {seconds / own - 1:.1%} beyond"
         )
         there = killed_sweep(results, args.overrides, args.kills, first, seconds - first, args.seed)
         print(f"killed {len(there)} times, with so many rows there: {', '.join(map(str, there))}")
