@@ -44,6 +44,7 @@ bench: setup ## Measure what the README claims about speed and batches, into ben
 	$(BIN)/python benchmarks/decode.py --model smollm2-135m --compile
 	$(BIN)/python benchmarks/decode.py --model tiny --compile
 	$(BIN)/python benchmarks/batch_invariance.py
+	$(BIN)/python benchmarks/missing_kv.py
 
 # The committed results of the last release stand beside fresh ones; NAME=reproduce makes those themselves anew.
 NAME ?= fresh

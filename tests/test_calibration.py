@@ -35,13 +35,15 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     plan = make_plan(found, loaded.facts)
     assert len(found.strategy["scores"]) == 6 and plan.options["scores"] == row["options"]["scores"]
     assert not plan.warnings and row["examples"] == 6
-    (file,) = (tmp_path / "default" / "calibrations").glob("*.json")
-    assert json.loads(file.read_text()) == row
+    file = tmp_path / "default" / "calibrations" / f"{row['id']}.json"
+    assert json.loads(file.read_text()) == {key: value for key, value in row.items() if key != "schedule"}
     monkeypatch.setattr(HeldOutExamples, "block_influence", lambda self: pytest.fail("measured again"))
-    assert calibrated(replace(config, ratio=3.0, batch_size=2), loaded, work, Silent()) == (
-        replace(found, ratio=3.0, batch_size=2),
-        row,
+    again, _ = calibrated(replace(config, ratio=3.0, batch_size=2), loaded, work, Silent())
+    assert again == replace(found, ratio=3.0, batch_size=2)
+    shared = compose(
+        ["model=hf", f"model.path={config.model.path}", "strategy=custom", f"strategy.file={file.parent / row['schedule']}"]
     )
+    assert make_plan(shared, loaded.facts).kept_layers == plan.kept_layers
     file.write_text("{")  # cut off
     with pytest.raises(pytest.fail.Exception):
         calibrated(config, loaded, work, Silent())

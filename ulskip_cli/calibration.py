@@ -4,11 +4,12 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
+from ulskip_cli import __version__
 from ulskip_cli.config import baseline_of, instantiate, resolved
 from ulskip_cli.evaluation import Workload
 from ulskip_cli.generation.batches import BatchSize
@@ -18,9 +19,10 @@ from ulskip_cli.generation.loss import ReferenceLoss
 from ulskip_cli.generation.output import Exits
 from ulskip_cli.models.facts import fingerprint
 from ulskip_cli.models.load import LoadedModel
-from ulskip_cli.plan import make_plan
+from ulskip_cli.plan import Plan, make_plan
 from ulskip_cli.progress import Progress
 from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row, read_object, write_whole
+from ulskip_cli.schedule_file import ScheduleFile
 from ulskip_cli.schema import Config
 from ulskip_cli.strategies import Calibrated
 
@@ -124,7 +126,29 @@ def calibrated(config: Config, loaded: LoadedModel, work: Workload | None, progr
             "seconds": round(time.monotonic() - began, 3),
         }
         write_whole(path, json.dumps(stored, indent=1) + "\n")
-    return replace(config, strategy={**config.strategy, **stored["options"]}), stored
+    found_config = replace(config, strategy={**config.strategy, **stored["options"]})
+    plan = make_plan(found_config, loaded.facts)
+    if plan.exits:
+        return found_config, stored
+    shared = f"{key}-{plan.target_kept}of{num_layers}.schedule.json"
+    write_whole(path.with_name(shared), _schedule(config, plan).to_json())
+    return found_config, {**stored, "schedule": shared}
+
+
+def _schedule(config: Config, plan: Plan) -> ScheduleFile:
+    """What was found as a file that `strategy=custom strategy.file=` reads anywhere."""
+    return ScheduleFile(
+        num_layers=plan.num_layers,
+        kept_layers=plan.kept_layers,
+        later_stages=tuple(asdict(stage) for stage in plan.later_stages),
+        strategy=plan.strategy,
+        strategy_options=plan.options,
+        target_ratio=plan.target_speedup,
+        ratio_basis=config.ratio_basis,
+        prompt_layers=plan.prompt_layers,
+        model=config.model.path,
+        made_by=f"ulskip {__version__}: calibration on held-out examples",
+    )
 
 
 def _key(config: Config, strategy: Calibrated, num_kept: int, work: Workload) -> str:

@@ -51,3 +51,18 @@ def test_speedups_are_compared_as_ratios():
     assert 1.9 < found.low < 2.0 < found.high < 2.1
     assert found.verdict(1.0) == HOLDS
     assert speed_ratio(sweep_row(measured_speedup=None), sweep_row()) is None
+
+
+def test_only_shared_examples_are_compared_where_the_data_differ(tmp_path):
+    long, short = GOOD, GOOD[:12]
+    paths = [
+        write_folder(tmp_path / name, small_sweep(), {"unified-2-1": texts}) for name, texts in (("l", long), ("s", short))
+    ]
+    rows = [next(row for row in sources.read([path]) if row["id"] == "unified-2-1") for path in paths]
+    assert Scorer().difference(*rows, "bleu").how == "the same answers to 12 shared examples"
+    write_folder(tmp_path / "s", small_sweep(), {"unified-2-1": BAD[:12]})
+    found = Scorer().difference(*rows, "bleu")
+    assert found.how == "paired bootstrap over answers to 12 shared examples"
+    assert found.verdict() == HOLDS
+    write_folder(tmp_path / "s", small_sweep(), {"unified-2-1": GOOD[:5]})
+    assert Scorer().difference(*rows, "bleu").how == "from the rows' intervals"

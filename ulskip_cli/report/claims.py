@@ -175,4 +175,7 @@ def _share(its: Any) -> str:
 def _ends(one: Difference, form: str) -> str:
     if one.low is None or one.high is None:
         return f"{one.value:{form}} ({one.how})"
-    return f"{one.value:{form}} ({one.low:{form}} to {one.high:{form}})" if one.low != one.high else one.how
+    if one.low == one.high:
+        return one.how
+    on = f" {one.how.removeprefix('paired bootstrap ')}" if "shared" in one.how else ""
+    return f"{one.value:{form}} ({one.low:{form}} to {one.high:{form}}){on}"

@@ -12,6 +12,7 @@ from ulskip_cli.results import Row
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 SAME = 1e-6
+LEAST_SHARED = 10  # examples that two sides with unlike data must share: a bootstrap over fewer says nothing
 NEURAL = ("comet", "bertscore")  # their models are not loaded for a report
 
 
@@ -60,21 +61,25 @@ class Scorer:
         return self._found[key]
 
     def _bootstrap(self, own: Row, other: Row, metric: str) -> Difference | None:
-        answers, others = self._read(own), self._read(other)
-        if not answers or [one["source"] for one in answers] != [one["source"] for one in others]:
+        sides = [{(one["source"], one["reference"]): one["hypothesis"] for one in self._read(row)} for row in (own, other)]
+        shared = [example for example in sides[0] if example in sides[1]]
+        most = max(map(len, sides))
+        if len(shared) < min(most, LEAST_SHARED):
             return None
-        texts, rest = ([one["hypothesis"] for one in side] for side in (answers, others))
+        on = f" to {len(shared)} shared examples" if len(shared) < most else ""
+        texts, rest = ([side[example] for example in shared] for side in sides)
         if texts == rest:
-            return Difference(0.0, 0.0, 0.0, "the same answers")
+            return Difference(0.0, 0.0, 0.0, f"the same answers{on}") if shared else None
         names = [name for name in metrics.METRICS if metric.startswith(name)]
         if not names or names[0] in NEURAL:
             return None
         config = (own.get("config") or {}).get("task") or {}
         language = config.get("target_language") or str(own.get("pair")).rpartition("-")[2]
         scoring = Scoring(tuple(names), language, config.get("tokenize"), config.get("stemmer", True))
-        paired = Answers(texts, [one["reference"] for one in answers], [one["source"] for one in answers], rest)
+        paired = Answers(texts, [reference for _, reference in shared], [source for source, _ in shared], rest)
         found = metrics.score(scoring, paired).against_full[metric]
-        return _better(Difference(found["delta"], found["delta_low"], found["delta_high"], "paired bootstrap"), metric)
+        how = f"paired bootstrap over answers{on}" if on else "paired bootstrap"
+        return _better(Difference(found["delta"], found["delta_low"], found["delta_high"], how), metric)
 
     def _read(self, row: Row) -> list[Row]:
         key = (row["folder"], row["id"])
@@ -91,7 +96,7 @@ def from_rows(own: Row, other: Row, metric: str) -> Difference:
     # A full model's own row has no interval against itself, and needs none where it is that full model.
     fulls = [one["full"] if one else row[metric] for one, row in zip(sides, (own, other), strict=True)]
     if not errors or abs(fulls[0] - fulls[1]) > SAME:
-        return _better(Difference(value, None, None, "no answers stored"), metric)
+        return _better(Difference(value, None, None, "no answers to the same examples"), metric)
     half = Z * math.hypot(*errors)
     return _better(Difference(value, value - half, value + half, "from the rows' intervals"), metric)
 

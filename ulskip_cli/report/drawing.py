@@ -17,6 +17,7 @@ COLOURS = {
     "early_exit": "#d55e00",
     "skip_decode": "#cc79a7",
     "block_influence": "#7b61c9",
+    "search": "#3d9ca8",
     "custom": "#8c6d46",
 }
 OTHERS = ("#4fa8a0", "#b5504b", "#9a9a2f", "#6d7fb3")  # for strategies of a user's own

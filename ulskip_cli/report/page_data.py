@@ -8,9 +8,10 @@ from typing import Any
 from ulskip_cli.report import drawing
 from ulskip_cli.report.gate import Quality, quality
 from ulskip_cli.report.groups import Group
-from ulskip_cli.report.status import DONE, absent, status
+from ulskip_cli.report.pictures import last_stage
+from ulskip_cli.report.status import absent
 from ulskip_cli.report.table import AXES, LEAST_FOR_STARS, varying
-from ulskip_cli.results import Row
+from ulskip_cli.results import Row, is_done
 
 FACETS = {"folder", "target_speedup", "strategy", *AXES}
 SCORES = {
@@ -94,9 +95,7 @@ def _fields(
     def strip(row: Row) -> int | None:
         if not row.get("kept_layers") or not row.get("num_layers"):
             return None
-        stages = row.get("later_stages") or []
-        last = stages[-1]["kept_layers"] if stages else row["kept_layers"]
-        key = (row["num_layers"], tuple(row["kept_layers"]), tuple(last))
+        key = (row["num_layers"], tuple(row["kept_layers"]), tuple(sorted(last_stage(row))))
         return strips.setdefault(key, len(strips))
 
     def share(row: Row) -> list[float | None] | None:
@@ -126,11 +125,11 @@ def _fields(
     return [
         Field("strategy", "strategy", "text", get("strategy")),
         Field("approach", "approach", "text", lambda row: approaches.get(id(row)), more=hidden),
-        Field("absent", "", "text", lambda row: absent(row) if status(row) != DONE else None, more=hidden),
+        Field("absent", "", "text", lambda row: None if is_done(row) else absent(row), more=hidden),
         Field("target_speedup", "target", "number", get("target_speedup"), "the speedup asked for", {"trim": True}),
         Field("batch_size", "batch", "number", get("batch_size"), "sequences decoded at once", {"digits": 0}),
         *(Field(key, key.replace("_", " "), "text", axis(key)) for key in axes),
-        Field("layers", "kept layers", "strip", strip, "first layer on the left"),
+        Field("layers", "kept layers", "strip", strip, "first layer on the left; paler ones do not run for every token"),
         _number("layer_ratio", "layer ratio", "all layers over kept ones"),
         _number("predicted_speedup", "predicted", "by bytes of weights that a step reads"),
         Field("measured", "measured", "interval", _measured, "full over strategy, decode seconds, median of pairs", _MEASURED),
@@ -145,7 +144,7 @@ def _fields(
         _number("total_tokens_per_second", "total tok/s", "prompt and generated ids over all seconds", 0),
         _number("acceptance_rate", "acceptance", "accepted drafts over drafts"),
         Field("kv", "KV kept", "share", _kv, "share of the prompt's cache that stays", {"digits": 0, "plain": True}),
-        Field("reason", "why", "text", lambda row: row.get("reason") if status(row) != DONE else None),
+        Field("reason", "why", "text", lambda row: None if is_done(row) else row.get("reason")),
     ]
 
 

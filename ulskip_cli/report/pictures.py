@@ -284,8 +284,8 @@ def strips(groups: Sequence[Group]) -> Picture | None:
     axes.set_xlabel("layer")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    paler = "; paler ones run in the first decode steps alone" if any(row.get("later_stages") for _, row in rows) else ""
-    return Picture("layers", f"Kept layers{paler}.", figure)
+    paler = any(len(last_stage(row)) < len(row["kept_layers"]) for _, row in rows)
+    return Picture("layers", f"Kept layers{'; paler ones do not run for every token' * paler}.", figure)
 
 
 def last_stage(row: Row) -> set[int]:

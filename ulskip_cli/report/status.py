@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from ulskip_cli.results import Row
+from ulskip_cli.results import DONE, FAILED, NOT_APPLICABLE, Row, is_done
 
 MISSING = "–"
-DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 _WORDS = {NOT_APPLICABLE: "N/A", FAILED: "failed"}
 MOST_REASONS = 5
 
@@ -21,7 +20,7 @@ def status(row: Row) -> str:
 
 def done(rows: Iterable[Row]) -> list[Row]:
     """The rows that have something measured."""
-    return [row for row in rows if status(row) == DONE]
+    return [row for row in rows if is_done(row)]
 
 
 def absent(row: Row) -> str:
@@ -37,7 +36,7 @@ def reasons(rows: Sequence[Row]) -> list[str]:
     """A line for every way in which points came to nothing, with the strategies that it befell."""
     found: dict[tuple[str, str], dict[str, int]] = {}
     for row in rows:
-        if status(row) != DONE:
+        if not is_done(row):
             befell = found.setdefault((absent(row), str(row.get("reason") or "no reason given")), {})
             befell[str(row.get("strategy"))] = befell.get(str(row.get("strategy")), 0) + 1
     lines = [f"{word} ({', '.join(befell)}): {reason}" for (word, reason), befell in found.items()]

@@ -94,7 +94,7 @@ const reader = (function () {
       ...answers.sets.map((one, i) => make("option", { value: i, selected: one === set() }, one.label)))] : [];
     drawn.where = make("span", { class: "where", role: "status", "aria-live": "polite" });
     const search = make("input", { type: "search", placeholder: "Find in texts", "aria-label": "Find in texts",
-      value: state.get("find") || "", oninput: (event) => { keep("find", event.target.value); first(); } });
+      value: state.get("find") || "", oninput: (event) => settled(() => { keep("find", event.target.value); first(); }) });
     const sorted = make("select", { "aria-label": "Order", onchange: (event) => { keep("order", event.target.value); first(); } },
       make("option", { value: "" }, "in the task's order"),
       make("option", { value: "changed", selected: state.get("order") === "changed" }, "most changed first"));

@@ -23,6 +23,13 @@ function make(name, attributes, ...children) {
   return element;
 }
 
+// Runs what was asked for last, once typing pauses.
+let pending = 0;
+function settled(action) {
+  clearTimeout(pending);
+  pending = setTimeout(action, 120);
+}
+
 function dot(strategy) {
   return make("span", { class: "dot", style: `--c:${data.colours[strategy] || "var(--soft)"}`, "aria-hidden": "true" });
 }

@@ -1,6 +1,6 @@
 // The table of points: sorted by any column, filtered by text, by facets and by the gate.
 const points = (function () {
-  const STEP = 200, MOST_CHIPS = 12;
+  const STEP = 100, MOST_CHIPS = 12;
   const { columns, rows } = data;
   const at = Object.fromEntries(columns.map((column, i) => [column.key, i]));
   const table = document.getElementById("table");
@@ -151,7 +151,7 @@ const points = (function () {
     const bar = document.getElementById("filters");
     const search = make("input", {
       type: "search", placeholder: "Filter by any word", "aria-label": "Filter by any word", value: state.get("q") || "",
-      oninput: (event) => again("q", event.target.value),
+      oninput: (event) => settled(() => again("q", event.target.value)),
     });
     bar.append(search, ...facets.map((facet) => (facet.values.length <= MOST_CHIPS ? chips(facet) : select(facet))));
     if (at.gate !== undefined) {

@@ -1,0 +1,132 @@
+"""What the three ways with the keys above an early exit cost: recompute (ours), propagate (CALM's), a ragged cache.
+
+    python benchmarks/missing_kv.py [--model tiny]
+
+Each leaves at the same depths, drawn at random, on the same tokens, with the same checks, so that nothing else differs.
+The seconds are the processor's own, of one thread, which other programs disturb little. A ragged cache costs nothing beside
+the steps: here its holes are zeros, so that its tokens mean nothing and its time is right.
+"""
+
+import argparse
+import json
+import random
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from ulskip_cli import environment, views
+from ulskip_cli.config import compose, instantiate
+from ulskip_cli.evaluation import prepare
+from ulskip_cli.exits import ExitRule
+from ulskip_cli.generation import confidence
+from ulskip_cli.generation.early_exit import ExitSteps
+from ulskip_cli.generation.output import Request
+from ulskip_cli.generation.packed import packed
+from ulskip_cli.generation.parts import Parts
+from ulskip_cli.models.load import load
+
+POLICIES = ("recompute", "propagate", "ragged")
+NEW_TOKENS, PROMPTS = 32, 24
+DEPTHS = {  # of one step of a model of n layers
+    "any layer": lambda draw, n: draw.randint(1, n),
+    "the middle third": lambda draw, n: draw.randint(n // 3 + 1, 2 * n // 3),
+    "first or last": lambda draw, n: draw.choice((1, n)),
+}
+
+
+class Written(Exception):
+    """A layer's keys and values are made."""
+
+
+class ReplayedSteps(ExitSteps):
+    """Steps that leave where they are told to."""
+
+    def __init__(self, policy, depths, *args):
+        super().__init__(*args)
+        self.policy, self.depths, self.step, self.stops = policy, depths, -1, False
+        for layer in self.cache.layers:
+            layer.keys[:, :, self._first :] = layer.values[:, :, self._first :] = 0
+            layer.update = self.ending_with(layer.update)
+
+    def ending_with(self, write):
+        def update(*args, **options):
+            held = write(*args, **options)
+            if self.stops:
+                raise Written
+            return held
+
+        return update
+
+    def _enter(self, start):
+        self.entry = super()._enter(start)
+        return self.entry
+
+    def _sure(self, hidden, before, threshold):
+        logits = self.parts.logits(hidden)
+        float(confidence.softmax_diff(logits).min())  # asked as always, and waited for
+        self.checked += 1
+        return logits if self.checked == self.depths[self.step] else None
+
+    def __call__(self, tokens):
+        self.step, self.checked = self.step + 1, 0
+        logits = super().__call__(tokens)
+        depth, at = self.depths[self.step], self.cursor.length
+        if self.policy != "recompute" and depth < self.rule.num_layers:
+            hidden = self._waiting[depth].pop()
+            if self.policy == "propagate":
+                self.stops, self.cursor.length = True, at - 1
+                for index in range(depth, self.rule.num_layers):
+                    with suppress(Written):
+                        self.parts.layer(index, hidden, self.entry)
+                self.stops, self.cursor.length = False, at
+        return logits
+
+
+def seconds(policy, depths, model, parts, prompt, config):
+    """Of one decode step."""
+    ids, rule = torch.tensor([prompt]), ExitRule(len(parts.layers), len(parts.layers), "softmax_diff", 0.5, NEW_TOKENS)
+    mask, cache = torch.ones_like(ids), views.new_cache(model)
+    with torch.inference_mode():
+        views.forward_with_cache(model, ids, mask, cache)
+        request = Request(ids, mask, config.decoding, 0, [], NEW_TOKENS + 1, True, None)
+        steps = ReplayedSteps(policy, depths, model, parts, cache, request, rule)
+        began = time.process_time()
+        for token in range(NEW_TOKENS):
+            steps(torch.tensor([[token]]))
+    return (time.process_time() - began) / NEW_TOKENS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    config = compose([f"model={args.model}", "model.dtype=float32", f"limit={PROMPTS}"])
+    loaded, task, draw = load(config.model), instantiate(config.task, "task"), random.Random(0)
+    prompts = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples()[:PROMPTS], config).prompts
+    parts, rows = Parts(packed(loaded.model)), []
+    for kind, drawn in DEPTHS.items():
+        spent = {policy: [] for policy in POLICIES}
+        for prompt in prompts:
+            depths = [drawn(draw, loaded.facts.num_layers) for _ in range(NEW_TOKENS)]
+            for policy in draw.sample(POLICIES, len(POLICIES)):
+                spent[policy].append(seconds(policy, depths, loaded.model, parts, prompt, config))
+        for policy in POLICIES:
+            over = [own / least for own, least in zip(spent[policy], spent["ragged"], strict=True)]
+            rows.append({"exits": kind, "policy": policy, "step_seconds": median(spent[policy]), "over_ragged": median(over)})
+    facts = {**environment.code(), **environment.machine()}
+    out = Path(__file__).parent / "results" / f"missing-kv-{args.model}"
+    lines = ["| exits at | keys above them | ms a step, one thread | over ragged |", "| --- | --- | ---: | ---: |"]
+    lines += [f"| {r['exits']} | {r['policy']} | {1e3 * r['step_seconds']:.2f} | {r['over_ragged']:.2f} |" for r in rows]
+    commit = facts["git_commit"][:10] + " (modified)" * facts["git_dirty"]
+    lines += ["", f"{args.model}, {PROMPTS} prompts of {NEW_TOKENS} tokens, ulskip at {commit}, {facts['processor']}, float32."]
+    print("\n".join(lines))
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    out.with_suffix(".json").write_text(json.dumps({"rows": rows, "environment": facts}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
