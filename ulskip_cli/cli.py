@@ -336,6 +336,24 @@ def export(
     print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(command.lines(record)))
 
 
+@app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lm_eval(context: typer.Context) -> None:
+    """Run tasks of lm-evaluation-harness, e.g. model=tiny ratio=2 --tasks arc_easy --limit 100; its options follow ours."""
+    from ulskip_cli import lm_eval_call
+
+    call = lm_eval_call.read(context.args)
+    from ulskip_cli import harness
+
+    folder, rows = harness.run(call)
+    from ulskip_cli.report import table
+
+    if rows:
+        table.write_tables(folder)
+        Console(width=None if sys.stdout.isatty() else 120).print(
+            f"rows are in {folder.path}/", highlight=False, soft_wrap=True
+        )
+
+
 @app.command()
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the models."""

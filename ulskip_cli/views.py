@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from ulskip_cli import schedule
+from ulskip_cli import schedule, viewable
 from ulskip_cli.errors import UsageError
+from ulskip_cli.shallow_config import shallow_config
 
+_INDICES = ("layer_idx", "layer_id")  # a layer's place, as its parts know it
 _COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # of the source alone
-# Layers that read another layer's keys and values, or a slice of one tensor made for all of them.
-_ENTANGLED_LAYERS = ("num_kv_shared_layers", "hidden_size_per_layer_input")
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,15 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
         if "config" in shell.__dict__:
             source: Any = module.config
             if id(source) not in configs:
-                configs[id(source)] = _shallow_config(source, len(stack), kept)
+                configs[id(source)] = shallow_config(source, len(stack), kept)
             shell.config = configs[id(source)]
         return shell
 
     view = rebuilt(model, path.split("."))
     assert isinstance(view, PreTrainedModel)
+    lacks = viewable.misses(new_cache(model), new_cache(view), kept)
+    if lacks is not None:
+        raise UsageError(f"{type(model).__name__}: {lacks}")
     return view
 
 
@@ -127,15 +130,16 @@ def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
     """A second cache that begins with the keys and values of some layers and grows without touching the first."""
     fork = copy.copy(cache)
     prune_cache(fork, kept)
-    fork.layers = [copy.copy(layer) for layer in fork.layers]  # a layer grows by replacing its tensors
+    fork.layers = [_forked(layer) for layer in fork.layers]
     return fork
 
 
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
-    """Exact bytes of the keys and values that a cache holds, in all of its layers or in some of them."""
+    """Exact bytes of the keys, values and states that a cache holds, in all of its layers or in some of them."""
     chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
     tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+    states = [one for layer in chosen for held in vars(layer).values() if isinstance(held, dict) for one in held.values()]
+    return sum(tensor.nbytes for tensor in [*tensors, *states] if isinstance(tensor, Tensor))
 
 
 def two_phase(
@@ -194,9 +198,18 @@ def forward_with_cache(
     Returns:
         [batch, new_len or 1, vocab_size].
     """
-    options = placing(model, attention_mask, input_ids.shape[1])
+    new_len = input_ids.shape[1]
+    if new_len > 1 and viewable.is_recurrent(cache) and attention_mask.shape[1] > new_len:
+        ends = range(attention_mask.shape[1] - new_len + 1, attention_mask.shape[1] + 1)
+        steps = [
+            forward_with_cache(model, input_ids[:, i : i + 1], attention_mask[:, :end], cache) for i, end in enumerate(ends)
+        ]
+        return steps[-1] if last_only else torch.cat(steps, dim=1)
+    options = placing(model, attention_mask, new_len)
     if last_only and "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
+    if viewable.is_all_recurrent(cache):
+        options["attention_mask"] = attention_mask[:, -new_len:]
     outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options)
     logits: Tensor = outputs.logits
     return logits[:, -1:] if last_only else logits
@@ -215,15 +228,21 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
+def _forked(layer: Any) -> Any:
+    """A second one of a cache's layers: keys and values grow by being replaced, states are written to."""
+    fork = copy.copy(layer)
+    for name, held in vars(layer).items():
+        if isinstance(held, dict):
+            setattr(fork, name, {key: one.clone() if isinstance(one, Tensor) else one for key, one in held.items()})
+    return fork
+
+
 def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The path and the list of decoder layers."""
-    name, config = type(model).__name__, model.config
-    if config.is_encoder_decoder or not model.can_generate():
-        raise UsageError(f"{name} is not a decoder-only causal LM; expected one stack of decoder layers")
-    text_config = config.get_text_config(decoder=True)
-    for key in _ENTANGLED_LAYERS:
-        if getattr(text_config, key, None):
-            raise UsageError(f"{name} is refused: its layers depend on one another ({key}), so none can be skipped")
+    reason = viewable.why_not(model)
+    if reason is not None:
+        raise UsageError(reason)
+    name, text_config = type(model).__name__, model.config.get_text_config(decoder=True)
     found = {
         path: module
         for path, module in model.named_modules()
@@ -232,7 +251,11 @@ def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
     if len(outermost) != 1:
         raise UsageError(f"{name} is refused: expected one stack of decoder layers, found {len(outermost)}")
-    return outermost[0], found[outermost[0]]
+    stack = found[outermost[0]]
+    tie = next((tie for tie in map(viewable.hangs_on, stack) if tie), None)
+    if tie is not None:
+        raise UsageError(f"{name} is refused: its layers read what those before them pass on ({tie})")
+    return outermost[0], stack
 
 
 def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
@@ -259,12 +282,13 @@ def _unhook(shell: nn.Module) -> None:
 
 def _renumbered(module: nn.Module, index: int) -> nn.Module:
     """`module` with another layer index; parts that carry none stay the source's own objects."""
-    if not any("layer_idx" in part.__dict__ for part in module.modules()):
+    if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
         return module
     children = {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None}
     shell = _shell(module, children)
-    if "layer_idx" in shell.__dict__:
-        shell.layer_idx = index  # type: ignore[assignment]
+    for name in _INDICES:
+        if name in shell.__dict__:
+            setattr(shell, name, index)
     return shell
 
 
@@ -272,17 +296,3 @@ def _child(module: nn.Module, name: str) -> nn.Module:
     child = module._modules[name]
     assert child is not None
     return child
-
-
-def _shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) -> PreTrainedConfig:
-    """A copy of the config that describes the kept layers: their number and every list with one entry a layer."""
-    config = copy.deepcopy(source)
-    text_config = config.get_text_config(decoder=True)
-    per_layer = {
-        name: type(value)(value[i] for i in kept)
-        for name, value in vars(text_config).items()
-        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == depth
-    }
-    for name, value in {"num_hidden_layers": len(kept), **per_layer}.items():
-        setattr(text_config, name, value)
-    return config

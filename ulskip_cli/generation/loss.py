@@ -68,7 +68,7 @@ class ReferenceLoss:
         examples = [self.examples[i] for i in batch]
         ids, mask = (t.to(decoder.device) for t in padded([one.response_ids for one in examples], self.pad, left=False))
         with torch.inference_mode():
-            logits = _logits(decoder, self._prompt(decoder, batch), ids, mask)
+            logits = given_logits(decoder, self._prompt(decoder, batch), ids, mask)
             losses = response_losses(logits, ids)
         return float((losses * mask).sum()), int(mask.sum())
 
@@ -83,7 +83,7 @@ class ReferenceLoss:
         return encoded
 
 
-def _logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> Tensor:
+def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> Tensor:
     """What decoding would predict every token of the responses by, [batch, response_len, vocab_size]."""
     if decoder.exits:
         return exit_logits(decoder.model, decoder.parts, decoder.exits, prompt, ids, mask)[0]

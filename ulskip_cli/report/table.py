@@ -138,7 +138,23 @@ def columns_for(rows: Sequence[Row]) -> list[Column]:
     """The columns that have something to say about these rows."""
     axes = [Column(key.replace("_", "\n"), text(key), key, _AXES_LEAVE.get(key, 0)) for key in varying(rows, AXES)]
     shown = [column for column in COLUMNS if any(row.get(column.needs) is not None for row in rows)]
-    return [*shown[:1], *axes, *shown[1:]]
+    return [*shown[:1], *axes, *shown[1:], *_harness_columns(rows)]
+
+
+def _harness_columns(rows: Sequence[Row]) -> list[Column]:
+    """The metrics of lm-evaluation-harness, in its own units, each with its standard error where it has one."""
+
+    def cell(key: str) -> Callable[[Row], str]:
+        def show(row: Row) -> str:
+            scores = row.get("lm_eval") or {}
+            name, _, rest = key.partition(" ")
+            error = scores.get(f"{name}_stderr {rest}".strip())
+            return MISSING if scores.get(key) is None else f"{scores[key]:.4g}" + (f"±{error:.2g}" if error else "")
+
+        return show
+
+    keys = dict.fromkeys(key for row in rows for key in row.get("lm_eval") or {} if "_stderr" not in key)
+    return [Column(key.replace("_", "\n", 1), cell(key), "lm_eval") for key in keys]
 
 
 def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:

@@ -1,0 +1,309 @@
+"""What becomes of a causal LM when layers are skipped: works, refused, silently wrong; tried on a tiny random instance."""
+
+import inspect
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import tiny_configs
+import torch
+from tiny_configs import NUM_LAYERS, VOCAB_SIZE
+from transformers import GenerationConfig
+
+from ulskip_cli import viewable, views
+from ulskip_cli.errors import UsageError
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.generation.fast import why_not
+from ulskip_cli.generation.teacher_forcing import response_logits
+from ulskip_cli.plan import Plan
+from ulskip_cli.schema import DecodingConfig
+
+KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
+PROMPT_LEN, STEPS = 9, 7
+PADDING_CHANGES = "left padding changes answers"
+NEAR = 2e-4  # of logits of size one
+WORKS, REFUSED, NOT_BUILT, UNDECIDED = "works", "refused", "not built", "undecided"
+WRONG, FAILS = "silently wrong", "fails"  # none of these is left
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one class.
+
+    Attributes:
+        name: the class.
+        model_types: that it serves.
+        outcome: one of the words above.
+        layers: the kinds of layers that were tried.
+        engines: that decode it.
+        note: the reason, or what there is to know.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    outcome: str
+    layers: str = ""
+    engines: str = ""
+    note: str = ""
+
+
+class TooLong(Exception):
+    """A trial's budget is spent."""
+
+
+def judge(name, model_types, seconds=60):
+    """The verdict on a class of transformers."""
+    made = Verdict(name, tuple(model_types), NOT_BUILT)
+    try:
+        with _budget(seconds):
+            model = tiny_configs.build(model_types[0])
+            model(random_ids(1, 4))
+    except TooLong:
+        return replace(made, note=f"no tiny instance within {seconds} seconds")
+    except Exception as error:
+        if _encoder_decoder(model_types[0]):
+            return replace(made, outcome=REFUSED, note="an encoder-decoder's decoder")
+        return replace(made, note=_line(error))
+    made = replace(made, layers=_kinds(model))
+    try:
+        with _budget(seconds):
+            return _tried(model, made)
+    except TooLong:
+        return replace(made, outcome=FAILS, note=f"not done within {seconds} seconds")
+    except UsageError as error:
+        return replace(made, outcome=REFUSED, note=str(error))
+    except Exception as error:
+        return replace(made, outcome=FAILS, note=_line(error))
+
+
+def _tried(model, made):
+    """Every kept set against the uncached reference; then engines against one another, and padding."""
+    views.num_layers(model)
+    ids = random_ids(1, PROMPT_LEN)
+    notes, engines = [], ["transformers"]
+    decoder_for(model, KEPT_SETS[0])
+    if _generates_otherwise(model, ids):
+        return replace(
+            made, outcome=UNDECIDED, note="transformers' own generate gives other tokens than the model's forward pass"
+        )
+    kept_sets = [*KEPT_SETS, *_of_one_kind(model)]
+    for kept in kept_sets:
+        try:
+            decoder = decoder_for(model, kept)
+        except UsageError as error:
+            if "only attention counts positions" not in str(error):
+                raise
+            notes = ["kept layers without attention among them are refused"]
+            continue
+        wrong = _differs(model, decoder, kept, ids)
+        if wrong:
+            return replace(made, outcome=WRONG, note=f"{list(kept)}: {wrong}")
+    decoder = decoder_for(model, KEPT_SETS[0])
+    reason = why_not(decoder.view, DecodingConfig(name="g"))
+    if reason is None:
+        wrong = _engines_differ(decoder)
+        if wrong:
+            return replace(made, outcome=WRONG, note=wrong)
+        engines.append("fast")
+    else:
+        notes.append(f"not fast: {reason}")
+    padding = _padding(model, decoder)
+    if padding == PADDING_CHANGES:
+        return replace(made, outcome=WRONG, note=padding)
+    notes += [padding] if padding else []
+    return replace(made, outcome=WORKS, engines=", ".join(engines), note="; ".join(notes))
+
+
+def _differs(model, decoder, kept, ids):
+    """Where a schedule's logits and tokens are not the reference's; None where they are."""
+    ones = torch.ones_like(ids)
+    slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
+    (tokens,) = decoder.generate(ids, ones, slow, 0).token_ids
+    response = torch.tensor([tokens])
+    whole = torch.cat([ids, response], 1)
+    expected = reference_logits(model, whole[:, :-1], PROMPT_LEN, kept)[:, PROMPT_LEN - 1 :]
+    full = reference_logits(model, whole[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[:, PROMPT_LEN - 1 :]
+    scale = expected.std()
+    if float((expected[:, 1:] - full[:, 1:]).abs().max() / scale) < 100 * NEAR:
+        return "skipping makes no difference here, so that nothing is tried"
+    best = expected.topk(2).values[0]
+    clear = (best[:, 0] - best[:, 1]) / scale > NEAR
+    if not torch.equal(expected.argmax(-1)[0][clear], response[0][clear]):
+        return "other tokens than the uncached reference"
+    with torch.no_grad():
+        given = response_logits(decoder.prompt_model, decoder.stages, ids, ones, response, torch.ones_like(response))
+    off = float((given - expected).abs().max() / scale)
+    limit = NEAR * (10 if viewable.is_recurrent(views.new_cache(model)) else 1)  # single steps of a state are rounded otherwise
+    return f"teacher-forced logits are off by {off:.2g}" if off > limit else None
+
+
+def _generates_otherwise(model, ids):
+    """Whether the full model's own generate is not its own forward pass, in which case nothing can be said."""
+    plain = GenerationConfig(max_new_tokens=STEPS, do_sample=False, pad_token_id=0, use_cache=True)
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+    logits = reference_logits(model, out[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[0, PROMPT_LEN - 1 :]
+    best = logits.topk(2).values
+    clear = (best[:, 0] - best[:, 1]) / logits.std() > NEAR
+    return not torch.equal(logits.argmax(-1)[clear], out[0, PROMPT_LEN:][clear])
+
+
+def _of_one_kind(model):
+    """Kept sets of layers of one kind, where a model has several."""
+    kinds = [type(layer).__name__ for layer in views.new_cache(model).layers]
+    sets = [tuple(i for i, kind in enumerate(kinds) if kind == one) for one in sorted(set(kinds))]
+    return [kept for kept in sets if 0 < len(kept) < NUM_LAYERS and kept not in KEPT_SETS]
+
+
+def _engines_differ(decoder):
+    """The fast engine against transformers' own generate on one batch; None where they agree."""
+    ids = random_ids(3, PROMPT_LEN, seed=1)
+    slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
+    tokens = [
+        decoder.generate(ids, torch.ones_like(ids), replace(slow, engine=engine), 0).token_ids
+        for engine in ("transformers", "fast")
+    ]
+    same = sum(a == b for a, b in zip(*tokens, strict=True))
+    return None if same >= 2 else f"the fast engine gives {3 - same} of 3 other answers than generate"  # one may be a near tie
+
+
+def _padding(model, decoder):
+    """Whether left padding changes answers, and whose doing that is; None where it does not."""
+    slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
+    full = decoder_for(model, tuple(range(NUM_LAYERS)))
+
+    def changed(one):
+        ids = random_ids(2, PROMPT_LEN, seed=2)
+        mask = torch.ones_like(ids)
+        mask[0, :4] = 0
+        together = one.generate(ids * mask, mask, slow, 0).token_ids[0]
+        (alone,) = one.generate(ids[:1, 4:], mask[:1, 4:], slow, 0).token_ids
+        return together != alone
+
+    try:
+        if not changed(decoder):
+            return None
+        return f"{PADDING_CHANGES}, of the full model too" if changed(full) else PADDING_CHANGES
+    except Exception as error:
+        return f"no left padding: {_line(error)}"
+
+
+def decoder_for(model, kept):
+    """A model that decodes with some of its layers."""
+    return Decoder(model, Plan.of_layers(NUM_LAYERS, kept))
+
+
+def reference_logits(model, ids, prompt_len, kept):
+    """Uncached: every layer on the prompt, only the kept ones on the positions after it. [batch, len, vocab]."""
+
+    def where_kept(i):
+        runs = torch.tensor([True] * prompt_len + [i in kept] * (ids.shape[1] - prompt_len))
+
+        def mixed(module, args, kwargs, output):
+            before = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+            after = output[0] if isinstance(output, tuple) else output
+            length = after.shape[1]  # some models put tokens of their own before the prompt
+            there = torch.cat([torch.ones(length - len(runs), dtype=torch.bool), runs])
+            chosen = torch.where(there.view(1, length, *[1] * (after.ndim - 2)), after, before)
+            return (chosen, *output[1:]) if isinstance(output, tuple) else chosen
+
+        return mixed
+
+    hooks = [layer.register_forward_hook(where_kept(i), with_kwargs=True) for i, layer in enumerate(stack_of(model))]
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    try:
+        with torch.no_grad():
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def stack_of(model):
+    """The decoder layers, found by name and not by the code under test."""
+    for path in STACKS:
+        module = model
+        for name in path.split("."):
+            module = getattr(module, name, None)
+        if isinstance(module, torch.nn.ModuleList):
+            return module
+    raise LookupError(f"no decoder layers in {type(model).__name__}: {[name for name, _ in model.named_children()]}")
+
+
+STACKS = [
+    "model.layers",
+    "model.language_model.layers",
+    "transformer.h",
+    "transformer.blocks",
+    "transformer.layers",
+    "gpt_neox.layers",
+    "gpt_neox_japanese.layers",
+    "backbone.layers",
+    "model.decoder.layers",
+    "biogpt.layers",
+    "rwkv.blocks",
+    "cpmant.encoder.layers",
+    "bert.encoder.layer",
+    "roberta.encoder.layer",
+    "electra.encoder.layer",
+    "data2vec_text.encoder.layer",
+    "ernie.encoder.layer",
+    "git.encoder.layer",
+    "rembert.encoder.layer",
+    "roberta_prelayernorm.encoder.layer",
+    "roc_bert.encoder.layer",
+    "roformer.encoder.layer",
+    "transformer.layer",
+    "prophetnet.decoder.layers",
+    "backbone.blocks",
+]
+
+
+def random_ids(batch, length, seed=0):
+    """[batch, length] of ordinary tokens."""
+    return torch.randint(2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _kinds(model):
+    """The kinds of a model's layers, as its cache and config tell."""
+    config = model.config.get_text_config(decoder=True)
+    try:
+        kinds = {type(layer).__name__ for layer in views.new_cache(model).layers}
+    except Exception:
+        kinds = set()
+    words = {
+        "DynamicLayer": "attention", "DynamicSlidingWindowLayer": "sliding window", "LinearAttentionLayer": "recurrent",
+        "LinearAttentionAndFullAttentionLayer": "attention beside recurrent", "DummyLayer": "no cache",
+        "LinearAttentionAndSlidingWindowAttentionLayer": "sliding window beside recurrent",
+        "DynamicIndexedLayer": "indexed attention", "DeepseekV4CSACache": "compressed attention",
+        "DeepseekV4HCACache": "compressed attention",
+    }  # fmt: skip
+    found = sorted({words.get(kind, kind) for kind in kinds})
+    experts = any(
+        getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    )
+    return ", ".join([*found, *(["experts"] if experts else [])])
+
+
+def _encoder_decoder(model_type):
+    return bool(getattr(tiny_configs.CONFIG_MAPPING[model_type], "is_encoder_decoder", False))
+
+
+def _line(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[0] if not lines[0].endswith(':') else lines[-1]}"[:160]
+
+
+@contextmanager
+def _budget(seconds):
+    """Of this process's own time, however busy the machine is."""
+
+    def stop(*_):
+        raise TooLong
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

@@ -1,0 +1,163 @@
+"""Against lm-evaluation-harness's own `hf` model, on a task of four sentences and the embedded model."""
+
+import json
+
+import lm_eval
+import pytest
+import torch
+import yaml
+from lm_eval.tasks import TaskManager
+
+from ulskip_cli import harness
+from ulskip_cli.cli import invoke
+from ulskip_cli.errors import UsageError
+from ulskip_cli.models.facts import ASSETS
+from ulskip_cli.results import ResultsFolder
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SENTENCES = [
+    ("Der Hund schläft.", "The dog is sleeping.", "The cat is eating."),
+    ("Ich habe Hunger.", "I'm hungry.", "I'm tired."),
+    ("Wo ist der Bahnhof?", "Where is the station?", "What time is it?"),
+    ("Sie liest ein Buch.", "She is reading a book.", "He bought a car."),
+]
+PROMPT = "{{german}}\nTranslate German to English:"
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A folder with tasks of every kind: choose between answers, between single tokens, write one, score a text."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"german": g, "english": right, "options": [right, wrong], "label": 0} for g, right, wrong in SENTENCES]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {
+        "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "pairs.jsonl")}}, "test_split": "test",
+        "doc_to_text": PROMPT, "doc_to_target": "{{label}}",
+    }  # fmt: skip
+    accuracy = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
+    made = {
+        "sentences": {**accuracy, "doc_to_choice": "{{options}}"},
+        "words": {**accuracy, "doc_to_choice": ["The", "I"]},
+        "writing": {
+            "output_type": "generate_until", "doc_to_target": "{{english}}", "metric_list": [{"metric": "exact_match"}],
+            "generation_kwargs": {"until": ["\n", "."], "max_gen_toks": 16},
+        },
+        "reading": {
+            "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{english}}",
+            "metric_list": [{"metric": "word_perplexity"}],
+        },
+    }  # fmt: skip
+    for name, own in made.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **own, "task": f"ulskip_{name}"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(tasks):
+    """What the harness finds for a model: scores, and its answers to every request."""
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    names = [f"ulskip_{name}" for name in ("sentences", "words", "writing", "reading")]
+
+    def evaluate(kind, **arguments):
+        found = lm_eval.simple_evaluate(
+            model=kind, model_args=arguments, tasks=names, task_manager=manager, batch_size=3, device="cpu", bootstrap_iters=0
+        )
+        answers = {task: [row["resps"] for row in rows] for task, rows in found["samples"].items()}
+        return found, answers
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def hf(evaluated):
+    return evaluated("hf", pretrained=str(ASSETS / "tiny"), dtype="float32")
+
+
+def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, hf):
+    found, answers = evaluated("ulskip", model="tiny", strategy="full")
+    assert answers == hf[1]
+    for task, values in hf[0]["results"].items():
+        assert {k: v for k, v in found["results"][task].items() if k != "alias"} == {
+            k: v for k, v in values.items() if k != "alias"
+        }
+
+
+def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(evaluated, hf):
+    found, kept = evaluated("ulskip", model="tiny", ratio=3)
+    rows = harness.rows_of(found)
+    assert {row["task"] for row in rows} == {f"lm_eval:{task}" for task in found["results"]}
+    assert {(row["prompt_layers"], row["scored_prompt_layers"]) for row in rows} == {("all", "kept")}
+    assert all(len(row["kept_layers"]) == 4 and row["status"] == "done" and row["num_examples"] == 4 for row in rows)
+    assert kept["ulskip_words"] != hf[1]["ulskip_words"]
+    assert not any(harness.FIRST_TOKEN_ONLY in warning for warning in rows[0]["warnings"])
+    found, whole = evaluated("ulskip", model="tiny", ratio=3, prompt_layers="all")
+    for ours, theirs in zip(whole["ulskip_words"], hf[1]["ulskip_words"], strict=True):  # no loss to be seen: hence the warning
+        assert [score for ((score, _),) in ours] == pytest.approx([score for ((score, _),) in theirs], abs=1e-4)
+    assert whole["ulskip_sentences"] != kept["ulskip_sentences"] != hf[1]["ulskip_sentences"]
+    row = harness.rows_of(found)[0]
+    assert row["scored_prompt_layers"] == "all"
+    assert any("8 of" in warning and harness.FIRST_TOKEN_ONLY in warning for warning in row["warnings"])
+
+
+def test_two_passes_score_as_one_at_full_depth(hf):
+    model = harness.SkippingLM(batch_size=3, device="cpu", model="tiny", strategy="full")
+    texts = [
+        (None, model.tok_encode("Der Hund schläft."), model.tok_encode(text)) for text in (" The dog", " a", " I am hungry.")
+    ]
+    one = model._loglikelihood_tokens(texts, disable_tqdm=True)
+    two = model._scored(texts, range(3))
+    assert [score for score, _ in two] == pytest.approx([score for score, _ in one], abs=1e-4)
+    assert [greedy for _, greedy in two] == [greedy for _, greedy in one]
+
+
+def test_what_the_harness_cannot_have_is_refused():
+    with pytest.raises(UsageError, match="random weights have no tokenizer"):
+        harness.SkippingLM(**{"model": "random", "model.path": "llama-12x128"})
+    with pytest.raises(UsageError, match="ratio_basis=latency"):
+        harness.SkippingLM(model="tiny", ratio_basis="latency")
+    with pytest.raises(UsageError, match="strategy=skip_decode is calibrated by `ulskip run`"):
+        harness.SkippingLM(model="tiny", strategy="skip_decode", ratio=2)
+
+
+def test_schedules_that_change_from_token_to_token_are_scored_too():
+    texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
+    falling = harness.SkippingLM(
+        **{"model": "tiny", "strategy": "skip_decode", "ratio": 2, "strategy.horizon": 2, "device": "cpu"}
+    )
+    exiting = harness.SkippingLM(
+        **{
+            "model": "tiny",
+            "strategy": "early_exit",
+            "ratio": 2,
+            "strategy.horizon": 9,
+            "strategy.threshold": 0.5,
+            "device": "cpu",
+        }
+    )
+    full = harness.SkippingLM(model="tiny", strategy="full", device="cpu")
+    scores = [model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (falling, exiting, full)]
+    assert scores[0][0] != scores[1][0] != scores[2][0] != scores[0][0]
+    assert scores[1][1][0] == pytest.approx(scores[2][1][0], abs=1e-4)  # the first token comes from all layers
+
+
+def test_the_command_adds_a_row_for_every_task(tasks, tmp_path, capsys, monkeypatch):
+    made = TaskManager.__init__  # without the harness's thousands of tasks, which take a while to look through
+    monkeypatch.setattr(
+        TaskManager, "__init__", lambda self, *args, **kw: made(self, *args, **{**kw, "include_defaults": False})
+    )
+    where = ["--include_path", str(tasks), "--limit", "2", "--device", "cpu"]
+    code = invoke(
+        ["lm-eval", "model=tiny", "ratio=2", f"results_dir={tmp_path}", "--tasks", "ulskip_sentences,ulskip_writing", *where]
+    )
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "ulskip_sentences" in out
+    rows = ResultsFolder(tmp_path / "lm_eval").rows()
+    assert [row["task"] for row in rows] == ["lm_eval:ulskip_sentences", "lm_eval:ulskip_writing"]
+    assert rows[0]["lm_eval"]["acc"] in (0.0, 0.5, 1.0)
+    assert rows[0]["kept_layers"] == [0, 2, 4, 7, 9, 11]
+    assert rows[0]["id"] != rows[1]["id"]
+    assert "acc" in (tmp_path / "lm_eval" / "table.md").read_text()
+    assert list((tmp_path / "lm_eval" / "lm_eval").rglob("results_*.json"))
+    assert torch.is_grad_enabled()
