@@ -2,11 +2,12 @@
 
     python benchmarks/kill_sweep.py [--kills 20] [--seed 1] [-- OVERRIDES]
 
-Each kill comes at a random moment within twice its share of the sweep's time, so that they are spread over the whole.
+Kills come when so many bytes are written, drawn evenly from nothing to all, and a random moment later.
 Ends with exit code 1 where the two differ in anything but what a clock or a memory meter says.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -19,9 +20,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-GRID = ["strategy=full,unified,top_skip,bottom_skip", "ratio=2,3,5", "batch_size=1,4,8", "limit=24"]
+GRID = [
+    "strategy=full,unified,top_skip,bottom_skip",
+    "ratio=2,3,5",
+    "batch_size=1,4,8",
+    "limit=24",
+    "decoding.max_new_tokens=24",
+    "speed.pairs=3",
+    "speed.new_tokens=8",
+]
 MEASURED = re.compile(r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment")
-START_SECONDS = 2.0  # no kill comes sooner
 
 
 def command(results: Path, name: str, overrides: list[str]) -> list[str]:
@@ -54,24 +62,47 @@ def differences(whole: list[dict[str, Any]], killed: list[dict[str, Any]]) -> li
     return lines
 
 
-def killed_sweep(results: Path, overrides: list[str], kills: int, seconds: float, seed: int) -> list[int]:
-    """Start it, kill it, start it again; the rows that were there at every kill."""
-    chance, there = random.Random(seed), []
-    while len(there) < kills:
-        process = subprocess.Popen(
-            command(results, "killed", overrides), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            _, told = process.communicate(timeout=START_SECONDS + chance.uniform(0, 2 * seconds / (kills + 1)))
-        except subprocess.TimeoutExpired:
+def whole_sweep(results: Path, overrides: list[str]) -> tuple[float, float]:
+    """Run it undisturbed; seconds until its first row, and until its end."""
+    began, first = time.monotonic(), 0.0
+    with subprocess.Popen(
+        command(results, "whole", overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None:
+            time.sleep(0.05)
+            if not first and (results / "whole" / "runs.jsonl").exists():
+                first = time.monotonic() - began
+    if process.returncode:
+        raise SystemExit("the undisturbed sweep failed")
+    return first, time.monotonic() - began
+
+
+def killed_sweep(results: Path, overrides: list[str], kills: int, first: float, seed: int) -> list[int]:
+    """Start it, kill it, start it again; the rows that were there at every kill, -1 where a line was cut off."""
+    chance, folder, there = random.Random(seed), results / "killed", []
+    goals = sorted(chance.uniform(0, written(results / "whole")) for _ in range(kills))
+    for goal in goals:
+        began = time.monotonic()
+        least = chance.uniform(0, first)  # kills while a sweep starts, too
+        with subprocess.Popen(
+            command(results, "killed", overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None and (written(folder) < goal or time.monotonic() - began < least):
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.2))
             process.send_signal(signal.SIGKILL)
-            process.communicate()
-            there.append(len(rows_of(results / "killed")) if whole_lines(results / "killed") else -1)
-            continue
-        print(f"the sweep was done after {len(there)} kills: {told.splitlines()[-1]}")
-        break
+        there.append(len(rows_of(folder)) if whole_lines(folder) else -1)
     subprocess.run(command(results, "killed", overrides), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return there
+
+
+def written(folder: Path) -> int:
+    """Bytes of rows and answers, as a measure of how far a sweep is."""
+    total = 0
+    for file in folder.rglob("*.jsonl"):
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size
+    return total
 
 
 def whole_lines(folder: Path) -> bool:
@@ -90,16 +121,14 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         results = Path(name)
-        began = time.monotonic()
-        subprocess.run(command(results, "whole", args.overrides), check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - began
+        first, seconds = whole_sweep(results, args.overrides)
         whole = rows_of(results / "whole")
         own = sum(row["point_seconds"] for row in whole)
         print(
-            f"undisturbed: {len(whole)} rows in {seconds:.1f} s, {own:.1f} s of them the points' own, "
-            f"{seconds / own - 1:.1%} beyond"
+            f"undisturbed: {len(whole)} rows in {seconds:.1f} s, the first after {first:.1f} s, "
+            f"{own:.1f} s of them the points' own, {seconds / own - 1:.1%} beyond"
         )
-        there = killed_sweep(results, args.overrides, args.kills, seconds, args.seed)
+        there = killed_sweep(results, args.overrides, args.kills, first, args.seed)
         print(f"killed {len(there)} times, with so many rows there: {', '.join(map(str, there))}")
         found = differences(whole, rows_of(results / "killed"))
         print("\n".join(found) or f"the same {len(whole)} rows, none lost, none twice")

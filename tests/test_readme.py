@@ -34,7 +34,8 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     if command[0] in ("score", "report"):
         assert invoke(["run", *QUICK]) == 0
         capsys.readouterr()
-    assert invoke([*keep, *QUICK] if runs else command) == 0
+    less = ["ratio=2", "batch_size=1,2"] if command == ["sweep"] else []
+    assert invoke([*keep, *QUICK, *less] if runs else command) == 0
     assert capsys.readouterr().out
     assert (tmp_path / "results").is_dir() == (runs or command[0] in ("score", "report"))
 

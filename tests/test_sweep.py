@@ -16,6 +16,20 @@ def test_full_is_one_point_whatever_the_ratios():
     assert grid("strategy=full,unified", "ratio=2,3") == [("full", 2), ("unified", 2), ("unified", 3)]
 
 
+def test_a_key_of_one_strategy_is_for_that_strategy():
+    found = points(["strategy=full,unified,top_skip", "strategy.spacing=even,reference"])
+    assert [(one.strategy["name"], one.strategy.get("spacing")) for one in found] == [
+        ("full", None),
+        ("unified", "even"),
+        ("unified", "reference"),
+        ("top_skip", None),
+    ]
+    with pytest.raises(UsageError, match=r"unknown key 'strategy\.spacnig'"):
+        points(["strategy=full,unified", "strategy.spacnig=even"])
+    with pytest.raises(UsageError, match=r"unknown key 'ratoi'"):
+        points(["strategy=full,unified", "ratoi=2"])
+
+
 def test_ranges_and_globs():
     assert grid("ratio=range(2,5)") == [("unified", 2), ("unified", 3), ("unified", 4)]
     assert grid("strategy=glob(*_skip)") == [("bottom_skip", 2), ("top_skip", 2)]
@@ -25,7 +39,8 @@ def test_ranges_and_globs():
 def test_without_a_sweep_the_default_grid_is_run():
     points_of_default = points([])
     assert {config.name for config in points_of_default} == {"reproduce"}
-    assert len(points_of_default) == 3 * (1 + 2 * 3)  # batch sizes, then full and two ratios of three strategies
+    assert len(points_of_default) == 3 * (1 + 3 * 5)  # batch sizes, then full and three ratios of five strategies
+    assert {one.strategy.get("batch") for one in points_of_default if one.strategy["name"] == "early_exit"} == {"na"}
     changed = points(["task.pair=en-de"])
     assert {(config.task["pair"], config.name) for config in changed} == {("en-de", "default")}
 

@@ -129,10 +129,12 @@ def sweep(
     folder = folder_of(jobs)
     if dry_run:
         from ulskip_cli import environment
+        from ulskip_cli.launchers import SHARED
         from ulskip_cli.ledger import Ledger
         from ulskip_cli.report import dry_run as report
 
-        ledger = Ledger(folder, environment.is_likely_here, force)
+        anywhere = jobs[0].config.launcher.name in SHARED
+        ledger = Ledger(folder, lambda row: anywhere or environment.is_likely_here(row), force)
         report.show(jobs, ledger, as_json)
         return
     from ulskip_cli import conduct

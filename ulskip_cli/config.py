@@ -13,7 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ulskip_cli.errors import UsageError, one_of, unknown
+from ulskip_cli.errors import UnknownKey, UsageError, one_of, unknown
 from ulskip_cli.schema import Config, DecodingConfig, TrainingConfig, check_decoding, check_run, check_training
 
 GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
@@ -96,7 +96,7 @@ def _composed(primary: str, groups: Sequence[str], overrides: Sequence[str], ext
     known = list(_dotted(chosen))
     for text in spelt:
         if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
-            raise unknown("key", _key(text), _nearest_first(_key(text), known))
+            raise UnknownKey(str(unknown("key", _key(text), _nearest_first(_key(text), known))), _key(text))
     plain = [text for text in spelt if text not in choices]
     if any(text.startswith(("+", "~")) for text in plain):
         return _hydra_compose(primary, spelt, extra_dir)

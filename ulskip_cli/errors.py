@@ -8,6 +8,15 @@ class UsageError(Exception):
     """The request cannot be carried out as written: one line, exit code 2."""
 
 
+class UnknownKey(UsageError):
+    """A key that the chosen groups do not have; another choice may."""
+
+    def __init__(self, message: str, key: str) -> None:
+        """Keep which one."""
+        super().__init__(message)
+        self.key = key
+
+
 class NotApplicable(UsageError):
     """A strategy does not serve what is asked at this point, as early exit does not serve batches: N/A in a table of many."""
 

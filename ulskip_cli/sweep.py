@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.config import GROUPS, identity, options, parse_overrides, unchecked
-from ulskip_cli.errors import NotApplicable, UsageError
+from ulskip_cli.errors import NotApplicable, UnknownKey, UsageError
 from ulskip_cli.schema import Config, check_run
 
 DEFAULT_EXPERIMENT = "reproduce"
@@ -34,12 +34,32 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
         if key not in given:
             axes[key] = _values(parse_overrides([f"{key}={text}"])[0], extra_dir)
     found: dict[str, Config] = {}
+    swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
+    nowhere: dict[str, UnknownKey] | None = None  # keys that no point has
     for values in product(*axes.values()):
-        config = unchecked([*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))], extra_dir)
+        texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
+        config, foreign = _composed(texts, swept, extra_dir)
+        refused = {error.key: error for error in foreign}
+        nowhere = refused if nowhere is None else {key: refused[key] for key in nowhere if key in refused}
         with contextlib.suppress(NotApplicable):
             check_run(config)
         found.setdefault(identity(config), config)
+    if nowhere:
+        raise next(iter(nowhere.values()))
     return list(found.values())
+
+
+def _composed(texts: Sequence[str], swept: Sequence[str], extra_dir: Path | None) -> tuple[Config, list[UnknownKey]]:
+    """A point, without the keys that its choice in a swept group does not have, as `strategy.batch` is early exit's alone."""
+    foreign: list[UnknownKey] = []
+    while True:
+        try:
+            return unchecked(texts, extra_dir), foreign
+        except UnknownKey as error:
+            if error.key.partition(".")[0] not in swept:
+                raise
+            foreign.append(error)
+            texts = [text for text in texts if text.partition("=")[0].lstrip("+~") != error.key]
 
 
 def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:

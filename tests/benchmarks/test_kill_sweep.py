@@ -1,10 +1,6 @@
 """A smaller copy of the benchmark: a sweep that is killed while it answers, between points and while it writes."""
 
 import importlib.util
-import random
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -24,28 +20,12 @@ def kill_sweep():
     return module
 
 
-def size(folder):
-    """Bytes of all that was written, as a measure of how far a sweep is."""
-    return sum(file.stat().st_size for file in folder.rglob("*.jsonl") if file.exists())
-
-
 def test_a_sweep_that_is_killed_again_and_again_ends_with_the_same_rows(kill_sweep, model_folder, tmp_path):
     overrides = [f"model.path={model_folder}", "model.dtype=float32", *QUICK, *GRID]
     assert invoke(["sweep", f"results_dir={tmp_path}", "name=whole", *overrides]) == 0
     whole = kill_sweep.rows_of(tmp_path / "whole")
-    chance, there, all_of_it = random.Random(1), [0], size(tmp_path / "whole")
-    for _ in range(4):
-        begins = size(tmp_path / "killed")
-        goal = begins + chance.uniform(0.01, 0.3) * all_of_it
-        with subprocess.Popen(
-            kill_sweep.command(tmp_path, "killed", overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            while process.poll() is None and size(tmp_path / "killed") < goal:
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-        there.append(len(kill_sweep.rows_of(tmp_path / "killed")))
-    assert there[-1] < len(whole)
-    assert invoke(["sweep", f"results_dir={tmp_path}", "name=killed", *overrides]) == 0
+    there = kill_sweep.killed_sweep(tmp_path, overrides, 4, 1.0, seed=1)
+    assert len(there) == 4
     assert kill_sweep.differences(whole, kill_sweep.rows_of(tmp_path / "killed")) == []
 
 
