@@ -133,7 +133,7 @@ def _differs(model, decoder, kept, ids):
     with torch.no_grad():
         given = response_logits(decoder.prompt_model, decoder.stages, ids, ones, response, torch.ones_like(response))
     off = float((given - expected).abs().max() / scale)
-    limit = NEAR * (10 if viewable.is_recurrent(views.new_cache(model)) else 1)  # single steps of a state are rounded otherwise
+    limit = NEAR * (25 if viewable.is_recurrent(views.new_cache(model)) else 1)  # single steps of a state are rounded otherwise
     return f"teacher-forced logits are off by {off:.2g}" if off > limit else None
 
 
@@ -171,8 +171,8 @@ def _padding(model, decoder):
     slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
     full = decoder_for(model, tuple(range(NUM_LAYERS)))
 
-    def changed(one):
-        ids = random_ids(2, PROMPT_LEN, seed=2)
+    def changed(one, seed=2):
+        ids = random_ids(2, PROMPT_LEN, seed=seed)
         mask = torch.ones_like(ids)
         mask[0, :4] = 0
         together = one.generate(ids * mask, mask, slow, 0).token_ids[0]
@@ -182,7 +182,9 @@ def _padding(model, decoder):
     try:
         if not changed(decoder):
             return None
-        return f"{PADDING_CHANGES}, of the full model too" if changed(full) else PADDING_CHANGES
+        return (
+            f"{PADDING_CHANGES}, of the full model too" if any(changed(full, seed) for seed in range(2, 7)) else PADDING_CHANGES
+        )
     except Exception as error:
         return f"no left padding: {_line(error)}"
 

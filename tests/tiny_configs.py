@@ -119,7 +119,7 @@ def build(model_type):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.is_floating_point():
+            if not (parameter.is_floating_point() and parameter.requires_grad):  # a table of sines stays one
                 continue
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim >= 2 and "A_log" not in name:
