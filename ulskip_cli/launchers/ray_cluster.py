@@ -30,6 +30,8 @@ class RayCluster:
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
         if address is not None:
             quiet.pop("include_dashboard")
+        else:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # a worker that yields to everything else measures everything else
         try:
             _check_reachable(address)
             ray.init(address=address, ignore_reinit_error=True, **quiet)
