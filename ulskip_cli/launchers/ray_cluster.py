@@ -31,7 +31,7 @@ class RayCluster:
         if address is not None:
             quiet.pop("include_dashboard")
         else:
-            os.environ.setdefault("RAY_worker_niceness", "0")  # a worker that yields to everything else measures everything else
+            os.environ.setdefault("RAY_worker_niceness", "0")  # one that yields to all others measures them
         try:
             _check_reachable(address)
             ray.init(address=address, ignore_reinit_error=True, **quiet)
