@@ -45,6 +45,13 @@ def test_without_a_sweep_the_default_grid_is_run():
     assert {(config.task["pair"], config.name) for config in changed} == {("en-de", "default")}
 
 
+def test_a_presets_key_need_not_fit_the_strategy_that_is_chosen_beside_it():
+    assert len(points(["strategy=unified", "ratio=2", "batch_size=1"])) == 1
+    assert {config.strategy["batch"] for config in points(["strategy=early_exit"])} == {"na"}
+    with pytest.raises(UsageError, match="strategy.batch"):
+        points(["strategy=unified", "strategy.batch=na"])
+
+
 def test_what_is_given_wins_over_the_preset():
     assert {config.ratio for config in points(["experiment=reproduce", "ratio=4"])} == {4}
 

@@ -1,7 +1,7 @@
 """A grid of runs in one process: weights loaded once, finished points not run again."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
@@ -30,33 +30,37 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
     fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
     given = {one.key_or_group for one in parsed}
-    for key, text in unchecked(fixed, extra_dir).sweep.items():
-        if key not in given:
-            axes[key] = _values(parse_overrides([f"{key}={text}"])[0], extra_dir)
+    presets = {key: text for key, text in unchecked(fixed, extra_dir).sweep.items() if key not in given}
+    axes |= {key: _values(parse_overrides([f"{key}={text}"])[0], extra_dir) for key, text in presets.items()}
     found: dict[str, Config] = {}
     swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
     nowhere: dict[str, UnknownKey] | None = None  # keys that no point has
     for values in product(*axes.values()):
         texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
-        config, foreign = _composed(texts, swept, extra_dir)
+        config, foreign = _composed(texts, swept, presets.keys(), extra_dir)
         refused = {error.key: error for error in foreign}
         nowhere = refused if nowhere is None else {key: refused[key] for key in nowhere if key in refused}
         with contextlib.suppress(NotApplicable):
             check_run(config)
         found.setdefault(identity(config), config)
-    if nowhere:
-        raise next(iter(nowhere.values()))
+    if unused := [error for key, error in (nowhere or {}).items() if key not in presets]:
+        raise unused[0]
     return list(found.values())
 
 
-def _composed(texts: Sequence[str], swept: Sequence[str], extra_dir: Path | None) -> tuple[Config, list[UnknownKey]]:
-    """A point, without the keys that its choice in a swept group does not have, as `strategy.batch` is early exit's alone."""
+def _composed(
+    texts: Sequence[str], swept: Sequence[str], presets: Container[str], extra_dir: Path | None
+) -> tuple[Config, list[UnknownKey]]:
+    """A point, without the keys that its choice in a swept group does not have, as `strategy.batch` is early exit's alone.
+
+    Nor does a preset's key have to fit the choice that is made beside it.
+    """
     foreign: list[UnknownKey] = []
     while True:
         try:
             return unchecked(texts, extra_dir), foreign
         except UnknownKey as error:
-            if error.key.partition(".")[0] not in swept:
+            if error.key.partition(".")[0] not in swept and error.key not in presets:
                 raise
             foreign.append(error)
             texts = [text for text in texts if text.partition("=")[0].lstrip("+~") != error.key]
