@@ -48,7 +48,7 @@ def test_without_a_sweep_the_default_grid_is_run():
 def test_a_presets_key_need_not_fit_the_strategy_that_is_chosen_beside_it():
     assert len(points(["strategy=unified", "ratio=2", "batch_size=1"])) == 1
     assert {config.strategy["batch"] for config in points(["strategy=early_exit"])} == {"na"}
-    with pytest.raises(UsageError, match="strategy.batch"):
+    with pytest.raises(UsageError, match=r"strategy\.batch"):
         points(["strategy=unified", "strategy.batch=na"])
 
 
