@@ -76,7 +76,7 @@ class SpeedConfig:
 class CalibrationConfig:
     """The held-out examples that some strategies measure on before they decide."""
 
-    examples: int = 48
+    examples: int = 64
     task: dict[str, Any] | None = None
 
 
