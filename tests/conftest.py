@@ -54,3 +54,28 @@ def model_folder(tokenizer, tmp_path_factory):
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**options, tie_word_embeddings=True)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def ulskip(capsys):
+    """Run a command line: its exit code, standard output and standard error."""
+    from ulskip_cli.cli import invoke
+
+    def call(*arguments):
+        code = invoke(list(map(str, arguments)))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def quick():
+    """A few examples, tokens and pairs."""
+    return ["limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
+
+
+@pytest.fixture
+def overrides(model_folder, tmp_path, quick):
+    """A small model, few examples, few pairs."""
+    return ["model=hf", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", *quick]

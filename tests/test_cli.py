@@ -5,60 +5,6 @@ import sys
 import pytest
 
 from ulskip_cli import __version__
-from ulskip_cli.cli import invoke
-
-QUICK = ["limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
-
-
-@pytest.fixture
-def ulskip(capsys):
-    def call(*arguments):
-        code = invoke(list(map(str, arguments)))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture
-def overrides(model_folder, tmp_path):
-    return ["model=hf", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", *QUICK]
-
-
-def test_run_shows_a_table_and_where_it_is_written(ulskip, overrides, tmp_path):
-    code, out, err = ulskip("run", "task=wmt", "ratio=2.0", *overrides)
-    assert code == 0
-    assert "unified" in out
-    assert "full" in out
-    assert f"written to {tmp_path / 'default'}/" in out
-    assert "unified: generate" in err
-    assert (tmp_path / "default" / "table.md").is_file()
-    assert (tmp_path / "default" / "table.csv").is_file()
-
-
-def test_json_is_the_last_line_of_standard_output(ulskip, overrides):
-    code, out, _ = ulskip("run", "--json", *overrides)
-    row = json.loads(out.splitlines()[-1])
-    assert code == 0
-    assert len(out.splitlines()) == 1
-    keys = {"target_speedup", "layer_ratio", "predicted_speedup", "measured_speedup", "kept_layers", "bleu", "chrf"}
-    assert keys <= set(row)
-
-
-def test_a_profile_says_where_the_time_went(ulskip, overrides, tmp_path):
-    code, out, err = ulskip("run", "--profile", "--json", *overrides)
-    row = json.loads(out.splitlines()[-1])
-    phases = ["start", "compose and check", "imports", "encode", f"load {row['config']['model']['name']}"]
-    for name in ("full", "unified"):
-        phases += [f"{name}: {what}" for what in ("warm up", "generate", "metrics", "decode loss", "timed pairs")]
-    assert code == 0
-    assert sorted(row["profile"]) == sorted([*phases, "write"])
-    assert all(f"  {phase} " in err for phase in [*phases, "all"])
-    assert "besides Python's start" in err
-    stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
-    assert stored[-1] == {key: value for key, value in row.items() if key != "profile"}
-    code, out, err = ulskip("run", *overrides)
-    assert "start" not in out + err
 
 
 def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
@@ -147,14 +93,6 @@ def test_plan(ulskip):
     assert planned["layer_ratio"] == 2.0
 
 
-@pytest.mark.parametrize(("command", "name"), [("models", "tiny"), ("tasks", "wmt"), ("strategies", "top_skip")])
-def test_lists_come_from_the_configs(ulskip, command, name):
-    code, out, _ = ulskip(command)
-    assert code == 0
-    assert name in out
-    assert json.loads(ulskip(command, "--json")[1])[name]
-
-
 def test_a_users_own_folder(ulskip, tmp_path):
     (tmp_path / "strategy").mkdir()
     text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers: [0, 29]\n"
@@ -216,7 +154,7 @@ def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments):
     assert len(err.splitlines()) == 1
 
 
-def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip, overrides, model_folder, tmp_path):
+def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip, overrides, model_folder, tmp_path, quick):
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -224,7 +162,7 @@ def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip,
     (tmp_path / "long.de").write_text("der Hund " * 60 + "\n")
     files = ["task.dataset=files", f"task.source_file={tmp_path}/long.de", f"task.reference_file={tmp_path}/long.de"]
     cases = {
-        "cannot load a tokenizer": ["run", f"model.path={bare}", *QUICK],
+        "cannot load a tokenizer": ["run", f"model.path={bare}", *quick],
         "example 0: its prompt of": ["run", *overrides, *files],
         "the model's tokenizer has no chat template": ["run", *overrides, "task.template=chat"],
         "unknown option of transformers' generate 'lenght": ["run", *overrides, "decoding.options={lenght_penalty: 1}"],
@@ -234,24 +172,6 @@ def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip,
         code, out, err = ulskip(*arguments)
         assert (code, out, len(err.splitlines())) == (2, "", 1), err
         assert expected in err
-
-
-def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_path):
-    run = json.loads(ulskip("run", "--json", *overrides)[1].splitlines()[-1])
-    folder = tmp_path / "default"
-    lines = (folder / "runs.jsonl").read_text()
-    code, out, _ = ulskip("score", folder)
-    assert (code, "added: nothing; 2 of 2 runs score as before" in out) == (0, True)
-    assert (folder / "runs.jsonl").read_text() == lines
-    again = json.loads(ulskip("score", run["id"], "--results-dir", tmp_path, "--metric", "ter", "--json")[1].splitlines()[-1])
-    differ = {key for key in again if again[key] != run.get(key)}
-    assert differ == {"ter", "signatures", "against_full"}
-    assert all(again["against_full"][key] == run["against_full"][key] for key in run["against_full"])
-    assert "TER" in (folder / "table.md").read_text()
-    assert ulskip("sweep", "strategy=full,unified", *overrides)[2].count("generate") == 0  # the point is still finished
-    file = tmp_path / "mine.jsonl"
-    file.write_text('{"hypothesis": "a", "reference": "a"}\n')
-    assert ulskip("score", file, "--metric", "exact_match")[1] == "exact_match  100.0000\n"
 
 
 def test_sampling_and_stop_strings_from_the_command_line(ulskip, overrides):
@@ -297,7 +217,7 @@ def test_an_interrupted_run_says_so(ulskip, monkeypatch):
     assert ulskip("plan")[0] == 130
 
 
-def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path):
+def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
     out = tmp_path / "trained"
     options = ["train.ratios=[1,2]", "train.max_steps=2", "train.batch_size=4", "limit=8", f"output={out}"]
     code, text, err = ulskip("train", f"model.path={model_folder}", *options)
@@ -306,7 +226,7 @@ def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path):
     assert "train (2)" in err
     again = json.loads(ulskip("train", "--json", f"model.path={model_folder}", *options)[1].splitlines()[-1])
     assert again["steps"] == 2
-    common = [f"model.path={out}", f"results_dir={tmp_path}", *QUICK]
+    common = [f"model.path={out}", f"results_dir={tmp_path}", *quick]
     rows = [json.loads(ulskip("run", "--json", *common, f"ratio={ratio}")[1].splitlines()[-1]) for ratio in (2, 3)]
     assert rows[0]["training"] == "with skipping: unified, kept counts 6, 3 drawn per step, 2 steps"
     assert rows[0]["trained_for"]["ratios"] == [1.0, 2.0]

@@ -1,7 +1,7 @@
 import pytest
 
 from ulskip_cli import progress
-from ulskip_cli.progress import Silent, Stopwatch
+from ulskip_cli.progress import Silent, Stopwatch, throttled
 
 
 def test_silence_takes_any_report():
@@ -43,3 +43,12 @@ def test_who_watches_is_told(clock):
     watch.inner = Watcher()
     watch.phase("a", 3)(2, "x")
     assert told == [("a", 3), (2, "x")]
+
+
+def test_drawing_is_throttled_but_the_end_is_always_drawn(clock):
+    drawn = []
+    tell = throttled(4, lambda done, note: drawn.append((done, note)))
+    for seconds, done in ((0.0, 1), (0.1, 2), (0.3, 3), (0.31, 4)):
+        clock(seconds)
+        tell(done, "x")
+    assert drawn == [(1, "x"), (3, "x"), (4, "x")]

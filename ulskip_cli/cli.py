@@ -9,24 +9,19 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from ulskip_cli import __version__, config
 from ulskip_cli.errors import RunError, UsageError
-from ulskip_cli.schema import Config
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from ulskip_cli import grid
-    from ulskip_cli.progress import Progress, Stopwatch
-    from ulskip_cli.results import Row
+    from ulskip_cli.progress import Progress
 
 app = typer.Typer(
     help="Faster LLM inference by skipping layers, with the price of the speed measured.",
@@ -99,7 +94,7 @@ def run(
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of the run went.")] = False,
 ) -> None:
     """Measure quality and speed of one strategy on one model and task, beside the full model."""
-    from ulskip_cli import checks, environment
+    from ulskip_cli import checks, commands, environment
     from ulskip_cli.progress import Stopwatch
 
     watch = Stopwatch("start", time.monotonic() - environment.process_seconds())
@@ -109,7 +104,7 @@ def run(
         print(config.to_yaml(chosen), end="")
         return
     checks.check_run(chosen)
-    _execute(chosen, as_json, watch, profile)
+    commands.run_point(chosen, as_json, watch, profile)
 
 
 @app.command()
@@ -137,7 +132,7 @@ def sweep(
         ledger = Ledger(folder, lambda row: anywhere or environment.is_likely_here(row), force)
         report.show(jobs, ledger, as_json)
         return
-    from ulskip_cli import conduct
+    from ulskip_cli import commands, conduct
     from ulskip_cli.report import table
 
     outcome = conduct.sweep(jobs, conduct.Wish(force, fail_fast))
@@ -146,13 +141,13 @@ def sweep(
 
         write_paper_report(folder)
     told = outcome.told() if as_json else None
-    _show(outcome, told, jobs[-1].config, lambda rows, width: [table.terminal(rows, width)])
+    commands.show(outcome, told, jobs[-1].config, lambda rows, width: [table.terminal(rows, width)])
 
 
 @app.command()
 def bench(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3 batch_size=1,8; always anew."""
-    from ulskip_cli import checks, grid
+    from ulskip_cli import checks, commands, grid
     from ulskip_cli.results import ResultsFolder
     from ulskip_cli.sweep import points
 
@@ -174,7 +169,7 @@ def bench(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Js
         for folder in {folder.path: folder for folder in map(ResultsFolder.of, chosen)}.values():
             table.write_tables(folder)
             report.write_bench_report(folder)
-    _show(outcome, outcome.told() if as_json else None, chosen[-1], report.terminal)
+    commands.show(outcome, outcome.told() if as_json else None, chosen[-1], report.terminal)
 
 
 @app.command()
@@ -248,39 +243,10 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score stored answers again, with other metrics too, without a model."""
-    from ulskip_cli import rescoring
+    from ulskip_cli import commands, rescoring
 
     wanted = rescoring.Wanted(metric or (), comet_model, bertscore_model)
-    file = Path(target).expanduser()
-    if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
-        scores = rescoring.score_file(file, wanted, language)
-        print(json.dumps(asdict(scores)) if as_json else "\n".join(f"{k}  {v:.4f}" for k, v in scores.values.items()))
-        return
-    from ulskip_cli.report import table
-    from ulskip_cli.report.live import Bars
-
-    runs = rescoring.runs_at(target, results_dir)
-    scored = []
-    with Bars() as bars:
-        told = bars.phase("score", len(runs))
-        for folder, row in runs:
-            scored.append(rescoring.rescore(folder, row, wanted))
-            scored[-1].save()
-            told(len(scored))
-    for folder in {str(one.folder.path): one.folder for one in scored}.values():
-        table.write_tables(folder)
-    rows = [one.row for one in scored]
-    if as_json:
-        print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
-        return
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table.terminal(rows, console.width))
-    for one in scored:
-        for key, (before, now) in one.changed.items():
-            console.print(f"{one.row['id']}: {key} was {before:.4f}, is {now:.4f}", style="yellow", highlight=False)
-    added = ", ".join(sorted({key for one in scored for key in one.added})) or "nothing"
-    differ = sum(bool(one.changed) for one in scored)
-    console.print(f"added: {added}; {len(scored) - differ} of {len(scored)} runs score as before", highlight=False)
+    commands.score(target, wanted, language, results_dir, as_json)
 
 
 @app.command()
@@ -357,19 +323,25 @@ def lm_eval(context: typer.Context) -> None:
 @app.command()
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the models."""
-    _list("model", config_dir, as_json)
+    from ulskip_cli import commands
+
+    commands.list_group("model", config_dir, as_json)
 
 
 @app.command()
 def tasks(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the tasks."""
-    _list("task", config_dir, as_json)
+    from ulskip_cli import commands
+
+    commands.list_group("task", config_dir, as_json)
 
 
 @app.command()
 def strategies(config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """List the strategies."""
-    _list("strategy", config_dir, as_json)
+    from ulskip_cli import commands
+
+    commands.list_group("strategy", config_dir, as_json)
 
 
 @app.command()
@@ -385,71 +357,6 @@ def env(as_json: Json = False) -> None:
     width = max(map(len, flat))
     for key, value in flat.items():
         print(f"{key:<{width}}  {value}")
-
-
-def _execute(point: Config, as_json: bool, watch: "Stopwatch", profile: bool) -> None:
-    """Run a point, show the table, say where everything is."""
-    from ulskip_cli import grid
-    from ulskip_cli.report import table
-    from ulskip_cli.results import ResultsFolder
-
-    def start(progress: "Progress") -> grid.RunPoint:
-        watch.inner = progress
-        watch.phase("imports", 0)
-        from ulskip_cli.experiment import Session, run_point
-
-        session = Session(watch)
-
-        def run_one(point: Config) -> "list[Row]":
-            rows = run_point(point, session)
-            table.write_tables(ResultsFolder.of(point))
-            return rows
-
-        return run_one
-
-    outcome = grid.run([point], start)
-    watch.stop()
-    told = outcome.told()
-    if profile:
-        from ulskip_cli.report import profile as report
-
-        told = {**told, "profile": watch.seconds}
-        Console(stderr=True).print(report.terminal(watch.seconds))
-    _show(outcome, told if as_json else None, point, lambda rows, width: [table.terminal(rows, width)])
-
-
-def _show(
-    outcome: "grid.Outcome", told: "Row | None", last: Config, tables: Callable[["Sequence[Row]", int], "Sequence[Table]"]
-) -> None:
-    """The object that is told, or tables and warnings; exit code 1 if a point failed."""
-    from ulskip_cli.results import ResultsFolder
-
-    rows = list(outcome.rows.values())
-    if told is not None:
-        print(json.dumps(told, ensure_ascii=False))
-    elif rows:
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        for table in tables(rows, console.width):
-            console.print(table)
-        for warning in sorted({text for row in rows for text in row["warnings"]}):
-            console.print(f"warning: {warning}", style="yellow", highlight=False)
-        console.print(f"written to {ResultsFolder.of(last).path}/", highlight=False, soft_wrap=True)
-    outcome.check()
-
-
-def _list(group: str, config_dir: Path | None, as_json: bool) -> None:
-    """Names and descriptions of a group, from the configs themselves."""
-    from omegaconf import OmegaConf
-
-    entries: dict[str, Any] = {}
-    for name, path in config.options(group, config_dir).items():
-        entries[name] = str(OmegaConf.select(OmegaConf.load(path), "description", default=""))
-    if as_json:
-        print(json.dumps(entries))
-        return
-    width = max(map(len, entries))
-    for name, description in entries.items():
-        print(f"{name:<{width}}  {description}")
 
 
 def _complain(message: str, code: int) -> int:

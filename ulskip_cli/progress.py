@@ -1,7 +1,10 @@
 """How long work tells how far it is, without knowing who looks."""
 
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+REFRESH_SECONDS = 0.2  # telling more often than is drawn would only cost time
 
 
 class Tell(Protocol):
@@ -31,6 +34,20 @@ class Silent:
             pass
 
         return tell
+
+
+def throttled(total: int, draw: Callable[[int, str], None]) -> Tell:
+    """What draws no oftener than people can see, and always when all of `total` is done."""
+    drawn_at = float("-inf")
+
+    def tell(done: int, note: str = "") -> None:
+        nonlocal drawn_at
+        now = time.monotonic()
+        if done == total or now - drawn_at >= REFRESH_SECONDS:
+            drawn_at = now
+            draw(done, note)
+
+    return tell
 
 
 class Stopwatch:

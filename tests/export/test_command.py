@@ -5,18 +5,6 @@ import sys
 import pytest
 import yaml
 
-from ulskip_cli.cli import invoke
-
-
-@pytest.fixture
-def ulskip(capsys):
-    def call(*arguments):
-        code = invoke(list(map(str, arguments)))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
 
 def test_a_checkpoint_is_told_of(ulskip, model_folder, tmp_path):
     to = tmp_path / "out"

@@ -11,12 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ulskip_cli.progress import Silent, Tell
+from ulskip_cli.progress import Silent, Tell, throttled
 from ulskip_cli.results import DONE, Row, is_done
 
 METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "exact_match": "exact"}
 FRONT_ROWS = 8
-REFRESH_SECONDS = 0.2
 
 
 class Named(Protocol):
@@ -106,16 +105,8 @@ class Board:
         if not self._drawn:
             self._print(f"{self._count(1)} {label} ({total})")
             return Silent().phase(label, total)
-        task, drawn_at = self._bars.add_task(label.replace("[", r"\["), total=total, note=""), 0.0
-
-        def tell(done: int, note: str = "") -> None:
-            nonlocal drawn_at
-            now = time.monotonic()
-            if done == total or now - drawn_at >= REFRESH_SECONDS:
-                drawn_at = now
-                self._bars.update(task, completed=done, note=note)
-
-        return tell
+        task = self._bars.add_task(label.replace("[", r"\["), total=total, note="")
+        return throttled(total, lambda done, note: self._bars.update(task, completed=done, note=note))
 
     def _count(self, more: int = 0) -> str:
         return f"[{min(self._total, len(self._states) + more)}/{self._total}]"

@@ -1,15 +1,12 @@
 """Progress bars on standard error."""
 
-import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ulskip_cli.progress import Silent, Tell
-
-REFRESH_SECONDS = 0.2  # telling more often than is drawn would only cost time
+from ulskip_cli.progress import Silent, Tell, throttled
 
 
 class Bars:
@@ -58,16 +55,7 @@ class Bars:
         if self._lines:
             self._console.print(f"{self._prefix}{label} ({total})", markup=False)
         task = self._bars.add_task(f"{self._prefix}{label}".replace("[", r"\["), total=total, note="")
-        drawn_at = 0.0
-
-        def tell(done: int, note: str = "") -> None:
-            nonlocal drawn_at
-            now = time.monotonic()
-            if done == total or now - drawn_at >= REFRESH_SECONDS:
-                drawn_at = now
-                self._bars.update(task, completed=done, note=note)
-
-        return tell
+        return throttled(total, lambda done, note: self._bars.update(task, completed=done, note=note))
 
     def _finish_last(self) -> None:
         if self._bars.tasks:

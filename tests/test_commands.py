@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+
+def test_run_shows_a_table_and_where_it_is_written(ulskip, overrides, tmp_path):
+    code, out, err = ulskip("run", "task=wmt", "ratio=2.0", *overrides)
+    assert code == 0
+    assert "unified" in out
+    assert "full" in out
+    assert f"written to {tmp_path / 'default'}/" in out
+    assert "unified: generate" in err
+    assert (tmp_path / "default" / "table.md").is_file()
+    assert (tmp_path / "default" / "table.csv").is_file()
+
+
+def test_json_is_the_last_line_of_standard_output(ulskip, overrides):
+    code, out, _ = ulskip("run", "--json", *overrides)
+    row = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    keys = {"target_speedup", "layer_ratio", "predicted_speedup", "measured_speedup", "kept_layers", "bleu", "chrf"}
+    assert keys <= set(row)
+
+
+def test_a_profile_says_where_the_time_went(ulskip, overrides, tmp_path):
+    code, out, err = ulskip("run", "--profile", "--json", *overrides)
+    row = json.loads(out.splitlines()[-1])
+    phases = ["start", "compose and check", "imports", "encode", f"load {row['config']['model']['name']}"]
+    for name in ("full", "unified"):
+        phases += [f"{name}: {what}" for what in ("warm up", "generate", "metrics", "decode loss", "timed pairs")]
+    assert code == 0
+    assert sorted(row["profile"]) == sorted([*phases, "write"])
+    assert all(f"  {phase} " in err for phase in [*phases, "all"])
+    assert "besides Python's start" in err
+    stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
+    assert stored[-1] == {key: value for key, value in row.items() if key != "profile"}
+    code, out, err = ulskip("run", *overrides)
+    assert "start" not in out + err
+
+
+@pytest.mark.parametrize(("command", "name"), [("models", "tiny"), ("tasks", "wmt"), ("strategies", "top_skip")])
+def test_lists_come_from_the_configs(ulskip, command, name):
+    code, out, _ = ulskip(command)
+    assert code == 0
+    assert name in out
+    assert json.loads(ulskip(command, "--json")[1])[name]
+
+
+def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_path):
+    run = json.loads(ulskip("run", "--json", *overrides)[1].splitlines()[-1])
+    folder = tmp_path / "default"
+    lines = (folder / "runs.jsonl").read_text()
+    code, out, _ = ulskip("score", folder)
+    assert (code, "added: nothing; 2 of 2 runs score as before" in out) == (0, True)
+    assert (folder / "runs.jsonl").read_text() == lines
+    again = json.loads(ulskip("score", run["id"], "--results-dir", tmp_path, "--metric", "ter", "--json")[1].splitlines()[-1])
+    differ = {key for key in again if again[key] != run.get(key)}
+    assert differ == {"ter", "signatures", "against_full"}
+    assert all(again["against_full"][key] == run["against_full"][key] for key in run["against_full"])
+    assert "TER" in (folder / "table.md").read_text()
+    assert ulskip("sweep", "strategy=full,unified", *overrides)[2].count("generate") == 0  # the point is still finished
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"hypothesis": "a", "reference": "a"}\n')
+    assert ulskip("score", file, "--metric", "exact_match")[1] == "exact_match  100.0000\n"
