@@ -14,13 +14,13 @@ import torch
 
 from ulskip_cli import environment
 from ulskip_cli.config import compose, instantiate
-from ulskip_cli.evaluation import prepare
 from ulskip_cli.generation.batches import BatchSize
 from ulskip_cli.generation.decode import Decoder, generate_all
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.teacher_forcing import response_logits
 from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
+from ulskip_cli.workload import prepare
 
 NEAR_TIE = 1e-4
 

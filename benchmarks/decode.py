@@ -20,7 +20,6 @@ from transformers import CompileConfig, GenerationConfig
 
 from ulskip_cli import ceilings, environment
 from ulskip_cli.config import baseline_of, compose, instantiate
-from ulskip_cli.evaluation import prepare, prompt_batches
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.generate import _Watch
 from ulskip_cli.generation.pairs import measure_pairs
@@ -28,6 +27,7 @@ from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
 from ulskip_cli.schema import SpeedConfig
 from ulskip_cli.timing import median_interval, now
+from ulskip_cli.workload import prepare, prompt_batches
 
 RATIOS, BATCH_SIZES = (2, 3, 5), (1, 8)
 

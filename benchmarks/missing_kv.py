@@ -19,7 +19,6 @@ import torch
 
 from ulskip_cli import environment, views
 from ulskip_cli.config import compose, instantiate
-from ulskip_cli.evaluation import prepare
 from ulskip_cli.exits import ExitRule
 from ulskip_cli.generation import confidence
 from ulskip_cli.generation.early_exit import ExitSteps
@@ -27,6 +26,7 @@ from ulskip_cli.generation.output import Request
 from ulskip_cli.generation.packed import packed
 from ulskip_cli.generation.parts import Parts
 from ulskip_cli.models.load import load
+from ulskip_cli.workload import prepare
 
 POLICIES = ("recompute", "propagate", "ragged")
 NEW_TOKENS, PROMPTS = 32, 24

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from hypothesis import settings
-from reference import ARCHITECTURES, NEW_STYLE, build_model
+from reference import ARCHITECTURES, NEW_STYLE, NUM_LAYERS, build_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -79,3 +79,24 @@ def quick():
 def overrides(model_folder, tmp_path, quick):
     """A small model, few examples, few pairs."""
     return ["model=hf", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", *quick]
+
+
+@pytest.fixture
+def point(llama, tokenizer):
+    """A decoder and its work for some overrides."""
+    from ulskip_cli.config import compose, instantiate
+    from ulskip_cli.generation.decode import Decoder
+    from ulskip_cli.models.facts import ModelFacts
+    from ulskip_cli.plan import make_plan
+    from ulskip_cli.workload import prepare
+
+    llama.resize_token_embeddings(len(tokenizer))
+    facts = ModelFacts(NUM_LAYERS, None, None)
+
+    def build(*overrides, context=None):
+        config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
+        task = instantiate(config.task, "task")
+        work = prepare(tokenizer, context, task, task.examples()[: config.limit], config)
+        return Decoder(llama, make_plan(config, facts), tokenizer), work, config
+
+    return build

@@ -5,7 +5,6 @@ import pytest
 
 from ulskip_cli.calibration import HeldOutExamples, calibrated
 from ulskip_cli.config import compose, identity
-from ulskip_cli.evaluation import prepare
 from ulskip_cli.generation.batches import BatchSize
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.loss import decode_loss
@@ -13,6 +12,7 @@ from ulskip_cli.held_out import held_out_task
 from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
 from ulskip_cli.progress import Silent
+from ulskip_cli.workload import prepare
 
 
 @pytest.fixture

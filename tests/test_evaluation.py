@@ -1,41 +1,11 @@
 import json
 
-import pytest
 import torch
-from reference import NUM_LAYERS
 
-from ulskip_cli.config import compose, instantiate
-from ulskip_cli.evaluation import adjustments, evaluate, measure_speed, prepare, prompt_batches, throughput
+from ulskip_cli.evaluation import adjustments, evaluate
 from ulskip_cli.generation.decode import Decoder
-from ulskip_cli.generation.output import BatchOutput
-from ulskip_cli.models.facts import ModelFacts
-from ulskip_cli.plan import make_plan
 from ulskip_cli.progress import Silent
-
-
-def test_both_conventions_of_tokens_per_second():
-    outputs = [
-        BatchOutput([[1, 2, 3], [4]], [False, False], 10, 0.5, 1.0, 2.0, 0, 0),
-        BatchOutput([[5, 6]], [False], 6, 0.5, 1.0, 1.0, 0, 0),
-    ]
-    told = throughput(outputs, "evaluation")
-    assert told["decode_tokens_per_second"] == pytest.approx((2 + 0 + 1) / 3)
-    assert told["total_tokens_per_second"] == pytest.approx((16 + 6) / 5)
-
-
-@pytest.fixture
-def point(llama, tokenizer):
-    """A decoder and its work for some overrides."""
-    llama.resize_token_embeddings(len(tokenizer))
-    facts = ModelFacts(NUM_LAYERS, None, None)
-
-    def build(*overrides, context=None):
-        config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
-        task = instantiate(config.task, "task")
-        work = prepare(tokenizer, context, task, task.examples()[: config.limit], config)
-        return Decoder(llama, make_plan(config, facts), tokenizer), work, config
-
-    return build
+from ulskip_cli.speed import measure_speed
 
 
 def test_answers_come_back_in_the_tasks_order(point):
@@ -91,8 +61,3 @@ def test_a_stop_string_ends_text_and_hypothesis(point):
     assert all(letter not in row["output"] for row in stopped)
     assert free[0]["output"].startswith(stopped[0]["output"])
     assert "hit_limit" not in stopped[0]["flags"]
-
-
-def test_timed_batches_are_full_even_with_few_prompts():
-    batches = prompt_batches([[1, 2], [3], [4, 5]], 0, batch_size=4, count=2)
-    assert [ids.shape for ids, _ in batches] == [(4, 2), (4, 2)]

@@ -11,7 +11,7 @@ from ulskip_cli.account import Account, StepWork, layer_seconds
 from ulskip_cli.ceilings import Ceilings
 from ulskip_cli.config import baseline_of, undrafted
 from ulskip_cli.cost import WeightBytes, weight_bytes
-from ulskip_cli.evaluation import Workload, adjustments, drafting, speed_row, throughput, time_pairs
+from ulskip_cli.evaluation import adjustments
 from ulskip_cli.experiment import Session, identity_row, provenance_row
 from ulskip_cli.generation.batches import BatchSize
 from ulskip_cli.generation.decode import Decoder
@@ -22,6 +22,9 @@ from ulskip_cli.models.load import LoadedModel
 from ulskip_cli.plan import Plan, make_plan
 from ulskip_cli.results import ResultsFolder, Row, point_id
 from ulskip_cli.schema import Config
+from ulskip_cli.speed import speed_row, time_pairs
+from ulskip_cli.tallies import drafting, throughput
+from ulskip_cli.workload import Workload
 
 RANDOM = Workload(None, (), None, 0, None)  # no prompt is padded: all have one length
 

@@ -11,7 +11,6 @@ import torch
 
 from ulskip_cli import __version__
 from ulskip_cli.config import baseline_of, instantiate, resolved
-from ulskip_cli.evaluation import Workload
 from ulskip_cli.generation.batches import BatchSize
 from ulskip_cli.generation.decode import Decoder, generate_all
 from ulskip_cli.generation.influence import block_influence
@@ -25,6 +24,7 @@ from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row, read_object, wri
 from ulskip_cli.schedule_file import ScheduleFile
 from ulskip_cli.schema import Config
 from ulskip_cli.strategies import Calibrated
+from ulskip_cli.workload import Workload
 
 LOSS_BATCH = 16  # examples at once
 KEPT_PROMPT_BYTES = 2**30  # keys and values of encoded prompts that are held between tries

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ulskip_cli import metrics, schema
+from ulskip_cli import bounds, metrics
 from ulskip_cli.config import instantiate
 from ulskip_cli.errors import NotApplicable, UsageError
 from ulskip_cli.held_out import held_out_task
@@ -95,7 +95,7 @@ def check_schedule(config: Config) -> tuple[ModelFacts, Plan]:
         UsageError: that cannot be done.
         NotApplicable: the strategy, or the model, does not serve it.
     """
-    schema.check_run(config)
+    bounds.check_run(config)
     if config.memory is not None:
         raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
     facts = describe(config.model)

@@ -13,8 +13,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ulskip_cli.bounds import check_decoding, check_run, check_training
 from ulskip_cli.errors import UnknownKey, UsageError, one_of, unknown
-from ulskip_cli.schema import Config, DecodingConfig, TrainingConfig, check_decoding, check_run, check_training
+from ulskip_cli.schema import Config, DecodingConfig, TrainingConfig
 
 GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")

@@ -12,7 +12,7 @@ from ulskip_cli import environment, schedule
 from ulskip_cli.calibration import calibrated
 from ulskip_cli.config import baseline_of, identity, instantiate, recorded
 from ulskip_cli.cost import LatencyFit
-from ulskip_cli.evaluation import Evaluation, Workload, adjustments, evaluate, measure_speed, prepare, timed_prompts
+from ulskip_cli.evaluation import Evaluation, adjustments, evaluate
 from ulskip_cli.generation import kernel
 from ulskip_cli.generation.calibrate import LINE_ROUNDS, MEET_PAIRS, MEET_ROUNDS, WARM_UP, Met, calibrate, meet, pairs_at
 from ulskip_cli.generation.decode import Decoder
@@ -24,7 +24,9 @@ from ulskip_cli.plan import Plan, is_trained_for, make_plan
 from ulskip_cli.progress import Progress, Silent
 from ulskip_cli.results import DONE, ROW_VERSION, ResultsFolder, Row, is_done, point_id
 from ulskip_cli.schema import Config, ModelConfig
+from ulskip_cli.speed import measure_speed
 from ulskip_cli.tasks import Task
+from ulskip_cli.workload import Workload, prepare, timed_prompts
 
 
 @dataclass

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ulskip_cli.config import compose, identity, instantiate
 from ulskip_cli.errors import RunError, UsageError
-from ulskip_cli.evaluation import Workload
 from ulskip_cli.experiment import identity_row, provenance_row
 from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.decode import Decoder
@@ -31,6 +30,7 @@ from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
 from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row
 from ulskip_cli.strategies import Calibrated
+from ulskip_cli.workload import Workload
 
 Scored = tuple[Any, list[int], list[int]]  # what was asked, and the token ids of context and continuation
 Score = tuple[float, bool]  # log probability of a continuation, and whether it is the greedy one

@@ -7,9 +7,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.bounds import check_run
 from ulskip_cli.config import GROUPS, identity, options, parse_overrides, unchecked
 from ulskip_cli.errors import NotApplicable, UnknownKey, UsageError
-from ulskip_cli.schema import Config, check_run
+from ulskip_cli.schema import Config
 
 DEFAULT_EXPERIMENT = "reproduce"
 

@@ -53,9 +53,9 @@ def here(config: Config, prompts: list[list[int]], model, engine: str) -> list[l
 def compare(model: str, layers: str, python: Path, work: Path, count: int, new_tokens: int) -> list[str]:
     """One line of the table; `model` is a name, or name@dtype."""
     from ulskip_cli.config import instantiate
-    from ulskip_cli.evaluation import prepare
     from ulskip_cli.models.facts import describe
     from ulskip_cli.models.load import load
+    from ulskip_cli.workload import prepare
 
     name, _, dtype = model.partition("@")
     overrides = [f"model={name}", "task=wmt", "ratio=2", f"prompt_layers={layers}", f"decoding.max_new_tokens={new_tokens}"]

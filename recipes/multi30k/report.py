@@ -186,6 +186,24 @@ def two_layers(rows: Rows, folder: Path) -> str:
     )
 
 
+def without_training(rows: Rows) -> str:
+    """BLEU and decode loss of every strategy on the base, a line a strategy."""
+    lines = []
+    for strategy in ("unified", *BASELINES, *MEASURED_FIRST):
+        found = [rows.quality.get(("base", strategy, ratio)) for ratio in RATIOS]
+        cells = [f"{row['bleu']:.1f} / {row['decode_loss']:.2f}" if row else "–" for row in found]
+        kept = found[-1]["kept_layers"] if strategy in MEASURED_FIRST and found[-1] else None
+        if any(found):
+            lines.append([NAMES[strategy], *cells, " and ".join(map(str, kept)) if kept else "–"])
+    heads = ["approach", *(f"BLEU / decode loss at {ratio:g}x" for ratio in RATIOS), "kept at 6x"]
+    return markdown(heads, lines, 1) if lines else ""
+
+
+def section(title: str, *parts: str) -> list[str]:
+    """A heading and what stands under it; nothing where its last part, which rows make, is empty."""
+    return [f"## {title}", *parts] if parts[-1] else []
+
+
 def page(rows: Rows, folder: Path) -> str:
     sample = next(iter(rows.quality.values()))
     every = [*rows.quality.values(), *rows.speed.values()]
@@ -201,12 +219,19 @@ def page(rows: Rows, folder: Path) -> str:
         "![quality against speedup](quality.png)",
         "## The claims",
         claims(rows),
-        "## What two layers would have been best at 6x",
-        two_layers(rows, folder),
-        "## What paid",
-        "Each option on its own, beside the plain fine-tuning for one ratio; several ratios in one name are one checkpoint "
-        "that drew its ratio for every step; `long` has four times the budget and distillation.",
-        variants(rows),
+        *section(
+            "Without fine-tuning",
+            "The base as it is, which nobody trained for skipping. Block influence and search were measured on the validation "
+            "set first, and kept by what they found there.",
+            without_training(rows),
+        ),
+        *section("What two layers would have been best at 6x", two_layers(rows, folder)),
+        *section(
+            "What paid",
+            "Each option on its own, beside the plain fine-tuning for one ratio; several ratios in one name are one checkpoint "
+            "that drew its ratio for every step; `long` has four times the budget and distillation.",
+            variants(rows),
+        ),
         "## Where the numbers come from",
         provenance(list({row["environment"]["git_commit"]: row for row in every}.values())),
     ]

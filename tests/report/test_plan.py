@@ -1,5 +1,6 @@
 from ulskip_cli.exits import ExitRule
-from ulskip_cli.plan import Footprint, MemoryPlan, Plan
+from ulskip_cli.memory_plan import Footprint, MemoryPlan
+from ulskip_cli.plan import Plan
 from ulskip_cli.report.plan import plan_lines
 
 

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from ulskip_cli.report import table
+from ulskip_cli.report.columns import columns_for
 
 ENVIRONMENT = {
     "ulskip": "0", "git_commit": "abc", "git_dirty": True, "packages": {"torch": "2", "transformers": "5"},
@@ -41,10 +42,10 @@ def test_stars_are_explained_where_they_stand():
 
 
 def test_only_columns_with_content_are_shown():
-    titles = [column.title for column in table.columns_for([FULL, HALF])]
+    titles = [column.title for column in columns_for([FULL, HALF])]
     assert "chrF" not in titles
     assert "model" not in titles
-    assert "batch\nsize" in [column.title for column in table.columns_for([FULL, {**HALF, "batch_size": 1}])]
+    assert "batch\nsize" in [column.title for column in columns_for([FULL, {**HALF, "batch_size": 1}])]
 
 
 def test_acceptance_is_shown_where_tokens_were_drafted():

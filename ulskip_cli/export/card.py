@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ulskip_cli.export.matching import RULE
 from ulskip_cli.plan import Plan
-from ulskip_cli.report.table import MISSING, interval, number, provenance
+from ulskip_cli.report.columns import interval, number
+from ulskip_cli.report.status import MISSING
+from ulskip_cli.report.table import provenance
 from ulskip_cli.results import Row
 
 CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ulskip_cli import config as configuration
 from ulskip_cli.errors import UsageError, one_of
 from ulskip_cli.export import plans, target
-from ulskip_cli.plan import Plan, parse_bytes
+from ulskip_cli.memory_plan import parse_bytes
+from ulskip_cli.plan import Plan
 
 if TYPE_CHECKING:
     from ulskip_cli.results import Row

@@ -6,9 +6,9 @@ from pathlib import Path
 from rich.table import Table
 
 from ulskip_cli.report import published, table
+from ulskip_cli.report.columns import Column, interval, layers, number, text, varying
 from ulskip_cli.report.plot import measured_against_predicted
 from ulskip_cli.report.status import MISSING
-from ulskip_cli.report.table import Column, interval, number, text
 from ulskip_cli.results import ResultsFolder, Row, write_whole
 
 FILE = "bench.md"
@@ -35,7 +35,7 @@ def _milliseconds(key: str) -> Callable[[Row], str]:
 
 
 SPEED = (
-    Column("layers", table.layers, "kept_layers"),
+    Column("layers", layers, "kept_layers"),
     Column("target", number("target_speedup", ".4g"), "target_speedup"),
     Column("pre-\ndicted", number("predicted_speedup"), "predicted_speedup"),
     Column("mea-\nsured", number("measured_speedup"), "measured_speedup"),
@@ -45,7 +45,7 @@ SPEED = (
     Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share"),
 )
 STEP = (
-    Column("layers", table.layers, "kept_layers"),
+    Column("layers", layers, "kept_layers"),
     Column("step", _milliseconds("step_seconds"), "account"),
     Column("head", _milliseconds("head_seconds"), "account"),
     Column("layers\ntime", _milliseconds("layers_seconds"), "account"),
@@ -112,8 +112,8 @@ def _parts(rows: Sequence[Row]) -> list[tuple[str, str, list[Row], list[Column]]
     """Title, note, rows and columns of every table."""
     rows = ordered(rows)
     first = [Column("batch", text("batch_size"), "batch_size"), Column("engine", decoded_by, "engine")]
-    varying = table.varying(rows, AXES)
-    axes = [*first, *(Column(key.removeprefix("timed_").replace("_", "\n"), text(key), key) for key in varying)]
+    varied = varying(rows, AXES)
+    axes = [*first, *(Column(key.removeprefix("timed_").replace("_", "\n"), text(key), key) for key in varied)]
     parts = [
         (f"Decoding speed: {_what(rows)}", f"{MEASURED} {ceilings(rows)}", rows, [*axes, *SPEED]),
         ("Where the time of a step goes", ACCOUNT, _sides(rows), [*axes, *STEP]),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ulskip_cli.report import table
+from ulskip_cli.report.columns import Column, text
 from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Difference, Scorer, shared_metric, speed_ratio
 from ulskip_cli.report.gate import METRICS, kept, primary, quality, speed
 from ulskip_cli.report.groups import Group, grouped
@@ -82,7 +82,7 @@ def summary(found: Sequence[Claim]) -> str:
     return ", ".join([first, *rest])
 
 
-def lines(found: Sequence[Claim]) -> tuple[list[Row], list[table.Column]]:
+def lines(found: Sequence[Claim]) -> tuple[list[Row], list[Column]]:
     """A line a claim, and the columns of a table of them."""
     rows: list[Row] = []
     for claim in found:
@@ -94,7 +94,7 @@ def lines(found: Sequence[Claim]) -> tuple[list[Row], list[table.Column]]:
         "claim": "claim", "setting": "setting", "verdict": "verdict", "new": "figures", "old_verdict": "verdict before",
         "old": "figures before",
     }  # fmt: skip
-    columns = [table.Column(title, table.text(key), key) for key, title in wanted.items() if any(row.get(key) for row in rows)]
+    columns = [Column(title, text(key), key) for key, title in wanted.items() if any(row.get(key) for row in rows)]
     return rows, columns
 
 

@@ -1,13 +1,16 @@
 """What `ulskip report` does: rows in, tables, pictures and a page out. Nothing is measured, and no model is loaded."""
 
+import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from ulskip_cli.report import examples, latex, screen, table, table4
+from ulskip_cli.report.gallery import Beside, Wall
 from ulskip_cli.report.gathered import Options, Report
 from ulskip_cli.report.page import Page
 from ulskip_cli.results import write_whole
@@ -16,6 +19,19 @@ FOLDER = "report"
 NO_TERMINAL = 100  # columns, where the output goes into a file or a pipe
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Many objects are made and few thrown away: looking for garbage in between would take a sixth of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_uncollected()
 def run(options: Options) -> None:
     """Make a report and show it."""
     made = Report.of(options)
@@ -35,26 +51,25 @@ def write(made: Report) -> list[Path]:
     Returns:
         The files.
     """
-    folder = made.options.output or _home(made.paths) / FOLDER
-    texts = {
-        "report.md": _markdown(made),
-        "long.csv": made.text("csv", "long"),
-        "long.tex": f"{latex.HEADER}\n{made.text('latex', 'long')}",
-        "table4.csv": made.text("csv", "table4"),
-        "table4.tex": f"{latex.HEADER}\n{made.text('latex', 'table4')}",
-    }
-    for name, text in texts.items():
-        write_whole(folder / name, text)
-    written = [folder / name for name in texts]
-    pictures = []
-    if made.options.plots:
-        from ulskip_cli.report import pictures as drawn
-
-        pictures = drawn.draw(made.groups, made.options.gate)
-        written += [file for one in pictures for file in one.save(folder)]
-    if made.options.page:
-        answers = examples.collect(made.rows, made.options.most)
-        page = Page(made.groups, made.rows, made.options.gate, made.winners, pictures, answers, made.sections)
+    options = made.options
+    folder = options.output or _home(made.paths) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    wall = Wall(made.groups if options.plots else (), options.gate, folder, options.page)
+    with Beside(wall) as beside:
+        texts = {
+            "report.md": _markdown(made),
+            "long.csv": made.text("csv", "long"),
+            "long.tex": f"{latex.HEADER}\n{made.text('latex', 'long')}",
+            "table4.csv": made.text("csv", "table4"),
+            "table4.tex": f"{latex.HEADER}\n{made.text('latex', 'table4')}",
+        }
+        for name, text in texts.items():
+            write_whole(folder / name, text)
+        answers = examples.collect(made.rows, options.most) if options.page else None
+        pictures = beside.pictures()
+    written = [*(folder / name for name in texts), *(file for one in pictures for file in one.files)]
+    if answers is not None:
+        page = Page(made.groups, made.rows, options.gate, made.winners, pictures, answers, made.sections)
         write_whole(folder / "report.html", page.html())
         written.append(folder / "report.html")
     return written
@@ -77,7 +92,7 @@ def _markdown(made: Report) -> str:
     for section in made.sections:
         words = len(section.columns) if section.sentences else section.words
         parts += [f"## {section.title}", table.grid(section.lines, section.columns, words), section.note]
-    long = table.grid(made.rows, made.columns)
+    long = table.piped(made.cells, made.columns)
     parts += ["## All points", long, table.footnote(made.rows), table.provenance(made.rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

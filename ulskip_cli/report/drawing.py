@@ -1,6 +1,7 @@
 """What all pictures share: colours, axes, panels, and the ways in which a figure is kept."""
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ COLOURS = {
 OTHERS = ("#4fa8a0", "#b5504b", "#9a9a2f", "#6d7fb3")  # for strategies of a user's own
 MARKERS = "osD^vP*X"
 PIXELS_PER_INCH = 150
+Interval = tuple[tuple[float, float], tuple[float, float]]  # two points, x and y
 _STYLE: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -80,6 +82,13 @@ def legend_below(figure: Any, handles: Sequence[Any], labels: Sequence[str], col
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), handlelength=1.6)
 
 
+def bars(axes: Any, ends: Sequence[Interval], shade: str, alpha: float = 1.0) -> None:
+    """Intervals as one path, which takes a tenth of the time that a path each would."""
+    gap = (math.nan, math.nan)
+    xs, ys = zip(*(point for start, end in ends for point in (start, end, gap)), strict=True)
+    axes.plot(xs, ys, color=shade, linewidth=1.1, alpha=alpha, solid_capstyle="butt")
+
+
 def saved(figure: Any, path: Path) -> list[Path]:
     """Write a figure as PNG and SVG.
 
@@ -90,15 +99,17 @@ def saved(figure: Any, path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     settle(figure)
     files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in files:
-        figure.savefig(file, dpi=PIXELS_PER_INCH, metadata={"Date": None} if file.suffix == ".svg" else None)
+    png, svg = files
+    figure.savefig(png, dpi=PIXELS_PER_INCH, pil_kwargs={"compress_level": 3})
+    figure.savefig(svg, metadata={"Date": None})
     return files
 
 
 def settle(figure: Any) -> None:
     """Lay a figure out once, and not again whenever it is kept in one more form."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
         figure.set_layout_engine("none")
 
 

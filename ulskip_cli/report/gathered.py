@@ -8,6 +8,7 @@ from typing import Any
 
 from ulskip_cli.errors import UsageError, one_of
 from ulskip_cli.report import beside_paper, claims, compare, examples, gate, latex, sources, table, table4
+from ulskip_cli.report.columns import Column, columns_for
 from ulskip_cli.report.difference import Scorer
 from ulskip_cli.report.groups import Group, grouped
 from ulskip_cli.report.page import Section
@@ -109,9 +110,14 @@ class Report:
         return table4.tables(self.rows)
 
     @cached_property
-    def columns(self) -> list[table.Column]:
+    def columns(self) -> list[Column]:
         """Those of the long table."""
-        return table.columns_for(self.rows)
+        return columns_for(self.rows)
+
+    @cached_property
+    def cells(self) -> list[list[str]]:
+        """Of the long table, a list a row."""
+        return table.cells_of(self.rows, self.columns)
 
     def _beside_paper(self) -> None:
         for group in beside_paper.worth(self.groups):
@@ -153,7 +159,7 @@ class Report:
         """One table in one format, all rows of it."""
         if layout == "long":
             if form == "latex":
-                return latex.booktabs(self.rows, self.columns, table.title(self.rows) or "All points", "long")
+                return latex.booktabs(self.cells, self.columns, table.title(self.rows) or "All points", "long")
             return table.markdown(self.rows) if form == "markdown" else table.to_csv(self.rows)
         if form == "markdown":
             return table4.markdown(self.tables)
@@ -161,7 +167,7 @@ class Report:
             return table4.to_csv(self.tables)
         note = f"{table4.NOTE[0].upper()}{table4.NOTE[1:]}."
         return "\n".join(
-            latex.booktabs(one.lines, one.columns, f"{one.heading}. {note}", f"table4-{i}", WORDS)
+            latex.booktabs(table.cells_of(one.lines, one.columns), one.columns, f"{one.heading}. {note}", f"table4-{i}", WORDS)
             for i, one in enumerate(self.tables, start=1)
         )
 

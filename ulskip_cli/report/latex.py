@@ -2,21 +2,22 @@
 
 from collections.abc import Sequence
 
-from ulskip_cli.report.table import Column, cells_of
-from ulskip_cli.results import Row
+from ulskip_cli.report.columns import Column
 
-_SPECIAL = {
-    **{char: f"\\{char}" for char in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "–": "--",
-    "·": r"\textperiodcentered{}",
-    "*": r"\textsuperscript{*}",
-    "…": r"\ldots{}",
-}
+_SPECIAL = str.maketrans(
+    {
+        **{char: f"\\{char}" for char in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "–": "--",
+        "·": r"\textperiodcentered{}",
+        "*": r"\textsuperscript{*}",
+        "…": r"\ldots{}",
+    }
+)
 HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
 LONGEST = 40  # lines that a table on one page may have
 
@@ -27,14 +28,14 @@ def escape(text: str) -> str:
     >>> escape("top_skip & 50%")
     'top\\_skip \\& 50\\%'
     """
-    return "".join(_SPECIAL.get(char, char) for char in text)
+    return text.translate(_SPECIAL)
 
 
-def booktabs(rows: Sequence[Row], columns: Sequence[Column], caption: str, label: str, words: int = 1) -> str:
+def booktabs(cells: Sequence[Sequence[str]], columns: Sequence[Column], caption: str, label: str, words: int = 1) -> str:
     """A table environment, or a longtable for many rows.
 
     Args:
-        rows: in the order that they are shown in.
+        cells: a list a line.
         columns: of the table; the first `words` of them stand left, the others right.
         caption: above the table.
         label: for references, `tab:` before it.
@@ -42,9 +43,9 @@ def booktabs(rows: Sequence[Row], columns: Sequence[Column], caption: str, label
     """
     align = "l" * words + "r" * (len(columns) - words)
     head = " & ".join(escape(column.head) for column in columns) + r" \\"
-    body = [" & ".join(map(escape, cells)) + r" \\" for cells in cells_of(rows, columns)]
+    body = [" & ".join(map(escape, line)) + r" \\" for line in cells]
     title = rf"\caption{{{escape(caption)}}}\label{{tab:{label}}}"
-    if len(rows) > LONGEST:
+    if len(cells) > LONGEST:
         top = [rf"\begin{{longtable}}{{{align}}}", title + r" \\", r"\toprule", head, r"\midrule", r"\endfirsthead"]
         again = [r"\toprule", head, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot"]
         return "\n".join([*top, *again, *body, r"\end{longtable}", ""])

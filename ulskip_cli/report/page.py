@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 
 from ulskip_cli.report import examples, page_data, table
+from ulskip_cli.report.columns import Column
+from ulskip_cli.report.gallery import Hung
 from ulskip_cli.report.gate import Winner
 from ulskip_cli.report.groups import Group
-from ulskip_cli.report.pictures import Picture
 from ulskip_cli.report.status import reasons
 from ulskip_cli.results import Row
 
@@ -33,7 +34,7 @@ class Section:
 
     title: str
     lines: list[Row]
-    columns: list[table.Column]
+    columns: list[Column]
     note: str = ""
     words: int = 2
     sentences: bool = False
@@ -57,7 +58,7 @@ class Page:
     rows: Sequence[Row]
     gate: float
     winners: Mapping[str, Sequence[Winner]]
-    pictures: Sequence[Picture]
+    pictures: Sequence[Hung]
     answers: examples.Answers
     sections: Sequence[Section] = field(default_factory=list)
 
@@ -120,7 +121,7 @@ class Page:
         if not self.pictures:
             return ""
         drawn = "".join(
-            f"<figure>{one.svg()}<figcaption>{html.escape(one.caption)}</figcaption></figure>" for one in self.pictures
+            f"<figure>{one.svg}<figcaption>{html.escape(one.caption)}</figcaption></figure>" for one in self.pictures
         )
         body = f'<h2 id="p-title">Plots</h2><div class="plots">{drawn}</div>'
         return f'<section id="plots" aria-labelledby="p-title">{body}</section>'

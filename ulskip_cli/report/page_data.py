@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ulskip_cli.report import drawing
+from ulskip_cli.report.columns import AXES, LEAST_FOR_STARS, varying
 from ulskip_cli.report.gate import Quality, quality
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.pictures import last_stage
 from ulskip_cli.report.status import absent
-from ulskip_cli.report.table import AXES, LEAST_FOR_STARS, varying
 from ulskip_cli.results import Row, is_done
 
 FACETS = {"folder", "target_speedup", "strategy", *AXES}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.report import drawing
-from ulskip_cli.report.drawing import FAINT, INK, MARKERS, colour
+from ulskip_cli.report.drawing import FAINT, INK, MARKERS, Interval, colour
 from ulskip_cli.report.gate import LOWER_IS_BETTER, METRICS, called, primary
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.status import done
@@ -132,12 +132,16 @@ def _series(axes: Any, rows: Sequence[Row], metric: str, strategy: str) -> Any:
     xs, ys = [row["measured_speedup"] for row in rows], [row[metric] for row in rows]
     line = "-" if len(rows) <= MOST_LABELS and len({row.get("target_speedup") for row in rows}) == len(rows) else ""
     (drawn,) = axes.plot(xs, ys, marker="o", markersize=5, linestyle=line, linewidth=1.2, color=colour(strategy), zorder=3)
-    wide = [(row[metric], row["measured_speedup_low"], row["measured_speedup_high"]) for row in rows]
-    axes.hlines(*zip(*wide, strict=True), color=colour(strategy), linewidth=1.1, alpha=0.8)
+    wide: list[Interval] = [
+        ((row["measured_speedup_low"], row[metric]), (row["measured_speedup_high"], row[metric])) for row in rows
+    ]
+    drawing.bars(axes, wide, colour(strategy), alpha=0.8)
     compared = [(row["measured_speedup"], row["against_full"][metric]) for row in rows if metric in row.get("against_full", {})]
-    tall = [(x, max(0.0, one["full"] + one["delta_low"]), one["full"] + one["delta_high"]) for x, one in compared]
+    tall: list[Interval] = [
+        ((x, max(0.0, one["full"] + one["delta_low"])), (x, one["full"] + one["delta_high"])) for x, one in compared
+    ]
     if tall:
-        axes.vlines(*zip(*tall, strict=True), color=colour(strategy), linewidth=1.1, alpha=0.8)
+        drawing.bars(axes, tall, colour(strategy), alpha=0.8)
     return drawn
 
 
@@ -163,10 +167,12 @@ def targets(groups: Sequence[Group]) -> Picture | None:
         for i, (strategy, batch) in enumerate(series):
             own = [row for row in rows if (row["strategy"], row["batch_size"]) == (strategy, batch)]
             xs = [row["target_speedup"] + (i - (len(series) - 1) / 2) * step for row in own]
-            ys = [row["measured_speedup"] for row in own]
-            spread = [[abs(row["measured_speedup"] - row[f"measured_speedup_{end}"]) for row in own] for end in ("low", "high")]
             mark = MARKERS[batches.index(batch) % len(MARKERS)]
-            its.errorbar(xs, ys, yerr=spread, fmt=mark, markersize=4, color=colour(strategy), linewidth=1)
+            its.plot(xs, [row["measured_speedup"] for row in own], mark, markersize=4, color=colour(strategy))
+            spread: list[Interval] = [
+                ((x, row["measured_speedup_low"]), (x, row["measured_speedup_high"])) for x, row in zip(xs, own, strict=True)
+            ]
+            drawing.bars(its, spread, colour(strategy))
             known = [(x, row["predicted_speedup"]) for x, row in zip(xs, own, strict=True) if row.get("predicted_speedup")]
             if known:
                 tick = its.scatter(*zip(*known, strict=True), marker="_", color=INK, s=40, linewidth=1, zorder=4)

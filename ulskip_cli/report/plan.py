@@ -1,7 +1,8 @@
 """A plan as lines for a terminal."""
 
 from ulskip_cli.exits import ExitRule
-from ulskip_cli.plan import MemoryPlan, Plan
+from ulskip_cli.memory_plan import MemoryPlan
+from ulskip_cli.plan import Plan
 from ulskip_cli.report.strip import KEPT, SKIPPED, ranges, ruler, strip
 
 UNKNOWN = "unknown until the model's files are here"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from ulskip_cli.report.table import Column, number, text
+from ulskip_cli.report.columns import Column, number, text
 from ulskip_cli.results import Row
 
 BATCHES = (1, 2, 8)

@@ -1,8 +1,6 @@
 """Which rows a report is made from: those of the named folders, and nothing else."""
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from ulskip_cli.errors import UsageError
@@ -39,23 +37,10 @@ def read(paths: Sequence[Path]) -> list[Row]:
     Raises:
         UsageError: there is none.
     """
-    with _uncollected():
-        rows = [{**row, "folder": str(path)} for path in paths for row in ResultsFolder(path).rows() if row.get("strategy")]
+    rows = [{**row, "folder": str(path)} for path in paths for row in ResultsFolder(path).rows() if row.get("strategy")]
     if not rows:
         raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}; `ulskip sweep` makes some")
     return rows
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Many objects are made and none thrown away: looking for garbage in between would take a third of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def generations(row: Row) -> list[Row]:

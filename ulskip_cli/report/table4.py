@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ulskip_cli.report import table
+from ulskip_cli.report.columns import Column, layers, number, text
 from ulskip_cli.report.groups import Group, grouped
 from ulskip_cli.report.status import MISSING, done
-from ulskip_cli.report.table import Column, layers, number, text
 from ulskip_cli.results import Row
 
 METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "decode_loss": "decode loss"}
