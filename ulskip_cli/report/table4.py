@@ -44,8 +44,9 @@ def tables(rows: Sequence[Row]) -> list[Table4]:
 
 
 def markdown(made: Sequence[Table4]) -> str:
-    """All of the tables in Markdown."""
-    parts = [f"## {one.heading}\n\n{table.grid(one.lines, one.columns, words=2)}" for one in made]
+    """All of the tables in Markdown, each under its heading where there are several."""
+    heads = [f"## {one.heading}\n\n" if len(made) > 1 else "" for one in made]
+    parts = [head + table.grid(one.lines, one.columns, words=2) for head, one in zip(heads, made, strict=True)]
     return "\n\n".join([*parts, NOTE]) + "\n"
 
 
