@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ulskip_cli.report.columns import AXES, Column, columns_for
-from ulskip_cli.report.status import reasons, status
+from ulskip_cli.report.status import done, reasons, status
 from ulskip_cli.results import ResultsFolder, Row, write_whole
 
 LONGEST_CELL = 24
@@ -143,7 +143,8 @@ def _order(row: Row) -> tuple[str, str, float, str]:
 
 
 def title(rows: Sequence[Row]) -> str:
-    """What all rows have in common."""
+    """What all rows have in common, of those that came to something if any did."""
+    rows = done(rows) or rows
     common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
     sizes = {"batch {}": "batch_size", "{} examples": "num_examples"}
     same = [
