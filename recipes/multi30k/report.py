@@ -37,6 +37,8 @@ class Rows:
         for row in {row["id"]: row for row in read_jsonl(folder / "runs.jsonl")}.values():
             target = 6.0 if row["strategy"] == "custom" else row["target_speedup"]
             if row["config"]["speed"]["enabled"]:
+                if row["strategy"] == "full" and Path(row["model"]).name != "base":
+                    continue  # what early exit is paired with
                 self.speed[row["strategy"], target, row["batch_size"]] = row
             else:
                 self.quality[Path(row["model"]).name, row["strategy"], target] = row

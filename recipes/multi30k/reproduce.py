@@ -93,12 +93,21 @@ def evaluate(weights: Path, task: list[str], strategy: str, ratio: float | str, 
     call("sweep", f"model.path={weights}", "model.dtype=float32", *task, *schedule, "name=multi30k", *quality_only)
 
 
+def measure_speed(base: Path, exits: Path, task: list[str]) -> None:
+    """Rows of speed, for which the machine should have nothing else to do; only early exit's depends on the weights."""
+    timed = ["model.dtype=float32", *task, "limit=64", "name=multi30k"]
+    schedules = ["strategy=full,unified,top_skip,bottom_skip,skip_decode", "ratio=2,3,6", "batch_size=1,8"]
+    call("sweep", f"model.path={base}", *schedules, *timed)
+    call("sweep", f"model.path={exits}", "strategy=early_exit", "ratio=2,3,6", "batch_size=1", *timed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="just these checkpoints, in this order, by name: unified-2x-s1,...")
+    parser.add_argument("--speed-only", action="store_true", help="just time what is trained already")
     args = parser.parse_args()
     data = args.work / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -112,6 +121,8 @@ def main() -> None:
     test = [*data_task(data, "test"), f"calibration.task={{{held_out}}}", "calibration.examples=100"]
 
     base = args.work / "base"
+    if args.speed_only:
+        return measure_speed(base, args.work / contest(1)[-1].name, test)
     call("train", *BASE, *train, validation, f"output={base}")
     evaluate(base, test, "full", 1)
     evaluate(base, test, "unified,top_skip,bottom_skip,skip_decode,block_influence,search", "2,3,6")
@@ -126,6 +137,8 @@ def main() -> None:
             evaluate(out, test, "full" if ratio == 1 else one.strategy, ratio, *one.strategy_options)
         if one.variant and 1 not in one.ratios:
             evaluate(out, test, "full", 1)
+    if not args.only:
+        measure_speed(base, args.work / contest(1)[-1].name, test)
 
 
 if __name__ == "__main__":
