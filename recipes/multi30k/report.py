@@ -21,8 +21,8 @@ from ulskip_cli.results import read_jsonl, write_whole
 NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip",
          "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search",
 }  # fmt: skip
-BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip")
-MEASURED_FIRST = ("block_influence", "search")  # of the base, without a training of their own
+BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip", "search")
+MEASURED_FIRST = ("block_influence", "search")
 RATIOS = (2.0, 3.0, 6.0)
 Row = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Rows:
         self.quality: dict[tuple[str, str, float], Row] = {}
         self.speed: dict[tuple[str, float, int], Row] = {}
         for row in {row["id"]: row for row in read_jsonl(folder / "runs.jsonl")}.values():
-            target = 6.0 if row["strategy"] == "custom" else row["target_speedup"]
+            target = row["target_speedup"]
             if row["config"]["speed"]["enabled"]:
                 if row["strategy"] == "full" and Path(row["model"]).name != "base":
                     continue  # what early exit is paired with
@@ -150,7 +150,7 @@ def variants(rows: Rows) -> str:
     """Options beside the plain fine-tuning of the same schedule, seed 1."""
     lines = []
     for (weights, strategy, ratio), row in rows.quality.items():
-        plain = rows.tuned("unified" if strategy == "custom" else strategy, ratio)
+        plain = rows.tuned(strategy, ratio)
         if plain is None or weights == "base" or Path(plain["model"]).name == weights or weights.endswith(("s2", "s3")):
             continue
         d = rows.difference(row, plain)
@@ -174,12 +174,9 @@ def two_layers(rows: Rows, folder: Path) -> str:
     )
     others = "; ".join(f"{name} {place[pair][1]:.2f}, rank {place[pair][0]}" for name, pair in named.items())
     without_first = next(row for row in ranked if 0 not in row["kept_layers"])
-    tuned = [
-        f"layers {' and '.join(weights.split('-')[3:5])} reach {row['bleu']:.1f} BLEU"
-        for (weights, strategy, _), row in rows.quality.items()
-        if strategy == "custom"
-    ]
-    after = f" Fine-tuned with the same budget, {', '.join(tuned)}." if tuned else ""
+    found = rows.tuned("search", 6.0)
+    layers = " and ".join(map(str, found["kept_layers"])) if found else ""
+    after = f" Fine-tuned with the same budget, layers {layers} reach {found['bleu']:.1f} BLEU." if found else ""
     return (
         f"Validation loss of the base, before any fine-tuning, with each of the {len(ranked)} pairs of layers in decode: "
         f"best are {best}. {others}. The best pair without layer 0 has {without_first['validation_loss']:.2f}: the first "
@@ -191,7 +188,7 @@ def two_layers(rows: Rows, folder: Path) -> str:
 def without_training(rows: Rows) -> str:
     """BLEU and decode loss of every strategy on the base, a line a strategy."""
     lines = []
-    for strategy in ("unified", *BASELINES, *MEASURED_FIRST):
+    for strategy in ("unified", *BASELINES, "block_influence"):
         found = [rows.quality.get(("base", strategy, ratio)) for ratio in RATIOS]
         cells = [f"{row['bleu']:.1f} / {row['decode_loss']:.2f}" if row else "–" for row in found]
         kept = found[-1]["kept_layers"] if strategy in MEASURED_FIRST and found[-1] else None

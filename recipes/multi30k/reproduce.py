@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ulskip_cli.cli import invoke
+from ulskip_cli.config import compose
+from ulskip_cli.results import ResultsFolder
 
 FILES = {
     "train.de": "train.de.gz", "train.en": "train.en.gz", "val.de": "val.de", "val.en": "val.en",
@@ -21,7 +23,6 @@ FILES = {
 }  # fmt: skip
 BASE = ["model=random", "model.path=llama-12x128", "strategy=full", "train=scratch", "train.ratios=1", "train.epochs=6",
         "train.vocab_size=6000", "train.learning_rate=4e-3", "train.dropout=0.1", "train.evaluate_every=453"]  # fmt: skip
-PAIRS = ((0, 8), (0, 4))  # for 6x, beside the schedules' own 0 and 11, 0 and 1, 10 and 11; see pairs.py
 FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1"]
 
 
@@ -34,7 +35,6 @@ class FineTuned:
     seed: int = 1
     variant: str = ""
     options: tuple[str, ...] = ()
-    strategy_options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -45,9 +45,10 @@ class FineTuned:
 def contest(seed: int) -> list[FineTuned]:
     """The paper's claim: every strategy with the same budget, full depth as the control.
 
-    With two layers skip_decode is unified, and one training for all exits serves early_exit at every ratio.
+    With two layers skip_decode is unified, and one training for all exits serves early_exit at every ratio. Search trains the
+    layers that it found on the base.
     """
-    static = ("unified", "top_skip", "bottom_skip") if seed == 1 else ("unified", "top_skip")
+    static = ("unified", "top_skip", "bottom_skip", "search") if seed == 1 else ("unified", "top_skip", "search")
     return [
         FineTuned("full", (1,), seed),
         *(FineTuned(s, (r,), seed) for r in (2, 3) for s in (*static, "skip_decode")),
@@ -59,12 +60,10 @@ def contest(seed: int) -> list[FineTuned]:
 def options() -> list[FineTuned]:
     """What more can be had: each option on its own, then the best of them for longer."""
     every, initial = (1, 2, 3, 6), ("train.distill_weight=1", "train.teacher=initial")
-    pairs = (FineTuned("custom", (6,), 1, f"layers-{a}-{b}", (), (f"strategy.layers=[{a},{b}]",)) for a, b in PAIRS)
     return [
         FineTuned("unified", (3,), 1, "distill-initial", initial),
         FineTuned("unified", (3,), 1, "full", ("train.full_weight=0.5",)),
         FineTuned("unified", every),
-        *pairs,
         FineTuned("unified", every, 1, "long", ("train.epochs=2", *initial)),
     ]
 
@@ -93,10 +92,17 @@ def evaluate(weights: Path, task: list[str], strategy: str, ratio: float | str, 
     call("sweep", f"model.path={weights}", "model.dtype=float32", *task, *schedule, "name=multi30k", *quality_only)
 
 
+def searched(base: Path, ratio: float) -> list[int]:
+    """The layers that search found on the base."""
+    rows = ResultsFolder.of(compose(["name=multi30k"])).rows()
+    found = [row for row in rows if (row["model"], row["strategy"], row["target_speedup"]) == (str(base), "search", ratio)]
+    return list(found[-1]["kept_layers"])
+
+
 def measure_speed(base: Path, exits: Path, task: list[str]) -> None:
     """Rows of speed, for which the machine should have nothing else to do; only early exit's depends on the weights."""
     timed = ["model.dtype=float32", *task, "limit=64", "name=multi30k"]
-    schedules = ["strategy=full,unified,top_skip,bottom_skip,skip_decode", "ratio=2,3,6", "batch_size=1,8"]
+    schedules = ["strategy=full,unified,top_skip,bottom_skip,skip_decode,search", "ratio=2,3,6", "batch_size=1,8"]
     call("sweep", f"model.path={base}", *schedules, *timed)
     call("sweep", f"model.path={exits}", "strategy=early_exit", "ratio=2,3,6", "batch_size=1", *timed)
 
@@ -131,10 +137,11 @@ def main() -> None:
     named = {one.name: one for one in [*contest(1), *options(), *again]}
     for one in [named[name] for name in args.only.split(",")] if args.only else named.values():
         out, ratios = args.work / one.name, ",".join(f"{ratio:g}" for ratio in one.ratios)
+        layers = [f"strategy.layers={searched(base, one.ratios[0])}"] if one.strategy == "search" else []
         call("train", f"model.path={base}", "model.dtype=float32", *FINE_TUNE, *train, validation, f"strategy={one.strategy}",
-             *one.strategy_options, f"train.ratios=[{ratios}]", f"seed={one.seed}", *one.options, f"output={out}")  # fmt: skip
+             *layers, f"train.ratios=[{ratios}]", f"seed={one.seed}", *one.options, f"output={out}")  # fmt: skip
         for ratio in one.ratios:
-            evaluate(out, test, "full" if ratio == 1 else one.strategy, ratio, *one.strategy_options)
+            evaluate(out, test, "full" if ratio == 1 else one.strategy, ratio, *layers)
         if one.variant and 1 not in one.ratios:
             evaluate(out, test, "full", 1)
     if not args.only:
