@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ class Beside:
         self._wall, self._pool = wall, None
         if wall.groups and _may_fork():  # a fork has the rows; nothing but names and files comes back
             self._pool = ProcessPoolExecutor(1, get_context("fork"), _share, (wall,))
-            self._drawn = self._pool.submit(_hang)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of numpy's threads, which end with a fork and start anew
+                self._drawn = self._pool.submit(_hang)
 
     def __enter__(self) -> "Beside":
         """Nothing yet to wait for."""
