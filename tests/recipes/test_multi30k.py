@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from recipe import load_recipe
@@ -18,7 +19,9 @@ def test_every_checkpoint_has_a_name_of_its_own():
 @pytest.mark.parametrize("one", EVERY, ids=lambda one: one.name)
 def test_every_training_composes_and_keeps_what_its_name_says(one):
     ratios = ",".join(map(str, one.ratios))
-    strategy = [f"strategy={one.strategy}", *one.strategy_options]
+    strategy = [f"strategy={one.strategy}"]
+    if one.strategy == "search":  # keeps what it found on the base
+        strategy.append(f"strategy.layers={list(range(12 // one.ratios[0]))}")
     config = compose_training([*reproduce.FINE_TUNE, *strategy, f"train.ratios=[{ratios}]", f"seed={one.seed}", *one.options])
     trained = schedules(config, 12)
     assert list(trained) == list(one.ratios)
@@ -29,8 +32,19 @@ def test_every_training_composes_and_keeps_what_its_name_says(one):
 def test_all_get_the_same_budget_in_the_contest():
     assert {one.options for seed in (1, 2, 3) for one in reproduce.contest(seed)} == {()}
     assert {one.strategy for one in reproduce.contest(1)} == {
-        "full", "unified", "top_skip", "bottom_skip", "skip_decode", "early_exit"
+        "full", "unified", "top_skip", "bottom_skip", "skip_decode", "early_exit", "search"
     }  # fmt: skip
+
+
+def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"id": str(kept), "model": model, "strategy": "search", "target_speedup": 6.0, "kept_layers": kept}
+        for model, kept in (("runs/base", [0, 8]), ("runs/other", [0, 4]))
+    ]
+    (tmp_path / "results" / "multi30k").mkdir(parents=True)
+    (tmp_path / "results" / "multi30k" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert reproduce.searched(Path("runs/base"), 6) == [0, 8]
 
 
 REFERENCES = [
