@@ -61,7 +61,8 @@ def options() -> list[FineTuned]:
     """What more can be had: each option on its own, then the best of them for longer."""
     every, initial = (1, 2, 3, 6), ("train.distill_weight=1", "train.teacher=initial")
     return [
-        FineTuned("unified", (3,), 1, "distill-initial", initial),
+        *(FineTuned("unified", (r,), 1, "distill-initial", initial) for r in (2, 3)),
+        *(FineTuned("search", (r,), 1, "distill-initial", initial) for r in (3, 6)),
         FineTuned("unified", (3,), 1, "full", ("train.full_weight=0.5",)),
         FineTuned("unified", every),
         FineTuned("unified", every, 1, "long", ("train.epochs=2", *initial)),
