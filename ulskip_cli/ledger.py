@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 from statistics import median
 
 from ulskip_cli.errors import NotApplicable
@@ -9,7 +10,7 @@ from ulskip_cli.jobs import Job
 from ulskip_cli.results import FAILED, NOT_APPLICABLE, ResultsFolder, Row, is_done, read_jsonl
 
 DONE, TO_DO = "done", "to do"
-# What a guess goes by, from the rows most like a point to those least.
+# What a guess goes by, from the rows most like a point to those least, runs over as many examples before any others.
 _LIKE = (
     ("model", "task", "decoding", "batch_size", "strategy"),
     ("model", "task", "decoding", "batch_size"),
@@ -121,8 +122,9 @@ class Ledger:
     def _guess(self, job: Job) -> float | None:
         wanted = job.row_without(Exception(), "")
         timed = [row for rows in self._rows.values() for _, row in rows[-1:] if row.get("point_seconds")]
-        for keys in _LIKE:
-            alike = [row["point_seconds"] for row in timed if all(row.get(key) == wanted[key] for key in keys)]
+        as_many = [row for row in timed if row.get("config", {}).get("limit") == job.config.limit]
+        for known, keys in product((as_many, timed), _LIKE):
+            alike = [row["point_seconds"] for row in known if all(row.get(key) == wanted[key] for key in keys)]
             if alike:
                 return float(median(alike))
         return None
