@@ -88,8 +88,8 @@ def test_the_time_left_is_guessed_from_runs_alike(jobs, folder):
     assert ledger.seconds_left([jobs[1]]) == (4.0, 0)
     short = done(jobs[0], id="short", strategy="top_skip", point_seconds=1.0)
     folder.save(jobs[0].config, {**short, "config": {"limit": 9}}, [])
-    few = jobs_of(points(["ratio=2", "limit=9", "baseline=false", f"results_dir={folder.path.parent}"]))
+    few = jobs_of(points(["ratio=2,3", "limit=9", "baseline=false", f"results_dir={folder.path.parent}"]))
     ledger.refresh()
-    assert ledger.seconds_left(few) == (1.0, 0)  # as many examples rather than the same strategy
+    assert ledger.seconds_left(few) == (2.0, 0)  # as many examples rather than the same strategy
     assert ledger.told(jobs[1]) == ("to do", 4.0, "")
     assert ledger.told(jobs[0]) == ("done", 4.0, "")
