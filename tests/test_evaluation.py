@@ -61,3 +61,11 @@ def test_a_stop_string_ends_text_and_hypothesis(point):
     assert all(letter not in row["output"] for row in stopped)
     assert free[0]["output"].startswith(stopped[0]["output"])
     assert "hit_limit" not in stopped[0]["flags"]
+
+
+def test_a_mean_depth_that_misses_is_told_with_what_may_be_why():
+    row = {"strategy": "early_exit", "batch_size": 4, "num_examples": 9, "exit_depths": {"5": 1}, "target_kept_layers": 4}
+    assert adjustments({**row, "mean_kept_layers": 4.1}) == []
+    assert adjustments({**row, "mean_kept_layers": 5.0}) == ["early_exit: 5.00 layers ran on average, 4 were aimed at"]
+    (line,) = adjustments({**row, "mean_kept_layers": 5.0, "calibration": {"examples": 3}})
+    assert line.endswith("; its 3 held-out examples fill no batch of 4, raise calibration.examples")

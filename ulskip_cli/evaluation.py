@@ -139,7 +139,9 @@ def adjustments(row: Row) -> list[str]:
     if row.get("exit_depths"):
         target, mean = row["target_kept_layers"], row["mean_kept_layers"]
         if abs(mean - target) > MEAN_MAY_MISS * target:
-            lines.append(f"{row['strategy']}: {mean:.2f} layers ran on average, {target} were aimed at")
+            few = (row.get("calibration") or {}).get("examples", asked)
+            why = f"; its {few} held-out examples fill no batch of {asked}, raise calibration.examples" if few < asked else ""
+            lines.append(f"{row['strategy']}: {mean:.2f} layers ran on average, {target} were aimed at{why}")
     return lines
 
 
