@@ -143,7 +143,18 @@ def claims(rows: Rows) -> str:
                 + (f"; with seeds 2 and 3 {again}." if again else ".")
             )
     kept = [f"{rows.bleu('unified', r) / rows.bleu('full', 1.0):.1%} at {r:g}x" for r in RATIOS if rows.seeds("unified", r)]
-    return "\n".join([*lines, f"- Unified keeps, of the control's BLEU: {', '.join(kept)}."])
+    return "\n".join([*lines, f"- Unified keeps, of the control's BLEU: {', '.join(kept)}.", f"- {most_kept(rows)}"])
+
+
+def most_kept(rows: Rows) -> str:
+    """The best checkpoint at every ratio, options included."""
+    told = []
+    for ratio in RATIOS:
+        tuned = [(row["bleu"], name) for (name, _, target), row in rows.quality.items() if target == ratio and name != "base"]
+        if tuned:
+            bleu, name = max(tuned)
+            told.append(f"{bleu / rows.bleu('full', 1.0):.1%} at {ratio:g}x (`{name}`)")
+    return f"The most that any checkpoint keeps of it: {', '.join(told)}."
 
 
 def variants(rows: Rows) -> str:
