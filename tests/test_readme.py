@@ -55,5 +55,5 @@ def test_tables_are_those_of_their_files(monkeypatch):
     import readme
 
     assert readme.filled(README) == README
-    assert len(readme.BLOCK.findall(README)) == 3
+    assert len(readme.BLOCK.findall(README)) == 4
     del sys.modules["readme"]
