@@ -1,6 +1,8 @@
-"""The page, the table and the plot of the Multi30k reproduction, from its rows alone.
+"""The page, the table and the plot of the Multi30k reproduction, from its rows and comparisons.
 
-python recipes/multi30k/report.py --results results/multi30k
+    python recipes/multi30k/report.py --results results/multi30k
+
+Comparisons are made from the generated texts where these are, and kept in comparisons.json, because the texts stay local.
 """
 
 import argparse
@@ -24,6 +26,7 @@ NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip",
 BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip", "search")
 MEASURED_FIRST = ("block_influence", "search")
 RATIOS = (2.0, 3.0, 6.0)
+COMPARISONS = "comparisons.json"
 Row = dict[str, Any]
 
 
@@ -32,6 +35,7 @@ class Rows:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.comparisons: dict[str, Row] = kept_comparisons(folder)
         self.quality: dict[tuple[str, str, float], Row] = {}
         self.speed: dict[tuple[str, float, int], Row] = {}
         for row in {row["id"]: row for row in read_jsonl(folder / "runs.jsonl")}.values():
@@ -56,10 +60,21 @@ class Rows:
 
     def difference(self, one: Row, other: Row) -> Row:
         """BLEU of one minus BLEU of the other, with sacrebleu's paired bootstrap."""
+        ids = f"{one['id']} {other['id']}"
+        if ids not in self.comparisons:
+            self.comparisons[ids] = self.compare(one, other)
+        return self.comparisons[ids]
+
+    def compare(self, one: Row, other: Row) -> Row:
         own, others = (read_jsonl(self.folder / "generations" / f"{row['id']}.jsonl") for row in (one, other))
         hypotheses, rest = ([text["hypothesis"] for text in texts] for texts in (own, others))
         references, sources = ([text[key] for text in own] for key in ("reference", "source"))
         return compare(BLEU(), Answers(hypotheses, references, sources, rest))
+
+
+def kept_comparisons(folder: Path) -> dict[str, Row]:
+    file = folder / COMPARISONS
+    return dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
 
 
 def markdown(heads: list[str], lines: list[list[str]], words: int = 2) -> str:
@@ -248,14 +263,19 @@ def page(rows: Rows, folder: Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def write(folder: Path) -> None:
+    rows = Rows(folder)
+    plot(rows, folder / "quality")
+    write_whole(folder / "table4.md", table4(rows) + "\n")
+    write_whole(folder / "README.md", page(rows, folder))
+    write_whole(folder / COMPARISONS, json.dumps(rows.comparisons, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("results/multi30k"))
     args = parser.parse_args()
-    rows = Rows(args.results)
-    plot(rows, args.results / "quality")
-    write_whole(args.results / "table4.md", table4(rows) + "\n")
-    write_whole(args.results / "README.md", page(rows, args.results))
+    write(args.results)
     print(f"written to {args.results}/README.md")
 
 

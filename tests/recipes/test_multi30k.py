@@ -84,3 +84,13 @@ def test_the_page_says_what_the_intervals_say(results):
     assert "bottom skip **" not in page
     report.plot(report.Rows(results), results / "quality")
     assert (results / "quality.png").is_file()
+
+
+def test_the_page_is_made_again_without_the_texts(results):
+    report = load_recipe("multi30k/report.py")
+    report.write(results)
+    first = (results / "README.md").read_text()
+    for file in (results / "generations").iterdir():
+        file.unlink()
+    report.write(results)
+    assert (results / "README.md").read_text() == first
