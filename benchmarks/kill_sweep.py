@@ -29,7 +29,7 @@ GRID = [
     "speed.pairs=3",
     "speed.new_tokens=8",
 ]
-MEASURED = re.compile(r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment")
+MEASURED = re.compile(r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^head_share$")
 
 
 def command(results: Path, name: str, overrides: list[str]) -> list[str]:
@@ -42,11 +42,14 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def unmeasured(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what a clock or a memory meter says."""
+    """A row without what a clock or a memory meter says, its calibration's seconds included."""
     kept = {
-        key: value for key, value in row.items() if not MEASURED.search(key) or key in ("target_speedup", "predicted_speedup")
+        key: unmeasured(value) if key == "calibration" and value else value
+        for key, value in row.items()
+        if not MEASURED.search(key) or key in ("target_speedup", "predicted_speedup")
     }
-    kept["config"] = {key: value for key, value in row.get("config", {}).items() if key not in ("name", "results_dir")}
+    if "config" in row:
+        kept["config"] = {key: value for key, value in row["config"].items() if key not in ("name", "results_dir")}
     return kept
 
 
