@@ -97,3 +97,39 @@ def test_the_papers_throughput_and_a_trial_of_it():
 def test_bad_points_are_refused_before_anything_runs(overrides, message):
     with pytest.raises(UsageError, match=message):
         points(overrides)
+
+
+def test_a_key_of_a_strategy_that_is_not_the_default_one():
+    found = points(["strategy=unified,early_exit", "ratio=2", "strategy.batch=na"])
+    assert [one.strategy.get("batch") for one in found] == [None, "na"]
+
+
+@pytest.fixture
+def presets(tmp_path):
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    for name, grid in (("first", "{ratio: '2,3'}"), ("second", "{batch_size: '1,4'}"), ("misspelt", "{ratoi: '2,3'}")):
+        (folder / f"{name}.yaml").write_text(f"# @package _global_\nname: {name}\nsweep: {grid}\n")
+    return tmp_path
+
+
+def test_several_experiments_each_with_its_grid_in_one_folder(presets):
+    found = points(["experiment=first,second", "name=both", "batch_size=8"], presets)
+    assert [(one.ratio, one.batch_size) for one in found] == [(2, 8), (3, 8)]
+    found = points(["experiment=first,second", "name=both"], presets)
+    assert [(one.ratio, one.batch_size) for one in found] == [(2, 8), (3, 8), (2, 1), (2, 4)]
+    with pytest.raises(UsageError, match="expected one results folder for a sweep, got results/first, results/second"):
+        points(["experiment=first,second"], presets)
+    with pytest.raises(UsageError, match="expected one results folder"):
+        points(["name=a,b"])
+
+
+def test_a_misspelt_key_of_a_preset_is_said(presets):
+    with pytest.raises(UsageError, match="unknown key 'ratoi'"):
+        points(["experiment=misspelt"], presets)
+
+
+@pytest.mark.parametrize("ratio, words", [("range(5,2)", "at least one point"), ("interval(2,5)", "cannot sweep over")])
+def test_what_has_no_values_is_no_sweep(ratio, words):
+    with pytest.raises(UsageError, match=words):
+        points([f"ratio={ratio}"])

@@ -26,15 +26,39 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
     Raises:
         UsageError: an override is not valid; whether a point's values go together is left to its check.
     """
-    overrides = _with_preset(overrides, preset)
+    composed: list[Config] = []
+    for one in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
+        composed += _grid(one, extra_dir)
+    if not composed:
+        raise UsageError(f"expected at least one point; {' '.join(overrides)} names none")
+    folders = dict.fromkeys(str(Path(config.results_dir, config.name)) for config in composed)
+    if len(folders) > 1:
+        raise UsageError(f"expected one results folder for a sweep, got {', '.join(folders)}; name=NAME gathers all in one")
+    found: dict[str, Config] = {}
+    for config in composed:
+        found.setdefault(identity(config), config)
+    return list(found.values())
+
+
+def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> list[list[str]]:
+    """The overrides once for every experiment that they name, since each has a grid of its own."""
+    for i, one in enumerate(parse_overrides(overrides)):
+        if one.key_or_group == "experiment" and one.is_sweep_override():
+            return [[*overrides[:i], f"experiment={name}", *overrides[i + 1 :]] for name in _values(one, extra_dir)]
+    return [list(overrides)]
+
+
+def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
+    """The product of what is swept on the command line and in the experiment; a point that does not apply is among it."""
     parsed = parse_overrides(overrides)
     fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
     given = {one.key_or_group for one in parsed}
-    presets = {key: text for key, text in unchecked(fixed, extra_dir).sweep.items() if key not in given}
+    grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep  # what no choice in a group has shows at the points
+    presets = {key: text for key, text in grid.items() if key not in given}
     axes |= {key: _values(parse_overrides([f"{key}={text}"])[0], extra_dir) for key, text in presets.items()}
-    found: dict[str, Config] = {}
     swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
+    found = []
     nowhere: dict[str, UnknownKey] | None = None  # keys that no point has
     for values in product(*axes.values()):
         texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
@@ -43,10 +67,11 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
         nowhere = refused if nowhere is None else {key: refused[key] for key in nowhere if key in refused}
         with contextlib.suppress(NotApplicable):
             check_run(config)
-        found.setdefault(identity(config), config)
-    if unused := [error for key, error in (nowhere or {}).items() if key not in presets]:
-        raise unused[0]
-    return list(found.values())
+        found.append(config)
+    for key, error in (nowhere or {}).items():
+        if key not in presets or key.partition(".")[0] not in given:  # a preset's key need not fit what is given beside it
+            raise error
+    return found
 
 
 def _composed(
@@ -84,6 +109,7 @@ def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
 def _values(override: Any, extra_dir: Path | None) -> list[str]:
     """The texts that one swept override stands for."""
     from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
 
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
@@ -99,4 +125,9 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
         if not chosen:
             raise UsageError(f"'{override.input_line}' matches none of: {', '.join(names)}")
         return chosen
-    return [str(text) for text in override.sweep_string_iterator()]
+    try:
+        return [str(text) for text in override.sweep_string_iterator()]
+    except HydraException:
+        raise UsageError(
+            f"cannot sweep over '{override.input_line}'; expected a list, range, choice or glob, e.g. ratio=2,3"
+        ) from None
