@@ -50,11 +50,11 @@ def test_force_asks_for_new_rows(jobs, folder):
 def test_failures_of_an_earlier_sweep_are_to_do(jobs, folder):
     folder.append(jobs[0].row_without(ValueError(), "x"))
     ledger = ledger_of(folder)
-    assert (ledger.state(jobs[0]), ledger.any_failed()) == ("to do", False)
+    assert (ledger.state(jobs[0]), ledger.any_failed(jobs)) == ("to do", False)
     assert ledger.told(jobs[0]) == ("to do", None, "failed before: x")
     folder.append(jobs[1].row_without(ValueError(), "y"))
     ledger.refresh()
-    assert (ledger.state(jobs[1]), ledger.any_failed(), ledger.has_none(jobs[1].id)) == ("failed", True, True)
+    assert (ledger.state(jobs[1]), ledger.any_failed(jobs), ledger.has_none(jobs[1].id)) == ("failed", True, True)
 
 
 def test_rows_of_other_machines_are_to_do_until_this_one_has_run_them(jobs, folder):
@@ -93,3 +93,21 @@ def test_the_time_left_is_guessed_from_runs_alike(jobs, folder):
     assert ledger.seconds_left(few) == (2.0, 0)  # as many examples rather than the same strategy
     assert ledger.told(jobs[1]) == ("to do", 4.0, "")
     assert ledger.told(jobs[0]) == ("done", 4.0, "")
+
+
+def test_a_file_that_is_replaced_is_read_again(jobs, folder):
+    folder.append(jobs[0].row_without(ValueError(), "x"))
+    with folder.runs_path.open("a") as stream:
+        stream.write("rubbish that is longer than nothing\n")
+    ledger = ledger_of(folder)
+    assert folder.set_broken_aside()
+    folder.append(jobs[1].row_without(ValueError(), "y"))
+    ledger.refresh()
+    assert [ledger.state(job) for job in jobs] == ["to do", "failed"]
+
+
+def test_failures_of_others_points_are_none_of_this_sweeps(jobs, folder):
+    ledger = ledger_of(folder)
+    folder.append({**jobs[0].row_without(ValueError(), "x"), "id": "another"})
+    ledger.refresh()
+    assert not ledger.any_failed(jobs)

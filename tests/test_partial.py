@@ -63,3 +63,11 @@ def test_nothing_is_left_of_a_run_that_is_done(path):
     partial.remove()
     assert not path.exists()
     assert partial.batches(ORDER) == []
+
+
+def test_lines_of_another_shape_are_dropped(path):
+    lines = path.read_text().splitlines()
+    other = json.loads(lines[2])
+    del other["output"]["drafts"]
+    path.write_text("\n".join([*lines[:2], json.dumps(other)]) + "\n")
+    assert [batch.positions for batch in Partial(path, ORIGIN).batches(ORDER)] == [[2, 0]]

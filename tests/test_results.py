@@ -20,8 +20,8 @@ def folder_in(tmp_path, name="x"):
 def test_saved_runs_are_read_back_the_newest_winning(tmp_path):
     folder, config = folder_in(tmp_path), compose([])
     for bleu in (1, 2):
-        folder.save(config, {"id": "p", "bleu": bleu}, [{"hypothesis": "ü"}])
-    folder.save(config, {"id": "q", "bleu": 3}, [])
+        folder.save(config, {"id": "p", "strategy": "unified", "bleu": bleu}, [{"hypothesis": "ü"}])
+    folder.save(config, {"id": "q", "strategy": "unified", "bleu": 3}, [])
     assert [(row["id"], row["bleu"]) for row in folder.rows()] == [("p", 2), ("q", 3)]
     assert folder.generations("p") == [{"hypothesis": "ü"}]
     assert len((folder.path / "runs.jsonl").read_text().splitlines()) == 3
@@ -30,7 +30,7 @@ def test_saved_runs_are_read_back_the_newest_winning(tmp_path):
 
 def test_a_row_without_its_generations_is_not_finished(tmp_path):
     folder = folder_in(tmp_path)
-    folder.save(compose([]), {"id": "p"}, [])
+    folder.save(compose([]), {"id": "p", "strategy": "unified"}, [])
     assert folder.row("p")
     folder.generations_path("p").unlink()
     assert folder.row("p") is None
@@ -39,16 +39,16 @@ def test_a_row_without_its_generations_is_not_finished(tmp_path):
 
 def test_a_cut_off_line_costs_only_itself(tmp_path):
     folder = folder_in(tmp_path)
-    folder.save(compose([]), {"id": "p"}, [])
+    folder.save(compose([]), {"id": "p", "strategy": "unified"}, [])
     with (folder.path / "runs.jsonl").open("a") as stream:
         stream.write('{"id": "half')
-    folder.save(compose([]), {"id": "q"}, [])
+    folder.save(compose([]), {"id": "q", "strategy": "unified"}, [])
     assert [row["id"] for row in folder.rows()] == ["p", "q"]
 
 
 def test_unusual_line_separators_stay_inside_their_row(tmp_path):
     folder = folder_in(tmp_path)
-    folder.save(compose([]), {"id": "p"}, [{"hypothesis": "a\u2028b\x85c"}, {"hypothesis": "d"}])
+    folder.save(compose([]), {"id": "p", "strategy": "unified"}, [{"hypothesis": "a\u2028b\x85c"}, {"hypothesis": "d"}])
     assert [row["hypothesis"] for row in folder.generations("p")] == ["a\u2028b\x85c", "d"]
 
 

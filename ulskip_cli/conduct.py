@@ -126,7 +126,7 @@ def _conduct(crew: Crew, jobs: Sequence[Job], ledger: Ledger, turn: Turn, board:
     for number in workers:
         crew.start(number)
     deaths, before = 0, len(kept.to_do)
-    while kept.to_do and not (turn.fail_fast and ledger.any_failed()):
+    while kept.to_do and not (turn.fail_fast and ledger.any_failed(jobs)):
         time.sleep(POLL_SECONDS)
         kept.look()
         if len(kept.to_do) < before:
@@ -154,9 +154,9 @@ def _check_deaths(deaths: int, most: int, ledger: Ledger) -> None:
 
 def _running(jobs: Sequence[Job], ledger: Ledger, turn: Turn) -> list[str]:
     """What the workers of this sweep are at, a line each."""
-    marks = {job.label: read_mark(mark_path(ledger.folder, job)) for job in jobs}
+    marks = [(job.label, read_mark(mark_path(ledger.folder, job))) for job in jobs]
     return [
         f"{label}: {mark.get('phase', 'begins')} {mark.get('done', 0)}/{mark['total']}" if mark.get("total") else label
-        for label, mark in marks.items()
+        for label, mark in marks
         if mark.get("token") == turn.token
     ]

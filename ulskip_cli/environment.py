@@ -49,7 +49,12 @@ def machine(device: str = "cuda") -> dict[str, Any]:
 def origin(device: str) -> dict[str, Any]:
     """What batches of one run have in common: code and machine."""
     facts = machine(device)
-    return {"git_commit": _git()["git_commit"], **packages(), **{key: facts[key] for key in (*MACHINE, "threads")}}
+    return {
+        "ulskip": __version__,
+        "git_commit": _git()["git_commit"],
+        **packages(),
+        **{key: facts[key] for key in (*MACHINE, "threads")},
+    }
 
 
 def is_like_here(row: dict[str, Any], also: Sequence[str] = ()) -> bool:

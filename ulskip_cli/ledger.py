@@ -1,13 +1,13 @@
 """Which jobs of a sweep are settled, by the rows of their folder, whoever writes them; and how long the rest may take."""
 
-import json
+import os
 from collections.abc import Callable, Sequence
 from itertools import product
 from statistics import median
 
 from ulskip_cli.errors import NotApplicable
 from ulskip_cli.jobs import Job
-from ulskip_cli.results import FAILED, NOT_APPLICABLE, ResultsFolder, Row, is_done, read_jsonl
+from ulskip_cli.results import FAILED, NOT_APPLICABLE, ResultsFolder, Row, is_done, read_jsonl, row_of
 
 DONE, TO_DO = "done", "to do"
 # What a guess goes by, from the rows most like a point to those least, runs over as many examples before any others.
@@ -32,32 +32,34 @@ class Ledger:
             folder: of the sweep.
             is_like_here: whether a row's times are good for this sweep.
             force: only rows that come from now on count.
-            since: where the sweep began in the file of rows, for a worker that joins it; None: now.
+            since: how many rows there were when the sweep began, for a worker that joins it; None: as many as now.
         """
         self.folder = folder
         self.force = force
         self._is_like_here = is_like_here
         self._rows: dict[str, list[tuple[int, Row]]] = {}
-        self._at = 0
+        self._file: int | None = None  # which one was read; it is replaced where broken lines are set aside
+        self._at = self._count = 0  # bytes and rows read so far
         self.refresh()
-        self.since = self._at if since is None else since
+        self.since = self._count if since is None else since
 
     def refresh(self) -> None:
         """Take in the lines that came since."""
         try:
             with self.folder.runs_path.open("rb") as stream:
+                file = os.fstat(stream.fileno()).st_ino
+                if file != self._file:
+                    self._file, self._at, self._count, self._rows = file, 0, 0, {}
                 stream.seek(self._at)
                 new = stream.read()
         except OSError:
             return
         for line in new[: new.rfind(b"\n") + 1].splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict) and isinstance(row.get("id"), str):
-                self._rows.setdefault(row["id"], []).append((self._at, row))
             self._at += len(line)
+            row = row_of(line)
+            if row is not None:
+                self._rows.setdefault(row["id"], []).append((self._count, row))
+                self._count += 1
 
     def state(self, job: Job) -> str:
         """`done`, `n/a`, `failed` or `to do`: what was found in this sweep, or a finished run whenever it was."""
@@ -82,9 +84,9 @@ class Ledger:
         rows = self._rows.get(point, [])
         return bool(rows) and not is_done(rows[-1][1]) and self._fresh(point)
 
-    def any_failed(self) -> bool:
-        """Whether any point failed in this sweep."""
-        return any(rows[-1][1].get("status") == FAILED and self._fresh(point) for point, rows in self._rows.items())
+    def any_failed(self, jobs: Sequence[Job]) -> bool:
+        """Whether any of a sweep's points failed in it; others may write rows of theirs into the same folder."""
+        return any(self.state(job) == FAILED for job in jobs)
 
     def done_row(self, point: str) -> Row | None:
         """The row of a finished point that counts for this sweep; its generations are there too."""

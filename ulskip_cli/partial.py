@@ -49,7 +49,7 @@ class Partial:
         lines = read_jsonl(path)
         if not lines or lines[0] != {"origin": self._origin}:
             lines = []
-        self._kept = [_read(line) for line in lines[1:]]
+        self._kept = _readable(lines[1:])
         self._begun = bool(lines)
 
     def batches(self, order: Sequence[int]) -> list[KeptBatch]:
@@ -95,6 +95,17 @@ class Partial:
 
     def _lines(self) -> list[str]:
         return [json.dumps(line) for line in ({"origin": self._origin}, *map(asdict, self._kept))]
+
+
+def _readable(lines: Sequence[dict[str, Any]]) -> list[KeptBatch]:
+    """The batches up to the first line that is none."""
+    kept = []
+    for line in lines:
+        try:
+            kept.append(_read(line))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            break
+    return kept
 
 
 def _read(line: dict[str, Any]) -> KeptBatch:

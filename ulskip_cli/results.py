@@ -91,7 +91,15 @@ class ResultsFolder:
 
     def rows(self) -> list[Row]:
         """All rows, of every point the newest, those that failed or do not apply among them; broken lines are passed over."""
-        return current(read_jsonl(self.runs_path))
+        return self.rows_and_broken()[0]
+
+    def rows_and_broken(self) -> tuple[list[Row], int]:
+        """The same, and the number of lines that were passed over."""
+        if not self.runs_path.is_file():
+            return [], 0
+        lines = [line for line in self.runs_path.read_text("utf-8", errors="replace").split("\n") if line.strip()]
+        rows = [row for line in lines if (row := row_of(line)) is not None]
+        return current(rows), len(lines) - len(rows)
 
     def row(self, point: str) -> Row | None:
         """The newest row of a finished point, if its generations are there too."""
@@ -114,7 +122,7 @@ class ResultsFolder:
             for line in broken:
                 append_line(self.path / BROKEN, line.decode("utf-8", errors="replace"))
             whole = [line for line in content.split(b"\n") if line.strip() and line not in set(broken)]
-            write_whole(self.runs_path, b"".join(line + b"\n" for line in whole).decode("utf-8"))
+            write_whole(self.runs_path, b"".join(line + b"\n" for line in whole))
         lines = f"{len(broken)} line{'s' * (len(broken) > 1)} of {self.runs_path} could not be read"
         return (
             f"{lines}, as after a crash, and {'are' if len(broken) > 1 else 'is'} kept in {BROKEN}; {len(whole)} rows are whole"
@@ -189,14 +197,16 @@ def current(rows: Sequence[Row]) -> list[Row]:
 
 def _broken(content: bytes) -> list[bytes]:
     """The lines that are no rows."""
+    return [line for line in content.split(b"\n") if line.strip() and row_of(line) is None]
 
-    def is_row(line: bytes) -> bool:
-        try:
-            return isinstance(json.loads(line), dict)
-        except ValueError:
-            return False
 
-    return [line for line in content.split(b"\n") if line.strip() and not is_row(line)]
+def row_of(line: str | bytes) -> Row | None:
+    """The row that a line is; None where it is none."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("id", "strategy")) else None
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -223,7 +233,7 @@ def read_object(path: Path) -> Row | None:
     return found if isinstance(found, dict) else None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: a temporary file, then a rename.
 
     Raises:
@@ -233,8 +243,8 @@ def write_whole(path: Path, text: str) -> None:
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with temporary.open("wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)

@@ -63,7 +63,7 @@ def work(jobs: Sequence[Job], ledger: Ledger, run: Run, turn: Turn, watch: Watch
     while pending:
         left = []
         for job in pending:
-            if turn.fail_fast and ledger.any_failed():
+            if turn.fail_fast and ledger.any_failed(jobs):
                 return
             if not _settle(job, ledger, run, turn, watch):
                 left.append(job)
