@@ -50,6 +50,8 @@ def test_labels_say_what_differs():
     found = jobs("strategy=full,unified", "batch_size=1,2", "decoding=greedy,beam", "baseline=false")
     assert found[0].label == "full decoding greedy batch 1"
     assert found[-1].label == "unified ratio 2 decoding beam batch 2"
+    found = jobs("strategy=unified,early_exit", "strategy.batch=min,na", "batch_size=1", "baseline=false")
+    assert [job.label for job in found] == ["unified ratio 2", "early_exit ratio 2 batch min", "early_exit ratio 2 batch na"]
 
 
 def test_what_cannot_be_run_is_refused_alone():

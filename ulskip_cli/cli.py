@@ -130,7 +130,7 @@ def sweep(
 
         anywhere = jobs[0].config.launcher.name in SHARED
         ledger = Ledger(folder, lambda row: anywhere or environment.is_likely_here(row), force)
-        report.show(jobs, ledger, as_json)
+        report.show(jobs, ledger, as_json, jobs[0].config.launcher.workers or 1)
         return
     from ulskip_cli import commands, conduct
     from ulskip_cli.report import table

@@ -127,13 +127,15 @@ def _target(config: Config) -> float | None:
 
 
 def _varying(points: Sequence[Config]) -> list[str]:
-    """Keys in which points differ, a group's name in place of its keys."""
-    flat = [dict(_flat(resolved(point))) for point in points]
-    keys = list(dict.fromkeys(key for one in flat for key in one))
-    varying = [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
-    groups = {key.partition(".")[0] for key in varying if key.count(".") == 1 and key.endswith(".name")}
-    alone = [key for key in varying if key.endswith(".name") or key.partition(".")[0] not in groups]
-    return [key for key in alone if key not in ("ratio", "strategy.name")]
+    """Keys in which points differ that have the same choice in the key's group, and groups of which they have several."""
+    values: dict[str, dict[str, set[str]]] = {}  # of every key, by that choice
+    for point in points:
+        flat = dict(_flat(resolved(point)))
+        for key, value in flat.items():
+            choice = "" if key.endswith(".name") else str(flat.get(f"{key.partition('.')[0]}.name"))
+            values.setdefault(key, {}).setdefault(choice, set()).add(str(value))
+    varying = [key for key, by_choice in values.items() if max(map(len, by_choice.values())) > 1]
+    return [key for key in varying if key not in ("ratio", "strategy.name")]
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -151,7 +153,7 @@ def _label(config: Config, said: Sequence[str]) -> str:
     flat = dict(_flat(resolved(config)))
     ratio = [f"ratio {config.ratio:g}"] if instantiate(config.strategy, "strategy").follows_ratio else []
     names = {key: key.removesuffix(".name").rpartition(".")[2].removesuffix("_size") for key in said}
-    return " ".join([config.strategy["name"], *ratio, *(f"{name} {flat.get(key)}" for key, name in names.items())])
+    return " ".join([config.strategy["name"], *ratio, *(f"{name} {flat[key]}" for key, name in names.items() if key in flat)])
 
 
 def folder_of(jobs: Sequence[Job]) -> ResultsFolder:

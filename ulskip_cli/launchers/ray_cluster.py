@@ -43,7 +43,11 @@ class RayCluster:
         self._orders = orders.with_threads(threads)
         options: dict[str, Any] = {"max_retries": 0, "num_cpus": threads or 1, "num_gpus": 1 if devices else 0}
         options["runtime_env"] = {"env_vars": thread_variables(threads)} if threads else {}
-        self._task: Any = ray.remote(serve).options(**{**options, **(launcher.options or {})})
+        try:
+            self._task: Any = ray.remote(serve).options(**{**options, **(launcher.options or {})})
+        except (ValueError, TypeError) as error:
+            ray.shutdown()
+            raise UsageError(f"launcher.options: {' '.join(str(error).split())[:160]}") from None
         self._tasks: dict[int, Any] = {}
 
     def start(self, number: int) -> None:

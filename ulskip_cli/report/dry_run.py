@@ -23,11 +23,12 @@ class Known(Protocol):
         """Of jobs to do, and the number of those that nothing is known of."""
 
 
-def show(jobs: Sequence[Named], ledger: Known, as_json: bool) -> None:
-    """Print it, for people or as one object."""
+def show(jobs: Sequence[Named], ledger: Known, as_json: bool, workers: int = 1) -> None:
+    """Print it, for people or as one object; the time left is that of so many workers at once."""
     told = {job.id: ledger.told(job) for job in jobs}
     to_do = [job for job in jobs if told[job.id][0] == "to do"]
     seconds, unknown = ledger.seconds_left(to_do)
+    seconds /= max(1, min(workers, len(to_do)))
     counts = Counter(state for state, _, _ in told.values())
     if as_json:
         points = [
