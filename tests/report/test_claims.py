@@ -52,3 +52,23 @@ def test_claims_are_counted_and_tabled():
     assert "do not hold" in claims.summary(own)
     text = table.grid(*claims.lines(own))
     assert "| claim | verdict | figures | verdict before | figures before |" in text
+
+
+def test_a_share_without_an_interval_is_no_verdict():
+    own = found([row | {"against_full": {}} for row in small_sweep()])
+    claim = own["unified keeps 90% of full's BLEU at 2x"].new
+    assert (claim.verdict, claim.figures) == (TIE, "96.7% (no interval)")
+
+
+def test_every_setting_is_held_against_its_own():
+    both = [*small_sweep(), *(row | {"prompt_layers": "kept"} for row in small_sweep(unified_2=10.0))]
+    judged = claims.claims(both, [row | {"folder": "results/old"} for row in both], 0.9, Scorer())
+    again = [claim for claim in judged if claim.text == "unified at 2x: BLEU as before"]
+    assert [claim.new.figures[:19] for claim in again] == ["29.00 against 29.00", "10.00 against 10.00"]
+
+
+def test_several_settings_that_the_other_side_has_none_of_are_not_compared():
+    old = [row | {"seed": seed, "folder": "results/old"} for seed in (2, 3) for row in small_sweep()]
+    judged = claims.claims(small_sweep(), old, 0.9, Scorer())
+    assert judged
+    assert all(claim.old is None and "before" not in claim.text for claim in judged)

@@ -3,6 +3,7 @@ import threading
 import pytest
 from report_rows import small_sweep
 
+from ulskip_cli.errors import StorageError
 from ulskip_cli.report import gallery
 from ulskip_cli.report.gallery import Beside, Wall
 from ulskip_cli.report.groups import grouped
@@ -21,7 +22,7 @@ def test_a_wall_is_hung_beside_or_when_it_is_asked_for(tmp_path, monkeypatch, fo
 def test_a_failure_beside_is_told_here(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "_may_fork", lambda: True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError), Beside(Wall(grouped(small_sweep()), 0.9, tmp_path / "file" / "x", page=False)) as beside:
+    with pytest.raises(StorageError), Beside(Wall(grouped(small_sweep()), 0.9, tmp_path / "file" / "x", page=False)) as beside:
         beside.pictures()
 
 

@@ -31,7 +31,7 @@ def test_where_lower_is_better_the_share_is_turned():
     bare = {"config": {}, "bleu": None, "chrf": None, "against_full": {}}
     row = sweep_row(decode_loss=2.5) | bare
     own = quality(Group("", [sweep_row("full") | bare, row]), 0.9)[id(row)]
-    assert (own.metric, own.share, own.word) == ("decode_loss", 0.8, "below")
+    assert (own.metric, own.share, own.word) == ("decode_loss", 0.8, "below?")
 
 
 def test_without_a_full_model_there_is_no_judgement():

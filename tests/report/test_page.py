@@ -65,3 +65,10 @@ def test_comparisons_stand_on_the_page(tmp_path):
     old = write_folder(tmp_path / "old", small_sweep(unified_2=20.0))
     text = page(tmp_path, small_sweep(), plots=False, against=str(old))
     assert '<span class="tag good">holds</span>' in text
+
+
+def test_whole_numbers_stay_whole(tmp_path):
+    rows = [*small_sweep(), *(row | {"num_examples": 4, "id": row["id"] + "-few"} for row in small_sweep())]
+    columns = {column["key"]: column for column in embedded(page(tmp_path, rows, plots=False), "data")["columns"]}
+    assert (columns["num_examples"]["kind"], columns["num_examples"]["trim"]) == ("number", True)
+    assert columns["num_examples"]["facet"]

@@ -31,3 +31,11 @@ def test_rows_know_their_folder_and_answers_are_read_on_demand(tmp_path):
     by_id = {row["id"]: row for row in rows}
     assert [one["hypothesis"] for one in sources.generations(by_id["unified-2-1"])] == ["a", "b"]
     assert sources.generations(by_id["full-1-1"]) == []
+
+
+def test_lines_that_are_no_rows_are_left_out_with_a_word(tmp_path, capsys):
+    write_folder(tmp_path / "x", small_sweep())
+    with (tmp_path / "x" / "runs.jsonl").open("a") as stream:
+        stream.write('{"id": "alone"}\nrubbish\n')
+    assert len(sources.read([tmp_path / "x"])) == len(small_sweep())
+    assert "2 lines of" in capsys.readouterr().err

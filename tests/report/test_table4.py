@@ -1,3 +1,5 @@
+from report_rows import small_sweep
+
 from ulskip_cli.report.table4 import markdown, tables
 
 
@@ -30,3 +32,10 @@ def test_models_have_tables_of_their_own_and_custom_schedules_none():
     text = markdown(tables([row("unified", 2.0, 1, 5, 10), other, custom]))
     assert text.count("## ") == 2
     assert "custom" not in text
+
+
+def test_the_tasks_first_metric_is_shown():
+    rows = [row | {"config": {"task": {"metrics": ["chrf"]}}} for row in small_sweep()]
+    (made,) = tables(rows)
+    assert "chrF" in [column.title for column in made.columns]
+    assert "BLEU" not in [column.title for column in made.columns]

@@ -5,15 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ulskip_cli.report import settings
 from ulskip_cli.report.columns import Column, text
+from ulskip_cli.report.compare import shared
 from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Difference, Scorer, shared_metric, speed_ratio
 from ulskip_cli.report.gate import METRICS, kept, primary, quality, speed
-from ulskip_cli.report.groups import Group, grouped
+from ulskip_cli.report.groups import SETTINGS, Group, grouped
 from ulskip_cli.report.status import done
 from ulskip_cli.results import Row
 
 TOLERANCE = 0.15
 CHAMPION = "unified"  # the paper's strategy, that its claims are about
+ALIKE = ("model", "task", "pair", "dataset", "decoding")  # what a claim is about; other settings may differ between sides
 _VERDICTS = (HOLDS, TIE, FAILS)
 
 
@@ -56,11 +59,13 @@ def claims(new: Sequence[Row], old: Sequence[Row], gate: float, scorer: Scorer, 
         scorer: compares answers.
         tolerance: by how much a speedup measured again may differ.
     """
-    groups = grouped(done(new))
-    former = {_setting(group): group for group in grouped(done(old))}
+    groups, former = grouped(done(new)), grouped(done(old))
+    rest = [key for key in (*SETTINGS, *settings.keys([*new, *old])) if key not in (*ALIKE, "folder")]
+    keys = [*ALIKE, *shared(done(new), done(old), rest)[0]]
     found = []
     for group in groups:
-        before = former.get(_setting(group))
+        alike = [one for one in former if _setting(one, keys) == _setting(group, keys)]
+        before = alike[0] if len(alike) == 1 else None  # several are of settings that this side has none of
         mine = dict(_own(group, gate, scorer))
         theirs = dict(_own(before, gate, scorer)) if before else {}
         label = group.label if len(groups) > 1 else ""
@@ -98,8 +103,8 @@ def lines(found: Sequence[Claim]) -> tuple[list[Row], list[Column]]:
     return rows, columns
 
 
-def _setting(group: Group) -> str:
-    return str([str(group.rows[0].get(key)) for key in ("model", "task", "pair", "dataset", "decoding")])
+def _setting(group: Group, keys: Sequence[str]) -> list[str]:
+    return [next((str(row[key]) for row in group.rows if key in row), "") for key in keys]
 
 
 def _points(group: Group) -> dict[tuple[float, str], Row]:
@@ -120,7 +125,8 @@ def _own(group: Group, gate: float, scorer: Scorer) -> Iterator[tuple[str, Judge
         its = judged.get(id(row))
         if its and metric:
             verdict = TIE if not its.sure else HOLDS if its.passes else FAILS
-            yield f"{approach} keeps {gate:.0%} of full's {METRICS[metric]} at {target:g}x", Judged(_share(its), verdict)
+            share = _share(its) + ("" if its.measured else " (no interval)")
+            yield f"{approach} keeps {gate:.0%} of full's {METRICS[metric]} at {target:g}x", Judged(share, verdict)
         if row.get("measured_speedup_low") is not None:
             clock = Difference(row["measured_speedup"], row["measured_speedup_low"], row["measured_speedup_high"], "")
             yield f"{approach} decodes faster than full at {target:g}x", Judged(speed(row), clock.verdict(1.0))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ulskip_cli.report import settings
 from ulskip_cli.report.status import MISSING, absent
 from ulskip_cli.results import Row
 
@@ -119,7 +120,10 @@ _AXES_LEAVE = {key: turn for turn, key in enumerate(("quantization", "engine", "
 
 def columns_for(rows: Sequence[Row]) -> list[Column]:
     """The columns that have something to say about these rows."""
-    axes = [Column(key.replace("_", "\n"), text(key), key, _AXES_LEAVE.get(key, 0)) for key in varying(rows, AXES)]
+    axes = [
+        Column(settings.title(key).replace(" ", "\n"), text(key), key, _AXES_LEAVE.get(key, 0))
+        for key in varying(rows, axes_of(rows))
+    ]
     told = {key for row in rows for key, value in row.items() if value is not None}
     shown = [column for column in COLUMNS if column.needs in told]
     return [*shown[:1], *axes, *shown[1:], *_harness_columns(rows)]
@@ -139,6 +143,11 @@ def _harness_columns(rows: Sequence[Row]) -> list[Column]:
 
     keys = dict.fromkeys(key for row in rows for key in row.get("lm_eval") or {} if "_stderr" not in key)
     return [Column(key.replace("_", "\n", 1), cell(key), "lm_eval") for key in keys]
+
+
+def axes_of(rows: Sequence[Row]) -> list[str]:
+    """The usual axes, and what else of the configuration tells these rows apart."""
+    return [*AXES, *settings.keys(rows)]
 
 
 def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ulskip_cli.errors import UsageError
 from ulskip_cli.report import examples, latex, screen, table, table4
 from ulskip_cli.report.gallery import Beside, Wall
 from ulskip_cli.report.gathered import Options, Report
@@ -53,7 +54,11 @@ def write(made: Report) -> list[Path]:
     """
     options = made.options
     folder = options.output or _home(made.paths) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot write the report to {folder} ({reason}); --output=FOLDER puts it elsewhere") from None
     wall = Wall(made.groups if options.plots else (), options.gate, folder, options.page)
     with Beside(wall) as beside:
         texts = {

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ulskip_cli.report import settings
 from ulskip_cli.report.columns import Column, number, text
 from ulskip_cli.report.difference import Difference, Scorer, speed_ratio
 from ulskip_cli.report.gate import METRICS, primary
@@ -74,15 +75,22 @@ class Comparison:
 def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Comparison:
     """Match the finished points of two sides and measure how far apart they are."""
     fresh, former = done(new), done(old)
-    values = [{key: {str(row.get(key)) for row in side if key in row} for key in KEYS} for side in (fresh, former)]
-    differs = [key for key in KEYS if values[0][key] and values[1][key] and not values[0][key] & values[1][key]]
-    missing = [key for key in KEYS if not values[0][key] or not values[1][key]]
-    keys = [key for key in KEYS if key not in (*differs, *missing)]
+    keys, differs = shared(fresh, former, (*KEYS, *settings.keys([*fresh, *former])))
     before = {_key(row, keys): row for row in former}
     now = {_key(row, keys): row for row in fresh}
     both = [(before[key], row) for key, row in now.items() if key in before]
     pairs = [_pair(mine, own, scorer if i < MOST_BOOTSTRAPS else None) for i, (mine, own) in enumerate(both)]
     return Comparison(pairs, len(before) - len(both), len(now) - len(both), differs)
+
+
+def shared(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The keys by which rows of two sides can be matched, and those in which the sides have nothing in common.
+
+    Those that one side does not have at all are neither.
+    """
+    mine, theirs = ({key: {str(row[key]) for row in side if key in row} for key in keys} for side in (new, old))
+    known = [key for key in keys if mine[key] and theirs[key]]
+    return [key for key in known if mine[key] & theirs[key]], [key for key in known if not mine[key] & theirs[key]]
 
 
 def _key(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
@@ -138,7 +146,7 @@ def note(comparison: Comparison) -> str:
     """What a reader of the table has to know."""
     parts = [NOTE]
     if comparison.differs:
-        parts.append(f"the sides differ in {', '.join(key.replace('_', ' ') for key in comparison.differs)}")
+        parts.append(f"the sides differ in {', '.join(map(settings.title, comparison.differs))}")
     for count, side in ((comparison.only_old, "old"), (comparison.only_new, "new")):
         if count:
             parts.append(f"{count} points are in the {side} side alone")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.results import write_whole
+
 INK, FAINT = "#24303c", "#8a97a5"  # of text and axes; of grids and what stands behind
 # Told apart by the colour-blind too (Okabe and Ito), on light and on dark paper.
 COLOURS = {
@@ -96,13 +98,19 @@ def saved(figure: Any, path: Path) -> list[Path]:
         figure: to keep.
         path: of the files, without suffix.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     settle(figure)
-    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    png, svg = files
-    figure.savefig(png, dpi=PIXELS_PER_INCH, pil_kwargs={"compress_level": 3})
-    figure.savefig(svg, metadata={"Date": None})
-    return files
+    return [kept(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
+
+
+def kept(figure: Any, file: Path) -> Path:
+    """Write a figure whole or not at all; PNG or SVG by the file's name."""
+    stream = io.BytesIO()
+    if file.suffix == ".png":
+        figure.savefig(stream, format="png", dpi=PIXELS_PER_INCH, pil_kwargs={"compress_level": 3})
+    else:
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    write_whole(file, stream.getvalue())
+    return file
 
 
 def settle(figure: Any) -> None:

@@ -61,10 +61,15 @@ class Quality:
         return self.share >= self.gate
 
     @property
+    def measured(self) -> bool:
+        """Whether the share has an interval."""
+        return self.low is not None and self.high is not None
+
+    @property
     def sure(self) -> bool:
-        """Whether the whole interval lies on that side of the gate."""
+        """Whether the whole interval lies on that side of the gate; without one nothing is sure."""
         if self.low is None or self.high is None:
-            return True
+            return False
         return self.low >= self.gate if self.passes else self.high < self.gate
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.errors import UsageError, one_of
-from ulskip_cli.report import beside_paper, claims, compare, examples, gate, latex, sources, table, table4
+from ulskip_cli.report import beside_paper, claims, compare, examples, gate, latex, settings, sources, table, table4
 from ulskip_cli.report.columns import Column, columns_for
 from ulskip_cli.report.difference import Scorer
 from ulskip_cli.report.groups import Group, grouped
@@ -128,12 +128,14 @@ class Report:
     def _against(self, path: Path) -> None:
         old = sources.read(sources.folders([path], self.options.results_dir))
         scorer = Scorer()
-        self.comparison = compare.compare(self.rows, old, scorer)
+        both = settings.told([*self.rows, *old])  # what the sides differ in shows in both together
+        new, old = both[: len(self.rows)], both[len(self.rows) :]
+        self.comparison = compare.compare(new, old, scorer)
         if not self.comparison.pairs:
             raise UsageError(
                 f"expected points that both sides have, got none; '{path}' and {_joined(self.paths)} hold other points"
             )
-        self.judged = claims.claims(self.rows, old, self.options.gate, scorer, self.options.tolerance)
+        self.judged = claims.claims(new, old, self.options.gate, scorer, self.options.tolerance)
         if self.judged:
             self.sections.append(Section("Claims", *claims.lines(self.judged), claims.summary(self.judged), sentences=True))
         lines, columns = compare.lines(self.comparison)

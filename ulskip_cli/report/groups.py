@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 
+from ulskip_cli.report import settings
 from ulskip_cli.results import Row
 
 ALWAYS = ("model", "task", "pair", "decoding")  # named in every heading
@@ -56,7 +57,11 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
     >>> [group.label for group in grouped([{"model": "m", "seed": 1}, {"model": "m", "seed": 2}])]
     ['m · seed 1', 'm · seed 2']
     """
-    varying = [key for key in SETTINGS if key not in ALWAYS and len({str(row[key]) for row in rows if key in row}) > 1]
+    varying = [
+        key
+        for key in (*SETTINGS, *settings.keys(rows))
+        if key not in ALWAYS and len({str(row[key]) for row in rows if key in row}) > 1
+    ]
     keys = (*ALWAYS, *varying)
     found: dict[tuple[str, ...], list[tuple[int, Row]]] = {}
     partial = []
@@ -75,5 +80,5 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 def _label(values: Sequence[str], varying: Sequence[str]) -> str:
     named = [value for value in values[: len(ALWAYS)] if value != "None"]
-    told = [f"{key.replace('_', ' ')} {value}" for key, value in zip(varying, values[len(ALWAYS) :], strict=True)]
+    told = [f"{settings.title(key)} {value}" for key, value in zip(varying, values[len(ALWAYS) :], strict=True)]
     return " · ".join([*named, *(text for text in told if not text.endswith(" None"))])

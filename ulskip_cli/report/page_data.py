@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ulskip_cli.report import drawing
-from ulskip_cli.report.columns import AXES, LEAST_FOR_STARS, varying
+from ulskip_cli.report import drawing, settings
+from ulskip_cli.report.columns import LEAST_FOR_STARS, axes_of, varying
 from ulskip_cli.report.gate import Quality, quality
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.pictures import last_stage
 from ulskip_cli.report.status import absent
 from ulskip_cli.results import Row, is_done
 
-FACETS = {"folder", "target_speedup", "strategy", *AXES}
+FACETS = {"target_speedup", "strategy", "batch_size"}
 SCORES = {
     "bleu": "BLEU",
     "chrf": "chrF",
@@ -109,26 +109,15 @@ def _fields(
     def score(key: str) -> Callable[[Row], list[Any] | None]:
         return lambda row: None if row.get(key) is None else [row[key], _starred(row, key)]
 
-    def axis(key: str) -> Callable[[Row], Any]:
-        def value(row: Row) -> Any:
-            own = row.get(key)
-            if isinstance(own, dict):
-                return " ".join(map(str, own.values())) or None
-            return (
-                own if isinstance(own, (int, float, str)) and not isinstance(own, bool) else None if own is None else str(own)
-            )
-
-        return value
-
     hidden = {"hidden": True}
-    axes = [key for key in varying(rows, ("folder", *AXES)) if key not in ("batch_size", "strategy_options")]
+    axes = [key for key in varying(rows, ["folder", *axes_of(rows)]) if key not in ("batch_size", "strategy_options")]
     return [
         Field("strategy", "strategy", "text", get("strategy")),
         Field("approach", "approach", "text", lambda row: approaches.get(id(row)), more=hidden),
         Field("absent", "", "text", lambda row: None if is_done(row) else absent(row), more=hidden),
         Field("target_speedup", "target", "number", get("target_speedup"), "the speedup asked for", {"trim": True}),
         Field("batch_size", "batch", "number", get("batch_size"), "sequences decoded at once", {"digits": 0}),
-        *(Field(key, key.replace("_", " "), "text", axis(key)) for key in axes),
+        *(_axis(rows, key) for key in axes),
         Field("layers", "kept layers", "strip", strip, "first layer on the left; paler ones do not run for every token"),
         _number("layer_ratio", "layer ratio", "all layers over kept ones"),
         _number("predicted_speedup", "predicted", "by bytes of weights that a step reads"),
@@ -149,6 +138,23 @@ def _fields(
 
 
 _MEASURED = {"measured": True}
+
+
+def _axis(rows: Sequence[Row], key: str) -> Field:
+    """A column of numbers where all are, of words else."""
+
+    def words(row: Row) -> str | None:
+        own = row.get(key)
+        if isinstance(own, dict):
+            return " ".join(map(str, own.values())) or None
+        return None if own is None else str(own)
+
+    numbers = all(
+        isinstance(own, (int, float)) and not isinstance(own, bool) for row in rows if (own := row.get(key)) is not None
+    )
+    if numbers:
+        return Field(key, settings.title(key), "number", lambda row: row.get(key), more={"trim": True, "facet": True})
+    return Field(key, settings.title(key), "text", words, more={"facet": True})
 
 
 def _number(key: str, title: str, tip: str, digits: int = 2) -> Field:

@@ -2,26 +2,26 @@
 
 from pathlib import Path
 
-from ulskip_cli.report import table, table4
+from ulskip_cli.report import settings, table, table4
+from ulskip_cli.report.groups import grouped
 from ulskip_cli.report.plot import quality_against_speedup
 from ulskip_cli.report.status import done
 from ulskip_cli.results import ResultsFolder, write_whole
 
 
 def write_paper_report(folder: ResultsFolder) -> list[Path]:
-    """Write table4.md, and quality.png and .svg of the smallest batch.
+    """Write table4.md, and quality.png and .svg of the newest row's setting at its smallest batch.
 
     Returns:
         The files.
     """
-    rows = folder.rows()
+    rows = settings.told(folder.rows())
     text = f"# {table.title(rows)}\n\n{table4.markdown(table4.tables(rows))}\n{table.provenance(rows)}\n"
     write_whole(folder.path / "table4.md", text)
     finished = done(rows)
     if not finished:
         return [folder.path / "table4.md"]
-    same = {key: finished[-1].get(key) for key in ("model", "task", "pair", "decoding")}
-    alike = [row for row in finished if all(row.get(key) == value for key, value in same.items())]
+    alike = next(group.rows for group in grouped(finished) if any(row is finished[-1] for row in group.rows))
     smallest = min(row["batch_size"] for row in alike)
     drawn = table.ordered([row for row in alike if row["batch_size"] == smallest])
     return [folder.path / "table4.md", *quality_against_speedup(drawn, folder.path / "quality", table.title(drawn))]

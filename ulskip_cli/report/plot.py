@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.report import drawing
+from ulskip_cli.report.gate import METRICS, primary
 from ulskip_cli.results import Row
 
 MARKERS = "osD^vP*X"
 SIDE_STEP = 0.015  # of the axis
-METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L"}
 COLOURS = {"unified": "tab:blue", "top_skip": "tab:orange", "bottom_skip": "tab:green", "custom": "tab:purple"}
 
 
@@ -23,9 +24,10 @@ def quality_against_speedup(rows: Sequence[Row], path: Path, title: str = "") ->
     Returns:
         The files; none where the rows have no quality.
     """
-    metric = next((key for key in METRICS if any(row.get(key) is not None for row in rows)), None)
-    if metric is None:
+    metric = primary(rows)
+    if metric is None or metric == "decode_loss":
         return []
+    rows = [row for row in rows if row.get(metric) is not None]
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -130,11 +132,7 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
 
 
 def _saved(figure: Any, path: Path) -> list[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
-    for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
-    return files
+    return [drawing.kept(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
 
 
 def _speedup(row: Row) -> float:

@@ -1,9 +1,11 @@
 """Which rows a report is made from: those of the named folders, and nothing else."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ulskip_cli.errors import UsageError
+from ulskip_cli.report import settings
 from ulskip_cli.results import ResultsFolder, Row
 
 FILE = "runs.jsonl"
@@ -32,15 +34,20 @@ def folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
 
 
 def read(paths: Sequence[Path]) -> list[Row]:
-    """All rows of some folders, each with the `folder` that it comes from.
+    """All rows of some folders, each with the `folder` that it comes from; a line on stderr for files with broken ones.
 
     Raises:
         UsageError: there is none.
     """
-    rows = [{**row, "folder": str(path)} for path in paths for row in ResultsFolder(path).rows() if row.get("strategy")]
+    rows = []
+    for path in paths:
+        found, broken = ResultsFolder(path).rows_and_broken()
+        rows += [{**row, "folder": str(path)} for row in found]
+        if broken:
+            print(f"ulskip: {broken} line{'s' * (broken > 1)} of {path / FILE} could not be read: left out", file=sys.stderr)
     if not rows:
         raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}; `ulskip sweep` makes some")
-    return rows
+    return settings.told(rows)
 
 
 def generations(row: Row) -> list[Row]:

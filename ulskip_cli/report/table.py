@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ulskip_cli.report import settings
 from ulskip_cli.report.columns import AXES, Column, columns_for
 from ulskip_cli.report.status import done, reasons, status
 from ulskip_cli.results import ResultsFolder, Row, write_whole
@@ -38,7 +39,8 @@ MEASURED = "measured: full over strategy, decode seconds, median of pairs"
 
 def terminal(rows: Sequence[Row], width: int) -> Table:
     """A table for a terminal of that many columns."""
-    return fitted(ordered(rows), columns_for(rows), width, title(rows), footnote(rows), "table.md")
+    rows = ordered(settings.told(rows))
+    return fitted(rows, columns_for(rows), width, title(rows), footnote(rows), "table.md")
 
 
 def fitted(
@@ -115,19 +117,21 @@ def piped(cells: Sequence[Sequence[str]], columns: Sequence[Column], words: int 
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """All flat values, one row a run, under the row keys themselves."""
+    """All plain values, one row a run, under the row keys themselves."""
+    more = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, (str, int, float)))
+    keys = [*CSV_KEYS, *(key for key in more if key not in CSV_KEYS)]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(CSV_KEYS)
+    writer.writerow(keys)
     for row in ordered(rows):
         flat = {**row, "status": status(row), "kept_layers": " ".join(map(str, row.get("kept_layers") or ()))}
-        writer.writerow(map(flat.get, CSV_KEYS))
+        writer.writerow(map(flat.get, keys))
     return stream.getvalue()
 
 
 def write_tables(folder: ResultsFolder) -> None:
     """Make table.md and table.csv anew from all rows of a folder."""
-    rows = folder.rows()
+    rows = settings.told(folder.rows())
     write_whole(folder.path / "table.md", markdown(rows))
     write_whole(folder.path / "table.csv", to_csv(rows))
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from ulskip_cli.report import table
 from ulskip_cli.report.columns import Column, layers, number, text
+from ulskip_cli.report.gate import METRICS, primary
 from ulskip_cli.report.groups import Group, grouped
 from ulskip_cli.report.status import MISSING, done
 from ulskip_cli.results import Row
 
-METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "decode_loss": "decode loss"}
 NOTE = (
     "measured: full over strategy in decode seconds, median of pairs, at the smallest batch; tokens/s counts prompt and "
     "generated ids, as the paper does"
@@ -78,7 +78,7 @@ def _lines(group: Group) -> list[Row]:
 
 
 def _columns(group: Group) -> list[Column]:
-    metric = next((key for key in METRICS if any(row.get(key) is not None for row in group.rows)), None)
+    metric = primary(group.rows)
     quality = [Column(METRICS[metric], number(metric), metric)] if metric else []
     return [
         Column("target", text("target"), "target"),
