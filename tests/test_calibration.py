@@ -3,11 +3,12 @@ from dataclasses import replace
 
 import pytest
 
+from ulskip_cli import calibration
 from ulskip_cli.calibration import HeldOutExamples, calibrated
 from ulskip_cli.config import compose, identity
 from ulskip_cli.generation.batches import BatchSize
-from ulskip_cli.generation.decode import Decoder
-from ulskip_cli.generation.loss import decode_loss
+from ulskip_cli.generation.decode import Decoder, generate_all
+from ulskip_cli.generation.loss import ReferenceLoss
 from ulskip_cli.held_out import held_out_task
 from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
@@ -54,7 +55,7 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
     found, row = calibrated(config, loaded, work, Silent())
     first, last = row["notes"]["path"][0], row["notes"]["path"][-1]
     assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
-    own = decode_loss(Decoder(loaded.model, make_plan(found, loaded.facts)), work.encoded, BatchSize(3), work.pad)
+    own = ReferenceLoss(work.encoded, BatchSize(3), work.pad).of(Decoder(loaded.model, make_plan(found, loaded.facts)))
     assert own == pytest.approx(last["loss"], rel=1e-4)
 
 
@@ -63,6 +64,32 @@ def test_skip_decodes_horizon_follows_the_full_models_answers(ready):
     found, row = calibrated(config, loaded, work, Silent())
     assert found.strategy["horizon"] > 0 and row["notes"]["mean_output_tokens"] <= 5
     assert make_plan(found, loaded.facts).later_stages
+
+
+def test_answers_are_the_full_models(ready):
+    config, loaded, work = ready("strategy=skip_decode", "ratio=2")
+    lengths = HeldOutExamples(config, loaded, work, Silent()).output_lengths()
+    full = Decoder(loaded.model, make_plan(compose(["strategy=full"]), loaded.facts), loaded.tokenizer)
+    batches = generate_all(full, work.prompts, config.decoding, BatchSize(8), work.pad, config.seed)
+    expected = {i: len(ids) for positions, out in batches for i, ids in zip(positions, out.token_ids, strict=True)}
+    assert lengths == [expected[i] for i in range(len(lengths))]
+
+
+def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):
+    seen = []
+
+    def generated(decoder, prompts, decoding, size, pad, *more):
+        seen.append(size.used)
+        return generate_all(decoder, prompts, decoding, size, pad, *more)
+
+    monkeypatch.setattr(calibration, "generate_all", generated)
+    ids = set()
+    for batch_size in (1, 3):
+        config, loaded, work = ready("strategy=early_exit", "ratio=2", f"batch_size={batch_size}")
+        ids.add(calibrated(config, loaded, work, Silent())[1]["id"])
+        assert set(seen) == {batch_size}
+        seen.clear()
+    assert len(ids) == 2
 
 
 def test_given_options_need_no_calibration_and_change_no_other_identity(ready):

@@ -64,8 +64,13 @@ def test_a_stop_string_ends_text_and_hypothesis(point):
 
 
 def test_a_mean_depth_that_misses_is_told_with_what_may_be_why():
-    row = {"strategy": "early_exit", "batch_size": 4, "num_examples": 9, "exit_depths": {"5": 1}, "target_kept_layers": 4}
-    assert adjustments({**row, "mean_kept_layers": 4.1}) == []
-    assert adjustments({**row, "mean_kept_layers": 5.0}) == ["early_exit: 5.00 layers ran on average, 4 were aimed at"]
-    (line,) = adjustments({**row, "mean_kept_layers": 5.0, "calibration": {"examples": 3}})
+    row = {"strategy": "early_exit", "batch_size": 4, "num_examples": 9, "ratio_basis": "layers", "target_kept_layers": 4}
+    exits = {"exit_depths": {"5": 1}}
+    assert adjustments({**row, **exits, "evaluated_mean_kept_layers": 4.1}) == []
+    (line,) = adjustments({**row, **exits, "evaluated_mean_kept_layers": 5.0})
+    assert line == "early_exit: 5.00 layers ran on average, 4 were aimed at"
+    (line,) = adjustments({**row, **exits, "evaluated_mean_kept_layers": 5.0, "calibration": {"examples": 3}})
     assert line.endswith("; its 3 held-out examples fill no batch of 4, raise calibration.examples")
+    (line,) = adjustments({**row, "strategy": "skip_decode", "evaluated_mean_kept_layers": 3.5})
+    assert line.startswith("skip_decode: 3.50 layers ran on average, 4 were aimed at, since its answers are of other lengths")
+    assert adjustments({**row, "ratio_basis": "latency", "evaluated_mean_kept_layers": 3.5}) == []

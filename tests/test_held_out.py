@@ -27,3 +27,12 @@ def test_other_data_is_named_or_lies_behind_the_limit(tmp_path):
     other = f"calibration.task={{source_file: {tmp_path}/b, reference_file: {tmp_path}/b}}"
     _, named = held_out_task(compose([*files, other]))
     assert [one.source for one in named] == [f"b{i}" for i in range(9)]
+
+
+def test_what_is_evaluated_is_not_held_out(tmp_path):
+    (tmp_path / "a").write_text("".join(f"a{i}\n" for i in range(9)))
+    files = ["task.dataset=files", f"task.source_file={tmp_path}/a", f"task.reference_file={tmp_path}/a", "strategy=search"]
+    _, rest = held_out_task(compose([*files, "limit=7", "calibration.task={}"]))
+    assert [one.source for one in rest] == ["a7", "a8"]
+    with pytest.raises(UsageError, match="not evaluated themselves"):
+        held_out_task(compose([*files, "calibration.task={}"]))

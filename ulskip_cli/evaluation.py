@@ -11,7 +11,7 @@ from ulskip_cli import metrics
 from ulskip_cli.errors import RunError
 from ulskip_cli.generation.batches import BatchSize, fitting
 from ulskip_cli.generation.decode import Decoder, generate_all, longest_first, until_stop
-from ulskip_cli.generation.loss import decode_loss
+from ulskip_cli.generation.loss import ReferenceLoss
 from ulskip_cli.generation.output import BatchOutput
 from ulskip_cli.memory import PeakMemory
 from ulskip_cli.metrics import degenerate
@@ -103,7 +103,8 @@ def evaluate(
     )
     scores = metrics.score(task.scoring(), answers)
     scored = progress.phase(f"{name}: decode loss", len(examples))
-    loss = decode_loss(judge or decoder, work.encoded, size, work.pad, scored)
+    references = ReferenceLoss(work.encoded, size, work.pad)
+    loss = references.of(judge or decoder, scored)
     if not math.isfinite(loss):
         if partial:
             partial.remove()
@@ -114,6 +115,7 @@ def evaluate(
     row = {
         **scores.values,
         "decode_loss": loss,
+        **({"decode_loss_mean_kept_layers": depth} if (depth := references.exits.mean_depth) is not None else {}),
         "signatures": scores.signatures,
         "against_full": scores.against_full,
         "degenerate": {flag: flagged[flag] for flag in ("empty", "loop", "hit_limit")},
@@ -136,13 +138,18 @@ def adjustments(row: Row) -> list[str]:
     for key, what in (("evaluated_batch_size", "evaluated"), ("timed_batch_size", "timed")):
         if row.get(key, asked) < asked:
             lines.append(f"{row['strategy']}: batches of {asked} did not fit into memory; {what} in batches of {row[key]}")
-    if row.get("exit_depths"):
-        target, mean = row["target_kept_layers"], row["mean_kept_layers"]
-        if abs(mean - target) > MEAN_MAY_MISS * target:
-            few = (row.get("calibration") or {}).get("examples", asked)
-            why = f"; its {few} held-out examples fill no batch of {asked}, raise calibration.examples" if few < asked else ""
-            lines.append(f"{row['strategy']}: {mean:.2f} layers ran on average, {target} were aimed at{why}")
+    target, mean = row.get("target_kept_layers"), row.get("evaluated_mean_kept_layers")
+    if target and mean and row["ratio_basis"] != "latency" and abs(mean - target) > MEAN_MAY_MISS * target:
+        lines.append(f"{row['strategy']}: {mean:.2f} layers ran on average, {target} were aimed at{_why_off(row)}")
     return lines
+
+
+def _why_off(row: Row) -> str:
+    """What may make the depth on the evaluated answers another than on those held out."""
+    few = (row.get("calibration") or {}).get("examples", row["batch_size"])
+    if row.get("exit_depths") and few < row["batch_size"]:
+        return f"; its {few} held-out examples fill no batch of {row['batch_size']}, raise calibration.examples"
+    return "" if row.get("exit_depths") else ", since its answers are of other lengths than those that its horizon is for"
 
 
 def _generation(decoder: Decoder, task: Task, example: Example, ids: list[int], hit: bool, stops: Sequence[str]) -> Row:

@@ -55,6 +55,9 @@ def check_training(config: TrainingConfig) -> None:
         if getattr(config.train, key):
             name = config.strategy["name"]
             raise UsageError(f"train.{key} is for schedules; strategy={name} learns at every exit, set it to 0")
+    if config.prompt_layers != "all":
+        name = config.strategy["name"]
+        raise UsageError(f"strategy={name} learns to leave at any layer, prompts run through all; set prompt_layers=all")
 
 
 def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
@@ -62,4 +65,7 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
     strategy: Strategy = instantiate(config.strategy, "strategy")
     if not isinstance(strategy, Exiting):
         return ()
-    return (*strategy.exit_rule(num_layers, num_layers, 1).checks, num_layers)
+    checks = strategy.exit_rule(num_layers, num_layers, 1).checks
+    if not checks:
+        raise UsageError(f"expected an exit before the last of {num_layers} layers to train; lower strategy.min_exit")
+    return (*checks, num_layers)

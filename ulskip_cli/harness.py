@@ -146,7 +146,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         response_ids, mask = (tensor.to(device) for tensor in padded(responses, pad, left=False))
         with torch.inference_mode():
             prompt = encode_prompt(self.scorer.prompt_model, prompt_ids, prompt_mask)
-            logits = given_logits(self.scorer, prompt, response_ids, mask)
+            logits = given_logits(self.scorer, prompt, response_ids, mask)[0]
             chances = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         chosen = chances.gather(2, response_ids[:, :, None])[:, :, 0]
         greedy = (chances.argmax(-1) == response_ids) | (mask == 0)

@@ -10,7 +10,7 @@ from ulskip_cli.tasks.examples import Example
 
 
 def held_out_task(config: Config) -> tuple[Task, Sequence[Example]] | None:
-    """The task and the examples to calibrate on; None where nothing is calibrated.
+    """The task and the examples to calibrate on, without those that are evaluated; None where nothing is calibrated.
 
     Raises:
         UsageError: there are none.
@@ -21,7 +21,13 @@ def held_out_task(config: Config) -> tuple[Task, Sequence[Example]] | None:
     task: Task = instantiate(config.task, "task")
     if config.calibration.task is not None:
         other: Task = instantiate({**config.task, **config.calibration.task}, "calibration.task")
-        return other, other.examples()[:wanted]
+        evaluated = {(one.source, one.reference) for one in task.examples()[: config.limit]}
+        named = [one for one in other.examples() if (one.source, one.reference) not in evaluated][:wanted]
+        if not named:
+            raise UsageError(
+                "expected examples in calibration.task that are not evaluated themselves, got none; name other data"
+            )
+        return other, named
     held_out = task.held_out()
     if held_out is not None:
         return held_out, held_out.examples()[:wanted]

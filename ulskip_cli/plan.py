@@ -129,8 +129,8 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
     if basis == "latency" and depth is not None:
         count = math.ceil(depth - 1e-9)
     elif basis == "cost" and facts.weights:
-        alike = isinstance(strategy, (Staged, Exiting))  # no count of its own has the bytes of its average
-        kept_of = schedule.even if alike else strategy.kept_layers
+        # Of some a count's own layers are not known, or have not the bytes of the average.
+        kept_of = schedule.even if _depth_is_its_own(strategy) else strategy.kept_layers
         count = facts.weights.num_kept(config.ratio, lambda r: kept_of(num_layers, r), heads)
     else:
         count = strategy.num_kept(num_layers, config.ratio)
@@ -146,7 +146,9 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
         later, timed_tokens = tuple(behind), _tokens_for(stages, count, timed_tokens)
     exits = exit_plan.rule(strategy, config, num_layers, count)
     if isinstance(strategy, Calibrated) and not strategy.is_calibrated:
-        warnings.append(f"{config.strategy['name']} is calibrated on held-out examples by a run; planned: {strategy.stand_in}")
+        warnings.append(
+            f"{config.strategy['name']} is not calibrated, which a run does on texts; in place: {strategy.stand_in}"
+        )
     if basis == "latency" and depth is not None and count > schedule.MIN_KEPT:
         kept, later = _mixed(strategy, num_layers, round((depth - count + 1) * steps), count, steps)
     spread = config.strategy["name"] in ("unified", "custom")  # the others skip one block on purpose
@@ -157,6 +159,11 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
     if keeps_all and config.decoding.draft_tokens:
         raise NotApplicable(
             "decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0"
+        )
+    if later and config.decoding.draft_tokens:
+        raise NotApplicable(
+            f"decoding.draft_tokens drafts with one set of layers, and strategy={config.strategy['name']} changes it from step "
+            "to step; choose another strategy, or set it to 0"
         )
     per_layer = facts.kv_bytes_per_layer
     memory = None if config.memory is None else memory_plan(config, facts, len(kept))

@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -37,11 +38,12 @@ def batch(rows=3, padded=True):
     return ids * mask, mask
 
 
-def reference(model, ids, mask, rule, length):
+def reference(model, ids, mask, rule, length, ends=()):
     """One step after another without any cache: the full model's hidden states at every depth, and the first that is sure.
 
-    Returns tokens [batch, length] and the depth of every step.
+    Returns tokens [batch, length], whatever stands behind one of `ends`, and the depth of every step.
     """
+    done = torch.zeros(len(ids), dtype=torch.bool)
     views_of = [shallow_view(model, range(depth)) for depth in range(1, rule.num_layers)] + [model]
     tokens, depths = [], []
     for step in range(length):
@@ -54,16 +56,19 @@ def reference(model, ids, mask, rule, length):
             for check in rule.checks:
                 if rule.confidence == "cosine":
                     state = behind(model, ids, mask, options, check)
-                    sure = None if before is None else confidence.cosine(state, before).min()
+                    sure = None if before is None else confidence.cosine(state, before)
                     before = state
                 else:
-                    sure = confidence.OF_LOGITS[rule.confidence](logits[check - 1]).min()
-                if sure is not None and sure >= rule.threshold_at(step - 1):
+                    sure = confidence.OF_LOGITS[rule.confidence](logits[check - 1])
+                if sure is not None and sure[~done].min() >= rule.threshold_at(step - 1):
                     depth = check
                     break
             depths.append(depth)
         chosen = logits[depth - 1].argmax(-1, keepdim=True)
         tokens.append(chosen)
+        done |= torch.isin(chosen[:, 0], torch.tensor(list(ends), dtype=torch.long))
+        if done.all():
+            break
         ids, mask = torch.cat([ids, chosen], 1), torch.cat([mask, torch.ones_like(chosen)], 1)
     return torch.cat(tokens, 1).tolist(), depths
 
@@ -141,7 +146,11 @@ def test_finished_sequences_hold_nobody_back(llama):
     output = exiting(llama, 0.1).generate(ids, mask, GREEDY, 0)
     lengths = [len(row) for row in output.token_ids]
     assert min(lengths) < max(lengths)
-    assert sum(output.exits.depths.values()) == sum(lengths) - 3
+    tokens, depths = reference(llama, ids, mask, decoder.exits, LENGTH, llama.generation_config.eos_token_id)
+    assert output.token_ids == [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    counts = Counter(depth for step, depth in enumerate(depths, start=1) for length in lengths if step < length)
+    assert output.exits.depths == counts
+    assert len(counts) > 1
     alone = [exiting(llama, NEVER).generate(ids[i : i + 1], mask[i : i + 1], GREEDY, 0).token_ids[0] for i in range(3)]
     assert exiting(llama, NEVER).generate(ids, mask, GREEDY, 0).token_ids == alone
 

@@ -85,6 +85,17 @@ def test_sequences_alone_leave_when_they_are_sure(llama):
     assert (alone.masked_fill(~counts, 0).amax(0) <= together[0]).all()  # never before the last of them
 
 
+def test_padding_holds_nobody_back(llama):
+    rule = ExitRule(NUM_LAYERS, NUM_LAYERS, "softmax_max", THRESHOLDS["softmax_max"], 4)
+    inputs = batch(2)  # the second response is shorter
+    depths = scored(llama, rule, inputs)[1]
+    alone = scored(llama, rule, [one[:1] for one in inputs])[1]
+    behind = ~inputs[3][1, 1:].bool()
+    assert behind.any()
+    assert (depths[0, behind] == alone[0, behind]).all()
+    assert (depths[0, behind] < NUM_LAYERS).any()
+
+
 def test_a_response_of_one_token_is_the_prompts_own(llama):
     prompt, prompt_mask, response, mask = batch()
     rule = ExitRule(NUM_LAYERS, NUM_LAYERS, "softmax_max", 0.5, 4)

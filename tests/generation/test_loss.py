@@ -6,7 +6,7 @@ from ulskip_cli.config import compose
 from ulskip_cli.generation.batches import BatchSize
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.encoding import Encoded
-from ulskip_cli.generation.loss import decode_loss
+from ulskip_cli.generation.loss import ReferenceLoss
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan
 
@@ -16,9 +16,9 @@ def test_padding_takes_no_positions_that_a_table_does_not_have():
     assert model.config.n_positions == 128
     long, short = Encoded([5] * 120, [6] * 8), Encoded([7] * 20, [8] * 60)
     decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelFacts(NUM_LAYERS, None, None)))
-    alone = [decode_loss(decoder, [one], BatchSize(1), 0) for one in (long, short)]
+    alone = [ReferenceLoss([one], BatchSize(1), 0).of(decoder) for one in (long, short)]
     expected = (8 * alone[0] + 60 * alone[1]) / 68
-    assert decode_loss(decoder, [long, short], BatchSize(2), 0) == pytest.approx(expected, rel=1e-4)
+    assert ReferenceLoss([long, short], BatchSize(2), 0).of(decoder) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -33,5 +33,5 @@ def test_the_loss_is_the_mean_over_all_reference_tokens(llama, tokenizer, batch_
         logits = reference_logits(llama, ids, torch.ones_like(ids), start, plan.kept_layers)[0, start - 1 : -1]
         total += torch.nn.functional.cross_entropy(logits, torch.tensor(one.response_ids), reduction="sum").item()
         count += len(one.response_ids)
-    loss = decode_loss(Decoder(llama, plan), examples, BatchSize(batch_size), 0)
+    loss = ReferenceLoss(examples, BatchSize(batch_size), 0).of(Decoder(llama, plan))
     assert loss == pytest.approx(total / count, rel=1e-5)

@@ -4,6 +4,7 @@ from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli import views
 from ulskip_cli.generation.parts import Parts, calls_after_layers
+from ulskip_cli.training.two_pass import add_dropout
 
 
 def batch():
@@ -73,3 +74,13 @@ def test_final_norm_and_head_are_found_in_every_architecture(model, rows):
         assert calls[-1][0] is model.get_output_embeddings()
         assert calls[0][1][0].shape == (rows, 1, 32)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_probing_draws_no_random_numbers(llama):
+    llama.train()
+    add_dropout(llama, 0.5)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    Parts(llama)
+    torch.testing.assert_close(torch.rand(3), expected)

@@ -139,6 +139,21 @@ def test_finished_sequences_hold_nobody_back(llama):
     assert sizes[-1] <= 2
 
 
+def test_what_a_check_brings_is_what_is_in_the_answer(llama):
+    kept = (0, 2, 5)
+    decoder, (ids, mask) = decoder_for(agreeing(llama, kept), kept), batch(False)
+    llama.generation_config.eos_token_id = [row[at] for row, at in zip(by_generate(llama, ids, mask), range(1, 6), strict=True)]
+    ended = 0
+    for count in (1, 2, 4, 7, "auto"):
+        for i in range(len(ids)):
+            output = decoder.generate(ids[i : i + 1], mask[i : i + 1], replace(DRAFTED, draft_tokens=count), 0)
+            drafts = output.drafts
+            assert drafts.gained == output.decoded_tokens
+            assert drafts.gained - drafts.passes <= drafts.accepted <= min(drafts.drafted, drafts.gained)
+            ended += not output.hit_limit[0]
+    assert ended >= 10
+
+
 def test_a_view_of_everything_that_matters_is_always_right(llama):
     """With layers that add nothing left out, every draft is accepted: a check of k drafts brings k + 1 tokens."""
     with torch.no_grad():

@@ -32,4 +32,4 @@ def test_a_plan_says_what_it_shows():
     config = compose(["strategy=block_influence"])
     plan = make_plan(config, describe(config.model))
     assert plan.kept_layers == even(12, 6)
-    assert plan.warnings == ("block_influence is calibrated on held-out examples by a run; planned: evenly spread layers",)
+    assert plan.warnings == ("block_influence is not calibrated, which a run does on texts; in place: evenly spread layers",)

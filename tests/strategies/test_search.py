@@ -64,9 +64,11 @@ def test_swaps_exchange_one_layer_near_ones_first(num_layers, data):
     assert distances == sorted(distances)
 
 
-def test_what_was_found_is_kept_and_another_count_is_even():
+def test_what_was_found_is_kept_and_no_other_count():
     strategy = Search([0, 1, 5])
-    assert strategy.is_calibrated and strategy.num_kept(6, 99.0) == 3
-    assert (strategy.kept_layers(6, 3), strategy.kept_layers(6, 4)) == ((0, 1, 5), even(6, 4))
+    assert strategy.is_calibrated and strategy.num_kept(6, 2.0) == 3
+    assert (strategy.kept_layers(6, 3), Search().kept_layers(6, 4)) == ((0, 1, 5), even(6, 4))
+    with pytest.raises(UsageError, match="expected 4 of 6 layers"):
+        strategy.kept_layers(6, 4)
     with pytest.raises(UsageError, match="budget >= 1"):
         Search(budget=0)

@@ -111,8 +111,16 @@ def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
         train(compose_training(overrides), Silent())
 
 
-def test_killed_and_run_again_it_ends_with_the_same_weights(overrides, tmp_path):
-    more = ["train.ratios=[1,2]", "train.epochs=12", "train.save_every=3", "train.dropout=0.1", "train.optimizer=muon"]
+@pytest.mark.parametrize("strategy", ["unified", "early_exit"])
+def test_killed_and_run_again_it_ends_with_the_same_weights(overrides, strategy, tmp_path):
+    more = [
+        f"strategy={strategy}",
+        "train.ratios=[1,2]",
+        "train.epochs=12",
+        "train.save_every=3",
+        "train.dropout=0.1",
+        "train.optimizer=muon",
+    ]
     undisturbed = [one for one in [*overrides, *more] if not one.startswith("output=")]
     command = [sys.executable, "-m", "ulskip_cli", "train", *overrides, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

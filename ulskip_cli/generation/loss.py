@@ -1,5 +1,6 @@
 """The decode loss: how well a schedule predicts the references, token by token."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,26 +12,8 @@ from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.encoding import Encoded, padded
 from ulskip_cli.generation.exit_scoring import exit_logits
+from ulskip_cli.generation.output import Exits
 from ulskip_cli.generation.teacher_forcing import EncodedPrompt, encode_prompt, predict_response, response_losses
-
-
-def decode_loss(
-    decoder: Decoder,
-    examples: Sequence[Encoded],
-    size: BatchSize,
-    pad: int,
-    on_batch: Callable[[int], None] = lambda done: None,
-) -> float:
-    """Mean cross-entropy of all reference tokens under the schedule, in nats a token, the end token included.
-
-    Args:
-        decoder: the model under a schedule.
-        examples: prompts and responses.
-        size: pairs at once.
-        pad: padding id.
-        on_batch: called with the number of pairs done.
-    """
-    return ReferenceLoss(examples, size, pad).of(decoder, on_batch)
 
 
 @dataclass
@@ -42,16 +25,24 @@ class ReferenceLoss:
         size: pairs at once.
         pad: padding id.
         held_bytes: keys and values of encoded prompts to keep for the next schedule, which must then encode them alike.
+        exits: where the last schedule's steps ended on the references, where they may end at any depth.
     """
 
     examples: Sequence[Encoded]
     size: BatchSize
     pad: int
     held_bytes: int = 0
+    exits: Exits = field(default_factory=Exits)
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
-        """Under one schedule, in nats a token; `on_batch` is called with the number of pairs done."""
+        """Mean cross-entropy of all reference tokens under one schedule, in nats a token, the end token included.
+
+        Args:
+            decoder: the model under it.
+            on_batch: called with the number of pairs done.
+        """
+        self.exits = Exits()
         order = sorted(range(len(self.examples)), key=lambda i: -self._length(self.examples[i]))
         total, count, done = 0.0, 0, 0
         for batch, (loss, tokens) in in_batches(order, self.size, lambda batch: self._batch_loss(decoder, batch)):
@@ -68,8 +59,10 @@ class ReferenceLoss:
         examples = [self.examples[i] for i in batch]
         ids, mask = (t.to(decoder.device) for t in padded([one.response_ids for one in examples], self.pad, left=False))
         with torch.inference_mode():
-            logits = given_logits(decoder, self._prompt(decoder, batch), ids, mask)
+            logits, depths = given_logits(decoder, self._prompt(decoder, batch), ids, mask)
             losses = response_losses(logits, ids)
+        if depths is not None:
+            self.exits += Exits(Counter(depths[mask[:, 1:].bool()].tolist()))
         return float((losses * mask).sum()), int(mask.sum())
 
     def _prompt(self, decoder: Decoder, batch: Sequence[int]) -> EncodedPrompt:
@@ -83,8 +76,11 @@ class ReferenceLoss:
         return encoded
 
 
-def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> Tensor:
-    """What decoding would predict every token of the responses by, [batch, response_len, vocab_size]."""
+def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What decoding would predict every token of the responses by, [batch, response_len, vocab_size].
+
+    Beside it the depths of all tokens but the first, [batch, response_len - 1], where a step may end anywhere.
+    """
     if decoder.exits:
-        return exit_logits(decoder.model, decoder.parts, decoder.exits, prompt, ids, mask)[0]
-    return predict_response(decoder.stages, prompt, ids, mask)
+        return exit_logits(decoder.model, decoder.parts, decoder.exits, prompt, ids, mask)
+    return predict_response(decoder.stages, prompt, ids, mask), None

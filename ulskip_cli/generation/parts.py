@@ -41,6 +41,11 @@ class Parts:
         """
         self.layers = views.decoder_layers(model)
         self._notes: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        device = views.input_device(model)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # for a training goes on after this
+            self._take_apart(model)
+
+    def _take_apart(self, model: PreTrainedModel) -> None:
         self._in_tuples, after = _probe(model)
         places = {id(layer): i for i, layer in enumerate(self.layers)}
         self._before = views.substituted(model, lambda part: self._noting(places.get(id(part))))

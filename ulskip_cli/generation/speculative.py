@@ -104,11 +104,13 @@ class Loop:
                 passes.keep(alive)
             count = min(lengths.next(), total - at - 1)
             verdict = _round(current, at, count, passes, choose)
-            ended = _ends_within(verdict, ends)
-            own = verdict.accepted[~done]
-            gained = 1 + int(verdict.accepted.masked_fill(done | ended, count).min())
+            brought, ended = _brought(verdict, ends)
+            live, going = ~done, ~done & ~ended  # a sequence that ends in this round holds nobody back
+            gained = int(brought[going].min() if going.any() else brought[live].max())
             lengths.saw(gained - 1, count)
-            drafts += Drafts(1, gained, count * len(own), int(own.sum()))
+            drafted = torch.where(ended, brought.clamp(max=count), count)  # none behind an end token
+            accepted = torch.minimum(verdict.accepted, drafted)
+            drafts += Drafts(1, gained, int(drafted[live].sum()), int(accepted[live].sum()))
             fresh = verdict.tokens[:, :gained]
             found = torch.isin(fresh, ends).long()
             after_end = done[:, None] | (found.cumsum(dim=1) > found)
@@ -147,10 +149,11 @@ def _round(ids: Tensor, at: int, count: int, passes: "Passes", choose: Chooser) 
     return acceptance.sampled(drafts, torch.stack(draft_scores, dim=1) if count else scores[:, :0], scores)
 
 
-def _ends_within(verdict: acceptance.Verdict, ends: Tensor) -> Tensor:
-    """Whether a sequence ends in what is valid of its tokens, [batch]; it need not hold the others back."""
+def _brought(verdict: acceptance.Verdict, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tokens a check brings to every sequence, none behind its end token, and whether it ends; [batch] each."""
     index = torch.arange(verdict.tokens.shape[1], device=ends.device)
-    return (torch.isin(verdict.tokens, ends) & (index <= verdict.accepted[:, None])).any(dim=1)
+    first_end = torch.where(torch.isin(verdict.tokens, ends), index, verdict.tokens.shape[1]).amin(dim=1)
+    return torch.minimum(verdict.accepted, first_end) + 1, first_end <= verdict.accepted
 
 
 class Passes:

@@ -74,10 +74,11 @@ def _kv_share(row: Row) -> str:
 
 
 def layers(row: Row) -> str:
-    """Kept layers of all, on average where the number changes from step to step."""
+    """Kept layers of all; where the number changes from step to step on average, over the answers that the quality is of."""
     if row.get("kept_layers") is None:
         return absent(row)
-    mean = row.get("mean_kept_layers") if row.get("later_stages") or row.get("exit_depths") else None
+    varies = row.get("later_stages") or row.get("exit_depths")
+    mean = row.get("evaluated_mean_kept_layers") or row.get("mean_kept_layers") if varies else None
     return f"{len(row['kept_layers']) if mean is None else format(mean, '.1f')}/{row['num_layers']}"
 
 

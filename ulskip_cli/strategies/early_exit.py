@@ -48,7 +48,7 @@ class EarlyExit:
             ("min_exit", self.min_exit, 1),
             ("every", self.every, 1),
         ):
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise UsageError(f"expected strategy.{key} >= {least}, got {value:g}")
 
     @property

@@ -38,14 +38,23 @@ class Search:
         return bool(self.layers)
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """floor(N / r), as for every static strategy, or as many as were found."""
-        return len(self.layers) or schedule.num_kept(num_layers, target_speedup)
+        """floor(N / r), as for every static strategy."""
+        return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """What was found; even spacing for any other count."""
-        if len(self.layers) == num_kept:
-            return schedule.checked(num_layers, self.layers)
-        return schedule.even(num_layers, num_kept)
+        """What was found; even spacing where nothing was yet.
+
+        Raises:
+            UsageError: another number was found.
+        """
+        if not self.layers:
+            return schedule.even(num_layers, num_kept)
+        if len(self.layers) != num_kept:
+            raise UsageError(
+                f"expected {num_kept} of {num_layers} layers in strategy.layers, which is what the ratio asks for, got "
+                f"{len(self.layers)}; strategy=custom keeps any number"
+            )
+        return schedule.checked(num_layers, self.layers)
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOut) -> Found:
         """Search; near swaps are tried before far ones, each in random order, and anew after every gain."""

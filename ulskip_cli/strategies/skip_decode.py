@@ -14,6 +14,8 @@ from ulskip_cli.errors import UsageError
 from ulskip_cli.schedule import Stage
 from ulskip_cli.strategies import Found, HeldOut
 
+LONGEST = 100_000  # steps; no text is longer
+
 
 @dataclass(frozen=True)
 class SkipDecode:
@@ -35,8 +37,8 @@ class SkipDecode:
         """Refuse what is no schedule."""
         if self.warmup_layers < 1:
             raise UsageError(f"expected strategy.warmup_layers >= 1, got {self.warmup_layers}")
-        if self.horizon is not None and not self.horizon > 0:
-            raise UsageError(f"expected strategy.horizon > 0, got {self.horizon:g}")
+        if self.horizon is not None and not 0 < self.horizon <= LONGEST:
+            raise UsageError(f"expected strategy.horizon above 0, at most {LONGEST} steps, got {self.horizon:g}")
 
     @property
     def is_calibrated(self) -> bool:
