@@ -100,12 +100,15 @@ def searched(base: Path, ratio: float) -> list[int]:
     return list(found[-1]["kept_layers"])
 
 
-def measure_speed(base: Path, exits: Path, task: list[str]) -> None:
-    """Rows of speed, for which the machine should have nothing else to do; only early exit's depends on the weights."""
-    timed = ["model.dtype=float32", *task, "limit=64", "name=multi30k"]
-    schedules = ["strategy=full,unified,top_skip,bottom_skip,skip_decode,search", "ratio=2,3,6", "batch_size=1,8"]
-    call("sweep", f"model.path={base}", *schedules, *timed)
-    call("sweep", f"model.path={exits}", "strategy=early_exit", "ratio=2,3,6", "batch_size=1", *timed)
+def measure_speed(work: Path, task: list[str]) -> None:
+    """Rows of speed of the fine-tuned weights themselves, for which the machine should have nothing else to do."""
+    timed = ["model.dtype=float32", *task, "limit=64", "speed.pairs=21", "name=multi30k"]
+    for one in contest(1):
+        ratios = ",".join(f"{ratio:g}" for ratio in one.ratios)
+        batches = "1" if one.strategy == "early_exit" else "1,8"
+        layers = [f"strategy.layers={searched(work / 'base', one.ratios[0])}"] if one.strategy == "search" else []
+        schedule = [f"strategy={one.strategy}", *layers, f"ratio={ratios}", f"batch_size={batches}"]
+        call("sweep", f"model.path={work / one.name}", *schedule, *timed)
 
 
 def main() -> None:
@@ -129,7 +132,7 @@ def main() -> None:
 
     base = args.work / "base"
     if args.speed_only:
-        return measure_speed(base, args.work / contest(1)[-1].name, test)
+        return measure_speed(args.work, test)
     call("train", *BASE, *train, validation, f"output={base}")
     evaluate(base, test, "full", 1)
     evaluate(base, test, "unified,top_skip,bottom_skip,skip_decode,block_influence,search", "2,3,6")
@@ -146,7 +149,7 @@ def main() -> None:
         if one.variant and 1 not in one.ratios:
             evaluate(out, test, "full", 1)
     if not args.only:
-        measure_speed(base, args.work / contest(1)[-1].name, test)
+        measure_speed(args.work, test)
 
 
 if __name__ == "__main__":
