@@ -252,7 +252,7 @@ def page(rows: Rows, folder: Path) -> str:
         table4(rows),
         "BLEU before: the base without fine-tuning. Layers: of a decode step, on average over the answers where they vary. "
         "Measured: decode speedup at batch 1 of the weights of seed 1, median and 95% interval of pairs over as many tokens; "
-        "where early exit's answers end, its pairs do. Tokens/s: prompt and generated ids over all time, too long answers' too.",
+        "where early exit's answers end, its pairs do. Tokens/s: prompt and generated ids over all time, as the paper counts.",
         "![quality against speedup](quality.png)",
         "## The claims",
         claims(rows),
