@@ -63,3 +63,7 @@ def test_early_exit_trains_without_a_threshold_and_without_schedules_parts():
     check_training(compose_training(["strategy=early_exit"]))
     with pytest.raises(UsageError, match="learns at every exit"):
         check_training(compose_training(["strategy=early_exit", "train.full_weight=1"]))
+    with pytest.raises(UsageError, match="before the last of 12 layers"):
+        check_training(compose_training(["strategy=early_exit", "strategy.min_exit=99"]))
+    with pytest.raises(UsageError, match="prompt_layers=all"):
+        check_training(compose_training(["strategy=early_exit", "prompt_layers=kept"]))

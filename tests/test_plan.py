@@ -25,6 +25,18 @@ def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
             make_plan(compose([*drafted, everything]), FACTS)
 
 
+def test_drafts_come_from_one_set_of_layers():
+    with pytest.raises(UsageError, match="changes it from step to step"):
+        make_plan(compose(["decoding=self_speculative", "strategy=skip_decode", "strategy.horizon=10"]), FACTS)
+
+
+def test_found_layers_are_kept_or_refused_whatever_the_ratio_means():
+    found = ["strategy=search", "strategy.layers=[0,1,6,11]", "ratio=2"]
+    assert make_plan(compose([*found, "ratio_basis=cost"]), FACTS).kept_layers == (0, 1, 6, 11)
+    with pytest.raises(UsageError, match="expected 6 of 12 layers"):
+        make_plan(compose(found), FACTS)
+
+
 def test_cost_keeps_fewer_layers_where_the_head_is_heavy():
     plan = make_plan(compose(["ratio=2", "ratio_basis=cost"]), FACTS)
     assert len(plan.kept_layers) == 4

@@ -45,12 +45,13 @@ def rule(strategy: Strategy, config: Config, num_layers: int, count: int) -> Exi
     return found
 
 
-def check_training(config: TrainingConfig) -> None:
-    """Refuse parts of the loss that early exit has no use for.
+def check_training(config: TrainingConfig, num_layers: int) -> None:
+    """Refuse parts of the loss that early exit has no use for, and exits that the model does not have.
 
     Raises:
         UsageError: names the option.
     """
+    trained_exits(config, num_layers)
     for key in ("full_weight", "distill_weight"):
         if getattr(config.train, key):
             name = config.strategy["name"]
@@ -61,7 +62,11 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
-    """The depths that a training for early exit learns to leave at, the full model's last; none for other strategies."""
+    """The depths that a training for early exit learns to leave at, the full model's last; none for other strategies.
+
+    Raises:
+        UsageError: there is none before the last.
+    """
     strategy: Strategy = instantiate(config.strategy, "strategy")
     if not isinstance(strategy, Exiting):
         return ()

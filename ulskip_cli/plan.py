@@ -243,7 +243,7 @@ def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | 
     strategy: Strategy = instantiate(config.strategy, "strategy")
     everything = (Stage(0, tuple(range(num_layers))),)
     if isinstance(strategy, Exiting):
-        exit_plan.check_training(config)
+        exit_plan.check_training(config, num_layers)
         return dict.fromkeys(config.train.ratios, everything)
     if isinstance(strategy, Calibrated) and not strategy.is_calibrated and not isinstance(strategy, Staged):
         name = config.strategy["name"]
