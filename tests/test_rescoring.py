@@ -16,7 +16,14 @@ def stored(folder, point, hypotheses, baseline=None):
     rows = [{"id": str(i), "source": s, "reference": r, "hypothesis": h} for i, (s, r, h) in enumerate(lines)]
     (folder / "generations").mkdir(parents=True, exist_ok=True)
     (folder / "generations" / f"{point}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    row = {"id": point, "baseline_id": baseline, "config": {"task": TASK}, "decode_loss": 1.5, "measured_speedup": 1.6}
+    row = {
+        "id": point,
+        "strategy": "unified",
+        "baseline_id": baseline,
+        "config": {"task": TASK},
+        "decode_loss": 1.5,
+        "measured_speedup": 1.6,
+    }
     ResultsFolder(folder).append(row)
     first = rescore(ResultsFolder(folder), row, Wanted())
     ResultsFolder(folder).append(first.row)
