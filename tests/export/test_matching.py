@@ -19,8 +19,8 @@ def config():
 def row(config):
     plan = make_plan(config, describe(config.model))
     return {
-        "id": "a", "strategy": "unified", "finished_at": "2026-01-01", "task": "wmt", "pair": "de-en", "batch_size": 8, "decoding": "greedy",
-        "num_layers": 12, "kept_layers": list(plan.kept_layers), "prompt_layers": "all", "training": TRAINING,
+        "id": "a", "finished_at": "2026-01-01", "task": "wmt", "pair": "de-en", "batch_size": 8, "decoding": "greedy",
+        "strategy": "unified", "num_layers": 12, "kept_layers": list(plan.kept_layers), "prompt_layers": "all", "training": TRAINING,
         "environment": {"processor": "p", "threads": 2}, "config": resolved(config),
     }  # fmt: skip
 
