@@ -20,8 +20,8 @@ def row(config):
     plan = make_plan(config, describe(config.model))
     return {
         "id": "a", "finished_at": "2026-01-01", "task": "wmt", "pair": "de-en", "batch_size": 8, "decoding": "greedy",
-        "strategy": "unified", "num_layers": 12, "kept_layers": list(plan.kept_layers), "prompt_layers": "all", "training": TRAINING,
-        "environment": {"processor": "p", "threads": 2}, "config": resolved(config),
+        "num_layers": 12, "kept_layers": list(plan.kept_layers), "prompt_layers": "all", "training": TRAINING,
+        "strategy": "unified", "environment": {"processor": "p", "threads": 2}, "config": resolved(config),
     }  # fmt: skip
 
 
