@@ -16,7 +16,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from ulskip_cli.metrics.scores import Answers
 from ulskip_cli.metrics.translation import compare
-from ulskip_cli.report.plot import COLOURS
+from ulskip_cli.report import drawing
 from ulskip_cli.report.table import provenance
 from ulskip_cli.results import read_jsonl, write_whole
 
@@ -126,11 +126,17 @@ def table4(rows: Rows) -> str:
 
 def plot(rows: Rows, file: Path) -> None:
     """Quality against speedup, measured where it is: every seed a dot, the line through their means."""
+    with drawing.style():
+        drawing.saved(drawn(rows), file)
+
+
+def drawn(rows: Rows) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     control = rows.bleu("full", 1.0)
-    axes.axhline(control, color="grey", linestyle="--", linewidth=1)
-    axes.annotate("full depth, fine-tuned alike", (1.5, control), xytext=(0, 4), textcoords="offset points", color="grey")
+    axes.axhline(control, color=drawing.FAINT, linestyle="--", linewidth=1)
+    told = {"xytext": (-4, 4), "textcoords": "offset points", "color": drawing.FAINT, "ha": "right"}
+    axes.annotate("full depth, fine-tuned alike", (1, control), xycoords=("axes fraction", "data"), **told)
     for strategy in ("unified", *BASELINES):
         xs, ys = [], []
         for ratio in RATIOS:
@@ -138,15 +144,13 @@ def plot(rows: Rows, file: Path) -> None:
             if not found:
                 continue
             x = timed["measured_speedup"] if timed else found[0]["predicted_speedup"]
-            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=COLOURS.get(strategy), s=12, alpha=0.6)
+            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=drawing.colour(strategy), s=10, alpha=0.6)
             xs, ys = [*xs, x], [*ys, rows.bleu(strategy, ratio)]
-        axes.plot(xs, ys, color=COLOURS.get(strategy), label=NAMES[strategy], marker="o", markersize=4)
+        axes.plot(xs, ys, color=drawing.colour(strategy), label=NAMES[strategy], marker="o", markersize=4)
     axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} decode speedup, batch 1")
     axes.set_ylabel("BLEU, test_2016_flickr de-en")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file.with_suffix(".png"), dpi=150)
-    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+    axes.legend(loc="lower left")
+    return figure
 
 
 def claims(rows: Rows) -> str:

@@ -10,7 +10,6 @@ from ulskip_cli.results import Row
 
 MARKERS = "osD^vP*X"
 SIDE_STEP = 0.015  # of the axis
-COLOURS = {"unified": "tab:blue", "top_skip": "tab:orange", "bottom_skip": "tab:green", "custom": "tab:purple"}
 
 
 def quality_against_speedup(rows: Sequence[Row], path: Path, title: str = "") -> list[Path]:
@@ -28,20 +27,25 @@ def quality_against_speedup(rows: Sequence[Row], path: Path, title: str = "") ->
     if metric is None or metric == "decode_loss":
         return []
     rows = [row for row in rows if row.get(metric) is not None]
+    with drawing.style():
+        return _saved(_quality(rows, metric, title), path)
+
+
+def _quality(rows: Sequence[Row], metric: str, title: str) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for row in rows:
         if row["strategy"] == "full":
-            axes.axhline(row[metric], color="grey", linestyle="--", linewidth=1)
-            axes.annotate("full", (1.0, row[metric]), xytext=(0, 4), textcoords="offset points", color="grey")
+            axes.axhline(row[metric], color=drawing.FAINT, linestyle="--", linewidth=1)
+            axes.annotate("full", (1.0, row[metric]), xytext=(0, 4), textcoords="offset points", color=drawing.FAINT)
     measured = any(row.get("measured_speedup") is not None for row in rows)
     for strategy in dict.fromkeys(row["strategy"] for row in rows if row["strategy"] != "full"):
         points = sorted((row for row in rows if row["strategy"] == strategy), key=lambda row: row["layer_ratio"])
         speedups = [_speedup(row) for row in points]
         values = [row[metric] for row in points]
-        colour = COLOURS.get(strategy)
+        colour = drawing.colour(strategy)
         axes.plot(speedups, values, marker="o", label=strategy, color=colour)
         for row, speedup, value in zip(points, speedups, values, strict=True):
             label = f"{row['target_speedup']:g}x" if row["target_speedup"] else f"{len(row['kept_layers'])} layers"
@@ -54,11 +58,12 @@ def quality_against_speedup(rows: Sequence[Row], path: Path, title: str = "") ->
                 axes.vlines(speedup, *ends, color=colour, linewidth=1)
     axes.set_xlabel(f"{'measured' if measured else 'predicted'} decode speedup")
     axes.set_ylabel(METRICS[metric])
-    axes.set_title(title, fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title)
+    low, high = axes.get_ylim()
+    axes.set_ylim(bottom=max(low, -0.03 * high))  # an interval may reach below zero, a score does not
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
-    return _saved(figure, path)
+        axes.legend()
+    return figure
 
 
 def measured_against_predicted(rows: Sequence[Row], path: Path, labels: Sequence[str], title: str = "") -> list[Path]:

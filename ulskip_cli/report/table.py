@@ -118,8 +118,8 @@ def piped(cells: Sequence[Sequence[str]], columns: Sequence[Column], words: int 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """All plain values, one row a run, under the row keys themselves."""
-    more = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, (str, int, float)))
-    keys = [*CSV_KEYS, *(key for key in more if key not in CSV_KEYS)]
+    plain = (key for row in rows for key, value in row.items() if isinstance(value, (str, int, float)))
+    keys = list(dict.fromkeys((*CSV_KEYS, *plain)))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(keys)
