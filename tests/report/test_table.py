@@ -57,6 +57,12 @@ def test_acceptance_is_shown_where_tokens_were_drafted():
     assert "acceptance" not in table.markdown([FULL | plain, HALF | plain])
 
 
+def test_csv_has_every_plain_value_once():
+    heads = table.to_csv([{**FULL, "later_key": 1, "nested": {"a": 1}}, HALF]).split("\n")[0].split(",")
+    assert len(set(heads)) == len(heads)
+    assert "later_key" in heads and "nested" not in heads
+
+
 def test_csv_keeps_the_row_keys():
     rows = list(csv.DictReader(io.StringIO(table.to_csv([FULL, HALF]))))
     assert rows[1]["kept_layers"] == "0 3"
