@@ -110,6 +110,7 @@ def test_version_and_env(ulskip):
 BAD = [
     ["pln"],
     ["run", "--jsn"],
+    ["run", "--limit", "8"],
     ["run", "strategy=unifed"],
     ["run", "ratoi=2"],
     ["run", "ratio"],

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ulskip_cli import __version__, config
 from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.schema import Config
 
 if TYPE_CHECKING:
     from ulskip_cli.progress import Progress
@@ -38,7 +39,7 @@ TrainOverrides = Annotated[
 ]
 ConfigDir = Annotated[Path | None, typer.Option(help="A folder of your own config groups, e.g. DIR/strategy/mine.yaml.")]
 INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns Ctrl-C into it
-INTERRUPTED = "interrupted; what was finished is kept"
+INTERRUPTED = "interrupted; what was finished is kept, and the same command carries on"
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")]
 
 
@@ -58,7 +59,7 @@ def invoke(arguments: Sequence[str]) -> int:
         code = app(list(arguments), standalone_mode=False)
         return _complain(INTERRUPTED, code) if code == INTERRUPT_CODE else code if isinstance(code, int) else 0
     except ClickUsageError as error:
-        return _complain(error.format_message(), 2)
+        return _complain(error.format_message() + _keys_have_no_dashes(error), 2)
     except UsageError as error:
         return _complain(str(error), 2)
     except RunError as error:
@@ -75,6 +76,12 @@ def invoke(arguments: Sequence[str]) -> int:
             raise
         first = str(error).strip().split("\n")[0][:300]
         return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
+
+
+def _keys_have_no_dashes(error: Exception) -> str:
+    """A word for who writes --limit where limit= is meant."""
+    name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+    return f"; keys of the configuration have no dashes: {name}=..." if name in {one.name for one in fields(Config)} else ""
 
 
 @app.callback(invoke_without_command=True)

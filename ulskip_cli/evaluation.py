@@ -87,7 +87,8 @@ def evaluate(
     if kept:
         size.used = kept[-1].batch_size
     skip = sum(len(batch.positions) for batch in kept)
-    told = _rate(progress.phase(f"{name}: generate", len(examples)))
+    before = f", {skip} of them before" if skip else ""
+    told = _rate(progress.phase(f"{name}: generate{before}", len(examples)))
     with PeakMemory(decoder.device) as memory:
         for positions, output in generate_all(decoder, work.prompts, config.decoding, size, work.pad, config.seed, told, skip):
             take(positions, output)

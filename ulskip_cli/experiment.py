@@ -182,6 +182,8 @@ def _measure_point(
         **speed,
         **provenance_row(config, plan, loaded, len(evaluation.generations)),
     }
+    if plan.exits and row.get("evaluated_mean_kept_layers"):
+        row["layer_ratio"] = plan.num_layers / row["evaluated_mean_kept_layers"]  # what ran, not what was aimed at
     if row["trained_for_these_layers"] is False and not plan.keeps_all:
         kept = f"{plan.strategy} with {plan.target_kept if plan.exits else plan.num_kept} of {plan.num_layers} layers"
         row["warnings"].append(f"{kept}: the weights were trained for others")

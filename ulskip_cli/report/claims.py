@@ -150,6 +150,8 @@ def _again(group: Group, before: Group, scorer: Scorer, tolerance: float) -> Ite
         if shared_metric([row, former], metric):
             assert metric is not None
             apart = scorer.difference(row, former, metric)
+            if apart.low is None and apart.value:
+                continue  # other examples: neither the same nor another score
             figures = f"{row[metric]:.2f} against {former[metric]:.2f}, {_ends(apart, '+.2f')}"
             yield f"{name}: {METRICS[metric]} as before", Judged(figures, _unchanged(apart))
         ratio = speed_ratio(row, former)

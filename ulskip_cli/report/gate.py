@@ -159,9 +159,11 @@ def winners(group: Group, gate: float) -> list[Winner]:
         return []
     name = METRICS[next(iter(judged.values())).metric]
     found = [_fastest(group, passing, judged, batch, name) for batch in group.batches if _timed(group.rows, batch)]
-    smallest = [row for row in passing if row["batch_size"] == min(row["batch_size"] for row in passing)]
-    for target in sorted({row["target_speedup"] for row in smallest if row.get("target_speedup")}):
-        found.append(_best(group, [row for row in smallest if row.get("target_speedup") == target], judged, target, name))
+    scored = [row for row in done(group.rows) if row["strategy"] != "full" and id(row) in judged and row.get("target_speedup")]
+    smallest = [row for row in scored if row["batch_size"] == min(row["batch_size"] for row in scored)]
+    for target in sorted({row["target_speedup"] for row in smallest}):
+        rows = [row for row in smallest if row["target_speedup"] == target and judged[id(row)].passes]
+        found.append(_best(group, rows, judged, target, name))
     return found
 
 
@@ -177,7 +179,7 @@ def _fastest(group: Group, passing: Sequence[Row], judged: dict[int, Quality], b
     title = f"fastest at batch {batch}"
     ranked = sorted(_timed(passing, batch), key=lambda row: -row["measured_speedup"])
     if not ranked:
-        return Winner(title, [], [], [], f"nothing keeps {judged[next(iter(judged))].gate:.0%} of full's {name}")
+        return Winner(title, [], [], [], _nothing(judged, name))
     equal = [row for row in ranked if row["measured_speedup_high"] >= ranked[0]["measured_speedup_low"]]
     note = "" if ranked[0]["measured_speedup_low"] > 1 else "not faster than full within the interval"
     figures = [f"{speed(row)}, {kept(judged[id(row)], name)}" for row in equal]
@@ -185,13 +187,22 @@ def _fastest(group: Group, passing: Sequence[Row], judged: dict[int, Quality], b
 
 
 def _best(group: Group, rows: Sequence[Row], judged: dict[int, Quality], target: float, name: str) -> Winner:
+    title = f"best {name} at {target:g}x"
+    if not rows:
+        return Winner(title, [], [], [], _nothing(judged, name))
     ranked = sorted(rows, key=lambda row: -judged[id(row)].share)
     first = ranked[0]
     equal = [row for row in ranked if row is first or not apart(first, row, judged[id(first)].metric)]
     others = {row["strategy"] for row in group.rows if row.get("target_speedup") == target}
-    note = "the only one to pass" if len(rows) == 1 and len(others) > 1 else ""
+    notes = ["the only one to pass"] if len(rows) == 1 and len(others) > 1 else []
+    if not judged[id(first)].sure:
+        notes.append("by its figure, not by all of its interval")
     figures = [f"{judged[id(row)].value:.2f}, {kept(judged[id(row)], name)}" for row in equal]
-    return Winner(f"best {name} at {target:g}x", equal, [called(group, row) for row in equal], figures, note)
+    return Winner(title, equal, [called(group, row) for row in equal], figures, ", ".join(notes))
+
+
+def _nothing(judged: dict[int, Quality], name: str) -> str:
+    return f"nothing keeps {judged[next(iter(judged))].gate:.0%} of full's {name}"
 
 
 def apart(one: Row, other: Row, metric: str) -> bool:

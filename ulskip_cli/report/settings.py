@@ -43,10 +43,10 @@ def keys(rows: Iterable[Row]) -> list[str]:
 def title(key: str) -> str:
     """Of a column or in a heading.
 
-    >>> title("decoding.max_new_tokens"), title("batch_size")
-    ('max new tokens', 'batch size')
+    >>> title("decoding.max_new_tokens"), title("batch_size"), title("num_examples")
+    ('max new tokens', 'batch size', 'examples')
     """
-    return key.rpartition(".")[2].replace("_", " ")
+    return key.rpartition(".")[2].removeprefix("num_").replace("_", " ")
 
 
 def _kinds(rows: Sequence[Row], part: str) -> Iterable[list[Kind]]:

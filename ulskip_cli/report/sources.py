@@ -9,6 +9,7 @@ from ulskip_cli.report import settings
 from ulskip_cli.results import ResultsFolder, Row
 
 FILE = "runs.jsonl"
+MOST_KNOWN = 8  # folders that a message names
 
 
 def folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
@@ -26,8 +27,11 @@ def folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
         own = path.parent if path.name == FILE else path
         below = [own] if (own / FILE).is_file() else sorted(file.parent for file in own.glob(f"*/{FILE}"))
         if not below:
-            known = ", ".join(str(file.parent) for file in sorted(results_dir.glob(f"*/{FILE}")))
-            hint = f"known: {known}" if known else "`ulskip sweep` makes some"
+            if (own / "generations").is_dir():
+                raise UsageError(f"no point of '{path}' is finished yet; the command that began it carries on")
+            known = [str(file.parent) for file in sorted(results_dir.glob(f"*/{FILE}"))]
+            more = f" and {len(known) - MOST_KNOWN} more" if len(known) > MOST_KNOWN else ""
+            hint = f"known: {', '.join(known[:MOST_KNOWN])}{more}" if known else "`ulskip sweep` makes some"
             raise UsageError(f"expected a folder of results with {FILE}, or a folder of such folders, got '{path}'; {hint}")
         found.update(dict.fromkeys(below))
     return list(found)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ulskip_cli.report import settings
-from ulskip_cli.report.columns import AXES, Column, columns_for
+from ulskip_cli.report.columns import AXES, LEAST_FOR_STARS, Column, columns_for
 from ulskip_cli.report.status import done, reasons, status
 from ulskip_cli.results import ResultsFolder, Row, write_whole
 
@@ -67,7 +67,8 @@ def fitted(
     table = _drawn(rows, shown, heading, notes, roomy, words)
     while _width(table) > width and any(column.leaves for column in shown):
         shown.remove(min((column for column in shown if column.leaves), key=lambda column: column.leaves))
-        left_out = f"{len(columns) - len(shown)} columns more in {file}"
+        missing = len(columns) - len(shown)
+        left_out = f"{missing} column{'s' * (missing > 1)} more in {file}"
         table = _drawn(rows, shown, heading, [*notes, left_out], roomy, words)
     return table
 
@@ -137,12 +138,12 @@ def write_tables(folder: ResultsFolder) -> None:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Full first, then by ratio and strategy; a point without a schedule stands where its target is."""
+    """Full first, then by target, or where there is none by layer ratio, and strategy."""
     return sorted(rows, key=_order)
 
 
 def _order(row: Row) -> tuple[str, str, float, str]:
-    ratio = row.get("layer_ratio") or row.get("target_speedup") or 0.0
+    ratio = row.get("target_speedup") or row.get("layer_ratio") or 0.0
     return str(row.get("model")), str(row.get("pair")), ratio, row["strategy"]
 
 
@@ -180,7 +181,11 @@ def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
 
 def footnote(rows: Sequence[Row]) -> str:
     """What is to be known of the marks and columns of a table of rows."""
-    notes = [STARS] if any(row.get("against_full") for row in rows) else []
+    judged = [row for row in rows if row.get("against_full")]
+    many = [row for row in judged if row.get("num_examples", LEAST_FOR_STARS) >= LEAST_FOR_STARS]
+    notes = [STARS] if many else []
+    if len(many) < len(judged):
+        notes.append(f"fewer than {LEAST_FOR_STARS} examples are too few for *")
     if any(row.get("measured_speedup") is not None for row in rows):
         notes.append(MEASURED)
     if any(row.get("decode_loss") is None and row.get("measured_speedup") is not None and row.get("task") for row in rows):
