@@ -186,7 +186,8 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     decoded = row["generated_tokens"] - row["num_examples"]
     assert sum(depths.values()) == decoded
     assert row["mean_kept_layers"] == pytest.approx(sum(depth * count for depth, count in depths.items()) / decoded)
-    assert 0 < row["head_share"] < 1 and row["layer_ratio"] == 2.0
+    assert 0 < row["head_share"] < 1
+    assert row["layer_ratio"] == pytest.approx(row["num_layers"] / row["mean_kept_layers"])
     assert row["baseline_id"] == full["id"] and row["measured_speedup"] > 0 and row["decode_loss"] > 0
     assert row["kept_kv_bytes"] == row["prompt_kv_bytes"]
     assert finished_rows(config(*overrides)) == [full, row]

@@ -72,3 +72,8 @@ def test_several_settings_that_the_other_side_has_none_of_are_not_compared():
     judged = claims.claims(small_sweep(), old, 0.9, Scorer())
     assert judged
     assert all(claim.old is None and "before" not in claim.text for claim in judged)
+
+
+def test_scores_on_other_examples_are_neither_as_before_nor_other():
+    bare = [row | {"against_full": {}} for row in small_sweep()]
+    assert "unified at 2x: BLEU as before" not in found(bare, [row | {"bleu": 1.0} for row in bare])

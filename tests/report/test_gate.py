@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from report_rows import not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.report.gate import apart, primary, quality, winners
-from ulskip_cli.report.groups import Group
+from ulskip_cli.report.groups import Group, grouped
 
 
 def judged(row, gate=0.9):
@@ -74,3 +74,15 @@ def test_apart_is_symmetric_and_never_of_a_point_and_itself(one, other, margin):
     first, second = sweep_row(bleu=one, margin=margin), sweep_row(bleu=other, margin=margin)
     assert apart(first, second, "bleu") == apart(second, first, "bleu")
     assert not apart(first, first, "bleu")
+
+
+def test_a_target_at_which_nothing_passes_is_told():
+    (group,) = grouped(small_sweep(unified_3=10.0))
+    told = {one.title: (one.names, one.note) for one in winners(group, 0.9)}
+    assert told["best BLEU at 3x"] == ([], "nothing keeps 90% of full's BLEU")
+
+
+def test_a_winner_that_may_not_pass_is_told():
+    (group,) = grouped(small_sweep(unified_2=27.3))
+    (best,) = [one for one in winners(group, 0.9) if one.title == "best BLEU at 2x"]
+    assert "not by all of its interval" in best.note

@@ -39,3 +39,9 @@ def test_lines_that_are_no_rows_are_left_out_with_a_word(tmp_path, capsys):
         stream.write('{"id": "alone"}\nrubbish\n')
     assert len(sources.read([tmp_path / "x"])) == len(small_sweep())
     assert "2 lines of" in capsys.readouterr().err
+
+
+def test_a_sweep_that_was_stopped_before_its_first_point_is_told(tmp_path):
+    (tmp_path / "x" / "generations").mkdir(parents=True)
+    with pytest.raises(UsageError, match="is finished yet"):
+        sources.folders([tmp_path / "x"], tmp_path)

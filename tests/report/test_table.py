@@ -111,3 +111,10 @@ def test_the_table_fits_a_terminal(width):
     assert ("0.98-1.02" in text) == (width == 120)
     assert "12345" in text
     assert "no quality" not in text
+
+
+def test_too_few_examples_for_stars_are_told():
+    compared = {"against_full": {"bleu": {"p_value": 0.01}}}
+    assert table.footnote([HALF | compared | {"num_examples": 4}]).startswith("fewer than 10 examples are too few for *")
+    both = table.footnote([HALF | compared | {"num_examples": 4}, HALF | compared | {"num_examples": 40}])
+    assert "paired bootstrap" in both and "too few" in both

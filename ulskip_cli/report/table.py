@@ -182,9 +182,9 @@ def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
 def footnote(rows: Sequence[Row]) -> str:
     """What is to be known of the marks and columns of a table of rows."""
     judged = [row for row in rows if row.get("against_full")]
-    many = [row for row in judged if row.get("num_examples", LEAST_FOR_STARS) >= LEAST_FOR_STARS]
-    notes = [STARS] if many else []
-    if len(many) < len(judged):
+    few = [row for row in judged if 0 < row.get("num_examples", LEAST_FOR_STARS) < LEAST_FOR_STARS]
+    notes = [STARS] if len(few) < len(judged) else []
+    if few:
         notes.append(f"fewer than {LEAST_FOR_STARS} examples are too few for *")
     if any(row.get("measured_speedup") is not None for row in rows):
         notes.append(MEASURED)
