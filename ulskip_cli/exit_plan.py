@@ -52,12 +52,11 @@ def check_training(config: TrainingConfig, num_layers: int) -> None:
         UsageError: names the option.
     """
     trained_exits(config, num_layers)
+    name = config.strategy["name"]
     for key in ("full_weight", "distill_weight"):
         if getattr(config.train, key):
-            name = config.strategy["name"]
             raise UsageError(f"train.{key} is for schedules; strategy={name} learns at every exit, set it to 0")
     if config.prompt_layers != "all":
-        name = config.strategy["name"]
         raise UsageError(f"strategy={name} learns to leave at any layer, prompts run through all; set prompt_layers=all")
 
 

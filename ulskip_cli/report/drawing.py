@@ -92,18 +92,17 @@ def bars(axes: Any, ends: Sequence[Interval], shade: str, alpha: float = 1.0) ->
 
 
 def saved(figure: Any, path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG.
+    """Write a figure as PNG and SVG, each whole or not at all.
 
     Args:
         figure: to keep.
         path: of the files, without suffix.
     """
     settle(figure)
-    return [kept(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
+    return [_kept(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
 
 
-def kept(figure: Any, file: Path) -> Path:
-    """Write a figure whole or not at all; PNG or SVG by the file's name."""
+def _kept(figure: Any, file: Path) -> Path:
     stream = io.BytesIO()
     if file.suffix == ".png":
         figure.savefig(stream, format="png", dpi=PIXELS_PER_INCH, pil_kwargs={"compress_level": 3})

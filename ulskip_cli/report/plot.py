@@ -8,7 +8,6 @@ from ulskip_cli.report import drawing
 from ulskip_cli.report.gate import METRICS, primary
 from ulskip_cli.results import Row
 
-MARKERS = "osD^vP*X"
 SIDE_STEP = 0.015  # of the axis
 
 
@@ -28,7 +27,7 @@ def quality_against_speedup(rows: Sequence[Row], path: Path, title: str = "") ->
         return []
     rows = [row for row in rows if row.get(metric) is not None]
     with drawing.style():
-        return _saved(_quality(rows, metric, title), path)
+        return drawing.saved(_quality(rows, metric, title), path)
 
 
 def _quality(rows: Sequence[Row], metric: str, title: str) -> Any:
@@ -98,7 +97,11 @@ def measured_against_predicted(rows: Sequence[Row], path: Path, labels: Sequence
         measured = [row["measured_speedup"] for row in points]
         below = [row["measured_speedup"] - row["measured_speedup_low"] for row in points]
         above = [row["measured_speedup_high"] - row["measured_speedup"] for row in points]
-        look: dict[str, Any] = {"fmt": MARKERS[batches.index(batch) % len(MARKERS)], "color": colours[label], "capsize": 2}
+        look: dict[str, Any] = {
+            "fmt": drawing.MARKERS[batches.index(batch) % len(drawing.MARKERS)],
+            "color": colours[label],
+            "capsize": 2,
+        }
         axes.errorbar(predicted, measured, yerr=[below, above], label=f"{label}, batch {batch}", **look)
     axes.plot([1, highest], [1, highest], color="grey", linestyle="--", linewidth=1)
     axes.set_xlabel("predicted decode speedup, by bytes of weights")
@@ -106,7 +109,7 @@ def measured_against_predicted(rows: Sequence[Row], path: Path, labels: Sequence
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    return _saved(figure, path)
+    return drawing.saved(figure, path)
 
 
 def learning_curve(record: Row, path: Path) -> list[Path]:
@@ -133,11 +136,7 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
     axes.set_ylabel("validation loss, nats a token")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return _saved(figure, path)
-
-
-def _saved(figure: Any, path: Path) -> list[Path]:
-    return [drawing.kept(figure, path.with_suffix(suffix)) for suffix in (".png", ".svg")]
+    return drawing.saved(figure, path)
 
 
 def _speedup(row: Row) -> float:
