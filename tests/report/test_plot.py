@@ -33,11 +33,14 @@ def test_without_quality_nothing_is_drawn(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_learning_curve_has_a_line_a_count(tmp_path):
-    curve = [{"step": step, "validation_loss": {"12": 3.0 / step, "6": 3.5 / step}} for step in (1, 2, 3)]
+def test_a_learning_curve_has_a_line_a_target_or_a_depth(tmp_path):
+    curve = [{"step": step, "validation_loss": {"1x": 3.0 / step, "2x": 3.5 / step}} for step in (1, 2, 3)]
     _, svg = learning_curve({"learning_curve": curve}, tmp_path / "curve")
     drawn = svg.read_text()
-    assert "<!-- 12 layers -->" in drawn and "<!-- 6 layers -->" in drawn
+    assert "<!-- 1x -->" in drawn and "<!-- 2x -->" in drawn
+    by_depth = [{"step": step, "validation_loss": {"12": 3.0 / step}} for step in (1, 2)]
+    _, svg = learning_curve({"learning_curve": by_depth}, tmp_path / "by_depth")
+    assert "<!-- 12 layers -->" in svg.read_text()
     assert learning_curve({"learning_curve": curve[:1]}, tmp_path / "none") == []
 
 

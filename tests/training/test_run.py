@@ -58,6 +58,16 @@ def test_skip_decode_trains_every_depth(overrides):
     assert training_note(record["config"]["output"]) == "with skipping: skip_decode, kept counts 5, 4, 3 by position, 2 steps"
 
 
+def test_the_learning_curve_is_keyed_by_target_ratio(overrides):
+    """At 1.2x the first of six layers' stages has full depth, which must not take the place of the schedule's own loss."""
+    changes = ["strategy=skip_decode", "train.ratios=[1.2,1.5]", "train.max_steps=1", "train.held_out=4"]
+    record = train(compose_training([*overrides, *changes]), Silent())
+    assert len(record["kept_layers"]["1.2"]) == 6 and record["later_stages"]["1.2"]
+    losses = record["learning_curve"][-1]["validation_loss"]
+    assert list(losses) == ["1x", "1.2x", "1.5x"]
+    assert losses["1.2x"] != losses["1x"]
+
+
 def test_the_result_is_a_plain_model_that_says_how_it_was_trained(overrides, model_folder, tmp_path):
     config = compose_training([*overrides, "train.ratios=[1,2]", "train.held_out=4", "train.evaluate_every=2"])
     record = train(config, Silent())
@@ -71,7 +81,7 @@ def test_the_result_is_a_plain_model_that_says_how_it_was_trained(overrides, mod
     assert record["kept_layers"]["2"] == [0, 2, 5]
     assert (record["steps"], record["examples"], record["validation_examples"]) == (3, 12, 4)
     assert [point["step"] for point in record["learning_curve"]] == [2, 3]
-    assert set(record["learning_curve"][0]["validation_loss"]) == {"6", "3"}
+    assert set(record["learning_curve"][0]["validation_loss"]) == {"1x", "2x"}
     assert training_note(str(out)) == "with skipping: unified, kept counts 6, 3 drawn per step, 3 steps"
     assert not (out / "checkpoints").exists()
 
@@ -80,7 +90,7 @@ def test_training_lowers_the_loss_that_it_trains(overrides):
     changes = ["train.ratios=2", "train.epochs=12", "train.evaluate_every=4"]
     data = "train.validation={limit:16}"  # the training set itself
     curve = train(compose_training([*overrides, *changes, data]), Silent())["learning_curve"]
-    assert curve[-1]["validation_loss"]["3"] < curve[0]["validation_loss"]["3"] - 0.1
+    assert curve[-1]["validation_loss"]["2x"] < curve[0]["validation_loss"]["2x"] - 0.1
 
 
 def test_a_finished_training_is_not_run_again(overrides, tmp_path):

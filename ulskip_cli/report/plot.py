@@ -6,6 +6,7 @@ from typing import Any
 
 from ulskip_cli.report import drawing
 from ulskip_cli.report.gate import METRICS, primary
+from ulskip_cli.report.training import curve_label
 from ulskip_cli.results import Row
 
 SIDE_STEP = 0.015  # of the axis
@@ -113,7 +114,7 @@ def measured_against_predicted(rows: Sequence[Row], path: Path, labels: Sequence
 
 
 def learning_curve(record: Row, path: Path) -> list[Path]:
-    """Draw the validation loss of a training over its steps, one line a number of kept layers; PNG and SVG.
+    """Draw the validation loss of a training over its steps, one line a target ratio or depth; PNG and SVG.
 
     Args:
         record: of a training, as in training.json.
@@ -129,9 +130,9 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for count in curve[0]["validation_loss"]:
-        points = [(point["step"], point["validation_loss"][count]) for point in curve if count in point["validation_loss"]]
-        axes.plot(*zip(*points, strict=True), marker=".", label=f"{count} layers")
+    for key in dict.fromkeys(key for point in curve for key in point["validation_loss"]):
+        points = [(point["step"], point["validation_loss"][key]) for point in curve if key in point["validation_loss"]]
+        axes.plot(*zip(*points, strict=True), marker=".", label=curve_label(key))
     axes.set_xlabel("step")
     axes.set_ylabel("validation loss, nats a token")
     axes.legend(frameon=False)

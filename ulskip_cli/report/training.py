@@ -17,6 +17,17 @@ def training_lines(record: Row, output: Path) -> list[str]:
         lines.append(f"{record['left_out']} examples were left out: longer than train.max_length")
     if record["learning_curve"]:
         losses = record["learning_curve"][-1]["validation_loss"]
-        shown = ", ".join(f"{loss:.3f} with {count} layers" for count, loss in losses.items())
+        shown = ", ".join(f"{loss:.3f} at {curve_label(key)}" for key, loss in losses.items())
         lines.append(f"validation loss: {shown}")
     return [*lines, f"written to {output}/; try: ulskip run model.path={output}"]
+
+
+def curve_label(key: str) -> str:
+    """The name of one line of a learning curve, for people.
+
+    Lines of schedules are keyed by target ratio. Those of exits, and every line of an older record, are keyed by depth.
+
+    >>> curve_label("2x"), curve_label("6")
+    ('2x', '6 layers')
+    """
+    return key if key.endswith("x") else f"{key} layers"

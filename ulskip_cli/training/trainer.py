@@ -77,7 +77,10 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """A point of the learning curve: mean cross-entropy a token, in nats, under every schedule and at full depth."""
+        """Compute a point of the learning curve: mean cross-entropy a token, in nats.
+
+        Its keys are target ratios (`2x`), with `1x` for the full depth. With exits they are the exits' depths (`6`).
+        """
         assert isinstance(self.model, TwoPass) and isinstance(self.eval_dataset, TokenPairs)
         batch_size = self.args.per_device_train_batch_size
         if self.model.exits:
@@ -86,11 +89,10 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
             self.log(losses)
             return losses
         depth = self.model.base.config.get_text_config(decoder=True).num_hidden_layers
-        everything = (Stage(0, tuple(range(depth))),)
-        counts = {len(stages[0].kept_layers): stages for stages in self.schedules.values()} | {depth: everything}
+        compared = {1.0: (Stage(0, tuple(range(depth))),), **self.schedules}
         losses = {
-            f"eval_loss_{count}": validation_loss(self.model, counts[count], self.eval_dataset, self.collator, batch_size)
-            for count in sorted(counts, reverse=True)
+            f"eval_loss_{ratio:g}x": validation_loss(self.model, compared[ratio], self.eval_dataset, self.collator, batch_size)
+            for ratio in sorted(compared)
         }
         self.log(losses)
         return losses
