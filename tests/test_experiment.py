@@ -98,8 +98,28 @@ def test_without_a_baseline_there_is_no_measured_speedup(config):
     assert row["measured_speedup_low"] is None
     assert row["end_to_end_speedup"] is None
     assert row["decode_tokens_per_second"] > 0
-    assert row["time_to_first_token_seconds"] > 0
+    for key in ("prefill_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds", "kept_kv_bytes"):
+        assert row[key] > 0, key
+    assert list(row["pairs"]) == ["strategy"] and len(row["pairs"]["strategy"]["decode_seconds"]) == 2
     assert finished_rows(config()) == []
+
+
+@pytest.mark.parametrize("strategy", ["unified", "full"])
+def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatch, strategy):
+    from ulskip_cli.generation.decode import Decoder
+
+    timed, generate = [], Decoder.generate
+
+    def counted(self, *args, **options):
+        timed.append(options.get("forced_length"))
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(Decoder, "generate", counted)
+    run_point(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"), Session())
+    assert timed.count(5) == 3  # a warm-up and two rounds
+    timed.clear()
+    (full,) = run_point(config("strategy=full", "name=paired", "speed.new_tokens=5"), Session())
+    assert timed.count(5) == 6 and full["measured_speedup"] > 0
 
 
 def test_times_of_another_machine_are_not_this_ones(config, monkeypatch):

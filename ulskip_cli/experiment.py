@@ -166,9 +166,8 @@ def _measure_point(
     evaluation = evaluate(decoder, work, config, full_hypotheses, progress, keep, judge, batches)
     speed: dict[str, Any] = {}
     if config.speed.enabled:
-        full = full if config.baseline else decoder
         timed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
-        speed = measure_speed(full, decoder, work, timed, progress)
+        speed = measure_speed(full if config.baseline else None, decoder, work, timed, progress)
     engine, reason = decoder.engine(config.decoding)
     progress.phase("write", 0)
     row = {
@@ -188,8 +187,6 @@ def _measure_point(
         kept = f"{plan.strategy} with {plan.target_kept if plan.exits else plan.num_kept} of {plan.num_layers} layers"
         row["warnings"].append(f"{kept}: the weights were trained for others")
     row["warnings"] += adjustments(row)
-    if not config.baseline:
-        row |= {key: None for key in row if "measured_speedup" in key or "end_to_end_speedup" in key}
     row["point_seconds"] = batches.elapsed_seconds
     folder.save(config, row, evaluation.generations)
     batches.remove()

@@ -12,8 +12,8 @@ from ulskip_cli.tallies import drafting, exiting, throughput
 from ulskip_cli.workload import Workload, timed_prompts
 
 
-def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Config, progress: Progress) -> Row:
-    """Time full and strategy in pairs; row keys of speed."""
+def measure_speed(full: Decoder | None, strategy: Decoder, work: Workload, config: Config, progress: Progress) -> Row:
+    """Time full and strategy in pairs, or the strategy alone if full is None; row keys of speed."""
     size = BatchSize(config.batch_size)
     pairs = time_pairs(full, strategy, work, size, config, progress)
     row = speed_row(pairs, size)
@@ -23,14 +23,14 @@ def measure_speed(full: Decoder, strategy: Decoder, work: Workload, config: Conf
 
 
 def time_pairs(
-    full: Decoder, strategy: Decoder, work: Workload, size: BatchSize, config: Config, progress: Progress
+    full: Decoder | None, strategy: Decoder, work: Workload, size: BatchSize, config: Config, progress: Progress
 ) -> PairedSpeed:
     """Time full and strategy in pairs. A batch that does not fit into memory is halved, and `size` with it."""
     total = config.speed.warmup + config.speed.pairs
 
     def measured(count: int) -> PairedSpeed:
-        prompts = timed_prompts(work, count, total, full.model, config)
-        timed = progress.phase(f"{config.strategy['name']}: timed pairs", total)
+        prompts = timed_prompts(work, count, total, strategy.model, config)
+        timed = progress.phase(f"{config.strategy['name']}: timed {'pairs' if full else 'alone'}", total)
         return measure_pairs(full, strategy, prompts, config.decoding, config.speed, work.pad, timed)
 
     return fitting(size, measured)

@@ -24,6 +24,13 @@ def test_ratios_are_taken_pair_by_pair():
     assert row["pairs"]["full"]["decode_seconds"] == [4, 9, 6]
 
 
+def test_a_schedule_that_was_timed_alone_has_no_ratio():
+    paired, alone = PairedSpeed([output(1, 4)], [output(1, 2)]).row(), PairedSpeed([], [output(1, 2)]).row()
+    assert alone.keys() == paired.keys()
+    assert alone.pop("pairs") == {"strategy": paired["pairs"]["strategy"]}
+    assert set(alone.values()) == {None}
+
+
 def test_both_sides_generate_the_same_number_of_tokens(llama):
     facts = ModelFacts(NUM_LAYERS, None, None)
     full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))

@@ -12,13 +12,15 @@ from ulskip_cli.generation.output import BatchOutput
 from ulskip_cli.schema import DecodingConfig, SpeedConfig
 from ulskip_cli.timing import median_interval
 
+_RATIO_KEYS = tuple(f"{key}{end}" for key in ("measured_speedup", "end_to_end_speedup") for end in ("", "_low", "_high"))
+
 
 @dataclass(frozen=True)
 class PairedSpeed:
     """Raw seconds of every timed pair, and the phases' sizes.
 
     Attributes:
-        full: outputs of the full model, one a pair.
+        full: outputs of the full model, one a pair; empty if the schedule was timed alone.
         strategy: outputs of the schedule, in the same order.
         compile_seconds: that the schedule's steps took to compile, in the warm-up too.
     """
@@ -32,22 +34,20 @@ class PairedSpeed:
         return [seconds(a) / seconds(b) for a, b in zip(self.full, self.strategy, strict=True)]
 
     def row(self) -> dict[str, Any]:
-        """The keys that go into a results row."""
+        """The keys that go into a results row; ratios are None if the schedule was timed alone."""
+        if not self.full:
+            return {**dict.fromkeys(_RATIO_KEYS), "pairs": {"strategy": _seconds(self.strategy)}}
         measured = median_interval(self.ratios(lambda output: output.decode_seconds / max(1, output.decoded_tokens)))
         end_to_end = median_interval(self.ratios(lambda output: output.total_seconds / output.generated_tokens))
+        ratios = [value for found in (measured, end_to_end) for value in (found.median, found.low, found.high)]
         return {
-            "measured_speedup": measured.median,
-            "measured_speedup_low": measured.low,
-            "measured_speedup_high": measured.high,
-            "end_to_end_speedup": end_to_end.median,
-            "end_to_end_speedup_low": end_to_end.low,
-            "end_to_end_speedup_high": end_to_end.high,
+            **dict(zip(_RATIO_KEYS, ratios, strict=True)),
             "pairs": {"full": _seconds(self.full), "strategy": _seconds(self.strategy)},
         }
 
 
 def measure_pairs(
-    full: Decoder,
+    full: Decoder | None,
     strategy: Decoder,
     prompts: Sequence[tuple[Tensor, Tensor]],
     decoding: DecodingConfig,
@@ -61,7 +61,7 @@ def measure_pairs(
     text is nothing that a view was made to guess, or a layer to be sure of.
 
     Args:
-        full: every layer.
+        full: every layer; None times the schedule alone, for a run without a baseline.
         strategy: the schedule under test; may be `full` itself, as a measure of the clock's own noise.
         prompts: batches of (input_ids, attention_mask), each [batch, prompt_len]; used in turn.
         decoding: how tokens are chosen; full does without the drafts.
@@ -73,7 +73,8 @@ def measure_pairs(
     compile_seconds = 0.0
     forced = None if decoding.draft_tokens or strategy.exits else speed.new_tokens
     decoding = replace(decoding, max_new_tokens=speed.new_tokens)
-    sides = [("full", full, undrafted(decoding)), ("strategy", strategy, decoding)]
+    sides = [("full", full, undrafted(decoding))] if full else []
+    sides.append(("strategy", strategy, decoding))
     for i in range(speed.warmup + speed.pairs):
         ids, mask = prompts[i % len(prompts)]
         for name, decoder, chosen in sides if i % 2 == 0 else reversed(sides):
