@@ -10,7 +10,7 @@ import torch
 
 from ulskip_cli import environment, schedule
 from ulskip_cli.calibration import calibrated
-from ulskip_cli.config import baseline_of, identity, instantiate, recorded
+from ulskip_cli.config import baseline_of, instantiate, recorded
 from ulskip_cli.cost import LatencyFit
 from ulskip_cli.evaluation import Evaluation, adjustments, evaluate
 from ulskip_cli.generation import kernel
@@ -22,7 +22,8 @@ from ulskip_cli.models.load import LoadedModel, load, load_tokenizer
 from ulskip_cli.partial import Partial
 from ulskip_cli.plan import Plan, is_trained_for, make_plan
 from ulskip_cli.progress import Progress, Silent
-from ulskip_cli.results import DONE, ROW_VERSION, ResultsFolder, Row, is_done, point_id
+from ulskip_cli.record import asked_row
+from ulskip_cli.results import DONE, ResultsFolder, Row, is_done, point_id
 from ulskip_cli.schema import Config, ModelConfig
 from ulskip_cli.speed import measure_speed
 from ulskip_cli.tasks import Task
@@ -202,27 +203,17 @@ def _depth_of_answers(plan: Plan, evaluation: Evaluation) -> Row:
 
 
 def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id: str | None) -> Row:
-    """What was run."""
+    """Return the row keys that say what was asked for and which schedule ran."""
     return {
-        "row_version": ROW_VERSION,
+        **asked_row(config),
         "status": DONE,
         "id": point,
-        "identity": identity(config),
         "baseline_id": full_id,
-        "experiment": config.name,
-        "model": config.model.path if config.model.source in ("hf", "random") else config.model.name,
         "task": work.task and config.task["name"],
         "dataset": work.task and work.task.data,
         "pair": work.task and config.task.get("pair"),
-        "strategy": plan.strategy,
-        "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
         "chat": work.chat,
-        "decoding": config.decoding.name,
-        "draft_tokens": config.decoding.draft_tokens,
-        "batch_size": config.batch_size,
-        "ratio_basis": config.ratio_basis,
         "prompt_layers": plan.prompt_layers,
-        "target_speedup": plan.target_speedup,
         "layer_ratio": plan.layer_ratio,
         "predicted_speedup": plan.predicted_speedup,
         "measured_speedup": None,
@@ -245,7 +236,6 @@ def provenance_row(config: Config, plan: Plan, loaded: LoadedModel, num_examples
         "training": loaded.notes["training"],
         "trained_for": loaded.notes["trained_for"],
         "trained_for_these_layers": is_trained_for(loaded.notes["trained_for"], plan),
-        "seed": config.seed,
         "num_examples": num_examples,
         "environment": {**environment.code(), **environment.machine(str(loaded.model.device))},
         "config": recorded(config),

@@ -7,7 +7,8 @@ from typing import Any
 from ulskip_cli import checks
 from ulskip_cli.config import baseline_of, identity, instantiate, resolved
 from ulskip_cli.errors import NotApplicable, UsageError
-from ulskip_cli.results import FAILED, NOT_APPLICABLE, ROW_VERSION, ResultsFolder, Row, data_text, point_of
+from ulskip_cli.record import asked_row
+from ulskip_cli.results import FAILED, NOT_APPLICABLE, ResultsFolder, Row, data_text, point_of
 from ulskip_cli.schema import Config
 from ulskip_cli.tasks.examples import Example
 
@@ -36,30 +37,15 @@ class Job:
 
     def row_without(self, error: BaseException, reason: str) -> Row:
         """The row of a point that has no result."""
-        config = self.config
         return {
-            "row_version": ROW_VERSION,
+            **asked_row(self.config),
             "status": NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED,
             "reason": reason,
             "id": self.id,
-            "identity": identity(config),
             "baseline_id": self.baseline,
-            "experiment": config.name,
-            "model": config.model.path if config.model.source in ("hf", "random") else config.model.name,
-            "task": config.task["name"],
-            "pair": config.task.get("pair"),
-            "strategy": config.strategy["name"],
-            "strategy_options": {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
-            "decoding": config.decoding.name,
-            "draft_tokens": config.decoding.draft_tokens,
-            "batch_size": config.batch_size,
-            "ratio_basis": config.ratio_basis,
-            "prompt_layers": config.prompt_layers,
-            "target_speedup": _target(config),
             "layer_ratio": None,
             "kept_layers": None,
             "warnings": [],
-            "seed": config.seed,
         }
 
 
@@ -117,13 +103,6 @@ class _Reader:
             except UsageError as error:
                 self._data[key] = error
         return self._data[key]
-
-
-def _target(config: Config) -> float | None:
-    """The ratio as rows have it."""
-    if instantiate(config.strategy, "strategy").follows_ratio:
-        return config.ratio
-    return 1.0 if config.strategy["name"] == "full" else None
 
 
 def _varying(points: Sequence[Config]) -> list[str]:

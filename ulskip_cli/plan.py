@@ -102,6 +102,13 @@ class Plan:
         return len(self.kept_layers) == self.num_layers and not self.later_stages and self.exits is None
 
 
+def target_speedup(config: Config) -> float | None:
+    """The speedup that a configuration asks for: 1 of `full`, None of a strategy that ignores the ratio."""
+    if instantiate(config.strategy, "strategy").follows_ratio:
+        return config.ratio
+    return 1.0 if config.strategy["name"] == "full" else None
+
+
 def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> Plan:
     """The plan of a configuration on a model of these facts.
 
@@ -172,7 +179,7 @@ def make_plan(config: Config, facts: ModelFacts, depth: float | None = None) -> 
         num_layers=num_layers,
         kept_layers=kept,
         prompt_layers="all" if keeps_all else config.prompt_layers,
-        target_speedup=config.ratio if strategy.follows_ratio else (1.0 if keeps_all else None),
+        target_speedup=target_speedup(config),
         layer_ratio=num_layers / (count if exits else len(kept)),
         predicted_speedup=facts.weights.predicted_speedup(kept[:count] if exits else kept, heads(count))
         if facts.weights
