@@ -33,16 +33,17 @@ def packages() -> dict[str, str | None]:
 
 
 def machine(device: str = "cuda") -> dict[str, Any]:
-    """Processor, threads and instruction set, and the accelerator if there is one and the device is on it."""
+    """Processor, threads and instruction set, and the accelerator that a device is on, None if this machine has no such."""
     import torch
 
-    used = torch.cuda.is_available() and device.startswith("cuda")
+    where = torch.device(device)
+    used = where.type == "cuda" and (where.index or 0) < torch.cuda.device_count()
     return {
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "accelerator": torch.cuda.get_device_name(device) if used else None,
+        "accelerator": torch.cuda.get_device_name(where) if used else None,
     }
 
 
