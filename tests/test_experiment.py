@@ -185,6 +185,9 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
     assert set(row["latency_fit"]["residuals"]) == {6, 2}
     run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11"), session)
     assert calls == [1]
+    shorter = "task.prompt='{source}\\n{target_language}:'"
+    run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11", shorter), session)
+    assert calls == [1, 1]
 
 
 def test_a_run_imports_only_what_every_run_needs():

@@ -53,12 +53,13 @@ class Session:
     def depth(self, config: Config, loaded: LoadedModel, work: Workload) -> Met | None:
         """How many layers meet a target by the clock, at a batch size; None where the clock is not asked.
 
-        The line to start from is timed once.
+        The line to start from is timed once for every model, decoding and shape of the timed batches.
         """
         if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
             return None
-        key = f"{config.model} {config.batch_size} {config.decoding}"
         prompts = timed_prompts(work, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
+        shapes = [tuple(ids.shape) for ids, _ in prompts]  # [batch, prompt_len]
+        key = f"{config.model} {config.decoding} {shapes}"
         if key not in self._latencies:
             told = self.progress.phase("calibrate", WARM_UP + LINE_ROUNDS)
             num_layers = loaded.facts.num_layers
