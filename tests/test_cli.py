@@ -239,3 +239,21 @@ def test_a_sweep_leaves_the_papers_table_and_a_plot(ulskip, overrides, tmp_path)
     assert ulskip("sweep", "strategy=full,unified", "ratio=2", *overrides)[0] == 0
     files = {path.name for path in (tmp_path / "default").iterdir()}
     assert {"table4.md", "quality.png", "quality.svg"} <= files
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_a_failed_training_removes_no_folder_but_its_own(ulskip, model_folder, tmp_path, monkeypatch, was_there):
+    from ulskip_cli.errors import RunError
+    from ulskip_cli.training import run
+
+    out = tmp_path / "out"
+    if was_there:
+        out.mkdir()
+
+    def train(*_):
+        out.mkdir(exist_ok=True)
+        raise RunError("on purpose")
+
+    monkeypatch.setattr(run, "train", train)
+    assert ulskip("train", f"model.path={model_folder}", "train.ratios=2", f"output={out}")[0] == 1
+    assert out.is_dir() is was_there

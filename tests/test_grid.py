@@ -30,6 +30,13 @@ def test_the_error_of_a_single_point_is_its_own(points, tmp_path):
     assert not (tmp_path / "default").exists()
 
 
+def test_an_empty_folder_of_the_users_stays(points, tmp_path):
+    (tmp_path / "default").mkdir()
+    with pytest.raises(RunError):
+        grid.run(points[:1], lambda progress: fail)
+    assert (tmp_path / "default").is_dir()
+
+
 def test_a_single_points_own_row_is_told(points):
     outcome = grid.run(points[:1], lambda progress: lambda point: [{"id": "full"}, {"id": "half"}])
     assert outcome.told() == {"id": "half"}

@@ -197,26 +197,29 @@ def train(
     from ulskip_cli.report.live import Bars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
+    output = Path(chosen.output)
+    is_new = not output.exists()
     try:
         with Bars(enabled=first) as bars:
             from ulskip_cli.training.run import train as run_training
 
             record = run_training(chosen, bars)
     except Exception:
-        with contextlib.suppress(OSError):
-            Path(chosen.output).rmdir()  # where nothing was written
+        if is_new:
+            with contextlib.suppress(OSError):
+                output.rmdir()  # fails, as it should, if something was written
         raise
     if not first:
         return
     from ulskip_cli.report.plot import learning_curve
 
-    learning_curve(record, Path(chosen.output) / "learning_curve")
+    learning_curve(record, output / "learning_curve")
     if as_json:
         print(json.dumps(record, ensure_ascii=False))
         return
     from ulskip_cli.report.training import training_lines
 
-    for line in training_lines(record, Path(chosen.output)):
+    for line in training_lines(record, output):
         print(line)
 
 

@@ -63,6 +63,7 @@ class ResultsFolder:
     def __init__(self, path: Path) -> None:
         """A folder that is there, or is made on the first write."""
         self.path = path
+        self._is_new = False
 
     @classmethod
     def of(cls, config: Config) -> "ResultsFolder":
@@ -76,6 +77,7 @@ class ResultsFolder:
             UsageError: it cannot be made or written to.
         """
         try:
+            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -160,9 +162,10 @@ class ResultsFolder:
         write_whole(self.generations_path(point), "".join(lines))
 
     def remove_if_empty(self) -> None:
-        """Leave no folder behind in which nothing was written."""
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+        """Remove the folder if `check_writable` created it and nothing was written into it since."""
+        if self._is_new:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def append(self, row: Row) -> None:
         """A row that takes the place of an earlier one of the same point; one writer at a time.

@@ -27,6 +27,9 @@ def test_an_earlier_export_is_replaced(tmp_path):
 
 def test_an_empty_folder_is_taken(tmp_path):
     (tmp_path / "out").mkdir()
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out"):
+        raise RuntimeError
+    assert (tmp_path / "out").is_dir()
     write_export(tmp_path / "out")
     assert (tmp_path / "out" / "model").is_file()
 
