@@ -37,7 +37,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     assert half["environment"]["packages"]["torch"]
     assert half["config"]["ratio"] == 2.0
     assert (half["engine"], half["engine_reason"], half["baseline_id"]) == ("fast", None, full["id"])
-    assert half["product"] in ("panels", "onednn", "torch")
+    assert half["linear_backend"] in ("panels", "onednn", "torch")
     stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
     assert stored == [full, half]
     generated = (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
