@@ -38,6 +38,10 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     assert half["config"]["ratio"] == 2.0
     assert (half["engine"], half["engine_reason"], half["baseline_id"]) == ("fast", None, full["id"])
     assert half["linear_backend"] in ("panels", "onednn", "torch")
+    assert (half["linear_backend_reason"] is None) == (half["linear_backend"] == "panels")
+    for side in ("full", "strategy"):
+        ran = half["pairs"][side]
+        assert (ran["engine"], ran["linear_backend"], ran["compiled"]) == ("fast", half["linear_backend"], False)
     stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
     assert stored == [full, half]
     generated = (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()

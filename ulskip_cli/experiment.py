@@ -56,7 +56,7 @@ class Session:
         """
         if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
             return None
-        key = f"{config.model} {config.batch_size} {config.decoding}"
+        key = f"{config.model} {config.batch_size} {config.decoding} {choose_linear_backend(loaded.model).name}"
         prompts = timed_prompts(work, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
         if key not in self._latencies:
             told = self.progress.phase("calibrate", WARM_UP + LINE_ROUNDS)

@@ -74,7 +74,7 @@ class Loop:
             return made[-1]
 
         run = fast.run(request, self.model, range(self.rule.num_layers), steps, self.device)
-        return replace(run, exits=made[-1].exits, linear_backend=linear_backend_of(self.parts.layers))
+        return replace(run, exits=made[-1].exits, linear_backend=linear_backend_of(self.parts.layers[0]))
 
 
 class ExitSteps:

@@ -43,7 +43,7 @@ def is_loaded() -> bool:
     return hasattr(torch.ops.ulskip, "linear")
 
 
-def load(on_build: Callable[[], None] = lambda: None) -> str | None:
+def load(on_build: Callable[[], object] = lambda: None) -> str | None:
     """Load the kernel, once a process, and compile it first if this machine has not compiled it yet.
 
     Args:

@@ -66,7 +66,7 @@ _chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDic
 """A model's linear backend, with the dtypes and devices of the weights for which it was chosen."""
 
 
-def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], None] = lambda: None) -> LinearBackend:
+def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
     """Choose the linear backend of a loaded model and of all of its views, once.
 
     The choice depends on the memory that is free at the first call. Later calls return the same, so that the full model
@@ -114,7 +114,7 @@ def linear_backend_of(model: nn.Module) -> str:
     return next((module.by for module in model.modules() if type(module) is PackedLinear), TORCH)
 
 
-def _choose(weights: list[Tensor], on_build: Callable[[], None]) -> LinearBackend:
+def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
     """The backend for the weights of all linear layers of a model."""
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
