@@ -121,9 +121,9 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
         return LinearBackend(TORCH, "weights that are not on the CPU")
     if len(dtypes) != 1 or not dtypes <= set(kernel.DTYPES):
         return LinearBackend(TORCH, "weights that are not all float32 or all bfloat16")
-    needed, available = sum(weight.nbytes for weight in weights), psutil.virtual_memory().available
-    if needed > MEMORY_SHARE * available:
-        return LinearBackend(TORCH, f"packed copies of {needed} bytes, more than {MEMORY_SHARE:.0%} of the {available} free")
+    needed = sum(weight.nbytes for weight in weights)
+    if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+        return LinearBackend(TORCH, f"packed copies of {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory")
     even = dtypes == {torch.float32} or all(weight.shape[1] % 2 == 0 for weight in weights)
     reason = kernel.load(on_build) if even else "an odd number of inputs in bfloat16"
     if reason is None:
