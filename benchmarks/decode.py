@@ -132,6 +132,7 @@ def main() -> None:
     full = Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
     speed = SpeedConfig(pairs=args.pairs, warmup=2, new_tokens=args.tokens)
     result = {"engines": [], "predictions": [], "bytes_per_second": ceilings.read_bytes_per_second(loaded.model.device)}
+    result["linear_backend"] = full.linear_backend(config.decoding).name
     weights = loaded.facts.weights
     for batch_size in BATCH_SIZES:
         prompts = prompt_batches(work.prompts, work.pad, batch_size, args.pairs + 2)

@@ -23,7 +23,7 @@ from ulskip_cli.exits import ExitRule
 from ulskip_cli.generation import confidence
 from ulskip_cli.generation.early_exit import ExitSteps
 from ulskip_cli.generation.output import Request
-from ulskip_cli.generation.packed import packed
+from ulskip_cli.generation.packed import choose_linear_backend, packed
 from ulskip_cli.generation.parts import Parts
 from ulskip_cli.models.load import load
 from ulskip_cli.workload import prepare
@@ -107,7 +107,7 @@ def main() -> None:
     config = compose([f"model={args.model}", "model.dtype=float32", f"limit={PROMPTS}"])
     loaded, task, draw = load(config.model), instantiate(config.task, "task"), random.Random(0)
     prompts = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples()[:PROMPTS], config).prompts
-    parts, rows = Parts(packed(loaded.model)), []
+    parts, rows = Parts(packed(loaded.model, choose_linear_backend(loaded.model).name)), []
     for kind, drawn in DEPTHS.items():
         spent = {policy: [] for policy in POLICIES}
         for prompt in prompts:

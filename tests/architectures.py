@@ -99,7 +99,7 @@ def _tried(model, made):
         if wrong:
             return replace(made, outcome=WRONG, note=f"{list(kept)}: {wrong}")
     decoder = decoder_for(model, KEPT_SETS[0])
-    reason = why_not(decoder.view, DecodingConfig(name="g"))
+    reason = why_not(decoder.model, DecodingConfig(name="g"))
     if reason is None:
         wrong = _engines_differ(decoder)
         if wrong:

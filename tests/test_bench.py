@@ -171,8 +171,14 @@ def test_a_target_by_the_clock_is_met_between_two_counts(bench, point, monkeypat
     assert row["step_flops"] == 2 * 2 * sum(steps) / 2
 
 
-def test_drafts_are_no_steps_of_their_own(bench, point):
+def test_drafts_are_no_steps_of_their_own(bench, point, monkeypatch):
+    from ulskip_cli import bench as module
+
+    backends = []
+    monkeypatch.setattr(module, "head_seconds", lambda decoder, backend, size: backends.append(backend) or 0.001)
     (row,) = bench.run_point(point("decoding.draft_tokens=2"))
+    assert backends == [row["full"]["linear_backend"], row["linear_backend"]] and len(set(backends)) == 1
+    assert row["pairs"]["strategy"]["linear_backend"] == row["linear_backend"]
     assert (row["engine"], row["full"]["engine"]) == ("speculative", "fast")
     assert 0 <= row["acceptance_rate"] <= 1
     assert (row["step_bytes"], row["bandwidth_share"], row["account"]["layers_seconds"]) == (None, None, None)

@@ -5,9 +5,12 @@ import re
 
 import pytest
 import torch
+from reference import build_model
 
 from ulskip_cli.cli import invoke
+from ulskip_cli.generation import packed
 from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.generation.packed import choose_linear_backend
 
 QUICK = ["limit=5", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3", "batch_size=2"]
 TIMES = re.compile(r"seconds|per_second|speedup|pairs|finished_at|memory")
@@ -94,6 +97,26 @@ def test_a_batch_that_was_halved_stays_halved_when_a_point_goes_on(sweep, tmp_pa
     assert sweep("ratio=2,3")[0] == 0
     assert results(tmp_path / "x") == results(tmp_path / "whole")
     assert {row["evaluated_batch_size"] for row in stored(tmp_path / "x")} == {1}
+
+
+def test_batches_of_another_linear_backend_are_answered_anew(sweep, tmp_path, monkeypatch):
+    if choose_linear_backend(build_model("llama")).name == "torch":
+        pytest.skip("no packing on this machine")
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, 1)
+        assert sweep("strategy=full")[0] == 130
+    monkeypatch.setattr(packed, "MEMORY_SHARE", 0)
+    answered, generate = [], Decoder.generate
+
+    def counted(self, ids, *rest, **options):
+        if "on_step" in options:
+            answered.extend(ids)
+        return generate(self, ids, *rest, **options)
+
+    monkeypatch.setattr(Decoder, "generate", counted)
+    assert sweep("strategy=full")[0] == 0
+    assert [row["linear_backend"] for row in stored(tmp_path / "x")] == ["torch"]
+    assert len(answered) == 5
 
 
 def test_what_does_not_apply_is_a_row_and_no_failure(sweep, tmp_path):

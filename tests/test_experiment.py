@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from ulskip_cli.config import compose
 from ulskip_cli.cost import LatencyFit
 from ulskip_cli.errors import UsageError
 from ulskip_cli.experiment import Session, finished_rows, run_point
+from ulskip_cli.generation import kernel
 
 QUICK = ["limit=4", "decoding.max_new_tokens=6", "speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3"]
 
@@ -37,12 +39,24 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     assert half["environment"]["packages"]["torch"]
     assert half["config"]["ratio"] == 2.0
     assert (half["engine"], half["engine_reason"], half["baseline_id"]) == ("fast", None, full["id"])
-    assert half["product"] in ("panels", "onednn", "torch")
+    assert half["linear_backend"] in ("panels", "onednn", "torch")
+    assert (half["linear_backend_reason"] is None) == (half["linear_backend"] == "panels")
+    for side in ("full", "strategy"):
+        ran = half["pairs"][side]
+        assert (ran["engine"], ran["linear_backend"], ran["compiled"]) == ("fast", half["linear_backend"], False)
     stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
     assert stored == [full, half]
     generated = (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
     assert len(generated) == 4
     assert sum(len(json.loads(line)["token_ids"]) for line in generated) == half["generated_tokens"]
+
+
+def test_a_kernel_that_was_not_built_is_told_in_the_row(config, monkeypatch):
+    monkeypatch.setattr(kernel, "is_loaded", lambda: False)
+    monkeypatch.setenv("CXX", os.devnull)
+    (row,) = run_point(config("strategy=full"), Session())
+    assert row["linear_backend"] in ("onednn", "torch")
+    assert [line for line in row["warnings"] if row["linear_backend_reason"] in line and os.devnull in line]
 
 
 def test_the_same_seed_gives_the_same_generations(config, tmp_path):

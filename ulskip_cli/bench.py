@@ -9,7 +9,7 @@ import torch
 from ulskip_cli import ceilings
 from ulskip_cli.account import Account, StepWork, layer_seconds
 from ulskip_cli.ceilings import Ceilings
-from ulskip_cli.config import baseline_of, undrafted
+from ulskip_cli.config import baseline_of
 from ulskip_cli.cost import WeightBytes, weight_bytes
 from ulskip_cli.evaluation import adjustments
 from ulskip_cli.experiment import Session, identity_row, provenance_row
@@ -55,8 +55,11 @@ class Bench:
         pairs = time_pairs(full, strategy, RANDOM, size, timed, self.session.progress)
         engine, reason = strategy.engine(config.decoding)
         self.session.progress.phase(f"{plan.strategy}: account", 0)
-        engines = full.engine(undrafted(config.decoding))[0], engine
-        heads = [head_seconds(decoder, its, size.used) for decoder, its in zip((full, strategy), engines, strict=True)]
+        ran = pairs.full[0], pairs.strategy[0]
+        heads = [
+            head_seconds(decoder, output.linear_backend, size.used)
+            for decoder, output in zip((full, strategy), ran, strict=True)
+        ]
         sides = _sides(pairs, plan, loaded, limits, heads)
         row = {
             **identity_row(config, plan, RANDOM, point_id(config, []), None),
@@ -64,13 +67,14 @@ class Bench:
             "timed_new_tokens": plan.timed_tokens,
             "engine": engine,
             "engine_reason": reason,
-            "product": strategy.product(config.decoding),
+            "linear_backend": ran[1].linear_backend,
+            "linear_backend_reason": strategy.linear_backend(config.decoding).reason,
             "latency_fit": latency and latency.told(),
             **speed_row(pairs, size),
             **sides[1],
-            "full": {**sides[0], "engine": engines[0]},
+            "full": {**sides[0], "engine": ran[0].engine, "linear_backend": ran[0].linear_backend},
             **drafting(pairs.strategy),
-            "compiled": pairs.compile_seconds > 0,
+            "compiled": ran[1].compiled,
             "compile_seconds": pairs.compile_seconds,
             "ceilings": asdict(limits),
             **provenance_row(config, plan, loaded, 0),

@@ -9,6 +9,7 @@ from typing import Any
 
 from ulskip_cli import metrics
 from ulskip_cli.errors import RunError
+from ulskip_cli.generation import kernel
 from ulskip_cli.generation.batches import BatchSize, fitting
 from ulskip_cli.generation.decode import Decoder, generate_all, longest_first, until_stop
 from ulskip_cli.generation.loss import ReferenceLoss
@@ -139,6 +140,10 @@ def adjustments(row: Row) -> list[str]:
     for key, what in (("evaluated_batch_size", "evaluated"), ("timed_batch_size", "timed")):
         if row.get(key, asked) < asked:
             lines.append(f"{row['strategy']}: batches of {asked} did not fit into memory; {what} in batches of {row[key]}")
+    if (failure := kernel.build_failure()) and failure == row.get("linear_backend_reason"):
+        lines.append(
+            f"the kernel for decoding on a CPU was not built ({failure}); linear_backend={row['linear_backend']} served"
+        )
     target, mean = row.get("target_kept_layers"), row.get("evaluated_mean_kept_layers")
     if target and mean and row["ratio_basis"] != "latency" and abs(mean - target) > MEAN_MAY_MISS * target:
         lines.append(f"{row['strategy']}: {mean:.2f} layers ran on average, {target} were aimed at{_why_off(row)}")

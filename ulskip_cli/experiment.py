@@ -13,9 +13,9 @@ from ulskip_cli.calibration import calibrated
 from ulskip_cli.config import baseline_of, instantiate, recorded
 from ulskip_cli.cost import LatencyFit
 from ulskip_cli.evaluation import Evaluation, adjustments, evaluate
-from ulskip_cli.generation import kernel
 from ulskip_cli.generation.calibrate import LINE_ROUNDS, MEET_PAIRS, MEET_ROUNDS, WARM_UP, Met, calibrate, meet, pairs_at
 from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.generation.packed import choose_linear_backend
 from ulskip_cli.held_out import held_out_task
 from ulskip_cli.models.facts import describe
 from ulskip_cli.models.load import LoadedModel, load, load_tokenizer
@@ -45,9 +45,9 @@ class Session:
             self._models.clear()  # one at a time: two may not fit
             self.progress.phase(f"load {config.name}", 1)
             self._models[key] = load(config, seed)
-            if self._models[key].model.device.type == "cpu" and kernel.will_build():
-                self.progress.phase("compile a kernel, once on this machine", 0)
-                kernel.why_not()
+            choose_linear_backend(
+                self._models[key].model, lambda: self.progress.phase("compile a kernel, once on this machine", 0)
+            )
         return self._models[key]
 
     def depth(self, config: Config, loaded: LoadedModel, work: Workload) -> Met | None:
@@ -59,7 +59,7 @@ class Session:
             return None
         prompts = timed_prompts(work, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
         shapes = [tuple(ids.shape) for ids, _ in prompts]  # [batch, prompt_len]
-        key = f"{config.model} {config.decoding} {shapes}"
+        key = f"{config.model} {config.decoding} {shapes} {choose_linear_backend(loaded.model).name}"
         if key not in self._latencies:
             told = self.progress.phase("calibrate", WARM_UP + LINE_ROUNDS)
             num_layers = loaded.facts.num_layers
@@ -161,7 +161,9 @@ def _measure_point(
     decoder = Decoder(loaded.model, plan, loaded.tokenizer)
     full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
     point = point_id(config, work.examples)
-    batches = Partial(folder.partial_path(point), environment.origin(str(loaded.model.device)), began)
+    backend = decoder.linear_backend(config.decoding)
+    origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend.name}
+    batches = Partial(folder.partial_path(point), origin, began)
     full = decoder if plan.keeps_all else Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
     judge = full if config.decoding.draft_tokens else decoder
     keep = partial(folder.keep_generations, point)
@@ -176,7 +178,8 @@ def _measure_point(
         **identity_row(config, plan, work, point, full_id),
         "engine": engine,
         "engine_reason": reason,
-        "product": decoder.product(config.decoding),
+        "linear_backend": backend.name,
+        "linear_backend_reason": backend.reason,
         **told.row(),
         **_depth_of_answers(plan, evaluation),
         **evaluation.row,

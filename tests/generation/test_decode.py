@@ -2,8 +2,10 @@ import pytest
 import torch
 from reference import NUM_LAYERS, random_ids
 
+from ulskip_cli import views
 from ulskip_cli.config import compose
 from ulskip_cli.errors import UsageError
+from ulskip_cli.generation import fast
 from ulskip_cli.generation.batches import BatchSize
 from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
 from ulskip_cli.generation.encoding import padded
@@ -152,6 +154,13 @@ def test_tokens_are_told_as_they_come(llama):
     assert told[-1] == (4, 32)
     assert told[0] == (0, 2)
     assert [tokens for _, tokens in told] == sorted(tokens for _, tokens in told)
+
+
+def test_all_schedules_of_a_model_take_one_engine(llama, monkeypatch):
+    """A hybrid's view may consist of attention layers alone, which the fast engine would serve."""
+    monkeypatch.setattr(fast, "why_not", lambda model, decoding: "a cache" if views.num_layers(model) == NUM_LAYERS else None)
+    for overrides in (["strategy=full"], ["ratio=2"]):
+        assert decoder_for(llama, *overrides).engine(GREEDY) == ("transformers", "a cache")
 
 
 def test_each_option_goes_to_an_engine_that_serves_it(llama):

@@ -18,15 +18,14 @@ def test_it_is_timed_straight_after_whole_steps(llama, monkeypatch):
     steps = []
     real = views.forward_with_cache
     monkeypatch.setattr(views, "forward_with_cache", lambda *args, **more: steps.append(1) or real(*args, **more))
-    assert head.head_seconds(decoder_of(llama), "fast", batch_size=2) == 1
+    assert head.head_seconds(decoder_of(llama), "onednn", batch_size=2) == 1
     assert len(steps) == 1 + head.WARM_UP + head.ROUNDS
 
 
-def test_the_fast_engines_layout_of_weights_counts(llama, monkeypatch):
+def test_the_layout_of_weights_that_decoded_counts(llama, monkeypatch):
     packed = []
-    monkeypatch.setattr(head, "packed", lambda view: packed.append(view) or view)
+    monkeypatch.setattr(head, "packed", lambda view, backend: packed.append((view, backend)) or view)
     decoder = decoder_of(llama)
-    head.head_seconds(decoder, "transformers", batch_size=1)
-    assert packed == []
-    head.head_seconds(decoder, "fast", batch_size=1)
-    assert packed == [decoder.view]
+    for backend in ("torch", "onednn"):
+        head.head_seconds(decoder, backend, batch_size=1)
+    assert packed == [(decoder.view, "torch"), (decoder.view, "onednn")]

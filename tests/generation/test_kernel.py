@@ -1,4 +1,5 @@
 import os
+import subprocess
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from ulskip_cli.generation import kernel
 
 @pytest.fixture(autouse=True)
 def built():
-    if kernel.why_not():
-        pytest.skip(f"no kernel: {kernel.why_not()}")
+    if reason := kernel.load():
+        pytest.skip(f"no kernel: {reason}")
 
 
 sizes = st.integers(1, 70)
@@ -40,15 +41,47 @@ def test_leading_dimensions_stay():
     torch.testing.assert_close(got, functional.linear(hidden, weight))
 
 
-def test_without_a_compiler_there_is_a_reason(monkeypatch, tmp_path):
-    look = kernel.why_not.__wrapped__
-    assert not kernel.will_build()  # it is there
-    monkeypatch.setenv("ULSKIP_KERNEL", "off")
-    assert look() == "ULSKIP_KERNEL=off"
-    assert not kernel.will_build()
-    monkeypatch.delenv("ULSKIP_KERNEL")
+@pytest.fixture
+def not_loaded(monkeypatch, tmp_path):
+    """A process that has not loaded the kernel, on a machine that has not compiled it; the commands that it runs."""
+    monkeypatch.setattr(kernel, "is_loaded", lambda: False)
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
-    monkeypatch.setenv("CXX", os.devnull)
-    assert kernel.will_build()
-    assert "failed" in look()
+    commands = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: commands.append(command) or run(command, **options))
+    return commands
+
+
+def test_asking_builds_nothing(not_loaded, tmp_path):
+    assert kernel.unsupported_reason() is None
+    assert not not_loaded
+    assert not list(tmp_path.iterdir())
+
+
+def test_switched_off_is_a_reason(not_loaded, monkeypatch):
+    monkeypatch.setenv("ULSKIP_KERNEL", "off")
+    assert kernel.unsupported_reason() == kernel.load() == "ULSKIP_KERNEL=off"
+    assert not not_loaded
+
+
+def test_no_compiler_is_a_reason(not_loaded, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(kernel.shutil, "which", lambda name: None)
+    assert kernel.unsupported_reason() == kernel.load() == "no C++ compiler"
+    assert not not_loaded
+
+
+def test_a_failed_build_is_told_and_not_tried_again(not_loaded, monkeypatch, tmp_path):
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\necho no such header >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    builds = []
+    reason = kernel.load(lambda: builds.append(1))
+    assert "no such header" in reason
+    assert kernel.load(lambda: builds.append(1)) == kernel.unsupported_reason() == reason
+    assert len(builds) == len(not_loaded) == 1
     assert not list(tmp_path.rglob("*.so"))
+    monkeypatch.setenv("CXX", os.devnull)  # another compiler is another try
+    assert kernel.unsupported_reason() is None
+    assert os.devnull in kernel.load()

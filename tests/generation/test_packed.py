@@ -1,23 +1,50 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
-from reference import build_model, random_ids
+from reference import NUM_LAYERS, build_model, random_ids
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli import views
-from ulskip_cli.generation import kernel
+from ulskip_cli.config import compose
 from ulskip_cli.generation import packed as packing
-from ulskip_cli.generation.packed import PackedLinear, packed, packer
+from ulskip_cli.generation.decode import Decoder
+from ulskip_cli.generation.packed import PackedLinear, choose_linear_backend, linear_backend_of, packed
+from ulskip_cli.models.facts import ModelFacts
+from ulskip_cli.plan import make_plan
+from ulskip_cli.schema import DecodingConfig
 
 CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.02, "atol": 0.05}}
+
+
+DECODING = DecodingConfig(name="greedy", max_new_tokens=4)
+DRAFTED = replace(DECODING, draft_tokens=2)
+EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
+
+
+def packing_of(model):
+    """The model over packed weights."""
+    return packed(model, choose_linear_backend(model).name)
+
+
+def decoder_of(model, *overrides):
+    return Decoder(model, make_plan(compose(list(overrides)), ModelFacts(NUM_LAYERS, None, None)))
+
+
+def set_free_memory(monkeypatch, count):
+    """Let `count` bytes of memory be free from here on."""
+    memory = SimpleNamespace(available=count)
+    monkeypatch.setattr(packing.psutil, "virtual_memory", lambda: memory)
 
 
 @pytest.fixture(params=["panels", "onednn"])
 def by(request, monkeypatch):
     """Either way of packing, where this machine has it."""
     if request.param == "onednn":
-        monkeypatch.setattr(kernel, "why_not", lambda: "switched off")
-    if packer(build_model("llama").to(torch.bfloat16)) != request.param:
+        monkeypatch.setenv("ULSKIP_KERNEL", "off")
+    if choose_linear_backend(build_model("llama").to(torch.bfloat16)).name != request.param:
         pytest.skip(f"no packing by {request.param} on this machine")
     return request.param
 
@@ -27,7 +54,7 @@ def by(request, monkeypatch):
 def test_packed_layers_give_what_the_plain_ones_give(name, dtype, by):
     model = build_model(name).to(dtype)
     view = views.shallow_view(model, (0, 2, 5))
-    fast, ids = packed(view), random_ids(3, 7)
+    fast, ids = packed(view, choose_linear_backend(model).name), random_ids(3, 7)
     with torch.inference_mode():
         expected, got = view(ids, use_cache=False).logits.float(), fast(ids, use_cache=False).logits.float()
     torch.testing.assert_close(got, expected, **CLOSE[dtype])
@@ -38,13 +65,14 @@ def test_packed_layers_give_what_the_plain_ones_give(name, dtype, by):
 
 def test_the_source_is_not_touched(llama):
     before = {name: type(module) for name, module in llama.named_modules()}
-    packed(llama)
+    packing_of(llama)
     assert {name: type(module) for name, module in llama.named_modules()} == before
 
 
 def test_views_of_one_model_share_the_copies(llama):
-    deep, shallow = (packed(views.shallow_view(llama, kept)) for kept in ((0, 2, 3, 5), (0, 5)))
-    if deep is llama:
+    backend = choose_linear_backend(llama).name
+    deep, shallow = (packed(views.shallow_view(llama, kept), backend) for kept in ((0, 2, 3, 5), (0, 5)))
+    if backend == "torch":
         pytest.skip("no packing on this machine")
 
     def copies(view):
@@ -55,10 +83,10 @@ def test_views_of_one_model_share_the_copies(llama):
 
 def test_changed_weights_are_packed_again(llama):
     ids = random_ids(1, 4)
-    before = packed(llama)(ids, use_cache=False).logits
+    before = packing_of(llama)(ids, use_cache=False).logits
     with torch.no_grad():
         llama.lm_head.weight.mul_(2)
-        torch.testing.assert_close(packed(llama)(ids, use_cache=False).logits, 2 * before)
+        torch.testing.assert_close(packing_of(llama)(ids, use_cache=False).logits, 2 * before)
 
 
 def test_bias_is_added(by):
@@ -68,8 +96,50 @@ def test_bias_is_added(by):
 
 
 def test_what_packing_does_not_serve_stays_as_it_is(llama, monkeypatch):
-    monkeypatch.setattr(packing, "MEMORY_SHARE", 0)
-    assert packer(llama) is None
-    assert packed(llama) is llama
+    set_free_memory(monkeypatch, 0)
+    assert choose_linear_backend(llama).name == "torch"
+    assert choose_linear_backend(llama).reason
+    assert packing_of(llama) is llama
     monkeypatch.undo()
-    assert packed(llama.to(torch.float16)) is llama
+    assert packing_of(llama.to(torch.float16)) is llama
+
+
+def test_a_model_whose_dtype_changed_is_chosen_for_again(llama):
+    assert choose_linear_backend(llama.to(torch.float16)).name == "torch"
+    before = choose_linear_backend(build_model("llama")).name
+    assert choose_linear_backend(llama.to(torch.float32)).name == before
+
+
+@pytest.mark.parametrize(("before", "after"), [(2**40, 0), (0, 2**40)], ids=["shrinks", "grows"])
+def test_all_decoders_of_a_model_run_on_one_backend_whatever_memory_is_free_later(llama, monkeypatch, before, after):
+    set_free_memory(monkeypatch, before)
+    full = decoder_of(llama, "strategy=full")
+    ids = random_ids(2, 5)
+    mask = torch.ones_like(ids)
+    expected = full.generate(ids, mask, DECODING, 0).linear_backend
+    assert (expected == "torch") == (before == 0)
+    set_free_memory(monkeypatch, after)
+    half = decoder_of(llama, "ratio=2")
+    staged = decoder_of(llama, "strategy=skip_decode", "strategy.horizon=4")
+    for decoder, decoding in ((full, DECODING), (half, DECODING), (staged, DECODING), (half, DRAFTED)):
+        output = decoder.generate(ids, mask, decoding, 0)
+        assert output.linear_backend == decoder.linear_backend(decoding).name == expected, output.engine
+    exiting = decoder_of(llama, *EXITS)
+    output = exiting.generate(ids, mask, DECODING, 0)
+    assert (output.engine, output.linear_backend) == ("early_exit", expected)
+
+
+def test_a_view_that_would_fit_is_not_packed_where_the_full_model_does_not_fit(llama, monkeypatch):
+    linear = [module.weight.nbytes for module in llama.modules() if type(module) is nn.Linear]
+    set_free_memory(monkeypatch, (sum(linear) - 1) / packing.MEMORY_SHARE)
+    half = decoder_of(llama, "ratio=2")
+    ids = random_ids(1, 4)
+    assert half.generate(ids, torch.ones_like(ids), DECODING, 0).linear_backend == "torch"
+
+
+def test_transformers_engine_runs_on_plain_weights(llama):
+    decoder, slow = decoder_of(llama), replace(DECODING, engine="transformers")
+    ids = random_ids(1, 4)
+    output = decoder.generate(ids, torch.ones_like(ids), slow, 0)
+    assert (output.engine, output.linear_backend) == ("transformers", decoder.linear_backend(slow).name)
+    assert output.linear_backend == linear_backend_of(decoder.view) == "torch"

@@ -1,11 +1,13 @@
 from dataclasses import replace
 
+import pytest
 import torch
 from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.config import compose
+from ulskip_cli.errors import RunError
 from ulskip_cli.generation.decode import Decoder
-from ulskip_cli.generation.output import BatchOutput
+from ulskip_cli.generation.output import BatchOutput, Drafts, Exits
 from ulskip_cli.generation.pairs import PairedSpeed, measure_pairs
 from ulskip_cli.models.facts import ModelFacts
 from ulskip_cli.plan import make_plan
@@ -72,3 +74,61 @@ def test_compiling_in_the_warm_up_is_counted(llama, monkeypatch):
     speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
     pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], DecodingConfig(name="greedy"), speed, 0)
     assert pairs.compile_seconds == 10.0
+
+
+def pairs_that_ran(llama, monkeypatch, full, strategy):
+    """Pairs whose sides say that they were run by other means than they were."""
+    facts = ModelFacts(NUM_LAYERS, None, None)
+    every, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    generate = Decoder.generate
+
+    def changed(self, *args, **options):
+        return replace(generate(self, *args, **options), **(full if self is every else strategy))
+
+    monkeypatch.setattr(Decoder, "generate", changed)
+    ids = random_ids(2, 5)
+    speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
+    return measure_pairs(every, half, [(ids, torch.ones_like(ids))], DecodingConfig(name="greedy"), speed, 0)
+
+
+@pytest.mark.parametrize(
+    ("full", "strategy"),
+    [
+        ({"linear_backend": "torch"}, {"linear_backend": "panels"}),
+        ({"linear_backend": "torch"}, {"linear_backend": "panels", "engine": "speculative", "drafts": Drafts()}),
+        ({"linear_backend": "onednn"}, {"linear_backend": "torch", "engine": "early_exit", "exits": Exits()}),
+        ({"engine": "transformers"}, {"engine": "fast"}),
+        ({"compiled": True}, {"compiled": False}),
+    ],
+)
+def test_sides_that_ran_by_unlike_means_give_no_ratio(llama, monkeypatch, full, strategy):
+    with pytest.raises(RunError) as told:
+        pairs_that_ran(llama, monkeypatch, full, strategy)
+    key = next(iter(full))
+    assert f"{key}={full[key]}" in str(told.value) and f"{key}={strategy[key]}" in str(told.value)
+
+
+@pytest.mark.parametrize("own", [{"engine": "speculative", "drafts": Drafts()}, {"engine": "early_exit", "exits": Exits()}])
+def test_drafts_and_exits_may_have_an_engine_of_their_own(llama, monkeypatch, own):
+    row = pairs_that_ran(llama, monkeypatch, {"compiled": True}, own).row()
+    assert [row["pairs"][side]["engine"] for side in ("full", "strategy")] == ["fast", own["engine"]]
+    assert [row["pairs"][side]["compiled"] for side in ("full", "strategy")] == [True, False]
+    assert row["pairs"]["full"]["linear_backend"] == row["pairs"]["strategy"]["linear_backend"]
+
+
+def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
+    facts = ModelFacts(NUM_LAYERS, None, None)
+    full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    generate, calls = Decoder.generate, []
+
+    def compiled_first(self, *args, **options):
+        first = self not in calls
+        calls.append(self)
+        return replace(generate(self, *args, **options), compile_seconds=5.0 * first, decode_seconds=9.0 if first else 1.0)
+
+    monkeypatch.setattr(Decoder, "generate", compiled_first)
+    ids = random_ids(2, 5)
+    speed = SpeedConfig(pairs=1, warmup=0, new_tokens=2)
+    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], DecodingConfig(name="greedy"), speed, 0)
+    assert [output.decode_seconds for output in pairs.full + pairs.strategy] == [1.0, 1.0]
+    assert pairs.compile_seconds == 5.0

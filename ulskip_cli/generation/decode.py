@@ -17,7 +17,7 @@ from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.generate import Generate
 from ulskip_cli.generation.output import BatchOutput, Engine, Request
-from ulskip_cli.generation.packed import packer
+from ulskip_cli.generation.packed import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.generation.parts import Parts
 from ulskip_cli.generation.stages import stage_views
 from ulskip_cli.plan import Plan
@@ -40,15 +40,17 @@ class Decoder:
         self.tokenizer = tokenizer
         self.device = views.input_device(model)
         self.prompt_model, self.stages = stage_views(model, plan)
+        self._linear_backend = choose_linear_backend(model)
+        backend = self._linear_backend.name
         draft_cost = 1 / (plan.predicted_speedup or plan.layer_ratio)
         self._engines: dict[str, Engine] = {
-            "fast": fast.Loop(self.prompt_model, self.stages, self.device),
+            "fast": fast.Loop(self.prompt_model, self.stages, self.device, backend),
             "transformers": Generate(self.prompt_model, self.stages, self.device, tokenizer),
-            "speculative": speculative.Loop(model, self.view, plan.kept_layers, self.device, draft_cost),
+            "speculative": speculative.Loop(model, self.view, plan.kept_layers, self.device, draft_cost, backend),
         }
         self.exits = plan.exits
         if plan.exits:
-            self._engines["early_exit"] = early_exit.Loop(model, plan.exits, self.device)
+            self._engines["early_exit"] = early_exit.Loop(model, plan.exits, self.device, backend)
 
     @property
     def view(self) -> PreTrainedModel:
@@ -94,15 +96,15 @@ class Decoder:
             return "speculative", None
         if decoding.engine == "transformers":
             return "transformers", "asked for"
-        reason = fast.why_not(self.view, decoding)
+        reason = fast.why_not(self.model, decoding)  # not of the view: all schedules of a model take one engine
         if reason and decoding.engine == "fast":
             raise UsageError(f"decoding.engine=fast does not serve {reason}; use decoding.engine=auto")
         return ("transformers" if reason else "fast"), reason
 
-    def product(self, decoding: DecodingConfig) -> str:
-        """Whose matrix product decodes: `panels` (ours), `onednn` over packed weights, or `torch`."""
+    def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
+        """The linear backend that serves a decoding configuration."""
         engine, _ = self.engine(decoding)
-        return (None if engine == "transformers" else packer(self.view)) or "torch"
+        return LinearBackend(TORCH, "the transformers engine") if engine == "transformers" else self._linear_backend
 
     def generate(
         self,
@@ -159,6 +161,8 @@ class Decoder:
             compile_seconds=compile_seconds,
             drafts=run.drafts,
             exits=run.exits,
+            linear_backend=run.linear_backend,
+            compiled=run.compiled,
         )
 
     def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:

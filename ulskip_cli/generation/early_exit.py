@@ -16,7 +16,7 @@ from ulskip_cli.errors import UsageError
 from ulskip_cli.exits import ExitRule
 from ulskip_cli.generation import confidence, fast, fixed_cache
 from ulskip_cli.generation.output import Exits, Request, Run
-from ulskip_cli.generation.packed import packed
+from ulskip_cli.generation.packed import linear_backend_of, packed
 from ulskip_cli.generation.parts import Entry, Parts
 from ulskip_cli.generation.placing import Placing
 from ulskip_cli.schema import DecodingConfig
@@ -38,24 +38,25 @@ def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> N
 class Loop:
     """Greedy decoding and sampling under a rule for exits."""
 
-    def __init__(self, model: PreTrainedModel, rule: ExitRule, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, rule: ExitRule, device: torch.device, linear_backend: str) -> None:
         """Nothing is made before the first run.
 
         Args:
             model: encodes prompts with all of its layers, and decodes with as many as it takes.
             rule: where a step may end.
             device: where ids go.
+            linear_backend: of the model.
         """
-        self.model, self.rule, self.device = model, rule, device
+        self.model, self.rule, self.device, self.linear_backend = model, rule, device, linear_backend
 
     @functools.cached_property
     def parts(self) -> Parts:
         """The model as it decodes, taken apart: over packed weights where these are faster."""
-        return Parts(packed(self.model))
+        return Parts(packed(self.model, self.linear_backend))
 
     def under(self, rule: ExitRule) -> "Loop":
         """The same under another rule; what was made serves both."""
-        loop = Loop(self.model, rule, self.device)
+        loop = Loop(self.model, rule, self.device, self.linear_backend)
         loop.__dict__["parts"] = self.parts
         return loop
 
@@ -73,7 +74,7 @@ class Loop:
             return made[-1]
 
         run = fast.run(request, self.model, range(self.rule.num_layers), steps, self.device)
-        return replace(run, exits=made[-1].exits)
+        return replace(run, exits=made[-1].exits, linear_backend=linear_backend_of(self.parts.layers[0]))
 
 
 class ExitSteps:

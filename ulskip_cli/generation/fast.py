@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,7 @@ from ulskip_cli.errors import RunError
 from ulskip_cli.generation import fixed_cache
 from ulskip_cli.generation.choose import Chooser
 from ulskip_cli.generation.output import Request, Run
-from ulskip_cli.generation.packed import packed
+from ulskip_cli.generation.packed import linear_backend_of, packed
 from ulskip_cli.generation.steps import CompiledSteps, EagerSteps, StagedSteps, Steps
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
@@ -44,21 +45,24 @@ def why_not(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
 class Loop:
     """Greedy decoding and sampling for one model and schedule."""
 
-    def __init__(self, prompt_model: PreTrainedModel, stages: Sequence[StageView], device: torch.device) -> None:
+    def __init__(
+        self, prompt_model: PreTrainedModel, stages: Sequence[StageView], device: torch.device, linear_backend: str
+    ) -> None:
         """Nothing is made before the first run.
 
         Args:
             prompt_model: encodes prompts.
             stages: decode.
             device: where ids go.
+            linear_backend: of the full model, for all views.
         """
-        self.prompt_model, self.stages, self.device = prompt_model, stages, device
+        self.prompt_model, self.stages, self.device, self.linear_backend = prompt_model, stages, device, linear_backend
         self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
 
     @functools.cached_property
     def decode_models(self) -> list[PreTrainedModel]:
         """The views as they decode: with packed weights where these are faster."""
-        return [packed(stage.view) for stage in self.stages]
+        return [packed(stage.view, self.linear_backend) for stage in self.stages]
 
     def run(self, request: Request) -> Run:
         """Generate for one batch."""
@@ -66,7 +70,9 @@ class Loop:
         def steps(cache: DynamicCache) -> Steps:
             return self._steps(cache, request.attention_mask, request.length, request.decoding)
 
-        return run(request, self.prompt_model, self.stages[0].kept, steps, self.device)
+        ran = run(request, self.prompt_model, self.stages[0].kept, steps, self.device)
+        compiled = self._compiled_for(request.attention_mask, request.length, request.decoding) is not None
+        return replace(ran, linear_backend=linear_backend_of(self.decode_models[0]), compiled=compiled)
 
     def prepare(self, request: Request) -> float:
         """Pack weights, and compile what a batch of this shape needs where compiling is asked for; seconds of compiling."""
@@ -89,7 +95,7 @@ class Loop:
 
     def _steps(self, cache: DynamicCache, mask: Tensor, length: int, decoding: DecodingConfig) -> Steps:
         """The batch's steps: compiled where they were prepared."""
-        compiled = self._compiled.get(self._shape(mask, length)) if self._compiles(decoding) else None
+        compiled = self._compiled_for(mask, length, decoding)
         later: list[tuple[int, Callable[[Any], Steps]]] = []
         for i, (before, stage) in enumerate(pairwise(self.stages), start=1):
             kept = [before.kept.index(layer) for layer in stage.kept]
@@ -101,6 +107,9 @@ class Loop:
             first = compiled[0]
             compiled[0].begin(cache, mask, length)
         return StagedSteps(first, later) if later else first
+
+    def _compiled_for(self, mask: Tensor, length: int, decoding: DecodingConfig) -> list[CompiledSteps] | None:
+        return self._compiled.get(self._shape(mask, length)) if self._compiles(decoding) else None
 
     def _compiles(self, decoding: DecodingConfig) -> bool:
         return decoding.compile == "on" or (decoding.compile == "auto" and self.device.type == "cuda")

@@ -13,18 +13,18 @@ from ulskip_cli.timing import now
 ROUNDS, WARM_UP = 11, 2
 
 
-def head_seconds(decoder: Decoder, engine: str, batch_size: int) -> float:
+def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float:
     """Median seconds of final norm and output head alone, on hidden states [batch, 1, hidden], not compiled.
 
     Each time straight after a whole step, so that caches hold what they hold while decoding.
 
     Args:
         decoder: a model under a schedule.
-        engine: in whose layout the weights are.
+        linear_backend: that the decoder's steps ran on.
         batch_size: sequences at once.
     """
     device = decoder.device
-    model = packed(decoder.view) if engine in ("fast", "early_exit") else decoder.view
+    model = packed(decoder.view, linear_backend)
     ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
 
     def step() -> None:

@@ -1,6 +1,5 @@
 """A matrix product for the few rows of a decode step (`linear.cpp`), built once on each machine with its C++ compiler."""
 
-import functools
 import hashlib
 import os
 import platform
@@ -8,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,30 +21,55 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-@functools.cache
-def why_not() -> str | None:
-    """The reason for which the product is not to be had here; None where it is, ready to be called.
+_failures: dict[str, str] = {}
+"""The reason for every compile command that failed in this process."""
 
-    Builds it where that was not done before, which takes some ten seconds.
+
+def unsupported_reason() -> str | None:
+    """The reason why this process cannot use the kernel; None if `load` has succeeded or may succeed.
+
+    Builds and loads nothing.
     """
     if os.environ.get("ULSKIP_KERNEL") == "off":
         return "ULSKIP_KERNEL=off"
+    if is_loaded():
+        return None
+    return build_failure() if _compiler() else "no C++ compiler"
+
+
+def build_failure() -> str | None:
+    """The reason why this process could not build or load the kernel; None if it did not fail to."""
+    return _failures.get(shlex.join(_compiler()))
+
+
+def is_loaded() -> bool:
+    """Return whether `linear` can be called."""
+    return hasattr(torch.ops.ulskip, "linear")
+
+
+def load(on_build: Callable[[], object] = lambda: None) -> str | None:
+    """Load the kernel, once a process, and compile it first if this machine has not compiled it yet.
+
+    Args:
+        on_build: called before compiling, which takes about ten seconds.
+
+    Returns:
+        The reason why the kernel cannot be used; None if it is loaded. A build that failed is not tried again.
+    """
+    reason = unsupported_reason()
+    if reason or is_loaded():
+        return reason
     compiler = _compiler()
-    if not compiler:
-        return "no C++ compiler"
     try:
+        if not _library(compiler).is_file():
+            on_build()
         torch.ops.load_library(_built(compiler))  # type: ignore[no-untyped-call]
     except (OSError, subprocess.CalledProcessError) as error:
-        told = getattr(error, "stderr", "") or str(error)
-        return f"{compiler[0]} failed: {' '.join(told.split())[:160]}"
+        text = getattr(error, "stderr", "") or str(error)
+        reason = _failures[shlex.join(compiler)] = f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
+        return reason
     torch.library.register_fake("ulskip::linear", _shape)
     return None
-
-
-def will_build() -> bool:
-    """Whether `why_not` is going to take its ten seconds."""
-    compiler = _compiler()
-    return os.environ.get("ULSKIP_KERNEL") != "off" and bool(compiler) and not _library(compiler).is_file()
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -57,7 +82,7 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    """[..., in_features] to [..., out_features], in float32 within; needs `why_not() is None`.
+    """[..., in_features] to [..., out_features], in float32 within; the kernel must be loaded.
 
     Args:
         hidden: float32 or bfloat16 on the CPU; in bfloat16 in_features is even.

@@ -68,6 +68,8 @@ class Run:
         kept_kv_bytes: what remained of it when the skipped layers were dropped.
         drafts: how drafting went, where there was any.
         exits: where tokens left the layers, where they might.
+        linear_backend: that the decode steps ran on.
+        compiled: whether the decode steps were compiled.
     """
 
     token_ids: list[list[int]]
@@ -78,6 +80,8 @@ class Run:
     kept_kv_bytes: int
     drafts: Drafts | None = None
     exits: Exits | None = None
+    linear_backend: str = "torch"
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ class BatchOutput:
         compile_seconds: that were spent on batches of this shape before the clock was started.
         drafts: how drafting went, where there was any.
         exits: where tokens left the layers, where they might.
+        linear_backend: that the decode steps ran on.
+        compiled: whether the decode steps were compiled.
     """
 
     token_ids: list[list[int]]
@@ -146,6 +152,8 @@ class BatchOutput:
     compile_seconds: float = 0.0
     drafts: Drafts | None = None
     exits: Exits | None = None
+    linear_backend: str = "torch"
+    compiled: bool = False
 
     @property
     def generated_tokens(self) -> int:

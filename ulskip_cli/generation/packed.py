@@ -1,5 +1,7 @@
 """Weights laid out for the few rows of a decode step: what makes it fast on a CPU."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -12,6 +14,20 @@ from ulskip_cli import views
 from ulskip_cli.generation import kernel
 
 MEMORY_SHARE = 0.25  # of what is free, that packed copies may take
+PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
+
+
+@dataclass(frozen=True)
+class LinearBackend:
+    """The matrix product that a model and all of its views decode with.
+
+    Attributes:
+        name: `panels` (our kernel over packed weights), `onednn` (oneDNN's over packed weights), or `torch`.
+        reason: why it is not `panels`.
+    """
+
+    name: str
+    reason: str | None = None
 
 
 class PackedLinear(nn.Module):
@@ -22,12 +38,12 @@ class PackedLinear(nn.Module):
 
         Args:
             source: float32 or bfloat16, on the CPU.
-            by: a name that `packer` returns.
+            by: `panels` or `onednn`.
         """
         super().__init__()
         weight = _weight(source).detach()
         self.out_features, self.by = weight.shape[0], by
-        packing = kernel.pack if by == "panels" else _onednn
+        packing = kernel.pack if by == PANELS else _onednn
         self.register_buffer("weight_packed", packing(weight), persistent=False)
         self.weight, self.bias = source.weight, source.bias  # the source's own, for modules that look at them
 
@@ -36,7 +52,7 @@ class PackedLinear(nn.Module):
         packed, bias = self.weight_packed, self.bias
         assert isinstance(packed, Tensor)
         assert bias is None or isinstance(bias, Tensor)
-        if self.by == "panels":
+        if self.by == PANELS:
             return kernel.linear(hidden, packed, bias, self.out_features)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
         return product
@@ -46,13 +62,37 @@ _copies: WeakKeyDictionary[nn.Module, tuple[int, PackedLinear]] = WeakKeyDiction
 """A layer's packed copy and the version of the weight it was made of; views of one model share them."""
 
 
-def packed(view: PreTrainedModel) -> PreTrainedModel:
-    """A view over packed copies of another's linear layers; the other itself where packing does not serve it.
+_chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDictionary()
+"""A model's linear backend, with the dtypes and devices of the weights for which it was chosen."""
 
-    It serves float32 and bfloat16 on a CPU, as long as the copies take no more than a quarter of the free memory.
+
+def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
+    """Choose the linear backend of a loaded model and of all of its views, once.
+
+    The choice depends on the memory that is free at the first call. Later calls return the same, so that the full model
+    and its schedules always run on one backend. The first call compiles the kernel if it would serve this model.
+
+    Args:
+        model: the full model.
+        on_build: called before the kernel is compiled.
     """
-    by = packer(view)
-    if by is None:
+    layers = {id(module): module for module in model.modules() if _is_linear(module)}.values()
+    weights = [_weight(module) for module in layers]
+    kinds = frozenset((weight.dtype, weight.device.type) for weight in weights)
+    known = _chosen.get(model)
+    if known is None or known[0] != kinds:
+        known = _chosen[model] = (kinds, _choose(weights, on_build))
+    return known[1]
+
+
+def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
+    """A view over packed copies of another view's linear layers; with `torch`, the other view itself.
+
+    Args:
+        view: the full model or one of its views.
+        backend: the name that `choose_linear_backend` gives for the full model.
+    """
+    if backend == TORCH:
         return view
 
     def replacement(module: nn.Module) -> nn.Module | None:
@@ -60,8 +100,8 @@ def packed(view: PreTrainedModel) -> PreTrainedModel:
             return None
         version = _version(_weight(module))
         known = _copies.get(module)
-        if known is None or known[0] != version or known[1].by != by:
-            known = _copies[module] = (version, PackedLinear(module, by))
+        if known is None or known[0] != version or known[1].by != backend:
+            known = _copies[module] = (version, PackedLinear(module, backend))
         return known[1]
 
     rebuilt = views.substituted(view, replacement)
@@ -69,21 +109,27 @@ def packed(view: PreTrainedModel) -> PreTrainedModel:
     return rebuilt
 
 
-def packer(view: PreTrainedModel) -> str | None:
-    """Whose product serves a view on this machine: `panels` (ours), `onednn`, or none."""
-    layers = {id(module): module for module in view.modules() if _is_linear(module)}.values()
-    weights = [_weight(module) for module in layers]
+def linear_backend_of(model: nn.Module) -> str:
+    """The name of the linear backend that a model's layers run on, read from the layers themselves."""
+    return next((module.by for module in model.modules() if type(module) is PackedLinear), TORCH)
+
+
+def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
+    """The backend for the weights of all linear layers of a model."""
     dtypes = {weight.dtype for weight in weights}
-    if len(dtypes) != 1 or not dtypes <= set(kernel.DTYPES) or any(weight.device.type != "cpu" for weight in weights):
-        return None
-    needed = sum(_weight(module).nbytes for module in layers if module not in _copies)
+    if any(weight.device.type != "cpu" for weight in weights):
+        return LinearBackend(TORCH, "weights that are not on the CPU")
+    if len(dtypes) != 1 or not dtypes <= set(kernel.DTYPES):
+        return LinearBackend(TORCH, "weights that are not all float32 or all bfloat16")
+    needed = sum(weight.nbytes for weight in weights)
     if needed > MEMORY_SHARE * psutil.virtual_memory().available:
-        return None
+        return LinearBackend(TORCH, f"packed copies of {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory")
     even = dtypes == {torch.float32} or all(weight.shape[1] % 2 == 0 for weight in weights)
-    if even and kernel.why_not() is None:
-        return "panels"
+    reason = kernel.load(on_build) if even else "an odd number of inputs in bfloat16"
+    if reason is None:
+        return LinearBackend(PANELS)
     onednn = torch._C._has_mkldnn and (dtypes == {torch.float32} or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return "onednn" if onednn else None
+    return LinearBackend(ONEDNN if onednn else TORCH, reason)
 
 
 def _is_linear(module: nn.Module) -> bool:

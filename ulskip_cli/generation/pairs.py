@@ -1,12 +1,13 @@
 """Speed as a ratio: the full model and a schedule take turns on the same prompts in one process."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ulskip_cli.config import undrafted
+from ulskip_cli.errors import RunError
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.output import BatchOutput
 from ulskip_cli.schema import DecodingConfig, SpeedConfig
@@ -36,13 +37,13 @@ class PairedSpeed:
     def row(self) -> dict[str, Any]:
         """The keys that go into a results row; ratios are None if the schedule was timed alone."""
         if not self.full:
-            return {**dict.fromkeys(_RATIO_KEYS), "pairs": {"strategy": _seconds(self.strategy)}}
+            return {**dict.fromkeys(_RATIO_KEYS), "pairs": {"strategy": _side(self.strategy)}}
         measured = median_interval(self.ratios(lambda output: output.decode_seconds / max(1, output.decoded_tokens)))
         end_to_end = median_interval(self.ratios(lambda output: output.total_seconds / output.generated_tokens))
         ratios = [value for found in (measured, end_to_end) for value in (found.median, found.low, found.high)]
         return {
             **dict(zip(_RATIO_KEYS, ratios, strict=True)),
-            "pairs": {"full": _seconds(self.full), "strategy": _seconds(self.strategy)},
+            "pairs": {"full": _side(self.full), "strategy": _side(self.strategy)},
         }
 
 
@@ -68,6 +69,9 @@ def measure_pairs(
         speed: how many pairs, how many thrown away first, how many tokens each.
         pad: padding id.
         on_pair: called with the number of pairs done, warm-up included.
+
+    Raises:
+        RunError: the two sides ran on different linear backends, or differ in engine or compilation without drafts or exits.
     """
     outputs: dict[str, list[BatchOutput]] = {"full": [], "strategy": []}
     compile_seconds = 0.0
@@ -77,16 +81,38 @@ def measure_pairs(
     sides.append(("strategy", strategy, decoding))
     for i in range(speed.warmup + speed.pairs):
         ids, mask = prompts[i % len(prompts)]
+        pair: dict[str, BatchOutput] = {}
         for name, decoder, chosen in sides if i % 2 == 0 else reversed(sides):
             output = decoder.generate(ids, mask, chosen, pad, forced_length=forced)
             compile_seconds += output.compile_seconds if name == "strategy" else 0.0
-            if i >= speed.warmup:
-                outputs[name].append(output)
+            if output.compile_seconds:  # the first run after compiling is slower than the later ones
+                output = decoder.generate(ids, mask, chosen, pad, forced_length=forced)
+            pair[name] = output
+        if full:
+            _check_alike(pair["full"], pair["strategy"])
+        for name, output in pair.items() if i >= speed.warmup else ():
+            outputs[name].append(output)
         on_pair(i + 1)
     return PairedSpeed(outputs["full"], outputs["strategy"], compile_seconds)
 
 
-def _seconds(outputs: Sequence[BatchOutput]) -> dict[str, list[float]]:
+def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
+    """Refuse a pair whose ratio would contain more than the schedule's effect.
+
+    Drafts and exits have engines of their own, which never compile.
+
+    Raises:
+        RunError: names what differs.
+    """
+    own_engine = strategy.drafts is not None or strategy.exits is not None
+    for key in ("linear_backend",) if own_engine else ("linear_backend", "engine", "compiled"):
+        ran, other = getattr(full, key), getattr(strategy, key)
+        if ran != other:
+            raise RunError(f"no speedup is reported: the full model ran with {key}={ran}, the schedule with {key}={other}")
+
+
+def _side(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
+    """Raw seconds of every pair, and what ran them."""
     keys = ("prefill_seconds", "first_token_seconds", "decode_seconds")
-    rows = [asdict(output) for output in outputs]
-    return {key: [round(row[key], 6) for row in rows] for key in keys}
+    seconds = {key: [round(getattr(output, key), 6) for output in outputs] for key in keys}
+    return {**seconds, **{key: getattr(outputs[0], key) for key in ("engine", "linear_backend", "compiled")}}

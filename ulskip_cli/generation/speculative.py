@@ -12,7 +12,7 @@ from ulskip_cli.generation import acceptance, fast, fixed_cache
 from ulskip_cli.generation.choose import Chooser
 from ulskip_cli.generation.draft_length import DraftLength
 from ulskip_cli.generation.output import Drafts, Request, Run
-from ulskip_cli.generation.packed import packed
+from ulskip_cli.generation.packed import linear_backend_of, packed
 from ulskip_cli.generation.placing import Placing
 from ulskip_cli.schema import DecodingConfig
 from ulskip_cli.timing import now
@@ -44,6 +44,7 @@ class Loop:
         kept: tuple[int, ...],
         device: torch.device,
         draft_cost: float,
+        linear_backend: str,
     ) -> None:
         """Nothing is made before the first run.
 
@@ -53,13 +54,15 @@ class Loop:
             kept: the layers of `model` that `view` runs.
             device: where ids go.
             draft_cost: a drafting step's share of a full step.
+            linear_backend: of the model, for the view too.
         """
         self.model, self.view, self.kept, self.device, self.draft_cost = model, view, kept, device, draft_cost
+        self.linear_backend = linear_backend
 
     @functools.cached_property
     def decode_models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
         """The full model and the view as they decode: over one set of packed weights where these are faster."""
-        full = packed(self.model)
+        full = packed(self.model, self.linear_backend)
         return full, self.view if full is self.model else views.shallow_view(full, self.kept)
 
     def prepare(self, request: Request) -> float:
@@ -84,7 +87,8 @@ class Loop:
         if request.on_step:
             request.on_step(batch)
         drafts = self._decode(ids, passes, choose, request)
-        return Run(ids[:, prompt_len:].tolist(), prefilled_at, first_at, now(self.device), cached, cached, drafts)
+        end, backend = now(self.device), linear_backend_of(self.decode_models[0])
+        return Run(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, cached, cached, drafts, linear_backend=backend)
 
     def _decode(self, ids: Tensor, passes: "Passes", choose: Chooser, request: Request) -> Drafts:
         """Fill `ids` from its second new token on."""

@@ -117,13 +117,16 @@ class EagerSteps:
             self.mask = self.mask[alive]
 
 
+WARM_UP_STEPS = 3  # CUDA graphs: one that allocates, one that records, one that replays
+
+
 class CompiledSteps:
     """Steps of fixed shapes through torch.compile; made once for a batch size and capacity, used for many batches."""
 
     can_shrink = False
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
-        """Make the buffers, and compile with one throw-away step.
+        """Make the buffers, and compile and warm up with throw-away steps.
 
         Args:
             view: decodes.
@@ -156,7 +159,11 @@ class CompiledSteps:
         self._first = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's, of parts of itself
-            self(torch.zeros(batch, 1, dtype=torch.long, device=device))
+            for _ in range(WARM_UP_STEPS):
+                self.cursor.length = self.prompt_len
+                self(torch.zeros(batch, 1, dtype=torch.long, device=device))
+        if self._whole:
+            torch.cuda.synchronize(device)
         self.compile_seconds = time.perf_counter() - began
 
     def take_over(self, before: "CompiledSteps", kept: Sequence[int]) -> "CompiledSteps":
