@@ -8,9 +8,10 @@ import torch
 import yaml
 from lm_eval.tasks import TaskManager
 
-from ulskip_cli import harness
+from ulskip_cli import lm_eval_adapter
 from ulskip_cli.cli import invoke
 from ulskip_cli.errors import UsageError
+from ulskip_cli.lm_eval_run import rows_of
 from ulskip_cli.models.facts import ASSETS
 from ulskip_cli.results import ResultsFolder
 
@@ -85,23 +86,23 @@ def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, 
 
 def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(evaluated, hf):
     found, kept = evaluated("ulskip", model="tiny", ratio=3)
-    rows = harness.rows_of(found)
+    rows = rows_of(found)
     assert {row["task"] for row in rows} == {f"lm_eval:{task}" for task in found["results"]}
     assert {(row["prompt_layers"], row["scored_prompt_layers"]) for row in rows} == {("all", "kept")}
     assert all(len(row["kept_layers"]) == 4 and row["status"] == "done" and row["num_examples"] == 4 for row in rows)
     assert kept["ulskip_words"] != hf[1]["ulskip_words"]
-    assert not any(harness.FIRST_TOKEN_ONLY in warning for warning in rows[0]["warnings"])
+    assert not any(lm_eval_adapter.FIRST_TOKEN_ONLY in warning for warning in rows[0]["warnings"])
     found, whole = evaluated("ulskip", model="tiny", ratio=3, prompt_layers="all")
     for ours, theirs in zip(whole["ulskip_words"], hf[1]["ulskip_words"], strict=True):  # no loss to be seen: hence the warning
         assert [score for ((score, _),) in ours] == pytest.approx([score for ((score, _),) in theirs], abs=1e-4)
     assert whole["ulskip_sentences"] != kept["ulskip_sentences"] != hf[1]["ulskip_sentences"]
-    row = harness.rows_of(found)[0]
+    row = rows_of(found)[0]
     assert row["scored_prompt_layers"] == "all"
-    assert any("8 of" in warning and harness.FIRST_TOKEN_ONLY in warning for warning in row["warnings"])
+    assert any("8 of" in warning and lm_eval_adapter.FIRST_TOKEN_ONLY in warning for warning in row["warnings"])
 
 
 def test_two_passes_score_as_one_at_full_depth(hf):
-    model = harness.SkippingLM(batch_size=3, device="cpu", model="tiny", strategy="full")
+    model = lm_eval_adapter.SkippingLM(batch_size=3, device="cpu", model="tiny", strategy="full")
     texts = [
         (None, model.tok_encode("Der Hund schläft."), model.tok_encode(text)) for text in (" The dog", " a", " I am hungry.")
     ]
@@ -113,19 +114,19 @@ def test_two_passes_score_as_one_at_full_depth(hf):
 
 def test_what_the_harness_cannot_have_is_refused():
     with pytest.raises(UsageError, match="random weights have no tokenizer"):
-        harness.SkippingLM(**{"model": "random", "model.path": "llama-12x128"})
+        lm_eval_adapter.SkippingLM(**{"model": "random", "model.path": "llama-12x128"})
     with pytest.raises(UsageError, match="ratio_basis=latency"):
-        harness.SkippingLM(model="tiny", ratio_basis="latency")
+        lm_eval_adapter.SkippingLM(model="tiny", ratio_basis="latency")
     with pytest.raises(UsageError, match="strategy=skip_decode is calibrated by `ulskip run`"):
-        harness.SkippingLM(model="tiny", strategy="skip_decode", ratio=2)
+        lm_eval_adapter.SkippingLM(model="tiny", strategy="skip_decode", ratio=2)
 
 
 def test_schedules_that_change_from_token_to_token_are_scored_too():
     texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
-    falling = harness.SkippingLM(
+    falling = lm_eval_adapter.SkippingLM(
         **{"model": "tiny", "strategy": "skip_decode", "ratio": 2, "strategy.horizon": 2, "device": "cpu"}
     )
-    exiting = harness.SkippingLM(
+    exiting = lm_eval_adapter.SkippingLM(
         **{
             "model": "tiny",
             "strategy": "early_exit",
@@ -135,7 +136,7 @@ def test_schedules_that_change_from_token_to_token_are_scored_too():
             "device": "cpu",
         }
     )
-    full = harness.SkippingLM(model="tiny", strategy="full", device="cpu")
+    full = lm_eval_adapter.SkippingLM(model="tiny", strategy="full", device="cpu")
     scores = [model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (falling, exiting, full)]
     assert scores[0][0] != scores[1][0] != scores[2][0] != scores[0][0]
     assert scores[1][1][0] == pytest.approx(scores[2][1][0], abs=1e-4)  # the first token comes from all layers
