@@ -42,7 +42,8 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
         if any(text.startswith(f"{key}=") for text in overrides):
             raise UsageError(f"lm-eval does not use {key}=; give {option}")
     arguments = {"log_samples": False, **_read_options(options)}
-    overrides = [f"name={EXPERIMENT}", f"model.device={arguments.pop('device', 'auto')}", *overrides]  # later ones win
+    device = arguments.pop("device", None)
+    overrides = [f"name={EXPERIMENT}", *([f"model.device={device}"] if device else []), *overrides]  # a later one wins
     config = compose(overrides)
     check_schedule(config)
     manager = TaskManager(include_path=arguments.pop("include_path", None), metadata=arguments.get("metadata"))
@@ -132,7 +133,8 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
                 read[key] = parsed if isinstance(parsed, dict) else key_val_to_dict(read[key])
         except ValueError as error:
             raise UsageError(f"--{key}: {error}") from None
-    return read | request_caching_arg_to_dict(read.pop("cache_requests", None))
+    read.update(request_caching_arg_to_dict(read.pop("cache_requests", None)))
+    return read
 
 
 def _read_seeds(text: str) -> dict[str, int | None]:
