@@ -314,7 +314,9 @@ def export(
 def lm_eval(
     context: typer.Context,
     tasks: Annotated[list[str], typer.Option("--tasks", "-t", help="Names, groups or YAML files, separated by commas.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. model=tiny ratio=2", show_default=False)
+    ] = None,
     limit: Annotated[float | None, typer.Option("--limit", "-L", help="Examples of each task; below 1 their share.")] = None,
     num_fewshot: Annotated[int | None, typer.Option("--num_fewshot", "-f", min=0, help="Examples in the prompt.")] = None,
     batch_size: Annotated[str | None, typer.Option("--batch_size", "-b", help="A number, auto or auto:N; default 1.")] = None,
