@@ -345,7 +345,6 @@ def lm_eval(
         Literal["true", "refresh", "delete"] | None, typer.Option("--cache_requests", help="Keep the prompts that were built.")
     ] = None,
     metadata: Annotated[str | None, typer.Option("--metadata", help="For tasks that need it: key=value,... or JSON.")] = None,
-    write_out: Annotated[bool | None, typer.Option("--write_out", "-w", help="Show the first prompts of each task.")] = None,
     confirm_run_unsafe_code: Annotated[
         bool | None, typer.Option("--confirm_run_unsafe_code", help="Allow tasks that run generated code.")
     ] = None,
