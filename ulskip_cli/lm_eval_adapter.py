@@ -1,12 +1,9 @@
-"""A model that skips layers, as lm-evaluation-harness wants models: its tasks under any strategy and ratio.
+"""Adapter for lm-evaluation-harness: a model under a skipping schedule as one of the harness's models.
 
-Needs `pip install 'ulskip[lm-eval]'`; importing this module makes `--model ulskip` known to it.
+Needs `pip install 'ulskip[lm-eval]'`. Importing this module registers the model with the harness under the name `ulskip`.
 """
 
-import hashlib
-import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,26 +14,25 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.config import compose, identity, instantiate
-from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.errors import UsageError
 from ulskip_cli.experiment import identity_row, provenance_row
 from ulskip_cli.generation.batches import BatchSize, in_batches
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.generation.encoding import padded
 from ulskip_cli.generation.loss import given_logits
 from ulskip_cli.generation.teacher_forcing import encode_prompt
-from ulskip_cli.lm_eval_call import Call
 from ulskip_cli.models.facts import fingerprint
 from ulskip_cli.models.load import load
 from ulskip_cli.plan import make_plan
-from ulskip_cli.results import ROW_VERSION, ResultsFolder, Row
+from ulskip_cli.results import ROW_VERSION, Row
 from ulskip_cli.strategies import Calibrated
 from ulskip_cli.workload import Workload
 
-Scored = tuple[Any, list[int], list[int]]  # what was asked, and the token ids of context and continuation
+ScoringRequest = tuple[Any, list[int], list[int]]  # the request's texts, token ids of context and of continuation
 Score = tuple[float, bool]  # log probability of a continuation, and whether it is the greedy one
 
-# What configures the harness's side of a model; every other argument is a key of ulskip's configuration.
-_OWN = (
+# Arguments of the harness's `hf` model that do not concern the weights. All others are keys of our configuration.
+_HARNESS_KEYS = (
     *("max_length", "add_bos_token", "truncation", "logits_cache", "prefix_token_id", "softmax_dtype"),
     *("think_end_token", "enable_thinking", "chat_template_args"),
 )
@@ -48,41 +44,42 @@ FIRST_TOKEN_ONLY = "scored from the first token after the prompt alone, which co
 class SkippingLM(HFLM):  # type: ignore[misc]
     """A causal LM under one schedule.
 
-    Texts are generated as `ulskip run` generates them. Given continuations are scored by the kept layers alone, context
-    included, unless `prompt_layers=all` is asked for: then the context goes through all layers, and the first token of every
-    continuation shows no loss.
+    Texts are generated as `ulskip run` generates them. Given continuations and their contexts are read by the kept layers
+    alone. With an explicit `prompt_layers=all` the context goes through all layers, and the first token of every
+    continuation then shows no loss.
     """
 
     def __init__(
         self,
+        overrides: Sequence[str] = (),
         batch_size: int | str = 1,
         max_batch_size: int | None = 64,
         device: str | None = None,
         pretrained: str | None = None,
-        overrides: Sequence[str] = (),
         **arguments: Any,
     ) -> None:
         """Load the model and make the schedule.
 
         Args:
-            batch_size: sequences at once, or `auto`.
-            max_batch_size: where `auto` begins; halved while it does not fit into memory.
-            device: the harness's `--device`, `model.device` in ulskip's words.
-            pretrained: the harness's word for `model.path`.
-            overrides: of ulskip's configuration, as its own commands take them.
-            arguments: keys of ulskip's configuration, e.g. `model`, `strategy`, `ratio`, `prompt_layers`; and those of the
-                harness's own models that are no matter of the weights.
+            overrides: `key=value` overrides of our configuration.
+            batch_size: the number of sequences in a batch, or `auto`.
+            max_batch_size: the size that `auto` begins with; it is halved while a batch does not fit into memory.
+            device: `model.device`, where no override gives one.
+            pretrained: `model.path`, where no override gives one.
+            arguments: further keys of our configuration, e.g. `model`, `strategy`, `ratio`, `prompt_layers`, and arguments of
+                the harness's `hf` model that do not concern the weights.
 
         Raises:
-            UsageError: ulskip has no such key, or cannot serve what is asked.
+            UsageError: a key is unknown, or the model or strategy cannot be evaluated by the harness.
         """
-        own = {key: arguments.pop(key) for key in _OWN if key in arguments}
-        if device is not None:
-            arguments.setdefault("model.device", device)
-        if pretrained is not None:
-            arguments.setdefault("model.path", pretrained)
-        spelt = [*overrides, *(f"{key}={_override(value)}" for key, value in arguments.items())]
-        self.ulskip_config = compose(spelt)
+        harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
+        defaults = {"model.device": device, "model.path": pretrained}
+        overrides = [
+            *(f"{key}={value}" for key, value in defaults.items() if value is not None),  # of two overrides the later one wins
+            *overrides,
+            *(f"{key}={_override(value)}" for key, value in arguments.items()),
+        ]
+        self.ulskip_config = compose(overrides)
         if self.ulskip_config.ratio_basis == "latency":
             raise UsageError("ratio_basis=latency needs a task of ulskip's own to time; use layers or cost")
         strategy = instantiate(self.ulskip_config.strategy, "strategy")
@@ -96,7 +93,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         if tokenizer is None:
             raise UsageError("random weights have no tokenizer; lm-evaluation-harness needs one")
         self.plan = make_plan(self.ulskip_config, self.loaded.facts)
-        asked = any(text.startswith("prompt_layers=") for text in spelt)
+        asked = any(text.startswith("prompt_layers=") for text in overrides)
         stays = asked or self.plan.keeps_all or self.plan.exits
         scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
         self.decoder = Decoder(self.loaded.model, self.plan, tokenizer)
@@ -108,19 +105,19 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             tokenizer=tokenizer,
             batch_size=batch_size,
             max_batch_size=max_batch_size,
-            **own,
+            **harness_arguments,
         )
 
     @property
     def _is_one_model(self) -> bool:
-        """Whether one stack of layers reads context and continuation, so that the harness's own way of scoring serves."""
+        """True where the same layers read context and continuation, so that `HFLM` can score them in one pass."""
         scorer = self.scorer
         return scorer.prompt_model is scorer.view and len(scorer.stages) == 1 and not scorer.exits
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Scored], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: Sequence[ScoringRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Score]:
-        """The score of every continuation."""
+        """Score every continuation."""
         self.continuations += len(requests)
         self.first_token_only += sum(len(continuation) == 1 for _, _, continuation in requests)
         if self._is_one_model:
@@ -136,8 +133,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
                     self.cache_hook.add_partial("loglikelihood", requests[position][0], score)
         return [scores[i] for i in range(len(requests))]
 
-    def _scored(self, requests: Sequence[Scored], positions: Sequence[int]) -> list[Score]:
-        """The scores of one batch, in two passes."""
+    def _scored(self, requests: Sequence[ScoringRequest], positions: Sequence[int]) -> list[Score]:
+        """Score one batch in two passes: the contexts, then the continuations."""
         responses = [requests[i][2] for i in positions]
         wholes = [(requests[i][1] + requests[i][2])[-(self.max_length + 1) :] for i in positions]  # cut on the left, as hf does
         prompts = [whole[: -len(response)] for whole, response in zip(wholes, responses, strict=True)]
@@ -157,7 +154,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """Ids [batch, context and new ones], the harness's own way of stopping included."""
+        """Generate; returns token ids [batch, context and new tokens]."""
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
         ends = {self.tokenizer.decode([end]) for end in _as_list(self.loaded.model.generation_config.eos_token_id)}
         stops = [text for text in stop if text not in ends]
@@ -179,7 +176,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return torch.cat([context, new.to(context.device)], dim=1)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside its results: ours under `ulskip`."""
+        """Facts that the harness writes beside its results; ours are under `ulskip`."""
         return {
             "model_num_parameters": self.loaded.model.num_parameters(),
             "model_dtype": str(self.loaded.model.dtype),
@@ -187,7 +184,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         }
 
     def row(self) -> Row:
-        """Everything but the scores that a row of results says."""
+        """The part of a row of results that all tasks share: everything but the scores."""
         config = replace(self.ulskip_config, batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
         work = Workload(None, [], None, 0, None)
         row = {
@@ -201,74 +198,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return row
 
 
-def run(call: Call) -> tuple[ResultsFolder, list[Row]]:
-    """Run the harness's own command line, and keep rows of what it found.
-
-    Returns:
-        The folder of results and the rows that were added to it; none where the model is no matter of ulskip's.
-
-    Raises:
-        RunError: the harness stopped.
-    """
-    from lm_eval.__main__ import cli_evaluate
-
-    before = set(call.output.rglob("results_*.json"))
-    given = sys.argv
-    try:
-        sys.argv = ["ulskip lm-eval", "run", *call.arguments]
-        cli_evaluate()
-    except SystemExit as end:  # its parser's, which has said why
-        if end.code:
-            raise RunError(f"lm-evaluation-harness stopped with code {end.code}") from None
-    finally:
-        sys.argv = given
-    folder = ResultsFolder.of(call.config) if call.config else ResultsFolder(call.output)
-    rows: list[Row] = []
-    for file in sorted(set(call.output.rglob("results_*.json")) - before) if call.config else []:
-        rows += rows_of(json.loads(file.read_text("utf-8")))
-    for row in rows:
-        assert call.config is not None
-        folder.save(call.config, row)
-    return folder, rows
-
-
-def rows_of(results: Mapping[str, Any]) -> list[Row]:
-    """Rows of results, one for each task, out of what the harness returned or wrote; none where the model was another.
-
-    Metrics are under `lm_eval`, in the harness's own units.
-    """
-    ours = results["config"].get("ulskip")
-    if ours is None:
-        return []
-    rows = []
-    for task, values in results["results"].items():
-        if task not in results.get("configs", {}):
-            continue  # a group, whose tasks have rows of their own
-        scores = {
-            key.removesuffix(",none").replace(",", " "): value
-            for key, value in values.items()
-            if isinstance(value, (int, float)) and key not in ("sample_len", "sample_count")
-        }
-        what = {
-            "task": f"lm_eval:{task}",
-            "lm_eval": scores,
-            "num_examples": results.get("n-samples", {}).get(task, {}).get("effective"),
-            "num_fewshot": results.get("n-shot", {}).get(task),
-            "task_version": results.get("versions", {}).get(task),
-        }
-        asked = {
-            "config": ours["config"],
-            "scored": ours["scored_prompt_layers"],
-            **{k: what[k] for k in what if k != "lm_eval"},
-        }
-        text = json.dumps([ROW_VERSION, asked], sort_keys=True, default=str)
-        point = hashlib.sha256(text.encode()).hexdigest()[:12]
-        rows.append({**ours, **what, "id": point, "status": "done"})
-    return rows
-
-
 def _override(value: Any) -> str:
-    """A value as the harness parsed it, in the words of an override.
+    """Spell a value that the harness parsed as Hydra's override syntax has it.
 
     >>> _override([0, 2]), _override(True), _override(None), _override(2.0)
     ('[0,2]', 'true', 'null', '2.0')
