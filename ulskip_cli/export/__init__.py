@@ -3,5 +3,5 @@
 `request.py` checks a request before any weight is read and `run.py` dispatches on its format: start reading there.
 `checkpoint.py` writes a model folder from `config.py`, `tensors.py` and `card.py`; `verify.py` compares it with the view.
 Everything is written in a scratch folder of `staging.py`, so that a failure leaves nothing behind.
-The package may import everything except `cli` and `api`; `request`, `run`, `recipe`, `staging` and `card` import no torch.
+The package may import everything except `cli` and `api`; `request`, `recipe`, `staging` and `card` import no torch.
 """

@@ -62,7 +62,7 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
         base_model=[point.model_name] if is_hub else None,
         tags=["ulskip", "layer-skipping"],
     )
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATES / "card.md"),
         point=point,
@@ -74,12 +74,14 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
         serving=SERVING,
         prefill=PREFILL,
     )
+    return card
 
 
 def serving_page(plan: Plan) -> str:
     """Fill the page on serving a pair."""
     text = (_TEMPLATES / "serving.md").read_text("utf-8")
-    return jinja2.Template(text, keep_trailing_newline=True).render(plan=plan)
+    page: str = jinja2.Template(text, keep_trailing_newline=True).render(plan=plan)
+    return page
 
 
 def source_license(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""The export itself: resolve the request, write its format, return the record. Imports no torch before it must."""
+"""The export itself: resolve the request, write its format, return the record. torch is imported only for formats with weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
