@@ -158,7 +158,8 @@ def test_where_both_do_not_fit_the_comparison_is_left_out(model_folder, tmp_path
     assert "bit for bit" in export(model_folder, tmp_path / "out", "prompt_layers=kept", check=True)["checked"]
 
 
-def test_an_adapter_is_merged_first(model_folder, tmp_path):
+@pytest.mark.parametrize(("form", "words"), [("hf", "bit for bit"), ("gguf", "read back, all")])
+def test_an_adapter_is_merged_first(model_folder, tmp_path, form, words):
     from peft import LoraConfig, get_peft_model
 
     with warnings.catch_warnings():
@@ -166,8 +167,8 @@ def test_an_adapter_is_merged_first(model_folder, tmp_path):
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
         base = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
         get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
-    record = export(model_folder, tmp_path / "out", "prompt_layers=kept", f"model.adapter={tmp_path / 'adapter'}")
-    assert "bit for bit" in record["checked"]
+    record = export(model_folder, tmp_path / "out", f"model.adapter={tmp_path / 'adapter'}", format=form)
+    assert words in record["checked"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "out"]
 
 

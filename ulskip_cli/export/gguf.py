@@ -208,15 +208,15 @@ def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Tokens, merges and special ids."""
+    """Add the vocabulary, the merges, the special ids and the chat template."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     if spec["model"]["type"] != "BPE" or spec["model"].get("byte_fallback") or spec.get("normalizer"):
-        raise UsageError("--format gguf knows tokenizers of byte-level BPE without a normalizer; --format hf exports any")
+        raise UsageError("--format gguf supports only byte-level BPE tokenizers without a normalizer; --format hf exports any")
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [gguf.TokenType.UNUSED] * vocab_size
-    for token, at in tokenizer.get_vocab().items():
-        if at < vocab_size:
-            tokens[at], types[at] = token, gguf.TokenType.NORMAL
+    for token, token_id in tokenizer.get_vocab().items():
+        if token_id < vocab_size:
+            tokens[token_id], types[token_id] = token, gguf.TokenType.NORMAL
     for added in spec["added_tokens"]:
         if added["id"] < vocab_size:
             types[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED

@@ -1,4 +1,4 @@
-"""The export itself: resolve the request, write its format, return the record. torch is imported only for formats with weights."""
+"""The export itself: resolve the request, write its format, return the record. Only formats with weights import torch."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,8 @@
-"""Weights from the safetensors of one checkpoint to those of another, with one shard in memory at a time."""
+"""Weights from the safetensors of one checkpoint to those of another, with one shard in memory at a time.
+
+There is no second path through save_pretrained for small models: it would convert mixed checkpoints to one dtype, and the
+files would depend on the memory that happens to be free.
+"""
 
 import json
 import re
