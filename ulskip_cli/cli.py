@@ -306,11 +306,14 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the kept layers as a checkpoint that transformers loads alone, e.g. ratio=2 prompt_layers=kept --to DIR."""
-    from ulskip_cli.export import command
+    from ulskip_cli.export import run
+    from ulskip_cli.export.request import ExportRequest
+    from ulskip_cli.report.live import Bars
 
-    request = command.Request(to.expanduser(), as_format, results, shard_size, check)
-    record = command.export(overrides or [], config_dir, request)
-    print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(command.lines(record)))
+    request = ExportRequest(to.expanduser(), as_format, results, shard_size, check)
+    with Bars() as bars:
+        record = run.export(overrides or [], config_dir, request, bars)
+    print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(run.summary(record)))
 
 
 @app.command("lm-eval")

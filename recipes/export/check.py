@@ -17,7 +17,8 @@ from pathlib import Path
 
 from ulskip_cli import environment
 from ulskip_cli.config import compose
-from ulskip_cli.export import command, plans
+from ulskip_cli.export.request import ExportRequest, exportable_plan
+from ulskip_cli.export.run import export
 from ulskip_cli.generation.decode import Decoder
 from ulskip_cli.results import write_whole
 from ulskip_cli.schema import Config
@@ -42,7 +43,7 @@ def here(config: Config, prompts: list[list[int]], model, engine: str) -> list[l
     import torch
 
     config.decoding.engine = engine
-    decoder = Decoder(model, plans.plan_of(config))
+    decoder = Decoder(model, exportable_plan(config))
     rows = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
@@ -61,7 +62,7 @@ def compare(model: str, layers: str, python: Path, work: Path, count: int, new_t
     overrides = [f"model={name}", "task=wmt", "ratio=2", f"prompt_layers={layers}", f"decoding.max_new_tokens={new_tokens}"]
     overrides += [f"model.dtype={dtype}"] if dtype else []
     to = work / f"{model}-{layers}"
-    command.export(overrides, None, command.Request(to))
+    export(overrides, None, ExportRequest(to))
     config = compose(overrides)
     task = instantiate(config.task, "task")
     loaded = load(config.model)
@@ -72,7 +73,7 @@ def compare(model: str, layers: str, python: Path, work: Path, count: int, new_t
     there = json.loads(told.read_text())
     rows = {engine: here(config, prompts, loaded.model, engine) for engine in ("transformers", "fast")}
     differ = {engine: sum(a != b for a, b in zip(rows[engine], there, strict=True)) for engine in rows}
-    plan = plans.plan_of(config)
+    plan = exportable_plan(config)
     cells = (
         *(
             name,

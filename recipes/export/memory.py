@@ -45,7 +45,7 @@ def resident() -> dict[str, float]:
 
 def watched(arguments: list[str]) -> tuple[dict[str, float], dict[str, float], float]:
     """Memory before an export, its peak, and the seconds that it took."""
-    importlib.import_module("ulskip_cli.export.run")  # torch and transformers are there before the model is
+    importlib.import_module("ulskip_cli.export.checkpoint")  # torch and transformers are there before the model is
     from ulskip_cli.cli import invoke
 
     before = peak = resident()

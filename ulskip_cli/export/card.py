@@ -1,225 +1,160 @@
-"""What a reader of an exported folder must know: the model card, and the page on serving a pair. Imports no torch."""
+"""The model card of an export and the page on serving a pair, filled from templates. Imports no torch."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ulskip_cli.export.matching import RULE
+import jinja2
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.plan import Plan
-from ulskip_cli.report.columns import interval, number
-from ulskip_cli.report.status import MISSING
 from ulskip_cli.report.table import provenance
-from ulskip_cli.results import Row
+from ulskip_cli.results import ResultsFolder, Row, is_done
+from ulskip_cli.schema import ModelConfig
 
 CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"
-_METRICS = (
-    "bleu",
-    "chrf",
-    "ter",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "rougeLsum",
-    "exact_match",
-    "comet",
-    "bertscore",
-    "decode_loss",
-)
+_TEMPLATES = Path(__file__).parent
+_MODEL_KEYS = ("source", "path", "revision", "adapter", "quantization", "dtype")
+_TASK_KEYS = ("task", "dataset", "pair", "decoding", "batch_size", "num_examples")
+_MACHINE_KEYS = ("processor", "accelerator", "threads")
+_METRICS = {
+    **dict.fromkeys(("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match"), ".1f"),
+    **dict.fromkeys(("comet", "bertscore", "decode_loss"), ".3f"),
+}
 
 
 @dataclass(frozen=True)
-class About:
-    """What a card tells.
+class CardFacts:
+    """The facts of a card that the request does not contain.
 
     Attributes:
-        name: of the source: hub id, folder or bundled name.
-        is_hub: whether the name is a hub id.
-        revision: of a hub model.
-        plan: the schedule.
-        training: how the source's weights were trained, as rows tell it.
-        trained_for_these: whether with just these layers; None: not known.
-        dtype: that the export loads in.
-        quantization: what the source's weights went through.
-        total_bytes: of the export's weights.
-        parameters: their number.
-        checked: how the export was held against the view.
+        parameters: number of elements of the exported tensors.
+        total_bytes: of the exported tensors.
+        checked: how the export was compared with the view.
+        training: how the source's weights were trained, in the words of a row.
+        trained_for_these: the weights were trained with just these layers; None: unknown.
+        quantization: an earlier quantization of the source's weights.
+        license: of the source, as its own card states it.
         rows: measured on this schedule of this model.
-        results: the folder that was searched for them.
-        made_by: program, version, commit and overrides.
-        license: of the source, as its own card says.
     """
 
-    name: str
-    is_hub: bool
-    revision: str | None
-    plan: Plan
+    parameters: int
+    total_bytes: int
+    checked: str
     training: str
     trained_for_these: bool | None
-    dtype: str
     quantization: str | None
-    total_bytes: int
-    parameters: int
-    checked: str
+    license: str | None
     rows: Sequence[Row]
-    results: Path
-    made_by: str
-    license: str | None = None
 
 
-def card(about: About) -> str:
-    """The README.md of an export, in Markdown with the hub's front matter."""
-    plan = about.plan
-    title = f"# {Path(about.name).name}, {plan.num_kept} of {plan.num_layers} layers"
-    return "\n\n".join(
-        [
-            _front_matter(about),
-            title,
-            _what(about),
-            "## Use",
-            _use(plan),
-            "## Schedule",
-            _table(_schedule(about)),
-            "## Training",
-            _training(about),
-            "## Quality and speed",
-            *_measured(about),
-            "## Made by",
-            f"{about.made_by}\n\nChecked: {about.checked}.",
-        ]
-    ) + ("\n")
-
-
-def serving(plan: Plan) -> str:
-    """The page on how a pair is served."""
-    text = (Path(__file__).parent / "serving.md").read_text("utf-8")
-    said = {
-        "@KEPT@": str(tuple(plan.kept_layers)),
-        "@SHARE@": f"{plan.num_kept} of {plan.num_layers}",
-        "@PERCENT@": f"{plan.num_kept / plan.num_layers:.0%}",
-    }
-    for key, value in said.items():
-        text = text.replace(key, value)
-    return text
-
-
-def _what(about: About) -> str:
-    plan = about.plan
-    lead = (
-        f"The decoder layers {', '.join(map(str, plan.kept_layers))} of `{about.name}`, chosen by ulskip's strategy "
-        f"`{plan.strategy}` (see [arXiv:2404.06954](https://arxiv.org/abs/2404.06954)), as an ordinary checkpoint: every "
-        "weight is the source's own."
+def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
+    """Fill the template of the card."""
+    model = point.config.model
+    is_hub = model.source == "hf" and not Path(model.path).expanduser().exists()
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=facts.license,
+        base_model=[point.model_name] if is_hub else None,
+        tags=["ulskip", "layer-skipping"],
     )
-    if plan.prompt_layers == "kept" or plan.keeps_all:
-        return f"{lead} Prompt and answer run through these layers."
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATES / "card.md"),
+        point=point,
+        plan=point.plan,
+        facts=facts,
+        revision=model.revision,
+        rows=[_cells(row) for row in facts.rows],
+        provenance=provenance(facts.rows),
+        serving=SERVING,
+        prefill=PREFILL,
+    )
+    return card
+
+
+def serving_page(plan: Plan) -> str:
+    """Fill the page on serving a pair."""
+    text = (_TEMPLATES / "serving.md").read_text("utf-8")
+    page: str = jinja2.Template(text, keep_trailing_newline=True).render(plan=plan)
+    return page
+
+
+def source_license(folder: Path) -> str | None:
+    """Return the license that the source's own card states."""
+    try:
+        name = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.license if (folder / CARD).is_file() else None
+    except (ValueError, yaml.YAMLError):  # not UTF-8, or no valid metadata
+        return None
+    return name if isinstance(name, str) else None
+
+
+def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str) -> list[Row]:
+    """Read the rows that were measured on this schedule of this model, the newest of each task and machine.
+
+    Args:
+        folder: one experiment, or a folder of them; may be missing.
+        model: the exported model.
+        plan: its schedule.
+        training: how its weights were trained, in the words of a row.
+    """
+    files = [folder / "runs.jsonl", *sorted(folder.glob("*/runs.jsonl"))]
+    rows = [row for file in files for row in ResultsFolder(file.parent).rows() if is_done(row)]
+    newest: dict[tuple[Any, ...], Row] = {}
+    for row in sorted(rows, key=lambda row: str(row.get("finished_at"))):
+        if _matches(row, model, plan, training):
+            machine = row.get("environment", {})
+            newest[*(row.get(key) for key in _TASK_KEYS), *(machine.get(key) for key in _MACHINE_KEYS)] = row
+    return sorted(newest.values(), key=lambda row: [str(row.get(key)) for key in _TASK_KEYS])
+
+
+def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:
+    measured = row.get("config", {}).get("model", {})
+    expected = {
+        "num_layers": plan.num_layers,
+        "kept_layers": list(plan.kept_layers),
+        "prompt_layers": plan.prompt_layers,
+        "training": training,
+    }
     return (
-        f"{lead} It is the decode half of a pair: prompts are meant to run through all {plan.num_layers} layers, which "
-        f"`{PREFILL}/` holds. Loaded alone it runs its prompts through its own layers, which costs quality. "
-        f"See [{SERVING}]({SERVING})."
+        all(_same(key, measured.get(key), getattr(model, key)) for key in _MODEL_KEYS)
+        and all(row.get(key) == value for key, value in expected.items())
+        and not any(row.get(key) for key in ("later_stages", "exit_depths", "draft_tokens"))
     )
 
 
-def _use(plan: Plan) -> str:
-    code = (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained(".")\nmodel = AutoModelForCausalLM.from_pretrained(".")\n'
-        'inputs = tokenizer("...", return_tensors="pt")\nprint(tokenizer.decode(model.generate(**inputs)[0]))\n```'
-    )
-    return f'{code}\n\n`"."` is this folder. Nothing of ulskip is needed.'
+def _same(key: str, one: Any, other: Any) -> bool:
+    """Compare two values of the model's config; two paths are equal if they lead to the same file."""
+    if one == other or key != "path" or one is None:
+        return bool(one == other)
+    paths = [Path(str(text)).expanduser() for text in (one, other)]
+    return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
 
-def _schedule(about: About) -> dict[str, str]:
-    plan = about.plan
-    return {
-        "strategy": plan.strategy,
-        "kept layers": f"{', '.join(map(str, plan.kept_layers))} of 0 to {plan.num_layers - 1}",
-        "target speedup": MISSING if plan.target_speedup is None else f"{plan.target_speedup:g}",
-        "layer ratio": f"{plan.layer_ratio:.2f}",
-        "predicted speedup": MISSING
-        if plan.predicted_speedup is None
-        else f"{plan.predicted_speedup:.2f}, by bytes of weights",
-        "prompt": "all layers" if plan.prompt_layers == "all" else "the kept layers",
-        "parameters": f"{about.parameters:,}",
-        "weights": f"{about.total_bytes:,} bytes, loaded in {about.dtype}",
-        "source": about.name + (f" at {about.revision}" if about.revision else ""),
-    }
+def _cells(row: Row) -> list[str]:
+    """Return one line of the card's table, in the order of its head."""
 
+    def number(key: str, form: str) -> str:
+        return "–" if row.get(key) is None else format(row[key], form)
 
-def _training(about: About) -> str:
-    lines = [f"Weights: {about.training}."]
-    if about.quantization:
-        lines.append(f"Before that they went through: {about.quantization}.")
-    if about.trained_for_these is True or about.plan.keeps_all:
-        return " ".join(lines)
-    known = (
-        "They were trained for other layers than these"
-        if about.trained_for_these is False
-        else "Nothing says that it was for these layers"
-    )
-    return " ".join([*lines, f"{known}: expect a loss of quality that grows with the ratio."])
-
-
-def _measured(about: About) -> list[str]:
-    if not about.rows:
-        return [
-            f"No row in `{about.results}` was measured on this. `ulskip run` with the overrides below measures quality and "
-            "speed; export again, and they stand here.",
-            f"A row counts where it has {RULE}.",
-        ]
-    lines = ["| " + " | ".join(head for head, _ in _COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
-    lines += ["| " + " | ".join(show(row) for _, show in _COLUMNS) + " |" for row in about.rows]
-    return [
-        "\n".join(lines),
-        "measured speedup: full depth over these layers in decode seconds, first token excluded, median of pairs; tok/s: "
-        f"generated ids after the first over decode seconds. Rows of `{about.results}`: a row counts where it has {RULE}.",
-        provenance(about.rows),
-    ]
-
-
-def _quality(row: Row) -> str:
-    """Every metric, with the full model's beside it."""
-    cells = []
-    for key in _METRICS:
+    quality = []
+    for key, form in _METRICS.items():
         if row.get(key) is not None:
             full = (row.get("against_full") or {}).get(key, {}).get("full")
-            form = ".3f" if key in ("decode_loss", "comet", "bertscore") else ".1f"
-            cells.append(f"{key} {row[key]:{form}}" + ("" if full is None else f" (full {full:{form}})"))
-    return ", ".join(cells) or MISSING
-
-
-def _task(row: Row) -> str:
-    return " ".join(str(row[key]) for key in ("task", "pair", "dataset") if row.get(key)) or "random prompts"
-
-
-_COLUMNS = (
-    ("task", _task),
-    ("examples", lambda row: str(row.get("num_examples") or MISSING)),
-    ("decoding", lambda row: str(row.get("decoding"))),
-    ("batch", lambda row: str(row.get("batch_size"))),
-    ("quality", _quality),
-    ("measured speedup", number("measured_speedup")),
-    ("95%", interval),
-    ("decode tok/s", number("decode_tokens_per_second", ".0f")),
-    ("row", lambda row: f"`{row['id']}`"),
-)
-
-
-def _table(values: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in values.items())])
-
-
-def _front_matter(about: About) -> str:
-    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
-    if about.license:
-        lines.append(f"license: {about.license}")
-    if about.is_hub:
-        lines += ["base_model:", f"- {about.name}"]
-    return "\n".join(["---", *lines, "tags:", "- ulskip", "- layer-skipping", "---"])
-
-
-def license_of(folder: Path) -> str | None:
-    """What the source's card says, where it has one."""
-    file = folder / CARD
-    text = file.read_text("utf-8", errors="replace")[:4000] if file.is_file() else ""
-    match = re.match(r"---\n(?:.*\n)*?license:\s*([\w.-]+)\s*\n", text)
-    return match[1] if match else None
+            quality.append(f"{key} {row[key]:{form}}" + ("" if full is None else f" (full {full:{form}})"))
+    low, high = number("measured_speedup_low", ".2f"), number("measured_speedup_high", ".2f")
+    return [
+        " ".join(str(row[key]) for key in ("task", "pair", "dataset") if row.get(key)) or "random prompts",
+        str(row.get("num_examples") or "–"),
+        str(row.get("decoding")),
+        str(row.get("batch_size")),
+        ", ".join(quality) or "–",
+        number("measured_speedup", ".2f"),
+        "–" if row.get("measured_speedup") is None else f"{low}-{high}",
+        number("decode_tokens_per_second", ".0f"),
+        f"`{row['id']}`",
+    ]

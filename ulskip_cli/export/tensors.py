@@ -1,54 +1,62 @@
-"""Weights from one folder's safetensors files to another's, a shard in memory at a time."""
+"""Weights from the safetensors of one checkpoint to those of another, with one shard in memory at a time.
+
+There is no second path through save_pretrained for small models: it would convert mixed checkpoints to one dtype, and the
+files would depend on the memory that happens to be free.
+"""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ulskip_cli.errors import UsageError
-from ulskip_cli.export.naming import shards
 from ulskip_cli.progress import Silent, Tell
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LAYER = re.compile(r"^((?:[^.]+\.)*?)(\d+)\.")  # the outermost number: the experts of a layer are numbered further in
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was written.
+class WrittenWeights:
+    """The size of a written checkpoint.
 
     Attributes:
+        parameters: number of elements of all tensors.
         total_bytes: of all tensors.
-        parameters: their number.
-        files: names, in order.
     """
 
-    total_bytes: int
     parameters: int
-    files: tuple[str, ...]
+    total_bytes: int
 
 
-class Source:
-    """The tensors of a checkpoint by name, read when asked for."""
+class CheckpointReader:
+    """Tensors of a checkpoint by name, read when asked for and narrowed to a dtype."""
 
-    def __init__(self, folder: Path) -> None:
-        """Find the files that transformers would read.
+    def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Find the weights files.
+
+        Args:
+            folder: with one safetensors file, or with several and their index.
+            dtype: the dtype of floating tensors that are wider; None: every tensor stays as it is.
 
         Raises:
-            UsageError: there are none.
+            UsageError: there are no safetensors, or one is missing.
         """
-        index = folder / INDEX
+        self.dtype = dtype
+        self.files: dict[str, Path]
         if (folder / WEIGHTS).is_file():
             with safe_open(folder / WEIGHTS, "pt") as file:
                 self.files = dict.fromkeys(file.keys(), folder / WEIGHTS)
-        elif index.is_file():
-            weight_map: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        elif (folder / INDEX).is_file():
+            weight_map = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
             self.files = {name: folder / Path(file).name for name, file in weight_map.items()}
         else:
             raise UsageError(f"no {WEIGHTS} and no {INDEX} in {folder}; only safetensors are exported")
@@ -56,81 +64,97 @@ class Source:
         if missing:
             raise UsageError(f"{folder} lacks {missing[0]}, which its index names")
 
-    def sizes(self, dtype: torch.dtype | None) -> dict[str, int]:
-        """Bytes of every tensor as it will be written, in the order of the files."""
-        found: dict[str, int] = {}
-        for path in dict.fromkeys(self.files.values()):
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 - a file is no mapping
-                    part = file.get_slice(name)
-                    empty = torch.empty(0, dtype=_DTYPES.get(part.get_dtype(), torch.uint8))
-                    count = torch.Size(part.get_shape()).numel()
-                    found[name] = count * narrowed(empty, dtype).element_size()
-        return found
+    def read(self, names: Iterable[str], device: str = "cpu") -> dict[str, Tensor]:
+        """Return tensors by name; on the device `meta` only their shapes and dtypes are read."""
+        by_file: dict[Path, list[str]] = defaultdict(list)
+        for name in names:
+            by_file[self.files[name]].append(name)
+        tensors: dict[str, Tensor] = {}
+        for path, found in by_file.items():
+            with safe_open(path, "pt") as file:  # maps the file: a page is read when a tensor on it is used
+                tensors |= {name: self._narrow(file.get_tensor(name).to(device)) for name in found}
+        return tensors
 
-    def read(self, names: Mapping[str, str], dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """Tensors under their new names.
-
-        Args:
-            names: new name by name.
-            dtype: what wider floating tensors become; None: nothing changes.
-        """
-        with ExitStack() as stack:
-            opened: dict[Path, Any] = {}
-            for name in names:
-                if self.files[name] not in opened:
-                    opened[self.files[name]] = stack.enter_context(safe_open(self.files[name], "pt"))
-            return {new: narrowed(opened[self.files[old]].get_tensor(old), dtype) for old, new in names.items()}
+    def _narrow(self, tensor: Tensor) -> Tensor:
+        """Convert wider floating types only: from_pretrained widens the others without loss."""
+        if self.dtype is None or not tensor.is_floating_point() or tensor.element_size() <= self.dtype.itemsize:
+            return tensor
+        return tensor.to(self.dtype)
 
 
-def write(
-    source: Source,
-    names: Mapping[str, str],
-    dtype: torch.dtype | None,
+def write_shards(
+    reader: CheckpointReader,
+    new_names: Mapping[str, str],
     folder: Path,
-    shard_bytes: int,
+    max_shard_bytes: int,
     begin: Callable[[int], Tell] = lambda total: Silent().phase("", total),
-) -> Written:
-    """Write tensors as a checkpoint of one file, or of several with an index.
+) -> WrittenWeights:
+    """Write tensors as one safetensors file, or as several with an index.
 
     Args:
-        source: of the tensors.
-        names: new name of each that stays.
-        dtype: what wider floating tensors become; None: nothing changes.
-        folder: that exists.
-        shard_bytes: the most of one file, unless a single tensor is larger.
-        begin: called with the number of files; takes how many of them are written.
+        reader: of the source.
+        new_names: the new name of every tensor to write, by its name in the source.
+        folder: an existing folder.
+        max_shard_bytes: the largest file, unless a single tensor is larger.
+        begin: called with the number of files; the returned function takes how many are written.
     """
-    sizes = {name: size for name, size in source.sizes(dtype).items() if name in names}
-    parts = shards(sizes, shard_bytes)
-    tell = begin(len(parts))
-    weight_map: dict[str, str] = {}
-    files, parameters = [], 0
-    for number, part in enumerate(parts, start=1):
-        file = WEIGHTS if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        tensors = source.read({name: names[name] for name in part}, dtype)
-        parameters += sum(tensor.numel() for tensor in tensors.values())
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(folder.stat().st_mode & 0o666)  # as readable as the folder is
-        weight_map |= dict.fromkeys(tensors, file)
-        files.append(file)
-        del tensors
-        tell(number)
-    total = sum(sizes.values())
-    if len(parts) > 1:
-        index = {"metadata": {"total_size": total, "total_parameters": parameters}, "weight_map": weight_map}
+    shapes = reader.read(new_names, "meta")
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
+    update = begin(len(split.filename_to_tensors))
+    for number, (file, names) in enumerate(split.filename_to_tensors.items(), start=1):
+        tensors = reader.read(names)
+        save_file({new_names[name]: tensors.pop(name) for name in names}, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
+        update(number)
+    written = WrittenWeights(sum(one.numel() for one in shapes.values()), sum(one.nbytes for one in shapes.values()))
+    if split.is_sharded:
+        index = {
+            "metadata": {"total_size": written.total_bytes, "total_parameters": written.parameters},
+            "weight_map": {new_names[name]: file for name, file in split.tensor_to_filename.items()},
+        }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    return Written(total, parameters, tuple(files))
+    return written
 
 
-def narrowed(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The tensor in a narrower floating type; what is narrow already is widened by whoever loads it, without loss."""
-    if dtype is None or not tensor.is_floating_point() or tensor.element_size() <= dtype.itemsize:
-        return tensor
-    return tensor.to(dtype)
+def shallow_names(names: Iterable[str], num_layers: int, kept: Sequence[int]) -> dict[str, str]:
+    """Map every tensor of a checkpoint that a view keeps to its name in the export.
+
+    Tensors outside the decoder layers keep their names. Layers beyond `num_layers`, which predict further tokens, are
+    dropped with the skipped layers.
+
+    >>> shallow_names(["h.0.w", "h.1.w", "h.2.w", "norm"], 3, (0, 2))
+    {'h.0.w': 'h.0.w', 'h.2.w': 'h.1.w', 'norm': 'norm'}
+
+    Args:
+        names: of all tensors.
+        num_layers: decoder layers of the model.
+        kept: layers, ascending.
+
+    Raises:
+        UsageError: the names contain no stack of `num_layers` layers, or several.
+    """
+    names = list(names)
+    prefix = _stack_prefix(names, num_layers)
+    position = {layer: i for i, layer in enumerate(kept)}
+    new_names: dict[str, str] = {}
+    for name in names:
+        match = _LAYER.match(name)
+        if match is None or match[1] != prefix:
+            new_names[name] = name
+        elif int(match[2]) in position:
+            new_names[name] = f"{prefix}{position[int(match[2])]}.{name[match.end() :]}"
+    return new_names
 
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+def _stack_prefix(names: Sequence[str], num_layers: int) -> str:
+    """Return the part of a decoder layer's name before its number."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for name in names:
+        if match := _LAYER.match(name):
+            numbers[match[1]].add(int(match[2]))
+    layers = set(range(num_layers))
+    exact = [prefix for prefix, found in numbers.items() if found == layers]
+    candidates = exact or [prefix for prefix, found in numbers.items() if found > layers]
+    if len(candidates) != 1:
+        raise UsageError(f"expected one stack of {num_layers} layers among the names of the tensors, found {len(candidates)}")
+    return candidates[0]

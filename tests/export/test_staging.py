@@ -1,13 +1,14 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from ulskip_cli.errors import UsageError
-from ulskip_cli.export.target import RECORD, staged_file, staged_folder
+from ulskip_cli.export.staging import RECORD, staged
 
 
 def write_export(folder, text="weights"):
-    with staged_folder(folder) as staging:
+    with staged(folder, is_folder=True) as staging:
         (staging / "model").write_text(text)
         (staging / RECORD).write_text(json.dumps({"files": ["model"]}))
 
@@ -37,7 +38,7 @@ def test_an_empty_folder_is_taken(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interruption_leaves_what_was_there(tmp_path, error):
     write_export(tmp_path / "out")
-    with pytest.raises(error), staged_folder(tmp_path / "out") as staging:
+    with pytest.raises(error), staged(tmp_path / "out", is_folder=True) as staging:
         (staging / "model").write_text("half")
         raise error
     assert (tmp_path / "out" / "model").read_text() == "weights"
@@ -49,6 +50,30 @@ def test_what_a_killed_export_left_is_swept_away(tmp_path):
     stale.mkdir()
     write_export(tmp_path / "out")
     assert not stale.exists()
+
+
+def test_a_failure_keeps_an_empty_folder_and_removes_the_folders_it_made(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for target, is_folder in (("mine", True), ("mine/file", False), ("new/out", True), ("deep/er/file", False)):
+        with pytest.raises(RuntimeError), staged(tmp_path / target, is_folder) as staging:
+            (staging / "half" if is_folder else staging).write_text("half")
+            raise RuntimeError
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_a_failed_move_brings_the_earlier_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    real = Path.rename
+
+    def rename(path, target):
+        if path.parent.name.endswith(".ulskip-part") and not path.name.endswith(".earlier"):
+            raise OSError("no")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="no"):
+        write_export(tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
 
 
 def test_somebody_elses_folder_is_refused(tmp_path):
@@ -73,15 +98,15 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 def test_a_file_is_written_whole_and_replaces_only_its_own(tmp_path):
     file = tmp_path / "x" / "s.json"
     for text in ("ulskip 1", "ulskip 2"):
-        with staged_file(file) as staging:
+        with staged(file, is_folder=False) as staging:
             staging.write_text(text)
-    with pytest.raises(RuntimeError), staged_file(file) as staging:
+    with pytest.raises(RuntimeError), staged(file, is_folder=False) as staging:
         staging.write_text("half")
         raise RuntimeError
     assert file.read_text() == "ulskip 2"
     assert [path.name for path in file.parent.iterdir()] == ["s.json"]
     file.write_text("mine")
-    with pytest.raises(UsageError, match="no export of ulskip"), staged_file(file):
+    with pytest.raises(UsageError, match="no export of ulskip"), staged(file, is_folder=False):
         pass
-    with pytest.raises(UsageError, match="is a folder"), staged_file(tmp_path):
+    with pytest.raises(UsageError, match="is a folder"), staged(tmp_path, is_folder=False):
         pass

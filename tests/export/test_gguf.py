@@ -6,16 +6,17 @@ import transformers
 from reference import NEW_STYLE
 
 from ulskip_cli.errors import RunError, UsageError
-from ulskip_cli.export import command
-from ulskip_cli.export.command import Request
-from ulskip_cli.export.gguf_file import _pre_tokenizer
+from ulskip_cli.export.request import ExportRequest
+from ulskip_cli.export.run import export as run_export
 
 gguf = pytest.importorskip("gguf")
+from ulskip_cli.export.gguf import pre_tokenizer_name, unsupported_reason  # noqa: E402 - needs gguf
+
 OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
 
 
 def export(source, to, *overrides, **options):
-    return command.export([f"model.path={source}", *OVERRIDES, *overrides], None, Request(to, "gguf", **options))
+    return run_export([f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, "gguf", **options))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -31,15 +32,26 @@ def test_a_file_is_read_back_as_the_view(model_folder, tmp_path, dtype):
     assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", "F32"), ("float16", "F16"), ("auto", "BF16")])
+def test_weights_of_16_bit_are_written_in_the_dtype_that_was_asked_for(model_folder, tmp_path, dtype, expected):
+    source = tmp_path / "source"
+    transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype="bfloat16").save_pretrained(source)
+    transformers.AutoTokenizer.from_pretrained(model_folder).save_pretrained(source)
+    record = export(source, tmp_path / "x.gguf", f"model.dtype={dtype}")
+    kinds = {one.name: one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
+    assert kinds["blk.0.attn_q.weight"] == kinds["token_embd.weight"] == expected
+    assert record["dtype"] == {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[expected]
+    assert "read back" in record["checked"]
+
+
 def test_a_folder_gets_a_file_of_its_own(model_folder, tmp_path):
     assert export(model_folder, tmp_path / "out", check=False)["to"] == str(tmp_path / "out" / "model.gguf")
 
 
 def test_what_is_read_back_otherwise_is_not_kept(model_folder, tmp_path, monkeypatch):
-    from ulskip_cli.export import gguf_file
-
-    monkeypatch.setattr(gguf_file, "_interleaved", lambda weight, heads: weight)
-    with pytest.raises(RunError, match=r"q_proj.weight read back"):
+    real = gguf.GGUFWriter.write_tensor_data
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", lambda writer, array: real(writer, array * 2))
+    with pytest.raises(RunError, match=r"embed_tokens.weight read back"):
         export(model_folder, tmp_path / "x.gguf")
     assert not any(tmp_path.iterdir())
 
@@ -54,21 +66,19 @@ def test_what_is_read_back_otherwise_is_not_kept(model_folder, tmp_path, monkeyp
     ],
 )
 def test_other_shapes_are_refused(change, match):
-    from ulskip_cli.export.gguf_file import _refuse
-
-    with pytest.raises(UsageError, match=match):
-        _refuse({"model_type": "llama", **change})
+    assert unsupported_reason({"model_type": "llama"}) is None
+    assert match in unsupported_reason({"model_type": "llama", **change})
 
 
 def test_names_of_ways_to_cut_words():
     level = {"type": "ByteLevel", "use_regex": True}
-    assert _pre_tokenizer(level) == "gpt-2"
+    assert pre_tokenizer_name(level) == "gpt-2"
     assert (
-        _pre_tokenizer({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]})
+        pre_tokenizer_name({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]})
         == "smollm"
     )
-    with pytest.raises(UsageError, match="no name for the way"):
-        _pre_tokenizer({"type": "Whitespace"})
+    with pytest.raises(UsageError, match="pre-tokenizer"):
+        pre_tokenizer_name({"type": "Whitespace"})
 
 
 def test_untied_heads_are_written(tokenizer, tmp_path):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ulskip_cli.config import compose, resolved
-from ulskip_cli.export.matching import matching
+from ulskip_cli.export.card import matching_rows, source_license
 from ulskip_cli.models.facts import describe
 from ulskip_cli.plan import make_plan
 
@@ -29,8 +29,8 @@ def found(tmp_path, config, *rows):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan = make_plan(config, describe(config.model))
-    ids = [row["id"] for row in matching(tmp_path, config.model, plan, TRAINING)]
-    assert ids == [row["id"] for row in matching(tmp_path / "one", config.model, plan, TRAINING)]
+    ids = [row["id"] for row in matching_rows(tmp_path, config.model, plan, TRAINING)]
+    assert ids == [row["id"] for row in matching_rows(tmp_path / "one", config.model, plan, TRAINING)]
     return ids
 
 
@@ -65,4 +65,21 @@ def test_rows_of_another_model_do_not_count(tmp_path, config, row, key, value):
 
 def test_a_folder_that_is_not_there_has_no_rows(tmp_path, config):
     plan = make_plan(config, describe(config.model))
-    assert matching(tmp_path / "nowhere", config.model, plan, TRAINING) == []
+    assert matching_rows(tmp_path / "nowhere", config.model, plan, TRAINING) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\ntags:\n- a\nlicense: apache-2.0\n---\n# Model", "apache-2.0"),
+        ("---\nlicense: [mit]\n---\n", None),
+        ("---\nlicense: {\n---\n", None),
+        ("# No metadata", None),
+        ("---\nlicense: caf\xe9\n---\n", None),
+        (None, None),
+    ],
+)
+def test_the_license_is_the_one_on_the_sources_card(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "README.md").write_text(text, "latin-1")
+    assert source_license(tmp_path) == expected

@@ -1,0 +1,223 @@
+import json
+import re
+import shutil
+import warnings
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+import transformers
+from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
+from safetensors.torch import load_file
+
+from ulskip_cli.cli import invoke
+from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.export import verify
+from ulskip_cli.export.request import ExportRequest
+from ulskip_cli.export.run import export as run_export
+from ulskip_cli.views import shallow_view
+
+KEPT = (0, 3, 5)
+OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
+CANNOT_BE_SAID = {"gpt2": "scaling is", "qwen2": None}
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    """A folder for a model of tests/reference.py, in several files, with a tokenizer."""
+
+    def save(model, **options):
+        folder = tmp_path / "source"
+        model.save_pretrained(folder, **{"max_shard_size": "30KB", **options})
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def export(source, to, *overrides, **options):
+    return run_export([f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, **options))
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_an_export_loads_alone_and_is_the_view(name, saved, tmp_path):
+    model = build_model(name)
+    source, to = saved(model), tmp_path / "out"
+    if CANNOT_BE_SAID.get(name):
+        with pytest.raises(UsageError, match=CANNOT_BE_SAID[name]):
+            export(source, to, "prompt_layers=kept")
+        assert not to.exists()
+        return
+    record = export(source, to, "prompt_layers=kept", shard_size="20KB")
+    assert "bit for bit" in record["checked"]
+    exported = transformers.AutoModelForCausalLM.from_pretrained(to).eval()
+    assert exported.config.get_text_config().num_hidden_layers == len(KEPT)
+    ids = random_ids(2, 9)
+    with torch.no_grad():
+        assert torch.equal(exported(ids).logits, shallow_view(model, KEPT)(ids).logits)
+    assert transformers.AutoTokenizer.from_pretrained(to)("the cat").input_ids
+    assert sorted(path.name for path in to.parent.iterdir()) == ["out", "source"]
+
+
+def test_shards_have_an_index_and_stay_within_their_size(saved, tmp_path):
+    export(saved(build_model("llama")), tmp_path / "out", "prompt_layers=kept", shard_size="20KB")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 1
+    total = 0
+    for file in files:
+        tensors = load_file(file)
+        sizes = [tensor.nbytes for tensor in tensors.values()]
+        assert all(index["weight_map"][name] == file.name for name in tensors)
+        assert sum(sizes) <= 20_000 or len(sizes) == 1
+        total += sum(sizes)
+    assert index["metadata"]["total_size"] == total
+
+
+def test_wider_weights_are_narrowed_and_tied_ones_written_once(model_folder, tmp_path):
+    to = tmp_path / "out"
+    record = export(model_folder, to, "prompt_layers=kept", "model.dtype=bfloat16")
+    tensors = load_file(to / "model.safetensors")
+    assert "lm_head.weight" not in tensors
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert json.loads((to / "config.json").read_text())["dtype"] == "bfloat16"
+    assert "bit for bit" in record["checked"]
+
+
+def test_a_pair_is_served_as_its_page_says(model_folder, tmp_path):
+    from ulskip_cli.api import generate
+
+    to = tmp_path / "pair"
+    assert export(model_folder, to)["prefill"] == "prefill"
+    model = transformers.AutoModelForCausalLM.from_pretrained(to / "prefill").eval()
+    assert model.config.num_hidden_layers == NUM_LAYERS
+    (code,) = re.findall(r"```python\n(.*?)```", (to / "SERVING.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code.replace('FOLDER, KEPT = ".",', f"FOLDER, KEPT = {str(to)!r},"), names)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(to)
+    for text in ("the cat sat", "der Hund schläft im Haus"):
+        (expected,) = generate(model, tokenizer, [text], KEPT, max_new_tokens=8)
+        assert names["answer"](text, 8) == expected.token_ids
+
+
+def test_the_card_has_what_was_measured(model_folder, tmp_path):
+    quick = ["limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
+    point = [f"model.path={model_folder}", *OVERRIDES, f"results_dir={tmp_path / 'results'}"]
+    assert invoke(["run", *point, *quick]) == 0
+    record = run_export(point, None, ExportRequest(tmp_path / "out"))
+    (row,) = record["results"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"`{row}`" in card
+    assert "0, 3, 5 of 0 to 5" in card
+    assert "not stated; presumably without skipping" in card
+
+
+def test_an_export_of_an_export_and_its_schedule(model_folder, tmp_path):
+    export(model_folder, tmp_path / "one", "prompt_layers=kept")
+    again = ["strategy=custom", f"strategy.file={tmp_path / 'one' / 'schedule.json'}", "prompt_layers=kept"]
+    record = run_export([f"model.path={model_folder}", *again], None, ExportRequest(tmp_path / "two"))
+    assert record["kept_layers"] == list(KEPT)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    with pytest.raises(UsageError, match="for 6 layers, and this model has 3"):
+        run_export([f"model.path={tmp_path / 'one'}", *again], None, ExportRequest(tmp_path / "three"))
+    run_export([f"model.path={tmp_path / 'one'}", "strategy=full"], None, ExportRequest(tmp_path / "three"))
+    assert (tmp_path / "three" / "model.safetensors").read_bytes() == one
+    with pytest.raises(UsageError, match="is the model that is exported"):
+        run_export([f"model.path={tmp_path / 'one'}", "strategy=full"], None, ExportRequest(tmp_path / "one"))
+
+
+def test_what_is_not_the_view_is_not_kept(model_folder, tmp_path, monkeypatch):
+    real = verify.views.shallow_view
+    monkeypatch.setattr(verify.views, "shallow_view", lambda model, kept: real(model, (0, 2, 5)))
+    with pytest.raises(RunError, match="logits differ"):
+        export(model_folder, tmp_path / "out", "prompt_layers=kept")
+    assert not any(tmp_path.iterdir())
+    record = export(model_folder, tmp_path / "out", "prompt_layers=kept", check=False)
+    assert "logits were not compared, as asked" in record["checked"]
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_a_failed_export_keeps_the_empty_folder_that_was_there(model_folder, tmp_path, monkeypatch, form):
+    (tmp_path / "mine").mkdir()
+    real = verify.views.shallow_view
+    monkeypatch.setattr(
+        verify.views, "shallow_view", lambda model, kept: real(model, kept if model.device.type == "meta" else (0, 2, 5))
+    )
+    for to in ("mine", "new"):
+        with pytest.raises(RunError, match="not kept"):
+            export(model_folder, tmp_path / to, "prompt_layers=kept", format=form)
+        assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_where_both_do_not_fit_the_comparison_is_left_out(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    record = export(model_folder, tmp_path / "out", "prompt_layers=kept")
+    assert "do not fit into memory" in record["checked"]
+    assert "bit for bit" in export(model_folder, tmp_path / "out", "prompt_layers=kept", check=True)["checked"]
+
+
+@pytest.mark.parametrize(("form", "words"), [("hf", "bit for bit"), ("gguf", "read back, all")])
+def test_an_adapter_is_merged_first(model_folder, tmp_path, form, words):
+    from peft import LoraConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft reads deprecated attributes
+        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        base = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+        get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    record = export(model_folder, tmp_path / "out", f"model.adapter={tmp_path / 'adapter'}", format=form)
+    assert words in record["checked"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "out"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["model.quantization=torchao-int8"], "plain weights"),
+        (["decoding=self_speculative"], "draft_tokens=0"),
+        (["ratio_basis=latency"], "a run's clock"),
+        (["strategy.layers=[0,9]"], "between 0 and 5"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(model_folder, tmp_path, overrides, match):
+    with pytest.raises(UsageError, match=match):
+        export(model_folder, tmp_path / "out", *overrides)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_quantized_checkpoint_is_refused(model_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="quantized"):
+        export(source, tmp_path / "out")
+
+
+def test_random_weights_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="model=random"):
+        run_export(["model=random", "model.path=llama-12x128"], None, ExportRequest(tmp_path / "out"))
+
+
+def test_code_beside_the_weights_goes_along_where_it_may_run(model_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    (source / "configuration_own.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    (source / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\nfrom .configuration_own import OwnConfig\n\n\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((source / "config.json").read_text())
+    auto = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    config |= {"auto_map": auto, "model_type": "own", "architectures": ["OwnModel"]}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="trust_remote_code"):
+        export(source, tmp_path / "out", "prompt_layers=kept")
+    record = export(source, tmp_path / "out", "prompt_layers=kept", "model.trust_remote_code=true")
+    assert {"configuration_own.py", "modeling_own.py"} <= set(record["files"])
+    assert "bit for bit" in record["checked"]

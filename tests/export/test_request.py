@@ -1,0 +1,45 @@
+import pytest
+
+from ulskip_cli.errors import UsageError
+from ulskip_cli.export.request import FORMATS, ExportRequest, resolve
+
+STAGES = ["strategy=skip_decode", "strategy.horizon=8"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["ratio_basis=latency"], "decided by a run's clock"),
+        (["strategy=early_exit", "strategy.threshold=0.5"], "decides at every token"),
+        (["strategy=block_influence"], "on held-out examples"),
+        (["strategy=search"], "on held-out examples"),
+        (["strategy=skip_decode"], "on held-out examples"),
+    ],
+    ids=str,
+)
+def test_layers_that_only_a_run_knows_are_refused_in_every_format(tmp_path, overrides, match):
+    for form in FORMATS:
+        with pytest.raises(UsageError, match=match):
+            resolve(overrides, None, ExportRequest(tmp_path / "out", form))
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf", "mergekit"])
+def test_stages_are_no_checkpoint(tmp_path, form):
+    assert resolve(STAGES, None, ExportRequest(tmp_path / "out", "schedule")).plan.later_stages
+    with pytest.raises(UsageError, match="fewer layers at later steps"):
+        resolve(STAGES, None, ExportRequest(tmp_path / "out", form))
+
+
+@pytest.mark.parametrize(
+    ("form", "to", "expected"),
+    [
+        ("hf", "out", "out"),
+        ("gguf", "out", "out/model.gguf"),
+        ("gguf", "x.gguf", "x.gguf"),
+        ("mergekit", "x.yml", "x.yml"),
+        ("mergekit", "x.yaml", "x.yaml"),
+        ("schedule", "x.yaml", "x.yaml/schedule.json"),
+    ],
+)
+def test_a_file_gets_a_name_unless_it_has_one(tmp_path, form, to, expected):
+    assert resolve(["ratio=2"], None, ExportRequest(tmp_path / to, form)).to == tmp_path / expected

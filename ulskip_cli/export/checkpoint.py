@@ -1,0 +1,128 @@
+"""A checkpoint of the kept layers: config, weights, tokenizer and model card, in one folder that transformers loads."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from ulskip_cli.errors import UsageError
+from ulskip_cli.export import card, recipe, staging
+from ulskip_cli.export.config import CONFIG, shallow_config
+from ulskip_cli.export.request import ResolvedExport
+from ulskip_cli.export.tensors import CheckpointReader, WrittenWeights, shallow_names, write_shards
+from ulskip_cli.export.verify import verify_checkpoint
+from ulskip_cli.models.checkpoint import COMPANIONS, folder_of
+from ulskip_cli.models.facts import fingerprint
+from ulskip_cli.models.load import load, source_notes
+from ulskip_cli.plan import is_trained_for
+from ulskip_cli.progress import Progress
+from ulskip_cli.results import Row
+from ulskip_cli.schema import ModelConfig
+
+RECORD_VERSION = 1
+_GENERATION = "generation_config.json"
+
+
+def export_checkpoint(point: ResolvedExport, progress: Progress) -> Row:
+    """Write the kept layers as a checkpoint, and beside it the full model if that encodes the prompts.
+
+    Returns:
+        The record that is stored beside the weights as ulskip_export.json, and `to`.
+
+    Raises:
+        UsageError: the model cannot be exported, or the target is taken; nothing is written.
+        RunError: the export differs from the view, so it is not kept.
+    """
+    plan = point.plan
+    with staging.staged(point.to, is_folder=True) as folder:
+        progress.phase("read the model", 0)
+        source = source_folder(point.config.model, scratch=folder.parent)
+        if point.to.resolve() == source.resolve():
+            raise UsageError(f"--to {point.to} is the model that is exported; give another folder")
+        weights = _write_model(point, source, plan.kept_layers, folder, progress)
+        if point.is_pair:
+            _write_model(point, source, range(plan.num_layers), folder / card.PREFILL, progress)
+            (folder / card.SERVING).write_text(card.serving_page(plan), "utf-8")
+        (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
+        checked = verify_checkpoint(point, folder, weights.total_bytes, progress)
+        facts = _card_facts(point, source, weights, checked)
+        card.model_card(point, facts).save(folder / card.CARD)
+        record = _record(point, facts, folder)
+        (folder / staging.RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return {**record, "to": str(point.to)}
+
+
+def source_folder(model: ModelConfig, scratch: Path) -> Path:
+    """Return the folder with the model's files; an adapter is merged in memory and saved in the scratch folder."""
+    folder = folder_of(model)
+    if not model.adapter:
+        return folder
+    merged = scratch / "merged-model"
+    load(model).model.save_pretrained(merged)
+    _copy_companions(model, folder, merged)
+    return merged
+
+
+def _write_model(point: ResolvedExport, source: Path, kept: Sequence[int], folder: Path, progress: Progress) -> WrittenWeights:
+    trusted = point.config.model.trust_remote_code
+    config, num_layers = shallow_config(source, kept, point.dtype, trusted)
+    folder.mkdir(exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    _copy_companions(point.config.model, source, folder)
+    if not (folder / _GENERATION).is_file():
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        GenerationConfig.from_model_config(model_config).save_pretrained(folder)
+    reader = CheckpointReader(source, getattr(torch, point.dtype) if point.dtype else None)
+    new_names = shallow_names(reader.files, num_layers, kept)
+    begin = partial(progress.phase, f"write {len(kept)} layers")
+    return write_shards(reader, new_names, folder, point.max_shard_bytes, begin)
+
+
+def _copy_companions(model: ModelConfig, source: Path, folder: Path) -> None:
+    """Copy the tokenizer, licenses and settings; code only if the user trusts it."""
+    for pattern in (*COMPANIONS, *(["*.py"] if model.trust_remote_code else [])):
+        for file in source.glob(pattern):
+            if file.is_file():
+                copy = folder / file.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+
+
+def _card_facts(point: ResolvedExport, source: Path, weights: WrittenWeights, checked: str) -> card.CardFacts:
+    notes = source_notes(point.config.model)
+    return card.CardFacts(
+        parameters=weights.parameters,
+        total_bytes=weights.total_bytes,
+        checked=checked,
+        training=notes["training"],
+        trained_for_these=is_trained_for(notes["trained_for"], point.plan),
+        quantization=notes["quantization"],
+        license=card.source_license(source),
+        rows=card.matching_rows(point.results, point.config.model, point.plan, notes["training"]),
+    )
+
+
+def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
+    """Return the content of ulskip_export.json; `files` tells a later export which files it may replace."""
+    plan, model = point.plan, point.config.model
+    return {
+        "record_version": RECORD_VERSION,
+        "made_by": point.made_by,
+        "model": {**asdict(model), "fingerprint": fingerprint(model)},
+        "strategy": plan.strategy,
+        "num_layers": plan.num_layers,
+        "kept_layers": list(plan.kept_layers),
+        "prompt_layers": plan.prompt_layers,
+        "prefill": card.PREFILL if point.is_pair else None,
+        "parameters": facts.parameters,
+        "total_bytes": facts.total_bytes,
+        "checked": facts.checked,
+        "training": facts.training,
+        "results": [row["id"] for row in facts.rows],
+        "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()),
+    }

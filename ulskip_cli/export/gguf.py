@@ -1,0 +1,241 @@
+"""A GGUF file of the kept layers, for llama.cpp and its relatives; Llama shapes with byte-level BPE only."""
+
+import contextlib
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ulskip_cli import views
+from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.export.checkpoint import source_folder
+from ulskip_cli.export.config import shallow_config
+from ulskip_cli.export.request import ResolvedExport
+from ulskip_cli.export.staging import staged
+from ulskip_cli.export.tensors import CheckpointReader, shallow_names
+from ulskip_cli.export.verify import random_prompts
+from ulskip_cli.models.load import load
+from ulskip_cli.progress import Progress
+from ulskip_cli.results import Row
+
+_LOGIT_TOLERANCE = 1e-3  # of the largest logit: the file stores constants such as epsilon in float32
+_MODEL_TYPES = ("llama", "mistral")
+_FILE_TYPES = {
+    torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+}
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True)
+class GgufTensors:
+    """The tensors of a checkpoint in the layout of GGUF.
+
+    Attributes:
+        reader: of the source.
+        config: of the export.
+        dtype: of matrices; None: as in the source. Vectors are float32.
+    """
+
+    reader: CheckpointReader
+    config: dict[str, Any]
+    dtype: torch.dtype | None
+
+    def array(self, name: str) -> tuple[np.ndarray[Any, Any], torch.dtype]:
+        """Return a tensor and its dtype; bfloat16, which numpy lacks, is viewed as uint16.
+
+        Raises:
+            UsageError: its dtype is none of float32, float16 and bfloat16.
+        """
+        tensor = self.reader.read([name])[name]
+        heads = self.config["num_attention_heads"]
+        for part, count in (("q_proj", heads), ("k_proj", self.config.get("num_key_value_heads") or heads)):
+            if f".{part}." in name:
+                tensor = _interleaved(tensor, count)
+        tensor = (tensor.to(self.dtype) if self.dtype else tensor).contiguous()
+        if tensor.dim() == 1:
+            tensor = tensor.float()
+        if tensor.dtype not in _FILE_TYPES:
+            raise UsageError(f"--format gguf writes no {tensor.dtype} ({name}); give model.dtype=float32, float16 or bfloat16")
+        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy(), tensor.dtype
+
+
+def export_gguf(point: ResolvedExport, progress: Progress) -> Row:
+    """Write the kept layers as one GGUF file, load it again and compare it with the view.
+
+    Raises:
+        UsageError: GGUF cannot express the model, or the target is taken; nothing is written.
+        RunError: the file differs from the view, so it is not kept.
+    """
+    plan, model = point.plan, point.config.model
+    with staged(point.to, is_folder=False) as file:
+        progress.phase("write gguf", 0)
+        source = source_folder(model, scratch=file.parent)
+        config, num_layers = shallow_config(source, plan.kept_layers, point.dtype, model.trust_remote_code)
+        if reason := unsupported_reason(config):
+            raise UsageError(f"--format gguf does not serve this model: {reason}; --format hf does")
+        tensors = GgufTensors(CheckpointReader(source), config, getattr(torch, point.dtype) if point.dtype else None)
+        new_names = shallow_names(tensors.reader.files, num_layers, plan.kept_layers)
+        title = f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers"
+        writer = gguf.GGUFWriter(file, "llama")
+        writer.add_name(title)
+        writer.add_description("exported by ulskip")
+        _add_shape(writer, config)
+        _add_tokenizer(writer, AutoTokenizer.from_pretrained(source), config["vocab_size"])
+        parameters, dtype = _write_tensors(writer, tensors, new_names)
+        checked = "not read back, as asked"
+        if point.check is not False:
+            progress.phase("read it back", 0)
+            loaded = load(model)
+            assert loaded.tokenizer is not None
+            checked = compare_with_view(file, views.shallow_view(loaded.model, plan.kept_layers), loaded.tokenizer)
+    return {
+        "to": str(point.to),
+        "num_layers": plan.num_layers,
+        "kept_layers": list(plan.kept_layers),
+        "parameters": parameters,
+        "total_bytes": point.to.stat().st_size,
+        "dtype": str(dtype).removeprefix("torch."),
+        "checked": checked,
+    }
+
+
+def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Load the file and compare it with the view, whose weights become float32; describe the comparison.
+
+    Raises:
+        RunError: a weight, a logit or a token of the vocabulary differs.
+    """
+    options: dict[str, Any] = {"gguf_file": file.name}
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no switch
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options).eval()
+    expected, tensors = view.state_dict(), loaded.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors or not torch.equal(tensor.float().cpu(), tensors[name].float()):
+            raise RunError(f"{name} read back from GGUF differs from the view's, so the file was not kept")
+    vocabulary, own = AutoTokenizer.from_pretrained(file.parent, **options).get_vocab(), tokenizer.get_vocab()
+    lost = sum(vocabulary.get(token) != token_id for token, token_id in own.items())
+    if lost:
+        raise RunError(f"{lost} tokens read back from GGUF differ from the tokenizer's, so the file was not kept")
+    ids, mask = random_prompts(view)
+    with torch.inference_mode():
+        one, other = (model(input_ids=ids, attention_mask=mask).logits for model in (view.float(), loaded.to(ids.device)))
+    difference = float((one - other)[mask.bool()].abs().max() / one.abs().max())
+    if not difference < _LOGIT_TOLERANCE:
+        raise RunError(f"logits of the GGUF file differ from the view's by {difference:.1%}, so the file was not kept")
+    return f"read back, all {len(expected)} tensors equal the view's and {len(own)} tokens the tokenizer's"
+
+
+def unsupported_reason(config: dict[str, Any]) -> str | None:
+    """Name the property of a model that GGUF's architecture `llama` does not imply, if it has one."""
+    kind = config.get("model_type")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    reasons = {
+        f"its type is {kind}, not {' or '.join(_MODEL_TYPES)}": kind not in _MODEL_TYPES,
+        "its rotary embedding is scaled": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "its linear layers have biases": config.get("attention_bias") or config.get("mlp_bias"),
+        "its attention slides over a window": kind == "mistral" and config.get("sliding_window"),
+        f"its activation is {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
+    """Return llama.cpp's name for the way in which a tokenizer splits text into words.
+
+    Raises:
+        UsageError: no name is known here.
+    """
+    parts: list[dict[str, Any]] = spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
+    kinds = [part.get("type") for part in parts]
+    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and parts[1].get("use_regex", True):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"] and parts[0]["pattern"].get("Regex") == _LLAMA3:
+        return "llama-bpe"
+    raise UsageError("--format gguf knows no name for the pre-tokenizer of this model; --format hf needs none")
+
+
+def _write_tensors(writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[str, str]) -> tuple[int, torch.dtype]:
+    """Write the file with one tensor in memory at a time; return the number of parameters and the dtype of most bytes."""
+    name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, tensors.config["num_hidden_layers"])
+    parameters, bytes_by_dtype = 0, Counter[torch.dtype]()
+    for name, new_name in new_names.items():
+        gguf_name = name_map.get_name(new_name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None:
+            raise UsageError(f"GGUF has no name for {new_name}; --format hf exports this model")
+        array, dtype = tensors.array(name)
+        parameters += array.size
+        bytes_by_dtype[dtype] += array.nbytes
+        writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, _FILE_TYPES[dtype][0])
+    ((main_dtype, _),) = bytes_by_dtype.most_common(1)
+    writer.add_file_type(_FILE_TYPES[main_dtype][1])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name in new_names:
+        writer.write_tensor_data(tensors.array(name)[0])
+    writer.close()
+    return parameters, main_dtype
+
+
+def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    rope = config.get("rope_parameters") or {}
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Add the vocabulary, the merges, the special ids and the chat template."""
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    if spec["model"]["type"] != "BPE" or spec["model"].get("byte_fallback") or spec.get("normalizer"):
+        raise UsageError("--format gguf supports only byte-level BPE tokenizers without a normalizer; --format hf exports any")
+    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
+    types = [gguf.TokenType.UNUSED] * vocab_size
+    for token, token_id in tokenizer.get_vocab().items():
+        if token_id < vocab_size:
+            tokens[token_id], types[token_id] = token, gguf.TokenType.NORMAL
+    for added in spec["added_tokens"]:
+        if added["id"] < vocab_size:
+            types[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer_name(spec["pre_tokenizer"]))
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in spec["model"]["merges"]])
+    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    for key, value in {**ids, "unk": tokenizer.unk_token_id}.items():
+        if value is not None:
+            getattr(writer, f"add_{key}_token_id")(value)
+    encoded = tokenizer("a").input_ids
+    writer.add_add_bos_token(bool(encoded) and encoded[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(bool(encoded) and encoded[-1] == tokenizer.eos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _interleaved(weight: Tensor, heads: int) -> Tensor:
+    """Reorder [heads * head_dim, width] so that the two rows that rotate together are adjacent."""
+    return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)

@@ -1,0 +1,101 @@
+"""Writing an export beside its target and moving it there when it is complete. Imports no torch."""
+
+import contextlib
+import glob
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from ulskip_cli.errors import UsageError
+
+RECORD = "ulskip_export.json"
+_SCRATCH_SUFFIX = ".ulskip-part"
+_MARK = b"ulskip"
+_HEAD_BYTES = 65536
+
+
+def check_target(target: Path, is_folder: bool) -> None:
+    """Refuse a target that holds anything but an earlier export.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    if is_folder and target.is_dir():
+        _check_contents(target)
+    elif is_folder and target.exists():
+        raise UsageError(f"--to {target} is a file; expected a folder that does not exist yet")
+    elif target.is_dir():
+        raise UsageError(f"--to {target} is a folder; expected a file's name in it")
+    elif target.exists():
+        with target.open("rb") as stream:
+            if _MARK not in stream.read(_HEAD_BYTES):
+                raise UsageError(f"--to {target} exists and is no export of ulskip; give another name")
+
+
+@contextlib.contextmanager
+def staged(target: Path, is_folder: bool) -> Iterator[Path]:
+    """Yield a path in a hidden scratch folder beside the target; it replaces the target if the block succeeds.
+
+    After a failure the scratch folder and the parent folders that were made for it are removed, and the target is as
+    it was before.
+
+    Raises:
+        UsageError: the target holds something that no export wrote, or its folder cannot be written.
+    """
+    check_target(target, is_folder)
+    target = target.absolute()
+    _remove_abandoned(target)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}{_SCRATCH_SUFFIX}")
+    staging = scratch / target.name
+    made = [parent for parent in target.parents if not parent.exists()]
+    try:
+        try:
+            (staging if is_folder else scratch).mkdir(parents=True)
+        except OSError as error:
+            raise UsageError(f"cannot write to {target} ({error.strerror or error})") from None
+        yield staging
+        _replace(target, staging)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # after a success they are not empty
+            for parent in made:
+                parent.rmdir()
+
+
+def _check_contents(folder: Path) -> None:
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    if not found:
+        return
+    try:
+        known = set(json.loads((folder / RECORD).read_text("utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"--to {folder} exists and is no export of ulskip; give a folder that does not exist") from None
+    others = sorted(found - known - {RECORD})
+    if others:
+        raise UsageError(f"--to {folder} holds {others[0]} besides an earlier export; move it away, or give another folder")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the scratch folders of exports to this target that were killed."""
+    for scratch in target.parent.glob(f".{glob.escape(target.name)}.*{_SCRATCH_SUFFIX}"):
+        owner = scratch.name.removesuffix(_SCRATCH_SUFFIX).rsplit(".", 1)[-1]
+        if owner.isdecimal() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(target: Path, staging: Path) -> None:
+    """Move the new file or folder to the target; an earlier folder comes back if that fails."""
+    if not target.is_dir():
+        staging.replace(target)
+        return
+    earlier = staging.with_name(f"{staging.name}.earlier")
+    target.rename(earlier)
+    try:
+        staging.rename(target)
+    except OSError:
+        earlier.rename(target)
+        raise

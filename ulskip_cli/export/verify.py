@@ -1,0 +1,92 @@
+"""Verification of an export: transformers alone loads it and must compute the logits and greedy tokens of the view."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from ulskip_cli import views
+from ulskip_cli.errors import RunError
+from ulskip_cli.export.request import ResolvedExport
+from ulskip_cli.models.facts import describe
+from ulskip_cli.models.load import load
+from ulskip_cli.progress import Progress
+
+NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
+_MAX_SHARE_OF_FREE_MEMORY = 0.7
+
+
+def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, progress: Progress) -> str:
+    """Compare an exported folder with the view if the request or the free memory allows it.
+
+    Returns:
+        A description of the comparison, for the card.
+
+    Raises:
+        RunError: the export differs from the view.
+    """
+    structure = "a model built from the config has the view's modules, tensors and settings"
+    if point.check is False:
+        return f"{structure}; logits were not compared, as asked"
+    share = point.plan.num_kept / point.plan.num_layers
+    model_bytes = describe(point.config.model).total_bytes or exported_bytes / share
+    available = _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
+    if point.check is None and model_bytes * (1 + share) >= available:
+        return f"{structure}; logits were not compared, since model and export do not fit into memory together"
+    progress.phase("compare with the view", 1)
+    model = load(point.config.model).model
+    positions, tokens = compare_with_view(model, point.plan.kept_layers, folder, point.config.model.trust_remote_code)
+    return (
+        f"{structure}; loaded by transformers, its logits at {positions} positions of {NUM_PROMPTS} random "
+        f"prompts and {tokens} greedy tokens after them equal the view's, bit for bit"
+    )
+
+
+def compare_with_view(
+    model: PreTrainedModel, kept: Sequence[int], folder: Path, trust_remote_code: bool = False
+) -> tuple[int, int]:
+    """Load an export and compare it with the view of the full model.
+
+    Returns:
+        The number of positions with equal logits and the number of equal tokens.
+
+    Raises:
+        RunError: a tensor is missing, or a logit or a token differs.
+    """
+    view = views.shallow_view(model, kept)
+    exported, loading = AutoModelForCausalLM.from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
+    )
+    if loading["missing_keys"]:
+        raise RunError(f"the export lacks {sorted(loading['missing_keys'])[0]}, so it was not kept")
+    if exported.dtype != view.dtype:
+        raise RunError(f"the export loads in {exported.dtype} and the model in {view.dtype}, so it was not kept")
+    models = (view, exported.eval().to(views.input_device(model)))
+    input_ids, attention_mask = random_prompts(view)
+    with torch.inference_mode():
+        logits = [one(input_ids=input_ids, attention_mask=attention_mask).logits for one in models]
+        tokens = [_greedy_tokens(one, input_ids, attention_mask) for one in models]
+    difference = float((logits[0] - logits[1])[attention_mask.bool()].abs().max())
+    if not difference == 0 or not torch.equal(*tokens):  # NaN is unequal to 0
+        raise RunError(f"the export's logits differ from the view's by up to {difference:.3g}, so it was not kept")
+    return int(attention_mask.sum()), tokens[0].numel()
+
+
+def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return random token ids and their mask, both [prompts, prompt_len], the last prompt padded on the left."""
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    input_ids = torch.randint(vocab_size, (NUM_PROMPTS, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1))
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[-1, : PROMPT_TOKENS // 3] = 0
+    device = views.input_device(model)
+    return input_ids.to(device), attention_mask.to(device)
+
+
+def _greedy_tokens(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Generate past any EOS: [prompts, new_tokens]."""
+    config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None, top_k=50)
+    output: Tensor = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
+    return output[:, input_ids.shape[1] :]
