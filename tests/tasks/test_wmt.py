@@ -5,7 +5,7 @@ import pytest
 from ulskip_cli import metrics
 from ulskip_cli.config import compose, instantiate
 from ulskip_cli.errors import RunError, UsageError
-from ulskip_cli.tasks.wmt import PAPER_PAIRS, SAMPLE, Wmt
+from ulskip_cli.tasks.wmt import SAMPLE, Wmt
 
 SAMPLE_SHA256 = "f2e4ef3329b95ed9ffc9964f46d4af8945f9db21f18d5b83a4acfd3e6688725e"
 
@@ -32,7 +32,7 @@ def test_prompts_name_the_languages():
     assert task.template_for(True).response(example) == example.reference
 
 
-@pytest.mark.parametrize("pair", PAPER_PAIRS)
+@pytest.mark.parametrize("pair", ["de-en", "en-de", "zh-en", "en-zh"])
 def test_the_papers_four_directions(pair, tmp_path):
     (tmp_path / "a").write_text("x\n")
     task = Wmt(pair, "files", str(tmp_path / "a"), str(tmp_path / "a"))

@@ -15,7 +15,6 @@ from ulskip_cli.tasks.textfile import read_lines
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"
 SAMPLES = ("sample", "held_out")  # bundled
 SAMPLE_PAIRS = ("de-en", "en-de")
-PAPER_PAIRS = ("de-en", "en-de", "zh-en", "en-zh")
 
 
 @dataclass(frozen=True)
