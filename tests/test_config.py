@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from ulskip_cli import config, metrics
@@ -115,6 +117,14 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
 @pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere"])
 def test_identity_ignores_what_changes_no_result(override):
     assert config.identity(config.compose([override])) == config.identity(config.compose([]))
+
+
+def test_points_from_before_languages_had_names_stay_finished():
+    composed = config.compose([])
+    old = {key: value for key, value in composed.task.items() if key not in ("source_language", "target_language")}
+    assert config.identity(replace(composed, task=old)) == config.identity(composed)
+    named = config.compose(["task.source_language=Deutsch"])
+    assert config.identity(named) != config.identity(composed)
 
 
 def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():

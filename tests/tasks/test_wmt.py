@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -84,6 +85,18 @@ def test_files_are_read_line_by_line(files):
 def test_bad_files_are_refused(files, source, reference, message):
     with pytest.raises(UsageError, match=message):
         files(source, reference).examples()
+
+
+def test_a_language_without_a_known_code_is_named(files):
+    with pytest.raises(UsageError, match=r"'yi' in task\.pair=de-yi.*task\.target_language="):
+        replace(files(b"a", b"b"), pair="de-yi")
+    task = replace(files(b"a", b"b"), pair="de-yi", target_language="Yiddish")
+    (example,) = task.examples()
+    templates = {"plain": {"prompt": "{source_language}-{target_language}: {source}", "response": "{reference}"}}
+    assert replace(task, templates=templates).template_for(False).prompt(example) == "German-Yiddish: a"
+    (turned,) = task.reversed().examples()
+    assert turned.source == "b"
+    assert task.reversed().source_language == "Yiddish"
 
 
 def test_bad_settings_are_refused():
