@@ -1,3 +1,5 @@
+from dataclasses import fields, is_dataclass
+
 import pytest
 
 from ulskip_cli.bounds import check_run, check_training
@@ -21,3 +23,26 @@ def test_a_training_out_of_bounds_is_refused_by_its_key(key, value):
     setattr(config.train, key, value)
     with pytest.raises(UsageError, match=f"train.{key}"):
         check_training(config)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("speed", "new_tokens", 1), ("launcher", "workers", 0), ("launcher", "name", "mine"), ("decoding", "top_p", float("nan"))],
+)
+def test_keys_of_parts_are_refused_by_their_path(part, key, value):
+    config = compose(["decoding=sample"])
+    setattr(getattr(config, part), key, value)
+    with pytest.raises(UsageError, match=rf"{part}\.{key}"):
+        check_run(config)
+
+
+def test_every_key_of_the_schemas_has_a_help_text():
+    def missing(config):
+        for one in fields(config):
+            value = getattr(config, one.name)
+            if is_dataclass(value):
+                yield from missing(value)
+            elif one.name not in ("name", "description", "task", "strategy"):
+                yield from [] if one.metadata.get("help") else [one.name]
+
+    assert not list(missing(compose([]))) + list(missing(compose_training([])))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from ulskip_cli import config, metrics
@@ -52,7 +54,7 @@ def test_configs_are_found_in_every_folder():
         (["decoding.options=[1]"], "expected keys with values, written {a: 1, b: 2}"),
         (["decoding.temperature=0"], "expected decoding.temperature > 0, got 0"),
         (["decoding.temperature=0.7"], "decoding.temperature is for sampling; add decoding.do_sample=true"),
-        (["decoding=sample", "decoding.top_p=1.5"], "expected decoding.top_p above 0 and at most 1, got 1.5"),
+        (["decoding=sample", "decoding.top_p=1.5"], "expected decoding.top_p <= 1, got 1.5"),
         (["decoding.stop=['']"], "strings that are not empty"),
         (["decoding.draft_tokens=-1"], "expected decoding.draft_tokens to be a number, 0 for no drafts, or auto; got -1"),
         (["decoding.draft_tokens=some"], "expected decoding.draft_tokens to be a number, 0 for no drafts, or auto; got some"),
@@ -117,6 +119,14 @@ def test_identity_ignores_what_changes_no_result(override):
     assert config.identity(config.compose([override])) == config.identity(config.compose([]))
 
 
+def test_points_from_before_languages_had_names_stay_finished():
+    composed = config.compose([])
+    old = {key: value for key, value in composed.task.items() if key not in ("source_language", "target_language")}
+    assert config.identity(replace(composed, task=old)) == config.identity(composed)
+    named = config.compose(["task.source_language=Deutsch"])
+    assert config.identity(named) != config.identity(composed)
+
+
 def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
     drafted = config.baseline_of(config.compose(["decoding=self_speculative", "ratio=3"]))
     assert config.identity(drafted) == config.identity(config.compose(["strategy=full"]))
@@ -157,7 +167,7 @@ def test_the_resolved_yaml_composes_to_the_same(tmp_path):
         (["train.learning_rate=0"], "train.learning_rate > 0"),
         (["train.ratios=[1,2]", "train.ratio_weights=[1]"], "for each of 2 ratios"),
         (["train.validation={limit:3}", "train.held_out=3"], "got both"),
-        (["train.reversed_share=2"], "from 0 to 1"),
+        (["train.reversed_share=2"], r"train\.reversed_share <= 1, got 2"),
         (["train.ratios=2,3"], "asks for several values"),
         (["train.ratios=many"], "ratios"),
         (["decoding=beam"], "unknown key 'decoding'"),

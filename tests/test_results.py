@@ -37,6 +37,16 @@ def test_a_row_without_its_generations_is_not_finished(tmp_path):
     assert folder.row("q") is None
 
 
+def test_an_older_row_counts_if_the_newest_does_not(tmp_path):
+    folder = folder_in(tmp_path)
+    for bleu in (1, 2):
+        folder.save(compose([]), {"id": "p", "strategy": "unified", "bleu": bleu}, [])
+    folder.append({"id": "p", "strategy": "unified", "status": "failed"})
+    assert folder.row("p")["bleu"] == 2
+    assert folder.row("p", lambda row: row.get("bleu") != 2)["bleu"] == 1
+    assert folder.row("p", lambda row: False) is None
+
+
 def test_a_cut_off_line_costs_only_itself(tmp_path):
     folder = folder_in(tmp_path)
     folder.save(compose([]), {"id": "p", "strategy": "unified"}, [])

@@ -127,7 +127,6 @@ def generate(
         UsageError: an option is unknown or out of bounds, or the architecture cannot be viewed.
     """
     from ulskip_cli import views
-    from ulskip_cli.bounds import PROMPT_LAYERS
     from ulskip_cli.config import decoding_of
     from ulskip_cli.errors import one_of
     from ulskip_cli.generation import options
@@ -135,6 +134,7 @@ def generate(
     from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
     from ulskip_cli.generation.encoding import pad_id
     from ulskip_cli.plan import Plan
+    from ulskip_cli.schema import PROMPT_LAYERS
 
     one_of("prompt_layers", prompt_layers, PROMPT_LAYERS)
     chosen = decoding_of(decoding)

@@ -21,6 +21,7 @@ GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
 # What changes no result stays out of a point's identity.
 _NOT_IDENTITY = ("name", "results_dir", "sweep", "memory", "launcher")
+_LANGUAGE_NAMES = ("source_language", "target_language")
 _BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
 
 
@@ -148,6 +149,9 @@ def identity(config: Config) -> str:
         canonical[group].pop("description", None)
     if is_calibrated(config.strategy):
         canonical.pop("calibration")
+    task = canonical["task"]
+    if "source_language" in task:  # points from before wmt had names of languages stay finished
+        canonical["task"] = {key: value for key, value in task.items() if key not in _LANGUAGE_NAMES or value is not None}
     if not config.decoding.draft_tokens:
         canonical["decoding"].pop("draft_tokens")  # points from before there were drafts stay finished
     text = json.dumps(canonical, sort_keys=True)

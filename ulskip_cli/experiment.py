@@ -23,7 +23,7 @@ from ulskip_cli.partial import Partial
 from ulskip_cli.plan import Plan, is_trained_for, make_plan
 from ulskip_cli.progress import Progress, Silent
 from ulskip_cli.record import asked_row
-from ulskip_cli.results import DONE, ResultsFolder, Row, is_done, point_id
+from ulskip_cli.results import DONE, ResultsFolder, Row, point_id
 from ulskip_cli.schema import Config, ModelConfig
 from ulskip_cli.speed import measure_speed
 from ulskip_cli.tasks import Task
@@ -70,19 +70,6 @@ class Session:
         return meet(fit, config.ratio, measured, self.progress.phase(f"meet {config.ratio:g}x", MEET_ROUNDS))
 
 
-def finished_rows(config: Config) -> list[Row]:
-    """The rows of a point that is complete already and of its baseline; none if it is not."""
-    examples = instantiate(config.task, "task").examples()[: config.limit]
-    folder = ResultsFolder.of(config)
-    row, full_row = (_measured_here(folder.row(point_id(one, examples))) for one in (config, baseline_of(config)))
-    if row is None:
-        return []
-    keeps_all = len(row["kept_layers"]) == row["num_layers"] and not row.get("exit_depths")
-    if keeps_all or not config.baseline:
-        return [row]
-    return [full_row, row] if full_row else []
-
-
 def run_point(config: Config, session: Session, full_row: Row | None = None) -> list[Row]:
     """Run one point, and its full baseline before it if there is no finished one.
 
@@ -115,7 +102,7 @@ def run_point(config: Config, session: Session, full_row: Row | None = None) -> 
     if plan.keeps_all or not config.baseline:
         return [_measure_point(config, plan, loaded, work, folder, session.progress, began, told=told)]
     full_id = point_id(baseline, examples)
-    full_row = full_row or _measured_here(folder.row(full_id))
+    full_row = full_row or folder.row(full_id, _measured_here)
     if full_row is None:
         full_plan = make_plan(baseline, loaded.facts)
         full_row = _measure_point(baseline, full_plan, loaded, work, folder, session.progress, began)
@@ -140,9 +127,9 @@ class Told:
         return {"latency_fit": self.latency and self.latency.told(), "calibration": self.calibration}
 
 
-def _measured_here(row: Row | None) -> Row | None:
-    """The row if it was measured on a machine like this one: times of another are not this one's."""
-    return row if row and is_done(row) and environment.is_like_here(row, ("threads",)) else None
+def _measured_here(row: Row) -> bool:
+    """True for a row of a machine like this one: times of another are not this one's."""
+    return environment.is_like_here(row, ("threads",))
 
 
 def _measure_point(

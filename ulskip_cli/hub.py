@@ -1,19 +1,27 @@
-"""Whether the Hugging Face hub can be asked, found out at once."""
+"""Check at once that the Hugging Face hub can be reached."""
 
+import contextlib
 import logging
 import socket
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 
-def offline_if_unreachable() -> None:
-    """Leave it to the cache, for the rest of this process, where the hub cannot be asked."""
+@contextlib.contextmanager
+def offline_if_unreachable() -> Iterator[None]:
+    """Use the local cache alone inside the block if the hub cannot be reached; the next block looks again."""
     from huggingface_hub import constants
 
+    before = constants.HF_HUB_OFFLINE
     try:
         check_reachable()
     except OSError:
         constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def check_reachable() -> None:

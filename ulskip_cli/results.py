@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,10 @@ class ResultsFolder:
         rows = [row for line in lines if (row := row_of(line)) is not None]
         return current(rows), len(lines) - len(rows)
 
-    def row(self, point: str) -> Row | None:
-        """The newest row of a finished point, if its generations are there too."""
-        found = next((row for row in self.rows() if row["id"] == point and is_done(row)), None)
-        return found if found and self.generations_path(point).is_file() else None
+    def row(self, point: str, counts: Callable[[Row], bool] = lambda row: True) -> Row | None:
+        """The newest finished row of a point that counts, if the point's generations are stored; all its rows share them."""
+        rows = read_jsonl(self.runs_path) if self.generations_path(point).is_file() else []
+        return next((row for row in reversed(rows) if row.get("id") == point and is_done(row) and counts(row)), None)
 
     def set_broken_aside(self) -> str | None:
         """Move lines that are no rows, as a crash leaves them, from the rows' file into another; a line that tells of it.

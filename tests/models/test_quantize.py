@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ulskip_cli.bounds import QUANTIZATIONS
 from ulskip_cli.models.quantize import KINDS, num_bytes
+from ulskip_cli.schema import QUANTIZATIONS
 
 
 def test_every_kind_is_in_the_schema():

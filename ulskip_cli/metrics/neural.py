@@ -106,7 +106,6 @@ class BertScore:
         logging.disable_progress_bar()
         if self.model and self.model.startswith((".", "/", "~")) and not Path(self.model).expanduser().exists():
             raise UsageError(f"metric bertscore: no model folder at {self.model}")
-        hub.offline_if_unreachable()
 
         def segments(hypotheses: list[str]) -> NDArray[np.float64]:
             _, _, f1 = scorer.score(hypotheses, answers.references, batch_size=BATCH_SIZE)
@@ -116,7 +115,8 @@ class BertScore:
             depth = None  # the package knows the best layer of the models that it knows
             if self.model and Path(self.model).exists():
                 depth = AutoConfig.from_pretrained(self.model).num_hidden_layers
-            scorer = BERTScorer(model_type=self.model, lang=self.language, num_layers=depth)
+            with hub.offline_if_unreachable():
+                scorer = BERTScorer(model_type=self.model, lang=self.language, num_layers=depth)
             length = getattr(scorer._model.config, "max_position_embeddings", None) or UNLIMITED
             scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, length)
             own, full = segments(answers.hypotheses), answers.full and segments(answers.full)

@@ -33,8 +33,8 @@ def _snapshot(name: str, revision: str | None, patterns: "list[str] | tuple[str,
 
     wanted = list(patterns)
     try:
-        hub.offline_if_unreachable()
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        with hub.offline_if_unreachable():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(f"the files of '{name}' are not to be had from the hub ({reason}); give a local folder") from None

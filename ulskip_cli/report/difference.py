@@ -74,7 +74,7 @@ class Scorer:
         if not names or names[0] in NEURAL:
             return None
         config = (own.get("config") or {}).get("task") or {}
-        language = config.get("target_language") or str(own.get("pair")).rpartition("-")[2]
+        language = own["pair"].rpartition("-")[2] if own.get("pair") else config.get("target_language")
         scoring = Scoring(tuple(names), language, config.get("tokenize"), config.get("stemmer", True))
         paired = Answers(texts, [reference for _, reference in shared], [source for source, _ in shared], rest)
         found = metrics.score(scoring, paired).against_full[metric]

@@ -15,7 +15,6 @@ from ulskip_cli.tasks.textfile import read_lines
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"
 SAMPLES = ("sample", "held_out")  # bundled
 SAMPLE_PAIRS = ("de-en", "en-de")
-PAPER_PAIRS = ("de-en", "en-de", "zh-en", "en-zh")
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Wmt:
     """One language pair of one test set.
 
     Attributes:
-        pair: source and target language in ISO 639-1, `zh-en`.
+        pair: codes of source and target language, `zh-en`.
         dataset: `sample` or `held_out` (bundled, de-en and en-de), `files`, a test set that sacrebleu downloads by name
             (`wmt22`), or a dataset's hub id or folder.
         source_file: with `files`, one sentence a line, plain or gzipped.
@@ -41,6 +40,8 @@ class Wmt:
         templates: prompt and response by name.
         prompt: instead of the template's.
         response: instead of the template's.
+        source_language: the source's name in a prompt; None: by its code.
+        target_language: likewise the target's.
     """
 
     pair: str = "de-en"
@@ -60,16 +61,19 @@ class Wmt:
     templates: dict[str, dict[str, str]] = field(default_factory=dict)
     prompt: str | None = None
     response: str | None = None
+    source_language: str | None = None
+    target_language: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an unknown pair, and files without their paths."""
         codes = self.pair.split("-")
         if len(codes) != 2 or codes[0] == codes[1]:
             raise UsageError(f"expected task.pair to be two different languages like de-en, got '{self.pair}'")
-        for code in codes:
-            if code not in LANGUAGES:
+        for side, code in zip(("source", "target"), codes, strict=True):
+            if code not in LANGUAGES and not getattr(self, f"{side}_language"):
                 raise UsageError(
-                    f"unknown language '{code}' in task.pair={self.pair}; expected ISO 639-1 codes like de-en, zh-en"
+                    f"unknown language '{code}' in task.pair={self.pair}; expected ISO 639-1 codes like de-en, zh-en; "
+                    f"name any other language with task.{side}_language=NAME"
                 )
         if self.dataset in SAMPLES and self.pair not in SAMPLE_PAIRS:
             raise UsageError(
@@ -125,6 +129,8 @@ class Wmt:
         return replace(
             self,
             pair="-".join(reversed(self.languages)),
+            source_language=self.target_language,
+            target_language=self.source_language,
             source_file=self.reference_file,
             reference_file=self.source_file,
             source_key=self.reference_key,
@@ -133,8 +139,11 @@ class Wmt:
 
     def template_for(self, has_chat: bool) -> Template:
         """How a sentence is put to a model."""
-        source, target = (LANGUAGES[code] for code in self.languages)
-        fields = {"source_language": source, "target_language": target}
+        source, target = self.languages
+        fields = {
+            "source_language": self.source_language or LANGUAGES[source],
+            "target_language": self.target_language or LANGUAGES[target],
+        }
         return pick(self.templates, self.template, has_chat, self.prompt, self.response, fields)
 
     def hypothesis(self, text: str) -> str:
