@@ -28,7 +28,7 @@ def test_an_earlier_export_is_replaced(tmp_path):
 
 def test_an_empty_folder_is_taken(tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out"):
+    with pytest.raises(RuntimeError), staged(tmp_path / "out", is_folder=True):
         raise RuntimeError
     assert (tmp_path / "out").is_dir()
     write_export(tmp_path / "out")
