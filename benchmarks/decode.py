@@ -18,16 +18,17 @@ from pathlib import Path
 import torch
 from transformers import CompileConfig, GenerationConfig
 
-from ulskip_cli import ceilings, environment
-from ulskip_cli.config import baseline_of, compose, instantiate
-from ulskip_cli.generation.decode import Decoder
-from ulskip_cli.generation.generate import _Watch
-from ulskip_cli.generation.pairs import measure_pairs
-from ulskip_cli.models.load import load
-from ulskip_cli.plan import make_plan
-from ulskip_cli.schema import SpeedConfig
-from ulskip_cli.timing import median_interval, now
-from ulskip_cli.workload import prepare, prompt_batches
+from ulskip_cli.core import environment
+from ulskip_cli.core.config import baseline_config, compose, instantiate
+from ulskip_cli.core.config_schema import SpeedConfig
+from ulskip_cli.experiments import machine_limits
+from ulskip_cli.experiments.paired_timing import measure_pairs
+from ulskip_cli.experiments.workload import prepare, prompt_batches
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.engines.hf_generate import _Watch
+from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.timing import median_interval, now
+from ulskip_cli.strategies.plan import make_plan
 
 RATIOS, BATCH_SIZES = (2, 3, 5), (1, 8)
 
@@ -129,9 +130,9 @@ def main() -> None:
     config = compose([f"model={args.model}"])
     loaded, task = load(config.model), instantiate(config.task, "task")
     work = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples(), config)
-    full = Decoder(loaded.model, make_plan(baseline_of(config), loaded.facts))
+    full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.facts))
     speed = SpeedConfig(pairs=args.pairs, warmup=2, new_tokens=args.tokens)
-    result = {"engines": [], "predictions": [], "bytes_per_second": ceilings.read_bytes_per_second(loaded.model.device)}
+    result = {"engines": [], "predictions": [], "bytes_per_second": machine_limits.read_bytes_per_second(loaded.model.device)}
     result["linear_backend"] = full.linear_backend(config.decoding).name
     weights = loaded.facts.weights
     for batch_size in BATCH_SIZES:

@@ -17,16 +17,16 @@ from statistics import median
 
 import torch
 
-from ulskip_cli import environment, views
-from ulskip_cli.config import compose, instantiate
-from ulskip_cli.exits import ExitRule
-from ulskip_cli.generation import confidence
-from ulskip_cli.generation.early_exit import ExitSteps
-from ulskip_cli.generation.output import Request
-from ulskip_cli.generation.packed import choose_linear_backend, packed
-from ulskip_cli.generation.parts import Parts
-from ulskip_cli.models.load import load
-from ulskip_cli.workload import prepare
+from ulskip_cli.core import environment
+from ulskip_cli.core.config import compose, instantiate
+from ulskip_cli.experiments.workload import prepare
+from ulskip_cli.inference import confidence, shallow_view
+from ulskip_cli.inference.engines.base import BatchRequest
+from ulskip_cli.inference.engines.early_exit import ExitSteps
+from ulskip_cli.inference.layerwise import LayerwiseModel
+from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.packed_linear import choose_linear_backend, packed
+from ulskip_cli.strategies.exit_rule import ExitRule
 
 POLICIES = ("recompute", "propagate", "ragged")
 NEW_TOKENS, PROMPTS = 32, 24
@@ -88,10 +88,10 @@ class ReplayedSteps(ExitSteps):
 def seconds(policy, depths, model, parts, prompt, config):
     """Of one decode step."""
     ids, rule = torch.tensor([prompt]), ExitRule(len(parts.layers), len(parts.layers), "softmax_diff", 0.5, NEW_TOKENS)
-    mask, cache = torch.ones_like(ids), views.new_cache(model)
+    mask, cache = torch.ones_like(ids), shallow_view.new_cache(model)
     with torch.inference_mode():
-        views.forward_with_cache(model, ids, mask, cache)
-        request = Request(ids, mask, config.decoding, 0, [], NEW_TOKENS + 1, True, None)
+        shallow_view.forward_with_cache(model, ids, mask, cache)
+        request = BatchRequest(ids, mask, config.decoding, 0, [], NEW_TOKENS + 1, True, None)
         steps = ReplayedSteps(policy, depths, model, parts, cache, request, rule)
         began = time.process_time()
         for token in range(NEW_TOKENS):
@@ -107,7 +107,7 @@ def main() -> None:
     config = compose([f"model={args.model}", "model.dtype=float32", f"limit={PROMPTS}"])
     loaded, task, draw = load(config.model), instantiate(config.task, "task"), random.Random(0)
     prompts = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples()[:PROMPTS], config).prompts
-    parts, rows = Parts(packed(loaded.model, choose_linear_backend(loaded.model).name)), []
+    parts, rows = LayerwiseModel(packed(loaded.model, choose_linear_backend(loaded.model).name)), []
     for kind, drawn in DEPTHS.items():
         spent = {policy: [] for policy in POLICIES}
         for prompt in prompts:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ulskip_cli.results import is_done, read_jsonl
+from ulskip_cli.experiments.results import is_done, read_jsonl
 
 SEEDS = 10
 

@@ -10,13 +10,13 @@ import torch
 from tiny_configs import NUM_LAYERS, VOCAB_SIZE
 from transformers import GenerationConfig
 
-from ulskip_cli import viewable, views
-from ulskip_cli.errors import UsageError
-from ulskip_cli.generation.decode import Decoder
-from ulskip_cli.generation.fast import why_not
-from ulskip_cli.generation.teacher_forcing import response_logits
-from ulskip_cli.plan import Plan
-from ulskip_cli.schema import DecodingConfig
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference import architecture_support, shallow_view
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.engines.fast import unsupported_reason
+from ulskip_cli.inference.teacher_forcing import response_logits
+from ulskip_cli.strategies.plan import Plan
 
 KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
 PROMPT_LEN, STEPS = 9, 7
@@ -78,7 +78,7 @@ def judge(name, model_types, seconds=60):
 
 def _tried(model, made):
     """Every kept set against the uncached reference; then engines against one another, and padding."""
-    views.num_layers(model)
+    shallow_view.num_layers(model)
     ids = random_ids(1, PROMPT_LEN)
     notes, engines = [], ["transformers"]
     decoder_for(model, KEPT_SETS[0])
@@ -99,7 +99,7 @@ def _tried(model, made):
         if wrong:
             return replace(made, outcome=WRONG, note=f"{list(kept)}: {wrong}")
     decoder = decoder_for(model, KEPT_SETS[0])
-    reason = why_not(decoder.model, DecodingConfig(name="g"))
+    reason = unsupported_reason(decoder.model, DecodingConfig(name="g"))
     if reason is None:
         wrong = _engines_differ(decoder)
         if wrong:
@@ -133,7 +133,9 @@ def _differs(model, decoder, kept, ids):
     with torch.no_grad():
         given = response_logits(decoder.prompt_model, decoder.stages, ids, ones, response, torch.ones_like(response))
     off = float((given - expected).abs().max() / scale)
-    limit = NEAR * (25 if viewable.is_recurrent(views.new_cache(model)) else 1)  # single steps of a state are rounded otherwise
+    limit = NEAR * (
+        25 if architecture_support.is_recurrent(shallow_view.new_cache(model)) else 1
+    )  # single steps of a state are rounded otherwise
     return f"teacher-forced logits are off by {off:.2g}" if off > limit else None
 
 
@@ -149,7 +151,7 @@ def _generates_otherwise(model, ids):
 
 def _of_one_kind(model):
     """Kept sets of layers of one kind, where a model has several."""
-    kinds = [type(layer).__name__ for layer in views.new_cache(model).layers]
+    kinds = [type(layer).__name__ for layer in shallow_view.new_cache(model).layers]
     sets = [tuple(i for i, kind in enumerate(kinds) if kind == one) for one in sorted(set(kinds))]
     return [kept for kept in sets if 0 < len(kept) < NUM_LAYERS and kept not in KEPT_SETS]
 
@@ -269,7 +271,7 @@ def _kinds(model):
     """The kinds of a model's layers, as its cache and config tell."""
     config = model.config.get_text_config(decoder=True)
     try:
-        kinds = {type(layer).__name__ for layer in views.new_cache(model).layers}
+        kinds = {type(layer).__name__ for layer in shallow_view.new_cache(model).layers}
     except Exception:
         kinds = set()
     words = {

@@ -59,7 +59,7 @@ def model_folder(tokenizer, tmp_path_factory):
 @pytest.fixture
 def ulskip(capsys):
     """Run a command line: its exit code, standard output and standard error."""
-    from ulskip_cli.cli import invoke
+    from ulskip_cli.cli.app import invoke
 
     def call(*arguments):
         code = invoke(list(map(str, arguments)))
@@ -84,14 +84,14 @@ def overrides(model_folder, tmp_path, quick):
 @pytest.fixture
 def point(llama, tokenizer):
     """A decoder and its work for some overrides."""
-    from ulskip_cli.config import compose, instantiate
-    from ulskip_cli.generation.decode import Decoder
-    from ulskip_cli.models.facts import ModelFacts
-    from ulskip_cli.plan import make_plan
-    from ulskip_cli.workload import prepare
+    from ulskip_cli.core.config import compose, instantiate
+    from ulskip_cli.core.model_metadata import ModelMetadata
+    from ulskip_cli.experiments.workload import prepare
+    from ulskip_cli.inference.decoder import Decoder
+    from ulskip_cli.strategies.plan import make_plan
 
     llama.resize_token_embeddings(len(tokenizer))
-    facts = ModelFacts(NUM_LAYERS, None, None)
+    facts = ModelMetadata(NUM_LAYERS, None, None)
 
     def build(*overrides, context=None):
         config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])

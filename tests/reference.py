@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-from ulskip_cli.views import StageView
+from ulskip_cli.inference.shallow_view import StageView
 
 NUM_LAYERS = 6
 VOCAB_SIZE = 101

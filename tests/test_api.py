@@ -7,9 +7,9 @@ import torch
 import transformers
 
 import ulskip_cli
-import ulskip_cli.config
 from ulskip_cli import api
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core import config
+from ulskip_cli.core.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -21,24 +21,24 @@ def loaded(model_folder):
 def test_the_package_has_the_api_and_stays_fast():
     script = (
         "import sys, ulskip_cli; assert not {'torch', 'transformers', 'omegaconf'} & set(sys.modules);"
-        "from ulskip_cli import schedule; assert schedule(30, 2.0)[-1] == 29;"
+        "from ulskip_cli import kept_layers; assert kept_layers(30, 2.0)[-1] == 29;"
         "assert 'torch' not in sys.modules; from ulskip_cli import evaluate, generate, shallow_view"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-    assert {"schedule", "shallow_view", "generate", "evaluate"} <= set(dir(ulskip_cli))
-    assert ulskip_cli.schedule(12, 3.0) == ulskip_cli.schedule.even(12, 4)
+    assert {"kept_layers", "shallow_view", "generate", "evaluate"} <= set(dir(ulskip_cli))
+    assert ulskip_cli.strategies.schedule(12, 3.0) == ulskip_cli.strategies.schedule.even(12, 4)
     with pytest.raises(AttributeError, match="no attribute 'generat'"):
         _ = ulskip_cli.generat
 
 
 def test_a_schedule_is_the_strategys():
-    assert api.schedule(12, 3.0) == (0, 4, 7, 11)
-    assert api.schedule(12, 3.0, "top_skip") == (0, 1, 2, 3)
-    assert api.schedule(12, 1.0, "custom", layers=[0, 5, 11]) == (0, 5, 11)
+    assert api.kept_layers(12, 3.0) == (0, 4, 7, 11)
+    assert api.kept_layers(12, 3.0, "top_skip") == (0, 1, 2, 3)
+    assert api.kept_layers(12, 1.0, "custom", layers=[0, 5, 11]) == (0, 5, 11)
     with pytest.raises(UsageError, match="did you mean 'unified'"):
-        api.schedule(12, 3.0, "unifed")
+        api.kept_layers(12, 3.0, "unifed")
     with pytest.raises(UsageError, match="spacng"):
-        api.schedule(12, 3.0, spacng="even")
+        api.kept_layers(12, 3.0, spacng="even")
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_a_schedule_is_the_strategys():
     ],
 )
 def test_what_numbers_do_not_decide_is_refused(monkeypatch, strategy, match):
-    monkeypatch.setattr(ulskip_cli.config, "instantiate", lambda node, group: strategy)
+    monkeypatch.setattr(config, "instantiate", lambda node, group: strategy)
     with pytest.raises(UsageError, match=match):
-        api.schedule(12, 2.0)
+        api.kept_layers(12, 2.0)
 
 
 def test_a_view_is_the_model_with_fewer_layers(loaded):

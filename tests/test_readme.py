@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ulskip_cli.cli import invoke
+from ulskip_cli.cli.app import invoke
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -21,8 +21,8 @@ QUICK = ["limit=3", "decoding.max_new_tokens=8", "speed.pairs=2", "speed.warmup=
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     if {"model=smollm2-135m", "task=cnn_dm"} & set(command):
-        from ulskip_cli.errors import UsageError
-        from ulskip_cli.models.smollm2 import _wheel_folder
+        from ulskip_cli.core.errors import UsageError
+        from ulskip_cli.inference.smollm2_wheel import _wheel_folder
 
         try:
             _wheel_folder()

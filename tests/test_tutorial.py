@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matplotlib
 
-from ulskip_cli.cli import invoke
-from ulskip_cli.models.facts import ASSETS
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.model_metadata import ASSETS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL)

@@ -1,5 +1,5 @@
 """`python -m ulskip_cli`."""
 
-from ulskip_cli.cli import main
+from ulskip_cli.cli.app import main
 
 main()

@@ -2,17 +2,17 @@
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from ulskip_cli import evaluate, generate, schedule, shallow_view
+from ulskip_cli import evaluate, generate, kept_layers, shallow_view
 
 model = AutoModelForCausalLM.from_pretrained("some/model")
 tokenizer = AutoTokenizer.from_pretrained("some/model")
-kept = schedule(model.config.num_hidden_layers, ratio=2.0)
+kept = kept_layers(model.config.num_hidden_layers, ratio=2.0)
 answers = generate(model, tokenizer, ["Once upon a time"], kept)
 ```
 
-`schedule` decides, `shallow_view` makes a model of what was decided, `generate` answers prompts under it, `evaluate` measures
+`kept_layers` decides, `shallow_view` makes a model of what was decided, `generate` answers prompts under it, `evaluate` measures
 what it costs and what it brings. Nothing changes the model that is passed in. A request that cannot be served raises
-`ulskip_cli.errors.UsageError` with one line that says why.
+`ulskip_cli.core.errors.UsageError` with one line that says why.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ulskip_cli.experiment import Session
-    from ulskip_cli.results import Row
+    from ulskip_cli.experiments.results import Row
+    from ulskip_cli.experiments.runner import Session
 
-__all__ = ["Answer", "evaluate", "generate", "schedule", "shallow_view"]
+__all__ = ["Answer", "evaluate", "generate", "kept_layers", "shallow_view"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Answer:
     """Whether max_new_tokens ended it."""
 
 
-def schedule(num_layers: int, ratio: float, strategy: str = "unified", **options: Any) -> tuple[int, ...]:
+def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **options: Any) -> tuple[int, ...]:
     """The layers that a decode step keeps. Imports no torch.
 
-    >>> schedule(30, 5.0)
+    >>> kept_layers(30, 5.0)
     (0, 6, 12, 17, 23, 29)
-    >>> schedule(30, 5.0, spacing="reference")  # as the published code rounds
+    >>> kept_layers(30, 5.0, spacing="reference")  # as the published code rounds
     (0, 6, 12, 18, 24, 29)
 
     Args:
@@ -63,11 +63,11 @@ def schedule(num_layers: int, ratio: float, strategy: str = "unified", **options
     """
     from omegaconf import OmegaConf
 
-    from ulskip_cli import config
-    from ulskip_cli.errors import UsageError, one_of
+    from ulskip_cli.core import config
+    from ulskip_cli.core.errors import UsageError, require_choice
 
-    known = config.options("strategy")
-    one_of("strategy", strategy, known)
+    known = config.group_choices("strategy")
+    require_choice("strategy", strategy, known)
     node: Any = OmegaConf.to_container(OmegaConf.load(known[strategy]))
     chosen = config.instantiate({**node, **options}, "strategy")
     if hasattr(chosen, "stages") or hasattr(chosen, "exit_rule"):
@@ -91,9 +91,9 @@ def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedMo
     Raises:
         UsageError: the architecture cannot be viewed, or `kept` is no schedule for it.
     """
-    from ulskip_cli import views
+    from ulskip_cli.inference import shallow_view
 
-    return views.shallow_view(model, kept)
+    return shallow_view.shallow_view(model, kept)
 
 
 def generate(
@@ -126,24 +126,23 @@ def generate(
     Raises:
         UsageError: an option is unknown or out of bounds, or the architecture cannot be viewed.
     """
-    from ulskip_cli import views
-    from ulskip_cli.config import decoding_of
-    from ulskip_cli.errors import one_of
-    from ulskip_cli.generation import options
-    from ulskip_cli.generation.batches import BatchSize
-    from ulskip_cli.generation.decode import Decoder, generate_all, until_stop
-    from ulskip_cli.generation.encoding import pad_id
-    from ulskip_cli.plan import Plan
-    from ulskip_cli.schema import PROMPT_LAYERS
+    from ulskip_cli.core.config import decoding_of
+    from ulskip_cli.core.config_schema import PROMPT_LAYERS
+    from ulskip_cli.core.errors import require_choice
+    from ulskip_cli.inference import generate_options, shallow_view
+    from ulskip_cli.inference.batching import BatchSize
+    from ulskip_cli.inference.decoder import Decoder, generate_all, until_stop
+    from ulskip_cli.strategies.plan import Plan
+    from ulskip_cli.tasks.encoding import pad_token_id
 
-    one_of("prompt_layers", prompt_layers, PROMPT_LAYERS)
+    require_choice("prompt_layers", prompt_layers, PROMPT_LAYERS)
     chosen = decoding_of(decoding)
-    options.check(chosen)
-    depth = views.num_layers(model)
+    generate_options.check(chosen)
+    depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.of_layers(depth, range(depth) if kept is None else kept, prompt_layers), tokenizer)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
     answers: dict[int, Answer] = {}
-    for positions, output in generate_all(decoder, ids, chosen, BatchSize(batch_size), pad_id(tokenizer), seed):
+    for positions, output in generate_all(decoder, ids, chosen, BatchSize(batch_size), pad_token_id(tokenizer), seed):
         for position, tokens, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
             text, stopped = until_stop(tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop)
             answers[position] = Answer(text, tokens, hit and not stopped)
@@ -155,7 +154,7 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
 
     Args:
         *overrides: `key=value`, as on the command line: `"model.path=DIR"`, `"task=wmt"`, `"ratio=2"`.
-        session: an `ulskip_cli.experiment.Session` to share between calls, so that weights are loaded once.
+        session: an `ulskip_cli.experiments.runner.Session` to share between calls, so that weights are loaded once.
 
     Returns:
         The rows: the full model's if it is measured for comparison, and the point's own last. docs/results.md describes
@@ -165,13 +164,14 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
         UsageError: the configuration cannot be served; nothing was run.
         RunError: it could, and failed.
     """
-    from ulskip_cli import checks, config
+    from ulskip_cli.core import config
+    from ulskip_cli.experiments import preflight
 
     chosen = config.compose(overrides)
-    checks.check_run(chosen)
-    from ulskip_cli.experiment import Session, run_point
+    preflight.check_run(chosen)
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.runner import Session, run_point
     from ulskip_cli.report import table
-    from ulskip_cli.results import ResultsFolder
 
     folder = ResultsFolder.of(chosen)
     folder.check_writable()

@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from ulskip_cli.cli import invoke
-from ulskip_cli.results import read_jsonl, write_whole
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.experiments.results import read_jsonl, write_atomic
 
 NAME = "cnn_dm"
 RATIOS = "1.25,1.5"
@@ -92,7 +92,7 @@ def main() -> None:
         strategies = "full" if weights == "full" else "full,unified"
         call("sweep", *model, *test, f"strategy={strategies}", f"ratio={RATIOS}")
     folder = Path("results") / NAME
-    write_whole(folder / "README.md", page(read_jsonl(folder / "runs.jsonl"), records))
+    write_atomic(folder / "README.md", page(read_jsonl(folder / "runs.jsonl"), records))
 
 
 if __name__ == "__main__":

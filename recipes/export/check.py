@@ -15,13 +15,13 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from ulskip_cli import environment
-from ulskip_cli.config import compose
+from ulskip_cli.core import environment
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.experiments.results import write_atomic
 from ulskip_cli.export.request import ExportRequest, exportable_plan
 from ulskip_cli.export.run import export
-from ulskip_cli.generation.decode import Decoder
-from ulskip_cli.results import write_whole
-from ulskip_cli.schema import Config
+from ulskip_cli.inference.decoder import Decoder
 
 PLAIN = Path(__file__).parent / "plain.py"
 PACKAGES = ("torch", "transformers")
@@ -53,10 +53,10 @@ def here(config: Config, prompts: list[list[int]], model, engine: str) -> list[l
 
 def compare(model: str, layers: str, python: Path, work: Path, count: int, new_tokens: int) -> list[str]:
     """One line of the table; `model` is a name, or name@dtype."""
-    from ulskip_cli.config import instantiate
-    from ulskip_cli.models.facts import describe
-    from ulskip_cli.models.load import load
-    from ulskip_cli.workload import prepare
+    from ulskip_cli.core.config import instantiate
+    from ulskip_cli.core.model_metadata import read_metadata
+    from ulskip_cli.experiments.workload import prepare
+    from ulskip_cli.inference.loading import load
 
     name, _, dtype = model.partition("@")
     overrides = [f"model={name}", "task=wmt", "ratio=2", f"prompt_layers={layers}", f"decoding.max_new_tokens={new_tokens}"]
@@ -66,7 +66,7 @@ def compare(model: str, layers: str, python: Path, work: Path, count: int, new_t
     config = compose(overrides)
     task = instantiate(config.task, "task")
     loaded = load(config.model)
-    prompts = prepare(loaded.tokenizer, describe(config.model).context, task, task.examples()[:count], config).prompts
+    prompts = prepare(loaded.tokenizer, read_metadata(config.model).context, task, task.examples()[:count], config).prompts
     asked, told = work / f"{model}-{layers}.prompts.json", work / f"{model}-{layers}.tokens.json"
     asked.write_text(json.dumps({"prompts": prompts, "max_new_tokens": new_tokens}))
     subprocess.run([str(python), "-I", str(PLAIN), str(to), str(asked), str(told)], check=True, stdout=subprocess.DEVNULL)
@@ -125,8 +125,8 @@ def main() -> None:
         if key not in done:
             name, layers, _, _ = key.split()
             done[key] = compare(name, layers, python, args.work, args.prompts, args.new_tokens)
-            write_whole(kept, json.dumps(done))
-    write_whole(args.to, page([done[key] for key in keys]))
+            write_atomic(kept, json.dumps(done))
+    write_atomic(args.to, page([done[key] for key in keys]))
     print(args.to)
 
 

@@ -15,8 +15,8 @@ import threading
 import time
 from pathlib import Path
 
-from ulskip_cli.models.facts import ASSETS
-from ulskip_cli.results import write_whole
+from ulskip_cli.core.model_metadata import ASSETS
+from ulskip_cli.experiments.results import write_atomic
 
 HEADS = ("weights", "largest file read", "largest file written", "memory before", "peak", "peak, of its own", "seconds")
 KEYS = ("VmRSS", "RssAnon")  # all that is resident; without the pages of files, which the system may take back at any time
@@ -46,7 +46,7 @@ def resident() -> dict[str, float]:
 def watched(arguments: list[str]) -> tuple[dict[str, float], dict[str, float], float]:
     """Memory before an export, its peak, and the seconds that it took."""
     importlib.import_module("ulskip_cli.export.checkpoint")  # torch and transformers are there before the model is
-    from ulskip_cli.cli import invoke
+    from ulskip_cli.cli.app import invoke
 
     before = peak = resident()
     done = threading.Event()
@@ -97,7 +97,7 @@ def main() -> None:
         "are read, which the system may take back; of its own: what came on top of the start without them."
     )
     table = [f"| {' | '.join(HEADS)} |", "|" + " ---: |" * len(HEADS), f"| {' | '.join(row)} |"]
-    write_whole(args.to, "\n\n".join(["# Memory of an export", "\n".join(table), note]) + "\n")
+    write_atomic(args.to, "\n\n".join(["# Memory of an export", "\n".join(table), note]) + "\n")
     print(args.to.read_text())
 
 

@@ -12,10 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ulskip_cli.cli import invoke
-from ulskip_cli.config import compose
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.config import compose
+from ulskip_cli.experiments.results import ResultsFolder, write_atomic
 from ulskip_cli.report.table import provenance, title
-from ulskip_cli.results import ResultsFolder, write_whole
 
 HEADS = ("target", "layers", "drafts", "acceptance", "tokens a check", "expected", "measured", "95%", "other answers")
 
@@ -77,7 +77,7 @@ def main() -> None:
     if code := invoke(arguments):
         sys.exit(code)
     folder = ResultsFolder.of(compose(["decoding=self_speculative", *args.overrides]))
-    write_whole(folder.path / "README.md", page(folder))
+    write_atomic(folder.path / "README.md", page(folder))
     print(Path(folder.path / "README.md"))
 
 

@@ -8,10 +8,10 @@ import json
 from itertools import combinations
 from pathlib import Path
 
-from ulskip_cli.config import compose_training
-from ulskip_cli.models.load import load
-from ulskip_cli.results import write_whole
-from ulskip_cli.schedule import Stage
+from ulskip_cli.core.config import compose_training
+from ulskip_cli.experiments.results import write_atomic
+from ulskip_cli.inference.loading import load
+from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training.data import TokenPairs, collator_for, training_texts
 from ulskip_cli.training.trainer import validation_loss
 from ulskip_cli.training.two_pass import TwoPass
@@ -35,7 +35,7 @@ def main() -> None:
     losses = {kept: validation_loss(module, (Stage(0, kept),), pairs, collator, 64) for kept in combinations(range(depth), 2)}
     ranked = sorted(losses, key=losses.__getitem__)
     rows = [{"kept_layers": kept, "validation_loss": round(losses[kept], 4)} for kept in ranked]
-    write_whole(args.to, json.dumps({"weights": args.weights, "examples": len(pairs), "pairs": rows}, indent=1) + "\n")
+    write_atomic(args.to, json.dumps({"weights": args.weights, "examples": len(pairs), "pairs": rows}, indent=1) + "\n")
     for row in rows[:8]:
         print(row)
     for kept in ((0, 1), (0, depth - 1), (depth - 2, depth - 1)):

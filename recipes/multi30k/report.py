@@ -14,11 +14,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from sacrebleu.metrics.bleu import BLEU
 
-from ulskip_cli.metrics.scores import Answers
-from ulskip_cli.metrics.translation import compare
+from ulskip_cli.experiments.results import read_jsonl, write_atomic
 from ulskip_cli.report import drawing
 from ulskip_cli.report.table import provenance
-from ulskip_cli.results import read_jsonl, write_whole
+from ulskip_cli.tasks.metrics.scores import Answers
+from ulskip_cli.tasks.metrics.translation import compare
 
 NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip",
          "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search",
@@ -282,9 +282,9 @@ def page(rows: Rows, folder: Path) -> str:
 def write(folder: Path) -> None:
     rows = Rows(folder)
     plot(rows, folder / "quality")
-    write_whole(folder / "table4.md", table4(rows) + "\n")
-    write_whole(folder / "README.md", page(rows, folder))
-    write_whole(folder / COMPARISONS, json.dumps(rows.comparisons, indent=1) + "\n")
+    write_atomic(folder / "table4.md", table4(rows) + "\n")
+    write_atomic(folder / "README.md", page(rows, folder))
+    write_atomic(folder / COMPARISONS, json.dumps(rows.comparisons, indent=1) + "\n")
 
 
 def main() -> None:

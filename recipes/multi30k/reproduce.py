@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ulskip_cli.cli import invoke
-from ulskip_cli.config import compose
-from ulskip_cli.results import ResultsFolder
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.config import compose
+from ulskip_cli.experiments.results import ResultsFolder
 
 FILES = {
     "train.de": "train.de.gz", "train.en": "train.en.gz", "val.de": "val.de", "val.en": "val.en",

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from ulskip_cli.cli import invoke
+from ulskip_cli.cli.app import invoke
 
 
 def call(*arguments: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ulskip_cli.cli import invoke
+from ulskip_cli.cli.app import invoke
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "kill_sweep.py"
 QUICK = ["limit=6", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from ulskip_cli.config import compose, resolved
+from ulskip_cli.core.config import compose, resolved_config
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.export.card import matching_rows, source_license
-from ulskip_cli.models.facts import describe
-from ulskip_cli.plan import make_plan
+from ulskip_cli.strategies.plan import make_plan
 
 TRAINING = "with skipping"
 
@@ -17,18 +17,18 @@ def config():
 
 @pytest.fixture
 def row(config):
-    plan = make_plan(config, describe(config.model))
+    plan = make_plan(config, read_metadata(config.model))
     return {
         "id": "a", "finished_at": "2026-01-01", "task": "wmt", "pair": "de-en", "batch_size": 8, "decoding": "greedy",
         "num_layers": 12, "kept_layers": list(plan.kept_layers), "prompt_layers": "all", "training": TRAINING,
-        "strategy": "unified", "environment": {"processor": "p", "threads": 2}, "config": resolved(config),
+        "strategy": "unified", "environment": {"processor": "p", "threads": 2}, "config": resolved_config(config),
     }  # fmt: skip
 
 
 def found(tmp_path, config, *rows):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plan = make_plan(config, describe(config.model))
+    plan = make_plan(config, read_metadata(config.model))
     ids = [row["id"] for row in matching_rows(tmp_path, config.model, plan, TRAINING)]
     assert ids == [row["id"] for row in matching_rows(tmp_path / "one", config.model, plan, TRAINING)]
     return ids
@@ -64,7 +64,7 @@ def test_rows_of_another_model_do_not_count(tmp_path, config, row, key, value):
 
 
 def test_a_folder_that_is_not_there_has_no_rows(tmp_path, config):
-    plan = make_plan(config, describe(config.model))
+    plan = make_plan(config, read_metadata(config.model))
     assert matching_rows(tmp_path / "nowhere", config.model, plan, TRAINING) == []
 
 

@@ -11,12 +11,12 @@ import transformers
 from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
 from safetensors.torch import load_file
 
-from ulskip_cli.cli import invoke
-from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.export import verify
 from ulskip_cli.export.request import ExportRequest
 from ulskip_cli.export.run import export as run_export
-from ulskip_cli.views import shallow_view
+from ulskip_cli.inference.shallow_view import shallow_view
 
 KEPT = (0, 3, 5)
 OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]

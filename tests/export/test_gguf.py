@@ -5,7 +5,7 @@ import torch
 import transformers
 from reference import NEW_STYLE
 
-from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.export.request import ExportRequest
 from ulskip_cli.export.run import export as run_export
 

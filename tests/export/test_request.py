@@ -1,6 +1,6 @@
 import pytest
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.export.request import FORMATS, ExportRequest, resolve
 
 STAGES = ["strategy=skip_decode", "strategy.horizon=8"]

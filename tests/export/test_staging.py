@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.export.staging import RECORD, staged
 
 

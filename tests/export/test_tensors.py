@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.export.tensors import INDEX, WEIGHTS, CheckpointReader, shallow_names, write_shards
 
 

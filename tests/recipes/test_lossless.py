@@ -3,7 +3,7 @@ import json
 import pytest
 from recipe import load_recipe
 
-from ulskip_cli.results import ResultsFolder
+from ulskip_cli.experiments.results import ResultsFolder
 
 lossless = load_recipe("lossless/reproduce.py")
 ROW = {

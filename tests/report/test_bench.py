@@ -5,8 +5,8 @@ import pytest
 from bench_rows import ACCOUNT, bench_row
 from rich.console import Console
 
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import bench
-from ulskip_cli.results import ResultsFolder
 
 ENGINES = [bench_row(target, batch, engine) for batch in (8, 1) for engine in ("transformers", "fast") for target in (3.0, 2.0)]
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from report_rows import not_applicable, small_sweep, write_folder
 
-from ulskip_cli.cli import invoke
+from ulskip_cli.cli.app import invoke
 
 FILES = ["report.md", "long.csv", "long.tex", "table4.csv", "table4.tex"]
 ANSWERS = {row["id"]: [f"sentence {i} here" for i in range(4)] for row in small_sweep()}

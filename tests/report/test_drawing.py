@@ -1,8 +1,8 @@
 import pytest
 from matplotlib.figure import Figure
 
-from ulskip_cli import results
-from ulskip_cli.errors import StorageError
+from ulskip_cli.core.errors import StorageError
+from ulskip_cli.experiments import results
 from ulskip_cli.report import drawing
 
 

@@ -3,7 +3,7 @@ import threading
 import pytest
 from report_rows import small_sweep
 
-from ulskip_cli.errors import StorageError
+from ulskip_cli.core.errors import StorageError
 from ulskip_cli.report import gallery
 from ulskip_cli.report.gallery import Beside, Wall
 from ulskip_cli.report.groups import grouped

@@ -1,9 +1,9 @@
 import shutil
 from pathlib import Path
 
-from ulskip_cli.config import compose
+from ulskip_cli.core.config import compose
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.paper import write_paper_report
-from ulskip_cli.results import ResultsFolder
 
 REPRODUCTION = Path(__file__).parents[2] / "results" / "reproduce"
 

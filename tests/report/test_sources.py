@@ -1,7 +1,7 @@
 import pytest
 from report_rows import small_sweep, write_folder
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.report import sources
 
 

@@ -1,11 +1,11 @@
 import pytest
 
-from ulskip_cli.config import compose
-from ulskip_cli.errors import UsageError
-from ulskip_cli.models.facts import describe
-from ulskip_cli.plan import make_plan
-from ulskip_cli.schedule import even
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.strategies.block_influence import BlockInfluence
+from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.strategies.schedule import even
 
 
 def test_the_highest_scores_stay_and_of_equal_ones_the_lower():
@@ -30,6 +30,6 @@ def test_a_calibration_fills_in_the_scores():
 
 def test_a_plan_says_what_it_shows():
     config = compose(["strategy=block_influence"])
-    plan = make_plan(config, describe(config.model))
+    plan = make_plan(config, read_metadata(config.model))
     assert plan.kept_layers == even(12, 6)
     assert plan.warnings == ("block_influence is not calibrated, which a run does on texts; in place: evenly spread layers",)

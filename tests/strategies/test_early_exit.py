@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.early_exit import EarlyExit
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.errors import UsageError
-from ulskip_cli.schedule import even
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.strategies.schedule import even
 from ulskip_cli.strategies.search import Search, swaps
 
 

@@ -7,12 +7,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from reference import NUM_LAYERS, reference_greedy
 
-from ulskip_cli import schedule
-from ulskip_cli.config import compose
-from ulskip_cli.errors import UsageError
-from ulskip_cli.generation.decode import Decoder
-from ulskip_cli.models.facts import describe
-from ulskip_cli.plan import make_plan
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.strategies import schedule
+from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.skip_decode import SkipDecode
 
 
@@ -64,13 +64,13 @@ def test_a_calibration_fills_in_the_horizon():
 
 def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
     config = compose(["strategy=skip_decode", "strategy.horizon=20"])
-    plan = make_plan(config, describe(config.model))
+    plan = make_plan(config, read_metadata(config.model))
     assert plan.target_kept == 6
     assert plan.mean_kept(plan.timed_tokens - 1) == pytest.approx(6, abs=0.05)
     assert plan.layer_ratio == pytest.approx(2, abs=0.02)
     assert not plan.warnings
     assert plan.predicted_speedup == pytest.approx(
-        describe(config.model).weights.predicted_speedup(schedule.even(12, 6)), rel=0.02
+        read_metadata(config.model).weights.predicted_speedup(schedule.even(12, 6)), rel=0.02
     )
 
 
@@ -83,13 +83,13 @@ def test_bad_options_and_no_clock():
         SkipDecode(2).stages(12, 2, [5])
     config = compose(["strategy=skip_decode", "ratio_basis=latency"])
     with pytest.raises(UsageError, match="decides its depth itself"):
-        make_plan(config, describe(config.model))
+        make_plan(config, read_metadata(config.model))
 
 
 @pytest.mark.parametrize("engine", ["fast", "transformers"])
 def test_tokens_are_those_of_an_uncached_reference(model, engine):
     config = compose(["strategy=skip_decode", "strategy.horizon=5", "ratio=1.5", f"decoding.engine={engine}"])
-    plan = replace(make_plan(config, describe(config.model)), num_layers=NUM_LAYERS)
+    plan = replace(make_plan(config, read_metadata(config.model)), num_layers=NUM_LAYERS)
     first, *later = SkipDecode(horizon=5).stages(NUM_LAYERS, 4, [])
     plan = replace(plan, kept_layers=first.kept_layers, later_stages=tuple(later))
     assert len(later) == 2

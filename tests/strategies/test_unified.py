@@ -1,6 +1,6 @@
 import pytest
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.unified import Unified
 
 

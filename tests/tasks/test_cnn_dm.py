@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ulskip_cli.config import compose, instantiate
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.config import compose, instantiate
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.cnn_dm import SAMPLES, CnnDm
 
 SAMPLE_SHA256 = "8886677757f9f903c440fa4a0e781bd33a18946448eeccc229dfb5b96d210366"

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks import hubdata
 
 
@@ -31,7 +31,7 @@ def test_without_network_it_says_what_else_there_is(monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    monkeypatch.setattr("ulskip_cli.hub.getproxies", dict)
+    monkeypatch.setattr("ulskip_cli.core.hub.getproxies", dict)
     with pytest.raises(UsageError, match=r"cannot read dataset 'some/data' \(.*Name or service.*give a folder or files"):
         hubdata.rows("some/data", None, "test")
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from ulskip_cli.config import compose, instantiate
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.config import compose, instantiate
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.jsonl import Jsonl
 
 

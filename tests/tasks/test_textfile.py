@@ -2,7 +2,7 @@ import gzip
 
 import pytest
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.textfile import read_lines, read_objects, read_text
 
 

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from ulskip_cli import metrics
-from ulskip_cli.config import compose, instantiate
-from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.core.config import compose, instantiate
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.wmt import SAMPLE, Wmt
 
 SAMPLE_SHA256 = "f2e4ef3329b95ed9ffc9964f46d4af8945f9db21f18d5b83a4acfd3e6688725e"

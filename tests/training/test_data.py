@@ -2,13 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.config import compose_training
-from ulskip_cli.errors import UsageError
-from ulskip_cli.generation.encoding import Phrasing
-from ulskip_cli.tasks.template import Template
+from ulskip_cli.core.config import compose_training
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.tasks.encoding import PromptFormatter
+from ulskip_cli.tasks.prompts import Template
 from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, train_tokenizer, training_texts
 
-PLAIN = Phrasing(Template("{source}", "{reference}"))
+PLAIN = PromptFormatter(Template("{source}", "{reference}"))
 
 
 def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):

@@ -3,8 +3,8 @@ import torch
 from reference import NUM_LAYERS, random_ids
 from torch.nn import functional
 
-from ulskip_cli import views
-from ulskip_cli.generation.parts import Parts
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.training.exit_loss import averaged, exit_losses
 
 EXITS = (1, 3, 4, NUM_LAYERS)
@@ -24,19 +24,19 @@ def cross_entropy(logits, labels):
 
 
 def losses_of(model, inputs, exits=EXITS):
-    return dict(exit_losses(model, Parts(model), exits, inputs, inputs[3] != -100, cross_entropy))
+    return dict(exit_losses(model, LayerwiseModel(model), exits, inputs, inputs[3] != -100, cross_entropy))
 
 
 def stepwise(model, depth, inputs):
     """The loss when tokens are decoded one by one through the first layers alone, over the prompt's whole cache."""
     prompt, mask, response, labels = inputs
-    view = model if depth == NUM_LAYERS else views.shallow_view(model, range(depth))
-    cache = views.new_cache(model)
-    logits = [views.forward_with_cache(model, prompt, mask, cache, last_only=True)]
-    views.prune_cache(cache, range(depth))
+    view = model if depth == NUM_LAYERS else shallow_view.shallow_view(model, range(depth))
+    cache = shallow_view.new_cache(model)
+    logits = [shallow_view.forward_with_cache(model, prompt, mask, cache, last_only=True)]
+    shallow_view.prune_cache(cache, range(depth))
     for i in range(response.shape[1] - 1):
         mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
-        logits.append(views.forward_with_cache(view, response[:, i : i + 1], mask, cache))
+        logits.append(shallow_view.forward_with_cache(view, response[:, i : i + 1], mask, cache))
     return cross_entropy(torch.cat(logits, 1), labels)
 
 
@@ -68,7 +68,7 @@ def test_deep_exits_weigh_more(llama, exits):
 def test_gradients_are_those_of_plain_loops(llama):
     inputs, gradients = batch(), []
     for total in (
-        lambda: averaged(exit_losses(llama, Parts(llama), EXITS, inputs, inputs[3] != -100, cross_entropy)),
+        lambda: averaged(exit_losses(llama, LayerwiseModel(llama), EXITS, inputs, inputs[3] != -100, cross_entropy)),
         lambda: sum(depth * stepwise(llama, depth, inputs) for depth in EXITS) / sum(EXITS),
     ):
         llama.zero_grad()

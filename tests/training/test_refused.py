@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.training.refused import refuse
 
 

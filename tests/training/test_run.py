@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ulskip_cli.config import compose_training
-from ulskip_cli.errors import RunError, UsageError
-from ulskip_cli.models.load import training_note
-from ulskip_cli.plan import schedules
-from ulskip_cli.progress import Silent
-from ulskip_cli.schedule import mean_kept
+from ulskip_cli.core.config import compose_training
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.inference.loading import training_note
+from ulskip_cli.strategies.plan import schedules
+from ulskip_cli.strategies.schedule import mean_kept
 from ulskip_cli.training.run import train
 
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
@@ -51,7 +51,9 @@ def test_what_has_to_see_the_trained_model_is_refused():
 
 
 def test_skip_decode_trains_every_depth(overrides):
-    record = train(compose_training([*overrides, "strategy=skip_decode", "train.ratios=1.5", "train.max_steps=2"]), Silent())
+    record = train(
+        compose_training([*overrides, "strategy=skip_decode", "train.ratios=1.5", "train.max_steps=2"]), NullProgress()
+    )
     (later,) = record["later_stages"].values()
     assert record["kept_layers"]["1.5"] == [0, 2, 3, 4, 5] and [len(one["kept_layers"]) for one in later] == [4, 3]
     assert record["kept_counts"] == [5, 4, 3]
@@ -61,7 +63,7 @@ def test_skip_decode_trains_every_depth(overrides):
 def test_the_learning_curve_is_keyed_by_target_ratio(overrides):
     """At 1.2x the first of six layers' stages has full depth, which must not take the place of the schedule's own loss."""
     changes = ["strategy=skip_decode", "train.ratios=[1.2,1.5]", "train.max_steps=1", "train.held_out=4"]
-    record = train(compose_training([*overrides, *changes]), Silent())
+    record = train(compose_training([*overrides, *changes]), NullProgress())
     assert len(record["kept_layers"]["1.2"]) == 6 and record["later_stages"]["1.2"]
     losses = record["learning_curve"][-1]["validation_loss"]
     assert list(losses) == ["1x", "1.2x", "1.5x"]
@@ -70,7 +72,7 @@ def test_the_learning_curve_is_keyed_by_target_ratio(overrides):
 
 def test_the_result_is_a_plain_model_that_says_how_it_was_trained(overrides, model_folder, tmp_path):
     config = compose_training([*overrides, "train.ratios=[1,2]", "train.held_out=4", "train.evaluate_every=2"])
-    record = train(config, Silent())
+    record = train(config, NullProgress())
     out = tmp_path / "out"
     model = AutoModelForCausalLM.from_pretrained(out)
     assert AutoTokenizer.from_pretrained(out)("a b")["input_ids"]
@@ -89,36 +91,36 @@ def test_the_result_is_a_plain_model_that_says_how_it_was_trained(overrides, mod
 def test_training_lowers_the_loss_that_it_trains(overrides):
     changes = ["train.ratios=2", "train.epochs=12", "train.evaluate_every=4"]
     data = "train.validation={limit:16}"  # the training set itself
-    curve = train(compose_training([*overrides, *changes, data]), Silent())["learning_curve"]
+    curve = train(compose_training([*overrides, *changes, data]), NullProgress())["learning_curve"]
     assert curve[-1]["validation_loss"]["2x"] < curve[0]["validation_loss"]["2x"] - 0.1
 
 
 def test_a_finished_training_is_not_run_again(overrides, tmp_path):
     config = compose_training([*overrides, "train.max_steps=2"])
-    record = train(config, Silent())
+    record = train(config, NullProgress())
     saved = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
-    assert train(config, Silent()) == record
+    assert train(config, NullProgress()) == record
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match="holds a training with other settings"):
-        train(compose_training([*overrides, "train.max_steps=3"]), Silent())
+        train(compose_training([*overrides, "train.max_steps=3"]), NullProgress())
 
 
 def test_a_file_in_the_outputs_place_is_left_alone(overrides, tmp_path):
     (tmp_path / "out").write_text("precious")
     with pytest.raises(UsageError, match="is a file"):
-        train(compose_training(overrides), Silent())
+        train(compose_training(overrides), NullProgress())
 
 
 def test_a_tracker_that_does_not_exist_is_one_line(overrides):
     with pytest.raises(UsageError, match=r"train\.arguments: .*nosuch"):
-        train(compose_training([*overrides, "train.arguments={report_to:nosuch}"]), Silent())
+        train(compose_training([*overrides, "train.arguments={report_to:nosuch}"]), NullProgress())
 
 
 def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match="is not empty"):
-        train(compose_training(overrides), Silent())
+        train(compose_training(overrides), NullProgress())
 
 
 @pytest.mark.parametrize("strategy", ["unified", "early_exit"])
@@ -143,7 +145,7 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(overrides, strategy,
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / "training.json").exists()
     with pytest.raises(UsageError, match="unfinished training with other settings"):
-        train(compose_training([*overrides, *more, "seed=2"]), Silent())
+        train(compose_training([*overrides, *more, "seed=2"]), NullProgress())
     (checkpoints / "checkpoint-99").mkdir()  # what a kill in the middle of a save leaves
     (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
     subprocess.run(command, env=environment, check=True, capture_output=True)
@@ -159,7 +161,7 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(overrides, strategy,
 
 
 def test_adapters_end_as_plain_weights(overrides, model_folder, tmp_path):
-    train(compose_training([*overrides, "train=lora", "train.lora.rank=2", "train.max_steps=3"]), Silent())
+    train(compose_training([*overrides, "train=lora", "train.lora.rank=2", "train.max_steps=3"]), NullProgress())
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -167,7 +169,7 @@ def test_adapters_end_as_plain_weights(overrides, model_folder, tmp_path):
 
 
 def test_frozen_embeddings_stay(overrides, model_folder, tmp_path):
-    train(compose_training([*overrides, "train.freeze_embeddings=true", "train.max_steps=2"]), Silent())
+    train(compose_training([*overrides, "train.freeze_embeddings=true", "train.max_steps=2"]), NullProgress())
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
@@ -178,7 +180,7 @@ def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
     layers = {"num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     shape.write_text(json.dumps({"model_type": "llama", "vocab_size": 9, "tie_word_embeddings": True, **layers}))
     scratch = ["model=random", f"model.path={shape}", "train=scratch", "train.vocab_size=300", "train.max_steps=2"]
-    record = train(compose_training([*scratch, *QUICK, f"output={tmp_path / 'out'}"]), Silent())
+    record = train(compose_training([*scratch, *QUICK, f"output={tmp_path / 'out'}"]), NullProgress())
     model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer))
     assert model.config.vocab_size == len(tokenizer) == 300
     assert (model.config.eos_token_id, record["based_on"]) == (tokenizer.eos_token_id, None)
@@ -186,7 +188,7 @@ def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
 
 def test_every_option_of_the_loss_trains(overrides):
     options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial", "train.label_smoothing=0.1"]
-    record = train(compose_training([*overrides, *options, "train.max_steps=2", "train.accumulation=2"]), Silent())
+    record = train(compose_training([*overrides, *options, "train.max_steps=2", "train.accumulation=2"]), NullProgress())
     assert record["steps"] == 2
 
 
@@ -199,7 +201,7 @@ def test_a_small_bloom_goes_through_the_papers_preset(tokenizer, tmp_path):
     BloomForCausalLM(BloomConfig(**shape, eos_token_id=1, bos_token_id=None, pad_token_id=0)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     paper = ["train=paper", "strategy.spacing=reference", "train.precision=float32", "train.max_steps=1"]
-    train(compose_training([f"model.path={folder}", *paper, "limit=20", f"output={tmp_path / 'out'}"]), Silent())
+    train(compose_training([f"model.path={folder}", *paper, "limit=20", f"output={tmp_path / 'out'}"]), NullProgress())
     before, after = weights(folder), weights(tmp_path / "out")
     name = "word_embeddings.weight"
     assert torch.equal(*(next(t for n, t in one.items() if n.endswith(name)) for one in (before, after)))
@@ -208,7 +210,8 @@ def test_a_small_bloom_goes_through_the_papers_preset(tokenizer, tmp_path):
 def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
     with pytest.raises(RunError, match="no longer finite"):
         train(
-            compose_training([*overrides, "train.learning_rate=1e30", "train.max_steps=3", "train.max_grad_norm=0"]), Silent()
+            compose_training([*overrides, "train.learning_rate=1e30", "train.max_steps=3", "train.max_grad_norm=0"]),
+            NullProgress(),
         )
     assert not (tmp_path / "out" / "training.json").exists()
 
@@ -216,7 +219,7 @@ def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
 def test_early_exit_learns_at_every_exit_and_says_so(overrides):
     changes = ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=2", "train.epochs=12", "train.evaluate_every=4"]
     config = compose_training([*overrides, *changes, "train.validation={limit:16}"])
-    record = train(config, Silent())
+    record = train(config, NullProgress())
     assert (record["exits"], record["kept_layers"]) == ([2, 4, 6], {"2": [0, 1, 2, 3, 4, 5]})
     first, *_, last = record["learning_curve"]
     assert all(last["validation_loss"][depth] < first["validation_loss"][depth] - 0.1 for depth in ("2", "4", "6"))

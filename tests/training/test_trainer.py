@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ulskip_cli.config import compose_training
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.config import compose_training
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.training.trainer import arguments, last_checkpoint
 
 

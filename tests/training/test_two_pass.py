@@ -6,9 +6,9 @@ from peft import LoraConfig, get_peft_model
 from reference import NUM_LAYERS, one_stage, random_ids, reference_logits
 from torch.nn import functional
 
-from ulskip_cli import views
-from ulskip_cli.generation.teacher_forcing import response_logits, response_losses
-from ulskip_cli.schedule import Stage
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.teacher_forcing import response_logits, response_losses
+from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout, divergence
 
 EVERY = tuple(range(NUM_LAYERS))
@@ -26,13 +26,13 @@ def batch(rows=3):
 
 def stepwise_losses(model, kept, inputs):
     """Cross-entropy of every response token when each is decoded from a pruned cache, one step at a time."""
-    view = model if kept == EVERY else views.shallow_view(model, kept)
-    cache, mask, response = views.new_cache(model), inputs["prompt_mask"], inputs["response_ids"]
-    logits = [views.forward_with_cache(model, inputs["prompt_ids"], mask, cache, last_only=True)]
-    views.prune_cache(cache, kept)
+    view = model if kept == EVERY else shallow_view.shallow_view(model, kept)
+    cache, mask, response = shallow_view.new_cache(model), inputs["prompt_mask"], inputs["response_ids"]
+    logits = [shallow_view.forward_with_cache(model, inputs["prompt_ids"], mask, cache, last_only=True)]
+    shallow_view.prune_cache(cache, kept)
     for i in range(response.shape[1] - 1):
         mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.long)], 1)
-        logits.append(views.forward_with_cache(view, response[:, i : i + 1], mask, cache))
+        logits.append(shallow_view.forward_with_cache(view, response[:, i : i + 1], mask, cache))
     return response_losses(torch.cat(logits, 1), response)
 
 
@@ -69,7 +69,7 @@ def test_its_parts_add_up(llama):
     shallow, full = (module(**inputs, kept=layers)["loss"] for layers in (kept, EVERY))
     logits: dict[tuple[int, ...], torch.Tensor] = {}
     for layers in (kept, EVERY):
-        view = llama if layers == EVERY else views.shallow_view(llama, layers)
+        view = llama if layers == EVERY else shallow_view.shallow_view(llama, layers)
         prompts = inputs["prompt_ids"], inputs["prompt_mask"], inputs["response_ids"]
         logits[layers] = response_logits(llama, one_stage(view, layers), *prompts).detach()
     expected_divergence = 0.0

@@ -9,11 +9,11 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.experiments.results import ResultsFolder, Row, is_done
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.plan import Plan
 from ulskip_cli.report.table import provenance
-from ulskip_cli.results import ResultsFolder, Row, is_done
-from ulskip_cli.schema import ModelConfig
+from ulskip_cli.strategies.plan import Plan
 
 CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"
 _TEMPLATES = Path(__file__).parent

@@ -10,25 +10,25 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.export import card, recipe, staging
 from ulskip_cli.export.config import CONFIG, shallow_config
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.tensors import CheckpointReader, WrittenWeights, shallow_names, write_shards
 from ulskip_cli.export.verify import verify_checkpoint
-from ulskip_cli.models.checkpoint import COMPANIONS, folder_of
-from ulskip_cli.models.facts import fingerprint
-from ulskip_cli.models.load import load, source_notes
-from ulskip_cli.plan import is_trained_for
-from ulskip_cli.progress import Progress
-from ulskip_cli.results import Row
-from ulskip_cli.schema import ModelConfig
+from ulskip_cli.inference.checkpoint_files import COMPANIONS, folder_of
+from ulskip_cli.inference.loading import load, source_notes
+from ulskip_cli.strategies.plan import is_trained_for
 
 RECORD_VERSION = 1
 _GENERATION = "generation_config.json"
 
 
-def export_checkpoint(point: ResolvedExport, progress: Progress) -> Row:
+def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
     """Write the kept layers as a checkpoint, and beside it the full model if that encodes the prompts.
 
     Returns:
@@ -68,7 +68,9 @@ def source_folder(model: ModelConfig, scratch: Path) -> Path:
     return merged
 
 
-def _write_model(point: ResolvedExport, source: Path, kept: Sequence[int], folder: Path, progress: Progress) -> WrittenWeights:
+def _write_model(
+    point: ResolvedExport, source: Path, kept: Sequence[int], folder: Path, progress: ProgressCallback
+) -> WrittenWeights:
     trusted = point.config.model.trust_remote_code
     config, num_layers = shallow_config(source, kept, point.dtype, trusted)
     folder.mkdir(exist_ok=True)

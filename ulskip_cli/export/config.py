@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ulskip_cli import views
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference import shallow_view
 
 CONFIG = "config.json"
 _PLAIN_TYPES = (bool, int, float, str, type(None))
@@ -49,8 +49,8 @@ def shallow_config(
     if values.get("quantization_config"):
         raise UsageError("export takes plain weights, and this checkpoint is quantized; export the one that it was made of")
     full = _meta_model(source, trust_remote_code)
-    num_layers = views.num_layers(full)
-    view = views.shallow_view(full, kept)
+    num_layers = shallow_view.num_layers(full)
+    view = shallow_view.shallow_view(full, kept)
     _shorten(values, source, view.config, num_layers, kept)
     if dtype is not None:
         values["torch_dtype" if "torch_dtype" in values else "dtype"] = dtype

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ulskip_cli import views
-from ulskip_cli.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.export.checkpoint import source_folder
 from ulskip_cli.export.config import shallow_config
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.staging import staged
 from ulskip_cli.export.tensors import CheckpointReader, shallow_names
 from ulskip_cli.export.verify import random_prompts
-from ulskip_cli.models.load import load
-from ulskip_cli.progress import Progress
-from ulskip_cli.results import Row
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.loading import load
 
 _LOGIT_TOLERANCE = 1e-3  # of the largest logit: the file stores constants such as epsilon in float32
 _MODEL_TYPES = ("llama", "mistral")
@@ -69,7 +69,7 @@ class GgufTensors:
         return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy(), tensor.dtype
 
 
-def export_gguf(point: ResolvedExport, progress: Progress) -> Row:
+def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
     """Write the kept layers as one GGUF file, load it again and compare it with the view.
 
     Raises:
@@ -97,7 +97,7 @@ def export_gguf(point: ResolvedExport, progress: Progress) -> Row:
             progress.phase("read it back", 0)
             loaded = load(model)
             assert loaded.tokenizer is not None
-            checked = compare_with_view(file, views.shallow_view(loaded.model, plan.kept_layers), loaded.tokenizer)
+            checked = compare_with_view(file, shallow_view.shallow_view(loaded.model, plan.kept_layers), loaded.tokenizer)
     return {
         "to": str(point.to),
         "num_layers": plan.num_layers,

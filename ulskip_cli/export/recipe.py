@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import yaml
 
+from ulskip_cli.core.model_metadata import find_config
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.models.facts import find_config
-from ulskip_cli.schedule_file import ScheduleFile
+from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 SCHEDULE = "schedule.json"
 

@@ -6,14 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ulskip_cli import __version__
-from ulskip_cli import config as configuration
-from ulskip_cli.errors import UsageError, one_of
+from ulskip_cli.core import config as configuration
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.export import staging
-from ulskip_cli.memory_plan import parse_bytes
-from ulskip_cli.models.facts import describe
-from ulskip_cli.plan import Plan, make_plan
-from ulskip_cli.schema import Config
-from ulskip_cli.strategies import Calibrated
+from ulskip_cli.strategies import NeedsCalibration
+from ulskip_cli.strategies.memory import parse_bytes
+from ulskip_cli.strategies.plan import Plan, make_plan
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
 _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": "schedule.json"}
@@ -85,7 +85,7 @@ def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRe
     Raises:
         UsageError: the target is taken, or the schedule or the model cannot be exported in this format.
     """
-    one_of("--format", request.format, FORMATS)
+    require_choice("--format", request.format, FORMATS)
     max_shard_bytes = parse_bytes(request.shard_size, "--shard-size ")
     config = configuration.compose(overrides, config_dir)
     if request.results is not None and not request.results.is_dir():
@@ -126,14 +126,14 @@ def exportable_plan(config: Config) -> Plan:
             "ratio_basis=latency is decided by a run's clock; export the kept_layers of its row with strategy=custom "
             "strategy.layers=[...], or take ratio_basis=cost"
         )
-    plan = make_plan(config, describe(config.model))
+    plan = make_plan(config, read_metadata(config.model))
     if plan.exits:
         raise UsageError(
             f"strategy={name} decides at every token which layers run, which no export can express; export strategy=full, "
             "or strategy=top_skip for one depth"
         )
     strategy = configuration.instantiate(config.strategy, "strategy")
-    if isinstance(strategy, Calibrated) and not strategy.is_calibrated:
+    if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
         raise UsageError(
             f"strategy={name} is decided by a run, on held-out examples; export the kept_layers of its row with "
             "strategy=custom strategy.layers=[...], or give calibration.options of its row"

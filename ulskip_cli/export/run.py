@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ulskip_cli.core.progress import NullProgress, ProgressCallback
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.export import recipe
 from ulskip_cli.export.request import ExportRequest, ResolvedExport, resolve
 from ulskip_cli.export.staging import staged
-from ulskip_cli.progress import Progress, Silent
-from ulskip_cli.results import Row
 
 
-def export(overrides: Sequence[str], config_dir: Path | None, request: ExportRequest, progress: Progress | None = None) -> Row:
+def export(
+    overrides: Sequence[str], config_dir: Path | None, request: ExportRequest, progress: ProgressCallback | None = None
+) -> Row:
     """Export the schedule of a configuration.
 
     Returns:
@@ -20,7 +22,7 @@ def export(overrides: Sequence[str], config_dir: Path | None, request: ExportReq
         UsageError: the request cannot be carried out; nothing is written.
         RunError: the result differs from the view; nothing is kept.
     """
-    point, progress = resolve(overrides, config_dir, request), progress or Silent()
+    point, progress = resolve(overrides, config_dir, request), progress or NullProgress()
     if point.format == "hf":
         from ulskip_cli.export.checkpoint import export_checkpoint
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 
 RECORD = "ulskip_export.json"
 _SCRATCH_SUFFIX = ".ulskip-part"

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ulskip_cli.errors import UsageError
-from ulskip_cli.progress import Silent, Tell
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.progress import NullProgress, ReportProgress
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LAYER = re.compile(r"^((?:[^.]+\.)*?)(\d+)\.")  # the outermost number: the experts of a layer are numbered further in
@@ -87,7 +87,7 @@ def write_shards(
     new_names: Mapping[str, str],
     folder: Path,
     max_shard_bytes: int,
-    begin: Callable[[int], Tell] = lambda total: Silent().phase("", total),
+    begin: Callable[[int], ReportProgress] = lambda total: NullProgress().phase("", total),
 ) -> WrittenWeights:
     """Write tensors as one safetensors file, or as several with an index.
 

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from ulskip_cli import views
-from ulskip_cli.errors import RunError
+from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.models.facts import describe
-from ulskip_cli.models.load import load
-from ulskip_cli.progress import Progress
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.loading import load
 
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
 _MAX_SHARE_OF_FREE_MEMORY = 0.7
 
 
-def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, progress: Progress) -> str:
+def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, progress: ProgressCallback) -> str:
     """Compare an exported folder with the view if the request or the free memory allows it.
 
     Returns:
@@ -32,7 +32,7 @@ def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, 
     if point.check is False:
         return f"{structure}; logits were not compared, as asked"
     share = point.plan.num_kept / point.plan.num_layers
-    model_bytes = describe(point.config.model).total_bytes or exported_bytes / share
+    model_bytes = read_metadata(point.config.model).total_bytes or exported_bytes / share
     available = _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
     if point.check is None and model_bytes * (1 + share) >= available:
         return f"{structure}; logits were not compared, since model and export do not fit into memory together"
@@ -56,7 +56,7 @@ def compare_with_view(
     Raises:
         RunError: a tensor is missing, or a logit or a token differs.
     """
-    view = views.shallow_view(model, kept)
+    view = shallow_view.shallow_view(model, kept)
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
     )
@@ -64,7 +64,7 @@ def compare_with_view(
         raise RunError(f"the export lacks {sorted(loading['missing_keys'])[0]}, so it was not kept")
     if exported.dtype != view.dtype:
         raise RunError(f"the export loads in {exported.dtype} and the model in {view.dtype}, so it was not kept")
-    models = (view, exported.eval().to(views.input_device(model)))
+    models = (view, exported.eval().to(shallow_view.input_device(model)))
     input_ids, attention_mask = random_prompts(view)
     with torch.inference_mode():
         logits = [one(input_ids=input_ids, attention_mask=attention_mask).logits for one in models]
@@ -81,7 +81,7 @@ def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     input_ids = torch.randint(vocab_size, (NUM_PROMPTS, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1))
     attention_mask = torch.ones_like(input_ids)
     attention_mask[-1, : PROMPT_TOKENS // 3] = 0
-    device = views.input_device(model)
+    device = shallow_view.input_device(model)
     return input_ids.to(device), attention_mask.to(device)
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ulskip_cli.experiments.results import ResultsFolder, Row, write_atomic
 from ulskip_cli.report import published, table
 from ulskip_cli.report.columns import Column, interval, layers, number, text, varying
 from ulskip_cli.report.plot import measured_against_predicted
 from ulskip_cli.report.status import MISSING
-from ulskip_cli.results import ResultsFolder, Row, write_whole
 
 FILE = "bench.md"
 MEASURED = (
@@ -79,7 +79,7 @@ def write_bench_report(folder: ResultsFolder) -> list[Path]:
     """
     rows = ordered([row for row in folder.rows() if "ceilings" in row])
     parts = [f"## {title}\n\n{table.grid(lines, columns)}\n\n{note}" for title, note, lines, columns in _parts(rows)]
-    write_whole(folder.path / FILE, "\n\n".join([f"# {table.title(rows)}", *parts, table.provenance(rows)]) + "\n")
+    write_atomic(folder.path / FILE, "\n\n".join([f"# {table.title(rows)}", *parts, table.provenance(rows)]) + "\n")
     labels = [decoded_by(row) for row in rows]
     skipping = [(row, label) for row, label in zip(rows, labels, strict=True) if row["layer_ratio"] > 1]
     drawn = measured_against_predicted(

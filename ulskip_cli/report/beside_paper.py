@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report.columns import Column, number, text
 from ulskip_cli.report.gate import METRICS, primary, quality
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.published import BATCHES, TABLE_4
 from ulskip_cli.report.status import MISSING, absent, done
-from ulskip_cli.results import Row
 
 # BLEU, WMT22, mean of four directions. Table 4, arXiv:2404.06954.
 BLEU: dict[tuple[float, str], float] = {

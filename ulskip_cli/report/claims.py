@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import settings
 from ulskip_cli.report.columns import Column, text
 from ulskip_cli.report.compare import shared
@@ -12,7 +13,6 @@ from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Difference, Scorer, 
 from ulskip_cli.report.gate import METRICS, kept, primary, quality, speed
 from ulskip_cli.report.groups import SETTINGS, Group, grouped
 from ulskip_cli.report.status import done
-from ulskip_cli.results import Row
 
 TOLERANCE = 0.15
 CHAMPION = "unified"  # the paper's strategy, that its claims are about

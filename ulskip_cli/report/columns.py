@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import settings
 from ulskip_cli.report.status import MISSING, absent
-from ulskip_cli.results import Row
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.results import write_atomic
 from ulskip_cli.report import examples, latex, screen, table, table4
 from ulskip_cli.report.gallery import Beside, Wall
 from ulskip_cli.report.gathered import Options, Report
 from ulskip_cli.report.page import Page
-from ulskip_cli.results import write_whole
 
 FOLDER = "report"
 NO_TERMINAL = 100  # columns, where the output goes into a file or a pipe
@@ -69,13 +69,13 @@ def write(made: Report) -> list[Path]:
             "table4.tex": f"{latex.HEADER}\n{made.text('latex', 'table4')}",
         }
         for name, text in texts.items():
-            write_whole(folder / name, text)
+            write_atomic(folder / name, text)
         answers = examples.collect(made.rows, options.most) if options.page else None
         pictures = beside.pictures()
     written = [*(folder / name for name in texts), *(file for one in pictures for file in one.files)]
     if answers is not None:
         page = Page(made.groups, made.rows, options.gate, made.winners, pictures, answers, made.sections)
-        write_whole(folder / "report.html", page.html())
+        write_atomic(folder / "report.html", page.html())
         written.append(folder / "report.html")
     return written
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import settings
 from ulskip_cli.report.columns import Column, number, text
 from ulskip_cli.report.difference import Difference, Scorer, speed_ratio
 from ulskip_cli.report.gate import METRICS, primary
 from ulskip_cli.report.status import MISSING, done
-from ulskip_cli.results import Row
 
 # What makes two points the same; those in which the two sides have nothing in common are what is compared.
 KEYS = (

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ulskip_cli import metrics
-from ulskip_cli.metrics.scores import Answers, Scoring
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import sources
 from ulskip_cli.report.gate import LOWER_IS_BETTER, Z
-from ulskip_cli.results import Row
+from ulskip_cli.tasks import metrics
+from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 SAME = 1e-6

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.results import write_whole
+from ulskip_cli.experiments.results import write_atomic
 
 INK, FAINT = "#24303c", "#8a97a5"  # of text and axes; of grids and what stands behind
 # Told apart by the colour-blind too (Okabe and Ito), on light and on dark paper.
@@ -108,7 +108,7 @@ def _kept(figure: Any, file: Path) -> Path:
         figure.savefig(stream, format="png", dpi=PIXELS_PER_INCH, pil_kwargs={"compress_level": 3})
     else:
         figure.savefig(stream, format="svg", metadata={"Date": None})
-    write_whole(file, stream.getvalue())
+    write_atomic(file, stream.getvalue())
     return file
 
 

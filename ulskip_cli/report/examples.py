@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.experiments.results import ResultsFolder, Row
 from ulskip_cli.report import sources
-from ulskip_cli.results import ResultsFolder, Row
 
 MOST_EXAMPLES = 200
 MOST_RUNS = 48

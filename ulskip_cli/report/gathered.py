@@ -6,14 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.errors import UsageError, one_of
+from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import beside_paper, claims, compare, examples, gate, latex, settings, sources, table, table4
 from ulskip_cli.report.columns import Column, columns_for
 from ulskip_cli.report.difference import Scorer
 from ulskip_cli.report.groups import Group, grouped
 from ulskip_cli.report.page import Section
 from ulskip_cli.report.status import done
-from ulskip_cli.results import Row
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
 LAYOUTS = ("table4", "long")
@@ -59,9 +59,9 @@ class Options:
         Raises:
             UsageError: a name is unknown or a number is out of its range.
         """
-        one_of("format", self.form, FORMATS)
+        require_choice("format", self.form, FORMATS)
         if self.layout is not None:
-            one_of("layout", self.layout, LAYOUTS)
+            require_choice("layout", self.layout, LAYOUTS)
         if not 0 < self.gate <= 1:
             raise UsageError(
                 f"expected --gate to be a share above 0, at most 1, got {self.gate:g}; 0.9 keeps 90% of full's score"

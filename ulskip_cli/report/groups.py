@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import settings
-from ulskip_cli.results import Row
 
 ALWAYS = ("model", "task", "pair", "decoding")  # named in every heading
 SETTINGS = (

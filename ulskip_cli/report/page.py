@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import examples, page_data, table
 from ulskip_cli.report.columns import Column
 from ulskip_cli.report.gallery import Hung
 from ulskip_cli.report.gate import Winner
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.status import reasons
-from ulskip_cli.results import Row
 
 SCRIPTS = ("state.js", "table.js", "diff.js", "reader.js")
 ASSETS = files("ulskip_cli") / "assets" / "report"

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ulskip_cli.experiments.results import Row, is_done
 from ulskip_cli.report import drawing, settings
 from ulskip_cli.report.columns import LEAST_FOR_STARS, axes_of, varying
 from ulskip_cli.report.gate import Quality, quality
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.pictures import last_stage
 from ulskip_cli.report.status import absent
-from ulskip_cli.results import Row, is_done
 
 FACETS = {"target_speedup", "strategy", "batch_size"}
 SCORES = {

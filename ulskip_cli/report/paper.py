@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from ulskip_cli.experiments.results import ResultsFolder, write_atomic
 from ulskip_cli.report import settings, table, table4
 from ulskip_cli.report.groups import grouped
 from ulskip_cli.report.plot import quality_against_speedup
 from ulskip_cli.report.status import done
-from ulskip_cli.results import ResultsFolder, write_whole
 
 
 def write_paper_report(folder: ResultsFolder) -> list[Path]:
@@ -17,7 +17,7 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
     """
     rows = settings.told(folder.rows())
     text = f"# {table.title(rows)}\n\n{table4.markdown(table4.tables(rows))}\n{table.provenance(rows)}\n"
-    write_whole(folder.path / "table4.md", text)
+    write_atomic(folder.path / "table4.md", text)
     finished = done(rows)
     if not finished:
         return [folder.path / "table4.md"]

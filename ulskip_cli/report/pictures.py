@@ -7,12 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import drawing
 from ulskip_cli.report.drawing import FAINT, INK, MARKERS, Interval, colour
 from ulskip_cli.report.gate import LOWER_IS_BETTER, METRICS, called, primary
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.status import done
-from ulskip_cli.results import Row
 
 MOST_PANELS = 4
 MOST_POINTS = 120  # in one panel; more are a cloud that says nothing, and seconds of drawing

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import drawing
 from ulskip_cli.report.gate import METRICS, primary
 from ulskip_cli.report.training import curve_label
-from ulskip_cli.results import Row
 
 SIDE_STEP = 0.015  # of the axis
 

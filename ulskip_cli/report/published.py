@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from statistics import median
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report.columns import Column, number, text
-from ulskip_cli.results import Row
 
 BATCHES = (1, 2, 8)
 # Tokens/s of prompt and generated ids at those batch sizes. Table 4, arXiv:2404.06954.

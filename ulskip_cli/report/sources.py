@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.results import ResultsFolder, Row
 from ulskip_cli.report import settings
-from ulskip_cli.results import ResultsFolder, Row
 
 FILE = "runs.jsonl"
 MOST_KNOWN = 8  # folders that a message names

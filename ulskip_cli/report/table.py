@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ulskip_cli.experiments.results import ResultsFolder, Row, write_atomic
 from ulskip_cli.report import settings
 from ulskip_cli.report.columns import AXES, LEAST_FOR_STARS, Column, columns_for
 from ulskip_cli.report.status import done, reasons, status
-from ulskip_cli.results import ResultsFolder, Row, write_whole
 
 LONGEST_CELL = 24
 TITLE = ("model", "task", "pair", "dataset", "decoding")
@@ -133,8 +133,8 @@ def to_csv(rows: Sequence[Row]) -> str:
 def write_tables(folder: ResultsFolder) -> None:
     """Make table.md and table.csv anew from all rows of a folder."""
     rows = settings.told(folder.rows())
-    write_whole(folder.path / "table.md", markdown(rows))
-    write_whole(folder.path / "table.csv", to_csv(rows))
+    write_atomic(folder.path / "table.md", markdown(rows))
+    write_atomic(folder.path / "table.csv", to_csv(rows))
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:

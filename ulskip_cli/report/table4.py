@@ -5,12 +5,12 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ulskip_cli.experiments.results import Row
 from ulskip_cli.report import table
 from ulskip_cli.report.columns import Column, layers, number, text
 from ulskip_cli.report.gate import METRICS, primary
 from ulskip_cli.report.groups import Group, grouped
 from ulskip_cli.report.status import MISSING, done
-from ulskip_cli.results import Row
 
 NOTE = (
     "measured: full over strategy in decode seconds, median of pairs, at the smallest batch; tokens/s counts prompt and "

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ulskip_cli.results import Row
+from ulskip_cli.experiments.results import Row
 
 
 def training_lines(record: Row, output: Path) -> list[str]:

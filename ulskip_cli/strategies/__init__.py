@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ulskip_cli.exits import ExitRule
-from ulskip_cli.schedule import Stage
+from ulskip_cli.strategies.exit_rule import ExitRule
+from ulskip_cli.strategies.schedule import Stage
 
 
 class Strategy(Protocol):
@@ -22,7 +22,7 @@ class Strategy(Protocol):
 
 
 @runtime_checkable
-class Staged(Protocol):
+class PositionalStrategy(Protocol):
     """A strategy whose depth depends on the position."""
 
     def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
@@ -36,7 +36,7 @@ class Staged(Protocol):
 
 
 @runtime_checkable
-class Exiting(Protocol):
+class EarlyExitStrategy(Protocol):
     """A strategy whose depth depends on the token."""
 
     def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule:
@@ -49,7 +49,7 @@ class Exiting(Protocol):
         """
 
 
-class HeldOut(Protocol):
+class HeldOutMeasurements(Protocol):
     """A model on held-out examples, as a strategy measures it before it decides anything."""
 
     def output_lengths(self) -> list[int]:
@@ -69,7 +69,7 @@ class HeldOut(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
+class CalibrationResult:
     """What a calibration leaves.
 
     Attributes:
@@ -82,7 +82,7 @@ class Found:
 
 
 @runtime_checkable
-class Calibrated(Protocol):
+class NeedsCalibration(Protocol):
     """A strategy some of whose options are measured on held-out examples before a run, unless they are given."""
 
     calibrated_for: ClassVar[tuple[str, ...]]
@@ -95,5 +95,5 @@ class Calibrated(Protocol):
     def is_calibrated(self) -> bool:
         """Whether these options have values."""
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOut) -> Found:
+    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
         """Measure what the options should be."""

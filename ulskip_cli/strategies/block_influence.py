@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ulskip_cli import schedule
-from ulskip_cli.errors import UsageError
-from ulskip_cli.strategies import Found, HeldOut
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,6 @@ class BlockInfluence:
         ranked = sorted(range(num_layers), key=lambda layer: (-self.scores[layer], layer))
         return tuple(sorted(ranked[:num_kept]))
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOut) -> Found:
+    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
         """One pass over prompts and references."""
-        return Found({"scores": [round(score, 6) for score in held_out.block_influence()]})
+        return CalibrationResult({"scores": [round(score, 6) for score in held_out.block_influence()]})

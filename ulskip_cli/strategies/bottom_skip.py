@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ulskip_cli import schedule
+from ulskip_cli.strategies import schedule
 
 
 @dataclass(frozen=True)

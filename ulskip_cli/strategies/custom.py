@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ulskip_cli import schedule, schedule_file
-from ulskip_cli.errors import UsageError
-from ulskip_cli.schedule_file import ScheduleFile
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.strategies import schedule, schedule_file
+from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 
 @dataclass(frozen=True)

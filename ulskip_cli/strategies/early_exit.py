@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ulskip_cli import schedule
-from ulskip_cli.errors import UsageError, one_of
-from ulskip_cli.exits import BATCHES, CONFIDENCES, FALLS_TO, ExitRule
-from ulskip_cli.strategies import Found, HeldOut
+from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
+from ulskip_cli.strategies.exit_rule import BATCHES, CONFIDENCES, FALLS_TO, ExitRule
 
 NEVER = 2.0  # no confidence is above 1
 LOGITS = (-8.0, 14.0)  # what lam ends at is looked for between so many units from one half; cosines lie close to 1
@@ -40,8 +39,8 @@ class EarlyExit:
 
     def __post_init__(self) -> None:
         """Refuse options that no rule can have."""
-        one_of("strategy.confidence", self.confidence, CONFIDENCES)
-        one_of("strategy.batch", self.batch, BATCHES)
+        require_choice("strategy.confidence", self.confidence, CONFIDENCES)
+        require_choice("strategy.batch", self.batch, BATCHES)
         for key, value, least in (
             ("threshold", self.threshold, 0),
             ("horizon", self.horizon, 1),
@@ -79,11 +78,11 @@ class EarlyExit:
         options = (self.min_exit, self.every, self.batch)
         return ExitRule(num_layers, num_kept, self.confidence, self.threshold, horizon, *options)
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOut) -> Found:
+    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
         """T is the longest of the full model's answers; lam by bisection, over answers under each threshold that is tried."""
         horizon = self.horizon or max(held_out.output_lengths())
         if num_kept == num_layers:
-            return Found({"threshold": NEVER, "horizon": horizon})
+            return CalibrationResult({"threshold": NEVER, "horizon": horizon})
         tried: list[tuple[float, float]] = []
         low, high = LOGITS
         for round_ in range(1, ROUNDS + 1):
@@ -96,6 +95,6 @@ class EarlyExit:
                 break
             low, high = (middle, high) if mean < num_kept else (low, middle)
         threshold, mean = min(tried, key=lambda one: abs(one[1] - num_kept))
-        return Found(
+        return CalibrationResult(
             {"threshold": threshold, "horizon": horizon}, {"mean_kept_layers": mean, "tried": [list(one) for one in tried]}
         )

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ulskip_cli import schedule
-from ulskip_cli.errors import UsageError
-from ulskip_cli.strategies import Found, HeldOut
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Search:
             )
         return schedule.checked(num_layers, self.layers)
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOut) -> Found:
+    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
         """Search; near swaps are tried before far ones, each in random order, and anew after every gain."""
         rng, tried = random.Random(self.seed), 0
 
@@ -81,7 +80,7 @@ class Search:
                     break
             else:
                 break  # no swap helps, or none is left to try
-        return Found({"layers": list(best)}, {"path": path, "tried": tried})
+        return CalibrationResult({"layers": list(best)}, {"path": path, "tried": tried})
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[tuple[int, ...]]:

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ulskip_cli import schedule
-from ulskip_cli.errors import UsageError
-from ulskip_cli.schedule import Stage
-from ulskip_cli.strategies import Found, HeldOut
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
+from ulskip_cli.strategies.schedule import Stage
 
 LONGEST = 100_000  # steps; no text is longer
 
@@ -58,11 +57,13 @@ class SkipDecode:
         horizon = self.horizon or self.horizon_for(num_layers, num_kept, lengths)[0]
         return self._stages(num_layers, num_kept, horizon)
 
-    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOut) -> Found:
+    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
         """T from the lengths of held-out answers."""
         lengths = held_out.output_lengths()
         horizon, mean = self.horizon_for(num_layers, num_kept, lengths)
-        return Found({"horizon": horizon}, {"mean_kept_layers": mean, "mean_output_tokens": sum(lengths) / len(lengths)})
+        return CalibrationResult(
+            {"horizon": horizon}, {"mean_kept_layers": mean, "mean_output_tokens": sum(lengths) / len(lengths)}
+        )
 
     def depths(self, num_layers: int, num_kept: int) -> tuple[int, int]:
         """The most and the fewest layers of a step, R being halfway between them.

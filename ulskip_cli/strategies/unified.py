@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ulskip_cli import schedule
-from ulskip_cli.errors import one_of
+from ulskip_cli.core.errors import require_choice
+from ulskip_cli.strategies import schedule
 
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
 
@@ -18,7 +18,7 @@ class Unified:
 
     def __post_init__(self) -> None:
         """Refuse a spacing that does not exist."""
-        one_of("strategy.spacing", self.spacing, SPACINGS)
+        require_choice("strategy.spacing", self.spacing, SPACINGS)
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
         """floor(N / r); the published code divides floats and forgives nothing."""

@@ -2,9 +2,9 @@
 
 from typing import Protocol
 
-from ulskip_cli.metrics.scores import Scoring
-from ulskip_cli.tasks.examples import Example
-from ulskip_cli.tasks.template import Template
+from ulskip_cli.tasks.example import Example
+from ulskip_cli.tasks.metrics.scores import Scoring
+from ulskip_cli.tasks.prompts import Template
 
 
 class Task(Protocol):

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ulskip_cli.errors import UsageError
-from ulskip_cli.metrics.scores import Scoring
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks import hubdata
-from ulskip_cli.tasks.examples import Example, from_rows
-from ulskip_cli.tasks.template import AUTO, Template, pick
+from ulskip_cli.tasks.example import Example, from_rows
+from ulskip_cli.tasks.metrics.scores import Scoring
+from ulskip_cli.tasks.prompts import AUTO, Template, pick
 from ulskip_cli.tasks.textfile import read_objects
 
 ASSETS = Path(__file__).parent.parent / "assets"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli import hub
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core import hub
+from ulskip_cli.core.errors import UsageError
 
 
 def is_hub_name(name: str) -> bool:

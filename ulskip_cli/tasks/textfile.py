@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 
 
 def read_text(file: Path) -> str:

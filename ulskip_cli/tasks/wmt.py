@@ -4,12 +4,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.errors import RunError, UsageError, unknown
-from ulskip_cli.metrics.scores import Scoring
+from ulskip_cli.core.errors import RunError, UsageError, unknown
 from ulskip_cli.tasks import hubdata
-from ulskip_cli.tasks.examples import Example, from_rows
+from ulskip_cli.tasks.example import Example, from_rows
 from ulskip_cli.tasks.languages import LANGUAGES
-from ulskip_cli.tasks.template import AUTO, Template, pick
+from ulskip_cli.tasks.metrics.scores import Scoring
+from ulskip_cli.tasks.prompts import AUTO, Template, pick
 from ulskip_cli.tasks.textfile import read_lines
 
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"

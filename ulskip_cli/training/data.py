@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ulskip_cli.config import instantiate
-from ulskip_cli.errors import UsageError
-from ulskip_cli.generation.encoding import Phrasing, Texts, pad_id, padded, shortened
-from ulskip_cli.schema import TrainingConfig
+from ulskip_cli.core.config import instantiate
+from ulskip_cli.core.config_schema import TrainingConfig
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks import Task
-from ulskip_cli.tasks.examples import Example
+from ulskip_cli.tasks.encoding import PromptFormatter, Texts, pad_token_id, padded, shortened
+from ulskip_cli.tasks.example import Example
 
 _TOKENIZE_AT_ONCE = 1000
 
@@ -34,7 +34,7 @@ class TrainingTexts:
 
     train: list[Texts]
     validation: list[Texts]
-    phrasing: Phrasing
+    phrasing: PromptFormatter
 
     @property
     def sha256(self) -> str:
@@ -98,7 +98,7 @@ class TokenPairs(Dataset[dict[str, Any]]):
         self,
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[Texts],
-        phrasing: Phrasing,
+        phrasing: PromptFormatter,
         max_length: int | None,
         on_batch: Callable[[int], None] = lambda done: None,
     ) -> None:
@@ -146,7 +146,7 @@ class PairCollator:
 
 def collator_for(tokenizer: PreTrainedTokenizerBase) -> PairCollator:
     """The collator that pads with the tokenizer's token."""
-    return PairCollator(pad_id(tokenizer))
+    return PairCollator(pad_token_id(tokenizer))
 
 
 class SimilarLengths(Sampler[int]):
@@ -182,11 +182,11 @@ class _Maker:
     config: TrainingConfig
     tokenizer: PreTrainedTokenizerBase | None
 
-    def phrasing(self, task: Task) -> Phrasing:
+    def phrasing(self, task: Task) -> PromptFormatter:
         """How a task is put to the model."""
-        return Phrasing.of(task, self.tokenizer, self.config.model.chat_options)
+        return PromptFormatter.of(task, self.tokenizer, self.config.model.chat_options)
 
-    def fitting(self, phrasing: Phrasing, task: Task, example: Example) -> Example:
+    def fitting(self, phrasing: PromptFormatter, task: Task, example: Example) -> Example:
         """The example, its source shortened where the task allows it and `train.max_length` asks for it."""
         most = self.config.train.max_length
         if self.tokenizer is None or most is None or not task.cuts_source:

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ulskip_cli.generation.exit_scoring import hidden_states
-from ulskip_cli.generation.parts import Parts
-from ulskip_cli.generation.teacher_forcing import encode_prompt
+from ulskip_cli.inference.exit_scoring import hidden_states
+from ulskip_cli.inference.layerwise import LayerwiseModel
+from ulskip_cli.inference.teacher_forcing import encode_prompt
 
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 """Summed over the labelled positions, of logits [batch, count, vocab_size] and labels [batch, count]."""
@@ -17,7 +17,7 @@ CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 
 def exit_losses(
     model: PreTrainedModel,
-    parts: Parts,
+    parts: LayerwiseModel,
     exits: Collection[int],
     batch: tuple[Tensor, Tensor, Tensor, Tensor],
     response_mask: Tensor,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.errors import UsageError
+from ulskip_cli.core.errors import UsageError
 
 _OURS = (
     "output_dir", "seed", "remove_unused_columns", "label_names", "report_to", "disable_tqdm", "num_train_epochs", "max_steps",

@@ -16,17 +16,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
-from ulskip_cli import environment, views
-from ulskip_cli.config import resolved
-from ulskip_cli.errors import RunError, UsageError
-from ulskip_cli.exit_plan import trained_exits
-from ulskip_cli.models import load
-from ulskip_cli.models.facts import describe, fingerprint
-from ulskip_cli.plan import schedules
-from ulskip_cli.progress import Progress
-from ulskip_cli.results import Row, write_whole
-from ulskip_cli.schedule import Stage
-from ulskip_cli.schema import TrainingConfig
+from ulskip_cli.core import environment
+from ulskip_cli.core.config import resolved_config
+from ulskip_cli.core.config_schema import TrainingConfig
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.model_metadata import fingerprint, read_metadata
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.results import Row, write_atomic
+from ulskip_cli.inference import loading, shallow_view
+from ulskip_cli.strategies.exit_plan import trained_exits
+from ulskip_cli.strategies.plan import schedules
+from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training.data import TokenPairs, TrainingTexts, train_tokenizer, training_texts
 from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
 from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout
@@ -45,7 +45,7 @@ class Subject:
     based_on: Row | None  # what is known of the training of the weights it starts from
 
 
-def train(config: TrainingConfig, progress: Progress) -> Row:
+def train(config: TrainingConfig, progress: ProgressCallback) -> Row:
     """Train, or carry on where a killed training stopped, or find that it is done.
 
     Returns:
@@ -55,10 +55,10 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
         UsageError: something in the configuration cannot be, or the output folder holds another training.
     """
     output = Path(config.output)
-    context = None if config.model.source == "random" else describe(config.model).context
+    context = None if config.model.source == "random" else read_metadata(config.model).context
     if context is not None and (config.train.max_length is None or config.train.max_length > context):
         config = replace(config, train=replace(config.train, max_length=context))
-    texts = training_texts(config, load.load_tokenizer(config.model))
+    texts = training_texts(config, loading.load_tokenizer(config.model))
     identity = _identity(config, texts)
     finished = _finished(output, identity)
     if finished:
@@ -69,7 +69,7 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
     set_seed(config.seed)
     progress.phase(f"load {config.model.name}", 1)
     subject = _subject(config, texts)
-    depth = views.num_layers(subject.model)
+    depth = shallow_view.num_layers(subject.model)
     tokenized = progress.phase("tokenize", len(texts.train))
     pairs = TokenPairs(subject.tokenizer, texts.train, texts.phrasing, config.train.max_length, tokenized)
     ratios = schedules(config, depth, [len(response) for _, response in pairs.pairs])
@@ -78,13 +78,13 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
         validation = TokenPairs(subject.tokenizer, texts.validation, texts.phrasing, config.train.max_length)
     exits = trained_exits(config, depth)
     module = _module(config, subject.model, exits)
-    device = "cpu" if load.pick_device(config.model.device).type == "cpu" else "auto"
+    device = "cpu" if loading.pick_device(config.model.device).type == "cpu" else "auto"
     try:
         trainer = SkipTrainer(module, ratios, config, subject.tokenizer, pairs, validation, checkpoints, progress, device)
     except (ValueError, RuntimeError, ImportError) as error:  # a tracker that is unknown or not installed
         raise UsageError(f"train.arguments: {str(error).splitlines()[0]}") from None
     if trainer.is_world_process_zero():
-        write_whole(output / "checkpoints" / "identity", identity)
+        write_atomic(output / "checkpoints" / "identity", identity)
     began = time.perf_counter()
     resume_from = last_checkpoint(checkpoints)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
@@ -105,7 +105,7 @@ def train(config: TrainingConfig, progress: Progress) -> Row:
 
 def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     """12 hex digits of everything that decides the trained weights."""
-    canonical = resolved(config)
+    canonical = resolved_config(config)
     for key in ("output", "task", "limit"):  # the texts themselves are hashed, wherever they lie
         canonical.pop(key)
     canonical["model"].pop("path")  # and so are the weights
@@ -153,13 +153,13 @@ def _subject(config: TrainingConfig, texts: TrainingTexts) -> Subject:
         length = config.train.max_length or 2048
         tokenizer = train_tokenizer(texts.train, config.train.vocab_size, length)
         ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-        model = load.random_model(replace(config.model, dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids)
+        model = loading.random_model(replace(config.model, dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids)
         subject = Subject(model, tokenizer, None)
     else:
         dtype = config.model.dtype if config.train.method == "lora" else "float32"  # peft's adapters are float32 anyway
-        loaded = load.load(replace(config.model, dtype=dtype, device="cpu"))
+        loaded = loading.load(replace(config.model, dtype=dtype, device="cpu"))
         assert loaded.tokenizer is not None
-        subject = Subject(loaded.model, loaded.tokenizer, load.training_record(config.model))
+        subject = Subject(loaded.model, loaded.tokenizer, loading.training_record(config.model))
     if config.train.attention:
         try:
             subject.model.set_attn_implementation(config.train.attention)
@@ -214,7 +214,7 @@ def _record(
         losses = {key.removeprefix("eval_loss_"): round(value, 4) for key, value in entry.items() if "eval_loss_" in key}
         if losses:
             curve[entry["step"]] = {"step": entry["step"], "validation_loss": losses}
-    settings = resolved(config)
+    settings = resolved_config(config)
     for group in ("model", "task", "strategy", "train"):
         settings[group].pop("description", None)
     return {
@@ -223,7 +223,7 @@ def _record(
         "kept_layers": {f"{ratio:g}": list(stages[0].kept_layers) for ratio, stages in ratios.items()},
         "later_stages": {f"{ratio:g}": [asdict(one) for one in stages[1:]] for ratio, stages in ratios.items()},
         "kept_counts": sorted({len(stage.kept_layers) for stages in ratios.values() for stage in stages}, reverse=True),
-        "exits": list(trained_exits(config, views.num_layers(subject.model))),
+        "exits": list(trained_exits(config, shallow_view.num_layers(subject.model))),
         "prompt_layers": config.prompt_layers,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
@@ -255,5 +255,5 @@ def _save(module: TwoPass, subject: Subject, config: TrainingConfig, output: Pat
     subject.tokenizer.save_pretrained(output)
     for file in output.glob("*.safetensors"):  # they are written for their owner alone
         file.chmod((output / "config.json").stat().st_mode)
-    write_whole(output / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(output / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(output / "checkpoints")

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ulskip_cli.errors import UsageError
-from ulskip_cli.progress import Progress
-from ulskip_cli.results import append_line
-from ulskip_cli.schedule import Stage
-from ulskip_cli.schema import TrainingConfig
+from ulskip_cli.core.config_schema import TrainingConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.results import append_line
+from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, collator_for
 from ulskip_cli.training.muon import MuonFactory
 from ulskip_cli.training.refused import refuse
@@ -35,7 +35,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         train: TokenPairs,
         validation: TokenPairs | None,
         folder: Path,
-        progress: Progress,
+        progress: ProgressCallback,
         device: str,
     ) -> None:
         """A trainer that checkpoints in `folder`.
@@ -105,7 +105,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 class Watcher(TrainerCallback):  # type: ignore[misc]
     """Shows how far the training is, and keeps its log as it comes."""
 
-    def __init__(self, progress: Progress, log: Path) -> None:
+    def __init__(self, progress: ProgressCallback, log: Path) -> None:
         """Lines are appended to `log`; a resumed training writes some steps again."""
         self._progress, self._log = progress, log
 

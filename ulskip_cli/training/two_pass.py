@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ulskip_cli import views
-from ulskip_cli.generation.parts import Parts
-from ulskip_cli.generation.teacher_forcing import encode_prompt, predict_response
-from ulskip_cli.schedule import Stage
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.layerwise import LayerwiseModel
+from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.teacher_forcing import encode_prompt, predict_response
+from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training.exit_loss import averaged, exit_losses
-from ulskip_cli.views import StageView
 
 IGNORED = -100
 
@@ -59,11 +59,11 @@ class TwoPass(nn.Module):
         """
         super().__init__()
         self.model = model
-        self.every = tuple(range(views.num_layers(self.base)))
+        self.every = tuple(range(shallow_view.num_layers(self.base)))
         self.prompt_layers = prompt_layers
         self.weights = weights or LossWeights()
         self.exits = tuple(exits)
-        self._parts: list[Parts] = []  # a list: what is in it is the model's
+        self._parts: list[LayerwiseModel] = []  # a list: what is in it is the model's
         self._views: dict[tuple[int, ...], PreTrainedModel] = {}  # a plain dict: their weights are the model's
         self._teacher = [teacher] if teacher is not None else []  # a list: it is no part of what is trained
 
@@ -135,7 +135,7 @@ class TwoPass(nn.Module):
     ) -> Iterator[tuple[int, Tensor]]:
         """The summed cross-entropy of a batch at every exit, with its depth; shapes as for `forward`."""
         if not self._parts:
-            self._parts.append(Parts(self.base))
+            self._parts.append(LayerwiseModel(self.base))
         batch = (prompt_ids, prompt_mask, response_ids, labels)
         return exit_losses(self.base, self._parts[0], self.exits, batch, labels != IGNORED, self._cross_entropy)
 
@@ -164,7 +164,7 @@ class TwoPass(nn.Module):
         if kept == self.every:
             return self.base
         if kept not in self._views:
-            self._views[kept] = views.shallow_view(self.base, kept).train(self.training)
+            self._views[kept] = shallow_view.shallow_view(self.base, kept).train(self.training)
         return self._views[kept]
 
     def _teacher_logits(
@@ -219,6 +219,6 @@ def add_dropout(model: PreTrainedModel, probability: float) -> None:
     def on_embedding(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return functional.dropout(output, probability, module.training)
 
-    for layer in views.decoder_layers(model):
+    for layer in shallow_view.decoder_layers(model):
         layer.register_forward_hook(on_layer, with_kwargs=True)
     model.get_input_embeddings().register_forward_hook(on_embedding)

@@ -1,0 +1,259 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ulskip_cli import __version__
+
+
+def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
+    grid = ["strategy=full,unified,top_skip", "ratio=2,3", *overrides]
+    assert ulskip("sweep", *grid)[0] == 0
+    rows = (tmp_path / "default" / "runs.jsonl").read_text()
+    assert len(rows.splitlines()) == 5
+    code, out, err = ulskip("sweep", *grid)
+    assert (code, "generate" in err) == (0, False)
+    assert (tmp_path / "default" / "runs.jsonl").read_text() == rows
+    assert out.count("unified") == 2
+
+
+def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
+    from ulskip_cli.core.errors import RunError
+    from ulskip_cli.experiments import runner
+
+    real = runner.run_point
+
+    def sometimes(config, *rest):
+        if config.ratio == 2 and config.strategy["name"] != "full":
+            raise RunError("on purpose")
+        return real(config, *rest)
+
+    monkeypatch.setattr(runner, "run_point", sometimes)
+    code, out, err = ulskip("sweep", "ratio=2,3", *overrides)
+    assert (code, len(err.splitlines()[-1:])) == (1, 1)
+    assert "3.00" in out
+    assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
+
+
+def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, tmp_path):
+    arguments = ["bench", "ratio=2", "batch_size=1,2", *overrides, "speed.prompt_tokens=4"]
+    code, out, err = ulskip(*arguments)
+    assert code == 0
+    for part in ("transformers", "fast", "3/6", "Where the time of a step goes", f"written to {tmp_path / 'bench'}/"):
+        assert part in out
+    assert "[1/4] ceilings" in err
+    assert "[4/4] unified: timed pairs" in err
+    files = {path.name for path in (tmp_path / "bench").iterdir()}
+    assert files - {".locks"} == {"runs.jsonl", "configs", "table.md", "table.csv", "bench.md", "speedup.png", "speedup.svg"}
+    told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
+    assert [(row["batch_size"], row["engine"]) for row in told["rows"]] == [
+        (size, engine) for size in (1, 2) for engine in ("fast", "transformers")
+    ]
+    assert told["failed"] == []
+
+
+def test_a_failing_point_does_not_stop_a_bench(ulskip, overrides, monkeypatch):
+    from ulskip_cli.core.errors import RunError
+    from ulskip_cli.experiments import benchmark
+
+    real = benchmark.BenchmarkRunner.run_point
+
+    def sometimes(self, config):
+        if config.ratio == 2:
+            raise RunError("on purpose")
+        return real(self, config)
+
+    monkeypatch.setattr(benchmark.BenchmarkRunner, "run_point", sometimes)
+    code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "decoding.engine=auto", *overrides)
+    assert (code, "2/6" in out) == (1, True)
+    assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
+
+
+def test_a_config_of_ones_own_without_a_name_is_refused(ulskip, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("_target_: ulskip_cli.strategies.full.Full\n")
+    code, _, err = ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)
+    assert (code, "expected _target_ and name" in err) == (2, True)
+
+
+def test_print_config_is_yaml_that_says_everything(ulskip):
+    from omegaconf import OmegaConf
+
+    code, out, _ = ulskip("run", "--print-config", "ratio=3")
+    assert code == 0
+    assert OmegaConf.create(out).ratio == 3
+
+
+def test_plan(ulskip):
+    code, out, _ = ulskip("plan", "model=random", "ratio=2", "strategy.spacing=reference")
+    assert code == 0
+    assert "█·█·█·█·█·█·█·█·█·█·█·█·█·█··█" in out
+    planned = json.loads(ulskip("plan", "model=random", "--json")[1])
+    assert planned["layer_ratio"] == 2.0
+
+
+def test_a_users_own_folder(ulskip, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers: [0, 29]\n"
+    (tmp_path / "strategy" / "mine.yaml").write_text(text)
+    assert "my own" in ulskip("strategies", "--config-dir", tmp_path)[1]
+    assert "kept: 0, 29" in ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)[1]
+
+
+def test_version_and_env(ulskip):
+    assert ulskip("--version")[1] == f"ulskip {__version__}\n"
+    assert json.loads(ulskip("env", "--json")[1])["ulskip"] == __version__
+    assert "instruction_set" in ulskip("env")[1]
+
+
+BAD = [
+    ["pln"],
+    ["run", "--jsn"],
+    ["run", "--limit", "8"],
+    ["run", "strategy=unifed"],
+    ["run", "ratoi=2"],
+    ["run", "ratio"],
+    ["run", "ratio=99", "model=random"],
+    ["run", "ratio=2,3"],
+    ["run", "model=hf", "model.path=./nowhere"],
+    ["run", "model=random", "task.dataset=files"],
+    ["run", "model=random", "task.dataset=files", "task.source_file=no.de", "task.reference_file=no.en"],
+    ["run", "model=random", "task.pair=de-xx"],
+    ["run", "model=random", "task=cnn_dm", "task.file=nowhere.jsonl"],
+    ["run", "model=random", "task=jsonl"],
+    ["run", "model=random", "task.metrics=[blue]"],
+    ["run", "model=random", "task.dataset=some/dataset"],
+    ["run", "model.path=some/model"],
+    ["run", "model=random", "memory=3GB"],
+    ["run", "model=random", "decoding.temperature=0.5"],
+    ["plan", "model=random", "memory=lots"],
+    ["score", "nowhere"],
+    ["score", "nowhere", "--metrc", "ter"],
+    ["run", "model=random", "strategy=custom", "strategy.layers=[0,99]"],
+    ["plan", "model=random", "ratio=0.5"],
+    ["sweep", "ratio=2,x"],
+    ["plan", "--config-dir", "nowhere"],
+    ["bench", "ratoi=2"],
+    ["bench", "ratio=2,99", "model=random"],
+    ["bench", "model=random", "baseline=false"],
+    ["bench", "model=random", "model.path=no-shape"],
+    ["train", "train.ratios=9"],
+    ["train", "train=nonsense"],
+    ["train", "task=jsonl"],
+    ["train", "model.quantization=torchao-int8"],
+    ["train", "train.arguments={fsdp:full_shard}"],
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments):
+    code, out, err = ulskip(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("ulskip: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip, overrides, model_folder, tmp_path, quick):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((model_folder / name).read_bytes())
+    (tmp_path / "long.de").write_text("der Hund " * 60 + "\n")
+    files = ["task.dataset=files", f"task.source_file={tmp_path}/long.de", f"task.reference_file={tmp_path}/long.de"]
+    cases = {
+        "cannot load a tokenizer": ["run", f"model.path={bare}", *quick],
+        "example 0: its prompt of": ["run", *overrides, *files],
+        "the model's tokenizer has no chat template": ["run", *overrides, "task.template=chat"],
+        "unknown option of transformers' generate 'lenght": ["run", *overrides, "decoding.options={lenght_penalty: 1}"],
+        "decoding.options.use_cache is refused": ["run", *overrides, "decoding.options={use_cache: false}"],
+    }
+    for expected, arguments in cases.items():
+        code, out, err = ulskip(*arguments)
+        assert (code, out, len(err.splitlines())) == (2, "", 1), err
+        assert expected in err
+
+
+def test_sampling_and_stop_strings_from_the_command_line(ulskip, overrides):
+    sampled = [*overrides, "decoding=sample", "decoding.max_new_tokens=4", "name=sampled"]
+    one, again, other = (
+        json.loads(ulskip("run", "--json", *sampled, f"seed={seed}")[1].splitlines()[-1]) for seed in (1, 1, 2)
+    )
+    assert one["decode_loss"] == again["decode_loss"]
+    assert (one["bleu"], one["generated_tokens"]) == (again["bleu"], again["generated_tokens"])
+    assert one["config"]["decoding"]["do_sample"]
+    assert one["id"] != other["id"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["plan", "model=random"], ["sweep", "ratio=2,3", "--dry-run"], *BAD],
+    ids=" ".join,
+)
+def test_help_plans_and_usage_errors_import_no_torch(arguments):
+    code = f"import sys; from ulskip_cli.cli import invoke; invoke({arguments!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_an_unexpected_failure_is_one_line_and_exit_code_1(ulskip, monkeypatch):
+    from ulskip_cli.core import config
+
+    def fail(*args):
+        raise ZeroDivisionError("oops\nmore")
+
+    monkeypatch.setattr(config, "compose", fail)
+    code, _, err = ulskip("plan")
+    assert code == 1
+    assert err == "ulskip: ZeroDivisionError: oops (ULSKIP_DEBUG=1 shows the traceback)\n"
+
+
+def test_an_interrupted_run_says_so(ulskip, monkeypatch):
+    from ulskip_cli.core import config
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "compose", interrupt)
+    assert ulskip("plan")[0] == 130
+
+
+def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
+    out = tmp_path / "trained"
+    options = ["train.ratios=[1,2]", "train.max_steps=2", "train.batch_size=4", "limit=8", f"output={out}"]
+    code, text, err = ulskip("train", f"model.path={model_folder}", *options)
+    assert code == 0
+    assert f"try: ulskip run model.path={out}" in text
+    assert "train (2)" in err
+    again = json.loads(ulskip("train", "--json", f"model.path={model_folder}", *options)[1].splitlines()[-1])
+    assert again["steps"] == 2
+    common = [f"model.path={out}", f"results_dir={tmp_path}", *quick]
+    rows = [json.loads(ulskip("run", "--json", *common, f"ratio={ratio}")[1].splitlines()[-1]) for ratio in (2, 3)]
+    assert rows[0]["training"] == "with skipping: unified, kept counts 6, 3 drawn per step, 2 steps"
+    assert rows[0]["trained_for"]["ratios"] == [1.0, 2.0]
+    assert [row["trained_for_these_layers"] for row in rows] == [True, False]
+    assert [row["warnings"] for row in rows] == [[], ["unified with 2 of 6 layers: the weights were trained for others"]]
+
+
+def test_a_sweep_leaves_the_papers_table_and_a_plot(ulskip, overrides, tmp_path):
+    assert ulskip("sweep", "strategy=full,unified", "ratio=2", *overrides)[0] == 0
+    files = {path.name for path in (tmp_path / "default").iterdir()}
+    assert {"table4.md", "quality.png", "quality.svg"} <= files
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_a_failed_training_removes_no_folder_but_its_own(ulskip, model_folder, tmp_path, monkeypatch, was_there):
+    from ulskip_cli.core.errors import RunError
+    from ulskip_cli.training import run
+
+    out = tmp_path / "out"
+    if was_there:
+        out.mkdir()
+
+    def train(*_):
+        out.mkdir(exist_ok=True)
+        raise RunError("on purpose")
+
+    monkeypatch.setattr(run, "train", train)
+    assert ulskip("train", f"model.path={model_folder}", "train.ratios=2", f"output={out}")[0] == 1
+    assert out.is_dir() is was_there

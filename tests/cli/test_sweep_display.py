@@ -1,0 +1,66 @@
+from types import SimpleNamespace
+
+import pytest
+
+from ulskip_cli.cli.sweep_display import SweepDisplay, front
+
+
+def row(speedup, bleu, **keys):
+    return {
+        "model": "m",
+        "batch_size": 1,
+        "measured_speedup": speedup,
+        "bleu": bleu,
+        "strategy": "s",
+        "target_speedup": 2.0,
+        **keys,
+    }
+
+
+def test_the_front_is_what_nothing_beats():
+    rows = [row(1.0, 30.0), row(2.0, 20.0), row(1.5, 10.0), row(3.0, 5.0), row(None, 40.0), row(1.9, 25.0, batch_size=8)]
+    assert [(one["measured_speedup"], one["bleu"]) for one in front(rows)] == [
+        (1.0, 30.0),
+        (1.9, 25.0),
+        (2.0, 20.0),
+        (3.0, 5.0),
+    ]
+    assert front([{"model": "m", "measured_speedup": 2.0}]) == []
+
+
+JOBS = [SimpleNamespace(id=name, label=f"unified {name}") for name in "abc"]
+
+
+def go_through(board):
+    with board:
+        board.settled(JOBS[0], row(1.2, 30.0), ran=False)
+        board.begins(JOBS[1])
+        board.phase("unified: generate", 4)(4, "9 tok/s")
+        board.phase("write", 0)(1)
+        board.left((90.0, 0))
+        board.settled(JOBS[1], row(1.5, 20.0, point_seconds=2.0), ran=True)
+        board.note("worker 1 died")
+        board.left((0.0, 0))
+        board.settled(JOBS[2], {"status": "failed", "reason": "no"}, ran=True)
+
+
+def test_without_a_terminal_what_happens_is_a_line(capsys):
+    go_through(SweepDisplay(JOBS, "1 line could not be read"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "1 line could not be read",
+        "[2/3] unified: generate (4)",
+        "[2/3] unified b: done, 2.0 s, 1.50x, BLEU 20.0; left: about 1:30",
+        "worker 1 died",
+        "[3/3] unified c: failed: no",
+    ]
+
+
+@pytest.mark.parametrize("state", ["3 of 3 settled (2 done, 1 failed)", "the best so far", "1.50", "worker 1 died"])
+def test_a_terminal_has_a_table_that_stays(state, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    go_through(SweepDisplay(JOBS))
+    assert state in capsys.readouterr().err

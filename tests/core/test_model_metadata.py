@@ -1,0 +1,136 @@
+import json
+import struct
+
+import pytest
+import torch
+from reference import build_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ASSETS, find_adapter, find_config, fingerprint, read_headers, read_metadata
+from ulskip_cli.strategies.cost import sort_weight_sizes
+
+
+def hf(path, **options):
+    return ModelConfig(name="hf", source="hf", path=str(path), **options)
+
+
+def shape(name, dtype="auto"):
+    return ModelConfig(name="random", source="random", path=name, dtype=dtype)
+
+
+def test_bundled_shapes():
+    smollm2 = read_metadata(shape("smollm2-135m"))
+    assert (smollm2.num_layers, smollm2.kv_bytes_per_layer) == (30, 2 * 3 * 64 * 2)
+    assert smollm2.total_bytes == 2 * 134_515_008
+    assert smollm2.workspace_bytes_per_sequence == 49152 * 6
+    assert read_metadata(shape("bloom-7b1", "float32")).kv_bytes_per_layer == 2 * 4096 * 4
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((ASSETS / "shapes").glob("*.json"))])
+def test_bundled_shapes_tell_the_weights_that_transformers_would_make(name):
+    config = json.loads((ASSETS / "shapes" / f"{name}.json").read_text())
+    config.pop("dtype", None)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    tensors = {key: (list(p.shape), 4 * p.numel()) for key, p in model.named_parameters()}
+    facts = read_metadata(shape(name, "float32"))
+    assert facts.weights == sort_weight_sizes(tensors, facts.num_layers, model.config.vocab_size)
+    assert facts.total_bytes == sum(size for _, size in tensors.values())
+
+
+def test_the_dtype_that_is_asked_for_counts(model_folder):
+    assert (
+        read_metadata(hf(model_folder, dtype="float32")).total_bytes
+        == 2 * read_metadata(hf(model_folder, dtype="bfloat16")).total_bytes
+    )
+    assert read_metadata(hf(model_folder, quantization="torchao-int8")).weights is None
+
+
+def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
+    with pytest.raises(UsageError, match=r"no adapter_config\.json in"):
+        find_adapter(hf(model_folder, adapter=str(tmp_path)))
+    with pytest.raises(UsageError, match=r"no adapter folder at '\./nowhere'"):
+        find_adapter(hf(model_folder, adapter="./nowhere"))
+    with pytest.raises(UsageError, match=r"'some/adapter' is neither .* as model\.adapter"):
+        find_adapter(hf(model_folder, adapter="some/adapter"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
+    one = fingerprint(hf(model_folder, adapter=str(tmp_path)))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
+    assert len({one, fingerprint(hf(model_folder, adapter=str(tmp_path))), fingerprint(hf(model_folder))}) == 3
+
+
+def test_a_folder_tells_its_weights(model_folder):
+    facts = read_metadata(hf(model_folder))
+    assert facts.num_layers == 6
+    assert len(facts.weights.layers) == 6
+    assert sum(size for _, size in read_headers(model_folder).values()) >= facts.weights.head + sum(facts.weights.layers)
+
+
+def test_shards_are_read_together(tmp_path):
+    for i in range(2):
+        header = json.dumps(
+            {f"layers.{i}.w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {}}
+        ).encode()
+        (tmp_path / f"model-{i}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    assert read_headers(tmp_path) == {"layers.0.w": ([2], 8), "layers.1.w": ([2], 8)}
+
+
+def test_nested_and_unusual_configs(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"text_config": {"num_hidden_layers": 9, "hidden_size": 64, "num_attention_heads": 4}})
+    )
+    assert read_metadata(hf(tmp_path)).num_layers == 9
+    (tmp_path / "config.json").write_text(json.dumps({"n_layer": 4, "n_embd": 64, "n_head": 4, "multi_query": True}))
+    assert read_metadata(hf(tmp_path)).kv_bytes_per_layer == 2 * 16 * 4
+    mla = {"n_layer": 4, "n_embd": 64, "n_head": 4, "kv_lora_rank": 8}
+    (tmp_path / "config.json").write_text(json.dumps(mla))
+    assert read_metadata(hf(tmp_path)).kv_bytes_per_layer is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"num_hidden_layers": "x"}'])
+def test_unreadable_configs_are_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"config\.json"):
+        read_metadata(hf(tmp_path))
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    for content in (b"12", b"version https://git-lfs.github.com/spec/v1", struct.pack("<Q", 2) + b"[]"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(UsageError, match="no readable safetensors"):
+            read_headers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("./nowhere", "no model folder"),
+        ("/no/where", "no model folder"),
+        ("gpt9", "no hub id"),
+        ("some/model", "nor to be had from the hub.*model=tiny"),
+    ],
+)
+def test_models_that_are_not_there_are_refused(path, message):
+    with pytest.raises(UsageError, match=message):
+        find_config(hf(path))
+
+
+def test_a_folder_without_config_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"no config\.json in"):
+        find_config(hf(tmp_path))
+
+
+def test_unknown_shapes_are_refused():
+    with pytest.raises(UsageError, match="did you mean 'bloom-7b1'"):
+        find_config(shape("bloom-7b"))
+    with pytest.raises(UsageError, match="no config file"):
+        find_config(shape("nowhere.json"))
+
+
+@pytest.mark.parametrize(("name", "context"), [("llama", 128), ("gpt2", 128), ("bloom", None), ("gemma2", 128)])
+def test_the_context_is_what_the_saved_config_says(name, context, tmp_path):
+    build_model(name).config.save_pretrained(tmp_path)
+    assert read_metadata(hf(tmp_path)).context == context

@@ -1,0 +1,185 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.experiments import machine_limits
+from ulskip_cli.experiments.benchmark import BenchmarkRunner
+from ulskip_cli.experiments.latency import LatencyTargetFit
+from ulskip_cli.experiments.runner import Session
+from ulskip_cli.strategies.cost import LatencyFit
+from ulskip_cli.strategies.plan import make_plan
+
+QUICK = ["speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3", "speed.prompt_tokens=5", "batch_size=2"]
+SHAPE = {
+    "model_type": "llama", "num_hidden_layers": 6, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 101, "tie_word_embeddings": True, "dtype": "float32",
+}  # fmt: skip
+NORM, HEAD = 32, 101 * 32
+LAYER = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 32 + 2 * NORM
+KV = 2 * 16 * 4  # bytes a token and layer
+
+
+@pytest.fixture(autouse=True)
+def quick_ceilings(monkeypatch):
+    """Times by the number of measurements, which show how often there was one."""
+    measured = []
+
+    def measure(device, dtype):
+        measured.append((device, dtype))
+        return machine_limits.MachineLimits(1e9, 1e10)
+
+    monkeypatch.setattr(machine_limits, "measure", measure)
+    return measured
+
+
+@pytest.fixture
+def point(tmp_path):
+    (tmp_path / "shape.json").write_text(json.dumps(SHAPE))
+    random = ["model=random", f"model.path={tmp_path / 'shape.json'}", f"results_dir={tmp_path}", "name=b"]
+    return lambda *overrides: compose([*random, *QUICK, *overrides])
+
+
+@pytest.fixture
+def bench():
+    return BenchmarkRunner(Session())
+
+
+def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_path):
+    (row,) = bench.run_point(point("ratio=2"))
+    assert row["measured_speedup_low"] <= row["measured_speedup"] <= row["measured_speedup_high"]
+    assert (row["target_speedup"], row["layer_ratio"], row["kept_layers"]) == (2.0, 2.0, [0, 2, 5])
+    for key in ("prefill_seconds", "time_per_output_token_seconds", "total_tokens_per_second", "prompt_kv_bytes"):
+        assert row[key] > 0, key
+    assert (row["engine"], row["compiled"], row["task"], row["baseline_id"]) == ("fast", False, None, None)
+    assert not {"bleu", "decode_loss", "against_full"} & row.keys()
+    assert (row["timed_batch_size"], row["timed_prompt_tokens"], row["timed_new_tokens"]) == (2, 5, 3)
+    assert row["environment"]["packages"]["torch"]
+    assert row["training"] == "none: random weights"
+    assert [json.loads(line) for line in (tmp_path / "b" / "runs.jsonl").read_text().splitlines()] == [row]
+    assert (tmp_path / "b" / "configs" / f"{row['id']}.yaml").is_file()
+    assert not (tmp_path / "b" / "generations").exists()
+
+
+def test_work_and_shares_are_exact(bench, point):
+    (row,) = bench.run_point(point("ratio=2"))
+    for side, layers, seconds in ((row, 3, "strategy"), (row["full"], 6, "full")):
+        weights = HEAD + NORM + layers * LAYER
+        assert side["step_bytes"] == round(4 * weights + 2 * layers * KV * (5 + 3 / 2))
+        assert side["step_flops"] == 2 * 2 * weights
+        step = torch.tensor([s / 2 for s in row["pairs"][seconds]["decode_seconds"]]).quantile(0.5).item()
+        assert side["account"]["step_seconds"] == pytest.approx(step, rel=0.01)
+        assert side["bandwidth_share"] == pytest.approx(side["step_bytes"] / side["account"]["step_seconds"] / 1e9)
+        assert side["flop_share"] == pytest.approx(side["step_flops"] / side["account"]["step_seconds"] / 1e10)
+
+
+def test_a_layer_counts_in_the_steps_that_run_it():
+    from ulskip_cli.experiments.benchmark import _runs
+    from ulskip_cli.strategies.plan import Stage
+
+    plan = make_plan(compose(["ratio=2"]), ModelMetadata(6, None, None))
+    assert _runs(plan, 4) == {0: 1.0, 2: 1.0, 5: 1.0}
+    assert _runs(replace(plan, later_stages=(Stage(1, (0, 5)),)), 4) == {0: 1.0, 2: 0.25, 5: 1.0}
+    assert _runs(replace(plan, later_stages=(Stage(9, (0, 5)),)), 4) == {0: 1.0, 2: 1.0, 5: 1.0}
+
+
+def test_the_account_splits_both_steps_by_one_slope(bench, point):
+    (row,) = bench.run_point(point("ratio=3"))
+    full, own = row["full"]["account"], row["account"]
+    assert full["layers_seconds"] == pytest.approx(3 * own["layers_seconds"])
+    assert full["step_seconds"] - own["step_seconds"] == pytest.approx(full["layers_seconds"] - own["layers_seconds"])
+    for account in (full, own):
+        assert sum(account[key] for key in ("head_seconds", "layers_seconds", "other_seconds")) == pytest.approx(
+            account["step_seconds"]
+        )
+
+
+def test_where_nothing_is_skipped_no_layers_cost_shows(bench, point):
+    (row,) = bench.run_point(point("strategy=full"))
+    assert row["account"]["layers_seconds"] is None
+    assert row["full"]["step_bytes"] == row["step_bytes"]
+
+
+def test_weights_ceilings_and_the_full_model_are_shared(bench, point, quick_ceilings, monkeypatch):
+    from ulskip_cli.experiments import benchmark as module
+
+    made = []
+    real = module.Decoder
+    monkeypatch.setattr(module, "Decoder", lambda model, plan: made.append(len(plan.kept_layers)) or real(model, plan))
+    rows = [bench.run_point(point(f"ratio={ratio}"))[0] for ratio in (2, 3)]
+    assert sorted(made) == [2, 3, 6]
+    assert quick_ceilings == [(torch.device("cpu"), torch.float32)]
+    assert rows[0]["ceilings"] == {"bytes_per_second": 1e9, "flops_per_second": 1e10}
+    bench.run_point(point("model.dtype=bfloat16"))
+    assert len(quick_ceilings) == 2
+    assert sorted(made) == [2, 3, 3, 6, 6]
+
+
+def test_engines_are_compared_and_always_measured_anew(bench, point, tmp_path):
+    for engine in ("fast", "transformers", "fast"):
+        (row,) = bench.run_point(point(f"decoding.engine={engine}"))
+        assert row["engine"] == engine
+    lines = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert len({json.loads(line)["id"] for line in lines}) == 2
+
+
+def test_a_real_models_prompts_are_random_too(bench, model_folder, tmp_path, monkeypatch):
+    from ulskip_cli.core import config as module
+
+    real = module.instantiate
+    monkeypatch.setattr(
+        module, "instantiate", lambda node, group: pytest.fail("a task") if group == "task" else real(node, group)
+    )
+    overrides = [f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", "task=jsonl", *QUICK]
+    (row,) = bench.run_point(compose(overrides))
+    assert (row["prompt_tokens"], row["generated_tokens"]) == (2 * 2 * 5, 2 * 2 * 3)
+
+
+def test_compiling_that_has_no_effect_is_told(bench, point):
+    (row,) = bench.run_point(point("decoding.engine=transformers", "decoding.compile=on"))
+    assert row["warnings"] == ["decoding.compile=on: the transformers engine does not compile this model's steps"]
+
+
+def test_a_batch_that_does_not_fit_is_halved(bench, point, monkeypatch):
+    from ulskip_cli.inference.decoder import Decoder
+
+    generate = Decoder.generate
+
+    def small_memory(self, input_ids, *args, **options):
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(self, input_ids, *args, **options)
+
+    monkeypatch.setattr(Decoder, "generate", small_memory)
+    (row,) = bench.run_point(point())
+    assert row["timed_batch_size"] == 1
+    assert row["step_flops"] == 2 * (HEAD + NORM + 3 * LAYER)
+    assert row["warnings"] == ["unified: batches of 2 did not fit into memory; timed in batches of 1"]
+
+
+def test_a_target_by_the_clock_is_met_between_two_counts(bench, point, monkeypatch):
+    met = LatencyTargetFit(3.5, LatencyFit.of(6, {6: 7.0, 2: 3.0}), 0.0, ())
+    monkeypatch.setattr(bench.session, "depth", lambda config, loaded, work: met)
+    (row,) = bench.run_point(point("ratio=1.5", "ratio_basis=latency"))
+    assert row["mean_kept_layers"] == 3.5
+    assert row["latency_fit"]["depth"] == 3.5
+    steps = [HEAD + NORM + layers * LAYER for layers in (4, 3)]
+    assert row["step_flops"] == 2 * 2 * sum(steps) / 2
+
+
+def test_drafts_are_no_steps_of_their_own(bench, point, monkeypatch):
+    from ulskip_cli.experiments import benchmark as module
+
+    backends = []
+    monkeypatch.setattr(module, "head_seconds", lambda decoder, backend, size: backends.append(backend) or 0.001)
+    (row,) = bench.run_point(point("decoding.draft_tokens=2"))
+    assert backends == [row["full"]["linear_backend"], row["linear_backend"]] and len(set(backends)) == 1
+    assert row["pairs"]["strategy"]["linear_backend"] == row["linear_backend"]
+    assert (row["engine"], row["full"]["engine"]) == ("speculative", "fast")
+    assert 0 <= row["acceptance_rate"] <= 1
+    assert (row["step_bytes"], row["bandwidth_share"], row["account"]["layers_seconds"]) == (None, None, None)
+    assert row["full"]["step_bytes"] > 0

@@ -1,0 +1,100 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from ulskip_cli.core.config import compose, identity
+from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.experiments import calibration
+from ulskip_cli.experiments.calibration import HeldOutEvaluator, calibrate_strategy
+from ulskip_cli.experiments.held_out import held_out_task
+from ulskip_cli.experiments.workload import prepare
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.decoder import Decoder, generate_all
+from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.strategies.plan import make_plan
+
+
+@pytest.fixture
+def ready(tmp_path, model_folder):
+    """A configuration, its loaded model and its held-out workload."""
+
+    def make(*overrides):
+        small = ["model=hf", f"model.path={model_folder}", "calibration.examples=6", "task.max_new_tokens=5"]
+        config = compose([*small, f"results_dir={tmp_path}", *overrides])
+        loaded = load(config.model)
+        held_out = held_out_task(config)
+        return config, loaded, held_out and prepare(loaded.tokenizer, None, *held_out, config)
+
+    return make
+
+
+def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
+    config, loaded, work = ready("strategy=block_influence", "ratio=2")
+    found, row = calibrate_strategy(config, loaded, work, NullProgress())
+    plan = make_plan(found, loaded.facts)
+    assert len(found.strategy["scores"]) == 6 and plan.options["scores"] == row["options"]["scores"]
+    assert not plan.warnings and row["examples"] == 6
+    file = tmp_path / "default" / "calibrations" / f"{row['id']}.json"
+    assert json.loads(file.read_text()) == {key: value for key, value in row.items() if key != "schedule"}
+    monkeypatch.setattr(HeldOutEvaluator, "block_influence", lambda self: pytest.fail("measured again"))
+    again, _ = calibrate_strategy(replace(config, ratio=3.0, batch_size=2), loaded, work, NullProgress())
+    assert again == replace(found, ratio=3.0, batch_size=2)
+    shared = compose(
+        ["model=hf", f"model.path={config.model.path}", "strategy=custom", f"strategy.file={file.parent / row['schedule']}"]
+    )
+    assert make_plan(shared, loaded.facts).kept_layers == plan.kept_layers
+    file.write_text("{")  # cut off
+    with pytest.raises(pytest.fail.Exception):
+        calibrate_strategy(config, loaded, work, NullProgress())
+
+
+def test_a_search_lowers_the_loss_that_rows_report(ready):
+    config, loaded, work = ready("strategy=search", "ratio=2", "strategy.budget=6")
+    found, row = calibrate_strategy(config, loaded, work, NullProgress())
+    first, last = row["notes"]["path"][0], row["notes"]["path"][-1]
+    assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
+    own = ReferenceLoss(work.encoded, BatchSize(3), work.pad).of(Decoder(loaded.model, make_plan(found, loaded.facts)))
+    assert own == pytest.approx(last["loss"], rel=1e-4)
+
+
+def test_skip_decodes_horizon_follows_the_full_models_answers(ready):
+    config, loaded, work = ready("strategy=skip_decode", "ratio=2")
+    found, row = calibrate_strategy(config, loaded, work, NullProgress())
+    assert found.strategy["horizon"] > 0 and row["notes"]["mean_output_tokens"] <= 5
+    assert make_plan(found, loaded.facts).later_stages
+
+
+def test_answers_are_the_full_models(ready):
+    config, loaded, work = ready("strategy=skip_decode", "ratio=2")
+    lengths = HeldOutEvaluator(config, loaded, work, NullProgress()).output_lengths()
+    full = Decoder(loaded.model, make_plan(compose(["strategy=full"]), loaded.facts), loaded.tokenizer)
+    batches = generate_all(full, work.prompts, config.decoding, BatchSize(8), work.pad, config.seed)
+    expected = {i: len(ids) for positions, out in batches for i, ids in zip(positions, out.token_ids, strict=True)}
+    assert lengths == [expected[i] for i in range(len(lengths))]
+
+
+def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):
+    seen = []
+
+    def generated(decoder, prompts, decoding, size, pad, *more):
+        seen.append(size.used)
+        return generate_all(decoder, prompts, decoding, size, pad, *more)
+
+    monkeypatch.setattr(calibration, "generate_all", generated)
+    ids = set()
+    for batch_size in (1, 3):
+        config, loaded, work = ready("strategy=early_exit", "ratio=2", f"batch_size={batch_size}")
+        ids.add(calibrate_strategy(config, loaded, work, NullProgress())[1]["id"])
+        assert set(seen) == {batch_size}
+        seen.clear()
+    assert len(ids) == 2
+
+
+def test_given_options_need_no_calibration_and_change_no_other_identity(ready):
+    config, loaded, work = ready("strategy=skip_decode", "strategy.horizon=7")
+    assert calibrate_strategy(config, loaded, work, NullProgress()) == (config, None)
+    assert identity(config) == identity(replace(config, calibration=replace(config.calibration, examples=9)))
+    open_ = replace(config, strategy={**config.strategy, "horizon": None})
+    assert identity(open_) != identity(replace(open_, calibration=replace(config.calibration, examples=9)))

@@ -1,0 +1,90 @@
+from functools import partial
+
+import pytest
+import torch
+from reference import NUM_LAYERS, random_ids
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.experiments import latency as calibration
+from ulskip_cli.experiments.latency import (
+    LINE_ROUNDS,
+    WARM_UP,
+    counts,
+    fit_step_latency,
+    make_pair_timer,
+    solve_depth_for_speedup,
+)
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.strategies.cost import LatencyFit
+from ulskip_cli.strategies.plan import make_plan
+
+
+def test_few_layers_are_counted_once():
+    assert counts(3) == [3, 2]
+    assert counts(12) == [12, 8, 4, 2]
+
+
+def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
+    timed = []
+    generate = Decoder.generate
+
+    def clocked(self, *args, **options):
+        output = generate(self, *args, **options)
+        timed.append(len(self.stages[0].kept))
+        seconds = (calibration.NEW_TOKENS - 1) * (0.5 + 0.25 * len(self.stages[0].kept))
+        return type(output)(**{**vars(output), "decode_seconds": seconds})
+
+    monkeypatch.setattr(Decoder, "generate", clocked)
+    ids, done = random_ids(2, 5), []
+    fit = fit_step_latency(llama, NUM_LAYERS, [(ids, torch.ones_like(ids))], DecodingConfig(name="g"), 0, done.append)
+    assert (round(fit.fixed_seconds, 6), round(fit.layer_seconds, 6)) == (0.5, 0.25)
+    assert done == list(range(1, WARM_UP + LINE_ROUNDS + 1))
+    assert timed[:3] == [6, 4, 2]
+    assert timed[3:6] == [4, 2, 6]
+
+
+@pytest.mark.parametrize(("target", "slower"), [(1.5, 0.03), (2.0, -0.02), (2.9, 0.0)])
+def test_a_target_is_met_where_the_line_errs(target, slower):
+    """The clock shows more or less than the line, and another slope."""
+    line = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
+    rounds = []
+
+    def share(depth):
+        return (3 + 1.05 * depth) / 15.6 + slower
+
+    met = solve_depth_for_speedup(line, target, lambda depth: (depth, [1 / share(depth)] * 5), rounds.append)
+    assert 1 / share(met.depth) == pytest.approx(target, rel=2 * calibration.CLOSE)
+    assert met.told()["speedup"] == pytest.approx(target)
+    assert len(met.trials) == len(rounds) <= calibration.MEET_ROUNDS
+
+
+def test_noise_takes_more_rounds():
+    line = LatencyFit.of(12, {12: 15.0, 2: 5.0})
+    noise = iter(torch.randn(1000, generator=torch.Generator().manual_seed(0)).tolist())
+    met = solve_depth_for_speedup(
+        line, 2, lambda depth: (depth, [15 / (3 + depth) * (1 + 0.05 * next(noise)) for _ in range(5)])
+    )
+    assert len(met.trials) > 2
+    assert met.depth == pytest.approx(4.5, abs=0.5)
+
+
+def test_a_target_out_of_reach_is_refused_before_it_is_timed():
+    line = LatencyFit.of(12, {12: 15.0, 2: 5.0})
+    with pytest.raises(UsageError, match=r"out of reach by latency: the highest reachable ratio is 3\.00, since 20%"):
+        solve_depth_for_speedup(line, 4, lambda depth: pytest.fail("timed"))
+
+
+def test_pairs_are_those_of_the_depths_plan(llama):
+    facts = ModelMetadata(NUM_LAYERS, None, None)
+    config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9"])
+    ids = random_ids(2, 5)
+    measured = make_pair_timer(
+        llama, partial(make_plan, config, facts), [(ids, torch.ones_like(ids))], config.decoding, config.speed, 0
+    )
+    for depth in (3.5, 3.25, 3.0):
+        had, ratios = measured(depth)
+        assert had == depth
+        assert len(ratios) == calibration.MEET_PAIRS

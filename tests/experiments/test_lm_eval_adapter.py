@@ -1,0 +1,260 @@
+"""Against lm-evaluation-harness's own `hf` model, on a task of four sentences and the embedded model."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import lm_eval
+import pytest
+import torch
+import yaml
+from lm_eval.tasks import TaskManager
+
+from ulskip_cli.cli import app
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ASSETS
+from ulskip_cli.experiments import lm_eval_adapter
+from ulskip_cli.experiments.lm_eval_run import evaluate, rows_of
+from ulskip_cli.experiments.results import ResultsFolder
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SENTENCES = [
+    ("Der Hund schläft.", "The dog is sleeping.", "The cat is eating."),
+    ("Ich habe Hunger.", "I'm hungry.", "I'm tired."),
+    ("Wo ist der Bahnhof?", "Where is the station?", "What time is it?"),
+    ("Sie liest ein Buch.", "She is reading a book.", "He bought a car."),
+]
+PROMPT = "{{german}}\nTranslate German to English:"
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A folder with tasks of every kind: choose between answers, between single tokens, write one, score a text."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"german": g, "english": right, "options": [right, wrong], "label": 0} for g, right, wrong in SENTENCES]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {
+        "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "pairs.jsonl")}}, "test_split": "test",
+        "doc_to_text": PROMPT, "doc_to_target": "{{label}}",
+    }  # fmt: skip
+    accuracy = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
+    made = {
+        "sentences": {**accuracy, "doc_to_choice": "{{options}}"},
+        "words": {**accuracy, "doc_to_choice": ["The", "I"]},
+        "writing": {
+            "output_type": "generate_until", "doc_to_target": "{{english}}", "metric_list": [{"metric": "exact_match"}],
+            "generation_kwargs": {"until": ["\n", "."], "max_gen_toks": 16},
+        },
+        "reading": {
+            "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{english}}",
+            "metric_list": [{"metric": "word_perplexity"}],
+        },
+    }  # fmt: skip
+    for name, own in made.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **own, "task": f"ulskip_{name}"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(tasks):
+    """What the harness finds for a model: scores, and its answers to every request."""
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    names = [f"ulskip_{name}" for name in ("sentences", "words", "writing", "reading")]
+
+    def evaluate(kind, **arguments):
+        found = lm_eval.simple_evaluate(
+            model=kind, model_args=arguments, tasks=names, task_manager=manager, batch_size=3, device="cpu", bootstrap_iters=0
+        )
+        answers = {task: [row["resps"] for row in rows] for task, rows in found["samples"].items()}
+        return found, answers
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def hf(evaluated):
+    return evaluated("hf", pretrained=str(ASSETS / "tiny"), dtype="float32")
+
+
+def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, hf):
+    found, answers = evaluated("ulskip", model="tiny", strategy="full")
+    assert answers == hf[1]
+    for task, values in hf[0]["results"].items():
+        assert {k: v for k, v in found["results"][task].items() if k != "alias"} == {
+            k: v for k, v in values.items() if k != "alias"
+        }
+
+
+def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(evaluated, hf):
+    found, kept = evaluated("ulskip", model="tiny", ratio=3)
+    rows = rows_of(found)
+    assert {row["task"] for row in rows} == {f"lm_eval:{task}" for task in found["results"]}
+    assert {(row["prompt_layers"], row["scored_prompt_layers"]) for row in rows} == {("all", "kept")}
+    assert all(len(row["kept_layers"]) == 4 and row["status"] == "done" and row["num_examples"] == 4 for row in rows)
+    assert kept["ulskip_words"] != hf[1]["ulskip_words"]
+    assert not any(lm_eval_adapter.FIRST_TOKEN_ONLY in warning for warning in rows[0]["warnings"])
+    found, whole = evaluated("ulskip", model="tiny", ratio=3, prompt_layers="all")
+    for ours, theirs in zip(whole["ulskip_words"], hf[1]["ulskip_words"], strict=True):  # no loss to be seen: hence the warning
+        assert [score for ((score, _),) in ours] == pytest.approx([score for ((score, _),) in theirs], abs=1e-4)
+    assert whole["ulskip_sentences"] != kept["ulskip_sentences"] != hf[1]["ulskip_sentences"]
+    row = rows_of(found)[0]
+    assert row["scored_prompt_layers"] == "all"
+    assert any("8 of" in warning and lm_eval_adapter.FIRST_TOKEN_ONLY in warning for warning in row["warnings"])
+
+
+def test_two_passes_score_as_one_at_full_depth(hf):
+    model = lm_eval_adapter.SkippingLM(batch_size=3, device="cpu", model="tiny", strategy="full")
+    texts = [
+        (None, model.tok_encode("Der Hund schläft."), model.tok_encode(text)) for text in (" The dog", " a", " I am hungry.")
+    ]
+    one = model._loglikelihood_tokens(texts, disable_tqdm=True)
+    two = model._scored(texts, range(3))
+    assert [score for score, _ in two] == pytest.approx([score for score, _ in one], abs=1e-4)
+    assert [greedy for _, greedy in two] == [greedy for _, greedy in one]
+
+
+def test_what_the_harness_cannot_have_is_refused():
+    with pytest.raises(UsageError, match="random weights have no tokenizer"):
+        lm_eval_adapter.SkippingLM(**{"model": "random", "model.path": "llama-12x128"})
+    with pytest.raises(UsageError, match="ratio_basis=latency"):
+        lm_eval_adapter.SkippingLM(model="tiny", ratio_basis="latency")
+    with pytest.raises(UsageError, match="strategy=skip_decode is calibrated by `ulskip run`"):
+        lm_eval_adapter.SkippingLM(model="tiny", strategy="skip_decode", ratio=2)
+
+
+def test_schedules_that_change_from_token_to_token_are_scored_too():
+    texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
+    falling = lm_eval_adapter.SkippingLM(
+        **{"model": "tiny", "strategy": "skip_decode", "ratio": 2, "strategy.horizon": 2, "device": "cpu"}
+    )
+    exiting = lm_eval_adapter.SkippingLM(
+        **{
+            "model": "tiny",
+            "strategy": "early_exit",
+            "ratio": 2,
+            "strategy.horizon": 9,
+            "strategy.threshold": 0.5,
+            "device": "cpu",
+        }
+    )
+    full = lm_eval_adapter.SkippingLM(model="tiny", strategy="full", device="cpu")
+    scores = [model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (falling, exiting, full)]
+    assert scores[0][0] != scores[1][0] != scores[2][0] != scores[0][0]
+    assert scores[1][1][0] == pytest.approx(scores[2][1][0], abs=1e-4)  # the first token comes from all layers
+
+
+@pytest.fixture
+def command(tasks, tmp_path, monkeypatch, ulskip):
+    """Run `ulskip lm-eval` on the tiny model; the exit code and the rows in the folder."""
+    made = TaskManager.__init__  # without the harness's thousands of tasks, which take a while to look through
+    monkeypatch.setattr(
+        TaskManager, "__init__", lambda self, *args, **kw: made(self, *args, **{**kw, "include_defaults": False})
+    )
+
+    def call(*arguments, tasks_asked="ulskip_sentences"):
+        where = [f"results_dir={tmp_path}", "--include_path", tasks, "--limit", "2", "--tasks", tasks_asked]
+        code, out, err = ulskip("lm-eval", "model=tiny", *arguments, *where)
+        assert code == 0, err
+        return out, ResultsFolder(tmp_path / "lm_eval").rows()
+
+    return call
+
+
+def test_the_command_adds_a_row_for_every_task(command, tmp_path):
+    out, rows = command("ratio=2", tasks_asked="ulskip_sentences,ulskip_writing")
+    assert "ulskip_sentences" in out
+    assert [row["task"] for row in rows] == ["lm_eval:ulskip_sentences", "lm_eval:ulskip_writing"]
+    assert rows[0]["lm_eval"]["acc"] in (0.0, 0.5, 1.0)
+    assert rows[0]["kept_layers"] == [0, 2, 4, 7, 9, 11]
+    assert rows[0]["id"] != rows[1]["id"]
+    assert "acc" in (tmp_path / "lm_eval" / "table.md").read_text()
+    (written,) = (tmp_path / "lm_eval" / "lm_eval").rglob("results_*.json")
+    assert json.loads(written.read_text())["config"]["ulskip"]["kept_layers"] == [0, 2, 4, 7, 9, 11]
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("arguments", [["model.device=cpu"], ["--device", "cpu"], ["model.device=cpu", "--device", "cuda:7"]])
+def test_the_device_of_the_configuration_wins(command, arguments):
+    _, rows = command("ratio=2", *arguments)
+    assert [row["device"] for row in rows] == ["cpu"]
+
+
+def test_a_run_adds_its_own_results_only(command, tmp_path, monkeypatch):
+    command("ratio=3", "name=other")
+    (other,) = (tmp_path / "other").rglob("results_*.json")
+    folder = tmp_path / "lm_eval" / "lm_eval"
+    load = TaskManager.load
+
+    def load_while_another_run_ends(self, *arguments):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(other, folder)
+        return load(self, *arguments)
+
+    monkeypatch.setattr(TaskManager, "load", load_while_another_run_ends)
+    _, rows = command("ratio=2")
+    assert (folder / other.name).is_file()
+    assert [row["target_speedup"] for row in rows] == [2.0]
+
+
+def test_options_that_change_answers_have_rows_of_their_own(command, tmp_path):
+    asked = {"tasks_asked": "ulskip_writing"}
+    command("ratio=2", **asked)
+    cache = ["--use_cache", tmp_path / "answers"]
+    _, rows = command("ratio=2", "--gen_kwargs", 'max_gen_toks=3,until=["x","y"]', "--log_samples", *cache, **asked)
+    assert [row.get("lm_eval_options") for row in rows] == [None, {"gen_kwargs": 'max_gen_toks=3,until=["x","y"]'}]
+    (written,) = (tmp_path / "lm_eval" / "lm_eval").rglob("samples_ulskip_writing_*.jsonl")
+    sample = json.loads(written.read_text().splitlines()[0])
+    assert sample["arguments"]["gen_args_0"]["arg_1"] == {"until": ["x", "y"], "max_gen_toks": 3}
+    command("ratio=3", *cache, **asked)
+    assert len(list(tmp_path.glob("answers_*.db"))) == 2  # each schedule has a cache of its own
+
+
+BAD = [
+    (["model=tiny"], "--tasks"),
+    (["ratoi=2", "--tasks", "x"], "ratio"),
+    (["model=tiny", "ratio=9", "--tasks", "x"], "6"),
+    (["model=tiny", "limit=3", "--tasks", "x"], "--limit"),
+    (["model=tiny", "--tasks", "x", "--limit", "few"], "--limit"),
+    (["model=tiny", "--tasks", "x", "--limit", "0"], "--limit"),
+    (["model=tiny", "--tasks", "x", "--num_fewshot", "-1"], "--num_fewshot"),
+    (["model=tiny", "--tasks", "x", "--batch_size", "many"], "many"),
+    (["model=tiny", "--tasks", "x", "--seed", "1,2"], "--seed"),
+    (["model=tiny", "--tasks", "x", "--gen_kwargs", "temperature"], "temperature"),
+    (["model=tiny", "--tasks", "x", "--samples", "{0}"], "--samples"),
+    (["model=tiny", "--tasks", "x", "--cache_requests", "maybe"], "maybe"),
+    (["model=tiny", "--tasks", "x", "--include_path", "nowhere"], "nowhere"),
+    (["model=tiny", "--tasks", "x", "--ratio", "2"], "ratio="),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD)
+def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments, named):
+    code, _, err = ulskip("lm-eval", *arguments)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert named in err
+
+
+def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_refused(tasks):
+    options = {"include_path": tasks, "tasks": ["ulskip_nothing"]}
+    with pytest.raises(UsageError, match="ulskip_nothing"):
+        evaluate(["model=tiny"], options)
+    with pytest.raises(UsageError, match="chat template"):
+        evaluate(["model=tiny"], {**options, "tasks": ["ulskip_writing"], "apply_chat_template": True})
+
+
+def test_a_missing_harness_is_named_with_what_brings_it(ulskip, monkeypatch):
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    code, _, err = ulskip("lm-eval", "model=tiny", "--tasks", "x")
+    assert (code, "ulskip[lm-eval]" in err) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["model=tiny", "--tasks", "x", "--seed", "one"]])
+def test_help_and_bad_options_import_no_torch(arguments):
+    code = (
+        f"import sys; from ulskip_cli.cli import invoke; invoke(['lm-eval', *{arguments!r}]); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert done.returncode == 0
+    assert "--num_fewshot" in done.stdout or "--seed" in done.stderr

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.rescore import ExtraMetrics, rescore, runs_at, score_file
+from ulskip_cli.experiments.results import ResultsFolder
+
+SOURCES = [f"der {animal} schläft heute" for animal in ("Hund", "Kater", "Bär", "Fuchs")]
+REFERENCES = [f"the {animal} sleeps here today" for animal in ("dog", "cat", "bear", "fox")]
+TASK = {"_target_": "ulskip_cli.tasks.wmt.Wmt", "name": "wmt", "metrics": ["bleu", "chrf"]}
+
+
+def stored(folder, point, hypotheses, baseline=None):
+    lines = zip(SOURCES, REFERENCES, hypotheses, strict=True)
+    rows = [{"id": str(i), "source": s, "reference": r, "hypothesis": h} for i, (s, r, h) in enumerate(lines)]
+    (folder / "generations").mkdir(parents=True, exist_ok=True)
+    (folder / "generations" / f"{point}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = {
+        "id": point,
+        "strategy": "unified",
+        "baseline_id": baseline,
+        "config": {"task": TASK},
+        "decode_loss": 1.5,
+        "measured_speedup": 1.6,
+    }
+    ResultsFolder(folder).append(row)
+    first = rescore(ResultsFolder(folder), row, ExtraMetrics())
+    ResultsFolder(folder).append(first.row)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "results" / "mine"
+    stored(path, "aaaaaaaaaaaa", [text.replace("today", "now") for text in REFERENCES])
+    stored(path, "bbbbbbbbbbbb", [text.replace("here", "there") for text in REFERENCES], "aaaaaaaaaaaa")
+    return path
+
+
+def test_the_same_metrics_give_the_same_numbers(folder):
+    for where, row in runs_at(str(folder), folder.parent):
+        again = rescore(where, row, ExtraMetrics())
+        assert (again.added, again.changed) == ([], {})
+        assert again.row == row
+
+
+def test_a_metric_is_added_and_nothing_else_changes(folder):
+    before = {row["id"]: row for row in ResultsFolder(folder).rows()}
+    for where, row in runs_at(str(folder), folder.parent):
+        again = rescore(where, row, ExtraMetrics(["ter", "rouge"]))
+        assert again.added == ["ter", "rouge1", "rouge2", "rougeL", "rougeLsum"]
+        assert again.changed == {}
+        again.save()
+    for row in ResultsFolder(folder).rows():
+        added = {"ter", "rouge1", "rouge2", "rougeL", "rougeLsum"}
+        old = before[row["id"]]
+        assert {key: row[key] for key in old if key not in ("signatures", "against_full")} == {
+            key: old[key] for key in old if key not in ("signatures", "against_full")
+        }
+        assert old["signatures"].items() <= row["signatures"].items()
+        assert set(row) - set(old) == added
+    compared = next(row for row in ResultsFolder(folder).rows() if row["id"] == "bbbbbbbbbbbb")["against_full"]
+    assert {"bleu", "chrf", "ter", "rougeLsum"} <= compared.keys()
+
+
+def test_a_run_is_found_by_its_id_its_file_or_its_folder(folder):
+    results = folder.parent
+    for target in ("bbbbbbbbbbbb", str(folder / "generations" / "bbbbbbbbbbbb.jsonl")):
+        assert [row["id"] for _, row in runs_at(target, results)] == ["bbbbbbbbbbbb"]
+    assert len(runs_at(str(folder), results)) == 2
+
+
+def test_a_value_that_differs_is_told(folder):
+    where, row = runs_at("aaaaaaaaaaaa", folder.parent)[0]
+    assert rescore(where, {**row, "bleu": 1.0}, ExtraMetrics()).changed["bleu"][0] == 1.0
+
+
+def test_what_is_not_there_is_one_line(folder, tmp_path):
+    with pytest.raises(UsageError, match="expected a folder of results, a run's id"):
+        runs_at("nowhere", folder.parent)
+    with pytest.raises(UsageError, match="nothing to score at 'cccccccccccc': there is no run"):
+        runs_at("cccccccccccc", folder.parent)
+    (folder / "generations" / "aaaaaaaaaaaa.jsonl").unlink()
+    with pytest.raises(UsageError, match="no stored generations"):
+        runs_at("aaaaaaaaaaaa", folder.parent)
+
+
+def test_any_file_with_hypotheses_and_references(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"hypothesis": "a b", "reference": "a b"}\n{"hypothesis": "x", "reference": "y"}\n')
+    assert score_file(file, ExtraMetrics(["exact_match"])).values == {"exact_match": 50.0}
+    file.write_text('{"hypothesis": "a b"}\n')
+    with pytest.raises(UsageError, match="line 1: expected hypothesis and reference"):
+        score_file(file, ExtraMetrics(["exact_match"]))
+    file.write_text('{"hypothesis": "a", "reference": "b"}\n')
+    with pytest.raises(UsageError, match="expected --metric for a file"):
+        score_file(file, ExtraMetrics())

@@ -1,0 +1,231 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.runner import Session, run_point
+from ulskip_cli.inference import linear_kernel
+from ulskip_cli.strategies.cost import LatencyFit
+
+QUICK = ["limit=4", "decoding.max_new_tokens=6", "speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3"]
+
+
+@pytest.fixture
+def config(model_folder, tmp_path):
+    def make(*overrides):
+        base = ["model=hf", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", *QUICK]
+        return compose([*base, *overrides])
+
+    return make
+
+
+def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
+    full, half = run_point(config("ratio=2"), Session())
+    assert (full["strategy"], half["strategy"]) == ("full", "unified")
+    assert half["kept_layers"] == [0, 2, 5]
+    assert (half["target_speedup"], half["layer_ratio"]) == (2.0, 2.0)
+    assert 1 < half["predicted_speedup"] < 2
+    assert half["measured_speedup_low"] <= half["measured_speedup"] <= half["measured_speedup_high"]
+    for key in ("bleu", "chrf", "decode_loss", "decode_tokens_per_second", "total_tokens_per_second", "end_to_end_speedup"):
+        assert isinstance(half[key], float), key
+    for key in ("prefill_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds", "peak_memory_bytes"):
+        assert half[key] > 0, key
+    assert half["kept_kv_bytes"] * 2 == half["prompt_kv_bytes"]
+    assert half["against_full"]["bleu"]["full"] == pytest.approx(full["bleu"])
+    assert half["environment"]["packages"]["torch"]
+    assert half["config"]["ratio"] == 2.0
+    assert (half["engine"], half["engine_reason"], half["baseline_id"]) == ("fast", None, full["id"])
+    assert half["linear_backend"] in ("panels", "onednn", "torch")
+    assert (half["linear_backend_reason"] is None) == (half["linear_backend"] == "panels")
+    for side in ("full", "strategy"):
+        ran = half["pairs"][side]
+        assert (ran["engine"], ran["linear_backend"], ran["compiled"]) == ("fast", half["linear_backend"], False)
+    stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
+    assert stored == [full, half]
+    generated = (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
+    assert len(generated) == 4
+    assert sum(len(json.loads(line)["token_ids"]) for line in generated) == half["generated_tokens"]
+
+
+def test_a_kernel_that_was_not_built_is_told_in_the_row(config, monkeypatch):
+    monkeypatch.setattr(linear_kernel, "is_loaded", lambda: False)
+    monkeypatch.setenv("CXX", os.devnull)
+    (row,) = run_point(config("strategy=full"), Session())
+    assert row["linear_backend"] in ("onednn", "torch")
+    assert [line for line in row["warnings"] if row["linear_backend_reason"] in line and os.devnull in line]
+
+
+def test_the_same_seed_gives_the_same_generations(config, tmp_path):
+    tokens = []
+    for name in ("one", "two"):
+        row = run_point(config(f"name={name}", "baseline=false"), Session())[-1]
+        path = tmp_path / name / "generations" / f"{row['id']}.jsonl"
+        tokens.append([json.loads(line)["token_ids"] for line in path.read_text().splitlines()])
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("overrides", [["decoding=self_speculative"], ["decoding=sample", "decoding.draft_tokens=auto"]])
+def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, overrides):
+    full, drafted = run_point(config(*overrides, "ratio=2"), Session())
+    assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("fast", 0, "speculative")
+    assert full["decoding"] == ("sample" if "decoding=sample" in overrides else "greedy")
+    assert drafted["draft_tokens"] == drafted["config"]["decoding"]["draft_tokens"] != 0
+    assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
+    assert "acceptance_rate" not in full
+    assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
+    assert drafted["kept_kv_bytes"] == drafted["prompt_kv_bytes"]
+    assert drafted["measured_speedup"] > 0
+    if full["decoding"] == "greedy":
+        texts = [(tmp_path / "default" / "generations" / f"{row['id']}.jsonl").read_text() for row in (full, drafted)]
+        assert texts[0] == texts[1]
+
+
+def test_weights_and_baseline_are_used_again(config, monkeypatch):
+    from ulskip_cli.experiments import runner
+
+    session, loads = Session(), []
+    real = runner.load
+    monkeypatch.setattr(runner, "load", lambda *args: loads.append(1) or real(*args))
+    first = run_point(config("ratio=2"), session)
+    second = run_point(config("ratio=3"), session)
+    assert loads == [1]
+    assert first[0] == second[0]
+
+
+@pytest.mark.parametrize("overrides", [["ratio=1"], ["strategy=full"], ["strategy=custom", "strategy.layers=[0,1,2,3,4,5]"]])
+def test_a_point_that_keeps_all_needs_no_other_baseline(config, overrides):
+    rows = run_point(config(*overrides), Session())
+    assert len(rows) == 1
+
+
+def test_without_a_baseline_there_is_no_measured_speedup(config):
+    (row,) = run_point(config("baseline=false"), Session())
+    assert row["measured_speedup"] is None
+    assert row["against_full"] == {}
+    assert row["measured_speedup_low"] is None
+    assert row["end_to_end_speedup"] is None
+    assert row["decode_tokens_per_second"] > 0
+    for key in ("prefill_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds", "kept_kv_bytes"):
+        assert row[key] > 0, key
+    assert list(row["pairs"]) == ["strategy"] and len(row["pairs"]["strategy"]["decode_seconds"]) == 2
+
+
+@pytest.mark.parametrize("strategy", ["unified", "full"])
+def test_without_a_baseline_each_round_times_one_decoder_once(config, monkeypatch, strategy):
+    from ulskip_cli.inference.decoder import Decoder
+
+    timed, generate = [], Decoder.generate
+
+    def counted(self, *args, **options):
+        timed.append(options.get("forced_length"))
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(Decoder, "generate", counted)
+    run_point(config(f"strategy={strategy}", "baseline=false", "speed.new_tokens=5"), Session())
+    assert timed.count(5) == 3  # a warm-up and two rounds
+    timed.clear()
+    (full,) = run_point(config("strategy=full", "name=paired", "speed.new_tokens=5"), Session())
+    assert timed.count(5) == 6 and full["measured_speedup"] > 0
+
+
+def test_a_baseline_is_used_again_on_the_machine_that_measured_it(config, monkeypatch):
+    from ulskip_cli.core import environment
+
+    first = run_point(config("ratio=2"), Session())[0]
+    here = environment.machine()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(environment, "machine", lambda *args: {**here, "processor": "another"})
+        other = run_point(config("ratio=2"), Session())[0]
+    assert (other["id"], other["environment"]["processor"]) == (first["id"], "another")
+    assert run_point(config("ratio=3"), Session())[0] == first  # although the other one is newer
+
+
+def test_prompt_layers_kept_costs_quality_of_the_prompt_too(config):
+    rows = [run_point(config(f"prompt_layers={which}"), Session())[-1] for which in ("all", "kept")]
+    assert rows[0]["decode_loss"] != rows[1]["decode_loss"]
+    assert rows[1]["prompt_kv_bytes"] == rows[1]["kept_kv_bytes"] == rows[0]["kept_kv_bytes"]
+
+
+def test_cost_basis_meets_the_target_by_prediction(config):
+    row = run_point(config("ratio_basis=cost", "ratio=1.5"), Session())[-1]
+    assert row["predicted_speedup"] >= 1.5
+
+
+def test_random_weights_report_speed_and_no_quality(tmp_path):
+    shape = {
+        "model_type": "llama",
+        "num_hidden_layers": 4,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "vocab_size": 50,
+    }
+    (tmp_path / "shape.json").write_text(json.dumps(shape))
+    overrides = ["model=random", f"model.path={tmp_path / 'shape.json'}", f"results_dir={tmp_path}", *QUICK]
+    full, half = run_point(compose(overrides), Session())
+    assert half["measured_speedup"] > 0
+    assert "bleu" not in half
+    assert half["throughput_from"] == "timed pairs"
+    assert half["prompt_tokens"] == 2 * 8 * 64
+    assert full["training"] == "none: random weights"
+
+
+def test_the_ratio_is_checked_against_the_loaded_model(config):
+    with pytest.raises(UsageError, match="highest reachable ratio is 3"):
+        run_point(config("ratio=4"), Session())
+
+
+def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch):
+    from ulskip_cli.experiments import runner
+
+    calls = []
+    line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
+    monkeypatch.setattr(runner, "calibrate", lambda *args: calls.append(1) or line)
+    monkeypatch.setattr(runner, "pairs_at", lambda *args: lambda depth: (depth, [7 / (1 + depth)] * 3))
+    session = Session()
+    row = run_point(config("ratio=1.7", "ratio_basis=latency", "speed.new_tokens=11"), session)[-1]
+    assert len(row["kept_layers"]) == 4
+    assert [len(stage["kept_layers"]) for stage in row["later_stages"]] == [3]
+    assert row["mean_kept_layers"] == pytest.approx(7 / 1.7 - 1, abs=0.05)
+    assert row["latency_fit"]["depth"] == pytest.approx(7 / 1.7 - 1)
+    assert row["latency_fit"]["speedup"] == pytest.approx(1.7)
+    assert not [text for text in row["warnings"] if "later" in text]
+    assert set(row["latency_fit"]["residuals"]) == {6, 2}
+    run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11"), session)
+    assert calls == [1]
+    shorter = "task.prompt='{source}\\n{target_language}:'"
+    run_point(config("ratio=1.3", "ratio_basis=latency", "speed.new_tokens=11", shorter), session)
+    assert calls == [1, 1]
+
+
+def test_a_run_imports_only_what_every_run_needs():
+    spared = {"nltk", "matplotlib", "datasets", "pandas", "peft", "gguf"}
+    code = f"import sys, ulskip_cli.experiments.runner; print({spared} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "set()\n"
+
+
+def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
+    overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=12", "batch_size=1"]
+    session = Session()
+    full, row = run_point(config(*overrides), session)
+    assert (row["engine"], row["target_kept_layers"], row["missing_kv"]) == ("early_exit", 3, "recompute")
+    assert row["calibration"]["options"]["threshold"] > 0 and row["calibration"]["options"]["horizon"] >= 1
+    calibration = row["calibration"]
+    assert calibration["notes"]["mean_kept_layers"] == pytest.approx(3, rel=0.02)
+    depths = {int(depth): count for depth, count in row["exit_depths"].items()}
+    decoded = row["generated_tokens"] - row["num_examples"]
+    assert sum(depths.values()) == decoded
+    assert row["mean_kept_layers"] == pytest.approx(sum(depth * count for depth, count in depths.items()) / decoded)
+    assert 0 < row["head_share"] < 1
+    assert row["layer_ratio"] == pytest.approx(row["num_layers"] / row["mean_kept_layers"])
+    assert row["baseline_id"] == full["id"] and row["measured_speedup"] > 0 and row["decode_loss"] > 0
+    assert row["kept_kv_bytes"] == row["prompt_kv_bytes"]
+    given = [f"strategy.{key}={value}" for key, value in calibration["options"].items()]
+    again = run_point(config("strategy=early_exit", "ratio=2", "batch_size=1", *given), session)[-1]
+    assert again["calibration"] is None
+    assert (again["exit_depths"], again["decode_loss"]) == (row["exit_depths"], row["decode_loss"])

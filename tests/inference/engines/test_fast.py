@@ -1,0 +1,151 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from reference import NUM_LAYERS, build_model, random_ids, reference_greedy, reference_logits
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.engines.fast import unsupported_reason
+from ulskip_cli.strategies.plan import Stage, make_plan
+
+NEAR_TIE = 1e-4
+LENGTH = 14
+FAST = DecodingConfig(name="g", max_new_tokens=LENGTH, engine="fast")
+DECODINGS = {
+    "greedy": FAST,
+    "sampled": replace(FAST, do_sample=True, temperature=0.8, top_p=0.9, top_k=50),
+    "penalized": replace(FAST, repetition_penalty=1.3, no_repeat_ngram_size=2),
+}
+ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
+
+
+def decoder_for(model, *overrides):
+    return Decoder(model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None)))
+
+
+def staged_decoder(model):
+    """Four layers, from the fourth decode step on three, from the ninth two."""
+    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]), ModelMetadata(NUM_LAYERS, None, None))
+    return Decoder(model, replace(plan, later_stages=(Stage(3, (0, 2, 5)), Stage(8, (0, 5)))))
+
+
+def batch(padded):
+    ids = random_ids(5, 9)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, :3] = mask[3, :6] = 0
+    return ids * mask, mask
+
+
+def is_near_tie(decoder, ids, mask, one, other):
+    """Whether two continuations part where the best two logits are within NEAR_TIE of one another."""
+    at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    prompt = ids[mask.bool()]
+    whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
+    whole_prompt = decoder.prompt_model is decoder.model
+    kept = {stage.first_step: stage.kept for stage in decoder.stages} if whole_prompt else range(NUM_LAYERS)
+    logits = reference_logits(decoder.prompt_model, whole, torch.ones_like(whole), len(prompt), kept)[0, -1]
+    best = logits.topk(2).values
+    return float(best[0] - best[1]) < NEAR_TIE
+
+
+def both(decoder, decoding, padded):
+    """The same batch by either engine."""
+    ids, mask = batch(padded)
+    fast = decoder.generate(ids, mask, decoding, 0, seed=5)
+    slow = decoder.generate(ids, mask, replace(decoding, engine="transformers"), 0, seed=5)
+    assert (fast.engine, slow.engine) == ("fast", "transformers")
+    assert (fast.prompt_kv_bytes, fast.kept_kv_bytes) == (slow.prompt_kv_bytes, slow.kept_kv_bytes)
+    return ids, mask, fast.token_ids, slow.token_ids
+
+
+@pytest.mark.parametrize("overrides", [("strategy=full",), ("ratio=2",), ("ratio=2", "prompt_layers=kept")], ids=" ".join)
+def test_token_for_token_as_transformers_own_generate(model, overrides):
+    decoder, near_ties = decoder_for(model, *overrides), 0
+    for ends in (None, ENDS):
+        model.generation_config.eos_token_id = ends
+        for padded in (True, False):
+            ids, mask, fast, slow = both(decoder, FAST, padded)
+            for i, (one, other) in enumerate(zip(fast, slow, strict=True)):
+                if one != other:
+                    near_ties += 1
+                    assert is_near_tie(decoder, ids[i], mask[i], one, other)
+    assert near_ties <= 1  # of 20 sequences
+
+
+def test_stages_are_decoded_token_for_token(model):
+    decoder, near_ties = staged_decoder(model), 0
+    for ends in (None, ENDS):
+        model.generation_config.eos_token_id = ends
+        for padded in (True, False):
+            ids, mask, fast, slow = both(decoder, FAST, padded)
+            for i, (one, other) in enumerate(zip(fast, slow, strict=True)):
+                if one != other:
+                    near_ties += 1
+                    assert is_near_tie(decoder, ids[i], mask[i], one, other)
+                elif ends is None and not padded:
+                    kept = {stage.first_step: stage.kept for stage in decoder.stages}
+                    expected = reference_greedy(model, ids[i : i + 1], mask[i : i + 1], kept, LENGTH)[0].tolist()
+                    assert one == expected or is_near_tie(decoder, ids[i], mask[i], one, expected)
+    assert near_ties <= 1  # of 20 sequences
+
+
+@pytest.mark.parametrize("name", ["sampled", "penalized"])
+def test_sampling_and_penalties_are_transformers_own(llama, name):
+    decoder = decoder_for(llama, "ratio=2")
+    for ends in (None, ENDS):
+        llama.generation_config.eos_token_id = ends
+        for padded in (True, False):
+            _, _, fast, slow = both(decoder, DECODINGS[name], padded)
+            assert fast == slow
+
+
+def test_a_prompt_longer_than_the_window_is_seen_through_it():
+    model = build_model("mistral")
+    decoder, (ids, mask) = decoder_for(model, "ratio=2"), batch(True)
+    assert model.config.sliding_window < ids.shape[1]
+    longer = replace(FAST, max_new_tokens=40)
+    slow = replace(longer, engine="transformers")
+    assert decoder.generate(ids, mask, longer, 0).token_ids == decoder.generate(ids, mask, slow, 0).token_ids
+
+
+def test_finished_sequences_leave_the_batch_and_the_others_go_on(llama):
+    decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
+    free = decoder.generate(ids, mask, FAST, 0).token_ids
+    llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
+    sizes = []
+    hook = decoder.view.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    rows = decoder.generate(ids, mask, FAST, 0).token_ids
+    hook.remove()
+    slow = decoder.generate(ids, mask, replace(FAST, engine="transformers"), 0).token_ids
+    assert rows == slow
+    assert sizes[0] == 5
+    assert sizes[-1] <= 2
+
+
+def test_a_forced_length_goes_past_the_end_token(llama):
+    decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(False)
+    llama.generation_config.eos_token_id = decoder.generate(ids, mask, FAST, 0).token_ids[0][0]
+    forced = decoder.generate(ids, mask, FAST, 0, forced_length=6)
+    slow = decoder.generate(ids, mask, replace(FAST, engine="transformers"), 0, forced_length=6)
+    assert forced.token_ids == slow.token_ids
+    assert {len(row) for row in forced.token_ids} == {6}
+
+
+def test_one_token_needs_no_step(llama):
+    decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
+    assert [len(row) for row in decoder.generate(ids, mask, FAST, 0, forced_length=1).token_ids] == [1] * 5
+
+
+def test_the_reason_is_named_where_it_does_not_serve(llama):
+    assert unsupported_reason(llama, FAST) is None
+    assert unsupported_reason(llama, replace(FAST, num_beams=2)) == "beams"
+    assert unsupported_reason(llama, replace(FAST, stop=["x"])) == "stop strings"
+    assert unsupported_reason(llama, replace(FAST, options={"min_p": 0.1})) == "decoding.options (min_p)"
+    llama.config._attn_implementation = "flex_attention"
+    assert unsupported_reason(llama, FAST) == "flex_attention attention"

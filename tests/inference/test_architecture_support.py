@@ -1,0 +1,70 @@
+import pytest
+import tiny_configs
+import torch
+from reference import build_model
+from transformers import DynamicCache
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference import architecture_support, shallow_view
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("roberta", "RobertaForCausalLM is refused: its positions begin behind its padding id"),
+        (
+            "recurrent_gemma",
+            "RecurrentGemmaForCausalLM is refused: its layers keep what they remember of a prompt to themselves",
+        ),
+        ("dory", r"DoryForCausalLM is refused: its layers run in loops .*\(n_recurrent_loops\)"),
+        ("zaya", r"ZayaForCausalLM is refused: its layers read what those before them pass on \(prev_router_hidden_states\)"),
+        ("hy_v4", r"HYV4ForCausalLM is refused: .* \(indexer_types\)"),
+        ("rwkv", "RwkvForCausalLM is refused: what it remembers of a prompt is no cache with a part for every layer"),
+    ],
+)
+def test_what_hangs_together_is_refused_by_reason(model_type, reason):
+    with pytest.raises(UsageError, match=reason):
+        shallow_view.shallow_view(tiny_configs.build(model_type), (0, 5))
+
+
+def test_a_model_of_attention_layers_is_not_refused(llama):
+    assert architecture_support.unsupported_reason(llama) is None
+    assert (
+        architecture_support.missing_attention_layers(
+            shallow_view.new_cache(llama), shallow_view.new_cache(shallow_view.shallow_view(llama, (0, 5))), (0, 5)
+        )
+        is None
+    )
+
+
+def test_recurrent_layers_alone_do_not_count_positions():
+    model = tiny_configs.build("bamba")
+    with pytest.raises(UsageError, match=r"one of the layers \[2, 5\] among those kept, got \[0, 1\]: only attention counts"):
+        shallow_view.shallow_view(model, (0, 1))
+
+
+def test_given_text_is_taken_up_token_by_token_where_there_is_a_state():
+    model = tiny_configs.build("mamba")
+    ids = torch.randint(2, 100, (1, 9), generator=torch.Generator().manual_seed(0))
+    cache = shallow_view.new_cache(model)
+    assert architecture_support.is_all_recurrent(cache)
+    with torch.no_grad():
+        expected = model(ids).logits
+        shallow_view.forward_with_cache(model, ids[:, :4], torch.ones(1, 4), cache)
+        fork = shallow_view.fork_cache(cache, range(6))
+        got = [shallow_view.forward_with_cache(model, ids[:, 4:], torch.ones(1, 9), one) for one in (fork, cache)]
+    assert torch.allclose(got[0], expected[:, 4:], atol=1e-4)
+    assert torch.equal(got[0], got[1])  # a fork leaves the state that it began with as it was
+
+
+def test_states_count_as_bytes():
+    model = tiny_configs.build("mamba")
+    cache = shallow_view.new_cache(model)
+    assert shallow_view.kv_bytes(cache) == 0
+    shallow_view.forward_with_cache(model, torch.ones(1, 4, dtype=torch.long), torch.ones(1, 4), cache)
+    held = [*cache.layers[0].conv_states.values(), *cache.layers[0].recurrent_states.values()]
+    assert shallow_view.kv_bytes(cache) == 6 * sum(tensor.nbytes for tensor in held) > 0
+
+
+def test_plain_caches_are_not_recurrent():
+    assert not architecture_support.is_recurrent(DynamicCache(config=build_model("mistral").config))

@@ -1,0 +1,52 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from reference import NUM_LAYERS, build_model, random_ids
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.strategies.plan import Stage, make_plan
+
+COMPILED = DecodingConfig(name="g", max_new_tokens=10, engine="fast", compile="on")
+
+
+@pytest.fixture
+def compiler():
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        pytest.skip(f"no C++ compiler: {error}")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "bloom"])
+def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
+    model = build_model(name)
+    decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)))
+    spent = []
+    for length, padded, ends in ((9, True, None), (20, False, None), (9, True, [7, 20, 33, 40, 50])):
+        model.generation_config.eos_token_id = ends
+        ids = random_ids(3, length, seed=length)
+        mask = torch.ones_like(ids)
+        mask[1, : 3 * padded] = 0
+        fast = decoder.generate(ids * mask, mask, COMPILED, 0)
+        slow = decoder.generate(ids * mask, mask, replace(COMPILED, engine="transformers"), 0)
+        assert fast.token_ids == slow.token_ids
+        spent.append(fast.compile_seconds)
+    assert spent[0] > 0
+    assert spent[1:] == [0, 0]  # longer prompts fit into the same buffers
+
+
+def test_compiled_stages_take_over_from_one_another(llama, compiler):
+    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(NUM_LAYERS, None, None))
+    decoder = Decoder(llama, replace(plan, later_stages=(Stage(3, (0, 5)),)))
+    ids = random_ids(2, 6)
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    fast = decoder.generate(ids * mask, mask, COMPILED, 0)
+    slow = decoder.generate(ids * mask, mask, replace(COMPILED, engine="transformers"), 0)
+    assert fast.token_ids == slow.token_ids

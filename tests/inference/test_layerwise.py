@@ -1,0 +1,88 @@
+import pytest
+import torch
+from reference import NUM_LAYERS, random_ids
+
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.layerwise import LayerwiseModel, calls_after_layers
+from ulskip_cli.training.two_pass import add_dropout
+
+
+def batch():
+    ids = random_ids(2, 7)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    return ids, mask
+
+
+def test_layers_one_by_one_are_the_models_own_forward(model):
+    ids, mask = batch()
+    expected = shallow_view.forward_with_cache(model, ids, mask, shallow_view.new_cache(model))
+    parts, cache = LayerwiseModel(model), shallow_view.new_cache(model)
+    entry = parts.enter(ids, cache, **shallow_view.placing(model, mask, 7))
+    hidden = entry.hidden
+    for index in range(NUM_LAYERS):
+        hidden = parts.layer(index, hidden, entry)
+    torch.testing.assert_close(parts.logits(hidden), expected)
+    assert cache.get_seq_length() == 7
+
+
+def test_what_comes_behind_any_layer_is_that_of_a_shallower_view(model):
+    ids, mask = batch()
+    parts, cache = LayerwiseModel(model), shallow_view.new_cache(model)
+    entry = parts.enter(ids, cache, **shallow_view.placing(model, mask, 7))
+    hidden = parts.layer(1, parts.layer(0, entry.hidden, entry), entry)
+    view = shallow_view.shallow_view(model, (0, 1))
+    torch.testing.assert_close(
+        parts.logits(hidden), shallow_view.forward_with_cache(view, ids, mask, shallow_view.new_cache(view))
+    )
+
+
+def test_modules_behind_the_layers_serve_where_they_are_all_that_happens(model):
+    parts = LayerwiseModel(model)
+    assert bool(parts._chain) == (model.config.model_type != "gemma2")  # which caps its logits in between
+
+
+def test_the_model_is_not_touched(model):
+    before = {name: id(module) for name, module in model.named_modules()}
+    parts = LayerwiseModel(model)
+    ids, mask = batch()
+    parts.enter(ids, shallow_view.new_cache(model), **shallow_view.placing(model, mask, 7))
+    assert before == {name: id(module) for name, module in model.named_modules()}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_pass_enters_where_the_cache_ends(llama):
+    ids, mask = batch()
+    parts, cache = LayerwiseModel(llama), shallow_view.new_cache(llama)
+    shallow_view.forward_with_cache(llama, ids[:, :4], mask[:, :4], cache)
+    entry = parts.enter(ids[:, 4:], cache, **shallow_view.placing(llama, mask, 3))
+    hidden = entry.hidden
+    for index in range(NUM_LAYERS):
+        hidden = parts.layer(index, hidden, entry)
+    whole = shallow_view.forward_with_cache(llama, ids, mask, shallow_view.new_cache(llama))
+    torch.testing.assert_close(parts.logits(hidden), whole[:, 4:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_final_norm_and_head_are_found_in_every_architecture(model, rows):
+    ids = torch.zeros(rows, 1, dtype=torch.long)
+
+    def step():
+        shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), shallow_view.new_cache(model), last_only=True)
+
+    with torch.inference_mode():
+        calls = [call for call in calls_after_layers(model, step) if not isinstance(call[0], torch.nn.Dropout)]
+        assert [type(module).__name__[-4:] for module, _, _ in calls] in (["Norm", "near"], ["orm1", "near"])
+        assert calls[-1][0] is model.get_output_embeddings()
+        assert calls[0][1][0].shape == (rows, 1, 32)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_probing_draws_no_random_numbers(llama):
+    llama.train()
+    add_dropout(llama, 0.5)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    LayerwiseModel(llama)
+    torch.testing.assert_close(torch.rand(3), expected)

@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.strategies.cost import WeightSizes
+from ulskip_cli.strategies.memory import parse_bytes
+from ulskip_cli.strategies.plan import make_plan
+
+FACTS = ModelMetadata(num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12))
+SIZES = replace(FACTS, total_bytes=10_000, workspace_bytes_per_token=10, workspace_bytes_per_sequence=50)
+LONG = ["speed.prompt_tokens=10", "decoding.max_new_tokens=30"]
+
+
+def test_the_largest_batch_is_counted_by_hand():
+    memory = make_plan(compose(["ratio=2", "memory=100kB", *LONG]), SIZES).memory
+    encoding, decoding = 10 * (12 * 100 + 10) + 50, 40 * 6 * 100 + 50
+    assert (memory.strategy.sequence_bytes, memory.strategy.decoding_bytes) == (decoding, decoding)
+    assert memory.full.sequence_bytes == 40 * 1200 + 50
+    assert (memory.strategy.max_batch, memory.full.max_batch) == (90_000 // decoding, 90_000 // 48_050)
+    short = make_plan(compose(["ratio=2", "memory=100kB", "speed.prompt_tokens=10", "decoding.max_new_tokens=1"]), SIZES).memory
+    assert short.strategy.sequence_bytes == encoding  # every layer's keys, before any is dropped
+    assert short.strategy.max_in_flight > short.full.max_in_flight  # prompts one by one
+
+
+@given(st.integers(20_000, 10**7), st.integers(1, 500), st.integers(1, 500), st.sampled_from(["all", "kept"]))
+def test_what_is_promised_fits_and_one_more_does_not(budget, prompt, new, prompt_layers):
+    overrides = [f"memory={budget}", f"speed.prompt_tokens={prompt}", f"decoding.max_new_tokens={new}"]
+    try:
+        memory = make_plan(compose([*overrides, f"prompt_layers={prompt_layers}", "ratio=3"]), SIZES).memory
+    except UsageError as error:
+        assert "of one sequence" in str(error)
+        return
+    for print_ in (memory.strategy, memory.full):
+        room = budget - memory.weight_bytes
+        assert print_.max_batch * print_.sequence_bytes <= room < (print_.max_batch + 1) * print_.sequence_bytes
+        assert print_.max_in_flight >= print_.max_batch
+    assert memory.strategy.max_batch >= memory.full.max_batch
+    assert memory.strategy.max_in_flight >= memory.full.max_in_flight
+
+
+def test_beams_take_their_multiple():
+    one, four = (
+        make_plan(compose(["memory=1MB", f"decoding.num_beams={n}", *LONG]), SIZES).memory.full.sequence_bytes for n in (1, 4)
+    )
+    assert four == 4 * one
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("24GiB", 24 * 2**30), ("16 gb", 16 * 10**9), ("800M", 800 * 10**6), ("1.5k", 1500), ("12", 12)]
+)
+def test_sizes_as_people_write_them(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["much", "24 GiB of it", "-3GB", ""])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(UsageError, match="expected memory=<number of bytes>"):
+        parse_bytes(text)
+
+
+def test_a_budget_that_is_too_small_or_unknowable_is_refused():
+    with pytest.raises(UsageError, match="of the weights and"):
+        make_plan(compose(["memory=10kB"]), SIZES)
+    with pytest.raises(UsageError, match="unknown until the model's files are here"):
+        make_plan(compose(["memory=10GB"]), FACTS)

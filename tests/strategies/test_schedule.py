@@ -1,0 +1,101 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.strategies import schedule
+
+GOLDEN = {  # the published code's picks for 30 layers
+    2: (*range(0, 27, 2), 29),
+    3: (*range(0, 25, 3), 29),
+    5: (0, 6, 12, 18, 24, 29),
+    10: (0, 15, 29),
+}
+counts = st.integers(2, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(2, n)))
+
+
+@pytest.mark.parametrize(("ratio", "kept"), GOLDEN.items())
+def test_reference_equals_the_published_picks(ratio, kept):
+    assert schedule.reference(30, schedule.num_kept(30, ratio, tolerance=0)) == kept
+
+
+@pytest.mark.parametrize("spacing", [schedule.even, schedule.reference, schedule.first, schedule.last])
+def test_every_count_of_every_depth_is_met_exactly(spacing):
+    for num_layers in range(3, 201):
+        for num_kept in range(2, num_layers + 1):
+            kept = spacing(num_layers, num_kept)
+            assert len(kept) == num_kept
+            assert schedule.checked(num_layers, kept) == kept
+
+
+@given(counts)
+def test_spread_schedules_keep_both_ends(pair):
+    num_layers, num_kept = pair
+    for spacing in (schedule.even, schedule.reference):
+        kept = spacing(num_layers, num_kept)
+        assert (kept[0], kept[-1]) == (0, num_layers - 1)
+
+
+@given(counts)
+def test_even_gaps_differ_by_at_most_one_layer_around_the_mean(pair):
+    kept = schedule.even(*pair)
+    gaps = [b - a for a, b in pairwise(kept)]
+    assert max(gaps) - min(gaps) <= 1
+    assert not schedule.is_unbalanced(pair[0], kept)
+
+
+@given(st.integers(3, 200), st.floats(1, 300))
+def test_num_kept_is_the_floor_or_refused(num_layers, ratio):
+    if num_layers / ratio < 2 - 1e-9:
+        with pytest.raises(UsageError, match=f"highest reachable ratio is {num_layers / 2:g}"):
+            schedule.num_kept(num_layers, ratio)
+        return
+    count = schedule.num_kept(num_layers, ratio)
+    assert 2 <= count <= num_layers
+    assert count <= num_layers / ratio + 1e-6 < count + 1 + 1e-6
+
+
+@given(counts)
+def test_a_ratio_made_of_a_count_gives_that_count(pair):
+    num_layers, num_kept = pair
+    if num_layers >= 3:
+        assert schedule.num_kept(num_layers, num_layers / num_kept) == num_kept
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0, -1, float("nan"), float("inf")])
+def test_ratios_below_one_are_refused(ratio):
+    with pytest.raises(UsageError, match="expected ratio >= 1"):
+        schedule.num_kept(30, ratio)
+
+
+def test_too_shallow_models_are_refused():
+    with pytest.raises(UsageError, match="at least 3 decoder layers"):
+        schedule.num_kept(2, 1.0)
+
+
+def test_the_known_unbalanced_schedule():
+    kept = schedule.reference(32, schedule.num_kept(32, 1.5, tolerance=0))
+    assert kept == (*range(20), 31)
+    assert schedule.longest_gap(kept) == 11
+    assert schedule.is_unbalanced(32, kept)
+    assert not any(schedule.is_unbalanced(30, kept) for kept in GOLDEN.values())
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [([], "got none"), ([1, 1], "ascending"), ([2, 1], "ascending"), ([0, 6], "between 0 and 5")]
+)
+def test_lists_that_are_no_schedule_are_refused(layers, message):
+    with pytest.raises(UsageError, match=message):
+        schedule.checked(6, layers)
+
+
+@given(st.integers(3, 60).flatmap(lambda n: st.sets(st.integers(0, n), min_size=3).map(lambda found: tuple(sorted(found)))))
+def test_the_layer_left_out_leaves_the_smallest_largest_gap(kept):
+    shorter = schedule.without_one(kept)
+    assert set(shorter) < set(kept)
+    assert (shorter[0], shorter[-1], len(shorter)) == (kept[0], kept[-1], len(kept) - 1)
+    assert schedule.longest_gap(shorter) == min(
+        schedule.longest_gap([layer for layer in kept if layer != gone]) for gone in kept[1:-1]
+    )

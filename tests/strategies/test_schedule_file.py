@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.strategies.schedule_file import FORMAT, ScheduleFile, read
+
+ONE = ScheduleFile(
+    num_layers=12,
+    kept_layers=(0, 4, 7, 11),
+    strategy="unified",
+    strategy_options={"spacing": "even"},
+    target_ratio=3.0,
+    model="tiny",
+    made_by="ulskip export ratio=3",
+)
+
+
+def test_a_schedule_comes_back_as_it_was(tmp_path):
+    (tmp_path / "s.json").write_text(ONE.to_json())
+    assert read(tmp_path / "s.json") == ONE
+    assert list(json.loads(ONE.to_json()))[:4] == ["format", "format_version", "num_layers", "kept_layers"]
+
+
+def test_three_fields_are_enough(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps({"format": FORMAT, "num_layers": 4, "kept_layers": [0, 3]}))
+    assert read(tmp_path / "s.json") == ScheduleFile(4, (0, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[", "expected JSON"),
+        ("[]", '"format": "ulskip-schedule"'),
+        ('{"format": "other"}', '"format": "ulskip-schedule"'),
+        ('{"format": "ulskip-schedule", "format_version": 9}', "format_version 9"),
+        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0, "3"]}', "a list of integers"),
+        ('{"format": "ulskip-schedule", "num_layers": true, "kept_layers": [0]}', "num_layers, an integer"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(tmp_path, text, match):
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(UsageError, match=match):
+        read(tmp_path / "s.json")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere\.json"):
+        read(tmp_path / "nowhere.json")

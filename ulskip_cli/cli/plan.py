@@ -1,0 +1,86 @@
+"""A plan as lines for a terminal."""
+
+from ulskip_cli.report.strip import KEPT, SKIPPED, ranges, ruler, strip
+from ulskip_cli.strategies.exit_rule import ExitRule
+from ulskip_cli.strategies.memory import MemoryPlan
+from ulskip_cli.strategies.plan import Plan
+
+UNKNOWN = "unknown until the model's files are here"
+
+
+def plan_lines(plan: Plan, model: str) -> list[str]:
+    """The kept layers drawn and listed, and what they promise."""
+    target = "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x"
+    prompt = "every layer" if plan.prompt_layers == "all" else "the kept layers only"
+    facts = {
+        "target_speedup": target,
+        "layer_ratio": f"{plan.layer_ratio:.2f}x",
+        "predicted_speedup": UNKNOWN
+        if plan.predicted_speedup is None
+        else f"{plan.predicted_speedup:.2f}x in decode, by bytes read",
+        "KV bytes per token": UNKNOWN
+        if plan.kv_bytes_per_token is None
+        else f"{plan.kv_bytes_per_token:,} in all layers, {plan.kept_kv_bytes_per_token:,} kept after the prompt",
+        "the prompt runs": prompt,
+    }
+    if plan.prompt_layers == "kept":
+        facts["KV bytes per token"] = UNKNOWN if plan.kept_kv_bytes_per_token is None else f"{plan.kept_kv_bytes_per_token:,}"
+    if plan.memory is not None:
+        facts |= _memory_facts(plan.memory, plan.strategy)
+    width = max(map(len, facts))
+    return [
+        *(_exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept(plan, model)),
+        "",
+        *(f"  {key:<{width}}  {value}" for key, value in facts.items()),
+        *(f"  warning: {warning}" for warning in plan.warnings),
+    ]
+
+
+def _kept(plan: Plan, model: str) -> list[str]:
+    """The layers of a schedule."""
+    return [
+        f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers} layers in each decode step",
+        "",
+        f"  {strip(plan.num_layers, plan.kept_layers)}   {KEPT} kept  {SKIPPED} skipped",
+        f"  {ruler(plan.num_layers)}",
+        f"  kept: {ranges(plan.kept_layers)}",
+    ]
+
+
+def _exits(rule: ExitRule, what: str) -> list[str]:
+    """Where steps may end."""
+    threshold = (
+        "to be calibrated" if rule.threshold is None else f"{rule.threshold:g}, a tenth less after {rule.horizon} tokens"
+    )
+    return [
+        f"{what}: {rule.target_depth} of {rule.num_layers} layers in a decode step on average, as many as each token needs",
+        "",
+        f"  checked: behind {ranges(rule.checks)} layers",
+        f"  output heads in a step of {rule.target_depth} layers: {rule.heads(rule.target_depth)}",
+        f"  leaves at: {rule.confidence} >= threshold, {threshold}",
+    ]
+
+
+def _memory_facts(memory: MemoryPlan, strategy: str) -> dict[str, str]:
+    """The largest batches within a budget, beside those of the full model."""
+    own, full = memory.strategy, memory.full
+
+    def beside(mine: str, others: str) -> str:
+        return mine if strategy == "full" else f"{mine}; full {others}"
+
+    return {
+        "weights": f"{_gib(memory.weight_bytes)} of {_gib(memory.budget_bytes)}",
+        "tokens of a sequence": f"{memory.prompt_tokens} of the prompt, {memory.new_tokens} new",
+        "peak of a sequence": beside(_mib(own.sequence_bytes), _mib(full.sequence_bytes)),
+        "once it decodes": beside(_mib(own.decoding_bytes), _mib(full.decoding_bytes)),
+        "largest batch": beside(f"{own.max_batch:,}", f"{full.max_batch:,}"),
+        "most in flight": f"{beside(f'{own.max_in_flight:,}', f'{full.max_in_flight:,}')} (prompts encoded one by one)",
+    }
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"

@@ -1,0 +1,209 @@
+"""A sweep as it goes, on standard error: what is settled, what runs, how long it may take, and the best points so far."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from ulskip_cli.core.progress import NullProgress, ReportProgress, throttled
+from ulskip_cli.experiments.results import DONE, Row, is_done
+
+METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "exact_match": "exact"}
+FRONT_ROWS = 8
+
+
+class Named(Protocol):
+    """A job, as far as a board looks at it."""
+
+    @property
+    def id(self) -> str:
+        """Of its row."""
+
+    @property
+    def label(self) -> str:
+        """For people."""
+
+
+class SweepDisplay:
+    """Context manager; on a terminal a table that stays in place, elsewhere a line for what happens."""
+
+    def __init__(self, jobs: Sequence[Named], note: str | None = None) -> None:
+        """A board for these jobs."""
+        self.workers = 1
+        self._console = Console(stderr=True)
+        self._drawn = self._console.is_terminal
+        self._total, self._notes = len(jobs), [note] if note else []
+        self._states: dict[str, str] = {}
+        self._rows: dict[str, Row] = {}
+        self._running: list[str] = []
+        self._left: tuple[float, int] = (0.0, 0)
+        self._began = self._guessed_at = time.monotonic()
+        bars = (TextColumn("{task.description:<28}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        self._bars = Progress(*bars, console=self._console, disable=True)
+        self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4)
+        self._label = ""
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        if self._drawn:
+            self._live.start()
+        else:
+            for note in self._notes:
+                self._print(note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave the board as it stands."""
+        self._running.clear()
+        self._clear_bars()
+        if self._drawn:
+            self._live.stop()
+
+    def begins(self, job: Named) -> None:
+        """A job is run here."""
+        self._label = job.label
+        self._running = [job.label]
+
+    def settled(self, job: Named, row: Row | None, ran: bool) -> None:
+        """A job has its row."""
+        self._states[job.id] = row.get("status", DONE) if row else DONE
+        if row and is_done(row):
+            self._rows[job.id] = row
+        self._running = [line for line in self._running if line != job.label]
+        self._clear_bars()
+        if ran and not self._drawn:
+            rest = self._total - len(self._states)
+            left = f"; left: {time_left(self._left[0] / self.workers, self._left[1], rest)}" if rest else ""
+            self._print(f"{self._count()} {job.label}: {_told(row)}{left}")
+
+    def left(self, guess: tuple[float, int]) -> None:
+        """Seconds of what is to do, one after another, and how many points nothing is known of."""
+        self._left, self._guessed_at = guess, time.monotonic()
+
+    def running(self, lines: Sequence[str]) -> None:
+        """What workers are at."""
+        self._running = list(lines)
+
+    def note(self, text: str) -> None:
+        """Something that people should know."""
+        if self._drawn:
+            self._notes = [*self._notes[-2:], text]
+        else:
+            self._print(text)
+
+    def phase(self, label: str, total: int) -> ReportProgress:
+        """A bar for a stretch of the running job."""
+        self._clear_bars()
+        if not total:
+            return NullProgress().phase(label, total)
+        if not self._drawn:
+            self._print(f"{self._count(1)} {label} ({total})")
+            return NullProgress().phase(label, total)
+        task = self._bars.add_task(label.replace("[", r"\["), total=total, note="")
+        return throttled(total, lambda done, note: self._bars.update(task, completed=done, note=note))
+
+    def _count(self, more: int = 0) -> str:
+        return f"[{min(self._total, len(self._states) + more)}/{self._total}]"
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _clear_bars(self) -> None:
+        for task in self._bars.task_ids:
+            self._bars.remove_task(task)
+
+    def _picture(self) -> RenderableType:
+        settled = len(self._states)
+        counts = ", ".join(
+            f"{list(self._states.values()).count(state)} {state}" for state in dict.fromkeys(self._states.values())
+        )
+        known, unknown = self._left
+        seconds = max(0.0, known / self.workers - (time.monotonic() - self._guessed_at))
+        head = f"{settled} of {self._total} settled{f' ({counts})' if counts else ''}, {clock(time.monotonic() - self._began)}"
+        if settled < self._total:
+            head += f", left: {time_left(seconds, unknown, self._total - settled)}"
+        parts: list[RenderableType] = [Text(head, style="bold"), *(Text(note, style="yellow") for note in self._notes)]
+        parts += [Text(f"  {line}") for line in self._running]
+        if self._bars.tasks:
+            parts.append(self._bars)
+        best = front(list(self._rows.values()))
+        return Group(*parts, *([_drawn(best)] if best else []))
+
+
+def front(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other of the same model, task and pair beats in both speed and quality, the fastest last."""
+    metric = _metric(rows)
+    if metric is None:
+        return []
+    known = [row for row in rows if row.get(metric) is not None and _speedup(row) is not None]
+
+    def beaten(row: Row) -> bool:
+        mine = (_speedup(row) or 0.0, row[metric])
+        alike = [one for one in known if all(one.get(key) == row.get(key) for key in ("model", "task", "pair", "batch_size"))]
+        others = [(_speedup(one) or 0.0, one[metric]) for one in alike]
+        return any(speed >= mine[0] and quality >= mine[1] and (speed, quality) != mine for speed, quality in others)
+
+    return sorted((row for row in known if not beaten(row)), key=lambda row: _speedup(row) or 0.0)
+
+
+def time_left(seconds: float, unknown: int, total: int) -> str:
+    """A guess in words, with what it leaves out.
+
+    >>> time_left(90, 0, 3), time_left(90, 1, 3), time_left(0, 3, 3)
+    ('about 1:30', 'about 1:30 and 1 point of unknown length', 'unknown')
+    """
+    if unknown >= total:
+        return "unknown"
+    rest = f" and {unknown} point{'s' * (unknown > 1)} of unknown length" if unknown else ""
+    return f"about {clock(seconds)}{rest}"
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, hours where there are any.
+
+    >>> clock(61), clock(3723)
+    ('1:01', '1:02:03')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _drawn(rows: Sequence[Row]) -> Table:
+    metric = _metric(rows) or ""
+    table = Table(title="the best so far: no point is both faster and better", title_justify="left", title_style="")
+    for name in ("strategy", "target", "batch", "speedup", METRICS[metric]):
+        table.add_column(name, justify="left" if name == "strategy" else "right")
+    for row in rows[-FRONT_ROWS:]:
+        target = "–" if row["target_speedup"] is None else f"{row['target_speedup']:g}x"
+        table.add_row(row["strategy"], target, str(row["batch_size"]), f"{_speedup(row):.2f}", f"{row[metric]:.1f}")
+    return table
+
+
+def _metric(rows: Sequence[Row]) -> str | None:
+    return next((key for key in METRICS if any(row.get(key) is not None for row in rows)), None)
+
+
+def _speedup(row: Row) -> float | None:
+    measured = row.get("measured_speedup")
+    return measured if measured is not None else row.get("predicted_speedup")
+
+
+def _told(row: Row | None) -> str:
+    """What came of a job, in a few words."""
+    if row is None or not is_done(row):
+        return f"{row['status']}: {row['reason']}" if row else "settled elsewhere"
+    metric, parts = _metric([row]), []
+    if row.get("point_seconds"):
+        parts.append(f"{row['point_seconds']:.1f} s")
+    if _speedup(row) is not None:
+        parts.append(f"{_speedup(row):.2f}x")
+    if metric:
+        parts.append(f"{METRICS[metric]} {row[metric]:.1f}")
+    return ", ".join([DONE, *parts])

@@ -1,0 +1,125 @@
+"""Which values a configuration may have and which go together, as far as no model is needed to tell. No torch."""
+
+import operator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ulskip_cli.core.config_schema import AUTO, Config, DecodingConfig, TrainingConfig
+from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
+
+LIMITS = {
+    "minimum": (operator.ge, ">="),
+    "above": (operator.gt, ">"),
+    "maximum": (operator.le, "<="),
+    "below": (operator.lt, "<"),
+}
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Refuse values that the schema's choices and limits exclude, in a config and its parts.
+
+    Raises:
+        UsageError: names the key, what was expected and what came.
+    """
+    for one in fields(config):
+        key, value = f"{prefix}{one.name}", getattr(config, one.name)
+        if is_dataclass(value):
+            check_fields(value, f"{key}.")
+        elif value is not None and one.metadata:
+            if one.metadata["choices"]:
+                require_choice(key, value, one.metadata["choices"])
+            for name, limit in one.metadata["limits"].items():
+                holds, sign = LIMITS[name]
+                if not holds(value, limit):
+                    raise UsageError(f"expected {key} {sign} {limit:g}, got {value:g}")
+
+
+def check_run(config: Config) -> None:
+    """Refuse values that no run can have.
+
+    Raises:
+        UsageError: names the key, what was expected and what came.
+        NotApplicable: each value is fine, but they do not go together.
+    """
+    _check_shared(config)
+    _check_decoding_together(config.decoding)
+    _check_drafts(config)
+    if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
+        raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Refuse values that no training can have.
+
+    Raises:
+        UsageError: names the key, what was expected and what came.
+    """
+    _check_shared(config)
+    train = config.train
+    for key in ("quantization", "device_map"):
+        if getattr(config.model, key) is not None:
+            raise UsageError(f"model.{key} is for running a model; training needs whole weights on one device")
+    if not train.ratios:
+        raise UsageError("expected at least one of train.ratios, got none")
+    if not train.ce_weight + train.full_weight + train.distill_weight:
+        raise UsageError("expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0 for all")
+    if train.ratio_weights is not None and (
+        len(train.ratio_weights) != len(train.ratios) or min(train.ratio_weights) < 0 or not sum(train.ratio_weights)
+    ):
+        raise UsageError(
+            f"expected train.ratio_weights >= 0, not all 0, for each of {len(train.ratios)} ratios, got {train.ratio_weights}"
+        )
+    if train.validation and train.held_out:
+        raise UsageError("expected train.validation or train.held_out, got both")
+
+
+def check_decoding(decoding: DecodingConfig) -> None:
+    """Refuse values that no decoding can have.
+
+    Raises:
+        UsageError: names the key, what was expected and what came.
+    """
+    check_fields(decoding, "decoding.")
+    _check_decoding_together(decoding)
+
+
+def _check_decoding_together(decoding: DecodingConfig) -> None:
+    """Refuse sampling options without sampling, and empty stop strings."""
+    if not all(decoding.stop):
+        raise UsageError("expected decoding.stop to list strings that are not empty")
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    changed = [key for key, default in sampling.items() if getattr(decoding, key) != default]
+    if changed and not decoding.do_sample:
+        raise UsageError(f"decoding.{changed[0]} is for sampling; add decoding.do_sample=true or take decoding=sample")
+
+
+def _check_drafts(config: Config) -> None:
+    """What drafting does not go with, and what to do instead."""
+    decoding, drafts = config.decoding, config.decoding.draft_tokens
+    if drafts != AUTO and (isinstance(drafts, str) or drafts < 0):
+        raise UsageError(f"expected decoding.draft_tokens to be a number, 0 for no drafts, or {AUTO}; got {drafts}")
+    if not drafts:
+        return
+    refused = {
+        "beams; set decoding.num_beams=1": decoding.num_beams > 1,
+        "stop strings; set decoding.stop=[]": bool(decoding.stop),
+        "options of transformers' generate; set decoding.options=null": bool(decoding.options),
+        "another engine; set decoding.engine=auto": decoding.engine != "auto",
+        "compiled steps; set decoding.compile=auto": decoding.compile == "on",
+        "prompt_layers=kept, since every layer checks the drafts; set prompt_layers=all": config.prompt_layers == "kept",
+        "ratio_basis=latency, which times steps without checks; set ratio_basis=cost": config.ratio_basis == "latency",
+    }
+    for what, found in refused.items():
+        if found:
+            raise NotApplicable(f"decoding.draft_tokens={drafts} does not go with {what}, or decoding.draft_tokens=0")
+
+
+def _check_shared(config: Config | TrainingConfig) -> None:
+    """What runs and trainings have in common."""
+    for group, node in (("task", config.task), ("strategy", config.strategy)):
+        if not {"_target_", "name"} <= node.keys():
+            raise UsageError(f"expected _target_ and name in the {group} config, got {', '.join(node) or 'nothing'}")
+    check_fields(config)
+    for key in ("quantization", "device_map", "adapter"):
+        if getattr(config.model, key) is not None and config.model.source == "random":
+            raise UsageError(f"model.{key} is for pretrained weights, not for model=random")

@@ -1,0 +1,117 @@
+"""Answers kept batch by batch, so that a run that was killed goes on where it stopped."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.experiments.results import append_line, read_jsonl, write_atomic
+from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
+
+SYNC_SECONDS = 1.0  # between waits for the disk; a kill loses nothing that was written, a power cut the last second
+
+
+@dataclass(frozen=True)
+class FinishedBatch:
+    """One finished batch.
+
+    Attributes:
+        positions: of its prompts in the task's order.
+        output: tokens and seconds.
+        batch_size: what fitted into memory after it.
+        peak_memory_bytes: seen until its end.
+        elapsed_seconds: of the run until its end, over all attempts.
+    """
+
+    positions: list[int]
+    output: BatchOutput
+    batch_size: int
+    peak_memory_bytes: int
+    elapsed_seconds: float
+
+
+class BatchCheckpoints:
+    """The finished batches of one unfinished run."""
+
+    def __init__(self, path: Path, origin: dict[str, Any], began: float | None = None) -> None:
+        """Take up what an earlier attempt left.
+
+        Args:
+            path: of the file.
+            origin: of code and machine; batches of another are dropped, since a row has one provenance.
+            began: when this attempt did, on the clock of `time.monotonic`; None: now.
+        """
+        self._path, self._origin = path, json.loads(json.dumps(origin))
+        self._synced_at = time.monotonic()
+        self._began = self._synced_at if began is None else began
+        lines = read_jsonl(path)
+        if not lines or lines[0] != {"origin": self._origin}:
+            lines = []
+        self._kept = _readable(lines[1:])
+        self._begun = bool(lines)
+
+    def batches(self, order: Sequence[int]) -> list[FinishedBatch]:
+        """The batches that are done, if they are the first of this order; the file holds no others afterwards."""
+        start, valid = 0, []
+        for batch in self._kept:
+            if list(order[start : start + len(batch.positions)]) != batch.positions:
+                break
+            valid.append(batch)
+            start += len(batch.positions)
+        self._kept = valid
+        if not self._begun:
+            self._path.unlink(missing_ok=True)
+        else:
+            write_atomic(self._path, "".join(f"{line}\n" for line in self._lines()))
+        return valid
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Of the run so far, over all attempts."""
+        before = self._kept[-1].elapsed_seconds if self._kept else 0.0
+        return before + time.monotonic() - self._began
+
+    def add(self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int) -> None:
+        """Keep a batch.
+
+        Raises:
+            StorageError: there is no room for it.
+        """
+        now = time.monotonic()
+        sync = now - self._synced_at >= SYNC_SECONDS
+        self._synced_at = now if sync else self._synced_at
+        if not self._begun:
+            append_line(self._path, json.dumps({"origin": self._origin}), sync=False)
+            self._begun = True
+        batch = FinishedBatch(list(positions), output, batch_size, peak_memory_bytes, self.elapsed_seconds)
+        append_line(self._path, json.dumps(asdict(batch)), sync=sync)
+
+    def remove(self) -> None:
+        """Forget it all: the run is done, or begins anew."""
+        self._path.unlink(missing_ok=True)
+        self._kept, self._begun = [], False
+
+    def _lines(self) -> list[str]:
+        return [json.dumps(line) for line in ({"origin": self._origin}, *map(asdict, self._kept))]
+
+
+def _readable(lines: Sequence[dict[str, Any]]) -> list[FinishedBatch]:
+    """The batches up to the first line that is none."""
+    kept = []
+    for line in lines:
+        try:
+            kept.append(_read(line))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            break
+    return kept
+
+
+def _read(line: dict[str, Any]) -> FinishedBatch:
+    output = line["output"]
+    drafts = output["drafts"] and DraftStats(**output["drafts"])
+    exits = output["exits"] and ExitStats(
+        {int(depth): count for depth, count in output["exits"]["depths"].items()}, output["exits"]["check_seconds"]
+    )
+    return FinishedBatch(**{**line, "output": BatchOutput(**{**output, "drafts": drafts, "exits": exits})})

@@ -1,0 +1,168 @@
+"""What a strategy measures on held-out examples before it decides: options filled in once, stored, and used again."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ulskip_cli import __version__
+from ulskip_cli.core.config import baseline_config, instantiate, resolved_config
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.results import ROW_VERSION, ResultsFolder, Row, read_object, write_atomic
+from ulskip_cli.experiments.workload import Workload
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.block_influence import block_influence
+from ulskip_cli.inference.decoder import Decoder, generate_all
+from ulskip_cli.inference.engines.base import ExitStats
+from ulskip_cli.inference.loading import LoadedModel
+from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.strategies import NeedsCalibration
+from ulskip_cli.strategies.plan import Plan, make_plan
+from ulskip_cli.strategies.schedule_file import ScheduleFile
+
+LOSS_BATCH = 16  # examples at once
+KEPT_PROMPT_BYTES = 2**30  # keys and values of encoded prompts that are held between tries
+
+
+@dataclass
+class HeldOutEvaluator:
+    """A loaded model on held-out examples; see `strategies.HeldOut`."""
+
+    config: Config
+    loaded: LoadedModel
+    work: Workload
+    progress: ProgressCallback
+    _losses: dict[bool, ReferenceLoss] = field(default_factory=dict)
+    _exiting: Decoder | None = None
+
+    def output_lengths(self) -> list[int]:
+        """Of the full model, by the run's own decoding."""
+        baseline = baseline_config(self.config)
+        decoder = Decoder(self.loaded.model, make_plan(baseline, self.loaded.facts), self.loaded.tokenizer)
+        told = self.progress.phase("calibrate: answers", len(self.work.prompts))
+        lengths = [0] * len(self.work.prompts)
+        size = BatchSize(self.config.batch_size)
+        for positions, output in generate_all(
+            decoder, self.work.prompts, baseline.decoding, size, self.work.pad, self.config.seed, lambda done, _: told(done)
+        ):
+            for position, ids in zip(positions, output.token_ids, strict=True):
+                lengths[position] = len(ids)
+        return lengths
+
+    def block_influence(self) -> list[float]:
+        """Over prompts and references."""
+        texts = [one.prompt_ids + one.response_ids for one in self.work.encoded or []]
+        return block_influence(self.loaded.model, texts, LOSS_BATCH, self.progress.phase("calibrate: influence", len(texts)))
+
+    def decode_loss(self, kept_layers: Sequence[int]) -> float:
+        """Of the references; prompts that all layers encode are encoded once for all tries."""
+        strategy = {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
+        plan = make_plan(replace(self.config, strategy=strategy), self.loaded.facts)
+        decoder = Decoder(self.loaded.model, plan)
+        shared = plan.prompt_layers == "all"
+        if not shared or shared not in self._losses:
+            self._losses[shared] = ReferenceLoss(
+                self.work.encoded or [], BatchSize(LOSS_BATCH), self.work.pad, KEPT_PROMPT_BYTES if shared else 0
+            )
+        return self._losses[shared].of(decoder)
+
+    def mean_depth(self, options: Mapping[str, Any]) -> float:
+        """Over the answers that the run's own decoding gives, batches as in the run."""
+        config = replace(self.config, strategy={**self.config.strategy, **options})
+        plan = make_plan(config, self.loaded.facts)
+        assert plan.exits is not None
+        if self._exiting is None:
+            self._exiting = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
+        decoder, size, total = self._exiting.under(plan.exits), BatchSize(config.batch_size), ExitStats()
+        for _, output in generate_all(decoder, self.work.prompts, config.decoding, size, self.work.pad, config.seed):
+            total += output.exits or ExitStats()
+        return float(plan.num_layers) if total.mean_depth is None else total.mean_depth
+
+    def tell(self, done: int, total: int) -> None:
+        """One bar for the whole search."""
+        if done == 1:
+            self._told = self.progress.phase("calibrate: search", total)
+        self._told(done)
+
+
+def calibrate_strategy(
+    config: Config, loaded: LoadedModel, work: Workload | None, progress: ProgressCallback
+) -> tuple[Config, Row | None]:
+    """The configuration with what its strategy has to measure first, from the results folder where it was before.
+
+    Args:
+        config: of a point.
+        loaded: its model.
+        work: the held-out examples; None where nothing is to be measured, or where there are no texts.
+        progress: who watches.
+
+    Returns:
+        The configuration, and what a row says of the calibration.
+    """
+    strategy = instantiate(config.strategy, "strategy")
+    if work is None or not isinstance(strategy, NeedsCalibration) or strategy.is_calibrated:
+        return config, None
+    num_layers, num_kept = loaded.facts.num_layers, make_plan(config, loaded.facts).target_kept
+    key = _key(config, strategy, num_kept, work)
+    path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
+    stored = read_object(path)
+    if stored is None:
+        began = time.monotonic()
+        torch.manual_seed(config.seed)
+        found = strategy.calibrate(num_layers, num_kept, HeldOutEvaluator(config, loaded, work, progress))
+        stored = {
+            "id": key,
+            "strategy": config.strategy["name"],
+            "num_layers": num_layers,
+            "num_kept": num_kept if "num_kept" in strategy.calibrated_for else None,
+            "examples": len(work.examples),
+            "data": work.task and work.task.data,
+            "options": found.options,
+            "notes": found.notes,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        write_atomic(path, json.dumps(stored, indent=1) + "\n")
+    found_config = replace(config, strategy={**config.strategy, **stored["options"]})
+    plan = make_plan(found_config, loaded.facts)
+    if plan.exits or plan.later_stages:  # no one set of layers
+        return found_config, stored
+    shared = f"{key}-{plan.target_kept}of{num_layers}.schedule.json"
+    write_atomic(path.with_name(shared), _schedule(config, plan).to_json())
+    return found_config, {**stored, "schedule": shared}
+
+
+def _schedule(config: Config, plan: Plan) -> ScheduleFile:
+    """What was found as a file that `strategy=custom strategy.file=` reads anywhere."""
+    return ScheduleFile(
+        num_layers=plan.num_layers,
+        kept_layers=plan.kept_layers,
+        strategy=plan.strategy,
+        strategy_options=plan.options,
+        target_ratio=plan.target_speedup,
+        ratio_basis=config.ratio_basis,
+        prompt_layers=plan.prompt_layers,
+        model=config.model.path,
+        made_by=f"ulskip {__version__}: calibration on held-out examples",
+    )
+
+
+def _key(config: Config, strategy: NeedsCalibration, num_kept: int, work: Workload) -> str:
+    """12 hex digits of everything that a calibration depends on."""
+    plain = resolved_config(config)
+    depends: dict[str, Any] = {"num_kept": num_kept, "decoding": plain["decoding"], "batch_size": config.batch_size}
+    parts = [
+        ROW_VERSION,
+        {key: value for key, value in plain["strategy"].items() if key != "description"},
+        {key: value for key, value in plain["model"].items() if key != "description"},
+        fingerprint(config.model),
+        {name: depends[name] for name in strategy.calibrated_for},
+        config.prompt_layers,
+        [(one.prompt_ids, one.response_ids) for one in work.encoded or []],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,41 @@
+"""The examples that a strategy is calibrated on, none of which a run evaluates. Imports no torch."""
+
+from collections.abc import Sequence
+
+from ulskip_cli.core.config import instantiate, is_calibrated
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.tasks import Task
+from ulskip_cli.tasks.example import Example
+
+
+def held_out_task(config: Config) -> tuple[Task, Sequence[Example]] | None:
+    """The task and the examples to calibrate on, without those that are evaluated; None where nothing is calibrated.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if is_calibrated(config.strategy):
+        return None
+    wanted, name = config.calibration.examples, config.strategy["name"]
+    task: Task = instantiate(config.task, "task")
+    if config.calibration.task is not None:
+        other: Task = instantiate({**config.task, **config.calibration.task}, "calibration.task")
+        evaluated = {(one.source, one.reference) for one in task.examples()[: config.limit]}
+        named = [one for one in other.examples() if (one.source, one.reference) not in evaluated][:wanted]
+        if not named:
+            raise UsageError(
+                "expected examples in calibration.task that are not evaluated themselves, got none; name other data"
+            )
+        return other, named
+    held_out = task.held_out()
+    if held_out is not None:
+        return held_out, held_out.examples()[:wanted]
+    examples = task.examples()
+    behind = examples[config.limit :][:wanted] if config.limit is not None else []
+    if not behind:
+        raise UsageError(
+            f"strategy={name} is calibrated on held-out examples; give calibration.task='{{source_file: ...}}' with the keys "
+            f"of the task that differ, or limit= below the {len(examples)} examples, which leaves the others for it"
+        )
+    return task, behind

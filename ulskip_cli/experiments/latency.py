@@ -1,0 +1,180 @@
+"""Timings of what layers cost here, for targets that are met by the clock."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
+from ulskip_cli.experiments.paired_timing import measure_pairs
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.timing import median_interval
+from ulskip_cli.strategies import schedule
+from ulskip_cli.strategies.cost import LatencyFit
+from ulskip_cli.strategies.plan import Plan
+
+NEW_TOKENS = 24
+LINE_ROUNDS, WARM_UP = 3, 1
+MEET_ROUNDS, MEET_PAIRS = 8, 5
+CLOSE = 0.0075  # half the interval of the speedup's error, as a share, that ends the search
+
+Prompts = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class DepthMeasurement:
+    """Pairs of full and a schedule that were timed on the way.
+
+    Attributes:
+        depth: mean layers in a decode step.
+        speedup: median of the pairs.
+    """
+
+    depth: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class LatencyTargetFit:
+    """The schedule that a timing chose for a target.
+
+    Attributes:
+        depth: mean layers in a decode step.
+        fit: the line over numbers of layers that it started from.
+        offset: what a step's share of the full time is above that line.
+        trials: what was timed at and around that depth.
+    """
+
+    depth: float
+    fit: LatencyFit
+    offset: float
+    trials: tuple[DepthMeasurement, ...]
+
+    def told(self) -> dict[str, Any]:
+        """As a row keeps it, with what it promises."""
+        return {
+            **asdict(self.fit),
+            "residuals": self.fit.residuals,
+            "depth": self.depth,
+            "offset": self.offset,
+            "trials": [asdict(trial) for trial in self.trials],
+            "speedup": 1 / (self.fit.share(self.depth) + self.offset),
+        }
+
+
+def fit_step_latency(
+    model: PreTrainedModel,
+    num_layers: int,
+    prompts: Prompts,
+    decoding: DecodingConfig,
+    pad: int,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> LatencyFit:
+    """Time decode steps at several numbers of kept layers, in turns, and fit a line.
+
+    Args:
+        model: the full model, in evaluation mode.
+        num_layers: N.
+        prompts: (input_ids, attention_mask) of the batch size that matters, each [batch, prompt_len]; used in turn.
+        decoding: how tokens are chosen, and by which engine.
+        pad: padding id.
+        on_round: called with the number of rounds done.
+    """
+    decoders = {count: Decoder(model, _plan(num_layers, count)) for count in counts(num_layers)}
+    seconds: dict[int, list[float]] = {count: [] for count in decoders}
+    for i in range(WARM_UP + LINE_ROUNDS):
+        ids, mask = prompts[i % len(prompts)]
+        order = list(decoders)
+        for count in order[i % len(order) :] + order[: i % len(order)]:
+            output = decoders[count].generate(ids, mask, decoding, pad, forced_length=NEW_TOKENS)
+            if i >= WARM_UP:
+                seconds[count].append(output.decode_seconds / (NEW_TOKENS - 1))
+        on_round(i + 1)
+    return LatencyFit.of(num_layers, {count: median(spent) for count, spent in seconds.items()})
+
+
+def solve_depth_for_speedup(
+    fit: LatencyFit,
+    target_speedup: float,
+    measured: Callable[[float], tuple[float, Sequence[float]]],
+    on_round: Callable[[int], None] = lambda done: None,
+) -> LatencyTargetFit:
+    """The depth at which the clock shows a target speedup: from the line, then corrected by what pairs show.
+
+    Args:
+        fit: the line.
+        target_speedup: r >= 1.
+        measured: times pairs of full and a schedule of about a depth; the depth that it has, and the ratios.
+        on_round: called with the number of rounds done.
+
+    Raises:
+        UsageError: the target is out of reach.
+    """
+    fit.check(target_speedup)
+    depth, offset = fit.depth(target_speedup), 0.0
+    offsets: list[float] = []
+    trials: list[DepthMeasurement] = []
+    for i in range(MEET_ROUNDS):
+        had, ratios = measured(depth)
+        trials.append(DepthMeasurement(had, median(ratios)))
+        offsets += [1 / ratio - fit.share(had) for ratio in ratios]
+        interval = median_interval(offsets)
+        offset, before, depth = interval.median, depth, fit.depth(target_speedup, interval.median)
+        on_round(i + 1)
+        known = (interval.high - interval.low) / 2 * target_speedup <= CLOSE
+        if len(trials) > 1 and known and abs(fit.share(depth) - fit.share(before)) * target_speedup <= CLOSE:
+            break
+    return LatencyTargetFit(depth, fit, offset, tuple(trials))
+
+
+def make_pair_timer(
+    model: PreTrainedModel,
+    plan_of: Callable[[float], Plan],
+    prompts: Prompts,
+    decoding: DecodingConfig,
+    speed: SpeedConfig,
+    pad: int,
+) -> Callable[[float], tuple[float, Sequence[float]]]:
+    """What `meet` measures with: pairs as a run times them, of full and the plan of a depth.
+
+    Args:
+        model: the full model, in evaluation mode.
+        plan_of: the plan of a depth.
+        prompts: as for `calibrate`.
+        decoding: how tokens are chosen, and by which engine.
+        speed: new tokens of a sequence.
+        pad: padding id.
+    """
+    known: dict[tuple[tuple[int, ...], ...], Decoder] = {}
+
+    def decoder(plan: Plan) -> Decoder:
+        sets = tuple(stage.kept_layers for stage in plan.stages)
+        if sets not in known:
+            known[sets] = Decoder(model, plan)
+        return known[sets].with_stage_switch(plan.later_stages[0].first_step) if plan.later_stages else known[sets]
+
+    def measured(depth: float) -> tuple[float, Sequence[float]]:
+        plan = plan_of(depth)
+        full = decoder(_plan(plan.num_layers, plan.num_layers))
+        few = replace(speed, pairs=MEET_PAIRS, warmup=1)
+        pairs = measure_pairs(full, decoder(plan), prompts, decoding, few, pad)
+        return plan.mean_kept(speed.new_tokens - 1), pairs.ratios(lambda output: output.decode_seconds)
+
+    return measured
+
+
+def counts(num_layers: int) -> list[int]:
+    """The numbers of kept layers that are timed.
+
+    >>> counts(30)
+    [30, 20, 10, 2]
+    """
+    return sorted({num_layers, 2 * num_layers // 3, num_layers // 3, schedule.MIN_KEPT} - {0, 1}, reverse=True)
+
+
+def _plan(num_layers: int, count: int) -> Plan:
+    kept = schedule.even(num_layers, count)
+    return Plan("calibration", num_layers, kept, "all", None, num_layers / count, None, None, None, ())

@@ -1,0 +1,215 @@
+"""Adapter for lm-evaluation-harness: a model under a skipping schedule as one of the harness's models.
+
+Needs `pip install 'ulskip[lm-eval]'`. Importing this module registers the model with the harness under the name `ulskip`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lm_eval import __version__ as lm_eval_version
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from ulskip_cli.core.config import compose, identity, instantiate
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.experiments.results import ROW_VERSION, Row
+from ulskip_cli.experiments.runner import identity_row, provenance_row
+from ulskip_cli.experiments.workload import Workload
+from ulskip_cli.inference.batching import BatchSize, in_batches
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.scoring import given_logits
+from ulskip_cli.inference.teacher_forcing import encode_prompt
+from ulskip_cli.strategies import NeedsCalibration
+from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.tasks.encoding import padded
+
+ScoringRequest = tuple[Any, list[int], list[int]]  # the request's texts, token ids of context and of continuation
+Score = tuple[float, bool]  # log probability of a continuation, and whether it is the greedy one
+
+# Arguments of the harness's `hf` model that do not concern the weights. All others are keys of our configuration.
+_HARNESS_KEYS = (
+    *("max_length", "add_bos_token", "truncation", "logits_cache", "prefix_token_id", "softmax_dtype"),
+    *("think_end_token", "enable_thinking", "chat_template_args"),
+)
+_DECODING = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "no_repeat_ngram_size")
+FIRST_TOKEN_ONLY = "scored from the first token after the prompt alone, which comes from the full model under prompt_layers=all"
+
+
+@register_model("ulskip")
+class SkippingLM(HFLM):  # type: ignore[misc]
+    """A causal LM under one schedule.
+
+    Texts are generated as `ulskip run` generates them. Given continuations and their contexts are read by the kept layers
+    alone. With an explicit `prompt_layers=all` the context goes through all layers, and the first token of every
+    continuation then shows no loss.
+    """
+
+    def __init__(
+        self,
+        overrides: Sequence[str] = (),
+        batch_size: int | str = 1,
+        max_batch_size: int | None = 64,
+        device: str | None = None,
+        pretrained: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Load the model and make the schedule.
+
+        Args:
+            overrides: `key=value` overrides of our configuration.
+            batch_size: the number of sequences in a batch, or `auto`.
+            max_batch_size: the size that `auto` begins with; it is halved while a batch does not fit into memory.
+            device: `model.device`, where no override gives one.
+            pretrained: `model.path`, where no override gives one.
+            arguments: further keys of our configuration, e.g. `model`, `strategy`, `ratio`, `prompt_layers`, and arguments of
+                the harness's `hf` model that do not concern the weights.
+
+        Raises:
+            UsageError: a key is unknown, or the model or strategy cannot be evaluated by the harness.
+        """
+        harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
+        defaults = {"model.device": device, "model.path": pretrained}
+        overrides = [
+            *(f"{key}={value}" for key, value in defaults.items() if value is not None),  # of two overrides the later one wins
+            *overrides,
+            *(f"{key}={_override(value)}" for key, value in arguments.items()),
+        ]
+        self.ulskip_config = compose(overrides)
+        if self.ulskip_config.ratio_basis == "latency":
+            raise UsageError("ratio_basis=latency needs a task of ulskip's own to time; use layers or cost")
+        strategy = instantiate(self.ulskip_config.strategy, "strategy")
+        if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
+            raise UsageError(
+                f"strategy={self.ulskip_config.strategy['name']} is calibrated by `ulskip run` on a task of its own; run that, "
+                "and give here what its row has under calibration.options"
+            )
+        self.loaded = load(self.ulskip_config.model, self.ulskip_config.seed)
+        tokenizer = self.loaded.tokenizer
+        if tokenizer is None:
+            raise UsageError("random weights have no tokenizer; lm-evaluation-harness needs one")
+        self.plan = make_plan(self.ulskip_config, self.loaded.facts)
+        asked = any(text.startswith("prompt_layers=") for text in overrides)
+        stays = asked or self.plan.keeps_all or self.plan.exits
+        scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
+        self.decoder = Decoder(self.loaded.model, self.plan, tokenizer)
+        self.scorer = self.decoder if scoring == self.plan else Decoder(self.loaded.model, scoring, tokenizer)
+        self.scoring_plan = scoring
+        self.continuations = self.first_token_only = self._batches = 0
+        super().__init__(
+            pretrained=self.scorer.prompt_model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_batch_size=max_batch_size,
+            **harness_arguments,
+        )
+
+    @property
+    def _is_one_model(self) -> bool:
+        """True where the same layers read context and continuation, so that `HFLM` can score them in one pass."""
+        scorer = self.scorer
+        return scorer.prompt_model is scorer.view and len(scorer.stages) == 1 and not scorer.exits
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[ScoringRequest], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Score]:
+        """Score every continuation."""
+        self.continuations += len(requests)
+        self.first_token_only += sum(len(continuation) == 1 for _, _, continuation in requests)
+        if self._is_one_model:
+            one: list[Score] = super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+            return one
+        size = self.max_batch_size if self.batch_size == "auto" else self.batch_size
+        order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
+        scores: dict[int, Score] = {}
+        for positions, found in in_batches(order, BatchSize(override_bs or size), lambda at: self._scored(requests, at)):
+            for position, score in zip(positions, found, strict=True):
+                scores[position] = score
+                if requests[position][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[position][0], score)
+        return [scores[i] for i in range(len(requests))]
+
+    def _scored(self, requests: Sequence[ScoringRequest], positions: Sequence[int]) -> list[Score]:
+        """Score one batch in two passes: the contexts, then the continuations."""
+        responses = [requests[i][2] for i in positions]
+        wholes = [(requests[i][1] + requests[i][2])[-(self.max_length + 1) :] for i in positions]  # cut on the left, as hf does
+        prompts = [whole[: -len(response)] for whole, response in zip(wholes, responses, strict=True)]
+        pad, device = self.tokenizer.pad_token_id, self.scorer.device
+        prompt_ids, prompt_mask = (tensor.to(device) for tensor in padded(prompts, pad, left=True))
+        response_ids, mask = (tensor.to(device) for tensor in padded(responses, pad, left=False))
+        with torch.inference_mode():
+            prompt = encode_prompt(self.scorer.prompt_model, prompt_ids, prompt_mask)
+            logits = given_logits(self.scorer, prompt, response_ids, mask)[0]
+            chances = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
+        chosen = chances.gather(2, response_ids[:, :, None])[:, :, 0]
+        greedy = (chances.argmax(-1) == response_ids) | (mask == 0)
+        return [
+            (float(total), bool(all_greedy)) for total, all_greedy in zip((chosen * mask).sum(1), greedy.all(1), strict=True)
+        ]
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """Generate; returns token ids [batch, context and new tokens]."""
+        mask = torch.ones_like(context) if attention_mask is None else attention_mask
+        ends = {self.tokenizer.decode([end]) for end in _as_list(self.loaded.model.generation_config.eos_token_id)}
+        stops = [text for text in stop if text not in ends]
+        known = {key: options.pop(key) for key in _DECODING if options.get(key) is not None}
+        known["do_sample"] = bool(known.get("do_sample", False)) and known.get("temperature", 1.0) > 0
+        if not known["do_sample"]:
+            known = {key: value for key, value in known.items() if key not in ("temperature", "top_p", "top_k")}
+        decoding = replace(
+            self.ulskip_config.decoding,
+            max_new_tokens=max_length - context.shape[1],
+            stop=stops,
+            options={**(self.ulskip_config.decoding.options or {}), **options} or None,
+            **known,
+        )
+        self._batches += 1
+        seed = self.ulskip_config.seed * 1_000_003 + self._batches
+        output = self.decoder.generate(context, mask, decoding, self.tokenizer.pad_token_id, seed=seed)
+        new, _ = padded(output.token_ids, self.tokenizer.pad_token_id, left=False)
+        return torch.cat([context, new.to(context.device)], dim=1)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Facts that the harness writes beside its results; ours are under `ulskip`."""
+        return {
+            "model_num_parameters": self.loaded.model.num_parameters(),
+            "model_dtype": str(self.loaded.model.dtype),
+            "ulskip": self.row(),
+        }
+
+    def row(self) -> Row:
+        """The part of a row of results that all tasks share: everything but the scores."""
+        config = replace(self.ulskip_config, batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
+        work = Workload(None, [], None, 0, None)
+        row = {
+            **identity_row(config, self.plan, work, f"{ROW_VERSION} {identity(config)} {fingerprint(config.model)}", None),
+            **provenance_row(config, self.plan, self.loaded, 0),
+            "scored_prompt_layers": self.scoring_plan.prompt_layers,
+            "lm_eval_version": lm_eval_version,
+        }
+        if self.first_token_only and not self._is_one_model and self.scoring_plan.prompt_layers == "all":
+            row["warnings"].append(f"{self.first_token_only} of {self.continuations} continuations are {FIRST_TOKEN_ONLY}")
+        return row
+
+
+def _override(value: Any) -> str:
+    """Spell a value that the harness parsed as Hydra's override syntax has it.
+
+    >>> _override([0, 2]), _override(True), _override(None), _override(2.0)
+    ('[0,2]', 'true', 'null', '2.0')
+    """
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_override, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_override(one)}" for key, one in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

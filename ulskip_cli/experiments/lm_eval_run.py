@@ -1,0 +1,168 @@
+"""`ulskip lm-eval`: tasks of lm-evaluation-harness on a model that skips layers, with a row of results for each task.
+
+Imports no torch before all options and tasks are checked.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval._cli.utils import key_val_to_dict, request_caching_arg_to_dict, try_parse_json
+from lm_eval.tasks import TaskManager
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.preflight import check_schedule
+from ulskip_cli.experiments.results import ROW_VERSION, ResultsFolder, Row
+
+EXPERIMENT = "lm_eval"  # the default of name=
+# Options that change the answers and that no other key of a row records.
+_RECORDED = ("apply_chat_template", "fewshot_as_multiturn", "system_instruction", "gen_kwargs", "samples", "seed", "metadata")
+_SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+_REPLACED = {"limit": "--limit", "batch_size": "--batch_size", "task": "--tasks"}  # keys that have no effect here
+
+
+def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[ResultsFolder, dict[str, Any]]:
+    """Evaluate a model on the harness's tasks, write the harness's JSON and save a row for every task.
+
+    Args:
+        overrides: `key=value` overrides of our configuration.
+        options: the given options of the harness as they were typed, `tasks` among them.
+
+    Returns:
+        The folder of the rows, and what `simple_evaluate` returned, without samples.
+
+    Raises:
+        UsageError: an override, an option or a task cannot be served.
+    """
+    for key, option in _REPLACED.items():
+        if any(text.startswith(f"{key}=") for text in overrides):
+            raise UsageError(f"lm-eval does not use {key}=; give {option}")
+    arguments = {"log_samples": False, **_read_options(options)}
+    device = arguments.pop("device", None)
+    overrides = [f"name={EXPERIMENT}", *([f"model.device={device}"] if device else []), *overrides]  # a later one wins
+    config = compose(overrides)
+    check_schedule(config)
+    manager = TaskManager(include_path=arguments.pop("include_path", None), metadata=arguments.get("metadata"))
+    tasks = _find_tasks(manager, arguments.pop("tasks"))
+    folder = ResultsFolder.of(config)
+    output = arguments.pop("output_path", None) or folder.path / EXPERIMENT
+
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+
+    from ulskip_cli.experiments.lm_eval_adapter import SkippingLM
+
+    model = SkippingLM(overrides, arguments.get("batch_size", 1), arguments.get("max_batch_size", 64))
+    if arguments.get("apply_chat_template") and not model.tokenizer.chat_template:
+        raise UsageError(f"--apply_chat_template: the tokenizer of {config.model.path} has no chat template")
+    if "use_cache" in arguments:  # answers of another model or schedule must not be taken
+        row = model.row()
+        arguments["use_cache"] += "_" + _digest([row["id"], row["scored_prompt_layers"]])
+    folder.check_writable()
+    tracker = EvaluationTracker(output_path=str(output))
+    results: dict[str, Any] = simple_evaluate(
+        model=model,
+        model_args={"pretrained": config.model.path, "overrides": overrides},
+        tasks=tasks,
+        device=str(model.device),
+        task_manager=manager,
+        evaluation_tracker=tracker,
+        **arguments,
+    )
+    results["config"]["model"] = "ulskip"
+    samples = results.pop("samples", {})
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task, answers in samples.items():
+        tracker.save_results_samples(task_name=task, samples=answers)
+    for row in rows_of(results, {key: options[key] for key in _RECORDED if key in options}):
+        folder.save(config, row)
+    return folder, results
+
+
+def rows_of(results: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> list[Row]:
+    """Make a row for each task out of what the harness returned; a group's tasks have one each, and the group has none.
+
+    Args:
+        results: of an evaluation of `SkippingLM`.
+        options: further options that changed the answers; a row keeps them under `lm_eval_options`.
+
+    Returns:
+        The rows, with metrics under `lm_eval` in the harness's own units.
+    """
+    ours = results["config"]["ulskip"]
+    rows = []
+    for task in results["configs"]:
+        what = {
+            "task": f"lm_eval:{task}",
+            "num_examples": results.get("n-samples", {}).get(task, {}).get("effective"),
+            "num_fewshot": results.get("n-shot", {}).get(task),
+            "task_version": results.get("versions", {}).get(task),
+            **({"lm_eval_options": dict(options)} if options else {}),
+        }
+        scores = {
+            key.removesuffix(",none").replace(",", " "): value
+            for key, value in results["results"][task].items()
+            if isinstance(value, (int, float)) and key not in ("sample_len", "sample_count")
+        }
+        point = _digest([ROW_VERSION, {"config": ours["config"], "scored": ours["scored_prompt_layers"], **what}])
+        rows.append({**ours, **what, "lm_eval": scores, "id": point, "status": "done"})
+    return rows
+
+
+def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn options as they were typed into arguments of `simple_evaluate`.
+
+    Raises:
+        UsageError: the harness cannot use a value.
+    """
+    read = dict(options)
+    if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", read.get("batch_size", "1")):
+        raise UsageError(f"--batch_size: expected a positive number, auto or auto:N, got {read['batch_size']}")
+    if read.get("limit", 1) <= 0:
+        raise UsageError(f"--limit: expected a number of examples or a share of them, got {read['limit']:g}")
+    for key in {"gen_kwargs", "metadata", "samples", "seed"} & read.keys():
+        try:
+            if key == "seed":
+                read |= _read_seeds(read.pop("seed"))
+            else:
+                parsed = try_parse_json(read[key])
+                read[key] = parsed if isinstance(parsed, dict) else key_val_to_dict(read[key])
+        except ValueError as error:
+            raise UsageError(f"--{key}: {error}") from None
+    read.update(request_caching_arg_to_dict(read.pop("cache_requests", None)))
+    return read
+
+
+def _read_seeds(text: str) -> dict[str, int | None]:
+    """Read one seed for all generators, or one for each, where None leaves a generator as it is.
+
+    >>> _read_seeds("0,None,8,52")["numpy_random_seed"] is None, _read_seeds("3")["fewshot_random_seed"]
+    (True, 3)
+    """
+    seeds = [None if part.strip().lower() == "none" else int(part) for part in text.split(",")]
+    if len(seeds) not in (1, 4):
+        raise ValueError(f"expected one number or four, got {text}")
+    return dict(zip(_SEEDS, seeds * (4 // len(seeds)), strict=True))
+
+
+def _find_tasks(manager: TaskManager, given: Sequence[str]) -> list[str]:
+    """Names of tasks and groups that patterns stand for, and paths of YAML files as they are.
+
+    Raises:
+        UsageError: the harness has no such task.
+    """
+    found: dict[str, None] = {}
+    for name in (name for text in given for name in text.split(",")):
+        names = [name] if Path(name).is_file() else manager.match_tasks([name])
+        if not names:
+            raise UsageError(f"--tasks: lm-evaluation-harness has no task '{name}'; `lm-eval ls tasks` lists them")
+        found |= dict.fromkeys(names)
+    return list(found)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -1,0 +1,66 @@
+"""What this machine can do at most, measured on the spot: bytes of memory read and operations done in a second."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from ulskip_cli.inference.timing import now
+
+READ_BYTES = 2**30  # far more than any cache holds
+MEMORY_SHARE = 0.25  # of what is free, that is read at most
+ROUNDS = 5
+LARGEST_SIDE = 8192
+LEAST_SECONDS = 0.05  # a product that takes longer shows what the machine can do
+
+
+@dataclass(frozen=True)
+class MachineLimits:
+    """Of one device, dtype and number of threads.
+
+    Attributes:
+        bytes_per_second: reading memory far larger than caches.
+        flops_per_second: of a large matrix product, a multiplication and an addition counted as two.
+    """
+
+    bytes_per_second: float
+    flops_per_second: float
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> MachineLimits:
+    """Measure both; the best of several rounds, since a ceiling is what was reached once."""
+    with torch.inference_mode():
+        return MachineLimits(read_bytes_per_second(device), matmul_flops_per_second(device, dtype))
+
+
+def read_bytes_per_second(device: torch.device) -> float:
+    """Of two ways to read a buffer once, the faster one: a sum and a dot product."""
+    size = READ_BYTES
+    if device.type == "cpu":
+        size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
+    buffer = torch.ones(size // 4, dtype=torch.float32, device=device)
+    halves = buffer[: len(buffer) // 2], buffer[len(buffer) // 2 :][: len(buffer) // 2]
+    return size / min(_best_seconds(device, buffer.sum), _best_seconds(device, lambda: torch.dot(*halves)))
+
+
+def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Of square products, ever larger ones until they take long enough."""
+    side, best = 256, 0.0
+    while True:
+        matrix = torch.randn(side, side, device=device).to(dtype)
+        seconds = _best_seconds(device, lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
+        best = max(best, 2 * side**3 / seconds)
+        if seconds >= LEAST_SECONDS or side >= LARGEST_SIDE:
+            return best
+        side *= 2
+
+
+def _best_seconds(device: torch.device, work: Callable[[], object]) -> float:
+    work()
+    spent = []
+    for _ in range(ROUNDS):
+        began = now(device)
+        work()
+        spent.append(now(device) - began)
+    return min(spent)

@@ -1,0 +1,133 @@
+"""A grid of runs in one process: weights loaded once, finished points not run again."""
+
+import contextlib
+from collections.abc import Container, Sequence
+from fnmatch import fnmatch
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.core.config import GROUPS, compose_unvalidated, group_choices, identity, parse_overrides
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
+from ulskip_cli.core.validation import check_run
+
+DEFAULT_EXPERIMENT = "reproduce"
+
+
+def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None) -> list[Config]:
+    """The configurations of a grid, each once, in the order of the overrides.
+
+    Args:
+        overrides: Hydra's override syntax, sweeps included: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`.
+        extra_dir: a user's own config groups.
+        preset: the experiment that is meant where none is named; None: the default one, where there is no sweep either.
+
+    Raises:
+        UsageError: an override is not valid; whether a point's values go together is left to its check.
+    """
+    composed: list[Config] = []
+    for one in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
+        composed += _grid(one, extra_dir)
+    if not composed:
+        raise UsageError(f"expected at least one point; {' '.join(overrides)} names none")
+    folders = dict.fromkeys(str(Path(config.results_dir, config.name)) for config in composed)
+    if len(folders) > 1:
+        raise UsageError(f"expected one results folder for a sweep, got {', '.join(folders)}; name=NAME gathers all in one")
+    found: dict[str, Config] = {}
+    for config in composed:
+        found.setdefault(identity(config), config)
+    return list(found.values())
+
+
+def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> list[list[str]]:
+    """The overrides once for every experiment that they name, since each has a grid of its own."""
+    for i, one in enumerate(parse_overrides(overrides)):
+        if one.key_or_group == "experiment" and one.is_sweep_override():
+            return [[*overrides[:i], f"experiment={name}", *overrides[i + 1 :]] for name in _values(one, extra_dir)]
+    return [list(overrides)]
+
+
+def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
+    """The product of what is swept on the command line and in the experiment; a point that does not apply is among it."""
+    parsed = parse_overrides(overrides)
+    fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
+    axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
+    given = {one.key_or_group for one in parsed}
+    grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep  # what no choice in a group has shows at the points
+    presets = {key: text for key, text in grid.items() if key not in given}
+    axes |= {key: _values(parse_overrides([f"{key}={text}"])[0], extra_dir) for key, text in presets.items()}
+    swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
+    found = []
+    nowhere: dict[str, UnknownKey] | None = None  # keys that no point has
+    for values in product(*axes.values()):
+        texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
+        config, foreign = _composed(texts, swept, presets.keys(), extra_dir)
+        refused = {error.key: error for error in foreign}
+        nowhere = refused if nowhere is None else {key: refused[key] for key in nowhere if key in refused}
+        with contextlib.suppress(NotApplicable):
+            check_run(config)
+        found.append(config)
+    for key, error in (nowhere or {}).items():
+        if key not in presets or key.partition(".")[0] not in given:  # a preset's key need not fit what is given beside it
+            raise error
+    return found
+
+
+def _composed(
+    texts: Sequence[str], swept: Sequence[str], presets: Container[str], extra_dir: Path | None
+) -> tuple[Config, list[UnknownKey]]:
+    """A point, without the keys that its choice in a swept group does not have, as `strategy.batch` is early exit's alone.
+
+    Nor does a preset's key have to fit the choice that is made beside it.
+    """
+    foreign: list[UnknownKey] = []
+    while True:
+        try:
+            return compose_unvalidated(texts, extra_dir), foreign
+        except UnknownKey as error:
+            if error.key.partition(".")[0] not in swept and error.key not in presets:
+                raise
+            foreign.append(error)
+            texts = [text for text in texts if text.partition("=")[0].lstrip("+~") != error.key]
+
+
+def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
+    """The overrides with the experiment that they leave out."""
+    parsed = parse_overrides(overrides)
+    keys = {one.key_or_group for one in parsed}
+    if "experiment" in keys:
+        return overrides
+    if preset is not None:
+        return [f"experiment={preset}", *overrides]
+    if any(one.is_sweep_override() for one in parsed):
+        return overrides
+    same = keys <= {"name", "results_dir"}  # anything else is another experiment
+    return [f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]
+
+
+def _values(override: Any, extra_dir: Path | None) -> list[str]:
+    """The texts that one swept override stands for."""
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    value = override.value()
+    if isinstance(value, Glob):
+        if override.key_or_group not in GROUPS:
+            raise UsageError(
+                f"glob chooses among the files of a group ({', '.join(GROUPS)}), not for '{override.key_or_group}'"
+            )
+        names = group_choices(override.key_or_group, extra_dir)
+        wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in value.include)]
+        chosen = [name for name in wanted if not any(fnmatch(name, pattern) for pattern in value.exclude)]
+        if not chosen:
+            raise UsageError(f"'{override.input_line}' matches none of: {', '.join(names)}")
+        return chosen
+    try:
+        return [str(text) for text in override.sweep_string_iterator()]
+    except HydraException:
+        raise UsageError(
+            f"cannot sweep over '{override.input_line}'; expected a list, range, choice or glob, e.g. ratio=2,3"
+        ) from None

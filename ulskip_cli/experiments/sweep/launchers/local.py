@@ -1,0 +1,97 @@
+"""Workers as processes of this machine, one for each device."""
+
+import multiprocessing
+import os
+import sys
+import threading
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess, parent_process
+from pathlib import Path
+
+from ulskip_cli.core.config_schema import LauncherConfig
+from ulskip_cli.experiments.sweep.jobs import folder_of
+from ulskip_cli.experiments.sweep.launchers.serve import WorkerSpec, serve, thread_environment, threads_per_worker
+
+END_SECONDS = 5.0
+
+
+class Local:
+    """Processes that are spawned, so that each reads its environment anew."""
+
+    def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
+        """Decide how many, and on which device each."""
+        self._devices = _devices()
+        self.size = launcher.workers or max(1, len(self._devices))
+        self._orders = orders.with_threads(threads_per_worker(launcher.threads, self.size))
+        self._log = folder_of(orders.jobs).path.resolve() / "logs"
+        self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
+
+    def start(self, number: int) -> None:
+        """Start a process; what it prints goes to a log."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_main, args=(self._orders, number, theirs, str(self._log)), daemon=True)
+        variables = thread_environment(self._orders.threads)
+        if self._devices:
+            variables["CUDA_VISIBLE_DEVICES"] = self._devices[number % len(self._devices)]
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)  # a spawned process takes them over
+        try:
+            process.start()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        theirs.close()
+        self._processes[number] = process, ours
+
+    def is_alive(self, number: int) -> bool:
+        """Whether its process is."""
+        return number in self._processes and self._processes[number][0].is_alive()
+
+    def exit_message(self, number: int) -> str | None:
+        """What came through the pipe."""
+        connection = self._processes[number][1]
+        try:
+            return str(connection.recv()) if connection.poll() else None
+        except EOFError:
+            return None
+
+    def end(self) -> None:
+        """Terminate them; each holds its finished batches in a file."""
+        for process, _ in self._processes.values():
+            process.terminate()
+        for process, connection in self._processes.values():
+            process.join(END_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            connection.close()
+
+
+def _main(orders: WorkerSpec, number: int, told: Connection, log: str) -> None:
+    Path(log).mkdir(parents=True, exist_ok=True)
+    with (Path(log) / f"worker-{number}.log").open("a", encoding="utf-8") as stream:
+        os.dup2(stream.fileno(), sys.stdout.fileno())
+        os.dup2(stream.fileno(), sys.stderr.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    told.send(serve(orders))
+
+
+def _end_with_parent() -> None:
+    """A sweep that is killed takes its workers along."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _devices() -> list[str]:
+    """The names of CUDA's devices as its environment variable has them."""
+    import torch
+
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    count = torch.cuda.device_count()
+    return visible[:count] if visible else [str(index) for index in range(count)]

@@ -1,0 +1,90 @@
+"""Workers as tasks on a Ray cluster, or on a cluster of this machine alone."""
+
+import logging
+import os
+import socket
+from typing import Any
+
+from ulskip_cli.core.config_schema import LauncherConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.sweep.launchers.serve import (
+    WorkerSpec,
+    missing_package,
+    serve,
+    thread_environment,
+    threads_per_worker,
+)
+
+CONNECT_SECONDS = 10.0
+
+
+class RayCluster:
+    """Tasks that run for as long as there are jobs."""
+
+    def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
+        """Find a cluster, or make one.
+
+        Raises:
+            UsageError: ray is not installed, or there is no cluster at the address.
+        """
+        try:
+            import ray
+        except ImportError:
+            raise missing_package("ray", "ray") from None
+        self._ray: Any = ray
+        address = launcher.address or os.environ.get("RAY_ADDRESS")
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
+        if address is not None:
+            quiet.pop("include_dashboard")
+        else:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # one that yields to all others measures them
+        try:
+            _check_reachable(address)
+            ray.init(address=address, ignore_reinit_error=True, **quiet)
+        except Exception as error:
+            raise UsageError(f"launcher=ray: no cluster at {address} ({' '.join(str(error).split())[:160]})") from None
+        devices = int(ray.cluster_resources().get("GPU", 0))
+        self.size = launcher.workers or max(1, devices)
+        threads = threads_per_worker(launcher.threads, self.size)
+        self._orders = orders.with_threads(threads)
+        options: dict[str, Any] = {"max_retries": 0, "num_cpus": threads or 1, "num_gpus": 1 if devices else 0}
+        options["runtime_env"] = {"env_vars": thread_environment(threads)} if threads else {}
+        try:
+            self._task: Any = ray.remote(serve).options(**{**options, **(launcher.options or {})})
+        except (ValueError, TypeError) as error:
+            ray.shutdown()
+            raise UsageError(f"launcher.options: {' '.join(str(error).split())[:160]}") from None
+        self._tasks: dict[int, Any] = {}
+
+    def start(self, number: int) -> None:
+        """Submit a task."""
+        self._tasks[number] = self._task.remote(self._orders)
+
+    def is_alive(self, number: int) -> bool:
+        """Whether it waits or runs."""
+        return number in self._tasks and not self._ray.wait([self._tasks[number]], timeout=0)[0]
+
+    def exit_message(self, number: int) -> str | None:
+        """What the task returned."""
+        try:
+            return str(self._ray.get(self._tasks[number]))
+        except Exception:  # ray's own, or whatever ended the task
+            return None
+
+    def end(self) -> None:
+        """Cancel those that are not done, and leave the cluster."""
+        for number, task in self._tasks.items():
+            if self.is_alive(number):
+                self._ray.cancel(task, force=True)
+        self._ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Knock at a cluster's door: ray's own client would stand there for minutes.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()

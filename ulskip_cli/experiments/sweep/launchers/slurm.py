@@ -1,0 +1,61 @@
+"""Workers as Slurm jobs, or as processes of this machine where there is no Slurm, through submitit."""
+
+from typing import Any
+
+from ulskip_cli.core.config_schema import LauncherConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.sweep.jobs import folder_of
+from ulskip_cli.experiments.sweep.launchers.serve import WorkerSpec, missing_package, serve, threads_per_worker
+
+MINUTES = 24 * 60
+
+
+class Slurm:
+    """Jobs of one submitit executor."""
+
+    def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
+        """Set the executor up.
+
+        Raises:
+            UsageError: submitit is not installed, or does not know an option.
+        """
+        try:
+            import submitit
+        except ImportError:
+            raise missing_package("submitit", "submitit") from None
+        self.size = launcher.workers or 1
+        cluster = None if launcher.executor == "auto" else launcher.executor
+        folder = folder_of(orders.jobs).path.resolve() / "logs" / "submitit"
+        options = {"timeout_min": MINUTES, "name": "ulskip", **(launcher.options or {})}
+        try:
+            self._executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            here = self._executor.cluster != "slurm"  # Slurm gives each job cores of its own
+            threads = threads_per_worker(launcher.threads, self.size) if here else launcher.threads
+            if launcher.threads and not here:
+                options.setdefault("cpus_per_task", launcher.threads)
+            self._executor.update_parameters(**options)
+        except Exception as error:
+            raise UsageError(f"launcher=submitit: {' '.join(str(error).split())[:200]}") from None
+        self._orders = orders.with_threads(threads or (options.get("cpus_per_task") if not here else None))
+        self._jobs: dict[int, Any] = {}
+
+    def start(self, number: int) -> None:
+        """Submit a job."""
+        self._jobs[number] = self._executor.submit(serve, self._orders)
+
+    def is_alive(self, number: int) -> bool:
+        """Whether it waits or runs."""
+        return number in self._jobs and not self._jobs[number].done()
+
+    def exit_message(self, number: int) -> str | None:
+        """What the job returned."""
+        try:
+            return str(self._jobs[number].result())
+        except Exception:  # submitit's own, or whatever ended the job
+            return None
+
+    def end(self) -> None:
+        """Cancel those that are not done."""
+        for number, job in self._jobs.items():
+            if self.is_alive(number):
+                job.cancel()

@@ -1,1 +1,0 @@
-"""From prompts to tokens: decoding in two phases, and the loss of given responses under the same schedule."""

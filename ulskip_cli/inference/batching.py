@@ -1,0 +1,97 @@
+"""Work in batches that shrink where they do not fit into memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from ulskip_cli.core.errors import RunError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class BatchSize:
+    """How many sequences go at once; halved for good by a batch that did not fit.
+
+    Attributes:
+        asked: what the configuration says.
+        used: what fits, as far as is known.
+    """
+
+    asked: int
+    used: int = 0
+
+    def __post_init__(self) -> None:
+        """Begin with what is asked for."""
+        self.used = self.used or self.asked
+
+    def halve(self, error: BaseException) -> None:
+        """After a batch that did not fit.
+
+        Raises:
+            RunError: it was a single sequence.
+        """
+        if self.used == 1:
+            raise RunError(
+                f"not even one sequence fits into memory ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+            ) from None
+        self.used = max(1, self.used // 2)
+
+
+def in_batches(
+    items: Sequence[Item], size: BatchSize, work: Callable[[Sequence[Item]], Result]
+) -> Iterator[tuple[Sequence[Item], Result]]:
+    """`work` on all items, some at once; a batch that does not fit into memory is halved and tried again.
+
+    Args:
+        items: the longest first, so that what does not fit shows at once.
+        size: changed where it is too large.
+        work: on one batch; may run twice on the same items.
+
+    Yields:
+        The items of a batch, and what `work` returned.
+    """
+
+    def taken(start: int, count: int) -> tuple[Sequence[Item], Result]:
+        batch = items[start : start + count]
+        return batch, work(batch)
+
+    start = 0
+    while start < len(items):
+        batch, result = run_with_oom_retry(size, partial(taken, start))
+        yield batch, result
+        start += len(batch)
+
+
+def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result:
+    """`work` on as many sequences as `size` says; where memory ends it is halved, and `work` tried again.
+
+    Raises:
+        RunError: not even one fits.
+    """
+    while True:
+        try:
+            return work(size.used)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size.halve(error)
+        release()  # outside the handler, whose traceback holds the tensors
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+
+
+def release() -> None:
+    """Give the allocator's unused blocks back."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,54 @@
+"""Block influence: how much every layer turns the hidden state (ShortGPT, Men et al. 2024)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.tasks.encoding import padded
+
+
+def block_influence(
+    model: PreTrainedModel, texts: Sequence[Sequence[int]], batch_size: int, on_batch: Callable[[int], None] = lambda done: None
+) -> list[float]:
+    """`1 - mean_t cos(h_l, h_{l+1})` of every layer, h being what goes into a layer and comes out of it.
+
+    Read at the layers themselves: what a model returns as its last hidden state has gone through the final norm.
+
+    Args:
+        model: a causal LM.
+        texts: token ids of the calibration texts.
+        batch_size: texts at once.
+        on_batch: called with the number of texts done.
+    """
+    layers = shallow_view.decoder_layers(model)
+    sums, count = torch.zeros(len(layers), dtype=torch.float64), 0
+    mask: Tensor = torch.empty(0)
+
+    def reader(index: int) -> Callable[..., None]:
+        def read(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            similar = functional.cosine_similarity(before.float(), after.float().to(before.device), dim=-1)
+            sums[index] += float(similar[mask.to(similar.device)].double().sum())
+
+        return read
+
+    hooks = [layer.register_forward_hook(reader(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    device, order = shallow_view.input_device(model), sorted(texts, key=len, reverse=True)
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                ids, attention_mask = (tensor.to(device) for tensor in padded(order[start : start + batch_size], 0, left=True))
+                mask = attention_mask.bool()
+                shallow_view.forward_with_cache(model, ids, attention_mask, shallow_view.new_cache(model), last_only=True)
+                count += int(mask.sum())
+                on_batch(min(start + batch_size, len(order)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [1 - float(total) / count for total in sums]

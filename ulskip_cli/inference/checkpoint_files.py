@@ -1,0 +1,40 @@
+"""A checkpoint's files on this machine, for who reads them one by one."""
+
+from pathlib import Path
+
+from ulskip_cli.core import hub
+from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference.loading import origin
+
+# What goes with weights wherever they go.
+COMPANIONS = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template*", "additional_chat_templates/*", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
+_NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", *COMPANIONS)
+
+
+def folder_of(model: ModelConfig) -> Path:
+    """The folder with a model's files; those of a hub model are fetched if they are not in the cache.
+
+    Raises:
+        UsageError: they cannot be had, or there are none.
+    """
+    if model.source == "random":
+        raise UsageError("model=random has no files; expected a pretrained model")
+    path, revision = origin(model)
+    folder = Path(path).expanduser()
+    return folder if folder.is_dir() else _snapshot(path, revision, [*_NEEDED, "*.py"] if model.trust_remote_code else _NEEDED)
+
+
+def _snapshot(name: str, revision: str | None, patterns: "list[str] | tuple[str, ...]") -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = list(patterns)
+    try:
+        with hub.offline_if_unreachable():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        reason = str(error).split("\n")[0].strip()[:120]
+        raise UsageError(f"the files of '{name}' are not to be had from the hub ({reason}); give a local folder") from None

@@ -1,0 +1,228 @@
+"""One decode step after another: a view's forward pass for one new token of every sequence, eager or compiled."""
+
+import inspect
+import time
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from ulskip_cli.inference import static_cache
+from ulskip_cli.inference.static_cache import Cursor, StaticLayer, UnplacedLayer
+
+
+class Steps(Protocol):
+    """A batch that is being decoded."""
+
+    @property
+    def can_shrink(self) -> bool:
+        """Whether `keep` is served."""
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with some of the sequences."""
+
+
+def takes_positions(view: PreTrainedModel) -> bool:
+    """Whether a model is given positions; those with ALiBi read them from the mask."""
+    return "position_ids" in inspect.signature(view.forward).parameters
+
+
+class StagedSteps:
+    """Steps of one stage after another; a stage takes over what the one before it cached."""
+
+    def __init__(self, first: Steps, later: Sequence[tuple[int, Callable[[Any], Steps]]]) -> None:
+        """Begin with the first stage.
+
+        Args:
+            first: the first stage's steps.
+            later: of every other stage its first step, and what makes its steps out of those before.
+        """
+        self._now, self._later, self._step = first, list(later), 0
+
+    @property
+    def can_shrink(self) -> bool:
+        """As the stage's own steps."""
+        return self._now.can_shrink
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        if self._later and self._later[0][0] == self._step:
+            self._now = self._later.pop(0)[1](self._now)
+        self._step += 1
+        return self._now(tokens)
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with some of the sequences."""
+        self._now.keep(alive)
+
+
+class EagerSteps:
+    """Steps over buffers of which each reads what is filled."""
+
+    can_shrink = True
+
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int) -> None:
+        """Take over a cache that holds the prompt.
+
+        Args:
+            view: decodes.
+            cache: of the prompt, the skipped layers dropped; it is taken apart.
+            mask: [batch, prompt_len], 1 for tokens, 0 for padding.
+            length: the most tokens to generate, the prompt's own first one included.
+        """
+        self.view, self.prompt_len = view, mask.shape[1]
+        self.cache, self.cursor = static_cache.fixed(cache, self.prompt_len + length - 1)
+        self.with_positions = takes_positions(view)
+        if self.with_positions:
+            self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
+            self.masks = static_cache.step_masks(view, self.cache, mask, length - 1) if length > 1 else None
+        else:
+            self.mask = torch.cat([mask, mask.new_ones(len(mask), length - 1)], dim=1)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        step, end = self.cursor.length - self.prompt_len, self.cursor.length + 1
+        if self.with_positions:
+            options = {
+                "position_ids": self.positions[:, step : step + 1],
+                "attention_mask": static_cache.mask_at(self.masks, step, end),
+            }
+        else:
+            options = {"attention_mask": self.mask[:, :end]}
+        logits: Tensor = self.view(input_ids=tokens, cache=self.cache, use_cache=True, **options).logits
+        self.cursor.length = end
+        return logits[:, -1]
+
+    def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> "EagerSteps":
+        """Go on through a shallower view, which runs the `kept` of this one's layers."""
+        self.view = view
+        self.cache.layers = [self.cache.layers[i] for i in kept]
+        return self
+
+    def keep(self, alive: Tensor) -> None:
+        """Go on with some of the sequences."""
+        for layer in self.cache.layers:
+            layer.keep_sequences(alive)
+        if self.with_positions:
+            self.positions = self.positions[alive]
+            self.masks = static_cache.masks_of(self.masks, alive)
+        else:
+            self.mask = self.mask[alive]
+
+
+WARM_UP_STEPS = 3  # CUDA graphs: one that allocates, one that records, one that replays
+
+
+class CompiledSteps:
+    """Steps of fixed shapes through torch.compile; made once for a batch size and capacity, used for many batches."""
+
+    can_shrink = False
+
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
+        """Make the buffers, and compile and warm up with throw-away steps.
+
+        Args:
+            view: decodes.
+            cache: of a prompt, the skipped layers dropped; gives the shapes.
+            capacity: positions of the buffers.
+        """
+        self.view, self.capacity = view, capacity
+        device = cache.layers[0].keys.device
+        self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
+        self._whole = device.type == "cuda"  # CUDA graphs read whole buffers, others what is filled
+        self._seen = torch.empty(capacity, device=device)
+        self.cache = DynamicCache()
+        self.with_positions = takes_positions(view)
+        kind = StaticLayer if self.with_positions else UnplacedLayer
+        self.cache.layers = [kind(layer, capacity, self.cursor) for layer in cache.layers]
+        options = {
+            "triton.cudagraphs": device.type == "cuda",
+            "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # all that a step reads lies where it lay
+        }
+        # A code object of its own: the compiler keeps what it made by code object, and looks through all of it.
+        own = types.FunctionType(_forward.__code__.replace(), _forward.__globals__)
+        self._forward = torch.compile(own, fullgraph=True, dynamic=False, options=options)
+        batch = cache.layers[0].keys.shape[0]
+        began = time.perf_counter()
+        # What a step reads lies in the same place every time, and has the same strides.
+        self._padding = torch.zeros(batch, capacity, dtype=torch.long, device=device)
+        self._tokens, self._positions = (torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2))
+        self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 2)
+        self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
+        self._first = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's, of parts of itself
+            for _ in range(WARM_UP_STEPS):
+                self.cursor.length = self.prompt_len
+                self(torch.zeros(batch, 1, dtype=torch.long, device=device))
+        if self._whole:
+            torch.cuda.synchronize(device)
+        self.compile_seconds = time.perf_counter() - began
+
+    def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> "CompiledSteps":
+        """Go on where another stage's steps end; this one runs the `kept` of its layers."""
+        end = before.cursor.length
+        held = DynamicCache()
+        held.layers = [before.cache.layers[i].filled(end) for i in kept]
+        done = end - before.prompt_len
+        mask = torch.cat([before.mask, before.mask.new_ones(len(before.mask), done)], dim=1)
+        self.begin(held, mask, before.length - done)
+        return self
+
+    def begin(self, cache: DynamicCache, mask: Tensor, length: int) -> None:
+        """Take over another batch of the same size; see `EagerSteps`."""
+        self.mask, self.length = mask, length
+        self.prompt_len = self.cursor.length = mask.shape[1]
+        for layer, held in zip(self.cache.layers, cache.layers, strict=True):
+            layer.begin(held)
+        self._full: dict[str, Tensor] = {}
+        if not self.with_positions:
+            self._padding.zero_()[:, : self.prompt_len] = mask
+            return
+        self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
+        masks = static_cache.full_masks(self.view, self.cache, mask, length - 1, self.capacity)
+        self._full = masks if isinstance(masks, dict) else {"": masks}
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        step, end = self.cursor.length - self.prompt_len, self.capacity if self._whole else self.cursor.length + 1
+        self.cursor.index.fill_(self.cursor.length)
+        self.cursor.seen = self._seen[:end]
+        self._tokens.copy_(tokens)
+        if self.with_positions:
+            self._positions.copy_(self.positions[:, step : step + 1])
+            for kind, mask in self._full.items():
+                self._masks[kind].copy_(mask[:, :, step : step + 1])
+            by_kind = {kind: mask[..., :end] for kind, mask in self._masks.items()}
+        else:
+            self._padding[:, self.cursor.length] = 1
+            by_kind = {"": self._padding[:, :end]}
+        if self._first and not self._whole:
+            for grows in (self.cursor.seen, *by_kind.values()):
+                torch._dynamo.mark_dynamic(grows, grows.ndim - 1)
+        masks = by_kind.get("", by_kind)
+        positions = self._positions if self.with_positions else None
+        logits: Tensor = self._forward(self.view, self.cache, self._tokens, positions, masks)
+        self._first = False
+        self.cursor.length += 1
+        return logits
+
+    def keep(self, alive: Tensor) -> None:
+        """Shapes are fixed."""
+        raise NotImplementedError
+
+
+def _forward(
+    view: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor | None, masks: Tensor | dict[str, Tensor]
+) -> Tensor:
+    placed = {} if positions is None else {"position_ids": positions}
+    outputs = view(input_ids=tokens, attention_mask=masks, cache=cache, use_cache=True, **placed)
+    logits: Tensor = outputs.logits[:, -1]
+    return logits

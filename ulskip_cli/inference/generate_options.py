@@ -1,0 +1,71 @@
+"""transformers' own generation options, passed through or refused by name."""
+
+from typing import Any
+
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import UsageError, unknown
+
+# Options that have a key of their own under decoding.
+OWN_KEYS = {
+    "do_sample": "do_sample", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k",
+    "num_beams": "num_beams", "no_repeat_ngram_size": "no_repeat_ngram_size", "max_new_tokens": "max_new_tokens",
+    "repetition_penalty": "repetition_penalty", "stop_strings": "stop",
+}  # fmt: skip
+# Options that would change what is counted, or decode in a way of their own that knows nothing of two phases.
+REFUSED = {
+    "max_length", "min_length", "num_return_sequences", "use_cache", "cache_implementation", "cache_config", "max_cache_len",
+    "return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
+    "pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id", "guidance_scale", "token_healing",
+    "assistant_early_exit", "assistant_confidence_threshold", "assistant_lookbehind", "assistant_ensemble_weight",
+    "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "target_lookbehind",
+    "prompt_lookup_num_tokens", "max_matching_ngram_size", "speculation_type", "use_mtp", "penalty_alpha", "dola_layers",
+    "low_memory", "num_beam_groups", "diversity_penalty", "constraints", "force_words_ids", "compile_config",
+    "disable_compile", "continuous_batching_config", "transformers_version",
+}  # fmt: skip
+
+
+def check(decoding: DecodingConfig) -> None:
+    """Refuse what transformers does not know, or what cannot be passed through.
+
+    Raises:
+        UsageError: names the option and what to do.
+    """
+    if not decoding.options:
+        return
+    from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    passed = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - REFUSED - OWN_KEYS.keys()
+    for key in decoding.options:
+        if key in OWN_KEYS:
+            raise UsageError(f"decoding.options.{key} has a key of its own: decoding.{OWN_KEYS[key]}")
+        if key in REFUSED:
+            raise UsageError(f"decoding.options.{key} is refused: it changes what is counted, or decodes in a way of its own")
+        if key not in passed:
+            raise unknown("option of transformers' generate", key, sorted(passed))
+    least = decoding.options.get("min_new_tokens") or 0
+    if isinstance(least, int) and least > decoding.max_new_tokens:
+        limit = decoding.max_new_tokens
+        raise UsageError(f"expected decoding.options.min_new_tokens up to decoding.max_new_tokens={limit}, got {least}")
+    try:
+        GenerationConfig(**settings(decoding)).validate(strict=True)
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = next((line for line in str(error).splitlines() if line.startswith("- ")), str(error).split("\n")[0])
+        raise UsageError(f"decoding.options: {reason.removeprefix('- ')[:200]}") from None
+
+
+def settings(decoding: DecodingConfig) -> dict[str, Any]:
+    """What a decoding configuration says, in transformers' names; nothing is left to a checkpoint's own advice."""
+    chosen: dict[str, Any] = {
+        "do_sample": decoding.do_sample,
+        "num_beams": decoding.num_beams,
+        "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
+        "repetition_penalty": decoding.repetition_penalty,
+        "max_new_tokens": decoding.max_new_tokens,
+    }
+    if decoding.do_sample:
+        chosen |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
+    else:
+        chosen |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' defaults, which mean nothing here
+    return {**chosen, **(decoding.options or {})}

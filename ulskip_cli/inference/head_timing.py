@@ -1,0 +1,42 @@
+"""The time of what every decode step ends with, whatever it keeps: final norm and output head."""
+
+from statistics import median
+
+import torch
+
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.layerwise import calls_after_layers
+from ulskip_cli.inference.packed_linear import packed
+from ulskip_cli.inference.timing import now
+
+ROUNDS, WARM_UP = 11, 2
+
+
+def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float:
+    """Median seconds of final norm and output head alone, on hidden states [batch, 1, hidden], not compiled.
+
+    Each time straight after a whole step, so that caches hold what they hold while decoding.
+
+    Args:
+        decoder: a model under a schedule.
+        linear_backend: that the decoder's steps ran on.
+        batch_size: sequences at once.
+    """
+    device = decoder.device
+    model = packed(decoder.view, linear_backend)
+    ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
+
+    def step() -> None:
+        shallow_view.forward_with_cache(model, ids, torch.ones_like(ids), shallow_view.new_cache(model), last_only=True)
+
+    spent = []
+    with torch.inference_mode():
+        calls = calls_after_layers(model, step)
+        for _ in range(WARM_UP + ROUNDS):
+            step()
+            began = now(device)
+            for module, args, options in calls:
+                module(*args, **options)
+            spent.append(now(device) - began)
+    return median(spent[WARM_UP:])

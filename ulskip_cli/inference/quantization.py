@@ -1,0 +1,77 @@
+"""Quantized loading through transformers' own configs."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ulskip_cli.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to quantize.
+
+    Attributes:
+        package: that does it.
+        label: of what it does, for the row.
+    """
+
+    package: str
+    label: str
+
+
+KINDS = {
+    "torchao-int8": Kind("torchao", "torchao, int8 weights"),
+    "bnb-int8": Kind("bitsandbytes", "bitsandbytes, LLM.int8()"),
+    "bnb-nf4": Kind("bitsandbytes", "bitsandbytes, nf4 weights"),
+}
+
+
+def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
+    """Arguments for `from_pretrained`.
+
+    Args:
+        name: a key of KINDS.
+        dtype: what is computed in.
+        device: where the weights go.
+
+    Raises:
+        UsageError: its package is missing.
+    """
+    kind = KINDS[name]
+    if importlib.util.find_spec(kind.package) is None:
+        raise UsageError(
+            f"model.quantization={name} needs {kind.package}; get it with: pip install 'ulskip[quantization]' "
+            f"or pip install {kind.package}"
+        )
+    if kind.package == "torchao":
+        return {"quantization_config": _torchao()}
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast
+    four = name == "bnb-nf4"
+    compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    config = BitsAndBytesConfig(
+        load_in_8bit=not four, load_in_4bit=four, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+    )
+    return {"quantization_config": config, "device_map": {"": str(device)}}  # its weights cannot be moved later
+
+
+def num_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor holds, those inside of a quantized one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return tensor.numel() * tensor.element_size()
+    names, _ = tensor.__tensor_flatten__()
+    return sum(num_bytes(getattr(tensor, name)) for name in names)
+
+
+def _torchao() -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig())

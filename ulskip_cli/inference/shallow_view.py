@@ -1,0 +1,299 @@
+"""A schedule is a shallower model: views that run some of a model's layers and own none of its weights.
+
+The one file that knows the insides of transformers. A view is made of shallow copies of the modules on
+the path to the layer stack and, in each kept layer, of the modules that carry a `layer_idx`; every other
+module, and every parameter, is the source's own object. Nothing of the source is written to, so there is
+nothing to undo.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference import architecture_support
+from ulskip_cli.inference.shallow_config import shallow_config
+from ulskip_cli.strategies import schedule
+
+_INDICES = ("layer_idx", "layer_id")  # a layer's place, as its parts know it
+_COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # of the source alone
+
+
+@dataclass(frozen=True)
+class StageView:
+    """A view and the decode steps that it runs, up to those of the next stage.
+
+    Attributes:
+        first_step: its first; step 0 makes the second token, the first being the prompt's.
+        view: runs them.
+        kept: the layers of the model that encodes the prompt, whose keys and values it reads; fewer with every stage.
+    """
+
+    first_step: int
+    view: PreTrainedModel
+    kept: tuple[int, ...]
+
+
+def num_layers(model: PreTrainedModel) -> int:
+    """N, the decoder layers of a causal LM."""
+    return len(_stack(model)[1])
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers of a causal LM, in order."""
+    return list(_stack(model)[1])
+
+
+def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+    """A model of `len(kept)` layers that are `model`'s own.
+
+    Exactly a Hugging Face model: its `generate`, caches and compilation work as for any other. Calling
+    `train()` or `to()` on it reaches the shared modules.
+
+    Args:
+        model: a decoder-only causal LM with one stack of decoder layers.
+        kept: distinct layer indices in ascending order.
+
+    Raises:
+        UsageError: the architecture cannot be viewed (named in the message), or `kept` is no schedule.
+    """
+    path, stack = _stack(model)
+    kept = schedule.checked(len(stack), kept)
+    layers = nn.ModuleList(_renumbered(stack[old], new) for new, old in enumerate(kept))
+    layers.training = stack.training
+    configs: dict[int, PreTrainedConfig] = {}  # modules that share a config share its copy
+
+    def rebuilt(module: nn.Module, names: list[str]) -> nn.Module:
+        below = _child(module, names[0])
+        child = layers if len(names) == 1 else rebuilt(below, names[1:])
+        shell = _shell(module, {names[0]: child})
+        if "config" in shell.__dict__:
+            source: Any = module.config
+            if id(source) not in configs:
+                configs[id(source)] = shallow_config(source, len(stack), kept)
+            shell.config = configs[id(source)]
+        return shell
+
+    view = rebuilt(model, path.split("."))
+    assert isinstance(view, PreTrainedModel)
+    lacks = architecture_support.missing_attention_layers(new_cache(model), new_cache(view), kept)
+    if lacks is not None:
+        raise UsageError(f"{type(model).__name__}: {lacks}")
+    return view
+
+
+def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """A second module over the same parts, with some of them replaced; the first is not touched.
+
+    Args:
+        module: a model, a view, or a part of one.
+        replacement: what stands in for a part; None to keep it, or to look inside.
+    """
+    found = replacement(module)
+    if found is not None:
+        return found
+    children = {name: substituted(child, replacement) for name, child in module._modules.items() if child is not None}
+    if all(children[name] is module._modules[name] for name in children):
+        return module
+    return _shell(module, children)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model wants its input, which for one that is spread over devices is where it begins."""
+    begins = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return torch.device(model.device if begins is None else begins)
+
+
+def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
+    """Drop, in place, the keys and values of every layer that is not in `kept`.
+
+    In place because `generate` holds the object: a new cache would free nothing.
+
+    Raises:
+        ValueError: a layer that was dropped before would come back and find holes in its history.
+    """
+    held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
+    missing = sorted(set(kept) - set(held))
+    if missing:
+        raise ValueError(f"kept layers may only shrink while a sequence is decoded; {missing} are no longer cached")
+    cache.layers = [cache.layers[held.index(layer)] for layer in kept]
+    cache.kept_layers = tuple(kept)
+
+
+def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
+    """A second cache that begins with the keys and values of some layers and grows without touching the first."""
+    fork = copy.copy(cache)
+    prune_cache(fork, kept)
+    fork.layers = [_forked(layer) for layer in fork.layers]
+    return fork
+
+
+def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
+    """Exact bytes of the keys, values and states that a cache holds, in all of its layers or in some of them."""
+    chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
+    tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
+    states = [one for layer in chosen for held in vars(layer).values() if isinstance(held, dict) for one in held.values()]
+    return sum(tensor.nbytes for tensor in [*tensors, *states] if isinstance(tensor, Tensor))
+
+
+def two_phase(
+    model: PreTrainedModel,
+    stages: Sequence[StageView],
+    on_prefill: Callable[[DynamicCache], None] = lambda cache: None,
+) -> PreTrainedModel:
+    """`model` for the prompt and the views of `stages` for every step after it, behind transformers' own `generate`.
+
+    Args:
+        model: encodes the prompt (whole or in chunks) with all of its layers.
+        stages: decode; the view is `model` itself when nothing is skipped. What they do not keep is dropped from the cache.
+        on_prefill: called with the cache when the prompt is encoded, before anything is dropped.
+    """
+    source_class: Any = type(model)
+    by_first_step = {stage.first_step: stage for stage in stages}
+
+    class TwoPhase(source_class):  # type: ignore[misc]
+        @functools.wraps(source_class.forward)  # generate() reads this signature to decide what to pass
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            cache: Any = kwargs.get("cache")
+            if not hasattr(cache, "kept_layers"):
+                return model.forward(*args, **kwargs)
+            begins = by_first_step.get(cache.steps)
+            if begins is not None:
+                prune_cache(cache, begins.kept)
+                cache.view = begins.view
+            cache.steps += 1
+            return cache.view.forward(*args, **kwargs)
+
+        def _prefill(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = super()._prefill(*args, **kwargs)
+            on_prefill(outputs.cache)
+            prune_cache(outputs.cache, stages[0].kept)
+            outputs.cache.steps = 0
+            return outputs
+
+    shell = _shell(model, {})
+    _unhook(shell)  # `model` and the views move their own input
+    shell.__class__ = TwoPhase
+    return shell
+
+
+def forward_with_cache(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, cache: DynamicCache, last_only: bool = False
+) -> Tensor:
+    """Logits of `input_ids` read after what `cache` already holds; the cache grows by them.
+
+    Args:
+        model: a model or a view that fits the cache.
+        input_ids: [batch, new_len].
+        attention_mask: [batch, cached_len + new_len], 1 for tokens, 0 for padding.
+        cache: filled so far with cached_len positions.
+        last_only: the logits of the last position alone.
+
+    Returns:
+        [batch, new_len or 1, vocab_size].
+    """
+    new_len = input_ids.shape[1]
+    if new_len > 1 and architecture_support.is_recurrent(cache) and attention_mask.shape[1] > new_len:
+        ends = range(attention_mask.shape[1] - new_len + 1, attention_mask.shape[1] + 1)
+        steps = [
+            forward_with_cache(model, input_ids[:, i : i + 1], attention_mask[:, :end], cache) for i, end in enumerate(ends)
+        ]
+        return steps[-1] if last_only else torch.cat(steps, dim=1)
+    options = placing(model, attention_mask, new_len)
+    if last_only and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = 1
+    if architecture_support.is_all_recurrent(cache):
+        options["attention_mask"] = attention_mask[:, -new_len:]
+    outputs = model(input_ids=input_ids, cache=cache, use_cache=True, **options)
+    logits: Tensor = outputs.logits
+    return logits[:, -1:] if last_only else logits
+
+
+def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dict[str, Any]:
+    """What `model`'s forward takes to know where the last `new_len` tokens stand; [batch, cached_len + new_len] is the mask."""
+    options: dict[str, Any] = {"attention_mask": attention_mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_len:]
+    return options
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache of the kinds of layers that `model` has."""
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def _forked(layer: Any) -> Any:
+    """A second one of a cache's layers: keys and values grow by being replaced, states are written to."""
+    fork = copy.copy(layer)
+    for name, held in vars(layer).items():
+        if isinstance(held, dict):
+            setattr(fork, name, {key: one.clone() if isinstance(one, Tensor) else one for key, one in held.items()})
+    return fork
+
+
+def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The path and the list of decoder layers."""
+    reason = architecture_support.unsupported_reason(model)
+    if reason is not None:
+        raise UsageError(reason)
+    name, text_config = type(model).__name__, model.config.get_text_config(decoder=True)
+    found = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == text_config.num_hidden_layers
+    }
+    outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+    if len(outermost) != 1:
+        raise UsageError(f"{name} is refused: expected one stack of decoder layers, found {len(outermost)}")
+    stack = found[outermost[0]]
+    tie = next((tie for tie in map(architecture_support.extra_layer_inputs, stack) if tie), None)
+    if tie is not None:
+        raise UsageError(f"{name} is refused: its layers read what those before them pass on ({tie})")
+    return outermost[0], stack
+
+
+def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
+    """A second module object over the same parameters and buffers, with some children replaced."""
+    hook = module.__dict__.get("_hf_hook")
+    if "forward" in module.__dict__ and hook is None:
+        raise UsageError(f"{type(module).__name__} is refused: its forward was replaced on the object, by what is unknown")
+    shell = copy.copy(module)
+    shell.__dict__ = {name: value for name, value in module.__dict__.items() if name not in _COMPILED}
+    shell._modules = {**module._modules, **children}
+    if hook is not None:  # of a device map: accelerate binds forward to the source object
+        from accelerate.hooks import add_hook_to_module
+
+        _unhook(shell)
+        add_hook_to_module(shell, hook)
+    return shell
+
+
+def _unhook(shell: nn.Module) -> None:
+    """Leave accelerate's hook to the source object."""
+    for name in ("forward", "_old_forward", "_hf_hook"):
+        shell.__dict__.pop(name, None)
+
+
+def _renumbered(module: nn.Module, index: int) -> nn.Module:
+    """`module` with another layer index; parts that carry none stay the source's own objects."""
+    if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
+        return module
+    children = {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None}
+    shell = _shell(module, children)
+    for name in _INDICES:
+        if name in shell.__dict__:
+            setattr(shell, name, index)
+    return shell
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    child = module._modules[name]
+    assert child is not None
+    return child

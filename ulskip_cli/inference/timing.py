@@ -1,0 +1,79 @@
+"""Clocks and the statistics of what they read."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a steady clock, once everything queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+class AccumulatingTimer:
+    """The seconds of many short stretches of work, added up; nothing is waited for before they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin at nothing.
+
+        Args:
+            device: that does the work.
+        """
+        self._on_cuda = device.type == "cuda"
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._total = self._began = 0.0
+
+    def begin(self) -> None:
+        """A stretch begins."""
+        if self._on_cuda:
+            self._events.append((_event(), _event()))
+            self._events[-1][0].record()
+        else:
+            self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """It ends."""
+        if self._on_cuda:
+            self._events[-1][1].record()
+        else:
+            self._total += time.perf_counter() - self._began
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        if self._events:
+            torch.cuda.synchronize()
+        milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._events)
+        return self._total + milliseconds / 1000
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median with a 95% bootstrap interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+def median_interval(samples: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
+    """Median of samples and the percentile bootstrap interval of that median.
+
+    >>> median_interval([2.0, 2.0, 2.0])
+    Interval(median=2.0, low=2.0, high=2.0)
+    """
+    values = np.asarray(samples, dtype=float)
+    draws = np.random.default_rng(seed).choice(values, (resamples, len(values)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return Interval(float(np.median(values)), float(low), float(high))

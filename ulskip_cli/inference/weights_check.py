@@ -1,0 +1,69 @@
+"""Refuse a checkpoint whose tensors are not the ones that its config asks for."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference import shallow_view
+
+MAX_NAMES = 3  # tensors that a message names
+# Buffers that earlier versions of transformers saved; models compute them today.
+_OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
+# A quantizer makes its own tensors (scales, codebooks) while it loads; only the weights themselves have to be there.
+_WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
+
+
+def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
+    """Refuse a model some of whose weights are random because its checkpoint lacks them, names or shapes them otherwise.
+
+    Tensors of other tasks (a classification head, a vision tower) are ignored, but not those of decoder layers: a model
+    that drops them is not the one that was trained.
+
+    Args:
+        model: as transformers loaded it.
+        loading_info: what `from_pretrained(output_loading_info=True)` says of it.
+        path: where it came from, for the message.
+
+    Raises:
+        UsageError: names the first tensors.
+    """
+    is_quantized = getattr(model.config, "quantization_config", None) is not None
+    missing = {name for name in loading_info["missing_keys"] if not is_quantized or _WEIGHTS.search(name)}
+    expected = (
+        f"cannot load a model from '{path}': expected the weights of a {type(model).__name__} as config.json describes it"
+    )
+    advice = "give a complete checkpoint of this architecture, or correct config.json"
+    if missing:
+        unknown = loading_info["unexpected_keys"]
+        others = f" and {len(unknown)} with other names ({_named(unknown)})" if unknown else ""
+        raise UsageError(f"{expected}, got {_count(missing)} missing ({_named(missing)}){others}; {advice}")
+    if loading_info["mismatched_keys"]:
+        shapes = [
+            f"{name} is {list(found)} instead of {list(wanted)}" for name, found, wanted in loading_info["mismatched_keys"]
+        ]
+        raise UsageError(f"{expected}, got {_count(shapes)} of another shape ({_named(shapes)}); {advice}")
+    surplus = set() if is_quantized else _layer_tensors(model, loading_info["unexpected_keys"])
+    if surplus:
+        raise UsageError(f"{expected}, got {_count(surplus)} more in its decoder layers ({_named(surplus)}); {advice}")
+
+
+def _layer_tensors(model: PreTrainedModel, names: Collection[str]) -> set[str]:
+    """The names that lie in the decoder layers, without the buffers of earlier versions."""
+    if not names:
+        return set()
+    first = shallow_view.decoder_layers(model)[0]
+    stack = next(path for path, module in model.named_modules() if module is first).removesuffix("0")
+    return {name for name in names if name.startswith(stack) and not _OLD_BUFFERS.search(name)}
+
+
+def _count(names: Collection[str]) -> str:
+    return f"{len(names)} tensor{'s' * (len(names) > 1)}"
+
+
+def _named(names: Collection[str]) -> str:
+    """The first names in the order of their numbers."""
+    ordered = sorted(names, key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)])
+    return ", ".join(ordered[:MAX_NAMES]) + (", ..." if len(ordered) > MAX_NAMES else "")

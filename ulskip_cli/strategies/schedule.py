@@ -1,0 +1,175 @@
+"""Which decoder layers a decode step keeps: pure functions on integers.
+
+The unified schedule of Liu, Meng and Zhou 2024 (arXiv:2404.06954) keeps R of N layers, always the first
+and the last, the rest spread evenly, and depends on nothing else. `even` is this project's rounding of that
+idea, `reference` the rounding of the authors' published code.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ulskip_cli.core.errors import NotApplicable, UsageError
+
+MIN_LAYERS = 3  # the first, the last, and at least one that can be skipped
+MIN_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The layers of a stretch of decode steps.
+
+    Attributes:
+        first_step: its first; step 0 makes the second token.
+        kept_layers: ascending; fewer than in the stage before.
+    """
+
+    first_step: int
+    kept_layers: tuple[int, ...]
+
+
+def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, tuple[int, ...]]]:
+    """How many of a sequence's first `steps` decode steps run which layers."""
+    first = [stage.first_step for stage in stages] + [steps]
+    counts = [max(0, min(end, steps) - start) for start, end in pairwise(first)]
+    return [(count, stage.kept_layers) for count, stage in zip(counts, stages, strict=True)]
+
+
+def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
+    """Layers that run in a decode step, on average over all steps of outputs of so many tokens.
+
+    >>> mean_kept([Stage(0, (0, 1, 2)), Stage(2, (0, 2))], [5, 1])
+    2.5
+
+    Args:
+        stages: of one schedule.
+        lengths: tokens of each output, whose first one is the prompt's.
+    """
+    layers = steps = 0
+    for length in lengths:
+        for count, kept in step_counts(stages, max(0, length - 1)):
+            layers, steps = layers + count * len(kept), steps + count
+    return layers / steps if steps else float(len(stages[0].kept_layers))
+
+
+def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) -> int:
+    """R = floor(N / r): how many layers a target speedup leaves, between 2 and N.
+
+    Args:
+        num_layers: N, the decoder layers of the full model.
+        target_speedup: r >= 1.
+        tolerance: forgives float division (30 / (30 / 7) is 6.999...); 0 reproduces the published code.
+
+    Raises:
+        UsageError: no schedule of at least two layers reaches the target.
+
+    >>> num_kept(30, 2.0), num_kept(30, 1.0), num_kept(32, 1.5)
+    (15, 30, 21)
+    """
+    if num_layers < MIN_LAYERS:
+        raise UsageError(f"expected a model of at least {MIN_LAYERS} decoder layers, got {num_layers}: nothing to skip")
+    if not math.isfinite(target_speedup) or target_speedup < 1:
+        raise UsageError(f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them")
+    count = math.floor(num_layers / target_speedup + tolerance)
+    if count < MIN_KEPT:
+        raise NotApplicable(
+            f"ratio {target_speedup:g} is out of reach for {num_layers} layers (the first and the last always stay); "
+            f"the highest reachable ratio is {num_layers / MIN_KEPT:g}"
+        )
+    return count
+
+
+def even(num_layers: int, num_kept: int) -> tuple[int, ...]:
+    """R layers spread evenly over 0..N-1, ends included.
+
+    >>> even(30, 6)
+    (0, 6, 12, 17, 23, 29)
+    """
+    _check_count(num_layers, num_kept)
+    return tuple(round(i * (num_layers - 1) / (num_kept - 1)) for i in range(num_kept))
+
+
+def reference(num_layers: int, num_kept: int) -> tuple[int, ...]:
+    """R layers as the published code of arXiv:2404.06954 picks them, rounding included.
+
+    Multiples of `step = int(N / (R - 1))` until R - 1 layers are taken, then the last layer. Where the step
+    rounds down far (N=32, R=21) the kept layers bunch at the bottom: see `is_unbalanced`.
+
+    >>> reference(30, 6)
+    (0, 6, 12, 18, 24, 29)
+    """
+    _check_count(num_layers, num_kept)
+    step = int(num_layers / (num_kept - 2 + 1))
+    inner = [i for i in range(1, num_layers - 1) if i % step == 0]
+    return (0, *inner[: num_kept - 2], num_layers - 1)
+
+
+def first(num_layers: int, num_kept: int) -> tuple[int, ...]:
+    """The first R layers: what top skipping (static early exit) runs."""
+    _check_count(num_layers, num_kept)
+    return tuple(range(num_kept))
+
+
+def last(num_layers: int, num_kept: int) -> tuple[int, ...]:
+    """The last R layers: what bottom skipping runs."""
+    _check_count(num_layers, num_kept)
+    return tuple(range(num_layers - num_kept, num_layers))
+
+
+def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
+    """`layers` as a schedule, if they are one: distinct, ascending, within 0..N-1.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    kept = tuple(layers)
+    if not kept:
+        raise UsageError("expected a list of layers to keep, got none; example: strategy.layers=[0,3,5]")
+    if any(b <= a for a, b in pairwise(kept)):
+        raise UsageError(f"expected distinct layers in ascending order, got {list(kept)}")
+    if kept[0] < 0 or kept[-1] >= num_layers:
+        raise UsageError(f"expected layers between 0 and {num_layers - 1} (the model has {num_layers}), got {list(kept)}")
+    return kept
+
+
+def without_one(kept: Sequence[int]) -> tuple[int, ...]:
+    """The schedule without the inner layer whose removal leaves the smallest largest gap, the middle's before others.
+
+    >>> without_one((0, 1, 5, 6, 11))
+    (0, 1, 6, 11)
+
+    Raises:
+        UsageError: only the two ends are left.
+    """
+    if len(kept) <= MIN_KEPT:
+        raise UsageError(f"expected more than {MIN_KEPT} kept layers to leave one out, got {list(kept)}")
+    shorter = [tuple(kept[:i]) + tuple(kept[i + 1 :]) for i in range(1, len(kept) - 1)]
+    middle = (len(shorter) - 1) / 2
+    return min(enumerate(shorter), key=lambda one: (longest_gap(one[1]), abs(one[0] - middle)))[1]
+
+
+def longest_gap(kept: Sequence[int]) -> int:
+    """The largest number of neighbouring layers skipped between two kept ones.
+
+    >>> longest_gap((0, 1, 5, 6))
+    3
+    """
+    return max((b - a - 1 for a, b in pairwise(kept)), default=0)
+
+
+def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:
+    """Whether one skipped block is more than twice as long as it would have to be.
+
+    >>> is_unbalanced(32, reference(32, 21)), is_unbalanced(30, reference(30, 10))
+    (True, False)
+    """
+    if len(kept) < MIN_KEPT:
+        return False
+    shortest_possible = math.ceil((num_layers - len(kept)) / (len(kept) - 1))
+    return longest_gap(kept) > 2 * max(shortest_possible, 0)
+
+
+def _check_count(num_layers: int, num_kept: int) -> None:
+    if not MIN_KEPT <= num_kept <= num_layers:
+        raise UsageError(f"expected between {MIN_KEPT} and {num_layers} kept layers, got {num_kept}")

@@ -1,0 +1,103 @@
+"""BLEU, chrF and TER by sacrebleu, with its paired bootstrap against the full model."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sacrebleu.metrics.base import Metric as SacrebleuMetric
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
+from sacrebleu.significance import PairedTest, Result, _bootstrap_resample
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
+
+NUM_RESAMPLES = 1000
+EXTRAS = {"ja": "ja", "ko": "ko"}  # target languages whose tokenizer sacrebleu keeps in an extra of that name
+
+
+@dataclass(frozen=True)
+class Sacrebleu:
+    """A corpus metric of sacrebleu, in its default settings.
+
+    Attributes:
+        name: the row key.
+        make: sacrebleu's object.
+        extra: the extra of sacrebleu that its tokenizer needs.
+    """
+
+    name: str
+    make: Callable[[], SacrebleuMetric]
+    extra: str | None = None
+
+    def ready(self, references: Sequence[str] = ()) -> None:
+        """Make the metric once: an unknown tokenizer, or one that is not installed, shows here."""
+        logging.getLogger("sacrebleu").setLevel(logging.ERROR)  # its advice on detokenizing is not for users of ulskip
+        try:
+            self.make()
+        except (ImportError, RuntimeError) as error:
+            install = f'pip install "sacrebleu[{self.extra}]"' if self.extra else "see sacrebleu's documentation"
+            reason = str(error).strip().split("\n")[0]
+            raise UsageError(f"metric {self.name}: sacrebleu cannot split this language yet ({reason}); {install}") from None
+
+    def score(self, answers: Answers) -> Scores:
+        """Corpus score of all hypotheses, one reference each."""
+        self.ready()
+        metric = self.make()
+        value = metric.corpus_score(answers.hypotheses, [answers.references]).score
+        signatures = {self.name: str(metric.get_signature())}
+        compared = {self.name: compare(metric, answers)} if answers.full else {}
+        return Scores({self.name: value}, signatures, compared)
+
+
+def bleu(scoring: Scoring) -> Sacrebleu:
+    """BLEU with the tokenizer that sacrebleu has for the target language, or the one that is named."""
+    language = scoring.target_language or ""
+    tokenize = scoring.tokenize
+    if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
+        known = ", ".join(BLEU.TOKENIZERS)
+        raise UsageError(f"expected task.tokenize to be one of sacrebleu's tokenizers ({known}), got '{tokenize}'")
+    return Sacrebleu("bleu", lambda: BLEU(tokenize=tokenize, trg_lang=language), EXTRAS.get(language))
+
+
+def chrf(scoring: Scoring) -> Sacrebleu:
+    """chrF2, which needs no tokenizer."""
+    return Sacrebleu("chrf", CHRF)
+
+
+def ter(scoring: Scoring) -> Sacrebleu:
+    """TER, the lower the better; Chinese and Japanese count characters."""
+    asian = scoring.target_language in ("zh", "ja")
+    return Sacrebleu("ter", lambda: TER(normalized=asian, asian_support=asian))
+
+
+def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, Any]:
+    """The paired bootstrap of Koehn 2004 over segments: the difference to full and its 95% interval.
+
+    The p-value is sacrebleu's own; the interval comes from its resampling, which with its fixed seed draws the
+    same segments for both systems.
+    """
+    full, hypotheses, references = answers.full, answers.hypotheses, answers.references
+    assert full is not None
+    test = PairedTest(
+        [("full", full), ("strategy", hypotheses)], {"m": metric}, [references], test_type="bs", n_samples=NUM_RESAMPLES
+    )
+    _, results = test()
+    (name,) = [key for key in results if key != "System"]
+    baseline, system = results[name]
+    assert isinstance(baseline, Result) and isinstance(system, Result)
+    draws = []
+    for texts in (hypotheses, full):
+        stats = metric._extract_corpus_statistics(texts, [references])
+        draws.append(np.array([s.score for s in _bootstrap_resample(stats, metric, NUM_RESAMPLES)[1]]))
+    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    return {
+        "full": baseline.score,
+        "delta": system.score - baseline.score,
+        "delta_low": float(low),
+        "delta_high": float(high),
+        "p_value": 1.0 if hypotheses == full else system.p_value,  # sacrebleu's count calls equal systems different
+    }
