@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ulskip_cli.experiments.results import is_done, read_jsonl
+from ulskip_cli.core.files import read_jsonl
+from ulskip_cli.experiments.results import is_done
 
 SEEDS = 10
 

@@ -4,6 +4,6 @@ The public functions are defined in `ulskip_cli.api`; importing them imports no 
 """
 
 from ulskip_cli.api import Answer, evaluate, generate, kept_layers, shallow_view
+from ulskip_cli.core.environment import __version__
 
 __all__ = ["Answer", "__version__", "evaluate", "generate", "kept_layers", "shallow_view"]
-__version__ = "0.1.0"

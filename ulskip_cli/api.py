@@ -10,8 +10,8 @@ kept = kept_layers(model.config.num_hidden_layers, ratio=2.0)
 answers = generate(model, tokenizer, ["Once upon a time"], kept)
 ```
 
-`kept_layers` decides, `shallow_view` makes a model of what was decided, `generate` answers prompts under it, `evaluate` measures
-what it costs and what it brings. Nothing changes the model that is passed in. A request that cannot be served raises
+`kept_layers` chooses the layers, `shallow_view` makes a model of them, `generate` answers prompts with them, and `evaluate`
+measures quality and speed. Nothing changes the model that is passed in. A request that cannot be served raises
 `ulskip_cli.core.errors.UsageError` with one line that says why.
 """
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
-from ulskip_cli.experiments.results import read_jsonl, write_atomic
+from ulskip_cli.core.files import read_jsonl, write_atomic
 
 NAME = "cnn_dm"
 RATIOS = "1.25,1.5"

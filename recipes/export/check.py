@@ -18,7 +18,7 @@ from pathlib import Path
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.experiments.results import write_atomic
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.export.request import ExportRequest, exportable_plan
 from ulskip_cli.export.run import export
 from ulskip_cli.inference.decoder import Decoder

@@ -15,8 +15,8 @@ import threading
 import time
 from pathlib import Path
 
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.model_metadata import ASSETS
-from ulskip_cli.experiments.results import write_atomic
 
 HEADS = ("weights", "largest file read", "largest file written", "memory before", "peak", "peak, of its own", "seconds")
 KEYS = ("VmRSS", "RssAnon")  # all that is resident; without the pages of files, which the system may take back at any time

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
-from ulskip_cli.experiments.results import ResultsFolder, write_atomic
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.table import provenance, title
 
 HEADS = ("target", "layers", "drafts", "acceptance", "tokens a check", "expected", "measured", "95%", "other answers")

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ulskip_cli.core.config import compose_training
-from ulskip_cli.experiments.results import write_atomic
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.inference.loading import load
 from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training.data import TokenPairs, collator_for, training_texts

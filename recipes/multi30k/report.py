@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from sacrebleu.metrics.bleu import BLEU
 
-from ulskip_cli.experiments.results import read_jsonl, write_atomic
+from ulskip_cli.core.files import read_jsonl, write_atomic
 from ulskip_cli.report import drawing
 from ulskip_cli.report.table import provenance
 from ulskip_cli.tasks.metrics.scores import Answers

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, find_adapter, find_config, fingerprint, read_headers, read_metadata
-from ulskip_cli.strategies.cost import sort_weight_sizes
+from ulskip_cli.core.weight_sizes import sort_weight_sizes
 
 
 def hf(path, **options):

@@ -2,7 +2,8 @@ import pytest
 
 from ulskip_cli.core.config import compose, compose_training
 from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.experiments.preflight import check_bench, check_run, check_training
+from ulskip_cli.experiments.preflight import check_bench, check_run
+from ulskip_cli.training.preflight import check_training
 
 
 def test_what_can_work_passes():

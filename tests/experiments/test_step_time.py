@@ -1,7 +1,7 @@
 import pytest
 
+from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.experiments.step_time import StepTimeBreakdown, StepWork, layer_seconds
-from ulskip_cli.strategies.cost import WeightSizes
 
 WEIGHTS, PARAMETERS = WeightSizes(100, (10, 20, 30)), WeightSizes(50, (5, 10, 15))
 

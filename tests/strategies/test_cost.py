@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import read_headers, read_metadata
+from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 from ulskip_cli.strategies import schedule
-from ulskip_cli.strategies.cost import LINE_ERROR, LatencyFit, WeightSizes, sort_weight_sizes
+from ulskip_cli.strategies.cost import LINE_ERROR, LatencyFit, num_kept_for_cost
 
 sizes = st.builds(
     lambda head, layer, n: WeightSizes(head, (layer,) * n), st.integers(0, 10**9), st.integers(1, 10**8), st.integers(3, 80)
@@ -31,9 +32,9 @@ def test_num_kept_is_the_largest_that_reaches_the_target(weights, target):
 
     if weights.predicted_speedup(even(2)) < target - 1e-9:
         with pytest.raises(UsageError, match="head alone"):
-            weights.num_kept(target, even)
+            num_kept_for_cost(weights, target, even)
         return
-    count = weights.num_kept(target, even)
+    count = num_kept_for_cost(weights, target, even)
     assert weights.predicted_speedup(even(count)) >= target - 1e-9
     assert count == len(weights.layers) or weights.predicted_speedup(even(count + 1)) < target
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.strategies.cost import WeightSizes
+from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.memory import parse_bytes
 from ulskip_cli.strategies.plan import make_plan
 

@@ -5,7 +5,7 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.strategies.cost import WeightSizes
+from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.plan import Stage, make_plan
 
 FACTS = ModelMetadata(num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12))

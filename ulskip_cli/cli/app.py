@@ -194,13 +194,13 @@ def train(
     print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved configuration and stop.")] = False,
 ) -> None:
     """Train a model with skipping, e.g. train.ratios=[1,2,3]; run again, it carries on where it stopped."""
-    from ulskip_cli.experiments import preflight
+    from ulskip_cli.training.preflight import check_training
 
     chosen = config.compose_training(overrides or [], config_dir)
     if print_config:
         print(config.to_yaml(chosen), end="")
         return
-    preflight.check_training(chosen)
+    check_training(chosen)
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all

@@ -11,8 +11,7 @@ from typing import Any
 
 import psutil
 
-from ulskip_cli import __version__
-
+__version__ = "0.1.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
 PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "sacrebleu", "numpy")
 

@@ -12,7 +12,7 @@ from typing import Any
 from ulskip_cli.core import hub
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError, unknown
-from ulskip_cli.strategies.cost import WeightSizes, sort_weight_sizes
+from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _SAMPLE_BYTES = 65536

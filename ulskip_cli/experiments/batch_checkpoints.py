@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.experiments.results import append_line, read_jsonl, write_atomic
+from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 
 SYNC_SECONDS = 1.0  # between waits for the disk; a kill loses nothing that was written, a power cut the last second

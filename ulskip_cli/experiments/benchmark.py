@@ -8,6 +8,7 @@ import torch
 
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.evaluate import adjustments
 from ulskip_cli.experiments.machine_limits import MachineLimits
@@ -23,7 +24,6 @@ from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.head_timing import head_seconds
 from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.strategies.cost import WeightSizes, sort_weight_sizes
 from ulskip_cli.strategies.plan import Plan, make_plan
 
 RANDOM = Workload(None, (), None, 0, None)  # no prompt is padded: all have one length

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from ulskip_cli import __version__
 from ulskip_cli.core.config import baseline_config, instantiate, resolved_config
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.environment import __version__
+from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.results import ROW_VERSION, ResultsFolder, Row, read_object, write_atomic
+from ulskip_cli.experiments.results import ROW_VERSION, ResultsFolder, Row
 from ulskip_cli.experiments.workload import Workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from ulskip_cli.core import validation
 from ulskip_cli.core.config import instantiate
-from ulskip_cli.core.config_schema import Config, TrainingConfig
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, read_metadata
 from ulskip_cli.experiments.held_out import held_out_task
-from ulskip_cli.strategies.plan import Plan, make_plan, schedules
+from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.example import Example
 
@@ -74,19 +74,6 @@ def check_bench(config: Config) -> None:
             f"got {speed.prompt_tokens} + {speed.new_tokens}"
         )
     check_options(config)
-
-
-def check_training(config: TrainingConfig) -> None:
-    """Refuse a training that cannot work.
-
-    Raises:
-        UsageError: names what cannot.
-    """
-    from ulskip_cli.training.refused import refuse
-
-    refuse(config.train.arguments or {})
-    schedules(config, read_metadata(config.model).num_layers)
-    instantiate(config.task, "task").examples()
 
 
 def check_schedule(config: Config) -> tuple[ModelMetadata, Plan]:

@@ -11,18 +11,16 @@ table.md, table.csv   made anew from the rows (see `report`)
 import contextlib
 import hashlib
 import json
-import os
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import StorageError, UsageError
-from ulskip_cli.core.locks import lock, try_lock
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import append_line, lock, read_jsonl, try_lock, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.tasks.example import Example
 
@@ -31,7 +29,6 @@ ROW_VERSION = 1
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 BROKEN = "runs.broken.jsonl"
-FREE_SPACE = "what was written before is kept; make room and run the same command again"
 
 Row = dict[str, Any]
 
@@ -210,89 +207,3 @@ def row_of(line: str | bytes) -> Row | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("id", "strategy")) else None
-
-
-def read_jsonl(path: Path) -> list[Row]:
-    """The objects in a file, one a line; none where there is no file. Broken lines are passed over."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text("utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def read_object(path: Path) -> Row | None:
-    """The object in a file; None where there is none that can be read."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: a temporary file, then a rename.
-
-    Raises:
-        StorageError: there is no room, or no right to write.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with _storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content.encode() if isinstance(content, str) else content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append one line in one write and flush it; a line that an earlier crash cut off is ended first.
-
-    Args:
-        path: of the file.
-        line: without its end.
-        sync: have it on the disk before going on, so that not even a power cut loses it.
-
-    Raises:
-        StorageError: there is no room, or no right to write; the file is as before.
-    """
-    with _storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+", buffering=0) as stream:
-            end = stream.seek(0, os.SEEK_END)
-            if end > 0:
-                stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":
-                    line = "\n" + line
-            try:
-                _write_all(stream.fileno(), f"{line}\n".encode())
-                if sync:
-                    os.fsync(stream.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    stream.truncate(end)
-                raise
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-@contextlib.contextmanager
-def _storing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot write {path} ({error.strerror or error}); {FREE_SPACE}") from None

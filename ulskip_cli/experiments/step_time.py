@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ulskip_cli.strategies.cost import WeightSizes
+from ulskip_cli.core.weight_sizes import WeightSizes
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ulskip_cli import __version__
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.export import staging

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
+from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference import shallow_view, smollm2_wheel
 from ulskip_cli.inference.quantization import KINDS, loading_options, num_bytes
 from ulskip_cli.inference.weights_check import check_weights
-from ulskip_cli.strategies.cost import sort_weight_sizes
 
 
 @dataclass(frozen=True)

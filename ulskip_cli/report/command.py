@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.results import write_atomic
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.report import examples, latex, screen, table, table4
 from ulskip_cli.report.gallery import Beside, Wall
 from ulskip_cli.report.gathered import Options, Report

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.experiments.results import write_atomic
+from ulskip_cli.core.files import write_atomic
 
 INK, FAINT = "#24303c", "#8a97a5"  # of text and axes; of grids and what stands behind
 # Told apart by the colour-blind too (Okabe and Ito), on light and on dark paper.

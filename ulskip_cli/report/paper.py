@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ulskip_cli.experiments.results import ResultsFolder, write_atomic
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import settings, table, table4
 from ulskip_cli.report.groups import grouped
 from ulskip_cli.report.plot import quality_against_speedup

@@ -1,73 +1,44 @@
 """What skipping should buy: decoding time follows the bytes of weights that a step reads. Imports no torch."""
 
 import math
-import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.schedule import MIN_KEPT
 
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 LINE_ERROR = 1.05
-_LOOKED_UP = ("embed", "wte", "wpe", "position")  # tables of which a step reads one row
 
 
-@dataclass(frozen=True)
-class WeightSizes:
-    """Bytes of weights that a decode step reads at batch 1.
+def num_kept_for_cost(
+    weights: WeightSizes,
+    target_speedup: float,
+    kept_layers: Callable[[int], Sequence[int]],
+    heads: Callable[[int], int] = lambda count: 1,
+) -> int:
+    """Return the largest R whose schedule is predicted to reach the target.
 
-    Attributes:
-        head: h, the final norm and the output head.
-        layers: l of every decoder layer.
+    Args:
+        weights: bytes by layer.
+        target_speedup: r >= 1.
+        kept_layers: the strategy's schedule for a count.
+        heads: how often its steps run the head.
+
+    Raises:
+        UsageError: not even two layers reach it; the head's share says why.
     """
-
-    head: int
-    layers: tuple[int, ...]
-
-    def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
-        """S = (h + sum of all layers) / (h + sum of the kept layers).
-
-        Args:
-            kept: layers that a step runs.
-            heads: how often it runs the final norm and the head.
-        """
-        return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
-
-    def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """The same over steps of several kinds.
-
-        Args:
-            steps: how many of each, and the layers that they keep.
-        """
-        total = sum(count for count, _ in steps)
-        return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
-
-    def num_kept(
-        self, target_speedup: float, kept_layers: Callable[[int], Sequence[int]], heads: Callable[[int], int] = lambda count: 1
-    ) -> int:
-        """The largest R whose schedule is predicted to reach the target.
-
-        Args:
-            target_speedup: r >= 1.
-            kept_layers: the strategy's schedule for a count.
-            heads: how often its steps run the head.
-
-        Raises:
-            UsageError: not even two layers reach it; the head's share says why.
-        """
-        if not math.isfinite(target_speedup) or target_speedup < 1:
-            raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
-        for count in range(len(self.layers), MIN_KEPT - 1, -1):
-            if self.predicted_speedup(kept_layers(count), heads(count)) >= target_speedup - 1e-9:
-                return count
-        highest = math.floor(self.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
-        share = self.head / (self.head + sum(self.layers))
-        raise NotApplicable(
-            f"ratio {target_speedup:g} is out of reach by cost: the highest reachable ratio is {highest:g}, "
-            f"since the head alone is {share:.0%} of the bytes that a full step reads"
-        )
+    if not math.isfinite(target_speedup) or target_speedup < 1:
+        raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
+    for count in range(len(weights.layers), MIN_KEPT - 1, -1):
+        if weights.predicted_speedup(kept_layers(count), heads(count)) >= target_speedup - 1e-9:
+            return count
+    highest = math.floor(weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
+    share = weights.head / (weights.head + sum(weights.layers))
+    raise NotApplicable(
+        f"ratio {target_speedup:g} is out of reach by cost: the highest reachable ratio is {highest:g}, "
+        f"since the head alone is {share:.0%} of the bytes that a full step reads"
+    )
 
 
 @dataclass(frozen=True)
@@ -147,34 +118,3 @@ def drafting_speedup(acceptance: float, draft_tokens: int, draft_cost: float) ->
     """
     tokens = sum(acceptance**i for i in range(draft_tokens + 1))  # (1 - a^(k+1)) / (1 - a)
     return tokens / (draft_tokens * draft_cost + 1)
-
-
-def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightSizes | None:
-    """Sort a checkpoint's tensors into layers and head.
-
-    Args:
-        tensors: (shape, bytes) by name; a tied head may be listed or not.
-        num_layers: N.
-        vocab_size: the rows of the embedding and of the head; where both are listed one is the head.
-
-    Returns:
-        None where the names show no stack of N layers.
-    """
-    stacks: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    outside: dict[str, tuple[Sequence[int], int]] = {}
-    for name, (shape, size) in tensors.items():
-        match = _LAYER.search(name)
-        if match:
-            stacks[name[: match.start()]][int(match[1])] += size
-        else:
-            outside[name] = (shape, size)
-    full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
-    tables = [size for shape, size in outside.values() if len(shape) == 2 and vocab_size in shape]
-    if len(full) != 1 or not tables:
-        return None
-    rest = sum(
-        size
-        for name, (shape, size) in outside.items()
-        if not (len(shape) == 2 and (vocab_size in shape or any(part in name for part in _LOOKED_UP)))
-    )
-    return WeightSizes(head=min(tables) + rest, layers=tuple(full[0][i] for i in range(num_layers)))

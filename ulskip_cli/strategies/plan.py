@@ -11,6 +11,7 @@ from ulskip_cli.core.config_schema import Config, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.strategies import EarlyExitStrategy, NeedsCalibration, PositionalStrategy, Strategy, exit_plan, schedule
+from ulskip_cli.strategies.cost import num_kept_for_cost
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, cached_layers, memory_plan
 from ulskip_cli.strategies.schedule import Stage
@@ -137,7 +138,7 @@ def make_plan(config: Config, facts: ModelMetadata, depth: float | None = None) 
     elif basis == "cost" and facts.weights:
         # Of some a count's own layers are not known, or have not the bytes of the average.
         kept_of = schedule.even if _depth_is_its_own(strategy) else strategy.kept_layers
-        count = facts.weights.num_kept(config.ratio, lambda r: kept_of(num_layers, r), heads)
+        count = num_kept_for_cost(facts.weights, config.ratio, lambda r: kept_of(num_layers, r), heads)
     else:
         count = strategy.num_kept(num_layers, config.ratio)
         if basis == "cost":

@@ -20,9 +20,9 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import resolved_config
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.results import Row, write_atomic
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.strategies.exit_plan import trained_exits
 from ulskip_cli.strategies.plan import schedules
@@ -42,10 +42,10 @@ class Subject:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    based_on: Row | None  # what is known of the training of the weights it starts from
+    based_on: dict[str, Any] | None  # what is known of the training of the weights it starts from
 
 
-def train(config: TrainingConfig, progress: ProgressCallback) -> Row:
+def train(config: TrainingConfig, progress: ProgressCallback) -> dict[str, Any]:
     """Train, or carry on where a killed training stopped, or find that it is done.
 
     Returns:
@@ -120,7 +120,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _finished(output: Path, identity: str) -> Row | None:
+def _finished(output: Path, identity: str) -> dict[str, Any] | None:
     """The record of this very training if it is complete; refuses a folder that holds anything else.
 
     Raises:
@@ -128,7 +128,7 @@ def _finished(output: Path, identity: str) -> Row | None:
     """
     advice = "choose another output= or remove it"
     if (output / RECORD).is_file():
-        record: Row = json.loads((output / RECORD).read_text("utf-8"))
+        record: dict[str, Any] = json.loads((output / RECORD).read_text("utf-8"))
         if record.get("identity") != identity:
             raise UsageError(f"{output} holds a training with other settings or data; {advice}")
         return record
@@ -207,9 +207,9 @@ def _record(
     pairs: TokenPairs,
     ratios: dict[float, tuple[Stage, ...]],
     trainer: SkipTrainer,
-) -> Row:
+) -> dict[str, Any]:
     """What a reader of the weights must know."""
-    curve: dict[int, Row] = {}
+    curve: dict[int, dict[str, Any]] = {}
     for entry in trainer.state.log_history:
         losses = {key.removeprefix("eval_loss_"): round(value, 4) for key, value in entry.items() if "eval_loss_" in key}
         if losses:
@@ -245,7 +245,7 @@ def _step_of_last_evaluation(trainer: SkipTrainer) -> int:
     return max(steps, default=-1)
 
 
-def _save(module: TwoPass, subject: Subject, config: TrainingConfig, output: Path, record: Row) -> None:
+def _save(module: TwoPass, subject: Subject, config: TrainingConfig, output: Path, record: dict[str, Any]) -> None:
     """Weights, tokenizer, and last the record: where it is, everything is."""
     trained: Any = module.model
     model = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained

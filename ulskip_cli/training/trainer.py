@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import append_line
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.results import append_line
 from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, collator_for
 from ulskip_cli.training.muon import MuonFactory
-from ulskip_cli.training.refused import refuse
+from ulskip_cli.training.preflight import check_trainer_arguments
 from ulskip_cli.training.two_pass import IGNORED, TwoPass
 
 
@@ -167,7 +167,7 @@ def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str
         UsageError: `train.arguments` holds what is set elsewhere, what is refused, or what Trainer does not know.
     """
     train, extra = config.train, dict(config.train.arguments or {})
-    refuse(extra)
+    check_trainer_arguments(extra)
     values: dict[str, Any] = {
         "report_to": "none",
         "save_total_limit": 2,

@@ -6,7 +6,8 @@ from itertools import product
 from statistics import median
 
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.experiments.results import FAILED, NOT_APPLICABLE, ResultsFolder, Row, is_done, read_jsonl, row_of
+from ulskip_cli.core.files import read_jsonl
+from ulskip_cli.experiments.results import FAILED, NOT_APPLICABLE, ResultsFolder, Row, is_done, row_of
 from ulskip_cli.experiments.sweep.jobs import Job
 
 DONE, TO_DO = "done", "to do"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.progress import ReportProgress
-from ulskip_cli.experiments.results import ResultsFolder, Row, write_atomic
+from ulskip_cli.experiments.results import ResultsFolder, Row
 from ulskip_cli.experiments.sweep.jobs import Job
 from ulskip_cli.experiments.sweep.status import TO_DO, SweepStatus
 

@@ -1,11 +1,15 @@
-"""Which of Trainer's arguments are refused, known before torch is imported."""
+"""Checks of a training configuration that need no weights. Imports no torch."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.core.config import instantiate
+from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.strategies.plan import schedules
 
 _OURS = (
     "output_dir", "seed", "remove_unused_columns", "label_names", "report_to", "disable_tqdm", "num_train_epochs", "max_steps",
@@ -16,8 +20,19 @@ _OURS = (
 _LOOSE = ("report_to", "save_total_limit")
 
 
-def refuse(extra: Mapping[str, Any]) -> None:
-    """Refuse arguments that are set elsewhere, or under which the second pass would not be what decoding is.
+def check_training(config: TrainingConfig) -> None:
+    """Refuse a training that cannot work.
+
+    Raises:
+        UsageError: an argument of Trainer, a schedule or a data file is not usable; the message names it.
+    """
+    check_trainer_arguments(config.train.arguments or {})
+    schedules(config, read_metadata(config.model).num_layers)
+    instantiate(config.task, "task").examples()
+
+
+def check_trainer_arguments(extra: Mapping[str, Any]) -> None:
+    """Refuse arguments of Trainer that have a key of their own, or under which the second pass would differ from decoding.
 
     Raises:
         UsageError: names the argument.

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.training.refused import refuse
+from ulskip_cli.training.preflight import check_trainer_arguments
 
 
 @pytest.mark.parametrize(
@@ -18,18 +18,18 @@ from ulskip_cli.training.refused import refuse
 )
 def test_what_would_train_something_else_is_refused(extra, message):
     with pytest.raises(UsageError, match=message):
-        refuse(extra)
+        check_trainer_arguments(extra)
 
 
 def test_zero_2_and_trackers_pass():
-    refuse({"deepspeed": {"zero_optimization": {"stage": 2}}, "report_to": "tensorboard"})
+    check_trainer_arguments({"deepspeed": {"zero_optimization": {"stage": 2}}, "report_to": "tensorboard"})
 
 
 def test_deepspeed_settings_are_read_from_a_file(tmp_path):
     for stage in (2, 3):
         (tmp_path / f"zero{stage}.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-    refuse({"deepspeed": str(tmp_path / "zero2.json")})
+    check_trainer_arguments({"deepspeed": str(tmp_path / "zero2.json")})
     with pytest.raises(UsageError, match="got 3"):
-        refuse({"deepspeed": str(tmp_path / "zero3.json")})
+        check_trainer_arguments({"deepspeed": str(tmp_path / "zero3.json")})
     with pytest.raises(UsageError, match="cannot read"):
-        refuse({"deepspeed": str(tmp_path / "none.json")})
+        check_trainer_arguments({"deepspeed": str(tmp_path / "none.json")})

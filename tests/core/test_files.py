@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from ulskip_cli.core.errors import StorageError
-from ulskip_cli.core.locks import lock, try_lock
+from ulskip_cli.core.files import lock, try_lock
 
 HOLD = """
 import sys, time

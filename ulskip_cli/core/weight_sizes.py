@@ -1,0 +1,71 @@
+"""Bytes of weights by decoder layer, and the decoding time that they predict: a step reads every weight that it uses."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LOOKED_UP = ("embed", "wte", "wpe", "position")  # tables of which a step reads one row
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Bytes of weights that a decode step reads at batch 1.
+
+    Attributes:
+        head: h, the final norm and the output head.
+        layers: l of every decoder layer.
+    """
+
+    head: int
+    layers: tuple[int, ...]
+
+    def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
+        """S = (h + sum of all layers) / (h + sum of the kept layers).
+
+        Args:
+            kept: layers that a step runs.
+            heads: how often it runs the final norm and the head.
+        """
+        return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
+
+    def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
+        """The same over steps of several kinds.
+
+        Args:
+            steps: how many of each, and the layers that they keep.
+        """
+        total = sum(count for count, _ in steps)
+        return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
+
+
+def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightSizes | None:
+    """Sort a checkpoint's tensors into layers and head.
+
+    Args:
+        tensors: (shape, bytes) by name; a tied head may be listed or not.
+        num_layers: N.
+        vocab_size: the rows of the embedding and of the head; where both are listed one is the head.
+
+    Returns:
+        None where the names show no stack of N layers.
+    """
+    stacks: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    outside: dict[str, tuple[Sequence[int], int]] = {}
+    for name, (shape, size) in tensors.items():
+        match = _LAYER.search(name)
+        if match:
+            stacks[name[: match.start()]][int(match[1])] += size
+        else:
+            outside[name] = (shape, size)
+    full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
+    tables = [size for shape, size in outside.values() if len(shape) == 2 and vocab_size in shape]
+    if len(full) != 1 or not tables:
+        return None
+    rest = sum(
+        size
+        for name, (shape, size) in outside.items()
+        if not (len(shape) == 2 and (vocab_size in shape or any(part in name for part in _LOOKED_UP)))
+    )
+    return WeightSizes(head=min(tables) + rest, layers=tuple(full[0][i] for i in range(num_layers)))
