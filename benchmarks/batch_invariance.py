@@ -42,11 +42,11 @@ def main() -> None:
     args = parser.parse_args()
     config = compose([f"model={args.model}", f"ratio={args.ratio}", "model.dtype=float32"])
     loaded, task = load(config.model), instantiate(config.task, "task")
-    work = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples(), config)
+    work = prepare(loaded.tokenizer, loaded.metadata.context, task, task.examples(), config)
     prompts = work.prompts
     counts = {}
     for strategy in ("full", "unified"):
-        plan = make_plan(compose([f"model={args.model}", f"ratio={args.ratio}", f"strategy={strategy}"]), loaded.facts)
+        plan = make_plan(compose([f"model={args.model}", f"ratio={args.ratio}", f"strategy={strategy}"]), loaded.metadata)
         decoder, answers = Decoder(loaded.model, plan), {}
         for batch_size in (1, 8):
             found = {}

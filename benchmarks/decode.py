@@ -129,16 +129,16 @@ def main() -> None:
     args = parser.parse_args()
     config = compose([f"model={args.model}"])
     loaded, task = load(config.model), instantiate(config.task, "task")
-    work = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples(), config)
-    full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.facts))
+    work = prepare(loaded.tokenizer, loaded.metadata.context, task, task.examples(), config)
+    full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
     speed = SpeedConfig(pairs=args.pairs, warmup=2, new_tokens=args.tokens)
     result = {"engines": [], "predictions": [], "bytes_per_second": machine_limits.read_bytes_per_second(loaded.model.device)}
     result["linear_backend"] = full.linear_backend(config.decoding).name
-    weights = loaded.facts.weights
+    weights = loaded.metadata.weights
     for batch_size in BATCH_SIZES:
         prompts = prompt_batches(work.prompts, work.pad, batch_size, args.pairs + 2)
         for ratio in (1, 2):
-            plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.facts)
+            plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.metadata)
             layers = {"batch_size": batch_size, "layers": f"{len(plan.kept_layers)}/{plan.num_layers}"}
             step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
             decoder = Decoder(loaded.model, plan)
@@ -146,7 +146,7 @@ def main() -> None:
                 result["engines"].append({**layers, **row})
                 print({**layers, **{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}}, flush=True)
         for ratio in RATIOS:
-            plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.facts)
+            plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.metadata)
             told = measure_pairs(full, Decoder(loaded.model, plan), prompts, config.decoding, speed, work.pad).row()
             layers = {"batch_size": batch_size, "layers": f"{len(plan.kept_layers)}/{plan.num_layers}"}
             result["predictions"].append({**layers, "predicted_speedup": plan.predicted_speedup, **told})

@@ -106,12 +106,12 @@ def main() -> None:
     torch.set_num_threads(1)
     config = compose([f"model={args.model}", "model.dtype=float32", f"limit={PROMPTS}"])
     loaded, task, draw = load(config.model), instantiate(config.task, "task"), random.Random(0)
-    prompts = prepare(loaded.tokenizer, loaded.facts.context, task, task.examples()[:PROMPTS], config).prompts
+    prompts = prepare(loaded.tokenizer, loaded.metadata.context, task, task.examples()[:PROMPTS], config).prompts
     parts, rows = LayerwiseModel(packed(loaded.model, choose_linear_backend(loaded.model).name)), []
     for kind, drawn in DEPTHS.items():
         spent = {policy: [] for policy in POLICIES}
         for prompt in prompts:
-            depths = [drawn(draw, loaded.facts.num_layers) for _ in range(NEW_TOKENS)]
+            depths = [drawn(draw, loaded.metadata.num_layers) for _ in range(NEW_TOKENS)]
             for policy in draw.sample(POLICIES, len(POLICIES)):
                 spent[policy].append(seconds(policy, depths, loaded.model, parts, prompt, config))
         for policy in POLICIES:

@@ -31,7 +31,7 @@ def main() -> None:
     texts = training_texts(config, loaded.tokenizer)
     pairs = TokenPairs(loaded.tokenizer, texts.train, texts.phrasing, None)
     module, collator = TwoPass(loaded.model), collator_for(loaded.tokenizer)
-    depth = loaded.facts.num_layers
+    depth = loaded.metadata.num_layers
     losses = {kept: validation_loss(module, (Stage(0, kept),), pairs, collator, 64) for kept in combinations(range(depth), 2)}
     ranked = sorted(losses, key=losses.__getitem__)
     rows = [{"kept_layers": kept, "validation_loss": round(losses[kept], 4)} for kept in ranked]

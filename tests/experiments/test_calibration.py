@@ -33,7 +33,7 @@ def ready(tmp_path, model_folder):
 def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     config, loaded, work = ready("strategy=block_influence", "ratio=2")
     found, row = calibrate_strategy(config, loaded, work, NullProgress())
-    plan = make_plan(found, loaded.facts)
+    plan = make_plan(found, loaded.metadata)
     assert len(found.strategy["scores"]) == 6 and plan.options["scores"] == row["options"]["scores"]
     assert not plan.warnings and row["examples"] == 6
     file = tmp_path / "default" / "calibrations" / f"{row['id']}.json"
@@ -44,7 +44,7 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     shared = compose(
         ["model=hf", f"model.path={config.model.path}", "strategy=custom", f"strategy.file={file.parent / row['schedule']}"]
     )
-    assert make_plan(shared, loaded.facts).kept_layers == plan.kept_layers
+    assert make_plan(shared, loaded.metadata).kept_layers == plan.kept_layers
     file.write_text("{")  # cut off
     with pytest.raises(pytest.fail.Exception):
         calibrate_strategy(config, loaded, work, NullProgress())
@@ -55,7 +55,7 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
     found, row = calibrate_strategy(config, loaded, work, NullProgress())
     first, last = row["notes"]["path"][0], row["notes"]["path"][-1]
     assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
-    own = ReferenceLoss(work.encoded, BatchSize(3), work.pad).of(Decoder(loaded.model, make_plan(found, loaded.facts)))
+    own = ReferenceLoss(work.encoded, BatchSize(3), work.pad).of(Decoder(loaded.model, make_plan(found, loaded.metadata)))
     assert own == pytest.approx(last["loss"], rel=1e-4)
 
 
@@ -63,13 +63,13 @@ def test_skip_decodes_horizon_follows_the_full_models_answers(ready):
     config, loaded, work = ready("strategy=skip_decode", "ratio=2")
     found, row = calibrate_strategy(config, loaded, work, NullProgress())
     assert found.strategy["horizon"] > 0 and row["notes"]["mean_output_tokens"] <= 5
-    assert make_plan(found, loaded.facts).later_stages
+    assert make_plan(found, loaded.metadata).later_stages
 
 
 def test_answers_are_the_full_models(ready):
     config, loaded, work = ready("strategy=skip_decode", "ratio=2")
     lengths = HeldOutEvaluator(config, loaded, work, NullProgress()).output_lengths()
-    full = Decoder(loaded.model, make_plan(compose(["strategy=full"]), loaded.facts), loaded.tokenizer)
+    full = Decoder(loaded.model, make_plan(compose(["strategy=full"]), loaded.metadata), loaded.tokenizer)
     batches = generate_all(full, work.prompts, config.decoding, BatchSize(8), work.pad, config.seed)
     expected = {i: len(ids) for positions, out in batches for i, ids in zip(positions, out.token_ids, strict=True)}
     assert lengths == [expected[i] for i in range(len(lengths))]

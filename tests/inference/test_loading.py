@@ -25,7 +25,7 @@ def test_a_folder_loads_with_its_tokenizer(model_folder):
     assert loaded.model.dtype == torch.bfloat16
     assert not loaded.model.training
     assert loaded.tokenizer.padding_side == "left"
-    assert loaded.facts.num_layers == 6
+    assert loaded.metadata.num_layers == 6
     assert "not stated" in loaded.notes["training"]
 
 

@@ -48,7 +48,7 @@ class BenchmarkRunner:
         limits = self._measured_ceilings(loaded)
         size = BatchSize(config.batch_size)
         latency = self.session.depth(config, loaded, RANDOM)
-        plan = make_plan(config, loaded.facts, latency.depth if latency else None)
+        plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
         strategy = Decoder(loaded.model, plan)
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
         timed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
@@ -94,7 +94,7 @@ class BenchmarkRunner:
     def _full_decoder(self, config: Config, loaded: LoadedModel) -> Decoder:
         """The full model's, from point to point the same with what it compiled."""
         if self._full is None:
-            self._full = _key(config), Decoder(loaded.model, make_plan(baseline_config(config), loaded.facts))
+            self._full = _key(config), Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
         return self._full[1]
 
     def _measured_ceilings(self, loaded: LoadedModel) -> MachineLimits:
@@ -124,7 +124,7 @@ def _sides(pairs: PairedSpeed, plan: Plan, loaded: LoadedModel, limits: MachineL
     sides = []
     for i, outputs in enumerate((pairs.full, pairs.strategy)):
         kv_bytes = _kv_bytes(outputs[0]) * depths[i] / (plan.num_kept if i else plan.num_layers)
-        known = (None, None) if drafted and i else (loaded.facts.weights, parameters)
+        known = (None, None) if drafted and i else (loaded.metadata.weights, parameters)
         work = StepWork.of(*known, runs[i], kv_bytes, len(outputs[0].token_ids))
         told = StepTimeBreakdown(seconds[i], heads[i], None if per_layer is None else per_layer * depths[i])
         sides.append({**throughput(outputs, "timed pairs"), **_shares(work, seconds[i], limits), "account": told.row()})
@@ -160,4 +160,4 @@ def _parameters(loaded: LoadedModel) -> WeightSizes | None:
     if not all(p.is_floating_point() for p in model.parameters()):
         return None
     counts = {name: (list(p.shape), p.numel()) for name, p in model.named_parameters()}
-    return sort_weight_sizes(counts, loaded.facts.num_layers, model.config.get_text_config(decoder=True).vocab_size)
+    return sort_weight_sizes(counts, loaded.metadata.num_layers, model.config.get_text_config(decoder=True).vocab_size)

@@ -1,4 +1,4 @@
-"""What a strategy measures on held-out examples before it decides: options filled in once, stored, and used again."""
+"""Calibration: numbers that a strategy needs are measured once on held-out examples, stored, and used again."""
 
 import hashlib
 import json
@@ -15,11 +15,12 @@ from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.results import ROW_VERSION, ResultsFolder, Row
+from ulskip_cli.experiments.record import ROW_VERSION, Row
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
-from ulskip_cli.inference.decoder import Decoder, generate_all
+from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.engines.base import ExitStats
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.scoring import ReferenceLoss
@@ -33,11 +34,11 @@ KEPT_PROMPT_BYTES = 2**30  # keys and values of encoded prompts that are held be
 
 @dataclass
 class HeldOutEvaluator:
-    """A loaded model on held-out examples; see `strategies.HeldOut`."""
+    """Measures a loaded model on held-out examples, for `NeedsCalibration` strategies."""
 
     config: Config
     loaded: LoadedModel
-    work: Workload
+    workload: Workload
     progress: ProgressCallback
     _losses: dict[bool, ReferenceLoss] = field(default_factory=dict)
     _exiting: Decoder | None = None
@@ -45,92 +46,92 @@ class HeldOutEvaluator:
     def output_lengths(self) -> list[int]:
         """Of the full model, by the run's own decoding."""
         baseline = baseline_config(self.config)
-        decoder = Decoder(self.loaded.model, make_plan(baseline, self.loaded.facts), self.loaded.tokenizer)
-        told = self.progress.phase("calibrate: answers", len(self.work.prompts))
-        lengths = [0] * len(self.work.prompts)
+        decoder = Decoder(self.loaded.model, make_plan(baseline, self.loaded.metadata), self.loaded.tokenizer)
+        report = self.progress.phase("calibrate: answers", len(self.workload.prompts))
+        lengths = [0] * len(self.workload.prompts)
         size = BatchSize(self.config.batch_size)
-        for positions, output in generate_all(
-            decoder, self.work.prompts, baseline.decoding, size, self.work.pad, self.config.seed, lambda done, _: told(done)
-        ):
+        context = DecodeContext(baseline.decoding, self.workload.pad_token_id, self.config.seed)
+        for positions, output in generate_all(decoder, self.workload.prompts, context, size, lambda done, _: report(done)):
             for position, ids in zip(positions, output.token_ids, strict=True):
                 lengths[position] = len(ids)
         return lengths
 
     def block_influence(self) -> list[float]:
         """Over prompts and references."""
-        texts = [one.prompt_ids + one.response_ids for one in self.work.encoded or []]
+        texts = [one.prompt_ids + one.response_ids for one in self.workload.encoded or []]
         return block_influence(self.loaded.model, texts, LOSS_BATCH, self.progress.phase("calibrate: influence", len(texts)))
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
         """Of the references; prompts that all layers encode are encoded once for all tries."""
         strategy = {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
-        plan = make_plan(replace(self.config, strategy=strategy), self.loaded.facts)
+        plan = make_plan(replace(self.config, strategy=strategy), self.loaded.metadata)
         decoder = Decoder(self.loaded.model, plan)
         shared = plan.prompt_layers == "all"
         if not shared or shared not in self._losses:
             self._losses[shared] = ReferenceLoss(
-                self.work.encoded or [], BatchSize(LOSS_BATCH), self.work.pad, KEPT_PROMPT_BYTES if shared else 0
+                self.workload.encoded or [], BatchSize(LOSS_BATCH), self.workload.pad_token_id, KEPT_PROMPT_BYTES if shared else 0
             )
         return self._losses[shared].of(decoder)
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
         """Over the answers that the run's own decoding gives, batches as in the run."""
         config = replace(self.config, strategy={**self.config.strategy, **options})
-        plan = make_plan(config, self.loaded.facts)
+        plan = make_plan(config, self.loaded.metadata)
         assert plan.exits is not None
         if self._exiting is None:
             self._exiting = Decoder(self.loaded.model, plan, self.loaded.tokenizer)
-        decoder, size, total = self._exiting.under(plan.exits), BatchSize(config.batch_size), ExitStats()
-        for _, output in generate_all(decoder, self.work.prompts, config.decoding, size, self.work.pad, config.seed):
+        decoder, size, total = self._exiting.with_exit_rule(plan.exits), BatchSize(config.batch_size), ExitStats()
+        context = DecodeContext(config.decoding, self.workload.pad_token_id, config.seed)
+        for _, output in generate_all(decoder, self.workload.prompts, context, size):
             total += output.exits or ExitStats()
         return float(plan.num_layers) if total.mean_depth is None else total.mean_depth
 
     def tell(self, done: int, total: int) -> None:
         """One bar for the whole search."""
         if done == 1:
-            self._told = self.progress.phase("calibrate: search", total)
-        self._told(done)
+            self._report_search = self.progress.phase("calibrate: search", total)
+        self._report_search(done)
 
 
 def calibrate_strategy(
-    config: Config, loaded: LoadedModel, work: Workload | None, progress: ProgressCallback
+    config: Config, loaded: LoadedModel, workload: Workload | None, progress: ProgressCallback
 ) -> tuple[Config, Row | None]:
-    """The configuration with what its strategy has to measure first, from the results folder where it was before.
+    """Fill in the options that a strategy has to measure first; read them from the results folder if they are stored there.
 
     Args:
         config: of a point.
         loaded: its model.
-        work: the held-out examples; None where nothing is to be measured, or where there are no texts.
-        progress: who watches.
+        workload: the held-out examples; None if nothing has to be measured, or without texts.
+        progress: is told how far it is.
 
     Returns:
-        The configuration, and what a row says of the calibration.
+        The completed configuration, and what a row keeps of the calibration.
     """
     strategy = instantiate(config.strategy, "strategy")
-    if work is None or not isinstance(strategy, NeedsCalibration) or strategy.is_calibrated:
+    if workload is None or not isinstance(strategy, NeedsCalibration) or strategy.is_calibrated:
         return config, None
-    num_layers, num_kept = loaded.facts.num_layers, make_plan(config, loaded.facts).target_kept
-    key = _key(config, strategy, num_kept, work)
+    num_layers, num_kept = loaded.metadata.num_layers, make_plan(config, loaded.metadata).target_kept
+    key = _key(config, strategy, num_kept, workload)
     path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
     stored = read_object(path)
     if stored is None:
         began = time.monotonic()
         torch.manual_seed(config.seed)
-        found = strategy.calibrate(num_layers, num_kept, HeldOutEvaluator(config, loaded, work, progress))
+        found = strategy.calibrate(num_layers, num_kept, HeldOutEvaluator(config, loaded, workload, progress))
         stored = {
             "id": key,
             "strategy": config.strategy["name"],
             "num_layers": num_layers,
             "num_kept": num_kept if "num_kept" in strategy.calibrated_for else None,
-            "examples": len(work.examples),
-            "data": work.task and work.task.data,
+            "examples": len(workload.examples),
+            "data": workload.task and workload.task.data,
             "options": found.options,
             "notes": found.notes,
             "seconds": round(time.monotonic() - began, 3),
         }
         write_atomic(path, json.dumps(stored, indent=1) + "\n")
     found_config = replace(config, strategy={**config.strategy, **stored["options"]})
-    plan = make_plan(found_config, loaded.facts)
+    plan = make_plan(found_config, loaded.metadata)
     if plan.exits or plan.later_stages:  # no one set of layers
         return found_config, stored
     shared = f"{key}-{plan.target_kept}of{num_layers}.schedule.json"
@@ -153,7 +154,7 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
     )
 
 
-def _key(config: Config, strategy: NeedsCalibration, num_kept: int, work: Workload) -> str:
+def _key(config: Config, strategy: NeedsCalibration, num_kept: int, workload: Workload) -> str:
     """12 hex digits of everything that a calibration depends on."""
     plain = resolved_config(config)
     depends: dict[str, Any] = {"num_kept": num_kept, "decoding": plain["decoding"], "batch_size": config.batch_size}
@@ -164,6 +165,6 @@ def _key(config: Config, strategy: NeedsCalibration, num_kept: int, work: Worklo
         fingerprint(config.model),
         {name: depends[name] for name in strategy.calibrated_for},
         config.prompt_layers,
-        [(one.prompt_ids, one.response_ids) for one in work.encoded or []],
+        [(one.prompt_ids, one.response_ids) for one in workload.encoded or []],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""How good the answers of a point are."""
+"""The answers of a point and their scores: `generate_answers` decodes, `score_answers` judges what was decoded."""
 
 import math
 import time
@@ -11,168 +11,166 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
-from ulskip_cli.experiments.results import Row
-from ulskip_cli.experiments.throughput import draft_statistics, exit_statistics, throughput
+from ulskip_cli.experiments.record import QualityScores
 from ulskip_cli.experiments.workload import Workload, prompt_batches
-from ulskip_cli.inference import linear_kernel
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.decoder import Decoder, generate_all, longest_first, until_stop
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.peak_memory import PeakMemory
 from ulskip_cli.inference.scoring import ReferenceLoss
-from ulskip_cli.tasks import Task, metrics
-from ulskip_cli.tasks.example import Example
+from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import degenerate
 from ulskip_cli.tasks.metrics.scores import Answers
 
-MEAN_MAY_MISS = 0.05  # what the mean depth on other examples than the calibrated ones may be off
+
+class InvalidLogitsError(RunError):
+    """The model's logits are not finite, so that its answers mean nothing."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Row keys of quality, and what was generated for every example."""
+class GeneratedAnswers:
+    """What a point answered.
 
-    row: Row
-    generations: list[Row]
+    Attributes:
+        generations: one JSON object per example, in the task's order.
+        outputs: one per batch, with its timings.
+        batch_size: the batch size that fitted into memory.
+        peak_memory_bytes: while decoding.
+    """
+
+    generations: list[dict[str, Any]]
+    outputs: list[BatchOutput]
+    batch_size: BatchSize
+    peak_memory_bytes: int
 
 
-def evaluate(
+def generate_answers(
     decoder: Decoder,
-    work: Workload,
+    workload: Workload,
     config: Config,
-    full_hypotheses: list[str] | None,
     progress: ProgressCallback,
-    keep: Callable[[list[Row]], None] = lambda generations: None,
-    judge: Decoder | None = None,
-    partial: BatchCheckpoints | None = None,
-) -> Evaluation:
-    """Generate an answer to every example and score them; nothing where there is no tokenizer.
+    checkpoints: BatchCheckpoints | None = None,
+) -> GeneratedAnswers:
+    """Generate an answer to every example, longest prompts first.
 
     Args:
         decoder: the model under a schedule.
-        work: what to answer.
-        config: decoding and batch size.
-        full_hypotheses: the full model's answers, to compare with.
-        progress: who watches.
-        keep: takes what was generated before it is scored, which may fail.
-        judge: whose loss is meant, where what drafts is not what decides.
-        partial: keeps every batch as it comes, and those that an earlier attempt finished.
+        workload: encoded examples.
+        config: decoding, batch size and seed.
+        progress: is told how many examples are done.
+        checkpoints: stores each finished batch, and holds those that an interrupted attempt finished.
     """
-    if work.encoded is None or work.task is None:
-        return Evaluation({}, [])
-    name, examples, task = config.strategy["name"], work.examples, work.task
-    if full_hypotheses is not None and len(full_hypotheses) != len(examples):
-        raise RunError(
-            f"expected {len(examples)} stored answers of the full model, found {len(full_hypotheses)}; use another name="
-        )
+    assert workload.task is not None
+    name, examples = config.strategy["name"], workload.examples
     size = BatchSize(config.batch_size)
 
     def warm_up(count: int) -> None:
-        (batch,) = prompt_batches(work.prompts, work.pad, count, 1)
-        decoder.generate(*batch, config.decoding, work.pad, forced_length=2)
+        (batch,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
+        decoder.generate(*batch, config.decoding, workload.pad_token_id, forced_length=2)
 
     progress.phase(f"{name}: warm up", 0)
     run_with_oom_retry(size, warm_up)
-    rows: list[Row] = [{} for _ in examples]
+    generations: list[dict[str, Any]] = [{} for _ in examples]
     outputs: list[BatchOutput] = []
 
-    def take(positions: Sequence[int], output: BatchOutput) -> None:
+    def add(positions: Sequence[int], output: BatchOutput) -> None:
         outputs.append(output)
-        for position, ids, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
-            rows[position] = _generation(decoder, task, examples[position], ids, hit, config.decoding.stop)
+        for i, position in enumerate(positions):
+            generations[position] = _generation(decoder, workload, config, position, (output, i))
 
-    kept = partial.batches(longest_first(work.prompts)) if partial else []
-    for batch in kept:
-        take(batch.positions, batch.output)
-    if kept:
-        size.used = kept[-1].batch_size
-    skip = sum(len(batch.positions) for batch in kept)
-    before = f", {skip} of them before" if skip else ""
-    told = _rate(progress.phase(f"{name}: generate{before}", len(examples)))
+    finished = checkpoints.batches(longest_first(workload.prompts)) if checkpoints else []
+    for batch in finished:
+        add(batch.positions, batch.output)
+    if finished:
+        size.used = finished[-1].batch_size
+    num_finished = sum(len(batch.positions) for batch in finished)
+    resumed = f", {num_finished} resumed" if num_finished else ""
+    on_tokens = _with_rate(progress.phase(f"{name}: generate{resumed}", len(examples)))
     with PeakMemory(decoder.device) as memory:
-        for positions, output in generate_all(decoder, work.prompts, config.decoding, size, work.pad, config.seed, told, skip):
-            take(positions, output)
-            if partial:
-                partial.add(positions, output, size.used, memory.so_far())
-    progress.phase(f"{name}: metrics", 0)
-    keep(rows)
-    answers = Answers(
-        [row["hypothesis"] for row in rows],
-        [example.reference for example in examples],
-        [example.source for example in examples],
-        full_hypotheses,
-    )
-    scores = metrics.score(task.scoring(), answers)
-    scored = progress.phase(f"{name}: decode loss", len(examples))
-    references = ReferenceLoss(work.encoded, size, work.pad)
-    loss = references.of(judge or decoder, scored)
-    if not math.isfinite(loss):
-        if partial:
-            partial.remove()
+        batches = generate_all(decoder, workload.context(config), size, on_tokens, num_finished)
+        for positions, output in batches:
+            add(positions, output)
+            if checkpoints:
+                checkpoints.add(positions, output, size.used, memory.so_far())
+    peak = max([memory.peak_bytes, *(batch.peak_memory_bytes for batch in finished)])
+    return GeneratedAnswers(generations, outputs, size, peak)
+
+
+def score_answers(
+    answers: GeneratedAnswers,
+    workload: Workload,
+    scoring_decoder: Decoder,
+    baseline_hypotheses: Sequence[str] | None,
+    progress: ProgressCallback,
+) -> QualityScores:
+    """Score answers by the task's metrics, and measure the decode loss of the references.
+
+    Args:
+        answers: of all examples.
+        workload: the examples with their references.
+        scoring_decoder: the schedule whose decode loss is measured; with drafts the full model, which decides.
+        baseline_hypotheses: the full model's answers, for paired intervals.
+        progress: is told how far it is.
+
+    Raises:
+        InvalidLogitsError: the decode loss is not finite.
+        RunError: the stored answers of the full model are not of the same examples.
+    """
+    assert workload.encoded is not None
+    assert workload.task is not None
+    examples = workload.examples
+    if baseline_hypotheses is not None and len(baseline_hypotheses) != len(examples):
         raise RunError(
-            f"the model's logits are not numbers (decode loss {loss}); look at its weights, or try another model.dtype"
+            f"expected {len(examples)} stored answers of the full model, found {len(baseline_hypotheses)}; use another name="
         )
-    flagged = Counter(flag for row in rows for flag in row["flags"])
-    row = {
-        **scores.values,
-        "decode_loss": loss,
-        **({"decode_loss_mean_kept_layers": depth} if (depth := references.exits.mean_depth) is not None else {}),
-        "signatures": scores.signatures,
-        "against_full": scores.against_full,
-        "degenerate": {flag: flagged[flag] for flag in ("empty", "loop", "hit_limit")},
-        "length_ratio": degenerate.length_ratio(answers.hypotheses, answers.references),
-        "sources_cut": work.cut,
-        "evaluated_batch_size": size.used,
-        "peak_memory_bytes": max([memory.peak_bytes, *(batch.peak_memory_bytes for batch in kept)]),
-        **throughput(outputs, "evaluation"),
-        **draft_statistics(outputs),
-        **exit_statistics(outputs),
-    }
-    return Evaluation(row, rows)
-
-
-def adjustments(row: Row) -> list[str]:
-    """What was done differently from what was asked, in a line each."""
-    asked, lines = row["batch_size"], []
-    if row.get("sources_cut"):
-        lines.append(f"{row['sources_cut']} of {row['num_examples']} sources lost their end to fit into the model's context")
-    for key, what in (("evaluated_batch_size", "evaluated"), ("timed_batch_size", "timed")):
-        if row.get(key, asked) < asked:
-            lines.append(f"{row['strategy']}: batches of {asked} did not fit into memory; {what} in batches of {row[key]}")
-    if (failure := linear_kernel.build_failure()) and failure == row.get("linear_backend_reason"):
-        lines.append(
-            f"the kernel for decoding on a CPU was not built ({failure}); linear_backend={row['linear_backend']} served"
+    progress.phase("metrics", 0)
+    hypotheses = [one["hypothesis"] for one in answers.generations]
+    references = [example.reference for example in examples]
+    sources = [example.source for example in examples]
+    baseline = None if baseline_hypotheses is None else list(baseline_hypotheses)
+    scores = metrics.score(workload.task.scoring(), Answers(hypotheses, references, sources, baseline))
+    reference_loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
+    loss = reference_loss.of(scoring_decoder, progress.phase("decode loss", len(examples)))
+    if not math.isfinite(loss):
+        raise InvalidLogitsError(
+            f"expected finite logits, got a decode loss of {loss}; check the model's weights, or try another model.dtype"
         )
-    target, mean = row.get("target_kept_layers"), row.get("evaluated_mean_kept_layers")
-    if target and mean and row["ratio_basis"] != "latency" and abs(mean - target) > MEAN_MAY_MISS * target:
-        lines.append(f"{row['strategy']}: {mean:.2f} layers ran on average, {target} were aimed at{_why_off(row)}")
-    return lines
+    flags = Counter(flag for one in answers.generations for flag in one["flags"])
+    return QualityScores(
+        scores=dict(scores.values),
+        decode_loss=loss,
+        decode_loss_mean_kept_layers=reference_loss.exits.mean_depth,
+        signatures=dict(scores.signatures),
+        vs_baseline=dict(scores.against_full),
+        degenerate={flag: flags[flag] for flag in ("empty", "loop", "hit_limit")},
+        length_ratio=degenerate.length_ratio(hypotheses, references),
+        num_truncated_sources=workload.num_truncated,
+        evaluated_batch_size=answers.batch_size.used,
+        peak_memory_bytes=answers.peak_memory_bytes,
+    )
 
 
-def _why_off(row: Row) -> str:
-    """What may make the depth on the evaluated answers another than on those held out."""
-    few = (row.get("calibration") or {}).get("examples", row["batch_size"])
-    if row.get("exit_depths") and few < row["batch_size"]:
-        return f"; its {few} held-out examples fill no batch of {row['batch_size']}, raise calibration.examples"
-    return "" if row.get("exit_depths") else ", since its answers are of other lengths than those that its horizon is for"
-
-
-def _generation(decoder: Decoder, task: Task, example: Example, ids: list[int], hit: bool, stops: Sequence[str]) -> Row:
-    """What is stored of one answer."""
+def _generation(
+    decoder: Decoder, workload: Workload, config: Config, position: int, generated: tuple[BatchOutput, int]
+) -> dict[str, Any]:
+    """One answer as it is stored."""
     assert decoder.tokenizer is not None
-    text, stopped = until_stop(decoder.tokenizer.decode(ids, skip_special_tokens=True), stops)
+    assert workload.task is not None
+    output, row = generated
+    example, token_ids = workload.examples[position], output.token_ids[row]
+    text, stopped = until_stop(decoder.tokenizer.decode(token_ids, skip_special_tokens=True), config.decoding.stop)
     return {
         "id": example.id,
         "source": example.source,
         "reference": example.reference,
-        "hypothesis": task.hypothesis(text),
+        "hypothesis": workload.task.hypothesis(text),
         "output": text,
-        "token_ids": ids,
-        "flags": degenerate.flags(ids, text, hit and not stopped),
+        "token_ids": token_ids,
+        "flags": degenerate.flags(token_ids, text, output.hit_limit[row] and not stopped),
     }
 
 
-def _rate(tell: ReportProgress) -> Any:
-    """Tell prompts done, with tokens/s beside them."""
-    began = time.monotonic()
-    return lambda done, tokens: tell(done, f"{tokens / max(1e-9, time.monotonic() - began):,.0f} tok/s")
+def _with_rate(report: ReportProgress) -> Callable[[int, int], None]:
+    """Report the number of finished prompts with tokens/s beside it."""
+    started = time.monotonic()
+    return lambda done, tokens: report(done, f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tok/s")

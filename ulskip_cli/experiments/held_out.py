@@ -1,6 +1,7 @@
-"""The examples that a strategy is calibrated on, none of which a run evaluates. Imports no torch."""
+"""Held-out examples: what a strategy is calibrated on. Imports no torch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ulskip_cli.core.config import instantiate, is_calibrated
 from ulskip_cli.core.config_schema import Config
@@ -9,11 +10,19 @@ from ulskip_cli.tasks import Task
 from ulskip_cli.tasks.example import Example
 
 
-def held_out_task(config: Config) -> tuple[Task, Sequence[Example]] | None:
-    """The task and the examples to calibrate on, without those that are evaluated; None where nothing is calibrated.
+@dataclass(frozen=True)
+class HeldOutExamples:
+    """Examples for calibration, none of which is evaluated, and the task that makes prompts of them."""
+
+    task: Task
+    examples: Sequence[Example]
+
+
+def find_held_out(config: Config) -> HeldOutExamples | None:
+    """Return the examples to calibrate on; None if the strategy needs none or has its calibration as options.
 
     Raises:
-        UsageError: there are none.
+        UsageError: the strategy needs some and there are none.
     """
     if is_calibrated(config.strategy):
         return None
@@ -27,10 +36,10 @@ def held_out_task(config: Config) -> tuple[Task, Sequence[Example]] | None:
             raise UsageError(
                 "expected examples in calibration.task that are not evaluated themselves, got none; name other data"
             )
-        return other, named
+        return HeldOutExamples(other, named)
     held_out = task.held_out()
     if held_out is not None:
-        return held_out, held_out.examples()[:wanted]
+        return HeldOutExamples(held_out, held_out.examples()[:wanted])
     examples = task.examples()
     behind = examples[config.limit :][:wanted] if config.limit is not None else []
     if not behind:
@@ -38,4 +47,4 @@ def held_out_task(config: Config) -> tuple[Task, Sequence[Example]] | None:
             f"strategy={name} is calibrated on held-out examples; give calibration.task='{{source_file: ...}}' with the keys "
             f"of the task that differ, or limit= below the {len(examples)} examples, which leaves the others for it"
         )
-    return task, behind
+    return HeldOutExamples(task, behind)

@@ -1,4 +1,4 @@
-"""Timings of what layers cost here, for targets that are met by the clock."""
+"""Latency targets: time what layers cost on this machine, and solve for the depth that meets a speedup."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
-from ulskip_cli.experiments.paired_timing import measure_pairs
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.core.config_schema import SpeedConfig
+from ulskip_cli.experiments.speed import measure_pairs
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.timing import median_interval
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
@@ -21,7 +21,7 @@ LINE_ROUNDS, WARM_UP = 3, 1
 MEET_ROUNDS, MEET_PAIRS = 8, 5
 CLOSE = 0.0075  # half the interval of the speedup's error, as a share, that ends the search
 
-Prompts = Sequence[tuple[Tensor, Tensor]]
+Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class LatencyTargetFit:
     offset: float
     trials: tuple[DepthMeasurement, ...]
 
-    def told(self) -> dict[str, Any]:
-        """As a row keeps it, with what it promises."""
+    def as_dict(self) -> dict[str, Any]:
+        """The fit as a row keeps it, with the speedup that it promises."""
         return {
             **asdict(self.fit),
             "residuals": self.fit.residuals,
@@ -68,9 +68,8 @@ class LatencyTargetFit:
 def fit_step_latency(
     model: PreTrainedModel,
     num_layers: int,
-    prompts: Prompts,
-    decoding: DecodingConfig,
-    pad: int,
+    batches: Batches,
+    context: DecodeContext,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> LatencyFit:
     """Time decode steps at several numbers of kept layers, in turns, and fit a line.
@@ -78,18 +77,17 @@ def fit_step_latency(
     Args:
         model: the full model, in evaluation mode.
         num_layers: N.
-        prompts: (input_ids, attention_mask) of the batch size that matters, each [batch, prompt_len]; used in turn.
-        decoding: how tokens are chosen, and by which engine.
-        pad: padding id.
+        batches: (input_ids, attention_mask) of the batch size that matters, each [batch, prompt_len]; used in turn.
+        context: how tokens are chosen, and by which engine.
         on_round: called with the number of rounds done.
     """
     decoders = {count: Decoder(model, _plan(num_layers, count)) for count in counts(num_layers)}
     seconds: dict[int, list[float]] = {count: [] for count in decoders}
     for i in range(WARM_UP + LINE_ROUNDS):
-        ids, mask = prompts[i % len(prompts)]
+        ids, mask = batches[i % len(batches)]
         order = list(decoders)
         for count in order[i % len(order) :] + order[: i % len(order)]:
-            output = decoders[count].generate(ids, mask, decoding, pad, forced_length=NEW_TOKENS)
+            output = decoders[count].generate(ids, mask, context, forced_length=NEW_TOKENS)
             if i >= WARM_UP:
                 seconds[count].append(output.decode_seconds / (NEW_TOKENS - 1))
         on_round(i + 1)
@@ -133,20 +131,18 @@ def solve_depth_for_speedup(
 def make_pair_timer(
     model: PreTrainedModel,
     plan_of: Callable[[float], Plan],
-    prompts: Prompts,
-    decoding: DecodingConfig,
+    batches: Batches,
+    context: DecodeContext,
     speed: SpeedConfig,
-    pad: int,
 ) -> Callable[[float], tuple[float, Sequence[float]]]:
-    """What `meet` measures with: pairs as a run times them, of full and the plan of a depth.
+    """Make the measurement for `solve_depth_for_speedup`: pairs, as a run times them, of the full model and a plan of a depth.
 
     Args:
         model: the full model, in evaluation mode.
         plan_of: the plan of a depth.
-        prompts: as for `calibrate`.
-        decoding: how tokens are chosen, and by which engine.
+        batches: as for `fit_step_latency`.
+        context: how tokens are chosen, and by which engine.
         speed: new tokens of a sequence.
-        pad: padding id.
     """
     known: dict[tuple[tuple[int, ...], ...], Decoder] = {}
 
@@ -160,7 +156,7 @@ def make_pair_timer(
         plan = plan_of(depth)
         full = decoder(_plan(plan.num_layers, plan.num_layers))
         few = replace(speed, pairs=MEET_PAIRS, warmup=1)
-        pairs = measure_pairs(full, decoder(plan), prompts, decoding, few, pad)
+        pairs = measure_pairs(full, decoder(plan), batches, context, few)
         return plan.mean_kept(speed.new_tokens - 1), pairs.ratios(lambda output: output.decode_seconds)
 
     return measured

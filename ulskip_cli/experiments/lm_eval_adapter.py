@@ -92,7 +92,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         tokenizer = self.loaded.tokenizer
         if tokenizer is None:
             raise UsageError("random weights have no tokenizer; lm-evaluation-harness needs one")
-        self.plan = make_plan(self.ulskip_config, self.loaded.facts)
+        self.plan = make_plan(self.ulskip_config, self.loaded.metadata)
         asked = any(text.startswith("prompt_layers=") for text in overrides)
         stays = asked or self.plan.keeps_all or self.plan.exits
         scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")

@@ -1,102 +1,201 @@
-"""What is refused before torch is imported: ratios, strategies, metrics, task files, model files."""
+"""Everything that is derived from a configuration before torch is imported, derived once: `resolve` makes a `ResolvedPoint`.
 
+Bad requests are refused here: ratios, strategies, metrics, task files, model files, generation options.
+"""
+
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Self
 
 from ulskip_cli.core import validation
-from ulskip_cli.core.config import instantiate
+from ulskip_cli.core.config import baseline_config, identity, instantiate
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata, read_metadata
-from ulskip_cli.experiments.held_out import held_out_task
+from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
+from ulskip_cli.experiments.held_out import HeldOutExamples, find_held_out
+from ulskip_cli.experiments.record import ROW_VERSION, RunIdentity
 from ulskip_cli.strategies.plan import Plan, make_plan
-from ulskip_cli.tasks import metrics
+from ulskip_cli.tasks import Task, metrics
 from ulskip_cli.tasks.example import Example
 
 
-def check_run(config: Config) -> None:
-    """Refuse a run that cannot work.
+@dataclass(frozen=True)
+class ResolvedPoint:
+    """One point of an experiment with all that follows from its configuration.
 
-    Raises:
-        UsageError: names what cannot.
+    Attributes:
+        config: the checked configuration.
+        task: makes prompts and scores answers; None for a benchmark, which times random prompts.
+        examples: those that are evaluated, in the task's order.
+        held_out: the examples that the strategy is calibrated on; None if nothing has to be calibrated.
+        metadata: the model's shape, read from its files.
+        plan: the schedule, as far as it is known before calibration and timing.
+        run_id: identifies the point's row: a hash of the configuration, the data and the weights.
+        baseline: the full model's point that this one is compared with; None for a full model and for baseline=false.
     """
-    _, plan = check_schedule(config)
-    check_data(config)
-    check_held_out(config, plan)
-    check_options(config)
+
+    config: Config
+    task: Task | None
+    examples: Sequence[Example]
+    held_out: HeldOutExamples | None
+    metadata: ModelMetadata
+    plan: Plan
+    run_id: str
+    baseline: "ResolvedPoint | None" = None
+
+    @property
+    def identity(self) -> RunIdentity:
+        """What the point asks for, as its row keeps it."""
+        return RunIdentity.of(self.config, self.run_id, baseline_id=self.baseline.run_id if self.baseline else None)
 
 
-def check_data(config: Config) -> Sequence[Example]:
-    """The examples of a run, which are there and can be scored.
+@dataclass
+class Resolver:
+    """Resolves configurations; data and model files are read once for all points that share them."""
 
-    Raises:
-        UsageError: names what is missing.
-    """
-    task = instantiate(config.task, "task")
-    metrics.made(task.scoring())  # a missing package is told before a missing file
-    examples: Sequence[Example] = task.examples()[: config.limit]
-    metrics.made(task.scoring(), [example.reference for example in examples])
-    return examples
+    _data: dict[str, "_Data | UsageError"] = field(default_factory=dict)
+    _metadata: dict[str, ModelMetadata] = field(default_factory=dict)
+    _fingerprints: dict[str, str] = field(default_factory=dict)
 
+    def resolve(self, config: Config) -> ResolvedPoint:
+        """Check a run and derive what it needs.
 
-def check_held_out(config: Config, plan: Plan) -> None:
-    """The examples that a strategy is calibrated on are there.
-
-    Raises:
-        UsageError: names what is missing.
-    """
-    if config.model.source != "random":
-        held_out_task(config)
-    elif plan.exits and plan.exits.threshold is None:
-        raise UsageError(
-            f"strategy={plan.strategy} finds its threshold on texts, which random weights cannot read; give strategy.threshold"
+        Raises:
+            UsageError: the run cannot work; the message names the key.
+            NotApplicable: the strategy or the model does not serve the request.
+        """
+        metadata, plan = self.schedule(config)
+        data = self.data(config)
+        held_out = _held_out(config, plan)
+        check_generate_options(config)
+        compared = config.baseline and not plan.keeps_all
+        return ResolvedPoint(
+            config,
+            data.task,
+            data.examples,
+            held_out,
+            metadata,
+            plan,
+            self.run_id(config, data.text),
+            self.resolve(baseline_config(config)) if compared else None,
         )
 
+    def schedule(self, config: Config) -> tuple[ModelMetadata, Plan]:
+        """Return the model's metadata and the plan, which need no data.
 
-def check_bench(config: Config) -> None:
-    """Refuse a bench that cannot work; its task is not looked at.
+        Raises:
+            UsageError: no run can have these values.
+        """
+        validation.check_run(config)
+        if config.memory is not None:
+            raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
+        key = str(config.model)
+        if key not in self._metadata:
+            self._metadata[key] = read_metadata(config.model)
+        return self._metadata[key], make_plan(config, self._metadata[key])
+
+    def data(self, config: Config) -> "_Data":
+        """Return the task and the examples of a run.
+
+        Raises:
+            UsageError: they cannot be read or scored.
+        """
+        key = f"{config.task} {config.limit}"
+        if key not in self._data:
+            try:
+                self._data[key] = _Data.read(config)
+            except UsageError as error:
+                self._data[key] = error
+        found = self._data[key]
+        if isinstance(found, UsageError):
+            raise found
+        return found
+
+    def fallback_id(self, config: Config) -> str:
+        """Return the identifier of a refused point: its usual one, or its identity if data or weights cannot be read."""
+        try:
+            return self.run_id(config, self.data(config).text)
+        except UsageError:
+            return identity(config)
+
+    def run_id(self, config: Config, data_text: str) -> str:
+        """Return 12 hexadecimal digits of everything that decides a result."""
+        key = str(config.model)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = fingerprint(config.model)
+        parts = (str(ROW_VERSION), identity(config), self._fingerprints[key], data_text)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def resolve(config: Config) -> ResolvedPoint:
+    """Resolve a single run; see `Resolver.resolve`."""
+    return Resolver().resolve(config)
+
+
+def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> ResolvedPoint:
+    """Resolve a benchmark, which reads no task.
 
     Raises:
-        UsageError: names what cannot.
+        UsageError: it cannot work; the message names the key.
     """
-    facts, plan = check_schedule(config)
-    speed, context = config.speed, facts.context
+    resolver = resolver or Resolver()
+    metadata, plan = resolver.schedule(config)
+    speed, context = config.speed, metadata.context
     if plan.exits:
         raise NotApplicable(
-            f"strategy={plan.strategy} leaves where it is sure, which random prompts do not show; time it with `ulskip run`"
+            f"strategy={plan.strategy} cannot be benchmarked on random prompts: exit depths depend on real text. "
+            "Use `ulskip run`."
         )
     if not speed.enabled:
-        raise UsageError("speed.enabled=false is for `ulskip run`; a bench measures nothing else")
+        raise UsageError("speed.enabled=false is for `ulskip run`; a benchmark measures nothing else")
     if not config.baseline:
-        raise UsageError("baseline=false is for `ulskip run`; a bench compares with the full model")
+        raise UsageError("baseline=false is for `ulskip run`; a benchmark compares with the full model")
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
             f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
             f"got {speed.prompt_tokens} + {speed.new_tokens}"
         )
-    check_options(config)
+    check_generate_options(config)
+    return ResolvedPoint(config, None, (), None, metadata, plan, resolver.run_id(config, "[]"))
 
 
-def check_schedule(config: Config) -> tuple[ModelMetadata, Plan]:
-    """What a run would do to a model, as far as is known before its weights are loaded.
-
-    Raises:
-        UsageError: that cannot be done.
-        NotApplicable: the strategy, or the model, does not serve it.
-    """
-    validation.check_run(config)
-    if config.memory is not None:
-        raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
-    facts = read_metadata(config.model)
-    return facts, make_plan(config, facts)
-
-
-def check_options(config: Config) -> None:
+def check_generate_options(config: Config) -> None:
     """Refuse options of transformers' generate that it does not know.
 
     Raises:
-        UsageError: names the option.
+        UsageError: an option is unknown; the message names it.
     """
     if config.decoding.options:
         from ulskip_cli.inference import generate_options
 
         generate_options.check(config.decoding)
+
+
+@dataclass(frozen=True)
+class _Data:
+    task: Task
+    examples: Sequence[Example]
+    text: str
+    """The examples as the identifier of a point reads them."""
+
+    @classmethod
+    def read(cls, config: Config) -> Self:
+        task: Task = instantiate(config.task, "task")
+        metrics.made(task.scoring())  # a missing package is reported before a missing file
+        examples = task.examples()[: config.limit]
+        metrics.made(task.scoring(), [example.reference for example in examples])
+        return cls(task, examples, json.dumps([asdict(example) for example in examples], ensure_ascii=False))
+
+
+def _held_out(config: Config, plan: Plan) -> HeldOutExamples | None:
+    """Find the calibration examples, unless the weights are random, which no text can calibrate."""
+    if config.model.source != "random":
+        return find_held_out(config)
+    if plan.exits and plan.exits.threshold is None:
+        raise UsageError(
+            f"strategy={plan.strategy} calibrates its threshold on texts, which random weights cannot read; "
+            "give strategy.threshold"
+        )
+    return None

@@ -1,4 +1,7 @@
-"""One run: config -> model + task + strategy -> generation -> metrics -> results."""
+"""One point from its configuration to its row: load, calibrate, decode, score, time, record, save.
+
+`run_point` is the whole flow. `ulskip run`, a sweep's workers and `api.evaluate` all call it.
+"""
 
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -11,233 +14,241 @@ import torch
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config, instantiate, recorded_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
-from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
 from ulskip_cli.experiments.calibration import calibrate_strategy
-from ulskip_cli.experiments.evaluate import Evaluation, adjustments, evaluate
-from ulskip_cli.experiments.held_out import held_out_task
-from ulskip_cli.experiments.latency import (
-    LINE_ROUNDS,
-    MEET_PAIRS,
-    MEET_ROUNDS,
-    WARM_UP,
-    LatencyTargetFit,
-    fit_step_latency,
-    make_pair_timer,
-    solve_depth_for_speedup,
-)
-from ulskip_cli.experiments.record import asked_row
-from ulskip_cli.experiments.results import DONE, ResultsFolder, Row, point_id
-from ulskip_cli.experiments.speed import measure_speed
-from ulskip_cli.experiments.workload import Workload, prepare, timed_prompts
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.experiments.evaluate import GeneratedAnswers, InvalidLogitsError, generate_answers, score_answers
+from ulskip_cli.experiments.latency import LatencyTargetFit, fit_step_latency, make_pair_timer, solve_depth_for_speedup
+from ulskip_cli.experiments.latency import LINE_ROUNDS, MEET_PAIRS, MEET_ROUNDS, WARM_UP
+from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.record import PairedTiming, Provenance, QualityScores, RunRecord, ScheduleRecord, Throughput
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.speed import TimedPairs, time_pairs
+from ulskip_cli.experiments.throughput import measure_throughput, sum_exits
+from ulskip_cli.experiments.run_warnings import run_warnings
+from ulskip_cli.experiments.workload import Workload, encode_workload, timed_prompts
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.packed_linear import choose_linear_backend
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan, is_trained_for, make_plan
-from ulskip_cli.tasks import Task
 
 
 @dataclass
 class Session:
-    """What runs in one process share: weights are loaded once."""
+    """What the points of one process share: weights, tokenizers and latency fits, each loaded or measured once."""
 
     progress: ProgressCallback = field(default_factory=NullProgress)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
+    _tokenizers: dict[str, Any] = field(default_factory=dict)
     _latencies: dict[str, LatencyFit] = field(default_factory=dict)
 
-    def model(self, config: ModelConfig, seed: int) -> LoadedModel:
-        """The loaded model, from memory where it is the same as before."""
+    def encode(self, point: ResolvedPoint) -> tuple[Workload, Workload | None]:
+        """Encode the examples of a point and its held-out examples, before any weight is loaded.
+
+        Raises:
+            UsageError: the model's context is too short.
+        """
+        self.progress.phase("encode", 0)
+        key = str(point.config.model)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_tokenizer(point.config.model)
+        tokenizer = self._tokenizers[key]
+        workload = encode_workload(point, tokenizer)
+        held_out = point.held_out
+        if held_out is None or tokenizer is None:
+            return workload, None
+        return workload, encode_workload(replace(point, task=held_out.task, examples=held_out.examples), tokenizer)
+
+    def load(self, config: ModelConfig, seed: int) -> LoadedModel:
+        """Return the loaded model, from memory if it is the last one that was loaded."""
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
             self._models.clear()  # one at a time: two may not fit
             self.progress.phase(f"load {config.name}", 1)
-            self._models[key] = load(config, seed)
-            choose_linear_backend(
-                self._models[key].model, lambda: self.progress.phase("compile a kernel, once on this machine", 0)
-            )
+            loaded = load(config, seed, self._tokenizers.get(str(config)))
+            choose_linear_backend(loaded.model, lambda: self.progress.phase("compile a kernel, once on this machine", 0))
+            self._models[key] = loaded
         return self._models[key]
 
-    def depth(self, config: Config, loaded: LoadedModel, work: Workload) -> LatencyTargetFit | None:
-        """How many layers meet a target by the clock, at a batch size; None where the clock is not asked.
+    def solve_depth(self, config: Config, loaded: LoadedModel, workload: Workload) -> LatencyTargetFit | None:
+        """Find the mean depth that meets the target by the clock; None unless ratio_basis=latency asks for it.
 
-        The line to start from is timed once for every model, decoding and shape of the timed batches.
+        The line over numbers of layers is timed once for every model, decoding and shape of the timed batches.
         """
         if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
             return None
-        prompts = timed_prompts(work, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
-        shapes = [tuple(ids.shape) for ids, _ in prompts]  # [batch, prompt_len]
+        batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
+        context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
+        shapes = [tuple(ids.shape) for ids, _ in batches]  # [batch, prompt_len]
         key = f"{config.model} {config.decoding} {shapes} {choose_linear_backend(loaded.model).name}"
         if key not in self._latencies:
-            told = self.progress.phase("calibrate", WARM_UP + LINE_ROUNDS)
-            num_layers = loaded.facts.num_layers
-            self._latencies[key] = fit_step_latency(loaded.model, num_layers, prompts, config.decoding, work.pad, told)
-        fit = self._latencies[key]
-        plan_of = partial(make_plan, config, loaded.facts)
-        measured = make_pair_timer(loaded.model, plan_of, prompts, config.decoding, config.speed, work.pad)
-        return solve_depth_for_speedup(fit, config.ratio, measured, self.progress.phase(f"meet {config.ratio:g}x", MEET_ROUNDS))
-
-
-def run_point(config: Config, session: Session, full_row: Row | None = None) -> list[Row]:
-    """Run one point, and its full baseline before it if there is no finished one.
-
-    Args:
-        config: of the point.
-        session: what points share.
-        full_row: of a baseline that counts wherever it was measured; None: one that was measured here.
-
-    Returns:
-        The rows of this point and its baseline, the point's own last.
-
-    Raises:
-        UsageError: before any weight is loaded, where the request cannot be served.
-    """
-    began = time.monotonic()
-    session.progress.phase("encode", 0)
-    task: Task = instantiate(config.task, "task")
-    examples = task.examples()[: config.limit]
-    folder = ResultsFolder.of(config)
-    tokenizer, context = load_tokenizer(config.model), read_metadata(config.model).context
-    work = prepare(tokenizer, context, task, examples, config)
-    held_out = held_out_task(config)
-    held_out_work = prepare(tokenizer, context, *held_out, config) if held_out and tokenizer else None
-    loaded = session.model(config.model, config.seed)
-    ready, calibration = calibrate_strategy(config, loaded, held_out_work, session.progress)
-    latency = session.depth(ready, loaded, work)
-    plan = make_plan(ready, loaded.facts, latency.depth if latency else None)
-    told = ScheduleProvenance(latency, calibration)
-    baseline = baseline_config(config)
-    if plan.keeps_all or not config.baseline:
-        return [_measure_point(config, plan, loaded, work, folder, session.progress, began, told=told)]
-    full_id = point_id(baseline, examples)
-    full_row = full_row or folder.row(full_id, _measured_here)
-    if full_row is None:
-        full_plan = make_plan(baseline, loaded.facts)
-        full_row = _measure_point(baseline, full_plan, loaded, work, folder, session.progress, began)
-        began = time.monotonic()
-    return [full_row, _measure_point(config, plan, loaded, work, folder, session.progress, began, full_id, told)]
+            report = self.progress.phase("time the layers", WARM_UP + LINE_ROUNDS)
+            self._latencies[key] = fit_step_latency(loaded.model, loaded.metadata.num_layers, batches, context, report)
+        time_pair = make_pair_timer(
+            loaded.model, partial(make_plan, config, loaded.metadata), batches, context, config.speed
+        )
+        report = self.progress.phase(f"solve for {config.ratio:g}x", MEET_ROUNDS)
+        return solve_depth_for_speedup(self._latencies[key], config.ratio, time_pair, report)
 
 
 @dataclass(frozen=True)
 class ScheduleProvenance:
-    """How a schedule was found, for the row.
-
-    Attributes:
-        latency: the timing, where the clock was asked.
-        calibration: on held-out examples, where the strategy needs one.
-    """
+    """How a schedule was found: timed on this machine, or calibrated on held-out examples."""
 
     latency: LatencyTargetFit | None = None
-    calibration: Row | None = None
-
-    def row(self) -> Row:
-        """Its keys."""
-        return {"latency_fit": self.latency and self.latency.told(), "calibration": self.calibration}
+    calibration: dict[str, Any] | None = None
 
 
-def _measured_here(row: Row) -> bool:
-    """True for a row of a machine like this one: times of another are not this one's."""
-    return environment.is_like_here(row, ("threads",))
+@dataclass(frozen=True)
+class PreparedRun:
+    """A resolved point with its weights loaded, its examples encoded and its schedule decided."""
+
+    point: ResolvedPoint
+    loaded: LoadedModel
+    workload: Workload
+    plan: Plan
+    found: ScheduleProvenance
+    started_at: float
 
 
-def _measure_point(
-    config: Config,
-    plan: Plan,
-    loaded: LoadedModel,
-    work: Workload,
-    folder: ResultsFolder,
-    progress: ProgressCallback,
-    began: float,
-    full_id: str | None = None,
-    told: "ScheduleProvenance" = ScheduleProvenance(),
-) -> Row:
-    """Evaluate, measure and save one point."""
+def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None = None) -> list[RunRecord]:
+    """Run one point, and the full baseline before it if no finished one is stored.
+
+    Args:
+        point: what to run.
+        session: what points share.
+        baseline: the record of a baseline that counts wherever it was measured; None looks for one of this machine.
+
+    Returns:
+        The records of the baseline and of the point, the point's own last.
+
+    Raises:
+        UsageError: the request cannot be served; no weight was loaded.
+        RunError: it failed.
+    """
+    started_at = time.monotonic()
+    workload, held_out = session.encode(point)
+    loaded = session.load(point.config.model, point.config.seed)
+    config, calibration = calibrate_strategy(point.config, loaded, held_out, session.progress)
+    latency = session.solve_depth(config, loaded, workload)
+    plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
+    run = PreparedRun(point, loaded, workload, plan, ScheduleProvenance(latency, calibration), started_at)
+    if plan.keeps_all or point.baseline is None:
+        return [_measure(run, session.progress)]
+    baseline = baseline or stored_baseline(point)
+    if baseline is None:
+        full = make_plan(point.baseline.config, loaded.metadata)
+        full_run = PreparedRun(point.baseline, loaded, workload, full, ScheduleProvenance(), started_at)
+        baseline = _measure(full_run, session.progress)
+        run = replace(run, started_at=time.monotonic())
+    return [baseline, _measure(run, session.progress, baseline)]
+
+
+def stored_baseline(point: ResolvedPoint) -> RunRecord | None:
+    """Return the finished baseline of a point if it was measured on a machine like this one; other machines have other times."""
+    assert point.baseline is not None
+    record = ResultsFolder.of(point.config).record(point.baseline.run_id)
+    return record if record and environment.is_like_here(record, ("threads",)) else None
+
+
+def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord | None = None) -> RunRecord:
+    """Decode, score, time and save one prepared point."""
+    config, loaded, workload, point = run.point.config, run.loaded, run.workload, run.point
     torch.manual_seed(config.seed)
-    decoder = Decoder(loaded.model, plan, loaded.tokenizer)
-    full_hypotheses = [row["hypothesis"] for row in folder.generations(full_id)] if full_id else None
-    point = point_id(config, work.examples)
+    folder = ResultsFolder.of(config)
+    decoder = Decoder(loaded.model, run.plan, loaded.tokenizer)
+    full = decoder
+    if not run.plan.keeps_all:
+        full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata), loaded.tokenizer)
     backend = decoder.linear_backend(config.decoding)
     origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend.name}
-    batches = BatchCheckpoints(folder.partial_path(point), origin, began)
-    full = decoder if plan.keeps_all else Decoder(loaded.model, make_plan(baseline_config(config), loaded.facts))
-    judge = full if config.decoding.draft_tokens else decoder
-    keep = partial(folder.keep_generations, point)
-    evaluation = evaluate(decoder, work, config, full_hypotheses, progress, keep, judge, batches)
-    speed: dict[str, Any] = {}
+    checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
+    answers: GeneratedAnswers | None = None
+    quality: QualityScores | None = None
+    if workload.encoded is not None:
+        answers = generate_answers(decoder, workload, config, progress, checkpoints)
+        folder.save_generations(point.run_id, answers.generations)  # before they are scored, which may fail
+        hypotheses = [one["hypothesis"] for one in folder.generations(baseline.id)] if baseline else None
+        scoring_decoder = full if config.decoding.draft_tokens else decoder
+        try:
+            quality = score_answers(answers, workload, scoring_decoder, hypotheses, progress)
+        except InvalidLogitsError:
+            checkpoints.remove()
+            raise
+    timed: TimedPairs | None = None
     if config.speed.enabled:
-        timed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
-        speed = measure_speed(full if config.baseline else None, decoder, work, timed, progress)
-    engine, reason = decoder.engine(config.decoding)
+        fixed = replace(config, speed=replace(config.speed, new_tokens=run.plan.timed_tokens))
+        timed = time_pairs(full if config.baseline else None, decoder, workload, fixed, progress)
     progress.phase("write", 0)
-    row = {
-        **identity_row(config, plan, work, point, full_id),
-        "engine": engine,
-        "engine_reason": reason,
-        "linear_backend": backend.name,
-        "linear_backend_reason": backend.reason,
-        **told.row(),
-        **_depth_of_answers(plan, evaluation),
-        **evaluation.row,
-        **speed,
-        **provenance_row(config, plan, loaded, len(evaluation.generations)),
-    }
-    if plan.exits and row.get("evaluated_mean_kept_layers"):
-        row["layer_ratio"] = plan.num_layers / row["evaluated_mean_kept_layers"]  # what ran, not what was aimed at
-    if row["trained_for_these_layers"] is False and not plan.keeps_all:
-        kept = f"{plan.strategy} with {plan.target_kept if plan.exits else plan.num_kept} of {plan.num_layers} layers"
-        row["warnings"].append(f"{kept}: the weights were trained for others")
-    row["warnings"] += adjustments(row)
-    row["point_seconds"] = batches.elapsed_seconds
-    folder.save(config, row, evaluation.generations)
-    batches.remove()
-    return row
+    record = RunRecord(
+        identity=replace(point.identity, dataset=point.task and point.task.data, chat=workload.chat,
+                         baseline_id=baseline.id if baseline else None, prompt_layers=run.plan.prompt_layers),
+        schedule=describe_schedule(run.plan, run.found, answers.outputs if answers else []),
+        quality=quality,
+        throughput=_throughput(answers, timed),
+        timing=timed.timing() if timed else None,
+        provenance=describe_provenance(config, run.plan, loaded, decoder, len(answers.generations) if answers else 0),
+        wall_seconds=checkpoints.elapsed_seconds,
+    )
+    record = replace(record, warnings=run_warnings(config, run.plan, record))
+    folder.save(config, record, answers.generations if answers else [])
+    checkpoints.remove()
+    return record
 
 
-def _depth_of_answers(plan: Plan, evaluation: Evaluation) -> Row:
-    """The layers that ran in the answers' decode steps, where that depends on their lengths."""
-    if not plan.later_stages or not evaluation.generations:
-        return {}
-    lengths = [len(one["token_ids"]) for one in evaluation.generations]
-    return {"evaluated_mean_kept_layers": schedule.mean_kept(plan.stages, lengths)}
+def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[BatchOutput]) -> ScheduleRecord:
+    """Return what a row says of the layers that ran.
+
+    Args:
+        plan: the schedule.
+        found: how it was found.
+        outputs: natural answers, whose lengths or confidences decide the mean depth of some strategies.
+    """
+    exits = sum_exits(outputs)
+    evaluated = exits.mean_depth
+    if plan.later_stages and outputs:
+        evaluated = schedule.mean_kept(plan.stages, [len(ids) for output in outputs for ids in output.token_ids])
+    return ScheduleRecord(
+        num_layers=plan.num_layers,
+        kept_layers=list(plan.kept_layers),
+        later_stages=[asdict(stage) for stage in plan.later_stages],
+        target_kept_layers=plan.target_kept,
+        mean_kept_layers=exits.mean_depth or plan.mean_kept(plan.timed_tokens - 1),
+        evaluated_mean_kept_layers=evaluated,
+        layer_ratio=plan.num_layers / exits.mean_depth if exits.mean_depth else plan.layer_ratio,
+        predicted_speedup=plan.predicted_speedup,
+        latency_fit=found.latency.as_dict() if found.latency else None,
+        calibration=found.calibration,
+    )
 
 
-def identity_row(config: Config, plan: Plan, work: Workload, point: str, full_id: str | None) -> Row:
-    """Return the row keys that say what was asked for and which schedule ran."""
-    return {
-        **asked_row(config),
-        "status": DONE,
-        "id": point,
-        "baseline_id": full_id,
-        "task": work.task and config.task["name"],
-        "dataset": work.task and work.task.data,
-        "pair": work.task and config.task.get("pair"),
-        "chat": work.chat,
-        "prompt_layers": plan.prompt_layers,
-        "layer_ratio": plan.layer_ratio,
-        "predicted_speedup": plan.predicted_speedup,
-        "measured_speedup": None,
-        "num_layers": plan.num_layers,
-        "kept_layers": list(plan.kept_layers),
-        "later_stages": [asdict(stage) for stage in plan.later_stages],
-        "target_kept_layers": plan.target_kept,
-        "mean_kept_layers": plan.mean_kept(plan.timed_tokens - 1),
-        "warnings": list(plan.warnings),
-    }
+def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int) -> Provenance:
+    """Return what a result depends on besides what was asked for."""
+    engine, engine_reason = decoder.engine(config.decoding)
+    backend = decoder.linear_backend(config.decoding)
+    return Provenance(
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        engine=engine,
+        engine_reason=engine_reason,
+        linear_backend=backend.name,
+        linear_backend_reason=backend.reason,
+        device=str(loaded.model.device),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        quantization=loaded.notes["quantization"],
+        training=loaded.notes["training"],
+        trained_for=loaded.notes["trained_for"],
+        trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
+        num_examples=num_examples,
+        environment={**environment.code(), **environment.machine(str(loaded.model.device))},
+        config=recorded_config(config),
+    )
 
 
-def provenance_row(config: Config, plan: Plan, loaded: LoadedModel, num_examples: int) -> Row:
-    """What the result depends on."""
-    return {
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": str(loaded.model.device),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "quantization": loaded.notes["quantization"],
-        "training": loaded.notes["training"],
-        "trained_for": loaded.notes["trained_for"],
-        "trained_for_these_layers": is_trained_for(loaded.notes["trained_for"], plan),
-        "num_examples": num_examples,
-        "environment": {**environment.code(), **environment.machine(str(loaded.model.device))},
-        "config": recorded_config(config),
-    }
+def _throughput(answers: GeneratedAnswers | None, timed: TimedPairs | None) -> Throughput | None:
+    """Throughput of the natural answers; of the timed pairs for random weights, which have no answers."""
+    if answers is not None:
+        return measure_throughput(answers.outputs, "evaluation")
+    return measure_throughput(timed.strategy, "timed pairs") if timed else None

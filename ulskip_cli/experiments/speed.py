@@ -1,54 +1,167 @@
-"""How fast the tokens of a point come: full and strategy in pairs."""
+"""Speed as a ratio: the full model and a schedule take turns on the same prompts in one process."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
-from ulskip_cli.core.config_schema import Config
+from torch import Tensor
+
+from ulskip_cli.core.config import without_drafts
+from ulskip_cli.core.config_schema import Config, SpeedConfig
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.paired_timing import PairedSpeed, measure_pairs
-from ulskip_cli.experiments.results import Row
-from ulskip_cli.experiments.throughput import draft_statistics, exit_statistics, throughput
+from ulskip_cli.experiments.record import PairedTiming
 from ulskip_cli.experiments.workload import Workload, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.inference.engines.base import BatchOutput
+from ulskip_cli.inference.timing import median_interval
+
+SIDE_KEYS = ("engine", "linear_backend", "compiled")
 
 
-def measure_speed(full: Decoder | None, strategy: Decoder, work: Workload, config: Config, progress: ProgressCallback) -> Row:
-    """Time full and strategy in pairs, or the strategy alone if full is None; row keys of speed."""
-    size = BatchSize(config.batch_size)
-    pairs = time_pairs(full, strategy, work, size, config, progress)
-    row = speed_row(pairs, size)
-    if work.encoded is None:
-        row |= {
-            **throughput(pairs.strategy, "timed pairs"),
-            **draft_statistics(pairs.strategy),
-            **exit_statistics(pairs.strategy),
-        }
-    return row
+@dataclass(frozen=True)
+class TimedPairs:
+    """The outputs of all timed pairs.
+
+    Attributes:
+        full: the full model's, one per pair; empty if the schedule was timed alone.
+        strategy: the schedule's, in the same order.
+        compile_seconds: spent on compiling the schedule's steps, warm-up included.
+        batch_size: sequences per batch; smaller than asked for where a batch did not fit into memory.
+    """
+
+    full: list[BatchOutput]
+    strategy: list[BatchOutput]
+    compile_seconds: float = 0.0
+    batch_size: int = 0
+
+    def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
+        """Divide the full model's value by the schedule's, pair by pair."""
+        return [seconds(a) / seconds(b) for a, b in zip(self.full, self.strategy, strict=True)]
+
+    def timing(self) -> PairedTiming:
+        """Summarize the pairs: median ratios with intervals, raw seconds, phases and cache bytes."""
+        ratios: dict[str, float] = {}
+        if self.full:
+            for key, seconds in (("measured_speedup", _seconds_per_token), ("end_to_end_speedup", _total_seconds_per_token)):
+                interval = median_interval(self.ratios(seconds))
+                ratios |= {key: interval.median, f"{key}_low": interval.low, f"{key}_high": interval.high}
+        sides = {"full": self.full, "strategy": self.strategy} if self.full else {"strategy": self.strategy}
+        return PairedTiming(
+            **ratios,
+            pairs={name: _raw(outputs) for name, outputs in sides.items()},
+            timed_batch_size=self.batch_size,
+            prefill_seconds=median(output.prefill_seconds for output in self.strategy),
+            time_to_first_token_seconds=median(output.first_token_seconds for output in self.strategy),
+            time_per_output_token_seconds=median(output.step_seconds for output in self.strategy),
+            prompt_kv_bytes=max(output.prompt_kv_bytes for output in self.strategy),
+            kept_kv_bytes=max(output.kept_kv_bytes for output in self.strategy),
+        )
 
 
 def time_pairs(
-    full: Decoder | None, strategy: Decoder, work: Workload, size: BatchSize, config: Config, progress: ProgressCallback
-) -> PairedSpeed:
-    """Time full and strategy in pairs. A batch that does not fit into memory is halved, and `size` with it."""
-    total = config.speed.warmup + config.speed.pairs
+    full: Decoder | None, strategy: Decoder, workload: Workload, config: Config, progress: ProgressCallback
+) -> TimedPairs:
+    """Time a schedule in pairs with the full model. A batch that does not fit into memory is halved.
 
-    def measured(count: int) -> PairedSpeed:
-        prompts = timed_prompts(work, count, total, strategy.model, config)
-        timed = progress.phase(f"{config.strategy['name']}: timed {'pairs' if full else 'alone'}", total)
-        return measure_pairs(full, strategy, prompts, config.decoding, config.speed, work.pad, timed)
+    Args:
+        full: every layer; None times the schedule alone, for a run without a baseline.
+        strategy: the schedule.
+        workload: the prompts; without a task, random ones.
+        config: batch size, decoding, and how many pairs of how many tokens.
+        progress: is told how many pairs are done.
+    """
+    size, total = BatchSize(config.batch_size), config.speed.warmup + config.speed.pairs
+    context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
-    return run_with_oom_retry(size, measured)
+    def measure(batch_size: int) -> TimedPairs:
+        batches = timed_prompts(workload, batch_size, total, strategy.model, config)
+        report = progress.phase(f"{config.strategy['name']}: timed pairs", total)
+        return replace(measure_pairs(full, strategy, batches, context, config.speed, report), batch_size=batch_size)
+
+    return run_with_oom_retry(size, measure)
 
 
-def speed_row(pairs: PairedSpeed, size: BatchSize) -> Row:
-    """Row keys of timed pairs."""
-    timed = pairs.strategy
-    return {
-        **pairs.row(),
-        "timed_batch_size": size.used,
-        "prefill_seconds": median(output.prefill_seconds for output in timed),
-        "time_to_first_token_seconds": median(output.first_token_seconds for output in timed),
-        "time_per_output_token_seconds": median(output.step_seconds for output in timed),
-        "prompt_kv_bytes": max(output.prompt_kv_bytes for output in timed),
-        "kept_kv_bytes": max(output.kept_kv_bytes for output in timed),
-    }
+def measure_pairs(
+    full: Decoder | None,
+    strategy: Decoder,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    context: DecodeContext,
+    speed: SpeedConfig,
+    on_pair: Callable[[int], None] = lambda done: None,
+) -> TimedPairs:
+    """Alternate the two decoders; which one goes first alternates too.
+
+    Both generate exactly `speed.new_tokens` tokens with EOS suppressed. With drafts or early exit they stop at EOS, because
+    acceptance and confidence mean nothing past the end.
+
+    Args:
+        full: every layer; None times the schedule alone.
+        strategy: the schedule; may be `full` itself, which measures the noise of the clock.
+        batches: (input_ids, attention_mask), each [batch, prompt_len]; used in turn.
+        context: how tokens are chosen; the full model decodes without drafts.
+        speed: how many pairs, how many discarded first, how many tokens each.
+        on_pair: called with the number of pairs done, warm-up included.
+
+    Raises:
+        RunError: the two sides ran on different linear backends, or on different engines without drafts or exits.
+    """
+    forced = None if context.decoding.draft_tokens or strategy.exits else speed.new_tokens
+    limited = replace(context, decoding=replace(context.decoding, max_new_tokens=speed.new_tokens))
+    sides = [(strategy, limited)]
+    if full:
+        sides.insert(0, (full, replace(limited, decoding=without_drafts(limited.decoding))))
+    timed: list[list[BatchOutput]] = [[] for _ in sides]
+    compile_seconds = 0.0
+    for i in range(speed.warmup + speed.pairs):
+        ids, mask = batches[i % len(batches)]
+        pair: dict[int, BatchOutput] = {}
+        for side in range(len(sides)) if i % 2 == 0 else reversed(range(len(sides))):
+            decoder, how = sides[side]
+            output = decoder.generate(ids, mask, how, forced_length=forced)
+            if side == len(sides) - 1:
+                compile_seconds += output.compile_seconds
+            if output.compile_seconds:  # the first run after compiling is slower than the later ones
+                output = decoder.generate(ids, mask, how, forced_length=forced)
+            pair[side] = output
+        if full:
+            _check_alike(pair[0], pair[1])
+        for side, output in pair.items() if i >= speed.warmup else ():
+            timed[side].append(output)
+        on_pair(i + 1)
+    return TimedPairs(timed[0] if full else [], timed[-1], compile_seconds)
+
+
+def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
+    """Refuse a pair whose ratio would contain more than the effect of the schedule.
+
+    Drafting and early exit have engines of their own, which never compile; their linear backend must be the same.
+
+    Raises:
+        RunError: the message names what differs.
+    """
+    own_engine = strategy.drafts is not None or strategy.exits is not None
+    for key in ("linear_backend",) if own_engine else SIDE_KEYS:
+        ran, other = getattr(full, key), getattr(strategy, key)
+        if ran != other:
+            raise RunError(
+                f"expected both sides of a timed pair to run with the same {key}, got {ran} for the full model and {other} for "
+                "the schedule; no speedup is reported"
+            )
+
+
+def _seconds_per_token(output: BatchOutput) -> float:
+    return output.decode_seconds / max(1, output.decoded_tokens)
+
+
+def _total_seconds_per_token(output: BatchOutput) -> float:
+    return output.total_seconds / output.generated_tokens
+
+
+def _raw(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
+    """Raw seconds of one side, pair by pair, and what ran it."""
+    keys = ("prefill_seconds", "first_token_seconds", "decode_seconds")
+    seconds = {key: [round(getattr(output, key), 6) for output in outputs] for key in keys}
+    return {**seconds, **{key: getattr(outputs[0], key) for key in SIDE_KEYS}}

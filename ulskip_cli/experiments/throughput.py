@@ -1,53 +1,45 @@
-"""Row keys that are summed over all outputs of a point."""
+"""Tokens/s, draft and exit statistics, summed over all batches of a point."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from ulskip_cli.experiments.record import Throughput
 from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.strategies.exit_rule import MISSING_KV
 
 
-def throughput(outputs: Sequence[BatchOutput], source: str) -> dict[str, Any]:
-    """Both tokens/s conventions over all outputs; padding and ids after an end token count in neither.
+def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughput:
+    """Compute both tokens/s conventions; padding and ids after an EOS token count in neither.
 
-    `decode_tokens_per_second`: ids after each sequence's first, over decode time. `total_tokens_per_second`:
-    prompt and generated ids over prefill and decode time, as the paper counts.
+    `decode_tokens_per_second` divides the ids after each sequence's first by the decode time alone.
+    `total_tokens_per_second` divides prompt and generated ids by prefill and decode time, as the paper counts.
+
+    Args:
+        outputs: one per batch.
+        source: what was timed, `evaluation` or `timed pairs`.
     """
     prompt_tokens = sum(output.prompt_tokens for output in outputs)
-    generated = sum(output.generated_tokens for output in outputs)
+    generated_tokens = sum(output.generated_tokens for output in outputs)
     decode_seconds = sum(output.decode_seconds for output in outputs)
-    return {
-        "decode_tokens_per_second": sum(output.decoded_tokens for output in outputs) / decode_seconds,
-        "total_tokens_per_second": (prompt_tokens + generated) / sum(output.total_seconds for output in outputs),
-        "throughput_from": source,
-        "compile_seconds": sum(output.compile_seconds for output in outputs),
-        "prompt_tokens": prompt_tokens,
-        "generated_tokens": generated,
-        "decode_seconds": decode_seconds,
-        "total_seconds": sum(output.total_seconds for output in outputs),
-    }
+    total_seconds = sum(output.total_seconds for output in outputs)
+    drafts = sum((output.drafts for output in outputs if output.drafts), DraftStats())
+    exits = sum_exits(outputs)
+    return Throughput(
+        decode_tokens_per_second=sum(output.decoded_tokens for output in outputs) / decode_seconds,
+        total_tokens_per_second=(prompt_tokens + generated_tokens) / total_seconds,
+        throughput_from=source,
+        compile_seconds=sum(output.compile_seconds for output in outputs),
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        decode_seconds=decode_seconds,
+        total_seconds=total_seconds,
+        acceptance_rate=drafts.accepted / drafts.drafted if drafts.drafted else None,
+        mean_accepted_length=drafts.gained / drafts.passes if drafts.drafted else None,
+        exit_depths={str(depth): count for depth, count in exits.depths.items()} or None,
+        exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
+        missing_kv=MISSING_KV if exits.depths else None,
+    )
 
 
-def draft_statistics(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
-    """How drafting went over all outputs; nothing where nothing was drafted."""
-    total = sum((output.drafts for output in outputs if output.drafts), DraftStats())
-    if not total.drafted:
-        return {}
-    return {
-        "acceptance_rate": total.accepted / total.drafted,
-        "mean_accepted_length": total.gained / total.passes,
-    }
-
-
-def exit_statistics(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
-    """Where tokens left the layers, over all outputs; nothing where they could not."""
-    total = sum((output.exits for output in outputs if output.exits), ExitStats())
-    if total.mean_depth is None:
-        return {}
-    return {
-        "exit_depths": {str(depth): count for depth, count in total.depths.items()},
-        "mean_kept_layers": total.mean_depth,
-        "evaluated_mean_kept_layers": total.mean_depth,
-        "head_share": total.check_seconds / sum(output.decode_seconds for output in outputs),
-        "missing_kv": MISSING_KV,
-    }
+def sum_exits(outputs: Sequence[BatchOutput]) -> ExitStats:
+    """Sum the exit statistics of all batches."""
+    return sum((output.exits for output in outputs if output.exits), ExitStats())

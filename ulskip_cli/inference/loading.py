@@ -26,13 +26,13 @@ class LoadedModel:
     Attributes:
         model: the full model.
         tokenizer: None for random weights.
-        facts: its shape, with the bytes of the weights as they are held in memory.
+        metadata: its shape, with the bytes of the weights as they are held in memory.
         notes: what a reader of the results must know of the weights (their training, what they went through).
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
-    facts: ModelMetadata
+    metadata: ModelMetadata
     notes: dict[str, Any]
 
 
@@ -62,7 +62,7 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
     if config.adapter:
         model = _with_adapter(model, config)
     model = model.eval()
-    return LoadedModel(model, tokenizer, facts_of(model, config), notes)
+    return LoadedModel(model, tokenizer, loaded_metadata(model, config), notes)
 
 
 def source_notes(config: ModelConfig) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
-def facts_of(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
+def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
     """The facts of a model in memory; the bytes are exact, a tied head counted once."""
     depth = shallow_view.num_layers(model)
     tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}

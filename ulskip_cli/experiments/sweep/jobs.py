@@ -1,112 +1,96 @@
-"""A sweep's points as jobs: named, checked, each after the full baseline that it is compared with. Imports no torch."""
+"""The points of a sweep as jobs: resolved, labelled, each after the full baseline that it needs. Imports no torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ulskip_cli.core.config import baseline_config, identity, instantiate, resolved_config
+from ulskip_cli.core.config import instantiate, resolved_config
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.experiments import preflight
-from ulskip_cli.experiments.record import asked_row
-from ulskip_cli.experiments.results import FAILED, NOT_APPLICABLE, ResultsFolder, Row, data_text, point_of
-from ulskip_cli.tasks.example import Example
+from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
+from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
+from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, RunIdentity, RunRecord, ScheduleRecord
+from ulskip_cli.experiments.results import ResultsFolder
 
-_UNSAID = ("description", "_target_", "sweep", "launcher", "name", "results_dir")
+_UNLABELLED = ("description", "_target_", "sweep", "launcher", "name", "results_dir")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One point, or a baseline that points need.
+    """One point of a sweep, or a baseline that points need.
 
     Attributes:
-        config: resolved.
-        id: of its row; its identity where data or weights cannot be read.
-        label: what tells it from the others, for people.
-        baseline: the job whose row must be there before; None: none.
+        config: the point's configuration.
+        id: of its row; the configuration's identity if data or weights cannot be read.
+        label: tells the point from the others of the sweep.
+        point: the resolved point; None if it is refused.
         refused: why it cannot be run, known without running it.
-        asked: a point of the grid, and not a baseline alone.
+        requested: True for a point of the grid, False for a baseline that only serves others.
     """
 
     config: Config
     id: str
     label: str
-    baseline: str | None = None
+    point: ResolvedPoint | None = None
     refused: UsageError | None = None
-    asked: bool = True
+    requested: bool = True
 
-    def failure_row(self, error: BaseException, reason: str) -> Row:
-        """The row of a point that has no result."""
-        return {
-            **asked_row(self.config),
-            "status": NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED,
-            "reason": reason,
-            "id": self.id,
-            "baseline_id": self.baseline,
-            "layer_ratio": None,
-            "kept_layers": None,
-            "warnings": [],
-        }
+    @property
+    def baseline(self) -> str | None:
+        """The identifier of the job whose row must exist first; None if there is none."""
+        return self.point.baseline.run_id if self.point and self.point.baseline else None
+
+    @property
+    def identity(self) -> RunIdentity:
+        """What the job asks for, the same for a finished and a failed run."""
+        return RunIdentity.of(self.config, self.id, baseline_id=self.baseline)
+
+    def failure_record(self, error: BaseException) -> RunRecord:
+        """Return the record of a job that has no result."""
+        status = NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED
+        return RunRecord(self.identity, status, failure_reason(error), schedule=ScheduleRecord())
 
 
-def jobs_of(points: Sequence[Config]) -> list[Job]:
-    """Jobs in the order that they are run in: model after model, so that weights are loaded once, a baseline before its points.
+def failure_reason(error: BaseException) -> str:
+    """Return an error as one line; an unexpected error is preceded by its type."""
+    text = " ".join(str(error).split())[:300]
+    expected = text and isinstance(error, (UsageError, RunError))
+    return text if expected else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> list[Job]:
+    """Resolve the points of a sweep into jobs, in the order in which they run.
+
+    Points of one model follow each other, so that its weights are loaded once, and a baseline comes before its points.
 
     Raises:
         UsageError: every point is refused; the first one's reason.
     """
-    read, said = _Reader(), _varying(points)
-    models = list(dict.fromkeys(str(point.model) for point in points))
+    resolver, varying = resolver or Resolver(), _varying(configs)
+    models = list(dict.fromkeys(str(config.model) for config in configs))
     jobs: dict[str, Job] = {}
-    for point in sorted(points, key=lambda point: models.index(str(point.model))):
-        job = read.job(point, _label(point, said))
-        if job.baseline and job.baseline not in jobs:
-            full = baseline_config(point)
-            jobs[job.baseline] = replace(read.job(full, _label(full, said)), asked=False)
-        jobs[job.id] = replace(jobs.get(job.id, job), asked=True)
-    asked = [job for job in jobs.values() if job.asked]
-    refused = [job.refused for job in asked if job.refused]
-    if len(refused) == len(asked):
+    for config in sorted(configs, key=lambda config: models.index(str(config.model))):
+        job = _resolve(config, _label(config, varying), resolver)
+        full = job.point.baseline if job.point else None
+        if full and full.run_id not in jobs:
+            jobs[full.run_id] = Job(full.config, full.run_id, _label(full.config, varying), full, requested=False)
+        jobs[job.id] = replace(jobs.get(job.id, job), requested=True)
+    requested = [job for job in jobs.values() if job.requested]
+    refused = [job.refused for job in requested if job.refused]
+    if len(refused) == len(requested):
         raise refused[0]
     return list(jobs.values())
 
 
-class _Reader:
-    """Names and checks points; data is read once for all that share it."""
-
-    def __init__(self) -> None:
-        self._data: dict[str, tuple[Sequence[Example], str] | UsageError] = {}
-
-    def job(self, config: Config, label: str) -> Job:
-        data = self._data_of(config)
-        try:
-            if isinstance(data, UsageError):
-                raise data
-            point = point_of(config, data[1])
-        except UsageError as error:
-            return Job(config, identity(config), label, refused=error)
-        try:
-            _, plan = preflight.check_schedule(config)
-            preflight.check_held_out(config, plan)
-            preflight.check_options(config)
-        except UsageError as error:
-            return Job(config, point, label, refused=error)
-        alone = plan.keeps_all or not config.baseline
-        return Job(config, point, label, None if alone else point_of(baseline_config(config), data[1]))
-
-    def _data_of(self, config: Config) -> tuple[Sequence[Example], str] | UsageError:
-        key = f"{config.task} {config.limit}"
-        if key not in self._data:
-            try:
-                examples = preflight.check_data(config)
-                self._data[key] = examples, data_text(examples)
-            except UsageError as error:
-                self._data[key] = error
-        return self._data[key]
+def _resolve(config: Config, label: str, resolver: Resolver) -> Job:
+    try:
+        point = resolver.resolve(config)
+        return Job(config, point.run_id, label, point)
+    except UsageError as error:
+        return Job(config, resolver.fallback_id(config), label, refused=error)
 
 
 def _varying(points: Sequence[Config]) -> list[str]:
-    """Keys in which points differ that have the same choice in the key's group, and groups of which they have several."""
+    """Return the keys whose values differ among points with the same choice in the key's group, and the groups that differ."""
     values: dict[str, dict[str, set[str]]] = {}  # of every key, by that choice
     for point in points:
         flat = dict(_flat(resolved_config(point)))
@@ -119,7 +103,7 @@ def _varying(points: Sequence[Config]) -> list[str]:
 
 def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
-        if key in _UNSAID and not (key == "name" and prefix):
+        if key in _UNLABELLED and not (key == "name" and prefix):
             continue
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -127,14 +111,14 @@ def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _label(config: Config, said: Sequence[str]) -> str:
-    """Strategy, ratio and what else varies."""
+def _label(config: Config, varying: Sequence[str]) -> str:
+    """Return the strategy, the ratio and the values of the keys that vary."""
     flat = dict(_flat(resolved_config(config)))
     ratio = [f"ratio {config.ratio:g}"] if instantiate(config.strategy, "strategy").follows_ratio else []
-    names = {key: key.removesuffix(".name").rpartition(".")[2].removesuffix("_size") for key in said}
+    names = {key: key.removesuffix(".name").rpartition(".")[2].removesuffix("_size") for key in varying}
     return " ".join([config.strategy["name"], *ratio, *(f"{name} {flat[key]}" for key, name in names.items() if key in flat)])
 
 
-def folder_of(jobs: Sequence[Job]) -> ResultsFolder:
-    """The one folder of a sweep."""
+def results_folder(jobs: Sequence[Job]) -> ResultsFolder:
+    """Return the results folder of a sweep, which all of its jobs share."""
     return ResultsFolder.of(jobs[0].config)

@@ -1,24 +1,25 @@
-"""A sweep from its jobs to its outcome: in this process, or by workers that a launcher starts, and starts again."""
+"""A sweep from its jobs to its outcome: in this process, or by workers that a launcher starts, and restarts if they die."""
 
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from ulskip_cli.cli.sweep_display import SweepDisplay
 from ulskip_cli.core.errors import RunError, StorageError
-from ulskip_cli.experiments.results import FAILED, Row
-from ulskip_cli.experiments.sweep.jobs import Job, folder_of
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.record import FAILED, RunRecord
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.sweep.jobs import Job, results_folder
 from ulskip_cli.experiments.sweep.launchers import SHARED, WorkerPool, make_worker_pool
 from ulskip_cli.experiments.sweep.launchers.serve import WorkerSpec, make_job_runner, status_for
-from ulskip_cli.experiments.sweep.sequential import SweepOutcome
+from ulskip_cli.experiments.sweep.outcome import SweepOutcome
+from ulskip_cli.experiments.sweep.running_marker import running_jobs
 from ulskip_cli.experiments.sweep.status import TO_DO, SweepStatus
-from ulskip_cli.experiments.sweep.worker import FailurePolicy, marker_path, read_marker, run_jobs
-from ulskip_cli.report import table
+from ulskip_cli.experiments.sweep.worker import FailurePolicy, JobObserver, Worker
 
 POLL_SECONDS = 0.5
-TABLE_SECONDS = 5.0  # at least, from one writing of the tables to the next
 
 
 @dataclass(frozen=True)
@@ -26,139 +27,136 @@ class SweepOptions:
     """How a sweep is run.
 
     Attributes:
-        force: finished points too.
-        fail_fast: end with the first failure.
+        force: run finished points again.
+        fail_fast: stop at the first failure.
     """
 
     force: bool = False
     fail_fast: bool = False
 
 
-def sweep(jobs: Sequence[Job], wish: SweepOptions) -> SweepOutcome:
+class SweepObserver(JobObserver, ProgressCallback, Protocol):
+    """Is told how a sweep goes, e.g. the terminal's display."""
+
+    workers: int
+
+    def note(self, text: str) -> None:
+        """Show a line that a person should read."""
+
+    def time_left(self, seconds: float, num_unknown: int) -> None:
+        """Show an estimate for the jobs that are to do, one after another, and how many have none."""
+
+    def running(self, lines: Sequence[str]) -> None:
+        """Show what the workers run, one line each."""
+
+    def rows_changed(self, folder: ResultsFolder) -> None:
+        """Rows were appended to the folder."""
+
+
+def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserver) -> SweepOutcome:
     """Settle all jobs.
 
     Raises:
-        StorageError: the folder takes no more.
-        RunError: workers die without getting anywhere.
-        UsageError: the folder cannot be written, or the launcher is not there.
+        StorageError: the results folder takes no more.
+        RunError: workers die without finishing anything.
+        UsageError: the folder cannot be written, or the launcher's package is not installed.
     """
-    launcher, folder = jobs[0].config.launcher, folder_of(jobs)
+    launcher, folder = jobs[0].config.launcher, results_folder(jobs)
     folder.check_writable()
-    broken = folder.quarantine_corrupt_lines()
-    if wish.force:
+    if moved := folder.quarantine_corrupt_lines():
+        observer.note(moved)
+    if options.force:
         for job in jobs:
-            folder.partial_path(job.id).unlink(missing_ok=True)
+            folder.checkpoint_path(job.id).unlink(missing_ok=True)
     anywhere = launcher.name in SHARED
-    turn = FailurePolicy(uuid.uuid4().hex, wish.fail_fast, launcher.deaths)
-    with SweepDisplay(jobs, broken) as board:
-        ledger = status_for(jobs, wish.force, anywhere)
-        kept = _Kept(board, jobs, ledger)
-        kept.look()
-        if not kept.to_do:
-            pass
-        elif launcher.name == "inline":
-            run_jobs(jobs, ledger, make_job_runner(board), turn, kept)
-        else:
-            orders = WorkerSpec(jobs, turn, ledger.since, wish.force, anywhere, str(Path.cwd()))
-            crew = make_worker_pool(launcher, orders)
-            try:
-                _conduct(crew, jobs, ledger, turn, board, kept)
-            finally:
-                crew.end()
-        kept.look()
-        kept.write()
-    rows = {job.id: row for job in jobs if (row := ledger.row(job)) is not None}
-    failures = [f"{job.label}: {rows[job.id]['reason']}" for job in jobs if rows.get(job.id, {}).get("status") == FAILED]
-    return SweepOutcome(sum(job.asked for job in jobs), rows, failures)
+    policy = FailurePolicy(uuid.uuid4().hex, options.fail_fast, launcher.max_retries)
+    status = status_for(jobs, options.force, anywhere)
+    tracker = _Tracker(observer, jobs, status)
+    tracker.update()
+    if tracker.to_do and launcher.name == "inline":
+        Worker(jobs, status, make_job_runner(observer), policy, tracker).run()
+    elif tracker.to_do:
+        spec = WorkerSpec(jobs, policy, status.since, options.force, anywhere, str(Path.cwd()))
+        pool = make_worker_pool(launcher, spec)
+        try:
+            _supervise(pool, policy, tracker)
+        finally:
+            pool.end()
+    tracker.update()
+    observer.rows_changed(folder)
+    records = {job.id: record for job in jobs if (record := status.record(job)) is not None}
+    failed = [(job.label, records[job.id]) for job in jobs if job.id in records and records[job.id].status == FAILED]
+    return SweepOutcome(
+        sum(job.requested for job in jobs), records, [f"{label}: {record.reason}" for label, record in failed]
+    )
 
 
-class _Kept:
-    """Tells the board of rows as they come, and keeps the tables up to them."""
+class _Tracker:
+    """Follows which jobs are settled, by this process or by others, and tells the observer. It is a `JobObserver`."""
 
-    def __init__(self, board: SweepDisplay, jobs: Sequence[Job], ledger: SweepStatus) -> None:
-        self._board, self._jobs, self._ledger = board, jobs, ledger
+    def __init__(self, observer: SweepObserver, jobs: Sequence[Job], status: SweepStatus) -> None:
+        self.observer, self.jobs, self.status = observer, jobs, status
         self._settled: set[str] = set()
-        self._looked = self._written = False
-        self._written_at = 0.0
+        self._is_first_update = True
 
     @property
     def to_do(self) -> list[Job]:
-        """The jobs that have no row yet."""
-        return [job for job in self._jobs if job.id not in self._settled]
+        """The jobs that have no record yet."""
+        return [job for job in self.jobs if job.id not in self._settled]
 
-    def look(self) -> None:
-        """Find what others did; the first time, what was there before."""
-        self._ledger.refresh()
+    def update(self) -> None:
+        """Take in what others finished; the first time, what was finished before."""
+        self.status.refresh()
         for job in self.to_do:
-            if self._ledger.state(job) != TO_DO:
-                self._take(job, self._ledger.row(job), ran=self._looked)
-        self._looked = True
+            if self.status.state(job) != TO_DO:
+                self._settle(job, self.status.record(job), ran=not self._is_first_update)
+        self._is_first_update = False
 
-    def begins(self, job: Job) -> None:
-        """This process runs a job."""
-        self._board.begins(job)
+    def job_started(self, job: Job) -> None:
+        """Pass it on."""
+        self.observer.job_started(job)
 
-    def settled(self, job: Job, row: Row | None, ran: bool) -> None:
-        """This process found or made a row."""
-        self._ledger.refresh()
-        self._take(job, row, ran)
+    def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
+        """Pass it on with an estimate of what is left."""
+        self.status.refresh()
+        self._settle(job, record, ran)
 
-    def write(self) -> None:
-        """Make the tables anew."""
-        if self._ledger.folder.rows():
-            table.write_tables(self._ledger.folder)
-        self._written_at = time.monotonic()
-
-    def _take(self, job: Job, row: Row | None, ran: bool) -> None:
+    def _settle(self, job: Job, record: RunRecord | None, ran: bool) -> None:
         if job.id in self._settled:
             return
         self._settled.add(job.id)
-        self._board.left(self._ledger.seconds_left(self.to_do))
-        self._board.settled(job, row, ran)
-        if ran and time.monotonic() - self._written_at >= TABLE_SECONDS:
-            self.write()
+        self.observer.time_left(*self.status.seconds_left(self.to_do))
+        self.observer.job_settled(job, record, ran)
+        if ran:
+            self.observer.rows_changed(self.status.folder)
 
 
-def _conduct(
-    crew: WorkerPool, jobs: Sequence[Job], ledger: SweepStatus, turn: FailurePolicy, board: SweepDisplay, kept: _Kept
-) -> None:
-    """Start workers, and again those that die, until all jobs are settled."""
-    workers = range(min(crew.size, len(kept.to_do)))
-    board.workers = len(workers)
+def _supervise(pool: WorkerPool, policy: FailurePolicy, tracker: _Tracker) -> None:
+    """Start workers, and restart those that die, until all jobs are settled."""
+    status, observer = tracker.status, tracker.observer
+    workers = range(min(pool.size, len(tracker.to_do)))
+    observer.workers = len(workers)
     for number in workers:
-        crew.start(number)
-    deaths, before = 0, len(kept.to_do)
-    while kept.to_do and not (turn.fail_fast and ledger.any_failed(jobs)):
+        pool.start(number)
+    num_deaths, num_left = 0, len(tracker.to_do)
+    while tracker.to_do and not (policy.fail_fast and status.any_failed(tracker.jobs)):
         time.sleep(POLL_SECONDS)
-        kept.look()
-        if len(kept.to_do) < before:
-            deaths, before = 0, len(kept.to_do)
-        board.running(_running(jobs, ledger, turn))
+        tracker.update()
+        if len(tracker.to_do) < num_left:
+            num_deaths, num_left = 0, len(tracker.to_do)
+        observer.running(running_jobs(status.folder, list(tracker.jobs), policy.token))
         for number in workers:
-            if crew.is_alive(number) or not kept.to_do:
+            if pool.is_alive(number) or not tracker.to_do:
                 continue
-            words = crew.exit_message(number)
-            if words:
-                raise StorageError(words)
-            if words is None:
-                deaths += 1
-                board.note(f"worker {number} died; its point goes on from its last finished batch")
-                _check_deaths(deaths, turn.deaths * (len(workers) + 1), ledger)
-            kept.look()
-            if kept.to_do:
-                crew.start(number)
-
-
-def _check_deaths(deaths: int, most: int, ledger: SweepStatus) -> None:
-    if deaths > most:
-        raise RunError(f"workers died {deaths} times and finished nothing; see {ledger.folder.path / 'logs'}")
-
-
-def _running(jobs: Sequence[Job], ledger: SweepStatus, turn: FailurePolicy) -> list[str]:
-    """What the workers of this sweep are at, a line each."""
-    marks = [(job.label, read_marker(marker_path(ledger.folder, job))) for job in jobs]
-    return [
-        f"{label}: {mark.get('phase', 'begins')} {mark.get('done', 0)}/{mark['total']}" if mark.get("total") else label
-        for label, mark in marks
-        if mark.get("token") == turn.token
-    ]
+            message = pool.exit_message(number)
+            if message:
+                raise StorageError(message)
+            if message is None:
+                num_deaths += 1
+                observer.note(f"worker {number} died; its point goes on from its last finished batch")
+                if num_deaths > policy.max_retries * (len(workers) + 1):
+                    logs = status.folder.path / "logs"
+                    raise RunError(f"workers died {num_deaths} times and finished nothing; see {logs}")
+            tracker.update()
+            if tracker.to_do:
+                pool.start(number)

@@ -1,136 +1,164 @@
-"""Which jobs of a sweep are settled, by the rows of their folder, whoever writes them; and how long the rest may take."""
+"""`SweepStatus`: which jobs of a sweep are finished, read from the rows that any worker appends; and how long the rest may take."""
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
 from statistics import median
 
-from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import read_jsonl
-from ulskip_cli.experiments.results import FAILED, NOT_APPLICABLE, ResultsFolder, Row, is_done, row_of
+from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, RunIdentity, RunRecord
+from ulskip_cli.experiments.results import ResultsFolder, parse_row
 from ulskip_cli.experiments.sweep.jobs import Job
 
-DONE, TO_DO = "done", "to do"
-# What a guess goes by, from the rows most like a point to those least, runs over as many examples before any others.
-_LIKE = (
+TO_DO = "to do"
+_SIMILAR = (
     ("model", "task", "decoding", "batch_size", "strategy"),
     ("model", "task", "decoding", "batch_size"),
     ("model", "task", "decoding"),
     ("model", "task"),
     ("model",),
 )
+"""Keys that a run shares with a job whose time is estimated from it, from the most similar runs to the least."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job of a sweep before it runs.
+
+    Attributes:
+        state: `done`, `n/a`, `failed` or `to do`.
+        seconds: that the job took, or an estimate; None if unknown.
+        note: why it has no result, or how far it is.
+    """
+
+    state: str
+    seconds: float | None
+    note: str = ""
 
 
 class SweepStatus:
-    """The rows of a folder, read as they come."""
+    """The rows of a results folder, read as they are appended."""
 
     def __init__(
-        self, folder: ResultsFolder, is_like_here: Callable[[Row], bool], force: bool = False, since: int | None = None
+        self,
+        folder: ResultsFolder,
+        is_like_here: Callable[[RunRecord], bool],
+        force: bool = False,
+        since: int | None = None,
     ) -> None:
-        """Read what is there.
+        """Read the rows that exist.
 
         Args:
             folder: of the sweep.
-            is_like_here: whether a row's times are good for this sweep.
-            force: only rows that come from now on count.
-            since: how many rows there were when the sweep began, for a worker that joins it; None: as many as now.
+            is_like_here: True for a record whose times are comparable with this sweep's.
+            force: only rows that are appended from now on count.
+            since: the number of rows when the sweep began, for a worker that joins it; None: the number of rows now.
         """
         self.folder = folder
         self.force = force
         self._is_like_here = is_like_here
-        self._rows: dict[str, list[tuple[int, Row]]] = {}
-        self._file: int | None = None  # which one was read; it is replaced where broken lines are set aside
-        self._at = self._count = 0  # bytes and rows read so far
+        self._records: dict[str, list[tuple[int, RunRecord]]] = {}
+        self._file: int | None = None  # the inode that was read; quarantining corrupt lines replaces the file
+        self._offset = self._count = 0
         self.refresh()
         self.since = self._count if since is None else since
 
     def refresh(self) -> None:
-        """Take in the lines that came since."""
+        """Read the lines that were appended since the last call."""
         try:
             with self.folder.runs_path.open("rb") as stream:
                 file = os.fstat(stream.fileno()).st_ino
                 if file != self._file:
-                    self._file, self._at, self._count, self._rows = file, 0, 0, {}
-                stream.seek(self._at)
+                    self._file, self._offset, self._count, self._records = file, 0, 0, {}
+                stream.seek(self._offset)
                 new = stream.read()
         except OSError:
             return
         for line in new[: new.rfind(b"\n") + 1].splitlines(keepends=True):
-            self._at += len(line)
-            row = row_of(line)
-            if row is not None:
-                self._rows.setdefault(row["id"], []).append((self._count, row))
-                self._count += 1
+            self._offset += len(line)
+            row = parse_row(line)
+            if row is None:
+                continue
+            self._count += 1
+            try:
+                record = RunRecord.from_row(row)
+            except UsageError:
+                continue
+            self._records.setdefault(record.id, []).append((self._count - 1, record))
 
     def state(self, job: Job) -> str:
-        """`done`, `n/a`, `failed` or `to do`: what was found in this sweep, or a finished run whenever it was."""
-        if self.done_row(job.id):
+        """Return `done`, `n/a`, `failed` or `to do`: a finished run counts whenever it ran, a failure if it is of this sweep."""
+        if self.finished(job.id):
             return DONE
         newest = self.newest(job)
-        if newest and newest.get("status") == NOT_APPLICABLE and (job.refused or self._fresh(job.id)):
+        if newest and newest.status == NOT_APPLICABLE and (job.refused or self._is_fresh(job.id)):
             return NOT_APPLICABLE
-        return FAILED if newest and newest.get("status") == FAILED and self._fresh(job.id) else TO_DO
+        return FAILED if newest and newest.status == FAILED and self._is_fresh(job.id) else TO_DO
 
-    def newest(self, job: Job) -> Row | None:
-        """The last row of a job, however it went."""
-        rows = self._rows.get(job.id)
-        return rows[-1][1] if rows else None
+    def newest(self, job: Job) -> RunRecord | None:
+        """Return the last record of a job, whatever its status."""
+        records = self._records.get(job.id)
+        return records[-1][1] if records else None
 
-    def row(self, job: Job) -> Row | None:
-        """The row that counts for a job; None where it is to do."""
-        return None if self.state(job) == TO_DO else self.done_row(job.id) or self.newest(job)
+    def record(self, job: Job) -> RunRecord | None:
+        """Return the record that counts for a job; None if the job is to do."""
+        return None if self.state(job) == TO_DO else self.finished(job.id) or self.newest(job)
 
-    def has_none(self, point: str) -> bool:
-        """Whether this sweep found that a point has no result."""
-        rows = self._rows.get(point, [])
-        return bool(rows) and not is_done(rows[-1][1]) and self._fresh(point)
+    def has_no_result(self, run_id: str) -> bool:
+        """True if this sweep found that a point has no result."""
+        records = self._records.get(run_id, [])
+        return bool(records) and not records[-1][1].is_done and self._is_fresh(run_id)
 
     def any_failed(self, jobs: Sequence[Job]) -> bool:
-        """Whether any of a sweep's points failed in it; others may write rows of theirs into the same folder."""
+        """True if a job of this sweep failed in it; other sweeps may write failures into the same folder."""
         return any(self.state(job) == FAILED for job in jobs)
 
-    def done_row(self, point: str) -> Row | None:
-        """The row of a finished point that counts for this sweep; its generations are there too."""
-        for at, row in reversed(self._rows.get(point, ())):
-            if is_done(row) and (at >= self.since or not self.force) and (at >= self.since or self._is_like_here(row)):
-                return row if self.folder.generations_path(point).is_file() else None
+    def finished(self, run_id: str) -> RunRecord | None:
+        """Return the finished record of a point that counts for this sweep; its generations are stored."""
+        if not self.folder.generations_path(run_id).is_file():
+            return None
+        for index, record in reversed(self._records.get(run_id, ())):
+            is_new = index >= self.since
+            if record.is_done and (is_new or not self.force) and (is_new or self._is_like_here(record)):
+                return record
         return None
 
     def seconds_left(self, jobs: Sequence[Job]) -> tuple[float, int]:
-        """A guess for jobs one after another, from runs like them; and the number of those that nothing is known of."""
-        guesses = [self._guess(job) for job in jobs]
-        return sum(guess for guess in guesses if guess is not None), guesses.count(None)
+        """Estimate the seconds of jobs run one after another, from similar runs; and count the jobs without an estimate."""
+        estimates = [self._estimate(job) for job in jobs]
+        return sum(one for one in estimates if one is not None), estimates.count(None)
 
-    def told(self, job: Job) -> tuple[str, float | None, str]:
-        """A job's state, the seconds that it took or may take, and why it has no result or how far it is.
-
-        What is refused without being run counts as settled already.
-        """
-        row, state = self.row(job), self.state(job)
+    def describe(self, job: Job) -> JobState:
+        """Return a job's state with its time; a refused job counts as settled."""
+        record, state = self.record(job), self.state(job)
         if state == DONE:
-            return state, row.get("point_seconds") if row else None, ""
+            return JobState(state, record.wall_seconds if record else None)
         if job.refused:
-            return (
-                NOT_APPLICABLE if isinstance(job.refused, NotApplicable) else FAILED,
-                None,
-                " ".join(str(job.refused).split()),
-            )
+            refused = NOT_APPLICABLE if isinstance(job.refused, NotApplicable) else FAILED
+            return JobState(refused, None, " ".join(str(job.refused).split()))
         newest = self.newest(job)
-        kept = len(read_jsonl(self.folder.partial_path(job.id))) - 1
-        notes = [f"{kept} batch{'es' * (kept > 1)} kept"] if kept > 0 else []
-        if newest and newest.get("status") == FAILED:
-            notes.append(f"failed before: {newest['reason']}")
-        return TO_DO, self._guess(job), "; ".join(notes)
+        num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
+        notes = [f"{num_batches} batch{'es' * (num_batches > 1)} finished"] if num_batches > 0 else []
+        if newest and newest.status == FAILED:
+            notes.append(f"failed before: {newest.reason}")
+        return JobState(TO_DO, self._estimate(job), "; ".join(notes))
 
-    def _guess(self, job: Job) -> float | None:
-        wanted = job.failure_row(Exception(), "")
-        timed = [row for rows in self._rows.values() for _, row in rows[-1:] if row.get("point_seconds")]
-        as_many = [row for row in timed if row.get("config", {}).get("limit") == job.config.limit]
-        for known, keys in product((as_many, timed), _LIKE):
-            alike = [row["point_seconds"] for row in known if all(row.get(key) == wanted[key] for key in keys)]
-            if alike:
-                return float(median(alike))
+    def _estimate(self, job: Job) -> float | None:
+        """Estimate a job's seconds from similar runs, of as many examples before others."""
+        wanted = job.identity
+        timed = [records[-1][1] for records in self._records.values() if records[-1][1].wall_seconds]
+        same_limit = [one for one in timed if one.provenance and one.provenance.config.get("limit") == job.config.limit]
+        for known, keys in product((same_limit, timed), _SIMILAR):
+            seconds = [one.wall_seconds for one in known if one.wall_seconds and _agree(one.identity, wanted, keys)]
+            if seconds:
+                return float(median(seconds))
         return None
 
-    def _fresh(self, point: str) -> bool:
-        return self._rows[point][-1][0] >= self.since
+    def _is_fresh(self, run_id: str) -> bool:
+        return self._records[run_id][-1][0] >= self.since
+
+
+def _agree(one: RunIdentity, other: RunIdentity, keys: Sequence[str]) -> bool:
+    return all(getattr(one, key) == getattr(other, key) for key in keys)

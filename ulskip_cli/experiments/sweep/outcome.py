@@ -1,0 +1,91 @@
+"""`SweepOutcome`: the records and failures of many points; `run_each` runs points one after another without resuming."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ulskip_cli.core.errors import RunError, StorageError
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.record import Row, RunRecord
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.sweep.jobs import failure_reason
+
+
+@dataclass
+class SweepOutcome:
+    """The result of a grid.
+
+    Attributes:
+        num_requested: the number of points that were asked for.
+        records: by identifier, in the order of the points; baselines are included.
+        failures: one line for every point that failed.
+    """
+
+    num_requested: int
+    records: dict[str, RunRecord] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, records: Sequence[RunRecord]) -> None:
+        """Add the records of a point; a record that comes again moves to the end."""
+        for record in records:
+            self.records.pop(record.id, None)
+            self.records[record.id] = record
+
+    def as_json(self) -> Row:
+        """The object that `--json` prints: the row of a single point, or all rows and failures."""
+        rows = [record.to_row() for record in self.records.values()]
+        return rows[-1] if self.num_requested == 1 else {"rows": rows, "failed": self.failures}
+
+    def check(self) -> None:
+        """Report failed points.
+
+        Raises:
+            RunError: at least one point failed.
+        """
+        if self.failures:
+            raise RunError(f"{len(self.failures)} of {self.num_requested} points failed, the first: {self.failures[0]}")
+
+
+class GridProgress(ProgressCallback, Protocol):
+    """Progress of points that run one after another."""
+
+    def point(self, number: int, total: int) -> None:
+        """From here on phases belong to one point of many."""
+
+    def note(self, text: str) -> None:
+        """Show a line that a person should read."""
+
+
+def run_each(
+    points: Sequence[ResolvedPoint], run_point: Callable[[ResolvedPoint], list[RunRecord]], progress: GridProgress
+) -> SweepOutcome:
+    """Run points one after another. One that fails does not stop the others; the error of a single point is raised.
+
+    Args:
+        points: in the order in which they run.
+        run_point: runs a point, stores its records and returns them, its own last.
+        progress: is told which point runs.
+    """
+    folders = {folder.path: folder for folder in (ResultsFolder.of(point.config) for point in points)}
+    for folder in folders.values():
+        folder.check_writable()
+    outcome = SweepOutcome(len(points))
+    try:
+        for folder in folders.values():
+            if moved := folder.quarantine_corrupt_lines():
+                progress.note(moved)
+        for number, point in enumerate(points, start=1):
+            if len(points) > 1:
+                progress.point(number, len(points))
+            try:
+                outcome.add(run_point(point))
+            except Exception as error:
+                if len(points) == 1 or isinstance(error, StorageError):
+                    raise
+                label = f"{point.config.strategy['name']} ratio {point.config.ratio:g}"
+                outcome.failures.append(f"{label}: {failure_reason(error)}")
+    finally:
+        for folder in folders.values():
+            folder.remove_if_empty()
+    return outcome

@@ -1,0 +1,93 @@
+"""Marker files of running jobs: they show other processes what runs, and reveal workers that died."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.core.progress import ReportProgress
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.sweep.jobs import Job
+
+UPDATE_SECONDS = 1.0
+
+
+class RunningMarker:
+    """Writes a worker's progress into the marker of the job that it runs. It is a `ProgressCallback`."""
+
+    def __init__(self, folder: ResultsFolder) -> None:
+        """Write markers of this folder."""
+        self._folder = folder
+        self._path: Path | None = None
+        self._written_at = 0.0
+
+    def job_started(self, job: Job) -> None:
+        """From here on the progress belongs to this job."""
+        self._path = marker_path(self._folder, job)
+
+    def job_settled(self, job: Job) -> None:
+        """No job runs."""
+        self._path = None
+
+    def phase(self, label: str, total: int) -> ReportProgress:
+        """Write the phase of the running job."""
+        self._write({"phase": label, "done": 0, "total": total})
+        return lambda done, note="": self._write({"phase": label, "done": done, "total": total})
+
+    def _write(self, progress: dict[str, Any]) -> None:
+        if self._path and time.monotonic() - self._written_at >= UPDATE_SECONDS:
+            self._written_at = time.monotonic()
+            _replace(self._path, {**read_marker(self._path), **progress})
+
+
+@contextlib.contextmanager
+def marked(folder: ResultsFolder, job: Job, token: str) -> Iterator[int]:
+    """Keep a marker while a job runs. A marker that is found later shows that a worker died.
+
+    Yields:
+        The number of this attempt within the sweep that `token` names.
+    """
+    path = marker_path(folder, job)
+    before = read_marker(path)
+    attempt = before.get("attempt", 0) + 1 if before.get("token") == token else 1
+    _replace(path, {"token": token, "attempt": attempt, "worker": os.getpid()})
+    try:
+        yield attempt
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def marker_path(folder: ResultsFolder, job: Job) -> Path:
+    """Return the path of a running job's marker."""
+    return folder.path / ".locks" / f"{job.id}.json"
+
+
+def read_marker(path: Path) -> dict[str, Any]:
+    """Read a marker; an empty dict if there is none."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def running_jobs(folder: ResultsFolder, jobs: list[Job], token: str) -> list[str]:
+    """Return one line per running job of a sweep, with its phase."""
+    markers = [(job.label, read_marker(marker_path(folder, job))) for job in jobs]
+    return [
+        f"{label}: {marker.get('phase', 'starts')} {marker.get('done', 0)}/{marker['total']}" if marker.get("total") else label
+        for label, marker in markers
+        if marker.get("token") == token
+    ]
+
+
+def _replace(path: Path, marker: dict[str, Any]) -> None:
+    """Replace a marker atomically; only its holder writes it, and a sweep works without it."""
+    with contextlib.suppress(OSError):
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(marker), "utf-8")
+        temporary.replace(path)
