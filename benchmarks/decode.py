@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from transformers import CompileConfig, GenerationConfig
+from ulskip_cli.experiments.paired_timing import measure_pairs
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config, compose, instantiate
 from ulskip_cli.core.config_schema import SpeedConfig
 from ulskip_cli.experiments import machine_limits
-from ulskip_cli.experiments.paired_timing import measure_pairs
 from ulskip_cli.experiments.workload import prepare, prompt_batches
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.engines.hf_generate import _Watch

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from ulskip_cli.core.files import read_jsonl
-from ulskip_cli.experiments.results import is_done
+from ulskip_cli.experiments.record import is_done
 
 SEEDS = 10
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ulskip_cli.experiments.results import Row
+    from ulskip_cli.experiments.record import Row
     from ulskip_cli.experiments.runner import Session
 
 __all__ = ["Answer", "evaluate", "generate", "kept_layers", "shallow_view"]

@@ -4,7 +4,7 @@ from ulskip_cli.core.config import instantiate
 from ulskip_cli.experiments.preflight import check_schedule
 from ulskip_cli.experiments.runner import identity_row
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import jobs_of
+from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.experiments.workload import Workload
 
 OF_THE_OUTCOME = {"status", "layer_ratio", "kept_layers", "warnings"}
@@ -24,7 +24,7 @@ EVERY_LAYER = "[0,1,2,3,4,5,6,7,8,9,10,11]"
     ],
 )
 def test_a_failed_and_a_finished_row_of_a_point_agree(overrides):
-    (job,) = jobs_of(points([*overrides, "batch_size=1", "baseline=false"]))
+    (job,) = make_jobs(points([*overrides, "batch_size=1", "baseline=false"]))
     failed = job.failure_row(ValueError(), "x")
     work = Workload(instantiate(job.config.task, "task"), (), None, 0, None)
     finished = identity_row(job.config, check_schedule(job.config)[1], work, job.id, job.baseline)

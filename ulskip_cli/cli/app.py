@@ -129,10 +129,10 @@ def sweep(
 ) -> None:
     """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; killed or failed, the same command goes on with what is left."""
     from ulskip_cli.experiments.sweep.grid import points
-    from ulskip_cli.experiments.sweep.jobs import folder_of, jobs_of
+    from ulskip_cli.experiments.sweep.jobs import make_jobs, results_folder
 
-    jobs = jobs_of(points(overrides or [], config_dir))
-    folder = folder_of(jobs)
+    jobs = make_jobs(points(overrides or [], config_dir))
+    folder = results_folder(jobs)
     if dry_run:
         from ulskip_cli.cli import dry_run as report
         from ulskip_cli.core import environment

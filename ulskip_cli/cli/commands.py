@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ulskip_cli.core.progress import ProgressCallback, Stopwatch
     from ulskip_cli.experiments import rescore
-    from ulskip_cli.experiments.results import Row
+    from ulskip_cli.experiments.record import Row
     from ulskip_cli.experiments.sweep import sequential
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ulskip_cli.core.progress import NullProgress, ReportProgress, throttled
-from ulskip_cli.experiments.results import DONE, Row, is_done
+from ulskip_cli.experiments.record import DONE, Row, is_done
 
 METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "exact_match": "exact"}
 FRONT_ROWS = 8

@@ -4,7 +4,7 @@ import functools
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -57,20 +57,21 @@ def origin(device: str) -> dict[str, Any]:
     }
 
 
-def is_like_here(row: dict[str, Any], also: Sequence[str] = ()) -> bool:
-    """Whether a results row was measured on a machine like this one.
+def is_like_here(measured: Mapping[str, Any], device: str, also: Sequence[str] = ()) -> bool:
+    """True if an environment that a row keeps is that of a machine like this one.
 
     Args:
-        row: of a finished run.
+        measured: the row's `environment`.
+        device: the row's device.
         also: keys of `machine` that must agree too.
     """
-    here = machine(row["device"])
-    return all(row["environment"].get(key) == here[key] for key in (*MACHINE, *also))
+    here = machine(device)
+    return all(measured.get(key) == here[key] for key in (*MACHINE, *also))
 
 
-def is_likely_here(row: dict[str, Any]) -> bool:
-    """The same as far as it can be told without torch."""
-    return bool(row["environment"].get("processor") == _processor())
+def is_likely_here(measured: Mapping[str, Any]) -> bool:
+    """True if the processor is this machine's, which can be told without torch."""
+    return bool(measured.get("processor") == _processor())
 
 
 def _version(name: str) -> str | None:

@@ -1,8 +1,9 @@
-"""Speed without a task: full and strategy in pairs on random prompts, beside what this machine can do at most."""
+"""`ulskip bench`: the full model and a schedule in timed pairs on random prompts, beside the limits of this machine."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -10,111 +11,113 @@ from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
-from ulskip_cli.experiments.evaluate import adjustments
 from ulskip_cli.experiments.machine_limits import MachineLimits
-from ulskip_cli.experiments.paired_timing import PairedSpeed
-from ulskip_cli.experiments.results import ResultsFolder, Row, point_id
-from ulskip_cli.experiments.runner import Session, identity_row, provenance_row
-from ulskip_cli.experiments.speed import speed_row, time_pairs
+from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.record import BenchmarkDetails, RunRecord
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.run_warnings import adjustments
+from ulskip_cli.experiments.runner import ScheduleProvenance, Session, describe_provenance, describe_schedule
+from ulskip_cli.experiments.speed import TimedPairs, time_pairs
 from ulskip_cli.experiments.step_time import StepTimeBreakdown, StepWork, layer_seconds
-from ulskip_cli.experiments.throughput import draft_statistics, throughput
-from ulskip_cli.experiments.workload import Workload
-from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.experiments.throughput import measure_throughput
+from ulskip_cli.experiments.workload import RANDOM_PROMPTS
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.head_timing import head_seconds
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan, make_plan
 
-RANDOM = Workload(None, (), None, 0, None)  # no prompt is padded: all have one length
-
 
 @dataclass
 class BenchmarkRunner:
-    """What the points of one bench share: weights, what the full model compiled, ceilings."""
+    """Runs the points of one benchmark, which share weights, compiled steps of the full model, and machine limits."""
 
     session: Session
     _full: tuple[str, Decoder] | None = None
-    _ceilings: dict[str, MachineLimits] = field(default_factory=dict)
+    _limits: dict[str, MachineLimits] = field(default_factory=dict)
 
-    def run_point(self, config: Config) -> list[Row]:
-        """Time one point and store its row.
+    def run_point(self, point: ResolvedPoint) -> list[RunRecord]:
+        """Time one point and store its record.
 
         Raises:
             UsageError: the request cannot be served.
             RunError: not even one sequence fits into memory.
         """
-        loaded = self._model(config)
-        limits = self._measured_ceilings(loaded)
-        size = BatchSize(config.batch_size)
-        latency = self.session.depth(config, loaded, RANDOM)
+        config, progress = point.config, self.session.progress
+        loaded = self._load(config)
+        limits = self._measure_limits(loaded)
+        latency = self.session.solve_depth(config, loaded, RANDOM_PROMPTS)
         plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
         strategy = Decoder(loaded.model, plan)
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
-        timed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
-        pairs = time_pairs(full, strategy, RANDOM, size, timed, self.session.progress)
-        engine, reason = strategy.engine(config.decoding)
-        self.session.progress.phase(f"{plan.strategy}: account", 0)
-        ran = pairs.full[0], pairs.strategy[0]
-        heads = [
-            head_seconds(decoder, output.linear_backend, size.used)
-            for decoder, output in zip((full, strategy), ran, strict=True)
-        ]
-        sides = _sides(pairs, plan, loaded, limits, heads)
-        row = {
-            **identity_row(config, plan, RANDOM, point_id(config, []), None),
-            "timed_prompt_tokens": config.speed.prompt_tokens,
-            "timed_new_tokens": plan.timed_tokens,
-            "engine": engine,
-            "engine_reason": reason,
-            "linear_backend": ran[1].linear_backend,
-            "linear_backend_reason": strategy.linear_backend(config.decoding).reason,
-            "latency_fit": latency and latency.told(),
-            **speed_row(pairs, size),
-            **sides[1],
-            "full": {**sides[0], "engine": ran[0].engine, "linear_backend": ran[0].linear_backend},
-            **draft_statistics(pairs.strategy),
-            "compiled": ran[1].compiled,
-            "compile_seconds": pairs.compile_seconds,
-            "ceilings": asdict(limits),
-            **provenance_row(config, plan, loaded, 0),
-        }
-        row["warnings"] += adjustments(row)
-        if config.decoding.compile == "on" and not row["compiled"]:
-            row["warnings"].append(f"decoding.compile=on: the {engine} engine does not compile this model's steps")
-        ResultsFolder.of(config).save(config, row)
-        return [row]
+        fixed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
+        pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
+        progress.phase(f"{plan.strategy}: step time", 0)
+        sides = (pairs.full[0], full), (pairs.strategy[0], strategy)
+        heads = [head_seconds(decoder, output.linear_backend, pairs.batch_size) for output, decoder in sides]
+        full_side, own_side = _describe_sides(pairs, plan, loaded, limits, heads)
+        details = BenchmarkDetails(
+            timed_prompt_tokens=config.speed.prompt_tokens,
+            timed_new_tokens=plan.timed_tokens,
+            compiled=pairs.strategy[0].compiled,
+            machine_limits=asdict(limits),
+            full={
+                **asdict(measure_throughput(pairs.full, "timed pairs")),
+                **full_side,
+                "engine": pairs.full[0].engine,
+                "linear_backend": pairs.full[0].linear_backend,
+            },
+            **own_side,
+        )
+        throughput = measure_throughput(pairs.strategy, "timed pairs")
+        record = RunRecord(
+            identity=replace(point.identity, task=None, pair=None, prompt_layers=plan.prompt_layers),
+            schedule=describe_schedule(plan, ScheduleProvenance(latency), []),
+            throughput=replace(throughput, compile_seconds=pairs.compile_seconds),
+            timing=pairs.timing(),
+            benchmark=details,
+            provenance=describe_provenance(config, plan, loaded, strategy, 0),
+        )
+        warnings = [*plan.warnings, *adjustments(config, record)]
+        if config.decoding.compile == "on" and not details.compiled:
+            engine = pairs.strategy[0].engine
+            warnings.append(f"decoding.compile=on: the {engine} engine does not compile this model's steps")
+        record = replace(record, warnings=tuple(warnings))
+        ResultsFolder.of(config).save(config, record)
+        return [record]
 
-    def _model(self, config: Config) -> LoadedModel:
-        """The loaded model; what holds on to another one is let go before."""
+    def _load(self, config: Config) -> LoadedModel:
+        """Return the loaded model; the full decoder of another model is released first."""
         if self._full and self._full[0] != _key(config):
             self._full = None
-        return self.session.model(config.model, config.seed)
+        return self.session.load(config.model, config.seed)
 
     def _full_decoder(self, config: Config, loaded: LoadedModel) -> Decoder:
-        """The full model's, from point to point the same with what it compiled."""
+        """Return the full model's decoder, the same for all points, so that its steps are compiled once."""
         if self._full is None:
             self._full = _key(config), Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
         return self._full[1]
 
-    def _measured_ceilings(self, loaded: LoadedModel) -> MachineLimits:
-        """Measured once for a device, dtype and number of threads."""
+    def _measure_limits(self, loaded: LoadedModel) -> MachineLimits:
+        """Measure the machine once for a device, dtype and number of threads."""
         device, dtype = loaded.model.device, loaded.model.dtype
         key = f"{device} {dtype} {torch.get_num_threads()}"
-        if key not in self._ceilings:
-            self.session.progress.phase("ceilings", 1)
-            self._ceilings[key] = machine_limits.measure(device, dtype)
-        return self._ceilings[key]
+        if key not in self._limits:
+            self.session.progress.phase("machine limits", 1)
+            self._limits[key] = machine_limits.measure(device, dtype)
+        return self._limits[key]
 
 
 def _key(config: Config) -> str:
     return f"{config.model} {config.seed}"
 
 
-def _sides(pairs: PairedSpeed, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float]) -> list[Row]:
-    """How fast full and strategy were, how much of the machine they used, where their time went.
+def _describe_sides(
+    pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return how much of the machine full and strategy used, and where their time went.
 
-    Where tokens are drafted, one of them is no step of its own, so that its work and its layers' time are not known.
+    With drafts a token is no step of its own, so that its work and the time of its layers are unknown.
     """
     parameters, drafted = _parameters(loaded), pairs.strategy[0].drafts is not None
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
@@ -126,13 +129,13 @@ def _sides(pairs: PairedSpeed, plan: Plan, loaded: LoadedModel, limits: MachineL
         kv_bytes = _kv_bytes(outputs[0]) * depths[i] / (plan.num_kept if i else plan.num_layers)
         known = (None, None) if drafted and i else (loaded.metadata.weights, parameters)
         work = StepWork.of(*known, runs[i], kv_bytes, len(outputs[0].token_ids))
-        told = StepTimeBreakdown(seconds[i], heads[i], None if per_layer is None else per_layer * depths[i])
-        sides.append({**throughput(outputs, "timed pairs"), **_shares(work, seconds[i], limits), "account": told.row()})
+        breakdown = StepTimeBreakdown(seconds[i], heads[i], None if per_layer is None else per_layer * depths[i])
+        sides.append({**_shares(work, seconds[i], limits), "step_time_breakdown": breakdown.as_dict()})
     return sides
 
 
-def _shares(work: StepWork, seconds: float, limits: MachineLimits) -> Row:
-    """How much of what the machine can do a step reaches."""
+def _shares(work: StepWork, seconds: float, limits: MachineLimits) -> dict[str, Any]:
+    """Return the share of the machine's limits that a step reaches."""
     return {
         "step_bytes": work.bytes,
         "step_flops": work.flops,
@@ -142,7 +145,7 @@ def _shares(work: StepWork, seconds: float, limits: MachineLimits) -> Row:
 
 
 def _runs(plan: Plan, steps: int) -> dict[int, float]:
-    """By layer, the share of decode steps that run it."""
+    """Return by layer the share of decode steps that run it."""
     by_stage = plan.step_counts(steps)
     return {layer: sum(count for count, kept in by_stage if layer in kept) / steps for layer in plan.kept_layers}
 

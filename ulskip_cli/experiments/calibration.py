@@ -69,7 +69,10 @@ class HeldOutEvaluator:
         shared = plan.prompt_layers == "all"
         if not shared or shared not in self._losses:
             self._losses[shared] = ReferenceLoss(
-                self.workload.encoded or [], BatchSize(LOSS_BATCH), self.workload.pad_token_id, KEPT_PROMPT_BYTES if shared else 0
+                self.workload.encoded or [],
+                BatchSize(LOSS_BATCH),
+                self.workload.pad_token_id,
+                KEPT_PROMPT_BYTES if shared else 0,
             )
         return self._losses[shared].of(decoder)
 

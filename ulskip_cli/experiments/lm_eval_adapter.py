@@ -16,9 +16,8 @@ from torch import Tensor
 from ulskip_cli.core.config import compose, identity, instantiate
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
-from ulskip_cli.experiments.results import ROW_VERSION, Row
-from ulskip_cli.experiments.runner import identity_row, provenance_row
-from ulskip_cli.experiments.workload import Workload
+from ulskip_cli.experiments.record import ROW_VERSION, LmEvalScores, RunIdentity, RunRecord
+from ulskip_cli.experiments.runner import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.inference.batching import BatchSize, in_batches
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.loading import load
@@ -180,22 +179,23 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return {
             "model_num_parameters": self.loaded.model.num_parameters(),
             "model_dtype": str(self.loaded.model.dtype),
-            "ulskip": self.row(),
+            "ulskip": self.record().to_row(),
         }
 
-    def row(self) -> Row:
-        """The part of a row of results that all tasks share: everything but the scores."""
+    def record(self) -> RunRecord:
+        """Return the part of a record that all tasks share: everything but the scores."""
         config = replace(self.ulskip_config, batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
-        work = Workload(None, [], None, 0, None)
-        row = {
-            **identity_row(config, self.plan, work, f"{ROW_VERSION} {identity(config)} {fingerprint(config.model)}", None),
-            **provenance_row(config, self.plan, self.loaded, 0),
-            "scored_prompt_layers": self.scoring_plan.prompt_layers,
-            "lm_eval_version": lm_eval_version,
-        }
+        shared_id = f"{ROW_VERSION} {identity(config)} {fingerprint(config.model)}"
+        warnings = list(self.plan.warnings)
         if self.first_token_only and not self._is_one_model and self.scoring_plan.prompt_layers == "all":
-            row["warnings"].append(f"{self.first_token_only} of {self.continuations} continuations are {FIRST_TOKEN_ONLY}")
-        return row
+            warnings.append(f"{self.first_token_only} of {self.continuations} continuations are {FIRST_TOKEN_ONLY}")
+        return RunRecord(
+            identity=replace(RunIdentity.of(config, shared_id), task=None, pair=None, prompt_layers=self.plan.prompt_layers),
+            schedule=describe_schedule(self.plan, ScheduleProvenance(), []),
+            lm_eval=LmEvalScores(lm_eval_version=lm_eval_version, scored_prompt_layers=self.scoring_plan.prompt_layers),
+            provenance=describe_provenance(config, self.plan, self.loaded, self.decoder, 0),
+            warnings=tuple(warnings),
+        )
 
 
 def _override(value: Any) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from lm_eval.tasks import TaskManager
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.preflight import check_schedule
-from ulskip_cli.experiments.results import ROW_VERSION, ResultsFolder, Row
+from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.record import ROW_VERSION, RunRecord
+from ulskip_cli.experiments.results import ResultsFolder
 
 EXPERIMENT = "lm_eval"  # the default of name=
 # Options that change the answers and that no other key of a row records.
@@ -45,7 +47,7 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
     device = arguments.pop("device", None)
     overrides = [f"name={EXPERIMENT}", *([f"model.device={device}"] if device else []), *overrides]  # a later one wins
     config = compose(overrides)
-    check_schedule(config)
+    Resolver().schedule(config)
     manager = TaskManager(include_path=arguments.pop("include_path", None), metadata=arguments.get("metadata"))
     tasks = _find_tasks(manager, arguments.pop("tasks"))
     folder = ResultsFolder.of(config)
@@ -60,8 +62,7 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
     if arguments.get("apply_chat_template") and not model.tokenizer.chat_template:
         raise UsageError(f"--apply_chat_template: the tokenizer of {config.model.path} has no chat template")
     if "use_cache" in arguments:  # answers of another model or schedule must not be taken
-        row = model.row()
-        arguments["use_cache"] += "_" + _digest([row["id"], row["scored_prompt_layers"]])
+        arguments["use_cache"] += "_" + _digest([model.record().id, model.scoring_plan.prompt_layers])
     folder.check_writable()
     tracker = EvaluationTracker(output_path=str(output))
     results: dict[str, Any] = simple_evaluate(
@@ -78,39 +79,43 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
     tracker.save_results_aggregated(results=results, samples=samples)
     for task, answers in samples.items():
         tracker.save_results_samples(task_name=task, samples=answers)
-    for row in rows_of(results, {key: options[key] for key in _RECORDED if key in options}):
-        folder.save(config, row)
+    for record in make_records(results, {key: options[key] for key in _RECORDED if key in options}):
+        folder.save(config, record)
     return folder, results
 
 
-def rows_of(results: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> list[Row]:
-    """Make a row for each task out of what the harness returned; a group's tasks have one each, and the group has none.
+def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> list[RunRecord]:
+    """Make a record for each task out of what the harness returned; a group has none, its tasks have one each.
 
     Args:
         results: of an evaluation of `SkippingLM`.
-        options: further options that changed the answers; a row keeps them under `lm_eval_options`.
+        options: further options that changed the answers; the row keeps them under `lm_eval_options`.
 
     Returns:
-        The rows, with metrics under `lm_eval` in the harness's own units.
+        The records, with metrics in the harness's own units.
     """
-    ours = results["config"]["ulskip"]
-    rows = []
+    shared = RunRecord.from_row(results["config"]["ulskip"])
+    assert shared.lm_eval is not None
+    assert shared.provenance is not None
+    records = []
     for task in results["configs"]:
-        what = {
-            "task": f"lm_eval:{task}",
-            "num_examples": results.get("n-samples", {}).get(task, {}).get("effective"),
-            "num_fewshot": results.get("n-shot", {}).get(task),
-            "task_version": results.get("versions", {}).get(task),
-            **({"lm_eval_options": dict(options)} if options else {}),
-        }
-        scores = {
-            key.removesuffix(",none").replace(",", " "): value
-            for key, value in results["results"][task].items()
-            if isinstance(value, (int, float)) and key not in ("sample_len", "sample_count")
-        }
-        point = _digest([ROW_VERSION, {"config": ours["config"], "scored": ours["scored_prompt_layers"], **what}])
-        rows.append({**ours, **what, "lm_eval": scores, "id": point, "status": "done"})
-    return rows
+        num_examples = results.get("n-samples", {}).get(task, {}).get("effective")
+        scores = replace(
+            shared.lm_eval,
+            lm_eval={
+                key.removesuffix(",none").replace(",", " "): value
+                for key, value in results["results"][task].items()
+                if isinstance(value, (int, float)) and key not in ("sample_len", "sample_count")
+            },
+            num_fewshot=results.get("n-shot", {}).get(task),
+            task_version=results.get("versions", {}).get(task),
+            lm_eval_options=dict(options) if options else None,
+        )
+        asked = [shared.provenance.config, task, num_examples, asdict(replace(scores, lm_eval=None))]
+        identity = replace(shared.identity, id=_digest([ROW_VERSION, asked]), task=f"lm_eval:{task}")
+        provenance = replace(shared.provenance, num_examples=num_examples)
+        records.append(replace(shared, identity=identity, lm_eval=scores, provenance=provenance))
+    return records
 
 
 def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:

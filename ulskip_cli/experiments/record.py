@@ -28,7 +28,6 @@ Row = dict[str, Any]
 """A record as a JSON object."""
 
 
-
 def is_done(row: Mapping[str, Any]) -> bool:
     """True for the row of a finished run; the oldest rows have no status and are finished."""
     return bool(row.get("status", DONE) == DONE)
@@ -197,6 +196,7 @@ class LmEvalScores:
     scored_prompt_layers: str | None = None
     num_fewshot: int | None = None
     task_version: Any = None
+    lm_eval_options: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -334,4 +334,6 @@ def _read_section(kind: type, rest: dict[str, Any]) -> Any:
     if not found:
         return None
     optional = {key for key, hint in hints.items() if type(None) in _runtime_types(hint)}
-    return kind(**{key: _checked(key, value, hints[key]) for key, value in found.items() if value is not None or key in optional})
+    return kind(
+        **{key: _checked(key, value, hints[key]) for key, value in found.items() if value is not None or key in optional}
+    )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ulskip_cli.core.config import instantiate
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.results import ResultsFolder, Row, is_done
+from ulskip_cli.experiments.record import Row, is_done
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
 from ulskip_cli.tasks.textfile import read_objects

@@ -18,14 +18,22 @@ from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
 from ulskip_cli.experiments.calibration import calibrate_strategy
 from ulskip_cli.experiments.evaluate import GeneratedAnswers, InvalidLogitsError, generate_answers, score_answers
-from ulskip_cli.experiments.latency import LatencyTargetFit, fit_step_latency, make_pair_timer, solve_depth_for_speedup
-from ulskip_cli.experiments.latency import LINE_ROUNDS, MEET_PAIRS, MEET_ROUNDS, WARM_UP
+from ulskip_cli.experiments.latency import (
+    LINE_ROUNDS,
+    MEET_PAIRS,
+    MEET_ROUNDS,
+    WARM_UP,
+    LatencyTargetFit,
+    fit_step_latency,
+    make_pair_timer,
+    solve_depth_for_speedup,
+)
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import PairedTiming, Provenance, QualityScores, RunRecord, ScheduleRecord, Throughput
+from ulskip_cli.experiments.record import Provenance, QualityScores, RunRecord, ScheduleRecord, Throughput
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.experiments.speed import TimedPairs, time_pairs
 from ulskip_cli.experiments.throughput import measure_throughput, sum_exits
-from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.experiments.workload import Workload, encode_workload, timed_prompts
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
@@ -87,9 +95,7 @@ class Session:
         if key not in self._latencies:
             report = self.progress.phase("time the layers", WARM_UP + LINE_ROUNDS)
             self._latencies[key] = fit_step_latency(loaded.model, loaded.metadata.num_layers, batches, context, report)
-        time_pair = make_pair_timer(
-            loaded.model, partial(make_plan, config, loaded.metadata), batches, context, config.speed
-        )
+        time_pair = make_pair_timer(loaded.model, partial(make_plan, config, loaded.metadata), batches, context, config.speed)
         report = self.progress.phase(f"solve for {config.ratio:g}x", MEET_ROUNDS)
         return solve_depth_for_speedup(self._latencies[key], config.ratio, time_pair, report)
 
@@ -148,10 +154,15 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
 
 
 def stored_baseline(point: ResolvedPoint) -> RunRecord | None:
-    """Return the finished baseline of a point if it was measured on a machine like this one; other machines have other times."""
+    """Return the finished baseline of a point if it was measured on a machine like this one; others have other times."""
     assert point.baseline is not None
-    record = ResultsFolder.of(point.config).record(point.baseline.run_id)
-    return record if record and environment.is_like_here(record, ("threads",)) else None
+    return ResultsFolder.of(point.config).record(point.baseline.run_id, is_from_here)
+
+
+def is_from_here(record: RunRecord) -> bool:
+    """True if a record was measured on a machine like this one, with as many threads."""
+    where = record.provenance
+    return where is not None and environment.is_like_here(where.environment, where.device or "cpu", ("threads",))
 
 
 def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord | None = None) -> RunRecord:
@@ -184,9 +195,14 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
         timed = time_pairs(full if config.baseline else None, decoder, workload, fixed, progress)
     progress.phase("write", 0)
     record = RunRecord(
-        identity=replace(point.identity, dataset=point.task and point.task.data, chat=workload.chat,
-                         baseline_id=baseline.id if baseline else None, prompt_layers=run.plan.prompt_layers),
-        schedule=describe_schedule(run.plan, run.found, answers.outputs if answers else []),
+        identity=replace(
+            point.identity,
+            dataset=point.task.data if point.task else None,
+            chat=workload.chat,
+            baseline_id=baseline.id if baseline else None,
+            prompt_layers=run.plan.prompt_layers,
+        ),
+        schedule=describe_schedule(run.plan, run.found, answers.outputs if answers else timed.strategy if timed else []),
         quality=quality,
         throughput=_throughput(answers, timed),
         timing=timed.timing() if timed else None,

@@ -62,8 +62,8 @@ class StepTimeBreakdown:
         """What is left: embedding, masks, the choice of a token, the loop itself; below 0 is the clock's noise."""
         return None if self.layers_seconds is None else self.step_seconds - self.head_seconds - self.layers_seconds
 
-    def row(self) -> dict[str, float | None]:
-        """As a results row keeps it."""
+    def as_dict(self) -> dict[str, float | None]:
+        """The breakdown as a row keeps it."""
         return {
             "step_seconds": self.step_seconds,
             "head_seconds": self.head_seconds,

@@ -10,7 +10,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ulskip_cli.core.config_schema import ModelConfig
-from ulskip_cli.experiments.results import ResultsFolder, Row, is_done
+from ulskip_cli.experiments.record import Row, is_done
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.report.table import provenance
 from ulskip_cli.strategies.plan import Plan

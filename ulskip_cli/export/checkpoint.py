@@ -14,7 +14,7 @@ from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import card, recipe, staging
 from ulskip_cli.export.config import CONFIG, shallow_config
 from ulskip_cli.export.request import ResolvedExport

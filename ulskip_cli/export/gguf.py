@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.export.checkpoint import source_folder
 from ulskip_cli.export.config import shallow_config
 from ulskip_cli.export.request import ResolvedExport

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import recipe
 from ulskip_cli.export.request import ExportRequest, ResolvedExport, resolve
 from ulskip_cli.export.staging import staged

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.results import ResultsFolder, Row
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import published, table
 from ulskip_cli.report.columns import Column, interval, layers, number, text, varying
 from ulskip_cli.report.plot import measured_against_predicted

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.columns import Column, number, text
 from ulskip_cli.report.gate import METRICS, primary, quality
 from ulskip_cli.report.groups import Group

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import settings
 from ulskip_cli.report.columns import Column, text
 from ulskip_cli.report.compare import shared

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import settings
 from ulskip_cli.report.columns import Column, number, text
 from ulskip_cli.report.difference import Difference, Scorer, speed_ratio

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import sources
 from ulskip_cli.report.gate import LOWER_IS_BETTER, Z
 from ulskip_cli.tasks import metrics

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.experiments.results import ResultsFolder, Row
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import sources
 
 MOST_EXAMPLES = 200

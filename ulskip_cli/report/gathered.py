@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.errors import UsageError, require_choice
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import beside_paper, claims, compare, examples, gate, latex, settings, sources, table, table4
 from ulskip_cli.report.columns import Column, columns_for
 from ulskip_cli.report.difference import Scorer

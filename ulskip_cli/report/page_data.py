@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ulskip_cli.experiments.results import Row, is_done
+from ulskip_cli.experiments.record import Row, is_done
 from ulskip_cli.report import drawing, settings
 from ulskip_cli.report.columns import LEAST_FOR_STARS, axes_of, varying
 from ulskip_cli.report.gate import Quality, quality

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import drawing
 from ulskip_cli.report.drawing import FAINT, INK, MARKERS, Interval, colour
 from ulskip_cli.report.gate import LOWER_IS_BETTER, METRICS, called, primary

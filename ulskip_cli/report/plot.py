@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import drawing
 from ulskip_cli.report.gate import METRICS, primary
 from ulskip_cli.report.training import curve_label

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.columns import Column, number, text
 
 BATCHES = (1, 2, 8)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 
 # Keys that rows tell under names of their own, or that change no result.
 _TOLD: dict[str, set[str]] = {

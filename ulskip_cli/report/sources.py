@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.results import ResultsFolder, Row
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import settings
 
 FILE = "runs.jsonl"

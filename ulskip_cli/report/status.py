@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from ulskip_cli.experiments.results import DONE, FAILED, NOT_APPLICABLE, Row, is_done
+from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Row, is_done
 
 MISSING = "–"
 _WORDS = {NOT_APPLICABLE: "N/A", FAILED: "failed"}

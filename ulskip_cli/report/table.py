@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.results import ResultsFolder, Row
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import settings
 from ulskip_cli.report.columns import AXES, LEAST_FOR_STARS, Column, columns_for
 from ulskip_cli.report.status import done, reasons, status

@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import table
 from ulskip_cli.report.columns import Column, layers, number, text
 from ulskip_cli.report.gate import METRICS, primary

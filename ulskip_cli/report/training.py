@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ulskip_cli.experiments.results import Row
+from ulskip_cli.experiments.record import Row
 
 
 def training_lines(record: Row, output: Path) -> list[str]:

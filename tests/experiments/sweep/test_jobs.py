@@ -4,11 +4,11 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.experiments.preflight import check_data
 from ulskip_cli.experiments.results import point_id
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import jobs_of
+from ulskip_cli.experiments.sweep.jobs import make_jobs
 
 
 def jobs(*overrides):
-    return jobs_of(points(list(overrides)))
+    return make_jobs(points(list(overrides)))
 
 
 def test_a_baseline_comes_before_its_points_and_once():

@@ -4,13 +4,13 @@ import pytest
 
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import jobs_of
+from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.experiments.sweep.status import SweepStatus
 
 
 @pytest.fixture
 def jobs(tmp_path):
-    return jobs_of(points(["ratio=2,3", "baseline=false", f"results_dir={tmp_path}"]))
+    return make_jobs(points(["ratio=2,3", "baseline=false", f"results_dir={tmp_path}"]))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_the_time_left_is_guessed_from_runs_alike(jobs, folder):
     assert ledger.seconds_left([jobs[1]]) == (4.0, 0)
     short = done(jobs[0], id="short", strategy="top_skip", point_seconds=1.0)
     folder.save(jobs[0].config, {**short, "config": {"limit": 9}}, [])
-    few = jobs_of(points(["ratio=2,3", "limit=9", "baseline=false", f"results_dir={folder.path.parent}"]))
+    few = make_jobs(points(["ratio=2,3", "limit=9", "baseline=false", f"results_dir={folder.path.parent}"]))
     ledger.refresh()
     assert ledger.seconds_left(few) == (2.0, 0)  # as many examples rather than the same strategy
     assert ledger.told(jobs[1]) == ("to do", 4.0, "")

@@ -6,9 +6,10 @@ import pytest
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import jobs_of
+from ulskip_cli.experiments.sweep.jobs import make_jobs
+from ulskip_cli.experiments.sweep.running_marker import RunningMarker, marker_path, read_marker
 from ulskip_cli.experiments.sweep.status import SweepStatus
-from ulskip_cli.experiments.sweep.worker import FailurePolicy, RunningMarker, failure_reason, marker_path, read_marker, run_jobs
+from ulskip_cli.experiments.sweep.worker import FailurePolicy, failure_reason, run_jobs
 
 
 class Watcher:
@@ -25,7 +26,7 @@ class Watcher:
 @pytest.fixture
 def sweep(tmp_path):
     """Jobs, and what runs them with a function in place of a model."""
-    jobs = jobs_of(points(["ratio=2,3", f"results_dir={tmp_path}"]))
+    jobs = make_jobs(points(["ratio=2,3", f"results_dir={tmp_path}"]))
     folder = ResultsFolder.of(jobs[0].config)
 
     def go(act=lambda job: None, turn=None, force=False):

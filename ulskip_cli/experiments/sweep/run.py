@@ -86,9 +86,7 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
     observer.rows_changed(folder)
     records = {job.id: record for job in jobs if (record := status.record(job)) is not None}
     failed = [(job.label, records[job.id]) for job in jobs if job.id in records and records[job.id].status == FAILED]
-    return SweepOutcome(
-        sum(job.requested for job in jobs), records, [f"{label}: {record.reason}" for label, record in failed]
-    )
+    return SweepOutcome(sum(job.requested for job in jobs), records, [f"{label}: {record.reason}" for label, record in failed])
 
 
 class _Tracker:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.progress import ReportProgress
+from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.jobs import Job
 
@@ -28,7 +29,7 @@ class RunningMarker:
         """From here on the progress belongs to this job."""
         self._path = marker_path(self._folder, job)
 
-    def job_settled(self, job: Job) -> None:
+    def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
         """No job runs."""
         self._path = None
 

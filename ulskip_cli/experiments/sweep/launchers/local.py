@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
 
 from ulskip_cli.core.config_schema import LauncherConfig
-from ulskip_cli.experiments.sweep.jobs import folder_of
+from ulskip_cli.experiments.sweep.jobs import results_folder
 from ulskip_cli.experiments.sweep.launchers.serve import WorkerSpec, serve, thread_environment, threads_per_worker
 
 END_SECONDS = 5.0
@@ -23,7 +23,7 @@ class Local:
         self._devices = _devices()
         self.size = launcher.workers or max(1, len(self._devices))
         self._orders = orders.with_threads(threads_per_worker(launcher.threads, self.size))
-        self._log = folder_of(orders.jobs).path.resolve() / "logs"
+        self._log = results_folder(orders.jobs).path.resolve() / "logs"
         self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
 
     def start(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""What a worker does, wherever it was started. Nothing here imports torch before its threads are set."""
+"""The entry point of a worker process. Nothing here imports torch before its threads are set."""
 
 import gc
 import os
@@ -7,28 +7,29 @@ from dataclasses import dataclass, replace
 
 from ulskip_cli.core.errors import StorageError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.results import Row
-from ulskip_cli.experiments.sweep.jobs import Job, folder_of
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.sweep.jobs import Job, results_folder
+from ulskip_cli.experiments.sweep.running_marker import RunningMarker
 from ulskip_cli.experiments.sweep.status import SweepStatus
-from ulskip_cli.experiments.sweep.worker import FailurePolicy, RunJob, RunningMarker, run_jobs
+from ulskip_cli.experiments.sweep.worker import FailurePolicy, RunJob, Worker
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker is told.
+    """Everything that a worker process needs; it is pickled.
 
     Attributes:
-        jobs: of the sweep, all of them.
-        turn: of the sweep.
-        since: where it began in the file of rows.
-        force: whether finished points are run again.
-        anywhere: whether times of any machine count.
-        folder: that paths start from; every worker sees it.
-        threads: of the worker; None: as many as torch likes.
+        jobs: all jobs of the sweep.
+        policy: how failures are treated.
+        since: the number of rows when the sweep began.
+        force: run finished points again.
+        anywhere: rows of any machine count.
+        folder: the working directory, which every worker sees.
+        threads: of the worker; None leaves the number to torch.
     """
 
     jobs: Sequence[Job]
-    turn: FailurePolicy
+    policy: FailurePolicy
     since: int
     force: bool
     anywhere: bool
@@ -36,78 +37,76 @@ class WorkerSpec:
     threads: int | None = None
 
     def with_threads(self, threads: int | None) -> "WorkerSpec":
-        """The same with so many threads."""
+        """Return a copy with another number of threads."""
         return replace(self, threads=threads)
 
 
-def serve(orders: WorkerSpec) -> str:
+def serve(spec: WorkerSpec) -> str:
     """Work until all jobs are settled.
 
-    Args:
-        orders: of the sweep.
-
     Returns:
-        "" where all is well, otherwise why nobody can go on.
+        An empty string on success; otherwise the reason why no worker can go on.
     """
-    os.environ.update(thread_environment(orders.threads))
-    os.chdir(orders.folder)
+    os.environ.update(thread_environment(spec.threads))
+    os.chdir(spec.folder)
     import torch
 
-    if orders.threads:
-        torch.set_num_threads(orders.threads)
-    folder = folder_of(orders.jobs)
-    ledger = status_for(orders.jobs, orders.force, orders.anywhere, orders.since)
-    mark = RunningMarker(folder)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    status = status_for(spec.jobs, spec.force, spec.anywhere, spec.since)
+    marker = RunningMarker(results_folder(spec.jobs))
     try:
-        run_jobs(orders.jobs, ledger, make_job_runner(mark), orders.turn, mark)
+        Worker(spec.jobs, status, make_job_runner(marker), spec.policy, marker).run()
     except StorageError as error:
         return str(error)
     return ""
 
 
 def thread_environment(threads: int | None) -> dict[str, str]:
-    """Environment variables that keep a worker to its share of the cores; OpenMP reads them once, when it is loaded."""
+    """Return environment variables that limit a worker's threads; OpenMP reads them once, when it is loaded."""
     return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} if threads else {}
 
 
 def threads_per_worker(asked: int | None, workers: int) -> int | None:
-    """Of each of several workers on this machine; None where a worker has the machine to itself."""
+    """Return the threads of each worker on this machine; None if there is only one worker."""
     if asked or workers == 1:
         return asked
     return max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
 
 
 def status_for(jobs: Sequence[Job], force: bool, anywhere: bool, since: int | None = None) -> SweepStatus:
-    """The ledger of a sweep whose rows are of this machine, or of any."""
+    """Return the status of a sweep; rows of other machines count only if `anywhere` is True."""
 
-    def is_like_here(row: Row) -> bool:
+    def is_like_here(record: RunRecord) -> bool:
         from ulskip_cli.core import environment
 
-        return anywhere or environment.is_like_here(row)
+        where = record.provenance
+        return anywhere or (where is not None and environment.is_like_here(where.environment, where.device or "cpu"))
 
-    return SweepStatus(folder_of(jobs), is_like_here, force, since)
+    return SweepStatus(results_folder(jobs), is_like_here, force, since)
 
 
 def make_job_runner(progress: ProgressCallback) -> RunJob:
-    """What runs one job after another, with weights that stay."""
+    """Return a function that runs one job after another and keeps the weights loaded in between."""
     from ulskip_cli.experiments import runner
     from ulskip_cli.inference.batching import release
 
-    session, untidy = runner.Session(progress), False
+    session, failed_before = runner.Session(progress), False
 
-    def run(job: Job, baseline: Row | None) -> Row:
-        nonlocal untidy
-        if untidy:  # what failed may have filled the memory
+    def run(job: Job, baseline: RunRecord | None) -> RunRecord:
+        nonlocal failed_before
+        if failed_before:  # what failed may have filled the memory
             gc.collect()
             release()
-        untidy = True
-        row = runner.run_point(job.config, session, baseline)[-1]
-        untidy = False
-        return row
+        failed_before = True
+        assert job.point is not None
+        record = runner.run_point(job.point, session, baseline)[-1]
+        failed_before = False
+        return record
 
     return run
 
 
 def missing_package(package: str, extra: str) -> UsageError:
-    """That an engine is not installed."""
+    """Return the error for a launcher whose package is not installed."""
     return UsageError(f"launcher={extra} needs the package {package}; pip install 'ulskip[{extra}]'")

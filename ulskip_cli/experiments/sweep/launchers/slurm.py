@@ -4,7 +4,7 @@ from typing import Any
 
 from ulskip_cli.core.config_schema import LauncherConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.sweep.jobs import folder_of
+from ulskip_cli.experiments.sweep.jobs import results_folder
 from ulskip_cli.experiments.sweep.launchers.serve import WorkerSpec, missing_package, serve, threads_per_worker
 
 MINUTES = 24 * 60
@@ -25,7 +25,7 @@ class Slurm:
             raise missing_package("submitit", "submitit") from None
         self.size = launcher.workers or 1
         cluster = None if launcher.executor == "auto" else launcher.executor
-        folder = folder_of(orders.jobs).path.resolve() / "logs" / "submitit"
+        folder = results_folder(orders.jobs).path.resolve() / "logs" / "submitit"
         options = {"timeout_min": MINUTES, "name": "ulskip", **(launcher.options or {})}
         try:
             self._executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster)
