@@ -15,12 +15,11 @@ import torch
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose, instantiate
 from ulskip_cli.experiments.workload import prepare
-from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.batching import BatchSize, padded
 from ulskip_cli.inference.decoder import Decoder, generate_all
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.teacher_forcing import response_logits
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.tasks.encoding import padded
 
 NEAR_TIE = 1e-4
 

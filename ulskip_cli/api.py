@@ -165,19 +165,18 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
         RunError: it could, and failed.
     """
     from ulskip_cli.core import config
-    from ulskip_cli.experiments import preflight
-
-    chosen = config.compose(overrides)
-    preflight.check_run(chosen)
+    from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.results import ResultsFolder
+
+    point = resolve(config.compose(overrides))
     from ulskip_cli.experiments.runner import Session, run_point
     from ulskip_cli.report import table
 
-    folder = ResultsFolder.of(chosen)
+    folder = ResultsFolder.of(point.config)
     folder.check_writable()
     try:
-        rows = run_point(chosen, session or Session())
+        records = run_point(point, session or Session())
     finally:
         folder.remove_if_empty()
     table.write_tables(folder)
-    return rows
+    return [record.to_row() for record in records]

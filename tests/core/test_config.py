@@ -23,7 +23,7 @@ def test_every_shipped_config_composes_and_instantiates(path):
     task = config.instantiate(chosen.task, "task")
     for has_chat in (True, False):
         assert "{source}" in task.template_for(has_chat).prompt_format
-    metrics.made(task.scoring())
+    metrics.make_metrics(task.scoring())
 
 
 def test_configs_are_found_in_every_folder():

@@ -45,7 +45,7 @@ def test_sources_that_are_cut_are_counted(point, tmp_path):
     lines = [json.dumps({"article": "the cat sat on the mat " * n, "highlights": "cats"}) for n in (1, 40, 50)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     decoder, work, config = point("task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "speed.new_tokens=6", context=128)
-    assert [one.cut for one in work.encoded] == [False, True, True]
+    assert [one.truncated for one in work.encoded] == [False, True, True]
     assert max(map(len, work.prompts)) <= 128 - 5
     assert work.context == 128  # the timed pairs read the end of what is longer
     row = {"batch_size": 4, "strategy": "x", "num_examples": 3, **evaluate(decoder, work, config, None, NullProgress()).row}

@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 from reference import NUM_LAYERS, random_ids
+from ulskip_cli.experiments.paired_timing import PairedSpeed, measure_pairs
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.experiments.paired_timing import PairedSpeed, measure_pairs
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.strategies.plan import make_plan

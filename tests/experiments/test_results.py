@@ -3,12 +3,12 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ulskip_cli.tasks.example import Example
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.experiments.results import ResultsFolder, point_id
-from ulskip_cli.tasks.example import Example
 
 RANDOM = ["model=random"]
 EXAMPLES = [Example("0", "a", "b")]

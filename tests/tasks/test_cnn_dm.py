@@ -38,7 +38,7 @@ def test_it_comes_with_a_model_that_can_summarize_unless_another_is_named():
     assert compose(["task=cnn_dm"]).decoding.max_new_tokens == 128
 
 
-def test_articles_come_in_order_and_lose_their_end_when_long(file):
+def test_articles_come_in_order_and_are_truncated_when_long(file):
     assert [example.id for example in CnnDm(file=str(file)).examples()] == ["a", "b"]
     assert CnnDm(file=str(file), max_article_words=3).examples()[0].source == "It rained all"
     assert CnnDm(file=str(file)).examples()[0].source == ROWS[0]["article"]
@@ -51,13 +51,13 @@ def test_a_gzipped_file_is_read_as_well(file, tmp_path):
     assert CnnDm(file=str(packed)).examples() == CnnDm(file=str(file)).examples()
 
 
-def test_a_folder_is_read_as_a_hub_dataset_would_be(tmp_path):
+def test_a_folder_is_read_like_a_hub_dataset(tmp_path):
     (tmp_path / "validation.jsonl").write_text('{"document": "long", "summary": "short"}\n')
     task = CnnDm(str(tmp_path), article_key="document", highlights_key="summary")
     assert (task.examples()[0].source, task.examples()[0].reference) == ("long", "short")
 
 
-def test_the_instruction_stands_behind_the_article(file):
+def test_the_instruction_follows_the_article(file):
     task = instantiate(compose(["task=cnn_dm", f"task.file={file}", "task.max_article_words=2"]).task, "task")
     example = task.examples()[0]
     assert task.template_for(False).prompt(example) == "It rained\nSummarize the article above:"
@@ -65,15 +65,15 @@ def test_the_instruction_stands_behind_the_article(file):
     assert task.template_for(True).chat
     assert task.hypothesis(" Two\nlines \n") == "Two\nlines"
     assert task.scoring().metrics == ("rouge",)
-    assert task.cuts_source
+    assert task.may_truncate_source
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty"),
-        ('{"id": 1}\n', "row 1: expected texts under article and highlights, got keys id"),
-        ("nonsense\n", "line 1: expected a JSON object"),
+        ("", "empty"),
+        ('{"id": 1}\n', "row 1: .*article and highlights.*id"),
+        ("nonsense\n", "line 1"),
         ('{"id": 1, "article": 5, "highlights": "x"}\n', "row 1"),
     ],
 )
@@ -85,9 +85,9 @@ def test_bad_files_are_named_with_the_line(tmp_path, text, message):
 
 
 def test_bad_settings_are_refused(file):
-    with pytest.raises(UsageError, match="no file at"):
+    with pytest.raises(UsageError, match=r"nowhere\.jsonl"):
         CnnDm(file="nowhere.jsonl").examples()
-    with pytest.raises(UsageError, match=r"got 'cnn'; a file is given as task\.file"):
+    with pytest.raises(UsageError, match=r"'cnn'.*task\.file"):
         CnnDm("cnn").examples()
-    with pytest.raises(UsageError, match="max_article_words >= 1"):
+    with pytest.raises(UsageError, match=r"max_article_words.*0"):
         CnnDm(file=str(file), max_article_words=0).examples()

@@ -15,7 +15,7 @@ def file(tmp_path):
     return path
 
 
-def test_a_task_without_code(file):
+def test_a_users_own_task(file):
     overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match,chrf]", "task.first_line=true"]
     task = instantiate(compose(overrides).task, "task")
     examples = task.examples()
@@ -25,7 +25,7 @@ def test_a_task_without_code(file):
     assert task.template_for(True).prompt(examples[0]) == "2 + 2 ="
     assert task.hypothesis(" 4\n3 + 3") == "4"
     assert task.scoring().metrics == ("exact_match", "chrf")
-    assert (task.data, task.cuts_source) == ("mine.jsonl", False)
+    assert (task.data, task.may_truncate_source) == ("mine.jsonl", False)
 
 
 def test_the_whole_output_is_the_answer_by_default(file):
@@ -38,9 +38,9 @@ def test_other_keys_and_a_folder(tmp_path):
 
 
 def test_bad_settings_are_refused(file):
-    with pytest.raises(UsageError, match=r"task=jsonl expects one of task\.file="):
+    with pytest.raises(UsageError, match=r"task\.file="):
         Jsonl().examples()
-    with pytest.raises(UsageError, match="expects one of"):
+    with pytest.raises(UsageError, match=r"task\.file="):
         Jsonl(file=str(file), dataset="a/b").examples()
-    with pytest.raises(UsageError, match="row 1: expected texts under q and reference, got keys prompt, reference"):
+    with pytest.raises(UsageError, match=r"row 1: .*q and reference.*prompt, reference"):
         Jsonl(file=str(file), prompt_key="q").examples()

@@ -39,10 +39,10 @@ def test_the_papers_four_directions(pair, tmp_path):
     task = Wmt(pair, "files", str(tmp_path / "a"), str(tmp_path / "a"))
     assert len(task.examples()) == 1
     assert task.scoring().target_language == pair[-2:]
-    assert [metric.name for metric in metrics.made(task.scoring())] == ["bleu", "chrf"]
+    assert [metric.name for metric in metrics.make_metrics(task.scoring())] == ["bleu", "chrf"]
 
 
-def test_hub_rows_have_their_sentences_in_translation_or_in_keys_of_their_own(tmp_path):
+def test_sentences_of_a_dataset_are_in_translation_or_in_named_keys(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"translation": {"cs": "a", "en": "b"}, "quelle": "c", "ziel": "d"}\n')
     example = Wmt("cs-en", str(tmp_path)).examples()[0]
     assert (example.source, example.reference) == ("a", "b")
@@ -77,8 +77,8 @@ def test_files_are_read_line_by_line(files):
     [
         (b"a\n", None, "no file at"),
         (b"a\nb\n", b"a\n", "2 lines in .*1 in"),
-        (b"", b"a\n", "is empty"),
-        (b"a\n\nb\n", b"a\nb\nc\n", r"empty line \(2\)"),
+        (b"", b"a\n", "empty"),
+        (b"a\n\nb\n", b"a\nb\nc\n", "line 2"),
         ("für".encode("latin-1"), b"for", "as UTF-8"),
     ],
 )
@@ -100,29 +100,29 @@ def test_a_language_without_a_known_code_is_named(files):
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(UsageError, match=r"unknown language 'xx' in task\.pair=de-xx"):
+    with pytest.raises(UsageError, match=r"'xx'.*task\.pair=de-xx"):
         Wmt(pair="de-xx")
     for pair in ("german", "de-de", "de-en-fr"):
-        with pytest.raises(UsageError, match=r"expected task\.pair to be two different languages"):
+        with pytest.raises(UsageError, match=rf"task\.pair.*'{pair}'"):
             Wmt(pair=pair)
-    with pytest.raises(UsageError, match="the sample has the pairs de-en and en-de, not zh-en"):
+    with pytest.raises(UsageError, match="de-en and en-de, not zh-en"):
         Wmt(pair="zh-en")
-    with pytest.raises(UsageError, match=r"expects task\.source_file"):
+    with pytest.raises(UsageError, match=r"task\.source_file"):
         Wmt(dataset="files")
-    with pytest.raises(UsageError, match="dataset=files only"):
+    with pytest.raises(UsageError, match=r"task\.dataset=files"):
         Wmt(source_file="x")
-    with pytest.raises(UsageError, match=r"unknown task\.dataset 'wmt2'; did you mean 'wmt2"):
+    with pytest.raises(UsageError, match=r"task\.dataset 'wmt2'.*'wmt2"):
         Wmt(dataset="wmt2").examples()
-    with pytest.raises(UsageError, match="wmt24 has no pair de-en; it has"):
+    with pytest.raises(UsageError, match=r"wmt24.*de-en"):
         Wmt(dataset="wmt24").examples()
 
 
-def test_without_network_a_download_says_what_else_there_is(monkeypatch):
+def test_a_failed_download_names_the_test_set_and_the_reason(monkeypatch):
     from sacrebleu.dataset import DATASETS
 
     def fail(*args):
         raise OSError("no route")
 
     monkeypatch.setattr(DATASETS["wmt22"], "get_source_file", fail)
-    with pytest.raises(RunError, match=r"cannot download wmt22 \(no route\); without network"):
+    with pytest.raises(RunError, match=r"wmt22.*no route"):
         Wmt(dataset="wmt22").examples()

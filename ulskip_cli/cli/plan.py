@@ -1,11 +1,30 @@
-"""A plan as lines for a terminal."""
+"""`ulskip plan`: which layers would be kept, drawn and listed, without loading weights."""
 
+import json
+from dataclasses import asdict
+
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides
+from ulskip_cli.core import config
 from ulskip_cli.report.strip import KEPT, SKIPPED, ranges, ruler, strip
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan
 from ulskip_cli.strategies.plan import Plan
 
 UNKNOWN = "unknown until the model's files are here"
+
+
+def plan(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """Show which layers would be kept and what that promises, without loading any weights."""
+    from ulskip_cli.core.model_metadata import read_metadata
+    from ulskip_cli.strategies.plan import make_plan
+
+    chosen = config.compose(overrides or [], config_dir)
+    planned = make_plan(chosen, read_metadata(chosen.model))
+    if as_json:
+        print(json.dumps(asdict(planned)))
+        return
+    for line in plan_lines(planned, chosen.model.name):
+        print(line)
 
 
 def plan_lines(plan: Plan, model: str) -> list[str]:

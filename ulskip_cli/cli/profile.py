@@ -1,4 +1,4 @@
-"""Where the time of a run went."""
+"""The table of `ulskip run --profile`."""
 
 from collections.abc import Mapping
 
@@ -6,11 +6,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 BEFORE = ("start", "imports")
-MODEL_RUNS = ("warm up", "generate", "decode loss", "timed pairs", "calibrate", "meet")
+MODEL_RUNS = ("warm up", "generate", "decode loss", "timed pairs", "calibrate", "time the layers", "solve")
 
 
-def terminal(seconds: Mapping[str, float]) -> Table:
-    """A line a phase, in order, and what all of them took.
+def profile_table(seconds: Mapping[str, float]) -> Table:
+    """Return a table with one line per phase, in order, and the total.
 
     Args:
         seconds: by phase, as a stopwatch keeps them.
@@ -29,7 +29,7 @@ def terminal(seconds: Mapping[str, float]) -> Table:
 
 
 def beside_the_model(seconds: Mapping[str, float]) -> float:
-    """Of all phases that are neither Python's start nor imports, and do not run the model.
+    """Return the seconds of all phases that are neither start nor imports and do not run the model.
 
     >>> beside_the_model({"start": 1.0, "imports": 5.0, "encode": 0.25, "full: generate": 9.0, "write": 0.5})
     0.75

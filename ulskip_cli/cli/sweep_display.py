@@ -1,9 +1,9 @@
 """A sweep as it goes, on standard error: what is settled, what runs, how long it may take, and the best points so far."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,31 +14,33 @@ from rich.text import Text
 from ulskip_cli.core.progress import NullProgress, ReportProgress, throttled
 from ulskip_cli.experiments.record import DONE, Row, is_done
 
+if TYPE_CHECKING:
+    from ulskip_cli.experiments.record import RunRecord
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.jobs import Job
+
 METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "exact_match": "exact"}
 FRONT_ROWS = 8
-
-
-class Named(Protocol):
-    """A job, as far as a board looks at it."""
-
-    @property
-    def id(self) -> str:
-        """Of its row."""
-
-    @property
-    def label(self) -> str:
-        """For people."""
+TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
 class SweepDisplay:
     """Context manager; on a terminal a table that stays in place, elsewhere a line for what happens."""
 
-    def __init__(self, jobs: Sequence[Named], note: str | None = None) -> None:
-        """A board for these jobs."""
+    def __init__(self, jobs: "Sequence[Job]", write_tables: "Callable[[ResultsFolder], object]") -> None:
+        """Display these jobs.
+
+        Args:
+            jobs: of the sweep.
+            write_tables: writes the tables of a results folder; called now and then while rows come.
+        """
         self.workers = 1
+        self._write_tables = write_tables
+        self._tables_written_at = float("-inf")
         self._console = Console(stderr=True)
         self._drawn = self._console.is_terminal
-        self._total, self._notes = len(jobs), [note] if note else []
+        self._total = len(jobs)
+        self._notes: list[str] = []
         self._states: dict[str, str] = {}
         self._rows: dict[str, Row] = {}
         self._running: list[str] = []
@@ -53,9 +55,6 @@ class SweepDisplay:
         """Start drawing."""
         if self._drawn:
             self._live.start()
-        else:
-            for note in self._notes:
-                self._print(note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -65,13 +64,14 @@ class SweepDisplay:
         if self._drawn:
             self._live.stop()
 
-    def begins(self, job: Named) -> None:
-        """A job is run here."""
+    def job_started(self, job: "Job") -> None:
+        """A job starts to run in this process."""
         self._label = job.label
         self._running = [job.label]
 
-    def settled(self, job: Named, row: Row | None, ran: bool) -> None:
-        """A job has its row."""
+    def job_settled(self, job: "Job", record: "RunRecord | None", ran: bool) -> None:
+        """A job has its record."""
+        row = record.to_row() if record else None
         self._states[job.id] = row.get("status", DONE) if row else DONE
         if row and is_done(row):
             self._rows[job.id] = row
@@ -82,9 +82,16 @@ class SweepDisplay:
             left = f"; left: {time_left(self._left[0] / self.workers, self._left[1], rest)}" if rest else ""
             self._print(f"{self._count()} {job.label}: {_told(row)}{left}")
 
-    def left(self, guess: tuple[float, int]) -> None:
-        """Seconds of what is to do, one after another, and how many points nothing is known of."""
-        self._left, self._guessed_at = guess, time.monotonic()
+    def time_left(self, seconds: float, num_unknown: int) -> None:
+        """Show an estimate for the jobs that are to do, one after another, and how many have none."""
+        self._left, self._guessed_at = (seconds, num_unknown), time.monotonic()
+
+    def rows_changed(self, folder: "ResultsFolder") -> None:
+        """Write the tables anew, unless that was done just now."""
+        if time.monotonic() - self._tables_written_at >= TABLE_SECONDS or len(self._states) == self._total:
+            if folder.rows():
+                self._write_tables(folder)
+            self._tables_written_at = time.monotonic()
 
     def running(self, lines: Sequence[str]) -> None:
         """What workers are at."""
@@ -200,8 +207,8 @@ def _told(row: Row | None) -> str:
     if row is None or not is_done(row):
         return f"{row['status']}: {row['reason']}" if row else "settled elsewhere"
     metric, parts = _metric([row]), []
-    if row.get("point_seconds"):
-        parts.append(f"{row['point_seconds']:.1f} s")
+    if row.get("wall_seconds"):
+        parts.append(f"{row['wall_seconds']:.1f} s")
     if _speedup(row) is not None:
         parts.append(f"{_speedup(row):.2f}x")
     if metric:

@@ -14,7 +14,7 @@ from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
 from ulskip_cli.experiments.record import QualityScores
 from ulskip_cli.experiments.workload import Workload, prompt_batches
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
-from ulskip_cli.inference.decoder import Decoder, generate_all, longest_first, until_stop
+from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, longest_first, until_stop
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.peak_memory import PeakMemory
 from ulskip_cli.inference.scoring import ReferenceLoss
@@ -63,10 +63,11 @@ def generate_answers(
     assert workload.task is not None
     name, examples = config.strategy["name"], workload.examples
     size = BatchSize(config.batch_size)
+    context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
     def warm_up(count: int) -> None:
         (batch,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
-        decoder.generate(*batch, config.decoding, workload.pad_token_id, forced_length=2)
+        decoder.generate(*batch, context, forced_length=2)
 
     progress.phase(f"{name}: warm up", 0)
     run_with_oom_retry(size, warm_up)
@@ -87,8 +88,7 @@ def generate_answers(
     resumed = f", {num_finished} resumed" if num_finished else ""
     on_tokens = _with_rate(progress.phase(f"{name}: generate{resumed}", len(examples)))
     with PeakMemory(decoder.device) as memory:
-        batches = generate_all(decoder, workload.context(config), size, on_tokens, num_finished)
-        for positions, output in batches:
+        for positions, output in generate_all(decoder, workload.prompts, context, size, on_tokens, num_finished):
             add(positions, output)
             if checkpoints:
                 checkpoints.add(positions, output, size.used, memory.so_far())

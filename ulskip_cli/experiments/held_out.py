@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from ulskip_cli.core.config import instantiate, is_calibrated
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks import Task
-from ulskip_cli.tasks.example import Example
+from ulskip_cli.tasks import Example, Task
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.experiments.record import ROW_VERSION, LmEvalScores, RunIdentity, RunRecord
 from ulskip_cli.experiments.runner import ScheduleProvenance, describe_provenance, describe_schedule
-from ulskip_cli.inference.batching import BatchSize, in_batches
+from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.scoring import given_logits
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies import NeedsCalibration
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.tasks.encoding import padded
 
 ScoringRequest = tuple[Any, list[int], list[int]]  # the request's texts, token ids of context and of continuation
 Score = tuple[float, bool]  # log probability of a continuation, and whether it is the greedy one

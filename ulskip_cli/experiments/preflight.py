@@ -17,8 +17,7 @@ from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_meta
 from ulskip_cli.experiments.held_out import HeldOutExamples, find_held_out
 from ulskip_cli.experiments.record import ROW_VERSION, RunIdentity
 from ulskip_cli.strategies.plan import Plan, make_plan
-from ulskip_cli.tasks import Task, metrics
-from ulskip_cli.tasks.example import Example
+from ulskip_cli.tasks import Example, Task, metrics
 
 
 @dataclass(frozen=True)
@@ -183,9 +182,9 @@ class _Data:
     @classmethod
     def read(cls, config: Config) -> Self:
         task: Task = instantiate(config.task, "task")
-        metrics.made(task.scoring())  # a missing package is reported before a missing file
+        metrics.make_metrics(task.scoring())  # a missing package is reported before a missing file
         examples = task.examples()[: config.limit]
-        metrics.made(task.scoring(), [example.reference for example in examples])
+        metrics.make_metrics(task.scoring(), [example.reference for example in examples])
         return cls(task, examples, json.dumps([asdict(example) for example in examples], ensure_ascii=False))
 
 

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.tasks import Task
-from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, encode, pad_token_id, padded
-from ulskip_cli.tasks.example import Example
+from ulskip_cli.inference.batching import padded
+from ulskip_cli.tasks import Example, Task
+from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, encode, pad_token_id
 
 Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prompt_len]
 
@@ -45,7 +45,7 @@ class Workload:
     @property
     def num_truncated(self) -> int:
         """The number of sources that were truncated to fit into the context."""
-        return sum(one.cut for one in self.encoded or [])
+        return sum(one.truncated for one in self.encoded or [])
 
 
 RANDOM_PROMPTS = Workload(None, (), None, 0, None)
@@ -66,9 +66,9 @@ def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | N
     assert task is not None
     if tokenizer is None:
         return Workload(task, point.examples, None, 0, None)
-    formatter = PromptFormatter.of(task, tokenizer, config.model.chat_options)
+    formatter = PromptFormatter.for_task(task, tokenizer, config.model.chat_options)
     new_tokens = config.decoding.max_new_tokens
-    encoded = encode(formatter, tokenizer, point.examples, max_positions, new_tokens, task.cuts_source)
+    encoded = encode(formatter, tokenizer, point.examples, max_positions, new_tokens, task.may_truncate_source)
     if config.speed.enabled and max_positions is not None and config.speed.new_tokens >= max_positions:
         raise UsageError(
             f"expected speed.new_tokens below the model's context of {max_positions}, got {config.speed.new_tokens}"

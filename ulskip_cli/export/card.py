@@ -15,16 +15,14 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.report.table import provenance
 from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.tasks.metrics import DECODE_LOSS, metric_keys, row_key
 
 CARD, SERVING, PREFILL = "README.md", "SERVING.md", "prefill"
 _TEMPLATES = Path(__file__).parent
 _MODEL_KEYS = ("source", "path", "revision", "adapter", "quantization", "dtype")
 _TASK_KEYS = ("task", "dataset", "pair", "decoding", "batch_size", "num_examples")
 _MACHINE_KEYS = ("processor", "accelerator", "threads")
-_METRICS = {
-    **dict.fromkeys(("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match"), ".1f"),
-    **dict.fromkeys(("comet", "bertscore", "decode_loss"), ".3f"),
-}
+_METRICS = (*metric_keys(), DECODE_LOSS.key)
 
 
 @dataclass(frozen=True)
@@ -143,9 +141,9 @@ def _cells(row: Row) -> list[str]:
         return "–" if row.get(key) is None else format(row[key], form)
 
     quality = []
-    for key, form in _METRICS.items():
+    for key in _METRICS:
         if row.get(key) is not None:
-            full = (row.get("against_full") or {}).get(key, {}).get("full")
+            full, form = (row.get("vs_baseline") or {}).get(key, {}).get("full"), row_key(key).number_format
             quality.append(f"{key} {row[key]:{form}}" + ("" if full is None else f" (full {full:{form}})"))
     low, high = number("measured_speedup_low", ".2f"), number("measured_speedup_high", ".2f")
     return [

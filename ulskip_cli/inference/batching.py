@@ -6,6 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from ulskip_cli.core.errors import RunError
 
@@ -81,6 +82,18 @@ def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result
                 raise
             size.halve(error)
         release()  # outside the handler, whose traceback holds the tensors
+
+
+def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tuple[Tensor, Tensor]:
+    """Pad token ids on the left or right; returns ids and attention mask, each [len(rows), longest row]."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        columns = slice(length - len(row), None) if left else slice(0, len(row))
+        ids[i, columns] = torch.tensor(row, dtype=torch.long)
+        mask[i, columns] = 1
+    return ids, mask
 
 
 def is_out_of_memory(error: BaseException) -> bool:

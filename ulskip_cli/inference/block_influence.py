@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.tasks.encoding import padded
+from ulskip_cli.inference.batching import padded
 
 
 def block_influence(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.batching import BatchSize, in_batches
+from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.engines import early_exit, fast, speculative
 from ulskip_cli.inference.engines.base import BatchOutput, BatchRequest, Engine
 from ulskip_cli.inference.engines.hf_generate import TransformersEngine
@@ -22,7 +22,6 @@ from ulskip_cli.inference.stages import stage_views
 from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.plan import Plan
-from ulskip_cli.tasks.encoding import padded
 
 
 class Decoder:

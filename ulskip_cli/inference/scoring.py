@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.batching import BatchSize, in_batches
+from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.engines.base import ExitStats
 from ulskip_cli.inference.exit_scoring import exit_logits
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response, response_losses
-from ulskip_cli.tasks.encoding import EncodedExample, padded
+from ulskip_cli.tasks.encoding import EncodedExample
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import settings
 from ulskip_cli.report.status import MISSING, absent
+from ulskip_cli.tasks import metrics
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _quality(key: str) -> Callable[[Row], str]:
         compared = row.get("against_full", {}).get(key)
         enough = row.get("num_examples", LEAST_FOR_STARS) >= LEAST_FOR_STARS
         mark = "*" if compared and enough and compared["p_value"] is not None and compared["p_value"] < 0.05 else ""
-        return f"{row[key]:.1f}{mark}"
+        return f"{row[key]:{metrics.row_key(key).number_format}}{mark}"
 
     return show
 
@@ -83,6 +84,7 @@ def layers(row: Row) -> str:
 
 
 LEAST_FOR_STARS = 10  # a bootstrap over fewer examples says nothing
+_QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}
 COLUMNS = (
     Column("strategy", lambda row: row["strategy"], "strategy"),
     Column("layers", layers, "kept_layers"),
@@ -91,16 +93,10 @@ COLUMNS = (
     Column("pre-\ndicted", number("predicted_speedup"), "predicted_speedup"),
     Column("mea-\nsured", number("measured_speedup"), "measured_speedup"),
     Column("95%", interval, "measured_speedup", leaves=15),
-    Column("BLEU", _quality("bleu"), "bleu"),
-    Column("chrF", _quality("chrf"), "chrf", leaves=13),
-    Column("R-1", _quality("rouge1"), "rouge1"),
-    Column("R-2", _quality("rouge2"), "rouge2", leaves=11),
-    Column("R-L", _quality("rougeL"), "rougeL"),
-    Column("R-Lsum", _quality("rougeLsum"), "rougeLsum", leaves=12),
-    Column("TER", _quality("ter"), "ter"),
-    Column("exact", _quality("exact_match"), "exact_match"),
-    Column("COMET", _quality("comet"), "comet"),
-    Column("BERT-\nScore", _quality("bertscore"), "bertscore"),
+    *(
+        Column(metrics.row_key(key).column_title, _quality(key), key, _QUALITY_LEAVES.get(key, 0))
+        for key in metrics.metric_keys()
+    ),
     Column("decode\nloss", number("decode_loss"), "decode_loss"),
     Column("decode\ntok/s", number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
     Column("total\ntok/s", number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=16),

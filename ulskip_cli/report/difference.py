@@ -13,7 +13,6 @@ from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 SAME = 1e-6
 LEAST_SHARED = 10  # examples that two sides with unlike data must share: a bootstrap over fewer says nothing
-NEURAL = ("comet", "bertscore")  # their models are not loaded for a report
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,12 @@ class Scorer:
         texts, rest = ([side[example] for example in shared] for side in sides)
         if texts == rest:
             return Difference(0.0, 0.0, 0.0, f"the same answers{on}") if shared else None
-        names = [name for name in metrics.METRICS if metric.startswith(name)]
-        if not names or names[0] in NEURAL:
+        spec = metrics.metric_of(metric)
+        if spec is None or spec.is_neural:  # a report loads no model
             return None
         config = (own.get("config") or {}).get("task") or {}
         language = own["pair"].rpartition("-")[2] if own.get("pair") else config.get("target_language")
-        scoring = Scoring(tuple(names), language, config.get("tokenize"), config.get("stemmer", True))
+        scoring = Scoring((spec.name,), language, config.get("tokenize"), config.get("stemmer", True))
         paired = Answers(texts, [reference for _, reference in shared], [source for source, _ in shared], rest)
         found = metrics.score(scoring, paired).against_full[metric]
         how = f"paired bootstrap over answers{on}" if on else "paired bootstrap"

@@ -13,23 +13,12 @@ from typing import Any
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.status import done
+from ulskip_cli.tasks import metrics
 
 GATE = 0.9
-METRICS = {
-    "bleu": "BLEU",
-    "rougeL": "ROUGE-L",
-    "rougeLsum": "ROUGE-Lsum",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "chrf": "chrF",
-    "comet": "COMET",
-    "bertscore": "BERTScore",
-    "exact_match": "exact match",
-    "ter": "TER",
-    "decode_loss": "decode loss",
-}
-LOWER_IS_BETTER = {"ter", "decode_loss"}
-_KEYS = {"rouge": "rougeL"}  # a metric's name in a configuration, where the row key is another
+METRICS = {key: metrics.row_key(key).title for key in metrics.quality_keys()}
+LOWER_IS_BETTER = {key for key in METRICS if metrics.row_key(key).lower_is_better}
+_KEYS = {name: spec.primary for name, spec in metrics.METRICS.items()}
 Z = 1.96  # half a 95% interval in standard errors
 
 

@@ -12,20 +12,10 @@ from ulskip_cli.report.gate import Quality, quality
 from ulskip_cli.report.groups import Group
 from ulskip_cli.report.pictures import last_stage
 from ulskip_cli.report.status import absent
+from ulskip_cli.tasks.metrics import metric_keys, row_key
 
 FACETS = {"target_speedup", "strategy", "batch_size"}
-SCORES = {
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "rouge1": "R-1",
-    "rouge2": "R-2",
-    "rougeL": "R-L",
-    "rougeLsum": "R-Lsum",
-    "ter": "TER",
-    "exact_match": "exact",
-    "comet": "COMET",
-    "bertscore": "BERTScore",
-}
+SCORES = {key: row_key(key).column_title for key in metric_keys()}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import settings
 from ulskip_cli.report.columns import AXES, LEAST_FOR_STARS, Column, columns_for
 from ulskip_cli.report.status import done, reasons, status
+from ulskip_cli.tasks.metrics import metric_keys
 
 LONGEST_CELL = 24
 TITLE = ("model", "task", "pair", "dataset", "decoding")
@@ -31,7 +32,7 @@ CSV_KEYS = (
     ),
     *("end_to_end_speedup", "decode_tokens_per_second", "total_tokens_per_second", "prefill_seconds"),
     *("time_to_first_token_seconds", "time_per_output_token_seconds", "prompt_kv_bytes", "kept_kv_bytes", "peak_memory_bytes"),
-    *("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "comet", "bertscore"),
+    *metric_keys(),
     *("decode_loss", "acceptance_rate", "mean_accepted_length", "length_ratio", "sources_cut", "evaluated_batch_size"),
     *("device", "dtype", "quantization", "training", "seed", "finished_at"),
 )

@@ -1,34 +1,40 @@
-"""What is asked of a model: examples, the prompts made of them, and how answers are judged."""
+"""Tasks: the examples that a model is asked, the prompts made from them, and the metrics that judge its answers.
+
+A task is a frozen dataclass that implements `Task`; `wmt`, `cnn_dm` and `jsonl` are the three that exist. `loading` reads
+examples, `prompts` holds templates, `encoding` turns examples into token ids, and `metrics` scores answers. The package
+imports only `ulskip_cli.core`, and imports torch or transformers only inside functions. Start reading with `jsonl.py`, the
+shortest task.
+"""
 
 from typing import Protocol
 
-from ulskip_cli.tasks.example import Example
+from ulskip_cli.tasks.loading import Example as Example
 from ulskip_cli.tasks.metrics.scores import Scoring
 from ulskip_cli.tasks.prompts import Template
 
 
 class Task(Protocol):
-    """A set of examples and the judgement of answers to them."""
+    """A set of examples, the prompts made from them, and the metrics of the answers."""
 
     @property
-    def cuts_source(self) -> bool:
-        """Whether a source that is too long for the model may lose its end."""
+    def may_truncate_source(self) -> bool:
+        """True if the end of a source may be dropped so that the prompt fits the model's context."""
 
     @property
     def data(self) -> str:
-        """The data's name in rows and tables."""
+        """Name of the data in rows and tables."""
 
     def examples(self) -> list[Example]:
-        """All examples, in their order."""
+        """Return all examples in a fixed order."""
 
     def held_out(self) -> "Task | None":
-        """The same task on examples that no run evaluates, to calibrate on; None where there are none."""
+        """Return the task with calibration examples that no run evaluates; None if the task has none."""
 
     def template_for(self, has_chat: bool) -> Template:
-        """How an example is put to a model with or without a chat format of its own."""
+        """Return the template for a model with or without a chat template."""
 
     def hypothesis(self, text: str) -> str:
-        """The answer in a model's output."""
+        """Extract the answer from a model's output."""
 
     def scoring(self) -> Scoring:
-        """Which metrics judge the answers."""
+        """Return the metrics and their settings."""

@@ -1,14 +1,13 @@
-"""Summarization of news: articles, highlights, ROUGE."""
+"""News summarization: articles and their highlights, scored by ROUGE."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks import hubdata
-from ulskip_cli.tasks.example import Example, from_rows
+from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_jsonl
 from ulskip_cli.tasks.metrics.scores import Scoring
-from ulskip_cli.tasks.prompts import AUTO, Template, pick
-from ulskip_cli.tasks.textfile import read_objects
+from ulskip_cli.tasks.prompts import AUTO, Template, choose_template
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SAMPLES = {"sample": ASSETS / "cnn_dm_sample.jsonl", "held_out": ASSETS / "cnn_dm_held_out.jsonl"}  # bundled, by dataset
@@ -17,24 +16,24 @@ CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 @dataclass(frozen=True)
 class CnnDm:
-    """Articles and their highlights.
+    """News articles to summarize, with their highlights as references.
 
     Attributes:
-        dataset: `sample` or `held_out` (bundled), `cnn_dailymail`, or any other dataset's hub id or folder.
-        file: one JSON object a line, plain or gzipped.
-        subset: of a hub dataset; None: the only one.
-        split: of a hub dataset.
-        article_key: where a row has its article.
-        highlights_key: where a row has its highlights, one a line.
-        max_article_words: longer articles lose their end; None: they are cut only where the model's context ends.
-        max_new_tokens: length of an answer, the decoding preset's default.
+        dataset: `sample` or `held_out` (bundled), `cnn_dailymail`, or the hub id or folder of another dataset.
+        file: path of a JSONL file, plain or gzipped.
+        subset: configuration of a hub dataset; None: the only one.
+        split: split of a hub dataset.
+        article_key: row key of the article.
+        highlights_key: row key of the highlights, one per line.
+        max_article_words: longer articles are truncated; None: only those that exceed the model's context.
+        max_new_tokens: maximum answer length, used by decoding presets that set none.
         metrics: names of metrics.
-        stemmer: whether ROUGE stems words.
+        stemmer: True if ROUGE stems words.
         bertscore_model: see `Scoring`.
-        template: which of `templates`, or `auto`.
-        templates: prompt and response by name.
-        prompt: instead of the template's.
-        response: instead of the template's.
+        template: a key of `templates`, or `auto`.
+        templates: prompt and response by template name.
+        prompt: replaces the template's prompt.
+        response: replaces the template's response.
     """
 
     dataset: str = "sample"
@@ -54,49 +53,52 @@ class CnnDm:
     response: str | None = None
 
     @property
-    def cuts_source(self) -> bool:
-        """News says the most important first: an article may lose its end."""
+    def may_truncate_source(self) -> bool:
+        """Always True: a news article has its most important facts first."""
         return True
 
     @property
     def data(self) -> str:
-        """The file's or the dataset's name."""
+        """Name of the file or the dataset."""
         return Path(self.file).name if self.file else self.dataset
 
     def examples(self) -> list[Example]:
-        """All articles, in their order."""
+        """Return all articles in the order of the data."""
         if self.max_article_words is not None and self.max_article_words < 1:
             raise UsageError(f"expected task.max_article_words >= 1, got {self.max_article_words}")
         if self.file and self.dataset != "sample":
             raise UsageError(f"expected task.file or task.dataset, got both: {self.file} and {self.dataset}")
-        if self.file or self.dataset in SAMPLES:
-            path = Path(self.file).expanduser() if self.file else SAMPLES[self.dataset]
-            rows, where = read_objects(path), str(path)
-        elif self.dataset == "cnn_dailymail":
-            name, subset = CNN_DAILYMAIL
-            rows, where = hubdata.rows(name, self.subset or subset, self.split), name
-        elif hubdata.is_hub_name(self.dataset):
-            rows, where = hubdata.rows(self.dataset, self.subset, self.split), self.dataset
-        else:
-            known = "sample, cnn_dailymail, another hub id (owner/name) or a folder"
-            raise UsageError(f"expected task.dataset to be {known}, got '{self.dataset}'; a file is given as task.file=<jsonl>")
-        examples = from_rows(rows, self.article_key, self.highlights_key, where)
+        rows, origin = self._rows()
+        examples = examples_from_rows(rows, self.article_key, self.highlights_key, origin)
         if self.max_article_words is None:
             return examples
         return [replace(one, source=" ".join(one.source.split()[: self.max_article_words])) for one in examples]
 
+    def _rows(self) -> tuple[list[dict[str, Any]], str]:
+        """Load the rows and name the file or dataset that they come from."""
+        if self.file or self.dataset in SAMPLES:
+            path = Path(self.file).expanduser() if self.file else SAMPLES[self.dataset]
+            return read_jsonl(path), str(path)
+        if self.dataset == "cnn_dailymail":
+            name, subset = CNN_DAILYMAIL
+            return load_dataset_rows(name, self.subset or subset, self.split), name
+        if is_dataset(self.dataset):
+            return load_dataset_rows(self.dataset, self.subset, self.split), self.dataset
+        known = "sample, cnn_dailymail, another hub id (owner/name) or a folder"
+        raise UsageError(f"expected task.dataset to be {known}, got '{self.dataset}'; for a file use task.file=<jsonl>")
+
     def held_out(self) -> "CnnDm | None":
-        """What the bundled sample holds out."""
+        """Return the bundled held-out articles; None if the data is not the bundled sample."""
         return replace(self, dataset="held_out") if self.dataset == "sample" and not self.file else None
 
     def template_for(self, has_chat: bool) -> Template:
-        """How an article is put to a model."""
-        return pick(self.templates, self.template, has_chat, self.prompt, self.response, {})
+        """Return the summarization template."""
+        return choose_template(self.templates, self.template, has_chat, self.prompt, self.response, {})
 
     def hypothesis(self, text: str) -> str:
-        """The summary in a model's output, all of it."""
+        """Return the whole output as the summary."""
         return text.strip()
 
     def scoring(self) -> Scoring:
-        """ROUGE, unless other metrics are named."""
+        """Return the configured metrics, ROUGE by default."""
         return Scoring(tuple(self.metrics), stemmer=self.stemmer, bertscore_model=self.bertscore_model)

@@ -1,19 +1,20 @@
-"""From a task's examples to token ids: templates, chat formats, the model's context, padding."""
+"""Encode a task's examples as token ids: fill the template, apply the chat template, truncate to the model's context."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks import Task
-from ulskip_cli.tasks.example import Example
+from ulskip_cli.tasks.loading import Example
 from ulskip_cli.tasks.prompts import Template
 
-Texts = tuple[str, str]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TextPair = tuple[str, str]  # prompt and response
 
 
 @dataclass(frozen=True)
@@ -21,24 +22,24 @@ class EncodedExample:
     """One example as token ids.
 
     Attributes:
-        prompt_ids: with the special tokens that the tokenizer or the chat format puts around a prompt.
-        response_ids: the reference as the model should write it, the end token included.
-        cut: whether the source lost its end for the prompt to fit into the context.
+        prompt_ids: the prompt with the special tokens of the tokenizer or the chat template.
+        response_ids: the reference as the model should write it, with EOS.
+        truncated: True if the end of the source was dropped so that the prompt fits the context.
     """
 
     prompt_ids: list[int]
     response_ids: list[int]
-    cut: bool = False
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
 class PromptFormatter:
-    """How examples are put to a model: the task's template, in the model's chat format where it has one.
+    """Formats examples for a model: fills the task's template and applies the model's chat template.
 
     Attributes:
-        template: the task's.
-        tokenizer: whose chat format is used; None for a plain template.
-        chat_options: variables of that format, for example `enable_thinking`.
+        template: the task's template.
+        tokenizer: owner of the chat template; None if `template` is not a chat.
+        chat_options: variables of the chat template, for example `enable_thinking`.
     """
 
     template: Template
@@ -46,133 +47,128 @@ class PromptFormatter:
     chat_options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(
+    def for_task(
         cls, task: Task, tokenizer: PreTrainedTokenizerBase | None, chat_options: Mapping[str, Any] | None
-    ) -> "PromptFormatter":
-        """The phrasing of a task for the owner of a tokenizer; None where there is none yet."""
+    ) -> PromptFormatter:
+        """Make the formatter of a task for a tokenizer; without a tokenizer it uses no chat template."""
         has_chat = tokenizer is not None and bool(tokenizer.chat_template)
         return cls(task.template_for(has_chat), tokenizer, chat_options or {})
 
-    def texts(self, example: Example) -> Texts:
-        """What the model reads, and what it should write after that."""
+    def format(self, example: Example) -> TextPair:
+        """Return the prompt that the model reads and the response that it should write.
+
+        Raises:
+            UsageError: the chat template fails.
+        """
         prompt, response = self.template.prompt(example), self.template.response(example)
         if not self.template.chat:
             return prompt, response
         assert self.tokenizer is not None
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         try:
-            asked = self.tokenizer.apply_chat_template(
-                turns[:1], tokenize=False, add_generation_prompt=True, **self.chat_options
+            chat_prompt = self.tokenizer.apply_chat_template(
+                messages[:1], tokenize=False, add_generation_prompt=True, **self.chat_options
             )
-            answered = self.tokenizer.apply_chat_template(turns, tokenize=False, **self.chat_options)
-        except Exception as error:  # templates are programs of their authors
-            raise UsageError(f"the model's chat format fails ({str(error).strip()[:160]}); try task.template=plain") from None
-        if answered.startswith(asked):
-            return asked, answered[len(asked) :].rstrip()
-        return asked, f"{response}{self.tokenizer.eos_token or ''}"  # the format rewrites earlier turns
+            conversation = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.chat_options)
+        except Exception as error:  # a chat template is a program and may raise anything
+            raise UsageError(f"the model's chat template fails ({str(error).strip()[:160]}); try task.template=plain") from None
+        if conversation.startswith(chat_prompt):
+            return chat_prompt, conversation[len(chat_prompt) :].rstrip()
+        return chat_prompt, f"{response}{self.tokenizer.eos_token or ''}"  # the chat template rewrites earlier messages
 
-    def tokens(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Texts]) -> list[EncodedExample]:
-        """Token ids of what `texts` returned; a chat format has its special tokens in the text already."""
+    def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]) -> list[EncodedExample]:
+        """Tokenize what `format` returned; special tokens are added unless the chat template has added them."""
         chat = self.template.chat
-        prompts = tokenizer([prompt for prompt, _ in texts], add_special_tokens=not chat)["input_ids"]
-        responses = tokenizer([response for _, response in texts], add_special_tokens=False)["input_ids"]
-        end = [] if chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        return [EncodedExample(prompt, [*response, *end]) for prompt, response in zip(prompts, responses, strict=True)]
+        prompts = tokenizer([prompt for prompt, _ in pairs], add_special_tokens=not chat)["input_ids"]
+        responses = tokenizer([response for _, response in pairs], add_special_tokens=False)["input_ids"]
+        eos = [] if chat or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return [EncodedExample(prompt, [*response, *eos]) for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def encode(
-    phrasing: PromptFormatter,
+    formatter: PromptFormatter,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     context: int | None,
-    new_tokens: int,
-    cuts_source: bool,
+    max_new_tokens: int,
+    may_truncate_source: bool,
 ) -> list[EncodedExample]:
-    """Examples as token ids that fit into the model's context with what is generated after them.
+    """Encode examples so that each prompt and its new tokens fit the model's context.
 
     Args:
-        phrasing: of the task for this model.
-        tokenizer: the model's.
-        examples: any number.
-        context: positions that the model has; None: as many as one likes.
-        new_tokens: how many of them to leave free behind a prompt.
-        cuts_source: whether a source that is too long loses its end; the instruction never does.
+        formatter: made for the task and the model.
+        tokenizer: the model's tokenizer.
+        examples: the examples to encode.
+        context: maximum number of positions; None: unlimited.
+        max_new_tokens: number of positions reserved after each prompt.
+        may_truncate_source: True if the end of a long source may be dropped; the instruction is never truncated.
 
     Returns:
-        As many; a response that reaches beyond the context ends there.
+        One encoded example per example; a response is truncated at the end of the context.
 
     Raises:
-        UsageError: a prompt is too long and may not be cut, or the instruction alone is.
+        UsageError: a prompt is too long and may not be truncated, or the instruction alone is too long.
     """
-    encoded = phrasing.tokens(tokenizer, [phrasing.texts(example) for example in examples])
+    encoded = formatter.tokenize(tokenizer, [formatter.format(example) for example in examples])
     if context is None:
         return encoded
-    room = context - new_tokens
+    max_prompt_tokens = context - max_new_tokens
     for i, example in enumerate(examples):
-        if len(encoded[i].prompt_ids) > room:
-            if not cuts_source:
-                raise _too_long(example, len(encoded[i].prompt_ids), context, new_tokens)
-            cut = shortened(phrasing, tokenizer, example, room)
-            encoded[i] = replace(phrasing.tokens(tokenizer, [phrasing.texts(cut)])[0], cut=True)
-        left = context - len(encoded[i].prompt_ids)
-        encoded[i] = replace(encoded[i], response_ids=encoded[i].response_ids[:left])
+        if len(encoded[i].prompt_ids) > max_prompt_tokens:
+            if not may_truncate_source:
+                raise _too_long(example, len(encoded[i].prompt_ids), context, max_new_tokens)
+            shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
+            encoded[i] = replace(formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True)
+        max_response_tokens = context - len(encoded[i].prompt_ids)
+        encoded[i] = replace(encoded[i], response_ids=encoded[i].response_ids[:max_response_tokens])
     return encoded
 
 
-def shortened(phrasing: PromptFormatter, tokenizer: PreTrainedTokenizerBase, example: Example, most: int) -> Example:
-    """The example with as much of the beginning of its source that its prompt has at most `most` tokens.
+def truncate_source(
+    formatter: PromptFormatter, tokenizer: PreTrainedTokenizerBase, example: Example, max_prompt_tokens: int
+) -> Example:
+    """Keep the longest beginning of the source whose prompt has at most `max_prompt_tokens` tokens.
 
     Raises:
-        UsageError: the instruction alone has more.
+        UsageError: the instruction alone has more tokens.
     """
-    (whole,) = phrasing.tokens(tokenizer, [phrasing.texts(example)])
-    if len(whole.prompt_ids) <= most:
+
+    def fits(candidate: Example) -> bool:
+        (encoded,) = formatter.tokenize(tokenizer, [formatter.format(candidate)])
+        return len(encoded.prompt_ids) <= max_prompt_tokens
+
+    if fits(example):
         return example
-    fits, too_long = 0, len(example.source)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        (one,) = phrasing.tokens(tokenizer, [phrasing.texts(_beginning(example, middle))])
-        if len(one.prompt_ids) <= most:
-            fits = middle
+    longest, too_long = 0, len(example.source)  # in characters
+    while too_long - longest > 1:
+        middle = (longest + too_long) // 2
+        if fits(_with_source_prefix(example, middle)):
+            longest = middle
         else:
             too_long = middle
-    if not fits:
-        raise UsageError(
-            f"example {example.id}: the {max(0, most)} tokens that are left for its prompt do not hold the instruction"
-        )
-    return _beginning(example, fits)
+    if not longest:
+        raise UsageError(f"example {example.id}: the instruction alone exceeds the {max(0, max_prompt_tokens)} prompt tokens")
+    return _with_source_prefix(example, longest)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to pad with; the mask hides it, so any valid id serves where the tokenizer names none."""
+    """Return the padding id; without one, EOS or 0 serves, since the attention mask hides padding."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
     return 0
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
-    """Ids and mask, each [len(rows), longest row]."""
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        where = slice(length - len(row), None) if left else slice(0, len(row))
-        ids[i, where] = torch.tensor(row, dtype=torch.long)
-        mask[i, where] = 1
-    return ids, mask
+def _with_source_prefix(example: Example, length: int) -> Example:
+    """Keep the first `length` characters of the source, up to the last whole word if there are spaces."""
+    prefix = example.source[:length]
+    if length < len(example.source) and not example.source[length].isspace() and " " in prefix:
+        prefix = prefix.rsplit(None, 1)[0]
+    return replace(example, source=prefix.rstrip())
 
 
-def _beginning(example: Example, length: int) -> Example:
-    """The example with the first characters of its source, whole words where it has words."""
-    beginning = example.source[:length]
-    if length < len(example.source) and not example.source[length].isspace() and " " in beginning:
-        beginning = beginning.rsplit(None, 1)[0]
-    return replace(example, source=beginning.rstrip())
-
-
-def _too_long(example: Example, length: int, context: int, new_tokens: int) -> UsageError:
+def _too_long(example: Example, length: int, context: int, max_new_tokens: int) -> UsageError:
     return UsageError(
-        f"example {example.id}: its prompt of {length} tokens and {new_tokens} new ones exceed the model's context of "
-        f"{context}; shorten it, lower decoding.max_new_tokens, or take a model with a longer context"
+        f"example {example.id}: its prompt of {length} tokens and {max_new_tokens} new tokens exceed the model's context of "
+        f"{context}; shorten it, lower decoding.max_new_tokens, or use a model with a longer context"
     )

@@ -1,40 +1,38 @@
-"""Anybody's own task without code: prompts, references and metrics by name."""
+"""A user's own task without code: prompts and references from a file or dataset, and metrics by name."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks import hubdata
-from ulskip_cli.tasks.example import Example, from_rows
+from ulskip_cli.tasks.loading import Example, examples_from_rows, load_dataset_rows, read_jsonl
 from ulskip_cli.tasks.metrics.scores import Scoring
-from ulskip_cli.tasks.prompts import AUTO, Template, pick
-from ulskip_cli.tasks.textfile import read_objects
+from ulskip_cli.tasks.prompts import AUTO, Template, choose_template
 
 
 @dataclass(frozen=True)
 class Jsonl:
-    """Prompts and references, from a file or a dataset.
+    """Prompts and references from a JSONL file or a dataset.
 
     Attributes:
-        file: one JSON object a line, plain or gzipped.
-        dataset: instead of a file, a dataset's hub id or folder.
-        subset: of the dataset; None: the only one.
-        split: of the dataset.
-        prompt_key: where a row has what the model reads.
-        reference_key: where a row has the right answer.
-        cut_source: whether a prompt that exceeds the context loses its end; where not, it is an error.
-        first_line: whether the answer is the output's first line, or all of it.
-        max_new_tokens: length of an answer, the decoding preset's default.
+        file: path of a JSONL file, plain or gzipped.
+        dataset: hub id or folder of a dataset, instead of `file`.
+        subset: configuration of the dataset; None: the only one.
+        split: split of the dataset.
+        prompt_key: row key of the text that the model reads.
+        reference_key: row key of the right answer.
+        cut_source: True if a prompt that exceeds the context is truncated; False if it is an error.
+        first_line: True if the answer is the first line of the output, False if it is all of it.
+        max_new_tokens: maximum answer length, used by decoding presets that set none.
         metrics: names of metrics.
         target_language: ISO 639-1 code of the answers, for BLEU's tokenizer and BERTScore.
         tokenize: see `Scoring`.
         stemmer: see `Scoring`.
         comet_model: see `Scoring`.
         bertscore_model: see `Scoring`.
-        template: which of `templates`, or `auto`.
-        templates: prompt and response by name.
-        prompt: instead of the template's, with `{source}` for the row's prompt.
-        response: instead of the template's, with `{reference}`.
+        template: a key of `templates`, or `auto`.
+        templates: prompt and response by template name.
+        prompt: replaces the template's prompt; `{source}` is the row's prompt.
+        response: replaces the template's response, with `{reference}`.
     """
 
     file: str | None = None
@@ -58,41 +56,42 @@ class Jsonl:
     response: str | None = None
 
     @property
-    def cuts_source(self) -> bool:
-        """As the configuration says."""
+    def may_truncate_source(self) -> bool:
+        """Value of the `cut_source` key."""
         return self.cut_source
 
     @property
     def data(self) -> str:
-        """The file's or the dataset's name."""
+        """Name of the file or the dataset."""
         return Path(self.file).name if self.file else str(self.dataset)
 
     def examples(self) -> list[Example]:
-        """All rows, in their order."""
+        """Return all rows in the order of the data."""
         if bool(self.file) == bool(self.dataset):
             raise UsageError(
                 "task=jsonl expects one of task.file=<jsonl with prompt and reference> and task.dataset=<hub id or folder>"
             )
         if self.file:
             path = Path(self.file).expanduser()
-            return from_rows(read_objects(path), self.prompt_key, self.reference_key, str(path))
+            return examples_from_rows(read_jsonl(path), self.prompt_key, self.reference_key, str(path))
         name = str(self.dataset)
-        return from_rows(hubdata.rows(name, self.subset, self.split), self.prompt_key, self.reference_key, name)
+        rows = load_dataset_rows(name, self.subset, self.split)
+        return examples_from_rows(rows, self.prompt_key, self.reference_key, name)
 
     def held_out(self) -> None:
-        """There is one file only."""
+        """Return None: the task has no held-out examples."""
         return None
 
     def template_for(self, has_chat: bool) -> Template:
-        """How a prompt is put to a model."""
-        return pick(self.templates, self.template, has_chat, self.prompt, self.response, {})
+        """Return the template, by default the prompt itself."""
+        return choose_template(self.templates, self.template, has_chat, self.prompt, self.response, {})
 
     def hypothesis(self, text: str) -> str:
-        """The answer in a model's output."""
+        """Return the output or its first line."""
         return text.strip().split("\n")[0].strip() if self.first_line else text.strip()
 
     def scoring(self) -> Scoring:
-        """The metrics that are named."""
+        """Return the configured metrics."""
         return Scoring(
             tuple(self.metrics), self.target_language, self.tokenize, self.stemmer, self.comet_model, self.bertscore_model
         )

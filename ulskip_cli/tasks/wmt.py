@@ -1,16 +1,14 @@
-"""Translation: sentences, references, BLEU and chrF."""
+"""Translation of any language pair, scored by BLEU and chrF."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.errors import RunError, UsageError, unknown
-from ulskip_cli.tasks import hubdata
-from ulskip_cli.tasks.example import Example, from_rows
 from ulskip_cli.tasks.languages import LANGUAGES
+from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_lines
 from ulskip_cli.tasks.metrics.scores import Scoring
-from ulskip_cli.tasks.prompts import AUTO, Template, pick
-from ulskip_cli.tasks.textfile import read_lines
+from ulskip_cli.tasks.prompts import AUTO, Template, choose_template
 
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"
 SAMPLES = ("sample", "held_out")  # bundled
@@ -19,29 +17,29 @@ SAMPLE_PAIRS = ("de-en", "en-de")
 
 @dataclass(frozen=True)
 class Wmt:
-    """One language pair of one test set.
+    """Sentences of one language pair from one test set.
 
     Attributes:
-        pair: codes of source and target language, `zh-en`.
-        dataset: `sample` or `held_out` (bundled, de-en and en-de), `files`, a test set that sacrebleu downloads by name
-            (`wmt22`), or a dataset's hub id or folder.
-        source_file: with `files`, one sentence a line, plain or gzipped.
-        reference_file: with `files`, as many lines.
-        subset: of a hub dataset; None: the one named like the pair, or the only one.
-        split: of a hub dataset.
-        source_key: where a row of it has the source; None: `translation.<language>` or `<language>`.
-        reference_key: likewise the reference.
-        max_new_tokens: length of an answer, the decoding preset's default.
+        pair: codes of the source and target language, for example `zh-en`.
+        dataset: `sample` or `held_out` (bundled, de-en and en-de), `files`, the name of a test set that sacrebleu downloads
+            (`wmt22`), or the hub id or folder of a dataset.
+        source_file: for `files`, path of a text with one sentence per line, plain or gzipped.
+        reference_file: for `files`, path of the translations, with the same number of lines.
+        subset: configuration of a hub dataset; None: the one named after the pair, or the only one.
+        split: split of a hub dataset.
+        source_key: row key of the source in a hub dataset; None: `translation.<language>` or `<language>`.
+        reference_key: row key of the reference, with the same default.
+        max_new_tokens: maximum answer length, used by decoding presets that set none.
         metrics: names of metrics.
-        tokenize: see `Scoring`; None: sacrebleu's choice for the target language.
+        tokenize: see `Scoring`; None: sacrebleu's default for the target language.
         comet_model: see `Scoring`.
         bertscore_model: see `Scoring`.
-        template: which of `templates`, or `auto`.
-        templates: prompt and response by name.
-        prompt: instead of the template's.
-        response: instead of the template's.
-        source_language: the source's name in a prompt; None: by its code.
-        target_language: likewise the target's.
+        template: a key of `templates`, or `auto`.
+        templates: prompt and response by template name.
+        prompt: replaces the template's prompt.
+        response: replaces the template's response.
+        source_language: name of the source language in prompts; None: the name of its code.
+        target_language: name of the target language in prompts; None: the name of its code.
     """
 
     pair: str = "de-en"
@@ -65,7 +63,7 @@ class Wmt:
     target_language: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown pair, and files without their paths."""
+        """Check the language pair and the file options."""
         codes = self.pair.split("-")
         if len(codes) != 2 or codes[0] == codes[1]:
             raise UsageError(f"expected task.pair to be two different languages like de-en, got '{self.pair}'")
@@ -78,41 +76,43 @@ class Wmt:
         if self.dataset in SAMPLES and self.pair not in SAMPLE_PAIRS:
             raise UsageError(
                 f"the sample has the pairs {' and '.join(SAMPLE_PAIRS)}, not {self.pair}; "
-                "give task.dataset=files, wmt22 or another test set"
+                "use task.dataset=files, wmt22 or another test set"
             )
         given = [self.source_file, self.reference_file]
         if self.dataset == "files" and None in given:
             raise UsageError("task.dataset=files expects task.source_file=<path> and task.reference_file=<path>")
         if self.dataset != "files" and any(given):
-            raise UsageError(f"task.source_file is read with task.dataset=files only, got task.dataset={self.dataset}")
+            raise UsageError(
+                f"task.source_file and task.reference_file need task.dataset=files, got task.dataset={self.dataset}"
+            )
 
     @property
-    def cuts_source(self) -> bool:
-        """Half a sentence has another translation."""
+    def may_truncate_source(self) -> bool:
+        """Always False: a truncated sentence has another translation."""
         return False
 
     @property
     def data(self) -> str:
-        """The dataset's name."""
+        """Name of the dataset."""
         return self.dataset
 
     @property
     def languages(self) -> tuple[str, str]:
-        """Codes of source and target."""
+        """Language codes of source and target."""
         source, target = self.pair.split("-")
         return source, target
 
     def examples(self) -> list[Example]:
-        """All pairs of the test set, in its order."""
+        """Return all sentence pairs in the order of the test set."""
         source, target = self.languages
         if self.dataset in SAMPLES:
             files = [SAMPLE / f"{self.dataset}.{language}" for language in (source, target)]
         elif self.dataset == "files":
             files = [Path(str(file)).expanduser() for file in (self.source_file, self.reference_file)]
-        elif hubdata.is_hub_name(self.dataset):
-            return self._from_hub()
+        elif is_dataset(self.dataset):
+            return self._dataset_examples()
         else:
-            files = _downloaded(self.dataset, self.pair)
+            files = _download(self.dataset, self.pair)
         sources, references = (read_lines(file) for file in files)
         if len(sources) != len(references):
             counts = f"{len(sources)} lines in {files[0]}, {len(references)} in {files[1]}"
@@ -121,11 +121,11 @@ class Wmt:
         return [Example(str(i), source, reference) for i, (source, reference) in enumerate(rows)]
 
     def held_out(self) -> "Wmt | None":
-        """What the bundled sample holds out."""
+        """Return the bundled held-out sentences; None if the data is not the bundled sample."""
         return replace(self, dataset="held_out") if self.dataset == "sample" else None
 
     def reversed(self) -> "Wmt":
-        """The same test set translated the other way."""
+        """Return the task in the opposite translation direction."""
         return replace(
             self,
             pair="-".join(reversed(self.languages)),
@@ -138,20 +138,20 @@ class Wmt:
         )
 
     def template_for(self, has_chat: bool) -> Template:
-        """How a sentence is put to a model."""
+        """Return the translation template for this language pair."""
         source, target = self.languages
         fields = {
             "source_language": self.source_language or LANGUAGES[source],
             "target_language": self.target_language or LANGUAGES[target],
         }
-        return pick(self.templates, self.template, has_chat, self.prompt, self.response, fields)
+        return choose_template(self.templates, self.template, has_chat, self.prompt, self.response, fields)
 
     def hypothesis(self, text: str) -> str:
-        """The answer in a model's output: its first line, since a segment is one line."""
+        """Return the first line of the output, since every segment is one line."""
         return text.strip().split("\n")[0].strip()
 
     def scoring(self) -> Scoring:
-        """BLEU and chrF, unless other metrics are named."""
+        """Return the configured metrics, BLEU and chrF by default."""
         return Scoring(
             tuple(self.metrics),
             self.languages[1],
@@ -160,16 +160,16 @@ class Wmt:
             bertscore_model=self.bertscore_model,
         )
 
-    def _from_hub(self) -> list[Example]:
-        """The rows of a hub dataset, whose sentences lie in `translation` or under keys of their own."""
+    def _dataset_examples(self) -> list[Example]:
+        """Load a dataset whose rows hold the sentences in `translation` or under top-level keys."""
         source, target = self.languages
-        rows = hubdata.rows(self.dataset, self.subset, self.split, likely=(self.pair, f"{target}-{source}"))
+        rows = load_dataset_rows(self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}"))
         flat = [{**row, **(row.get("translation") or {})} for row in rows]
-        return from_rows(flat, self.source_key or source, self.reference_key or target, self.dataset)
+        return examples_from_rows(flat, self.source_key or source, self.reference_key or target, self.dataset)
 
 
-def _downloaded(test_set: str, pair: str) -> list[Path]:
-    """Source and reference files of a test set that sacrebleu knows, fetched on first use."""
+def _download(test_set: str, pair: str) -> list[Path]:
+    """Return the source and reference files of a sacrebleu test set, downloaded on first use."""
     from sacrebleu.dataset import DATASETS
 
     if test_set not in DATASETS:
@@ -181,4 +181,4 @@ def _downloaded(test_set: str, pair: str) -> list[Path]:
     try:
         return [Path(dataset.get_source_file(pair)), Path(dataset.get_reference_files(pair)[0])]
     except (Exception, SystemExit) as error:
-        raise RunError(f"cannot download {test_set} ({error}); without network use task.dataset=sample or files") from None
+        raise RunError(f"cannot download {test_set} ({error}); offline use task.dataset=sample or files") from None

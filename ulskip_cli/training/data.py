@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ulskip_cli.core.config import instantiate
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks import Task
-from ulskip_cli.tasks.encoding import PromptFormatter, Texts, pad_token_id, padded, shortened
-from ulskip_cli.tasks.example import Example
+from ulskip_cli.inference.batching import padded
+from ulskip_cli.tasks import Example, Task
+from ulskip_cli.tasks.encoding import PromptFormatter, TextPair, pad_token_id, truncate_source
 
 _TOKENIZE_AT_ONCE = 1000
 
@@ -32,8 +32,8 @@ class TrainingTexts:
         phrasing: how they were made, and are to be tokenized.
     """
 
-    train: list[Texts]
-    validation: list[Texts]
+    train: list[TextPair]
+    validation: list[TextPair]
     phrasing: PromptFormatter
 
     @property
@@ -70,7 +70,7 @@ def training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | 
     return TrainingTexts([texts for i, texts in enumerate(train) if i not in chosen], held_out, phrasing)
 
 
-def train_tokenizer(texts: Sequence[Texts], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Sequence[TextPair], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer learnt from prompts and responses; `<pad>` is 0, `<eos>` is 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -97,7 +97,7 @@ class TokenPairs(Dataset[dict[str, Any]]):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        texts: Sequence[Texts],
+        texts: Sequence[TextPair],
         phrasing: PromptFormatter,
         max_length: int | None,
         on_batch: Callable[[int], None] = lambda done: None,
@@ -106,7 +106,7 @@ class TokenPairs(Dataset[dict[str, Any]]):
         self.pairs: list[tuple[list[int], list[int]]] = []
         for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
             some = texts[start : start + _TOKENIZE_AT_ONCE]
-            self.pairs += [(one.prompt_ids, one.response_ids) for one in phrasing.tokens(tokenizer, some)]
+            self.pairs += [(one.prompt_ids, one.response_ids) for one in phrasing.tokenize(tokenizer, some)]
             on_batch(start + len(some))
         fitting = [pair for pair in self.pairs if max_length is None or len(pair[0]) + len(pair[1]) <= max_length]
         self.left_out = len(self.pairs) - len(fitting)
@@ -184,21 +184,21 @@ class _Maker:
 
     def phrasing(self, task: Task) -> PromptFormatter:
         """How a task is put to the model."""
-        return PromptFormatter.of(task, self.tokenizer, self.config.model.chat_options)
+        return PromptFormatter.for_task(task, self.tokenizer, self.config.model.chat_options)
 
     def fitting(self, phrasing: PromptFormatter, task: Task, example: Example) -> Example:
         """The example, its source shortened where the task allows it and `train.max_length` asks for it."""
         most = self.config.train.max_length
-        if self.tokenizer is None or most is None or not task.cuts_source:
+        if self.tokenizer is None or most is None or not task.may_truncate_source:
             return example
-        (whole,) = phrasing.tokens(self.tokenizer, [phrasing.texts(example)])
-        return shortened(phrasing, self.tokenizer, example, most - len(whole.response_ids))
+        (whole,) = phrasing.tokenize(self.tokenizer, [phrasing.format(example)])
+        return truncate_source(phrasing, self.tokenizer, example, most - len(whole.response_ids))
 
-    def texts(self, node: dict[str, Any], limit: int | None) -> list[Texts]:
+    def texts(self, node: dict[str, Any], limit: int | None) -> list[TextPair]:
         """Prompts and responses of a task, a share of its examples the other way round as well."""
         task = instantiate(node, "task")
         phrasing = self.phrasing(task)
-        forward = [phrasing.texts(self.fitting(phrasing, task, example)) for example in task.examples()[:limit]]
+        forward = [phrasing.format(self.fitting(phrasing, task, example)) for example in task.examples()[:limit]]
         share = self.config.train.reversed_share
         if not share:
             return forward
@@ -207,4 +207,4 @@ class _Maker:
         other = task.reversed()
         phrasing = self.phrasing(other)
         chosen = random.Random(self.config.seed).sample(other.examples()[:limit], round(share * len(forward)))
-        return forward + [phrasing.texts(example) for example in chosen]
+        return forward + [phrasing.format(example) for example in chosen]

@@ -17,9 +17,9 @@ def test_distinct_tokens_are_no_loop(tokens):
 
 
 def test_flags():
-    assert degenerate.flags([1], "  ", hit_limit=False) == ["empty"]
-    assert degenerate.flags([7] * 4, "x x x x", hit_limit=True) == ["loop", "hit_limit"]
-    assert degenerate.flags([1, 2, 3], "fine", hit_limit=False) == []
+    assert degenerate.flags([1], "  ", hit_max_length=False) == ["empty"]
+    assert degenerate.flags([7] * 4, "x x x x", hit_max_length=True) == ["loop", "hit_limit"]
+    assert degenerate.flags([1, 2, 3], "fine", hit_max_length=False) == []
 
 
 def test_length_ratio_counts_words():

@@ -2,7 +2,7 @@ from ulskip_cli.tasks.metrics.match import ExactMatch, matches
 from ulskip_cli.tasks.metrics.scores import Answers
 
 
-def test_case_and_white_space_do_not_matter():
+def test_case_and_white_space_are_ignored():
     assert matches([" Yes\n", "New  York", "no"], ["yes", "new york", "yes"]).tolist() == [100, 100, 0]
 
 

@@ -36,16 +36,16 @@ def comet_command(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
-def test_what_is_missing_is_named_before_anything_runs(monkeypatch):
+def test_a_missing_package_is_named_before_anything_runs(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UsageError, match=r"metric bertscore needs bert-score.*pip install 'ulskip\[bertscore\]'"):
-        metrics.made(Scoring(("bertscore",)))
-    with pytest.raises(UsageError, match=r"metric comet needs the command comet-score.*pipx install unbabel-comet"):
-        metrics.made(Scoring(("comet",)))
+    with pytest.raises(UsageError, match=r"bertscore.*pip install 'ulskip\[bertscore\]'"):
+        metrics.make_metrics(Scoring(("bertscore",)))
+    with pytest.raises(UsageError, match=r"comet-score.*pipx install unbabel-comet"):
+        metrics.make_metrics(Scoring(("comet",)))
 
 
-def test_comet_gets_source_hypothesis_and_reference_a_line_each(comet_command):
+def test_comet_reads_source_hypothesis_and_reference(comet_command):
     scores = Comet("some/model").score(ANSWERS)
     assert scores.values["comet"] == pytest.approx(30)
     assert scores.against_full["comet"]["delta"] == pytest.approx(-20)
@@ -54,8 +54,8 @@ def test_comet_gets_source_hypothesis_and_reference_a_line_each(comet_command):
     assert Comet("some/model").score(alone).against_full == {}
 
 
-def test_a_model_that_cannot_be_had_is_one_line(comet_command):
-    with pytest.raises(RunError, match=r"cannot score with some/missing \(no route to host\).*task\.comet_model"):
+def test_a_model_that_cannot_be_loaded_is_named_with_the_reason(comet_command):
+    with pytest.raises(RunError, match=r"some/missing.*no route to host.*task\.comet_model"):
         Comet("some/missing").score(ANSWERS)
 
 

@@ -29,13 +29,13 @@ def by_command(tmp_path, hypotheses, references, *options):
     (tmp_path / "ref").write_text("\n".join(references) + "\n")
     (tmp_path / "hyp").write_text("\n".join(hypotheses) + "\n")
     command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref"), "-i", str(tmp_path / "hyp"), "-w", "6", *options]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return told if isinstance(told, list) else [told]
+    scored = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return scored if isinstance(scored, list) else [scored]
 
 
 def test_scores_equal_sacrebleus_own_command(tmp_path):
-    told = by_command(tmp_path, GOOD, REFERENCES, "-m", "bleu", "chrf", "ter")
-    for one, make in zip(told, (translation.bleu, translation.chrf, translation.ter), strict=True):
+    expected = by_command(tmp_path, GOOD, REFERENCES, "-m", "bleu", "chrf", "ter")
+    for one, make in zip(expected, (translation.bleu, translation.chrf, translation.ter), strict=True):
         scores = make(ENGLISH).score(answers(GOOD))
         (name,) = scores.values
         assert scores.values[name] == pytest.approx(one["score"], abs=1e-5)
@@ -44,16 +44,16 @@ def test_scores_equal_sacrebleus_own_command(tmp_path):
 
 
 def test_chinese_is_split_by_sacrebleus_chinese_tokenizer(tmp_path):
-    (told,) = by_command(tmp_path, CHINESE, CHINESE_REFERENCES, "-l", "en-zh", "-m", "bleu")
+    (expected,) = by_command(tmp_path, CHINESE, CHINESE_REFERENCES, "-l", "en-zh", "-m", "bleu")
     scores = translation.bleu(Scoring(("bleu",), "zh")).score(answers(CHINESE, references=CHINESE_REFERENCES))
-    assert "tok:zh" in told["signature"]
-    assert scores.signatures["bleu"] == told["signature"]
-    assert scores.values["bleu"] == pytest.approx(told["score"], abs=1e-5)
+    assert "tok:zh" in expected["signature"]
+    assert scores.signatures["bleu"] == expected["signature"]
+    assert scores.values["bleu"] == pytest.approx(expected["score"], abs=1e-5)
 
 
 def test_a_tokenizer_can_be_named_and_a_wrong_one_is_refused():
     assert "tok:char" in translation.bleu(Scoring(("bleu",), "de", "char")).score(answers(GOOD)).signatures["bleu"]
-    with pytest.raises(UsageError, match=r"task\.tokenize to be one of sacrebleu's tokenizers .*got 'words'"):
+    with pytest.raises(UsageError, match=r"task\.tokenize.*'words'"):
         translation.bleu(Scoring(("bleu",), "de", "words"))
 
 
@@ -62,7 +62,7 @@ def test_a_language_whose_tokenizer_is_missing_says_what_to_install(language):
     if importlib.util.find_spec({"ja": "MeCab", "ko": "mecab_ko"}[language]):
         pytest.skip("its tokenizer is installed")
     with pytest.raises(UsageError, match=rf'pip install "sacrebleu\[{language}\]"'):
-        translation.bleu(Scoring(("bleu",), language)).ready()
+        translation.bleu(Scoring(("bleu",), language)).check()
 
 
 def test_a_worse_system_is_significantly_worse():

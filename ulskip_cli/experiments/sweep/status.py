@@ -1,4 +1,4 @@
-"""`SweepStatus`: which jobs of a sweep are finished, read from the rows that any worker appends; and how long the rest may take."""
+"""`SweepStatus`: the finished jobs of a sweep, read from the rows that any worker appends, and the time left."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -89,7 +89,7 @@ class SweepStatus:
             self._records.setdefault(record.id, []).append((self._count - 1, record))
 
     def state(self, job: Job) -> str:
-        """Return `done`, `n/a`, `failed` or `to do`: a finished run counts whenever it ran, a failure if it is of this sweep."""
+        """Return `done`, `n/a`, `failed` or `to do`. A finished run counts whenever it ran, a failure only in this sweep."""
         if self.finished(job.id):
             return DONE
         newest = self.newest(job)

@@ -1,47 +1,92 @@
-"""How good the answers are: thin layers over the field's own scorers, by name."""
+"""Metrics that score a model's answers, in one registry: `METRICS`.
 
-from collections.abc import Callable, Iterable, Sequence
+Each entry says how the metric is made, which row keys it fills, and how reports show them. The modules wrap sacrebleu,
+rouge-score, COMET and BERTScore, and compare with the baseline by a paired bootstrap. The package imports only
+`ulskip_cli.core`, and imports torch or transformers only inside functions. Start reading with `scores.py`, then `match.py`,
+the shortest metric; a new metric takes such a module, its test and an entry in `METRICS`.
+"""
+
+from collections.abc import Iterable, Sequence
 
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.tasks.metrics import match, neural, summarization, translation
-from ulskip_cli.tasks.metrics.scores import Answers, Metric, Scores, Scoring
+from ulskip_cli.tasks.metrics.scores import Answers, Metric, MetricSpec, RowKey, Scores, Scoring
 
-METRICS: dict[str, Callable[[Scoring], Metric]] = {
-    "bleu": translation.bleu,
-    "chrf": translation.chrf,
-    "ter": translation.ter,
-    "rouge": summarization.rouge,
-    "exact_match": match.exact_match,
-    "comet": neural.comet,
-    "bertscore": neural.bertscore,
-}
-"""By name, how each is made. `rouge` gives four values, every other the one of its own name."""
+ROUGE_KEYS = (
+    RowKey("rouge1", "ROUGE-1", "R-1"),
+    RowKey("rouge2", "ROUGE-2", "R-2"),
+    RowKey("rougeL", "ROUGE-L", "R-L"),
+    RowKey("rougeLsum", "ROUGE-Lsum", "R-Lsum"),
+)
+_REGISTRY = (
+    MetricSpec("bleu", translation.bleu, (RowKey("bleu", "BLEU"),)),
+    MetricSpec("chrf", translation.chrf, (RowKey("chrf", "chrF"),)),
+    MetricSpec("ter", translation.ter, (RowKey("ter", "TER", lower_is_better=True),)),
+    MetricSpec("rouge", summarization.rouge, ROUGE_KEYS, primary_key="rougeL"),
+    MetricSpec("exact_match", match.exact_match, (RowKey("exact_match", "exact match", "exact"),)),
+    MetricSpec("comet", neural.comet, (RowKey("comet", "COMET"),), is_neural=True),
+    MetricSpec("bertscore", neural.bertscore, (RowKey("bertscore", "BERTScore"),), is_neural=True),
+)
+METRICS = {spec.name: spec for spec in _REGISTRY}
+# The evaluation measures the decode loss with the model itself, so that it has a row key but no metric.
+DECODE_LOSS = RowKey("decode_loss", "decode loss", number_format=".2f", lower_is_better=True)
+_ROW_KEYS = {row_key.key: row_key for row_key in (*(key for spec in _REGISTRY for key in spec.row_keys), DECODE_LOSS)}
+_SPEC_BY_ROW_KEY = {row_key.key: spec for spec in _REGISTRY for row_key in spec.row_keys}
 
 
-def made(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
-    """The metrics that a task names, found to be ready for its references.
+def metric_keys() -> tuple[str, ...]:
+    """Return the row keys of all metrics in the order of tables, without the decode loss.
+
+    >>> metric_keys()[:4]
+    ('bleu', 'chrf', 'ter', 'rouge1')
+    """
+    return tuple(_SPEC_BY_ROW_KEY)
+
+
+def quality_keys() -> tuple[str, ...]:
+    """Return the row keys that can measure quality, the preferred first: primary keys, other keys, then the decode loss."""
+    primary = [spec.primary for spec in _REGISTRY]
+    return tuple(dict.fromkeys((*primary, *metric_keys(), DECODE_LOSS.key)))
+
+
+def row_key(key: str) -> RowKey:
+    """Return the title, number format and direction of a row key of a metric or of the decode loss.
+
+    >>> row_key("rougeL").title, row_key("ter").lower_is_better
+    ('ROUGE-L', True)
+    """
+    return _ROW_KEYS[key]
+
+
+def metric_of(key: str) -> MetricSpec | None:
+    """Return the metric that fills a row key; None for the decode loss and unknown keys."""
+    return _SPEC_BY_ROW_KEY.get(key)
+
+
+def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
+    """Make the metrics that a task names and check that they can score its references.
 
     Raises:
         UsageError: a name is unknown, a package is missing, or a metric cannot read the references.
     """
     if not scoring.metrics:
         raise UsageError(f"expected at least one metric in task.metrics; known: {', '.join(METRICS)}")
-    found = [METRICS[require_choice("metric", name, METRICS)](scoring) for name in dict.fromkeys(scoring.metrics)]
-    for metric in found:
-        metric.ready(references)
-    return found
+    made = [METRICS[require_choice("metric", name, METRICS)].make(scoring) for name in dict.fromkeys(scoring.metrics)]
+    for metric in made:
+        metric.check(references)
+    return made
 
 
 def score(scoring: Scoring, answers: Answers) -> Scores:
-    """All of a task's metrics of some answers."""
-    return merged(metric.score(answers) for metric in made(scoring))
+    """Score answers with all of a task's metrics."""
+    return merge(metric.score(answers) for metric in make_metrics(scoring))
 
 
-def merged(scores: Iterable[Scores]) -> Scores:
-    """Several metrics' scores as one."""
-    values: Scores = Scores({}, {}, {})
+def merge(scores: Iterable[Scores]) -> Scores:
+    """Merge the scores of several metrics into one."""
+    merged = Scores({}, {}, {})
     for one in scores:
-        values.values.update(one.values)
-        values.signatures.update(one.signatures)
-        values.against_full.update(one.against_full)
-    return values
+        merged.values.update(one.values)
+        merged.signatures.update(one.signatures)
+        merged.against_full.update(one.against_full)
+    return merged

@@ -1,4 +1,4 @@
-"""The paired bootstrap for metrics that are means over segments."""
+"""Paired bootstrap for metrics that are means over segments."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ SEED = 12345
 
 
 def compare(own: NDArray[np.float64], full: NDArray[np.float64]) -> dict[str, Any]:
-    """The difference of means over segments, its 95% interval and two-sided p-value.
+    """Compute the difference of the two means, its 95% interval and its two-sided p-value.
 
     Args:
-        own: a value a segment.
-        full: the full model's values of the same segments.
+        own: one value per segment.
+        full: the full model's values for the same segments.
     """
     drawn = np.random.default_rng(SEED).integers(len(own), size=(NUM_RESAMPLES, len(own)))
     differences = (own - full)[drawn].mean(axis=1)

@@ -1,4 +1,4 @@
-"""Exact match, for answers that are right or wrong."""
+"""Exact match, for answers that are either right or wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """Share of hypotheses, in percent, that equal the reference but for case and white space."""
+    """Percentage of hypotheses that equal the reference, ignoring case and differences in white space."""
 
-    def ready(self, references: Sequence[str] = ()) -> None:
-        """It needs nothing."""
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Accept any references; the metric needs no package."""
 
     def score(self, answers: Answers) -> Scores:
-        """The share, and with the full model's answers a paired comparison."""
+        """Compute the percentage and its paired comparison with the full model."""
         own = matches(answers.hypotheses, answers.references)
         compared = {}
         if answers.full is not None:
@@ -27,20 +27,20 @@ class ExactMatch:
 
 
 def exact_match(scoring: Scoring) -> ExactMatch:
-    """It has no settings."""
+    """Make the metric, which has no settings."""
     return ExactMatch()
 
 
 def matches(hypotheses: list[str], references: list[str]) -> NDArray[np.float64]:
-    """100 where they match, else 0, [len(hypotheses)]."""
+    """Return 100 for every match and 0 for every other pair, [len(hypotheses)]."""
     pairs = zip(hypotheses, references, strict=True)
-    return np.array([100.0 * (folded(text) == folded(reference)) for text, reference in pairs])
+    return np.array([100.0 * (fold(text) == fold(reference)) for text, reference in pairs])
 
 
-def folded(text: str) -> str:
-    """A text without differences of case and white space.
+def fold(text: str) -> str:
+    """Normalize case and white space.
 
-    >>> folded("  New   York")
+    >>> fold("  New   York")
     'new york'
     """
     return " ".join(text.split()).casefold()

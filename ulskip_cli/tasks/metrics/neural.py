@@ -1,4 +1,4 @@
-"""COMET and BERTScore: metrics that are models, installed apart."""
+"""COMET and BERTScore, which score with a neural model and are installed separately."""
 
 import importlib.util
 import json
@@ -19,47 +19,51 @@ from ulskip_cli.tasks.metrics.bootstrap import compare
 from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
 
 BATCH_SIZE = 16
-UNLIMITED = 100_000  # tokens; some tokenizers name a number that no C integer holds
+UNLIMITED = 100_000  # tokens; some tokenizers have a maximum length that overflows a C integer
 COMET_COMMAND = "comet-score"
 
 
 @dataclass(frozen=True)
 class Comet:
-    """COMET (Rei et al. 2022): source, hypothesis and reference read by a trained model; mean over segments, times 100.
+    """COMET (Rei et al. 2022), a trained model that reads source, hypothesis and reference; mean over segments, times 100.
 
-    Run through its own command: the package needs an older transformers, and so an environment of its own.
+    The package needs an older transformers and therefore its own environment, so that it is run as a command.
 
     Attributes:
-        model: hub id, or the path of a checkpoint.
+        model: hub id or path of a checkpoint.
     """
 
     model: str
 
-    def ready(self, references: Sequence[str] = ()) -> None:
-        """Its command is on the path."""
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Check that the command is on the PATH.
+
+        Raises:
+            UsageError: the command is missing.
+        """
         if shutil.which(COMET_COMMAND) is None:
             raise UsageError(
-                f"metric comet needs the command {COMET_COMMAND}, in an environment of its own since it wants an older "
-                "transformers; get it with: pipx install unbabel-comet && pipx inject unbabel-comet 'setuptools<81'"
+                f"metric comet needs the command {COMET_COMMAND} in its own environment, since it needs an older "
+                "transformers; install it with: pipx install unbabel-comet && pipx inject unbabel-comet 'setuptools<81'"
             )
 
     def score(self, answers: Answers) -> Scores:
-        """The mean, and with the full model's answers a paired comparison."""
-        self.ready()
+        """Compute the mean and its paired comparison with the full model."""
+        self.check()
         systems = [answers.hypotheses, *([answers.full] if answers.full is not None else [])]
         own, *full = self._segments(answers, systems)
         return _scores("comet", own, full[0] if full else None, f"COMET {self.model}")
 
     def _segments(self, answers: Answers, systems: list[list[str]]) -> list[NDArray[np.float64]]:
-        """Scores of every segment, times 100, by system."""
+        """Return the scores of all segments, times 100, for each system."""
         with tempfile.TemporaryDirectory() as folder:
 
-            def written(name: str, texts: list[str]) -> str:
+            def write(name: str, texts: list[str]) -> str:
                 (Path(folder) / name).write_text("".join(f"{' '.join(text.split())}\n" for text in texts), "utf-8")
                 return name
 
-            files = [written(f"system{i}", texts) for i, texts in enumerate(systems)]
-            sources, references = written("source", answers.sources), written("reference", answers.references)
+            files = [write(f"system{i}", texts) for i, texts in enumerate(systems)]
+            sources, references = write("source", answers.sources), write("reference", answers.references)
             local = Path(self.model).expanduser()
             options = {
                 "--model": str(local.resolve()) if local.is_file() else self.model,
@@ -68,37 +72,41 @@ class Comet:
                 "--to_json": "scores.json",
             }
             command = [COMET_COMMAND, "-s", sources, "-r", references, "-t", *files, "--quiet", "--only_system"]
-            command += [word for option in options.items() for word in option]
-            told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-            file = Path(folder) / "scores.json"
-            if told.returncode or not file.is_file():
-                raise _no_model("comet", self.model, (told.stderr.strip() or told.stdout.strip()).split("\n")[-1])
-            scored = json.loads(file.read_text("utf-8"))
+            command += [argument for option in options.items() for argument in option]
+            process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            output = Path(folder) / "scores.json"
+            if process.returncode or not output.is_file():
+                raise _scoring_error("comet", self.model, (process.stderr.strip() or process.stdout.strip()).split("\n")[-1])
+            scored = json.loads(output.read_text("utf-8"))
         return [100 * np.array([one["COMET"] for one in scored[name]], dtype=np.float64) for name in files]
 
 
 @dataclass(frozen=True)
 class BertScore:
-    """BERTScore (Zhang et al. 2020): F1 of hypothesis and reference in a model's hidden states; mean, times 100.
+    """BERTScore (Zhang et al. 2020): F1 over the hidden states of hypothesis and reference; mean over segments, times 100.
 
     Attributes:
-        model: hub id or folder; None: the package's choice for the language.
-        language: of the references.
+        model: hub id or folder; None: bert-score's default for the language.
+        language: language of the references.
     """
 
     model: str | None
     language: str
 
-    def ready(self, references: Sequence[str] = ()) -> None:
-        """The package is there."""
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Check that bert-score is installed.
+
+        Raises:
+            UsageError: the package is missing.
+        """
         if importlib.util.find_spec("bert_score") is None:
             raise UsageError(
-                "metric bertscore needs bert-score; get it with: pip install 'ulskip[bertscore]' or pip install bert-score"
+                "metric bertscore needs bert-score; install it with: pip install 'ulskip[bertscore]' or pip install bert-score"
             )
 
     def score(self, answers: Answers) -> Scores:
-        """The mean, and with the full model's answers a paired comparison."""
-        self.ready()
+        """Compute the mean and its paired comparison with the full model."""
+        self.check()
         from bert_score import BERTScorer
         from transformers import AutoConfig
         from transformers.utils import logging
@@ -112,7 +120,7 @@ class BertScore:
             return 100 * np.asarray(f1, dtype=np.float64)
 
         try:
-            depth = None  # the package knows the best layer of the models that it knows
+            depth = None  # bert-score has a default layer for known models
             if self.model and Path(self.model).exists():
                 depth = AutoConfig.from_pretrained(self.model).num_hidden_layers
             with hub.offline_if_unreachable():
@@ -122,17 +130,17 @@ class BertScore:
             own, full = segments(answers.hypotheses), answers.full and segments(answers.full)
         except Exception as error:
             reason = str(error).strip() or type(error).__name__
-            raise _no_model("bertscore", self.model or f"the one for '{self.language}'", reason) from None
+            raise _scoring_error("bertscore", self.model or f"the default for '{self.language}'", reason) from None
         return _scores("bertscore", own, full, f"BERTScore F1 {scorer.hash}")
 
 
 def comet(scoring: Scoring) -> Comet:
-    """COMET with the task's model."""
+    """Make COMET with the task's model."""
     return Comet(scoring.comet_model)
 
 
 def bertscore(scoring: Scoring) -> BertScore:
-    """BERTScore for the target language; English where a task names none."""
+    """Make BERTScore for the target language, or for English if the task names no language."""
     return BertScore(scoring.bertscore_model, scoring.target_language or "en")
 
 
@@ -141,9 +149,9 @@ def _scores(name: str, own: NDArray[np.float64], full: Any, signature: str) -> S
     return Scores({name: float(own.mean())}, {name: signature}, compared)
 
 
-def _no_model(metric: str, model: str, reason: str) -> RunError:
+def _scoring_error(metric: str, model: str, reason: str) -> RunError:
     first = reason.split("\n")[0][:160]
-    return RunError(f"metric {metric}: cannot score with {model} ({first}); give a local one as task.{metric}_model")
+    return RunError(f"metric {metric}: cannot score with {model} ({first}); set task.{metric}_model to a local model")
 
 
 def _gpus() -> int:

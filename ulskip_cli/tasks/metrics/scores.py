@@ -1,19 +1,19 @@
-"""What scorers are given and what they return, whatever the task."""
+"""Input and output of metrics, and the interface that every metric implements."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Texts to judge, one segment a position.
+    """Texts to score, aligned by position.
 
     Attributes:
-        hypotheses: what was generated.
-        references: one a hypothesis.
-        sources: what was asked, for metrics that read it.
-        full: the full model's hypotheses for the same segments; None where there are none.
+        hypotheses: the generated texts.
+        references: one reference per hypothesis.
+        sources: the source texts, for metrics that read them.
+        full: the full model's hypotheses for the same sources; None if there are none.
     """
 
     hypotheses: list[str]
@@ -24,15 +24,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Which metrics a task is judged by, and their settings.
+    """The metrics of a task and their settings.
 
     Attributes:
-        metrics: names, see `metrics.METRICS`.
-        target_language: decides sacrebleu's tokenizer; None: its default.
-        tokenize: a tokenizer of sacrebleu by name, instead.
-        stemmer: whether ROUGE stems words.
-        comet_model: a COMET model by hub id, or the path of a checkpoint.
-        bertscore_model: a model by hub id or folder; None: the package's choice for the language.
+        metrics: names in `metrics.METRICS`.
+        target_language: language of the answers, which selects sacrebleu's tokenizer; None: sacrebleu's default.
+        tokenize: name of a sacrebleu tokenizer, instead of the one for the language.
+        stemmer: True if ROUGE stems words.
+        comet_model: hub id of a COMET model, or the path of a checkpoint.
+        bertscore_model: hub id or folder of a model; None: bert-score's default for the language.
     """
 
     metrics: tuple[str, ...]
@@ -45,12 +45,12 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Scores:
-    """Metric values by row key, the signatures that make them repeatable, and the paired comparison with full.
+    """Metric values, their signatures, and the paired comparison with the full model.
 
     Attributes:
-        values: for example `bleu`.
-        signatures: the scorer's own, by metric.
-        against_full: by metric `delta`, its 95% interval `delta_low` and `delta_high`, and `p_value`.
+        values: value by row key, for example `bleu`.
+        signatures: the scorer's settings by row key, which make a value reproducible.
+        against_full: `full`, `delta`, its 95% interval `delta_low` and `delta_high`, and `p_value` by row key.
     """
 
     values: dict[str, float]
@@ -59,14 +59,62 @@ class Scores:
 
 
 class Metric(Protocol):
-    """A scorer, made with its settings."""
+    """A scorer with its settings."""
 
-    def ready(self, references: Sequence[str] = ()) -> None:
-        """Find out now, and not after an hour of generation, that a package is missing or references cannot be read.
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Check before generation that the packages are installed and the references can be read.
 
         Raises:
-            UsageError: names what to install, or what to use instead.
+            UsageError: the message names the package to install or the metric to use instead.
         """
 
     def score(self, answers: Answers) -> Scores:
-        """Judge all answers."""
+        """Score all answers."""
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """One number that a metric adds to a row, and how reports show it.
+
+    Attributes:
+        key: key in the row.
+        title: name of the number in text and plots.
+        short_title: column title; empty: same as `title`.
+        number_format: format of the number in tables.
+        lower_is_better: direction of the number.
+    """
+
+    key: str
+    title: str
+    short_title: str = ""
+    number_format: str = ".1f"
+    lower_is_better: bool = False
+
+    @property
+    def column_title(self) -> str:
+        """Title of the number as a table column."""
+        return self.short_title or self.title
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One entry in the registry of metrics.
+
+    Attributes:
+        name: name in `task.metrics`.
+        make: makes the metric with a task's settings.
+        row_keys: the numbers that the metric adds to a row.
+        primary_key: row key that decides in comparisons; empty: the first one.
+        is_neural: True if the metric needs a model of its own, which a report does not load.
+    """
+
+    name: str
+    make: Callable[[Scoring], Metric]
+    row_keys: tuple[RowKey, ...]
+    primary_key: str = ""
+    is_neural: bool = False
+
+    @property
+    def primary(self) -> str:
+        """Row key that decides in comparisons."""
+        return self.primary_key or self.row_keys[0].key

@@ -1,4 +1,4 @@
-"""ROUGE by rouge-score, with a paired bootstrap against the full model."""
+"""ROUGE, computed by rouge-score and compared with the full model by a paired bootstrap."""
 
 import re
 from collections.abc import Sequence
@@ -13,36 +13,40 @@ from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
-_READ_BY_ROUGE = re.compile(r"[a-z0-9]", re.IGNORECASE)  # the scorer drops every other character
+_ROUGE_CHARACTER = re.compile(r"[a-z0-9]", re.IGNORECASE)  # rouge-score drops all other characters
 
 
 @dataclass(frozen=True)
 class Rouge:
-    """ROUGE-1, 2, L and Lsum: mean F-measures in percent, one reference each.
+    """ROUGE-1, 2, L and Lsum: mean F-measures in percent, with one reference per hypothesis.
 
-    For Lsum, hypotheses are split into sentences where they hold no line breaks; references have one sentence a line.
+    ROUGE-Lsum needs one sentence per line: hypotheses without line breaks are split into sentences, references are not.
 
     Attributes:
-        stemmer: whether words are stemmed before they are compared.
+        stemmer: True if words are stemmed before they are compared.
     """
 
     stemmer: bool
 
-    def ready(self, references: Sequence[str] = ()) -> None:
-        """Every reference holds something that rouge-score reads."""
-        unread = next((text for text in references if not _READ_BY_ROUGE.search(text)), None)
-        if unread is not None:
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Check that rouge-score can read every reference.
+
+        Raises:
+            UsageError: a reference has no Latin letter or digit.
+        """
+        unreadable = next((text for text in references if not _ROUGE_CHARACTER.search(text)), None)
+        if unreadable is not None:
             raise UsageError(
-                f"metric rouge reads latin letters and digits only, and a reference has none: {unread[:40]!r}; use chrf"
+                f"metric rouge reads only Latin letters and digits, but a reference has none: {unreadable[:40]!r}; use chrf"
             )
 
     def score(self, answers: Answers) -> Scores:
-        """Mean F-measures and their signature.
+        """Compute the mean F-measures and their paired comparison with the full model.
 
         Raises:
-            UsageError: a reference holds nothing that rouge-score reads.
+            UsageError: a reference has no Latin letter or digit.
         """
-        self.ready(answers.references)
+        self.check(answers.references)
         own = self.f_measures(answers.hypotheses, answers.references)
         values = {kind: float(own[kind].mean()) for kind in KINDS}
         stemmed = "yes" if self.stemmer else "no"
@@ -54,23 +58,25 @@ class Rouge:
         return Scores(values, dict.fromkeys(KINDS, signature), compared)
 
     def f_measures(self, hypotheses: list[str], references: list[str]) -> dict[str, NDArray[np.float64]]:
-        """F-measure in percent of every summary, by kind of ROUGE, each [len(hypotheses)]."""
-        from rouge_score.rouge_scorer import RougeScorer  # and with it all of nltk
+        """Return the F-measures of all summaries in percent by kind of ROUGE, each [len(hypotheses)]."""
+        from rouge_score.rouge_scorer import RougeScorer  # slow to import: loads nltk
 
         scorer = RougeScorer(list(KINDS), use_stemmer=self.stemmer)
-        scored = [scorer.score(reference, one_a_line(text)) for text, reference in zip(hypotheses, references, strict=True)]
-        return {kind: np.array([100 * each[kind].fmeasure for each in scored]) for kind in KINDS}
+        scored = [
+            scorer.score(reference, one_sentence_per_line(text)) for text, reference in zip(hypotheses, references, strict=True)
+        ]
+        return {kind: np.array([100 * one[kind].fmeasure for one in scored]) for kind in KINDS}
 
 
 def rouge(scoring: Scoring) -> Rouge:
-    """ROUGE with the task's stemmer setting."""
+    """Make ROUGE with the task's stemmer setting."""
     return Rouge(scoring.stemmer)
 
 
-def one_a_line(text: str) -> str:
-    """A summary with one sentence a line.
+def one_sentence_per_line(text: str) -> str:
+    """Split a summary without line breaks into one sentence per line.
 
-    >>> one_a_line("It rained. Nobody came.").split(chr(10))
+    >>> one_sentence_per_line("It rained. Nobody came.").split(chr(10))
     ['It rained.', 'Nobody came.']
     """
     return text if "\n" in text.strip() else _SENTENCE_END.sub("\n", text.strip())

@@ -1,4 +1,4 @@
-"""BLEU, chrF and TER by sacrebleu, with its paired bootstrap against the full model."""
+"""BLEU, chrF and TER, computed by sacrebleu and compared with the full model by its paired bootstrap."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,36 +16,40 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
 
 NUM_RESAMPLES = 1000
-EXTRAS = {"ja": "ja", "ko": "ko"}  # target languages whose tokenizer sacrebleu keeps in an extra of that name
+EXTRAS = {"ja": "ja", "ko": "ko"}  # sacrebleu's extra by target language whose tokenizer needs one
 
 
 @dataclass(frozen=True)
 class Sacrebleu:
-    """A corpus metric of sacrebleu, in its default settings.
+    """A corpus metric of sacrebleu.
 
     Attributes:
-        name: the row key.
-        make: sacrebleu's object.
-        extra: the extra of sacrebleu that its tokenizer needs.
+        name: row key.
+        make: makes sacrebleu's metric object.
+        extra: extra of the sacrebleu package that the tokenizer needs.
     """
 
     name: str
     make: Callable[[], SacrebleuMetric]
     extra: str | None = None
 
-    def ready(self, references: Sequence[str] = ()) -> None:
-        """Make the metric once: an unknown tokenizer, or one that is not installed, shows here."""
-        logging.getLogger("sacrebleu").setLevel(logging.ERROR)  # its advice on detokenizing is not for users of ulskip
+    def check(self, references: Sequence[str] = ()) -> None:
+        """Make the metric once, which fails if its tokenizer is not installed.
+
+        Raises:
+            UsageError: the tokenizer of the target language is missing.
+        """
+        logging.getLogger("sacrebleu").setLevel(logging.ERROR)  # hide its advice on detokenized text
         try:
             self.make()
         except (ImportError, RuntimeError) as error:
             install = f'pip install "sacrebleu[{self.extra}]"' if self.extra else "see sacrebleu's documentation"
             reason = str(error).strip().split("\n")[0]
-            raise UsageError(f"metric {self.name}: sacrebleu cannot split this language yet ({reason}); {install}") from None
+            raise UsageError(f"metric {self.name}: sacrebleu cannot tokenize this language ({reason}); {install}") from None
 
     def score(self, answers: Answers) -> Scores:
-        """Corpus score of all hypotheses, one reference each."""
-        self.ready()
+        """Compute the corpus score with one reference per hypothesis."""
+        self.check()
         metric = self.make()
         value = metric.corpus_score(answers.hypotheses, [answers.references]).score
         signatures = {self.name: str(metric.get_signature())}
@@ -54,7 +58,11 @@ class Sacrebleu:
 
 
 def bleu(scoring: Scoring) -> Sacrebleu:
-    """BLEU with the tokenizer that sacrebleu has for the target language, or the one that is named."""
+    """Make BLEU with the tokenizer named by the task, or sacrebleu's tokenizer for the target language.
+
+    Raises:
+        UsageError: sacrebleu has no tokenizer of that name.
+    """
     language = scoring.target_language or ""
     tokenize = scoring.tokenize
     if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
@@ -64,21 +72,21 @@ def bleu(scoring: Scoring) -> Sacrebleu:
 
 
 def chrf(scoring: Scoring) -> Sacrebleu:
-    """chrF2, which needs no tokenizer."""
+    """Make chrF2, which needs no tokenizer."""
     return Sacrebleu("chrf", CHRF)
 
 
 def ter(scoring: Scoring) -> Sacrebleu:
-    """TER, the lower the better; Chinese and Japanese count characters."""
+    """Make TER, which counts characters instead of words for Chinese and Japanese."""
     asian = scoring.target_language in ("zh", "ja")
     return Sacrebleu("ter", lambda: TER(normalized=asian, asian_support=asian))
 
 
 def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, Any]:
-    """The paired bootstrap of Koehn 2004 over segments: the difference to full and its 95% interval.
+    """Compare with the full model by the paired bootstrap of Koehn 2004: difference, its 95% interval and p-value.
 
-    The p-value is sacrebleu's own; the interval comes from its resampling, which with its fixed seed draws the
-    same segments for both systems.
+    The p-value comes from sacrebleu. The interval comes from sacrebleu's resampling, whose fixed seed draws the same
+    segments for both systems.
     """
     full, hypotheses, references = answers.full, answers.hypotheses, answers.references
     assert full is not None
@@ -99,5 +107,5 @@ def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, Any]:
         "delta": system.score - baseline.score,
         "delta_low": float(low),
         "delta_high": float(high),
-        "p_value": 1.0 if hypotheses == full else system.p_value,  # sacrebleu's count calls equal systems different
+        "p_value": 1.0 if hypotheses == full else system.p_value,  # sacrebleu reports a small p-value for equal systems
     }

@@ -1,0 +1,137 @@
+import gzip
+import json
+import socket
+
+import pytest
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.tasks.loading import (
+    Example,
+    examples_from_rows,
+    is_dataset,
+    load_dataset_rows,
+    read_jsonl,
+    read_lines,
+    read_text,
+)
+
+
+def test_rows_become_examples_in_order():
+    rows = [{"id": 7, "q": "a", "a": "b"}, {"q": "c", "a": "d"}]
+    assert examples_from_rows(rows, "q", "a", "x.jsonl") == [Example("7", "a", "b"), Example("1", "c", "d")]
+
+
+@pytest.mark.parametrize("row", [{"q": "a"}, {"q": "a", "a": 5}, {"q": " ", "a": "b"}, {}])
+def test_a_row_that_lacks_a_text_is_named(row):
+    with pytest.raises(UsageError, match=r"x\.jsonl, row 2: .*q and a"):
+        examples_from_rows([{"q": "a", "a": "b"}, row], "q", "a", "x.jsonl")
+
+
+def test_empty_data_is_refused():
+    with pytest.raises(UsageError, match=r"x\.jsonl"):
+        examples_from_rows([], "q", "a", "x.jsonl")
+
+
+def test_plain_and_gzipped_text_are_equal(tmp_path):
+    (tmp_path / "a.txt").write_bytes("schön\r\nund gut\n".encode())
+    (tmp_path / "a.gz").write_bytes(gzip.compress("schön\nund gut\n".encode()))
+    assert read_text(tmp_path / "a.txt") == read_text(tmp_path / "a.gz") == "schön\nund gut\n"
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("latin.txt", "schön".encode("latin-1")), ("broken.gz", b"no gzip"), ("short.gz", gzip.compress(b"x" * 99)[:-9])],
+)
+def test_a_file_that_is_not_utf8_text_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=rf"{name} as UTF-8"):
+        read_text(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.txt"):
+        read_text(tmp_path / "none.txt")
+
+
+def test_lines_keep_unusual_separators(tmp_path):
+    (tmp_path / "a").write_bytes("eins\nzwei\u2028drei\n".encode())
+    assert read_lines(tmp_path / "a") == ["eins", "zwei\u2028drei"]
+
+
+def test_blank_lines_between_objects_are_skipped(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(("text", "named"), [("", "empty"), ("nonsense\n", "line 1"), ("{}\n[1]\n", "line 2")])
+def test_bad_objects_are_named_with_their_line(tmp_path, text, named):
+    (tmp_path / "bad.jsonl").write_text(text)
+    with pytest.raises(UsageError, match=rf"bad\.jsonl.*{named}"):
+        read_jsonl(tmp_path / "bad.jsonl")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    lines = [json.dumps({"translation": {"de": f"der {i}", "en": f"the {i}"}}) for i in range(3)]
+    (tmp_path / "data" / "test.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "data"
+
+
+def test_a_local_folder_is_read_like_a_hub_dataset(folder):
+    rows = load_dataset_rows(str(folder), None, "test")
+    assert rows[2]["translation"] == {"de": "der 2", "en": "the 2"}
+
+
+def test_a_missing_split_is_an_error_of_one_line(folder):
+    with pytest.raises(UsageError, match="validation") as caught:
+        load_dataset_rows(str(folder), None, "validation")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_network_a_hub_dataset_is_an_error_that_names_it(monkeypatch):
+    def fail(*args):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr("ulskip_cli.core.hub.getproxies", dict)
+    with pytest.raises(UsageError, match=r"some/data.*Name or service"):
+        load_dataset_rows("some/data", None, "test")
+
+
+@pytest.fixture
+def subsets(tmp_path):
+    """A folder that declares its subsets, whose rows name them."""
+
+    def write(*names):
+        configs = ""
+        for name in names:
+            (tmp_path / f"{name}.jsonl").write_text(json.dumps({"subset": name}) + "\n")
+            configs += f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}.jsonl\n"
+        (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+        return str(tmp_path)
+
+    return write
+
+
+def test_the_only_subset_or_a_default_is_taken(subsets):
+    assert load_dataset_rows(subsets("a"), None, "test") == [{"subset": "a"}]
+    folder = subsets("cs-en", "de-en")
+    assert load_dataset_rows(folder, None, "test", ("de-en", "en-de")) == [{"subset": "de-en"}]
+    assert load_dataset_rows(folder, "cs-en", "test", ("de-en",)) == [{"subset": "cs-en"}]
+
+
+def test_several_subsets_without_a_default_are_listed(subsets):
+    with pytest.raises(UsageError, match=r"task\.subset.*first, second"):
+        load_dataset_rows(subsets("first", "second"), None, "test")
+
+
+def test_hub_ids_and_folders_are_datasets(tmp_path):
+    assert is_dataset("wmt/wmt14")
+    assert is_dataset(str(tmp_path))
+    assert not is_dataset("wmt14")

@@ -1,0 +1,87 @@
+"""`ulskip run` and `ulskip bench`: single points, and grids of timings, without resuming."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.show import show_outcome
+from ulskip_cli.core import config
+
+if TYPE_CHECKING:
+    from ulskip_cli.experiments.preflight import ResolvedPoint
+    from ulskip_cli.experiments.record import RunRecord
+
+
+def run(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    print_config: PrintConfig = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of the run went.")] = False,
+) -> None:
+    """Measure quality and speed of one strategy on one model and task, beside the full model."""
+    from ulskip_cli.core import environment
+    from ulskip_cli.core.progress import Stopwatch
+
+    watch = Stopwatch("start", time.monotonic() - environment.process_seconds())
+    watch.phase("compose and check", 0)
+    chosen = config.compose(overrides or [], config_dir)
+    if print_config:
+        print(config.to_yaml(chosen), end="")
+        return
+    from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.experiments.preflight import resolve
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.outcome import run_each
+    from ulskip_cli.report import table
+
+    point, folder = resolve(chosen), ResultsFolder.of(chosen)
+    with ProgressBars() as bars:
+        watch.inner = bars
+        watch.phase("imports", 0)
+        from ulskip_cli.experiments.runner import Session, run_point
+
+        session = Session(watch)
+
+        def run_one(point: "ResolvedPoint") -> "list[RunRecord]":
+            records = run_point(point, session)
+            table.write_tables(folder)
+            return records
+
+        outcome = run_each([point], run_one, bars)
+    watch.stop()
+    told = outcome.as_json()
+    if profile:
+        from ulskip_cli.cli.profile import profile_table
+
+        told = {**told, "profile": watch.seconds}
+        Console(stderr=True).print(profile_table(watch.seconds))
+    show_outcome(outcome, folder, lambda rows, width: [table.terminal(rows, width)], told if as_json else None)
+
+
+def bench(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
+    """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3 batch_size=1,8; always anew."""
+    from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.experiments.preflight import Resolver, resolve_benchmark
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.grid import points
+    from ulskip_cli.experiments.sweep.outcome import run_each
+
+    resolver = Resolver()
+    resolved = [resolve_benchmark(one, resolver) for one in points(overrides or [], config_dir, preset="bench")]
+    folder = ResultsFolder.of(resolved[-1].config)
+    with ProgressBars() as bars:
+        from ulskip_cli.experiments.benchmark import BenchmarkRunner
+        from ulskip_cli.experiments.runner import Session
+
+        outcome = run_each(resolved, BenchmarkRunner(Session(bars)).run_point, bars)
+    from ulskip_cli.report import bench as report
+    from ulskip_cli.report import table
+
+    if outcome.records:
+        table.write_tables(folder)
+        report.write_bench_report(folder)
+    show_outcome(outcome, folder, report.terminal, outcome.as_json() if as_json else None)

@@ -1,0 +1,58 @@
+"""`ulskip score`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ulskip_cli.cli.options import Json
+from ulskip_cli.cli.show import make_console
+
+
+def score(
+    target: Annotated[
+        str, typer.Argument(help="A folder of results, a run's id, or a file of generations.", show_default=False)
+    ],
+    metric: Annotated[list[str] | None, typer.Option(help="A metric to add; may be given several times.")] = None,
+    comet_model: Annotated[str | None, typer.Option(help="A COMET model's hub id or checkpoint.")] = None,
+    bertscore_model: Annotated[str | None, typer.Option(help="A BERTScore model's hub id or folder.")] = None,
+    language: Annotated[str | None, typer.Option(help="Of the answers, for a file that belongs to no run.")] = None,
+    results_dir: Annotated[Path, typer.Option(help="Where a run's id is looked up.")] = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Score stored answers again, with other metrics too, without a model."""
+    from ulskip_cli.experiments import rescore
+
+    extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model)
+    file = Path(target).expanduser()
+    if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():
+        scores = rescore.score_file(file, extra, language)
+        print(json.dumps(asdict(scores)) if as_json else "\n".join(f"{k}  {v:.4f}" for k, v in scores.values.items()))
+        return
+    from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.report import table
+
+    runs = rescore.find_runs(target, results_dir)
+    scored = []
+    with ProgressBars() as bars:
+        report_progress = bars.phase("score", len(runs))
+        for folder, record in runs:
+            scored.append(rescore.rescore(folder, record, extra))
+            scored[-1].save()
+            report_progress(len(scored))
+    for folder in {str(one.folder.path): one.folder for one in scored}.values():
+        table.write_tables(folder)
+    rows = [one.record.to_row() for one in scored]
+    if as_json:
+        print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
+        return
+    console = make_console()
+    console.print(table.terminal(rows, console.width))
+    for one in scored:
+        for key, (before, now) in one.changed.items():
+            console.print(f"{one.record.id}: {key} was {before:.4f}, is {now:.4f}", style="yellow", highlight=False)
+    added = ", ".join(sorted({key for one in scored for key in one.added})) or "nothing"
+    differ = sum(bool(one.changed) for one in scored)
+    console.print(f"added: {added}; {len(scored) - differ} of {len(scored)} runs score as before", highlight=False)

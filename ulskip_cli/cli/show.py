@@ -1,0 +1,53 @@
+"""Results of a command on the terminal: one JSON object, or tables and warnings."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ulskip_cli.experiments.record import Row
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.sweep.outcome import SweepOutcome
+
+PIPE_COLUMNS = 120
+"""The width of tables that go into a file or a pipe."""
+
+
+def make_console() -> Console:
+    """Return a console for standard output."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+
+def show_outcome(
+    outcome: "SweepOutcome",
+    folder: "ResultsFolder",
+    make_tables: Callable[["Sequence[Row]", int], "Sequence[Table]"],
+    as_json: "Row | None" = None,
+) -> None:
+    """Print the given JSON object, or tables and warnings.
+
+    Args:
+        outcome: of the command.
+        folder: where the results are.
+        make_tables: makes tables of rows for a terminal of so many columns.
+        as_json: the object to print instead of tables.
+
+    Raises:
+        RunError: a point failed.
+    """
+    rows = [record.to_row() for record in outcome.records.values()]
+    if as_json is not None:
+        print(json.dumps(as_json, ensure_ascii=False))
+    elif rows:
+        console = make_console()
+        for table in make_tables(rows, console.width):
+            console.print(table)
+        for warning in sorted({text for row in rows for text in row["warnings"]}):
+            console.print(f"warning: {warning}", style="yellow", highlight=False)
+        console.print(f"written to {folder.path}/", highlight=False, soft_wrap=True)
+    outcome.check()

@@ -1,0 +1,85 @@
+"""`ulskip sweep`: a grid of points, resumable, and its dry run."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides
+from ulskip_cli.cli.show import make_console, show_outcome
+from ulskip_cli.cli.sweep_display import SweepDisplay, clock, time_left
+
+if TYPE_CHECKING:
+    from ulskip_cli.experiments.record import RunRecord
+    from ulskip_cli.experiments.sweep.jobs import Job
+    from ulskip_cli.experiments.sweep.status import SweepStatus
+
+
+def sweep(
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the points, which are done, and the time left.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
+) -> None:
+    """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; killed or failed, the same command goes on with what is left."""
+    from ulskip_cli.experiments.sweep.grid import points
+    from ulskip_cli.experiments.sweep.jobs import make_jobs, results_folder
+
+    jobs = make_jobs(points(overrides or [], config_dir))
+    folder, launcher = results_folder(jobs), jobs[0].config.launcher
+    if dry_run:
+        from ulskip_cli.experiments.sweep.launchers import SHARED
+        from ulskip_cli.experiments.sweep.status import SweepStatus
+
+        status = SweepStatus(folder, lambda record: launcher.name in SHARED or _is_likely_here(record), force)
+        show_dry_run(jobs, status, as_json, launcher.workers or 1)
+        return
+    from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
+    from ulskip_cli.report import table
+
+    with SweepDisplay(jobs, table.write_tables) as display:
+        outcome = run_sweep(jobs, SweepOptions(force, fail_fast), display)
+    if len(jobs) > 1 and folder.rows():
+        from ulskip_cli.report.paper import write_paper_report
+
+        write_paper_report(folder)
+    told = outcome.as_json() if as_json else None
+    show_outcome(outcome, folder, lambda rows, width: [table.terminal(rows, width)], told)
+
+
+def _is_likely_here(record: "RunRecord") -> bool:
+    from ulskip_cli.core import environment
+
+    return record.provenance is not None and environment.is_likely_here(record.provenance.environment)
+
+
+def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool, workers: int = 1) -> None:
+    """Print the points of a sweep, which are done, and the time that the rest may take with so many workers."""
+    states = [status.describe(job) for job in jobs]
+    to_do = [job for job, state in zip(jobs, states, strict=True) if state.state == "to do"]
+    seconds, unknown = status.seconds_left(to_do)
+    seconds /= max(1, min(workers, len(to_do)))
+    counts = Counter(state.state for state in states)
+    if as_json:
+        points = [{"id": job.id, "label": job.label, **asdict(state)} for job, state in zip(jobs, states, strict=True)]
+        rest = {"seconds_left": seconds if unknown < len(to_do) or not to_do else None, "points_of_unknown_length": unknown}
+        print(json.dumps({"points": points, "counts": counts, **rest}, ensure_ascii=False))
+        return
+    table = Table(box=SIMPLE_HEAD)
+    for name, justify in (("point", "left"), ("id", "left"), ("state", "left"), ("time", "right"), ("", "left")):
+        table.add_column(name, justify=justify, no_wrap=bool(name))  # type: ignore[arg-type]
+    for job, known in zip(jobs, states, strict=True):
+        took = "" if known.seconds is None else clock(known.seconds)
+        table.add_row(job.label, job.id, known.state, took if known.state == "done" or not took else f"~{took}", known.note)
+    console = make_console()
+    console.print(table)
+    parts = ", ".join(f"{count} {state}" for state, count in counts.items())
+    left = f"; time left: {time_left(seconds, unknown, len(to_do))}" if to_do else ""
+    console.print(f"{len(jobs)} points: {parts}{left}", highlight=False)

@@ -1,0 +1,52 @@
+"""`ulskip train`."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from ulskip_cli.cli.options import ConfigDir, Json, PrintConfig, TrainOverrides
+from ulskip_cli.core import config
+
+
+def train(
+    overrides: TrainOverrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Train a model with skipping, e.g. train.ratios=[1,2,3]; run again, it carries on where it stopped."""
+    from ulskip_cli.training.preflight import check_training
+
+    chosen = config.compose_training(overrides or [], config_dir)
+    if print_config:
+        print(config.to_yaml(chosen), end="")
+        return
+    check_training(chosen)
+    from ulskip_cli.cli.progress_bars import ProgressBars
+
+    first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
+    output = Path(chosen.output)
+    is_new = not output.exists()
+    try:
+        with ProgressBars(enabled=first) as bars:
+            from ulskip_cli.training.run import train as run_training
+
+            record = run_training(chosen, bars)
+    except Exception:
+        if is_new:
+            with contextlib.suppress(OSError):
+                output.rmdir()  # fails, as it should, if something was written
+        raise
+    if not first:
+        return
+    from ulskip_cli.report.plot import learning_curve
+
+    learning_curve(record, output / "learning_curve")
+    if as_json:
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    from ulskip_cli.report.training import training_lines
+
+    for line in training_lines(record, output):
+        print(line)

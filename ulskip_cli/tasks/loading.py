@@ -1,0 +1,145 @@
+"""Examples and where they come from: text files, JSON lines and datasets of the Hugging Face Hub."""
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.core import hub
+from ulskip_cli.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One source text and the reference answer that a hypothesis is compared with."""
+
+    id: str
+    source: str
+    reference: str
+
+
+def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str) -> list[Example]:
+    """Convert rows to examples; the id is the row's `id`, or its index if the row has none.
+
+    Args:
+        rows: one dict per example.
+        source_key: key of the source text.
+        reference_key: key of the reference.
+        origin: file or dataset that error messages name.
+
+    Raises:
+        UsageError: there are no rows, or a row lacks one of the texts.
+    """
+    if not rows:
+        raise UsageError(f"{origin} has no rows")
+    examples = []
+    for i, row in enumerate(rows):
+        source, reference = row.get(source_key), row.get(reference_key)
+        if not (isinstance(source, str) and source.strip() and isinstance(reference, str) and reference.strip()):
+            raise UsageError(
+                f"{origin}, row {i + 1}: expected non-empty texts under {source_key} and {reference_key}, "
+                f"got keys {', '.join(row)}"
+            )
+        examples.append(Example(str(row.get("id", i)), source, reference))
+    return examples
+
+
+def read_text(file: Path) -> str:
+    """Read a UTF-8 file, plain or gzipped.
+
+    Raises:
+        UsageError: the file does not exist or is not UTF-8 text.
+    """
+    try:
+        raw = file.read_bytes()
+        return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise UsageError(f"no file at {file}") from None
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise UsageError(f"cannot read {file} as UTF-8 text ({error})") from None
+
+
+def read_lines(file: Path) -> list[str]:
+    """Read a text file with one segment per line.
+
+    Raises:
+        UsageError: the file cannot be read, is empty or has an empty line.
+    """
+    text = read_text(file)
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if not lines:
+        raise UsageError(f"{file} is empty; expected one sentence per line")
+    blank = next((i for i, line in enumerate(lines) if not line.strip()), None)
+    if blank is not None:
+        raise UsageError(f"{file}, line {blank + 1} is empty; expected one sentence per line")
+    return lines
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """Read a file with one JSON object per line, plain or gzipped; blank lines are skipped.
+
+    Raises:
+        UsageError: the file cannot be read, is empty, or a line is not a JSON object.
+    """
+    objects = []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UsageError(f"{file}, line {number}: expected a JSON object, got {line[:60]!r}")
+        objects.append(row)
+    if not objects:
+        raise UsageError(f"{file} is empty; expected one JSON object per line")
+    return objects
+
+
+def is_dataset(name: str) -> bool:
+    """Return True for a hub id (owner/name) or the path of a local folder."""
+    return "/" in name or Path(name).expanduser().is_dir()
+
+
+def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Load all rows of one split with the `datasets` library.
+
+    Args:
+        name: hub id, or a local folder of Parquet, CSV or JSON files.
+        subset: configuration of the dataset; None: the first of `default_subsets` that exists, else the only one.
+        split: for example `test`.
+        default_subsets: candidates if no subset is named.
+
+    Raises:
+        UsageError: the dataset, subset or split does not exist or cannot be downloaded.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    folder = Path(name).expanduser()
+    is_local = folder.is_dir()
+    try:
+        if not is_local:
+            hub.check_reachable()
+        source = str(folder) if is_local else name
+        chosen = subset or _choose_subset(datasets.get_dataset_config_names(source), default_subsets, name)
+        rows = datasets.load_dataset(source, chosen, split=split)
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UsageError(
+            f"cannot read dataset '{name}' ({reason}); check task.split and task.subset, or use a local folder or files"
+        ) from None
+    return list(rows)
+
+
+def _choose_subset(available: Sequence[str], defaults: Sequence[str], name: str) -> str | None:
+    matching = [subset for subset in defaults if subset in available]
+    if matching or len(available) < 2:
+        return matching[0] if matching else next(iter(available), None)
+    raise UsageError(f"dataset '{name}' has several subsets; choose one with task.subset: {', '.join(available)}")
