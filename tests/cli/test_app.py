@@ -192,7 +192,7 @@ def test_sampling_and_stop_strings_from_the_command_line(ulskip, overrides):
     ids=" ".join,
 )
 def test_help_plans_and_usage_errors_import_no_torch(arguments):
-    code = f"import sys; from ulskip_cli.cli import invoke; invoke({arguments!r}); sys.exit('torch' in sys.modules)"
+    code = f"import sys; from ulskip_cli.cli.app import invoke; invoke({arguments!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 

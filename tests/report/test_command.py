@@ -123,7 +123,7 @@ def test_folders_without_a_common_point_are_not_compared(report, tmp_path):
 
 def test_torch_and_pandas_stay_out(folder):
     script = (
-        "import sys; from ulskip_cli.cli import invoke;"
+        "import sys; from ulskip_cli.cli.app import invoke;"
         f"code = invoke(['report', {str(folder)!r}, '--html', '--compare', {str(folder)!r}]);"
         "sys.exit(code or [name for name in ('torch', 'transformers', 'pandas') if name in sys.modules] or 0)"
     )
