@@ -131,7 +131,7 @@ def generate(
     from ulskip_cli.core.errors import require_choice
     from ulskip_cli.inference import generate_options, shallow_view
     from ulskip_cli.inference.batching import BatchSize
-    from ulskip_cli.inference.decoder import Decoder, generate_all, until_stop
+    from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, until_stop
     from ulskip_cli.strategies.plan import Plan
     from ulskip_cli.tasks.encoding import pad_token_id
 
@@ -142,7 +142,8 @@ def generate(
     decoder = Decoder(model, Plan.of_layers(depth, range(depth) if kept is None else kept, prompt_layers), tokenizer)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
     answers: dict[int, Answer] = {}
-    for positions, output in generate_all(decoder, ids, chosen, BatchSize(batch_size), pad_token_id(tokenizer), seed):
+    context = DecodeContext(chosen, pad_token_id(tokenizer), seed)
+    for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
         for position, tokens, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
             text, stopped = until_stop(tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop)
             answers[position] = Answer(text, tokens, hit and not stopped)

@@ -102,7 +102,7 @@ class LauncherConfig:
     description: str = ""
     workers: int | None = option(None, "number of workers; null: one for each device", minimum=1)
     threads: int | None = option(None, "threads of each worker; null: the cores divided by the workers", minimum=1)
-    deaths: int = option(3, "workers that die on one point before it counts as failed", minimum=1)
+    max_retries: int = option(3, "workers that die on one point before it counts as failed", minimum=1)
     executor: str = option("auto", "submitit's executor")
     options: dict[str, Any] | None = option(None, "options of the launcher's engine")
     address: str | None = option(None, "address of the Ray cluster")

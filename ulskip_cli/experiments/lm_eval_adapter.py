@@ -19,7 +19,7 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.experiments.record import ROW_VERSION, LmEvalScores, RunIdentity, RunRecord
 from ulskip_cli.experiments.runner import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.scoring import given_logits
 from ulskip_cli.inference.teacher_forcing import encode_prompt
@@ -169,7 +169,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         )
         self._batches += 1
         seed = self.ulskip_config.seed * 1_000_003 + self._batches
-        output = self.decoder.generate(context, mask, decoding, self.tokenizer.pad_token_id, seed=seed)
+        how = DecodeContext(decoding, self.tokenizer.pad_token_id, seed)
+        output = self.decoder.generate(context, mask, how)
         new, _ = padded(output.token_ids, self.tokenizer.pad_token_id, left=False)
         return torch.cat([context, new.to(context.device)], dim=1)
 

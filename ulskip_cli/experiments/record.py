@@ -28,6 +28,11 @@ Row = dict[str, Any]
 """A record as a JSON object."""
 
 
+def upgrade_row(row: Mapping[str, Any]) -> Row:
+    """Return a row of any earlier version with the key names of this version."""
+    return {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
+
+
 def is_done(row: Mapping[str, Any]) -> bool:
     """True for the row of a finished run; the oldest rows have no status and are finished."""
     return bool(row.get("status", DONE) == DONE)
@@ -270,7 +275,7 @@ class RunRecord:
         Raises:
             UsageError: a key is missing or has a value of another type; the message names the key.
         """
-        rest = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
+        rest = upgrade_row(row)
         sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
         if sections["identity"] is None or not sections["identity"].id:
             raise UsageError("expected the key id in a row, got none")

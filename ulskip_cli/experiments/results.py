@@ -19,7 +19,7 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line, lock, read_jsonl, try_lock, write_atomic
-from ulskip_cli.experiments.record import Row, RunRecord, is_done
+from ulskip_cli.experiments.record import Row, RunRecord, is_done, upgrade_row
 
 BROKEN_FILE = "runs.broken.jsonl"
 
@@ -172,12 +172,13 @@ def newest_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def parse_row(line: str | bytes) -> Row | None:
-    """Parse a line of runs.jsonl; None if it is no row."""
+    """Parse a line of runs.jsonl, with the key names of this version; None if it is no row."""
     try:
         found = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("id", "strategy")) else None
+    is_row = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("id", "strategy"))
+    return upgrade_row(found) if is_row else None
 
 
 def _corrupt_lines(content: bytes) -> list[bytes]:

@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ from ulskip_cli.inference.stages import stage_views
 from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.plan import Plan
+
+
+@dataclass(frozen=True)
+class DecodeContext:
+    decoding: DecodingConfig
+    pad_token_id: int
+    seed: int = 0
 
 
 class Decoder:
@@ -68,12 +75,12 @@ class Decoder:
         moved._engines = {**self._engines, "fast": loop, "transformers": slow}
         return moved
 
-    def under(self, rule: ExitRule) -> "Decoder":
+    def with_exit_rule(self, rule: ExitRule) -> "Decoder":
         """The same under another rule for exits; what was packed serves both."""
         other = copy.copy(self)
         loop = self._engines["early_exit"]
         assert isinstance(loop, early_exit.EarlyExitEngine)
-        other.exits, other._engines = rule, {**self._engines, "early_exit": loop.under(rule)}
+        other.exits, other._engines = rule, {**self._engines, "early_exit": loop.with_exit_rule(rule)}
         return other
 
     @functools.cached_property
@@ -109,10 +116,8 @@ class Decoder:
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        decoding: DecodingConfig,
-        pad: int,
+        context: DecodeContext,
         forced_length: int | None = None,
-        seed: int = 0,
         on_step: Callable[[int], None] | None = None,
     ) -> BatchOutput:
         """Generate for one batch.
@@ -126,6 +131,7 @@ class Decoder:
             seed: of sampling.
             on_step: called after every step with the tokens generated so far in the batch.
         """
+        decoding, pad, seed = context.decoding, context.pad_token_id, context.seed
         engine, _ = self.engine(decoding)
         ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
         ends = _as_list(self.model.generation_config.eos_token_id)
@@ -180,10 +186,8 @@ class Decoder:
 def generate_all(
     decoder: Decoder,
     prompts: Sequence[list[int]],
-    decoding: DecodingConfig,
+    context: DecodeContext,
     size: BatchSize,
-    pad: int,
-    seed: int = 0,
     on_tokens: Callable[[int, int], None] | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
@@ -208,9 +212,9 @@ def generate_all(
     done, tokens = skip, 0
 
     def work(positions: Sequence[int]) -> BatchOutput:
-        ids, mask = padded([prompts[i] for i in positions], pad, left=True)
+        ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
         on_step = None if on_tokens is None else lambda new: on_tokens(done, tokens + new)
-        return decoder.generate(ids, mask, decoding, pad, seed=_batch_seed(seed, positions[0]), on_step=on_step)
+        return decoder.generate(ids, mask, replace(context, seed=_batch_seed(context.seed, positions[0])), on_step=on_step)
 
     for positions, output in in_batches(longest_first(prompts)[skip:], size, work):
         done += len(positions)

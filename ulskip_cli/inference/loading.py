@@ -36,7 +36,7 @@ class LoadedModel:
     notes: dict[str, Any]
 
 
-def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
+def load(config: ModelConfig, seed: int = 1, tokenizer: Any = None) -> LoadedModel:
     """The model that a configuration names.
 
     Args:
@@ -55,7 +55,7 @@ def load(config: ModelConfig, seed: int = 1) -> LoadedModel:
     else:
         path, revision = origin(config)
         model = _pretrained(config, path, revision, device)
-        tokenizer = load_tokenizer(config)
+        tokenizer = tokenizer or load_tokenizer(config)
     notes = source_notes(config)
     if config.source != "random":
         notes["quantization"] = _quantization_note(config, model)

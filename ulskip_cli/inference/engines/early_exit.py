@@ -55,7 +55,7 @@ class EarlyExitEngine:
         """The model as it decodes, taken apart: over packed weights where these are faster."""
         return LayerwiseModel(packed(self.model, self.linear_backend))
 
-    def under(self, rule: ExitRule) -> "EarlyExitEngine":
+    def with_exit_rule(self, rule: ExitRule) -> "EarlyExitEngine":
         """The same under another rule; what was made serves both."""
         loop = EarlyExitEngine(self.model, rule, self.device, self.linear_backend)
         loop.__dict__["parts"] = self.parts
