@@ -11,18 +11,18 @@ from ulskip_cli.inference import architecture_support, shallow_view
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("roberta", "RobertaForCausalLM is refused: its positions begin behind its padding id"),
+        ("roberta", "RobertaForCausalLM is refused: .*positions"),
         (
             "recurrent_gemma",
-            "RecurrentGemmaForCausalLM is refused: its layers keep what they remember of a prompt to themselves",
+            "RecurrentGemmaForCausalLM is refused: .*not in a cache",
         ),
-        ("dory", r"DoryForCausalLM is refused: its layers run in loops .*\(n_recurrent_loops\)"),
-        ("zaya", r"ZayaForCausalLM is refused: its layers read what those before them pass on \(prev_router_hidden_states\)"),
+        ("dory", r"DoryForCausalLM is refused: .*\(n_recurrent_loops\)"),
+        ("zaya", r"ZayaForCausalLM is refused: .*\(prev_router_hidden_states\)"),
         ("hy_v4", r"HYV4ForCausalLM is refused: .* \(indexer_types\)"),
-        ("rwkv", "RwkvForCausalLM is refused: what it remembers of a prompt is no cache with a part for every layer"),
+        ("rwkv", "RwkvForCausalLM is refused: .*no cache"),
     ],
 )
-def test_what_hangs_together_is_refused_by_reason(model_type, reason):
+def test_architectures_with_dependent_layers_are_refused_with_a_reason(model_type, reason):
     with pytest.raises(UsageError, match=reason):
         shallow_view.shallow_view(tiny_configs.build(model_type), (0, 5))
 
@@ -39,11 +39,11 @@ def test_a_model_of_attention_layers_is_not_refused(llama):
 
 def test_recurrent_layers_alone_do_not_count_positions():
     model = tiny_configs.build("bamba")
-    with pytest.raises(UsageError, match=r"one of the layers \[2, 5\] among those kept, got \[0, 1\]: only attention counts"):
+    with pytest.raises(UsageError, match=r"\[2, 5\].*got \[0, 1\]"):
         shallow_view.shallow_view(model, (0, 1))
 
 
-def test_given_text_is_taken_up_token_by_token_where_there_is_a_state():
+def test_a_recurrent_model_reads_given_text_token_by_token():
     model = tiny_configs.build("mamba")
     ids = torch.randint(2, 100, (1, 9), generator=torch.Generator().manual_seed(0))
     cache = shallow_view.new_cache(model)

@@ -117,7 +117,7 @@ def test_int8_weights_through_torchao(model_folder):
 @pytest.mark.parametrize(("name", "package"), [("torchao-int8", "torchao"), ("bnb-nf4", "bitsandbytes")])
 def test_a_missing_quantizer_is_named(model_folder, monkeypatch, name, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(UsageError, match=rf"model\.quantization={name} needs {package}; install it with"):
+    with pytest.raises(UsageError, match=rf"model\.quantization={name} needs {package}"):
         load(ModelConfig(name="hf", source="hf", path=str(model_folder), quantization=name))
 
 
@@ -156,7 +156,7 @@ def test_an_adapter_stays_beside_quantized_weights(adapter):
 def test_what_is_no_adapter_for_this_model_is_one_line(model_folder, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["nothing"], "r": 4}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(UsageError, match="cannot put the adapter") as caught:
+    with pytest.raises(UsageError, match="cannot apply the adapter") as caught:
         load(ModelConfig(name="hf", source="hf", path=str(model_folder), adapter=str(tmp_path)))
     assert "\n" not in str(caught.value)
 

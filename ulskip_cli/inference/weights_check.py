@@ -1,4 +1,4 @@
-"""Refuse a checkpoint whose tensors are not the ones that its config asks for."""
+"""Refuse a checkpoint whose tensors do not match its config."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -9,23 +9,23 @@ from transformers import PreTrainedModel
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
 
-MAX_NAMES = 3  # tensors that a message names
-# Buffers that earlier versions of transformers saved; models compute them today.
+MAX_NAMES = 3  # tensor names in a message
+# Buffers that earlier versions of transformers saved; models compute them now.
 _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
-# A quantizer makes its own tensors (scales, codebooks) while it loads; only the weights themselves have to be there.
+# A quantizer creates its own tensors (scales, codebooks) while loading; only the weights must be in the checkpoint.
 _WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
 
 
 def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
-    """Refuse a model some of whose weights are random because its checkpoint lacks them, names or shapes them otherwise.
+    """Refuse a model with random weights, which the checkpoint lacks or has under another name or shape.
 
-    Tensors of other tasks (a classification head, a vision tower) are ignored, but not those of decoder layers: a model
-    that drops them is not the one that was trained.
+    Surplus tensors of other tasks (a classification head, a vision tower) are ignored. Surplus tensors of decoder layers are
+    not, because the trained model used them.
 
     Args:
         model: as transformers loaded it.
-        loading_info: what `from_pretrained(output_loading_info=True)` says of it.
-        path: where it came from, for the message.
+        loading_info: from `from_pretrained(output_loading_info=True)`.
+        path: of the checkpoint, for the message.
 
     Raises:
         UsageError: names the first tensors.
@@ -51,7 +51,7 @@ def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path:
 
 
 def _layer_tensors(model: PreTrainedModel, names: Collection[str]) -> set[str]:
-    """The names that lie in the decoder layers, without the buffers of earlier versions."""
+    """Return the names of tensors in decoder layers, without the buffers of earlier versions."""
     if not names:
         return set()
     first = shallow_view.decoder_layers(model)[0]
@@ -64,6 +64,6 @@ def _count(names: Collection[str]) -> str:
 
 
 def _named(names: Collection[str]) -> str:
-    """The first names in the order of their numbers."""
+    """List the first names, sorted by layer number."""
     ordered = sorted(names, key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)])
     return ", ".join(ordered[:MAX_NAMES]) + (", ..." if len(ordered) > MAX_NAMES else "")

@@ -23,24 +23,24 @@ def test_sampling_is_off_unless_asked_for():
 
 
 @pytest.mark.parametrize("key", sorted(REFUSED))
-def test_what_would_break_counting_or_the_two_phases_is_refused_by_name(key):
-    with pytest.raises(UsageError, match=rf"decoding\.options\.{key} is refused"):
+def test_options_that_break_counting_or_the_two_phases_are_refused_by_name(key):
+    with pytest.raises(UsageError, match=rf"decoding\.options\.{key}"):
         check(decoding(options={key: 1}))
 
 
 @pytest.mark.parametrize("key", sorted(OWN_KEYS))
-def test_a_key_of_ours_is_pointed_out(key):
-    with pytest.raises(UsageError, match=rf"has a key of its own: decoding\.{OWN_KEYS[key]}"):
+def test_an_option_with_a_key_of_its_own_names_that_key(key):
+    with pytest.raises(UsageError, match=rf"decoding\.{OWN_KEYS[key]}"):
         check(decoding(options={key: 1}))
 
 
-def test_an_unknown_option_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match="did you mean 'length_penalty'"):
+def test_an_unknown_option_is_refused_with_the_most_similar_name():
+    with pytest.raises(UsageError, match="length_penalty"):
         check(decoding(options={"lenght_penalty": 1}))
 
 
-def test_more_at_least_than_at_most_is_refused():
-    with pytest.raises(UsageError, match=r"min_new_tokens up to decoding\.max_new_tokens=64, got 80"):
+def test_a_minimum_above_the_maximum_is_refused():
+    with pytest.raises(UsageError, match=r"min_new_tokens.*64.*80"):
         check(decoding(options={"min_new_tokens": 80}))
 
 
