@@ -71,13 +71,7 @@ def is_all_recurrent(cache: DynamicCache) -> bool:
 
 
 def missing_attention_layers(full: DynamicCache, kept: DynamicCache, layers: Sequence[int]) -> str | None:
-    """Return the reason why a hybrid model cannot run the kept layers; None if it can.
-
-    Args:
-        full: an empty cache of the full model.
-        kept: an empty cache of the view.
-        layers: the layers that the view keeps.
-    """
+    """Return the reason why a hybrid model cannot run `layers`, given empty caches of it and its view; None if it can."""
     attention = [i for i, layer in enumerate(full.layers) if isinstance(layer, CacheLayerMixin)]
     if not attention or any(isinstance(layer, CacheLayerMixin) for layer in kept.layers):
         return None

@@ -16,12 +16,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class BatchSize:
-    """The number of sequences in a batch; it stays halved after a batch that did not fit into memory.
-
-    Attributes:
-        asked: the configured number.
-        used: the current number.
-    """
+    """The number of sequences in a batch, configured and used; it stays halved after a batch that did not fit into memory."""
 
     asked: int
     used: int = 0
@@ -49,10 +44,7 @@ def in_batches(
 ) -> Iterator[tuple[Sequence[Item], Result]]:
     """Run `work` on all items in batches; a batch that does not fit into memory is halved and run again.
 
-    Args:
-        items: the longest first, so that a batch that is too large fails at once.
-        size: halved in place if it is too large.
-        work: processes one batch; may run twice on the same items.
+    The items have to be sorted, the longest first, so that a batch that is too large fails at once.
 
     Yields:
         The items of a batch, and the result of `work`.

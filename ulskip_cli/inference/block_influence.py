@@ -17,13 +17,8 @@ def block_influence(
 ) -> list[float]:
     """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with h_l its input and h_{l+1} its output.
 
-    Hooks on the layers read the states, because the last hidden state that a model returns has passed the final norm.
-
-    Args:
-        model: a causal LM.
-        texts: token ids of the calibration texts.
-        batch_size: texts in a batch.
-        on_batch: called with the number of finished texts.
+    Hooks on the layers read the states, because the last hidden state that a model returns has passed the final norm. `texts`
+    are token ids; `on_batch` is called with the number of finished texts.
     """
     layers = shallow_view.decoder_layers(model)
     sums, count = torch.zeros(len(layers), dtype=torch.float64), 0

@@ -37,15 +37,12 @@ def takes_positions(view: PreTrainedModel) -> bool:
 
 
 class StagedSteps:
-    """The steps of several stages; each stage continues from the cache of the stage before it."""
+    """The steps of several stages; each stage continues from the cache of the stage before it.
+
+    `later` has the first step of every later stage, and a function that makes its steps from those of the stage before.
+    """
 
     def __init__(self, first: Steps, later: Sequence[tuple[int, Callable[[Any], Steps]]]) -> None:
-        """Begin with the first stage.
-
-        Args:
-            first: the steps of the first stage.
-            later: the first step of every later stage, and a function that makes its steps from those of the stage before.
-        """
         self._now, self._later, self._step = first, list(later), 0
 
     @property
@@ -71,13 +68,9 @@ class EagerSteps:
     can_shrink = True
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int) -> None:
-        """Take over a cache that holds the prompt.
+        """Take over the prompt's cache, from which the skipped layers were dropped.
 
-        Args:
-            view: runs the steps.
-            cache: of the prompt without the skipped layers; it is consumed.
-            mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-            length: the maximal number of new tokens, the first included, which the prompt's own pass generates.
+        `mask` is [batch, prompt_len]. `length` is the maximal number of new tokens, including the first, from prefill.
         """
         self.view, self.prompt_len = view, mask.shape[1]
         self.cache, self.cursor = static_cache.fixed(cache, self.prompt_len + length - 1)
@@ -125,12 +118,9 @@ class CompiledSteps:
     can_shrink = False
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
-        """Allocate the buffers, compile, and warm up with steps whose results are discarded.
+        """Allocate buffers of `capacity` positions, compile, and warm up with steps whose results are discarded.
 
-        Args:
-            view: runs the steps.
-            cache: of a prompt without the skipped layers; it gives the shapes.
-            capacity: positions of the buffers.
+        `cache` holds a prompt without the skipped layers and gives the shapes.
         """
         self.view, self.capacity = view, capacity
         batch, device = cache.layers[0].keys.shape[0], cache.layers[0].keys.device

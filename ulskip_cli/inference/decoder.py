@@ -40,16 +40,9 @@ class DecodeContext:
 
 
 class Decoder:
-    """A model under one schedule, ready to generate."""
+    """A model under one schedule, ready to generate; it is not changed, and a tokenizer is needed for stop strings only."""
 
     def __init__(self, model: PreTrainedModel, plan: Plan, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Build the views without changing the model.
-
-        Args:
-            model: the full model, in evaluation mode.
-            plan: the layers of every stage.
-            tokenizer: the model's; needed for stop strings only.
-        """
         self.model = model
         self.tokenizer = tokenizer
         self.device = shallow_view.input_device(model)
@@ -99,10 +92,8 @@ class Decoder:
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
         """Return the engine that serves a decoding configuration, and the reason if it is not the fast one.
 
-        The reason depends on the full model and never on the view, so that all schedules of a model use one engine.
-
         Raises:
-            UsageError: the requested engine, or early exit or drafts, cannot serve the configuration.
+            UsageError: the requested engine, early exit or drafting cannot serve the configuration.
         """
         if self.exits:
             early_exit.check(self.model, self.exits, decoding)
@@ -139,28 +130,27 @@ class Decoder:
             forced_length: generate exactly so many tokens with EOS suppressed; None: stop at EOS or `max_new_tokens`.
             on_step: called after every step with the number of tokens generated so far in the batch.
         """
-        decoding = context.decoding
         request = BatchRequest(
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
-            decoding=decoding,
+            decoding=context.decoding,
             pad_token_id=context.pad_token_id,
             eos_token_ids=_as_list(self.model.generation_config.eos_token_id),
-            length=forced_length or decoding.max_new_tokens,
+            length=forced_length or context.decoding.max_new_tokens,
             forced=bool(forced_length),
             on_step=on_step,
         )
-        name, _ = self.engine(decoding)
+        name, _ = self.engine(context.decoding)
         engine = self._engines[name]
         try:
             with torch.inference_mode():
                 compile_seconds = engine.prepare(request)
-                if decoding.do_sample:
+                if context.decoding.do_sample:
                     torch.manual_seed(context.seed)
                 start = now(self.device)
                 output = engine.run(request)
         except (TypeError, ValueError) as error:  # transformers checks many options only when it uses them
-            if not decoding.options:
+            if not context.decoding.options:
                 raise
             raise UsageError(f"decoding.options: {' '.join(str(error).split())[:200]}") from None
         return self._batch_output(request, output, name, start, compile_seconds)
@@ -213,16 +203,9 @@ def generate_all(
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
     """Generate for many prompts in batches of similar length, the longest first.
 
-    The sampling seed of a batch depends on the seed and the batch's first prompt only, so that its tokens do not depend on
-    the batches before it.
-
-    Args:
-        decoder: the model under a schedule.
-        prompts: token ids.
-        context: the decoding settings.
-        size: sequences in a batch; halved if memory runs out.
-        on_tokens: called after every step with the number of finished prompts and the number of generated tokens.
-        skip: the number of prompts, in the order of `longest_first`, that are finished already.
+    The sampling seed of a batch depends on the seed and the batch's first prompt only, not on the batches before it. The first
+    `skip` prompts in the order of `longest_first` are left out. `on_tokens` is called after every step with the number of
+    finished prompts and of generated tokens.
 
     Yields:
         The positions in `prompts` of a batch, and its output.

@@ -31,14 +31,9 @@ class LayerInputs:
 
 
 class LayerwiseModel:
-    """A causal LM whose layers can be run one by one."""
+    """Runs the layers of a causal LM or a view one by one; the model is not changed and has to stay on its device."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Split a model or a view without changing it; the weights are shared.
-
-        Args:
-            model: on its final device.
-        """
         self.layers = shallow_view.decoder_layers(model)
         self._recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         device = shallow_view.input_device(model)
@@ -60,12 +55,9 @@ class LayerwiseModel:
             self._chain = []
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: Any) -> LayerInputs:
-        """Run the part of the model before the layers.
+        """Run the part of the model before the layers on `input_ids` [batch, count]; only the length of `cache` is read.
 
-        Args:
-            input_ids: [batch, count].
-            cache: for the layers; only its length is read here.
-            options: further arguments of the model's forward: masks and positions.
+        `options` are further arguments of the model's forward: masks and positions.
         """
         recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._recorded = recorded

@@ -37,12 +37,7 @@ class LoadedModel:
 
 
 def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
-    """Load the model of a configuration.
-
-    Args:
-        config: the model, its dtype and its device.
-        seed: of random weights.
-        tokenizer: the model's, if it is loaded already; None: load it.
+    """Load the model of a configuration; `seed` is that of random weights, `tokenizer` the model's if it is loaded already.
 
     Raises:
         UsageError: the model does not exist or is no decoder-only causal LM.
@@ -185,9 +180,9 @@ def _pretrained(config: ModelConfig, path: str, revision: str | None, device: to
     try:
         return model if "device_map" in options else model.to(device)
     except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"model {config.path} does not fit into {device} ({str(error).splitlines()[0]}); use a smaller dtype or model.quantization"
-        ) from None
+        reason = str(error).splitlines()[0]
+        advice = "use a smaller dtype or model.quantization"
+        raise RunError(f"model {config.path} does not fit into {device} ({reason}); {advice}") from None
 
 
 def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:

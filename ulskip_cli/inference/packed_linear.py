@@ -30,15 +30,12 @@ class LinearBackend:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with a packed copy of another layer's weight, for our kernel or for oneDNN's."""
+    """A linear layer with a packed copy of another layer's weight, for our kernel or for oneDNN's.
+
+    The source is an `nn.Linear` or a `Conv1D`, whose weight is transposed, in float32 or bfloat16 on the CPU.
+    """
 
     def __init__(self, source: nn.Module, by: str) -> None:
-        """Pack the weight of an `nn.Linear` or of a `Conv1D`, whose weight is transposed.
-
-        Args:
-            source: float32 or bfloat16, on the CPU.
-            by: `panels` or `onednn`.
-        """
         super().__init__()
         weight = _weight(source).detach()
         self.out_features, self.by = weight.shape[0], by
@@ -68,12 +65,8 @@ _chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDic
 def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
     """Choose the linear backend of a loaded model and of all of its views, once.
 
-    The choice depends on the memory that is free at the first call. Later calls return the same, so that the full model
-    and its schedules always run on one backend. The first call compiles the kernel if it would serve this model.
-
-    Args:
-        model: the full model.
-        on_build: called before the kernel is compiled.
+    The choice depends on the memory that is free at the first call. Later calls return the same, so that the full model and its
+    schedules always run on one backend. The first call compiles the kernel if it would serve this model, after `on_build`.
     """
     layers = {id(module): module for module in model.modules() if _is_linear(module)}.values()
     weights = [_weight(module) for module in layers]
@@ -87,9 +80,7 @@ def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object]
 def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
     """Build a view over packed copies of another view's linear layers; with `torch`, return the view itself.
 
-    Args:
-        view: the full model or one of its views.
-        backend: the name from `choose_linear_backend` for the full model.
+    `backend` is the name from `choose_linear_backend` for the full model.
     """
     if backend == TORCH:
         return view

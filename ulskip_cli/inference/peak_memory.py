@@ -18,7 +18,6 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Measure on `device`."""
         self.peak_bytes = 0
         self._device = device
         self._done = threading.Event()

@@ -15,14 +15,7 @@ class PositionsAndMasks:
     """The positions and masks of a batch; a pass may begin anywhere and read one or several tokens."""
 
     def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int) -> None:
-        """Make the positions and masks of all steps.
-
-        Args:
-            model: the model that reads them.
-            cache: of fixed buffers, filled with the prompt.
-            mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-            steps: the number of tokens after the prompt that will be read.
-        """
+        """Prepare `steps` tokens after a prompt with the mask [batch, prompt_len], which the buffers of `cache` hold."""
         self.prompt_len = mask.shape[1]
         self._single: Masks = None
         self._several: Masks = None

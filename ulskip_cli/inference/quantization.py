@@ -14,12 +14,7 @@ from ulskip_cli.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Kind:
-    """A quantization method.
-
-    Attributes:
-        package: the package that quantizes.
-        label: its description in result rows.
-    """
+    """A quantization method: the package that implements it, and its description in result rows."""
 
     package: str
     label: str
@@ -33,12 +28,7 @@ KINDS = {
 
 
 def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a quantization method.
-
-    Args:
-        name: a key of KINDS.
-        dtype: of the computation.
-        device: of the weights.
+    """Return the arguments of `from_pretrained` for a key of `KINDS`; `dtype` is that of the computation.
 
     Raises:
         UsageError: its package is not installed.

@@ -18,7 +18,10 @@ from ulskip_cli.core.config_schema import DecodingConfig
 
 
 class TokenSampler:
-    """Applies transformers' own logits processors in transformers' order, then chooses a token."""
+    """Applies transformers' own logits processors in transformers' order, then chooses a token.
+
+    `prompt_len` is the length of the padded prompts. EOS is suppressed before `min_new_tokens`.
+    """
 
     def __init__(
         self,
@@ -28,15 +31,6 @@ class TokenSampler:
         min_new_tokens: int,
         device: torch.device,
     ) -> None:
-        """Build the processors.
-
-        Args:
-            decoding: how tokens are chosen.
-            prompt_len: length of the padded prompts.
-            eos_token_ids: tokens that end a sequence.
-            min_new_tokens: EOS is suppressed before so many tokens.
-            device: of the logits.
-        """
         self.sample = decoding.do_sample
         processors = LogitsProcessorList()
         if decoding.repetition_penalty != 1:
@@ -55,12 +49,7 @@ class TokenSampler:
         self.processors = processors
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Choose the next token of every sequence, [batch].
-
-        Args:
-            ids: [batch, len], the prompt and the tokens so far.
-            logits: [batch, vocab_size].
-        """
+        """Choose the next token of every sequence [batch], after `ids` [batch, len], from logits [batch, vocab_size]."""
         return self.pick(self.scores(ids, logits))
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:

@@ -21,9 +21,6 @@ class ReferenceLoss:
     """Computes the decode loss of several schedules on the same examples.
 
     Attributes:
-        examples: prompts and responses.
-        size: examples in a batch.
-        pad_token_id: fills up shorter rows.
         held_bytes: memory for encoded prompts that are reused by the next schedule, which must encode them alike.
         exits: the exit depths of the last schedule on the references; empty without early exit.
     """
@@ -38,9 +35,7 @@ class ReferenceLoss:
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
         """Return the mean cross-entropy of all reference tokens under one schedule, EOS included, in nats per token.
 
-        Args:
-            decoder: the model under the schedule.
-            on_batch: called with the number of finished examples.
+        `on_batch` is called with the number of finished examples.
         """
         self.exits = ExitStats()
         order = sorted(range(len(self.examples)), key=lambda i: -self._length(self.examples[i]))
@@ -77,13 +72,7 @@ class ReferenceLoss:
 
 
 def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Compute the logits by which decoding would predict every given response token.
-
-    Args:
-        decoder: the model under a schedule.
-        prompt: the encoded prompts.
-        ids: [batch, response_len], padded on the right.
-        mask: [batch, response_len], 1 for tokens.
+    """Compute the logits by which decoding would predict every response token; `ids` and `mask` are [batch, response_len].
 
     Returns:
         The logits [batch, response_len, vocab_size], and the exit depths [batch, response_len - 1]; None without early exit.

@@ -6,13 +6,7 @@ from transformers import PreTrainedConfig
 
 
 def shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) -> PreTrainedConfig:
-    """Copy a config and adapt the number of layers and every list with one entry per layer to the kept layers.
-
-    Args:
-        source: the config of a model; it may contain several.
-        depth: the number of its decoder layers.
-        kept: the kept layers.
-    """
+    """Copy a config of `depth` layers; adapt the number of layers and every per-layer list to the kept layers."""
     config = copy.deepcopy(source)
     text_config = config.get_text_config(decoder=True)
     per_layer = {

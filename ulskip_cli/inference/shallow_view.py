@@ -51,13 +51,9 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """Build a model of `len(kept)` layers that shares the layers of `model`.
+    """Build a model of `len(kept)` layers that shares the layers of `model`, a causal LM with one stack of decoder layers.
 
     It is a normal Hugging Face model with `generate`, caches and compilation. `train()` and `to()` change the shared modules.
-
-    Args:
-        model: a decoder-only causal LM with one stack of decoder layers.
-        kept: distinct layer indices in ascending order.
 
     Raises:
         UsageError: the architecture is not supported, or `kept` is no valid schedule.
@@ -90,9 +86,7 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
 def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
     """Build a second module over the same parts with some of them replaced; the first is not changed.
 
-    Args:
-        module: a model, a view, or a part of them.
-        replacement: returns the replacement of a part; None to keep it and look inside it.
+    `replacement` returns the replacement of a part, or None to keep it and look inside it.
     """
     found = replacement(module)
     if found is not None:
@@ -148,10 +142,7 @@ def two_phase(
 ) -> PreTrainedModel:
     """Build a model whose `generate` uses `model` for the prompt and the views of `stages` for the decode steps.
 
-    Args:
-        model: encodes the prompt, whole or in chunks, with all its layers.
-        stages: run the decode steps; the layers that they do not keep are dropped from the cache.
-        on_prefill: called with the cache after the prompt, before layers are dropped.
+    The layers that a stage does not keep are dropped from the cache. `on_prefill` is called with the cache before that.
     """
     source_class: Any = type(model)
     by_first_step = {stage.first_step: stage for stage in stages}

@@ -134,11 +134,7 @@ def can_fix(cache: DynamicCache) -> bool:
 def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int) -> Masks:
     """Make the attention masks of all steps, in the form in which the model accepts complete masks.
 
-    Args:
-        model: runs the steps.
-        cache: filled with the prompt.
-        attention_mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-        new_tokens: the number of steps.
+    `attention_mask` is the prompt's, [batch, prompt_len], and `cache` holds the prompt.
 
     Returns:
         [batch, 1, new_tokens, prompt_len + new_tokens], additive; None if no position is masked. For models with several

@@ -21,7 +21,6 @@ class AccumulatingTimer:
     """Adds up the durations of many short intervals; on CUDA it synchronises only when the sum is read."""
 
     def __init__(self, device: torch.device) -> None:
-        """Begin with a sum of zero for work on `device`."""
         self._on_cuda = device.type == "cuda"
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._total = self._began = 0.0

@@ -20,12 +20,7 @@ def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path:
     """Refuse a model with random weights, which the checkpoint lacks or has under another name or shape.
 
     Surplus tensors of other tasks (a classification head, a vision tower) are ignored. Surplus tensors of decoder layers are
-    not, because the trained model used them.
-
-    Args:
-        model: as transformers loaded it.
-        loading_info: from `from_pretrained(output_loading_info=True)`.
-        path: of the checkpoint, for the message.
+    not, because the trained model used them. `loading_info` is from `from_pretrained(output_loading_info=True)`.
 
     Raises:
         UsageError: names the first tensors.

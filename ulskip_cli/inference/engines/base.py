@@ -62,9 +62,6 @@ class BatchRequest:
     Attributes:
         input_ids: [batch, prompt_len], padded on the left.
         attention_mask: [batch, prompt_len].
-        decoding: how tokens are chosen.
-        pad_token_id: fills up finished sequences.
-        eos_token_ids: tokens that end a sequence.
         length: the maximal number of new tokens.
         forced: generate exactly `length` tokens with EOS suppressed.
         on_step: called after every step with the number of tokens generated so far in the batch.
@@ -86,15 +83,11 @@ class EngineOutput:
 
     Attributes:
         token_ids: one row a sequence without the prompt, padded after EOS.
-        prefilled_at: the clock after the forward passes of the prompt, in seconds.
-        first_at: the clock after the choice of the first token.
-        end: the clock after the last token.
+        prefilled_at: seconds on the clock after the forward passes of the prompt.
+        first_at: after the choice of the first token.
+        end: after the last token.
         prompt_kv_bytes: size of the KV cache after the prompt.
         kept_kv_bytes: its size after the skipped layers were dropped.
-        drafts: counts of speculative decoding; None without drafts.
-        exits: exit depths; None without early exit.
-        linear_backend: the backend of the decode steps.
-        compiled: whether the decode steps were compiled.
     """
 
     token_ids: list[list[int]]
@@ -127,17 +120,11 @@ class BatchOutput:
         token_ids: one list a sequence, up to and with EOS, without padding.
         hit_max_length: one flag a sequence: it ended at the length limit and not at EOS.
         prompt_tokens: ids of all prompts without padding; a prompt counts once, whatever the number of beams.
-        prefill_seconds: the forward passes of the prompt.
         first_token_seconds: from the call to the choice of the first token.
         decode_seconds: from the choice of the first token to that of the last.
         prompt_kv_bytes: size of the KV cache after the prompt.
         kept_kv_bytes: its size after the skipped layers were dropped.
-        engine: the engine that generated the batch.
         compile_seconds: compilation for batches of this shape; not part of the other durations.
-        drafts: counts of speculative decoding; None without drafts.
-        exits: exit depths; None without early exit.
-        linear_backend: the backend of the decode steps.
-        compiled: whether the decode steps were compiled.
     """
 
     token_ids: list[list[int]]

@@ -14,15 +14,12 @@ DECAY = 0.9  # weight of earlier checks after each check
 
 
 class DraftLength:
-    """A fixed draft length, or the one with the largest `drafting_speedup` at the acceptance rate observed so far."""
+    """A fixed draft length, or with `auto` the one with the largest `drafting_speedup` at the observed acceptance rate.
+
+    `draft_cost` is the cost of a draft step over the cost of a full step.
+    """
 
     def __init__(self, setting: int | str, draft_cost: float) -> None:
-        """Begin a batch.
-
-        Args:
-            setting: a number of tokens, or `auto`.
-            draft_cost: the cost of a draft step over the cost of a full step.
-        """
         self.setting, self.draft_cost = setting, draft_cost
         self._accepted, self._checked = PRIOR_ACCEPTED, PRIOR_CHECKED
 

@@ -37,17 +37,9 @@ def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> N
 
 
 class EarlyExitEngine:
-    """Greedy decoding and sampling under an exit rule."""
+    """Greedy decoding and sampling under an exit rule; weights are packed before the first run."""
 
     def __init__(self, model: PreTrainedModel, rule: ExitRule, device: torch.device, linear_backend: str) -> None:
-        """Keep the settings; weights are packed before the first run.
-
-        Args:
-            model: encodes prompts with all layers.
-            rule: the layers after which a step may exit, and the threshold.
-            device: of the ids.
-            linear_backend: of the model.
-        """
         self.model, self.rule, self.device, self.linear_backend = model, rule, device, linear_backend
 
     @functools.cached_property
@@ -90,15 +82,7 @@ class ExitSteps:
     def __init__(
         self, model: PreTrainedModel, layerwise: LayerwiseModel, cache: DynamicCache, request: BatchRequest, rule: ExitRule
     ) -> None:
-        """Take over a cache that holds the prompt in every layer.
-
-        Args:
-            model: the full model.
-            layerwise: the model or its packed copy, split at its layers.
-            cache: of the prompt; it is consumed.
-            request: the batch.
-            rule: the exit rule.
-        """
+        """Take over a cache that holds the prompt in every layer; `layerwise` is the split model or its packed copy."""
         mask, steps = request.attention_mask, request.length - 1
         self.layerwise, self.rule = layerwise, rule
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)

@@ -42,19 +42,11 @@ def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str 
 
 
 class FastEngine:
-    """The engine for one model and schedule."""
+    """Decodes one model and schedule over fixed buffers; weights are packed before the first run."""
 
     def __init__(
         self, prompt_model: PreTrainedModel, stages: Sequence[StageView], device: torch.device, linear_backend: str
     ) -> None:
-        """Keep the settings; weights are packed before the first run.
-
-        Args:
-            prompt_model: encodes prompts.
-            stages: run the decode steps.
-            device: of the ids.
-            linear_backend: of the full model and all views.
-        """
         self.prompt_model, self.stages, self.device, self.linear_backend = prompt_model, stages, device, linear_backend
         self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
 
@@ -129,12 +121,8 @@ def run(
 ) -> EngineOutput:
     """Encode the prompts of a batch, then decode step by step.
 
-    Args:
-        request: the batch.
-        prompt_model: encodes the prompts.
-        kept: layers of `prompt_model` whose keys and values the steps read; those of the others are dropped.
-        make_steps: makes the steps from a cache that holds the prompt.
-        device: of the ids.
+    `kept` are the layers of `prompt_model` whose keys and values the steps read; those of the others are dropped. `make_steps`
+    makes the steps from the cache that holds the prompt.
     """
     input_ids, length = request.input_ids, request.length
     batch, prompt_len = input_ids.shape

@@ -15,7 +15,7 @@ from ulskip_cli.inference.timing import now
 
 
 class TransformersEngine:
-    """Calls transformers' `generate` for one model and schedule."""
+    """Calls transformers' `generate` for one model and schedule; a tokenizer is needed for stop strings only."""
 
     def __init__(
         self,
@@ -24,14 +24,6 @@ class TransformersEngine:
         device: torch.device,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
-        """Combine both phases in one model.
-
-        Args:
-            prompt_model: encodes prompts.
-            stages: run the decode steps.
-            device: of the ids.
-            tokenizer: the model's; needed for stop strings only.
-        """
         self.kept, self.device, self.tokenizer = stages[0].kept, device, tokenizer
         self._prompt_kv_bytes = self._kept_kv_bytes = 0
         self._prefilled_at = 0.0
@@ -78,7 +70,6 @@ class StepObserver(StoppingCriteria):  # type: ignore[misc]
     """A stopping criterion that never stops; it reads the clock at the first token and reports the number of tokens."""
 
     def __init__(self, device: torch.device, prompt_shape: Sequence[int], on_step: Callable[[int], None] | None) -> None:
-        """Observe a batch whose prompts have the shape [batch, prompt_len]."""
         self.device = device
         self.batch, self.prompt_len = prompt_shape
         self.on_step = on_step

@@ -31,9 +31,10 @@ def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfi
 
 
 class SpeculativeEngine:
-    """Greedy decoding and sampling whose tokens are the full model's own.
+    """Greedy decoding and sampling whose tokens are the full model's own; `view` runs the layers `kept` of `model`.
 
     All sequences of a batch advance by the smallest number of accepted drafts; further accepted drafts are drafted again.
+    `draft_cost` is the cost of a draft step over the cost of a full step.
     """
 
     def __init__(
@@ -45,16 +46,6 @@ class SpeculativeEngine:
         draft_cost: float,
         linear_backend: str,
     ) -> None:
-        """Keep the settings; weights are packed before the first run.
-
-        Args:
-            model: encodes prompts and verifies drafts.
-            view: makes the drafts.
-            kept: the layers of `model` that `view` runs.
-            device: of the ids.
-            draft_cost: the cost of a draft step over the cost of a full step.
-            linear_backend: of the model and the view.
-        """
         self.model, self.view, self.kept, self.device, self.draft_cost = model, view, kept, device, draft_cost
         self.linear_backend = linear_backend
 
@@ -132,14 +123,14 @@ class SpeculativeEngine:
 def _draft_and_verify(
     ids: Tensor, at: int, count: int, models: "DraftAndVerifyModels", sampler: TokenSampler
 ) -> DraftVerification:
-    """Draft `count` tokens and verify them.
+    """Draft `count` tokens and verify them; with 0 drafts the full model alone chooses the next token.
 
     Args:
         ids: [batch, len], filled up to `at`; the drafts are written into it.
         at: the position of the next token.
-        count: tokens to draft; with 0 the full model alone chooses the next token.
+        count: tokens to draft.
         models: over the cache of all tokens but the last.
-        sampler: chooses tokens from logits.
+        sampler: chooses tokens from scores.
     """
     draft_scores = []
     for i in range(at, at + count):
@@ -158,13 +149,8 @@ def _draft_and_verify(
 def _count_drafts(verification: DraftVerification, eos_token_ids: Tensor, done: Tensor, count: int) -> DraftStats:
     """Count one verification pass; `gained` is the number of tokens by which the batch advances.
 
-    A sequence that reaches EOS in this pass does not limit the others. Drafts after EOS are not counted.
-
-    Args:
-        verification: of `count` drafts.
-        eos_token_ids: tokens that end a sequence.
-        done: [batch], the sequences that were finished before.
-        count: tokens drafted.
+    A sequence that reaches EOS in this pass does not limit the others, and its drafts after EOS are not counted. `done` [batch]
+    marks the sequences that were finished before.
     """
     index = torch.arange(verification.tokens.shape[1], device=done.device)
     first_eos = torch.where(torch.isin(verification.tokens, eos_token_ids), index, len(index)).amin(dim=1)
@@ -189,16 +175,7 @@ class DraftAndVerifyModels:
         mask: Tensor,
         length: int,
     ) -> None:
-        """Take over a cache that holds the prompt in every layer.
-
-        Args:
-            full: verifies drafts.
-            view: makes drafts.
-            kept: the layers of `full` that `view` runs.
-            cache: of the prompt; it is consumed.
-            mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-            length: the maximal number of new tokens.
-        """
+        """Take over a cache that holds the prompt in every layer; `mask` is [batch, prompt_len]."""
         self.full, self.view = full, view
         steps = length - 1  # no pass reads the last token
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)
