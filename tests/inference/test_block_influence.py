@@ -5,7 +5,7 @@ from reference import stack_of
 from ulskip_cli.inference.block_influence import block_influence
 
 
-def test_influence_is_one_minus_the_mean_cosine_of_what_goes_in_and_comes_out(model):
+def test_influence_is_one_minus_the_mean_cosine_of_input_and_output(model):
     texts = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14], [15, 16]]
     states = {}
     hooks = [

@@ -63,7 +63,7 @@ def of_depth(model, depth, inputs):
         return torch.cat([first, shallow_view.forward_with_cache(view, response[:, :-1], whole, cache)], 1)
 
 
-def test_hidden_states_leave_the_prompt_as_it_is(model):
+def test_hidden_states_do_not_change_the_prompt(model):
     prompt, prompt_mask, response, mask = batch()
     with torch.no_grad():
         encoded = encode_prompt(model, prompt, prompt_mask)
@@ -75,7 +75,7 @@ def test_hidden_states_leave_the_prompt_as_it_is(model):
 
 
 @pytest.mark.parametrize("kind", CONFIDENCES)
-def test_a_bound_that_nothing_reaches_is_full_depth_and_one_that_all_reach_the_first_exit(model, kind):
+def test_an_unreachable_threshold_gives_full_depth_and_a_trivial_one_the_first_exit(model, kind):
     inputs = batch()
     kept = inputs[3].bool()
     for threshold, depth in ((2.0, NUM_LAYERS), (-2.0, 4 if kind == "cosine" else 2)):
@@ -86,7 +86,7 @@ def test_a_bound_that_nothing_reaches_is_full_depth_and_one_that_all_reach_the_f
 
 
 @pytest.mark.parametrize("kind", CONFIDENCES)
-def test_every_token_is_predicted_where_it_leaves(llama, kind):
+def test_every_token_is_predicted_at_its_exit_depth(llama, kind):
     inputs = batch()
     rule = ExitRule(NUM_LAYERS, NUM_LAYERS, kind, THRESHOLDS[kind], 4)
     logits, depths = scored(llama, rule, inputs)
@@ -99,7 +99,7 @@ def test_every_token_is_predicted_where_it_leaves(llama, kind):
         torch.testing.assert_close(logits[at, step + 1], expected[at], rtol=1e-4, atol=1e-4)
 
 
-def test_sequences_alone_leave_when_they_are_sure(llama):
+def test_sequences_alone_exit_no_later_than_in_a_batch(llama):
     rule = ExitRule(NUM_LAYERS, NUM_LAYERS, "softmax_max", THRESHOLDS["softmax_max"], 4)
     inputs = batch()
     together = scored(llama, rule, inputs)[1]
@@ -108,7 +108,7 @@ def test_sequences_alone_leave_when_they_are_sure(llama):
     assert (alone.masked_fill(~counts, 0).amax(0) <= together[0]).all()  # never before the last of them
 
 
-def test_padding_holds_nobody_back(llama):
+def test_padding_delays_no_exit(llama):
     rule = ExitRule(NUM_LAYERS, NUM_LAYERS, "softmax_max", THRESHOLDS["softmax_max"], 4)
     inputs = batch(2)  # the second response is shorter
     depths = scored(llama, rule, inputs)[1]
@@ -119,7 +119,7 @@ def test_padding_holds_nobody_back(llama):
     assert (depths[0, behind] < NUM_LAYERS).any()
 
 
-def test_a_response_of_one_token_is_the_prompts_own(llama):
+def test_a_response_of_one_token_is_predicted_by_the_prompt(llama):
     prompt, prompt_mask, response, mask = batch()
     rule = ExitRule(NUM_LAYERS, NUM_LAYERS, "softmax_max", 0.5, 4)
     logits, depths = scored(llama, rule, (prompt, prompt_mask, response[:, :1], mask[:, :1]))

@@ -14,7 +14,7 @@ def batch():
     return ids, mask
 
 
-def test_layers_one_by_one_are_the_models_own_forward(model):
+def test_layers_one_by_one_equal_the_models_forward(model):
     ids, mask = batch()
     expected = shallow_view.forward_with_cache(model, ids, mask, shallow_view.new_cache(model))
     parts, cache = LayerwiseModel(model), shallow_view.new_cache(model)
@@ -26,7 +26,7 @@ def test_layers_one_by_one_are_the_models_own_forward(model):
     assert cache.get_seq_length() == 7
 
 
-def test_what_comes_behind_any_layer_is_that_of_a_shallower_view(model):
+def test_logits_after_any_layer_are_those_of_a_shallower_view(model):
     ids, mask = batch()
     parts, cache = LayerwiseModel(model), shallow_view.new_cache(model)
     entry = parts.enter(ids, cache, **shallow_view.placing(model, mask, 7))
@@ -37,12 +37,12 @@ def test_what_comes_behind_any_layer_is_that_of_a_shallower_view(model):
     )
 
 
-def test_modules_behind_the_layers_serve_where_they_are_all_that_happens(model):
+def test_modules_after_the_layers_are_run_directly_if_that_is_exact(model):
     parts = LayerwiseModel(model)
     assert bool(parts._chain) == (model.config.model_type != "gemma2")  # which caps its logits in between
 
 
-def test_the_model_is_not_touched(model):
+def test_the_model_is_not_changed(model):
     before = {name: id(module) for name, module in model.named_modules()}
     parts = LayerwiseModel(model)
     ids, mask = batch()
@@ -51,7 +51,7 @@ def test_the_model_is_not_touched(model):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_pass_enters_where_the_cache_ends(llama):
+def test_a_pass_continues_after_the_cache(llama):
     ids, mask = batch()
     parts, cache = LayerwiseModel(llama), shallow_view.new_cache(llama)
     shallow_view.forward_with_cache(llama, ids[:, :4], mask[:, :4], cache)

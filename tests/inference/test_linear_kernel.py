@@ -43,7 +43,7 @@ def test_leading_dimensions_stay():
 
 @pytest.fixture
 def not_loaded(monkeypatch, tmp_path):
-    """A process that has not loaded the kernel, on a machine that has not compiled it; the commands that it runs."""
+    """The commands of a process that has not loaded the kernel, on a machine that has not compiled it."""
     monkeypatch.setattr(linear_kernel, "is_loaded", lambda: False)
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
     commands = []
@@ -52,7 +52,7 @@ def not_loaded(monkeypatch, tmp_path):
     return commands
 
 
-def test_asking_builds_nothing(not_loaded, tmp_path):
+def test_unsupported_reason_builds_nothing(not_loaded, tmp_path):
     assert linear_kernel.unsupported_reason() is None
     assert not not_loaded
     assert not list(tmp_path.iterdir())
@@ -71,7 +71,7 @@ def test_no_compiler_is_a_reason(not_loaded, monkeypatch):
     assert not not_loaded
 
 
-def test_a_failed_build_is_told_and_not_tried_again(not_loaded, monkeypatch, tmp_path):
+def test_a_failed_build_is_reported_and_not_repeated(not_loaded, monkeypatch, tmp_path):
     compiler = tmp_path / "broken"
     compiler.write_text("#!/bin/sh\necho no such header >&2\nexit 1\n")
     compiler.chmod(0o755)

@@ -14,7 +14,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.loading import load, load_tokenizer, pick_device, training_note
 from ulskip_cli.strategies.plan import make_plan
@@ -58,16 +58,16 @@ def test_random_weights_follow_the_seed(tmp_path):
 @pytest.mark.parametrize("model_type", [{}, {"model_type": "nonsense"}, {"model_type": "vit"}])
 def test_shapes_of_no_causal_lm_are_refused(tmp_path, model_type):
     (tmp_path / "shape.json").write_text(json.dumps({"num_hidden_layers": 3, **model_type}))
-    with pytest.raises(UsageError, match=r"no model_type|no causal LM"):
+    with pytest.raises(UsageError, match=r"model_type|causal LM"):
         load(ModelConfig(name="random", source="random", path=str(tmp_path / "shape.json"), dtype="float32"))
 
 
 def test_a_folder_without_weights_or_tokenizer_is_refused(model_folder, tmp_path):
     (tmp_path / "config.json").write_text((model_folder / "config.json").read_text())
-    with pytest.raises(UsageError, match="cannot load a model from"):
+    with pytest.raises(UsageError, match="model from"):
         load(ModelConfig(name="hf", source="hf", path=str(tmp_path)))
     (tmp_path / "model.safetensors").write_bytes((model_folder / "model.safetensors").read_bytes())
-    with pytest.raises(UsageError, match="cannot load a tokenizer from"):
+    with pytest.raises(UsageError, match="tokenizer from"):
         load(ModelConfig(name="hf", source="hf", path=str(tmp_path)))
 
 
@@ -145,7 +145,7 @@ def test_an_adapter_is_merged_into_plain_weights(adapter):
     assert tokens(loaded.model) != tokens(load(replace(config, adapter=None)).model)
 
 
-def test_an_adapter_stays_beside_quantized_weights(adapter):
+def test_an_adapter_is_kept_separate_from_quantized_weights(adapter):
     pytest.importorskip("torchao", reason="the extra quantization is not installed")
     config, _ = adapter
     loaded = load(replace(config, quantization="torchao-int8"))
@@ -153,10 +153,10 @@ def test_an_adapter_stays_beside_quantized_weights(adapter):
     assert len(tokens(loaded.model)) == 2
 
 
-def test_what_is_no_adapter_for_this_model_is_one_line(model_folder, tmp_path):
+def test_an_adapter_of_another_model_is_refused_in_one_line(model_folder, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["nothing"], "r": 4}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(UsageError, match="cannot apply the adapter") as caught:
+    with pytest.raises(UsageError, match="adapter") as caught:
         load(ModelConfig(name="hf", source="hf", path=str(model_folder), adapter=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
@@ -166,13 +166,20 @@ def test_the_tokenizer_alone(model_folder):
     assert load_tokenizer(ModelConfig(name="random", source="random", path="smollm2-135m")) is None
 
 
+def test_a_tokenizer_that_is_loaded_already_is_used(model_folder, monkeypatch):
+    config = ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="float32")
+    tokenizer = load_tokenizer(config)
+    monkeypatch.setattr(loading, "load_tokenizer", lambda config: pytest.fail("the tokenizer was loaded again"))
+    assert load(config, tokenizer=tokenizer).tokenizer is tokenizer
+
+
 def test_devices():
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(UsageError, match="not usable here"):
+    with pytest.raises(UsageError, match=r"model\.device=nonsense"):
         pick_device("nonsense")
 
 
-def test_the_training_record_is_told(tmp_path):
+def test_the_training_note_describes_the_training_record(tmp_path):
     record = {"strategy": "unified", "kept_counts": [12, 6], "steps": 10}
     (tmp_path / "training.json").write_text(json.dumps(record))
     assert training_note(str(tmp_path)) == "with skipping: unified, kept counts 12, 6 drawn per step, 10 steps"

@@ -34,14 +34,14 @@ def decoder_of(model, *overrides):
 
 
 def set_free_memory(monkeypatch, count):
-    """Let `count` bytes of memory be free from here on."""
+    """Set the free memory to `count` bytes."""
     memory = SimpleNamespace(available=count)
     monkeypatch.setattr(packing.psutil, "virtual_memory", lambda: memory)
 
 
 @pytest.fixture(params=["panels", "onednn"])
 def by(request, monkeypatch):
-    """Either way of packing, where this machine has it."""
+    """Each packing backend that this machine supports."""
     if request.param == "onednn":
         monkeypatch.setenv("ULSKIP_KERNEL", "off")
     if choose_linear_backend(build_model("llama").to(torch.bfloat16)).name != request.param:
@@ -51,7 +51,7 @@ def by(request, monkeypatch):
 
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
-def test_packed_layers_give_what_the_plain_ones_give(name, dtype, by):
+def test_packed_layers_compute_the_plain_product(name, dtype, by):
     model = build_model(name).to(dtype)
     view = shallow_view.shallow_view(model, (0, 2, 5))
     fast, ids = packed(view, choose_linear_backend(model).name), random_ids(3, 7)
@@ -63,7 +63,7 @@ def test_packed_layers_give_what_the_plain_ones_give(name, dtype, by):
     assert {module.by for module in fast.modules() if type(module) is PackedLinear} == {by}
 
 
-def test_the_source_is_not_touched(llama):
+def test_the_source_is_not_changed(llama):
     before = {name: type(module) for name, module in llama.named_modules()}
     packing_of(llama)
     assert {name: type(module) for name, module in llama.named_modules()} == before
@@ -95,7 +95,7 @@ def test_bias_is_added(by):
     torch.testing.assert_close(PackedLinear(layer, by)(hidden), layer(hidden), **CLOSE[torch.float32])
 
 
-def test_what_packing_does_not_serve_stays_as_it_is(llama, monkeypatch):
+def test_models_that_cannot_be_packed_keep_their_layers(llama, monkeypatch):
     set_free_memory(monkeypatch, 0)
     assert choose_linear_backend(llama).name == "torch"
     assert choose_linear_backend(llama).reason
@@ -129,7 +129,7 @@ def test_all_decoders_of_a_model_run_on_one_backend_whatever_memory_is_free_late
     assert (output.engine, output.linear_backend) == ("early_exit", expected)
 
 
-def test_a_view_that_would_fit_is_not_packed_where_the_full_model_does_not_fit(llama, monkeypatch):
+def test_a_view_is_not_packed_if_the_full_model_does_not_fit(llama, monkeypatch):
     linear = [module.weight.nbytes for module in llama.modules() if type(module) is nn.Linear]
     set_free_memory(monkeypatch, (sum(linear) - 1) / packing.MEMORY_SHARE)
     half = decoder_of(llama, "ratio=2")

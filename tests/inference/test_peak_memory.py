@@ -3,7 +3,7 @@ import torch
 from ulskip_cli.inference.peak_memory import PeakMemory
 
 
-def test_a_passing_allocation_is_seen():
+def test_a_temporary_allocation_counts():
     import time
 
     with PeakMemory(torch.device("cpu")) as quiet:

@@ -11,7 +11,7 @@ from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
 
-def test_padding_takes_no_positions_that_a_table_does_not_have():
+def test_padding_does_not_exceed_the_position_table():
     model = build_model("gpt2")
     assert model.config.n_positions == 128
     long, short = EncodedExample([5] * 120, [6] * 8), EncodedExample([7] * 20, [8] * 60)

@@ -105,7 +105,7 @@ def test_kept_sets_only_shrink(llama):
     shallow_view.prune_cache(cache, (0, 2, 4))
     shallow_view.prune_cache(cache, (0, 4))
     assert len(cache.layers) == 2
-    with pytest.raises(ValueError, match=r"may only shrink.*\[2\]"):
+    with pytest.raises(ValueError, match=r"\[2\]"):
         shallow_view.prune_cache(cache, (0, 2, 4))
 
 
@@ -116,35 +116,35 @@ def test_per_layer_lists_of_the_config_follow_the_kept_layers():
 
 def test_an_encoder_decoder_is_refused_by_name():
     config = transformers.T5Config(num_layers=3, d_model=16, d_ff=16, d_kv=4, num_heads=4, vocab_size=50)
-    with pytest.raises(UsageError, match="T5ForConditionalGeneration is not a decoder-only causal LM"):
+    with pytest.raises(UsageError, match="T5ForConditionalGeneration"):
         shallow_view.shallow_view(transformers.T5ForConditionalGeneration(config), (0, 2))
 
 
 def test_layers_that_share_keys_are_refused_by_name(llama):
     llama.config.num_kv_shared_layers = 2
-    with pytest.raises(UsageError, match=r"LlamaForCausalLM is refused.*num_kv_shared_layers"):
+    with pytest.raises(UsageError, match=r"LlamaForCausalLM.*num_kv_shared_layers"):
         shallow_view.shallow_view(llama, (0, 5))
 
 
 def test_two_stacks_are_refused_by_name(llama):
     llama.second = torch.nn.ModuleList(torch.nn.Identity() for _ in range(NUM_LAYERS))
-    with pytest.raises(UsageError, match=r"LlamaForCausalLM is refused: expected one stack.*found 2"):
+    with pytest.raises(UsageError, match=r"LlamaForCausalLM.*found 2"):
         shallow_view.shallow_view(llama, (0, 5))
 
 
 def test_a_replaced_forward_is_refused(llama):
     llama.model.forward = llama.model.forward
-    with pytest.raises(UsageError, match="LlamaModel is refused: its forward was replaced"):
+    with pytest.raises(UsageError, match="LlamaModel.*forward"):
         shallow_view.shallow_view(llama, (0, 5))
 
 
 @pytest.mark.parametrize("kept", [(), (0, 0), (3, 1), (0, NUM_LAYERS), (-1, 2)])
-def test_what_is_no_schedule_is_refused(llama, kept):
+def test_invalid_schedules_are_refused(llama, kept):
     with pytest.raises(UsageError):
         shallow_view.shallow_view(llama, kept)
 
 
-def test_substituted_parts_stand_in_a_second_model_over_the_same_rest(llama):
+def test_substituted_builds_a_second_model_over_the_other_parts(llama):
     head = torch.nn.Linear(32, 7, bias=False)
     other = shallow_view.substituted(llama, lambda module: head if module is llama.lm_head else None)
     assert other.lm_head is head
@@ -153,7 +153,7 @@ def test_substituted_parts_stand_in_a_second_model_over_the_same_rest(llama):
     assert shallow_view.substituted(llama, lambda module: None) is llama
 
 
-def test_what_was_compiled_is_the_sources_alone(llama):
+def test_compiled_code_stays_with_the_source(llama):
     llama._compiled_call = llama._compiled_call_impl = lambda *args, **kwargs: pytest.fail("the source ran")
     ids = random_ids(1, 4)
     view = shallow_view.shallow_view(llama, (0, 5))

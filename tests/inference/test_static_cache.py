@@ -13,7 +13,7 @@ def prompt_cache(model, ids, mask):
     return cache
 
 
-def test_it_begins_with_what_the_prompt_left_and_never_moves(llama):
+def test_fixed_buffers_hold_the_prompt_and_keep_their_addresses(llama):
     ids = random_ids(2, 5)
     cache = prompt_cache(llama, ids, torch.ones_like(ids))
     keys = [layer.keys.clone() for layer in cache.layers]
@@ -28,7 +28,7 @@ def test_it_begins_with_what_the_prompt_left_and_never_moves(llama):
     assert all(torch.equal(layer.keys[:, :, :5], before) for layer, before in zip(cache.layers, keys, strict=True))
 
 
-def test_sequences_can_leave(llama):
+def test_finished_sequences_can_be_dropped(llama):
     ids = random_ids(3, 5)
     cache, _ = fixed(prompt_cache(llama, ids, torch.ones_like(ids)), 9)
     kept = cache.layers[2].keys[[0, 2]]
@@ -37,7 +37,7 @@ def test_sequences_can_leave(llama):
     assert torch.equal(cache.layers[2].keys, kept)
 
 
-def test_masks_hide_padding_and_what_lies_ahead(llama):
+def test_masks_hide_padding_and_later_positions(llama):
     ids, mask = random_ids(2, 5), torch.ones(2, 5, dtype=torch.long)
     mask[1, :2] = 0
     cache, _ = fixed(prompt_cache(llama, ids, mask), 9)
@@ -47,7 +47,7 @@ def test_masks_hide_padding_and_what_lies_ahead(llama):
     assert seen.tolist() == [[True] * 7, [False] * 2 + [True] * 5]
 
 
-def test_without_padding_there_is_no_mask_but_a_windows(llama):
+def test_without_padding_only_sliding_windows_need_a_mask(llama):
     ids = random_ids(2, 5)
     ones = torch.ones_like(ids)
     cache, _ = fixed(prompt_cache(llama, ids, ones), 9)
@@ -63,7 +63,7 @@ def test_without_padding_there_is_no_mask_but_a_windows(llama):
     assert kinds["sliding_attention"] is not None
 
 
-def test_a_cache_of_other_things_is_not_taken(llama):
+def test_a_cache_with_other_layers_is_refused(llama):
     ids = random_ids(1, 4)
     cache = prompt_cache(llama, ids, torch.ones_like(ids))
     assert can_fix(cache)

@@ -6,7 +6,7 @@ from ulskip_cli.inference.timing import median_interval, now
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=20))
-def test_the_interval_holds_the_median(samples):
+def test_the_interval_contains_the_median(samples):
     interval = median_interval(samples, resamples=200)
     assert min(samples) <= interval.low <= interval.high <= max(samples)
     assert min(samples) <= interval.median <= max(samples)

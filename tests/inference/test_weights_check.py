@@ -1,4 +1,4 @@
-"""Checkpoints that lack tensors, or hold others than their config asks for, are refused by name."""
+"""Checkpoints with missing or surplus tensors are refused, and the message names the tensors."""
 
 import json
 import shutil

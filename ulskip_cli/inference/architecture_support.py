@@ -15,8 +15,8 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 _DEPENDENCIES = {
     "num_kv_shared_layers": "its layers depend on one another (num_kv_shared_layers), so none can be skipped",
     "hidden_size_per_layer_input": "its layers depend on one another (hidden_size_per_layer_input), so none can be skipped",
-    "n_recurrent_loops": "its layers run in loops that the config names by layer index (n_recurrent_loops)",
-    "loop_num_passes": "its layers run in loops that the config names by layer index (loop_num_passes)",
+    "n_recurrent_loops": "its layers run in loops, and the config refers to them by index (n_recurrent_loops)",
+    "loop_num_passes": "its layers run in loops, and the config refers to them by index (loop_num_passes)",
     "n_layers_per_attn_res_block": "its layers read the outputs of earlier blocks of layers (n_layers_per_attn_res_block)",
     "cross_attention_layers": "its cross-attention layers are named by layer index (cross_attention_layers)",
 }

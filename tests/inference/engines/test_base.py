@@ -7,5 +7,5 @@ def test_counts():
     assert output.steps == 2
 
 
-def test_drafts_of_batches_add_up():
+def test_draft_counts_of_batches_can_be_added():
     assert DraftStats(1, 3, 8, 5) + DraftStats(2, 4, 8, 3) == DraftStats(3, 7, 16, 8)

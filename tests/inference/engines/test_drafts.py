@@ -7,7 +7,7 @@ ROWS, VOCAB_SIZE, DRAFTS = 40_000, 6, 2
 NEAR = 0.015  # total variation that 40,000 draws leave to chance, and no wrong rule below
 
 
-def test_a_number_stays_what_it_is():
+def test_a_fixed_draft_length_does_not_change():
     length = DraftLength(3, 0.5)
     length.update(0, 3)
     assert length.next() == 3
@@ -42,7 +42,7 @@ def test_greedy_accepts_up_to_the_first_that_differs():
     assert verification.tokens.tolist() == [[1, 2, 3], [1, 2, 3], [4, 2, 3]]
 
 
-def test_without_drafts_there_is_the_full_models_next_token():
+def test_without_drafts_the_full_model_chooses_the_next_token():
     none, scores = torch.empty(3, 0, dtype=torch.long), torch.eye(5)[torch.tensor([[1], [2], [3]])]
     sure = 1000 * scores
     for verification in (verify_greedy(none, scores), verify_sampled(none, sure[:, :0], sure)):
@@ -52,7 +52,7 @@ def test_without_drafts_there_is_the_full_models_next_token():
 
 @pytest.fixture
 def drawn():
-    """Drafts out of q, the scores of q and p, and p itself; the last token has no chance in p, as under top-k."""
+    """Drafts drawn from q, the scores of q and p, and p itself; p of the last token is 0, as under top-k."""
     torch.manual_seed(0)
     q_scores, p_scores = torch.randn(DRAFTS, VOCAB_SIZE), torch.randn(DRAFTS + 1, VOCAB_SIZE)
     p_scores[:, -1] = -torch.inf
@@ -75,7 +75,7 @@ def test_sampled_tokens_are_distributed_as_the_full_models(drawn):
         assert distance(verification.tokens[reached, i], p[i]) < NEAR
 
 
-def test_wrong_rules_are_told_apart(drawn):
+def test_wrong_acceptance_rules_fail_the_distribution_check(drawn):
     drafts, q_scores, _, p = drawn
     q = torch.softmax(q_scores[0, 0], dim=-1)
     first, everywhere = drafts[:, 0], torch.multinomial(p[0], ROWS, replacement=True)
@@ -85,7 +85,7 @@ def test_wrong_rules_are_told_apart(drawn):
     assert distance(everywhere, p[0]) < NEAR
 
 
-def test_where_both_agree_everything_is_accepted(drawn):
+def test_equal_distributions_accept_every_draft(drawn):
     drafts, q_scores, _, _ = drawn
     whole = torch.cat([q_scores, q_scores[:, :1]], dim=1)
     verification = verify_sampled(drafts, q_scores, whole)

@@ -40,9 +40,9 @@ def batch(rows=3, padded=True):
 
 
 def reference(model, ids, mask, rule, length, ends=()):
-    """One step after another without any cache: the full model's hidden states at every depth, and the first that is sure.
+    """Decode without a cache: compute all depths of the full model at every step and take the first confident one.
 
-    Returns tokens [batch, length], whatever stands behind one of `ends`, and the depth of every step.
+    Returns tokens [batch, length], not trimmed after EOS, and the depth of every step.
     """
     done = torch.zeros(len(ids), dtype=torch.bool)
     views_of = [shallow_view(model, range(depth)) for depth in range(1, rule.num_layers)] + [model]
@@ -75,7 +75,7 @@ def reference(model, ids, mask, rule, length, ends=()):
 
 
 def behind(model, ids, mask, options, depth):
-    """Hidden states of the last position behind so many layers, before any norm."""
+    """Return the hidden states of the last position after `depth` layers, before any norm."""
     with torch.no_grad():
         return model(ids, attention_mask=mask, use_cache=False, output_hidden_states=True, **options).hidden_states[depth][
             :, -1
@@ -109,7 +109,7 @@ def test_a_threshold_that_is_always_reached_is_top_skip(model):
 
 @torch.no_grad()
 def median_threshold(model, kind, ids, mask):
-    """A threshold that some checks pass and others do not."""
+    """Return a threshold that about half of the checks reach."""
     logits = model(ids, attention_mask=mask).logits
     if kind == "cosine":
         states = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
@@ -127,7 +127,7 @@ def test_every_step_is_that_of_the_uncached_reference(model, kind, rows):
     assert output.exits.depths == histogram(depths, rows)
 
 
-def test_tokens_wait_at_several_depths_and_catch_up(llama):
+def test_pending_tokens_of_several_depths_are_computed_later(llama):
     ids, mask = batch(1)
     seen = set()
     for threshold in (0.05, 0.1, 0.2, 0.3, 0.5):
@@ -141,7 +141,7 @@ def test_tokens_wait_at_several_depths_and_catch_up(llama):
     assert len(seen) >= 4  # else the test would show little
 
 
-def test_finished_sequences_hold_nobody_back(llama):
+def test_finished_sequences_do_not_delay_the_others(llama):
     ids, mask = batch()
     decoder = exiting(llama, 0.1)
     free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
@@ -169,7 +169,7 @@ def test_a_forced_length_goes_past_the_end_token(llama):
     assert sum(output.exits.depths.values()) == 3 * (LENGTH - 1)
 
 
-def test_samples_are_those_of_the_full_model_where_nothing_exits(llama):
+def test_samples_without_exits_are_the_full_models(llama):
     ids, mask = batch()
     sampling = replace(GREEDY, do_sample=True, top_k=20)
     expected = static(llama, "strategy=full").generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
@@ -184,7 +184,7 @@ def test_another_rule_serves_the_same_decoder(llama):
     assert decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
 
 
-def test_what_it_does_not_serve_is_named(llama):
+def test_unsupported_options_are_refused_by_name(llama):
     ids, mask = batch()
     with pytest.raises(UsageError, match="beams"):
         exiting(llama, 0.5).generate(ids, mask, DecodeContext(replace(GREEDY, num_beams=2), 0))

@@ -27,7 +27,7 @@ def decoder_for(model, *overrides):
 
 
 def staged_decoder(model):
-    """Four layers, from the fourth decode step on three, from the ninth two."""
+    """A decoder with four layers, three from the fourth decode step on, and two from the ninth."""
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]), ModelMetadata(NUM_LAYERS, None, None))
     return Decoder(model, replace(plan, later_stages=(Stage(3, (0, 2, 5)), Stage(8, (0, 5)))))
 
@@ -41,7 +41,7 @@ def batch(padded):
 
 
 def is_near_tie(decoder, ids, mask, one, other):
-    """Whether two continuations part where the best two logits are within NEAR_TIE of one another."""
+    """Return whether two continuations differ first at a position where the best two logits differ by less than NEAR_TIE."""
     at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     prompt = ids[mask.bool()]
     whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
@@ -53,7 +53,7 @@ def is_near_tie(decoder, ids, mask, one, other):
 
 
 def both(decoder, decoding, padded):
-    """The same batch by either engine."""
+    """Generate one batch by both engines."""
     ids, mask = batch(padded)
     fast = decoder.generate(ids, mask, DecodeContext(decoding, 0, 5))
     slow = decoder.generate(ids, mask, DecodeContext(replace(decoding, engine="transformers"), 0, 5))
@@ -63,7 +63,7 @@ def both(decoder, decoding, padded):
 
 
 @pytest.mark.parametrize("overrides", [("strategy=full",), ("ratio=2",), ("ratio=2", "prompt_layers=kept")], ids=" ".join)
-def test_token_for_token_as_transformers_own_generate(model, overrides):
+def test_tokens_equal_those_of_transformers_generate(model, overrides):
     decoder, near_ties = decoder_for(model, *overrides), 0
     for ends in (None, ENDS):
         model.generation_config.eos_token_id = ends
@@ -76,7 +76,7 @@ def test_token_for_token_as_transformers_own_generate(model, overrides):
     assert near_ties <= 1  # of 20 sequences
 
 
-def test_stages_are_decoded_token_for_token(model):
+def test_tokens_of_stages_equal_those_of_transformers_generate(model):
     decoder, near_ties = staged_decoder(model), 0
     for ends in (None, ENDS):
         model.generation_config.eos_token_id = ends
@@ -145,7 +145,7 @@ def test_one_token_needs_no_step(llama):
     assert [len(row) for row in decoder.generate(ids, mask, DecodeContext(FAST, 0), forced_length=1).token_ids] == [1] * 5
 
 
-def test_the_reason_is_named_where_it_does_not_serve(llama):
+def test_unsupported_options_have_a_reason(llama):
     assert unsupported_reason(llama, FAST) is None
     assert unsupported_reason(llama, replace(FAST, num_beams=2)) == "beams"
     assert unsupported_reason(llama, replace(FAST, stop=["x"])) == "stop strings"

@@ -15,7 +15,7 @@ def test_options_are_passed_through():
     assert settings(decoding(options=passed)).items() >= passed.items()
 
 
-def test_sampling_is_off_unless_asked_for():
+def test_sampling_is_off_by_default():
     plain = settings(decoding())
     assert (plain["do_sample"], plain["temperature"], plain["top_p"]) == (False, 1.0, 1.0)
     asked = settings(decoding(do_sample=True, temperature=0.5, top_p=0.9, top_k=7))
@@ -44,6 +44,6 @@ def test_a_minimum_above_the_maximum_is_refused():
         check(decoding(options={"min_new_tokens": 80}))
 
 
-def test_a_value_that_transformers_refuses_is_one_line():
+def test_a_value_that_transformers_refuses_is_reported():
     with pytest.raises(UsageError, match=r"^decoding\.options: "):
         check(decoding(options={"early_stopping": "perhaps"}))

@@ -29,7 +29,7 @@ def decoder_for(model, kept=None):
 
 
 def agreeing(model, kept):
-    """The model with so little in the other layers that the kept ones guess many of its tokens, but not all."""
+    """Scale the other layers down so that the kept ones predict many tokens of the model, but not all."""
     with torch.no_grad():
         for i, layer in enumerate(stack_of(model)):
             for name, weight in layer.named_parameters() if i not in kept else ():
@@ -49,7 +49,7 @@ def batch(padded):
 
 
 def is_near_tie(model, ids, mask, one, other):
-    """Whether two continuations part where the full model's best two logits are within NEAR_TIE of one another."""
+    """Return whether two continuations differ first at a position where the full model's best two logits differ by less than NEAR_TIE."""
     at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     whole = torch.cat([ids[mask.bool()], torch.tensor(one[:at], dtype=torch.long)])[None]
     logits = reference_logits(model, whole, torch.ones_like(whole), 1, range(NUM_LAYERS))[0, -1]
@@ -64,7 +64,7 @@ def by_generate(model, ids, mask, decoding=DRAFTED, **options):
 
 
 def compared(model, kept):
-    """How drafting went, and how many of the sequences part from the full model's at a near-tie; no other may."""
+    """Return draft counts and the number of sequences that differ from the full model's; each has to differ at a near-tie."""
     decoder, drafts, near_ties = decoder_for(agreeing(model, kept), kept), DraftStats(), 0
     for ends, padded in ((None, False), (None, True), (ENDS, True)):
         model.generation_config.eos_token_id = ends
@@ -82,7 +82,7 @@ def compared(model, kept):
     return drafts, near_ties
 
 
-def test_token_for_token_as_the_full_models_generate(model):
+def test_tokens_equal_those_of_the_full_models_generate(model):
     drafts, near_ties = compared(model, KEPT["unified"])
     assert near_ties <= 7  # a sequence may be the same one seven times
     assert 0 < drafts.accepted < drafts.drafted  # both ends of the rule were seen
@@ -123,7 +123,7 @@ def test_a_forced_length_goes_past_the_end_token(llama):
         assert {len(row) for row in forced.token_ids} == {length}
 
 
-def test_finished_sequences_hold_nobody_back(llama):
+def test_finished_sequences_do_not_delay_the_others(llama):
     kept = (0, 2, 5)
     decoder, (ids, mask) = decoder_for(agreeing(llama, kept), kept), batch(True)
     free = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0)).token_ids
@@ -139,7 +139,7 @@ def test_finished_sequences_hold_nobody_back(llama):
     assert sizes[-1] <= 2
 
 
-def test_what_a_check_brings_is_what_is_in_the_answer(llama):
+def test_draft_counts_match_the_generated_tokens(llama):
     kept = (0, 2, 5)
     decoder, (ids, mask) = decoder_for(agreeing(llama, kept), kept), batch(False)
     llama.generation_config.eos_token_id = [row[at] for row, at in zip(by_generate(llama, ids, mask), range(1, 6), strict=True)]
@@ -154,8 +154,8 @@ def test_what_a_check_brings_is_what_is_in_the_answer(llama):
     assert ended >= 10
 
 
-def test_a_view_of_everything_that_matters_is_always_right(llama):
-    """With layers that add nothing left out, every draft is accepted: a check of k drafts brings k + 1 tokens."""
+def test_all_drafts_of_an_equivalent_view_are_accepted(llama):
+    """The view skips layers that compute nothing, so a pass over k drafts gains k + 1 tokens."""
     with torch.no_grad():
         for i in (1, 4):
             for weight in stack_of(llama)[i].parameters():
@@ -180,12 +180,12 @@ def test_packed_weights_are_made_once_for_both(llama):
     assert packed > {id(part) for part in view.modules() if type(part).__name__ == "PackedLinear"} != set()
 
 
-def test_what_it_does_not_serve_is_refused(llama):
+def test_unsupported_models_and_schedules_are_refused(llama):
     ids, mask = batch(False)
-    with pytest.raises(UsageError, match="leaves nothing to draft with"):
+    with pytest.raises(UsageError, match=r"decoding\.draft_tokens"):
         decoder_for(llama).generate(ids, mask, DecodeContext(DRAFTED, 0))
     llama.config._attn_implementation = "flex_attention"
-    with pytest.raises(UsageError, match="does not go with flex_attention attention; set it to 0"):
+    with pytest.raises(UsageError, match=r"decoding\.draft_tokens.*flex_attention"):
         decoder_for(llama, (0, 2, 5)).generate(ids, mask, DecodeContext(DRAFTED, 0))
 
 
@@ -195,7 +195,7 @@ NEAR = 0.08  # total variation, of which 1,500 draws leave some 0.04 to chance
 
 @pytest.fixture
 def small():
-    """A vocabulary of 5 and 3 layers, the middle one of which matters."""
+    """A model with a vocabulary of 5 and 3 layers; skipping the middle one changes its distribution."""
     torch.manual_seed(3)
     shape = LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
                         initializer_range=0.4, pad_token_id=0, bos_token_id=None, eos_token_id=None)  # fmt: skip
@@ -203,7 +203,7 @@ def small():
 
 
 def exact_shares(model, prompt):
-    """The full model's distribution of the second and third token behind a prompt, [25]."""
+    """Compute the full model's distribution of the second and third token after a prompt, [25]."""
     choose = TokenSampler(SAMPLED, 0, [], 0, torch.device("cpu"))
     ids = torch.tensor([[*prompt, *three] for three in product(range(5), repeat=3)])
     with torch.no_grad():
@@ -216,7 +216,7 @@ def exact_shares(model, prompt):
 
 
 def drawn(decoder, prompt, decoding, runs):
-    """Shares of the second and third token over many batches of three, padded on the left, [25]."""
+    """Measure the frequencies of the second and third token over many batches of three, padded on the left, [25]."""
     ids = torch.tensor([[0, *prompt]] * 3)
     mask = torch.ones_like(ids)
     mask[:, 0] = 0
