@@ -134,7 +134,7 @@ def test_two_stacks_are_refused_by_name(llama):
 
 def test_a_replaced_forward_is_refused(llama):
     llama.model.forward = llama.model.forward
-    with pytest.raises(UsageError, match="LlamaModel.*forward"):
+    with pytest.raises(UsageError, match=r"LlamaModel.*forward"):
         shallow_view.shallow_view(llama, (0, 5))
 
 

@@ -41,7 +41,7 @@ def batch(padded):
 
 
 def is_near_tie(decoder, ids, mask, one, other):
-    """Return whether two continuations differ first at a position where the best two logits differ by less than NEAR_TIE."""
+    """Return whether two continuations first differ where the best two logits are within NEAR_TIE."""
     at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     prompt = ids[mask.bool()]
     whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]

@@ -49,7 +49,7 @@ def batch(padded):
 
 
 def is_near_tie(model, ids, mask, one, other):
-    """Return whether two continuations differ first at a position where the full model's best two logits differ by less than NEAR_TIE."""
+    """Return whether two continuations first differ where the full model's best two logits are within NEAR_TIE."""
     at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     whole = torch.cat([ids[mask.bool()], torch.tensor(one[:at], dtype=torch.long)])[None]
     logits = reference_logits(model, whole, torch.ones_like(whole), 1, range(NUM_LAYERS))[0, -1]
