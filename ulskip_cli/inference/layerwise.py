@@ -37,9 +37,8 @@ class LayerwiseModel:
         self.layers = shallow_view.decoder_layers(model)
         self._recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         device = shallow_view.input_device(model)
-        with torch.random.fork_rng(
-            [device] if device.type == "cuda" else []
-        ):  # training must draw the same numbers with and without this
+        # Training must draw the same random numbers with and without this.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self._split(model)
 
     def _split(self, model: PreTrainedModel) -> None:

@@ -22,8 +22,7 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) 
     }
     for name, value in {"num_hidden_layers": len(kept), **per_layer}.items():
         setattr(text_config, name, value)
-    if any(
-        getattr(text_config, name) != value for name, value in computed.items()
-    ):  # computed from layer indices, which have changed
+    # A property may compute its list from layer indices, which have changed.
+    if any(getattr(text_config, name) != value for name, value in computed.items()):
         text_config.__class__ = type(type(text_config).__name__, (type(text_config),), computed)
     return config

@@ -33,7 +33,7 @@ def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> N
     if rule.threshold is None:
         raise UsageError("early_exit: expected a threshold; it is found by calibration, or set strategy.threshold")
     if reason := fast.unsupported_reason(model, decoding):
-        raise UsageError(f"early_exit does not go with {reason}")
+        raise UsageError(f"early_exit does not go with {reason}; remove it, or choose another strategy")
 
 
 class EarlyExitEngine:
