@@ -90,7 +90,7 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
         ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"prompt_layers": "some"}, "prompt_layers"),
         ({"kept": [3, 0]}, "ascending"),
-        ({"options": {"no_such": 1}}, "no_such"),
+        ({"generate_kwargs": {"no_such": 1}}, "no_such"),
     ],
 )
 def test_what_cannot_be_is_refused(loaded, options, match):

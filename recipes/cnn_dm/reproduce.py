@@ -21,7 +21,7 @@ TRAIN = [
     "train=lora",
     "train.precision=bf16",
     "train.batch_size=4",
-    "train.accumulation=1",
+    "train.gradient_accumulation_steps=1",
     "train.epochs=2",
     "train.max_length=640",
 ]

@@ -125,9 +125,9 @@ BAD = [
     ["run", "model=random", "task.metrics=[blue]"],
     ["run", "model=random", "task.dataset=some/dataset"],
     ["run", "model.path=some/model"],
-    ["run", "model=random", "memory=3GB"],
+    ["run", "model=random", "memory_budget=3GB"],
     ["run", "model=random", "decoding.temperature=0.5"],
-    ["plan", "model=random", "memory=lots"],
+    ["plan", "model=random", "memory_budget=lots"],
     ["score", "nowhere"],
     ["score", "nowhere", "--metrc", "ter"],
     ["run", "model=random", "strategy=custom", "strategy.layers=[0,99]"],
@@ -142,7 +142,7 @@ BAD = [
     ["train", "train=nonsense"],
     ["train", "task=jsonl"],
     ["train", "model.quantization=torchao-int8"],
-    ["train", "train.arguments={fsdp:full_shard}"],
+    ["train", "train.training_args={fsdp:full_shard}"],
 ]
 
 
@@ -166,8 +166,8 @@ def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip,
         "cannot load a tokenizer": ["run", f"model.path={bare}", *quick],
         "example 0: its prompt of": ["run", *overrides, *files],
         "the model's tokenizer has no chat template": ["run", *overrides, "task.template=chat"],
-        "unknown option of transformers' generate 'lenght": ["run", *overrides, "decoding.options={lenght_penalty: 1}"],
-        "decoding.options.use_cache is refused": ["run", *overrides, "decoding.options={use_cache: false}"],
+        "unknown option of transformers' generate 'lenght": ["run", *overrides, "decoding.generate_kwargs={lenght_penalty: 1}"],
+        "decoding.generate_kwargs.use_cache is refused": ["run", *overrides, "decoding.generate_kwargs={use_cache: false}"],
     }
     for expected, arguments in cases.items():
         code, out, err = ulskip(*arguments)

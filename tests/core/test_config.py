@@ -1,8 +1,9 @@
-from dataclasses import replace
+import re
 
 import pytest
 
 from ulskip_cli.core import config
+from ulskip_cli.core.composition import RENAMED_KEYS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.unified import Unified
 from ulskip_cli.tasks import metrics
@@ -40,35 +41,35 @@ def test_configs_are_found_in_every_folder():
         (["strategy.spacng=even"], "unknown key 'strategy.spacng'; did you mean 'strategy.spacing'?"),
         (["modle=tiny"], "unknown key 'modle'; did you mean 'model'?"),
         (["ratio=abc"], "ratio: Value 'abc'"),
-        (["ratio"], "cannot read 'ratio'; expected key=value"),
-        (["ratio=2,3"], "use `ulskip sweep ratio=2,3`"),
+        (["ratio"], "'ratio'; expected key=value"),
+        (["ratio=2,3"], "ulskip sweep ratio=2,3"),
         (["ratio_basis=layer"], "unknown ratio_basis 'layer'; did you mean 'layers'?"),
         (["prompt_layers=keep"], "unknown prompt_layers 'keep'"),
         (["model.dtype=float31"], "did you mean 'float32'?"),
         (["model=hf"], "expected a value for model.path"),
         (["batch_size=0"], "expected batch_size >= 1, got 0"),
         (["limit=0"], "expected limit >= 1, got 0"),
-        (["name=a/b"], "plain folder name"),
-        (["name=.."], "plain folder name"),
+        (["name=a/b"], "name"),
+        (["name=.."], "name"),
         (["+surprise=1"], "surprise"),
         (["decoding.stop=x"], "decoding.stop: expected a list, written [a,b]"),
-        (["decoding.options=[1]"], "expected keys with values, written {a: 1, b: 2}"),
+        (["decoding.generate_kwargs=[1]"], "expected keys with values, written {a: 1, b: 2}"),
         (["decoding.temperature=0"], "expected decoding.temperature > 0, got 0"),
-        (["decoding.temperature=0.7"], "decoding.temperature is for sampling; add decoding.do_sample=true"),
+        (["decoding.temperature=0.7"], "decoding.do_sample=true"),
         (["decoding=sample", "decoding.top_p=1.5"], "expected decoding.top_p <= 1, got 1.5"),
-        (["decoding.stop=['']"], "strings that are not empty"),
-        (["decoding.draft_tokens=-1"], "expected decoding.draft_tokens to be a number, 0 for no drafts, or auto; got -1"),
-        (["decoding.draft_tokens=some"], "expected decoding.draft_tokens to be a number, 0 for no drafts, or auto; got some"),
-        (["decoding=beam", "decoding.draft_tokens=2"], "does not go with beams; set decoding.num_beams=1"),
-        (["decoding=self_speculative", "decoding.stop=[x]"], "does not go with stop strings; set decoding.stop=[]"),
-        (["decoding=self_speculative", "decoding.options={min_p: 0.1}"], "set decoding.options=null"),
-        (["decoding=self_speculative", "decoding.engine=fast"], "does not go with another engine; set decoding.engine=auto"),
-        (["decoding=self_speculative", "decoding.compile=on"], "does not go with compiled steps"),
-        (["decoding=self-speculative", "prompt_layers=kept"], "since every layer checks the drafts; set prompt_layers=all"),
+        (["decoding.stop=['']"], "decoding.stop"),
+        (["decoding.draft_tokens=-1"], "got -1"),
+        (["decoding.draft_tokens=some"], "got some"),
+        (["decoding=beam", "decoding.draft_tokens=2"], "set decoding.num_beams=1"),
+        (["decoding=self_speculative", "decoding.stop=[x]"], "set decoding.stop=[]"),
+        (["decoding=self_speculative", "decoding.generate_kwargs={min_p: 0.1}"], "set decoding.generate_kwargs=null"),
+        (["decoding=self_speculative", "decoding.engine=fast"], "set decoding.engine=auto"),
+        (["decoding=self_speculative", "decoding.compile=on"], "set decoding.compile=auto"),
+        (["decoding=self-speculative", "prompt_layers=kept"], "set prompt_layers=all"),
         (["model.quantization=int7"], "unknown model.quantization 'int7'"),
-        (["model=random", "model.quantization=bnb-nf4"], "pretrained weights"),
-        (["model=random", "model.device_map=auto"], "pretrained weights"),
-        (["model=random", "model.adapter=x"], "pretrained weights"),
+        (["model=random", "model.quantization=bnb-nf4"], "model.quantization"),
+        (["model=random", "model.device_map=auto"], "model.device_map"),
+        (["model=random", "model.adapter=x"], "model.adapter"),
         (["strategy=null"], "unknown strategy 'None'"),
     ],
 )
@@ -77,6 +78,43 @@ def test_bad_input_is_one_line_that_helps(overrides, message):
         config.compose(overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+@pytest.mark.parametrize("text", ["{}=1", "+{}=1", "~{}", "{}.part=1"])
+def test_an_override_with_a_renamed_key_is_told_the_new_one(old, new, text):
+    composed = config.compose_training if old.startswith("train.") else config.compose
+    with pytest.raises(UsageError, match=f"use {re.escape(new)}$") as caught:
+        composed([text.format(old)])
+    assert old in str(caught.value)
+
+
+def test_a_users_yaml_with_a_renamed_key_is_told_the_new_one(tmp_path):
+    for group, body in {"decoding": "options: null", "launcher": "deaths: 1", "train": "arguments: null"}.items():
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_text(f"name: mine\n{body}\n")
+    for group, new in {"decoding": "generate_kwargs", "launcher": "max_retries"}.items():
+        with pytest.raises(UsageError, match=f"use {group}.{new}$"):
+            config.compose([f"{group}=mine"], tmp_path)
+    with pytest.raises(UsageError, match=r"use train\.training_args$"):
+        config.compose_training(["train=mine"], tmp_path)
+
+
+def test_no_shipped_key_is_a_renamed_one():
+    known = {*dotted(config.resolved_config(config.compose([]))), *dotted(config.resolved_config(config.compose_training([])))}
+    assert known.isdisjoint(RENAMED_KEYS) and known >= set(RENAMED_KEYS.values())
+
+
+def dotted(values, prefix=""):
+    for key, value in values.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+
+
+def test_a_renamed_option_of_python_callers_is_told_the_new_one():
+    with pytest.raises(UsageError, match=r"use decoding\.generate_kwargs$"):
+        config.decoding_of({"options": {"length_penalty": 2.0}})
 
 
 def test_values_of_a_strategy_are_checked_by_its_class():
@@ -120,14 +158,6 @@ def test_identity_ignores_what_changes_no_result(override):
     assert config.identity(config.compose([override])) == config.identity(config.compose([]))
 
 
-def test_points_from_before_languages_had_names_stay_finished():
-    composed = config.compose([])
-    old = {key: value for key, value in composed.task.items() if key not in ("source_language", "target_language")}
-    assert config.identity(replace(composed, task=old)) == config.identity(composed)
-    named = config.compose(["task.source_language=Deutsch"])
-    assert config.identity(named) != config.identity(composed)
-
-
 def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
     drafted = config.baseline_config(config.compose(["decoding=self_speculative", "ratio=3"]))
     assert config.identity(drafted) == config.identity(config.compose(["strategy=full"]))
@@ -136,7 +166,17 @@ def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
 
 
 @pytest.mark.parametrize(
-    "override", ["ratio=3", "seed=2", "limit=5", "task.pair=en-de", "decoding=beam", "prompt_layers=kept", "baseline=false"]
+    "override",
+    [
+        "ratio=3",
+        "seed=2",
+        "task.source_language=Deutsch",
+        "limit=5",
+        "task.pair=en-de",
+        "decoding=beam",
+        "prompt_layers=kept",
+        "baseline=false",
+    ],
 )
 def test_identity_follows_what_changes_results(override):
     assert config.identity(config.compose([override])) != config.identity(config.compose([]))
@@ -169,7 +209,7 @@ def test_the_resolved_yaml_composes_to_the_same(tmp_path):
         (["train.ratios=[1,2]", "train.ratio_weights=[1]"], "for each of 2 ratios"),
         (["train.validation={limit:3}", "train.held_out=3"], "got both"),
         (["train.reversed_share=2"], r"train\.reversed_share <= 1, got 2"),
-        (["train.ratios=2,3"], "asks for several values"),
+        (["train.ratios=2,3"], "ulskip sweep"),
         (["train.ratios=many"], "ratios"),
         (["decoding=beam"], "unknown key 'decoding'"),
     ],

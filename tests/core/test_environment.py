@@ -1,5 +1,9 @@
+import socket
+from unittest.mock import Mock
+
 import pytest
 import torch
+from huggingface_hub import constants
 
 from ulskip_cli import __version__
 from ulskip_cli.core import environment
@@ -40,3 +44,39 @@ def test_a_row_of_a_gpu_that_is_not_here_is_of_another_machine(one_gpu, device, 
 
 def test_a_row_of_the_processor_is_of_this_machine_whatever_gpus_it_has(one_gpu):
     assert environment.is_like_here({"device": "cpu", "environment": environment.machine("cpu")})
+
+
+def test_an_unknown_host_is_known_at_once(monkeypatch):
+    def fail(*args):
+        raise socket.gaierror(-2, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(environment, "getproxies", dict)
+    with pytest.raises(OSError, match="unknown"):
+        environment.check_hub_reachable()
+
+
+def test_a_proxy_is_left_to_decide(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    monkeypatch.setattr(environment, "getproxies", lambda: {"https": "http://proxy"})
+    environment.check_hub_reachable()
+
+
+def test_a_failed_look_up_counts_for_one_block_only(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(environment, "getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=socket.gaierror(-3, "temporary failure")))
+    with environment.offline_if_hub_unreachable():
+        assert constants.is_offline_mode()
+    assert not constants.is_offline_mode()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [])
+    with environment.offline_if_hub_unreachable():
+        assert not constants.is_offline_mode()
+
+
+def test_an_offline_mode_of_the_users_stays(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(environment, "check_hub_reachable", lambda: None)
+    with environment.offline_if_hub_unreachable():
+        assert constants.is_offline_mode()
+    assert constants.is_offline_mode()

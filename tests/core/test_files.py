@@ -9,7 +9,7 @@ from ulskip_cli.core.files import lock, try_lock
 HOLD = """
 import sys, time
 from pathlib import Path
-from ulskip_cli.core.locks import lock
+from ulskip_cli.core.files import lock
 with lock(Path(sys.argv[1])):
     print(1, flush=True)
     time.sleep(60)

@@ -35,9 +35,9 @@ def test_bundled_shapes_tell_the_weights_that_transformers_would_make(name):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     tensors = {key: (list(p.shape), 4 * p.numel()) for key, p in model.named_parameters()}
-    facts = read_metadata(shape(name, "float32"))
-    assert facts.weights == sort_weight_sizes(tensors, facts.num_layers, model.config.vocab_size)
-    assert facts.total_bytes == sum(size for _, size in tensors.values())
+    metadata = read_metadata(shape(name, "float32"))
+    assert metadata.weights == sort_weight_sizes(tensors, metadata.num_layers, model.config.vocab_size)
+    assert metadata.total_bytes == sum(size for _, size in tensors.values())
 
 
 def test_the_dtype_that_is_asked_for_counts(model_folder):
@@ -53,7 +53,7 @@ def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
         find_adapter(hf(model_folder, adapter=str(tmp_path)))
     with pytest.raises(UsageError, match=r"no adapter folder at '\./nowhere'"):
         find_adapter(hf(model_folder, adapter="./nowhere"))
-    with pytest.raises(UsageError, match=r"'some/adapter' is neither .* as model\.adapter"):
+    with pytest.raises(UsageError, match=r"'some/adapter' .* as model\.adapter"):
         find_adapter(hf(model_folder, adapter="some/adapter"))
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
@@ -63,10 +63,10 @@ def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
 
 
 def test_a_folder_tells_its_weights(model_folder):
-    facts = read_metadata(hf(model_folder))
-    assert facts.num_layers == 6
-    assert len(facts.weights.layers) == 6
-    assert sum(size for _, size in read_headers(model_folder).values()) >= facts.weights.head + sum(facts.weights.layers)
+    metadata = read_metadata(hf(model_folder))
+    assert metadata.num_layers == 6
+    assert len(metadata.weights.layers) == 6
+    assert sum(size for _, size in read_headers(model_folder).values()) >= metadata.weights.head + sum(metadata.weights.layers)
 
 
 def test_shards_are_read_together(tmp_path):
@@ -109,8 +109,8 @@ def test_damaged_weights_are_refused(tmp_path):
     [
         ("./nowhere", "no model folder"),
         ("/no/where", "no model folder"),
-        ("gpt9", "no hub id"),
-        ("some/model", "nor to be had from the hub.*model=tiny"),
+        ("gpt9", "hub id"),
+        ("some/model", "hub.*model=tiny"),
     ],
 )
 def test_models_that_are_not_there_are_refused(path, message):

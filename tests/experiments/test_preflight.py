@@ -18,9 +18,9 @@ def test_what_can_work_passes():
         ("speed.enabled=false", "a bench measures nothing else"),
         ("baseline=false", "a bench compares with the full model"),
         ("speed.new_tokens=600", "within the model's context of 512, got 64 \\+ 600"),
-        ("memory=3GB", "memory= is for `ulskip plan`"),
+        ("memory_budget=3GB", "memory_budget= is for `ulskip plan`"),
         ("ratio=99", "highest reachable ratio"),
-        ("decoding.options={lenght_penalty: 1}", "unknown option"),
+        ("decoding.generate_kwargs={lenght_penalty: 1}", "unknown option"),
     ],
 )
 def test_what_no_bench_can_do_is_refused(override, message):

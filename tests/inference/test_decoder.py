@@ -121,7 +121,7 @@ def test_beam_options_reach_transformers(llama):
     ids = torch.tensor([[5, 6, 7]])
     beam = DecodingConfig(name="b", num_beams=3, max_new_tokens=8)
     banned = decoder.generate(ids, torch.ones_like(ids), DecodeContext(beam, 0)).token_ids[0][0]
-    without = DecodingConfig(name="b", num_beams=3, max_new_tokens=8, options={"bad_words_ids": [[banned]]})
+    without = DecodingConfig(name="b", num_beams=3, max_new_tokens=8, generate_kwargs={"bad_words_ids": [[banned]]})
     assert banned not in decoder.generate(ids, torch.ones_like(ids), DecodeContext(without, 0)).token_ids[0]
 
 

@@ -17,19 +17,21 @@ LONG = ["speed.prompt_tokens=10", "decoding.max_new_tokens=30"]
 
 
 def test_the_largest_batch_is_counted_by_hand():
-    memory = make_plan(compose(["ratio=2", "memory=100kB", *LONG]), SIZES).memory
+    memory = make_plan(compose(["ratio=2", "memory_budget=100kB", *LONG]), SIZES).memory
     encoding, decoding = 10 * (12 * 100 + 10) + 50, 40 * 6 * 100 + 50
     assert (memory.strategy.sequence_bytes, memory.strategy.decoding_bytes) == (decoding, decoding)
     assert memory.full.sequence_bytes == 40 * 1200 + 50
     assert (memory.strategy.max_batch, memory.full.max_batch) == (90_000 // decoding, 90_000 // 48_050)
-    short = make_plan(compose(["ratio=2", "memory=100kB", "speed.prompt_tokens=10", "decoding.max_new_tokens=1"]), SIZES).memory
+    short = make_plan(
+        compose(["ratio=2", "memory_budget=100kB", "speed.prompt_tokens=10", "decoding.max_new_tokens=1"]), SIZES
+    ).memory
     assert short.strategy.sequence_bytes == encoding  # every layer's keys, before any is dropped
     assert short.strategy.max_in_flight > short.full.max_in_flight  # prompts one by one
 
 
 @given(st.integers(20_000, 10**7), st.integers(1, 500), st.integers(1, 500), st.sampled_from(["all", "kept"]))
 def test_what_is_promised_fits_and_one_more_does_not(budget, prompt, new, prompt_layers):
-    overrides = [f"memory={budget}", f"speed.prompt_tokens={prompt}", f"decoding.max_new_tokens={new}"]
+    overrides = [f"memory_budget={budget}", f"speed.prompt_tokens={prompt}", f"decoding.max_new_tokens={new}"]
     try:
         memory = make_plan(compose([*overrides, f"prompt_layers={prompt_layers}", "ratio=3"]), SIZES).memory
     except UsageError as error:
@@ -45,7 +47,8 @@ def test_what_is_promised_fits_and_one_more_does_not(budget, prompt, new, prompt
 
 def test_beams_take_their_multiple():
     one, four = (
-        make_plan(compose(["memory=1MB", f"decoding.num_beams={n}", *LONG]), SIZES).memory.full.sequence_bytes for n in (1, 4)
+        make_plan(compose(["memory_budget=1MB", f"decoding.num_beams={n}", *LONG]), SIZES).memory.full.sequence_bytes
+        for n in (1, 4)
     )
     assert four == 4 * one
 
@@ -59,12 +62,12 @@ def test_sizes_as_people_write_them(text, expected):
 
 @pytest.mark.parametrize("text", ["much", "24 GiB of it", "-3GB", ""])
 def test_other_sizes_are_refused(text):
-    with pytest.raises(UsageError, match="expected memory=<number of bytes>"):
+    with pytest.raises(UsageError, match="memory_budget="):
         parse_bytes(text)
 
 
 def test_a_budget_that_is_too_small_or_unknowable_is_refused():
     with pytest.raises(UsageError, match="of the weights and"):
-        make_plan(compose(["memory=10kB"]), SIZES)
-    with pytest.raises(UsageError, match="unknown until the model's files are here"):
-        make_plan(compose(["memory=10GB"]), FACTS)
+        make_plan(compose(["memory_budget=10kB"]), SIZES)
+    with pytest.raises(UsageError, match="memory_budget"):
+        make_plan(compose(["memory_budget=10GB"]), FACTS)

@@ -113,7 +113,7 @@ def test_a_file_in_the_outputs_place_is_left_alone(overrides, tmp_path):
 
 def test_a_tracker_that_does_not_exist_is_one_line(overrides):
     with pytest.raises(UsageError, match=r"train\.arguments: .*nosuch"):
-        train(compose_training([*overrides, "train.arguments={report_to:nosuch}"]), NullProgress())
+        train(compose_training([*overrides, "train.training_args={report_to:nosuch}"]), NullProgress())
 
 
 def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
@@ -188,7 +188,9 @@ def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
 
 def test_every_option_of_the_loss_trains(overrides):
     options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial", "train.label_smoothing=0.1"]
-    record = train(compose_training([*overrides, *options, "train.max_steps=2", "train.accumulation=2"]), NullProgress())
+    record = train(
+        compose_training([*overrides, *options, "train.max_steps=2", "train.gradient_accumulation_steps=2"]), NullProgress()
+    )
     assert record["steps"] == 2
 
 

@@ -14,7 +14,7 @@ from ulskip_cli.training.trainer import arguments, last_checkpoint
 
 def test_an_argument_that_trainer_does_not_know_is_named(tmp_path):
     with pytest.raises(UsageError, match="learning_speed"):
-        arguments(compose_training(["train.arguments={learning_speed:1}"]), tmp_path, False, "cpu")
+        arguments(compose_training(["train.training_args={learning_speed:1}"]), tmp_path, False, "cpu")
 
 
 def test_settings_arrive(tmp_path):

@@ -1,13 +1,18 @@
-"""What a result depends on besides its configuration: versions, code, machine."""
+"""The environment of a result: versions of code and packages, the machine, and access to the Hugging Face hub."""
 
+import contextlib
 import functools
+import logging
 import platform
+import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import psutil
 
@@ -17,43 +22,43 @@ PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "s
 
 
 def code() -> dict[str, Any]:
-    """Versions of this program and its packages; git commit and dirty flag where it runs from a checkout."""
+    """Return the versions of this program and its packages, and the git commit and dirty flag of a checkout."""
     return {"ulskip": __version__, "python": platform.python_version(), "packages": packages(), **_git()}
 
 
 def process_seconds() -> float:
-    """How long this process has been running, Python's own start included."""
+    """Return the age of this process in seconds, the start of Python included."""
     return time.time() - psutil.Process().create_time()
 
 
 def packages() -> dict[str, str | None]:
-    """Installed versions of the packages that results depend on."""
+    """Return the installed versions of the packages that results depend on."""
     return {name: _version(name) for name in PACKAGES}
 
 
 def machine(device: str = "cuda") -> dict[str, Any]:
-    """Processor, threads and instruction set, and the accelerator that a device is on, None if this machine has no such."""
+    """Describe the machine: processor, threads, instruction set, and the accelerator of a device (None if it has none)."""
     import torch
 
-    where = torch.device(device)
-    used = where.type == "cuda" and (where.index or 0) < torch.cuda.device_count()
+    place = torch.device(device)
+    has_gpu = place.type == "cuda" and (place.index or 0) < torch.cuda.device_count()
     return {
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "accelerator": torch.cuda.get_device_name(where) if used else None,
+        "accelerator": torch.cuda.get_device_name(place) if has_gpu else None,
     }
 
 
 def origin(device: str) -> dict[str, Any]:
-    """What batches of one run have in common: code and machine."""
-    facts = machine(device)
+    """Return the code and the machine that all batches of one run must share."""
+    here = machine(device)
     return {
         "ulskip": __version__,
         "git_commit": _git()["git_commit"],
         **packages(),
-        **{key: facts[key] for key in (*MACHINE, "threads")},
+        **{key: here[key] for key in (*MACHINE, "threads")},
     }
 
 
@@ -74,6 +79,35 @@ def is_likely_here(measured: Mapping[str, Any]) -> bool:
     return bool(measured.get("processor") == _processor())
 
 
+@contextlib.contextmanager
+def offline_if_hub_unreachable() -> Iterator[None]:
+    """Use only the local cache inside the block if the hub cannot be reached; the next block checks again."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        check_hub_reachable()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def check_hub_reachable() -> None:
+    """Look up the hub's host name, which fails at once; the hub's own client retries for half a minute.
+
+    Raises:
+        OSError: the name cannot be resolved.
+    """
+    from huggingface_hub import constants
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not getproxies():
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -81,7 +115,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-@functools.cache  # of the code that runs, not of what becomes of its files
+@functools.cache  # the state at the first call is the code that runs, even if files change later
 def _git() -> dict[str, Any]:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():

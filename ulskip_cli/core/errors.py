@@ -1,36 +1,36 @@
-"""The two ways a command can end badly, and how a misspelt name is answered."""
+"""Error types of the program, and messages for unknown names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UsageError(Exception):
-    """The request cannot be carried out as written: one line, exit code 2."""
+    """The request is invalid; the command prints one line and ends with exit code 2."""
 
 
 class UnknownKey(UsageError):
-    """A key that the chosen groups do not have; another choice may."""
+    """The chosen config groups have no such key; other choices in the groups may have it."""
 
     def __init__(self, message: str, key: str) -> None:
-        """Keep which one."""
+        """Store the message and the key."""
         super().__init__(message)
         self.key = key
 
 
 class NotApplicable(UsageError):
-    """A strategy does not serve what is asked at this point, as early exit does not serve batches: N/A in a table of many."""
+    """The values are valid, but do not go together; a sweep records such a point as not applicable."""
 
 
 class RunError(Exception):
-    """The request was fine and carrying it out failed: one line, exit code 1."""
+    """A valid request failed while it ran; the command prints one line and ends with exit code 1."""
 
 
 class StorageError(RunError):
-    """A results folder takes no more: nothing else can be kept either, so that many points end at once."""
+    """A results folder cannot be written; no further point can be stored, so a sweep stops."""
 
 
 def unknown(kind: str, got: object, known: Iterable[object]) -> UsageError:
-    """An error for a name that is not known, with the nearest one that is.
+    """Build the error for an unknown name; it suggests the nearest known one.
 
     >>> str(unknown("strategy", "unifed", ["full", "unified"]))
     "unknown strategy 'unifed'; did you mean 'unified'? known: full, unified"
@@ -42,10 +42,10 @@ def unknown(kind: str, got: object, known: Iterable[object]) -> UsageError:
 
 
 def require_choice(kind: str, got: str, known: Iterable[str]) -> str:
-    """`got` itself if it is one of `known`.
+    """Return `got` if it is one of `known`.
 
     Raises:
-        UsageError: otherwise, naming the nearest spelling.
+        UsageError: it is not; the message suggests the nearest name.
     """
     choices = list(known)
     if got not in choices:

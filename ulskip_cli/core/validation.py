@@ -1,4 +1,4 @@
-"""Which values a configuration may have and which go together, as far as no model is needed to tell. No torch."""
+"""Checks of a configuration that need no model: bounds, choices, and combinations of values."""
 
 import operator
 from dataclasses import fields, is_dataclass
@@ -16,10 +16,10 @@ LIMITS = {
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Refuse values that the schema's choices and limits exclude, in a config and its parts.
+    """Refuse values outside the choices and limits of the schema, in a config and its parts.
 
     Raises:
-        UsageError: names the key, what was expected and what came.
+        UsageError: names the key, the expected value and the actual one.
     """
     for one in fields(config):
         key, value = f"{prefix}{one.name}", getattr(config, one.name)
@@ -35,11 +35,11 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
 
 def check_run(config: Config) -> None:
-    """Refuse values that no run can have.
+    """Refuse values that a run cannot have.
 
     Raises:
-        UsageError: names the key, what was expected and what came.
-        NotApplicable: each value is fine, but they do not go together.
+        UsageError: names the key, the expected value and the actual one.
+        NotApplicable: each value is valid, but they do not go together.
     """
     _check_shared(config)
     _check_decoding_together(config.decoding)
@@ -49,16 +49,18 @@ def check_run(config: Config) -> None:
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Refuse values that no training can have.
+    """Refuse values that a training cannot have.
 
     Raises:
-        UsageError: names the key, what was expected and what came.
+        UsageError: names the key, the expected value and the actual one.
     """
     _check_shared(config)
     train = config.train
     for key in ("quantization", "device_map"):
         if getattr(config.model, key) is not None:
-            raise UsageError(f"model.{key} is for running a model; training needs whole weights on one device")
+            raise UsageError(
+                f"model.{key} is not supported in training, which needs unquantized weights on one device; set it to null"
+            )
     if not train.ratios:
         raise UsageError("expected at least one of train.ratios, got none")
     if not train.ce_weight + train.full_weight + train.distill_weight:
@@ -74,10 +76,10 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def check_decoding(decoding: DecodingConfig) -> None:
-    """Refuse values that no decoding can have.
+    """Refuse values that a decoding cannot have.
 
     Raises:
-        UsageError: names the key, what was expected and what came.
+        UsageError: names the key, the expected value and the actual one.
     """
     check_fields(decoding, "decoding.")
     _check_decoding_together(decoding)
@@ -86,15 +88,15 @@ def check_decoding(decoding: DecodingConfig) -> None:
 def _check_decoding_together(decoding: DecodingConfig) -> None:
     """Refuse sampling options without sampling, and empty stop strings."""
     if not all(decoding.stop):
-        raise UsageError("expected decoding.stop to list strings that are not empty")
+        raise UsageError(f"expected decoding.stop to be a list of strings that are not empty, got {decoding.stop}")
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     changed = [key for key, default in sampling.items() if getattr(decoding, key) != default]
     if changed and not decoding.do_sample:
-        raise UsageError(f"decoding.{changed[0]} is for sampling; add decoding.do_sample=true or take decoding=sample")
+        raise UsageError(f"decoding.{changed[0]} is for sampling; add decoding.do_sample=true or use decoding=sample")
 
 
 def _check_drafts(config: Config) -> None:
-    """What drafting does not go with, and what to do instead."""
+    """Refuse options that self-speculative decoding does not support."""
     decoding, drafts = config.decoding, config.decoding.draft_tokens
     if drafts != AUTO and (isinstance(drafts, str) or drafts < 0):
         raise UsageError(f"expected decoding.draft_tokens to be a number, 0 for no drafts, or {AUTO}; got {drafts}")
@@ -103,23 +105,23 @@ def _check_drafts(config: Config) -> None:
     refused = {
         "beams; set decoding.num_beams=1": decoding.num_beams > 1,
         "stop strings; set decoding.stop=[]": bool(decoding.stop),
-        "options of transformers' generate; set decoding.options=null": bool(decoding.options),
-        "another engine; set decoding.engine=auto": decoding.engine != "auto",
+        "arguments of transformers' generate; set decoding.generate_kwargs=null": bool(decoding.generate_kwargs),
+        "a chosen engine; set decoding.engine=auto": decoding.engine != "auto",
         "compiled steps; set decoding.compile=auto": decoding.compile == "on",
-        "prompt_layers=kept, since every layer checks the drafts; set prompt_layers=all": config.prompt_layers == "kept",
-        "ratio_basis=latency, which times steps without checks; set ratio_basis=cost": config.ratio_basis == "latency",
+        "prompt_layers=kept, because all layers check the drafts; set prompt_layers=all": config.prompt_layers == "kept",
+        "ratio_basis=latency, which times steps without drafts; set ratio_basis=cost": config.ratio_basis == "latency",
     }
-    for what, found in refused.items():
+    for reason, found in refused.items():
         if found:
-            raise NotApplicable(f"decoding.draft_tokens={drafts} does not go with {what}, or decoding.draft_tokens=0")
+            raise NotApplicable(f"decoding.draft_tokens={drafts} does not go with {reason}, or decoding.draft_tokens=0")
 
 
 def _check_shared(config: Config | TrainingConfig) -> None:
-    """What runs and trainings have in common."""
+    """Check the parts that runs and trainings share."""
     for group, node in (("task", config.task), ("strategy", config.strategy)):
         if not {"_target_", "name"} <= node.keys():
             raise UsageError(f"expected _target_ and name in the {group} config, got {', '.join(node) or 'nothing'}")
     check_fields(config)
     for key in ("quantization", "device_map", "adapter"):
         if getattr(config.model, key) is not None and config.model.source == "random":
-            raise UsageError(f"model.{key} is for pretrained weights, not for model=random")
+            raise UsageError(f"model.{key} needs pretrained weights; set it to null for model=random")

@@ -1,4 +1,4 @@
-"""Bytes of weights by decoder layer, and the decoding time that they predict: a step reads every weight that it uses."""
+"""Bytes of weights by decoder layer, and the speedup that they predict: a decode step reads every weight that it uses."""
 
 import re
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_LOOKED_UP = ("embed", "wte", "wpe", "position")  # tables of which a step reads one row
+_LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
 
 
 @dataclass(frozen=True)
@@ -14,27 +14,27 @@ class WeightSizes:
     """Bytes of weights that a decode step reads at batch 1.
 
     Attributes:
-        head: h, the final norm and the output head.
-        layers: l of every decoder layer.
+        head: h, bytes of the final norm and the output head.
+        layers: bytes of each decoder layer.
     """
 
     head: int
     layers: tuple[int, ...]
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
-        """S = (h + sum of all layers) / (h + sum of the kept layers).
+        """Return S = (h + sum of all layers) / (h + sum of the kept layers).
 
         Args:
             kept: layers that a step runs.
-            heads: how often it runs the final norm and the head.
+            heads: number of times that a step runs the final norm and the head.
         """
         return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """The same over steps of several kinds.
+        """Return the predicted speedup over steps with different layers.
 
         Args:
-            steps: how many of each, and the layers that they keep.
+            steps: number of steps and the layers that they run.
         """
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
@@ -46,10 +46,10 @@ def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_laye
     Args:
         tensors: (shape, bytes) by name; a tied head may be listed or not.
         num_layers: N.
-        vocab_size: the rows of the embedding and of the head; where both are listed one is the head.
+        vocab_size: number of rows of the embedding and of the head; if both are listed, one of them is the head.
 
     Returns:
-        None where the names show no stack of N layers.
+        None if the names show no stack of N layers.
     """
     stacks: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     outside: dict[str, tuple[Sequence[int], int]] = {}

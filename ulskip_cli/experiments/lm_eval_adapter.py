@@ -164,7 +164,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             self.ulskip_config.decoding,
             max_new_tokens=max_length - context.shape[1],
             stop=stops,
-            options={**(self.ulskip_config.decoding.options or {}), **options} or None,
+            generate_kwargs={**(self.ulskip_config.decoding.generate_kwargs or {}), **options} or None,
             **known,
         )
         self._batches += 1

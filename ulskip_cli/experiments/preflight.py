@@ -88,8 +88,8 @@ class Resolver:
             UsageError: no run can have these values.
         """
         validation.check_run(config)
-        if config.memory is not None:
-            raise UsageError("memory= is for `ulskip plan`; a run takes batch_size=")
+        if config.memory_budget is not None:
+            raise UsageError("memory_budget= is for `ulskip plan`; a run takes batch_size=")
         key = str(config.model)
         if key not in self._metadata:
             self._metadata[key] = read_metadata(config.model)
@@ -166,7 +166,7 @@ def check_generate_options(config: Config) -> None:
     Raises:
         UsageError: an option is unknown; the message names it.
     """
-    if config.decoding.options:
+    if config.decoding.generate_kwargs:
         from ulskip_cli.inference.engines import generate_options
 
         generate_options.check(config.decoding)

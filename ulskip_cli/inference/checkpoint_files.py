@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ulskip_cli.core import hub
+from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference.loading import origin
@@ -33,7 +33,7 @@ def _snapshot(name: str, revision: str | None, patterns: "list[str] | tuple[str,
 
     wanted = list(patterns)
     try:
-        with hub.offline_if_unreachable():
+        with environment.offline_if_hub_unreachable():
             return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]

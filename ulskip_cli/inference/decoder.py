@@ -150,9 +150,9 @@ class Decoder:
                 start = now(self.device)
                 output = engine.run(request)
         except (TypeError, ValueError) as error:  # transformers checks many options only when it uses them
-            if not context.decoding.options:
+            if not context.decoding.generate_kwargs:
                 raise
-            raise UsageError(f"decoding.options: {' '.join(str(error).split())[:200]}") from None
+            raise UsageError(f"decoding.generate_kwargs: {' '.join(str(error).split())[:200]}") from None
         return self._batch_output(request, output, name, start, compile_seconds)
 
     def _batch_output(

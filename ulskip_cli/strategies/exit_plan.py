@@ -34,7 +34,7 @@ def make_exit_rule(strategy: Strategy, config: Config, num_layers: int, count: i
     refused = {
         "beams; set decoding.num_beams=1": decoding.num_beams > 1,
         "stop strings; set decoding.stop=[]": bool(decoding.stop),
-        "options of transformers' generate; set decoding.options=null": bool(decoding.options),
+        "options of transformers' generate; set decoding.generate_kwargs=null": bool(decoding.generate_kwargs),
         "drafts; set decoding.draft_tokens=0": bool(decoding.draft_tokens),
         "transformers' generate; set decoding.engine=auto": decoding.engine == "transformers",
         "compiled steps; set decoding.compile=auto": decoding.compile == "on",

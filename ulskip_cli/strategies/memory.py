@@ -47,7 +47,7 @@ class MemoryPlan:
 
 
 def memory_plan(config: Config, facts: ModelMetadata, num_kept: int) -> MemoryPlan:
-    """The largest batches within `config.memory`, by weights, keys and values, and a rough workspace.
+    """The largest batches within `config.memory_budget`, by weights, keys and values, and a rough workspace.
 
     While its prompt is encoded a sequence holds the keys and values of every layer; after it those of the kept layers,
     for prompt and new tokens. Beams multiply both, since `generate` encodes the prompt once a beam.
@@ -55,10 +55,12 @@ def memory_plan(config: Config, facts: ModelMetadata, num_kept: int) -> MemoryPl
     Raises:
         UsageError: the budget is no number of bytes, not one sequence fits, or the model's sizes are unknown.
     """
-    budget = parse_bytes(str(config.memory))
+    budget = parse_bytes(str(config.memory_budget))
     sizes = (facts.kv_bytes_per_layer, facts.total_bytes, facts.workspace_bytes_per_token, facts.workspace_bytes_per_sequence)
     if None in sizes:
-        raise UsageError("memory= needs the sizes of weights and cache, which are unknown until the model's files are here")
+        raise UsageError(
+            "memory_budget= needs the sizes of weights and cache, which are unknown until the model's files are here"
+        )
     per_layer, weights, per_token, per_sequence = (int(size or 0) for size in sizes)
     prompt, new, beams = config.speed.prompt_tokens, config.decoding.max_new_tokens, config.decoding.num_beams
 
@@ -73,8 +75,8 @@ def memory_plan(config: Config, facts: ModelMetadata, num_kept: int) -> MemoryPl
     own = footprint(cached_layers(config, facts.num_layers, num_kept))
     if not own.max_batch:
         raise UsageError(
-            f"expected memory= above the {weights / 2**20:,.1f} MiB of the weights and {own.sequence_bytes / 2**20:,.1f} MiB "
-            f"of one sequence, got {budget / 2**20:,.1f} MiB"
+            f"expected memory_budget= above the {weights / 2**20:,.1f} MiB of the weights and "
+            f"{own.sequence_bytes / 2**20:,.1f} MiB of one sequence, got {budget / 2**20:,.1f} MiB"
         )
     return MemoryPlan(budget, weights, prompt, new, own, footprint(facts.num_layers))
 
@@ -84,7 +86,7 @@ def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
     return num_layers if config.decoding.draft_tokens else num_kept
 
 
-def parse_bytes(text: str, key: str = "memory=") -> int:
+def parse_bytes(text: str, key: str = "memory_budget=") -> int:
     """A number of bytes out of `24GiB`, `16 GB`, `800M` or `1000000`.
 
     >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")

@@ -173,7 +173,7 @@ def make_plan(config: Config, facts: ModelMetadata, depth: float | None = None) 
             "to step; choose another strategy, or set it to 0"
         )
     per_layer = facts.kv_bytes_per_layer
-    memory = None if config.memory is None else memory_plan(config, facts, len(kept))
+    memory = None if config.memory_budget is None else memory_plan(config, facts, len(kept))
     plan = Plan(
         strategy=config.strategy["name"],
         num_layers=num_layers,

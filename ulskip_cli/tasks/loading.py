@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core import hub
+from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError
 
 
@@ -124,7 +124,7 @@ def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets
     is_local = folder.is_dir()
     try:
         if not is_local:
-            hub.check_reachable()
+            environment.check_hub_reachable()
         source = str(folder) if is_local else name
         chosen = subset or _choose_subset(datasets.get_dataset_config_names(source), default_subsets, name)
         rows = datasets.load_dataset(source, chosen, split=split)

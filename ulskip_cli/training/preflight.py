@@ -26,7 +26,7 @@ def check_training(config: TrainingConfig) -> None:
     Raises:
         UsageError: an argument of Trainer, a schedule or a data file is not usable; the message names it.
     """
-    check_trainer_arguments(config.train.arguments or {})
+    check_trainer_arguments(config.train.training_args or {})
     schedules(config, read_metadata(config.model).num_layers)
     instantiate(config.task, "task").examples()
 
@@ -39,22 +39,24 @@ def check_trainer_arguments(extra: Mapping[str, Any]) -> None:
     """
     for key in extra:
         if key in _OURS and key not in _LOOSE:
-            raise UsageError(f"train.arguments.{key}: expected it as one of the train.* options or top-level keys")
+            raise UsageError(f"train.training_args.{key}: expected it as one of the train.* options or top-level keys")
     if any("checkpointing" in key and value for key, value in extra.items()):
         raise UsageError(
-            "train.arguments: gradient checkpointing drops the prompt's cache, which the second pass reads; lower "
-            "train.batch_size and raise train.accumulation instead"
+            "train.training_args: gradient checkpointing drops the prompt's cache, which the second pass reads; lower "
+            "train.batch_size and raise train.gradient_accumulation_steps instead"
         )
     if extra.get("fsdp"):
-        raise UsageError("train.arguments.fsdp is refused: it is not tested with shared layers; use DDP (torchrun) or ZeRO-2")
+        raise UsageError(
+            "train.training_args.fsdp is refused: it is not tested with shared layers; use DDP (torchrun) or ZeRO-2"
+        )
     if extra.get("deepspeed"):
         source = extra["deepspeed"]
         try:
             settings = source if isinstance(source, Mapping) else json.loads(Path(source).read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"train.arguments.deepspeed: cannot read {source} as JSON ({error})") from None
+            raise UsageError(f"train.training_args.deepspeed: cannot read {source} as JSON ({error})") from None
         stage = settings.get("zero_optimization", {}).get("stage", 0)
         if stage not in (0, 1, 2):
             raise UsageError(
-                f"train.arguments.deepspeed: expected ZeRO stage 2 or below, got {stage}; 3 moves the weights away"
+                f"train.training_args.deepspeed: expected ZeRO stage 2 or below, got {stage}; 3 moves the weights away"
             )

@@ -82,7 +82,7 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> dict[str, Any]:
     try:
         trainer = SkipTrainer(module, ratios, config, subject.tokenizer, pairs, validation, checkpoints, progress, device)
     except (ValueError, RuntimeError, ImportError) as error:  # a tracker that is unknown or not installed
-        raise UsageError(f"train.arguments: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
     if trainer.is_world_process_zero():
         write_atomic(output / "checkpoints" / "identity", identity)
     began = time.perf_counter()

@@ -164,9 +164,9 @@ def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str
     """Trainer's arguments for a configuration.
 
     Raises:
-        UsageError: `train.arguments` holds what is set elsewhere, what is refused, or what Trainer does not know.
+        UsageError: `train.training_args` holds what is set elsewhere, what is refused, or what Trainer does not know.
     """
-    train, extra = config.train, dict(config.train.arguments or {})
+    train, extra = config.train, dict(config.train.training_args or {})
     check_trainer_arguments(extra)
     values: dict[str, Any] = {
         "report_to": "none",
@@ -179,7 +179,7 @@ def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str
         "num_train_epochs": train.epochs,
         "max_steps": train.max_steps or -1,
         "per_device_train_batch_size": train.batch_size,
-        "gradient_accumulation_steps": train.accumulation,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.scheduler,
         "warmup_steps": train.warmup,  # below 1: a share of the steps
@@ -200,7 +200,7 @@ def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str
     try:
         made = TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
-        raise UsageError(f"train.arguments: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
     if made.n_gpu > 1:
         made._n_gpu = 1  # views do not survive DataParallel; several GPUs are for torchrun
     return made

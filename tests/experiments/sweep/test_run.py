@@ -166,7 +166,7 @@ def test_one_points_failure_is_a_row_and_the_next_sweep_tries_it_again(sweep, tm
 def test_a_model_out_of_reach_fails_alone(sweep, tmp_path, model_folder):
     code, _, err = sweep(f"model.path={model_folder},some/model", "strategy=full")
     assert code == 1
-    assert "'some/model' is neither a folder here nor to be had from the hub" in err.splitlines()[-1]
+    assert "'some/model' is neither a local folder nor available from the hub" in err.splitlines()[-1]
     assert sorted(row["status"] for row in stored(tmp_path / "x")) == ["done", "failed"]
 
 

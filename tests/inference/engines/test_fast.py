@@ -149,6 +149,6 @@ def test_unsupported_options_have_a_reason(llama):
     assert unsupported_reason(llama, FAST) is None
     assert unsupported_reason(llama, replace(FAST, num_beams=2)) == "beams"
     assert unsupported_reason(llama, replace(FAST, stop=["x"])) == "stop strings"
-    assert unsupported_reason(llama, replace(FAST, options={"min_p": 0.1})) == "decoding.options (min_p)"
+    assert unsupported_reason(llama, replace(FAST, generate_kwargs={"min_p": 0.1})) == "decoding.generate_kwargs (min_p)"
     llama.config._attn_implementation = "flex_attention"
     assert unsupported_reason(llama, FAST) == "flex_attention attention"

@@ -11,8 +11,8 @@ def decoding(**changes):
 
 def test_options_are_passed_through():
     passed = {"length_penalty": 0.5, "early_stopping": True, "bad_words_ids": [[3]]}
-    check(decoding(num_beams=2, options=passed))
-    assert settings(decoding(options=passed)).items() >= passed.items()
+    check(decoding(num_beams=2, generate_kwargs=passed))
+    assert settings(decoding(generate_kwargs=passed)).items() >= passed.items()
 
 
 def test_sampling_is_off_by_default():
@@ -24,26 +24,26 @@ def test_sampling_is_off_by_default():
 
 @pytest.mark.parametrize("key", sorted(REFUSED))
 def test_options_that_break_counting_or_the_two_phases_are_refused_by_name(key):
-    with pytest.raises(UsageError, match=rf"decoding\.options\.{key}"):
-        check(decoding(options={key: 1}))
+    with pytest.raises(UsageError, match=rf"decoding\.generate_kwargs\.{key}"):
+        check(decoding(generate_kwargs={key: 1}))
 
 
 @pytest.mark.parametrize("key", sorted(OWN_KEYS))
 def test_an_option_with_a_key_of_its_own_names_that_key(key):
     with pytest.raises(UsageError, match=rf"decoding\.{OWN_KEYS[key]}"):
-        check(decoding(options={key: 1}))
+        check(decoding(generate_kwargs={key: 1}))
 
 
 def test_an_unknown_option_is_refused_with_the_most_similar_name():
     with pytest.raises(UsageError, match="length_penalty"):
-        check(decoding(options={"lenght_penalty": 1}))
+        check(decoding(generate_kwargs={"lenght_penalty": 1}))
 
 
 def test_a_minimum_above_the_maximum_is_refused():
     with pytest.raises(UsageError, match=r"min_new_tokens.*64.*80"):
-        check(decoding(options={"min_new_tokens": 80}))
+        check(decoding(generate_kwargs={"min_new_tokens": 80}))
 
 
 def test_a_value_that_transformers_refuses_is_reported():
-    with pytest.raises(UsageError, match=r"^decoding\.options: "):
-        check(decoding(options={"early_stopping": "perhaps"}))
+    with pytest.raises(UsageError, match=r"^decoding\.generate_kwargs: "):
+        check(decoding(generate_kwargs={"early_stopping": "perhaps"}))

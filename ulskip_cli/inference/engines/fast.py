@@ -29,8 +29,8 @@ def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str 
     """Return the reason why this engine does not serve a model or an option; None if it does."""
     if decoding.num_beams > 1:
         return "beams"
-    if decoding.options:
-        return f"decoding.options ({', '.join(decoding.options)})"
+    if decoding.generate_kwargs:
+        return f"decoding.generate_kwargs ({', '.join(decoding.generate_kwargs)})"
     if decoding.stop:
         return "stop strings"
     implementation = model.config.get_text_config(decoder=True)._attn_implementation

@@ -30,31 +30,31 @@ def check(decoding: DecodingConfig) -> None:
     Raises:
         UsageError: names the option and what to do.
     """
-    if not decoding.options:
+    if not decoding.generate_kwargs:
         return
     from transformers import GenerationConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     passed = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - REFUSED - OWN_KEYS.keys()
-    for key in decoding.options:
+    for key in decoding.generate_kwargs:
         if key in OWN_KEYS:
-            raise UsageError(f"decoding.options.{key} has a key of its own: set decoding.{OWN_KEYS[key]} instead")
+            raise UsageError(f"decoding.generate_kwargs.{key} has a key of its own: set decoding.{OWN_KEYS[key]} instead")
         if key in REFUSED:
             raise UsageError(
-                f"decoding.options.{key} is refused: it changes the counted tokens or the decoding method; leave it out"
+                f"decoding.generate_kwargs.{key} is refused: it changes the counted tokens or the decoding method; leave it out"
             )
         if key not in passed:
             raise unknown("option of transformers' generate", key, sorted(passed))
-    least = decoding.options.get("min_new_tokens") or 0
+    least = decoding.generate_kwargs.get("min_new_tokens") or 0
     if isinstance(least, int) and least > decoding.max_new_tokens:
         limit = decoding.max_new_tokens
-        raise UsageError(f"expected decoding.options.min_new_tokens up to decoding.max_new_tokens={limit}, got {least}")
+        raise UsageError(f"expected decoding.generate_kwargs.min_new_tokens up to decoding.max_new_tokens={limit}, got {least}")
     try:
         GenerationConfig(**settings(decoding)).validate(strict=True)
     except (ValueError, TypeError, AttributeError) as error:
         reason = next((line for line in str(error).splitlines() if line.startswith("- ")), str(error).split("\n")[0])
-        raise UsageError(f"decoding.options: {reason.removeprefix('- ')[:200]}") from None
+        raise UsageError(f"decoding.generate_kwargs: {reason.removeprefix('- ')[:200]}") from None
 
 
 def settings(decoding: DecodingConfig) -> dict[str, Any]:
@@ -70,4 +70,4 @@ def settings(decoding: DecodingConfig) -> dict[str, Any]:
         chosen |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
     else:
         chosen |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' defaults; greedy decoding ignores them
-    return {**chosen, **(decoding.options or {})}
+    return {**chosen, **(decoding.generate_kwargs or {})}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ulskip_cli.core import hub
+from ulskip_cli.core import environment
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.tasks.metrics.bootstrap import compare
 from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
@@ -123,7 +123,7 @@ class BertScore:
             depth = None  # bert-score has a default layer for known models
             if self.model and Path(self.model).exists():
                 depth = AutoConfig.from_pretrained(self.model).num_hidden_layers
-            with hub.offline_if_unreachable():
+            with environment.offline_if_hub_unreachable():
                 scorer = BERTScorer(model_type=self.model, lang=self.language, num_layers=depth)
             length = getattr(scorer._model.config, "max_position_embeddings", None) or UNLIMITED
             scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, length)

@@ -1,0 +1,183 @@
+"""Hydra composition: override lists and the YAML files of the config groups become one untyped configuration.
+
+`config.py` turns the result into a checked `Config`. This module reads overrides, resolves group choices, and refuses
+unknown and renamed keys with a hint.
+"""
+
+import copy
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
+
+RENAMED_KEYS = {
+    "memory": "memory_budget",
+    "decoding.options": "decoding.generate_kwargs",
+    "launcher.deaths": "launcher.max_retries",
+    "train.arguments": "train.training_args",
+    "train.accumulation": "train.gradient_accumulation_steps",
+}
+
+
+def config_dir() -> Path:
+    """Return the folder of the shipped configs: inside an installed wheel, or beside the package in a checkout."""
+    inside = Path(__file__).parents[1] / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
+    """Return the YAML files of a group by name: the shipped ones and those of a user's own folder."""
+    folders = [config_dir(), *([extra_dir] if extra_dir else [])]
+    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Any]:
+    """Parse `key=value` overrides with Hydra's own parser, sweeps included."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException:
+            raise UsageError(f"cannot read '{text}'; expected key=value, e.g. task=wmt ratio=2.0") from None
+    return parsed
+
+
+def refuse_renamed(keys: Iterable[str]) -> None:
+    """Refuse keys that have another name now.
+
+    Raises:
+        UsageError: names the new key.
+    """
+    for key in keys:
+        for old, new in RENAMED_KEYS.items():
+            if key == old or key.startswith(f"{old}."):
+                raise UsageError(f"{old} was renamed: use {new}")
+
+
+def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
+    """Compose one of the primary configs.
+
+    Args:
+        primary: name of the YAML file in `configs/`.
+        groups: config groups in which an override may choose.
+        overrides: Hydra's override syntax.
+        extra_dir: folder with a user's own config groups.
+
+    Raises:
+        UsageError: a key or a choice is unknown or renamed, or a value cannot be set.
+    """
+    if extra_dir is not None and not extra_dir.is_dir():
+        raise UsageError(f"--config-dir: no folder at {extra_dir}")
+    keys = [_key(text) for text in overrides]
+    if (
+        "model.path" in keys
+        and "model" not in keys
+        and not _experiment_has_random_weights(primary, groups, overrides, extra_dir)
+    ):
+        overrides = ["model=hf", *overrides]
+    resolved = [_resolve_choice(override, groups, extra_dir) for override in overrides]
+    choices = [text for text in resolved if _key(text) in groups]
+    chosen = _compose_choices(primary, tuple(choices), extra_dir, _file_stamps(extra_dir))
+    known = list(_dotted_keys(chosen))
+    refuse_renamed([*keys, *known])
+    for text in resolved:
+        if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
+            raise UnknownKey(str(unknown("key", _key(text), _sibling_keys(_key(text), known))), _key(text))
+    values = [text for text in resolved if text not in choices]
+    if any(text.startswith(("+", "~")) for text in values):
+        return _hydra_compose(primary, resolved, extra_dir)
+    return _with_values(copy.deepcopy(chosen), values)
+
+
+@functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s, and the points of a grid differ in few choices
+def _compose_choices(primary: str, choices: tuple[str, ...], extra_dir: Path | None, stamps: object) -> DictConfig:
+    """Compose group choices alone. Callers must copy the result before they change it."""
+    return _hydra_compose(primary, choices, extra_dir)
+
+
+def _file_stamps(extra_dir: Path | None) -> object:
+    """Return a value that changes whenever a file of the user's own configs does."""
+    files = sorted(extra_dir.rglob("*.yaml")) if extra_dir else []
+    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+def _with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Set values in a composition as Hydra does."""
+    for one in parse_overrides(overrides):
+        try:
+            OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
+        except OmegaConfBaseException:
+            raise UsageError(f"cannot set '{one.input_line}'; expected a value for {one.key_or_group}") from None
+    return config
+
+
+def _experiment_has_random_weights(
+    primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None
+) -> bool:
+    """Tell if the chosen experiment takes random weights, so that `model.path` names a shape and not a checkpoint."""
+    chosen = [_resolve_choice(text, groups, extra_dir) for text in overrides if _key(text) == "experiment"]
+    return (
+        bool(chosen) and _compose_choices(primary, tuple(chosen), extra_dir, _file_stamps(extra_dir)).model.source == "random"
+    )
+
+
+def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    search = [f"hydra.searchpath=[file://{extra_dir.resolve()}]"] if extra_dir else []
+    try:
+        with initialize_config_dir(str(config_dir().resolve()), version_base=None):
+            return compose(primary, [*overrides, *search])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
+        raise UsageError(f"{place} is no valid YAML ({error.problem})") from None
+
+
+def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) -> str:
+    """Return an override with its group choice spelt like the YAML file; hyphens and underscores are interchangeable."""
+    parsed = parse_overrides([text])[0]
+    if parsed.is_sweep_override():
+        raise UsageError(f"'{text}' has several values; use `ulskip sweep {text}`")
+    key, value = parsed.key_or_group, parsed.value()
+    if key not in groups or (key == "experiment" and value is None):
+        return text
+    known = group_choices(key, extra_dir)
+    by_folded_name = {name.replace("-", "_"): name for name in known}
+    name = by_folded_name.get(str(value).replace("-", "_"))
+    if name is None:
+        raise unknown(key, value, known)
+    return text.split("=", 1)[0] + "=" + name
+
+
+def _key(text: str) -> str:
+    return text.split("=", 1)[0].lstrip("+~")
+
+
+def _dotted_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every key of a config, branches included."""
+    for key in node:
+        path = prefix + str(key)
+        yield path
+        if OmegaConf.is_dict(node._get_node(key)) and not node._get_node(key)._is_none():  # type: ignore[union-attr]
+            yield from _dotted_keys(node[key], f"{path}.")
+
+
+def _sibling_keys(key: str, known: Sequence[str]) -> list[str]:
+    """Return the known keys of the same branch, or the top-level keys where the branch has none."""
+    branch = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == branch and not name.endswith(("_target_", "description"))]
+    return siblings or [name for name in known if "." not in name]
