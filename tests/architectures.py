@@ -193,7 +193,7 @@ def _padding(model, decoder):
 
 def decoder_for(model, kept):
     """A model that decodes with some of its layers."""
-    return Decoder(model, Plan.of_layers(NUM_LAYERS, kept))
+    return Decoder(model, Plan.from_layers(NUM_LAYERS, kept))
 
 
 def reference_logits(model, ids, prompt_len, kept):

@@ -140,7 +140,7 @@ def generate(
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
     depth = shallow_view.num_layers(model)
-    decoder = Decoder(model, Plan.of_layers(depth, range(depth) if kept is None else kept, prompt_layers), tokenizer)
+    decoder = Decoder(model, Plan.from_layers(depth, range(depth) if kept is None else kept, prompt_layers), tokenizer)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed)

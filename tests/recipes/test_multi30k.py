@@ -5,7 +5,7 @@ import pytest
 from recipe import load_recipe
 
 from ulskip_cli.core.config import compose_training
-from ulskip_cli.strategies.plan import schedules
+from ulskip_cli.strategies.training_schedules import schedules
 
 reproduce = load_recipe("multi30k/reproduce.py")
 EVERY = [*reproduce.contest(1), *reproduce.options(), *reproduce.contest(2), *reproduce.contest(3)]

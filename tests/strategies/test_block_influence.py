@@ -28,8 +28,9 @@ def test_a_calibration_fills_in_the_scores():
     assert strategy.is_calibrated and strategy.kept_layers(3, 2) == (1, 2)
 
 
-def test_a_plan_says_what_it_shows():
+def test_a_plan_before_calibration_warns_and_shows_even_spacing():
     config = compose(["strategy=block_influence"])
     plan = make_plan(config, read_metadata(config.model))
     assert plan.kept_layers == even(12, 6)
-    assert plan.warnings == ("block_influence is not calibrated, which a run does on texts; in place: evenly spread layers",)
+    (warning,) = plan.warnings
+    assert "block_influence" in warning and BlockInfluence.stand_in in warning

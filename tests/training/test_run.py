@@ -14,8 +14,8 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.inference.loading import training_note
-from ulskip_cli.strategies.plan import schedules
 from ulskip_cli.strategies.schedule import mean_kept
+from ulskip_cli.strategies.training_schedules import schedules
 from ulskip_cli.training.run import train
 
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]

@@ -1,4 +1,9 @@
-"""Which layers to keep: one small file a strategy, one interface for all of them."""
+"""Strategies: which layers a decode step runs, decided with integers and without torch.
+
+Each strategy is one small module; the protocols below say what a strategy offers. This package imports `core` alone.
+Start with `schedule.py` (layers as tuples of integers) and `top_skip.py` (the smallest strategy), then read `plan.py`,
+which turns a configuration and a model's metadata into a `Plan`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,72 +14,72 @@ from ulskip_cli.strategies.schedule import Stage
 
 
 class Strategy(Protocol):
-    """A policy that decides, from integers alone, which layers a decode step runs."""
+    """Policy that decides from integers alone which layers a decode step runs."""
 
     follows_ratio: ClassVar[bool]
-    """Whether the asked-for speedup decides how many layers are kept."""
+    """True if the ratio decides the number of kept layers."""
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """How many layers a target speedup leaves when it means a share of the layers."""
+        """Return R, the number of layers that a target speedup leaves under ratio_basis=layers."""
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """The layers to run, ascending."""
+        """Return the layers to run, ascending."""
 
 
 @runtime_checkable
 class PositionalStrategy(Protocol):
-    """A strategy whose depth depends on the position."""
+    """Strategy whose depth depends on the position."""
 
     def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
-        """The layers of every stretch of decode steps, of which `num_kept` run on average.
+        """Return the layers of every stretch of decode steps; `num_kept` of them run on average.
 
         Args:
-            num_layers: N, the decoder layers of the full model.
-            num_kept: R, the count of the static strategies.
-            lengths: tokens of typical outputs, for a strategy that was not calibrated.
+            num_layers: N, number of decoder layers.
+            num_kept: R, mean number of layers per step.
+            lengths: tokens of typical outputs, used while the strategy is not calibrated.
         """
 
 
 @runtime_checkable
 class EarlyExitStrategy(Protocol):
-    """A strategy whose depth depends on the token."""
+    """Strategy whose depth depends on the token."""
 
     def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule:
-        """Where a decode step may end, so that `num_kept` layers run on average.
+        """Return the rule by which a decode step may end, so that `num_kept` layers run on average.
 
         Args:
-            num_layers: N, the decoder layers of the full model.
-            num_kept: R, the count of the static strategies.
-            max_new_tokens: the most tokens of an output.
+            num_layers: N, number of decoder layers.
+            num_kept: R, mean number of layers per step.
+            max_new_tokens: maximum length of an output.
         """
 
 
 class HeldOutMeasurements(Protocol):
-    """A model on held-out examples, as a strategy measures it before it decides anything."""
+    """Measurements of a model on held-out examples, which a calibration can request."""
 
     def output_lengths(self) -> list[int]:
-        """Tokens of the full model's answer to each example."""
+        """Return the number of tokens of the full model's answer to each example."""
 
     def block_influence(self) -> list[float]:
-        """Of every layer: one minus the mean cosine of the hidden states before and after it."""
+        """Return for each layer one minus the mean cosine of the hidden states before and after it."""
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Mean cross-entropy of the references when decode steps run these layers, in nats a token."""
+        """Return the mean cross-entropy of the references in nats per token if decode steps run these layers."""
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
-        """Layers that ran in a decode step, on average over the answers under these options of the strategy."""
+        """Generate answers with these strategy options and return the mean number of layers per decode step."""
 
     def tell(self, done: int, total: int) -> None:
-        """Show how far a long calibration is."""
+        """Report the progress of a long calibration."""
 
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What a calibration leaves.
+    """Result of a calibration.
 
     Attributes:
-        options: values of the strategy's own options; with them it is calibrated.
-        notes: what a reader should know about how they were found.
+        options: values for options of the strategy; with them it is calibrated.
+        notes: details of the calibration for its record.
     """
 
     options: dict[str, Any]
@@ -83,17 +88,17 @@ class CalibrationResult:
 
 @runtime_checkable
 class NeedsCalibration(Protocol):
-    """A strategy some of whose options are measured on held-out examples before a run, unless they are given."""
+    """Strategy with options that a run measures on held-out examples, unless they are given."""
 
     calibrated_for: ClassVar[tuple[str, ...]]
-    """What a calibration holds for, beside model and examples: `num_kept`, `decoding`, `batch_size`."""
+    """Conditions besides model and examples that a calibration depends on: `num_kept`, `decoding`, `batch_size`."""
 
     stand_in: ClassVar[str]
-    """What is planned where nothing was measured."""
+    """Description of the schedule that a plan shows before calibration."""
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether these options have values."""
+        """True if the calibrated options have values."""
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """Measure what the options should be."""
+        """Measure values for the options."""

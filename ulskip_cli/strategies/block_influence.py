@@ -12,7 +12,7 @@ class BlockInfluence:
     """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text.
 
     Attributes:
-        scores: the influence of every layer; empty: measured.
+        scores: influence of every layer; empty: a run measures them.
     """
 
     scores: list[float] = field(default_factory=list)
@@ -22,22 +22,24 @@ class BlockInfluence:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the scores are known."""
+        """True if the scores are known."""
         return bool(self.scores)
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """floor(N / r), as for every static strategy."""
+        """Return floor(N / r)."""
         return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """The highest scores; of equal ones the lower layer."""
+        """Return the layers with the highest scores; the lower layer wins a tie."""
         if not self.scores:
             return schedule.even(num_layers, num_kept)
         if len(self.scores) != num_layers:
-            raise UsageError(f"expected strategy.scores for {num_layers} layers, got {len(self.scores)}")
+            raise UsageError(
+                f"expected strategy.scores for {num_layers} layers, got {len(self.scores)}; leave it empty to measure them"
+            )
         ranked = sorted(range(num_layers), key=lambda layer: (-self.scores[layer], layer))
         return tuple(sorted(ranked[:num_kept]))
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """One pass over prompts and references."""
+        """Measure the scores in one pass over prompts and references."""
         return CalibrationResult({"scores": [round(score, 6) for score in held_out.block_influence()]})

@@ -1,4 +1,4 @@
-"""The last layers only (baseline of arXiv:2404.06954)."""
+"""Bottom skipping: keep the last layers (a baseline of arXiv:2404.06954)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,9 +13,9 @@ class BottomSkip:
     follows_ratio: ClassVar[bool] = True
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """floor(N / r), as for every static strategy."""
+        """Return floor(N / r)."""
         return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """N-R to N-1."""
+        """Return the layers N-R to N-1."""
         return schedule.last(num_layers, num_kept)

@@ -1,4 +1,4 @@
-"""What skipping should buy: decoding time follows the bytes of weights that a step reads. Imports no torch."""
+"""Cost models: predicted speedup by bytes of weights, latency as a line over the layers, and the gain of drafts."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.schedule import MIN_KEPT
 
-LINE_ERROR = 1.05
+LINE_ERROR = 1.05  # relative error that the latency line may have
 
 
 def num_kept_for_cost(
@@ -17,16 +17,16 @@ def num_kept_for_cost(
     kept_layers: Callable[[int], Sequence[int]],
     heads: Callable[[int], int] = lambda count: 1,
 ) -> int:
-    """Return the largest R whose schedule is predicted to reach the target.
+    """Return the largest R whose predicted speedup reaches the target.
 
     Args:
         weights: bytes by layer.
         target_speedup: r >= 1.
-        kept_layers: the strategy's schedule for a count.
-        heads: how often its steps run the head.
+        kept_layers: function from a number of layers to the layers.
+        heads: function from a number of layers to the number of times that a step runs the output head.
 
     Raises:
-        UsageError: not even two layers reach it; the head's share says why.
+        UsageError: two layers do not reach the target.
     """
     if not math.isfinite(target_speedup) or target_speedup < 1:
         raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
@@ -43,13 +43,13 @@ def num_kept_for_cost(
 
 @dataclass(frozen=True)
 class LatencyFit:
-    """What a decode step takes on this machine, as a straight line over the number of layers.
+    """Latency of a decode step on this machine, as a straight line over the number of layers.
 
     Attributes:
         num_layers: N.
-        fixed_seconds: of a step, whatever it keeps: head, embedding, the loop itself.
-        layer_seconds: of every kept layer.
-        step_seconds: what was measured, by number of kept layers.
+        fixed_seconds: part of a step that does not depend on its layers: head, embedding, the loop itself.
+        layer_seconds: time of one layer.
+        step_seconds: measured time of a step by number of kept layers.
     """
 
     num_layers: int
@@ -59,7 +59,7 @@ class LatencyFit:
 
     @classmethod
     def of(cls, num_layers: int, step_seconds: Mapping[int, float]) -> "LatencyFit":
-        """Least squares over at least two counts."""
+        """Fit the line by least squares over at least two numbers of layers."""
         counts, seconds = list(step_seconds), list(step_seconds.values())
         count_mean, seconds_mean = sum(counts) / len(counts), sum(seconds) / len(seconds)
         spread = sum((count - count_mean) ** 2 for count in counts)
@@ -68,29 +68,29 @@ class LatencyFit:
 
     @property
     def residuals(self) -> dict[int, float]:
-        """Measured less fitted, as a share of the fitted, by number of kept layers."""
+        """Relative error of the fit, measured / fitted - 1, by number of kept layers."""
         return {count: seconds / self._at(count) - 1 for count, seconds in self.step_seconds.items()}
 
     def share(self, depth: float) -> float:
-        """Of a full step's time that a step of so many layers takes."""
+        """Return the time of a step of this depth as a share of a full step's."""
         return self._at(depth) / self._at(self.num_layers)
 
     def depth(self, target_speedup: float, offset: float = 0.0) -> float:
-        """The number of layers, whole or not, whose steps are so much faster than full ones; at least 2, at most N.
+        """Return the depth that reaches a speedup over full steps; a real number between 2 and N.
 
         Args:
             target_speedup: r >= 1.
-            offset: what a step's share of the full time was seen to be above the line.
+            offset: measured deviation from the line, as a share of a full step's time.
         """
         full = self._at(self.num_layers)
         depth = ((1 / target_speedup - offset) * full - self.fixed_seconds) / self.layer_seconds
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))
 
     def check(self, target_speedup: float) -> None:
-        """Refuse a target that two layers miss by more than the line may err.
+        """Refuse a target that two layers miss by more than the error of the line.
 
         Raises:
-            UsageError: the fixed share says why.
+            UsageError: names the highest ratio within reach.
         """
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
@@ -106,12 +106,14 @@ class LatencyFit:
 
 
 def drafting_speedup(acceptance: float, draft_tokens: int, draft_cost: float) -> float:
-    """What drafting should buy at batch 1 where a check of several tokens costs as much as a step (Sec. 3, arXiv:2211.17192).
+    """Return the predicted speedup of drafting at batch 1 (Sec. 3, arXiv:2211.17192).
+
+    It assumes that a check of several tokens costs as much as one step.
 
     Args:
-        acceptance: the chance that a draft is accepted when those before it were.
-        draft_tokens: k, drafts to a check.
-        draft_cost: a drafting step's share of a full step.
+        acceptance: probability that a draft is accepted after all drafts before it were.
+        draft_tokens: k, number of drafts per check.
+        draft_cost: time of a drafting step as a share of a full step's.
 
     >>> round(drafting_speedup(0.8, 4, 0.5), 2), drafting_speedup(1, 4, 0.25)
     (1.12, 2.5)

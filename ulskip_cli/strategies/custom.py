@@ -1,4 +1,4 @@
-"""A schedule that somebody wrote down: as a list, or as a file that `ulskip export --format schedule` wrote."""
+"""A schedule given by the user: a list of layers, or a file from `ulskip export --format schedule`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ class Custom:
     """Keep exactly `layers`, or those of `file`.
 
     Attributes:
-        layers: ascending.
-        file: a schedule's JSON file.
+        layers: layers to keep, ascending.
+        file: JSON file of a schedule.
     """
 
     layers: list[int] = field(default_factory=list)
@@ -25,25 +25,25 @@ class Custom:
     follows_ratio: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse two schedules at once."""
+        """Refuse a list together with a file."""
         if self.layers and self.file is not None:
             raise UsageError(f"expected strategy.layers or strategy.file, got both: {self.layers} and {self.file}")
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """As many as are listed."""
+        """Return the number of listed layers."""
         return len(self._listed)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """The listed layers, checked against the model's depth."""
+        """Return the listed layers, checked against the model's depth."""
         if self._read and self._read.num_layers != num_layers:
             raise UsageError(
                 f"{self.file} is a schedule for {self._read.num_layers} layers, and this model has {num_layers}; "
-                "give a schedule of its own"
+                "give a schedule for this depth"
             )
         return schedule.checked(num_layers, self._listed)
 
     def stands_for(self) -> Mapping[str, Any]:
-        """What decides a result: the layers, whichever way they were given."""
+        """Return the options that identify a result: the layers, from either source."""
         return {"layers": list(self._listed)}
 
     @property
@@ -58,5 +58,5 @@ class Custom:
         if found.later_stages:
             options = [f"strategy.{key}={value}" for key, value in found.strategy_options.items()]
             asked = [f"strategy={found.strategy}", *options, *([f"ratio={found.target_ratio:g}"] if found.target_ratio else [])]
-            raise UsageError(f"{self.file} has later stages, which strategy=custom has not; take {' '.join(asked)}")
+            raise UsageError(f"{self.file} has later stages, which strategy=custom does not support; use {' '.join(asked)}")
         return found

@@ -1,4 +1,4 @@
-"""Early exit: each token runs as many layers as make it sure (CALM, Schuster et al. 2022, arXiv:2207.07061)."""
+"""Early exit: each token runs layers until its confidence is high enough (CALM, Schuster et al. 2022, arXiv:2207.07061)."""
 
 import math
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 from ulskip_cli.strategies.exit_rule import BATCHES, CONFIDENCES, FALLS_TO, ExitRule
 
 NEVER = 2.0  # no confidence is above 1
-LOGITS = (-8.0, 14.0)  # what lam ends at is looked for between so many units from one half; cosines lie close to 1
+LOGITS = (-8.0, 14.0)  # search interval of logit(0.9 lam); the upper end is far because cosines lie close to 1
 ROUNDS = 14
-CLOSE = 0.01  # how near the mean has to come to end the search early; 0.02 is what is promised
+TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
 
 
 @dataclass(frozen=True)
 class EarlyExit:
-    """Leave the layers where the confidence passes a threshold.
+    """End a step at the first check whose confidence passes a threshold.
 
     Attributes:
-        confidence: what is compared with the threshold: `softmax_diff`, `softmax_max` or `cosine`.
-        threshold: lam; None to have it found so that the mean depth is that of the static strategies.
-        horizon: T, in tokens; None: the longest output of the calibration set, or decoding's limit without one.
-        min_exit: the least number of layers that a token runs.
-        every: layers from one check to the next.
-        batch: `min`: a batch leaves when its least confident sequence may; `na`: batches are not served.
+        confidence: measure of confidence: `softmax_diff`, `softmax_max` or `cosine`.
+        threshold: lam; None: calibrated so that the mean depth is R.
+        horizon: T, in tokens; None: the longest answer of the calibration set, or max_new_tokens without calibration.
+        min_exit: minimum number of layers of a step.
+        every: number of layers between two checks.
+        batch: `min`: a batch exits when its least confident sequence may; `na`: batch 1 only.
     """
 
     confidence: str = "softmax_diff"
@@ -35,10 +35,10 @@ class EarlyExit:
     batch: str = "min"
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
-    stand_in: ClassVar[str] = "the mean depth that is aimed at"
+    stand_in: ClassVar[str] = "the target depth"
 
     def __post_init__(self) -> None:
-        """Refuse options that no rule can have."""
+        """Check the options."""
         require_choice("strategy.confidence", self.confidence, CONFIDENCES)
         require_choice("strategy.batch", self.batch, BATCHES)
         for key, value, least in (
@@ -52,34 +52,34 @@ class EarlyExit:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether lam is known."""
+        """True if lam is known."""
         return self.threshold is not None
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """floor(N / r), as for every static strategy; here it is the mean that is aimed at."""
+        """Return floor(N / r), the target of the mean depth."""
         return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """0 to N-1: any layer may run."""
+        """Return the layers 0 to N-1, because any of them may run."""
         return tuple(range(num_layers))
 
     def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule:
-        """The rule on a model of this depth.
+        """Return the exit rule for a model of this depth.
 
         Args:
             num_layers: N.
-            num_kept: R, the mean depth that is aimed at.
-            max_new_tokens: T where none is known.
+            num_kept: R, the target of the mean depth.
+            max_new_tokens: T if the strategy has no horizon.
 
         Raises:
-            UsageError: no exit is low enough.
+            UsageError: every exit is deeper than R.
         """
         horizon = self.horizon or max_new_tokens
         options = (self.min_exit, self.every, self.batch)
         return ExitRule(num_layers, num_kept, self.confidence, self.threshold, horizon, *options)
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """T is the longest of the full model's answers; lam by bisection, over answers under each threshold that is tried."""
+        """Take T from the full model's longest answer, and find lam by bisection over answers at each threshold tried."""
         horizon = self.horizon or max(held_out.output_lengths())
         if num_kept == num_layers:
             return CalibrationResult({"threshold": NEVER, "horizon": horizon})
@@ -91,7 +91,7 @@ class EarlyExit:
             tried.append((threshold, held_out.mean_depth({"threshold": threshold, "horizon": horizon})))
             held_out.tell(round_, ROUNDS)
             mean = tried[-1][1]
-            if abs(mean - num_kept) <= CLOSE * num_kept:
+            if abs(mean - num_kept) <= TOLERANCE * num_kept:
                 break
             low, high = (middle, high) if mean < num_kept else (low, middle)
         threshold, mean = min(tried, key=lambda one: abs(one[1] - num_kept))

@@ -1,4 +1,4 @@
-"""When a token leaves the layers early: the rule of CALM (Schuster et al. 2022, arXiv:2207.07061). Imports no torch."""
+"""The exit rule of CALM (Schuster et al. 2022, arXiv:2207.07061): the depth at which a token may leave the layers."""
 
 import math
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ from ulskip_cli.core.errors import UsageError
 
 CONFIDENCES = ("softmax_diff", "softmax_max", "cosine")
 BATCHES = ("min", "na")
-FALLS_TO = 0.9  # of lam, which may be above 1: a threshold of 1 to the end has a lam of 1 / 0.9
-MISSING_KV = "recompute"  # how the layers above an exit get the keys that a later token looks for
+FALLS_TO = 0.9  # the threshold decays from lam to 0.9 lam; lam may exceed 1 so that 0.9 lam can be 1
+MISSING_KV = "recompute"  # source of the keys and values that an exit leaves out in the layers above it
 
 
 @dataclass(frozen=True)
 class ExitRule:
-    """Where a decode step may end, and how sure it must be to.
+    """Depths at which a decode step may end, and the confidence that it needs.
 
     A depth is a number of layers: a step that ends at depth 3 has run layers 0 to 2.
 
     Attributes:
-        num_layers: N; a step that is never sure runs all of them.
-        target_depth: R, what the mean depth over decode steps should be.
+        num_layers: N, the depth of a step that never exits.
+        target_depth: R, target of the mean depth over decode steps.
         confidence: one of CONFIDENCES.
-        threshold: lam; None before it is calibrated.
-        horizon: T, the step by which the threshold has fallen to its end.
-        min_exit: the least depth that is checked.
-        every: a check in so many layers.
+        threshold: lam; None before calibration.
+        horizon: T, number of steps over which the threshold decays.
+        min_exit: smallest depth with a check.
+        every: number of layers between two checks.
         batch: one of BATCHES.
     """
 
@@ -38,10 +38,10 @@ class ExitRule:
     batch: str = "min"
 
     def __post_init__(self) -> None:
-        """Refuse a target that lies above every exit.
+        """Refuse a target depth below every exit.
 
         Raises:
-            UsageError: no step can be that short.
+            UsageError: no step can be so short.
         """
         if self.least_depth > self.target_depth:
             second = f" (cosine has no value at the first check, of {self.min_exit})" if self.confidence == "cosine" else ""
@@ -52,7 +52,7 @@ class ExitRule:
 
     @property
     def checks(self) -> tuple[int, ...]:
-        """The depths that are checked; behind the last layer there is nothing to decide.
+        """Depths with a check; the full depth needs none.
 
         >>> ExitRule(12, 6, "softmax_max", None, 64, min_exit=3, every=4).checks
         (3, 7, 11)
@@ -61,20 +61,20 @@ class ExitRule:
 
     @property
     def least_depth(self) -> int:
-        """Where a step ends that is sure at once."""
+        """Smallest depth at which a step can end."""
         return min(self.num_layers, self.min_exit + (self.every if self.confidence == "cosine" else 0))
 
     def threshold_at(self, step: int) -> float:
-        """What a confidence must reach at a decode step: 0.9 lam + 0.1 lam exp(-4 t / T) (arXiv:2207.07061).
+        """Return the threshold of a decode step: 0.9 lam + 0.1 lam exp(-4 t / T) (arXiv:2207.07061).
 
         Args:
-            step: t, 0 for the step that makes the second token.
+            step: t; step 0 generates the second token.
         """
-        assert self.threshold is not None, "calibrate first"
+        assert self.threshold is not None, "the threshold is not calibrated"
         return decayed(self.threshold, step, self.horizon)
 
     def heads(self, depth: int) -> int:
-        """How often a step of that depth runs the output head: at every check, and at the end where that is none.
+        """Return how often a step of this depth runs the output head: once per check, and once at the end without a check.
 
         >>> rule = ExitRule(12, 6, "softmax_max", None, 64, min_exit=2, every=2)
         >>> rule.heads(6), rule.heads(12), ExitRule(12, 6, "cosine", None, 64).heads(6)
@@ -87,7 +87,7 @@ class ExitRule:
 
 
 def decayed(threshold: float, step: int, horizon: int) -> float:
-    """A threshold that falls by a tenth from the first step to the horizon.
+    """Return a threshold that decays by a tenth between the first step and the horizon.
 
     >>> round(decayed(0.5, 0, 10), 3), round(decayed(0.5, 10, 10), 3)
     (0.5, 0.451)

@@ -1,4 +1,4 @@
-"""Every layer: the baseline."""
+"""The baseline: keep every layer."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,9 +11,9 @@ class Full:
     follows_ratio: ClassVar[bool] = False
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """All of them."""
+        """Return N."""
         return num_layers
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """0 to N-1."""
+        """Return the layers 0 to N-1."""
         return tuple(range(num_layers))

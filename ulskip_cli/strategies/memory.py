@@ -1,4 +1,4 @@
-"""The largest batches that fit into a budget of memory, with skipping and without. Imports no torch."""
+"""Memory plan: the largest batches that fit into a budget, with layer skipping and without."""
 
 import re
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 
 @dataclass(frozen=True)
 class Footprint:
-    """What sequences take, and how many fit.
+    """Memory of a sequence, and the number of sequences that fit.
 
     Attributes:
-        sequence_bytes: the peak of one sequence of a batch whose prompts are encoded at once, beams included.
-        decoding_bytes: what one sequence takes once its prompt is encoded.
-        max_batch: the largest batch that is encoded at once, as `ulskip` does.
-        max_in_flight: sequences that decode together where prompts are encoded one by one, as serving engines do.
+        sequence_bytes: peak memory of one sequence if all prompts of a batch are encoded together, beams included.
+        decoding_bytes: memory of one sequence after prefill.
+        max_batch: largest batch if its prompts are encoded together, as `ulskip` does.
+        max_in_flight: largest number of decoding sequences if prompts are encoded one by one, as serving engines do.
     """
 
     sequence_bytes: int
@@ -27,15 +27,15 @@ class Footprint:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The largest batches that fit into a budget: what the dropped keys and values buy.
+    """Largest batches within a memory budget.
 
     Attributes:
-        budget_bytes: for everything.
-        weight_bytes: of all layers, since the prompt needs them.
-        prompt_tokens: of each sequence.
-        new_tokens: of each sequence.
-        strategy: under the schedule.
-        full: with every layer kept.
+        budget_bytes: the budget for weights, keys and values, and workspace.
+        weight_bytes: bytes of all layers, because the prompt needs them.
+        prompt_tokens: prompt tokens per sequence.
+        new_tokens: new tokens per sequence.
+        strategy: footprint with the schedule.
+        full: footprint with all layers.
     """
 
     budget_bytes: int
@@ -46,17 +46,22 @@ class MemoryPlan:
     full: Footprint
 
 
-def memory_plan(config: Config, facts: ModelMetadata, num_kept: int) -> MemoryPlan:
-    """The largest batches within `config.memory_budget`, by weights, keys and values, and a rough workspace.
+def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> MemoryPlan:
+    """Return the largest batches within `config.memory_budget`: weights, keys and values, and an estimated workspace.
 
-    While its prompt is encoded a sequence holds the keys and values of every layer; after it those of the kept layers,
-    for prompt and new tokens. Beams multiply both, since `generate` encodes the prompt once a beam.
+    During prefill a sequence holds the keys and values of every layer; afterwards those of the kept layers, for prompt and
+    new tokens. Beams multiply both, because `generate` encodes the prompt once per beam.
 
     Raises:
-        UsageError: the budget is no number of bytes, not one sequence fits, or the model's sizes are unknown.
+        UsageError: the budget is no number of bytes, one sequence does not fit, or the model's sizes are unknown.
     """
     budget = parse_bytes(str(config.memory_budget))
-    sizes = (facts.kv_bytes_per_layer, facts.total_bytes, facts.workspace_bytes_per_token, facts.workspace_bytes_per_sequence)
+    sizes = (
+        metadata.kv_bytes_per_layer,
+        metadata.total_bytes,
+        metadata.workspace_bytes_per_token,
+        metadata.workspace_bytes_per_sequence,
+    )
     if None in sizes:
         raise UsageError(
             "memory_budget= needs the sizes of weights and cache, which are unknown until the model's files are here"
@@ -65,35 +70,35 @@ def memory_plan(config: Config, facts: ModelMetadata, num_kept: int) -> MemoryPl
     prompt, new, beams = config.speed.prompt_tokens, config.decoding.max_new_tokens, config.decoding.num_beams
 
     def footprint(kept: int) -> Footprint:
-        prompt_layers = kept if config.prompt_layers == "kept" else facts.num_layers
+        prompt_layers = kept if config.prompt_layers == "kept" else metadata.num_layers
         encoding = beams * (prompt * (prompt_layers * per_layer + per_token) + per_sequence)
         decoding = beams * ((prompt + new) * kept * per_layer + per_sequence)
         room, peak = budget - weights, max(encoding, decoding)
         beside = max(0, (room - peak) // decoding)
         return Footprint(peak, decoding, max(0, room // peak), 0 if room < peak else 1 + beside)
 
-    own = footprint(cached_layers(config, facts.num_layers, num_kept))
+    own = footprint(cached_layers(config, metadata.num_layers, num_kept))
     if not own.max_batch:
         raise UsageError(
-            f"expected memory_budget= above the {weights / 2**20:,.1f} MiB of the weights and "
+            f"expected memory_budget above the {weights / 2**20:,.1f} MiB of the weights plus the "
             f"{own.sequence_bytes / 2**20:,.1f} MiB of one sequence, got {budget / 2**20:,.1f} MiB"
         )
-    return MemoryPlan(budget, weights, prompt, new, own, footprint(facts.num_layers))
+    return MemoryPlan(budget, weights, prompt, new, own, footprint(metadata.num_layers))
 
 
 def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
-    """The layers whose keys and values stay after the prompt: all of them where every layer checks drafts."""
+    """Return the number of layers whose keys and values stay after prefill: all of them if they check drafts."""
     return num_layers if config.decoding.draft_tokens else num_kept
 
 
 def parse_bytes(text: str, key: str = "memory_budget=") -> int:
-    """A number of bytes out of `24GiB`, `16 GB`, `800M` or `1000000`.
+    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`.
 
     >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
     (1536, 2000)
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is no number of bytes.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
     if match is None:

@@ -1,8 +1,7 @@
-"""Which decoder layers a decode step keeps: pure functions on integers.
+"""Schedules: the decoder layers that a decode step keeps, as pure functions on integers.
 
-The unified schedule of Liu, Meng and Zhou 2024 (arXiv:2404.06954) keeps R of N layers, always the first
-and the last, the rest spread evenly, and depends on nothing else. `even` is this project's rounding of that
-idea, `reference` the rounding of the authors' published code.
+The unified schedule of Liu, Meng and Zhou 2024 (arXiv:2404.06954) keeps R of N layers: always the first and the last, and
+evenly spread layers between them. `even` rounds to the nearest layer; `reference` rounds like the authors' published code.
 """
 
 import math
@@ -21,8 +20,8 @@ class Stage:
     """The layers of a stretch of decode steps.
 
     Attributes:
-        first_step: its first; step 0 makes the second token.
-        kept_layers: ascending; fewer than in the stage before.
+        first_step: first step of the stage; step 0 generates the second token.
+        kept_layers: layers, ascending; fewer than in the stage before.
     """
 
     first_step: int
@@ -30,21 +29,21 @@ class Stage:
 
 
 def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, tuple[int, ...]]]:
-    """How many of a sequence's first `steps` decode steps run which layers."""
-    first = [stage.first_step for stage in stages] + [steps]
-    counts = [max(0, min(end, steps) - start) for start, end in pairwise(first)]
+    """Return for each stage how many of the first `steps` decode steps it serves, and its layers."""
+    starts = [stage.first_step for stage in stages] + [steps]
+    counts = [max(0, min(end, steps) - start) for start, end in pairwise(starts)]
     return [(count, stage.kept_layers) for count, stage in zip(counts, stages, strict=True)]
 
 
 def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
-    """Layers that run in a decode step, on average over all steps of outputs of so many tokens.
+    """Return the mean number of layers per decode step over outputs of the given lengths.
 
     >>> mean_kept([Stage(0, (0, 1, 2)), Stage(2, (0, 2))], [5, 1])
     2.5
 
     Args:
-        stages: of one schedule.
-        lengths: tokens of each output, whose first one is the prompt's.
+        stages: stages of one schedule.
+        lengths: tokens of each output; prefill generates the first token.
     """
     layers = steps = 0
     for length in lengths:
@@ -54,12 +53,12 @@ def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
 
 
 def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) -> int:
-    """R = floor(N / r): how many layers a target speedup leaves, between 2 and N.
+    """Return R = floor(N / r), the number of layers that a target speedup leaves, between 2 and N.
 
     Args:
-        num_layers: N, the decoder layers of the full model.
+        num_layers: N, number of decoder layers.
         target_speedup: r >= 1.
-        tolerance: forgives float division (30 / (30 / 7) is 6.999...); 0 reproduces the published code.
+        tolerance: tolerance for float division (30 / (30 / 7) is 6.999...); 0 reproduces the published code.
 
     Raises:
         UsageError: no schedule of at least two layers reaches the target.
@@ -81,7 +80,7 @@ def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) ->
 
 
 def even(num_layers: int, num_kept: int) -> tuple[int, ...]:
-    """R layers spread evenly over 0..N-1, ends included.
+    """Return R layers spread evenly over 0..N-1, both ends included.
 
     >>> even(30, 6)
     (0, 6, 12, 17, 23, 29)
@@ -91,10 +90,10 @@ def even(num_layers: int, num_kept: int) -> tuple[int, ...]:
 
 
 def reference(num_layers: int, num_kept: int) -> tuple[int, ...]:
-    """R layers as the published code of arXiv:2404.06954 picks them, rounding included.
+    """Return the R layers that the published code of arXiv:2404.06954 picks, with its rounding.
 
-    Multiples of `step = int(N / (R - 1))` until R - 1 layers are taken, then the last layer. Where the step
-    rounds down far (N=32, R=21) the kept layers bunch at the bottom: see `is_unbalanced`.
+    They are multiples of `step = int(N / (R - 1))` until R - 1 layers are taken, then the last layer. If the step is
+    rounded down by much (N=32, R=21), the kept layers cluster at the bottom: see `is_unbalanced`.
 
     >>> reference(30, 6)
     (0, 6, 12, 18, 24, 29)
@@ -106,22 +105,22 @@ def reference(num_layers: int, num_kept: int) -> tuple[int, ...]:
 
 
 def first(num_layers: int, num_kept: int) -> tuple[int, ...]:
-    """The first R layers: what top skipping (static early exit) runs."""
+    """Return the first R layers, which top skipping (static early exit) runs."""
     _check_count(num_layers, num_kept)
     return tuple(range(num_kept))
 
 
 def last(num_layers: int, num_kept: int) -> tuple[int, ...]:
-    """The last R layers: what bottom skipping runs."""
+    """Return the last R layers, which bottom skipping runs."""
     _check_count(num_layers, num_kept)
     return tuple(range(num_layers - num_kept, num_layers))
 
 
 def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
-    """`layers` as a schedule, if they are one: distinct, ascending, within 0..N-1.
+    """Check that layers are a schedule (distinct, ascending, within 0..N-1) and return them as a tuple.
 
     Raises:
-        UsageError: otherwise.
+        UsageError: they are not.
     """
     kept = tuple(layers)
     if not kept:
@@ -134,13 +133,13 @@ def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
 
 
 def without_one(kept: Sequence[int]) -> tuple[int, ...]:
-    """The schedule without the inner layer whose removal leaves the smallest largest gap, the middle's before others.
+    """Remove one inner layer so that the longest gap stays smallest; the layer nearest to the middle wins a tie.
 
     >>> without_one((0, 1, 5, 6, 11))
     (0, 1, 6, 11)
 
     Raises:
-        UsageError: only the two ends are left.
+        UsageError: the schedule has no inner layer.
     """
     if len(kept) <= MIN_KEPT:
         raise UsageError(f"expected more than {MIN_KEPT} kept layers to leave one out, got {list(kept)}")
@@ -150,7 +149,7 @@ def without_one(kept: Sequence[int]) -> tuple[int, ...]:
 
 
 def longest_gap(kept: Sequence[int]) -> int:
-    """The largest number of neighbouring layers skipped between two kept ones.
+    """Return the largest number of neighbouring layers skipped between two kept ones.
 
     >>> longest_gap((0, 1, 5, 6))
     3
@@ -159,7 +158,7 @@ def longest_gap(kept: Sequence[int]) -> int:
 
 
 def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:
-    """Whether one skipped block is more than twice as long as it would have to be.
+    """Tell if a skipped block is more than twice as long as necessary.
 
     >>> is_unbalanced(32, reference(32, 21)), is_unbalanced(30, reference(30, 10))
     (True, False)

@@ -1,4 +1,4 @@
-"""A schedule as a JSON file: what `ulskip export --format schedule` writes and `strategy.file=` reads. Imports no torch."""
+"""Schedules as JSON files: `ulskip export --format schedule` writes them and `strategy.file=` reads them."""
 
 import json
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ScheduleFile:
-    """One schedule and where it came from.
+    """Contents of a schedule file: one schedule and its origin.
 
     Attributes:
-        num_layers: N, the decoder layers of the model that it is for.
-        kept_layers: that a decode step runs, ascending; those of the first steps, where there are later stages.
-        later_stages: `{"first_step": int, "kept_layers": [...]}` of the steps from which on fewer layers run.
-        strategy: its name.
-        strategy_options: what else the strategy was given.
-        target_ratio: the speedup asked for; None where the strategy ignores it.
-        ratio_basis: what the ratio meant.
+        num_layers: N, number of decoder layers of the model.
+        kept_layers: layers that a decode step runs, ascending; with later stages, those of the first steps.
+        later_stages: `{"first_step": int, "kept_layers": [...]}` for each later stage.
+        strategy: name of the strategy.
+        strategy_options: options of the strategy.
+        target_ratio: the requested speedup; None if the strategy ignores it.
+        ratio_basis: meaning of the ratio.
         prompt_layers: `all` or `kept`.
-        model: hub id, path or name.
+        model: hub id, path or name of the model.
         made_by: program, version and overrides.
     """
 
@@ -41,17 +41,17 @@ class ScheduleFile:
     made_by: str | None = None
 
     def to_json(self) -> str:
-        """The file's text: format and version first, one key a line."""
+        """Return the text of the file: format and version first, one key per line."""
         fields = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         body = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())
         return f"{{\n{body}\n}}\n"
 
 
 def read(path: Path) -> ScheduleFile:
-    """A schedule that was written by `ScheduleFile.to_json`, or by hand with its `format`, `num_layers` and `kept_layers`.
+    """Read a schedule file; one written by hand needs only `format`, `num_layers` and `kept_layers`.
 
     Raises:
-        UsageError: there is no such file, it is no schedule, or it is of a newer format.
+        UsageError: the file is missing, holds no schedule, or has another format version.
     """
     try:
         values = json.loads(path.expanduser().read_text("utf-8"))
@@ -63,7 +63,7 @@ def read(path: Path) -> ScheduleFile:
         raise UsageError(f'{path} is no schedule: expected a JSON object with "format": "{FORMAT}"')
     version = values.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise UsageError(f"{path} has format_version {version}; this ulskip reads {FORMAT_VERSION}")
+        raise UsageError(f"{path} has format_version {version}; expected {FORMAT_VERSION}, which this version of ulskip reads")
     num_layers, kept = values.get("num_layers"), values.get("kept_layers")
     if not _is_count(num_layers) or not isinstance(kept, list) or not all(map(_is_count, kept)):
         raise UsageError(f"{path} is no schedule: expected num_layers, an integer, and kept_layers, a list of integers")

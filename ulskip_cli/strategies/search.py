@@ -1,4 +1,4 @@
-"""A searched schedule: from even spacing, swaps of one layer for another that lower the decode loss on held-out examples."""
+"""Search: start from even spacing and swap single layers while the decode loss on held-out examples falls."""
 
 import random
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 
 @dataclass(frozen=True)
 class Search:
-    """Keep the best R layers that a fixed number of tries found.
+    """Keep the best R layers found by a fixed number of tries.
 
     Attributes:
-        layers: found before; empty: searched.
-        budget: schedules whose loss is measured, the even one included.
-        seed: of the order of tries.
+        layers: result of an earlier search; empty: a run searches.
+        budget: number of schedules whose loss is measured, the even one included.
+        seed: seed for the order of the tries.
     """
 
     layers: list[int] = field(default_factory=list)
@@ -24,39 +24,39 @@ class Search:
     seed: int = 1
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept",)
-    stand_in: ClassVar[str] = "evenly spread layers, where the search starts"
+    stand_in: ClassVar[str] = "evenly spread layers, the start of the search"
 
     def __post_init__(self) -> None:
-        """Refuse a search that tries nothing."""
+        """Check the budget."""
         if self.budget < 1:
             raise UsageError(f"expected strategy.budget >= 1, got {self.budget}")
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the layers are known."""
+        """True if the layers are known."""
         return bool(self.layers)
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """floor(N / r), as for every static strategy."""
+        """Return floor(N / r)."""
         return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """What was found; even spacing where nothing was yet.
+        """Return the layers found; before a search, evenly spread ones.
 
         Raises:
-            UsageError: another number was found.
+            UsageError: `layers` has another number of layers than the ratio requires.
         """
         if not self.layers:
             return schedule.even(num_layers, num_kept)
         if len(self.layers) != num_kept:
             raise UsageError(
-                f"expected {num_kept} of {num_layers} layers in strategy.layers, which is what the ratio asks for, got "
-                f"{len(self.layers)}; strategy=custom keeps any number"
+                f"expected {num_kept} of {num_layers} layers in strategy.layers for this ratio, got "
+                f"{len(self.layers)}; change the ratio, or use strategy=custom"
             )
         return schedule.checked(num_layers, self.layers)
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """Search; near swaps are tried before far ones, each in random order, and anew after every gain."""
+        """Search: try near swaps before far ones, in random order within a distance, and start again after each improvement."""
         rng, tried = random.Random(self.seed), 0
 
         def loss(layers: Sequence[int]) -> float:
@@ -79,12 +79,12 @@ class Search:
                     path.append({"tried": tried, "loss": best_loss, "layers": list(best)})
                     break
             else:
-                break  # no swap helps, or none is left to try
+                break  # no swap improves the loss, or the budget is used up
         return CalibrationResult({"layers": list(best)}, {"path": path, "tried": tried})
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[tuple[int, ...]]:
-    """Every schedule with one layer exchanged for a skipped one, those with a near one first, in random order otherwise."""
+    """Return every schedule that swaps one kept layer for a skipped one: near swaps first, in random order otherwise."""
     pairs = [(out, into) for out in kept for into in range(num_layers) if into not in kept]
     rng.shuffle(pairs)
     pairs.sort(key=lambda pair: abs(pair[0] - pair[1]))

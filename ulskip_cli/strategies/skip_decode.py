@@ -1,8 +1,8 @@
-"""SkipDecode (Del Corro et al. 2023): one depth for every position, the same for a whole batch, falling as a text grows.
+"""SkipDecode (Del Corro et al. 2023): the depth depends on the position alone and decreases as the text grows.
 
 The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max - (max - min) min(t / T, 1))`
-layers run: the first w to warm up, and the last a(t) - w. What runs at a step ran at every step before it, so that no keys
-and values are missing.
+layers run: the first w (warm-up) and the last a(t) - w. A layer that runs at a step ran at every earlier step, so that no
+keys and values are missing.
 """
 
 from collections.abc import Sequence
@@ -13,52 +13,52 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
 from ulskip_cli.strategies.schedule import Stage
 
-LONGEST = 100_000  # steps; no text is longer
+MAX_HORIZON = 100_000  # steps
 
 
 @dataclass(frozen=True)
 class SkipDecode:
-    """Keep fewer layers the further a text goes, and R of them on average.
+    """Keep fewer layers at later positions, and R layers on average.
 
     Attributes:
-        warmup_layers: w, that always run.
-        horizon: T, the step from which on the fewest layers run; None: such that R layers run on average over the full
-            model's answers to held-out examples.
+        warmup_layers: w, number of first layers that always run.
+        horizon: T, the step from which the fewest layers run; None: calibrated so that R layers run on average over the
+            full model's answers to held-out examples.
     """
 
     warmup_layers: int = 1
     horizon: float | None = None
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding")
-    stand_in: ClassVar[str] = "for answers of speed.new_tokens"
+    stand_in: ClassVar[str] = "a horizon for answers of speed.new_tokens"
 
     def __post_init__(self) -> None:
-        """Refuse what is no schedule."""
+        """Check the options."""
         if self.warmup_layers < 1:
             raise UsageError(f"expected strategy.warmup_layers >= 1, got {self.warmup_layers}")
-        if self.horizon is not None and not 0 < self.horizon <= LONGEST:
-            raise UsageError(f"expected strategy.horizon above 0, at most {LONGEST} steps, got {self.horizon:g}")
+        if self.horizon is not None and not 0 < self.horizon <= MAX_HORIZON:
+            raise UsageError(f"expected strategy.horizon above 0, at most {MAX_HORIZON} steps, got {self.horizon:g}")
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether T is known."""
+        """True if T is known."""
         return self.horizon is not None
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """R = floor(N / r), as for every static strategy: what runs on average."""
+        """Return R = floor(N / r), the mean number of layers per step."""
         return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """The layers of the first step."""
+        """Return the layers of the first step."""
         return self._active(num_layers, self.depths(num_layers, num_kept)[0])
 
     def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
-        """One for every depth, the deepest first."""
+        """Return one stage for each depth, the deepest first."""
         horizon = self.horizon or self.horizon_for(num_layers, num_kept, lengths)[0]
         return self._stages(num_layers, num_kept, horizon)
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """T from the lengths of held-out answers."""
+        """Find T from the lengths of held-out answers."""
         lengths = held_out.output_lengths()
         horizon, mean = self.horizon_for(num_layers, num_kept, lengths)
         return CalibrationResult(
@@ -66,13 +66,13 @@ class SkipDecode:
         )
 
     def depths(self, num_layers: int, num_kept: int) -> tuple[int, int]:
-        """The most and the fewest layers of a step, R being halfway between them.
+        """Return the largest and the smallest number of layers of a step; R lies halfway between them.
 
         >>> SkipDecode().depths(12, 6), SkipDecode().depths(12, 2), SkipDecode().depths(12, 12)
         ((8, 4), (2, 2), (12, 12))
 
         Raises:
-            UsageError: R leaves no layer behind the warm-up.
+            UsageError: R leaves no layer besides the warm-up.
         """
         if num_kept <= self.warmup_layers:
             raise UsageError(f"expected strategy.warmup_layers below the {num_kept} kept layers, got {self.warmup_layers}")
@@ -81,7 +81,7 @@ class SkipDecode:
         return min(most, 2 * num_kept - fewest), fewest
 
     def horizon_for(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[float, float]:
-        """T by bisection, and the mean depth that it gives over outputs of these lengths, in tokens."""
+        """Find T by bisection; return it with its mean depth over outputs of these lengths, in tokens."""
 
         def mean(horizon: float) -> float:
             return schedule.mean_kept(self._stages(num_layers, num_kept, horizon), lengths)
@@ -105,6 +105,6 @@ class SkipDecode:
         return tuple(found)
 
     def _active(self, num_layers: int, depth: int) -> tuple[int, ...]:
-        """The first w layers and the last ones, `depth` in all."""
-        behind = num_layers - (depth - self.warmup_layers)
-        return (*range(self.warmup_layers), *range(behind, num_layers))
+        """Return the first w layers and the last ones, `depth` in total."""
+        resume = num_layers - (depth - self.warmup_layers)
+        return (*range(self.warmup_layers), *range(resume, num_layers))

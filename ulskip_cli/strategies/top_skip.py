@@ -1,4 +1,4 @@
-"""Static early exit: the first layers, then the final norm and the head (baseline of arXiv:2404.06954)."""
+"""Top skipping, a static early exit: keep the first layers (a baseline of arXiv:2404.06954)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,9 +13,9 @@ class TopSkip:
     follows_ratio: ClassVar[bool] = True
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """floor(N / r), as for every static strategy."""
+        """Return floor(N / r)."""
         return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """0 to R-1."""
+        """Return the layers 0 to R-1."""
         return schedule.first(num_layers, num_kept)

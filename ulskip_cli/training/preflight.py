@@ -9,7 +9,7 @@ from ulskip_cli.core.config import instantiate
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import read_metadata
-from ulskip_cli.strategies.plan import schedules
+from ulskip_cli.strategies.training_schedules import schedules
 
 _OURS = (
     "output_dir", "seed", "remove_unused_columns", "label_names", "report_to", "disable_tqdm", "num_train_epochs", "max_steps",

@@ -24,9 +24,8 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading, shallow_view
-from ulskip_cli.strategies.exit_plan import trained_exits
-from ulskip_cli.strategies.plan import schedules
 from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.training.data import TokenPairs, TrainingTexts, train_tokenizer, training_texts
 from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
 from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout

@@ -1,0 +1,70 @@
+"""Schedules and exits that a training learns: for each ratio the layers that run."""
+
+from collections.abc import Sequence
+
+from ulskip_cli.core.config import instantiate
+from ulskip_cli.core.config_schema import TrainingConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.strategies import EarlyExitStrategy, NeedsCalibration, PositionalStrategy, Strategy
+from ulskip_cli.strategies.schedule import Stage
+
+TYPICAL_LENGTH = 32  # tokens of a response while the lengths of the data are unknown
+
+
+def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | None = None) -> dict[float, tuple[Stage, ...]]:
+    """Return the stages to train for each ratio; ratio 1 is the full depth with every strategy.
+
+    Args:
+        config: configuration of a training.
+        num_layers: N.
+        lengths: tokens of the responses, over which a positional strategy averages its depth; None: unknown.
+
+    Raises:
+        UsageError: a ratio is out of reach, or the strategy has to be calibrated on a trained model first.
+    """
+    strategy: Strategy = instantiate(config.strategy, "strategy")
+    full_depth = (Stage(0, tuple(range(num_layers))),)
+    if isinstance(strategy, EarlyExitStrategy):
+        _check_early_exit_training(config, num_layers)
+        return dict.fromkeys(config.train.ratios, full_depth)
+    if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated and not isinstance(strategy, PositionalStrategy):
+        name = config.strategy["name"]
+        raise UsageError(
+            f"strategy={name} is measured on a trained model; pass the calibration.options of a run's row as strategy options"
+        )
+
+    def stages(ratio: float) -> tuple[Stage, ...]:
+        if ratio == 1:
+            return full_depth
+        count = strategy.num_kept(num_layers, ratio)
+        if isinstance(strategy, PositionalStrategy):
+            return strategy.stages(num_layers, count, lengths or [TYPICAL_LENGTH])
+        return (Stage(0, strategy.kept_layers(num_layers, count)),)
+
+    return {ratio: stages(ratio) for ratio in config.train.ratios}
+
+
+def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
+    """Return the depths at which a training for early exit computes a loss, the full depth last; empty for other strategies.
+
+    Raises:
+        UsageError: the strategy has no exit before the last layer.
+    """
+    strategy: Strategy = instantiate(config.strategy, "strategy")
+    if not isinstance(strategy, EarlyExitStrategy):
+        return ()
+    checks = strategy.exit_rule(num_layers, num_layers, 1).checks
+    if not checks:
+        raise UsageError(f"expected an exit before the last of {num_layers} layers to train; lower strategy.min_exit")
+    return (*checks, num_layers)
+
+
+def _check_early_exit_training(config: TrainingConfig, num_layers: int) -> None:
+    """Refuse options that a training for early exit does not use."""
+    trained_exits(config, num_layers)
+    name = config.strategy["name"]
+    for key in ("full_weight", "distill_weight"):
+        if getattr(config.train, key):
+            raise UsageError(f"strategy={name} trains every exit and does not use train.{key}; set it to 0")
+    if config.prompt_layers != "all":
+        raise UsageError(f"strategy={name} encodes prompts with all layers; set prompt_layers=all")
