@@ -1,9 +1,6 @@
-import re
-
 import pytest
 
 from ulskip_cli.core import config
-from ulskip_cli.core.composition import RENAMED_KEYS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.unified import Unified
 from ulskip_cli.tasks import metrics
@@ -25,11 +22,6 @@ def test_every_shipped_config_composes_and_instantiates(path):
     for has_chat in (True, False):
         assert "{source}" in task.template_for(has_chat).prompt_format
     metrics.make_metrics(task.scoring())
-
-
-def test_configs_are_found_in_every_folder():
-    folders = {path.parent.name for path in config.config_dir().rglob("*.yaml")}
-    assert folders >= {"configs", *config.GROUPS, "train"}
 
 
 @pytest.mark.parametrize(
@@ -80,43 +72,6 @@ def test_bad_input_is_one_line_that_helps(overrides, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
-@pytest.mark.parametrize("text", ["{}=1", "+{}=1", "~{}", "{}.part=1"])
-def test_an_override_with_a_renamed_key_is_told_the_new_one(old, new, text):
-    composed = config.compose_training if old.startswith("train.") else config.compose
-    with pytest.raises(UsageError, match=f"use {re.escape(new)}$") as caught:
-        composed([text.format(old)])
-    assert old in str(caught.value)
-
-
-def test_a_users_yaml_with_a_renamed_key_is_told_the_new_one(tmp_path):
-    for group, body in {"decoding": "options: null", "launcher": "deaths: 1", "train": "arguments: null"}.items():
-        (tmp_path / group).mkdir()
-        (tmp_path / group / "mine.yaml").write_text(f"name: mine\n{body}\n")
-    for group, new in {"decoding": "generate_kwargs", "launcher": "max_retries"}.items():
-        with pytest.raises(UsageError, match=f"use {group}.{new}$"):
-            config.compose([f"{group}=mine"], tmp_path)
-    with pytest.raises(UsageError, match=r"use train\.training_args$"):
-        config.compose_training(["train=mine"], tmp_path)
-
-
-def test_no_shipped_key_is_a_renamed_one():
-    known = {*dotted(config.resolved_config(config.compose([]))), *dotted(config.resolved_config(config.compose_training([])))}
-    assert known.isdisjoint(RENAMED_KEYS) and known >= set(RENAMED_KEYS.values())
-
-
-def dotted(values, prefix=""):
-    for key, value in values.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from dotted(value, f"{prefix}{key}.")
-
-
-def test_a_renamed_option_of_python_callers_is_told_the_new_one():
-    with pytest.raises(UsageError, match=r"use decoding\.generate_kwargs$"):
-        config.decoding_of({"options": {"length_penalty": 2.0}})
-
-
 def test_values_of_a_strategy_are_checked_by_its_class():
     chosen = config.compose(["strategy=custom", "strategy.layers=[0,x]"])
     with pytest.raises(UsageError, match=r"strategy\.layers"):
@@ -127,30 +82,6 @@ def test_values_of_a_strategy_are_checked_by_its_class():
 def test_a_class_that_does_not_exist_is_named():
     with pytest.raises(UsageError, match=r"cannot load 'no\.such\.Thing'"):
         config.instantiate({"_target_": "no.such.Thing", "name": "x"}, "strategy")
-
-
-@pytest.mark.parametrize("name", ["top-skip", "top_skip"])
-def test_hyphens_and_underscores_are_the_same(name):
-    assert config.compose([f"strategy={name}"]).strategy["name"] == "top_skip"
-    assert config.compose(["model=smollm2_135m"]).model.name == "smollm2-135m"
-
-
-def test_a_users_own_folder_adds_choices(tmp_path):
-    (tmp_path / "strategy").mkdir()
-    text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\nlayers: [0, 2, 11]\n"
-    (tmp_path / "strategy" / "mine.yaml").write_text(text)
-    chosen = config.compose(["strategy=mine"], tmp_path)
-    assert chosen.strategy["layers"] == [0, 2, 11]
-    assert "mine" in config.group_choices("strategy", tmp_path)
-    with pytest.raises(UsageError, match="no folder"):
-        config.compose([], tmp_path / "nowhere")
-
-
-def test_a_broken_file_is_named_with_its_line(tmp_path):
-    (tmp_path / "strategy").mkdir()
-    (tmp_path / "strategy" / "mine.yaml").write_text("name: mine\nlayers: [0,\n")
-    with pytest.raises(UsageError, match=r"mine\.yaml, line \d+ is no valid YAML"):
-        config.compose(["strategy=mine"], tmp_path)
 
 
 @pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere"])

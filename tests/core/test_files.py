@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
+from ulskip_cli.core import files
 from ulskip_cli.core.errors import StorageError
-from ulskip_cli.core.files import lock, try_lock
+from ulskip_cli.core.files import append_line, lock, read_jsonl, read_object, try_lock, write_atomic
 
 HOLD = """
 import sys, time
@@ -42,3 +43,44 @@ def test_a_lock_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"), lock(tmp_path / "file" / "a.lock"):
         pass
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomic(path, '{"a": 1}')
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(StorageError, match="No space left"):
+        write_atomic(path, '{"a": 2}')
+    assert read_object(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_append_leaves_the_file_as_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    append_line(path, '{"a": 1}')
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(StorageError):
+        append_line(path, '{"a": 2}')
+    assert read_jsonl(path) == [{"a": 1}]
+
+
+def test_a_line_that_a_crash_cut_off_is_ended_and_skipped(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    append_line(path, '{"a": 3}')
+    assert read_jsonl(path) == [{"a": 1}, {"a": 3}]
+
+
+def test_missing_and_broken_files_have_no_objects(tmp_path):
+    assert read_jsonl(tmp_path / "none.jsonl") == []
+    (tmp_path / "broken.json").write_text("[1]")
+    assert read_object(tmp_path / "broken.json") is None
+    assert read_object(tmp_path / "none.json") is None

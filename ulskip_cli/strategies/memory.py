@@ -64,7 +64,8 @@ def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> Memor
     )
     if None in sizes:
         raise UsageError(
-            "memory_budget= needs the sizes of weights and cache, which are unknown until the model's files are here"
+            "memory_budget needs the sizes of weights and KV cache, which this model's files do not tell; "
+            "set memory_budget=null"
         )
     per_layer, weights, per_token, per_sequence = (int(size or 0) for size in sizes)
     prompt, new, beams = config.speed.prompt_tokens, config.decoding.max_new_tokens, config.decoding.num_beams
@@ -74,8 +75,8 @@ def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> Memor
         encoding = beams * (prompt * (prompt_layers * per_layer + per_token) + per_sequence)
         decoding = beams * ((prompt + new) * kept * per_layer + per_sequence)
         room, peak = budget - weights, max(encoding, decoding)
-        beside = max(0, (room - peak) // decoding)
-        return Footprint(peak, decoding, max(0, room // peak), 0 if room < peak else 1 + beside)
+        others = max(0, (room - peak) // decoding)
+        return Footprint(peak, decoding, max(0, room // peak), 0 if room < peak else 1 + others)
 
     own = footprint(cached_layers(config, metadata.num_layers, num_kept))
     if not own.max_batch:
