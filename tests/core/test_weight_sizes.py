@@ -53,7 +53,7 @@ def test_headers_and_loaded_parameters_agree(model_folder):
 
     config = ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="float32")
     assert read_headers(model_folder)
-    assert read_metadata(config).weights == load(config).facts.weights
+    assert read_metadata(config).weights == load(config).metadata.weights
 
 
 def test_steps_of_several_kinds_take_their_bytes():
