@@ -38,12 +38,11 @@ def one_gpu(monkeypatch):
 
 @pytest.mark.parametrize(("device", "here"), [("cuda", True), ("cuda:0", True), ("cuda:3", False)])
 def test_a_row_of_a_gpu_that_is_not_here_is_of_another_machine(one_gpu, device, here):
-    row = {"device": device, "environment": {**environment.machine(), "accelerator": "H100"}}
-    assert environment.is_like_here(row) is here
+    assert environment.is_like_here({**environment.machine(), "accelerator": "H100"}, device) is here
 
 
 def test_a_row_of_the_processor_is_of_this_machine_whatever_gpus_it_has(one_gpu):
-    assert environment.is_like_here({"device": "cpu", "environment": environment.machine("cpu")})
+    assert environment.is_like_here(environment.machine("cpu"), "cpu")
 
 
 def test_an_unknown_host_is_known_at_once(monkeypatch):
