@@ -12,9 +12,9 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.inference.loading import load
 from ulskip_cli.strategies.schedule import Stage
-from ulskip_cli.training.data import TokenPairs, collator_for, training_texts
-from ulskip_cli.training.trainer import validation_loss
-from ulskip_cli.training.two_pass import TwoPass
+from ulskip_cli.training.data import TokenPairs, collator_for, load_training_texts
+from ulskip_cli.training.two_pass_loss import TwoPassLoss
+from ulskip_cli.training.validation import validation_loss
 
 
 def main() -> None:
@@ -28,9 +28,9 @@ def main() -> None:
     files = ["task.dataset=files", f"task.source_file={data}/val.de", f"task.reference_file={data}/val.en"]
     config = compose_training([f"model.path={args.work / args.weights}", "model.dtype=float32", *files, f"limit={args.limit}"])
     loaded = load(config.model)
-    texts = training_texts(config, loaded.tokenizer)
-    pairs = TokenPairs(loaded.tokenizer, texts.train, texts.phrasing, None)
-    module, collator = TwoPass(loaded.model), collator_for(loaded.tokenizer)
+    texts = load_training_texts(config, loaded.tokenizer)
+    pairs = TokenPairs(loaded.tokenizer, texts.train, texts.formatter, None)
+    module, collator = TwoPassLoss(loaded.model), collator_for(loaded.tokenizer)
     depth = loaded.metadata.num_layers
     losses = {kept: validation_loss(module, (Stage(0, kept),), pairs, collator, 64) for kept in combinations(range(depth), 2)}
     ranked = sorted(losses, key=losses.__getitem__)

@@ -4,7 +4,7 @@ from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel, calls_after_layers
-from ulskip_cli.training.two_pass import add_dropout
+from ulskip_cli.training.two_pass_loss import add_dropout
 
 
 def batch():

@@ -32,7 +32,7 @@ def train(
         with ProgressBars(enabled=first) as bars:
             from ulskip_cli.training.run import train as run_training
 
-            record = run_training(chosen, bars)
+            record = run_training(chosen, bars).to_json()
     except Exception:
         if is_new:
             with contextlib.suppress(OSError):

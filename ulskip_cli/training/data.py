@@ -1,4 +1,4 @@
-"""Examples as token ids, batches of them, and the order in which they come."""
+"""Training texts, their token ids, batches of them, and the order of examples in an epoch."""
 
 import hashlib
 import json
@@ -19,59 +19,60 @@ from ulskip_cli.inference.batching import padded
 from ulskip_cli.tasks import Example, Task
 from ulskip_cli.tasks.encoding import PromptFormatter, TextPair, pad_token_id, truncate_source
 
+IGNORED_LABEL = -100
 _TOKENIZE_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """(prompt, response) texts to learn from and to validate on.
+    """The (prompt, response) texts of a training.
 
     Attributes:
-        train: to learn from.
-        validation: to validate on; may be empty.
-        phrasing: how they were made, and are to be tokenized.
+        train: texts of the training set.
+        validation: texts of the validation set; may be empty.
+        formatter: made the texts and tokenizes them.
     """
 
     train: list[TextPair]
     validation: list[TextPair]
-    phrasing: PromptFormatter
+    formatter: PromptFormatter
 
     @property
     def sha256(self) -> str:
-        """Of every text, in order."""
+        """A hash of all texts in order."""
         return hashlib.sha256(json.dumps([self.train, self.validation], ensure_ascii=False).encode()).hexdigest()
 
 
-def training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
-    """The texts that a configuration names; what is held out is drawn with its seed.
+def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
+    """Load the texts that a configuration names, and hold out examples for validation with the configuration's seed.
 
     Args:
-        config: the task, and how much of it to use.
-        tokenizer: whose chat format is used where it has one; None where there is no tokenizer yet.
+        config: the task and the number of examples.
+        tokenizer: its chat format is used if it has one; None if the tokenizer will be trained on these texts.
 
     Raises:
         UsageError: a file or a key is wrong, or nothing is left to train on.
     """
-    make = _Maker(config, tokenizer)
-    train = make.texts(config.task, config.limit)
-    phrasing = make.phrasing(instantiate(config.task, "task"))
+    maker = _TextMaker(config, tokenizer)
+    train = maker.texts(config.task, config.limit)
+    formatter = maker.formatter(instantiate(config.task, "task"))
     if config.train.validation:
         limit = config.train.validation.get("limit")
         changes = {key: value for key, value in config.train.validation.items() if key != "limit"}
         try:
-            validation = make.texts({**config.task, **changes}, limit)
+            validation = maker.texts({**config.task, **changes}, limit)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
-        return TrainingTexts(train, validation, phrasing)
+        return TrainingTexts(train, validation, formatter)
     if config.train.held_out >= len(train):
         raise UsageError(f"expected train.held_out below the {len(train)} examples there are, got {config.train.held_out}")
     chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))
     held_out = [texts for i, texts in enumerate(train) if i in chosen]
-    return TrainingTexts([texts for i, texts in enumerate(train) if i not in chosen], held_out, phrasing)
+    return TrainingTexts([texts for i, texts in enumerate(train) if i not in chosen], held_out, formatter)
 
 
 def train_tokenizer(texts: Sequence[TextPair], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer learnt from prompts and responses; `<pad>` is 0, `<eos>` is 1."""
+    """Train a byte-level BPE tokenizer on prompts and responses; `<pad>` is token 0 and `<eos>` is token 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -88,30 +89,29 @@ def train_tokenizer(texts: Sequence[TextPair], vocab_size: int, max_length: int)
 
 
 class TokenPairs(Dataset[dict[str, Any]]):
-    """Prompts and responses as token ids; a response ends with the end token.
+    """Prompts and responses as token ids; every response ends with EOS.
 
     Attributes:
-        left_out: how many examples were longer than `max_length`.
+        num_too_long: number of examples that were left out because they are longer than `max_length`.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[TextPair],
-        phrasing: PromptFormatter,
+        formatter: PromptFormatter,
         max_length: int | None,
-        on_batch: Callable[[int], None] = lambda done: None,
+        on_progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Tokenize all texts now: it is done once and costs little beside the training."""
-        self.pairs: list[tuple[list[int], list[int]]] = []
+        """Tokenize all texts at once, which costs little compared with the training."""
+        encoded: list[tuple[list[int], list[int]]] = []
         for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
-            some = texts[start : start + _TOKENIZE_AT_ONCE]
-            self.pairs += [(one.prompt_ids, one.response_ids) for one in phrasing.tokenize(tokenizer, some)]
-            on_batch(start + len(some))
-        fitting = [pair for pair in self.pairs if max_length is None or len(pair[0]) + len(pair[1]) <= max_length]
-        self.left_out = len(self.pairs) - len(fitting)
-        self.pairs = fitting
-        if not fitting:
+            chunk = texts[start : start + _TOKENIZE_AT_ONCE]
+            encoded += [(one.prompt_ids, one.response_ids) for one in formatter.tokenize(tokenizer, chunk)]
+            on_progress(start + len(chunk))
+        self.pairs = [pair for pair in encoded if max_length is None or len(pair[0]) + len(pair[1]) <= max_length]
+        self.num_too_long = len(encoded) - len(self.pairs)
+        if not self.pairs:
             raise UsageError(f"every example is longer than train.max_length={max_length}")
 
     def __len__(self) -> int:
@@ -122,45 +122,73 @@ class TokenPairs(Dataset[dict[str, Any]]):
         return {"prompt": prompt, "response": response}
 
     def lengths(self) -> list[int]:
-        """Tokens of every example."""
+        """Number of tokens of every example."""
         return [len(prompt) + len(response) for prompt, response in self.pairs]
+
+    def response_lengths(self) -> list[int]:
+        """Number of tokens of every response."""
+        return [len(response) for _, response in self.pairs]
+
+
+@dataclass(frozen=True)
+class LossBatch:
+    """The tensors of one batch, from which the loss is computed."""
+
+    prompt_ids: Tensor  # [batch, prompt_len], padded on the left
+    prompt_mask: Tensor  # [batch, prompt_len], 1 for tokens
+    response_ids: Tensor  # [batch, response_len], padded on the right
+    labels: Tensor  # [batch, response_len], the response with IGNORED_LABEL for padding
+
+    @property
+    def is_labelled(self) -> Tensor:
+        """True at response tokens, False at padding; [batch, response_len]."""
+        return self.labels != IGNORED_LABEL
 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Examples to the inputs of the two-pass loss; -100 in `labels` is padding."""
+    """A collator that pads examples to the tensors of a `LossBatch`."""
 
-    pad: int
+    pad_token_id: int
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """prompt_ids and prompt_mask [batch, prompt_len], response_ids and labels [batch, response_len]."""
-        prompt_ids, prompt_mask = padded([one["prompt"] for one in examples], self.pad, left=True)
-        response_ids, mask = padded([one["response"] for one in examples], self.pad, left=False)
+        """Build the tensors by their names in `LossBatch`; Trainer passes them on as keyword arguments."""
+        prompt_ids, prompt_mask = padded([one["prompt"] for one in examples], self.pad_token_id, left=True)
+        response_ids, mask = padded([one["response"] for one in examples], self.pad_token_id, left=False)
         return {
             "prompt_ids": prompt_ids,
             "prompt_mask": prompt_mask,
             "response_ids": response_ids,
-            "labels": response_ids.masked_fill(mask == 0, -100),
+            "labels": response_ids.masked_fill(mask == 0, IGNORED_LABEL),
         }
 
 
 def collator_for(tokenizer: PreTrainedTokenizerBase) -> PairCollator:
-    """The collator that pads with the tokenizer's token."""
+    """Make a collator that pads with the tokenizer's padding token."""
     return PairCollator(pad_token_id(tokenizer))
 
 
-class SimilarLengths(Sampler[int]):
-    """A new order every epoch in which every `batch_size` neighbours are of similar length.
+@dataclass(frozen=True)
+class TokenizedData:
+    """The tokenized training and validation sets with their collator."""
 
-    The order follows from seed and epoch alone, so a resumed epoch is the same epoch.
+    train: TokenPairs
+    validation: TokenPairs | None
+    collator: PairCollator
+
+
+class SimilarLengthSampler(Sampler[int]):
+    """A sampler that shuffles every epoch and puts examples of similar length into the same batch.
+
+    The order depends on seed and epoch alone, so a resumed epoch has the same order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Nothing is drawn before the epoch begins."""
+        """Store the settings; the order is drawn when an epoch begins."""
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before every epoch."""
+        """Set the epoch; the data loader calls this before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -176,35 +204,35 @@ class SimilarLengths(Sampler[int]):
 
 
 @dataclass(frozen=True)
-class _Maker:
-    """Makes texts of a task's examples."""
+class _TextMaker:
+    """Makes the texts of a task's examples."""
 
     config: TrainingConfig
     tokenizer: PreTrainedTokenizerBase | None
 
-    def phrasing(self, task: Task) -> PromptFormatter:
-        """How a task is put to the model."""
+    def formatter(self, task: Task) -> PromptFormatter:
+        """Make the formatter of a task's prompts for this tokenizer."""
         return PromptFormatter.for_task(task, self.tokenizer, self.config.model.chat_options)
 
-    def fitting(self, phrasing: PromptFormatter, task: Task, example: Example) -> Example:
-        """The example, its source shortened where the task allows it and `train.max_length` asks for it."""
-        most = self.config.train.max_length
-        if self.tokenizer is None or most is None or not task.may_truncate_source:
+    def shorten(self, formatter: PromptFormatter, task: Task, example: Example) -> Example:
+        """Truncate the example's source to `train.max_length` if the task allows truncation."""
+        max_length = self.config.train.max_length
+        if self.tokenizer is None or max_length is None or not task.may_truncate_source:
             return example
-        (whole,) = phrasing.tokenize(self.tokenizer, [phrasing.format(example)])
-        return truncate_source(phrasing, self.tokenizer, example, most - len(whole.response_ids))
+        (encoded,) = formatter.tokenize(self.tokenizer, [formatter.format(example)])
+        return truncate_source(formatter, self.tokenizer, example, max_length - len(encoded.response_ids))
 
     def texts(self, node: dict[str, Any], limit: int | None) -> list[TextPair]:
-        """Prompts and responses of a task, a share of its examples the other way round as well."""
+        """Make the texts of a task, and of a share of its examples in the reverse direction as well."""
         task = instantiate(node, "task")
-        phrasing = self.phrasing(task)
-        forward = [phrasing.format(self.fitting(phrasing, task, example)) for example in task.examples()[:limit]]
+        formatter = self.formatter(task)
+        forward = [formatter.format(self.shorten(formatter, task, example)) for example in task.examples()[:limit]]
         share = self.config.train.reversed_share
         if not share:
             return forward
         if not hasattr(task, "reversed"):
             raise UsageError(f"train.reversed_share: task {node['name']} has only one direction")
         other = task.reversed()
-        phrasing = self.phrasing(other)
+        formatter = self.formatter(other)
         chosen = random.Random(self.config.seed).sample(other.examples()[:limit], round(share * len(forward)))
-        return forward + [phrasing.format(example) for example in chosen]
+        return forward + [formatter.format(example) for example in chosen]

@@ -1,4 +1,4 @@
-"""The loss of every exit at once: what early exit is trained by (CALM, Schuster et al. 2022, arXiv:2207.07061)."""
+"""The loss of all exits of an early-exit model (CALM, Schuster et al. 2022, arXiv:2207.07061)."""
 
 from collections.abc import Callable, Collection, Iterator
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ulskip_cli.inference.exit_scoring import hidden_states
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
+from ulskip_cli.training.data import LossBatch
 
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 """Summed over the labelled positions, of logits [batch, count, vocab_size] and labels [batch, count]."""
@@ -17,50 +18,47 @@ CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 
 def exit_losses(
     model: PreTrainedModel,
-    parts: LayerwiseModel,
+    layerwise: LayerwiseModel,
     exits: Collection[int],
-    batch: tuple[Tensor, Tensor, Tensor, Tensor],
-    response_mask: Tensor,
+    batch: LossBatch,
     cross_entropy: CrossEntropy,
 ) -> Iterator[tuple[int, Tensor]]:
-    """The summed cross-entropy of a batch's responses when all their tokens leave at one depth, for each of several.
+    """Compute the summed cross-entropy of a batch's responses for each exit depth, where all tokens exit at that depth.
 
-    The prompt runs through every layer and predicts the first token, whatever the exit; so does the response, whose keys
-    are the full model's at every depth. The logits of one exit at a time are held, and made anew for the gradients.
+    The prompt runs through every layer and predicts the first token at every depth. The response runs through every layer
+    too, so its keys and values are those of the full model. The logits of one exit are in memory at a time; the backward
+    pass computes them again.
 
     Args:
-        model: all of it.
-        parts: of it.
-        exits: depths, numbers of layers.
-        batch: prompt_ids and prompt_mask, [batch, prompt_len], padded on the left; response_ids and labels,
-            [batch, response_len], padded on the right.
-        response_mask: [batch, response_len], 1 for tokens.
+        model: the full model.
+        layerwise: the same model, layer by layer.
+        exits: depths as numbers of layers.
+        batch: prompts and responses.
         cross_entropy: of logits and labels.
 
     Yields:
         Depth, and a scalar in nats.
     """
-    prompt_ids, prompt_mask, response_ids, labels = batch
-    prompt = encode_prompt(model, prompt_ids, prompt_mask)
-    first = cross_entropy(prompt.first_logits, labels[:, :1])
-    if response_ids.shape[1] == 1:
+    prompt = encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
+    first = cross_entropy(prompt.first_logits, batch.labels[:, :1])
+    if batch.response_ids.shape[1] == 1:
         yield from ((depth, first) for depth in sorted(exits))
         return
 
-    def behind(hidden: Tensor) -> Tensor:
-        return cross_entropy(parts.logits(hidden), labels[:, 1:])
+    def loss_at(hidden: Tensor) -> Tensor:
+        return cross_entropy(layerwise.logits(hidden), batch.labels[:, 1:])
 
-    for depth, hidden in hidden_states(model, parts, prompt, response_ids, response_mask):
+    for depth, hidden in hidden_states(model, layerwise, prompt, batch.response_ids, batch.is_labelled):
         if depth in exits:
-            held = torch.is_grad_enabled()
-            loss: Tensor = checkpoint(behind, hidden, use_reentrant=False) if held else behind(hidden)
+            needs_gradient = torch.is_grad_enabled()
+            loss: Tensor = checkpoint(loss_at, hidden, use_reentrant=False) if needs_gradient else loss_at(hidden)
             yield depth, first + loss
 
 
-def averaged(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
-    """Their mean with weights in proportion to the layer's index, so that deep exits keep their say.
+def depth_weighted_mean(losses: Iterator[tuple[int, Tensor]]) -> Tensor:
+    """Average the losses of all exits with weights in proportion to their depth, so that deep exits stay accurate.
 
-    >>> float(averaged(iter([(1, torch.tensor(4.0)), (3, torch.tensor(8.0))])))
+    >>> float(depth_weighted_mean(iter([(1, torch.tensor(4.0)), (3, torch.tensor(8.0))])))
     7.0
     """
     weighted, total = torch.zeros(()), 0

@@ -1,4 +1,4 @@
-"""Muon for the matrices, AdamW for everything else, as one optimizer.
+"""Muon for weight matrices and AdamW for all other parameters, as one optimizer.
 
 Muon (Jordan et al. 2024) orthogonalizes the momentum of each weight matrix.
 """
@@ -11,53 +11,53 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class MuonWithAdamW(Optimizer):
-    """Torch's own two optimizers behind one set of parameter groups, so that schedulers and checkpoints see one."""
+    """Two optimizers of torch behind one set of parameter groups, so that schedulers and checkpoints see one optimizer."""
 
     def __init__(self, module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
-        """Hidden matrices go to Muon, at AdamW's scale of updates; embeddings, head and vectors to AdamW.
+        """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head and vectors to AdamW.
 
         Args:
-            module: whose trained parameters are optimized.
-            lr: for both.
+            module: its trainable parameters are optimized.
+            lr: for both optimizers.
             weight_decay: for the matrices.
-            betas: AdamW's.
+            betas: for AdamW.
         """
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         matrices = [p for n, p in trained.items() if p.ndim == 2 and id(p) not in embeddings and "lm_head" not in n]
         chosen = {id(p) for p in matrices}
         others = [p for p in trained.values() if id(p) not in chosen]
-        self._parts: list[Optimizer] = []
+        self._optimizers: list[Optimizer] = []
         if others:
-            self._parts.append(AdamW(others, lr=lr, weight_decay=0.0, betas=betas, fused=True))
+            self._optimizers.append(AdamW(others, lr=lr, weight_decay=0.0, betas=betas, fused=True))
         if matrices:
-            self._parts.append(Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
-        groups = [group for part in self._parts for group in part.param_groups]
+            self._optimizers.append(Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        groups = [group for one in self._optimizers for group in one.param_groups]
         super().__init__(groups, {})
-        self._share()
+        self._share_groups_and_state()
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Both."""
-        for part in self._parts:
-            part.step(closure)
+        """Take one step with both optimizers."""
+        for one in self._optimizers:
+            one.step(closure)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Both."""
+        """Load the state of both optimizers."""
         super().load_state_dict(state_dict)
-        self._share()
+        self._share_groups_and_state()
 
-    def _share(self) -> None:
-        """Let the parts work on this optimizer's groups and state: a scheduler writes to these."""
+    def _share_groups_and_state(self) -> None:
+        """Let both optimizers use this optimizer's groups and state, because schedulers write to these."""
         start = 0
-        for part in self._parts:
-            part.param_groups = self.param_groups[start : start + len(part.param_groups)]
-            part.state = self.state
-            start += len(part.param_groups)
+        for one in self._optimizers:
+            one.param_groups = self.param_groups[start : start + len(one.param_groups)]
+            one.state = self.state
+            start += len(one.param_groups)
 
 
 class MuonFactory:
-    """What transformers' Trainer calls to build an optimizer that must see the whole model."""
+    """A factory through which transformers' Trainer builds an optimizer from the whole model."""
 
     def __call__(self, module: nn.Module, **options: Any) -> Optimizer:
-        """The optimizer for a module."""
+        """Build the optimizer of a module."""
         return MuonWithAdamW(module, **options)

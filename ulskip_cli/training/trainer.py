@@ -1,78 +1,56 @@
-"""transformers' Trainer with our loss, order of examples and learning curve; everything else is its own."""
+"""A subclass of transformers' Trainer with its own loss, order of examples and learning curve."""
 
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.inference import loading
 from ulskip_cli.strategies.schedule import Stage
-from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, collator_for
+from ulskip_cli.training.data import SimilarLengthSampler
 from ulskip_cli.training.muon import MuonFactory
 from ulskip_cli.training.preflight import check_trainer_arguments
-from ulskip_cli.training.two_pass import IGNORED, TwoPass
+from ulskip_cli.training.record import CurvePoint
+from ulskip_cli.training.setup import TrainingSetup
+from ulskip_cli.training.two_pass_loss import TwoPassLoss
+from ulskip_cli.training.validation import exit_validation_losses, validation_loss
 
 
 class SkipTrainer(Trainer):  # type: ignore[misc]
-    """Draws a schedule for every step; evaluates the two-pass loss under each."""
+    """A Trainer that draws a schedule for every step and evaluates the loss under each schedule."""
 
-    def __init__(
-        self,
-        module: TwoPass,
-        schedules: Mapping[float, tuple[Stage, ...]],
-        config: TrainingConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        train: TokenPairs,
-        validation: TokenPairs | None,
-        folder: Path,
-        progress: ProgressCallback,
-        device: str,
-    ) -> None:
-        """A trainer that checkpoints in `folder`.
-
-        Args:
-            module: the model and its loss.
-            schedules: by ratio.
-            config: everything else that matters.
-            tokenizer: the model's.
-            train: examples to learn from.
-            validation: examples of the learning curve.
-            folder: checkpoints and the log.
-            progress: who watches.
-            device: `cpu` keeps it off an accelerator that is there.
-        """
-        self.schedules, self.config = schedules, config
-        self.collator: PairCollator = collator_for(tokenizer)
-        options = config.train
+    def __init__(self, setup: TrainingSetup, folder: Path, progress: ProgressCallback) -> None:
+        """Make a trainer that writes checkpoints and its log to `folder`."""
+        self.schedules, self.config, self.data = setup.schedules, setup.config, setup.data
+        options = setup.config.train
         muon = (MuonFactory, {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.98)})
         super().__init__(
-            model=module,
-            args=arguments(config, folder, validation is not None, device),
-            data_collator=self.collator,
-            train_dataset=train,
-            eval_dataset=validation,
+            model=setup.module,
+            args=training_arguments(setup.config, folder, setup.data.validation is not None),
+            data_collator=setup.data.collator,
+            train_dataset=setup.data.train,
+            eval_dataset=setup.data.validation,
             optimizer_cls_and_kwargs=muon if options.optimizer == "muon" else None,
-            callbacks=[Watcher(progress, folder / "log.jsonl")],
+            callbacks=[TrainingMonitor(progress, folder / "log.jsonl")],
         )
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss under the schedule of this step."""
-        first, *later = self.drawn(self.state.global_step)
-        return super().compute_loss(model, {**inputs, "kept": first.kept_layers, "later": tuple(later)}, *args, **kwargs)
+        """Compute the loss under the schedule of this step."""
+        stages = self.draw_schedule(self.state.global_step)
+        return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
 
-    def drawn(self, step: int) -> tuple[Stage, ...]:
-        """The schedule of a step: from seed and step alone, so that every process and every resumption agrees."""
+    def draw_schedule(self, step: int) -> tuple[Stage, ...]:
+        """Draw the schedule of a step from seed and step alone, so that all processes and resumed trainings agree."""
         rng = random.Random(f"{self.config.seed} {step}")
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 
@@ -81,90 +59,62 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 
         Its keys are target ratios (`2x`), with `1x` for the full depth. With exits they are the exits' depths (`6`).
         """
-        assert isinstance(self.model, TwoPass) and isinstance(self.eval_dataset, TokenPairs)
+        module, validation = self.model, self.data.validation
+        assert isinstance(module, TwoPassLoss) and validation is not None
         batch_size = self.args.per_device_train_batch_size
-        if self.model.exits:
-            at_exits = exit_validation_losses(self.model, self.eval_dataset, self.collator, batch_size)
-            losses = {f"eval_loss_{count}": at_exits[count] for count in sorted(at_exits, reverse=True)}
-            self.log(losses)
-            return losses
-        depth = self.model.base.config.get_text_config(decoder=True).num_hidden_layers
-        compared = {1.0: (Stage(0, tuple(range(depth))),), **self.schedules}
-        losses = {
-            f"eval_loss_{ratio:g}x": validation_loss(self.model, compared[ratio], self.eval_dataset, self.collator, batch_size)
-            for ratio in sorted(compared)
-        }
+        if module.exits:
+            at_exits = exit_validation_losses(module, validation, self.data.collator, batch_size)
+            losses = {f"eval_loss_{depth}": at_exits[depth] for depth in sorted(at_exits, reverse=True)}
+        else:
+            compared = {1.0: (Stage(0, module.all_layers),), **self.schedules}
+            losses = {
+                f"eval_loss_{ratio:g}x": validation_loss(module, compared[ratio], validation, self.data.collator, batch_size)
+                for ratio in sorted(compared)
+            }
         self.log(losses)
         return losses
 
+    def learning_curve(self) -> tuple[CurvePoint, ...]:
+        """All evaluations so far; of repeated evaluations of one step the last counts."""
+        curve: dict[int, CurvePoint] = {}
+        for entry in self.state.log_history:
+            losses = {key.removeprefix("eval_loss_"): round(value, 4) for key, value in entry.items() if "eval_loss_" in key}
+            if losses:
+                curve[entry["step"]] = CurvePoint(entry["step"], losses)
+        return tuple(curve.values())
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        assert isinstance(self.train_dataset, TokenPairs)
-        return SimilarLengths(self.train_dataset.lengths(), self.args.per_device_train_batch_size, self.config.seed)
+        return SimilarLengthSampler(self.data.train.lengths(), self.args.per_device_train_batch_size, self.config.seed)
 
 
-class Watcher(TrainerCallback):  # type: ignore[misc]
-    """Shows how far the training is, and keeps its log as it comes."""
+class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
+    """A callback that shows the progress and writes the log."""
 
     def __init__(self, progress: ProgressCallback, log: Path) -> None:
-        """Lines are appended to `log`; a resumed training writes some steps again."""
+        """Append lines to `log`; a resumed training writes some steps again."""
         self._progress, self._log = progress, log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The bar begins where the training does."""
+        """Start the progress bar at the first step of this process."""
         resumed = f", carried on at step {state.global_step}" if state.global_step else ""
-        self._done = self._progress.phase(f"train{resumed}", state.max_steps)
-        self._done(state.global_step)
+        self._on_progress = self._progress.phase(f"train{resumed}", state.max_steps)
+        self._on_progress(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step more."""
-        self._done(state.global_step)
+        """Advance the progress bar."""
+        self._on_progress(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """A line."""
+        """Append a line to the log."""
         if state.is_world_process_zero:
             append_line(self._log, json.dumps({"step": state.global_step, **(logs or {})}))
 
 
-def validation_loss(
-    module: TwoPass, stages: tuple[Stage, ...], pairs: TokenPairs, collator: PairCollator, batch_size: int
-) -> float:
-    """Mean cross-entropy of all response tokens under a schedule, without smoothing or distillation, in nats."""
-    plain = TwoPass(module.model, module.prompt_layers).eval()
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for batch in _batches(module, pairs, collator, batch_size):
-            total += plain(**batch, kept=stages[0].kept_layers, later=stages[1:], num_items_in_batch=1)["loss"].item()
-            count += int((batch["labels"] != IGNORED).sum())
-    module.train()
-    return total / count
-
-
-def exit_validation_losses(module: TwoPass, pairs: TokenPairs, collator: PairCollator, batch_size: int) -> dict[int, float]:
-    """The same when every token leaves at one depth, for each exit."""
-    plain = TwoPass(module.model, module.prompt_layers, exits=module.exits).eval()
-    totals, count = dict.fromkeys(module.exits, 0.0), 0
-    with torch.no_grad():
-        for batch in _batches(module, pairs, collator, batch_size):
-            for depth, loss in plain.exit_losses(**batch):
-                totals[depth] += loss.item()
-            count += int((batch["labels"] != IGNORED).sum())
-    module.train()
-    return {depth: total / count for depth, total in totals.items()}
-
-
-def _batches(module: TwoPass, pairs: TokenPairs, collator: PairCollator, batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """All of them, the longest first, where the model is."""
-    order = sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
-    for start in range(0, len(order), batch_size):
-        batch = collator([pairs[i] for i in order[start : start + batch_size]])
-        yield {key: value.to(module.base.device) for key, value in batch.items()}
-
-
-def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str) -> TrainingArguments:
-    """Trainer's arguments for a configuration.
+def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
+    """Make the arguments of Trainer for a configuration.
 
     Raises:
-        UsageError: `train.training_args` holds what is set elsewhere, what is refused, or what Trainer does not know.
+        UsageError: `train.training_args` holds an argument that has a key of its own, is refused, or is unknown to Trainer.
     """
     train, extra = config.train, dict(config.train.training_args or {})
     check_trainer_arguments(extra)
@@ -182,7 +132,7 @@ def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.scheduler,
-        "warmup_steps": train.warmup,  # below 1: a share of the steps
+        "warmup_steps": train.warmup,  # below 1 it is a share of the steps
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "bf16": train.precision == "bf16",
@@ -193,7 +143,7 @@ def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str
         "logging_steps": train.log_every,
         "logging_nan_inf_filter": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": device == "cpu",
+        "use_cpu": loading.pick_device(config.model.device).type == "cpu",
         "ddp_find_unused_parameters": config.prompt_layers == "kept",
         **extra,
     }
@@ -202,16 +152,16 @@ def arguments(config: TrainingConfig, folder: Path, evaluates: bool, device: str
     except (TypeError, ValueError, ImportError) as error:
         raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
     if made.n_gpu > 1:
-        made._n_gpu = 1  # views do not survive DataParallel; several GPUs are for torchrun
+        made._n_gpu = 1  # DataParallel would break the views; several GPUs need torchrun
     return made
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; what a kill left unfinished is removed."""
+    """Find the newest complete checkpoint, and remove incomplete ones, which a killed process leaves."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for checkpoint in found:
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))  # it is written last
+            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))  # Trainer writes it last
             return checkpoint
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)

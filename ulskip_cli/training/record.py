@@ -1,0 +1,87 @@
+"""The record of a training, `training.json`, which lies beside the weights. Imports no torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ulskip_cli.strategies.schedule import Stage
+
+RECORD_FILE = "training.json"
+_OPTIONAL = ("later_stages", "exits", "data")  # keys that records of earlier versions lack
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation during a training.
+
+    Attributes:
+        step: the optimizer step.
+        validation_loss: nats a token, by target ratio (`2x`) or by exit depth (`6`).
+    """
+
+    step: int
+    validation_loss: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """Everything that a reader of the weights needs to know about their training.
+
+    Attributes:
+        kept_layers: the layers of the first decode steps, by ratio.
+        later_stages: the layers of later steps, by ratio; None in records of earlier versions.
+        kept_counts: all numbers of kept layers that were trained, descending.
+        exits: depths that were trained as exits; None in records of earlier versions.
+        left_out: number of examples that were longer than `train.max_length`.
+        train_loss: the last logged one.
+        based_on: the record of the training that the initial weights come from, shortened.
+        identity: a hash of everything that decides the weights.
+        seconds: wall time since the training was started or resumed.
+        data: provenance of the texts, which `recipes/tiny/embed.py` adds for the embedded model.
+    """
+
+    strategy: str
+    ratios: tuple[float, ...]
+    kept_layers: dict[str, tuple[int, ...]]
+    later_stages: dict[str, tuple[Stage, ...]] | None = None
+    kept_counts: tuple[int, ...]
+    exits: tuple[int, ...] | None = None
+    prompt_layers: str
+    steps: int
+    epochs: float
+    examples: int
+    left_out: int
+    validation_examples: int
+    data_sha256: str
+    seed: int
+    train_loss: float | None = None
+    learning_curve: tuple[CurvePoint, ...]
+    based_on: dict[str, Any] | None
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    identity: str
+    seconds: float
+    resumed: bool
+    data: dict[str, Any] | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainingRecord":
+        """Build a record from the contents of a `training.json` of this or an earlier version."""
+        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
+        known["ratios"], known["kept_counts"] = tuple(known["ratios"]), tuple(known["kept_counts"])
+        known["kept_layers"] = {ratio: tuple(layers) for ratio, layers in known["kept_layers"].items()}
+        known["learning_curve"] = tuple(CurvePoint(**point) for point in known["learning_curve"])
+        if known.get("exits") is not None:
+            known["exits"] = tuple(known["exits"])
+        if known.get("later_stages") is not None:
+            known["later_stages"] = {
+                ratio: tuple(Stage(stage["first_step"], tuple(stage["kept_layers"])) for stage in stages)
+                for ratio, stages in known["later_stages"].items()
+            }
+        return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the contents of `training.json`, with lists for tuples."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL}

@@ -1,0 +1,230 @@
+"""The two-pass loss as a module, so that Trainer, DDP and ZeRO-2 wrap both passes.
+
+Sec. 3, arXiv:2404.06954: the prompt runs through its layers, the response through the kept layers.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.layerwise import LayerwiseModel
+from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
+from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
+from ulskip_cli.training.exit_loss import depth_weighted_mean, exit_losses
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The weights of the loss terms; see `TrainOptions`."""
+
+    cross_entropy: float = 1.0
+    full: float = 0.0
+    distill: float = 0.0
+    label_smoothing: float = 0.0
+
+
+class TwoPassLoss(nn.Module):
+    """A module that holds a causal LM and whose forward computes the training loss.
+
+    `state_dict` holds the trained tensors alone, each once, which is all that a checkpoint needs to resume.
+    """
+
+    accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompt_layers: str = "all",
+        weights: LossWeights | None = None,
+        teacher: nn.Module | None = None,
+        exits: Collection[int] = (),
+    ) -> None:
+        """Wrap a model; views are built at their first use, when the weights are on their final device.
+
+        Args:
+            model: a causal LM, or peft's wrapper of one.
+            prompt_layers: `all` or `kept`.
+            weights: of the loss terms.
+            teacher: a frozen causal LM to distill from, or the adapted model itself, which then teaches without its
+                adapters; None distills from the model's own full depth.
+            exits: depths over which the loss of early exit is averaged; empty for schedules.
+        """
+        super().__init__()
+        self.model = model
+        self.all_layers = tuple(range(shallow_view.num_layers(self.base)))
+        self.prompt_layers = prompt_layers
+        self.weights = weights or LossWeights()
+        self.exits = tuple(exits)
+        # A list and a dict hide these modules from nn.Module: their weights are the model's or are not trained.
+        self._layerwise: list[LayerwiseModel] = []
+        self._views: dict[tuple[int, ...], PreTrainedModel] = {}
+        self._teacher = [teacher] if teacher is not None else []
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The causal LM without peft's wrapper."""
+        inner: Any = self.model
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, which Trainer reads."""
+        return self.base.config
+
+    def forward(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        labels: Tensor,
+        stages: tuple[Stage, ...] = (),
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the mean loss of a batch; Trainer passes the tensors of `LossBatch` by name.
+
+        Args:
+            prompt_ids: as in `LossBatch`.
+            prompt_mask: as in `LossBatch`.
+            response_ids: as in `LossBatch`.
+            labels: as in `LossBatch`.
+            stages: the schedule of the response; with exits it is not used.
+            num_items_in_batch: number of labels of the whole optimizer step; None for the number in this batch.
+
+        Returns:
+            `loss`, a scalar.
+        """
+        batch = LossBatch(prompt_ids, prompt_mask, response_ids, labels)
+        total = depth_weighted_mean(self.exit_losses(batch)) if self.exits else self.schedule_loss(batch, stages)
+        return {"loss": total / (num_items_in_batch if num_items_in_batch is not None else batch.is_labelled.sum())}
+
+    def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
+        """Compute the loss of a batch under a schedule, summed over the labelled positions."""
+        weights, kept = self.weights, stages[0].kept_layers
+        full_prompt = encode_prompt(self.base, batch.prompt_ids, batch.prompt_mask) if self.prompt_layers == "all" else None
+        logits = self._student_logits(batch, stages, full_prompt)
+        loss = weights.cross_entropy * self._cross_entropy(logits, batch.labels)
+        target = self._teacher_logits(batch)
+        skips = len(kept) < len(self.all_layers) or len(stages) > 1
+        if skips and (weights.full or (weights.distill and target is None)):
+            with torch.set_grad_enabled(weights.full > 0 and torch.is_grad_enabled()):
+                full = self._full_logits(self.base, batch, full_prompt)
+            target = full.detach() if target is None else target
+            if weights.full:
+                loss = loss + weights.full * self._cross_entropy(full, batch.labels)
+        if weights.distill and target is not None:
+            loss = loss + weights.distill * divergence(target, logits, batch.labels)
+        return loss
+
+    def exit_losses(self, batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
+        """Compute the summed cross-entropy of a batch at every exit; yields depth and loss."""
+        if not self._layerwise:
+            self._layerwise.append(LayerwiseModel(self.base))
+        return exit_losses(self.base, self._layerwise[0], self.exits, batch, self._cross_entropy)
+
+    def train(self, mode: bool = True) -> "TwoPassLoss":
+        """Set training or evaluation mode, in the views as well, which have flags of their own."""
+        super().train(mode)
+        for view in self._views.values():
+            view.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the trained tensors by their names in this module."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the tensors that `state_dict` returned; the other tensors are not reported as missing."""
+        trained = self.state_dict().keys()
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        result.missing_keys[:] = [name for name in result.missing_keys if name in trained]
+        if strict and (result.missing_keys or result.unexpected_keys):
+            raise RuntimeError(f"missing {result.missing_keys}, unexpected {result.unexpected_keys}")
+        return result
+
+    def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
+        if kept == self.all_layers:
+            return self.base
+        if kept not in self._views:
+            self._views[kept] = shallow_view.shallow_view(self.base, kept).train(self.training)
+        return self._views[kept]
+
+    def _student_logits(self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None) -> Tensor:
+        """Predict the response under a schedule; without `full_prompt` the prompt runs through the first stage's layers."""
+        first = stages[0].kept_layers
+        prompt = full_prompt or encode_prompt(self._view(first), batch.prompt_ids, batch.prompt_mask)
+        cached = self.all_layers if full_prompt else first
+        views = [
+            StageView(
+                stage.first_step, self._view(stage.kept_layers), tuple(cached.index(layer) for layer in stage.kept_layers)
+            )
+            for stage in stages
+        ]
+        return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
+
+    def _full_logits(self, model: PreTrainedModel, batch: LossBatch, prompt: EncodedPrompt | None = None) -> Tensor:
+        """Predict the response through all layers of `model`; `prompt` is the encoded prompt if it exists already."""
+        prompt = prompt or encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
+        return predict_response([StageView(0, model, self.all_layers)], prompt, batch.response_ids, batch.is_labelled)
+
+    def _teacher_logits(self, batch: LossBatch) -> Tensor | None:
+        """Predict the response with the teacher at full depth; None if the model distills from itself."""
+        if not self._teacher or not self.weights.distill:
+            return None
+        teacher: Any = self._teacher[0].to(batch.prompt_ids.device)
+        adapted: Any = self.model
+        with torch.no_grad(), adapted.disable_adapter() if teacher is self.base else nullcontext():
+            return self._full_logits(teacher, batch)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+            label_smoothing=self.weights.label_smoothing,
+        )
+
+
+def divergence(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the Kullback-Leibler divergence KL(target || logits), summed over the labelled positions, in nats.
+
+    Args:
+        target: [batch, response_len, vocab_size], logits of the teacher.
+        logits: [batch, response_len, vocab_size], logits of the student.
+        labels: [batch, response_len], -100 at positions that do not count.
+    """
+    labelled = labels != IGNORED_LABEL
+    teacher, student = (functional.log_softmax(one[labelled].float(), dim=-1) for one in (target, logits))
+    return functional.kl_div(student, teacher, reduction="sum", log_target=True)
+
+
+def add_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Add dropout to the embeddings and to the residual update of every layer, while training.
+
+    Hooks on the layers, which views share, make this work for any architecture.
+    """
+
+    def on_layer(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if not module.training:
+            return output
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        dropped = before + functional.dropout(after - before, probability)
+        return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
+
+    def on_embedding(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return functional.dropout(output, probability, module.training)
+
+    for layer in shallow_view.decoder_layers(model):
+        layer.register_forward_hook(on_layer, with_kwargs=True)
+    model.get_input_embeddings().register_forward_hook(on_embedding)
