@@ -2,6 +2,7 @@ import gzip
 import json
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 from hypothesis import given
@@ -52,7 +53,8 @@ def test_make_train_tiny_goes_the_whole_way_in_a_smoke_size(tmp_path):
         lines.append(f"{' '.join(g for g, _ in chosen)}\t{' '.join(e for _, e in chosen)}\n")
     data = tmp_path / "pairs.tsv.gz"
     data.write_bytes(gzip.compress("".join(lines).encode()))
-    command = ["make", "train-tiny", "SMOKE=1", f"DATA={data}", f"WORK={tmp_path}"]
+    here = ["-o", f"{sys.prefix}/bin/ulskip", f"VENV={sys.prefix}"]  # this environment, which make must not install again
+    command = ["make", *here, "train-tiny", "SMOKE=1", f"DATA={data}", f"WORK={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     out = tmp_path / "assets" / "tiny"

@@ -6,37 +6,37 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.encoding import PromptFormatter
 from ulskip_cli.tasks.prompts import Template
-from ulskip_cli.training.data import PairCollator, SimilarLengths, TokenPairs, train_tokenizer, training_texts
+from ulskip_cli.training.data import PairCollator, SimilarLengthSampler, TokenPairs, load_training_texts, train_tokenizer
 
 PLAIN = PromptFormatter(Template("{source}", "{reference}"))
 
 
 def test_a_model_that_chats_learns_in_its_chat_format(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}")
-    texts = training_texts(compose_training(["limit=2", "train.reversed_share=0.5"]), tokenizer)
+    texts = load_training_texts(compose_training(["limit=2", "train.reversed_share=0.5"]), tokenizer)
     assert all(prompt.startswith("<user>Translate the following text") for prompt, _ in texts.train)
     assert all(response.startswith("<assistant>") and response.endswith("<eos>") for _, response in texts.train)
-    assert TokenPairs(tokenizer, texts.train, texts.phrasing, None)[0]["response"].count(tokenizer.eos_token_id) == 1
+    assert TokenPairs(tokenizer, texts.train, texts.formatter, None)[0]["response"].count(tokenizer.eos_token_id) == 1
 
 
 def test_articles_lose_their_end_to_fit_where_translations_are_left_out(tokenizer):
     settings = ["task=cnn_dm", "model=tiny", "limit=4", "train.max_length=600"]
-    texts = training_texts(compose_training(settings), tokenizer)
-    pairs = TokenPairs(tokenizer, texts.train, texts.phrasing, 600)
-    assert (len(pairs), pairs.left_out) == (4, 0)
+    texts = load_training_texts(compose_training(settings), tokenizer)
+    pairs = TokenPairs(tokenizer, texts.train, texts.formatter, 600)
+    assert (len(pairs), pairs.num_too_long) == (4, 0)
     assert max(pairs.lengths()) <= 600
     assert all(prompt.endswith("\nSummarize the article above:") for prompt, _ in texts.train)
 
 
 def test_the_task_makes_the_texts():
-    texts = training_texts(compose_training(["limit=3", "train.held_out=1"]))
+    texts = load_training_texts(compose_training(["limit=3", "train.held_out=1"]))
     assert (len(texts.train), len(texts.validation)) == (2, 1)
     assert all(prompt.endswith("\nTranslate German to English:") for prompt, _ in texts.train)
     assert not {prompt for prompt, _ in texts.train} & {prompt for prompt, _ in texts.validation}
 
 
 def test_a_share_comes_the_other_way_round_as_well():
-    texts = training_texts(compose_training(["limit=10", "train.reversed_share=0.5"])).train
+    texts = load_training_texts(compose_training(["limit=10", "train.reversed_share=0.5"])).train
     german = [pair for pair in texts if pair[0].endswith("German to English:")]
     english = [pair for pair in texts if pair[0].endswith("English to German:")]
     assert (len(german), len(english)) == (10, 5)
@@ -49,31 +49,31 @@ def test_validation_is_the_task_with_changes(tmp_path):
     for name, text in (("a", "eins\nzwei\n"), ("b", "one\ntwo\n")):
         (tmp_path / name).write_text(text)
     changes = f"train.validation={{dataset:files,source_file:{tmp_path}/a,reference_file:{tmp_path}/b,limit:1}}"
-    texts = training_texts(compose_training(["limit=2", changes]))
+    texts = load_training_texts(compose_training(["limit=2", changes]))
     assert texts.validation == [("eins\nTranslate German to English:", " one")]
     assert len(texts.train) == 2
 
 
 def test_a_bad_validation_set_is_named_as_such():
     with pytest.raises(UsageError, match=r"^train\.validation: "):
-        training_texts(compose_training(["limit=2", "train.validation={pair:de-xx}"]))
+        load_training_texts(compose_training(["limit=2", "train.validation={pair:de-xx}"]))
 
 
 def test_the_hash_is_of_the_texts():
-    one, other = (training_texts(compose_training([f"limit={n}"])) for n in (3, 4))
+    one, other = (load_training_texts(compose_training([f"limit={n}"])) for n in (3, 4))
     assert one.sha256 != other.sha256
-    assert one.sha256 == training_texts(compose_training(["limit=3"])).sha256
+    assert one.sha256 == load_training_texts(compose_training(["limit=3"])).sha256
 
 
 def test_nothing_left_to_train_on_is_refused():
     with pytest.raises(UsageError, match=r"train.held_out below the 3 examples"):
-        training_texts(compose_training(["limit=3", "train.held_out=3"]))
+        load_training_texts(compose_training(["limit=3", "train.held_out=3"]))
 
 
 def test_long_examples_are_left_out_and_counted(tokenizer):
     texts = [("a b c", " a"), ("the cat sat on the mat", " der Hund schläft im Haus")]
     pairs = TokenPairs(tokenizer, texts, PLAIN, max_length=8)
-    assert (len(pairs), pairs.left_out) == (1, 1)
+    assert (len(pairs), pairs.num_too_long) == (1, 1)
     assert pairs[0]["response"][-1] == tokenizer.eos_token_id
     with pytest.raises(UsageError, match="every example is longer"):
         TokenPairs(tokenizer, texts, PLAIN, max_length=2)
@@ -81,7 +81,7 @@ def test_long_examples_are_left_out_and_counted(tokenizer):
 
 def test_padding_is_masked_and_has_no_label():
     examples = [{"prompt": [5, 6], "response": [7, 1]}, {"prompt": [5], "response": [8, 9, 1]}]
-    batch = PairCollator(pad=0)(examples)
+    batch = PairCollator(pad_token_id=0)(examples)
     assert batch["prompt_ids"].tolist() == [[5, 6], [0, 5]]
     assert batch["prompt_mask"].tolist() == [[1, 1], [0, 1]]
     assert batch["response_ids"].tolist() == [[7, 1, 0], [8, 9, 1]]
@@ -92,7 +92,7 @@ def test_padding_is_masked_and_has_no_label():
 def test_every_epoch_is_a_permutation_that_follows_from_seed_and_epoch(lengths, batch_size, epoch):
     orders = []
     for _ in range(2):
-        sampler = SimilarLengths(lengths, batch_size, seed=3)
+        sampler = SimilarLengthSampler(lengths, batch_size, seed=3)
         sampler.set_epoch(epoch)
         orders.append(list(sampler))
     assert orders[0] == orders[1]
@@ -101,7 +101,7 @@ def test_every_epoch_is_a_permutation_that_follows_from_seed_and_epoch(lengths, 
 
 def test_neighbours_are_of_similar_length_and_epochs_differ():
     lengths = [1 + i % 50 for i in range(1000)]
-    sampler = SimilarLengths(lengths, 10, seed=1)
+    sampler = SimilarLengthSampler(lengths, 10, seed=1)
     first = list(sampler)
     spread = [
         max(lengths[i] for i in first[s : s + 10]) - min(lengths[i] for i in first[s : s + 10]) for s in range(0, 1000, 10)

@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,15 +21,63 @@ from ulskip_cli.strategies.training_schedules import schedules
 from ulskip_cli.training.run import train
 
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
+LONG = [
+    "train.epochs=12", "train.save_every=3", "train.evaluate_every=4", "train.validation={limit:16}",  # the training set
+    "train.dropout=0.1", "train.optimizer=muon",
+]  # fmt: skip
+LONG_TRAININGS = {
+    "unified": ["strategy=unified", "train.ratios=[1,2]", *LONG],
+    "early_exit": ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=2", *LONG],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_thread():
+    """Sums in the order of the subprocesses."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def overrides_for(model_folder, output):
+    return [f"model.path={model_folder}", "model.dtype=float32", f"output={output}", *QUICK]
 
 
 @pytest.fixture
 def overrides(model_folder, tmp_path):
-    return [f"model.path={model_folder}", "model.dtype=float32", f"output={tmp_path / 'out'}", *QUICK]
+    return overrides_for(model_folder, tmp_path / "out")
+
+
+def trained(model_folder, output, *changes):
+    """A configuration and the record of its training."""
+    config = compose_training([*overrides_for(model_folder, output), *changes])
+    return config, train(config, NullProgress())
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, tmp_path_factory):
+    """A short training with a schedule."""
+    changes = ["train.ratios=[1,2]", "train.held_out=4", "train.evaluate_every=2"]
+    return trained(model_folder, tmp_path_factory.mktemp("finished") / "out", *changes)
+
+
+@pytest.fixture(scope="module")
+def positional(model_folder, tmp_path_factory):
+    """A training with fewer layers at later positions."""
+    changes = ["strategy=skip_decode", "train.ratios=[1.2,1.5]", "train.max_steps=1", "train.held_out=4"]
+    return trained(model_folder, tmp_path_factory.mktemp("positional") / "out", *changes)
+
+
+@pytest.fixture(scope="module", params=sorted(LONG_TRAININGS))
+def undisturbed(request, model_folder, tmp_path_factory):
+    """A long training of each kind of loss that nothing interrupts."""
+    changes = LONG_TRAININGS[request.param]
+    return changes, *trained(model_folder, tmp_path_factory.mktemp(request.param) / "out", *changes)
 
 
 def weights(folder):
-    return load_file(folder / "model.safetensors")
+    return load_file(Path(folder) / "model.safetensors")
 
 
 def test_ratios_become_schedules():
@@ -50,59 +100,47 @@ def test_what_has_to_see_the_trained_model_is_refused():
         schedules(compose_training(["strategy=search"]), 12)
 
 
-def test_skip_decode_trains_every_depth(overrides):
-    record = train(
-        compose_training([*overrides, "strategy=skip_decode", "train.ratios=1.5", "train.max_steps=2"]), NullProgress()
-    )
-    (later,) = record["later_stages"].values()
-    assert record["kept_layers"]["1.5"] == [0, 2, 3, 4, 5] and [len(one["kept_layers"]) for one in later] == [4, 3]
-    assert record["kept_counts"] == [5, 4, 3]
-    assert training_note(record["config"]["output"]) == "with skipping: skip_decode, kept counts 5, 4, 3 by position, 2 steps"
+def test_skip_decode_trains_every_depth(positional):
+    config, record = positional
+    assert record.kept_layers["1.5"] == (0, 2, 3, 4, 5)
+    assert [len(stage.kept_layers) for stage in record.later_stages["1.5"]] == [4, 3]
+    assert record.kept_counts == (6, 5, 4, 3)
+    assert training_note(config.output) == "with skipping: skip_decode, kept counts 6, 5, 4, 3 by position, 1 steps"
 
 
-def test_the_learning_curve_is_keyed_by_target_ratio(overrides):
+def test_the_learning_curve_is_keyed_by_target_ratio(positional):
     """At 1.2x the first of six layers' stages has full depth, which must not take the place of the schedule's own loss."""
-    changes = ["strategy=skip_decode", "train.ratios=[1.2,1.5]", "train.max_steps=1", "train.held_out=4"]
-    record = train(compose_training([*overrides, *changes]), NullProgress())
-    assert len(record["kept_layers"]["1.2"]) == 6 and record["later_stages"]["1.2"]
-    losses = record["learning_curve"][-1]["validation_loss"]
+    _, record = positional
+    assert len(record.kept_layers["1.2"]) == 6 and record.later_stages["1.2"]
+    losses = record.learning_curve[-1].validation_loss
     assert list(losses) == ["1x", "1.2x", "1.5x"]
     assert losses["1.2x"] != losses["1x"]
 
 
-def test_the_result_is_a_plain_model_that_says_how_it_was_trained(overrides, model_folder, tmp_path):
-    config = compose_training([*overrides, "train.ratios=[1,2]", "train.held_out=4", "train.evaluate_every=2"])
-    record = train(config, NullProgress())
-    out = tmp_path / "out"
+def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, model_folder):
+    config, record = finished
+    out = Path(config.output)
     model = AutoModelForCausalLM.from_pretrained(out)
     assert AutoTokenizer.from_pretrained(out)("a b")["input_ids"]
     assert model.config.use_cache and type(model).__name__ == "LlamaForCausalLM"
     before = weights(model_folder)
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights(out).items())
-    assert json.loads((out / "training.json").read_text()) == record
-    assert record["kept_layers"]["2"] == [0, 2, 5]
-    assert (record["steps"], record["examples"], record["validation_examples"]) == (3, 12, 4)
-    assert [point["step"] for point in record["learning_curve"]] == [2, 3]
-    assert set(record["learning_curve"][0]["validation_loss"]) == {"1x", "2x"}
+    assert json.loads((out / "training.json").read_text()) == record.to_json()
+    assert record.kept_layers["2"] == (0, 2, 5)
+    assert (record.steps, record.examples, record.validation_examples) == (3, 12, 4)
+    assert [point.step for point in record.learning_curve] == [2, 3]
+    assert set(record.learning_curve[0].validation_loss) == {"1x", "2x"}
     assert training_note(str(out)) == "with skipping: unified, kept counts 6, 3 drawn per step, 3 steps"
     assert not (out / "checkpoints").exists()
 
 
-def test_training_lowers_the_loss_that_it_trains(overrides):
-    changes = ["train.ratios=2", "train.epochs=12", "train.evaluate_every=4"]
-    data = "train.validation={limit:16}"  # the training set itself
-    curve = train(compose_training([*overrides, *changes, data]), NullProgress())["learning_curve"]
-    assert curve[-1]["validation_loss"]["2x"] < curve[0]["validation_loss"]["2x"] - 0.1
-
-
-def test_a_finished_training_is_not_run_again(overrides, tmp_path):
-    config = compose_training([*overrides, "train.max_steps=2"])
-    record = train(config, NullProgress())
-    saved = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+def test_a_finished_training_is_not_run_again(finished):
+    config, record = finished
+    saved = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
     assert train(config, NullProgress()) == record
-    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == saved
+    assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match="holds a training with other settings"):
-        train(compose_training([*overrides, "train.max_steps=3"]), NullProgress())
+        train(replace(config, seed=config.seed + 1), NullProgress())
 
 
 def test_a_file_in_the_outputs_place_is_left_alone(overrides, tmp_path):
@@ -123,53 +161,56 @@ def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
         train(compose_training(overrides), NullProgress())
 
 
-@pytest.mark.parametrize("strategy", ["unified", "early_exit"])
-def test_killed_and_run_again_it_ends_with_the_same_weights(overrides, strategy, tmp_path):
-    more = [
-        f"strategy={strategy}",
-        "train.ratios=[1,2]",
-        "train.epochs=12",
-        "train.save_every=3",
-        "train.dropout=0.1",
-        "train.optimizer=muon",
-    ]
-    undisturbed = [one for one in [*overrides, *more] if not one.startswith("output=")]
-    command = [sys.executable, "-m", "ulskip_cli", "train", *overrides, *more]
+def test_training_lowers_every_loss_that_it_trains(undisturbed):
+    _, config, record = undisturbed
+    first, *_, last = (point.validation_loss for point in record.learning_curve)
+    if config.strategy["name"] == "early_exit":
+        assert (record.exits, record.kept_layers) == ((2, 4, 6), {"2": (0, 1, 2, 3, 4, 5)})
+        assert training_note(config.output) == f"with early exit at 2, 4, 6 layers, {record.steps} steps"
+        expected = {"2", "4", "6"}
+    else:
+        expected = {"1x", "2x"}
+    assert first.keys() == last.keys() == expected
+    assert all(last[key] < first[key] - 0.1 for key in expected)
+
+
+def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrides, tmp_path):
+    changes, whole_config, whole = undisturbed
+    command = [sys.executable, "-m", "ulskip_cli", "train", *overrides, *changes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = tmp_path / "out" / "checkpoints"
-    while process.poll() is None and not (checkpoints / "checkpoint-12" / "model.safetensors").exists():
+    while process.poll() is None and not (checkpoints / "checkpoint-6" / "model.safetensors").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / "training.json").exists()
     with pytest.raises(UsageError, match="unfinished training with other settings"):
-        train(compose_training([*overrides, *more, "seed=2"]), NullProgress())
-    (checkpoints / "checkpoint-99").mkdir()  # what a kill in the middle of a save leaves
+        train(compose_training([*overrides, *changes, "seed=2"]), NullProgress())
+    (checkpoints / "checkpoint-99").mkdir()  # a kill in the middle of a save leaves such a folder
     (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    subprocess.run(
-        [*command[:4], *undisturbed, f"output={tmp_path / 'whole'}"], env=environment, check=True, capture_output=True
-    )
-    resumed, whole = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("out", "whole"))
-    assert (resumed["resumed"], whole["resumed"]) == (True, False)
-    assert resumed["steps"] == whole["steps"] == 48
-    expected = weights(tmp_path / "whole")
+    resumed = train(compose_training([*overrides, *changes]), NullProgress())
+    assert (resumed.resumed, whole.resumed) == (True, False)
+    assert resumed.steps == whole.steps == 48
+    expected = weights(whole_config.output)
     for name, tensor in weights(tmp_path / "out").items():
         assert torch.equal(tensor, expected[name]), name
 
 
 def test_adapters_end_as_plain_weights(overrides, model_folder, tmp_path):
-    train(compose_training([*overrides, "train=lora", "train.lora.rank=2", "train.max_steps=3"]), NullProgress())
+    train(compose_training([*overrides, "train=lora", "train.lora.rank=2", "train.max_steps=2"]), NullProgress())
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("proj" in name for name in changed)
 
 
-def test_frozen_embeddings_stay(overrides, model_folder, tmp_path):
-    train(compose_training([*overrides, "train.freeze_embeddings=true", "train.max_steps=2"]), NullProgress())
+def test_every_option_of_the_loss_trains_and_frozen_embeddings_stay(overrides, model_folder, tmp_path):
+    options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial", "train.label_smoothing=0.1"]
+    options += ["train.freeze_embeddings=true", "train.max_steps=2", "train.gradient_accumulation_steps=2"]
+    record = train(compose_training([*overrides, *options]), NullProgress())
+    assert record.steps == 2
     before, after = weights(model_folder), weights(tmp_path / "out")
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
@@ -183,15 +224,7 @@ def test_from_random_weights_with_a_tokenizer_of_the_data(tmp_path):
     record = train(compose_training([*scratch, *QUICK, f"output={tmp_path / 'out'}"]), NullProgress())
     model, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer))
     assert model.config.vocab_size == len(tokenizer) == 300
-    assert (model.config.eos_token_id, record["based_on"]) == (tokenizer.eos_token_id, None)
-
-
-def test_every_option_of_the_loss_trains(overrides):
-    options = ["train.full_weight=0.5", "train.distill_weight=0.5", "train.teacher=initial", "train.label_smoothing=0.1"]
-    record = train(
-        compose_training([*overrides, *options, "train.max_steps=2", "train.gradient_accumulation_steps=2"]), NullProgress()
-    )
-    assert record["steps"] == 2
+    assert (model.config.eos_token_id, record.based_on) == (tokenizer.eos_token_id, None)
 
 
 def test_a_small_bloom_goes_through_the_papers_preset(tokenizer, tmp_path):
@@ -216,13 +249,3 @@ def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
             NullProgress(),
         )
     assert not (tmp_path / "out" / "training.json").exists()
-
-
-def test_early_exit_learns_at_every_exit_and_says_so(overrides):
-    changes = ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=2", "train.epochs=12", "train.evaluate_every=4"]
-    config = compose_training([*overrides, *changes, "train.validation={limit:16}"])
-    record = train(config, NullProgress())
-    assert (record["exits"], record["kept_layers"]) == ([2, 4, 6], {"2": [0, 1, 2, 3, 4, 5]})
-    first, *_, last = record["learning_curve"]
-    assert all(last["validation_loss"][depth] < first["validation_loss"][depth] - 0.1 for depth in ("2", "4", "6"))
-    assert training_note(config.output) == f"with early exit at 2, 4, 6 layers, {record['steps']} steps"

@@ -9,7 +9,7 @@ from torch.nn import functional
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.teacher_forcing import response_logits, response_losses
 from ulskip_cli.strategies.schedule import Stage
-from ulskip_cli.training.two_pass import LossWeights, TwoPass, add_dropout, divergence
+from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout, divergence
 
 EVERY = tuple(range(NUM_LAYERS))
 KEPT_SETS = [EVERY, (0, 2, 5), (0, 1, 2), (3, 4, 5)]  # full, unified, top_skip, bottom_skip
@@ -22,6 +22,11 @@ def batch(rows=3):
     mask[0, :3] = 0
     labels[1, 3:] = -100
     return {"prompt_ids": prompt, "prompt_mask": mask, "response_ids": response, "labels": labels}
+
+
+def through(kept):
+    """A schedule of one stage."""
+    return (Stage(0, kept),)
 
 
 def stepwise_losses(model, kept, inputs):
@@ -40,7 +45,9 @@ def stepwise_losses(model, kept, inputs):
 def test_the_loss_is_that_of_decoding_step_by_step(model, kept):
     inputs = batch()
     expected = stepwise_losses(model, kept, inputs)[inputs["labels"] != -100].mean()
-    torch.testing.assert_close(TwoPass(model).eval()(**inputs, kept=kept)["loss"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        TwoPassLoss(model).eval()(**inputs, stages=through(kept))["loss"], expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_with_stages_it_is_that_of_an_uncached_reference(model):
@@ -49,7 +56,7 @@ def test_with_stages_it_is_that_of_an_uncached_reference(model):
     mask = torch.cat([inputs["prompt_mask"], torch.ones_like(inputs["response_ids"])], 1)
     logits = reference_logits(model, ids, mask, 7, {one.first_step: one.kept_layers for one in (first, *later)})[:, 6:-1]
     expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
-    loss = TwoPass(model).eval()(**inputs, kept=first.kept_layers, later=tuple(later))["loss"]
+    loss = TwoPassLoss(model).eval()(**inputs, stages=(first, *later))["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -59,14 +66,14 @@ def test_with_the_prompt_through_the_kept_layers_it_is_the_shallow_models_own_lo
     ids = torch.cat([inputs["prompt_ids"], inputs["response_ids"]], 1)
     logits = reference_logits(model, ids, torch.ones_like(ids), 0, kept)[:, 6:-1]
     expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
-    loss = TwoPass(model, prompt_layers="kept").eval()(**inputs, kept=kept)["loss"]
+    loss = TwoPassLoss(model, prompt_layers="kept").eval()(**inputs, stages=through(kept))["loss"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_its_parts_add_up(llama):
     inputs, kept = batch(), (0, 2, 5)
-    module = TwoPass(llama).eval()
-    shallow, full = (module(**inputs, kept=layers)["loss"] for layers in (kept, EVERY))
+    module = TwoPassLoss(llama).eval()
+    shallow, full = (module(**inputs, stages=through(layers))["loss"] for layers in (kept, EVERY))
     logits: dict[tuple[int, ...], torch.Tensor] = {}
     for layers in (kept, EVERY):
         view = llama if layers == EVERY else shallow_view.shallow_view(llama, layers)
@@ -79,7 +86,7 @@ def test_its_parts_add_up(llama):
         expected_divergence += float((teacher * (teacher.log() - student)).sum())
     expected_divergence /= int((inputs["labels"] != -100).sum())
     weights = LossWeights(cross_entropy=0.5, full=0.25, distill=2.0)
-    loss = TwoPass(llama, weights=weights).eval()(**inputs, kept=kept)["loss"]
+    loss = TwoPassLoss(llama, weights=weights).eval()(**inputs, stages=through(kept))["loss"]
     expected = 0.5 * shallow + 0.25 * full + 2.0 * expected_divergence
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
@@ -89,7 +96,7 @@ def test_distillation_moves_the_student_alone(llama):
     gradients = []
     for teacher in (None, frozen):
         llama.zero_grad()
-        TwoPass(llama, weights=weights, teacher=teacher)(**batch(), kept=(0, 2, 5))["loss"].backward()
+        TwoPassLoss(llama, weights=weights, teacher=teacher)(**batch(), stages=through((0, 2, 5)))["loss"].backward()
         gradients.append([p.grad.clone() for p in llama.parameters()])
     assert sum(one.abs().sum() for one in gradients[0]) > 0
     for own, explicit in zip(*gradients, strict=True):
@@ -98,28 +105,28 @@ def test_distillation_moves_the_student_alone(llama):
 
 def test_an_initial_teacher_is_neither_trained_nor_saved(llama):
     teacher = copy.deepcopy(llama).requires_grad_(False)
-    module = TwoPass(llama, weights=LossWeights(distill=1.0), teacher=teacher)
+    module = TwoPassLoss(llama, weights=LossWeights(distill=1.0), teacher=teacher)
     assert {id(p) for p in module.parameters()} == {id(p) for p in llama.parameters()}
     assert len(module.state_dict()) == len(list(llama.parameters()))
-    before = module(**batch(), kept=EVERY)["loss"]
+    before = module(**batch(), stages=through(EVERY))["loss"]
     with torch.no_grad():
         llama.lm_head.weight.mul_(1.5)
-    plain = TwoPass(llama).eval()(**batch(), kept=EVERY)["loss"]
-    assert module(**batch(), kept=EVERY)["loss"] > plain  # the teacher stayed, so a divergence appeared
-    torch.testing.assert_close(before, TwoPass(teacher).eval()(**batch(), kept=EVERY)["loss"])
+    plain = TwoPassLoss(llama).eval()(**batch(), stages=through(EVERY))["loss"]
+    assert module(**batch(), stages=through(EVERY))["loss"] > plain  # the teacher stayed, so a divergence appeared
+    torch.testing.assert_close(before, TwoPassLoss(teacher).eval()(**batch(), stages=through(EVERY))["loss"])
 
 
 def test_the_mean_is_over_all_tokens_of_a_step(llama):
-    module, inputs = TwoPass(llama).eval(), batch()
+    module, inputs = TwoPassLoss(llama).eval(), batch()
     parts = [{key: value[rows] for key, value in inputs.items()} for rows in (slice(0, 1), slice(1, 3))]
     count = (inputs["labels"] != -100).sum()
-    split = sum(module(**part, kept=(0, 5), num_items_in_batch=count)["loss"] for part in parts)
-    torch.testing.assert_close(split, module(**inputs, kept=(0, 5))["loss"], rtol=1e-5, atol=1e-6)
+    split = sum(module(**part, stages=through((0, 5)), num_items_in_batch=count)["loss"] for part in parts)
+    torch.testing.assert_close(split, module(**inputs, stages=through((0, 5)))["loss"], rtol=1e-5, atol=1e-6)
 
 
 def test_views_follow_train_and_eval(llama):
-    module = TwoPass(llama)
-    module(**batch(), kept=(0, 2, 5))
+    module = TwoPassLoss(llama)
+    module(**batch(), stages=through((0, 2, 5)))
     view = module._views[(0, 2, 5)]
     module.eval()
     assert not any(part.training for part in view.modules())
@@ -128,13 +135,13 @@ def test_views_follow_train_and_eval(llama):
 
 
 def test_dropout_acts_in_training_only_and_in_views_too(model):
-    module, inputs = TwoPass(model).eval(), batch()
-    plain = [module(**inputs, kept=kept)["loss"].item() for kept in (EVERY, (0, 2, 5))]
+    module, inputs = TwoPassLoss(model).eval(), batch()
+    plain = [module(**inputs, stages=through(kept))["loss"].item() for kept in (EVERY, (0, 2, 5))]
     add_dropout(model, 0.5)
-    assert [module(**inputs, kept=kept)["loss"].item() for kept in (EVERY, (0, 2, 5))] == plain
+    assert [module(**inputs, stages=through(kept))["loss"].item() for kept in (EVERY, (0, 2, 5))] == plain
     module.train()
     assert all(
-        abs(module(**inputs, kept=kept)["loss"].item() - loss) > 1e-4
+        abs(module(**inputs, stages=through(kept))["loss"].item() - loss) > 1e-4
         for kept, loss in zip((EVERY, (0, 2, 5)), plain, strict=True)
     )
 
@@ -144,11 +151,12 @@ def test_adapters_are_seen_through_views_and_saved_alone(llama):
     adapted = get_peft_model(
         llama, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     )
-    module, inputs, kept = TwoPass(adapted).eval(), batch(), (0, 2, 5)
-    with_adapters = module(**inputs, kept=kept)["loss"]
+    module, inputs, kept = TwoPassLoss(adapted).eval(), batch(), (0, 2, 5)
+    with_adapters = module(**inputs, stages=through(kept))["loss"]
     assert all("lora_" in name for name in module.state_dict())
     merged = adapted.merge_and_unload()
-    torch.testing.assert_close(TwoPass(merged).eval()(**inputs, kept=kept)["loss"], with_adapters, rtol=1e-4, atol=1e-5)
+    of_merged = TwoPassLoss(merged).eval()(**inputs, stages=through(kept))["loss"]
+    torch.testing.assert_close(of_merged, with_adapters, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -156,7 +164,10 @@ def test_an_adapted_model_is_taught_by_itself_without_adapters(llama):
     initial, kept = copy.deepcopy(llama).requires_grad_(False), (0, 2, 5)
     options = {"r": 2, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
     adapted, weights = get_peft_model(llama, LoraConfig(**options)), LossWeights(cross_entropy=0.0, distill=1.0)
-    losses = [TwoPass(adapted, weights=weights, teacher=t).eval()(**batch(), kept=kept)["loss"] for t in (llama, initial)]
+    losses = []
+    for teacher in (llama, initial):
+        module = TwoPassLoss(adapted, weights=weights, teacher=teacher).eval()
+        losses.append(module(**batch(), stages=through(kept))["loss"])
     torch.testing.assert_close(*losses)
     assert losses[0] > 0.01
 
