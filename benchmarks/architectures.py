@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+import transformers
+from architecture_check import KEPT_SETS, NEAR, PROMPT_LEN, STEPS, Verdict, judge
+from tiny_configs import NUM_LAYERS, model_types
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from architectures import KEPT_SETS, NEAR, PROMPT_LEN, STEPS, Verdict, judge  # noqa: E402
-from tiny_configs import NUM_LAYERS, model_types  # noqa: E402
-
 ORDER = ("works", "refused", "undecided", "not built", "fails", "silently wrong")
 MEANING = {
     "works": "equal to the uncached reference for every kept set that is not refused",

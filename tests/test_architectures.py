@@ -1,16 +1,15 @@
-"""Some rows of docs/architectures.md, tried again."""
+"""A repetition of some rows of docs/architectures.md."""
 
-import importlib.util
 import re
 from pathlib import Path
 
+import architectures
 import pytest
 import transformers
-from architectures import FAILS, REFUSED, WORKS, WRONG, judge
+from architecture_check import FAILS, REFUSED, WORKS, WRONG, judge
 from tiny_configs import model_types
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "architectures.md").read_text("utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text("utf-8")
 ROWS = {
     line.split(" | ")[0].removeprefix("| "): line for line in PAGE.splitlines() if line.startswith("| ") and "---" not in line
 }
@@ -25,18 +24,11 @@ same_transformers = pytest.mark.skipif(
 )
 
 
-def script():
-    spec = importlib.util.spec_from_file_location("architectures_script", ROOT / "benchmarks" / "architectures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @same_transformers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", AGAIN)
 def test_the_page_says_what_is_found_again(name):
-    assert ROWS[name] == script().line(judge(name, model_types()[name]))
+    assert ROWS[name] == architectures.line(judge(name, model_types()[name]))
 
 
 @same_transformers

@@ -1,4 +1,4 @@
-"""Tiny random instances of whatever causal LMs transformers knows, from its own config classes and a table of small sizes."""
+"""Tiny random instances of all causal LMs of transformers, from their config classes and a table of small sizes."""
 
 import dataclasses
 
@@ -36,10 +36,10 @@ _SIZES = {key: int(size) for size, keys in _LINES for key in keys.split()} | {
     "bos_token_id": 1, "eos_token_id": None, "initializer_range": 0.3, "use_sliding_window": True, "max_window_layers": 3,
     "is_decoder": True,
 }  # fmt: skip
-# What a class wants besides, by model type; of several configs in one, those of the text.
+# Further settings by model type; of composite configs, those of the text model.
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2}
 _CONV = ["conv", "conv", "full_attention"] * 2
-_BESIDES: dict[str, dict] = {
+_EXTRA_SETTINGS: dict[str, dict] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [2, 5]},
     "granitemoehybrid": {**_MAMBA, "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2},
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
@@ -91,35 +91,35 @@ _BESIDES: dict[str, dict] = {
 
 
 def model_types():
-    """Class names of all causal LMs, each with the model types that it serves."""
+    """List the class names of all causal LMs with the model types that use them."""
     found = {}
     for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         found.setdefault(name, []).append(model_type)
     return {
-        name: sorted(kinds, key=lambda kind: not name.lower().startswith(kind.replace("_", "")))  # its own first
+        name: sorted(kinds, key=lambda kind: not name.lower().startswith(kind.replace("_", "")))  # the namesake first
         for name, kinds in found.items()
     }
 
 
 def build_config(model_type):
-    """A config of tiny sizes."""
+    """Make a config of tiny sizes."""
     kind = CONFIG_MAPPING[model_type]
     nested = [key for key in ("text_config", "decoder_config") if key in getattr(kind, "sub_configs_defaults", {})]
-    besides = dict(_BESIDES.get(model_type, {}))
+    extra = dict(_EXTRA_SETTINGS.get(model_type, {}))
     if nested:
         default = kind()
-        return kind(**{key: {**_sizes(type(getattr(default, key))), **besides} for key in nested})
-    return kind(**{**_sizes(kind), **besides})
+        return kind(**{key: {**_sizes(type(getattr(default, key))), **extra} for key in nested})
+    return kind(**{**_sizes(kind), **extra})
 
 
 def build(model_type):
-    """A random model in evaluation mode, float32, the same in every call, in which every weight counts."""
+    """Make a float32 model in evaluation mode whose random weights are the same in every call and all matter."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(build_config(model_type), dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not (parameter.is_floating_point() and parameter.requires_grad):  # a table of sines stays one
+            if not (parameter.is_floating_point() and parameter.requires_grad):  # sinusoidal position tables stay as they are
                 continue
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim >= 2 and "A_log" not in name:
@@ -131,8 +131,8 @@ def build(model_type):
 
 
 def _sizes(kind):
-    """Those of the small sizes that a config class has."""
+    """Select the small sizes that a config class knows."""
     known = {field.name for field in dataclasses.fields(kind)} | set(getattr(kind, "attribute_map", {}))
     mapped = getattr(kind, "attribute_map", {})
     sizes = {key: size for key, size in _SIZES.items() if key in known and not (key in mapped and mapped[key] in known)}
-    return sizes | {"num_key_value_heads": 4} if "kv_lora_rank" in sizes else sizes  # one latent for all heads
+    return sizes | {"num_key_value_heads": 4} if "kv_lora_rank" in sizes else sizes  # MLA has one latent for all heads

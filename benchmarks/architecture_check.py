@@ -1,6 +1,5 @@
-"""What becomes of a causal LM when layers are skipped: works, refused, silently wrong; tried on a tiny random instance."""
+"""A check of layer skipping on a tiny random instance of one causal LM class, against an uncached reference."""
 
-import inspect
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ import tiny_configs
 import torch
 from tiny_configs import NUM_LAYERS, VOCAB_SIZE
 from transformers import GenerationConfig
+from uncached_reference import reference_logits
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
@@ -21,22 +21,22 @@ from ulskip_cli.strategies.plan import Plan
 KEPT_SETS = ((0, 2, 3, 5), (0, 3, 5), (0, 5), (1, 3, 4))
 PROMPT_LEN, STEPS = 9, 7
 PADDING_CHANGES = "left padding changes answers"
-NEAR = 2e-4  # of logits of size one
+NEAR = 2e-4  # largest difference that counts as rounding, in standard deviations of the logits
 WORKS, REFUSED, NOT_BUILT, UNDECIDED = "works", "refused", "not built", "undecided"
-WRONG, FAILS = "silently wrong", "fails"  # none of these is left
+WRONG, FAILS = "silently wrong", "fails"  # faults of ulskip; the committed page has none
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one class.
+    """The result of the check for one class.
 
     Attributes:
         name: the class.
-        model_types: that it serves.
-        outcome: one of the words above.
-        layers: the kinds of layers that were tried.
-        engines: that decode it.
-        note: the reason, or what there is to know.
+        model_types: model types that use the class.
+        outcome: one of the constants above.
+        layers: the kinds of layers in the checked instance.
+        engines: the engines that decode it.
+        note: the reason of the outcome, or limitations.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Verdict:
 
 
 class TooLong(Exception):
-    """A trial's budget is spent."""
+    """A check took more time than its budget."""
 
 
 def judge(name, model_types, seconds=60):
-    """The verdict on a class of transformers."""
+    """Check one class of transformers; never raises."""
     made = Verdict(name, tuple(model_types), NOT_BUILT)
     try:
         with _budget(seconds):
@@ -67,7 +67,7 @@ def judge(name, model_types, seconds=60):
     made = replace(made, layers=_kinds(model))
     try:
         with _budget(seconds):
-            return _tried(model, made)
+            return _check(model, made)
     except TooLong:
         return replace(made, outcome=FAILS, note=f"not done within {seconds} seconds")
     except UsageError as error:
@@ -76,17 +76,17 @@ def judge(name, model_types, seconds=60):
         return replace(made, outcome=FAILS, note=_line(error))
 
 
-def _tried(model, made):
-    """Every kept set against the uncached reference; then engines against one another, and padding."""
+def _check(model, made):
+    """Check every kept set against the uncached reference, then the engines against each other, then padding."""
     shallow_view.num_layers(model)
     ids = random_ids(1, PROMPT_LEN)
     notes, engines = [], ["transformers"]
     decoder_for(model, KEPT_SETS[0])
-    if _generates_otherwise(model, ids):
+    if _own_generate_differs(model, ids):
         return replace(
             made, outcome=UNDECIDED, note="transformers' own generate gives other tokens than the model's forward pass"
         )
-    kept_sets = [*KEPT_SETS, *_of_one_kind(model)]
+    kept_sets = [*KEPT_SETS, *_kept_sets_of_one_kind(model)]
     for kept in kept_sets:
         try:
             decoder = decoder_for(model, kept)
@@ -115,7 +115,7 @@ def _tried(model, made):
 
 
 def _differs(model, decoder, kept, ids):
-    """Where a schedule's logits and tokens are not the reference's; None where they are."""
+    """Compare tokens and logits under a schedule with the reference; None if they agree."""
     ones = torch.ones_like(ids)
     slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
     (tokens,) = decoder.generate(ids, ones, DecodeContext(slow, 0)).token_ids
@@ -133,14 +133,13 @@ def _differs(model, decoder, kept, ids):
     with torch.no_grad():
         given = response_logits(decoder.prompt_model, decoder.stages, ids, ones, response, torch.ones_like(response))
     off = float((given - expected).abs().max() / scale)
-    limit = NEAR * (
-        25 if architecture_support.is_recurrent(shallow_view.new_cache(model)) else 1
-    )  # single steps of a state are rounded otherwise
+    # Single steps of a recurrent state are rounded differently from a scan over the sequence.
+    limit = NEAR * (25 if architecture_support.is_recurrent(shallow_view.new_cache(model)) else 1)
     return f"teacher-forced logits are off by {off:.2g}" if off > limit else None
 
 
-def _generates_otherwise(model, ids):
-    """Whether the full model's own generate is not its own forward pass, in which case nothing can be said."""
+def _own_generate_differs(model, ids):
+    """Tell if the full model's own generate differs from its forward pass, which leaves nothing to compare with."""
     plain = GenerationConfig(max_new_tokens=STEPS, do_sample=False, pad_token_id=0, use_cache=True)
     out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain)
     logits = reference_logits(model, out[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[0, PROMPT_LEN - 1 :]
@@ -149,27 +148,29 @@ def _generates_otherwise(model, ids):
     return not torch.equal(logits.argmax(-1)[clear], out[0, PROMPT_LEN:][clear])
 
 
-def _of_one_kind(model):
-    """Kept sets of layers of one kind, where a model has several."""
+def _kept_sets_of_one_kind(model):
+    """Make kept sets of the layers of one kind each, for a model with several kinds."""
     kinds = [type(layer).__name__ for layer in shallow_view.new_cache(model).layers]
     sets = [tuple(i for i, kind in enumerate(kinds) if kind == one) for one in sorted(set(kinds))]
     return [kept for kept in sets if 0 < len(kept) < NUM_LAYERS and kept not in KEPT_SETS]
 
 
 def _engines_differ(decoder):
-    """The fast engine against transformers' own generate on one batch; None where they agree."""
+    """Compare the fast engine with transformers' generate on one batch; None if they agree."""
     ids = random_ids(3, PROMPT_LEN, seed=1)
     slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
     tokens = [
         decoder.generate(ids, torch.ones_like(ids), DecodeContext(replace(slow, engine=engine), 0)).token_ids
         for engine in ("transformers", "fast")
     ]
-    same = sum(a == b for a, b in zip(*tokens, strict=True))
-    return None if same >= 2 else f"the fast engine gives {3 - same} of 3 other answers than generate"  # one may be a near tie
+    num_equal = sum(a == b for a, b in zip(*tokens, strict=True))
+    if num_equal >= 2:  # one may be a near tie
+        return None
+    return f"the fast engine gives {3 - num_equal} of 3 other answers than generate"
 
 
 def _padding(model, decoder):
-    """Whether left padding changes answers, and whose doing that is; None where it does not."""
+    """Check if left padding changes answers, and if it does so for the full model too; None if it does not."""
     slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
     full = decoder_for(model, tuple(range(NUM_LAYERS)))
 
@@ -192,83 +193,17 @@ def _padding(model, decoder):
 
 
 def decoder_for(model, kept):
-    """A model that decodes with some of its layers."""
+    """Make a decoder that uses the kept layers."""
     return Decoder(model, Plan.from_layers(NUM_LAYERS, kept))
 
 
-def reference_logits(model, ids, prompt_len, kept):
-    """Uncached: every layer on the prompt, only the kept ones on the positions after it. [batch, len, vocab]."""
-
-    def where_kept(i):
-        runs = torch.tensor([True] * prompt_len + [i in kept] * (ids.shape[1] - prompt_len))
-
-        def mixed(module, args, kwargs, output):
-            before = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
-            after = output[0] if isinstance(output, tuple) else output
-            length = after.shape[1]  # some models put tokens of their own before the prompt
-            there = torch.cat([torch.ones(length - len(runs), dtype=torch.bool), runs])
-            chosen = torch.where(there.view(1, length, *[1] * (after.ndim - 2)), after, before)
-            return (chosen, *output[1:]) if isinstance(output, tuple) else chosen
-
-        return mixed
-
-    hooks = [layer.register_forward_hook(where_kept(i), with_kwargs=True) for i, layer in enumerate(stack_of(model))]
-    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    try:
-        with torch.no_grad():
-            return model(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def stack_of(model):
-    """The decoder layers, found by name and not by the code under test."""
-    for path in STACKS:
-        module = model
-        for name in path.split("."):
-            module = getattr(module, name, None)
-        if isinstance(module, torch.nn.ModuleList):
-            return module
-    raise LookupError(f"no decoder layers in {type(model).__name__}: {[name for name, _ in model.named_children()]}")
-
-
-STACKS = [
-    "model.layers",
-    "model.language_model.layers",
-    "transformer.h",
-    "transformer.blocks",
-    "transformer.layers",
-    "gpt_neox.layers",
-    "gpt_neox_japanese.layers",
-    "backbone.layers",
-    "model.decoder.layers",
-    "biogpt.layers",
-    "rwkv.blocks",
-    "cpmant.encoder.layers",
-    "bert.encoder.layer",
-    "roberta.encoder.layer",
-    "electra.encoder.layer",
-    "data2vec_text.encoder.layer",
-    "ernie.encoder.layer",
-    "git.encoder.layer",
-    "rembert.encoder.layer",
-    "roberta_prelayernorm.encoder.layer",
-    "roc_bert.encoder.layer",
-    "roformer.encoder.layer",
-    "transformer.layer",
-    "prophetnet.decoder.layers",
-    "backbone.blocks",
-]
-
-
 def random_ids(batch, length, seed=0):
-    """[batch, length] of ordinary tokens."""
+    """Draw random token ids, [batch, length]."""
     return torch.randint(2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 def _kinds(model):
-    """The kinds of a model's layers, as its cache and config tell."""
+    """Name the kinds of a model's layers from its cache and config."""
     config = model.config.get_text_config(decoder=True)
     try:
         kinds = {type(layer).__name__ for layer in shallow_view.new_cache(model).layers}
@@ -299,7 +234,7 @@ def _line(error):
 
 @contextmanager
 def _budget(seconds):
-    """Of this process's own time, however busy the machine is."""
+    """Raise TooLong after so many seconds of CPU time of this process."""
 
     def stop(*_):
         raise TooLong
