@@ -1,9 +1,9 @@
-"""Do batch 1 and batch 8 give the same tokens? Counts the differences, and how near a tie each one was.
+"""Count the answers that differ between batch 1 and batch 8, and the near-ties among them.
 
     python benchmarks/batch_invariance.py [--model tiny] [--ratio 2]
 
-A difference counts as a near-tie where, at the first differing token, the top two logits of the batch-1 run are
-less than 1e-4 apart: float arithmetic in another order may then choose either.
+A difference is a near-tie if the top two logits of the batch-1 run are less than 1e-4 apart at the first differing
+token: rounding in another order may then choose either token.
 """
 
 import argparse
@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import compose, instantiate
-from ulskip_cli.experiments.workload import prepare
+from ulskip_cli.core.config import compose
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize, padded
 from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.loading import load
@@ -25,7 +26,7 @@ NEAR_TIE = 1e-4
 
 
 def gap_at(decoder, prompt, tokens, position):
-    """The distance of the top two logits where token `position` was chosen."""
+    """Measure the distance of the top two logits at the step that chose token `position`."""
     ids, mask = padded([prompt], 0, left=True)
     response = torch.tensor([tokens[: position + 1]])
     with torch.inference_mode():
@@ -40,8 +41,8 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=2.0)
     args = parser.parse_args()
     config = compose([f"model={args.model}", f"ratio={args.ratio}", "model.dtype=float32"])
-    loaded, task = load(config.model), instantiate(config.task, "task")
-    work = prepare(loaded.tokenizer, loaded.metadata.context, task, task.examples(), config)
+    loaded = load(config.model)
+    work = encode_workload(resolve(config), loaded.tokenizer)
     prompts = work.prompts
     counts = {}
     for strategy in ("full", "unified"):
@@ -50,7 +51,7 @@ def main() -> None:
         for batch_size in (1, 8):
             found = {}
             for positions, output in generate_all(
-                decoder, prompts, DecodeContext(config.decoding, work.pad), BatchSize(batch_size)
+                decoder, prompts, DecodeContext(config.decoding, work.pad_token_id), BatchSize(batch_size)
             ):
                 found |= dict(zip(positions, output.token_ids, strict=True))
             answers[batch_size] = found

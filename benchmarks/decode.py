@@ -1,29 +1,30 @@
-"""How fast a decode step is: the engines beside transformers' own `generate`, and skipping beside its prediction.
+"""Time decode steps: the engines against transformers' own `generate`, and skipping against its predicted speedup.
 
     python benchmarks/decode.py [--model smollm2-135m] [--pairs 7] [--tokens 64] [--compile]
 
-1. Decode tokens/s of each engine over a plain `generate` (dynamic cache) of the same layers, which is the view's own, and the
+1. Decode tokens/s of each engine, relative to the view's own `generate` with a dynamic cache and the same layers, and the
    share of this machine's memory bandwidth at which weights were read.
-2. Measured over predicted speedup of unified at layer ratios 2, 3 and 5, by the engine that `auto` takes.
+2. Measured and predicted speedup of unified at layer ratios 2, 3 and 5, with the engine that `auto` takes.
 
-All as medians of paired ratios within one run: the sides take turns on the same prompts with the same number of new
-tokens. Written to benchmarks/results/decode-MODEL.json and .md.
+All values are medians of paired ratios within one run: the sides take turns on the same prompts with the same number of
+new tokens. The results go to benchmarks/results/decode-MODEL.json and .md.
 """
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from transformers import CompileConfig, GenerationConfig
-from ulskip_cli.experiments.paired_timing import measure_pairs
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import baseline_config, compose, instantiate
+from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.config_schema import SpeedConfig
 from ulskip_cli.experiments import machine_limits
-from ulskip_cli.experiments.workload import prepare, prompt_batches
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.speed import measure_pairs
+from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.hf_generate import StepObserver
 from ulskip_cli.inference.loading import load
@@ -31,13 +32,12 @@ from ulskip_cli.inference.timing import median_interval, now
 from ulskip_cli.strategies.plan import make_plan
 
 RATIOS, BATCH_SIZES = (2, 3, 5), (1, 8)
-
-
+WARMUP = 2
 STATIC = {"cache_implementation": "static"}
 
 
 def plain_generate(view, ids, mask, tokens, pad, **options):
-    """Decode seconds of a model's own `generate`, as anybody calls it."""
+    """Measure the decode seconds of a model's own `generate`."""
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=pad,
         eos_token_id=view.generation_config.eos_token_id, **options,
@@ -48,8 +48,8 @@ def plain_generate(view, ids, mask, tokens, pad, **options):
     return now(view.device) - watch.first_at
 
 
-def sides(decoder, decoding, tokens, pad, with_compiled):
-    """What takes turns, by name: each gives the decode seconds of a batch."""
+def make_sides(decoder, decoding, tokens, pad, with_compiled):
+    """Make the sides by name: functions that return the decode seconds of a batch."""
 
     def engine(**changes):
         context = DecodeContext(replace(decoding, engine="fast", **changes), pad)
@@ -71,15 +71,15 @@ def sides(decoder, decoding, tokens, pad, with_compiled):
     return found
 
 
-def compared(decoder, config, prompts, args, pad, step_bytes, bytes_per_second):
-    """Seconds of every side in turns, their ratios to `generate`, and the bandwidth that reading the weights reached."""
-    turns = sides(decoder, config.decoding, args.tokens, pad, args.compile)
-    seconds = {name: [] for name in turns}
+def compare_engines(decoder, decoding, prompts, args, pad):
+    """Time all sides in turns; returns tokens/s, steps/s and the ratio to `generate` of each."""
+    sides = make_sides(decoder, decoding, args.tokens, pad, args.compile)
+    seconds = {name: [] for name in sides}
     for i, (ids, mask) in enumerate(prompts):
-        names = list(turns)
+        names = list(sides)
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            spent = turns[name](ids, mask)
-            if i >= 2:
+            spent = sides[name](ids, mask)
+            if i >= WARMUP:
                 seconds[name].append(spent)
     rows = []
     for name, spent in seconds.items():
@@ -92,14 +92,14 @@ def compared(decoder, config, prompts, args, pad, step_bytes, bytes_per_second):
                 "over_generate": ratio.median,
                 "low": ratio.low,
                 "high": ratio.high,
-                "bandwidth_share": step_bytes * steps_per_second / bytes_per_second,
+                "steps_per_second": steps_per_second,
             }
         )
     return rows
 
 
 def as_markdown(result, facts, args):
-    """The result as two tables with their provenance."""
+    """Format the result as two tables with their provenance."""
     lines = ["| batch | layers | engine | tokens/s | over generate | 95% | of bandwidth |"]
     lines += ["| ---: | ---: | --- | ---: | ---: | ---: | ---: |"]
     for row in result["engines"]:
@@ -116,8 +116,42 @@ def as_markdown(result, facts, args):
     commit = (facts["git_commit"] or "no commit")[:10] + (" (modified)" if facts["git_dirty"] else "")
     where = f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, {facts['dtype']}"
     memory = f"reading memory reached {result['bytes_per_second'] / 1e9:.0f} GB/s"
-    told = f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, ulskip at {commit}, {where}; {memory}."
-    return "\n".join([*lines, "", told]) + "\n"
+    provenance = f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, ulskip at {commit}, {where}; {memory}."
+    return "\n".join([*lines, "", provenance]) + "\n"
+
+
+def plan_at(args, ratio, loaded):
+    """Make the plan of unified at a layer ratio, and the row cells that name it."""
+    plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.metadata)
+    return plan, {"layers": f"{len(plan.kept_layers)}/{plan.num_layers}"}
+
+
+def measure(args, loaded, config):
+    """Run both comparisons for every batch size."""
+    weights = loaded.metadata.weights
+    work = encode_workload(resolve(config), loaded.tokenizer)
+    context = DecodeContext(config.decoding, work.pad_token_id)
+    full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
+    speed = SpeedConfig(pairs=args.pairs, warmup=WARMUP, new_tokens=args.tokens)
+    bytes_per_second = machine_limits.read_bytes_per_second(loaded.model.device)
+    result = {"engines": [], "predictions": [], "bytes_per_second": bytes_per_second}
+    result["linear_backend"] = full.linear_backend(config.decoding).name
+    for batch_size in BATCH_SIZES:
+        prompts = prompt_batches(work.prompts, work.pad_token_id, batch_size, args.pairs + WARMUP)
+        for ratio in (1, 2):
+            plan, layers = plan_at(args, ratio, loaded)
+            step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
+            for row in compare_engines(Decoder(loaded.model, plan), config.decoding, prompts, args, work.pad_token_id):
+                share = step_bytes * row.pop("steps_per_second") / bytes_per_second
+                result["engines"].append({"batch_size": batch_size, **layers, **row, "bandwidth_share": share})
+                print(result["engines"][-1], flush=True)
+        for ratio in RATIOS:
+            plan, layers = plan_at(args, ratio, loaded)
+            timing = measure_pairs(full, Decoder(loaded.model, plan), prompts, context, speed).timing()
+            predicted = {"predicted_speedup": plan.predicted_speedup}
+            result["predictions"].append({"batch_size": batch_size, **layers, **predicted, **asdict(timing)})
+            print({**layers, **predicted, "measured_speedup": timing.measured_speedup}, flush=True)
+    return {**result, "pairs": args.pairs, "new_tokens": args.tokens}
 
 
 def main() -> None:
@@ -128,38 +162,12 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="time compiled steps too, at half the layers and all")
     args = parser.parse_args()
     config = compose([f"model={args.model}"])
-    loaded, task = load(config.model), instantiate(config.task, "task")
-    work = prepare(loaded.tokenizer, loaded.metadata.context, task, task.examples(), config)
-    full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
-    speed = SpeedConfig(pairs=args.pairs, warmup=2, new_tokens=args.tokens)
-    result = {"engines": [], "predictions": [], "bytes_per_second": machine_limits.read_bytes_per_second(loaded.model.device)}
-    result["linear_backend"] = full.linear_backend(config.decoding).name
-    weights = loaded.metadata.weights
-    for batch_size in BATCH_SIZES:
-        prompts = prompt_batches(work.prompts, work.pad, batch_size, args.pairs + 2)
-        for ratio in (1, 2):
-            plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.metadata)
-            layers = {"batch_size": batch_size, "layers": f"{len(plan.kept_layers)}/{plan.num_layers}"}
-            step_bytes = weights.head + sum(weights.layers[layer] for layer in plan.kept_layers)
-            decoder = Decoder(loaded.model, plan)
-            for row in compared(decoder, config, prompts, args, work.pad, step_bytes, result["bytes_per_second"]):
-                result["engines"].append({**layers, **row})
-                print({**layers, **{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}}, flush=True)
-        for ratio in RATIOS:
-            plan = make_plan(compose([f"model={args.model}", f"ratio={ratio}"]), loaded.metadata)
-            told = measure_pairs(full, Decoder(loaded.model, plan), prompts, config.decoding, speed, work.pad).row()
-            layers = {"batch_size": batch_size, "layers": f"{len(plan.kept_layers)}/{plan.num_layers}"}
-            result["predictions"].append({**layers, "predicted_speedup": plan.predicted_speedup, **told})
-            print(
-                {**layers, "predicted": round(plan.predicted_speedup, 3), "measured": round(told["measured_speedup"], 3)},
-                flush=True,
-            )
+    loaded = load(config.model)
+    result = measure(args, loaded, config)
     facts = {**environment.code(), **environment.machine(), "dtype": str(loaded.model.dtype).removeprefix("torch.")}
     out = Path(__file__).parent / "results" / f"decode-{args.model}.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(
-        json.dumps({**result, "pairs": args.pairs, "new_tokens": args.tokens, "environment": facts}, indent=1) + "\n"
-    )
+    out.write_text(json.dumps({**result, "environment": facts}, indent=1) + "\n")
     out.with_suffix(".md").write_text(as_markdown(result, facts, args))
     print(f"written to {out}")
 

@@ -1,9 +1,9 @@
-"""A sweep that is killed at random moments and started again, beside one that nobody disturbs.
+"""Compare a sweep that is killed and restarted at random moments with an undisturbed one.
 
     python benchmarks/kill_sweep.py [--kills 20] [--seed 1] [-- OVERRIDES]
 
-Kills come when so many bytes are written, drawn evenly from nothing to all, and a random moment later.
-Ends with exit code 1 where the two differ in anything but what a clock or a memory meter says.
+Each kill comes a random moment after a random number of bytes has been written, drawn evenly from none to all.
+The exit code is 1 if the rows differ in anything except measured times and memory.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def unmeasured(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what a clock or a memory meter says, its calibration's seconds included."""
+    """Remove measured times and memory from a row and from its calibration."""
     kept = {
         key: unmeasured(value) if key == "calibration" and value else value
         for key, value in row.items()
@@ -54,11 +54,11 @@ def unmeasured(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(whole: list[dict[str, Any]], killed: list[dict[str, Any]]) -> list[str]:
-    """A line for everything in which a disturbed sweep's rows are not an undisturbed one's."""
+    """List the differences between the rows of both sweeps, one line each."""
     lines = [f"{point} has {count} rows" for point, count in Counter(row["id"] for row in killed).items() if count > 1]
     want, got = ({row["id"]: unmeasured(row) for row in rows} for rows in (whole, killed))
     lines += [f"{point} is lost" for point in want.keys() - got.keys()]
-    lines += [f"{point} is of neither" for point in got.keys() - want.keys()]
+    lines += [f"{point} is in the killed sweep alone" for point in got.keys() - want.keys()]
     for point in want.keys() & got.keys():
         keys = {key for key in want[point] | got[point] if want[point].get(key) != got[point].get(key)}
         lines += [f"{point} differs in {', '.join(sorted(keys))}"] if keys else []
@@ -66,7 +66,7 @@ def differences(whole: list[dict[str, Any]], killed: list[dict[str, Any]]) -> li
 
 
 def whole_sweep(results: Path, overrides: list[str]) -> tuple[float, float]:
-    """Run it undisturbed; seconds until its first row, and until its end."""
+    """Run a sweep undisturbed; returns the seconds until its first row and until its end."""
     began, first = time.monotonic(), 0.0
     with subprocess.Popen(
         command(results, "whole", overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -81,12 +81,12 @@ def whole_sweep(results: Path, overrides: list[str]) -> tuple[float, float]:
 
 
 def killed_sweep(results: Path, overrides: list[str], kills: int, first: float, seed: int) -> list[int]:
-    """Start it, kill it, start it again; the rows that were there at every kill, -1 where a line was cut off."""
+    """Kill and restart a sweep; returns the number of rows at every kill, -1 if a line was cut off."""
     chance, folder, there = random.Random(seed), results / "killed", []
     goals = sorted(chance.uniform(0, written(results / "whole")) for _ in range(kills))
     for goal in goals:
         began = time.monotonic()
-        least = chance.uniform(0, first)  # kills while a sweep starts, too
+        least = chance.uniform(0, first)  # so that some kills hit the start of a sweep
         with subprocess.Popen(
             command(results, "killed", overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
@@ -100,7 +100,7 @@ def killed_sweep(results: Path, overrides: list[str], kills: int, first: float, 
 
 
 def written(folder: Path) -> int:
-    """Bytes of rows and answers, as a measure of how far a sweep is."""
+    """Count the bytes of rows and answers as a measure of progress."""
     total = 0
     for file in folder.rglob("*.jsonl"):
         with contextlib.suppress(OSError):

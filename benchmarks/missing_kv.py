@@ -1,10 +1,10 @@
-"""What the three ways with the keys above an early exit cost: recompute (ours), propagate (CALM's), a ragged cache.
+"""Compare the step time of three policies for the keys above an early exit: recompute, propagate, ragged cache.
 
     python benchmarks/missing_kv.py [--model tiny]
 
-Each leaves at the same depths, drawn at random, on the same tokens, with the same checks, so that nothing else differs.
-The seconds are the processor's own, of one thread, which other programs disturb little. A ragged cache costs nothing beside
-the steps: here its holes are zeros, so that its tokens mean nothing and its time is right.
+`recompute` is the policy of ulskip, `propagate` that of CALM. All policies exit at the same random depths, on the same
+tokens, with the same checks. Times are CPU seconds of one thread, which other programs disturb little. A ragged cache
+costs nothing beyond the steps: here its holes are zeros, so its tokens are meaningless but its time is right.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from statistics import median
 import torch
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import compose, instantiate
-from ulskip_cli.experiments.workload import prepare
+from ulskip_cli.core.config import compose
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference import exit_scoring, shallow_view
 from ulskip_cli.inference.engines.base import BatchRequest
 from ulskip_cli.inference.engines.early_exit import ExitSteps
@@ -30,19 +31,19 @@ from ulskip_cli.strategies.exit_rule import ExitRule
 
 POLICIES = ("recompute", "propagate", "ragged")
 NEW_TOKENS, PROMPTS = 32, 24
-DEPTHS = {  # of one step of a model of n layers
+DEPTHS = {  # how the exit depth of a step is drawn in a model of n layers
     "any layer": lambda draw, n: draw.randint(1, n),
     "the middle third": lambda draw, n: draw.randint(n // 3 + 1, 2 * n // 3),
     "first or last": lambda draw, n: draw.choice((1, n)),
 }
 
 
-class Written(Exception):
-    """A layer's keys and values are made."""
+class KeysWritten(Exception):
+    """The keys and values of a layer have been computed, and the rest of the layer is not needed."""
 
 
 class ReplayedSteps(ExitSteps):
-    """Steps that leave where they are told to."""
+    """Decode steps that exit at given depths."""
 
     def __init__(self, policy, depths, *args):
         super().__init__(*args)
@@ -55,7 +56,7 @@ class ReplayedSteps(ExitSteps):
         def update(*args, **options):
             held = write(*args, **options)
             if self.stops:
-                raise Written
+                raise KeysWritten
             return held
 
         return update
@@ -66,7 +67,7 @@ class ReplayedSteps(ExitSteps):
 
     def _confident_logits(self, hidden, before, threshold):
         logits = self.layerwise.logits(hidden)
-        float(exit_scoring.softmax_diff(logits).min())  # asked as always, and waited for
+        float(exit_scoring.softmax_diff(logits).min())  # computed and synchronised as in real decoding, then ignored
         self.checked += 1
         return logits if self.checked == self.depths[self.step] else None
 
@@ -79,14 +80,14 @@ class ReplayedSteps(ExitSteps):
             if self.policy == "propagate":
                 self.stops, self.cursor.length = True, at - 1
                 for index in range(depth, self.rule.num_layers):
-                    with suppress(Written):
+                    with suppress(KeysWritten):
                         self.layerwise.layer(index, hidden, self.entry)
                 self.stops, self.cursor.length = False, at
         return logits
 
 
 def seconds(policy, depths, model, layerwise, prompt, config):
-    """Of one decode step."""
+    """Measure the CPU seconds of one decode step."""
     ids, rule = torch.tensor([prompt]), ExitRule(len(layerwise.layers), len(layerwise.layers), "softmax_diff", 0.5, NEW_TOKENS)
     mask, cache = torch.ones_like(ids), shallow_view.new_cache(model)
     with torch.inference_mode():
@@ -105,8 +106,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     config = compose([f"model={args.model}", "model.dtype=float32", f"limit={PROMPTS}"])
-    loaded, task, draw = load(config.model), instantiate(config.task, "task"), random.Random(0)
-    prompts = prepare(loaded.tokenizer, loaded.metadata.context, task, task.examples()[:PROMPTS], config).prompts
+    loaded, draw = load(config.model), random.Random(0)
+    prompts = encode_workload(resolve(config), loaded.tokenizer).prompts
     layerwise, rows = LayerwiseModel(packed(loaded.model, choose_linear_backend(loaded.model).name)), []
     for kind, drawn in DEPTHS.items():
         spent = {policy: [] for policy in POLICIES}

@@ -1,4 +1,4 @@
-"""Put the tables that runs have written into README.md, between their markers."""
+"""Insert the tables that runs have written into README.md, between their markers."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def filled(text: str) -> str:
-    """README's text with every block replaced by the body of the file that it names."""
+def fill_tables(text: str) -> str:
+    """Replace every marked block of README by the body of the file that its marker names."""
 
     def body(match: re.Match[str]) -> str:
         lines = (ROOT / match[2]).read_text("utf-8").strip().splitlines()
@@ -20,4 +20,4 @@ def filled(text: str) -> str:
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    path.write_text(filled(path.read_text("utf-8")), "utf-8")
+    path.write_text(fill_tables(path.read_text("utf-8")), "utf-8")

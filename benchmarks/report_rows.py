@@ -1,4 +1,4 @@
-"""How long `ulskip report` takes over many rows: those of a folder, repeated under other models, seeds and ids.
+"""Measure the time of `ulskip report` over many rows, which are a folder's rows repeated with other models, seeds and ids.
 
 python benchmarks/report_rows.py [--rows 10000] [--results results/reproduce]
 """
@@ -31,11 +31,11 @@ def main() -> None:
                 ids = {key: f"{int(row[key], 16) + copy:012x}" for key in ("id", "baseline_id") if row.get(key)}
                 config = {**row["config"], "seed": seed}
                 file.write(json.dumps({**row, **ids, "model": model, "seed": seed, "config": config}) + "\n")
-        for what in ([], ["--no-plots"], ["--html"]):
+        for options in ([], ["--no-plots"], ["--html"]):
             began = time.perf_counter()
-            command = [sys.executable, "-m", "ulskip_cli", "report", folder, *what]
+            command = [sys.executable, "-m", "ulskip_cli", "report", folder, *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            print(f"ulskip report {' '.join(what)} over {args.rows} rows: {time.perf_counter() - began:.1f} s", flush=True)
+            print(f"ulskip report {' '.join(options)} over {args.rows} rows: {time.perf_counter() - began:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,6 @@ def test_tables_are_those_of_their_files(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import readme
 
-    assert readme.filled(README) == README
+    assert readme.fill_tables(README) == README
     assert len(readme.BLOCK.findall(README)) == 4
     del sys.modules["readme"]

@@ -1,10 +1,10 @@
-"""Does a pretrained model recover from skipping at the scale that two cores allow? SmolLM2-135M on CNN/DM.
+"""Measure how far LoRA recovers the quality that skipping costs SmolLM2-135M on CNN/DM, at a size for two cores.
 
     python recipes/cnn_dm/reproduce.py --data PATH/cnn_dm --work runs/cnn_dm
 
-PATH holds train.jsonl.gz and validation.jsonl.gz. LoRA on the training articles, once at full depth (the control) and once
-with 24 and 20 of 30 layers drawn in turn; decode loss and ROUGE of 50 validation articles before and after. The command
-carries on where it stopped.
+PATH holds train.jsonl.gz and validation.jsonl.gz. The recipe trains LoRA adapters on the training articles, once at full
+depth (the control) and once with 24 or 20 of 30 layers, drawn for every step. It compares decode loss and ROUGE of 50
+validation articles before and after. If it is interrupted, the same command resumes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def call(*arguments: str) -> None:
 
 
 def page(rows: list[dict], records: dict[str, dict]) -> str:
-    """The table, and what the training cost."""
+    """Write the page: the table and the cost of the trainings."""
     found = {}
     for row in rows:
         weights = Path(row["model"]).name if row["model"] != "smollm2-135m" else "before"

@@ -1,17 +1,18 @@
-"""Exports of whole models, loaded where ulskip is not installed: do they give the same tokens?
+"""Check that exports give the same tokens in an environment where ulskip is not installed.
 
     python recipes/export/check.py --work runs/export-check
 
-Makes a virtual environment with torch and transformers in it, exports each model at 2x with prompt_layers=kept and as a pair,
-and answers the same prompts there and here, one at a time. Here by transformers' engine, which must agree in every token, and
-by the fast engine, whose own matrix product may break a near tie otherwise. Killed, the same command carries on. The page
-goes to results/export/README.md.
+The recipe makes a virtual environment with torch and transformers, exports each model at 2x with prompt_layers=kept and as
+a pair, and answers the same prompts there and here, one at a time. Here it uses transformers' engine, which must agree in
+every token, and the fast engine, whose own matrix product may resolve near-ties differently. If it is interrupted, the
+same command resumes. The page goes to results/export/README.md.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,7 +30,7 @@ HEADS = ("model", "dtype", "layers", "prompt through", "prompts", "tokens", "oth
 
 
 def bare_python(folder: Path) -> Path:
-    """A new environment with the same torch and transformers as here, and nothing of ulskip; its interpreter."""
+    """Make an environment with the same torch and transformers but without ulskip; returns its interpreter."""
     python = folder / "bin" / "python"
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -39,7 +40,7 @@ def bare_python(folder: Path) -> Path:
 
 
 def here(config: Config, prompts: list[list[int]], model, engine: str) -> list[list[int]]:
-    """Tokens of every prompt, one prompt at a time."""
+    """Generate the tokens of every prompt here, one prompt at a time."""
     import torch
 
     config.decoding.engine = engine
@@ -52,10 +53,9 @@ def here(config: Config, prompts: list[list[int]], model, engine: str) -> list[l
 
 
 def compare(model: str, layers: str, python: Path, work: Path, count: int, new_tokens: int) -> list[str]:
-    """One line of the table; `model` is a name, or name@dtype."""
-    from ulskip_cli.core.config import instantiate
-    from ulskip_cli.core.model_metadata import read_metadata
-    from ulskip_cli.experiments.workload import prepare
+    """Make one line of the table; `model` is a name, or name@dtype."""
+    from ulskip_cli.experiments.preflight import resolve
+    from ulskip_cli.experiments.workload import encode_workload
     from ulskip_cli.inference.loading import load
 
     name, _, dtype = model.partition("@")
@@ -64,13 +64,14 @@ def compare(model: str, layers: str, python: Path, work: Path, count: int, new_t
     to = work / f"{model}-{layers}"
     export(overrides, None, ExportRequest(to))
     config = compose(overrides)
-    task = instantiate(config.task, "task")
     loaded = load(config.model)
-    prompts = prepare(loaded.tokenizer, read_metadata(config.model).context, task, task.examples()[:count], config).prompts
-    asked, told = work / f"{model}-{layers}.prompts.json", work / f"{model}-{layers}.tokens.json"
-    asked.write_text(json.dumps({"prompts": prompts, "max_new_tokens": new_tokens}))
-    subprocess.run([str(python), "-I", str(PLAIN), str(to), str(asked), str(told)], check=True, stdout=subprocess.DEVNULL)
-    there = json.loads(told.read_text())
+    prompts = encode_workload(resolve(replace(config, limit=count)), loaded.tokenizer).prompts
+    prompts_file, tokens_file = work / f"{model}-{layers}.prompts.json", work / f"{model}-{layers}.tokens.json"
+    prompts_file.write_text(json.dumps({"prompts": prompts, "max_new_tokens": new_tokens}))
+    subprocess.run(
+        [str(python), "-I", str(PLAIN), str(to), str(prompts_file), str(tokens_file)], check=True, stdout=subprocess.DEVNULL
+    )
+    there = json.loads(tokens_file.read_text())
     rows = {engine: here(config, prompts, loaded.model, engine) for engine in ("transformers", "fast")}
     differ = {engine: sum(a != b for a, b in zip(rows[engine], there, strict=True)) for engine in rows}
     plan = exportable_plan(config)
@@ -90,7 +91,7 @@ def compare(model: str, layers: str, python: Path, work: Path, count: int, new_t
 
 
 def page(rows: list[list[str]]) -> str:
-    """The table, and what its columns are."""
+    """Write the page: the table and an explanation of its columns."""
     facts = {**environment.code(), **environment.machine("cpu")}
     table = [f"| {' | '.join(HEADS)} |", "|" + " --- |" * len(HEADS), *(f"| {' | '.join(row)} |" for row in rows)]
     note = (

@@ -1,9 +1,9 @@
-"""How much memory an export takes, beside the model's size.
+"""Measure the peak memory of an export and compare it with the model's size.
 
     python recipes/export/memory.py --work runs/export-memory --layers 24 --hidden 2048 --shard-size 300MB
 
-Writes random weights of a Llama's shape in shards, exports half of the layers without the comparison (which loads models, as
-asked), and samples the process's memory. The page goes to results/export/memory.md.
+The recipe writes random weights of a Llama's shape in shards, exports half of the layers with --no-check (the check would
+load models), and samples the process's memory. The page goes to results/export/memory.md.
 """
 
 import argparse
@@ -19,7 +19,10 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.model_metadata import ASSETS
 
 HEADS = ("weights", "largest file read", "largest file written", "memory before", "peak", "peak, of its own", "seconds")
-KEYS = ("VmRSS", "RssAnon")  # all that is resident; without the pages of files, which the system may take back at any time
+KEYS = (
+    "VmRSS",
+    "RssAnon",
+)  # all resident memory, and the part without pages of files, which the system may reclaim at any time
 
 
 def make_model(folder: Path, layers: int, hidden: int, shard_size: str) -> None:
@@ -38,14 +41,14 @@ def make_model(folder: Path, layers: int, hidden: int, shard_size: str) -> None:
 
 
 def resident() -> dict[str, float]:
-    """MiB of this process."""
+    """Read the resident memory of this process, in MiB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {key: int(lines[key].split()[0]) / 1024 for key in KEYS}
 
 
-def watched(arguments: list[str]) -> tuple[dict[str, float], dict[str, float], float]:
-    """Memory before an export, its peak, and the seconds that it took."""
-    importlib.import_module("ulskip_cli.export.checkpoint")  # torch and transformers are there before the model is
+def export_and_sample(arguments: list[str]) -> tuple[dict[str, float], dict[str, float], float]:
+    """Export; returns the memory before, the peak memory and the seconds."""
+    importlib.import_module("ulskip_cli.export.checkpoint")  # imports torch and transformers before the first sample
     from ulskip_cli.cli.app import invoke
 
     before = peak = resident()
@@ -84,10 +87,10 @@ def main() -> None:
     source, target = args.work / "source", args.work / "exported"
     if args.make_only:
         return make_model(source, args.layers, args.hidden, args.shard_size)
-    if not source.is_dir():  # in a process of its own, whose memory is not this one's
+    if not source.is_dir():  # in a separate process, whose memory does not count here
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make-only"], check=True)
     options = ["--to", str(target), "--no-check", "--shard-size", args.shard_size]
-    before, peak, seconds = watched(["export", f"model.path={source}", "ratio=2", "prompt_layers=kept", *options])
+    before, peak, seconds = export_and_sample(["export", f"model.path={source}", "ratio=2", "prompt_layers=kept", *options])
     sizes, written = (mib(sorted(folder.glob("*.safetensors"))) for folder in (source, target))
     cells = [sum(sizes), max(sizes), max(written), before["VmRSS"], peak["VmRSS"], peak["RssAnon"] - before["RssAnon"]]
     row = [*(f"{cell:,.0f} MiB" for cell in cells), f"{seconds:.0f}"]

@@ -1,8 +1,8 @@
-"""Tokens by transformers alone, for check.py: runs in an environment without ulskip.
+"""Generate tokens with transformers alone; check.py runs this script in an environment without ulskip.
 
     python plain.py EXPORT PROMPTS.json TOKENS.json
 
-PROMPTS.json: {"prompts": [[ids]], "max_new_tokens": n}. Where EXPORT holds a prefill half, prompts run through that.
+PROMPTS.json: {"prompts": [[ids]], "max_new_tokens": n}. If EXPORT has a prefill model, prompts run through it.
 """
 
 import importlib.util

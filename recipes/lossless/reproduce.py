@@ -1,11 +1,11 @@
-"""What lossless drafting is worth: acceptance and speedup over drafts and ratio, and whether a single token changed.
+"""Measure acceptance and speedup of lossless drafting by draft length and ratio, and count changed answers.
 
     python recipes/lossless/reproduce.py model.path=runs/multi30k/unified-1+2+3+6x-s1 model.dtype=float32 \\
         task.dataset=files task.source_file=test.de task.reference_file=test.en name=lossless-multi30k
     python recipes/lossless/reproduce.py model=smollm2-135m task=cnn_dm limit=20 batch_size=1 name=lossless-cnn_dm
 
-Any overrides of `ulskip sweep` choose model, task and strategy; --drafts and --ratios the grid. Killed at any moment, the same
-command carries on. The page goes to results/NAME/README.md.
+Overrides of `ulskip sweep` choose model, task and strategy; --drafts and --ratios choose the grid. If it is interrupted,
+the same command resumes. The page goes to results/NAME/README.md.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from ulskip_cli.report.table import provenance, title
 HEADS = ("target", "layers", "drafts", "acceptance", "tokens a check", "expected", "measured", "95%", "other answers")
 
 
-def differing(folder: ResultsFolder, one: str, other: str) -> int:
-    """How many sequences have other tokens."""
+def count_differing(folder: ResultsFolder, one: str, other: str) -> int:
+    """Count the sequences whose tokens differ."""
     pairs = zip(folder.generations(one), folder.generations(other), strict=True)
     return sum(a["token_ids"] != b["token_ids"] for a, b in pairs)
 
 
-def expected(row: dict) -> float | None:
-    """What the formula of docs/lossless.md makes of the acceptance that was seen; it knows a number of drafts."""
+def predict_speedup(row: dict) -> float | None:
+    """Predict the speedup from the acceptance by the formula of docs/lossless.md; None without a fixed draft length."""
     count, cost = row["draft_tokens"], row["predicted_speedup"]
     if not isinstance(count, int) or not cost:
         return None
@@ -36,23 +36,23 @@ def expected(row: dict) -> float | None:
 
 
 def line(folder: ResultsFolder, row: dict) -> str:
-    worth, low = expected(row), row["measured_speedup_low"]
+    predicted, low = predict_speedup(row), row["measured_speedup_low"]
     cells = [
         f"{row['target_speedup']:g}x" if row["target_speedup"] else "–",
         f"{len(row['kept_layers'])}/{row['num_layers']}",
         str(row["draft_tokens"]),
         f"{row['acceptance_rate']:.3f}",
         f"{row['mean_accepted_length']:.2f}",
-        "–" if worth is None else f"{worth:.2f}",
+        "–" if predicted is None else f"{predicted:.2f}",
         f"{row['measured_speedup']:.2f}",
         f"{low:.2f}-{row['measured_speedup_high']:.2f}",
-        f"{differing(folder, row['id'], row['baseline_id'])}/{row['num_examples']}",
+        f"{count_differing(folder, row['id'], row['baseline_id'])}/{row['num_examples']}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def page(folder: ResultsFolder) -> str:
-    """The table, and what its columns are."""
+    """Write the page: the table and an explanation of its columns."""
     rows = [row for row in folder.rows() if row.get("draft_tokens") and row.get("acceptance_rate") is not None]
     rows.sort(key=lambda row: (row["layer_ratio"], row["draft_tokens"] == "auto", str(row["draft_tokens"]).zfill(3)))
     lines = [f"| {' | '.join(HEADS)} |", "|" + " ---: |" * len(HEADS), *(line(folder, row) for row in rows)]

@@ -1,4 +1,4 @@
-"""Which two of twelve layers would serve best at 6x: the base's validation loss with every pair of layers.
+"""Rank all pairs of layers by the validation loss of the base at 6x, where two of twelve layers are kept.
 
 python recipes/multi30k/pairs.py --work runs/multi30k --to results/multi30k/pairs.json
 """

@@ -1,8 +1,8 @@
-"""The page, the table and the plot of the Multi30k reproduction, from its rows and comparisons.
+"""Write the page, the table and the plot of the Multi30k reproduction from its rows and comparisons.
 
     python recipes/multi30k/report.py --results results/multi30k
 
-Comparisons are made from the generated texts where these are, and kept in comparisons.json, because the texts stay local.
+Comparisons need the generated texts, which stay local; comparisons.json stores their results.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 class Rows:
-    """Rows of quality by checkpoint and schedule, and of speed by schedule and batch."""
+    """Rows of quality by checkpoint and schedule, and rows of speed by schedule and batch size."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class Rows:
             target = row["target_speedup"]
             if row["config"]["speed"]["enabled"]:
                 if row["strategy"] == "full" and Path(row["model"]).name != "full-1x-s1":
-                    continue  # what others are paired with
+                    continue  # the baselines of the pairs
                 self.speed[row["strategy"], target, row["batch_size"]] = row
             else:
                 self.quality[Path(row["model"]).name, row["strategy"], target] = row
@@ -59,7 +59,7 @@ class Rows:
         return mean(row["bleu"] for row in self.seeds(strategy, ratio))
 
     def difference(self, one: Row, other: Row) -> Row:
-        """BLEU of one minus BLEU of the other, with sacrebleu's paired bootstrap."""
+        """Compute BLEU of one minus BLEU of the other, with sacrebleu's paired bootstrap."""
         ids = f"{one['id']} {other['id']}"
         if ids not in self.comparisons:
             self.comparisons[ids] = self.compare(one, other)
@@ -89,18 +89,18 @@ def spread(rows: list[Row]) -> str:
 
 
 def depth(rows: list[Row]) -> str:
-    """Layers of a decode step, on average over the evaluated answers where it varies."""
+    """Format the layers of a decode step; if they vary, their average over the evaluated answers."""
     means = [row["evaluated_mean_kept_layers"] for row in rows if row.get("evaluated_mean_kept_layers")]
     return f"{mean(means):.1f}" if means else str(len(rows[0]["kept_layers"]))
 
 
 def clock(row: Row) -> str:
-    """A measured speedup with its interval."""
+    """Format a measured speedup with its interval."""
     return f"{row['measured_speedup']:.2f} ({row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f})"
 
 
 def varying(row: Row) -> str:
-    """How many layers ran on average, where that is not the asked-for number."""
+    """Format the average number of layers if it differs from the target."""
     mean = row.get("evaluated_mean_kept_layers")
     return f" ({mean:.1f} layers)" if mean and f"{mean:.1f}" != f"{row['target_kept_layers']:.1f}" else ""
 
@@ -125,7 +125,7 @@ def table4(rows: Rows) -> str:
 
 
 def plot(rows: Rows, file: Path) -> None:
-    """Quality against speedup, measured where it is: every seed a dot, the line through their means."""
+    """Plot quality over measured (else predicted) speedup: a dot for every seed, a line through the means."""
     with drawing.style():
         drawing.saved(drawn(rows), file)
 
@@ -154,7 +154,7 @@ def drawn(rows: Rows) -> Figure:
 
 
 def claims(rows: Rows) -> str:
-    """The paper's claim at every ratio, in words that the intervals choose."""
+    """State at every ratio if the paper's claim held, by the confidence interval of the difference."""
     lines = []
     for ratio in RATIOS:
         unified = rows.tuned("unified", ratio)
@@ -176,7 +176,7 @@ def claims(rows: Rows) -> str:
 
 
 def most_kept(rows: Rows) -> str:
-    """The best checkpoint at every ratio, options included."""
+    """Name the best checkpoint at every ratio, including those with options."""
     told = []
     for ratio in RATIOS:
         tuned = [(row["bleu"], name) for (name, _, target), row in rows.quality.items() if target == ratio and name != "base"]
@@ -187,7 +187,7 @@ def most_kept(rows: Rows) -> str:
 
 
 def variants(rows: Rows) -> str:
-    """Options beside the plain fine-tuning of the same schedule, seed 1."""
+    """Compare each option with the plain fine-tuning of the same schedule, seed 1."""
     lines = []
     for (weights, strategy, ratio), row in rows.quality.items():
         plain = rows.tuned(strategy, ratio)
@@ -202,7 +202,7 @@ def variants(rows: Rows) -> str:
 
 
 def two_layers(rows: Rows, folder: Path) -> str:
-    """Why the ends are a poor pair: what the base itself says of all pairs."""
+    """Report the ranking of all pairs of layers on the base, which explains why the end layers are a poor pair."""
     if not (folder / "pairs.json").exists():
         return ""
     ranked = json.loads((folder / "pairs.json").read_text("utf-8"))["pairs"]
@@ -226,7 +226,7 @@ def two_layers(rows: Rows, folder: Path) -> str:
 
 
 def without_training(rows: Rows) -> str:
-    """BLEU and decode loss of every strategy on the base, a line a strategy."""
+    """Tabulate BLEU and decode loss of every strategy on the base."""
     lines = []
     for strategy in ("unified", *BASELINES, "block_influence"):
         found = [rows.quality.get(("base", strategy, ratio)) for ratio in RATIOS]
@@ -239,7 +239,7 @@ def without_training(rows: Rows) -> str:
 
 
 def section(title: str, *parts: str) -> list[str]:
-    """A heading and what stands under it; nothing where its last part, which rows make, is empty."""
+    """Make a heading with its parts; empty if the last part is empty."""
     return [f"## {title}", *parts] if parts[-1] else []
 
 

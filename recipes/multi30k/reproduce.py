@@ -1,10 +1,10 @@
-"""Whether the paper's claim holds on Multi30k: base, fine-tuned checkpoints, evaluations, then the page.
+"""Test the paper's claim on Multi30k: train a base, fine-tune checkpoints for each strategy, evaluate them.
 
     python recipes/multi30k/reproduce.py --data PATH/multi30k --work runs/multi30k
 
-PATH holds train.{de,en}.gz, val.{de,en} and test_2016_flickr.{de,en}. Hours on one core (OMP_NUM_THREADS=1).
-Killed at any moment, the same command carries on: finished trainings and evaluations are not run again. The text is
-CC BY-NC-SA 4.0, so neither it nor the weights are part of this repository; tables and plots are.
+PATH holds train.{de,en}.gz, val.{de,en} and test_2016_flickr.{de,en}. The recipe takes hours on one core
+(OMP_NUM_THREADS=1). If it is interrupted, the same command resumes and skips finished trainings and evaluations. The text
+is CC BY-NC-SA 4.0, so neither it nor the weights are part of this repository; tables and plots are.
 """
 
 import argparse
@@ -28,7 +28,7 @@ FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "t
 
 @dataclass(frozen=True)
 class FineTuned:
-    """One checkpoint: how it is fine-tuned from the base, and under which schedules it is evaluated."""
+    """A checkpoint that is fine-tuned from the base, with the schedules of its training and evaluation."""
 
     strategy: str
     ratios: tuple[float, ...]
@@ -43,10 +43,10 @@ class FineTuned:
 
 
 def contest(seed: int) -> list[FineTuned]:
-    """The paper's claim: every strategy with the same budget, full depth as the control.
+    """List the checkpoints for the paper's claim: every strategy with the same budget, and full depth as the control.
 
-    With two layers skip_decode is unified, and one training for all exits serves early_exit at every ratio. Search trains the
-    layers that it found on the base.
+    With two layers skip_decode equals unified, and one training for all exits serves early_exit at every ratio. Search
+    trains the layers that it found on the base.
     """
     static = ("unified", "top_skip", "bottom_skip", "search") if seed == 1 else ("unified", "top_skip", "search")
     return [
@@ -58,7 +58,7 @@ def contest(seed: int) -> list[FineTuned]:
 
 
 def options() -> list[FineTuned]:
-    """What more can be had: each option on its own, then the best of them for longer."""
+    """List the checkpoints with further options: each option alone, then the best ones with more steps."""
     every, initial = (1, 2, 3, 6), ("train.distill_weight=1", "train.teacher=initial")
     return [
         *(FineTuned("unified", (r,), 1, "distill-initial", initial) for r in (2, 3)),
@@ -86,7 +86,7 @@ def data_task(folder: Path, part: str) -> list[str]:
 
 
 def evaluate(weights: Path, task: list[str], strategy: str, ratio: float | str, *more: str) -> None:
-    """One row of quality; speed is measured apart. Early exit decodes one sentence at a time: a batch would share its depth."""
+    """Evaluate quality alone. Early exit decodes one sentence at a time, because a batch would share its depth."""
     batch = 1 if strategy == "early_exit" else 64
     quality_only = [f"batch_size={batch}", "baseline=false", "speed.enabled=false"]
     schedule = [f"strategy={strategy}", f"ratio={ratio}", *more]
@@ -94,14 +94,14 @@ def evaluate(weights: Path, task: list[str], strategy: str, ratio: float | str, 
 
 
 def searched(base: Path, ratio: float) -> list[int]:
-    """The layers that search found on the base."""
+    """Read the layers that search found on the base."""
     rows = ResultsFolder.of(compose(["name=multi30k"])).rows()
     found = [row for row in rows if (row["model"], row["strategy"], row["target_speedup"]) == (str(base), "search", ratio)]
     return list(found[-1]["kept_layers"])
 
 
 def measure_speed(work: Path, task: list[str]) -> None:
-    """Rows of speed of the fine-tuned weights themselves, for which the machine should have nothing else to do."""
+    """Time the fine-tuned checkpoints; the machine should be idle otherwise."""
     timed = ["model.dtype=float32", *task, "limit=64", "speed.pairs=21", "name=multi30k"]
     for one in contest(1):
         ratios = ",".join(f"{ratio:g}" for ratio in one.ratios)
@@ -116,8 +116,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="just these checkpoints, in this order, by name: unified-2x-s1,...")
-    parser.add_argument("--speed-only", action="store_true", help="just time what is trained already")
+    parser.add_argument("--only", default="", help="train these checkpoints alone, in this order: unified-2x-s1,...")
+    parser.add_argument("--speed-only", action="store_true", help="time the trained checkpoints alone")
     args = parser.parse_args()
     data = args.work / "data"
     data.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""The paper's experiment on one language pair: one checkpoint for each target speedup, then quality and speed of each.
+"""Reproduce the paper's experiment on one language pair: train and evaluate one checkpoint for each target speedup.
 
     python recipes/paper/reproduce.py --train-source train.de --train-reference train.en [--model bigscience/bloomz-7b1-mt]
 
-Hyper-parameters and decoding are the paper's (`train=paper`, `experiment=paper`); the training text is yours, since the paper's
-own is not published. Under `torchrun --nproc_per_node=8` the trainings use all GPUs; run it once more without torchrun and
-finished trainings are passed over while the evaluations run on one. The command carries on where it stopped.
+Hyper-parameters and decoding are the paper's (`train=paper`, `experiment=paper`); you provide the training text, since the
+paper's own is not published. Under `torchrun --nproc_per_node=8` the trainings use all GPUs. Run the command again without
+torchrun to evaluate on one GPU; it skips finished trainings. If it is interrupted, the same command resumes.
 """
 
 import argparse

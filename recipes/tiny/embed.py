@@ -1,4 +1,4 @@
-"""Put the trained model into the package: weights, tokenizer and how they came about.
+"""Copy the trained model into the package: weights, tokenizer and the record of its training.
 
 python recipes/tiny/embed.py --model runs/tiny/model --split runs/tiny/data/split.json
 """
@@ -16,7 +16,7 @@ LIMIT_BYTES = 25_000_000
 
 
 def stages(record: dict) -> list[dict]:
-    """A training's record and those of the trainings before it."""
+    """List the record of a training and the records of the trainings before it."""
     return [record, *(stages(record["based_on"]) if record.get("based_on") else [])]
 
 
@@ -25,10 +25,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--assets", type=Path, default=ROOT / "ulskip_cli" / "assets")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the picture of the learning curve goes")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder for the plot of the learning curve")
     args = parser.parse_args()
     record = json.loads((args.model / "training.json").read_text("utf-8"))
-    for one in stages(record):  # where files and folders lay says nothing elsewhere
+    for one in stages(record):  # paths of the training machine mean nothing elsewhere
         config = one["config"]
         for node in (config["task"], config["train"]["validation"]):
             node.update({key: Path(value).name for key, value in node.items() if key.endswith("_file")})

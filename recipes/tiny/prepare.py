@@ -2,8 +2,8 @@
 
     python recipes/tiny/prepare.py --data PATH/deu-eng.tsv.gz --to runs/tiny/data
 
-Writes train, validation and test as two text files each, one sentence a line, and split.json. Pairs that share a
-sentence, directly or through others, stay on one side; pairs near the bundled sample are left out.
+The recipe writes train, validation and test as two text files each, one sentence a line, and split.json. Pairs that
+share a sentence, directly or through others, stay in one part; pairs similar to the bundled sample are left out.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def words(sentence: str) -> frozenset[str]:
 
 
 def near_duplicates(pairs: list[Pair], protected: list[Pair]) -> set[int]:
-    """Indices of pairs of which one side shares at least 75% of its words with a protected sentence."""
+    """Find the indices of pairs with a side that shares at least 75% of its words with a protected sentence."""
     found = set()
     for side in (0, 1):
         shielded = [words(pair[side]) for pair in protected]
@@ -45,7 +45,7 @@ def near_duplicates(pairs: list[Pair], protected: list[Pair]) -> set[int]:
 
 
 def components(pairs: list[Pair]) -> list[int]:
-    """A component id a pair: pairs that share a German or an English line, directly or through others."""
+    """Assign component ids: pairs that share a German or an English line, directly or through others, get one id."""
     parent = {}
 
     def root(node):
@@ -61,7 +61,7 @@ def components(pairs: list[Pair]) -> list[int]:
 
 
 def split(pairs: list[Pair], sizes: dict[str, int]) -> dict[str, list[Pair]]:
-    """Random components to each named part until it has its size, the rest to `train`.
+    """Assign random components to each named part until it has its size, and the rest to `train`.
 
     A part counts and keeps each German sentence once, with its first translation.
     """

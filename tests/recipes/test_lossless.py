@@ -18,9 +18,9 @@ ROW = {
 
 def test_the_expected_speedup_is_the_formulas_at_the_acceptance_seen():
     # a = 0.5 accepts (0.5 + 0.25) / 2 of two drafts, and brings 1.75 tokens for 2 * 0.5 + 1 steps
-    assert lossless.expected({**ROW, "draft_tokens": 2, "acceptance_rate": 0.375}) == pytest.approx(0.875)
-    assert lossless.expected({**ROW, "draft_tokens": 2, "acceptance_rate": 1.0}) == pytest.approx(1.5)
-    assert lossless.expected({**ROW, "draft_tokens": "auto"}) is None
+    assert lossless.predict_speedup({**ROW, "draft_tokens": 2, "acceptance_rate": 0.375}) == pytest.approx(0.875)
+    assert lossless.predict_speedup({**ROW, "draft_tokens": 2, "acceptance_rate": 1.0}) == pytest.approx(1.5)
+    assert lossless.predict_speedup({**ROW, "draft_tokens": "auto"}) is None
 
 
 def test_the_page_counts_answers_that_differ(tmp_path):
