@@ -29,7 +29,7 @@ GRID = [
     "speed.pairs=3",
     "speed.new_tokens=8",
 ]
-MEASURED = re.compile(r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^head_share$")
+MEASURED = re.compile(r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^exit_check_fraction$")
 
 
 def command(results: Path, name: str, overrides: list[str]) -> list[str]:
@@ -126,7 +126,7 @@ def main() -> int:
         results = Path(name)
         first, seconds = whole_sweep(results, args.overrides)
         whole = rows_of(results / "whole")
-        own = sum(row["point_seconds"] for row in whole)
+        own = sum(row["wall_seconds"] for row in whole)
         print(
             f"undisturbed: {len(whole)} rows in {seconds:.1f} s, the first after {first:.1f} s, "
             f"{own:.1f} s of them the points' own, {seconds / own - 1:.1%} beyond"
