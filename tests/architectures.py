@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import architecture_support, shallow_view
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.fast import unsupported_reason
 from ulskip_cli.inference.teacher_forcing import response_logits
 from ulskip_cli.strategies.plan import Plan
@@ -118,7 +118,7 @@ def _differs(model, decoder, kept, ids):
     """Where a schedule's logits and tokens are not the reference's; None where they are."""
     ones = torch.ones_like(ids)
     slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
-    (tokens,) = decoder.generate(ids, ones, slow, 0).token_ids
+    (tokens,) = decoder.generate(ids, ones, DecodeContext(slow, 0)).token_ids
     response = torch.tensor([tokens])
     whole = torch.cat([ids, response], 1)
     expected = reference_logits(model, whole[:, :-1], PROMPT_LEN, kept)[:, PROMPT_LEN - 1 :]
@@ -161,7 +161,7 @@ def _engines_differ(decoder):
     ids = random_ids(3, PROMPT_LEN, seed=1)
     slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
     tokens = [
-        decoder.generate(ids, torch.ones_like(ids), replace(slow, engine=engine), 0).token_ids
+        decoder.generate(ids, torch.ones_like(ids), DecodeContext(replace(slow, engine=engine), 0)).token_ids
         for engine in ("transformers", "fast")
     ]
     same = sum(a == b for a, b in zip(*tokens, strict=True))
@@ -177,8 +177,8 @@ def _padding(model, decoder):
         ids = random_ids(2, PROMPT_LEN, seed=seed)
         mask = torch.ones_like(ids)
         mask[0, :4] = 0
-        together = one.generate(ids * mask, mask, slow, 0).token_ids[0]
-        (alone,) = one.generate(ids[:1, 4:], mask[:1, 4:], slow, 0).token_ids
+        together = one.generate(ids * mask, mask, DecodeContext(slow, 0)).token_ids[0]
+        (alone,) = one.generate(ids[:1, 4:], mask[:1, 4:], DecodeContext(slow, 0)).token_ids
         return together != alone
 
     try:

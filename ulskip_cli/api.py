@@ -129,9 +129,10 @@ def generate(
     from ulskip_cli.core.config import decoding_of
     from ulskip_cli.core.config_schema import PROMPT_LAYERS
     from ulskip_cli.core.errors import require_choice
-    from ulskip_cli.inference import generate_options, shallow_view
+    from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, until_stop
+    from ulskip_cli.inference.engines import generate_options
     from ulskip_cli.strategies.plan import Plan
     from ulskip_cli.tasks.encoding import pad_token_id
 
@@ -144,7 +145,7 @@ def generate(
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
-        for position, tokens, hit in zip(positions, output.token_ids, output.hit_limit, strict=True):
+        for position, tokens, hit in zip(positions, output.token_ids, output.hit_max_length, strict=True):
             text, stopped = until_stop(tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop)
             answers[position] = Answer(text, tokens, hit and not stopped)
     return [answers[i] for i in range(len(ids))]

@@ -21,7 +21,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.export.request import ExportRequest, exportable_plan
 from ulskip_cli.export.run import export
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 
 PLAIN = Path(__file__).parent / "plain.py"
 PACKAGES = ("torch", "transformers")
@@ -47,7 +47,7 @@ def here(config: Config, prompts: list[list[int]], model, engine: str) -> list[l
     rows = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        rows += decoder.generate(ids, torch.ones_like(ids), config.decoding, 0).token_ids
+        rows += decoder.generate(ids, torch.ones_like(ids), DecodeContext(config.decoding, 0)).token_ids
     return rows
 
 

@@ -78,9 +78,9 @@ def test_answers_are_the_full_models(ready):
 def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):
     seen = []
 
-    def generated(decoder, prompts, decoding, size, pad, *more):
+    def generated(decoder, prompts, context, size, *more):
         seen.append(size.used)
-        return generate_all(decoder, prompts, decoding, size, pad, *more)
+        return generate_all(decoder, prompts, context, size, *more)
 
     monkeypatch.setattr(calibration, "generate_all", generated)
     ids = set()

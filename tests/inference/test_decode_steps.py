@@ -7,7 +7,7 @@ from reference import NUM_LAYERS, build_model, random_ids
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.plan import Stage, make_plan
 
 COMPILED = DecodingConfig(name="g", max_new_tokens=10, engine="fast", compile="on")
@@ -33,8 +33,8 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
         ids = random_ids(3, length, seed=length)
         mask = torch.ones_like(ids)
         mask[1, : 3 * padded] = 0
-        fast = decoder.generate(ids * mask, mask, COMPILED, 0)
-        slow = decoder.generate(ids * mask, mask, replace(COMPILED, engine="transformers"), 0)
+        fast = decoder.generate(ids * mask, mask, DecodeContext(COMPILED, 0))
+        slow = decoder.generate(ids * mask, mask, DecodeContext(replace(COMPILED, engine="transformers"), 0))
         assert fast.token_ids == slow.token_ids
         spent.append(fast.compile_seconds)
     assert spent[0] > 0
@@ -47,6 +47,6 @@ def test_compiled_stages_take_over_from_one_another(llama, compiler):
     ids = random_ids(2, 6)
     mask = torch.ones_like(ids)
     mask[1, :2] = 0
-    fast = decoder.generate(ids * mask, mask, COMPILED, 0)
-    slow = decoder.generate(ids * mask, mask, replace(COMPILED, engine="transformers"), 0)
+    fast = decoder.generate(ids * mask, mask, DecodeContext(COMPILED, 0))
+    slow = decoder.generate(ids * mask, mask, DecodeContext(replace(COMPILED, engine="transformers"), 0))
     assert fast.token_ids == slow.token_ids

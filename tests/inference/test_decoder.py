@@ -8,7 +8,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, padded
-from ulskip_cli.inference.decoder import Decoder, generate_all, until_stop
+from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, until_stop
 from ulskip_cli.inference.engines import fast
 from ulskip_cli.strategies.plan import make_plan
 
@@ -23,13 +23,13 @@ def test_counts_leave_out_padding_and_what_follows_the_end(llama):
     ids, mask = random_ids(2, 6), torch.ones(2, 6, dtype=torch.long)
     mask[1, :2] = 0
     decoder = decoder_for(llama, "ratio=2")
-    free = decoder.generate(ids, mask, GREEDY, pad=0)
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
     end = free.token_ids[0][3]
     llama.generation_config.eos_token_id = end
-    stopped = decoder.generate(ids, mask, GREEDY, pad=0)
+    stopped = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
     first = stopped.token_ids[0]
     assert first == free.token_ids[0][: free.token_ids[0].index(end) + 1]
-    assert stopped.hit_limit[0] is False
+    assert stopped.hit_max_length[0] is False
     assert stopped.prompt_tokens == 10
     assert stopped.generated_tokens == sum(map(len, stopped.token_ids))
     assert stopped.decoded_tokens == stopped.generated_tokens - 2
@@ -38,15 +38,15 @@ def test_counts_leave_out_padding_and_what_follows_the_end(llama):
 def test_a_forced_length_goes_past_the_end_token(llama):
     ids = random_ids(1, 6)
     decoder = decoder_for(llama)
-    llama.generation_config.eos_token_id = decoder.generate(ids, torch.ones_like(ids), GREEDY, pad=0).token_ids[0][0]
-    assert len(decoder.generate(ids, torch.ones_like(ids), GREEDY, pad=0).token_ids[0]) == 1
-    assert len(decoder.generate(ids, torch.ones_like(ids), GREEDY, pad=0, forced_length=5).token_ids[0]) == 5
+    llama.generation_config.eos_token_id = decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids[0][0]
+    assert len(decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids[0]) == 1
+    assert len(decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0), forced_length=5).token_ids[0]) == 5
 
 
 def test_beams_count_their_prompt_once(llama):
     ids = random_ids(2, 6)
     output = decoder_for(llama).generate(
-        ids, torch.ones_like(ids), DecodingConfig(name="b", num_beams=3, max_new_tokens=4), pad=0
+        ids, torch.ones_like(ids), DecodeContext(DecodingConfig(name="b", num_beams=3, max_new_tokens=4), 0)
     )
     assert output.prompt_tokens == 12
     assert len(output.token_ids) == 2
@@ -54,22 +54,22 @@ def test_beams_count_their_prompt_once(llama):
 
 def test_phases_are_timed_in_order(llama):
     ids = random_ids(1, 6)
-    output = decoder_for(llama).generate(ids, torch.ones_like(ids), GREEDY, pad=0)
+    output = decoder_for(llama).generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0))
     assert 0 < output.prefill_seconds <= output.first_token_seconds < output.total_seconds
 
 
 def test_kv_bytes_are_exact(llama):
     ids = random_ids(2, 6)
-    output = decoder_for(llama, "ratio=2").generate(ids, torch.ones_like(ids), GREEDY, pad=0)
+    output = decoder_for(llama, "ratio=2").generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0))
     assert output.prompt_kv_bytes == NUM_LAYERS * 2 * (2 * 6) * 2 * 8 * 4  # layers, k and v, tokens, heads, head size, float32
     assert output.kept_kv_bytes * 2 == output.prompt_kv_bytes
 
 
 def test_a_checkpoints_sampling_advice_is_ignored(llama):
     ids, decoder = random_ids(1, 6), decoder_for(llama, "ratio=2")
-    plain = decoder.generate(ids, torch.ones_like(ids), GREEDY, pad=0).token_ids
+    plain = decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids
     llama.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0, num_beams=2)
-    assert decoder.generate(ids, torch.ones_like(ids), GREEDY, pad=0).token_ids == plain
+    assert decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids == plain
 
 
 @pytest.mark.parametrize("prompt_layers", ["all", "kept"])
@@ -85,9 +85,10 @@ def test_batches_and_order_change_nothing(llama, tokenizer, prompt_layers):
     assert answers(8) == answers(8)
 
 
-def collected(decoder, prompts, decoding, batch_size, seed=0, told=None):
+def collected(decoder, prompts, decoding, batch_size, seed=0, on_tokens=None):
     found = {}
-    for positions, output in generate_all(decoder, prompts, decoding, BatchSize(batch_size), 0, seed, told):
+    context = DecodeContext(decoding, 0, seed)
+    for positions, output in generate_all(decoder, prompts, context, BatchSize(batch_size), on_tokens):
         found |= dict(zip(positions, output.token_ids, strict=True))
     return [found[i] for i in range(len(prompts))]
 
@@ -108,9 +109,10 @@ def test_sampling_follows_from_the_seed(llama):
 def test_a_sampled_batch_does_not_depend_on_what_came_before(llama):
     decoder = decoder_for(llama, "ratio=2")
     sampled = DecodingConfig(name="s", do_sample=True, max_new_tokens=6)
-    batches = list(generate_all(decoder, PROMPTS, sampled, BatchSize(2), 0, seed=3))
+    context = DecodeContext(sampled, 0, seed=3)
+    batches = list(generate_all(decoder, PROMPTS, context, BatchSize(2)))
     torch.manual_seed(99)
-    again = list(generate_all(decoder, PROMPTS, sampled, BatchSize(2), 0, seed=3))
+    again = list(generate_all(decoder, PROMPTS, context, BatchSize(2)))
     assert [output.token_ids for _, output in batches] == [output.token_ids for _, output in again]
 
 
@@ -118,27 +120,29 @@ def test_beam_options_reach_transformers(llama):
     decoder = decoder_for(llama, "ratio=2")
     ids = torch.tensor([[5, 6, 7]])
     beam = DecodingConfig(name="b", num_beams=3, max_new_tokens=8)
-    banned = decoder.generate(ids, torch.ones_like(ids), beam, 0).token_ids[0][0]
+    banned = decoder.generate(ids, torch.ones_like(ids), DecodeContext(beam, 0)).token_ids[0][0]
     without = DecodingConfig(name="b", num_beams=3, max_new_tokens=8, options={"bad_words_ids": [[banned]]})
-    assert banned not in decoder.generate(ids, torch.ones_like(ids), without, 0).token_ids[0]
+    assert banned not in decoder.generate(ids, torch.ones_like(ids), DecodeContext(without, 0)).token_ids[0]
 
 
 def test_a_stop_string_ends_an_answer_and_its_padding_counts_nowhere(llama, tokenizer):
     llama.resize_token_embeddings(len(tokenizer))
     decoder = Decoder(llama, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)), tokenizer)
     ids, mask = padded(tokenizer(["the cat", "der Hund schläft"])["input_ids"], tokenizer.pad_token_id, left=True)
-    free = decoder.generate(ids, mask, GREEDY, 0)
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
     pieces = [tokenizer.decode([token]) for token in free.token_ids[0]]
     at = next(i for i, piece in enumerate(pieces) if i and piece.strip() and piece.isascii())
     stop = pieces[at]
-    stopped = decoder.generate(ids, mask, DecodingConfig(name="g", max_new_tokens=8, stop=[stop]), tokenizer.pad_token_id)
+    stopped = decoder.generate(
+        ids, mask, DecodeContext(DecodingConfig(name="g", max_new_tokens=8, stop=[stop]), tokenizer.pad_token_id)
+    )
     text = tokenizer.decode(stopped.token_ids[0])
     assert len(stopped.token_ids[0]) <= at + 1
     assert stop in text
-    assert not stopped.hit_limit[0]
+    assert not stopped.hit_max_length[0]
     assert free.token_ids[0][: len(stopped.token_ids[0])] == stopped.token_ids[0]
     forced = DecodingConfig(name="g", stop=[stop])
-    assert len(decoder.generate(ids, mask, forced, 0, forced_length=8).token_ids[0]) == 8
+    assert len(decoder.generate(ids, mask, DecodeContext(forced, 0), forced_length=8).token_ids[0]) == 8
 
 
 def test_text_ends_at_the_first_of_several_stops():
@@ -147,18 +151,18 @@ def test_text_ends_at_the_first_of_several_stops():
     assert until_stop("abc", []) == ("abc", False)
 
 
-def test_tokens_are_told_as_they_come(llama):
-    told = []
-    collected(decoder_for(llama, "ratio=2"), PROMPTS, GREEDY, 2, told=lambda done, tokens: told.append((done, tokens)))
-    assert told[-1] == (4, 32)
-    assert told[0] == (0, 2)
-    assert [tokens for _, tokens in told] == sorted(tokens for _, tokens in told)
+def test_tokens_are_reported_as_they_are_generated(llama):
+    reports = []
+    collected(decoder_for(llama, "ratio=2"), PROMPTS, GREEDY, 2, on_tokens=lambda done, tokens: reports.append((done, tokens)))
+    assert reports[-1] == (4, 32)
+    assert reports[0] == (0, 2)
+    assert [tokens for _, tokens in reports] == sorted(tokens for _, tokens in reports)
 
 
 def test_all_schedules_of_a_model_take_one_engine(llama, monkeypatch):
     """A hybrid's view may consist of attention layers alone, which the fast engine would serve."""
     monkeypatch.setattr(
-        fast, "why_not", lambda model, decoding: "a cache" if shallow_view.num_layers(model) == NUM_LAYERS else None
+        fast, "unsupported_reason", lambda model, decoding: "a cache" if shallow_view.num_layers(model) == NUM_LAYERS else None
     )
     for overrides in (["strategy=full"], ["ratio=2"]):
         assert decoder_for(llama, *overrides).engine(GREEDY) == ("transformers", "a cache")
@@ -173,6 +177,6 @@ def test_each_option_goes_to_an_engine_that_serves_it(llama):
         (DecodingConfig(name="b", num_beams=2), "transformers"),
     ):
         assert decoder.engine(decoding)[0] == engine
-        assert decoder.generate(ids, torch.ones_like(ids), decoding, 0, forced_length=2).engine == engine
+        assert decoder.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0), forced_length=2).engine == engine
     with pytest.raises(UsageError, match=r"decoding\.engine=fast does not serve beams"):
         decoder.engine(DecodingConfig(name="b", num_beams=2, engine="fast"))

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -5,12 +6,34 @@ import torch
 from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.exit_scoring import exit_logits, hidden_states
+from ulskip_cli.inference.exit_scoring import (
+    LOGIT_CONFIDENCES,
+    cosine,
+    exit_logits,
+    hidden_states,
+    softmax_diff,
+    softmax_max,
+)
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies.exit_rule import CONFIDENCES, ExitRule
 
 THRESHOLDS = {"softmax_diff": 0.12, "softmax_max": 0.25, "cosine": 0.85}
+
+
+def test_confidences_match_their_definitions():
+    logits = torch.tensor([[0.6, 0.3, 0.1], [1.0, 0.0, 0.0]]).log().clamp(min=-50)
+    torch.testing.assert_close(softmax_max(logits), torch.tensor([0.6, 1.0]))
+    torch.testing.assert_close(softmax_diff(logits), torch.tensor([0.3, 1.0]))
+    one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 2.0]])
+    torch.testing.assert_close(cosine(one, other), torch.tensor([1 / math.sqrt(2)]))
+    torch.testing.assert_close(cosine(one, one), torch.tensor([1.0]))
+
+
+def test_confidences_are_computed_in_float32():
+    logits = torch.tensor([[1.0, 1.001, -3.0]]).bfloat16()
+    for read in LOGIT_CONFIDENCES.values():
+        assert read(logits).dtype == torch.float32
 
 
 def batch(rows=3):

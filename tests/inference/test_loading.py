@@ -15,7 +15,7 @@ from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.loading import load, load_tokenizer, pick_device, training_note
 from ulskip_cli.strategies.plan import make_plan
 
@@ -73,11 +73,11 @@ def test_a_folder_without_weights_or_tokenizer_is_refused(model_folder, tmp_path
 
 def tokens(model, kept=(0, 2, 5)):
     """Two-phase greedy tokens."""
-    loaded_facts = ModelMetadata(6, None, None)
-    plan = make_plan(compose(["strategy=custom", f"strategy.layers=[{','.join(map(str, kept))}]"]), loaded_facts)
+    metadata = ModelMetadata(6, None, None)
+    plan = make_plan(compose(["strategy=custom", f"strategy.layers=[{','.join(map(str, kept))}]"]), metadata)
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     decoding = DecodingConfig(name="g", max_new_tokens=6)
-    return Decoder(model, plan).generate(ids, torch.ones_like(ids), decoding, 0).token_ids
+    return Decoder(model, plan).generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0)).token_ids
 
 
 def test_a_model_spread_over_devices_gives_the_same_tokens(model_folder, monkeypatch, tmp_path):
@@ -104,7 +104,7 @@ def test_int8_weights_through_torchao(model_folder):
     config = ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="float32", device="cpu")
     plain, quantized = load(config), load(replace(config, quantization="torchao-int8"))
     assert quantized.notes["quantization"] == "torchao, int8 weights"
-    assert quantized.facts.weights.layers[0] < plain.facts.weights.layers[0] / 2
+    assert quantized.metadata.weights.layers[0] < plain.metadata.weights.layers[0] / 2
     kept = (0, 2, 5)
     view = shallow_view.shallow_view(quantized.model, kept)
     assert view.model.layers[1].mlp.up_proj.weight is quantized.model.model.layers[2].mlp.up_proj.weight
@@ -117,7 +117,7 @@ def test_int8_weights_through_torchao(model_folder):
 @pytest.mark.parametrize(("name", "package"), [("torchao-int8", "torchao"), ("bnb-nf4", "bitsandbytes")])
 def test_a_missing_quantizer_is_named(model_folder, monkeypatch, name, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(UsageError, match=rf"model\.quantization={name} needs {package}; get it with"):
+    with pytest.raises(UsageError, match=rf"model\.quantization={name} needs {package}; install it with"):
         load(ModelConfig(name="hf", source="hf", path=str(model_folder), quantization=name))
 
 

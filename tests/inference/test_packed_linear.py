@@ -12,7 +12,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference import packed_linear as packing
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.packed_linear import PackedLinear, choose_linear_backend, linear_backend_of, packed
 from ulskip_cli.strategies.plan import make_plan
 
@@ -116,16 +116,16 @@ def test_all_decoders_of_a_model_run_on_one_backend_whatever_memory_is_free_late
     full = decoder_of(llama, "strategy=full")
     ids = random_ids(2, 5)
     mask = torch.ones_like(ids)
-    expected = full.generate(ids, mask, DECODING, 0).linear_backend
+    expected = full.generate(ids, mask, DecodeContext(DECODING, 0)).linear_backend
     assert (expected == "torch") == (before == 0)
     set_free_memory(monkeypatch, after)
     half = decoder_of(llama, "ratio=2")
     staged = decoder_of(llama, "strategy=skip_decode", "strategy.horizon=4")
     for decoder, decoding in ((full, DECODING), (half, DECODING), (staged, DECODING), (half, DRAFTED)):
-        output = decoder.generate(ids, mask, decoding, 0)
+        output = decoder.generate(ids, mask, DecodeContext(decoding, 0))
         assert output.linear_backend == decoder.linear_backend(decoding).name == expected, output.engine
     exiting = decoder_of(llama, *EXITS)
-    output = exiting.generate(ids, mask, DECODING, 0)
+    output = exiting.generate(ids, mask, DecodeContext(DECODING, 0))
     assert (output.engine, output.linear_backend) == ("early_exit", expected)
 
 
@@ -134,12 +134,12 @@ def test_a_view_that_would_fit_is_not_packed_where_the_full_model_does_not_fit(l
     set_free_memory(monkeypatch, (sum(linear) - 1) / packing.MEMORY_SHARE)
     half = decoder_of(llama, "ratio=2")
     ids = random_ids(1, 4)
-    assert half.generate(ids, torch.ones_like(ids), DECODING, 0).linear_backend == "torch"
+    assert half.generate(ids, torch.ones_like(ids), DecodeContext(DECODING, 0)).linear_backend == "torch"
 
 
 def test_transformers_engine_runs_on_plain_weights(llama):
     decoder, slow = decoder_of(llama), replace(DECODING, engine="transformers")
     ids = random_ids(1, 4)
-    output = decoder.generate(ids, torch.ones_like(ids), slow, 0)
+    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(slow, 0))
     assert (output.engine, output.linear_backend) == ("transformers", decoder.linear_backend(slow).name)
     assert output.linear_backend == linear_backend_of(decoder.view) == "torch"

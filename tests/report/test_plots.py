@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import not_applicable, small_sweep, sweep_row
 
+from ulskip_cli.core import files
 from ulskip_cli.core.errors import StorageError
-from ulskip_cli.experiments import results
 from ulskip_cli.report.plots import last_stage, learning_curve, pareto_front, save_plots, save_predictions, save_quality
 from ulskip_cli.report.rows import grouped
 
@@ -94,7 +94,7 @@ def test_a_plot_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StorageError):
         save_quality(small_sweep(), tmp_path / "quality")
     assert not list(tmp_path.iterdir())

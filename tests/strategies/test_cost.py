@@ -70,7 +70,7 @@ def test_headers_and_loaded_parameters_agree(model_folder):
 
     config = ModelConfig(name="hf", source="hf", path=str(model_folder), dtype="float32")
     assert read_headers(model_folder)
-    assert read_metadata(config).weights == load(config).facts.weights
+    assert read_metadata(config).weights == load(config).metadata.weights
 
 
 fits = st.builds(

@@ -10,7 +10,7 @@ from reference import NUM_LAYERS, reference_greedy
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import read_metadata
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.skip_decode import SkipDecode
@@ -95,6 +95,6 @@ def test_tokens_are_those_of_an_uncached_reference(model, engine):
     assert len(later) == 2
     ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    output = Decoder(model, plan).generate(ids, mask, config.decoding, 0, forced_length=9)
+    output = Decoder(model, plan).generate(ids, mask, DecodeContext(config.decoding, 0), forced_length=9)
     expected = reference_greedy(model, ids, mask, {stage.first_step: stage.kept_layers for stage in plan.stages}, 9)
     assert output.token_ids == expected.tolist()

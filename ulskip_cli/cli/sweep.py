@@ -12,7 +12,6 @@ from rich.table import Table
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides
 from ulskip_cli.cli.show import make_console, show_outcome
-from ulskip_cli.cli.sweep_display import SweepDisplay, clock, time_left
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.record import RunRecord
@@ -41,6 +40,7 @@ def sweep(
         status = SweepStatus(folder, lambda record: launcher.name in SHARED or _is_likely_here(record), force)
         show_dry_run(jobs, status, as_json, launcher.workers or 1)
         return
+    from ulskip_cli.cli.sweep_display import SweepDisplay
     from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
     from ulskip_cli.report import tables
 
@@ -62,6 +62,8 @@ def _is_likely_here(record: "RunRecord") -> bool:
 
 def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool, workers: int = 1) -> None:
     """Print the points of a sweep, which are done, and the time that the rest may take with so many workers."""
+    from ulskip_cli.cli.sweep_display import clock, time_left
+
     states = [status.describe(job) for job in jobs]
     to_do = [job for job, state in zip(jobs, states, strict=True) if state.state == "to do"]
     seconds, unknown = status.seconds_left(to_do)

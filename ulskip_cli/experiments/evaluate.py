@@ -166,7 +166,7 @@ def _generation(
         "hypothesis": workload.task.hypothesis(text),
         "output": text,
         "token_ids": token_ids,
-        "flags": degenerate.flags(token_ids, text, output.hit_limit[row] and not stopped),
+        "flags": degenerate.flags(token_ids, text, output.hit_max_length[row] and not stopped),
     }
 
 

@@ -167,7 +167,7 @@ def check_generate_options(config: Config) -> None:
         UsageError: an option is unknown; the message names it.
     """
     if config.decoding.options:
-        from ulskip_cli.inference import generate_options
+        from ulskip_cli.inference.engines import generate_options
 
         generate_options.check(config.decoding)
 

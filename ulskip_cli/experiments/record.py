@@ -29,8 +29,11 @@ Row = dict[str, Any]
 
 
 def upgrade_row(row: Mapping[str, Any]) -> Row:
-    """Return a row of any earlier version with the key names of this version."""
-    return {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
+    """Return a row of any earlier version with the key names of this version, in the full model's side of a benchmark too."""
+    upgraded = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
+    if isinstance(upgraded.get("full"), dict):
+        upgraded["full"] = {RENAMED_KEYS.get(key, key): value for key, value in upgraded["full"].items()}
+    return upgraded
 
 
 def is_done(row: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Work in batches that shrink where they do not fit into memory."""
+"""Run work in batches whose size is halved when memory runs out."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,29 +16,30 @@ Result = TypeVar("Result")
 
 @dataclass
 class BatchSize:
-    """How many sequences go at once; halved for good by a batch that did not fit.
+    """The number of sequences in a batch; it stays halved after a batch that did not fit into memory.
 
     Attributes:
-        asked: what the configuration says.
-        used: what fits, as far as is known.
+        asked: the configured number.
+        used: the current number.
     """
 
     asked: int
     used: int = 0
 
     def __post_init__(self) -> None:
-        """Begin with what is asked for."""
+        """Begin with the configured number."""
         self.used = self.used or self.asked
 
     def halve(self, error: BaseException) -> None:
-        """After a batch that did not fit.
+        """Halve the number after a batch that did not fit.
 
         Raises:
-            RunError: it was a single sequence.
+            RunError: the batch was a single sequence.
         """
         if self.used == 1:
             raise RunError(
-                f"not even one sequence fits into memory ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+                f"not even one sequence fits into memory ({(str(error) or type(error).__name__).splitlines()[0][:120]}); "
+                "use a smaller model or dtype, or fewer tokens"
             ) from None
         self.used = max(1, self.used // 2)
 
@@ -46,33 +47,33 @@ class BatchSize:
 def in_batches(
     items: Sequence[Item], size: BatchSize, work: Callable[[Sequence[Item]], Result]
 ) -> Iterator[tuple[Sequence[Item], Result]]:
-    """`work` on all items, some at once; a batch that does not fit into memory is halved and tried again.
+    """Run `work` on all items in batches; a batch that does not fit into memory is halved and run again.
 
     Args:
-        items: the longest first, so that what does not fit shows at once.
-        size: changed where it is too large.
-        work: on one batch; may run twice on the same items.
+        items: the longest first, so that a batch that is too large fails at once.
+        size: halved in place if it is too large.
+        work: processes one batch; may run twice on the same items.
 
     Yields:
-        The items of a batch, and what `work` returned.
+        The items of a batch, and the result of `work`.
     """
 
-    def taken(start: int, count: int) -> tuple[Sequence[Item], Result]:
+    def run(start: int, count: int) -> tuple[Sequence[Item], Result]:
         batch = items[start : start + count]
         return batch, work(batch)
 
     start = 0
     while start < len(items):
-        batch, result = run_with_oom_retry(size, partial(taken, start))
+        batch, result = run_with_oom_retry(size, partial(run, start))
         yield batch, result
         start += len(batch)
 
 
 def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result:
-    """`work` on as many sequences as `size` says; where memory ends it is halved, and `work` tried again.
+    """Call `work` with the number of sequences; if memory runs out, halve the number and call it again.
 
     Raises:
-        RunError: not even one fits.
+        RunError: a single sequence does not fit.
     """
     while True:
         try:
@@ -81,7 +82,7 @@ def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result
             if not is_out_of_memory(error):
                 raise
             size.halve(error)
-        release()  # outside the handler, whose traceback holds the tensors
+        release()  # outside the handler, because its traceback holds the tensors
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -97,7 +98,7 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tupl
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
+    """Return whether an error reports that memory ran out, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -105,6 +106,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give the allocator's unused blocks back."""
+    """Return the allocator's unused blocks to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

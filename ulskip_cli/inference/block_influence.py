@@ -1,4 +1,4 @@
-"""Block influence: how much every layer turns the hidden state (ShortGPT, Men et al. 2024)."""
+"""Block influence: the mean change of direction that each layer makes to the hidden state (ShortGPT, Men et al. 2024)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,15 +15,15 @@ from ulskip_cli.inference.batching import padded
 def block_influence(
     model: PreTrainedModel, texts: Sequence[Sequence[int]], batch_size: int, on_batch: Callable[[int], None] = lambda done: None
 ) -> list[float]:
-    """`1 - mean_t cos(h_l, h_{l+1})` of every layer, h being what goes into a layer and comes out of it.
+    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with h_l its input and h_{l+1} its output.
 
-    Read at the layers themselves: what a model returns as its last hidden state has gone through the final norm.
+    Hooks on the layers read the states, because the last hidden state that a model returns has passed the final norm.
 
     Args:
         model: a causal LM.
         texts: token ids of the calibration texts.
-        batch_size: texts at once.
-        on_batch: called with the number of texts done.
+        batch_size: texts in a batch.
+        on_batch: called with the number of finished texts.
     """
     layers = shallow_view.decoder_layers(model)
     sums, count = torch.zeros(len(layers), dtype=torch.float64), 0

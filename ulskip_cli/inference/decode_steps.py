@@ -1,4 +1,4 @@
-"""One decode step after another: a view's forward pass for one new token of every sequence, eager or compiled."""
+"""Decode steps: the forward pass of a view for one new token of every sequence, eager or compiled."""
 
 import inspect
 import time
@@ -14,41 +14,43 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.inference import static_cache
 from ulskip_cli.inference.static_cache import Cursor, StaticLayer, UnplacedLayer
 
+WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and replay in the third
+
 
 class Steps(Protocol):
-    """A batch that is being decoded."""
+    """The decode steps of one batch."""
 
     @property
     def can_shrink(self) -> bool:
-        """Whether `keep` is served."""
+        """Return whether `drop_finished` is supported."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
 
-    def keep(self, alive: Tensor) -> None:
-        """Go on with some of the sequences."""
+    def drop_finished(self, alive: Tensor) -> None:
+        """Continue with the sequences `alive` only."""
 
 
 def takes_positions(view: PreTrainedModel) -> bool:
-    """Whether a model is given positions; those with ALiBi read them from the mask."""
+    """Return whether a model takes position ids; models with ALiBi derive them from the mask."""
     return "position_ids" in inspect.signature(view.forward).parameters
 
 
 class StagedSteps:
-    """Steps of one stage after another; a stage takes over what the one before it cached."""
+    """The steps of several stages; each stage continues from the cache of the stage before it."""
 
     def __init__(self, first: Steps, later: Sequence[tuple[int, Callable[[Any], Steps]]]) -> None:
         """Begin with the first stage.
 
         Args:
-            first: the first stage's steps.
-            later: of every other stage its first step, and what makes its steps out of those before.
+            first: the steps of the first stage.
+            later: the first step of every later stage, and a function that makes its steps from those of the stage before.
         """
         self._now, self._later, self._step = first, list(later), 0
 
     @property
     def can_shrink(self) -> bool:
-        """As the stage's own steps."""
+        """Return whether the current stage supports `drop_finished`."""
         return self._now.can_shrink
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -58,13 +60,13 @@ class StagedSteps:
         self._step += 1
         return self._now(tokens)
 
-    def keep(self, alive: Tensor) -> None:
-        """Go on with some of the sequences."""
-        self._now.keep(alive)
+    def drop_finished(self, alive: Tensor) -> None:
+        """Continue with the sequences `alive` only."""
+        self._now.drop_finished(alive)
 
 
 class EagerSteps:
-    """Steps over buffers of which each reads what is filled."""
+    """Eager steps over fixed buffers; each step reads the filled part of them."""
 
     can_shrink = True
 
@@ -72,10 +74,10 @@ class EagerSteps:
         """Take over a cache that holds the prompt.
 
         Args:
-            view: decodes.
-            cache: of the prompt, the skipped layers dropped; it is taken apart.
+            view: runs the steps.
+            cache: of the prompt without the skipped layers; it is consumed.
             mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-            length: the most tokens to generate, the prompt's own first one included.
+            length: the maximal number of new tokens, the first included, which the prompt's own pass generates.
         """
         self.view, self.prompt_len = view, mask.shape[1]
         self.cache, self.cursor = static_cache.fixed(cache, self.prompt_len + length - 1)
@@ -101,13 +103,13 @@ class EagerSteps:
         return logits[:, -1]
 
     def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> "EagerSteps":
-        """Go on through a shallower view, which runs the `kept` of this one's layers."""
+        """Continue with a shallower view, which runs the `kept` of the current view's layers."""
         self.view = view
         self.cache.layers = [self.cache.layers[i] for i in kept]
         return self
 
-    def keep(self, alive: Tensor) -> None:
-        """Go on with some of the sequences."""
+    def drop_finished(self, alive: Tensor) -> None:
+        """Continue with the sequences `alive` only."""
         for layer in self.cache.layers:
             layer.keep_sequences(alive)
         if self.with_positions:
@@ -117,57 +119,47 @@ class EagerSteps:
             self.mask = self.mask[alive]
 
 
-WARM_UP_STEPS = 3  # CUDA graphs: one that allocates, one that records, one that replays
-
-
 class CompiledSteps:
-    """Steps of fixed shapes through torch.compile; made once for a batch size and capacity, used for many batches."""
+    """Steps of fixed shapes through torch.compile; made once for a batch size and capacity, and used for many batches."""
 
     can_shrink = False
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
-        """Make the buffers, and compile and warm up with throw-away steps.
+        """Allocate the buffers, compile, and warm up with steps whose results are discarded.
 
         Args:
-            view: decodes.
-            cache: of a prompt, the skipped layers dropped; gives the shapes.
+            view: runs the steps.
+            cache: of a prompt without the skipped layers; it gives the shapes.
             capacity: positions of the buffers.
         """
         self.view, self.capacity = view, capacity
-        device = cache.layers[0].keys.device
+        batch, device = cache.layers[0].keys.shape[0], cache.layers[0].keys.device
         self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
-        self._whole = device.type == "cuda"  # CUDA graphs read whole buffers, others what is filled
+        self._reads_all = device.type == "cuda"  # CUDA graphs read whole buffers; compiled CPU code reads the filled part
         self._seen = torch.empty(capacity, device=device)
         self.cache = DynamicCache()
         self.with_positions = takes_positions(view)
         kind = StaticLayer if self.with_positions else UnplacedLayer
         self.cache.layers = [kind(layer, capacity, self.cursor) for layer in cache.layers]
-        options = {
-            "triton.cudagraphs": device.type == "cuda",
-            "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # all that a step reads lies where it lay
-        }
-        # A code object of its own: the compiler keeps what it made by code object, and looks through all of it.
-        own = types.FunctionType(_forward.__code__.replace(), _forward.__globals__)
-        self._forward = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-        batch = cache.layers[0].keys.shape[0]
+        self._forward = _compiled_forward(device)
         began = time.perf_counter()
-        # What a step reads lies in the same place every time, and has the same strides.
+        # All inputs of a step keep their addresses and strides.
         self._padding = torch.zeros(batch, capacity, dtype=torch.long, device=device)
         self._tokens, self._positions = (torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2))
         self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 2)
         self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
         self._first = True
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's, of parts of itself
+            warnings.simplefilter("ignore")  # the compiler warns about its own code
             for _ in range(WARM_UP_STEPS):
                 self.cursor.length = self.prompt_len
                 self(torch.zeros(batch, 1, dtype=torch.long, device=device))
-        if self._whole:
+        if self._reads_all:
             torch.cuda.synchronize(device)
         self.compile_seconds = time.perf_counter() - began
 
     def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> "CompiledSteps":
-        """Go on where another stage's steps end; this one runs the `kept` of its layers."""
+        """Continue from the steps of the stage before; this stage runs the `kept` of its layers."""
         end = before.cursor.length
         held = DynamicCache()
         held.layers = [before.cache.layers[i].filled(end) for i in kept]
@@ -177,7 +169,7 @@ class CompiledSteps:
         return self
 
     def begin(self, cache: DynamicCache, mask: Tensor, length: int) -> None:
-        """Take over another batch of the same size; see `EagerSteps`."""
+        """Take over another batch of the same size; the arguments are those of `EagerSteps`."""
         self.mask, self.length = mask, length
         self.prompt_len = self.cursor.length = mask.shape[1]
         for layer, held in zip(self.cache.layers, cache.layers, strict=True):
@@ -192,7 +184,7 @@ class CompiledSteps:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        step, end = self.cursor.length - self.prompt_len, self.capacity if self._whole else self.cursor.length + 1
+        step, end = self.cursor.length - self.prompt_len, self.capacity if self._reads_all else self.cursor.length + 1
         self.cursor.index.fill_(self.cursor.length)
         self.cursor.seen = self._seen[:end]
         self._tokens.copy_(tokens)
@@ -204,9 +196,9 @@ class CompiledSteps:
         else:
             self._padding[:, self.cursor.length] = 1
             by_kind = {"": self._padding[:, :end]}
-        if self._first and not self._whole:
-            for grows in (self.cursor.seen, *by_kind.values()):
-                torch._dynamo.mark_dynamic(grows, grows.ndim - 1)
+        if self._first and not self._reads_all:
+            for growing in (self.cursor.seen, *by_kind.values()):
+                torch._dynamo.mark_dynamic(growing, growing.ndim - 1)
         masks = by_kind.get("", by_kind)
         positions = self._positions if self.with_positions else None
         logits: Tensor = self._forward(self.view, self.cache, self._tokens, positions, masks)
@@ -214,9 +206,20 @@ class CompiledSteps:
         self.cursor.length += 1
         return logits
 
-    def keep(self, alive: Tensor) -> None:
-        """Shapes are fixed."""
+    def drop_finished(self, alive: Tensor) -> None:
+        """Raise an error, because the shapes are fixed."""
         raise NotImplementedError
+
+
+def _compiled_forward(device: torch.device) -> Callable[..., Any]:
+    """Compile `_forward` for one set of shapes."""
+    options: dict[str, Any] = {
+        "triton.cudagraphs": device.type == "cuda",
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # safe because no input changes its address or strides
+    }
+    # The compiler stores its results by code object and searches all of them, so each set of shapes gets its own object.
+    own = types.FunctionType(_forward.__code__.replace(), _forward.__globals__)
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 
 def _forward(

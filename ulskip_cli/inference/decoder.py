@@ -1,4 +1,4 @@
-"""Prompts in, tokens out, under one schedule, by one of two engines, with every phase on its own clock."""
+"""Generate token ids under one schedule: choose an engine, time each phase, and trim the generated ids."""
 
 import copy
 import functools
@@ -14,11 +14,11 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.engines import early_exit, fast, speculative
-from ulskip_cli.inference.engines.base import BatchOutput, BatchRequest, Engine
+from ulskip_cli.inference.engines.base import BatchOutput, BatchRequest, Engine, EngineOutput
 from ulskip_cli.inference.engines.hf_generate import TransformersEngine
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.packed_linear import TORCH, LinearBackend, choose_linear_backend
-from ulskip_cli.inference.stages import stage_views
+from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.plan import Plan
@@ -26,6 +26,14 @@ from ulskip_cli.strategies.plan import Plan
 
 @dataclass(frozen=True)
 class DecodeContext:
+    """The decoding settings that all batches of one run share.
+
+    Attributes:
+        decoding: how tokens are chosen.
+        pad_token_id: fills up shorter prompts and finished sequences.
+        seed: of sampling.
+    """
+
     decoding: DecodingConfig
     pad_token_id: int
     seed: int = 0
@@ -35,17 +43,17 @@ class Decoder:
     """A model under one schedule, ready to generate."""
 
     def __init__(self, model: PreTrainedModel, plan: Plan, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Build the views; the model is not touched.
+        """Build the views without changing the model.
 
         Args:
             model: the full model, in evaluation mode.
-            plan: which layers to keep, and whether the prompt goes through all of them.
-            tokenizer: the model's, to look for stop strings.
+            plan: the layers of every stage.
+            tokenizer: the model's; needed for stop strings only.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.device = shallow_view.input_device(model)
-        self.prompt_model, self.stages = stage_views(model, plan)
+        self.prompt_model, self.stages = _stage_views(model, plan)
         self._linear_backend = choose_linear_backend(model)
         backend = self._linear_backend.name
         draft_cost = 1 / (plan.predicted_speedup or plan.layer_ratio)
@@ -60,39 +68,41 @@ class Decoder:
 
     @property
     def view(self) -> PreTrainedModel:
-        """What runs the first decode steps."""
+        """The view that runs the first decode steps."""
         return self.stages[0].view
 
     def with_stage_switch(self, first_step: int) -> "Decoder":
-        """The same with a second stage that begins elsewhere; what was compiled and packed serves both."""
+        """Return a decoder whose second stage begins at another step; it shares compiled steps and packed weights."""
         first, second = self.stages
         moved = copy.copy(self)
         moved.stages = (first, replace(second, first_step=first_step))
-        loop = copy.copy(self._engines["fast"])
-        assert isinstance(loop, fast.FastEngine)
-        loop.stages = moved.stages
+        engine = copy.copy(self._engines["fast"])
+        assert isinstance(engine, fast.FastEngine)
+        engine.stages = moved.stages
         slow = TransformersEngine(self.prompt_model, moved.stages, self.device, self.tokenizer)
-        moved._engines = {**self._engines, "fast": loop, "transformers": slow}
+        moved._engines = {**self._engines, "fast": engine, "transformers": slow}
         return moved
 
     def with_exit_rule(self, rule: ExitRule) -> "Decoder":
-        """The same under another rule for exits; what was packed serves both."""
+        """Return a decoder with another exit rule; it shares packed weights."""
         other = copy.copy(self)
-        loop = self._engines["early_exit"]
-        assert isinstance(loop, early_exit.EarlyExitEngine)
-        other.exits, other._engines = rule, {**self._engines, "early_exit": loop.with_exit_rule(rule)}
+        engine = self._engines["early_exit"]
+        assert isinstance(engine, early_exit.EarlyExitEngine)
+        other.exits, other._engines = rule, {**self._engines, "early_exit": engine.with_exit_rule(rule)}
         return other
 
     @functools.cached_property
-    def parts(self) -> LayerwiseModel:
-        """The model taken apart, to look at what it thinks behind each of its layers."""
+    def layerwise(self) -> LayerwiseModel:
+        """The full model split at its layers."""
         return LayerwiseModel(self.model)
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
-        """The engine that serves a decoding configuration, and why it is not the fast one.
+        """Return the engine that serves a decoding configuration, and the reason if it is not the fast one.
+
+        The reason depends on the full model and never on the view, so that all schedules of a model use one engine.
 
         Raises:
-            UsageError: the fast engine is asked for and cannot serve it, or drafts are, and cannot be made.
+            UsageError: the requested engine, or early exit or drafts, cannot serve the configuration.
         """
         if self.exits:
             early_exit.check(self.model, self.exits, decoding)
@@ -102,13 +112,13 @@ class Decoder:
             return "speculative", None
         if decoding.engine == "transformers":
             return "transformers", "asked for"
-        reason = fast.unsupported_reason(self.model, decoding)  # not of the view: all schedules of a model take one engine
+        reason = fast.unsupported_reason(self.model, decoding)
         if reason and decoding.engine == "fast":
             raise UsageError(f"decoding.engine=fast does not serve {reason}; use decoding.engine=auto")
         return ("transformers" if reason else "fast"), reason
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
-        """The linear backend that serves a decoding configuration."""
+        """Return the linear backend that serves a decoding configuration."""
         engine, _ = self.engine(decoding)
         return LinearBackend(TORCH, "the transformers engine") if engine == "transformers" else self._linear_backend
 
@@ -124,54 +134,64 @@ class Decoder:
 
         Args:
             input_ids: [batch, prompt_len], padded on the left.
-            attention_mask: [batch, prompt_len].
-            decoding: how tokens are chosen.
-            pad: the id that fills up finished sequences.
-            forced_length: generate exactly that many tokens, the end token forbidden; None: decoding's limit.
-            seed: of sampling.
-            on_step: called after every step with the tokens generated so far in the batch.
+            attention_mask: [batch, prompt_len], 1 for tokens, 0 for padding.
+            context: the decoding settings.
+            forced_length: generate exactly so many tokens with EOS suppressed; None: stop at EOS or `max_new_tokens`.
+            on_step: called after every step with the number of tokens generated so far in the batch.
         """
-        decoding, pad, seed = context.decoding, context.pad_token_id, context.seed
-        engine, _ = self.engine(decoding)
-        ids, mask = input_ids.to(self.device), attention_mask.to(self.device)
-        ends = _as_list(self.model.generation_config.eos_token_id)
-        length = forced_length or decoding.max_new_tokens
-        request = BatchRequest(ids, mask, decoding, pad, ends, length, bool(forced_length), on_step)
+        decoding = context.decoding
+        request = BatchRequest(
+            input_ids=input_ids.to(self.device),
+            attention_mask=attention_mask.to(self.device),
+            decoding=decoding,
+            pad_token_id=context.pad_token_id,
+            eos_token_ids=_as_list(self.model.generation_config.eos_token_id),
+            length=forced_length or decoding.max_new_tokens,
+            forced=bool(forced_length),
+            on_step=on_step,
+        )
+        name, _ = self.engine(decoding)
+        engine = self._engines[name]
         try:
             with torch.inference_mode():
-                compile_seconds = self._engines[engine].prepare(request)
+                compile_seconds = engine.prepare(request)
                 if decoding.do_sample:
-                    torch.manual_seed(seed)
+                    torch.manual_seed(context.seed)
                 start = now(self.device)
-                run = self._engines[engine].run(request)
-        except (TypeError, ValueError) as error:  # transformers checks many options only where it uses them
+                output = engine.run(request)
+        except (TypeError, ValueError) as error:  # transformers checks many options only when it uses them
             if not decoding.options:
                 raise
             raise UsageError(f"decoding.options: {' '.join(str(error).split())[:200]}") from None
-        if forced_length:
-            ends = []
-        rows = [_trimmed(row, ends) for row in run.token_ids]
-        if decoding.stop and not forced_length:
-            rows = [self._until_stop(row, decoding.stop) for row in rows]
+        return self._batch_output(request, output, name, start, compile_seconds)
+
+    def _batch_output(
+        self, request: BatchRequest, output: EngineOutput, engine: str, start: float, compile_seconds: float
+    ) -> BatchOutput:
+        """Trim the generated ids and turn clock readings into durations."""
+        eos_token_ids = [] if request.forced else request.eos_token_ids
+        rows = [_trim_after_eos(row, eos_token_ids) for row in output.token_ids]
+        if request.decoding.stop and not request.forced:
+            rows = [self._trim_after_stop(row, request.decoding.stop) for row in rows]
         return BatchOutput(
             token_ids=rows,
-            hit_limit=[len(row) >= length and row[-1] not in ends for row in rows],
-            prompt_tokens=int(mask.sum()),
-            prefill_seconds=run.prefilled_at - start,
-            first_token_seconds=run.first_at - start,
-            decode_seconds=run.end - run.first_at,
-            prompt_kv_bytes=run.prompt_kv_bytes,
-            kept_kv_bytes=run.kept_kv_bytes,
+            hit_max_length=[len(row) >= request.length and row[-1] not in eos_token_ids for row in rows],
+            prompt_tokens=int(request.attention_mask.sum()),
+            prefill_seconds=output.prefilled_at - start,
+            first_token_seconds=output.first_at - start,
+            decode_seconds=output.end - output.first_at,
+            prompt_kv_bytes=output.prompt_kv_bytes,
+            kept_kv_bytes=output.kept_kv_bytes,
             engine=engine,
             compile_seconds=compile_seconds,
-            drafts=run.drafts,
-            exits=run.exits,
-            linear_backend=run.linear_backend,
-            compiled=run.compiled,
+            drafts=output.drafts,
+            exits=output.exits,
+            linear_backend=output.linear_backend,
+            compiled=output.compiled,
         )
 
-    def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
-        """The ids up to the one that completes a stop string; others of the batch may have gone on."""
+    def _trim_after_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
+        """Return the ids up to the one that completes a stop string; `generate` runs until all sequences have stopped."""
         tokenizer = self.tokenizer
         assert tokenizer is not None
 
@@ -191,30 +211,29 @@ def generate_all(
     on_tokens: Callable[[int, int], None] | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
-    """Generate for many prompts in batches of like length.
+    """Generate for many prompts in batches of similar length, the longest first.
 
-    Longest first, so that what does not fit into memory shows at once. Sampling starts anew in every batch, from
-    the seed and the batch's first prompt, so that a batch is the same whatever was generated before it.
+    The sampling seed of a batch depends on the seed and the batch's first prompt only, so that its tokens do not depend on
+    the batches before it.
 
     Args:
         decoder: the model under a schedule.
-        prompts: token ids of any number.
-        decoding: how tokens are chosen.
-        size: sequences at once.
-        pad: padding id.
-        seed: of sampling.
-        on_tokens: called as tokens come, with the number of prompts done and of tokens generated.
-        skip: the number of prompts that are answered already, the first in `longest_first`.
+        prompts: token ids.
+        context: the decoding settings.
+        size: sequences in a batch; halved if memory runs out.
+        on_tokens: called after every step with the number of finished prompts and the number of generated tokens.
+        skip: the number of prompts, in the order of `longest_first`, that are finished already.
 
     Yields:
-        The positions in `prompts` that a batch serves, and what it generated.
+        The positions in `prompts` of a batch, and its output.
     """
     done, tokens = skip, 0
 
     def work(positions: Sequence[int]) -> BatchOutput:
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
         on_step = None if on_tokens is None else lambda new: on_tokens(done, tokens + new)
-        return decoder.generate(ids, mask, replace(context, seed=_batch_seed(context.seed, positions[0])), on_step=on_step)
+        seeded = replace(context, seed=_batch_seed(context.seed, positions[0]))
+        return decoder.generate(ids, mask, seeded, on_step=on_step)
 
     for positions, output in in_batches(longest_first(prompts)[skip:], size, work):
         done += len(positions)
@@ -225,12 +244,12 @@ def generate_all(
 
 
 def longest_first(prompts: Sequence[list[int]]) -> list[int]:
-    """The order in which prompts are answered, by position."""
+    """Return the positions of the prompts in the order in which they are processed."""
     return sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
 
 
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """A text up to the first of some strings, and whether there was one.
+    """Cut a text before its first stop string; the flag says whether it has one.
 
     >>> until_stop("a b. END c", ["END"])
     ('a b. ', True)
@@ -239,8 +258,23 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(found)], True) if found else (text, False)
 
 
+def _stage_views(model: PreTrainedModel, plan: Plan) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
+    """Build the model that encodes the prompt and the views of a plan's stages."""
+    everything = tuple(range(plan.num_layers))
+    views = {
+        stage.kept_layers: model if stage.kept_layers == everything else shallow_view.shallow_view(model, stage.kept_layers)
+        for stage in plan.stages
+    }
+    prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
+    stages = [
+        StageView(stage.first_step, views[stage.kept_layers], tuple(prompt_layers.index(layer) for layer in stage.kept_layers))
+        for stage in plan.stages
+    ]
+    return (views[prompt_layers] if plan.prompt_layers == "kept" else model), tuple(stages)
+
+
 def _batch_seed(seed: int, position: int) -> int:
-    """Distinct for every seed and first prompt, within what torch takes."""
+    """Return a seed that differs for every seed and first prompt, within the range that torch accepts."""
     return (seed * 1_000_003 + position) % 2**63
 
 
@@ -248,7 +282,7 @@ def _as_list(eos: int | list[int] | None) -> list[int]:
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
-def _trimmed(row: list[int], ends: list[int]) -> list[int]:
-    """The ids up to and with the first end token."""
-    stop = next((i for i, token in enumerate(row) if token in ends), None)
+def _trim_after_eos(row: list[int], eos_token_ids: Sequence[int]) -> list[int]:
+    """Return the ids up to and with the first EOS."""
+    stop = next((i for i, token in enumerate(row) if token in eos_token_ids), None)
     return row if stop is None else row[: stop + 1]

@@ -1,97 +1,117 @@
-"""Given responses under early exit: where each token leaves, and how well it is predicted there, in one pass.
+"""Confidence measures of early exit (CALM, arXiv:2207.07061), and teacher-forced logits under an exit rule.
 
-Every key that decoding reads is the full model's, so that one pass of the full model over a given response holds what every
-step of decoding it would have seen.
+Every key that decoding reads is the full model's own. One pass of the full model over a given response therefore contains
+all the states that decoding it step by step would compute.
 """
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ulskip_cli.inference import confidence, shallow_view
+from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
 from ulskip_cli.strategies.exit_rule import ExitRule
 
 
+def softmax_diff(logits: Tensor) -> Tensor:
+    """Return p1 - p2, the probabilities of the two most likely tokens: [..., vocab_size] to [...]."""
+    best = torch.softmax(logits.float(), dim=-1).topk(2, dim=-1).values
+    return best[..., 0] - best[..., 1]
+
+
+def softmax_max(logits: Tensor) -> Tensor:
+    """Return p1, the probability of the most likely token: [..., vocab_size] to [...]."""
+    return torch.softmax(logits.float(), dim=-1).amax(dim=-1)
+
+
+def cosine(hidden: Tensor, before: Tensor) -> Tensor:
+    """Return the cosine similarity of the hidden states at two consecutive checks: [..., hidden_size] to [...]."""
+    return functional.cosine_similarity(hidden.float(), before.float(), dim=-1)
+
+
+LOGIT_CONFIDENCES = {"softmax_diff": softmax_diff, "softmax_max": softmax_max}
+
+
 def hidden_states(
     model: PreTrainedModel,
-    parts: LayerwiseModel,
+    layerwise: LayerwiseModel,
     prompt: EncodedPrompt,
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """A response's hidden states at every depth; differentiable, and `prompt` stays as it is.
+    """Compute a response's hidden states at every depth; differentiable, and `prompt` is not changed.
 
     Args:
-        model: that encoded the prompt.
-        parts: of it.
-        prompt: encoded.
+        model: the model that encoded the prompt.
+        layerwise: the same model, split at its layers.
+        prompt: the encoded prompt.
         response_ids: [batch, response_len], padded on the right.
         response_mask: [batch, response_len], 1 for tokens.
 
     Yields:
-        Depth, and [batch, response_len - 1, hidden_size], which predict all tokens but the first.
+        Depth, and the states [batch, response_len - 1, hidden_size] that predict all tokens but the first.
     """
-    seen = response_ids[:, :-1]
-    seen_mask = torch.ones_like(seen) if response_mask is None else response_mask[:, :-1].to(seen.dtype)
-    mask = torch.cat([prompt.mask, seen_mask], dim=1)
-    cache = shallow_view.fork_cache(prompt.cache, range(len(parts.layers)))
-    entry = parts.enter(seen, cache, **shallow_view.placing(model, mask, seen.shape[1]))
+    inputs = response_ids[:, :-1]
+    inputs_mask = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
+    mask = torch.cat([prompt.mask, inputs_mask], dim=1)
+    cache = shallow_view.fork_cache(prompt.cache, range(len(layerwise.layers)))
+    entry = layerwise.enter(inputs, cache, **shallow_view.placing(model, mask, inputs.shape[1]))
     hidden = entry.hidden
-    for index in range(len(parts.layers)):
-        hidden = parts.layer(index, hidden, entry)
+    for index in range(len(layerwise.layers)):
+        hidden = layerwise.layer(index, hidden, entry)
         yield index + 1, hidden
 
 
 def confidences(
     model: PreTrainedModel,
-    parts: LayerwiseModel,
+    layerwise: LayerwiseModel,
     rule: ExitRule,
     prompt: EncodedPrompt,
     response_ids: Tensor,
     response_mask: Tensor,
 ) -> Iterator[tuple[int, Tensor | None, Tensor]]:
-    """How sure the model is at every check, and its logits there; shapes as for `hidden_states`.
+    """Compute the confidence and the logits at every check; the shapes are those of `hidden_states`.
 
-    In a batch all sequences are as sure as the least sure of those that are not done.
+    All sequences of a batch get the confidence of the least confident unfinished sequence.
 
     Yields:
-        Depth; the confidences [batch, response_len - 1], None where there is none to decide by: behind the last layer, and with
-        cosine at the first check; and the logits there [batch, response_len - 1, vocab_size].
+        Depth; the confidence [batch, response_len - 1], None after the last layer and at the first check of `cosine`; and the
+        logits [batch, response_len - 1, vocab_size].
     """
     before: Tensor | None = None
     counts = response_mask[:, 1:].bool()
-    for depth, hidden in hidden_states(model, parts, prompt, response_ids, response_mask):
+    for depth, hidden in hidden_states(model, layerwise, prompt, response_ids, response_mask):
         if depth not in rule.checks and depth != rule.num_layers:
             continue
-        logits, sure = parts.logits(hidden), None
+        logits, confidence = layerwise.logits(hidden), None
         if depth != rule.num_layers:
             if rule.confidence != "cosine":
-                sure = confidence.OF_LOGITS[rule.confidence](logits)
+                confidence = LOGIT_CONFIDENCES[rule.confidence](logits)
             elif before is not None:
-                sure = confidence.cosine(hidden, before)
+                confidence = cosine(hidden, before)
             before = hidden
-        if sure is not None:
-            sure = sure.masked_fill(~counts, torch.inf).amin(dim=0).expand_as(sure)
-        yield depth, sure, logits
+        if confidence is not None:
+            confidence = confidence.masked_fill(~counts, torch.inf).amin(dim=0).expand_as(confidence)
+        yield depth, confidence, logits
 
 
 def exit_logits(
     model: PreTrainedModel,
-    parts: LayerwiseModel,
+    layerwise: LayerwiseModel,
     rule: ExitRule,
     prompt: EncodedPrompt,
     response_ids: Tensor,
     response_mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The logits that predict every response token when its predecessors are given, and where they come from.
+    """Compute the logits that predict every response token given its predecessors, and the depths where they exit.
 
     Returns:
-        [batch, response_len, vocab_size], and the depths [batch, response_len - 1] of all tokens but the first, which the
-        prompt's own pass predicts.
+        The logits [batch, response_len, vocab_size], and the depths [batch, response_len - 1] of all tokens but the first,
+        which the prompt's own pass predicts.
     """
     steps = response_ids.shape[1] - 1
     if not steps:
@@ -99,11 +119,11 @@ def exit_logits(
     threshold = torch.tensor([rule.threshold_at(step) for step in range(steps)], dtype=torch.float64).to(response_ids.device)
     depths = torch.zeros_like(response_ids[:, 1:])
     chosen: Tensor | None = None
-    for depth, sure, logits in confidences(model, parts, rule, prompt, response_ids, response_mask):
-        leaves = depths == 0
+    for depth, confidence, logits in confidences(model, layerwise, rule, prompt, response_ids, response_mask):
+        exits = depths == 0
         if depth != rule.num_layers:
-            leaves = leaves & (sure.double() >= threshold) if sure is not None else torch.zeros_like(leaves)
-        depths = depths.masked_fill(leaves, depth)
-        chosen = logits if chosen is None else torch.where(leaves[..., None], logits, chosen)
+            exits = exits & (confidence.double() >= threshold) if confidence is not None else torch.zeros_like(exits)
+        depths = depths.masked_fill(exits, depth)
+        chosen = logits if chosen is None else torch.where(exits[..., None], logits, chosen)
     assert chosen is not None
     return torch.cat([prompt.first_logits, chosen], dim=1), depths

@@ -36,12 +36,13 @@ class LoadedModel:
     notes: dict[str, Any]
 
 
-def load(config: ModelConfig, seed: int = 1, tokenizer: Any = None) -> LoadedModel:
-    """The model that a configuration names.
+def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
+    """Load the model of a configuration.
 
     Args:
-        config: what to load, as which dtype, to which device.
+        config: the model, its dtype and its device.
         seed: of random weights.
+        tokenizer: the model's, if it is loaded already; None: load it.
 
     Raises:
         UsageError: there is no such model, or it is no decoder-only causal LM.
@@ -50,12 +51,12 @@ def load(config: ModelConfig, seed: int = 1, tokenizer: Any = None) -> LoadedMod
     _hush()
     device = pick_device(config.device)
     if config.source == "random":
-        with device:  # made where they stay
-            model, tokenizer = random_model(config, seed).to(device), None
+        with device:  # created on their device
+            model = random_model(config, seed).to(device)
     else:
         path, revision = origin(config)
         model = _pretrained(config, path, revision, device)
-        tokenizer = tokenizer or load_tokenizer(config)
+        tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
     notes = source_notes(config)
     if config.source != "random":
         notes["quantization"] = _quantization_note(config, model)

@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work, not of a process's life."""
+"""The peak memory of a block of code."""
 
 import threading
 from types import TracebackType
@@ -11,21 +11,21 @@ SAMPLE_SECONDS = 0.05
 
 
 class PeakMemory:
-    """Context manager; `peak_bytes` is the most memory seen inside it.
+    """A context manager whose `peak_bytes` is the largest memory use inside it.
 
-    On CUDA the allocator's own peak; elsewhere the process's resident memory, sampled, so that a shorter
-    spike can be missed.
+    On CUDA it is the allocator's own peak. On other devices the resident memory of the process is sampled, which can miss
+    short peaks.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Watch `device`."""
+        """Measure on `device`."""
         self.peak_bytes = 0
         self._device = device
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
-        """Start watching."""
+        """Start the measurement."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
@@ -33,7 +33,7 @@ class PeakMemory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop watching and keep the peak."""
+        """Stop the measurement and keep the peak."""
         if self._device.type == "cuda":
             self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
         else:
@@ -41,7 +41,7 @@ class PeakMemory:
             self._thread.join()
 
     def so_far(self) -> int:
-        """The peak until now."""
+        """Return the peak up to now."""
         if self._device.type == "cuda":
             self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
         return self.peak_bytes

@@ -1,4 +1,4 @@
-"""Masks and positions of passes over fixed buffers, made ahead: a pass may begin anywhere and take several tokens."""
+"""Positions and attention masks for passes over fixed cache buffers, made ahead for all steps."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from ulskip_cli.inference.static_cache import Masks
 
 
 class PositionsAndMasks:
-    """What a model's forward takes to know where in their sequences tokens stand."""
+    """The positions and masks of a batch; a pass may begin anywhere and read one or several tokens."""
 
     def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int) -> None:
-        """Make them for all steps to come.
+        """Make the positions and masks of all steps.
 
         Args:
-            model: whose passes they are.
+            model: the model that reads them.
             cache: of fixed buffers, filled with the prompt.
             mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-            steps: tokens that will be read after the prompt.
+            steps: the number of tokens after the prompt that will be read.
         """
         self.prompt_len = mask.shape[1]
         self._single: Masks = None
@@ -35,7 +35,7 @@ class PositionsAndMasks:
         self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
     def options(self, start: int, count: int) -> dict[str, Any]:
-        """Of a pass over `count` tokens, the first of which stands at `start` in the padded sequence."""
+        """Return the arguments of a forward pass over `count` tokens that begins at `start` in the padded sequence."""
         step, end = start - self.prompt_len, start + count
         if self._positions is None:
             return {"attention_mask": self._mask[:, :end]}
@@ -45,8 +45,8 @@ class PositionsAndMasks:
             "position_ids": self._positions[:, step : step + count],
         }
 
-    def keep(self, alive: Tensor) -> None:
-        """Go on with some of the sequences."""
+    def drop_finished(self, alive: Tensor) -> None:
+        """Continue with the sequences `alive` only."""
         self._single = static_cache.masks_of(self._single, alive)
         self._several = static_cache.masks_of(self._several, alive)
         self._positions = None if self._positions is None else self._positions[alive]

@@ -1,4 +1,4 @@
-"""Quantized loading through transformers' own configs."""
+"""Load quantized weights through transformers' quantization configs."""
 
 import importlib.util
 import logging
@@ -14,11 +14,11 @@ from ulskip_cli.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to quantize.
+    """A quantization method.
 
     Attributes:
-        package: that does it.
-        label: of what it does, for the row.
+        package: the package that quantizes.
+        label: its description in result rows.
     """
 
     package: str
@@ -33,37 +33,37 @@ KINDS = {
 
 
 def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Arguments for `from_pretrained`.
+    """Return the arguments of `from_pretrained` for a quantization method.
 
     Args:
         name: a key of KINDS.
-        dtype: what is computed in.
-        device: where the weights go.
+        dtype: of the computation.
+        device: of the weights.
 
     Raises:
-        UsageError: its package is missing.
+        UsageError: its package is not installed.
     """
     kind = KINDS[name]
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
-            f"model.quantization={name} needs {kind.package}; get it with: pip install 'ulskip[quantization]' "
+            f"model.quantization={name} needs {kind.package}; install it with: pip install 'ulskip[quantization]' "
             f"or pip install {kind.package}"
         )
     if kind.package == "torchao":
         return {"quantization_config": _torchao()}
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs every cast
     four = name == "bnb-nf4"
     compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
     config = BitsAndBytesConfig(
         load_in_8bit=not four, load_in_4bit=four, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
     )
-    return {"quantization_config": config, "device_map": {"": str(device)}}  # its weights cannot be moved later
+    return {"quantization_config": config, "device_map": {"": str(device)}}  # quantized weights cannot be moved later
 
 
 def num_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor holds, those inside of a quantized one."""
+    """Return the bytes of a tensor; for a quantized one, those of the tensors inside it."""
     if not is_traceable_wrapper_subclass(tensor):
         return tensor.numel() * tensor.element_size()
     names, _ = tensor.__tensor_flatten__()

@@ -1,4 +1,4 @@
-"""From logits to tokens, greedy or sampled."""
+"""Choose the next tokens from logits, greedily or by sampling."""
 
 from collections.abc import Sequence
 
@@ -18,18 +18,23 @@ from ulskip_cli.core.config_schema import DecodingConfig
 
 
 class TokenSampler:
-    """By transformers' own processors, in transformers' order."""
+    """Applies transformers' own logits processors in transformers' order, then chooses a token."""
 
     def __init__(
-        self, decoding: DecodingConfig, prompt_len: int, ends: Sequence[int], least: int, device: torch.device
+        self,
+        decoding: DecodingConfig,
+        prompt_len: int,
+        eos_token_ids: Sequence[int],
+        min_new_tokens: int,
+        device: torch.device,
     ) -> None:
-        """Take what a decoding configuration says.
+        """Build the processors.
 
         Args:
             decoding: how tokens are chosen.
             prompt_len: length of the padded prompts.
-            ends: end tokens.
-            least: tokens before which no end token is chosen.
+            eos_token_ids: tokens that end a sequence.
+            min_new_tokens: EOS is suppressed before so many tokens.
             device: of the logits.
         """
         self.sample = decoding.do_sample
@@ -38,8 +43,8 @@ class TokenSampler:
             processors.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
         if decoding.no_repeat_ngram_size:
             processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
-        if least and ends:
-            processors.append(MinNewTokensLengthLogitsProcessor(prompt_len, least, list(ends), device=device))
+        if min_new_tokens and eos_token_ids:
+            processors.append(MinNewTokensLengthLogitsProcessor(prompt_len, min_new_tokens, list(eos_token_ids), device=device))
         if self.sample:
             if decoding.temperature != 1:
                 processors.append(TemperatureLogitsWarper(decoding.temperature))
@@ -50,23 +55,23 @@ class TokenSampler:
         self.processors = processors
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """The next token of every sequence, [batch].
+        """Choose the next token of every sequence, [batch].
 
         Args:
-            ids: [batch, len], prompt and tokens so far.
+            ids: [batch, len], the prompt and the tokens so far.
             logits: [batch, vocab_size].
         """
         return self.pick(self.scores(ids, logits))
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """What tokens are chosen by, [batch, vocab_size]: the logits of the token after `ids`, processed."""
+        """Apply the processors to the logits of the token after `ids`; return [batch, vocab_size] in float32."""
         scores = logits.float()
         if self.processors:
             scores = self.processors(ids, scores)
         return scores
 
     def pick(self, scores: Tensor) -> Tensor:
-        """A token of every sequence, [batch]."""
+        """Choose one token of every sequence, [batch], from processed scores."""
         if self.sample:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
         return scores.argmax(dim=-1)

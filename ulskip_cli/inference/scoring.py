@@ -1,4 +1,4 @@
-"""The decode loss: how well a schedule predicts the references, token by token."""
+"""The decode loss: the teacher-forced cross-entropy of the references under a schedule."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,29 +18,29 @@ from ulskip_cli.tasks.encoding import EncodedExample
 
 @dataclass
 class ReferenceLoss:
-    """The decode loss of one schedule after another on the same examples.
+    """Computes the decode loss of several schedules on the same examples.
 
     Attributes:
         examples: prompts and responses.
-        size: pairs at once.
-        pad: padding id.
-        held_bytes: keys and values of encoded prompts to keep for the next schedule, which must then encode them alike.
-        exits: where the last schedule's steps ended on the references, where they may end at any depth.
+        size: examples in a batch.
+        pad_token_id: fills up shorter rows.
+        held_bytes: memory for encoded prompts that are reused by the next schedule, which must encode them alike.
+        exits: the exit depths of the last schedule on the references; empty without early exit.
     """
 
     examples: Sequence[EncodedExample]
     size: BatchSize
-    pad: int
+    pad_token_id: int
     held_bytes: int = 0
     exits: ExitStats = field(default_factory=ExitStats)
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
-        """Mean cross-entropy of all reference tokens under one schedule, in nats a token, the end token included.
+        """Return the mean cross-entropy of all reference tokens under one schedule, EOS included, in nats per token.
 
         Args:
-            decoder: the model under it.
-            on_batch: called with the number of pairs done.
+            decoder: the model under the schedule.
+            on_batch: called with the number of finished examples.
         """
         self.exits = ExitStats()
         order = sorted(range(len(self.examples)), key=lambda i: -self._length(self.examples[i]))
@@ -55,9 +55,9 @@ class ReferenceLoss:
         return len(example.prompt_ids) + len(example.response_ids)
 
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
-        """Summed loss of a batch's responses, and their tokens."""
-        examples = [self.examples[i] for i in batch]
-        ids, mask = (t.to(decoder.device) for t in padded([one.response_ids for one in examples], self.pad, left=False))
+        """Return the summed loss and the number of response tokens of a batch."""
+        responses = padded([self.examples[i].response_ids for i in batch], self.pad_token_id, left=False)
+        ids, mask = (tensor.to(decoder.device) for tensor in responses)
         with torch.inference_mode():
             logits, depths = given_logits(decoder, self._prompt(decoder, batch), ids, mask)
             losses = response_losses(logits, ids)
@@ -66,10 +66,10 @@ class ReferenceLoss:
         return float((losses * mask).sum()), int(mask.sum())
 
     def _prompt(self, decoder: Decoder, batch: Sequence[int]) -> EncodedPrompt:
-        """The batch's encoded prompts, from before where they were kept."""
+        """Return the encoded prompts of a batch, from memory if they are held there."""
         if batch[0] in self._held and len(self._held[batch[0]].mask) == len(batch):
             return self._held[batch[0]]
-        prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad, left=True)
+        prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True)
         encoded = encode_prompt(decoder.prompt_model, *(tensor.to(decoder.device) for tensor in prompts))
         if sum(shallow_view.kv_bytes(one.cache) for one in (*self._held.values(), encoded)) <= self.held_bytes:
             self._held[batch[0]] = encoded
@@ -77,10 +77,17 @@ class ReferenceLoss:
 
 
 def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What decoding would predict every token of the responses by, [batch, response_len, vocab_size].
+    """Compute the logits by which decoding would predict every given response token.
 
-    Beside it the depths of all tokens but the first, [batch, response_len - 1], where a step may end anywhere.
+    Args:
+        decoder: the model under a schedule.
+        prompt: the encoded prompts.
+        ids: [batch, response_len], padded on the right.
+        mask: [batch, response_len], 1 for tokens.
+
+    Returns:
+        The logits [batch, response_len, vocab_size], and the exit depths [batch, response_len - 1]; None without early exit.
     """
     if decoder.exits:
-        return exit_logits(decoder.model, decoder.parts, decoder.exits, prompt, ids, mask)
+        return exit_logits(decoder.model, decoder.layerwise, decoder.exits, prompt, ids, mask)
     return predict_response(decoder.stages, prompt, ids, mask), None

@@ -1,4 +1,4 @@
-"""The config of a model that runs some of another's layers."""
+"""Derive the config of a view from the config of its model."""
 
 import copy
 
@@ -6,12 +6,12 @@ from transformers import PreTrainedConfig
 
 
 def shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) -> PreTrainedConfig:
-    """A copy of a config that describes the kept layers: their number and every list with one entry a layer.
+    """Copy a config and adapt the number of layers and every list with one entry per layer to the kept layers.
 
     Args:
-        source: of a model, or of several in one.
-        depth: its decoder layers.
-        kept: those that remain.
+        source: the config of a model; it may contain several.
+        depth: the number of its decoder layers.
+        kept: the kept layers.
     """
     config = copy.deepcopy(source)
     text_config = config.get_text_config(decoder=True)
@@ -28,6 +28,8 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) 
     }
     for name, value in {"num_hidden_layers": len(kept), **per_layer}.items():
         setattr(text_config, name, value)
-    if any(getattr(text_config, name) != value for name, value in computed.items()):  # out of indices, which have changed
+    if any(
+        getattr(text_config, name) != value for name, value in computed.items()
+    ):  # computed from layer indices, which have changed
         text_config.__class__ = type(type(text_config).__name__, (type(text_config),), computed)
     return config

@@ -1,4 +1,4 @@
-"""Given responses under a schedule, scored exactly as decoding would score them."""
+"""Teacher forcing: logits and losses of given responses, computed by the layers that would decode them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ def response_logits(
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Tensor:
-    """The logits that predict every response token when its predecessors are given (Sec. 3, arXiv:2404.06954).
+    """Compute the logits that predict every response token given its predecessors (Sec. 3, arXiv:2404.06954).
 
-    Two passes: the prompt through `prompt_model`, whose last position predicts the first response token; then
-    the response through the views of `stages` over the prompt's keys and values. Differentiable, the cache included.
+    The first pass runs the prompt through `prompt_model`, whose last position predicts the first response token. The second
+    runs the response through the views of `stages` over the prompt's keys and values. Both are differentiable.
 
     Args:
-        prompt_model: encodes the prompt; the full model, or the view itself.
-        stages: run the response.
+        prompt_model: encodes the prompt; the full model or the view.
+        stages: their views run the response.
         prompt_ids: [batch, prompt_len], padded on the left.
         prompt_mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-        response_ids: [batch, response_len], padded on the right with anything.
-        response_mask: [batch, response_len], 1 for tokens; without it padding counts positions, which a model with a table
-            of positions may not have.
+        response_ids: [batch, response_len], padded on the right with any id.
+        response_mask: [batch, response_len], 1 for tokens. Without it padding takes positions, which can exceed a model's
+            position table.
 
     Returns:
-        [batch, response_len, vocab_size]; entries at padding are meaningless and for the caller to mask.
+        [batch, response_len, vocab_size]; the caller has to mask the entries at padding.
     """
     prompt = encode_prompt(prompt_model, prompt_ids, prompt_mask)
     return predict_response(stages, prompt, response_ids, response_mask)
@@ -43,15 +43,15 @@ def response_logits(
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """What the first pass leaves for the second, as often as it is asked for."""
+    """The result of the first pass; it can be used for several second passes."""
 
-    first_logits: Tensor  # [batch, 1, vocab_size], they predict the first response token
+    first_logits: Tensor  # [batch, 1, vocab_size], predict the first response token
     cache: DynamicCache
     mask: Tensor  # [batch, prompt_len]
 
 
 def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> EncodedPrompt:
-    """The first pass: a prompt through every layer of `model`; shapes as for `response_logits`."""
+    """Run the first pass, the prompt through every layer of `model`; the shapes are those of `response_logits`."""
     cache = shallow_view.new_cache(model)
     first = shallow_view.forward_with_cache(model, prompt_ids, prompt_mask, cache, last_only=True)
     return EncodedPrompt(first, cache, prompt_mask)
@@ -63,26 +63,26 @@ def predict_response(
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Tensor:
-    """The second pass: a response through each stage's view over the keys and values that it keeps; `prompt` stays as it is."""
+    """Run the second pass, the response through each stage's view over its keys and values; `prompt` is not changed."""
     if response_ids.shape[1] == 1:
         return prompt.first_logits
     cache = shallow_view.fork_cache(prompt.cache, stages[0].kept)
-    seen, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
-    seen_mask = torch.ones_like(seen) if response_mask is None else response_mask[:, :-1].to(seen.dtype)
-    mask = torch.cat([prompt.mask, seen_mask], dim=1)
+    inputs, prompt_len = response_ids[:, :-1], prompt.mask.shape[1]
+    inputs_mask = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
+    mask = torch.cat([prompt.mask, inputs_mask], dim=1)
     logits = [prompt.first_logits]
-    ends = [stage.first_step for stage in stages[1:]] + [seen.shape[1]]
+    ends = [stage.first_step for stage in stages[1:]] + [inputs.shape[1]]
     for stage, end in zip(stages, ends, strict=True):
-        if stage.first_step < seen.shape[1]:
+        if stage.first_step < inputs.shape[1]:
             shallow_view.prune_cache(cache, stage.kept)
-            end = min(end, seen.shape[1])
-            step_ids = seen[:, stage.first_step : end]
+            end = min(end, inputs.shape[1])
+            step_ids = inputs[:, stage.first_step : end]
             logits.append(shallow_view.forward_with_cache(stage.view, step_ids, mask[:, : prompt_len + end], cache))
     return torch.cat(logits, dim=1)
 
 
 def response_losses(logits: Tensor, response_ids: Tensor) -> Tensor:
-    """Cross-entropy of every response token, in nats.
+    """Return the cross-entropy of every response token, in nats.
 
     Args:
         logits: [batch, response_len, vocab_size], as `response_logits` returns them.

@@ -1,4 +1,4 @@
-"""Clocks and the statistics of what they read."""
+"""Device clocks, and the statistics of timings."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a steady clock, once everything queued on the device is done."""
+    """Return a monotonic clock in seconds, after all work queued on the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -19,20 +19,16 @@ def now(device: torch.device) -> float:
 
 
 class AccumulatingTimer:
-    """The seconds of many short stretches of work, added up; nothing is waited for before they are asked for."""
+    """Adds up the durations of many short intervals; on CUDA it synchronises only when the sum is read."""
 
     def __init__(self, device: torch.device) -> None:
-        """Begin at nothing.
-
-        Args:
-            device: that does the work.
-        """
+        """Begin with a sum of zero for work on `device`."""
         self._on_cuda = device.type == "cuda"
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._total = self._began = 0.0
 
     def begin(self) -> None:
-        """A stretch begins."""
+        """Begin an interval."""
         if self._on_cuda:
             self._events.append((_event(), _event()))
             self._events[-1][0].record()
@@ -40,7 +36,7 @@ class AccumulatingTimer:
             self._began = time.perf_counter()
 
     def end(self) -> None:
-        """It ends."""
+        """End the interval."""
         if self._on_cuda:
             self._events[-1][1].record()
         else:
@@ -48,7 +44,7 @@ class AccumulatingTimer:
 
     @property
     def seconds(self) -> float:
-        """All of them."""
+        """The sum of all intervals in seconds."""
         if self._events:
             torch.cuda.synchronize()
         milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._events)
@@ -77,7 +73,7 @@ class Interval:
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The median of independent samples and its distribution-free confidence interval.
+    """Compute the median of independent samples and its distribution-free confidence interval.
 
     Each sample lies below the true median with probability 1/2, so the interval from the k-th smallest to the k-th largest of n
     samples covers the median with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and Nagaraja, Order Statistics, 3rd ed.,

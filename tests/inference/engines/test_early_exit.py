@@ -9,8 +9,8 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference import confidence
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference import exit_scoring
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines import early_exit
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.strategies.exit_rule import ExitRule
@@ -57,10 +57,10 @@ def reference(model, ids, mask, rule, length, ends=()):
             for check in rule.checks:
                 if rule.confidence == "cosine":
                     state = behind(model, ids, mask, options, check)
-                    sure = None if before is None else confidence.cosine(state, before)
+                    sure = None if before is None else exit_scoring.cosine(state, before)
                     before = state
                 else:
-                    sure = confidence.OF_LOGITS[rule.confidence](logits[check - 1])
+                    sure = exit_scoring.LOGIT_CONFIDENCES[rule.confidence](logits[check - 1])
                 if sure is not None and sure[~done].min() >= rule.threshold_at(step - 1):
                     depth = check
                     break
@@ -89,18 +89,20 @@ def histogram(depths, rows):
 @pytest.mark.parametrize("kind", ["softmax_diff", "cosine"])
 def test_a_threshold_that_is_never_reached_is_the_full_model(model, kind):
     ids, mask = batch()
-    output = exiting(model, NEVER, kind).generate(ids, mask, GREEDY, 0)
+    output = exiting(model, NEVER, kind).generate(ids, mask, DecodeContext(GREEDY, 0))
     assert output.engine == "early_exit"
-    assert output.token_ids == static(model, "strategy=full").generate(ids, mask, GREEDY, 0).token_ids
+    assert output.token_ids == static(model, "strategy=full").generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
     assert output.exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
     assert output.exits.check_seconds > 0
 
 
 def test_a_threshold_that_is_always_reached_is_top_skip(model):
     ids, mask = batch()
-    expected = static(model, "strategy=top_skip", "ratio=2").generate(ids, mask, GREEDY, 0)
+    expected = static(model, "strategy=top_skip", "ratio=2").generate(ids, mask, DecodeContext(GREEDY, 0))
     for options in ({"min_exit": 3}, {"min_exit": 1, "every": 2, "confidence": "cosine"}):
-        output = exiting(model, ALWAYS if "confidence" not in options else -2.0, **options).generate(ids, mask, GREEDY, 0)
+        output = exiting(model, ALWAYS if "confidence" not in options else -2.0, **options).generate(
+            ids, mask, DecodeContext(GREEDY, 0)
+        )
         assert output.token_ids == expected.token_ids
         assert output.exits.depths == {3: 3 * (LENGTH - 1)}
 
@@ -111,15 +113,15 @@ def median_threshold(model, kind, ids, mask):
     logits = model(ids, attention_mask=mask).logits
     if kind == "cosine":
         states = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        return float(confidence.cosine(states[3], states[2]).median())
-    return float(confidence.OF_LOGITS[kind](logits).median())
+        return float(exit_scoring.cosine(states[3], states[2]).median())
+    return float(exit_scoring.LOGIT_CONFIDENCES[kind](logits).median())
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("softmax_diff", 3), ("softmax_max", 1), ("cosine", 3)])
 def test_every_step_is_that_of_the_uncached_reference(model, kind, rows):
     ids, mask = batch(rows)
     decoder = exiting(model, median_threshold(model, kind, ids, mask), kind, batch="min")
-    output = decoder.generate(ids, mask, GREEDY, 0)
+    output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
     tokens, depths = reference(model, ids, mask, decoder.exits, LENGTH)
     assert output.token_ids == tokens
     assert output.exits.depths == histogram(depths, rows)
@@ -131,7 +133,7 @@ def test_tokens_wait_at_several_depths_and_catch_up(llama):
     for threshold in (0.05, 0.1, 0.2, 0.3, 0.5):
         for every in (1, 2):
             decoder = exiting(llama, threshold, every=every, horizon=4)
-            output = decoder.generate(ids, mask, replace(GREEDY, max_new_tokens=30), 0)
+            output = decoder.generate(ids, mask, DecodeContext(replace(GREEDY, max_new_tokens=30), 0))
             tokens, depths = reference(llama, ids, mask, decoder.exits, 30)
             assert output.token_ids == tokens
             assert output.exits.depths == histogram(depths, 1)
@@ -142,9 +144,9 @@ def test_tokens_wait_at_several_depths_and_catch_up(llama):
 def test_finished_sequences_hold_nobody_back(llama):
     ids, mask = batch()
     decoder = exiting(llama, 0.1)
-    free = decoder.generate(ids, mask, GREEDY, 0)
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
     llama.generation_config.eos_token_id = [row[4] for row in free.token_ids[:2]]
-    output = exiting(llama, 0.1).generate(ids, mask, GREEDY, 0)
+    output = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0))
     lengths = [len(row) for row in output.token_ids]
     assert min(lengths) < max(lengths)
     tokens, depths = reference(llama, ids, mask, decoder.exits, LENGTH, llama.generation_config.eos_token_id)
@@ -152,15 +154,17 @@ def test_finished_sequences_hold_nobody_back(llama):
     counts = Counter(depth for step, depth in enumerate(depths, start=1) for length in lengths if step < length)
     assert output.exits.depths == counts
     assert len(counts) > 1
-    alone = [exiting(llama, NEVER).generate(ids[i : i + 1], mask[i : i + 1], GREEDY, 0).token_ids[0] for i in range(3)]
-    assert exiting(llama, NEVER).generate(ids, mask, GREEDY, 0).token_ids == alone
+    alone = [
+        exiting(llama, NEVER).generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(GREEDY, 0)).token_ids[0] for i in range(3)
+    ]
+    assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids == alone
 
 
 def test_a_forced_length_goes_past_the_end_token(llama):
     ids, mask = batch()
-    free = exiting(llama, 0.1).generate(ids, mask, GREEDY, 0)
+    free = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0))
     llama.generation_config.eos_token_id = free.token_ids[0][3]
-    output = exiting(llama, 0.1).generate(ids, mask, GREEDY, 0, forced_length=LENGTH)
+    output = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0), forced_length=LENGTH)
     assert [len(row) for row in output.token_ids] == [LENGTH] * 3
     assert sum(output.exits.depths.values()) == 3 * (LENGTH - 1)
 
@@ -168,21 +172,21 @@ def test_a_forced_length_goes_past_the_end_token(llama):
 def test_samples_are_those_of_the_full_model_where_nothing_exits(llama):
     ids, mask = batch()
     sampling = replace(GREEDY, do_sample=True, top_k=20)
-    expected = static(llama, "strategy=full").generate(ids, mask, sampling, 0, seed=3).token_ids
-    assert exiting(llama, NEVER).generate(ids, mask, sampling, 0, seed=3).token_ids == expected
+    expected = static(llama, "strategy=full").generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
+    assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids == expected
 
 
 def test_another_rule_serves_the_same_decoder(llama):
     ids, mask = batch()
     decoder = exiting(llama, NEVER)
-    lower = decoder.under(replace(decoder.exits, threshold=ALWAYS))
-    assert lower.generate(ids, mask, GREEDY, 0).exits.depths == {1: 3 * (LENGTH - 1)}
-    assert decoder.generate(ids, mask, GREEDY, 0).exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
+    lower = decoder.with_exit_rule(replace(decoder.exits, threshold=ALWAYS))
+    assert lower.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {1: 3 * (LENGTH - 1)}
+    assert decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
 
 
 def test_what_it_does_not_serve_is_named(llama):
     ids, mask = batch()
     with pytest.raises(UsageError, match="beams"):
-        exiting(llama, 0.5).generate(ids, mask, replace(GREEDY, num_beams=2), 0)
+        exiting(llama, 0.5).generate(ids, mask, DecodeContext(replace(GREEDY, num_beams=2), 0))
     with pytest.raises(UsageError, match="threshold"):
         early_exit.check(llama, exiting(llama, None).exits, GREEDY)

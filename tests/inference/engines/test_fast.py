@@ -7,7 +7,7 @@ from reference import NUM_LAYERS, build_model, random_ids, reference_greedy, ref
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.fast import unsupported_reason
 from ulskip_cli.strategies.plan import Stage, make_plan
 
@@ -55,8 +55,8 @@ def is_near_tie(decoder, ids, mask, one, other):
 def both(decoder, decoding, padded):
     """The same batch by either engine."""
     ids, mask = batch(padded)
-    fast = decoder.generate(ids, mask, decoding, 0, seed=5)
-    slow = decoder.generate(ids, mask, replace(decoding, engine="transformers"), 0, seed=5)
+    fast = decoder.generate(ids, mask, DecodeContext(decoding, 0, 5))
+    slow = decoder.generate(ids, mask, DecodeContext(replace(decoding, engine="transformers"), 0, 5))
     assert (fast.engine, slow.engine) == ("fast", "transformers")
     assert (fast.prompt_kv_bytes, fast.kept_kv_bytes) == (slow.prompt_kv_bytes, slow.kept_kv_bytes)
     return ids, mask, fast.token_ids, slow.token_ids
@@ -109,20 +109,23 @@ def test_a_prompt_longer_than_the_window_is_seen_through_it():
     assert model.config.sliding_window < ids.shape[1]
     longer = replace(FAST, max_new_tokens=40)
     slow = replace(longer, engine="transformers")
-    assert decoder.generate(ids, mask, longer, 0).token_ids == decoder.generate(ids, mask, slow, 0).token_ids
+    assert (
+        decoder.generate(ids, mask, DecodeContext(longer, 0)).token_ids
+        == decoder.generate(ids, mask, DecodeContext(slow, 0)).token_ids
+    )
 
 
 def test_finished_sequences_leave_the_batch_and_the_others_go_on(llama):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
-    free = decoder.generate(ids, mask, FAST, 0).token_ids
+    free = decoder.generate(ids, mask, DecodeContext(FAST, 0)).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
     sizes = []
     hook = decoder.view.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    rows = decoder.generate(ids, mask, FAST, 0).token_ids
+    rows = decoder.generate(ids, mask, DecodeContext(FAST, 0)).token_ids
     hook.remove()
-    slow = decoder.generate(ids, mask, replace(FAST, engine="transformers"), 0).token_ids
+    slow = decoder.generate(ids, mask, DecodeContext(replace(FAST, engine="transformers"), 0)).token_ids
     assert rows == slow
     assert sizes[0] == 5
     assert sizes[-1] <= 2
@@ -130,16 +133,16 @@ def test_finished_sequences_leave_the_batch_and_the_others_go_on(llama):
 
 def test_a_forced_length_goes_past_the_end_token(llama):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(False)
-    llama.generation_config.eos_token_id = decoder.generate(ids, mask, FAST, 0).token_ids[0][0]
-    forced = decoder.generate(ids, mask, FAST, 0, forced_length=6)
-    slow = decoder.generate(ids, mask, replace(FAST, engine="transformers"), 0, forced_length=6)
+    llama.generation_config.eos_token_id = decoder.generate(ids, mask, DecodeContext(FAST, 0)).token_ids[0][0]
+    forced = decoder.generate(ids, mask, DecodeContext(FAST, 0), forced_length=6)
+    slow = decoder.generate(ids, mask, DecodeContext(replace(FAST, engine="transformers"), 0), forced_length=6)
     assert forced.token_ids == slow.token_ids
     assert {len(row) for row in forced.token_ids} == {6}
 
 
 def test_one_token_needs_no_step(llama):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
-    assert [len(row) for row in decoder.generate(ids, mask, FAST, 0, forced_length=1).token_ids] == [1] * 5
+    assert [len(row) for row in decoder.generate(ids, mask, DecodeContext(FAST, 0), forced_length=1).token_ids] == [1] * 5
 
 
 def test_the_reason_is_named_where_it_does_not_serve(llama):

@@ -10,7 +10,7 @@ from ulskip_cli.core.config import compose, without_drafts
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.base import DraftStats
 from ulskip_cli.inference.sampling import TokenSampler
 from ulskip_cli.strategies.plan import make_plan
@@ -60,7 +60,7 @@ def is_near_tie(model, ids, mask, one, other):
 def by_generate(model, ids, mask, decoding=DRAFTED, **options):
     """The full model's own tokens, by transformers' generate."""
     plain = replace(without_drafts(decoding), engine="transformers")
-    return decoder_for(model).generate(ids, mask, plain, 0, **options).token_ids
+    return decoder_for(model).generate(ids, mask, DecodeContext(plain, 0), **options).token_ids
 
 
 def compared(model, kept):
@@ -72,7 +72,7 @@ def compared(model, kept):
         expected = by_generate(model, ids, mask)
         alone = [(4, slice(i, i + 1)) for i in range(2)]
         for count, part in [*((count, slice(0, 5)) for count in (1, 2, 4, 7, "auto")), *alone]:
-            output = decoder.generate(ids[part], mask[part], replace(DRAFTED, draft_tokens=count), 0)
+            output = decoder.generate(ids[part], mask[part], DecodeContext(replace(DRAFTED, draft_tokens=count), 0))
             assert output.engine == "speculative"
             drafts += output.drafts
             for i, (one, other) in enumerate(zip(output.token_ids, expected[part], strict=True)):
@@ -101,14 +101,14 @@ def test_prompts_and_answers_longer_than_the_window():
     decoder, (ids, mask) = decoder_for(model, KEPT["unified"]), batch(True)
     assert model.config.sliding_window < ids.shape[1]
     longer = replace(DRAFTED, max_new_tokens=40)
-    assert decoder.generate(ids, mask, longer, 0).token_ids == by_generate(model, ids, mask, longer)
+    assert decoder.generate(ids, mask, DecodeContext(longer, 0)).token_ids == by_generate(model, ids, mask, longer)
 
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_penalties_see_the_prefix_of_every_position(llama, padded):
     decoder, (ids, mask) = decoder_for(agreeing(llama, (0, 2, 4, 5)), (0, 2, 4, 5)), batch(padded)
     penalized = replace(DRAFTED, repetition_penalty=1.3, no_repeat_ngram_size=2)
-    output = decoder.generate(ids, mask, penalized, 0)
+    output = decoder.generate(ids, mask, DecodeContext(penalized, 0))
     assert output.token_ids == by_generate(llama, ids, mask, penalized)
     assert output.token_ids != by_generate(llama, ids, mask)
     assert output.drafts.accepted
@@ -116,9 +116,9 @@ def test_penalties_see_the_prefix_of_every_position(llama, padded):
 
 def test_a_forced_length_goes_past_the_end_token(llama):
     decoder, (ids, mask) = decoder_for(llama, (0, 2, 5)), batch(True)
-    llama.generation_config.eos_token_id = decoder.generate(ids, mask, DRAFTED, 0).token_ids[0][0]
+    llama.generation_config.eos_token_id = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0)).token_ids[0][0]
     for length in (1, 2, 3, 9):
-        forced = decoder.generate(ids, mask, DRAFTED, 0, forced_length=length)
+        forced = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0), forced_length=length)
         assert forced.token_ids == by_generate(llama, ids, mask, forced_length=length)
         assert {len(row) for row in forced.token_ids} == {length}
 
@@ -126,13 +126,13 @@ def test_a_forced_length_goes_past_the_end_token(llama):
 def test_finished_sequences_hold_nobody_back(llama):
     kept = (0, 2, 5)
     decoder, (ids, mask) = decoder_for(agreeing(llama, kept), kept), batch(True)
-    free = decoder.generate(ids, mask, DRAFTED, 0).token_ids
+    free = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0)).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
     sizes = []
     hook = llama.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    rows = decoder.generate(ids, mask, DRAFTED, 0).token_ids
+    rows = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0)).token_ids
     hook.remove()
     assert rows == by_generate(llama, ids, mask)
     assert sizes[0] == 5
@@ -146,11 +146,11 @@ def test_what_a_check_brings_is_what_is_in_the_answer(llama):
     ended = 0
     for count in (1, 2, 4, 7, "auto"):
         for i in range(len(ids)):
-            output = decoder.generate(ids[i : i + 1], mask[i : i + 1], replace(DRAFTED, draft_tokens=count), 0)
+            output = decoder.generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(replace(DRAFTED, draft_tokens=count), 0))
             drafts = output.drafts
             assert drafts.gained == output.decoded_tokens
             assert drafts.gained - drafts.passes <= drafts.accepted <= min(drafts.drafted, drafts.gained)
-            ended += not output.hit_limit[0]
+            ended += not output.hit_max_length[0]
     assert ended >= 10
 
 
@@ -161,13 +161,13 @@ def test_a_view_of_everything_that_matters_is_always_right(llama):
             for weight in stack_of(llama)[i].parameters():
                 weight.zero_()
     ids, mask = batch(True)
-    drafts = decoder_for(llama, (0, 2, 3, 5)).generate(ids, mask, replace(DRAFTED, max_new_tokens=11), 0).drafts
+    drafts = decoder_for(llama, (0, 2, 3, 5)).generate(ids, mask, DecodeContext(replace(DRAFTED, max_new_tokens=11), 0)).drafts
     assert drafts == DraftStats(passes=2, gained=10, drafted=2 * 4 * 5, accepted=2 * 4 * 5)
 
 
 def test_cached_keys_of_all_layers_stay(llama):
     ids, mask = batch(False)
-    output = decoder_for(llama, (0, 2, 5)).generate(ids, mask, DRAFTED, 0)
+    output = decoder_for(llama, (0, 2, 5)).generate(ids, mask, DecodeContext(DRAFTED, 0))
     assert output.kept_kv_bytes == output.prompt_kv_bytes
 
 
@@ -183,10 +183,10 @@ def test_packed_weights_are_made_once_for_both(llama):
 def test_what_it_does_not_serve_is_refused(llama):
     ids, mask = batch(False)
     with pytest.raises(UsageError, match="leaves nothing to draft with"):
-        decoder_for(llama).generate(ids, mask, DRAFTED, 0)
+        decoder_for(llama).generate(ids, mask, DecodeContext(DRAFTED, 0))
     llama.config._attn_implementation = "flex_attention"
     with pytest.raises(UsageError, match="does not go with flex_attention attention; set it to 0"):
-        decoder_for(llama, (0, 2, 5)).generate(ids, mask, DRAFTED, 0)
+        decoder_for(llama, (0, 2, 5)).generate(ids, mask, DecodeContext(DRAFTED, 0))
 
 
 SAMPLED = DecodingConfig(name="s", max_new_tokens=4, draft_tokens=2, do_sample=True, temperature=1.2, top_k=4, top_p=0.95)
@@ -220,7 +220,7 @@ def drawn(decoder, prompt, decoding, runs):
     ids = torch.tensor([[0, *prompt]] * 3)
     mask = torch.ones_like(ids)
     mask[:, 0] = 0
-    rows = [row for seed in range(runs) for row in decoder.generate(ids, mask, decoding, 0, seed=seed).token_ids]
+    rows = [row for seed in range(runs) for row in decoder.generate(ids, mask, DecodeContext(decoding, 0, seed)).token_ids]
     return torch.tensor([5 * row[1] + row[2] for row in rows]).bincount(minlength=25) / len(rows)
 
 

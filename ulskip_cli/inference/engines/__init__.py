@@ -1,5 +1,5 @@
 """The decode loops: each engine turns a `BatchRequest` into an `EngineOutput`.
 
-`base.py` defines both types and the interface. `fast.py` is the reference for speed, `hf_generate.py` serves every option of
-transformers, `early_exit.py` and `speculative.py` serve the strategies of their names.
+`base.py` defines both types and the `Engine` protocol. `fast.py` is the reference for speed. `hf_generate.py` calls
+transformers' `generate` and serves every option. `early_exit.py` and `speculative.py` serve early exit and drafts.
 """

@@ -1,4 +1,4 @@
-"""What engines and decoders return: tokens, and the clock at the end of every phase."""
+"""The interface of an engine, its request and output, and the output of a decoder."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,13 @@ from ulskip_cli.core.config_schema import DecodingConfig
 
 @dataclass(frozen=True)
 class DraftStats:
-    """How drafting went; sums over batches are sums of these.
+    """Counts of speculative decoding; the counts of several batches can be added.
 
     Attributes:
-        passes: checks by the full model, a batch's counting once.
-        gained: tokens that they brought to each sequence of the batch.
-        drafted: tokens drafted, of every sequence that was not done.
-        accepted: of these, each sequence's own, before the batch went on with the fewest.
+        passes: verification passes of the full model; one pass of a batch counts once.
+        gained: tokens that these passes added to each sequence of the batch.
+        drafted: drafted tokens of all unfinished sequences.
+        accepted: accepted tokens of each sequence, before the batch advances by the smallest number.
     """
 
     passes: int = 0
@@ -27,48 +27,73 @@ class DraftStats:
     accepted: int = 0
 
     def __add__(self, other: "DraftStats") -> "DraftStats":
-        """Both together."""
+        """Add the counts of two batches."""
         return DraftStats(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
 
 @dataclass(frozen=True)
 class ExitStats:
-    """Where tokens left the layers; sums over batches are sums of these.
+    """Exit depths of early exit; the counts of several batches can be added.
 
     Attributes:
-        depths: how many tokens ran so many layers, each sequence's after its first.
-        check_seconds: that went into asking how sure the model is.
+        depths: the number of tokens by the number of layers that they ran; the first token of a sequence is not counted.
+        check_seconds: time of the confidence checks.
     """
 
     depths: Mapping[int, int] = field(default_factory=dict)
     check_seconds: float = 0.0
 
     def __add__(self, other: "ExitStats") -> "ExitStats":
-        """Both together."""
+        """Add the counts of two batches."""
         counts = Counter(self.depths) + Counter(other.depths)
         return ExitStats(dict(sorted(counts.items())), self.check_seconds + other.check_seconds)
 
     @property
     def mean_depth(self) -> float | None:
-        """Layers that a token ran, on average; None where there was none."""
+        """The mean number of layers that a token ran; None without tokens."""
         tokens = sum(self.depths.values())
         return sum(depth * count for depth, count in self.depths.items()) / tokens if tokens else None
 
 
 @dataclass(frozen=True)
-class EngineOutput:
-    """One batch, as an engine saw it.
+class BatchRequest:
+    """One batch for an engine.
 
     Attributes:
-        token_ids: a row a sequence, prompt left out, filled up behind its end token.
-        prefilled_at: seconds on the clock when the prompt's forward passes were done.
-        first_at: when the first token was chosen.
-        end: when the last was.
-        prompt_kv_bytes: the cache when the prompt was encoded.
-        kept_kv_bytes: what remained of it when the skipped layers were dropped.
-        drafts: how drafting went, where there was any.
-        exits: where tokens left the layers, where they might.
-        linear_backend: that the decode steps ran on.
+        input_ids: [batch, prompt_len], padded on the left.
+        attention_mask: [batch, prompt_len].
+        decoding: how tokens are chosen.
+        pad_token_id: fills up finished sequences.
+        eos_token_ids: tokens that end a sequence.
+        length: the maximal number of new tokens.
+        forced: generate exactly `length` tokens with EOS suppressed.
+        on_step: called after every step with the number of tokens generated so far in the batch.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    decoding: DecodingConfig
+    pad_token_id: int
+    eos_token_ids: Sequence[int]
+    length: int
+    forced: bool
+    on_step: Callable[[int], None] | None
+
+
+@dataclass(frozen=True)
+class EngineOutput:
+    """The tokens of one batch and the clock readings at the end of every phase.
+
+    Attributes:
+        token_ids: one row a sequence without the prompt, padded after EOS.
+        prefilled_at: the clock after the forward passes of the prompt, in seconds.
+        first_at: the clock after the choice of the first token.
+        end: the clock after the last token.
+        prompt_kv_bytes: size of the KV cache after the prompt.
+        kept_kv_bytes: its size after the skipped layers were dropped.
+        drafts: counts of speculative decoding; None without drafts.
+        exits: exit depths; None without early exit.
+        linear_backend: the backend of the decode steps.
         compiled: whether the decode steps were compiled.
     """
 
@@ -84,36 +109,11 @@ class EngineOutput:
     compiled: bool = False
 
 
-@dataclass(frozen=True)
-class BatchRequest:
-    """One batch for an engine.
-
-    Attributes:
-        input_ids: [batch, prompt_len], padded on the left.
-        attention_mask: [batch, prompt_len].
-        decoding: how tokens are chosen.
-        pad: the id behind a sequence's end.
-        ends: end tokens.
-        length: the most tokens to generate.
-        forced: go to that length whatever the model says.
-        on_step: called after every step with the tokens generated so far in the batch.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    decoding: DecodingConfig
-    pad: int
-    ends: Sequence[int]
-    length: int
-    forced: bool
-    on_step: Callable[[int], None] | None
-
-
 class Engine(Protocol):
-    """A way to generate for one model and schedule."""
+    """A decode loop for one model and schedule."""
 
     def prepare(self, request: BatchRequest) -> float:
-        """Do what is done once for all batches of a shape, outside of any timing; seconds that it took."""
+        """Do the work that is needed once for all batches of a shape; return the seconds of compilation."""
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
@@ -121,27 +121,27 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class BatchOutput:
-    """What one batch generated and how long each phase took.
+    """The tokens of one batch and the duration of every phase.
 
     Attributes:
-        token_ids: a list a sequence, up to and with its end token; padding is gone.
-        hit_limit: a flag a sequence: it stopped for its length and not for its end token.
-        prompt_tokens: ids of all prompts, padding not counted, a prompt once whatever the beams.
-        prefill_seconds: the prompt's forward passes.
-        first_token_seconds: from the call to the first token's choice.
-        decode_seconds: from the first token's choice to the last's.
-        prompt_kv_bytes: the cache when the prompt is encoded.
-        kept_kv_bytes: the cache after the skipped layers are dropped.
-        engine: that generated it.
-        compile_seconds: that were spent on batches of this shape before the clock was started.
-        drafts: how drafting went, where there was any.
-        exits: where tokens left the layers, where they might.
-        linear_backend: that the decode steps ran on.
+        token_ids: one list a sequence, up to and with EOS, without padding.
+        hit_max_length: one flag a sequence: it ended at the length limit and not at EOS.
+        prompt_tokens: ids of all prompts without padding; a prompt counts once, whatever the number of beams.
+        prefill_seconds: the forward passes of the prompt.
+        first_token_seconds: from the call to the choice of the first token.
+        decode_seconds: from the choice of the first token to that of the last.
+        prompt_kv_bytes: size of the KV cache after the prompt.
+        kept_kv_bytes: its size after the skipped layers were dropped.
+        engine: the engine that generated the batch.
+        compile_seconds: compilation for batches of this shape; not part of the other durations.
+        drafts: counts of speculative decoding; None without drafts.
+        exits: exit depths; None without early exit.
+        linear_backend: the backend of the decode steps.
         compiled: whether the decode steps were compiled.
     """
 
     token_ids: list[list[int]]
-    hit_limit: list[bool]
+    hit_max_length: list[bool]
     prompt_tokens: int
     prefill_seconds: float
     first_token_seconds: float
@@ -157,25 +157,25 @@ class BatchOutput:
 
     @property
     def generated_tokens(self) -> int:
-        """Ids generated by all sequences."""
+        """The number of tokens of all sequences."""
         return sum(len(ids) for ids in self.token_ids)
 
     @property
     def decoded_tokens(self) -> int:
-        """Ids generated after each sequence's first."""
+        """The number of tokens of all sequences without the first of each."""
         return sum(max(0, len(ids) - 1) for ids in self.token_ids)
 
     @property
     def steps(self) -> int:
-        """Tokens of the longest sequence after its first."""
+        """The number of decode steps of the longest sequence."""
         return max(len(ids) for ids in self.token_ids) - 1
 
     @property
     def step_seconds(self) -> float:
-        """Of one decode step."""
+        """The mean duration of a decode step."""
         return self.decode_seconds / max(1, self.steps)
 
     @property
     def total_seconds(self) -> float:
-        """From the call to the last token."""
+        """The duration from the call to the last token."""
         return self.first_token_seconds + self.decode_seconds

@@ -1,8 +1,8 @@
-"""Early exit: every step runs as many layers as it takes for the model to be sure of its next token.
+"""Early exit: each decode step runs only as many layers as the model needs to be confident of the next token.
 
-A token that left early has no keys and values in the layers above. They are made when a later token goes there: the
-hidden states that wait at a layer are run through it in one pass with the later token's. So every key that is read is the
-full model's own.
+A token that exits early has no keys and values in the layers above. They are computed when a later token reaches those
+layers: the pending hidden states go through the layer in one pass with the later token's. Every key that is read is
+therefore the full model's own.
 """
 
 import functools
@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference import confidence, static_cache
+from ulskip_cli.inference import exit_scoring, static_cache
 from ulskip_cli.inference.engines import fast
 from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput, ExitStats
 from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
@@ -25,7 +25,7 @@ from ulskip_cli.strategies.exit_rule import ExitRule
 
 
 def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:
-    """Refuse what this engine does not serve.
+    """Refuse a model, rule or option that this engine does not serve.
 
     Raises:
         UsageError: names it.
@@ -37,139 +37,142 @@ def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> N
 
 
 class EarlyExitEngine:
-    """Greedy decoding and sampling under a rule for exits."""
+    """Greedy decoding and sampling under an exit rule."""
 
     def __init__(self, model: PreTrainedModel, rule: ExitRule, device: torch.device, linear_backend: str) -> None:
-        """Nothing is made before the first run.
+        """Keep the settings; weights are packed before the first run.
 
         Args:
-            model: encodes prompts with all of its layers, and decodes with as many as it takes.
-            rule: where a step may end.
-            device: where ids go.
+            model: encodes prompts with all layers.
+            rule: the layers after which a step may exit, and the threshold.
+            device: of the ids.
             linear_backend: of the model.
         """
         self.model, self.rule, self.device, self.linear_backend = model, rule, device, linear_backend
 
     @functools.cached_property
-    def parts(self) -> LayerwiseModel:
-        """The model as it decodes, taken apart: over packed weights where these are faster."""
+    def layerwise(self) -> LayerwiseModel:
+        """The model for decode steps, split at its layers, with packed weights if the backend has them."""
         return LayerwiseModel(packed(self.model, self.linear_backend))
 
     def with_exit_rule(self, rule: ExitRule) -> "EarlyExitEngine":
-        """The same under another rule; what was made serves both."""
-        loop = EarlyExitEngine(self.model, rule, self.device, self.linear_backend)
-        loop.__dict__["parts"] = self.parts
-        return loop
+        """Return an engine with another rule; it shares the packed weights."""
+        engine = EarlyExitEngine(self.model, rule, self.device, self.linear_backend)
+        engine.__dict__["layerwise"] = self.layerwise
+        return engine
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack weights; nothing is compiled."""
-        _ = self.parts
+        """Pack the weights; steps are never compiled."""
+        _ = self.layerwise
         return 0.0
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
         made: list[ExitSteps] = []
 
-        def steps(cache: DynamicCache) -> ExitSteps:
-            made.append(ExitSteps(self.model, self.parts, cache, request, self.rule))
+        def make_steps(cache: DynamicCache) -> ExitSteps:
+            made.append(ExitSteps(self.model, self.layerwise, cache, request, self.rule))
             return made[-1]
 
-        run = fast.run(request, self.model, range(self.rule.num_layers), steps, self.device)
-        return replace(run, exits=made[-1].exits, linear_backend=linear_backend_of(self.parts.layers[0]))
+        output = fast.run(request, self.model, range(self.rule.num_layers), make_steps, self.device)
+        return replace(output, exits=made[-1].exits, linear_backend=linear_backend_of(self.layerwise.layers[0]))
 
 
 class ExitSteps:
-    """Steps through as many layers as each takes.
+    """Decode steps that exit at a depth chosen by the rule.
 
-    At every depth wait the hidden states of the tokens that went no deeper, those of a pass together; the deeper, the
-    more tokens lack keys, so that what waits at a depth and what arrives there are neighbours in the sequence.
+    The pending hidden states of a depth belong to the tokens that exited there. A token lacks keys in every layer above its
+    exit, so the pending states of a depth and the states that arrive there are adjacent in the sequence.
     """
 
     can_shrink = True
 
     def __init__(
-        self, model: PreTrainedModel, parts: LayerwiseModel, cache: DynamicCache, request: BatchRequest, rule: ExitRule
+        self, model: PreTrainedModel, layerwise: LayerwiseModel, cache: DynamicCache, request: BatchRequest, rule: ExitRule
     ) -> None:
         """Take over a cache that holds the prompt in every layer.
 
         Args:
-            model: whose parts decode.
-            parts: of it, or of its packed copy.
-            cache: of the prompt; it is taken apart.
+            model: the full model.
+            layerwise: the model or its packed copy, split at its layers.
+            cache: of the prompt; it is consumed.
             request: the batch.
-            rule: where a step may end.
+            rule: the exit rule.
         """
         mask, steps = request.attention_mask, request.length - 1
-        self.parts, self.rule = parts, rule
+        self.layerwise, self.rule = layerwise, rule
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)
-        self.placing = PositionsAndMasks(model, self.cache, mask, steps)
+        self.positions = PositionsAndMasks(model, self.cache, mask, steps)
         self.ids = request.input_ids
-        self.ends = torch.tensor([] if request.forced else list(request.ends), dtype=torch.long, device=mask.device)
+        eos_token_ids = [] if request.forced else list(request.eos_token_ids)
+        self.eos_token_ids = torch.tensor(eos_token_ids, dtype=torch.long, device=mask.device)
         self.done = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         self._first = mask.shape[1]
         self._checks = frozenset(rule.checks)
-        self._waiting: list[list[Tensor]] = [[] for _ in range(rule.num_layers)]  # by depth, [batch, tokens, hidden_size]
-        self._laps = AccumulatingTimer(mask.device)
+        self._pending: list[list[Tensor]] = [[] for _ in range(rule.num_layers)]  # by depth, [batch, tokens, hidden_size]
+        self._check_timer = AccumulatingTimer(mask.device)
         self._counts = dict.fromkeys(range(1, rule.num_layers + 1), 0)
 
     @property
     def exits(self) -> ExitStats:
-        """Where tokens left the layers so far."""
-        return ExitStats({depth: count for depth, count in self._counts.items() if count}, self._laps.seconds)
+        """The exit depths so far."""
+        return ExitStats({depth: count for depth, count in self._counts.items() if count}, self._check_timer.seconds)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
         self.ids = torch.cat([self.ids, tokens], dim=1)
-        self.done = self.done | torch.isin(tokens[:, 0], self.ends)
+        self.done = self.done | torch.isin(tokens[:, 0], self.eos_token_ids)
         at = self.ids.shape[1]
         threshold = self.rule.threshold_at(at - 1 - self._first)
-        entry = self._enter(at - 1)
-        hidden, before = entry.hidden, None
+        inputs = self._enter(at - 1)
+        hidden, before = inputs.hidden, None
         for index in range(self.rule.num_layers):
-            if self._waiting[index]:
-                hidden = torch.cat([*self._waiting[index], hidden], dim=1)
-                self._waiting[index] = []
-                entry = self._enter(at - hidden.shape[1])
-            hidden = self.parts.layer(index, hidden, entry)
+            if self._pending[index]:
+                hidden = torch.cat([*self._pending[index], hidden], dim=1)
+                self._pending[index] = []
+                inputs = self._enter(at - hidden.shape[1])
+            hidden = self.layerwise.layer(index, hidden, inputs)
             if index + 1 in self._checks:
                 last = hidden[:, -1:]
-                logits = self._sure(last, before, threshold)
+                logits = self._confident_logits(last, before, threshold)
                 if logits is not None:
-                    self._waiting[index + 1].append(hidden)
-                    return self._end(index + 1, at, logits)
+                    self._pending[index + 1].append(hidden)
+                    return self._finish(index + 1, at, logits)
                 before = last
-        return self._end(self.rule.num_layers, at, self.parts.logits(hidden[:, -1:]))
+        return self._finish(self.rule.num_layers, at, self.layerwise.logits(hidden[:, -1:]))
 
-    def keep(self, alive: Tensor) -> None:
-        """Go on with some of the sequences."""
+    def drop_finished(self, alive: Tensor) -> None:
+        """Continue with the sequences `alive` only."""
         for layer in self.cache.layers:
             layer.keep_sequences(alive)
-        self.placing.keep(alive)
+        self.positions.drop_finished(alive)
         self.ids, self.done = self.ids[alive], self.done[alive]
-        self._waiting = [[hidden[alive] for hidden in held] for held in self._waiting]
+        self._pending = [[hidden[alive] for hidden in states] for states in self._pending]
 
     def _enter(self, start: int) -> LayerInputs:
-        """Enter the layers with the tokens from `start` on."""
+        """Compute the layer inputs of the tokens from `start` on."""
         self.cursor.length = start
         count = self.ids.shape[1] - start
-        return self.parts.enter(self.ids[:, start:], self.cache, **self.placing.options(start, count))
+        return self.layerwise.enter(self.ids[:, start:], self.cache, **self.positions.options(start, count))
 
-    def _sure(self, hidden: Tensor, before: Tensor | None, threshold: float) -> Tensor | None:
-        """The logits [batch, 1, vocab_size] if the least confident sequence passes, of those that are not done."""
-        self._laps.begin()
+    def _confident_logits(self, hidden: Tensor, before: Tensor | None, threshold: float) -> Tensor | None:
+        """Return the logits [batch, 1, vocab_size] if the least confident unfinished sequence reaches the threshold."""
+        self._check_timer.begin()
         logits: Tensor | None = None
         if self.rule.confidence == "cosine":
-            sure = hidden.new_full(hidden.shape[:1], -torch.inf) if before is None else confidence.cosine(hidden, before)[:, 0]
+            first = hidden.new_full(hidden.shape[:1], -torch.inf)
+            confidence = first if before is None else exit_scoring.cosine(hidden, before)[:, 0]
         else:
-            logits = self.parts.logits(hidden)
-            sure = confidence.OF_LOGITS[self.rule.confidence](logits)[:, 0]
-        passes = float(sure.masked_fill(self.done, torch.inf).min()) >= threshold
-        if passes and logits is None:
-            logits = self.parts.logits(hidden)
-        self._laps.end()
-        return logits if passes else None
+            logits = self.layerwise.logits(hidden)
+            confidence = exit_scoring.LOGIT_CONFIDENCES[self.rule.confidence](logits)[:, 0]
+        exits = float(confidence.masked_fill(self.done, torch.inf).min()) >= threshold
+        if exits and logits is None:
+            logits = self.layerwise.logits(hidden)
+        self._check_timer.end()
+        return logits if exits else None
 
-    def _end(self, depth: int, at: int, logits: Tensor) -> Tensor:
+    def _finish(self, depth: int, at: int, logits: Tensor) -> Tensor:
+        """Count the exits of a step and return its logits [batch, vocab_size]."""
         self.cursor.length = at
         self._counts[depth] += len(self.done) - int(self.done.sum())
         return logits[:, -1]

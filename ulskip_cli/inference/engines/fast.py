@@ -1,4 +1,4 @@
-"""The fast engine: one token after another over fixed buffers, nothing made per step that can be made ahead."""
+"""The fast engine: greedy decoding and sampling over preallocated buffers, with masks and positions made ahead."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.timing import now
 
 CAPACITY_STEP = 128  # positions
-CHECK_STEPS = 8  # between looks at whether all sequences are done, where a look waits for the device
+CHECK_STEPS = 8  # steps between checks for finished sequences on a GPU, where a check synchronises
 
 
 def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
-    """The reason for which this engine does not serve a model or an option; None where it does."""
+    """Return the reason why this engine does not serve a model or an option; None if it does."""
     if decoding.num_beams > 1:
         return "beams"
     if decoding.options:
@@ -42,41 +42,41 @@ def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str 
 
 
 class FastEngine:
-    """Greedy decoding and sampling for one model and schedule."""
+    """The engine for one model and schedule."""
 
     def __init__(
         self, prompt_model: PreTrainedModel, stages: Sequence[StageView], device: torch.device, linear_backend: str
     ) -> None:
-        """Nothing is made before the first run.
+        """Keep the settings; weights are packed before the first run.
 
         Args:
             prompt_model: encodes prompts.
-            stages: decode.
-            device: where ids go.
-            linear_backend: of the full model, for all views.
+            stages: run the decode steps.
+            device: of the ids.
+            linear_backend: of the full model and all views.
         """
         self.prompt_model, self.stages, self.device, self.linear_backend = prompt_model, stages, device, linear_backend
         self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
 
     @functools.cached_property
     def decode_models(self) -> list[PreTrainedModel]:
-        """The views as they decode: with packed weights where these are faster."""
+        """The views of the stages, with packed weights if the backend has them."""
         return [packed(stage.view, self.linear_backend) for stage in self.stages]
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
-
-        def steps(cache: DynamicCache) -> Steps:
-            return self._steps(cache, request.attention_mask, request.length, request.decoding)
-
-        ran = run(request, self.prompt_model, self.stages[0].kept, steps, self.device)
-        compiled = self._compiled_for(request.attention_mask, request.length, request.decoding) is not None
-        return replace(ran, linear_backend=linear_backend_of(self.decode_models[0]), compiled=compiled)
+        output = run(request, self.prompt_model, self.stages[0].kept, partial(self._steps, request), self.device)
+        compiled = self._compiled_for(request) is not None
+        return replace(output, linear_backend=linear_backend_of(self.decode_models[0]), compiled=compiled)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack weights, and compile what a batch of this shape needs where compiling is asked for; seconds of compiling."""
+        """Pack the weights, compile steps for this shape if compilation is on, and return the seconds of compilation.
+
+        Raises:
+            RunError: the steps cannot be compiled.
+        """
         decode_models = self.decode_models
-        key = self._shape(request.input_ids, request.length)
+        key = self._shape(request)
         if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:
             return 0.0
         cache = shallow_view.new_cache(self.prompt_model)
@@ -86,37 +86,38 @@ class FastEngine:
             for stage, model in zip(self.stages, decode_models, strict=True):
                 shallow_view.prune_cache(cache, stage.kept)
                 made.append(CompiledSteps(model, cache, key[1]))
-        except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or something that it does not take
+        except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or code that it does not support
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise RunError(f"cannot compile the decode step ({reason[:160]}); use decoding.compile=off") from None
         self._compiled[key] = made
         return sum(steps.compile_seconds for steps in made)
 
-    def _steps(self, cache: DynamicCache, mask: Tensor, length: int, decoding: DecodingConfig) -> Steps:
-        """The batch's steps: compiled where they were prepared."""
-        compiled = self._compiled_for(mask, length, decoding)
+    def _steps(self, request: BatchRequest, cache: DynamicCache) -> Steps:
+        """Return the steps of a batch: compiled ones if they were prepared, else eager ones."""
+        compiled = self._compiled_for(request)
         later: list[tuple[int, Callable[[Any], Steps]]] = []
         for i, (before, stage) in enumerate(pairwise(self.stages), start=1):
             kept = [before.kept.index(layer) for layer in stage.kept]
-            go_on = partial(EagerSteps.switch_to_view, view=self.decode_models[i], kept=kept)
-            later.append((stage.first_step, partial(compiled[i].continue_from, kept=kept) if compiled else go_on))
+            switch = partial(EagerSteps.switch_to_view, view=self.decode_models[i], kept=kept)
+            later.append((stage.first_step, partial(compiled[i].continue_from, kept=kept) if compiled else switch))
         if compiled is None:
-            first: Steps = EagerSteps(self.decode_models[0], cache, mask, length)
+            first: Steps = EagerSteps(self.decode_models[0], cache, request.attention_mask, request.length)
         else:
             first = compiled[0]
-            compiled[0].begin(cache, mask, length)
+            compiled[0].begin(cache, request.attention_mask, request.length)
         return StagedSteps(first, later) if later else first
 
-    def _compiled_for(self, mask: Tensor, length: int, decoding: DecodingConfig) -> list[CompiledSteps] | None:
-        return self._compiled.get(self._shape(mask, length)) if self._compiles(decoding) else None
+    def _compiled_for(self, request: BatchRequest) -> list[CompiledSteps] | None:
+        return self._compiled.get(self._shape(request)) if self._compiles(request.decoding) else None
 
     def _compiles(self, decoding: DecodingConfig) -> bool:
         return decoding.compile == "on" or (decoding.compile == "auto" and self.device.type == "cuda")
 
-    def _shape(self, ids: Tensor, length: int) -> tuple[int, int]:
-        """Batch size and capacity that serve a batch; few capacities, since each is compiled for."""
-        needed = ids.shape[1] + length - 1
-        return ids.shape[0], -(-needed // CAPACITY_STEP) * CAPACITY_STEP
+    def _shape(self, request: BatchRequest) -> tuple[int, int]:
+        """Return batch size and buffer capacity; capacities are rounded up because each is compiled separately."""
+        batch, prompt_len = request.input_ids.shape
+        needed = prompt_len + request.length - 1
+        return batch, -(-needed // CAPACITY_STEP) * CAPACITY_STEP
 
 
 def run(
@@ -126,14 +127,14 @@ def run(
     make_steps: Callable[[DynamicCache], Steps],
     device: torch.device,
 ) -> EngineOutput:
-    """Encode the prompts of a batch, then take one step after another.
+    """Encode the prompts of a batch, then decode step by step.
 
     Args:
         request: the batch.
-        prompt_model: encodes prompts.
-        kept: the layers of it whose keys and values the steps read; the others' are dropped.
-        make_steps: makes the steps, of a cache that holds the prompt.
-        device: where ids go.
+        prompt_model: encodes the prompts.
+        kept: layers of `prompt_model` whose keys and values the steps read; those of the others are dropped.
+        make_steps: makes the steps from a cache that holds the prompt.
+        device: of the ids.
     """
     input_ids, length = request.input_ids, request.length
     batch, prompt_len = input_ids.shape
@@ -143,45 +144,46 @@ def run(
     prompt_bytes, kept_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, kept)
     shallow_view.prune_cache(cache, kept)
     steps = make_steps(cache)
-    choose = TokenSampler(request.decoding, prompt_len, request.ends, length if request.forced else 0, device)
-    ids = torch.full((batch, prompt_len + length), request.pad, dtype=torch.long, device=device)
+    sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, length if request.forced else 0, device)
+    ids = torch.full((batch, prompt_len + length), request.pad_token_id, dtype=torch.long, device=device)
     ids[:, :prompt_len] = input_ids
-    ids[:, prompt_len] = choose(ids[:, :prompt_len], logits[:, -1])
+    ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits[:, -1])
     first_at = now(device)
     if request.on_step:
         request.on_step(batch)
-    _decode(ids, request, steps, choose)
+    _decode(ids, request, steps, sampler)
     end = now(device)
     return EngineOutput(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, prompt_bytes, kept_bytes)
 
 
-def _decode(ids: Tensor, request: BatchRequest, steps: Steps, choose: TokenSampler) -> None:
-    """Fill `ids` from its second new token on."""
+def _decode(ids: Tensor, request: BatchRequest, steps: Steps, sampler: TokenSampler) -> None:
+    """Fill `ids` [batch, prompt_len + length] from the second new token on."""
     batch, prompt_len, device = len(ids), request.input_ids.shape[1], ids.device
-    keep_all = request.decoding.do_sample  # sampling draws for whole batches
-    rows: Tensor | None = None  # of `ids` that are still decoded; None: all
+    can_shrink = steps.can_shrink and not request.decoding.do_sample  # sampling draws for whole batches
+    rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
     current = ids
-    look = 1 if device.type == "cpu" else CHECK_STEPS
+    check_steps = 1 if device.type == "cpu" else CHECK_STEPS
     done = torch.zeros(batch, dtype=torch.bool, device=device)
-    ends = torch.tensor(list(request.ends), device=device) if request.ends and not request.forced else None
-    if ends is not None:
-        done = torch.isin(ids[:, prompt_len], ends)
+    has_eos = bool(request.eos_token_ids) and not request.forced
+    eos_token_ids = torch.tensor(list(request.eos_token_ids), dtype=torch.long, device=device)
+    if has_eos:
+        done = torch.isin(ids[:, prompt_len], eos_token_ids)
     for step in range(1, request.length):
-        if ends is not None and step % look == 0:
+        if has_eos and step % check_steps == 0:
             alive = (~done).nonzero()[:, 0]
             if not len(alive):
                 break
-            if 2 * len(alive) <= len(done) and steps.can_shrink and not keep_all:
+            if 2 * len(alive) <= len(done) and can_shrink:
                 if rows is not None:
                     ids[rows] = current
                 rows = alive if rows is None else rows[alive]
                 current, done = ids[rows], done[alive]
-                steps.keep(alive)
+                steps.drop_finished(alive)
         at = prompt_len + step
-        chosen = choose(current[:, :at], steps(current[:, at - 1 : at]))
-        if ends is not None:
-            chosen = chosen.masked_fill(done, request.pad)
-            done |= torch.isin(chosen, ends)
+        chosen = sampler(current[:, :at], steps(current[:, at - 1 : at]))
+        if has_eos:
+            chosen = chosen.masked_fill(done, request.pad_token_id)
+            done |= torch.isin(chosen, eos_token_ids)
         current[:, at] = chosen
         if request.on_step:
             request.on_step(batch * (step + 1))

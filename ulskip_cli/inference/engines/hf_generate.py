@@ -1,4 +1,4 @@
-"""transformers' own `generate` over two phases: the engine that serves every option, beams included."""
+"""The transformers engine: `generate` over two phases; it serves every option, beams included."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
-from ulskip_cli.inference import generate_options, shallow_view
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.engines import generate_options
 from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.timing import now
 
 
 class TransformersEngine:
-    """`generate` for one model and schedule."""
+    """Calls transformers' `generate` for one model and schedule."""
 
     def __init__(
         self,
@@ -23,13 +24,13 @@ class TransformersEngine:
         device: torch.device,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
-        """Put the two phases behind one `generate`.
+        """Combine both phases in one model.
 
         Args:
             prompt_model: encodes prompts.
-            stages: decode.
-            device: where ids go.
-            tokenizer: the model's, to look for stop strings.
+            stages: run the decode steps.
+            device: of the ids.
+            tokenizer: the model's; needed for stop strings only.
         """
         self.kept, self.device, self.tokenizer = stages[0].kept, device, tokenizer
         self._prompt_kv_bytes = self._kept_kv_bytes = 0
@@ -37,35 +38,35 @@ class TransformersEngine:
         self._model = shallow_view.two_phase(prompt_model, stages, self._on_prefill)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Nothing is done ahead."""
+        """Do nothing; this engine needs no preparation."""
         return 0.0
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
         input_ids, decoding, length = request.input_ids, request.decoding, request.length
-        chosen: dict[str, Any] = {
+        settings: dict[str, Any] = {
             **generate_options.settings(decoding),
             "use_cache": True,
-            "pad_token_id": request.pad,
-            "eos_token_id": list(request.ends) or None,
+            "pad_token_id": request.pad_token_id,
+            "eos_token_id": list(request.eos_token_ids) or None,
             "max_new_tokens": length,
         }
         if request.forced:
-            chosen["min_new_tokens"] = length
+            settings["min_new_tokens"] = length
         stops = bool(decoding.stop) and not request.forced
         if stops:
-            chosen["stop_strings"] = list(decoding.stop)
-        watch = _Watch(self.device, input_ids.shape, request.on_step)
+            settings["stop_strings"] = list(decoding.stop)
+        observer = StepObserver(self.device, input_ids.shape, request.on_step)
         sequences = self._model.generate(
             input_ids=input_ids,
             attention_mask=request.attention_mask,
-            generation_config=GenerationConfig(**chosen),
-            stopping_criteria=[watch],
+            generation_config=GenerationConfig(**settings),
+            stopping_criteria=[observer],
             **({"tokenizer": self.tokenizer} if stops else {}),
         )
         end = now(self.device)
         ids = sequences[:, input_ids.shape[1] :].tolist()
-        return EngineOutput(ids, self._prefilled_at, watch.first_at, end, self._prompt_kv_bytes, self._kept_kv_bytes)
+        return EngineOutput(ids, self._prefilled_at, observer.first_at, end, self._prompt_kv_bytes, self._kept_kv_bytes)
 
     def _on_prefill(self, cache: DynamicCache) -> None:
         self._prefilled_at = now(self.device)
@@ -73,20 +74,22 @@ class TransformersEngine:
         self._kept_kv_bytes = shallow_view.kv_bytes(cache, self.kept)
 
 
-class _Watch(StoppingCriteria):  # type: ignore[misc]
-    """Stops nothing; reads the clock when the first token is chosen, and tells how many there are."""
+class StepObserver(StoppingCriteria):  # type: ignore[misc]
+    """A stopping criterion that never stops; it reads the clock at the first token and reports the number of tokens."""
 
     def __init__(self, device: torch.device, prompt_shape: Sequence[int], on_step: Callable[[int], None] | None) -> None:
+        """Observe a batch whose prompts have the shape [batch, prompt_len]."""
         self.device = device
         self.batch, self.prompt_len = prompt_shape
         self.on_step = on_step
         self.first_at = 0.0
-        self._go_on: Tensor | None = None
+        self._never: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        if self._go_on is None:
+        """Return a flag of false for every sequence, [batch or batch * beams]."""
+        if self._never is None:
             self.first_at = now(self.device)
-            self._go_on = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+            self._never = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         if self.on_step is not None:
             self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
-        return self._go_on
+        return self._never

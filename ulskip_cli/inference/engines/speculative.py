@@ -1,4 +1,4 @@
-"""The lossless engine: the kept layers draft some tokens, the full model checks them all in one pass."""
+"""The speculative engine: the kept layers draft tokens, and the full model verifies them in one pass without loss."""
 
 import functools
 
@@ -9,9 +9,9 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view, static_cache
-from ulskip_cli.inference.engines import draft_verification, fast
+from ulskip_cli.inference.engines import fast
 from ulskip_cli.inference.engines.base import BatchRequest, DraftStats, EngineOutput
-from ulskip_cli.inference.engines.draft_length import DraftLength
+from ulskip_cli.inference.engines.drafts import DraftLength, DraftVerification, verify_greedy, verify_sampled
 from ulskip_cli.inference.packed_linear import linear_backend_of, packed
 from ulskip_cli.inference.positions import PositionsAndMasks
 from ulskip_cli.inference.sampling import TokenSampler
@@ -19,7 +19,7 @@ from ulskip_cli.inference.timing import now
 
 
 def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfig) -> None:
-    """Refuse what this engine does not serve.
+    """Refuse a model, schedule or option that this engine does not serve.
 
     Raises:
         UsageError: names it.
@@ -33,8 +33,7 @@ def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfi
 class SpeculativeEngine:
     """Greedy decoding and sampling whose tokens are the full model's own.
 
-    All sequences of a batch go on by as many tokens as the one with the fewest accepted drafts: what was accepted
-    beyond is drafted again.
+    All sequences of a batch advance by the smallest number of accepted drafts; further accepted drafts are drafted again.
     """
 
     def __init__(
@@ -46,27 +45,27 @@ class SpeculativeEngine:
         draft_cost: float,
         linear_backend: str,
     ) -> None:
-        """Nothing is made before the first run.
+        """Keep the settings; weights are packed before the first run.
 
         Args:
-            model: encodes prompts and checks drafts.
-            view: drafts.
+            model: encodes prompts and verifies drafts.
+            view: makes the drafts.
             kept: the layers of `model` that `view` runs.
-            device: where ids go.
-            draft_cost: a drafting step's share of a full step.
-            linear_backend: of the model, for the view too.
+            device: of the ids.
+            draft_cost: the cost of a draft step over the cost of a full step.
+            linear_backend: of the model and the view.
         """
         self.model, self.view, self.kept, self.device, self.draft_cost = model, view, kept, device, draft_cost
         self.linear_backend = linear_backend
 
     @functools.cached_property
     def decode_models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """The full model and the view as they decode: over one set of packed weights where these are faster."""
+        """The full model and the view for decode steps; they share one set of packed weights if the backend has them."""
         full = packed(self.model, self.linear_backend)
         return full, self.view if full is self.model else shallow_view.shallow_view(full, self.kept)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack weights; nothing is compiled."""
+        """Pack the weights; steps are never compiled."""
         _ = self.decode_models
         return 0.0
 
@@ -76,29 +75,32 @@ class SpeculativeEngine:
         cache = shallow_view.new_cache(self.model)
         logits = shallow_view.forward_with_cache(self.model, request.input_ids, request.attention_mask, cache, last_only=True)
         prefilled_at = now(self.device)
-        cached = shallow_view.kv_bytes(cache)  # no layer's is dropped, since all of them check
-        least = request.length if request.forced else 0
-        choose = TokenSampler(request.decoding, prompt_len, request.ends, least, self.device)
-        ids = torch.full((batch, prompt_len + request.length), request.pad, dtype=torch.long, device=self.device)
+        kv_bytes = shallow_view.kv_bytes(cache)  # verification reads every layer, so none is dropped
+        min_new_tokens = request.length if request.forced else 0
+        sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, min_new_tokens, self.device)
+        ids = torch.full((batch, prompt_len + request.length), request.pad_token_id, dtype=torch.long, device=self.device)
         ids[:, :prompt_len] = request.input_ids
-        passes = DraftAndVerifyModels(*self.decode_models, self.kept, cache, request.attention_mask, request.length)
-        ids[:, prompt_len] = choose(ids[:, :prompt_len], logits[:, -1])
+        models = DraftAndVerifyModels(*self.decode_models, self.kept, cache, request.attention_mask, request.length)
+        ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits[:, -1])
         first_at = now(self.device)
         if request.on_step:
             request.on_step(batch)
-        drafts = self._decode(ids, passes, choose, request)
+        drafts = self._decode(ids, models, sampler, request)
         end, backend = now(self.device), linear_backend_of(self.decode_models[0])
         return EngineOutput(
-            ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, cached, cached, drafts, linear_backend=backend
+            ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, kv_bytes, kv_bytes, drafts, linear_backend=backend
         )
 
-    def _decode(self, ids: Tensor, passes: "DraftAndVerifyModels", choose: TokenSampler, request: BatchRequest) -> DraftStats:
-        """Fill `ids` from its second new token on."""
-        at, total = request.input_ids.shape[1] + 1, ids.shape[1]
-        ends = torch.tensor([] if request.forced else list(request.ends), dtype=torch.long, device=self.device)
-        lengths, drafts = DraftLength(request.decoding.draft_tokens, self.draft_cost), DraftStats()
-        rows, current = torch.arange(len(ids), device=self.device), ids.clone()  # those that are still decoded
-        done = torch.isin(ids[:, at - 1], ends)
+    def _decode(self, ids: Tensor, models: "DraftAndVerifyModels", sampler: TokenSampler, request: BatchRequest) -> DraftStats:
+        """Fill `ids` [batch, prompt_len + length] from the second new token on."""
+        prompt_len, total = request.input_ids.shape[1], ids.shape[1]
+        at = prompt_len + 1
+        eos_token_ids = torch.tensor(
+            [] if request.forced else list(request.eos_token_ids), dtype=torch.long, device=self.device
+        )
+        lengths, stats = DraftLength(request.decoding.draft_tokens, self.draft_cost), DraftStats()
+        rows, current = torch.arange(len(ids), device=self.device), ids.clone()  # the sequences that are still decoded
+        done = torch.isin(ids[:, at - 1], eos_token_ids)
         while at < total:
             alive = (~done).nonzero()[:, 0]
             if not len(alive):
@@ -107,65 +109,76 @@ class SpeculativeEngine:
                 ids[rows] = current
                 rows, done = rows[alive], done[alive]
                 current = ids[rows]
-                passes.keep(alive)
+                models.drop_finished(alive)
             count = min(lengths.next(), total - at - 1)
-            verdict = _round(current, at, count, passes, choose)
-            brought, ended = _brought(verdict, ends)
-            live, going = ~done, ~done & ~ended  # a sequence that ends in this round holds nobody back
-            gained = int(brought[going].min() if going.any() else brought[live].max())
-            lengths.saw(gained - 1, count)
-            drafted = torch.where(ended, brought.clamp(max=count), count)  # none behind an end token
-            accepted = torch.minimum(verdict.accepted, drafted)
-            drafts += DraftStats(1, gained, int(drafted[live].sum()), int(accepted[live].sum()))
-            fresh = verdict.tokens[:, :gained]
-            found = torch.isin(fresh, ends).long()
-            after_end = done[:, None] | (found.cumsum(dim=1) > found)
-            current[:, at : at + gained] = fresh.masked_fill(after_end, request.pad)
-            done = done | found.bool().any(dim=1)
-            at += gained
-            current[:, at:] = request.pad
-            passes.rewind(at - 1)
+            verification = _draft_and_verify(current, at, count, models, sampler)
+            counts = _count_drafts(verification, eos_token_ids, done, count)
+            lengths.update(counts.gained - 1, count)
+            stats += counts
+            fresh = verification.tokens[:, : counts.gained]
+            is_eos = torch.isin(fresh, eos_token_ids).long()
+            after_eos = done[:, None] | (is_eos.cumsum(dim=1) > is_eos)
+            current[:, at : at + counts.gained] = fresh.masked_fill(after_eos, request.pad_token_id)
+            done = done | is_eos.bool().any(dim=1)
+            at += counts.gained
+            current[:, at:] = request.pad_token_id
+            models.rewind(at - 1)
             if request.on_step:
-                request.on_step(len(ids) * (at - request.input_ids.shape[1]))
+                request.on_step(len(ids) * (at - prompt_len))
         ids[rows] = current
-        return drafts
+        return stats
 
 
-def _round(
-    ids: Tensor, at: int, count: int, passes: "DraftAndVerifyModels", choose: TokenSampler
-) -> draft_verification.DraftVerification:
-    """Draft `count` tokens and check them.
+def _draft_and_verify(
+    ids: Tensor, at: int, count: int, models: "DraftAndVerifyModels", sampler: TokenSampler
+) -> DraftVerification:
+    """Draft `count` tokens and verify them.
 
     Args:
-        ids: [batch, len], filled up to `at`; the drafts are left in it.
-        at: where the next token goes.
-        count: tokens to draft; 0 to have the full model's next one alone.
-        passes: over the cache of all tokens but the last.
-        choose: from logits to tokens.
+        ids: [batch, len], filled up to `at`; the drafts are written into it.
+        at: the position of the next token.
+        count: tokens to draft; with 0 the full model alone chooses the next token.
+        models: over the cache of all tokens but the last.
+        sampler: chooses tokens from logits.
     """
     draft_scores = []
     for i in range(at, at + count):
-        draft_scores.append(choose.scores(ids[:, :i], passes.draft(ids[:, i - 1 : i])))
-        ids[:, i] = choose.pick(draft_scores[-1])
-    passes.rewind(at - 1)
-    logits = passes.check(ids[:, at - 1 : at + count])
-    # Every position has its own prefix, drafts included, which is what penalties look at.
-    scores = torch.stack([choose.scores(ids[:, : at + i], logits[:, i]) for i in range(count + 1)], dim=1)
+        draft_scores.append(sampler.scores(ids[:, :i], models.draft(ids[:, i - 1 : i])))
+        ids[:, i] = sampler.pick(draft_scores[-1])
+    models.rewind(at - 1)
+    logits = models.verify(ids[:, at - 1 : at + count])
+    # Penalties depend on the prefix, and every position has its own, drafts included.
+    scores = torch.stack([sampler.scores(ids[:, : at + i], logits[:, i]) for i in range(count + 1)], dim=1)
     drafts = ids[:, at : at + count]
-    if not choose.sample:
-        return draft_verification.greedy(drafts, scores)
-    return draft_verification.sampled(drafts, torch.stack(draft_scores, dim=1) if count else scores[:, :0], scores)
+    if not sampler.sample:
+        return verify_greedy(drafts, scores)
+    return verify_sampled(drafts, torch.stack(draft_scores, dim=1) if count else scores[:, :0], scores)
 
 
-def _brought(verdict: draft_verification.DraftVerification, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """How many tokens a check brings to every sequence, none behind its end token, and whether it ends; [batch] each."""
-    index = torch.arange(verdict.tokens.shape[1], device=ends.device)
-    first_end = torch.where(torch.isin(verdict.tokens, ends), index, verdict.tokens.shape[1]).amin(dim=1)
-    return torch.minimum(verdict.accepted, first_end) + 1, first_end <= verdict.accepted
+def _count_drafts(verification: DraftVerification, eos_token_ids: Tensor, done: Tensor, count: int) -> DraftStats:
+    """Count one verification pass; `gained` is the number of tokens by which the batch advances.
+
+    A sequence that reaches EOS in this pass does not limit the others. Drafts after EOS are not counted.
+
+    Args:
+        verification: of `count` drafts.
+        eos_token_ids: tokens that end a sequence.
+        done: [batch], the sequences that were finished before.
+        count: tokens drafted.
+    """
+    index = torch.arange(verification.tokens.shape[1], device=done.device)
+    first_eos = torch.where(torch.isin(verification.tokens, eos_token_ids), index, len(index)).amin(dim=1)
+    valid = torch.minimum(verification.accepted, first_eos) + 1  # tokens of each sequence up to and with EOS
+    ends_now = first_eos <= verification.accepted
+    live, continuing = ~done, ~done & ~ends_now
+    gained = int(valid[continuing].min() if continuing.any() else valid[live].max())
+    drafted = torch.where(ends_now, valid.clamp(max=count), count)
+    accepted = torch.minimum(verification.accepted, drafted)
+    return DraftStats(1, gained, int(drafted[live].sum()), int(accepted[live].sum()))
 
 
 class DraftAndVerifyModels:
-    """Forward passes of the full model and of its view over one set of buffers."""
+    """The forward passes of the full model and of its view over one set of cache buffers."""
 
     def __init__(
         self,
@@ -179,40 +192,40 @@ class DraftAndVerifyModels:
         """Take over a cache that holds the prompt in every layer.
 
         Args:
-            full: checks.
-            view: drafts.
+            full: verifies drafts.
+            view: makes drafts.
             kept: the layers of `full` that `view` runs.
-            cache: of the prompt; it is taken apart.
+            cache: of the prompt; it is consumed.
             mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-            length: the most tokens to generate, the prompt's own first one included.
+            length: the maximal number of new tokens.
         """
         self.full, self.view = full, view
-        steps = length - 1  # the last token is never read
+        steps = length - 1  # no pass reads the last token
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)
         self.view_cache = DynamicCache()
-        self.view_cache.layers = [self.cache.layers[i] for i in kept]  # a check overwrites what drafting left in them
-        self.placing = PositionsAndMasks(full, self.cache, mask, steps)
+        self.view_cache.layers = [self.cache.layers[i] for i in kept]  # verification overwrites what drafting wrote
+        self.positions = PositionsAndMasks(full, self.cache, mask, steps)
 
     def draft(self, tokens: Tensor) -> Tensor:
-        """The view's logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        """Return the view's logits [batch, vocab_size] after `tokens` [batch, 1]."""
         return self._forward(self.view, self.view_cache, tokens)[:, -1]
 
-    def check(self, tokens: Tensor) -> Tensor:
-        """The full model's logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
+    def verify(self, tokens: Tensor) -> Tensor:
+        """Return the full model's logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
         return self._forward(self.full, self.cache, tokens)
 
     def rewind(self, length: int) -> None:
-        """Forget all tokens behind the first `length`, those of the prompt counted."""
+        """Forget all tokens after the first `length`, prompt included."""
         self.cursor.length = length
 
-    def keep(self, alive: Tensor) -> None:
-        """Go on with some of the sequences."""
+    def drop_finished(self, alive: Tensor) -> None:
+        """Continue with the sequences `alive` only."""
         for layer in self.cache.layers:
             layer.keep_sequences(alive)
-        self.placing.keep(alive)
+        self.positions.drop_finished(alive)
 
     def _forward(self, model: PreTrainedModel, cache: DynamicCache, tokens: Tensor) -> Tensor:
-        options = self.placing.options(self.cursor.length, tokens.shape[1])
+        options = self.positions.options(self.cursor.length, tokens.shape[1])
         logits: Tensor = model(input_ids=tokens, cache=cache, use_cache=True, **options).logits
         self.cursor.length += tokens.shape[1]
         return logits

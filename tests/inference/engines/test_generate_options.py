@@ -2,7 +2,7 @@ import pytest
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference.generate_options import OWN_KEYS, REFUSED, check, settings
+from ulskip_cli.inference.engines.generate_options import OWN_KEYS, REFUSED, check, settings
 
 
 def decoding(**changes):

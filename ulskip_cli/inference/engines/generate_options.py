@@ -1,17 +1,17 @@
-"""transformers' own generation options, passed through or refused by name."""
+"""The options of transformers' `generate` that a decoding configuration may set."""
 
 from typing import Any
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError, unknown
 
-# Options that have a key of their own under decoding.
+# Options with a key of their own under `decoding`.
 OWN_KEYS = {
     "do_sample": "do_sample", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k",
     "num_beams": "num_beams", "no_repeat_ngram_size": "no_repeat_ngram_size", "max_new_tokens": "max_new_tokens",
     "repetition_penalty": "repetition_penalty", "stop_strings": "stop",
 }  # fmt: skip
-# Options that would change what is counted, or decode in a way of their own that knows nothing of two phases.
+# Options that change the counted tokens, or select a decoding method that does not work with two phases.
 REFUSED = {
     "max_length", "min_length", "num_return_sequences", "use_cache", "cache_implementation", "cache_config", "max_cache_len",
     "return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
@@ -25,7 +25,7 @@ REFUSED = {
 
 
 def check(decoding: DecodingConfig) -> None:
-    """Refuse what transformers does not know, or what cannot be passed through.
+    """Refuse options that transformers does not know or that cannot be passed through.
 
     Raises:
         UsageError: names the option and what to do.
@@ -39,9 +39,11 @@ def check(decoding: DecodingConfig) -> None:
     passed = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - REFUSED - OWN_KEYS.keys()
     for key in decoding.options:
         if key in OWN_KEYS:
-            raise UsageError(f"decoding.options.{key} has a key of its own: decoding.{OWN_KEYS[key]}")
+            raise UsageError(f"decoding.options.{key} has a key of its own: set decoding.{OWN_KEYS[key]} instead")
         if key in REFUSED:
-            raise UsageError(f"decoding.options.{key} is refused: it changes what is counted, or decodes in a way of its own")
+            raise UsageError(
+                f"decoding.options.{key} is refused: it changes the counted tokens or the decoding method; leave it out"
+            )
         if key not in passed:
             raise unknown("option of transformers' generate", key, sorted(passed))
     least = decoding.options.get("min_new_tokens") or 0
@@ -56,7 +58,7 @@ def check(decoding: DecodingConfig) -> None:
 
 
 def settings(decoding: DecodingConfig) -> dict[str, Any]:
-    """What a decoding configuration says, in transformers' names; nothing is left to a checkpoint's own advice."""
+    """Translate a decoding configuration into options of transformers, so that no default of a checkpoint applies."""
     chosen: dict[str, Any] = {
         "do_sample": decoding.do_sample,
         "num_beams": decoding.num_beams,
@@ -67,5 +69,5 @@ def settings(decoding: DecodingConfig) -> dict[str, Any]:
     if decoding.do_sample:
         chosen |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
     else:
-        chosen |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' defaults, which mean nothing here
+        chosen |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' defaults; greedy decoding ignores them
     return {**chosen, **(decoding.options or {})}

@@ -1,25 +1,53 @@
 import pytest
 import torch
 
-from ulskip_cli.inference.engines import draft_verification
+from ulskip_cli.inference.engines.drafts import MAX_DRAFTS, DraftLength, verify_greedy, verify_sampled
 
 ROWS, VOCAB_SIZE, DRAFTS = 40_000, 6, 2
 NEAR = 0.015  # total variation that 40,000 draws leave to chance, and no wrong rule below
 
 
+def test_a_number_stays_what_it_is():
+    length = DraftLength(3, 0.5)
+    length.update(0, 3)
+    assert length.next() == 3
+
+
+def test_more_is_drafted_while_drafts_are_accepted_and_less_when_they_are_not():
+    length = DraftLength("auto", 0.3)
+    first = length.next()
+    for _ in range(30):
+        length.update(length.next(), length.next())
+    assert length.next() == MAX_DRAFTS > first
+    for _ in range(30):
+        length.update(0, length.next())
+    assert length.next() == 1 < first
+
+
+def test_cheap_drafts_are_made_longer():
+    assert DraftLength("auto", 0.1).next() > DraftLength("auto", 0.7).next()
+
+
+def test_drafts_after_the_first_rejected_one_do_not_count():
+    one, other = DraftLength("auto", 0.3), DraftLength("auto", 0.3)
+    one.update(1, 2)
+    other.update(1, 12)
+    assert one.next() == other.next()
+
+
 def test_greedy_accepts_up_to_the_first_that_differs():
     scores = torch.eye(5)[torch.tensor([[1, 2, 3], [1, 2, 3], [4, 2, 3]])]
-    verdict = draft_verification.greedy(torch.tensor([[1, 2], [1, 0], [1, 2]]), scores)
-    assert verdict.accepted.tolist() == [2, 1, 0]
-    assert verdict.tokens.tolist() == [[1, 2, 3], [1, 2, 3], [4, 2, 3]]
+    verification = verify_greedy(torch.tensor([[1, 2], [1, 0], [1, 2]]), scores)
+    assert verification.accepted.tolist() == [2, 1, 0]
+    assert verification.tokens.tolist() == [[1, 2, 3], [1, 2, 3], [4, 2, 3]]
 
 
 def test_without_drafts_there_is_the_full_models_next_token():
     none, scores = torch.empty(3, 0, dtype=torch.long), torch.eye(5)[torch.tensor([[1], [2], [3]])]
     sure = 1000 * scores
-    for verdict in (draft_verification.greedy(none, scores), draft_verification.sampled(none, sure[:, :0], sure)):
-        assert verdict.accepted.tolist() == [0, 0, 0]
-        assert verdict.tokens.tolist() == [[1], [2], [3]]
+    for verification in (verify_greedy(none, scores), verify_sampled(none, sure[:, :0], sure)):
+        assert verification.accepted.tolist() == [0, 0, 0]
+        assert verification.tokens.tolist() == [[1], [2], [3]]
 
 
 @pytest.fixture
@@ -40,11 +68,11 @@ def distance(tokens, shares):
 
 def test_sampled_tokens_are_distributed_as_the_full_models(drawn):
     drafts, q_scores, p_scores, p = drawn
-    verdict = draft_verification.sampled(drafts, q_scores, p_scores)
+    verification = verify_sampled(drafts, q_scores, p_scores)
     for i in range(DRAFTS + 1):
-        reached = verdict.accepted >= i  # only there is a token valid
+        reached = verification.accepted >= i  # only there is a token valid
         assert reached.sum() > ROWS / 4
-        assert distance(verdict.tokens[reached, i], p[i]) < NEAR
+        assert distance(verification.tokens[reached, i], p[i]) < NEAR
 
 
 def test_wrong_rules_are_told_apart(drawn):
@@ -60,6 +88,6 @@ def test_wrong_rules_are_told_apart(drawn):
 def test_where_both_agree_everything_is_accepted(drawn):
     drafts, q_scores, _, _ = drawn
     whole = torch.cat([q_scores, q_scores[:, :1]], dim=1)
-    verdict = draft_verification.sampled(drafts, q_scores, whole)
-    assert verdict.accepted.min() == DRAFTS
-    assert torch.equal(verdict.tokens[:, :DRAFTS], drafts)
+    verification = verify_sampled(drafts, q_scores, whole)
+    assert verification.accepted.min() == DRAFTS
+    assert torch.equal(verification.tokens[:, :DRAFTS], drafts)
