@@ -9,7 +9,7 @@ from ulskip_cli.report.columns import Column, Section, text
 from ulskip_cli.report.compare import shared_keys
 from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Difference, Scorer, shared_metric, speed_ratio
 from ulskip_cli.report.quality import METRICS, primary, quality, speed
-from ulskip_cli.report.rows import SETTINGS, Group, done, grouped, setting_keys
+from ulskip_cli.report.rows import SETTINGS, Group, done, grouped, knows, setting_keys
 
 TOLERANCE = 0.15
 PAPER_STRATEGY = "unified"
@@ -104,7 +104,7 @@ class Judge:
 
 
 def _setting(group: Group, keys: Sequence[str]) -> list[str]:
-    return [next((str(row[key]) for row in group.rows if key in row), "") for key in keys]
+    return [next((str(row[key]) for row in group.rows if knows(row, key)), "") for key in keys]
 
 
 def _points(group: Group) -> dict[tuple[float, str], Row]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.rows import MISSING, absent, setting_keys, setting_title
+from ulskip_cli.report.rows import MISSING, absent, knows, setting_keys, setting_title
 from ulskip_cli.tasks import metrics
 
 Cell = Callable[[Row], str]
@@ -99,11 +99,16 @@ def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
     return float(own * median(row["pairs"]["strategy"]["decode_seconds"]) / median(row["pairs"]["full"]["decode_seconds"]))
 
 
+def few_examples(row: Row) -> bool:
+    """Tell if a row's scores are of too few examples for a test. Rows that do not hold the number have enough."""
+    count = row.get("num_examples")
+    return count is not None and 0 < count < MIN_FOR_STARS
+
+
 def starred(row: Row, key: str) -> bool:
     """Tell if a score differs from full's, by a test over enough examples."""
     compared = (row.get("vs_baseline") or {}).get(key)
-    enough = row.get("num_examples", MIN_FOR_STARS) >= MIN_FOR_STARS
-    return bool(compared and enough and compared["p_value"] is not None and compared["p_value"] < 0.05)
+    return bool(compared and not few_examples(row) and compared["p_value"] is not None and compared["p_value"] < 0.05)
 
 
 def _quality(key: str) -> Cell:
@@ -195,7 +200,7 @@ def axes_of(rows: Sequence[Row]) -> list[str]:
 
 def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     """Select the axes in which rows differ; options only if one strategy has several sets of them."""
-    found = [key for key in axes if len({str(row.get(key)) for row in rows if key in row}) > 1]
+    found = [key for key in axes if len({str(row.get(key)) for row in rows if knows(row, key)}) > 1]
     if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
         found = [key for key in found if key != "strategy_options"]
     return found

@@ -134,6 +134,15 @@ def _varying(kinds: Sequence[dict[str, Any]], own_keys: set[str]) -> list[str]:
     return [key for key in text if key not in own_keys and text[key].notna().all() and text[key].nunique() > 1]
 
 
+def knows(row: Row, key: str) -> bool:
+    """Tell if a row has a setting. In the row of a run that did not finish, None means that the setting is unknown.
+
+    >>> knows({"dataset": None}, "dataset"), knows({"dataset": None, "status": "failed"}, "dataset")
+    (True, False)
+    """
+    return key in row and (row[key] is not None or is_done(row))
+
+
 def setting_keys(rows: Iterable[Row]) -> list[str]:
     """List the keys that `with_settings` gave to any of these rows."""
     return list(dict.fromkeys(key for row in rows for key in row if "." in key))
@@ -200,7 +209,7 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
     ['m · seed 1', 'm · seed 2']
     """
     keys = list(dict.fromkeys((*ALWAYS_NAMED, *SETTINGS, *setting_keys(rows))))
-    values = [[str(row[key]) if key in row else _UNKNOWN for key in keys] for row in rows]
+    values = [[str(row[key]) if knows(row, key) else _UNKNOWN for key in keys] for row in rows]
     text = pd.DataFrame(values, columns=keys, dtype=object)
     varying = [key for key in keys[len(ALWAYS_NAMED) :] if text.loc[text[key] != _UNKNOWN, key].nunique() > 1]
     text = text[[*ALWAYS_NAMED, *varying]]

@@ -12,7 +12,7 @@ from rich.table import Table
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.columns import AXES, MIN_FOR_STARS, Column, Section, cells_of, columns_for, num_pairs
+from ulskip_cli.report.columns import AXES, MIN_FOR_STARS, Column, Section, cells_of, columns_for, few_examples, num_pairs
 from ulskip_cli.report.rows import done, ordered, reasons, status, with_settings
 from ulskip_cli.tasks.metrics import metric_keys
 
@@ -197,7 +197,7 @@ def interval_notes(rows: Sequence[Row]) -> list[str]:
 def footnote(rows: Sequence[Row]) -> str:
     """Explain the marks and columns of the long table."""
     judged = [row for row in rows if row.get("vs_baseline")]
-    few = [row for row in judged if 0 < row.get("num_examples", MIN_FOR_STARS) < MIN_FOR_STARS]
+    few = [row for row in judged if few_examples(row)]
     notes = [STARS] if len(few) < len(judged) else []
     if few:
         notes.append(f"fewer than {MIN_FOR_STARS} examples are too few for *")
