@@ -63,6 +63,12 @@ def test_what_is_not_known_is_a_dash():
     assert account.cells == [["1", "fast", "12/12", "20", "4", "–", "–", "–", "2%"]]
 
 
+def test_a_full_side_of_an_earlier_version_keeps_its_step_times():
+    row = bench_row()
+    row["full"]["account"] = row["full"].pop("step_time_breakdown")
+    assert benchmark.sections([row])[1].cells == benchmark.sections([bench_row()])[1].cells
+
+
 def test_what_varies_gets_a_column():
     heads = [column.title for column in benchmark.sections([bench_row(), bench_row(3.0, timed_prompt_tokens=512)])[0].columns]
     assert heads[:3] == ["batch", "engine", "prompt\ntokens"]

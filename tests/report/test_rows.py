@@ -4,6 +4,8 @@ import pytest
 from report_rows import not_applicable, small_sweep, sweep_row, write_folder
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.record import FAILED, RunIdentity, RunRecord
+from ulskip_cli.report.columns import AXES, starred, varying
 from ulskip_cli.report.rows import (
     absent,
     done,
@@ -132,3 +134,20 @@ def test_calibration_concerns_those_that_were_calibrated():
     few, many = (configured(calibration={"id": "c"}, config={"calibration": {"examples": n}}) for n in (8, 64))
     told = with_settings([few, many, configured("full", config={"calibration": {"examples": 8}})])
     assert [one.get("calibration.examples") for one in told] == [8, 64, None]
+
+
+def test_a_failed_row_with_empty_settings_joins_the_group_of_its_sweep():
+    identity = RunIdentity(
+        "x", model="m", task="wmt", pair="de-en", strategy="unified", decoding="greedy", batch_size=1, seed=1
+    )
+    failed = {**RunRecord(identity, FAILED, reason="out of memory").to_row(), "folder": "results/x"}
+    assert failed["chat"] is None
+    rows = [row | {"chat": False, "draft_tokens": 0} for row in small_sweep()]
+    (group,) = grouped([*rows, failed])
+    assert group.rows[-1] is failed
+    assert not {"chat", "draft_tokens", "dataset"} & set(varying([*rows, failed], AXES))
+
+
+def test_a_row_without_its_number_of_examples_keeps_its_stars():
+    assert starred(sweep_row(num_examples=None), "bleu")
+    assert not starred(sweep_row(num_examples=9), "bleu")
