@@ -73,7 +73,7 @@ def terminal(rows: Sequence[Row], width: int) -> list[Table]:
 
 
 def write_bench_report(folder: ResultsFolder) -> list[Path]:
-    """Write bench.md, and speedup.png and .svg, from all rows of a folder that a bench made.
+    """Write bench.md, and speedup.png and .svg, from all benchmark rows of a folder.
 
     Returns:
         The files.
@@ -100,7 +100,7 @@ def decoded_by(row: Row) -> str:
 
 
 def machine_limits(rows: Sequence[Row]) -> str:
-    """Tell the measured bandwidth and FLOP/s of every device, dtype and number of threads."""
+    """List the measured bandwidth and FLOP/s of every device, dtype and number of threads."""
     lines = {}
     for row in rows:
         where = f"{row['device']}, {row['dtype']}, {row['environment']['threads']} threads"

@@ -1,4 +1,4 @@
-"""`ulskip report`: read rows, group and judge them, write tables, plots and a page, show the rest. No model is loaded."""
+"""`ulskip report`: read rows, group and judge them, write tables, plots and a page. No model is loaded."""
 
 import gc
 import json
@@ -68,7 +68,7 @@ class Options:
 
 @dataclass
 class Report:
-    """Rows that were read, grouped, judged and compared."""
+    """The rows of a report with their groups, winners and comparison."""
 
     options: Options
     paths: list[Path]
@@ -105,7 +105,7 @@ class Report:
 
     @cached_property
     def long(self) -> Section:
-        """The rows a line each."""
+        """The long table, one line per row."""
         return tables.long_section(self.rows)
 
     def _beside_paper(self) -> None:
@@ -177,7 +177,7 @@ def _winner_line(one: Winner) -> str:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Turn the collector off: many objects are made and few thrown away, and looking for garbage takes a sixth of the time."""
+    """Turn garbage collection off: a report creates many objects and frees few, and collecting takes a sixth of the time."""
     was = gc.isenabled()
     gc.disable()
     try:

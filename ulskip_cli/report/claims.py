@@ -18,7 +18,7 @@ CLAIM_KEYS = ("model", "task", "pair", "dataset", "decoding")  # what a claim is
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's figures on one side and the verdict on them: holds, does not hold, or a tie that the interval leaves."""
+    """A claim's figures on one side and the verdict on them: holds, does not hold, or a tie if the interval allows both."""
 
     figures: str
     verdict: str
@@ -82,7 +82,7 @@ class Judge:
                 yield f"{approach} beats {rival} in {METRICS[metric]} at {target:g}x", Verdict(figures, apart.verdict())
 
     def _again(self, group: Group, before: Group) -> Iterator[tuple[str, Verdict]]:
-        """Judge the claims that a measurement made again gives the same."""
+        """Judge the claims that a repeated measurement gives the same result."""
         old, metric = _points(before), primary(group.rows)
         for (target, approach), row in _points(group).items():
             former = old.get((target, approach))
@@ -117,7 +117,7 @@ def _points(group: Group) -> dict[tuple[float, str], Row]:
 
 
 def _unchanged(apart: Difference) -> str:
-    """Judge that a score is as before: the same answers hold; what the interval leaves open is a tie."""
+    """Judge that a score is unchanged: identical answers hold; an interval that contains zero is a tie."""
     if apart.low is None or apart.high is None:
         return HOLDS if apart.value == 0 else TIE
     return HOLDS if apart.low == apart.high == 0 else TIE if apart.low <= 0 <= apart.high else FAILS
@@ -134,7 +134,7 @@ def _within(ratio: Difference, tolerance: float) -> str:
 
 
 def claims_section(title: str, found: Sequence[ClaimVerdict]) -> Section:
-    """Make the table of claims: a line a claim."""
+    """Make the table of claims, one line per claim."""
     lines: list[Row] = [
         {
             "claim": claim.text,

@@ -1,4 +1,4 @@
-"""The columns of tables for people: the text of a cell, and which columns a set of rows needs."""
+"""The columns of tables: the text of each cell, and the choice of columns for a set of rows."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -45,12 +45,12 @@ class Section:
 
     @property
     def cells(self) -> list[list[str]]:
-        """The text of every cell, a list a line."""
+        """The text of every cell, one list per line."""
         return cells_of(self.lines, self.columns)
 
 
 def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
-    """The text of every cell, a list a row."""
+    """Return the text of every cell, one list per row."""
     return [[column.show(row) for column in columns] for row in rows]
 
 
@@ -126,7 +126,7 @@ def _kv_share(row: Row) -> str:
 
 
 def layers(row: Row) -> str:
-    """Show kept layers of all; if the number varies by step, its mean over the answers that the quality is of."""
+    """Show kept layers of all layers; if the number varies by step, its mean over the scored answers."""
     if row.get("kept_layers") is None:
         return absent(row)
     varies = row.get("later_stages") or row.get("exit_depths")

@@ -1,4 +1,4 @@
-"""Two folders of results, point by point, with the significance of what differs."""
+"""Comparison of two folders of results, point by point, with the significance of the differences."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -42,7 +42,7 @@ class Comparison:
 
 
 def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Comparison:
-    """Match the finished points of two sides and measure how far apart they are."""
+    """Match the finished points of two sides and compare each pair."""
     new, old = done(new), done(old)
     keys, differs = shared_keys(new, old, (*POINT_KEYS, *setting_keys([*new, *old])))
     sides = [pd.DataFrame([[str(row.get(key)) for key in keys] for row in side], columns=keys) for side in (new, old)]
@@ -66,7 +66,7 @@ def shared_keys(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str]) -> 
 
 
 def _pair(old: Row, new: Row, scorer: Scorer | None) -> Row:
-    """Set one point's figures on both sides beside each other; differences are new less old, better is positive."""
+    """Compare one point on both sides: new minus old, with the sign that makes better positive."""
     metric = primary([new, old])
     keys = [*([metric] if metric else []), "measured_speedup", "total_tokens_per_second"]
     apart = None
@@ -84,7 +84,7 @@ def _pair(old: Row, new: Row, scorer: Scorer | None) -> Row:
 
 
 def comparison_section(title: str, comparison: Comparison) -> Section:
-    """Make the table of a comparison: a line a point."""
+    """Make the table of a comparison, one line per point."""
     lines = [_line(pair) for pair in comparison.pairs]
     names = {METRICS[pair["metric"]] for pair in comparison.pairs if pair["metric"]}
     name = names.pop() if len(names) == 1 else "quality"

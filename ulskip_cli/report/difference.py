@@ -18,7 +18,7 @@ MIN_SHARED = 10  # examples that two sides with unlike data must share for a boo
 
 @dataclass(frozen=True)
 class Difference:
-    """One point's figure less, or over, another's."""
+    """The difference or the ratio of two points in one figure."""
 
     value: float
     low: float | None  # ends of its 95% interval, if rows or answers give one
@@ -50,7 +50,7 @@ class Scorer:
         self._found: dict[tuple[str, ...], Difference] = {}
 
     def difference(self, own: Row, other: Row, metric: str) -> Difference:
-        """Compute `own` less `other`, better is positive: a paired bootstrap over their answers to the same examples."""
+        """Compute `own` minus `other` (better is positive) by a paired bootstrap over their answers to the same examples."""
         key = (own["folder"], own["id"], other["folder"], other["id"], metric)
         if key not in self._found:
             self._found[key] = self._bootstrap(own, other, metric) or from_rows(own, other, metric)
@@ -85,7 +85,7 @@ class Scorer:
 
 
 def from_rows(own: Row, other: Row, metric: str) -> Difference:
-    """Compute `own` less `other` from their intervals against one full model, taken as independent (see `apart`)."""
+    """Compute `own` minus `other` from their intervals against one full model, taken as independent (see `apart`)."""
     value = float(own[metric]) - float(other[metric])
     errors = [error for row in (own, other) if (error := standard_error(row, metric)) is not None]
     # A full model's own row has no interval against itself, and needs none if it is that full model.
@@ -118,7 +118,7 @@ def speed_ratio(own: Row, other: Row) -> Difference | None:
 
 
 def _log_error(row: Row) -> float | None:
-    """The standard error of a speedup's logarithm, from an interval of the coverage that the row tells."""
+    """Compute the standard error of a speedup's logarithm, from an interval with the coverage that the row states."""
     coverage = row.get("speedup_interval_coverage")
     if coverage == 0:
         return None

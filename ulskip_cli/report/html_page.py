@@ -87,12 +87,12 @@ class Field:
     facet: bool = False
 
     def order(self, value: Any) -> str:
-        """The text that a cell is sorted and filtered by."""
+        """Return the text that a cell is sorted and filtered by."""
         first = value[0] if isinstance(value, tuple) else value
         return "" if first is None else f"{first:.10g}" if isinstance(first, (int, float)) else str(first)
 
     def show(self, value: float) -> str:
-        """A number as the page shows it."""
+        """Format a number for the page."""
         return format(value, self.form) if math.isfinite(value) else "–"
 
 
@@ -157,7 +157,7 @@ def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
 
 
 def _score(key: str) -> Field:
-    """A column of a metric, with a star if the score differs from the full model's."""
+    """Make the column of a metric, with a star if the score differs from the full model's."""
 
     def value(row: Row) -> tuple[Any, ...] | None:
         return None if row.get(key) is None else (row[key], starred(row, key))
@@ -168,7 +168,7 @@ def _score(key: str) -> Field:
 
 
 def _axis(rows: Sequence[Row], key: str) -> Field:
-    """A column of a setting in which rows differ: of numbers where all values are numbers, of words otherwise."""
+    """Make the column of a setting in which rows differ: of numbers if all values are numbers, else of words."""
 
     def words(row: Row) -> str | None:
         own = row.get(key)

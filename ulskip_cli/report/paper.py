@@ -49,9 +49,9 @@ NOTE = (
 
 
 def table4(rows: Sequence[Row]) -> list[Section]:
-    """Lay rows out as in table 4, a table a setting: a line a target and approach, decode tokens/s by batch size.
+    """Lay rows out as in table 4: one table per setting, one line per target and approach, decode tokens/s by batch size.
 
-    Rows without a target speedup (schedules of one's own) are left out.
+    Rows without a target speedup (`custom` schedules) are left out.
     """
     groups = grouped([row for row in rows if row.get("target_speedup") is not None])
     return [Section(group.label, lines, _columns(group, lines)) for group in groups if (lines := _lines(group))]
@@ -153,7 +153,7 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
 
 
 def published(target: float, approach: str) -> Row:
-    """Get the paper's figures of a target and approach, with shares of full's and speeds over full's; empty if it has none."""
+    """Return the paper's figures of a target and approach, absolute and relative to full; empty if the paper has none."""
     if (target, approach) not in TABLE_4:
         return {}
     (bleu, *speeds), (full_bleu, *full_speeds) = TABLE_4[target, approach], TABLE_4[1, "full"]
@@ -165,7 +165,7 @@ def published(target: float, approach: str) -> Row:
 
 
 def beside_ours(title: str, group: Group, gate: float) -> Section:
-    """Set the paper's figures beside ours, a line a target and approach of either.
+    """Put the paper's figures beside ours, one line per target and approach.
 
     Args:
         title: of the table.
@@ -231,12 +231,12 @@ def comparable(rows: Sequence[Row]) -> list[Row]:
 
 
 def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Section:
-    """Set the paper's speeds beside those of a bench, a line a target, approach and batch size.
+    """Put the paper's speeds beside those of a benchmark, one line per target, approach and batch size.
 
     Args:
         title: of the table.
         rows: of a bench.
-        labels: what each row was decoded by; a pair of columns each.
+        labels: the engine of each row; every label gets a pair of columns.
     """
     names = list(dict.fromkeys(labels))
     lines = []
@@ -256,7 +256,7 @@ def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Sect
 
 
 def _ours(rows: Sequence[Row], target: float, approach: str, label: str) -> Row:
-    """Our tokens/s and speedup of one cell; empty if it was not measured. Every row holds its full side."""
+    """Return our tokens/s and speedup of one cell; empty if it was not measured. Every row holds its full side."""
     if approach == "full":
         speeds = [row["full"]["total_tokens_per_second"] for row in rows]
         return {label: median(speeds), f"{label}_x": 1.0} if speeds else {}

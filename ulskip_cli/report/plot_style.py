@@ -50,7 +50,7 @@ class SavedPlot:
 
     @property
     def data_uri(self) -> str:
-        """The SVG as the source of an image element."""
+        """The SVG encoded as the source of an image element."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.files[1].read_bytes()).decode()
 
 

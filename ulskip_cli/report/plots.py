@@ -34,14 +34,14 @@ def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[Saved
 
 
 def save_quality(rows: Sequence[Row], path: Path, title: str = "") -> list[Path]:
-    """Plot quality against measured speedup, or predicted where nothing was measured; no file without quality."""
+    """Plot quality against measured speedup, or predicted speedup if nothing was measured; write no file without quality."""
     with plot_style.applied():
         plot = None if primary(rows) == "decode_loss" else _quality([Group(title, list(rows))], GATE)
         return save_figure(plot[1], path) if plot else []
 
 
 def save_predictions(rows: Sequence[Row], path: Path, labels: Sequence[str], title: str = "") -> list[Path]:
-    """Plot measured against predicted speedup, a colour for every label; no file where none is predicted."""
+    """Plot measured against predicted speedup, one colour per label; write no file if no speedup is predicted."""
     drawn = [(row, label) for row, label in zip(rows, labels, strict=True) if row.get("predicted_speedup") is not None]
     if not drawn:
         return []
@@ -139,7 +139,7 @@ def _interval(row: Row) -> tuple[float, float]:
 
 
 def _scored(group: Group) -> list[Row]:
-    """The rows with quality at the smallest batch size; where any speedup was measured, those with a measured one."""
+    """Select the rows with quality at the smallest batch size; if any speedup was measured, only measured rows."""
     metric = primary(group.rows)
     rows = [row for row in done(group.rows) if row["strategy"] != "full" and metric and row.get(metric) is not None]
     rows = [row for row in rows if row.get("measured_speedup") is not None] or rows
@@ -148,7 +148,7 @@ def _scored(group: Group) -> list[Row]:
 
 
 def _largest(found: Sequence[tuple[Group, list[Row]]]) -> list[tuple[Group, list[Row]]]:
-    """The groups with the most rows, in their order; of too many rows evenly spaced ones."""
+    """Select the groups with the most rows, in their order; thin out evenly the groups with too many rows."""
     ranked = sorted((i for i, (_, rows) in enumerate(found) if rows), key=lambda i: -len(found[i][1]))[:MAX_PANELS]
     return [(found[i][0], found[i][1][:: -(-len(found[i][1]) // MAX_POINTS)]) for i in sorted(ranked)]
 
@@ -170,7 +170,7 @@ def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[
 
 
 def _draw_strategy(axes: Any, rows: Sequence[Row], metric: str, strategy: str) -> Any:
-    """Draw one strategy's points with the intervals of both axes; a line joins them where every target occurs once."""
+    """Draw one strategy's points with the intervals of both axes; a line joins them if every target occurs once."""
     xs, ys, colour = [_speedup(row) for row in rows], [row[metric] for row in rows], strategy_colour(strategy)
     joined = len(rows) <= MAX_LABELS and len({row.get("target_speedup") for row in rows}) == len(rows)
     (drawn,) = axes.plot(xs, ys, "o-" if joined else "o", color=colour, markersize=5, linewidth=1.2, zorder=3)

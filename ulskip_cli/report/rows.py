@@ -1,4 +1,4 @@
-"""The rows of results folders: read once, with their status and their settings, in order and grouped by setting."""
+"""Rows of results folders: reading, status, settings, order and groups."""
 
 import json
 import sys
@@ -64,7 +64,7 @@ class Group:
 
 
 def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
-    """List the results folders that are meant by folders, folders of folders or their runs.jsonl; none named: all.
+    """List the results folders in the given folders, parent folders or runs.jsonl files; without any, all folders.
 
     Raises:
         UsageError: one of them has no results.
@@ -158,7 +158,7 @@ def setting_title(key: str) -> str:
 
 
 def status(row: Row) -> str:
-    """Give `done`, `n/a` or `failed`; rows from before there was a status are done.
+    """Return `done`, `n/a` or `failed`; the oldest rows have no status and are done.
 
     >>> status({}), status({"status": "n/a"})
     ('done', 'n/a')
@@ -192,7 +192,7 @@ def reasons(rows: Sequence[Row]) -> list[str]:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Sort by model and pair, then full first, then by target (without one by layer ratio) and strategy."""
+    """Sort by model and pair, then by target speedup (by layer ratio if there is none), then by strategy."""
     return sorted(rows, key=lambda row: (str(row.get("model")), str(row.get("pair")), _ratio(row), row["strategy"]))
 
 
@@ -222,7 +222,7 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 
 def _assign(settings: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Map every combination of settings to the one whose group it joins: itself if complete, else the first that matches."""
+    """Map every combination of settings to its group: itself if complete, else the first that matches."""
     complete = [values for values in settings if _UNKNOWN not in values]
     found = {values: values for values in complete}
     for values in settings:

@@ -1,4 +1,4 @@
-"""A report on a terminal: table 4 or the long table, the winners, what was compared."""
+"""A report on a terminal: table 4 or the long table, the winners and the comparison."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -48,7 +48,7 @@ _LATEX_SPECIAL = str.maketrans(
 
 
 def long_section(rows: Sequence[Row]) -> Section:
-    """Make the long table: a line a row, in order."""
+    """Make the long table, one line per row, sorted."""
     rows = ordered(rows)
     return Section(title(rows), rows, columns_for(rows), footnote(rows), words=1)
 
@@ -130,7 +130,7 @@ def escape_latex(text: str) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Write all plain values as CSV, a line a row, under the row keys."""
+    """Write all plain values as CSV, one line per row, under the row keys."""
     keys, lines = dict.fromkeys(CSV_KEYS), []
     for row in rows:
         if not row.keys() <= keys.keys():
@@ -151,7 +151,7 @@ def write_tables(folder: ResultsFolder) -> None:
 
 
 def title(rows: Sequence[Row]) -> str:
-    """Name what all rows have in common; of the finished ones, if there are any."""
+    """Name the settings that all finished rows share (all rows if none is finished)."""
     rows = done(rows) or rows
     common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
     sizes = {"batch {}": "batch_size", "{} examples": "num_examples"}
@@ -164,7 +164,7 @@ def _is_shared(rows: Sequence[Row], key: str) -> bool:
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """Tell code, machine and weights, a line for every kind of run among the rows."""
+    """State code, machine and weights, one line per kind of run."""
     return "  \n".join(dict.fromkeys(_provenance(row) for row in ordered(rows) if row.get("environment")))
 
 
@@ -178,7 +178,7 @@ def _provenance(row: Row) -> str:
 
 
 def interval_notes(rows: Sequence[Row]) -> list[str]:
-    """Tell how the intervals of measured speedups were made, and of how many pairs."""
+    """State how the intervals of measured speedups were computed, and from how many pairs."""
     timed = [row for row in rows if row.get("measured_speedup") is not None]
     notes: list[str] = []
     if not timed:
