@@ -172,7 +172,7 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
 
     point = resolve(config.compose(overrides))
     from ulskip_cli.experiments.runner import Session, run_point
-    from ulskip_cli.report import table
+    from ulskip_cli.report import tables
 
     folder = ResultsFolder.of(point.config)
     folder.check_writable()
@@ -180,5 +180,5 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
         records = run_point(point, session or Session())
     finally:
         folder.remove_if_empty()
-    table.write_tables(folder)
+    tables.write_tables(folder)
     return [record.to_row() for record in records]

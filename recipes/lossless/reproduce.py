@@ -16,7 +16,7 @@ from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.table import provenance, title
+from ulskip_cli.report.tables import provenance, title
 
 HEADS = ("target", "layers", "drafts", "acceptance", "tokens a check", "expected", "measured", "95%", "other answers")
 

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from sacrebleu.metrics.bleu import BLEU
 
 from ulskip_cli.core.files import read_jsonl, write_atomic
-from ulskip_cli.report import drawing
-from ulskip_cli.report.table import provenance
+from ulskip_cli.report import plot_style
+from ulskip_cli.report.columns import paired_tokens_per_second
+from ulskip_cli.report.tables import provenance
 from ulskip_cli.tasks.metrics.scores import Answers
 from ulskip_cli.tasks.metrics.translation import compare
 
@@ -114,28 +115,28 @@ def table4(rows: Rows) -> str:
             if not found:
                 continue
             timed = [rows.speed.get((strategy, ratio, batch)) for batch in batches]
-            speeds = [f"{row['total_tokens_per_second']:.0f}" if row else "–" for row in timed]
+            speeds = [f"{paired_tokens_per_second(row):.0f}" if row else "–" for row in timed]
             share = rows.bleu(strategy, ratio) / control
             layers = f"{depth(found)}/{found[0]['num_layers']}"
             before = f"{untrained['bleu']:.1f}" if untrained else "–"
             measured = clock(timed[0]) if timed and timed[0] else "–"
             lines.append([f"{ratio:g}x", NAMES[strategy], layers, before, spread(found), f"{share:.1%}", measured, *speeds])
-    speeds = [f"tokens/s, batch {batch}" for batch in batches]
+    speeds = [f"tok/s, batch {batch}" for batch in batches]
     return markdown(["target", "approach", "layers", "BLEU before", "BLEU", "of control", "measured", *speeds], lines)
 
 
 def plot(rows: Rows, file: Path) -> None:
     """Plot quality over measured (else predicted) speedup: a dot for every seed, a line through the means."""
-    with drawing.style():
-        drawing.saved(drawn(rows), file)
+    with plot_style.applied():
+        plot_style.save_figure(drawn(rows), file)
 
 
 def drawn(rows: Rows) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     control = rows.bleu("full", 1.0)
-    axes.axhline(control, color=drawing.FAINT, linestyle="--", linewidth=1)
-    told = {"xytext": (-4, 4), "textcoords": "offset points", "color": drawing.FAINT, "ha": "right"}
+    axes.axhline(control, color=plot_style.FAINT, linestyle="--", linewidth=1)
+    told = {"xytext": (-4, 4), "textcoords": "offset points", "color": plot_style.FAINT, "ha": "right"}
     axes.annotate("full depth, fine-tuned alike", (1, control), xycoords=("axes fraction", "data"), **told)
     for strategy in ("unified", *BASELINES):
         xs, ys = [], []
@@ -144,9 +145,11 @@ def drawn(rows: Rows) -> Figure:
             if not found:
                 continue
             x = timed["measured_speedup"] if timed else found[0]["predicted_speedup"]
-            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=drawing.colour(strategy), s=10, alpha=0.6)
+            axes.scatter(
+                [x] * len(found), [row["bleu"] for row in found], color=plot_style.strategy_colour(strategy), s=10, alpha=0.6
+            )
             xs, ys = [*xs, x], [*ys, rows.bleu(strategy, ratio)]
-        axes.plot(xs, ys, color=drawing.colour(strategy), label=NAMES[strategy], marker="o", markersize=4)
+        axes.plot(xs, ys, color=plot_style.strategy_colour(strategy), label=NAMES[strategy], marker="o", markersize=4)
     axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} decode speedup, batch 1")
     axes.set_ylabel("BLEU, test_2016_flickr de-en")
     axes.legend(loc="lower left")
@@ -255,8 +258,8 @@ def page(rows: Rows, folder: Path) -> str:
         f"and weights are not part of this repository (CC BY-NC-SA 4.0).",
         table4(rows),
         "BLEU before: the base without fine-tuning. Layers: of a decode step, on average over the answers where they vary. "
-        "Measured: decode speedup at batch 1 of the weights of seed 1, median and 95% interval of pairs over as many tokens; "
-        "where early exit's answers end, its pairs do. Tokens/s: prompt and generated ids over all time, as the paper counts.",
+        "Measured: decode speedup at batch 1 of the weights of seed 1, median and interval of the timed pairs, which decode as "
+        "many tokens; where early exit's answers end, its pairs do. Tokens/s: decoded tokens a second in these pairs.",
         "![quality against speedup](quality.png)",
         "## The claims",
         claims(rows),

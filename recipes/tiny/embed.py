@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ulskip_cli.report.plot import learning_curve
+from ulskip_cli.report.plots import learning_curve
 
 ROOT = Path(__file__).parents[2]
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

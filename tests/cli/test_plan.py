@@ -1,4 +1,7 @@
-from ulskip_cli.cli.plan import plan_lines
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ulskip_cli.cli.plan import KEPT, plan_lines, ranges, ruler, strip
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import Footprint, MemoryPlan
 from ulskip_cli.strategies.plan import Plan
@@ -29,3 +32,20 @@ def test_exits_are_told_instead_of_a_schedule():
     text = "\n".join(plan_lines(plan, "tiny"))
     assert "3 of 6 layers in a decode step on average" in text
     assert "behind 2-5 layers" in text and "of 3 layers: 2" in text and "to be calibrated" in text
+
+
+@given(st.sets(st.integers(0, 40)))
+def test_a_strip_shows_exactly_the_kept_layers(kept):
+    assert {i for i, cell in enumerate(strip(41, sorted(kept))) if cell == KEPT} == kept
+
+
+@given(st.integers(1, 120))
+def test_ruler_marks_stand_under_their_layers(num_layers):
+    text = ruler(num_layers, every=5)
+    for i in range(0, num_layers, 5):
+        assert text[i:].startswith(str(i))
+
+
+def test_ranges_join_neighbours():
+    assert ranges((0, 1, 4)) == "0, 1, 4"
+    assert ranges(()) == ""

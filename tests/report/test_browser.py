@@ -8,8 +8,7 @@ import subprocess
 import pytest
 from report_rows import small_sweep, write_folder
 
-from ulskip_cli.report.command import write
-from ulskip_cli.report.gathered import Options, Report
+from ulskip_cli.report.build import Options, Report, write
 
 BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
@@ -32,9 +31,11 @@ def page(tmp_path_factory):
 def dom(page, tmp_path):
     """The document as it stands when the page has run, opened at a state of its address."""
 
-    def open_at(state=""):
+    def open_at(state="", script=""):
+        file = tmp_path / "page.html"
+        file.write_text(page.read_text("utf-8").replace("</body>", f"<script>{script}</script></body>"), "utf-8")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=3000"]
-        address = f"{page.as_uri()}#?{state}"
+        address = f"{file.as_uri()}#?{state}"
         run = subprocess.run([BROWSER, *flags, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120)
         return run.stdout
 
@@ -44,7 +45,7 @@ def dom(page, tmp_path):
 def points(text):
     """Strategy, target and batch of every row of the table, as shown."""
     body = re.search(r'<table id="table">.*?<tbody>(.*?)</tbody>', text, re.DOTALL)[1]
-    rows = [re.findall(r"<td.*?</td>", row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)]
+    rows = [re.findall(r"<td.*?</td>", row, re.DOTALL) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.DOTALL)]
     return [tuple(html.unescape(re.sub(r"<[^>]+>", "", cell)) for cell in row[:3]) for row in rows]
 
 
@@ -56,6 +57,32 @@ def test_points_are_sorted_and_filtered(dom):
     assert points(text) == []
     assert "0 of 10 points" in text
     assert 'aria-sort="ascending"' in dom("sort=bleu")
+    assert points(dom("strategy=unified|top_skip&target_speedup=3&sort=strategy"))[0] == ("top_skip", "3", "1")
+
+
+def test_clicks_sort_filter_and_reset(dom):
+    click = "const click = (query) => document.querySelector(query).click();"
+    sort = "click('th[data-key=bleu] button');"
+    filters = "click('button[value=top_skip]'); click('button[name=batch_size][value=\"1\"]');"
+    text = dom(script=click + sort + sort + filters)
+    assert points(text) == [("top_skip", "3", "1"), ("top_skip", "2", "1")]
+    assert text.count('aria-pressed="true"') > dom().count('aria-pressed="true"')
+    assert len(points(dom("strategy=unified&gate=pass&q=fast&sort=bleu", click + "click('#reset');"))) == 10
+    typed = "const field = document.querySelector('[name=q]'); field.value = 'top_skip';"
+    text = dom(script=f"{typed} field.dispatchEvent(new Event('input', {{bubbles: true}}));")
+    assert {row[0] for row in points(text)} == {"top_skip"}
+    assert 'data-theme="dark"' in dom("theme=light", click + "click('#theme');")
+
+
+def test_a_point_is_read_beside_full_and_examples_are_stepped_through(dom):
+    click = "const click = (query) => document.querySelector(query).click();"
+    text = dom("strategy=top_skip&batch_size=1&target_speedup=2", click + "click('.read'); click('#next'); click('#next');")
+    assert re.findall(r"<article.*?<b>(.*?)</b>", text, re.DOTALL) == ["full", "top_skip 2x"]
+    assert "3 of 3" in text
+    step = "document.getElementById('reader').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft'}));"
+    assert "3 of 3" in dom(script=step)
+    text = dom("order=changed")
+    assert re.search(r"Source (\d)", text)[1] == "1"  # the second answer of top_skip is empty
 
 
 def test_an_example_shows_the_differences(dom):

@@ -1,13 +1,13 @@
 import pytest
 from report_rows import small_sweep, sweep_row
 
-from ulskip_cli.report import claims, table
+from ulskip_cli.report import claims, tables
 from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Scorer
 
 
 def found(new, old=()):
     before = [row | {"folder": "results/old"} for row in old]
-    return {claim.text: claim for claim in claims.claims(new, before, 0.9, Scorer())}
+    return {claim.text: claim for claim in claims.Judge(0.9, Scorer()).judge(new, before)}
 
 
 def test_the_papers_claims_are_judged_on_the_rows():
@@ -50,30 +50,30 @@ def test_settings_that_the_other_side_lacks_have_no_claims_about_it():
 def test_claims_are_counted_and_tabled():
     own = list(found(small_sweep(unified_3=3.0), small_sweep()).values())
     assert "do not hold" in claims.summary(own)
-    text = table.grid(*claims.lines(own))
+    text = tables.markdown(claims.claims_section("Claims", own))
     assert "| claim | verdict | figures | verdict before | figures before |" in text
 
 
 def test_a_share_without_an_interval_is_no_verdict():
-    own = found([row | {"against_full": {}} for row in small_sweep()])
+    own = found([row | {"vs_baseline": {}} for row in small_sweep()])
     claim = own["unified keeps 90% of full's BLEU at 2x"].new
     assert (claim.verdict, claim.figures) == (TIE, "96.7% (no interval)")
 
 
 def test_every_setting_is_held_against_its_own():
     both = [*small_sweep(), *(row | {"prompt_layers": "kept"} for row in small_sweep(unified_2=10.0))]
-    judged = claims.claims(both, [row | {"folder": "results/old"} for row in both], 0.9, Scorer())
+    judged = claims.Judge(0.9, Scorer()).judge(both, [row | {"folder": "results/old"} for row in both])
     again = [claim for claim in judged if claim.text == "unified at 2x: BLEU as before"]
     assert [claim.new.figures[:19] for claim in again] == ["29.00 against 29.00", "10.00 against 10.00"]
 
 
 def test_several_settings_that_the_other_side_has_none_of_are_not_compared():
     old = [row | {"seed": seed, "folder": "results/old"} for seed in (2, 3) for row in small_sweep()]
-    judged = claims.claims(small_sweep(), old, 0.9, Scorer())
+    judged = claims.Judge(0.9, Scorer()).judge(small_sweep(), old)
     assert judged
     assert all(claim.old is None and "before" not in claim.text for claim in judged)
 
 
 def test_scores_on_other_examples_are_neither_as_before_nor_other():
-    bare = [row | {"against_full": {}} for row in small_sweep()]
+    bare = [row | {"vs_baseline": {}} for row in small_sweep()]
     assert "unified at 2x: BLEU as before" not in found(bare, [row | {"bleu": 1.0} for row in bare])

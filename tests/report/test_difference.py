@@ -1,8 +1,8 @@
 import pytest
 from report_rows import small_sweep, sweep_row, write_folder
 
-from ulskip_cli.report import sources
 from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Scorer, from_rows, speed_ratio
+from ulskip_cli.report.rows import read_rows
 
 GOOD = [f"sentence number {i} is here" for i in range(20)]
 BAD = [f"nothing of the {i} kind whatever" for i in range(20)]
@@ -11,7 +11,7 @@ BAD = [f"nothing of the {i} kind whatever" for i in range(20)]
 @pytest.fixture
 def rows(tmp_path):
     path = write_folder(tmp_path / "x", small_sweep(), {"unified-2-1": GOOD, "unified-2-8": GOOD, "top_skip-2-1": BAD})
-    return {row["id"]: row for row in sources.read([path])}
+    return {row["id"]: row for row in read_rows([path])}
 
 
 def test_stored_answers_are_compared_by_a_paired_bootstrap(rows):
@@ -35,7 +35,7 @@ def test_without_answers_the_rows_intervals_are_taken_together(rows):
 
 
 def test_rows_of_unlike_full_models_have_no_interval():
-    other = sweep_row(against_full={"bleu": {**sweep_row()["against_full"]["bleu"], "full": 40.0}})
+    other = sweep_row(vs_baseline={"bleu": {**sweep_row()["vs_baseline"]["bleu"], "full": 40.0}})
     found = from_rows(sweep_row(bleu=29), other, "bleu")
     assert (found.low, found.verdict()) == (None, TIE)
 
@@ -58,7 +58,7 @@ def test_only_shared_examples_are_compared_where_the_data_differ(tmp_path):
     paths = [
         write_folder(tmp_path / name, small_sweep(), {"unified-2-1": texts}) for name, texts in (("l", long), ("s", short))
     ]
-    rows = [next(row for row in sources.read([path]) if row["id"] == "unified-2-1") for path in paths]
+    rows = [next(row for row in read_rows([path]) if row["id"] == "unified-2-1") for path in paths]
     assert Scorer().difference(*rows, "bleu").how == "the same answers to 12 shared examples"
     write_folder(tmp_path / "s", small_sweep(), {"unified-2-1": BAD[:12]})
     found = Scorer().difference(*rows, "bleu")

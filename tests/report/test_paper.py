@@ -1,20 +1,128 @@
+import csv
+import io
 import shutil
 from pathlib import Path
 
-from ulskip_cli.core.config import compose
+from bench_rows import bench_row
+from report_rows import not_applicable, small_sweep, sweep_row
+
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.paper import write_paper_report
+from ulskip_cli.report import paper
+from ulskip_cli.report.rows import Group
 
 REPRODUCTION = Path(__file__).parents[2] / "results" / "reproduce"
 
 
-def test_table_and_plot_come_from_the_rows_of_the_folder(tmp_path):
-    (tmp_path / "reproduce").mkdir()
-    shutil.copy(REPRODUCTION / "runs.jsonl", tmp_path / "reproduce" / "runs.jsonl")
-    files = write_paper_report(ResultsFolder.of(compose([f"results_dir={tmp_path}", "name=reproduce"])))
+def lines(section, keys=2):
+    """A table by its first cells: a dict a line."""
+    heads = [column.head for column in section.columns]
+    return {tuple(cells[:keys]): dict(zip(heads, cells, strict=True)) for cells in section.cells}
+
+
+def test_a_line_a_target_and_approach_with_speed_by_batch():
+    rows = [sweep_row(batch=8, bleu=13.0), sweep_row(bleu=13.1), sweep_row("full"), sweep_row("top_skip", bleu=9.0)]
+    (section,) = paper.table4(rows)
+    found = lines(section)
+    assert list(found) == [("1x", "full"), ("2x", "top_skip"), ("2x", "unified")]  # unified last, as in the paper
+    unified = found["2x", "unified"]
+    assert (unified["layers"], unified["BLEU"], unified["tok/s, batch 1"], unified["tok/s, batch 8"]) == (
+        "3/6", "13.10", "90", "720",
+    )  # fmt: skip
+    assert found["1x", "full"]["tok/s, batch 8"] == "–"
+
+
+def test_tokens_per_second_are_of_the_pairs_whatever_the_answers_lengths():
+    """A strategy that stops early has few tokens/s in its answers, prompt and all; its pairs decode as many as full's."""
+    rows = [sweep_row("full"), sweep_row("top_skip", speedup=2.0, total_tokens_per_second=10.0)]
+    own = lines(*paper.table4(rows))["2x", "top_skip"]
+    assert (own["full tok/s"], own["tok/s, batch 1"], own["measured"]) == ("50", "100", "2.00")
+
+
+def test_the_full_side_of_pairs_that_stop_at_eos_is_not_known():
+    own = lines(*paper.table4([sweep_row("early_exit", exit_depths={"3": 10})]))["2x", "early_exit"]
+    assert (own["full tok/s"], own["tok/s, batch 1"]) == ("–", "90")
+
+
+def test_rows_without_pairs_have_no_columns_of_speed():
+    untimed = {"time_per_output_token_seconds": None, "pairs": None, "measured_speedup": None}
+    (section,) = paper.table4([sweep_row() | untimed])
+    assert not [column for column in section.columns if "tok/s" in column.head]
+
+
+def test_models_have_tables_of_their_own_and_custom_schedules_none():
+    text = paper.markdown(paper.table4([sweep_row(), sweep_row(model="n"), sweep_row("custom", target_speedup=None)]))
+    assert text.count("## ") == 2
+    assert "custom" not in text
+
+
+def test_the_tasks_first_metric_is_shown():
+    (section,) = paper.table4([row | {"config": {"task": {"metrics": ["chrf"]}}} for row in small_sweep()])
+    heads = [column.title for column in section.columns]
+    assert "chrF" in heads and "BLEU" not in heads
+
+
+def test_all_tables_are_one_csv_and_each_is_in_latex():
+    sections = paper.table4([*small_sweep(batches=(1,)), *(row | {"seed": 2} for row in small_sweep())])
+    found = list(csv.DictReader(io.StringIO(paper.to_csv(sections))))
+    assert len(found) == 10
+    assert {line["setting"].rpartition(" ")[2] for line in found} == {"1", "2"}
+    assert (found[0]["tok/s, batch 8"], found[5]["tok/s, batch 8"]) == ("", "400")
+    assert paper.to_csv([]) == "setting\n"
+    assert paper.latex(sections).count(r"\label{tab:table4-") == 2
+
+
+def test_the_folder_gets_a_table_and_a_plot(tmp_path):
+    shutil.copy(REPRODUCTION / "runs.jsonl", tmp_path / "runs.jsonl")
+    files = paper.write_paper_report(ResultsFolder(tmp_path))
     assert [file.name for file in files] == ["table4.md", "quality.png", "quality.svg"]
     text = files[0].read_text()
     assert text.startswith("# tiny · wmt · de-en · sample · greedy")
-    assert "| 2x | unified | 6/12 |" in text
+    assert "| 2x | top_skip | 6/12 | 2.84 | 1.68 | 1.85 | 161 | 299 |" in text
     assert "weights of tiny trained with skipping" in text
-    assert "<!-- unified -->" in files[2].read_text()
+
+
+def beside(rows):
+    return lines(paper.beside_ours("Beside the paper", Group("m", rows), 0.9))
+
+
+def test_ours_stand_beside_the_papers():
+    both = beside(small_sweep())["2x", "unified"]
+    assert (both["paper BLEU"], both["ours BLEU"]) == ("21.23", "29.00")
+    assert (both["paper of full"], both["ours of full"]) == ("89%", "97%")
+    assert (both["paper x b1"], both["ours x b1"]) == ("1.76", "1.71")
+    assert (both["paper tok/s b8"], both["ours tok/s b8"]) == ("503", "1440")
+
+
+def test_what_one_side_lacks_is_a_dash_and_what_cannot_be_is_not_applicable():
+    found = beside([*small_sweep(), not_applicable(batch=1)])
+    assert found["2x", "early_exit"]["paper x b2"] == "N/A"
+    assert found["2x", "early_exit"]["ours BLEU"] == "N/A"
+    assert found["3x", "unified"]["paper BLEU"] == "–"
+    assert found["5x", "unified"]["ours BLEU"] == "–"
+
+
+def test_without_paired_timings_tokens_per_second_are_divided():
+    rows = [sweep_row("full"), sweep_row(end_to_end_speedup=None, total_tokens_per_second=150.0)]
+    assert beside(rows)["2x", "unified"]["ours x b1"] == "1.50"
+
+
+def test_the_note_names_both_machines():
+    note = paper.beside_ours("", Group("m", small_sweep()), 0.9).note
+    assert "A100-80G" in note and "CPU, 2 threads" in note
+
+
+def test_only_the_papers_shape_and_trials_of_its_preset_are_compared():
+    rows = [bench_row(), bench_row(model="bloom-7b1"), bench_row(experiment="paper_throughput")]
+    assert paper.comparable(rows) == rows[1:]
+
+
+def test_a_bench_stands_beside_the_paper():
+    rows = [bench_row(2.0, 8), bench_row(5.0, 8), bench_row(2.0, 8, compiled=True)]
+    section = paper.beside_bench("", rows, ["fast", "fast", "fast, compiled"])
+    assert len(section.lines) == 3 * len(paper.TABLE_4) - 4  # early exit has batch 1 alone
+    cells = {tuple(line[:3]): line[3:] for line in section.cells}
+    assert cells["2x", "unified", "8"] == ["503", "1.66", "300", "1.60", "300", "1.60"]
+    assert cells["1x", "full", "8"] == ["303", "1.00", "150", "1.00", "150", "1.00"]
+    assert cells["5x", "unified", "8"] == ["1004", "3.31", "750", "4.00", "–", "–"]
+    assert cells["2x", "unified", "1"] == ["90", "1.76", "–", "–", "–", "–"]
+    assert cells["2x", "early_exit", "1"] == ["73", "1.43", "–", "–", "–", "–"]

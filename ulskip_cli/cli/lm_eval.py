@@ -57,10 +57,10 @@ def lm_eval(
     folder, results = lm_eval_run.evaluate(overrides or [], options)
     from lm_eval.utils import make_table
 
-    from ulskip_cli.report import table
+    from ulskip_cli.report import tables
 
     for column in ("results", "groups"):
         if column in results:
             print(make_table(results, column))
-    table.write_tables(folder)
+    tables.write_tables(folder)
     make_console().print(f"rows are in {folder.path}/", highlight=False, soft_wrap=True)

@@ -1,15 +1,16 @@
 """`ulskip plan`: which layers would be kept, drawn and listed, without loading weights."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides
 from ulskip_cli.core import config
-from ulskip_cli.report.strip import KEPT, SKIPPED, ranges, ruler, strip
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan
 from ulskip_cli.strategies.plan import Plan
 
+KEPT, SKIPPED = "█", "·"
 UNKNOWN = "unknown until the model's files are here"
 
 
@@ -103,3 +104,36 @@ def _mib(size: int) -> str:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:,.2f} GiB"
+
+
+def strip(num_layers: int, kept: Sequence[int]) -> str:
+    """Draw kept layers as blocks and skipped ones as dots, the first layer on the left.
+
+    >>> strip(8, (0, 2, 5, 7))
+    '█·█··█·█'
+    """
+    return "".join(KEPT if i in kept else SKIPPED for i in range(num_layers))
+
+
+def ruler(num_layers: int, every: int = 5) -> str:
+    """Return the layer numbers that stand under a strip.
+
+    >>> ruler(12)
+    '0    5    10'
+    """
+    return "".join(str(i).ljust(every) for i in range(0, num_layers, every)).rstrip()
+
+
+def ranges(layers: Sequence[int]) -> str:
+    """List layers as ranges.
+
+    >>> ranges((0, 1, 2, 5, 7, 8))
+    '0-2, 5, 7, 8'
+    """
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)

@@ -27,10 +27,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Make tables, plots and a page of stored rows; --compare A B sets folder B against A."""
-    from ulskip_cli.report import command, gathered
+    from ulskip_cli.report import build
 
-    command.run(
-        gathered.Options(
+    build.run(
+        build.Options(
             folders or (), compare, form, layout, output, html, plots, gate, tolerance, examples, as_json, results_dir
         )
     )

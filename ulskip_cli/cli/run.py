@@ -36,7 +36,7 @@ def run(
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.outcome import run_each
-    from ulskip_cli.report import table
+    from ulskip_cli.report import tables
 
     point, folder = resolve(chosen), ResultsFolder.of(chosen)
     with ProgressBars() as bars:
@@ -48,7 +48,7 @@ def run(
 
         def run_one(point: "ResolvedPoint") -> "list[RunRecord]":
             records = run_point(point, session)
-            table.write_tables(folder)
+            tables.write_tables(folder)
             return records
 
         outcome = run_each([point], run_one, bars)
@@ -59,7 +59,7 @@ def run(
 
         told = {**told, "profile": watch.seconds}
         Console(stderr=True).print(profile_table(watch.seconds))
-    show_outcome(outcome, folder, lambda rows, width: [table.terminal(rows, width)], told if as_json else None)
+    show_outcome(outcome, folder, lambda rows, width: [tables.terminal(rows, width)], told if as_json else None)
 
 
 def bench(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
@@ -78,10 +78,10 @@ def bench(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Js
         from ulskip_cli.experiments.runner import Session
 
         outcome = run_each(resolved, BenchmarkRunner(Session(bars)).run_point, bars)
-    from ulskip_cli.report import bench as report
-    from ulskip_cli.report import table
+    from ulskip_cli.report import benchmark as report
+    from ulskip_cli.report import tables
 
     if outcome.records:
-        table.write_tables(folder)
+        tables.write_tables(folder)
         report.write_bench_report(folder)
     show_outcome(outcome, folder, report.terminal, outcome.as_json() if as_json else None)

@@ -32,7 +32,7 @@ def score(
         print(json.dumps(asdict(scores)) if as_json else "\n".join(f"{k}  {v:.4f}" for k, v in scores.values.items()))
         return
     from ulskip_cli.cli.progress_bars import ProgressBars
-    from ulskip_cli.report import table
+    from ulskip_cli.report import tables
 
     runs = rescore.find_runs(target, results_dir)
     scored = []
@@ -43,13 +43,13 @@ def score(
             scored[-1].save()
             report_progress(len(scored))
     for folder in {str(one.folder.path): one.folder for one in scored}.values():
-        table.write_tables(folder)
+        tables.write_tables(folder)
     rows = [one.record.to_row() for one in scored]
     if as_json:
         print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
         return
     console = make_console()
-    console.print(table.terminal(rows, console.width))
+    console.print(tables.terminal(rows, console.width))
     for one in scored:
         for key, (before, now) in one.changed.items():
             console.print(f"{one.record.id}: {key} was {before:.4f}, is {now:.4f}", style="yellow", highlight=False)

@@ -42,16 +42,16 @@ def sweep(
         return
     from ulskip_cli.cli.sweep_display import SweepDisplay
     from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
-    from ulskip_cli.report import table
+    from ulskip_cli.report import tables
 
-    with SweepDisplay(jobs, table.write_tables) as display:
+    with SweepDisplay(jobs, tables.write_tables) as display:
         outcome = run_sweep(jobs, SweepOptions(force, fail_fast), display)
     if len(jobs) > 1 and folder.rows():
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
     told = outcome.as_json() if as_json else None
-    show_outcome(outcome, folder, lambda rows, width: [table.terminal(rows, width)], told)
+    show_outcome(outcome, folder, lambda rows, width: [tables.terminal(rows, width)], told)
 
 
 def _is_likely_here(record: "RunRecord") -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -148,15 +149,19 @@ def front(rows: Sequence[Row]) -> list[Row]:
     metric = _metric(rows)
     if metric is None:
         return []
-    known = [row for row in rows if row.get(metric) is not None and _speedup(row) is not None]
+    from ulskip_cli.report.plots import pareto_front
 
-    def beaten(row: Row) -> bool:
-        mine = (_speedup(row) or 0.0, row[metric])
-        alike = [one for one in known if all(one.get(key) == row.get(key) for key in ("model", "task", "pair", "batch_size"))]
-        others = [(_speedup(one) or 0.0, one[metric]) for one in alike]
-        return any(speed >= mine[0] and quality >= mine[1] and (speed, quality) != mine for speed, quality in others)
-
-    return sorted((row for row in known if not beaten(row)), key=lambda row: _speedup(row) or 0.0)
+    settings: dict[tuple[object, ...], list[tuple[tuple[float, float], Row]]] = {}
+    for row in rows:
+        speedup = _speedup(row)
+        if row.get(metric) is not None and speedup is not None:
+            setting = tuple(row.get(key) for key in ("model", "task", "pair", "batch_size"))
+            settings.setdefault(setting, []).append(((speedup, row[metric]), row))
+    best = []
+    for members in settings.values():
+        unbeaten = set(pareto_front([point for point, _ in members]))
+        best += [(point[0], row) for point, row in members if point in unbeaten]
+    return [row for _, row in sorted(best, key=itemgetter(0))]
 
 
 def time_left(seconds: float, unknown: int, total: int) -> str:

@@ -40,7 +40,7 @@ def train(
         raise
     if not first:
         return
-    from ulskip_cli.report.plot import learning_curve
+    from ulskip_cli.report.plots import learning_curve
 
     learning_curve(record, output / "learning_curve")
     if as_json:

@@ -167,6 +167,7 @@ class PairedTiming:
     measured_speedup: float | None = None
     measured_speedup_low: float | None = None
     measured_speedup_high: float | None = None
+    speedup_interval_coverage: float | None = None
     end_to_end_speedup: float | None = None
     end_to_end_speedup_low: float | None = None
     end_to_end_speedup_high: float | None = None

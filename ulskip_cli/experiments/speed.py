@@ -48,6 +48,7 @@ class TimedPairs:
             for key, seconds in (("measured_speedup", _seconds_per_token), ("end_to_end_speedup", _total_seconds_per_token)):
                 interval = median_interval(self.ratios(seconds))
                 ratios |= {key: interval.median, f"{key}_low": interval.low, f"{key}_high": interval.high}
+                ratios["speedup_interval_coverage"] = interval.coverage
         sides = {"full": self.full, "strategy": self.strategy} if self.full else {"strategy": self.strategy}
         return PairedTiming(
             **ratios,

@@ -13,7 +13,7 @@ from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.experiments.record import Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.report.table import provenance
+from ulskip_cli.report.tables import provenance
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.metrics import DECODE_LOSS, metric_keys, row_key
 

@@ -1,29 +1,25 @@
-"""The columns that tables have for people: what a cell of a row shows, and which of them rows call for."""
+"""The columns of tables: the text of each cell, and the choice of columns for a set of rows."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report import settings
-from ulskip_cli.report.status import MISSING, absent
+from ulskip_cli.report.rows import MISSING, absent, knows, setting_keys, setting_title
 from ulskip_cli.tasks import metrics
+
+Cell = Callable[[Row], str]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table for people.
+    """One column of a table."""
 
-    Attributes:
-        title: its head; may hold a line break.
-        show: the cell of a row.
-        needs: the row key that must be there in some row for the column to be shown.
-        leaves: its turn to be left out where a terminal is too narrow for all, 1 the first, 0 never; files have it always.
-    """
-
-    title: str
-    show: Callable[[Row], str]
-    needs: str
-    leaves: int = 0
+    title: str  # may hold a line break
+    show: Cell
+    needs: str  # the key that some row must have for the column to be shown
+    leaves: int = 0  # its turn to be left out of a terminal that is too narrow, 1 the first, 0 never; files have it always
 
     @property
     def head(self) -> str:
@@ -31,13 +27,40 @@ class Column:
         return self.title.replace("-\n", "").replace("\n", " ")
 
 
-def number(key: str, form: str = ".2f") -> Callable[[Row], str]:
-    """The value under a key."""
+@dataclass(frozen=True)
+class Section:
+    """A table with its heading and its note, before it is written in some format."""
+
+    title: str
+    lines: list[Row]
+    columns: list[Column]
+    note: str = ""
+    words: int = 2  # how many of the first columns are words and stand left
+    sentences: bool = False  # cells are sentences, which break over lines
+
+    @property
+    def anchor(self) -> str:
+        """The id of the section on a page."""
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The text of every cell, one list per line."""
+        return cells_of(self.lines, self.columns)
+
+
+def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
+    """Return the text of every cell, one list per row."""
+    return [[column.show(row) for column in columns] for row in rows]
+
+
+def number(key: str, form: str = ".2f") -> Cell:
+    """Show the value under a key."""
     return lambda row: absent(row) if row.get(key) is None else format(row[key], form)
 
 
-def text(key: str) -> Callable[[Row], str]:
-    """The words under a key."""
+def text(key: str) -> Cell:
+    """Show the words under a key."""
 
     def show(row: Row) -> str:
         value = row.get(key)
@@ -49,24 +72,52 @@ def text(key: str) -> Callable[[Row], str]:
 
 
 def interval(row: Row) -> str:
-    """The 95% interval of the measured speedup."""
+    """Show the interval of the measured speedup."""
     if row.get("measured_speedup") is None:
         return absent(row)
     return f"{row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}"
 
 
-def _quality(key: str) -> Callable[[Row], str]:
-    """The score, with the significance of its difference to full."""
+def num_pairs(row: Row) -> int | None:
+    """Count the timed pairs behind a measured speedup; None if the row does not hold them."""
+    return len(((row.get("pairs") or {}).get("strategy") or {}).get("decode_seconds") or ()) or None
 
-    def show(row: Row) -> str:
-        if row.get(key) is None:
-            return absent(row)
-        compared = row.get("against_full", {}).get(key)
-        enough = row.get("num_examples", LEAST_FOR_STARS) >= LEAST_FOR_STARS
-        mark = "*" if compared and enough and compared["p_value"] is not None and compared["p_value"] < 0.05 else ""
-        return f"{row[key]:{metrics.row_key(key).number_format}}{mark}"
 
-    return show
+def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
+    """Compute the decoded tokens a second of one side of the timed pairs, all sequences of the batch together.
+
+    None for rows without pairs, and for the full side of pairs that stop at EOS: rows do not hold its number of tokens.
+    """
+    seconds = row.get("time_per_output_token_seconds")
+    if not seconds:
+        return None
+    own = (row.get("timed_batch_size") or row["batch_size"]) / seconds
+    if side == "strategy":
+        return float(own)
+    if not num_pairs(row) or row.get("exit_depths") or row.get("draft_tokens"):
+        return None
+    return float(own * median(row["pairs"]["strategy"]["decode_seconds"]) / median(row["pairs"]["full"]["decode_seconds"]))
+
+
+def few_examples(row: Row) -> bool:
+    """Tell if a row's scores are of too few examples for a test. Rows that do not hold the number have enough."""
+    count = row.get("num_examples")
+    return count is not None and 0 < count < MIN_FOR_STARS
+
+
+def starred(row: Row, key: str) -> bool:
+    """Tell if a score differs from full's, by a test over enough examples."""
+    compared = (row.get("vs_baseline") or {}).get(key)
+    return bool(compared and not few_examples(row) and compared["p_value"] is not None and compared["p_value"] < 0.05)
+
+
+def _quality(key: str) -> Cell:
+    form = metrics.row_key(key).number_format
+    return lambda row: absent(row) if row.get(key) is None else f"{row[key]:{form}}{'*' * starred(row, key)}"
+
+
+def _pairs(row: Row) -> str:
+    return str(num_pairs(row) or absent(row))
 
 
 def _kv_share(row: Row) -> str:
@@ -75,7 +126,7 @@ def _kv_share(row: Row) -> str:
 
 
 def layers(row: Row) -> str:
-    """Kept layers of all; where the number changes from step to step on average, over the answers that the quality is of."""
+    """Show kept layers of all layers; if the number varies by step, its mean over the scored answers."""
     if row.get("kept_layers") is None:
         return absent(row)
     varies = row.get("later_stages") or row.get("exit_depths")
@@ -83,8 +134,8 @@ def layers(row: Row) -> str:
     return f"{len(row['kept_layers']) if mean is None else format(mean, '.1f')}/{row['num_layers']}"
 
 
-LEAST_FOR_STARS = 10  # a bootstrap over fewer examples says nothing
-_QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}
+MIN_FOR_STARS = 10  # a bootstrap over fewer examples says nothing
+_QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
 COLUMNS = (
     Column("strategy", lambda row: row["strategy"], "strategy"),
     Column("layers", layers, "kept_layers"),
@@ -92,7 +143,8 @@ COLUMNS = (
     Column("layer\nratio", number("layer_ratio"), "layer_ratio"),
     Column("pre-\ndicted", number("predicted_speedup"), "predicted_speedup"),
     Column("mea-\nsured", number("measured_speedup"), "measured_speedup"),
-    Column("95%", interval, "measured_speedup", leaves=15),
+    Column("inter-\nval", interval, "measured_speedup", leaves=15),
+    Column("pairs", _pairs, "pairs", leaves=9),
     *(
         Column(metrics.row_key(key).column_title, _quality(key), key, _QUALITY_LEAVES.get(key, 0))
         for key in metrics.metric_keys()
@@ -104,7 +156,7 @@ COLUMNS = (
     Column("tokens\na check", number("mean_accepted_length"), "mean_accepted_length", leaves=10),
     Column("KV\nkept", _kv_share, "prompt_kv_bytes", leaves=14),
 )
-# What tells the rows of one folder apart; shown only where it varies.
+# What tells the rows of one folder apart; a column of each is shown only if it varies.
 AXES = (
     *("model", "task", "pair", "dataset", "strategy_options", "decoding", "draft_tokens", "batch_size"),
     *("prompt_layers", "ratio_basis"),
@@ -116,20 +168,19 @@ _AXES_LEAVE = {key: turn for turn, key in enumerate(("quantization", "engine", "
 
 
 def columns_for(rows: Sequence[Row]) -> list[Column]:
-    """The columns that have something to say about these rows."""
+    """Choose the columns for which these rows have values."""
     axes = [
-        Column(settings.title(key).replace(" ", "\n"), text(key), key, _AXES_LEAVE.get(key, 0))
+        Column(setting_title(key).replace(" ", "\n"), text(key), key, _AXES_LEAVE.get(key, 0))
         for key in varying(rows, axes_of(rows))
     ]
-    told = {key for row in rows for key, value in row.items() if value is not None}
-    shown = [column for column in COLUMNS if column.needs in told]
+    shown = [column for column in COLUMNS if any(row.get(column.needs) is not None for row in rows)]
     return [*shown[:1], *axes, *shown[1:], *_harness_columns(rows)]
 
 
 def _harness_columns(rows: Sequence[Row]) -> list[Column]:
-    """The metrics of lm-evaluation-harness, in its own units, each with its standard error where it has one."""
+    """Show the metrics of lm-evaluation-harness in its own units, with their standard errors."""
 
-    def cell(key: str) -> Callable[[Row], str]:
+    def cell(key: str) -> Cell:
         def show(row: Row) -> str:
             scores = row.get("lm_eval") or {}
             name, _, rest = key.partition(" ")
@@ -143,13 +194,13 @@ def _harness_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def axes_of(rows: Sequence[Row]) -> list[str]:
-    """The usual axes, and what else of the configuration tells these rows apart."""
-    return [*AXES, *settings.keys(rows)]
+    """List the usual axes, and the settings that tell these rows apart."""
+    return [*AXES, *setting_keys(rows)]
 
 
 def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
-    """The axes in which rows differ; options only where one strategy has several sets of them."""
-    found = [key for key in axes if len({str(row.get(key)) for row in rows if key in row}) > 1]
+    """Select the axes in which rows differ; options only if one strategy has several sets of them."""
+    found = [key for key in axes if len({str(row.get(key)) for row in rows if knows(row, key)}) > 1]
     if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
         found = [key for key in found if key != "strategy_options"]
     return found

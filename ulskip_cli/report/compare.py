@@ -1,22 +1,23 @@
-"""Two folders of results, point by point, with the significance of what differs."""
+"""Comparison of two folders of results, point by point, with the significance of the differences."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ulskip_cli.experiments.record import Row
-from ulskip_cli.report import settings
-from ulskip_cli.report.columns import Column, number, text
-from ulskip_cli.report.difference import Difference, Scorer, speed_ratio
-from ulskip_cli.report.gate import METRICS, primary
-from ulskip_cli.report.status import MISSING, done
+import pandas as pd
 
-# What makes two points the same; those in which the two sides have nothing in common are what is compared.
-KEYS = (
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.report.columns import Cell, Column, Section, number, text
+from ulskip_cli.report.difference import Difference, Scorer, from_rows, shared_metric, speed_ratio
+from ulskip_cli.report.quality import METRICS, primary
+from ulskip_cli.report.rows import MISSING, done, setting_keys, setting_title
+
+# What makes two points the same; keys in which the two sides have nothing in common are what is compared.
+POINT_KEYS = (
     *("model", "task", "dataset", "pair", "strategy", "strategy_options", "target_speedup", "batch_size", "decoding"),
     *("draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "quantization", "dtype", "device", "seed"),
 )
-MOST_BOOTSTRAPS = 200
+MAX_BOOTSTRAPS = 200
 NOTE = (
     "new less old, and new over old, with 95% intervals; * the interval leaves out no difference. Intervals of quality: paired "
     "bootstrap where both sides' answers are stored, else from the rows. Tokens/s are single measurements, without an interval"
@@ -24,154 +25,117 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One point on both sides.
-
-    Attributes:
-        old: the row that is compared with.
-        new: the row that is looked at.
-        metric: row key of the metric that decides; None without quality.
-        quality: new less old, better is positive; None where one has no score.
-        speedup: new measured speedup over old; None where one was not measured.
-    """
-
-    old: Row
-    new: Row
-    metric: str | None
-    quality: Difference | None
-    speedup: Difference | None
-
-    def told(self) -> dict[str, Any]:
-        """For machines."""
-        sides = {"old": self.old, "new": self.new}
-        keys = [*([self.metric] if self.metric else []), "measured_speedup", "total_tokens_per_second"]
-        return {
-            **{key: self.new.get(key) for key in ("strategy", "strategy_options", "target_speedup", "batch_size")},
-            **{f"{side}_id": row["id"] for side, row in sides.items()},
-            **{f"{side}_{key}": row.get(key) for key in keys for side, row in sides.items()},
-            "metric": self.metric,
-            "quality": _ends(self.quality),
-            "speedup_ratio": _ends(self.speedup),
-        }
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """All points that both sides have.
+    """All points that both sides have, in the order of the new side, and how many the other side lacks."""
 
-    Attributes:
-        pairs: in the order of the new side.
-        only_old: points that the new side lacks.
-        only_new: points that the old side lacks.
-        differs: settings in which the sides have nothing in common.
-    """
-
-    pairs: list[Pair]
+    pairs: list[Row]  # keys as `_pair` writes them; `quality` and `speedup_ratio` are Differences or None
     only_old: int
     only_new: int
-    differs: list[str]
+    differs: list[str]  # settings in which the sides have nothing in common
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The pairs as plain values."""
+        return [
+            {key: asdict(value) if isinstance(value, Difference) else value for key, value in pair.items()}
+            for pair in self.pairs
+        ]
 
 
 def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Comparison:
-    """Match the finished points of two sides and measure how far apart they are."""
-    fresh, former = done(new), done(old)
-    keys, differs = shared(fresh, former, (*KEYS, *settings.keys([*fresh, *former])))
-    before = {_key(row, keys): row for row in former}
-    now = {_key(row, keys): row for row in fresh}
-    both = [(before[key], row) for key, row in now.items() if key in before]
-    pairs = [_pair(mine, own, scorer if i < MOST_BOOTSTRAPS else None) for i, (mine, own) in enumerate(both)]
+    """Match the finished points of two sides and compare each pair."""
+    new, old = done(new), done(old)
+    keys, differs = shared_keys(new, old, (*POINT_KEYS, *setting_keys([*new, *old])))
+    sides = [pd.DataFrame([[str(row.get(key)) for key in keys] for row in side], columns=keys) for side in (new, old)]
+    now, before = (side.assign(at=side.index).drop_duplicates(keys, keep="last") for side in sides)
+    both = now.merge(before, on=keys) if keys else now.merge(before, how="cross")
+    pairs = [
+        _pair(old[j], new[i], scorer if k < MAX_BOOTSTRAPS else None)
+        for k, (i, j) in enumerate(zip(both["at_x"], both["at_y"], strict=True))
+    ]
     return Comparison(pairs, len(before) - len(both), len(now) - len(both), differs)
 
 
-def shared(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The keys by which rows of two sides can be matched, and those in which the sides have nothing in common.
+def shared_keys(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split keys into those by which rows of two sides can be matched and those in which the sides have nothing in common.
 
-    Those that one side does not have at all are neither.
+    Keys that one side does not have at all are neither.
     """
     mine, theirs = ({key: {str(row[key]) for row in side if key in row} for key in keys} for side in (new, old))
     known = [key for key in keys if mine[key] and theirs[key]]
     return [key for key in known if mine[key] & theirs[key]], [key for key in known if not mine[key] & theirs[key]]
 
 
-def _key(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(row.get(key)) for key in keys)
-
-
-def _pair(old: Row, new: Row, scorer: Scorer | None) -> Pair:
+def _pair(old: Row, new: Row, scorer: Scorer | None) -> Row:
+    """Compare one point on both sides: new minus old, with the sign that makes better positive."""
     metric = primary([new, old])
-    if metric is None or new.get(metric) is None or old.get(metric) is None:
-        return Pair(old, new, metric, None, speed_ratio(new, old))
-    from ulskip_cli.report.difference import from_rows
+    keys = [*([metric] if metric else []), "measured_speedup", "total_tokens_per_second"]
+    apart = None
+    if metric is not None and shared_metric([new, old], metric):
+        apart = scorer.difference(new, old, metric) if scorer else from_rows(new, old, metric)
+    return {
+        **{key: new.get(key) for key in ("strategy", "strategy_options", "target_speedup", "batch_size")},
+        "old_id": old["id"],
+        "new_id": new["id"],
+        **{f"{side}_{key}": row.get(key) for key in keys for side, row in (("old", old), ("new", new))},
+        "metric": metric,
+        "quality": apart,
+        "speedup_ratio": speed_ratio(new, old),
+    }
 
-    quality = scorer.difference(new, old, metric) if scorer else from_rows(new, old, metric)
-    return Pair(old, new, metric, quality, speed_ratio(new, old))
 
-
-def lines(comparison: Comparison) -> tuple[list[Row], list[Column]]:
-    """A line a point, and the columns of a table of them."""
-    found = []
-    for pair in comparison.pairs:
-        line = {"approach": pair.new["strategy"], "target": pair.new.get("target_speedup"), "batch": pair.new["batch_size"]}
-        for side, row in (("old", pair.old), ("new", pair.new)):
-            line |= {
-                f"{side}_quality": row.get(pair.metric) if pair.metric else None,
-                f"{side}_speedup": row.get("measured_speedup"),
-                f"{side}_tokens": row.get("total_tokens_per_second"),
-            }
-        before, now = line["old_tokens"], line["new_tokens"]
-        rate = now / before if before and now else None
-        found.append({**line, "quality": pair.quality, "speedup": pair.speedup, "rate": rate})
-    names = {METRICS[pair.metric] for pair in comparison.pairs if pair.metric}
+def comparison_section(title: str, comparison: Comparison) -> Section:
+    """Make the table of a comparison, one line per point."""
+    lines = [_line(pair) for pair in comparison.pairs]
+    names = {METRICS[pair["metric"]] for pair in comparison.pairs if pair["metric"]}
     name = names.pop() if len(names) == 1 else "quality"
     columns = [
-        Column("approach", text("approach"), "approach"),
-        Column("target", number("target", ".4g"), "target"),
-        Column("batch", text("batch"), "batch"),
+        Column("approach", text("strategy"), "strategy"),
+        Column("target", number("target_speedup", ".4g"), "target_speedup"),
+        Column("batch", text("batch_size"), "batch_size"),
         Column(f"{name}\nold", number("old_quality"), "old_quality"),
         Column("\nnew", number("new_quality"), "new_quality"),
         Column("less\nold", _figure("quality", "+.2f", 0.0), "quality"),
         Column("95%", _interval("quality", "+.2f"), "quality", leaves=3),
-        Column("speedup\nold", number("old_speedup"), "old_speedup"),
-        Column("\nnew", number("new_speedup"), "new_speedup"),
-        Column("over\nold", _figure("speedup", ".2f", 1.0), "speedup"),
-        Column("95%", _interval("speedup", ".2f"), "speedup", leaves=4),
-        Column("tok/s\nold", number("old_tokens", ".0f"), "old_tokens", leaves=2),
-        Column("\nnew", number("new_tokens", ".0f"), "new_tokens", leaves=1),
+        Column("speedup\nold", number("old_measured_speedup"), "old_measured_speedup"),
+        Column("\nnew", number("new_measured_speedup"), "new_measured_speedup"),
+        Column("over\nold", _figure("speedup_ratio", ".2f", 1.0), "speedup_ratio"),
+        Column("95%", _interval("speedup_ratio", ".2f"), "speedup_ratio", leaves=4),
+        Column("tok/s\nold", number("old_total_tokens_per_second", ".0f"), "old_total_tokens_per_second", leaves=2),
+        Column("\nnew", number("new_total_tokens_per_second", ".0f"), "new_total_tokens_per_second", leaves=1),
         Column("tok/s\nover old", number("rate"), "rate"),
     ]
-    return found, [column for column in columns if any(line.get(column.needs) is not None for line in found)]
+    columns = [column for column in columns if any(line.get(column.needs) is not None for line in lines)]
+    return Section(title, lines, columns, _note(comparison), words=1)
 
 
-def note(comparison: Comparison) -> str:
-    """What a reader of the table has to know."""
+def _line(pair: Row) -> Row:
+    scores = {f"{side}_quality": pair.get(f"{side}_{pair['metric']}") for side in ("old", "new")}
+    before, now = (pair[f"{side}_total_tokens_per_second"] for side in ("old", "new"))
+    return {**pair, **scores, "rate": now / before if before and now else None}
+
+
+def _note(comparison: Comparison) -> str:
     parts = [NOTE]
     if comparison.differs:
-        parts.append(f"the sides differ in {', '.join(map(settings.title, comparison.differs))}")
-    for count, side in ((comparison.only_old, "old"), (comparison.only_new, "new")):
-        if count:
-            parts.append(f"{count} points are in the {side} side alone")
-    return "; ".join(parts)
+        parts.append(f"the sides differ in {', '.join(map(setting_title, comparison.differs))}")
+    sides = ((comparison.only_old, "old"), (comparison.only_new, "new"))
+    return "; ".join([*parts, *(f"{count} points are in the {side} side alone" for count, side in sides if count)])
 
 
-def _figure(key: str, form: str, null: float) -> Callable[[Row], str]:
+def _figure(key: str, form: str, null: float) -> Cell:
     def show(line: Row) -> str:
         one: Difference | None = line.get(key)
         if one is None:
             return MISSING
         known = one.low is not None and one.high is not None
-        mark = "*" if known and not one.low <= null <= one.high else ""  # type: ignore[operator]
-        return f"{one.value:{form}}{mark}"
+        return f"{one.value:{form}}{'*' * (known and (one.low > null or one.high < null))}"  # type: ignore[operator]
 
     return show
 
 
-def _interval(key: str, form: str) -> Callable[[Row], str]:
+def _interval(key: str, form: str) -> Cell:
     def show(line: Row) -> str:
         one: Difference | None = line.get(key)
         return MISSING if one is None or one.low is None else f"{one.low:{form}} to {one.high:{form}}"
 
     return show
-
-
-def _ends(one: Difference | None) -> dict[str, Any] | None:
-    return None if one is None else {"value": one.value, "low": one.low, "high": one.high, "how": one.how}

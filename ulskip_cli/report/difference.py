@@ -1,59 +1,56 @@
-"""How far apart two points are, with 95% intervals: from their stored answers where they are there, else from their rows."""
+"""Differences of two points with 95% intervals: from their stored answers if there are any, else from their rows."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report import sources
-from ulskip_cli.report.gate import LOWER_IS_BETTER, Z
+from ulskip_cli.report.quality import LOWER_IS_BETTER, Z, standard_error, vs_baseline
+from ulskip_cli.report.rows import read_answers
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
-SAME = 1e-6
-LEAST_SHARED = 10  # examples that two sides with unlike data must share: a bootstrap over fewer says nothing
+SAME_SCORE = 1e-6
+MIN_SHARED = 10  # examples that two sides with unlike data must share for a bootstrap
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One point's figure less, or over, another's.
-
-    Attributes:
-        value: the difference, or the ratio.
-        low: lower end of its 95% interval; None where neither rows nor answers tell.
-        high: its upper end.
-        how: where the interval comes from, in words.
-    """
+    """The difference or the ratio of two points in one figure."""
 
     value: float
-    low: float | None
+    low: float | None  # ends of its 95% interval, if rows or answers give one
     high: float | None
-    how: str
+    how: str  # how the interval was made
 
     def verdict(self, null: float = 0.0) -> str:
-        """Whether the figure is above the value that means no difference: holds, does not hold, or a tie."""
+        """Judge that the figure is above the value that means no difference: holds, does not hold, or a tie."""
         if self.low is None or self.high is None:
             return TIE
         return HOLDS if self.low > null else FAILS if self.high < null else TIE
 
+    def text(self, form: str) -> str:
+        """The figure with its interval."""
+        if self.low is None or self.high is None:
+            return f"{self.value:{form}} ({self.how})"
+        if self.low == self.high:
+            return self.how
+        on = f" {self.how.removeprefix('paired bootstrap ')}" if "shared" in self.how else ""
+        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}}){on}"
+
 
 class Scorer:
-    """Compares the quality of points; what was read and compared once is kept."""
+    """Compares the quality of points, and keeps the answers and comparisons that it has made."""
 
     def __init__(self) -> None:
-        """One with nothing read."""
+        """Start without answers."""
         self._answers: dict[tuple[str, str], list[Row]] = {}
         self._found: dict[tuple[str, ...], Difference] = {}
 
     def difference(self, own: Row, other: Row, metric: str) -> Difference:
-        """`own` less `other`, better is positive: a paired bootstrap over their answers to the same examples.
-
-        Args:
-            own: a finished row.
-            other: a finished row.
-            metric: row key of a metric that both have.
-        """
+        """Compute `own` minus `other` (better is positive) by a paired bootstrap over their answers to the same examples."""
         key = (own["folder"], own["id"], other["folder"], other["id"], metric)
         if key not in self._found:
             self._found[key] = self._bootstrap(own, other, metric) or from_rows(own, other, metric)
@@ -63,12 +60,12 @@ class Scorer:
         sides = [{(one["source"], one["reference"]): one["hypothesis"] for one in self._read(row)} for row in (own, other)]
         shared = [example for example in sides[0] if example in sides[1]]
         most = max(map(len, sides))
-        if len(shared) < min(most, LEAST_SHARED):
+        if not shared or len(shared) < min(most, MIN_SHARED):
             return None
         on = f" to {len(shared)} shared examples" if len(shared) < most else ""
         texts, rest = ([side[example] for example in shared] for side in sides)
         if texts == rest:
-            return Difference(0.0, 0.0, 0.0, f"the same answers{on}") if shared else None
+            return Difference(0.0, 0.0, 0.0, f"the same answers{on}")
         spec = metrics.metric_of(metric)
         if spec is None or spec.is_neural:  # a report loads no model
             return None
@@ -83,25 +80,25 @@ class Scorer:
     def _read(self, row: Row) -> list[Row]:
         key = (row["folder"], row["id"])
         if key not in self._answers:
-            self._answers[key] = sources.generations(row)
+            self._answers[key] = read_answers(row)
         return self._answers[key]
 
 
 def from_rows(own: Row, other: Row, metric: str) -> Difference:
-    """From the rows' intervals against one full model, taken as independent: too wide rather than too narrow."""
-    value = own[metric] - other[metric]
-    sides = [(row.get("against_full") or {}).get(metric) for row in (own, other)]
-    errors = [(one["delta_high"] - one["delta_low"]) / (2 * Z) for one in sides if one]
-    # A full model's own row has no interval against itself, and needs none where it is that full model.
-    fulls = [one["full"] if one else row[metric] for one, row in zip(sides, (own, other), strict=True)]
-    if not errors or abs(fulls[0] - fulls[1]) > SAME:
+    """Compute `own` minus `other` from their intervals against one full model, taken as independent (see `apart`)."""
+    value = float(own[metric]) - float(other[metric])
+    errors = [error for row in (own, other) if (error := standard_error(row, metric)) is not None]
+    # A full model's own row has no interval against itself, and needs none if it is that full model.
+    sides = [(vs_baseline(row, metric), row[metric]) for row in (own, other)]
+    full, other_full = (float(compared["full"] if compared else score) for compared, score in sides)
+    if not errors or abs(full - other_full) > SAME_SCORE:
         return _better(Difference(value, None, None, "no answers to the same examples"), metric)
     half = Z * math.hypot(*errors)
     return _better(Difference(value, value - half, value + half, "from the rows' intervals"), metric)
 
 
 def _better(one: Difference, metric: str) -> Difference:
-    """The difference turned so that better is positive."""
+    """Turn a difference so that better is positive."""
     if metric not in LOWER_IS_BETTER:
         return one
     low, high = (None if end is None else -end for end in (one.high, one.low))
@@ -109,18 +106,26 @@ def _better(one: Difference, metric: str) -> Difference:
 
 
 def speed_ratio(own: Row, other: Row) -> Difference | None:
-    """One measured speedup over another, each with its bootstrap interval; None where one was not measured."""
+    """Divide one measured speedup by another, with a 95% interval from both intervals; None if one was not measured."""
     if own.get("measured_speedup") is None or other.get("measured_speedup") is None:
         return None
     value = own["measured_speedup"] / other["measured_speedup"]
-    spread = math.hypot(*(_log_error(row) for row in (own, other)))
-    return Difference(value, value * math.exp(-Z * spread), value * math.exp(Z * spread), "from the rows' intervals")
+    errors = [_log_error(row) for row in (own, other)]
+    if None in errors:
+        return Difference(value, None, None, "one pair has no interval")
+    spread = Z * math.hypot(*(error for error in errors if error is not None))
+    return Difference(value, value * math.exp(-spread), value * math.exp(spread), "from the rows' intervals")
 
 
-def _log_error(row: Row) -> float:
-    return math.log(row["measured_speedup_high"] / row["measured_speedup_low"]) / (2 * Z)
+def _log_error(row: Row) -> float | None:
+    """Compute the standard error of a speedup's logarithm, from an interval with the coverage that the row states."""
+    coverage = row.get("speedup_interval_coverage")
+    if coverage == 0:
+        return None
+    z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)  # None: a 95% bootstrap of earlier versions
+    return math.log(row["measured_speedup_high"] / row["measured_speedup_low"]) / (2 * z)
 
 
 def shared_metric(rows: Sequence[Row], metric: str | None) -> str | None:
-    """The metric, if every one of the rows has it."""
+    """Return the metric if every one of the rows has it."""
     return metric if metric and all(row.get(metric) is not None for row in rows) else None

@@ -1,13 +1,137 @@
-"""What a sweep leaves for a paper: the table-4 layout and the plot, made anew from all rows of a folder."""
+"""The paper's table 4: our rows in its layout, and its figures beside ours."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+
+import pandas as pd
 
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report import settings, table, table4
-from ulskip_cli.report.groups import grouped
-from ulskip_cli.report.plot import quality_against_speedup
-from ulskip_cli.report.status import done
+from ulskip_cli.report import tables
+from ulskip_cli.report.columns import Cell, Column, Section, layers, number, paired_tokens_per_second, text
+from ulskip_cli.report.quality import METRICS, primary, quality
+from ulskip_cli.report.rows import MISSING, Group, absent, done, grouped, ordered, with_settings
+
+BATCHES = (1, 2, 8)
+# BLEU on WMT22, mean of four directions, and tokens/s of prompt and generated ids at those batch sizes, by target and approach.
+# Table 4, arXiv:2404.06954.
+TABLE_4: dict[tuple[float, str], tuple[float, int, int | None, int | None]] = {
+    (1, "full"): (23.81, 51, 92, 303),
+    (2, "early_exit"): (17.82, 73, None, None),
+    (2, "skip_decode"): (20.70, 67, 127, 387),
+    (2, "unified"): (21.23, 90, 159, 503),
+    (5, "early_exit"): (10.02, 167, None, None),
+    (5, "skip_decode"): (11.52, 154, 285, 864),
+    (5, "unified"): (14.87, 201, 332, 1004),
+}
+SHAPES = ("bloom-7b1", "bigscience/bloom-7b1", "bigscience/bloomz-7b1", "bigscience/bloomz-7b1-mt")
+EXPERIMENT = "paper_throughput"
+BENCH_TITLE = "Beside the paper's table 4"
+BENCH_CAVEAT = (
+    "tokens/s of prompt and generated ids; x: over full, prompt included. The paper: BLOOMZ-7B answering WMT22 on one "
+    "A100-80G. Ours: other hardware, random prompts of one length, so that ratios compare and tokens/s do not. Weight bytes "
+    "of BLOOM-7B1 allow 1.75x and 3.16x in decoding; the paper's 5x is more, so time that is not reading weights was part "
+    "of its full model's steps."
+)
+CAVEAT = (
+    "the paper: BLOOMZ-7B, WMT22, mean of four directions, on one A100-80G. Other model, data and hardware than ours: scores "
+    "and tokens/s do not compare, only shares of full and x over full, and these with care: what skipping saves depends on how "
+    "much of a step reads weights. x: tokens/s of prompt and generated ids over full's at the same batch size; ours from "
+    "paired timings where there are some"
+)
+NOTE = (
+    "measured: full over strategy in decode seconds, median of timed pairs, at the smallest batch; tok/s: decoded tokens a "
+    "second in these pairs, both sides decode the same prompts to the same number of new tokens (early exit and drafts stop at "
+    "EOS), full tok/s: of full's side. Tokens/s of the answers as they ended, of unequal length, are in the long table"
+)
+
+
+def table4(rows: Sequence[Row]) -> list[Section]:
+    """Lay rows out as in table 4: one table per setting, one line per target and approach, decode tokens/s by batch size.
+
+    Rows without a target speedup (`custom` schedules) are left out.
+    """
+    groups = grouped([row for row in rows if row.get("target_speedup") is not None])
+    return [Section(group.label, lines, _columns(group, lines)) for group in groups if (lines := _lines(group))]
+
+
+def _lines(group: Group) -> list[Row]:
+    lines = []
+    for (target, approach), by_batch in _by_point(group).items():
+        first = done(by_batch.values()) or list(by_batch.values())
+        line = {**min(first, key=lambda row: row["batch_size"]), "target": f"{target:g}x", "approach": approach}
+        lines.append(line | {f"batch_{size}": row for size, row in by_batch.items()})
+    return lines
+
+
+def _by_point(group: Group) -> dict[tuple[float, str], dict[int, Row]]:
+    """Find the row of every target and approach by batch size; by target, unified last, as in the paper."""
+    found: dict[tuple[float, str], dict[int, Row]] = {}
+    for row in sorted(group.rows, key=lambda row: _order((row.get("target_speedup") or 0, row["strategy"]))):
+        if row.get("target_speedup") is not None:
+            found.setdefault((row["target_speedup"], group.approach(row)), {})[row["batch_size"]] = row
+    return found
+
+
+def _order(point: tuple[float, str]) -> tuple[float, bool, str]:
+    return point[0], point[1] == "unified", point[1]
+
+
+def _columns(group: Group, lines: Sequence[Row]) -> list[Column]:
+    metric = primary(group.rows)
+    timed = any(paired_tokens_per_second(row) is not None for row in group.rows)
+    return [
+        Column("target", text("target"), "target"),
+        Column("approach", text("approach"), "approach"),
+        Column("layers", layers, "kept_layers"),
+        *([Column(METRICS[metric], number(metric), metric)] if metric else []),
+        Column("predicted", number("predicted_speedup"), "predicted_speedup", leaves=1),
+        Column("measured", number("measured_speedup"), "measured_speedup"),
+        *([Column("full\ntok/s", _full_speed, "pairs", leaves=2)] if timed else []),
+        *(Column(f"tok/s,\nbatch {size}", _speed(size), f"batch_{size}") for size in group.batches if timed),
+    ]
+
+
+def _full_speed(line: Row) -> str:
+    speed = paired_tokens_per_second(line, "full")
+    return absent(line) if speed is None else f"{speed:.0f}"
+
+
+def _speed(size: int) -> Cell:
+    def show(line: Row) -> str:
+        row = line.get(f"batch_{size}")
+        if row is None:
+            return MISSING
+        speed = paired_tokens_per_second(row)
+        return absent(row) if speed is None else f"{speed:.0f}"
+
+    return show
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """Write the tables in Markdown, each under its heading if there are several."""
+    heads = [f"## {one.title}\n\n" if len(sections) > 1 else "" for one in sections]
+    parts = [head + tables.markdown(one) for head, one in zip(heads, sections, strict=True)]
+    return "\n\n".join([*parts, NOTE]) + "\n"
+
+
+def to_csv(sections: Sequence[Section]) -> str:
+    """Write the tables as one CSV, its cells as they are shown, with the setting in the first column."""
+    heads = dict.fromkeys(["setting", *(column.head for one in sections for column in one.columns)])
+    lines = [
+        {"setting": one.title, **{column.head: cell for column, cell in zip(one.columns, cells, strict=True)}}
+        for one in sections
+        for cells in one.cells
+    ]
+    return str(pd.DataFrame(lines, columns=list(heads), dtype=object).to_csv(index=False, lineterminator="\n"))
+
+
+def latex(sections: Sequence[Section]) -> str:
+    """Write the tables in LaTeX, the note in each caption."""
+    noted = [Section(one.title, one.lines, one.columns, f"{NOTE[0].upper()}{NOTE[1:]}.") for one in sections]
+    return "\n".join(tables.latex(one, f"table4-{i}") for i, one in enumerate(noted, start=1))
 
 
 def write_paper_report(folder: ResultsFolder) -> list[Path]:
@@ -16,13 +140,125 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
     Returns:
         The files.
     """
-    rows = settings.told(folder.rows())
-    text = f"# {table.title(rows)}\n\n{table4.markdown(table4.tables(rows))}\n{table.provenance(rows)}\n"
-    write_atomic(folder.path / "table4.md", text)
-    finished = done(rows)
+    from ulskip_cli.report.plots import save_quality
+
+    rows = with_settings(folder.rows())
+    file, finished = folder.path / "table4.md", done(rows)
+    write_atomic(file, f"# {tables.title(rows)}\n\n{markdown(table4(rows))}\n{tables.provenance(rows)}\n")
     if not finished:
-        return [folder.path / "table4.md"]
-    alike = next(group.rows for group in grouped(finished) if any(row is finished[-1] for row in group.rows))
-    smallest = min(row["batch_size"] for row in alike)
-    drawn = table.ordered([row for row in alike if row["batch_size"] == smallest])
-    return [folder.path / "table4.md", *quality_against_speedup(drawn, folder.path / "quality", table.title(drawn))]
+        return [file]
+    alike = next(group for group in grouped(finished) if any(row is finished[-1] for row in group.rows))
+    drawn = ordered([row for row in alike.rows if row["batch_size"] == alike.batches[0]])
+    return [file, *save_quality(drawn, folder.path / "quality", tables.title(drawn))]
+
+
+def published(target: float, approach: str) -> Row:
+    """Return the paper's figures of a target and approach, absolute and relative to full; empty if the paper has none."""
+    if (target, approach) not in TABLE_4:
+        return {}
+    (bleu, *speeds), (full_bleu, *full_speeds) = TABLE_4[target, approach], TABLE_4[1, "full"]
+    found: Row = {"paper": True, "paper_bleu": bleu, "paper_share": bleu / full_bleu}
+    for size, speed, full in zip(BATCHES, speeds, full_speeds, strict=True):
+        if speed is not None and full is not None:
+            found |= {f"paper_tokens{size}": speed, f"paper_x{size}": speed / full}
+    return found
+
+
+def beside_ours(title: str, group: Group, gate: float) -> Section:
+    """Put the paper's figures beside ours, one line per target and approach.
+
+    Args:
+        title: of the table.
+        group: rows of one setting.
+        gate: share of full's quality that counts as kept.
+    """
+    metric, judged, ours = primary(group.rows), quality(group, gate), _by_point(group)
+    lines = []
+    for target, approach in sorted({*TABLE_4, *ours}, key=_order):
+        by_batch = ours.get((target, approach), {})
+        line: Row = {"target": f"{target:g}x", "approach": approach, **published(target, approach)}
+        if by_batch:
+            first = by_batch[min(by_batch)]
+            own = judged.get(id(first))
+            line |= {"status": first.get("status"), "share": own.share if own else None}
+            line |= {"bleu": first.get(metric) if metric else None}
+            line |= {f"x{size}": _over_full(row, group) for size, row in by_batch.items()}
+            line |= {f"tokens{size}": row.get("total_tokens_per_second") for size, row in by_batch.items()}
+        lines.append(line)
+    columns = [
+        Column("target", text("target"), "target"),
+        Column("approach", text("approach"), "approach"),
+        Column("paper\nBLEU", _paper("paper_bleu", ".2f"), "paper_bleu"),
+        Column(f"ours\n{METRICS[metric or 'bleu']}", number("bleu"), "bleu"),
+        Column("paper\nof full", _paper("paper_share", ".0%"), "paper_share"),
+        Column("ours\nof full", number("share", ".0%"), "share"),
+    ]
+    for turn, size in enumerate(BATCHES):
+        columns += [
+            Column(f"paper\nx b{size}", _paper(f"paper_x{size}", ".2f"), f"paper_x{size}", leaves=4 if turn == 1 else 0),
+            Column(f"ours\nx b{size}", number(f"x{size}"), f"paper_x{size}", leaves=4 if turn == 1 else 0),
+            Column(f"paper\ntok/s b{size}", _paper(f"paper_tokens{size}", ".0f"), f"paper_tokens{size}", leaves=1 + turn),
+            Column(f"ours\ntok/s b{size}", number(f"tokens{size}", ".0f"), f"paper_tokens{size}", leaves=1 + turn),
+        ]
+    machines = dict.fromkeys(_machine(row) for row in done(group.rows) if row.get("environment"))
+    note = f"{CAVEAT}. Ours: {group.label}, on {'; '.join(machines) or 'hardware that the rows do not tell'}"
+    return Section(title, lines, columns, note)
+
+
+def _over_full(row: Row, group: Group) -> float | None:
+    if row["strategy"] == "full":
+        return 1.0 if row.get("total_tokens_per_second") else None
+    if row.get("end_to_end_speedup") is not None:
+        return float(row["end_to_end_speedup"])
+    fulls = [one for one in group.rows if one["strategy"] == "full" and one["batch_size"] == row["batch_size"]]
+    known = [one["total_tokens_per_second"] for one in fulls if one.get("total_tokens_per_second")]
+    return row["total_tokens_per_second"] / known[0] if known and row.get("total_tokens_per_second") else None
+
+
+def _paper(key: str, form: str) -> Cell:
+    """Show the paper's figure; N/A if its table has the line and not the cell, a dash if it has no such line."""
+    return lambda line: number(key, form)({key: line.get(key), "status": "n/a" if line.get("paper") else None})
+
+
+def _machine(row: Row) -> str:
+    facts = row["environment"]
+    return str(facts.get("accelerator") or f"{facts.get('processor')}, {facts.get('threads')} threads")
+
+
+def comparable(rows: Sequence[Row]) -> list[Row]:
+    """Select the rows of a bench that compare with the paper's: of its model's shape, or of its preset with another model."""
+    return [row for row in rows if row["model"] in SHAPES or row["experiment"] == EXPERIMENT]
+
+
+def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Section:
+    """Put the paper's speeds beside those of a benchmark, one line per target, approach and batch size.
+
+    Args:
+        title: of the table.
+        rows: of a bench.
+        labels: the engine of each row; every label gets a pair of columns.
+    """
+    names = list(dict.fromkeys(labels))
+    lines = []
+    for target, approach in TABLE_4:
+        paper = published(target, approach)
+        for batch in (size for size in BATCHES if f"paper_x{size}" in paper):
+            line = {"target": f"{target:g}x", "approach": approach, "batch": batch}
+            line |= {"paper": paper[f"paper_tokens{batch}"], "paper_x": paper[f"paper_x{batch}"]}
+            for name in names:
+                own = [row for row, label in zip(rows, labels, strict=True) if label == name and row["batch_size"] == batch]
+                line |= _ours(own, target, approach, name)
+            lines.append(line)
+    columns = [Column(key, text(key), key) for key in ("target", "approach", "batch")]
+    for key in ("paper", *names):
+        columns += [Column(f"{key}\ntok/s", number(key, ".0f"), key), Column("x", number(f"{key}_x"), f"{key}_x")]
+    return Section(title, lines, columns, BENCH_CAVEAT, words=1)
+
+
+def _ours(rows: Sequence[Row], target: float, approach: str, label: str) -> Row:
+    """Return our tokens/s and speedup of one cell; empty if it was not measured. Every row holds its full side."""
+    if approach == "full":
+        speeds = [row["full"]["total_tokens_per_second"] for row in rows]
+        return {label: median(speeds), f"{label}_x": 1.0} if speeds else {}
+    found = next((row for row in rows if (row["target_speedup"], row["strategy"]) == (target, approach)), None)
+    return {label: found["total_tokens_per_second"], f"{label}_x": found["end_to_end_speedup"]} if found else {}

@@ -1,4 +1,4 @@
-"""What a training came to, in a few lines."""
+"""The summary of a training."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from ulskip_cli.experiments.record import Row
 
 
 def training_lines(record: Row, output: Path) -> list[str]:
-    """Steps, the ends of the learning curve, and what to run next."""
+    """Return the lines of the summary: steps, losses, and the command to run next."""
     since = " since it was carried on" if record["resumed"] else ""
     lines = [
         f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples, {record['seconds']:.0f} s{since}"
@@ -23,7 +23,7 @@ def training_lines(record: Row, output: Path) -> list[str]:
 
 
 def curve_label(key: str) -> str:
-    """The name of one line of a learning curve, for people.
+    """Return the label of one line of a learning curve.
 
     Lines of schedules are keyed by target ratio. Those of exits, and every line of an older record, are keyed by depth.
 

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import not_applicable, small_sweep, sweep_row
 
-from ulskip_cli.report.gate import apart, primary, quality, winners
-from ulskip_cli.report.groups import Group, grouped
+from ulskip_cli.report.quality import apart, primary, quality, winners
+from ulskip_cli.report.rows import Group, grouped
 
 
 def judged(row, gate=0.9):
@@ -28,15 +28,15 @@ def test_a_point_passes_at_the_gates_share_and_surely_where_its_interval_does(bl
 
 
 def test_where_lower_is_better_the_share_is_turned():
-    bare = {"config": {}, "bleu": None, "chrf": None, "against_full": {}}
+    bare = {"config": {}, "bleu": None, "chrf": None, "vs_baseline": {}}
     row = sweep_row(decode_loss=2.5) | bare
     own = quality(Group("", [sweep_row("full") | bare, row]), 0.9)[id(row)]
     assert (own.metric, own.share, own.word) == ("decode_loss", 0.8, "below?")
 
 
 def test_without_a_full_model_there_is_no_judgement():
-    assert quality(Group("", [sweep_row(against_full={})]), 0.9) == {}
-    assert winners(Group("", [sweep_row(against_full={})]), 0.9) == []
+    assert quality(Group("", [sweep_row(vs_baseline={})]), 0.9) == {}
+    assert winners(Group("", [sweep_row(vs_baseline={})]), 0.9) == []
     assert winners(Group("", [sweep_row("full")]), 0.9) == []
 
 

@@ -6,14 +6,14 @@ from bench_rows import ACCOUNT, bench_row
 from rich.console import Console
 
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report import bench
+from ulskip_cli.report import benchmark
 
 ENGINES = [bench_row(target, batch, engine) for batch in (8, 1) for engine in ("transformers", "fast") for target in (3.0, 2.0)]
 
 
 def shown(rows, width):
     console = Console(width=width, record=True, file=io.StringIO())
-    for table in bench.terminal(rows, width):
+    for table in benchmark.terminal(rows, width):
         console.print(table)
     return console.export_text()
 
@@ -40,19 +40,17 @@ def test_engines_stand_side_by_side_in_order():
 
 
 def test_the_account_has_full_once_for_a_batch_and_engine():
-    (*_, account) = bench._parts([bench_row(2.0), bench_row(3.0), bench_row(2.0, 8)])
-    _, note, lines, columns = account
-    cells = [[column.show(line) for column in columns] for line in lines]
+    _, account = benchmark.sections([bench_row(2.0), bench_row(3.0), bench_row(2.0, 8)])
+    cells = account.cells
     assert [line[2] for line in cells] == ["12/12", "6/12", "4/12", "12/12", "6/12"]
     assert cells[0] == ["1", "fast", "12/12", "40", "4", "12", "4", "20%", "2%"]
-    assert "head" in note
+    assert "head" in account.note
 
 
 def test_a_point_that_skips_nothing_is_not_shown_beside_the_full_side_of_a_pair():
-    parts = bench._parts([bench_row(1.0, strategy="full", strategy_options={}), bench_row(2.0)])
-    _, _, lines, columns = parts[1]
-    assert [column.title for column in columns[:4]] == ["batch", "engine", "strategy", "layers"]
-    assert [[column.show(line) for column in columns[2:5]] for line in lines] == [
+    _, account = benchmark.sections([bench_row(1.0, strategy="full", strategy_options={}), bench_row(2.0)])
+    assert [column.title for column in account.columns[:4]] == ["batch", "engine", "strategy", "layers"]
+    assert [cells[2:5] for cells in account.cells] == [
         ["full", "12/12", "40"],
         ["unified", "6/12", "20"],
     ]
@@ -60,15 +58,19 @@ def test_a_point_that_skips_nothing_is_not_shown_beside_the_full_side_of_a_pair(
 
 def test_what_is_not_known_is_a_dash():
     row = bench_row(1.0, strategy="full")
-    row["full"] |= {"bandwidth_share": None, "account": ACCOUNT | {"layers_seconds": None, "other_seconds": None}}
-    _, (_, _, lines, columns) = bench._parts([row])
-    assert [[column.show(line) for column in columns] for line in lines] == [
-        ["1", "fast", "12/12", "20", "4", "–", "–", "–", "2%"]
-    ]
+    row["full"] |= {"bandwidth_share": None, "step_time_breakdown": ACCOUNT | {"layers_seconds": None, "other_seconds": None}}
+    _, account = benchmark.sections([row])
+    assert account.cells == [["1", "fast", "12/12", "20", "4", "–", "–", "–", "2%"]]
+
+
+def test_a_full_side_of_an_earlier_version_keeps_its_step_times():
+    row = bench_row()
+    row["full"]["account"] = row["full"].pop("step_time_breakdown")
+    assert benchmark.sections([row])[1].cells == benchmark.sections([bench_row()])[1].cells
 
 
 def test_what_varies_gets_a_column():
-    heads = [column.title for column in bench._parts([bench_row(), bench_row(3.0, timed_prompt_tokens=512)])[0][3]]
+    heads = [column.title for column in benchmark.sections([bench_row(), bench_row(3.0, timed_prompt_tokens=512)])[0].columns]
     assert heads[:3] == ["batch", "engine", "prompt\ntokens"]
 
 
@@ -76,7 +78,7 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     rows = [*ENGINES, bench_row(experiment="paper_throughput", compiled=True)]
     other = {"id": "of a run", "layer_ratio": 2.0}
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, other]))
-    files = bench.write_bench_report(ResultsFolder(tmp_path))
+    files = benchmark.write_bench_report(ResultsFolder(tmp_path))
     assert [file.name for file in files] == ["bench.md", "speedup.png", "speedup.svg"]
     text = files[0].read_text()
     assert text.startswith("# tiny · greedy")
@@ -85,4 +87,4 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     assert "torch 2, transformers 5" in text
     assert "BLOOMZ-7B" in text
     for drawn in ("fast, batch 1", "transformers, batch 8", "fast, compiled, batch 1"):
-        assert f"<!-- {drawn} -->" in files[2].read_text()
+        assert f">{drawn}</text>" in files[2].read_text()

@@ -45,7 +45,7 @@ def test_tables_and_pictures_are_written_and_shown(report, folder):
 @pytest.mark.parametrize("width", ["80", "120"])
 @pytest.mark.parametrize("layout", ["table4", "long"])
 def test_no_table_is_wider_than_the_terminal(report, folder, monkeypatch, width, layout):
-    monkeypatch.setattr("ulskip_cli.report.command.NO_TERMINAL", int(width))
+    monkeypatch.setattr("ulskip_cli.report.build.NO_TERMINAL", int(width))
     _, out, _ = report(folder, "--layout", layout, "--compare", "paper", "--no-plots")
     lines = [line for line in out.splitlines() if not line.startswith("written to")]
     assert max(map(len, lines)) <= int(width)
@@ -121,11 +121,18 @@ def test_folders_without_a_common_point_are_not_compared(report, tmp_path):
     assert "hold other points" in err
 
 
-def test_torch_and_pandas_stay_out(folder):
+def test_torch_stays_out(folder):
     script = (
         "import sys; from ulskip_cli.cli.app import invoke;"
         f"code = invoke(['report', {str(folder)!r}, '--html', '--compare', {str(folder)!r}]);"
-        "sys.exit(code or [name for name in ('torch', 'transformers', 'pandas') if name in sys.modules] or 0)"
+        "sys.exit(code or [name for name in ('torch', 'transformers') if name in sys.modules] or 0)"
     )
     run = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "ratio=2"]])
+def test_commands_without_tables_do_not_load_pandas(arguments):
+    code = f"import sys; from ulskip_cli.cli.app import invoke; invoke({arguments!r}); sys.exit('pandas' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

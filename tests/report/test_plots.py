@@ -1,0 +1,115 @@
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_rows import not_applicable, small_sweep, sweep_row
+
+from ulskip_cli.core import files
+from ulskip_cli.core.errors import StorageError
+from ulskip_cli.report.plots import last_stage, learning_curve, pareto_front, save_plots, save_predictions, save_quality
+from ulskip_cli.report.rows import grouped
+
+
+@pytest.fixture
+def draw(tmp_path):
+    """The SVG of every plot of some rows, by name."""
+
+    def save(rows):
+        return {plot.files[0].stem: plot.files[1].read_text("utf-8") for plot in save_plots(grouped(rows), 0.9, tmp_path)}
+
+    return save
+
+
+def test_a_sweep_has_its_plots(draw, tmp_path):
+    found = draw([*small_sweep(), not_applicable()])
+    assert list(found) == ["quality", "targets", "throughput", "layers"]
+    assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in found)
+    for text in ("unified", "Pareto front", "measured decode speedup, batch 1", "gate: 90% of full", "BLEU", "2x"):
+        assert f">{text}</text>" in found["quality"]
+    for text in ("predicted", "as asked", "batch 8", "top_skip"):
+        assert f">{text}</text>" in found["targets"]
+    assert ">unified 3x</text>" in found["layers"]
+
+
+def test_a_plot_can_stand_within_a_page_and_is_the_same_every_time(tmp_path):
+    first, again = (save_plots(grouped(small_sweep()), 0.9, tmp_path / name)[0] for name in "ab")
+    kind, _, content = first.data_uri.partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    assert base64.b64decode(content) == first.files[1].read_bytes() == again.files[1].read_bytes()
+
+
+def test_exit_depths_are_drawn_where_there_are_some(draw):
+    row = sweep_row("early_exit", exit_depths={"2": 30, "4": 60, "6": 10})
+    text = draw([sweep_row("full"), row])["exits"]
+    assert "mean 3.6" in text
+    assert "early_exit 2x, batch 1" in text
+
+
+def test_stages_are_drawn_with_the_layers_that_leave(draw):
+    row = sweep_row("skip_decode", later_stages=[{"first_step": 4, "kept_layers": [0, 5]}])
+    assert last_stage(row) == {0, 5}
+    assert "layers" in draw([row])
+
+
+def test_rows_without_anything_to_draw_draw_nothing(draw, tmp_path):
+    bare = sweep_row(bleu=None, chrf=None, decode_loss=None, measured_speedup=None, kept_layers=[])
+    assert draw([not_applicable()]) == draw([bare]) == draw([]) == {}
+    assert save_quality([sweep_row(bleu=None, chrf=None)], tmp_path / "quality") == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_path):
+    rows = [sweep_row("full"), sweep_row(), sweep_row(target=3.0), sweep_row("custom", target_speedup=None)]
+    png, svg = save_quality(rows, tmp_path / "plots" / "quality", "a title")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    for text in ("unified", "custom", "measured decode speedup, batch 1", "a title", "3 layers"):
+        assert f">{text}</text>" in svg.read_text("utf-8")
+    unmeasured = {"measured_speedup": None, "measured_speedup_low": None, "measured_speedup_high": None}
+    _, svg = save_quality([sweep_row("full"), sweep_row() | unmeasured], tmp_path / "predicted")
+    assert ">predicted decode speedup, batch 1</text>" in svg.read_text("utf-8")
+
+
+def test_a_learning_curve_has_a_line_a_depth(tmp_path):
+    curve = [{"step": step, "validation_loss": {"12": 3.0 / step, "6": 3.5 / step}} for step in (1, 2, 3)]
+    _, svg = learning_curve({"learning_curve": curve}, tmp_path / "curve")
+    assert ">12 layers</text>" in svg.read_text("utf-8") and ">6 layers</text>" in svg.read_text("utf-8")
+    assert learning_curve({"learning_curve": curve[:1]}, tmp_path / "none") == []
+
+
+def test_the_clock_is_drawn_against_the_cost_model(tmp_path):
+    rows = [sweep_row(target=target, batch=batch) for target in (2.0, 3.0) for batch in (1, 8)]
+    rows.append(sweep_row(batch=2, predicted_speedup=None))
+    labels = ["fast", "transformers", "fast", "fast", "fast"]
+    png, svg = save_predictions(rows, tmp_path / "speedup", labels, "a title")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    drawn = svg.read_text("utf-8")
+    for text in ("fast, batch 1", "transformers, batch 8", "fast, batch 8", "measured decode speedup", "a title"):
+        assert f">{text}</text>" in drawn
+    assert "batch 2" not in drawn
+    assert save_predictions(rows[-1:], tmp_path / "none", ["fast"]) == []
+
+
+def test_a_plot_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(StorageError):
+        save_quality(small_sweep(), tmp_path / "quality")
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 5), st.floats(0, 50)), min_size=1, max_size=20))
+def test_the_front_is_what_nothing_beats(points):
+    front = pareto_front(points)
+    assert set(front) <= set(points)
+    assert front == sorted(front)
+    for speed, value in points:
+        assert any(fast >= speed and good >= value for fast, good in front)
+    for one in front:
+        assert not any(fast >= one[0] and good >= one[1] and (fast, good) != one for fast, good in points)
+
+
+def test_of_a_loss_the_lowest_is_the_best():
+    assert pareto_front([(1.0, 2.0), (2.0, 3.0), (1.5, 4.0)], lower_is_better=True) == [(1.0, 2.0), (2.0, 3.0)]

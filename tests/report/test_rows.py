@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import pytest
+from report_rows import not_applicable, small_sweep, sweep_row, write_folder
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.record import FAILED, RunIdentity, RunRecord
+from ulskip_cli.report.columns import AXES, starred, varying
+from ulskip_cli.report.rows import (
+    absent,
+    done,
+    find_folders,
+    grouped,
+    read_answers,
+    read_rows,
+    reasons,
+    setting_keys,
+    status,
+    with_settings,
+)
+
+
+def test_folders_are_found_by_their_rows(tmp_path):
+    one, two = (write_folder(tmp_path / name, small_sweep()) for name in ("one", "two"))
+    assert find_folders([], tmp_path) == [one, two]
+    assert find_folders([tmp_path], tmp_path) == [one, two]
+    assert find_folders([two / "runs.jsonl", two], tmp_path) == [two]
+
+
+def test_what_has_no_rows_is_refused_with_what_has(tmp_path):
+    write_folder(tmp_path / "one", small_sweep())
+    with pytest.raises(UsageError, match=rf"got 'nowhere'; known: {tmp_path / 'one'}"):
+        find_folders([Path("nowhere")], tmp_path)
+    with pytest.raises(UsageError, match="ulskip sweep"):
+        find_folders([], tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "runs.jsonl").write_text("{broken\n")
+    with pytest.raises(UsageError, match="at least one row"):
+        read_rows([tmp_path / "empty"])
+
+
+def test_rows_know_their_folder_and_answers_are_read_on_demand(tmp_path):
+    path = write_folder(tmp_path / "one", small_sweep(), {"unified-2-1": ["a", "b"]})
+    rows = read_rows([path])
+    assert {row["folder"] for row in rows} == {str(path)}
+    by_id = {row["id"]: row for row in rows}
+    assert [one["hypothesis"] for one in read_answers(by_id["unified-2-1"])] == ["a", "b"]
+    assert read_answers(by_id["full-1-1"]) == []
+
+
+def test_lines_that_are_no_rows_are_left_out_with_a_word(tmp_path, capsys):
+    write_folder(tmp_path / "x", small_sweep())
+    with (tmp_path / "x" / "runs.jsonl").open("a") as stream:
+        stream.write('{"id": "alone"}\nrubbish\n')
+    assert len(read_rows([tmp_path / "x"])) == len(small_sweep())
+    assert "2 lines of" in capsys.readouterr().err
+
+
+def test_a_sweep_that_was_stopped_before_its_first_point_is_told(tmp_path):
+    (tmp_path / "x" / "generations").mkdir(parents=True)
+    with pytest.raises(UsageError, match="is finished yet"):
+        find_folders([tmp_path / "x"], tmp_path)
+
+
+def test_rows_without_a_status_are_done():
+    assert status(sweep_row()) == "done"
+    assert done([sweep_row(), not_applicable(), not_applicable(status="failed")]) == [sweep_row()]
+
+
+def test_an_empty_cell_says_why():
+    assert [absent(row) for row in (sweep_row(), not_applicable(), not_applicable(status="failed"))] == ["–", "N/A", "failed"]
+
+
+def test_a_reason_is_told_once_and_many_are_cut():
+    rows = [not_applicable(batch=2), not_applicable(batch=8)]
+    assert reasons(rows) == ["N/A (early_exit): early_exit decodes one sequence at a time"]
+    many = [not_applicable(status="failed") | {"reason": f"reason {i}"} for i in range(7)]
+    assert reasons(many)[-1] == "and 2 more reasons"
+
+
+def test_rows_that_differ_in_strategy_target_and_batch_alone_are_one_group():
+    rows = small_sweep()
+    (group,) = grouped(rows)
+    assert group.label == "m · wmt · de-en · greedy"
+    assert group.rows == rows
+    assert group.batches == [1, 8]
+
+
+def test_settings_that_vary_make_groups_and_are_named():
+    groups = grouped([sweep_row(), sweep_row(seed=2), sweep_row(seed=2, batch=8)])
+    assert [group.label for group in groups] == ["m · wmt · de-en · greedy · seed 1", "m · wmt · de-en · greedy · seed 2"]
+    assert [len(group.rows) for group in groups] == [1, 2]
+
+
+def test_a_row_that_does_not_know_a_setting_joins_the_first_that_agrees():
+    older = {key: value for key, value in sweep_row("top_skip").items() if key != "prompt_layers"}
+    groups = grouped([older, sweep_row(), sweep_row(prompt_layers="kept"), not_applicable()])
+    assert [[row["strategy"] for row in group.rows] for group in groups] == [["top_skip", "unified", "early_exit"], ["unified"]]
+
+
+def test_options_are_named_where_a_strategy_has_several_sets():
+    rows = [sweep_row(strategy_options={"spacing": "even"}), sweep_row(strategy_options={"spacing": "reference"})]
+    assert [grouped(rows)[0].approach(row) for row in rows] == ["unified even", "unified reference"]
+    assert grouped(rows[:1])[0].approach(rows[0]) == "unified"
+
+
+def configured(strategy="unified", **more):
+    made = sweep_row(strategy)
+    for part, values in more.pop("config", {}).items():
+        made = {**made, "config": {**made["config"], part: {**made["config"].get(part, {}), **values}}}
+    return {**made, **more}
+
+
+def test_what_configurations_differ_in_becomes_a_key():
+    short, long = (configured(config={"decoding": {"name": "greedy", "max_new_tokens": n}}) for n in (4, 24))
+    told = with_settings([short, long, short])
+    assert [one["decoding.max_new_tokens"] for one in told] == [4, 24, 4]
+    assert setting_keys(told) == ["decoding.max_new_tokens"]
+    assert with_settings([short, short]) == [short, short]
+
+
+def test_paths_and_what_rows_say_themselves_are_no_settings():
+    one, other = (configured(config={"task": {"name": "wmt", "file": file}}) for file in ("a", "b"))
+    assert setting_keys(with_settings([one, other])) == []
+
+
+def test_another_choice_in_a_group_is_no_difference_in_its_keys():
+    one = configured(config={"decoding": {"name": "greedy", "max_new_tokens": 4}})
+    other = configured(config={"decoding": {"name": "beam", "max_new_tokens": 24}})
+    assert setting_keys(with_settings([one, other])) == []
+
+
+def test_calibration_concerns_those_that_were_calibrated():
+    few, many = (configured(calibration={"id": "c"}, config={"calibration": {"examples": n}}) for n in (8, 64))
+    told = with_settings([few, many, configured("full", config={"calibration": {"examples": 8}})])
+    assert [one.get("calibration.examples") for one in told] == [8, 64, None]
+
+
+def test_a_failed_row_with_empty_settings_joins_the_group_of_its_sweep():
+    identity = RunIdentity(
+        "x", model="m", task="wmt", pair="de-en", strategy="unified", decoding="greedy", batch_size=1, seed=1
+    )
+    failed = {**RunRecord(identity, FAILED, reason="out of memory").to_row(), "folder": "results/x"}
+    assert failed["chat"] is None
+    rows = [row | {"chat": False, "draft_tokens": 0} for row in small_sweep()]
+    (group,) = grouped([*rows, failed])
+    assert group.rows[-1] is failed
+    assert not {"chat", "draft_tokens", "dataset"} & set(varying([*rows, failed], AXES))
+
+
+def test_a_row_without_its_number_of_examples_keeps_its_stars():
+    assert starred(sweep_row(num_examples=None), "bleu")
+    assert not starred(sweep_row(num_examples=9), "bleu")

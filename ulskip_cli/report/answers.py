@@ -1,0 +1,160 @@
+"""Stored answers for the page: examples, the answer of every run to them, and the words in which two answers differ."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.report.plot_style import strategy_colour
+from ulskip_cli.report.rows import Group, read_answers
+
+MAX_EXAMPLES = 200  # of a data set
+MAX_RUNS = 48  # of a data set
+MAX_PICKED = 12  # runs that are shown at first
+DATA_SET = ("task", "dataset", "pair")
+# A Chinese or Japanese character, a word, or a sign.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The stored answers that a page shows.
+
+    Attributes:
+        sets: for every data set its examples and runs; they name texts by position.
+        texts: every text once.
+        changes: by "base,text", for texts that differ: percent of equal words, then as `compare_texts` returns them.
+        note: one sentence on how much of what is stored is there.
+    """
+
+    sets: list[dict[str, Any]]
+    texts: list[str]
+    changes: dict[str, list[int]]
+    note: str
+
+
+def collect(groups: Sequence[Group], rows: Sequence[Row], most: int = MAX_EXAMPLES) -> Answers:
+    """Read the stored answers of rows.
+
+    Args:
+        groups: the rows by setting.
+        rows: with their folder; runs name them by position.
+        most: examples of a data set to keep, the first ones; 0 reads none.
+    """
+    if most == 0:
+        return Answers([], [], {}, "No answers were asked for (--examples 0).")
+    labels = {id(row): _label(group, row) for group in groups for row in group.rows}
+    folders = {str(row["folder"]) for row in rows}
+    saved = {
+        folder: {file.stem for file in (ResultsFolder(Path(folder)).path / "generations").glob("*.jsonl")} for folder in folders
+    }
+    stored: dict[tuple[str, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        if row["id"] in saved[str(row["folder"])]:
+            stored.setdefault(tuple(str(row.get(key)) for key in DATA_SET), []).append(i)
+    texts: dict[str, int] = {}
+    sets = []
+    for key, members in stored.items():
+        name = " · ".join(part for part in key if part != "None")
+        sets.append({"label": name, **_data_set({i: rows[i] for i in members}, labels, texts, most)})
+    note = _note(sets, [len(members) for members in stored.values()])
+    sets = [one for one in sets if one["runs"]]
+    return Answers(sets, list(texts), _changes(sets, list(texts)), note)
+
+
+def _label(group: Group, row: Row) -> str:
+    target = row.get("target_speedup")
+    return f"{group.approach(row)} {target:g}x" if target and row["strategy"] != "full" else group.approach(row)
+
+
+def _note(sets: Sequence[dict[str, Any]], stored: Sequence[int]) -> str:
+    if not stored:
+        return "No answers are stored beside these rows: their folders have no generations/."
+    parts = []
+    for one, count in zip(sets, stored, strict=True):
+        cut = f" of {one['stored']}" if one["stored"] > len(one["examples"]) else ""
+        runs = f"{len(one['runs'])} of {count} points" if count > len(one["runs"]) else f"{count} points"
+        parts.append(f"{one['label']}: {len(one['examples'])}{cut} examples, answers of {runs}")
+    return "; ".join(parts) + "."
+
+
+def _data_set(rows: dict[int, Row], labels: dict[int, str], texts: dict[str, int], most: int) -> dict[str, Any]:
+    """Return the examples and runs of one data set; runs over other examples are left out."""
+
+    def position(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
+    examples: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    stored = 0
+    for i in sorted(sorted(rows, key=lambda i: (rows[i]["batch_size"], i))[:MAX_RUNS]):
+        answers = read_answers(rows[i])
+        shown = answers[:most]
+        if not examples:
+            stored = len(answers)
+            named = [(str(one.get("id", "")), position(one["source"]), position(one["reference"])) for one in shown]
+            examples = [{"id": name, "source": source, "reference": reference} for name, source, reference in named]
+        if not answers or [position(one["source"]) for one in shown] != [one["source"] for one in examples]:
+            continue
+        outputs = [position(one["hypothesis"]) for one in shown]
+        flags = {i: one["flags"] for i, one in enumerate(shown) if one.get("flags")}
+        runs.append({"row": i, "colour": strategy_colour(rows[i]["strategy"]), "outputs": outputs, "flags": flags})
+    names = [labels[id(rows[run["row"]])] for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        run["label"] = f"{name} · batch {rows[run['row']]['batch_size']}" if names.count(name) > 1 else name
+        run["baseline"] = _baseline(rows[run["row"]], [rows[other["row"]] for other in runs])
+    first: dict[str, int] = {}  # of every label the run with the smallest batch
+    for i in sorted(range(len(runs)), key=lambda i: rows[runs[i]["row"]]["batch_size"]):
+        first.setdefault(names[i], i)
+    return {"examples": examples, "runs": runs, "picked": sorted(first.values())[:MAX_PICKED], "stored": stored}
+
+
+def _baseline(row: Row, others: Sequence[Row]) -> int | None:
+    """Return the position of the full model that a row is compared with, or of any of the same model."""
+    wanted = row.get("baseline_id") or (row["id"] if row["strategy"] == "full" else None)
+    fulls = [i for i, one in enumerate(others) if one["strategy"] == "full" and one.get("model") == row.get("model")]
+    return next((i for i in fulls if others[i]["id"] == wanted), next(iter(fulls), None))
+
+
+def _changes(sets: Sequence[dict[str, Any]], texts: Sequence[str]) -> dict[str, list[int]]:
+    """Compare every answer with its reference and with the full model's answer."""
+    found: dict[str, list[int]] = {}
+    for one in sets:
+        references = [example["reference"] for example in one["examples"]]
+        for run in one["runs"]:
+            fulls = references if run["baseline"] is None else one["runs"][run["baseline"]]["outputs"]
+            for base, text in [*zip(references, run["outputs"], strict=True), *zip(fulls, run["outputs"], strict=True)]:
+                if base != text and f"{base},{text}" not in found:
+                    found[f"{base},{text}"] = compare_texts(texts[base], texts[text])
+    return found
+
+
+def compare_texts(base: str, text: str) -> list[int]:
+    """Return the percent of equal words, then lengths in characters, repeated: equal, only in `base`, only in `text`.
+
+    >>> compare_texts("a b c", "a c")
+    [80, 1, 3, 1, 1, 0, 0]
+    """
+    ours, theirs = (list(WORD.finditer(whole)) for whole in (base, text))
+    matcher = SequenceMatcher(None, [word[0] for word in ours], [word[0] for word in theirs], autojunk=False)
+    blocks = matcher.get_matching_blocks()
+    lengths: list[int] = []
+    i = j = equal = 0  # where both texts are, and the number of equal characters since the last difference
+    for block in blocks:
+        for k in range(block.size):
+            (start, end), (other, other_end) = ours[block.a + k].span(), theirs[block.b + k].span()
+            if k == 0 or start - i != other - j:  # a difference ends here, if only of spaces
+                if start > i or other > j:
+                    lengths += [equal, start - i, other - j]
+                    equal = 0
+                equal += end - start
+            else:
+                equal += end - i
+            i, j = end, other_end
+    lengths += [equal, len(base) - i, len(text) - j]
+    total = len(ours) + len(theirs)
+    return [round(200 * sum(block.size for block in blocks) / total) if total else 100, *lengths]

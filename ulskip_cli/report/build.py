@@ -1,0 +1,233 @@
+"""`ulskip report`: read rows, group and judge them, write tables, plots and a page. No model is loaded."""
+
+import gc
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.report import answers, claims, compare, paper, screen, tables
+from ulskip_cli.report.columns import Section
+from ulskip_cli.report.difference import Scorer
+from ulskip_cli.report.html_page import Page
+from ulskip_cli.report.plots import save_plots
+from ulskip_cli.report.quality import GATE, Winner, winners
+from ulskip_cli.report.rows import Group, done, find_folders, grouped, ordered, read_rows, with_settings
+
+FOLDER = "report"
+NO_TERMINAL = 100  # columns of output into a file or a pipe
+FORMATS = ("terminal", "markdown", "csv", "latex")
+LAYOUTS = ("table4", "long")
+PAPER = "paper"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `ulskip report`."""
+
+    folders: Sequence[Path] = ()  # of results; empty: all under `results_dir`
+    against: str | None = None  # `paper`, or a folder of results to compare with
+    form: str = "terminal"  # any other of FORMATS is printed and nothing written
+    layout: str | None = None  # of LAYOUTS, for the printed table; None: table 4
+    output: Path | None = None  # where files go; None: `report/` within the folder
+    page: bool = False
+    plots: bool = True
+    gate: float = GATE
+    tolerance: float = claims.TOLERANCE
+    most: int = answers.MAX_EXAMPLES  # examples on the page
+    as_json: bool = False
+    results_dir: Path = Path("results")
+
+    def check(self) -> None:
+        """Refuse unknown names and numbers out of their range.
+
+        Raises:
+            UsageError: naming the option.
+        """
+        require_choice("format", self.form, FORMATS)
+        if self.layout is not None:
+            require_choice("layout", self.layout, LAYOUTS)
+        if not 0 < self.gate <= 1:
+            raise UsageError(
+                f"expected --gate to be a share above 0, at most 1, got {self.gate:g}; 0.9 keeps 90% of full's score"
+            )
+        if not 0 < self.tolerance < 1:
+            raise UsageError(f"expected --tolerance to be a share between 0 and 1, got {self.tolerance:g}")
+        if self.most < 0:
+            raise UsageError(f"expected --examples to be 0 or more, got {self.most}")
+
+
+@dataclass
+class Report:
+    """The rows of a report with their groups, winners and comparison."""
+
+    options: Options
+    paths: list[Path]
+    rows: list[Row]
+    groups: list[Group]
+    winners: dict[str, list[Winner]]
+    sections: list[Section] = field(default_factory=list)
+    comparison: compare.Comparison | None = None
+    verdicts: list[claims.ClaimVerdict] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, options: Options) -> "Report":
+        """Read rows and compare them as the options ask.
+
+        Raises:
+            UsageError: there are no rows, or an option is wrong.
+        """
+        options.check()
+        paths = find_folders(options.folders, options.results_dir)
+        rows = ordered(read_rows(paths))
+        groups = grouped(rows)
+        found = {group.label: winners(group, options.gate) for group in groups}
+        made = cls(options, paths, rows, groups, {label: own for label, own in found.items() if own})
+        if options.against == PAPER:
+            made._beside_paper()
+        elif options.against:
+            made._against(Path(options.against))
+        return made
+
+    @cached_property
+    def table4(self) -> list[Section]:
+        """The rows in the layout of the paper's table 4."""
+        return paper.table4(self.rows)
+
+    @cached_property
+    def long(self) -> Section:
+        """The long table, one line per row."""
+        return tables.long_section(self.rows)
+
+    def _beside_paper(self) -> None:
+        for group in self.groups:
+            if any(row.get("total_tokens_per_second") for row in done(group.rows)):
+                title = "Beside the paper" + (f": {group.label}" if len(self.groups) > 1 else "")
+                self.sections.append(paper.beside_ours(title, group, self.options.gate))
+
+    def _against(self, path: Path) -> None:
+        old = read_rows(find_folders([path], self.options.results_dir))
+        both = with_settings([*self.rows, *old])  # settings in which the sides differ show in both together alone
+        new, old = both[: len(self.rows)], both[len(self.rows) :]
+        scorer = Scorer()
+        self.comparison = compare.compare(new, old, scorer)
+        if not self.comparison.pairs:
+            names = ", ".join(f"'{own}'" for own in self.paths[:3]) + (" and others" if len(self.paths) > 3 else "")
+            raise UsageError(f"expected points that both sides have, got none; '{path}' and {names} hold other points")
+        self.verdicts = claims.Judge(self.options.gate, scorer, self.options.tolerance).judge(new, old)
+        if self.verdicts:
+            self.sections.append(claims.claims_section("Claims", self.verdicts))
+        self.sections.append(compare.comparison_section(f"Against {path}", self.comparison))
+
+    def as_dict(self, written: Sequence[Path]) -> dict[str, Any]:
+        """The report as plain values."""
+        found: dict[str, Any] = {
+            "folders": list(map(str, self.paths)),
+            "rows": len(self.rows),
+            "done": len(done(self.rows)),
+            "gate": self.options.gate,
+            "winners": {label: [one.as_dict() for one in own] for label, own in self.winners.items()},
+        }
+        if self.options.against == PAPER:
+            found["paper"] = [section.lines for section in self.sections]
+        if self.comparison:
+            found["comparison"] = self.comparison.as_dicts()
+            found["claims"] = [asdict(claim) for claim in self.verdicts]
+        return {**found, "files": list(map(str, written))}
+
+    def text(self, form: str, layout: str) -> str:
+        """Write one table in one format, with all its lines."""
+        if layout == "table4":
+            return {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}[form](self.table4)
+        if form == "csv":
+            return tables.to_csv(self.rows)
+        if form == "latex":
+            return tables.latex(replace(self.long, title=self.long.title or "All points", note=""), "long")
+        notes = (self.long.note, tables.provenance(self.rows))
+        return "\n\n".join([f"# {self.long.title}", tables.markdown(self.long), *notes]) + "\n"
+
+    def markdown(self) -> str:
+        """Write report.md."""
+        title = f"# {self.long.title}".rstrip()
+        parts = [title, "## In the layout of the paper's table 4", paper.markdown(self.table4).strip()]
+        for label, own in self.winners.items():
+            parts.append(f"## Winners{f', {label}' if len(self.winners) > 1 else ''}")
+            lines = [f"Among points that keep {self.options.gate:.0%} of full's quality:", "", *map(_winner_line, own)]
+            parts.append("\n".join(lines))
+        for section in self.sections:
+            parts += [f"## {section.title}", tables.markdown(section), section.note]
+        parts += ["## All points", tables.markdown(self.long), self.long.note, tables.provenance(self.rows)]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _winner_line(one: Winner) -> str:
+    figures = "; ".join(f"{name} {figure}" for name, figure in zip(one.names, one.figures, strict=True))
+    note = f" ({one.note})" if one.note and figures else one.note
+    return f"- {one.title}: {'a tie of ' if one.tie else ''}{figures}{note}"
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Turn garbage collection off: a report creates many objects and frees few, and collecting takes a sixth of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_no_garbage_collection()
+def run(options: Options) -> None:
+    """Make a report and show it."""
+    made = Report.of(options)
+    if options.form != "terminal" and not options.as_json:
+        print(made.text(options.form, options.layout or "table4"), end="")
+        return
+    written = write(made)
+    if options.as_json:
+        print(json.dumps(made.as_dict(written), ensure_ascii=False))
+        return
+    screen.show(made, Console(width=None if sys.stdout.isatty() else NO_TERMINAL), written)
+
+
+def write(made: Report) -> list[Path]:
+    """Write all files of a report.
+
+    Returns:
+        The files.
+    """
+    options = made.options
+    folder = options.output or (made.paths[0] if len(made.paths) == 1 else made.paths[0].parent) / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot write the report to {folder} ({reason}); --output=FOLDER puts it elsewhere") from None
+    texts = {
+        "report.md": made.markdown(),
+        "long.csv": made.text("csv", "long"),
+        "long.tex": f"{tables.LATEX_HEADER}\n{made.text('latex', 'long')}",
+        "table4.csv": made.text("csv", "table4"),
+        "table4.tex": f"{tables.LATEX_HEADER}\n{made.text('latex', 'table4')}",
+    }
+    for name, text in texts.items():
+        write_atomic(folder / name, text)
+    plots = save_plots(made.groups, options.gate, folder) if options.plots else []
+    written = [*(folder / name for name in texts), *(file for plot in plots for file in plot.files)]
+    if options.page:
+        stored = answers.collect(made.groups, made.rows, options.most)
+        page = Page(made.groups, made.rows, options.gate, made.winners, plots, stored, made.sections)
+        write_atomic(folder / "report.html", page.html())
+        written.append(folder / "report.html")
+    return written

@@ -1,0 +1,202 @@
+"""The report as one HTML file that needs no network: winners, points, plots and answers side by side."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ulskip_cli.experiments.record import Row, is_done
+from ulskip_cli.report import tables
+from ulskip_cli.report.answers import Answers
+from ulskip_cli.report.columns import Section, axes_of, starred, varying
+from ulskip_cli.report.plot_style import SavedPlot, strategy_colour
+from ulskip_cli.report.plots import last_stage
+from ulskip_cli.report.quality import Quality, Winner, quality
+from ulskip_cli.report.rows import Group, absent, reasons, setting_title
+from ulskip_cli.tasks.metrics import metric_keys, row_key
+
+
+@dataclass(frozen=True)
+class Page:
+    """The content of a page.
+
+    Attributes:
+        groups: rows by setting.
+        rows: in the order that the table has at first.
+        gate: share of the full model's quality.
+        winners: by the label of a setting.
+        plots: saved plots to embed.
+        answers: stored answers.
+        sections: further tables.
+    """
+
+    groups: Sequence[Group]
+    rows: Sequence[Row]
+    gate: float
+    winners: Mapping[str, Sequence[Winner]]
+    plots: Sequence[SavedPlot]
+    answers: Answers
+    sections: Sequence[Section] = field(default_factory=list)
+
+    def html(self) -> str:
+        """Render the whole file."""
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        environment = Environment(
+            loader=PackageLoader("ulskip_cli", "assets/report"), autoescape=True, undefined=StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+        notes = [tables.STARS, tables.MEASURED, "of full: share of the full model's primary metric", *reasons(self.rows)]
+        columns, rows = points(self.groups, self.rows, self.gate)
+        return environment.get_template("page.html").render(
+            page=self,
+            zip=zip,
+            colour_of=strategy_colour,
+            heading=tables.title(self.rows) or "Skipped layers",
+            folders=sorted({str(row["folder"]) for row in self.rows}),
+            finished=max((str(row["finished_at"]) for row in self.rows if row.get("finished_at")), default=""),
+            columns=columns,
+            rows=rows,
+            readable={run["row"] for one in self.answers.sets for run in one["runs"]},
+            note="; ".join(notes),
+            provenance=[line for line in tables.provenance(self.rows).split("  \n") if line],
+        )
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column of the table of points.
+
+    Attributes:
+        key: its name in the page's address.
+        title: its head.
+        kind: how the template draws a cell: text, number, interval, score, share, gate or layers.
+        value: of a row: a number, a text, or a tuple that is sorted by its first item; None without a value.
+        tip: explanation of the head.
+        form: format of its numbers.
+        facet: whether the page offers its values as a filter.
+    """
+
+    key: str
+    title: str
+    kind: str
+    value: Callable[[Row], Any]
+    tip: str = ""
+    form: str = ".2f"
+    facet: bool = False
+
+    def order(self, value: Any) -> str:
+        """Return the text that a cell is sorted and filtered by."""
+        first = value[0] if isinstance(value, tuple) else value
+        return "" if first is None else f"{first:.10g}" if isinstance(first, (int, float)) else str(first)
+
+    def show(self, value: float) -> str:
+        """Format a number for the page."""
+        return format(value, self.form) if math.isfinite(value) else "–"
+
+
+def points(groups: Sequence[Group], rows: Sequence[Row], gate: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the columns of the table of points, each with the values to filter by, and its rows."""
+    judged: dict[int, Quality] = {}
+    labels: dict[int, str] = {}
+    for group in groups:
+        judged |= quality(group, gate)
+        labels |= {id(row): group.approach(row) for row in group.rows}
+    fields = _fields(rows, judged)
+    lines = [[one.value(row) for one in fields] for row in rows]
+    shown = [i for i, one in enumerate(fields) if one.key in ("strategy", "target_speedup", "batch_size")
+             or any(line[i] is not None for line in lines)]  # fmt: skip
+    columns = []
+    for i in shown:
+        values = {line[i] for line in lines} - {None} if fields[i].facet else set()
+        columns.append({"field": fields[i], "values": [fields[i].order(one) for one in sorted(values)]})
+    drawn = []
+    for row, line in zip(rows, lines, strict=True):
+        passes = row["strategy"] == "full" or (id(row) in judged and judged[id(row)].word.startswith("passes"))
+        missing = None if is_done(row) else absent(row)
+        look = {"label": labels.get(id(row), row["strategy"]), "colour": strategy_colour(row["strategy"])}
+        drawn.append({**look, "passes": passes, "missing": missing, "values": [line[i] for i in shown]})
+    return columns, drawn
+
+
+def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
+    def get(key: str) -> Callable[[Row], Any]:
+        return lambda row: row.get(key)
+
+    def share(row: Row) -> tuple[Any, ...] | None:
+        own = judged.get(id(row))
+        return (own.share, own.low, own.high, own.share >= own.gate) if own else None
+
+    def gated(row: Row) -> str | None:
+        return judged[id(row)].word if id(row) in judged and row["strategy"] != "full" else None
+
+    def number(key: str, title: str, tip: str, form: str = ".2f") -> Field:
+        return Field(key, title, "number", get(key), tip, form)
+
+    axes = [key for key in varying(rows, ["folder", *axes_of(rows)]) if key not in ("batch_size", "strategy_options")]
+    return [
+        Field("strategy", "strategy", "text", get("strategy"), facet=True),
+        Field("target_speedup", "target", "number", get("target_speedup"), "the speedup asked for", ".10g", facet=True),
+        Field("batch_size", "batch", "number", get("batch_size"), "sequences decoded at once", ".10g", facet=True),
+        *(_axis(rows, key) for key in axes),
+        Field("layers", "kept layers", "layers", _kept, "first layer on the left; paler ones do not run for every token"),
+        number("layer_ratio", "layer ratio", "all layers over kept ones"),
+        number("predicted_speedup", "predicted", "by bytes of weights that a step reads"),
+        Field("measured", "measured", "interval", _measured, "full over strategy, decode seconds, median of pairs"),
+        *(_score(key) for key in metric_keys()),
+        Field("share", "of full", "share", share, "share of full's primary metric", ".1%"),
+        Field("gate", "gate", "gate", gated, "? the interval holds the gate"),
+        number("decode_loss", "decode loss", "cross-entropy of the references, nats a token"),
+        number("decode_tokens_per_second", "decode tok/s", "generated ids after the first over decode seconds", ".0f"),
+        number("total_tokens_per_second", "total tok/s", "prompt and generated ids over all seconds", ".0f"),
+        number("acceptance_rate", "acceptance", "accepted drafts over drafts"),
+        Field("kv", "KV kept", "number", _kv_share, "share of the prompt's cache that stays", ".0%"),
+        Field("reason", "why", "text", lambda row: None if is_done(row) else row.get("reason")),
+    ]
+
+
+def _score(key: str) -> Field:
+    """Make the column of a metric, with a star if the score differs from the full model's."""
+
+    def value(row: Row) -> tuple[Any, ...] | None:
+        return None if row.get(key) is None else (row[key], starred(row, key))
+
+    shown = row_key(key)
+    title = shown.column_title.replace("-\n", "").replace("\n", " ")
+    return Field(key, title, "score", value, "* differs from full, p < 0.05", shown.number_format)
+
+
+def _axis(rows: Sequence[Row], key: str) -> Field:
+    """Make the column of a setting in which rows differ: of numbers if all values are numbers, else of words."""
+
+    def words(row: Row) -> str | None:
+        own = row.get(key)
+        if isinstance(own, dict):
+            return " ".join(map(str, own.values())) or None
+        return None if own is None else str(own)
+
+    known = [own for row in rows if (own := row.get(key)) is not None]
+    if all(isinstance(own, (int, float)) and not isinstance(own, bool) for own in known):
+        return Field(key, setting_title(key), "number", lambda row: row.get(key), form=".10g", facet=True)
+    return Field(key, setting_title(key), "text", words, facet=True)
+
+
+def _kept(row: Row) -> tuple[Any, ...] | None:
+    if not row.get("kept_layers") or not row.get("num_layers"):
+        return None
+    last = last_stage(row)
+    skipped = [layer for layer in range(row["num_layers"]) if layer not in row["kept_layers"]]
+    always, sometimes = ([layer for layer in row["kept_layers"] if (layer in last) is there] for there in (True, False))
+    return len(row["kept_layers"]), row["num_layers"], {"always": always, "sometimes": sometimes, "never": skipped}
+
+
+def _measured(row: Row) -> tuple[Any, ...] | None:
+    if row.get("measured_speedup") is None:
+        return None
+    return row["measured_speedup"], row.get("measured_speedup_low"), row.get("measured_speedup_high")
+
+
+def _kv_share(row: Row) -> float | None:
+    total = row.get("prompt_kv_bytes")
+    return row["kept_kv_bytes"] / total if total and row.get("kept_kv_bytes") is not None else None

@@ -1,0 +1,110 @@
+"""The look of all plots: colours, style, panels, legend, and how a figure is saved."""
+
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.core.files import write_atomic
+
+INK, FAINT = "#24303c", "#8a97a5"  # text and axes; grids and reference lines
+# Colours that colour-blind readers can tell apart (Okabe and Ito).
+COLOURS = {
+    "full": "#7f8b97",
+    "unified": "#0a7bc2",
+    "top_skip": "#e69f00",
+    "bottom_skip": "#009e73",
+    "early_exit": "#d55e00",
+    "skip_decode": "#cc79a7",
+    "block_influence": "#7b61c9",
+    "search": "#3d9ca8",
+    "custom": "#8c6d46",
+}
+OTHERS = ("#4fa8a0", "#b5504b", "#9a9a2f", "#6d7fb3")  # for strategies that users add
+MARKERS = "osD^vP*X"
+MAX_TITLE = 58  # characters
+_STYLE: Any = {
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK,
+    "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8.5,
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": FAINT, "grid.alpha": 0.22, "grid.linewidth": 0.6,
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # named with every text of an SVG
+    "svg.fonttype": "none", "svg.hashsalt": "ulskip",  # text stays text; the same figure gives the same file
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SavedPlot:
+    """A plot that is written to disk.
+
+    Attributes:
+        caption: one sentence that says what the plot shows.
+        files: the PNG and the SVG.
+    """
+
+    caption: str
+    files: list[Path]
+
+    @property
+    def data_uri(self) -> str:
+        """The SVG encoded as the source of an image element."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.files[1].read_bytes()).decode()
+
+
+def strategy_colour(strategy: str) -> str:
+    """Return the colour that a strategy has in every plot."""
+    return COLOURS.get(strategy) or OTHERS[sum(map(ord, strategy)) % len(OTHERS)]
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """Apply the style of all plots while figures are drawn and saved."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def save_figure(figure: Any, path: Path) -> list[Path]:
+    """Write a figure as PNG on white and as SVG without background, each atomically; `path` has no suffix."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 3})
+    figure.set_layout_engine("none")  # the layout is done: not again for the second file
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    for file, stream in zip(files, (png, svg), strict=True):
+        write_atomic(file, stream.getvalue())
+    return files
+
+
+def panels(count: int, width: float, height: float, columns: int = 2, **options: Any) -> tuple[Any, list[Any]]:
+    """Return a figure and its axes, each of a size in inches."""
+    from matplotlib.figure import Figure
+
+    across = min(count, columns)
+    down = -(-count // across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False, **options).flat)
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    return figure, axes[:count]
+
+
+def legend_below(figure: Any, handles: dict[str, Any]) -> None:
+    """Add one legend for all panels under them; `handles` by label."""
+    if handles:
+        columns = min(5, len(handles))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=1.6)
+
+
+def annotate(axes: Any, text: str, point: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
+    """Write a small text beside a point; `offset` in points of print."""
+    axes.annotate(text, point, xytext=offset, textcoords="offset points", **{"color": INK, "fontsize": 8, **options})
+
+
+def shortened(title: str) -> str:
+    """Return a title that fits over a panel; a long one loses its beginning."""
+    return title if len(title) <= MAX_TITLE else f"…{title[1 - MAX_TITLE :]}"

@@ -1,0 +1,299 @@
+"""Plots of results: quality against speed, targets, throughput, exit depths, kept layers, learning curves."""
+
+import math
+from collections.abc import Sequence
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.report import plot_style
+from ulskip_cli.report.plot_style import FAINT, INK, MARKERS, SavedPlot, annotate, save_figure, strategy_colour
+from ulskip_cli.report.quality import GATE, LOWER_IS_BETTER, METRICS, called, primary
+from ulskip_cli.report.rows import Group, done
+from ulskip_cli.report.training import curve_label
+
+MAX_PANELS = 4
+MAX_POINTS = 120  # in one panel
+MAX_LABELS = 30
+MAX_SCHEDULES = 24
+_Plot = tuple[str, Any]  # caption and figure
+
+
+def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[SavedPlot]:
+    """Draw and save every plot for which there are rows; `gate`, a share of the full model's quality, is drawn as a line."""
+    with plot_style.applied():
+        drawn = {
+            "quality": _quality(groups, gate),
+            "targets": _targets(groups),
+            "throughput": _throughput(groups),
+            "exits": _exits(groups),
+            "layers": _kept_layers(groups),
+        }
+        return [SavedPlot(plot[0], save_figure(plot[1], folder / name)) for name, plot in drawn.items() if plot]
+
+
+def save_quality(rows: Sequence[Row], path: Path, title: str = "") -> list[Path]:
+    """Plot quality against measured speedup, or predicted speedup if nothing was measured; write no file without quality."""
+    with plot_style.applied():
+        plot = None if primary(rows) == "decode_loss" else _quality([Group(title, list(rows))], GATE)
+        return save_figure(plot[1], path) if plot else []
+
+
+def save_predictions(rows: Sequence[Row], path: Path, labels: Sequence[str], title: str = "") -> list[Path]:
+    """Plot measured against predicted speedup, one colour per label; write no file if no speedup is predicted."""
+    drawn = [(row, label) for row, label in zip(rows, labels, strict=True) if row.get("predicted_speedup") is not None]
+    if not drawn:
+        return []
+    highest = max(max(row["predicted_speedup"], row["measured_speedup_high"]) for row, _ in drawn)
+    batches = sorted({row["batch_size"] for row, _ in drawn})
+    names = list(dict.fromkeys(label for _, label in drawn))
+    series = sorted({(row["batch_size"], label) for row, label in drawn})
+    with plot_style.applied():
+        figure, (axes,) = plot_style.panels(1, 6.4, 4.8)
+        for i, (batch, label) in enumerate(series):
+            points = [row for row, own in drawn if (row["batch_size"], own) == (batch, label)]
+            aside = (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)  # equal predictions stand side by side
+            marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], f"C{names.index(label)}"
+            xs, ys = [row["predicted_speedup"] + aside for row in points], [row["measured_speedup"] for row in points]
+            axes.plot(xs, ys, marker, color=colour, label=f"{label}, batch {batch}")
+            axes.vlines(xs, *zip(*(_interval(row) for row in points), strict=True), color=colour)
+        axes.plot([1, highest], [1, highest], color=FAINT, linestyle="--", linewidth=1)
+        axes.set(xlabel="predicted decode speedup, by bytes of weights", ylabel="measured decode speedup", title=title)
+        axes.legend()
+        return save_figure(figure, path)
+
+
+def learning_curve(record: Row, path: Path) -> list[Path]:
+    """Plot the validation loss over the steps of training.json, a line per target ratio or depth; none for a single point."""
+    curve = record["learning_curve"]
+    if len(curve) < 2:
+        return []
+    with plot_style.applied():
+        figure, (axes,) = plot_style.panels(1, 6.4, 4.2)
+        for key in dict.fromkeys(key for point in curve for key in point["validation_loss"]):
+            points = [(point["step"], point["validation_loss"][key]) for point in curve if key in point["validation_loss"]]
+            axes.plot(*zip(*points, strict=True), marker=".", label=curve_label(key))
+        axes.set(xlabel="step", ylabel="validation loss, nats a token")
+        axes.legend()
+        return save_figure(figure, path)
+
+
+def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) -> list[tuple[float, float]]:
+    """Return the points of speed and quality that no other point beats in both, the slowest first.
+
+    >>> pareto_front([(1.0, 30.0), (2.0, 29.0), (1.5, 20.0), (3.0, 10.0)])
+    [(1.0, 30.0), (2.0, 29.0), (3.0, 10.0)]
+    """
+    sign = -1 if lower_is_better else 1
+    best, front = -math.inf, []
+    for speed, value in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
+        if sign * value > best:
+            best = sign * value
+            front.append((speed, value))
+    return front[::-1]
+
+
+def last_stage(row: Row) -> set[int]:
+    """Return the layers that still run at the last position; with early exit, those that run on average."""
+    if row.get("exit_depths") and row.get("mean_kept_layers"):
+        return set(range(round(row["mean_kept_layers"])))
+    stages = row.get("later_stages") or []
+    return set(stages[-1]["kept_layers"] if stages and "kept_layers" in stages[-1] else row["kept_layers"])
+
+
+def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
+    shown = _largest([(group, _scored(group)) for group in groups])
+    if not shown:
+        return None
+    figure, each = plot_style.panels(len(shown), 6.6 if len(shown) == 1 else 4.8, 4.2)
+    handles: dict[str, Any] = {}
+    for axes, (group, rows) in zip(each, shown, strict=True):
+        metric = str(primary(group.rows))
+        full = _draw_full(axes, group, metric, gate)
+        front = pareto_front([*((_speedup(row), row[metric]) for row in rows), *full], metric in LOWER_IS_BETTER)
+        if len(front) > 1:
+            look = {"color": FAINT, "linewidth": 6, "alpha": 0.3, "zorder": 1, "solid_capstyle": "round"}
+            handles.setdefault("Pareto front", axes.plot(*zip(*front, strict=True), **look)[0])
+        for strategy in dict.fromkeys(row["strategy"] for row in rows):
+            own = sorted((row for row in rows if row["strategy"] == strategy), key=_speedup)
+            handles.setdefault(strategy, _draw_strategy(axes, own, metric, strategy))
+        for row in rows if len(rows) <= MAX_LABELS else ():
+            label = f"{row['target_speedup']:g}x" if row.get("target_speedup") else f"{len(row['kept_layers'])} layers"
+            annotate(axes, label, (_speedup(row), row[metric]), (5, 5))
+        kind = "predicted" if rows[0].get("measured_speedup") is None else "measured"
+        axes.set(xlabel=f"{kind} decode speedup, batch {rows[0]['batch_size']}", ylabel=METRICS[metric])
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.02 * axes.get_ylim()[1]))  # intervals may end below 0, scores do not
+        axes.set_title(plot_style.shortened(group.label))
+    plot_style.legend_below(figure, handles)
+    return "Quality against decode speedup; bars are 95% intervals, the band is the Pareto front.", figure
+
+
+def _speedup(row: Row) -> float:
+    return float(row.get("measured_speedup") or row.get("predicted_speedup") or row["layer_ratio"])
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    own = row["measured_speedup"]
+    return row.get("measured_speedup_low") or own, row.get("measured_speedup_high") or own
+
+
+def _scored(group: Group) -> list[Row]:
+    """Select the rows with quality at the smallest batch size; if any speedup was measured, only measured rows."""
+    metric = primary(group.rows)
+    rows = [row for row in done(group.rows) if row["strategy"] != "full" and metric and row.get(metric) is not None]
+    rows = [row for row in rows if row.get("measured_speedup") is not None] or rows
+    smallest = min((row["batch_size"] for row in rows), default=None)
+    return [row for row in rows if row["batch_size"] == smallest]
+
+
+def _largest(found: Sequence[tuple[Group, list[Row]]]) -> list[tuple[Group, list[Row]]]:
+    """Select the groups with the most rows, in their order; thin out evenly the groups with too many rows."""
+    ranked = sorted((i for i, (_, rows) in enumerate(found) if rows), key=lambda i: -len(found[i][1]))[:MAX_PANELS]
+    return [(found[i][0], found[i][1][:: -(-len(found[i][1]) // MAX_POINTS)]) for i in sorted(ranked)]
+
+
+def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
+    """Draw the full model and the gate; return the full model's point, if it is known."""
+    row = next((row for row in done(group.rows) if row["strategy"] == "full" and row.get(metric) is not None), None)
+    if row is None:
+        return []
+    colour, value = strategy_colour("full"), row[metric]
+    axes.axhline(value, color=colour, linestyle="--", linewidth=1)
+    axes.plot([1], [value], marker="D", color=colour, markersize=5)
+    annotate(axes, "full", (1, value), (4, 4))
+    if metric not in LOWER_IS_BETTER:
+        axes.axhline(gate * value, color=colour, linestyle=":", linewidth=1)
+        right = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "top"}
+        annotate(axes, f"gate: {gate:.0%} of full", (1, gate * value), (-2, -3), **right)
+    return [(1.0, value)]
+
+
+def _draw_strategy(axes: Any, rows: Sequence[Row], metric: str, strategy: str) -> Any:
+    """Draw one strategy's points with the intervals of both axes; a line joins them if every target occurs once."""
+    xs, ys, colour = [_speedup(row) for row in rows], [row[metric] for row in rows], strategy_colour(strategy)
+    joined = len(rows) <= MAX_LABELS and len({row.get("target_speedup") for row in rows}) == len(rows)
+    (drawn,) = axes.plot(xs, ys, "o-" if joined else "o", color=colour, markersize=5, linewidth=1.2, zorder=3)
+    look = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
+    wide = [(y, *_interval(row)) for row, y in zip(rows, ys, strict=True) if row.get("measured_speedup_low") is not None]
+    if wide:
+        axes.hlines(*zip(*wide, strict=True), **look)
+    compared = [(x, (row.get("vs_baseline") or {}).get(metric)) for row, x in zip(rows, xs, strict=True)]
+    tall = [(x, max(0.0, own["full"] + own["delta_low"]), own["full"] + own["delta_high"]) for x, own in compared if own]
+    if tall:
+        axes.vlines(*zip(*tall, strict=True), **look)
+    return drawn
+
+
+def _targets(groups: Sequence[Group]) -> _Plot | None:
+    shown = _largest([(group, _timed(group)) for group in groups])
+    if not shown:
+        return None
+    figure, each = plot_style.panels(len(shown), 6.6 if len(shown) == 1 else 4.8, 4.2)
+    handles: dict[str, Any] = {}
+    for axes, (group, rows) in zip(each, shown, strict=True):
+        targets = sorted({row["target_speedup"] for row in rows})
+        batches = sorted({row["batch_size"] for row in rows})
+        series = sorted({(row["strategy"], row["batch_size"]) for row in rows})
+        known: list[tuple[float, float]] = []
+        step = 0.5 * min((b - a for a, b in pairwise(targets)), default=0.5) / len(series)
+        for i, (strategy, batch) in enumerate(series):
+            own = [row for row in rows if (row["strategy"], row["batch_size"]) == (strategy, batch)]
+            xs = [row["target_speedup"] + (i - (len(series) - 1) / 2) * step for row in own]
+            marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], strategy_colour(strategy)
+            axes.plot(xs, [row["measured_speedup"] for row in own], marker, markersize=4, color=colour)
+            axes.vlines(xs, *zip(*map(_interval, own), strict=True), color=colour, linewidth=1.1)
+            handles.setdefault(strategy, axes.plot([], [], "s", markersize=6, color=colour)[0])
+            known += [(x, row["predicted_speedup"]) for x, row in zip(xs, own, strict=True) if row.get("predicted_speedup")]
+        for batch, marker in zip(batches, cycle(MARKERS), strict=False) if len(batches) > 1 else ():
+            handles.setdefault(f"batch {batch}", axes.plot([], [], marker, markersize=4, color=INK)[0])
+        if known:
+            ticks = axes.scatter(*zip(*known, strict=True), marker="_", color=INK, s=40, linewidth=1, zorder=4)
+            handles.setdefault("predicted", ticks)
+        ends = [1, targets[-1]]
+        handles.setdefault("as asked", axes.plot(ends, ends, color=FAINT, linestyle="--", linewidth=1)[0])
+        axes.set_xticks(targets, [f"{target:g}x" for target in targets])
+        axes.set(xlabel="target speedup", ylabel="measured decode speedup")
+        axes.set_title(plot_style.shortened(group.label))
+    plot_style.legend_below(figure, handles)
+    return "Measured speedup against the target; bars are 95% intervals.", figure
+
+
+def _timed(group: Group) -> list[Row]:
+    rows = [row for row in done(group.rows) if row["strategy"] != "full" and row.get("measured_speedup") is not None]
+    return [row for row in rows if row.get("target_speedup")]
+
+
+def _throughput(groups: Sequence[Group]) -> _Plot | None:
+    found = [(group, [row for row in done(group.rows) if row.get("total_tokens_per_second")]) for group in groups]
+    found = [(group, rows) for group, rows in found if len({row["batch_size"] for row in rows}) > 1]
+    group, rows = max(found, key=lambda item: len(item[1]), default=(None, []))
+    targets = sorted({row["target_speedup"] for row in rows if row.get("target_speedup") and row["strategy"] != "full"})
+    if group is None or not targets:
+        return None
+    targets = targets[:: -(-len(targets) // 6)]
+    figure, each = plot_style.panels(len(targets), 3.3, 3.2, columns=3, sharey=True)
+    handles: dict[str, Any] = {}
+    for axes, target in zip(each, targets, strict=True):
+        own = [row for row in rows if row["strategy"] == "full" or row.get("target_speedup") == target]
+        for strategy in sorted({row["strategy"] for row in own}, key=lambda name: (name != "full", name)):
+            by_batch = {row["batch_size"]: row["total_tokens_per_second"] for row in own if row["strategy"] == strategy}
+            look = {"marker": "o", "markersize": 4, "linewidth": 1.3, "linestyle": "--" if strategy == "full" else "-"}
+            (line,) = axes.plot(*zip(*sorted(by_batch.items()), strict=True), color=strategy_colour(strategy), **look)
+            handles.setdefault(strategy, line)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(group.batches, [str(size) for size in group.batches])
+        axes.minorticks_off()
+        axes.set(title=f"{target:g}x", xlabel="batch size")
+    each[0].set_ylim(bottom=0)  # of all panels: they share the axis
+    each[0].set_ylabel("tokens/s, prompt included")
+    figure.suptitle(plot_style.shortened(group.label), x=0.01, ha="left", fontsize=10)
+    plot_style.legend_below(figure, handles)
+    return "Tokens a second by batch size; prompt and generated tokens count, as in the paper.", figure
+
+
+def _exits(groups: Sequence[Group]) -> _Plot | None:
+    rows = [(group, row) for group in groups for row in done(group.rows) if row.get("exit_depths")][:6]
+    if not rows:
+        return None
+    figure, each = plot_style.panels(len(rows), 3.3, 2.6, columns=3)
+    for axes, (group, row) in zip(each, rows, strict=True):
+        counts = {int(depth): count for depth, count in row["exit_depths"].items()}
+        total = sum(counts.values()) or 1
+        mean = sum(depth * count for depth, count in counts.items()) / total
+        shares = [count / total for count in counts.values()]
+        axes.bar(list(counts), shares, color=strategy_colour(row["strategy"]), width=0.85)
+        axes.axvline(mean, color=INK, linestyle="--", linewidth=1)
+        annotate(axes, f"mean {mean:.1f}", (mean, 1), (4, -10), xycoords=("data", "axes fraction"))
+        axes.set(xlim=(0.3, row["num_layers"] + 0.7), xlabel="layers run")
+        axes.set_title(f"{called(group, row)}, batch {row['batch_size']}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    each[0].set_ylabel("share of tokens")
+    return "Exit depths: the number of layers that each decoded token ran.", figure
+
+
+def _kept_layers(groups: Sequence[Group]) -> _Plot | None:
+    found: dict[tuple[str, int], Row] = {}
+    for group in groups:
+        for row in sorted(done(group.rows), key=lambda row: (row.get("target_speedup") or 0, row["strategy"])):
+            if row.get("kept_layers"):
+                target = f" {row['target_speedup']:g}x" if row.get("target_speedup") else ""
+                found.setdefault((f"{group.approach(row)}{target}", row["num_layers"]), row)
+    if not found:
+        return None
+    shown = list(found.items())[:MAX_SCHEDULES]
+    depths = {depth for (_, depth), _ in shown}
+    names = [f"{name} of {depth}" if len(depths) > 1 else name for (name, depth), _ in shown]
+    figure, (axes,) = plot_style.panels(1, 6.6, 0.7 + 0.24 * len(shown))
+    for y, ((_, depth), row) in enumerate(shown):
+        last, colour = last_stage(row), strategy_colour(row["strategy"])
+        kept = {layer: (colour, 1.0 if layer in last else 0.45) for layer in row["kept_layers"]}
+        fills = [kept.get(layer, (FAINT, 0.18)) for layer in range(depth)]
+        axes.broken_barh([(layer - 0.43, 0.86) for layer in range(depth)], (y - 0.36, 0.72), facecolors=fills)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(-0.6, max(depths) - 0.4), xlabel="layer")
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    paler = any(len(last_stage(row)) < len(row["kept_layers"]) for _, row in shown)
+    return f"Kept layers{'; paler ones do not run for every token' * paler}.", figure

@@ -1,0 +1,200 @@
+"""The share of the full model's quality that points keep, the gate, winners and ties.
+
+A point passes the gate if its primary metric reaches the gate's share of the full model's. The verdict is sure if the whole
+95% interval of that share lies on one side. Winners are named among passing points alone; points that the intervals do not
+tell apart tie.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.report.columns import num_pairs
+from ulskip_cli.report.rows import Group, done
+from ulskip_cli.tasks import metrics
+
+GATE = 0.9
+METRICS = {key: metrics.row_key(key).title for key in metrics.quality_keys()}
+LOWER_IS_BETTER = {key for key in METRICS if metrics.row_key(key).lower_is_better}
+_PRIMARY_KEYS = {name: spec.primary for name, spec in metrics.METRICS.items()}  # row keys by the names in configurations
+Z = 1.96  # half a 95% interval in standard errors
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A point's primary metric beside the full model's."""
+
+    metric: str  # its row key
+    value: float
+    full: float
+    share: float  # of full's quality that is kept; for metrics where lower is better, full's value over the point's
+    low: float | None  # ends of the share's 95% interval, if it is known
+    high: float | None
+    gate: float  # the share that is asked for
+
+    @property
+    def passes(self) -> bool:
+        """Tell if the share reaches the gate."""
+        return self.share >= self.gate
+
+    @property
+    def measured(self) -> bool:
+        """Tell if the share has an interval."""
+        return self.low is not None and self.high is not None
+
+    @property
+    def sure(self) -> bool:
+        """Tell if the whole interval lies on that side of the gate; without an interval nothing is sure."""
+        if self.low is None or self.high is None:
+            return False
+        return self.low >= self.gate if self.passes else self.high < self.gate
+
+    @property
+    def word(self) -> str:
+        """The verdict for a table."""
+        return ("passes" if self.passes else "below") + ("" if self.sure else "?")
+
+    def text(self) -> str:
+        """The share with its interval."""
+        ends = f" ({self.low:.1%}-{self.high:.1%})" if self.measured else ""
+        return f"{self.share:.1%}{ends}"
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best of the points that pass the gate."""
+
+    title: str
+    rows: list[Row]  # the winner alone, or all that tie, the best first; empty if nothing passes
+    names: list[str]
+    figures: list[str]
+    note: str = ""
+
+    @property
+    def tie(self) -> bool:
+        """Tell if the intervals do not separate several points."""
+        return len(self.rows) > 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The winner as plain values."""
+        ids = [row["id"] for row in self.rows]
+        facts = {"names": self.names, "ids": ids, "figures": self.figures, "note": self.note}
+        return {"title": self.title, "tie": self.tie, **facts}
+
+
+def primary(rows: Iterable[Row]) -> str | None:
+    """Choose the row key of the metric that decides: the task's first one, else the first of `METRICS` that is there."""
+    rows = list(rows)
+    there = {key for key in METRICS if any(row.get(key) is not None for row in rows)}
+    for row in rows:
+        for name in (row.get("config") or {}).get("task", {}).get("metrics") or ():
+            if _PRIMARY_KEYS.get(name) in there:
+                return _PRIMARY_KEYS[name]
+    return next((key for key in METRICS if key in there), None)
+
+
+def quality(group: Group, gate: float) -> dict[int, Quality]:
+    """Judge every finished row that has a score and a full model to compare with; keys are the rows' `id()`."""
+    rows = done(group.rows)
+    metric = primary(rows)
+    if metric is None:
+        return {}
+    fulls = {row["batch_size"]: row[metric] for row in rows if row["strategy"] == "full" and row.get(metric) is not None}
+    found = {}
+    for row in rows:
+        compared = vs_baseline(row, metric)
+        full = compared["full"] if compared else fulls.get(row["batch_size"], next(iter(fulls.values()), None))
+        if row.get(metric) is not None and full:
+            scores = [row[metric], *(full + compared[key] for key in ("delta_low", "delta_high") if compared)]
+            share, *ends = (_share(metric, score, full) for score in scores)
+            found[id(row)] = Quality(metric, row[metric], full, share, min(ends, default=None), max(ends, default=None), gate)
+    return found
+
+
+def vs_baseline(row: Row, metric: str) -> dict[str, Any]:
+    """Get a row's paired comparison with full in a metric; empty if it has none."""
+    return (row.get("vs_baseline") or {}).get(metric) or {}
+
+
+def _share(metric: str, score: float, full: float) -> float:
+    if metric not in LOWER_IS_BETTER:
+        return score / full
+    return full / score if score > 0 else math.inf
+
+
+def winners(group: Group, gate: float) -> list[Winner]:
+    """Name the fastest point at every batch size and the best quality at every target; none without quality."""
+    judged = quality(group, gate)
+    rows = [row for row in done(group.rows) if row["strategy"] != "full" and id(row) in judged]
+    if not rows:
+        return []
+    metric = judged[id(rows[0])].metric
+    nothing = f"nothing keeps {gate:.0%} of full's {METRICS[metric]}"
+    found = []
+    timed = [row for row in done(group.rows) if row["strategy"] != "full" and row.get("measured_speedup") is not None]
+    for batch in sorted({row["batch_size"] for row in timed}):
+        own = [row for row in timed if row["batch_size"] == batch and id(row) in judged and judged[id(row)].passes]
+        title = f"fastest at batch {batch}"
+        found.append(_fastest(title, group, own, judged) if own else Winner(title, [], [], [], nothing))
+    scored = [row for row in rows if row.get("target_speedup")]
+    smallest = min((row["batch_size"] for row in scored), default=None)
+    scored = [row for row in scored if row["batch_size"] == smallest]
+    for target in sorted({row["target_speedup"] for row in scored}):
+        own = [row for row in scored if row["target_speedup"] == target and judged[id(row)].passes]
+        title = f"best {METRICS[metric]} at {target:g}x"
+        found.append(_best(title, group, own, judged) if own else Winner(title, [], [], [], nothing))
+    return found
+
+
+def _fastest(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quality]) -> Winner:
+    ranked = sorted(rows, key=lambda row: -row["measured_speedup"])
+    equal = [row for row in ranked if row["measured_speedup_high"] >= ranked[0]["measured_speedup_low"]]
+    note = "" if ranked[0]["measured_speedup_low"] > 1 else "not faster than full within the interval"
+    figures = [f"{speed(row)}, {_kept(judged[id(row)])}" for row in equal]
+    return Winner(title, equal, [called(group, row) for row in equal], figures, note)
+
+
+def _best(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quality]) -> Winner:
+    first, *others = sorted(rows, key=lambda row: -judged[id(row)].share)
+    equal = [first, *(row for row in others if not apart(first, row, judged[id(first)].metric))]
+    rivals = {row["strategy"] for row in group.rows if row.get("target_speedup") == first["target_speedup"]}
+    notes = ["the only one to pass"] if not others and len(rivals) > 1 else []
+    if not judged[id(first)].sure:
+        notes.append("by its figure, not by all of its interval")
+    figures = [f"{judged[id(row)].value:.2f}, {_kept(judged[id(row)])}" for row in equal]
+    return Winner(title, equal, [called(group, row) for row in equal], figures, ", ".join(notes))
+
+
+def _kept(own: Quality) -> str:
+    return f"{own.text()} of full's {METRICS[own.metric]}"
+
+
+def apart(one: Row, other: Row, metric: str) -> bool:
+    """Tell if the 95% interval of two points' difference leaves out zero, from their intervals against full alone.
+
+    These are taken as independent, which they are not: the interval is too wide rather than too narrow.
+    """
+    errors = [error for row in (one, other) if (error := standard_error(row, metric)) is not None]
+    if not errors or one.get(metric) is None or other.get(metric) is None:
+        return False
+    return abs(float(one[metric]) - float(other[metric])) > Z * math.hypot(*errors)
+
+
+def standard_error(row: Row, metric: str) -> float | None:
+    """Compute the standard error of a row's difference to full; None if it has no interval."""
+    compared = vs_baseline(row, metric)
+    return (compared["delta_high"] - compared["delta_low"]) / (2 * Z) if compared else None
+
+
+def called(group: Group, row: Row) -> str:
+    """Name a point: `unified 2x`."""
+    target = row.get("target_speedup")
+    return f"{group.approach(row)} {target:g}x" if target else f"{group.approach(row)}, {len(row['kept_layers'])} layers"
+
+
+def speed(row: Row) -> str:
+    """Give a measured speedup with its interval and the number of pairs behind it."""
+    pairs = f", {num_pairs(row)} pairs" if num_pairs(row) else ""
+    return f"{row['measured_speedup']:.2f}x ({row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}{pairs})"

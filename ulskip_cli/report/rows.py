@@ -1,0 +1,240 @@
+"""Rows of results folders: reading, status, settings, order and groups."""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Row, is_done
+from ulskip_cli.experiments.results import ResultsFolder
+
+FILE = "runs.jsonl"
+MAX_FOLDERS_NAMED = 8
+MAX_REASONS = 5
+MISSING = "–"
+_STATUS_CELLS = {NOT_APPLICABLE: "N/A", FAILED: "failed"}
+ALWAYS_NAMED = ["model", "task", "pair", "decoding"]  # in the heading of every group
+SETTINGS = (
+    *("folder", *ALWAYS_NAMED, "dataset", "draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "chat"),
+    *("quantization", "dtype", "device", "seed"),
+)
+# Parts of a configuration, with the keys that rows have under names of their own or that change no result.
+_CONFIG_PARTS = {
+    "model": {"name", "path", "description", "source", "dtype", "device", "device_map", "quantization"},
+    "task": {"name", "_target_", "description", "dataset", "pair", "file", "source_file", "reference_file", "metrics"},
+    "decoding": {"name", "description", "draft_tokens"},
+    "calibration": {"task"},
+    "speed": {"enabled", "pairs", "warmup"},
+}
+_PART_NEEDS = {"calibration": "calibration", "speed": "measured_speedup"}  # rows without this key are not concerned
+_UNKNOWN = "\0"  # stands for a setting that a row does not have
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that differ in nothing but strategy, target and batch size."""
+
+    label: str  # the settings that the rows share, as far as other groups differ in them
+    rows: list[Row]
+
+    @property
+    def batches(self) -> list[int]:
+        """Batch sizes, the smallest first."""
+        return sorted({row["batch_size"] for row in self.rows})
+
+    @cached_property
+    def _options(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for row in self.rows:
+            found.setdefault(str(row["strategy"]), set()).add(json.dumps(row.get("strategy_options") or {}, sort_keys=True))
+        return found
+
+    def approach(self, row: Row) -> str:
+        """The strategy's name, with its options if the group holds several sets of them."""
+        name = str(row["strategy"])
+        options = " ".join(str(value) for value in (row.get("strategy_options") or {}).values())
+        return f"{name} {options}" if options and len(self._options[name]) > 1 else name
+
+
+def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
+    """List the results folders in the given folders, parent folders or runs.jsonl files; without any, all folders.
+
+    Raises:
+        UsageError: one of them has no results.
+    """
+    found: dict[Path, None] = {}
+    for path in named or [results_dir]:
+        own = path.parent if path.name == FILE else path
+        below = [own] if (own / FILE).is_file() else sorted(file.parent for file in own.glob(f"*/{FILE}"))
+        if not below:
+            if (own / "generations").is_dir():
+                raise UsageError(f"no point of '{path}' is finished yet; run the command that began it again to carry on")
+            known = [str(file.parent) for file in sorted(results_dir.glob(f"*/{FILE}"))]
+            more = f" and {len(known) - MAX_FOLDERS_NAMED} more" if len(known) > MAX_FOLDERS_NAMED else ""
+            hint = f"known: {', '.join(known[:MAX_FOLDERS_NAMED])}{more}" if known else "`ulskip sweep` makes some"
+            raise UsageError(f"expected a folder of results with {FILE}, or a folder of such folders, got '{path}'; {hint}")
+        found.update(dict.fromkeys(below))
+    return list(found)
+
+
+def read_rows(paths: Sequence[Path]) -> list[Row]:
+    """Read all rows of some folders, with their `folder` and settings; warn on stderr about unreadable lines.
+
+    Raises:
+        UsageError: there are no rows.
+    """
+    rows = []
+    for path in paths:
+        found, broken = ResultsFolder(path).rows_and_broken()
+        rows += [{**row, "folder": str(path)} for row in found]
+        if broken:
+            print(f"ulskip: {broken} line{'s' * (broken > 1)} of {path / FILE} could not be read: left out", file=sys.stderr)
+    if not rows:
+        raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}; `ulskip sweep` makes some")
+    return with_settings(rows)
+
+
+def read_answers(row: Row) -> list[Row]:
+    """Read what a row's run generated; empty if it was not stored."""
+    return ResultsFolder(Path(row["folder"])).generations(row["id"])
+
+
+def with_settings(rows: Sequence[Row]) -> list[Row]:
+    """Copy rows, with a key `part.key` for every key in which configurations with one choice in that part differ.
+
+    >>> one, other = (dict(config=dict(decoding=dict(name="greedy", max_new_tokens=n))) for n in (4, 24))
+    >>> [row["decoding.max_new_tokens"] for row in with_settings([one, other])], with_settings([one, one]) == [one, one]
+    ([4, 24], True)
+    """
+    found = [dict(row) for row in rows]
+    for part, own_keys in _CONFIG_PARTS.items():
+        choices: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        for i, row in enumerate(rows):
+            values = (row.get("config") or {}).get(part)
+            if isinstance(values, dict) and row.get(_PART_NEEDS.get(part, "config")) is not None:
+                choices[str(values.get("name"))][i] = values
+        for members in choices.values():
+            kinds = {repr(values): values for values in members.values()}
+            keys = _varying(list(kinds.values()), own_keys) if len(kinds) > 1 else []
+            for i, values in members.items() if keys else ():
+                found[i].update({f"{part}.{key}": values[key] for key in keys})
+    return found
+
+
+def _varying(kinds: Sequence[dict[str, Any]], own_keys: set[str]) -> list[str]:
+    """List the plain keys that all have and in which they differ."""
+    text = pd.DataFrame([{key: str(value) for key, value in one.items() if not isinstance(value, dict)} for one in kinds])
+    return [key for key in text if key not in own_keys and text[key].notna().all() and text[key].nunique() > 1]
+
+
+def knows(row: Row, key: str) -> bool:
+    """Tell if a row has a setting. In the row of a run that did not finish, None means that the setting is unknown.
+
+    >>> knows({"dataset": None}, "dataset"), knows({"dataset": None, "status": "failed"}, "dataset")
+    (True, False)
+    """
+    return key in row and (row[key] is not None or is_done(row))
+
+
+def setting_keys(rows: Iterable[Row]) -> list[str]:
+    """List the keys that `with_settings` gave to any of these rows."""
+    return list(dict.fromkeys(key for row in rows for key in row if "." in key))
+
+
+def setting_title(key: str) -> str:
+    """Name a setting in a column's head or in a heading.
+
+    >>> setting_title("decoding.max_new_tokens"), setting_title("batch_size"), setting_title("num_examples")
+    ('max new tokens', 'batch size', 'examples')
+    """
+    return key.rpartition(".")[2].removeprefix("num_").replace("_", " ")
+
+
+def status(row: Row) -> str:
+    """Return `done`, `n/a` or `failed`; the oldest rows have no status and are done.
+
+    >>> status({}), status({"status": "n/a"})
+    ('done', 'n/a')
+    """
+    return str(row.get("status") or DONE)
+
+
+def done(rows: Iterable[Row]) -> list[Row]:
+    """Select the rows of finished runs."""
+    return [row for row in rows if is_done(row)]
+
+
+def absent(row: Row) -> str:
+    """Fill a cell that a row has no value for: N/A as in the paper's tables, failed, or a dash.
+
+    >>> absent({"status": "n/a"}), absent({})
+    ('N/A', '–')
+    """
+    return _STATUS_CELLS.get(status(row), MISSING)
+
+
+def reasons(rows: Sequence[Row]) -> list[str]:
+    """List why points have no result, each reason once with the strategies that it concerns."""
+    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        if not is_done(row):
+            found[absent(row), str(row.get("reason") or "no reason given")][str(row.get("strategy"))] = None
+    lines = [f"{word} ({', '.join(strategies)}): {reason}" for (word, reason), strategies in found.items()]
+    more = len(lines) - MAX_REASONS
+    return [*lines[:MAX_REASONS], *([f"and {more} more reasons"] if more > 0 else [])]
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """Sort by model and pair, then by target speedup (by layer ratio if there is none), then by strategy."""
+    return sorted(rows, key=lambda row: (str(row.get("model")), str(row.get("pair")), _ratio(row), row["strategy"]))
+
+
+def _ratio(row: Row) -> float:
+    return row.get("target_speedup") or row.get("layer_ratio") or 0.0
+
+
+def grouped(rows: Sequence[Row]) -> list[Group]:
+    """Group rows by setting, in the order in which settings first appear.
+
+    A row that lacks a setting (an older or failed row) joins the first group whose other settings match.
+
+    >>> [group.label for group in grouped([{"model": "m", "seed": 1}, {"model": "m", "seed": 2}])]
+    ['m · seed 1', 'm · seed 2']
+    """
+    keys = list(dict.fromkeys((*ALWAYS_NAMED, *SETTINGS, *setting_keys(rows))))
+    values = [[str(row[key]) if knows(row, key) else _UNKNOWN for key in keys] for row in rows]
+    text = pd.DataFrame(values, columns=keys, dtype=object)
+    varying = [key for key in keys[len(ALWAYS_NAMED) :] if text.loc[text[key] != _UNKNOWN, key].nunique() > 1]
+    text = text[[*ALWAYS_NAMED, *varying]]
+    text = text.assign(**{key: text[key].replace(_UNKNOWN, "None") for key in ALWAYS_NAMED})
+    group_of = _assign(list(text.drop_duplicates().itertuples(index=False, name=None)))
+    members: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row, setting in zip(rows, text.itertuples(index=False, name=None), strict=True):
+        members[group_of[setting]].append(row)
+    return [Group(_label(setting, varying), own) for setting, own in members.items()]
+
+
+def _assign(settings: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Map every combination of settings to its group: itself if complete, else the first that matches."""
+    complete = [values for values in settings if _UNKNOWN not in values]
+    found = {values: values for values in complete}
+    for values in settings:
+        if values not in found:
+            alike = (one for one in complete if all(own in (_UNKNOWN, other) for own, other in zip(values, one, strict=True)))
+            found[values] = next(alike, tuple("None" if own == _UNKNOWN else own for own in values))
+            if found[values] not in complete:
+                complete.append(found[values])
+    return found
+
+
+def _label(values: Sequence[str], varying: Sequence[str]) -> str:
+    named = [value for value in values[: len(ALWAYS_NAMED)] if value != "None"]
+    others = zip(varying, values[len(ALWAYS_NAMED) :], strict=True)
+    return " · ".join([*named, *(f"{setting_title(key)} {value}" for key, value in others if value != "None")])

@@ -1,0 +1,210 @@
+"""Tables in every format: for a terminal, in Markdown, as CSV and as LaTeX."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape as escape_markup
+from rich.table import Table
+
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.report.columns import AXES, MIN_FOR_STARS, Column, Section, cells_of, columns_for, few_examples, num_pairs
+from ulskip_cli.report.rows import done, ordered, reasons, status, with_settings
+from ulskip_cli.tasks.metrics import metric_keys
+
+MAX_CELL = 24  # characters of a cell on a terminal
+MAX_LATEX_LINES = 40  # of a table on one page
+TITLE = ("model", "task", "pair", "dataset", "decoding")
+CSV_KEYS = (
+    *("id", "experiment", "status", "reason", *AXES, "strategy", "num_layers", "kept_layers"),
+    *("target_speedup", "layer_ratio", "predicted_speedup", "measured_speedup", "measured_speedup_low"),
+    *("measured_speedup_high", "speedup_pairs", "end_to_end_speedup", "decode_tokens_per_second", "total_tokens_per_second"),
+    *("prefill_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds", "prompt_kv_bytes", "kept_kv_bytes"),
+    *("peak_memory_bytes", *metric_keys()),
+    *("decode_loss", "acceptance_rate", "mean_accepted_length", "length_ratio", "num_truncated_sources"),
+    *("evaluated_batch_size", "device", "dtype", "quantization", "training", "seed", "finished_at"),
+)
+STARS = "* differs from full (paired bootstrap, p < 0.05)"
+MEASURED = "measured: full over strategy, decode seconds, median of pairs"
+LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
+_LATEX_SPECIAL = str.maketrans(
+    {
+        **{char: f"\\{char}" for char in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "–": "--",
+        "·": r"\textperiodcentered{}",
+        "*": r"\textsuperscript{*}",
+        "…": r"\ldots{}",
+    }
+)
+
+
+def long_section(rows: Sequence[Row]) -> Section:
+    """Make the long table, one line per row, sorted."""
+    rows = ordered(rows)
+    return Section(title(rows), rows, columns_for(rows), footnote(rows), words=1)
+
+
+def terminal(rows: Sequence[Row], width: int) -> Table:
+    """Draw the long table of some rows for a terminal of so many columns."""
+    return draw(long_section(with_settings(rows)), width, "table.md")
+
+
+def draw(section: Section, width: int, file: str) -> Table:
+    """Draw a table for a terminal; columns that do not fit are left out, the least important first.
+
+    Args:
+        section: the table.
+        width: of the terminal.
+        file: that has all columns, named below the table.
+    """
+    shown, notes = list(section.columns), [section.note] if section.note else []
+    table = _drawn(section, shown, notes, roomy=width >= 100)
+    while Console(width=10_000).measure(table).maximum > width and any(column.leaves for column in shown):
+        shown.remove(min((column for column in shown if column.leaves), key=lambda column: column.leaves))
+        missing = len(section.columns) - len(shown)
+        left_out = f"{missing} column{'s' * (missing > 1)} more in {file}"
+        table = _drawn(section, shown, [*notes, left_out], roomy=width >= 100)
+    return table
+
+
+def _drawn(section: Section, columns: Sequence[Column], notes: Sequence[str], roomy: bool) -> Table:
+    title, caption = escape_markup(section.title), escape_markup("; ".join(notes))
+    table = Table(title=title, caption=caption, title_style="bold", box=SIMPLE_HEAD)
+    table.padding = (0, int(roomy), 0, 0)
+    table.title_justify = table.caption_justify = "left"
+    for i, column in enumerate(columns):
+        side: Literal["left", "right"] = "left" if i < section.words else "right"
+        table.add_column(column.title, justify=side, no_wrap=True)
+    for cells in cells_of(section.lines, columns):
+        short = (cell if len(cell) <= MAX_CELL else f"…{cell[1 - MAX_CELL :]}" for cell in cells)
+        table.add_row(*map(escape_markup, short))
+    return table
+
+
+def markdown(section: Section) -> str:
+    """Write a table in Markdown, without heading and note; a table of sentences is all words."""
+    heads = [column.head for column in section.columns]
+    words = len(heads) if section.sentences else section.words
+    rule = [*["---"] * words, *["---:"] * (len(heads) - words)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *section.cells))
+
+
+def latex(section: Section, label: str) -> str:
+    """Write a table in LaTeX with booktabs: a table environment, or a longtable if it has many lines.
+
+    Not by `Styler.to_latex`, which takes 0.8 ms a line, eight seconds for 10,000 rows.
+    """
+    align = "l" * section.words + "r" * (len(section.columns) - section.words)
+    head = _latex_line([column.head for column in section.columns])
+    body = [_latex_line(line) for line in section.cells]
+    caption = ". ".join(part for part in (section.title, section.note) if part)
+    title = rf"\caption{{{escape_latex(caption)}}}\label{{tab:{label}}}"
+    if len(body) > MAX_LATEX_LINES:
+        top = [rf"\begin{{longtable}}{{{align}}}", title + r" \\", r"\toprule", head, r"\midrule", r"\endfirsthead"]
+        again = [r"\toprule", head, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot"]
+        return "\n".join([*top, *again, *body, r"\end{longtable}", ""])
+    top = [r"\begin{table}", r"\centering", title, rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule"]
+    return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(map(escape_latex, cells)) + r" \\"
+
+
+def escape_latex(text: str) -> str:
+    r"""Escape the characters that are special in LaTeX.
+
+    >>> escape_latex("top_skip & 50%")
+    'top\\_skip \\& 50\\%'
+    """
+    return text.translate(_LATEX_SPECIAL)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Write all plain values as CSV, one line per row, under the row keys."""
+    keys, lines = dict.fromkeys(CSV_KEYS), []
+    for row in rows:
+        if not row.keys() <= keys.keys():
+            keys |= {key: None for key in row if key not in keys and isinstance(row[key], (str, int, float))}
+    for row in ordered(rows):
+        derived = {"status": status(row), "kept_layers": " ".join(map(str, row.get("kept_layers") or ()))}
+        lines.append({**row, **derived, "speedup_pairs": num_pairs(row)})
+    return str(pd.DataFrame(lines, columns=list(keys), dtype=object).to_csv(index=False, lineterminator="\n"))
+
+
+def write_tables(folder: ResultsFolder) -> None:
+    """Write table.md and table.csv from all rows of a folder."""
+    rows = with_settings(folder.rows())
+    long = long_section(rows)
+    text = "\n\n".join([f"# {long.title}", markdown(long), long.note, provenance(rows)])
+    write_atomic(folder.path / "table.md", text + "\n")
+    write_atomic(folder.path / "table.csv", to_csv(rows))
+
+
+def title(rows: Sequence[Row]) -> str:
+    """Name the settings that all finished rows share (all rows if none is finished)."""
+    rows = done(rows) or rows
+    common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
+    sizes = {"batch {}": "batch_size", "{} examples": "num_examples"}
+    same = [form.format(rows[0][key]) for form, key in sizes.items() if rows[0].get(key) and _is_shared(rows, key)]
+    return " · ".join([*common, *same])
+
+
+def _is_shared(rows: Sequence[Row], key: str) -> bool:
+    return len({row.get(key) for row in rows}) == 1
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """State code, machine and weights, one line per kind of run."""
+    return "  \n".join(dict.fromkeys(_provenance(row) for row in ordered(rows) if row.get("environment")))
+
+
+def _provenance(row: Row) -> str:
+    facts: dict[str, Any] = row["environment"]
+    packages = facts["packages"]
+    commit = (facts.get("git_commit") or "no commit")[:10] + (" (modified)" if facts.get("git_dirty") else "")
+    processor = facts["accelerator"] or f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}"
+    versions = f"ulskip {facts['ulskip']} at {commit}, torch {packages['torch']}, transformers {packages['transformers']}"
+    return f"{versions}; {processor}, {row.get('dtype')}; weights of {row['model']} trained {row.get('training')}."
+
+
+def interval_notes(rows: Sequence[Row]) -> list[str]:
+    """State how the intervals of measured speedups were computed, and from how many pairs."""
+    timed = [row for row in rows if row.get("measured_speedup") is not None]
+    notes: list[str] = []
+    if not timed:
+        return notes
+    counts = {count for row in timed if (count := num_pairs(row))}
+    pairs = f"{' or '.join(map(str, sorted(counts)))} pairs" if counts else "the pairs"
+    coverages = [row["speedup_interval_coverage"] for row in timed if row.get("speedup_interval_coverage") is not None]
+    if coverages:
+        notes.append(f"interval: order statistics of {pairs}, holds the median with probability {min(coverages):.1%} or more")
+    if len(coverages) < len(timed):
+        older = "rows of earlier versions: " if coverages else "interval: "
+        notes.append(f"{older}95% percentile bootstrap over {pairs}, which holds the median in about 90% of cases with 7 pairs")
+    return notes
+
+
+def footnote(rows: Sequence[Row]) -> str:
+    """Explain the marks and columns of the long table."""
+    judged = [row for row in rows if row.get("vs_baseline")]
+    few = [row for row in judged if few_examples(row)]
+    notes = [STARS] if len(few) < len(judged) else []
+    if few:
+        notes.append(f"fewer than {MIN_FOR_STARS} examples are too few for *")
+    if any(row.get("measured_speedup") is not None for row in rows):
+        notes += [MEASURED, *interval_notes(rows)]
+    if any(row.get("total_tokens_per_second") is not None for row in rows):
+        notes.append("tok/s: of the answers as they ended, total with the prompt, so that unequal lengths do not compare")
+    if any(row.get("decode_loss") is None and row.get("measured_speedup") is not None and row.get("task") for row in rows):
+        notes.append("no quality: random weights")
+    return "; ".join([*notes, *reasons(rows)])
