@@ -126,7 +126,7 @@ def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.02 * axes.get_ylim()[1]))  # intervals may end below 0, scores do not
         axes.set_title(plot_style.shortened(group.label))
     plot_style.legend_below(figure, handles)
-    return "Quality against decode speedup; bars are 95% intervals, the band is the Pareto front.", figure
+    return "Quality against decode speedup; bars are confidence intervals, the band is the Pareto front.", figure
 
 
 def _speedup(row: Row) -> float:
@@ -216,7 +216,7 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
         axes.set(xlabel="target speedup", ylabel="measured decode speedup")
         axes.set_title(plot_style.shortened(group.label))
     plot_style.legend_below(figure, handles)
-    return "Measured speedup against the target; bars are 95% intervals.", figure
+    return "Measured speedup against the target; bars are confidence intervals.", figure
 
 
 def _timed(group: Group) -> list[Row]:
