@@ -108,3 +108,10 @@ def test_one_process_at_a_time_holds_the_claim_on_a_point(tmp_path):
         assert (first, second, other) == (True, False, True)
     with folder.claim("p") as again:
         assert again
+
+
+def test_failed_rows_without_an_identity_are_points_of_their_own(tmp_path):
+    folder = folder_in(tmp_path)
+    for run_id in ("p", "q"):
+        folder.append(record(run_id, status="failed"))
+    assert [row["id"] for row in folder.rows()] == ["p", "q"]

@@ -105,7 +105,3 @@ def _complain(message: str, code: int) -> int:
 
 if __name__ == "__main__":
     main()
-
-
-if __name__ == "__main__":
-    main()

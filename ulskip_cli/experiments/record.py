@@ -280,9 +280,9 @@ class RunRecord:
             UsageError: a key is missing or has a value of another type; the message names the key.
         """
         rest = upgrade_row(row)
-        sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
-        if sections["identity"] is None or not sections["identity"].id:
+        if not rest.get("id"):
             raise UsageError("expected the key id in a row, got none")
+        sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
         own = {key: _checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
         if own.get("status", DONE) not in STATUSES:
             raise UsageError(f"row key status: expected one of {', '.join(STATUSES)}, got {own['status']!r}")
