@@ -95,6 +95,7 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
         provenance=Provenance(),
     )
     assert asdict(failed.identity) == asdict(finished.identity)
+    assert failed.identity.dataset == "sample"
     assert (failed.status, finished.status) == ("failed", "done")
     assert failed.to_row()["target_speedup"] == finished.to_row()["target_speedup"]
 

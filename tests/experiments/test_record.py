@@ -161,6 +161,13 @@ def test_a_point_without_speed_or_quality_has_none_of_their_keys():
     assert not {"bleu", "decode_loss", "measured_speedup", "environment"} & row.keys()
 
 
+def test_a_failed_row_lacks_the_settings_that_are_unknown():
+    known = {"id": "c", "strategy": "unified", "model": "m", "task": "wmt"}
+    failed, finished = (RunRecord.from_row({**known, "status": status}).to_row() for status in ("failed", "done"))
+    assert not {"dataset", "chat"} & failed.keys()
+    assert (finished["dataset"], finished["chat"]) == (None, None)
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinite_values_survive_a_row(value):
     record = RunRecord.from_row(json.loads(json.dumps({"id": "a", "decode_loss": value})))

@@ -47,7 +47,8 @@ class ResolvedPoint:
     @property
     def identity(self) -> RunIdentity:
         """What the point asks for, as its row keeps it."""
-        return RunIdentity.of(self.config, self.run_id, baseline_id=self.baseline.run_id if self.baseline else None)
+        baseline_id = self.baseline.run_id if self.baseline else None
+        return RunIdentity.of(self.config, self.run_id, baseline_id=baseline_id, dataset=self.task.data if self.task else None)
 
 
 @dataclass

@@ -263,13 +263,19 @@ class RunRecord:
         return self.status == DONE
 
     def to_row(self) -> Row:
-        """The record as one flat JSON object."""
+        """The record as one flat JSON object.
+
+        Without a result, the keys that only encoded data tell are left out: reports group such a row with any row that has them.
+        """
         row: Row = {key: getattr(self, key) for key in _OWN_KEYS if getattr(self, key) is not None}
         for name in _SECTIONS:
             section = getattr(self, name)
             if section is not None:
                 row |= {one.name: getattr(section, one.name) for one in fields(section)}
         row |= row.pop("scores", {})
+        for key in () if self.is_done else ("dataset", "chat"):
+            if row[key] is None:
+                del row[key]
         return {**row, "warnings": list(self.warnings), **self.other}
 
     @classmethod

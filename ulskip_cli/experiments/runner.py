@@ -197,7 +197,6 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     record = RunRecord(
         identity=replace(
             point.identity,
-            dataset=point.task.data if point.task else None,
             chat=workload.chat,
             baseline_id=baseline.id if baseline else None,
             prompt_layers=run.plan.prompt_layers,

@@ -42,7 +42,7 @@ class Job:
     @property
     def identity(self) -> RunIdentity:
         """What the job asks for, the same for a finished and a failed run."""
-        return RunIdentity.of(self.config, self.id, baseline_id=self.baseline)
+        return self.point.identity if self.point else RunIdentity.of(self.config, self.id)
 
     def failure_record(self, error: BaseException) -> RunRecord:
         """Return the record of a job that has no result."""
