@@ -14,6 +14,7 @@ from ulskip_cli.experiments.record import (
     Throughput,
 )
 from ulskip_cli.experiments.run_warnings import adjustments, run_warnings
+from ulskip_cli.inference import linear_kernel
 from ulskip_cli.strategies.plan import make_plan
 
 
@@ -58,6 +59,14 @@ def test_a_mean_depth_that_misses_its_target_is_reported_with_a_reason(warned):
     (line,) = warned("strategy=skip_decode", "strategy.horizon=9", schedule=depth)
     assert line.startswith("skip_decode: 3.50 layers ran on average, the target was 4, because the answers differ in length")
     assert warned("ratio_basis=latency", schedule=depth) == ()
+
+
+def test_a_kernel_that_was_not_built_is_named_with_what_ran_instead(warned, monkeypatch):
+    monkeypatch.setattr(linear_kernel, "build_failure", lambda: "no compiler")
+    ran = Provenance(linear_backend="onednn", linear_backend_reason="no compiler")
+    (line,) = warned(provenance=ran)
+    assert "no compiler" in line and "onednn" in line
+    assert warned(provenance=replace(ran, linear_backend_reason="asked for")) == ()
 
 
 def test_weights_trained_for_other_layers_are_reported(warned):
