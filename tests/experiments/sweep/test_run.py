@@ -152,14 +152,14 @@ def test_one_points_failure_is_a_row_and_the_next_sweep_tries_it_again(sweep, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(Decoder, "generate", fails)
-        code, out, err = sweep("ratio=2,3")
+        code, out, err = sweep("ratio=2,3", "baseline=false")
     assert (code, "failed" in out) == (1, True)
     assert f"1 of 2 points failed, the first: unified ratio 2: {reason}" in err.splitlines()[-1]
     failed = next(row for row in stored(tmp_path / "x") if row["status"] == "failed")
     assert reason in failed["reason"]
     assert "Traceback" in (tmp_path / "x" / failed["log"]).read_text()
-    assert sweep("ratio=2,3")[0] == 0
-    assert [row["status"] for row in stored(tmp_path / "x")] == ["done", "failed", "done", "done"]
+    assert sweep("ratio=2,3", "baseline=false")[0] == 0
+    assert [row["status"] for row in stored(tmp_path / "x")] == ["failed", "done", "done"]
     assert "failed" not in (tmp_path / "x" / "table.md").read_text()
 
 
