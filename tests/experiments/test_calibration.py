@@ -60,7 +60,9 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
     found, row = calibrate_strategy(config, loaded, work, NullProgress())
     first, last = row["notes"]["path"][0], row["notes"]["path"][-1]
     assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
-    own = ReferenceLoss(work.encoded, BatchSize(3), work.pad_token_id).of(Decoder(loaded.model, make_plan(found, loaded.metadata)))
+    own = ReferenceLoss(work.encoded, BatchSize(3), work.pad_token_id).of(
+        Decoder(loaded.model, make_plan(found, loaded.metadata))
+    )
     assert own == pytest.approx(last["loss"], rel=1e-4)
 
 

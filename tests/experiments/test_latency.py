@@ -39,7 +39,9 @@ def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
 
     monkeypatch.setattr(Decoder, "generate", clocked)
     ids, done = random_ids(2, 5), []
-    fit = fit_step_latency(llama, NUM_LAYERS, [(ids, torch.ones_like(ids))], DecodeContext(DecodingConfig(name="g"), 0), done.append)
+    fit = fit_step_latency(
+        llama, NUM_LAYERS, [(ids, torch.ones_like(ids))], DecodeContext(DecodingConfig(name="g"), 0), done.append
+    )
     assert (round(fit.fixed_seconds, 6), round(fit.layer_seconds, 6)) == (0.5, 0.25)
     assert done == list(range(1, WARM_UP + LINE_ROUNDS + 1))
     assert timed[:3] == [6, 4, 2]
