@@ -252,7 +252,8 @@ def test_a_missing_harness_is_named_with_what_brings_it(ulskip, monkeypatch):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["model=tiny", "--tasks", "x", "--seed", "one"]])
 def test_help_and_bad_options_import_no_torch(arguments):
-    code = f"import sys; from ulskip_cli.cli.app import invoke; invoke(['lm-eval', *{arguments!r}]); sys.exit('torch' in sys.modules)"
+    call = f"invoke({['lm-eval', *arguments]!r})"
+    code = f"import sys; from ulskip_cli.cli.app import invoke; {call}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert done.returncode == 0
     assert "--num_fewshot" in done.stdout or "--seed" in done.stderr

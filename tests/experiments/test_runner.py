@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -10,6 +11,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.inference import linear_kernel
 from ulskip_cli.strategies.cost import LatencyFit
 
@@ -56,6 +58,17 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     generated = (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
     assert len(generated) == 4
     assert sum(len(json.loads(line)["token_ids"]) for line in generated) == half["generated_tokens"]
+
+
+def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):
+    (job,) = [job for job in make_jobs([config("ratio=2", "ratio_basis=cost")]) if job.requested]
+    failed = job.failure_record(RuntimeError("x"))
+    finished = runner.run_point(job.point, Session())[-1]
+    asked = asdict(failed.identity)
+    assert {**asdict(finished.identity), "chat": None} == asked
+    assert {key: finished.to_row()[key] for key in failed.to_row().keys() & asked.keys()} == {
+        key: failed.to_row()[key] for key in failed.to_row().keys() & asked.keys()
+    }
 
 
 def test_a_kernel_that_was_not_built_is_told_in_the_row(config, monkeypatch):

@@ -265,7 +265,7 @@ class RunRecord:
     def to_row(self) -> Row:
         """The record as one flat JSON object.
 
-        Without a result, the keys that only encoded data tell are left out: reports group such a row with any row that has them.
+        Without a result, the keys that only encoded data tell are left out: reports group such a row with any that has them.
         """
         row: Row = {key: getattr(self, key) for key in _OWN_KEYS if getattr(self, key) is not None}
         for name in _SECTIONS:
