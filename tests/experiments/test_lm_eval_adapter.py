@@ -146,12 +146,17 @@ def test_schedules_that_change_from_token_to_token_are_scored_too():
 
 
 @pytest.fixture
-def command(tasks, tmp_path, monkeypatch, ulskip):
-    """Run `ulskip lm-eval` on the tiny model; the exit code and the rows in the folder."""
-    made = TaskManager.__init__  # without the harness's thousands of tasks, which take a while to look through
+def own_tasks_only(monkeypatch):
+    """Leave out the harness's thousands of tasks, whose files take long to read."""
+    made = TaskManager.__init__
     monkeypatch.setattr(
         TaskManager, "__init__", lambda self, *args, **kw: made(self, *args, **{**kw, "include_defaults": False})
     )
+
+
+@pytest.fixture
+def command(tasks, tmp_path, own_tasks_only, ulskip):
+    """Run `ulskip lm-eval` on the tiny model; the exit code and the rows in the folder."""
 
     def call(*arguments, tasks_asked="ulskip_sentences"):
         where = [f"results_dir={tmp_path}", "--include_path", tasks, "--limit", "2", "--tasks", tasks_asked]
@@ -236,7 +241,7 @@ def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments, named):
     assert named in err
 
 
-def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_refused(tasks):
+def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_refused(tasks, own_tasks_only):
     options = {"include_path": tasks, "tasks": ["ulskip_nothing"]}
     with pytest.raises(UsageError, match="ulskip_nothing"):
         evaluate(["model=tiny"], options)
