@@ -7,7 +7,8 @@ from ulskip_cli.core.config import baseline_config, compose, identity
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.preflight import Resolver, resolve, resolve_benchmark
-from ulskip_cli.experiments.record import Provenance, RunRecord
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import Provenance
 from ulskip_cli.experiments.runner import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs

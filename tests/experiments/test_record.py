@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments import record as module
-from ulskip_cli.experiments.record import RENAMED_KEYS, STATUSES, QualityScores, RunRecord, is_done, upgrade_row
+from ulskip_cli.experiments.record import RENAMED_KEYS, STATUSES, RunRecord, is_done, upgrade_row
+from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.tasks.metrics import metric_keys
 
 RESULTS = Path(__file__).parents[2] / "results"

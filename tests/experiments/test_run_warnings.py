@@ -4,12 +4,12 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.experiments.record import (
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import (
     PairedTiming,
     Provenance,
     QualityScores,
     RunIdentity,
-    RunRecord,
     ScheduleRecord,
     Throughput,
 )

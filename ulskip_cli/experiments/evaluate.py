@@ -11,7 +11,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
-from ulskip_cli.experiments.record import QualityScores
+from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.workload import Workload, prompt_batches
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, longest_first, until_stop

@@ -29,7 +29,8 @@ from ulskip_cli.experiments.latency import (
     solve_depth_for_speedup,
 )
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import Provenance, QualityScores, RunRecord, ScheduleRecord, Throughput
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import Provenance, QualityScores, ScheduleRecord, Throughput
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.experiments.speed import TimedPairs, time_pairs

@@ -4,7 +4,8 @@ from ulskip_cli.cli.progress_bars import ProgressBars
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, StorageError
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import RunIdentity, RunRecord
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import RunIdentity
 from ulskip_cli.experiments.sweep.outcome import run_each
 
 

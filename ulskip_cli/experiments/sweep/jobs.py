@@ -8,7 +8,8 @@ from ulskip_cli.core.config import instantiate, resolved_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
-from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, RunIdentity, RunRecord, ScheduleRecord
+from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, RunRecord
+from ulskip_cli.experiments.record_sections import RunIdentity, ScheduleRecord
 from ulskip_cli.experiments.results import ResultsFolder
 
 _UNLABELLED = ("description", "_target_", "sweep", "launcher", "name", "results_dir")
