@@ -22,8 +22,8 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.config_schema import SpeedConfig
 from ulskip_cli.experiments import machine_limits
+from ulskip_cli.experiments.paired_timing import measure_pairs
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.speed import measure_pairs
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.hf_generate import StepObserver

@@ -8,7 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.benchmark import BenchmarkRunner
-from ulskip_cli.experiments.latency import LatencyTargetFit
+from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.preflight import resolve_benchmark
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.strategies.cost import LatencyFit

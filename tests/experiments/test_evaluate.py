@@ -6,7 +6,7 @@ import torch
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.experiments.evaluate import InvalidLogitsError, generate_answers, score_answers
-from ulskip_cli.experiments.speed import time_pairs
+from ulskip_cli.experiments.paired_timing import time_pairs
 from ulskip_cli.inference.decoder import Decoder
 
 

@@ -1,4 +1,4 @@
-"""Answers kept batch by batch, so that a run that was killed goes on where it stopped."""
+"""Finished batches of an unfinished run, stored one by one so that a killed run resumes after the last of them."""
 
 import json
 import time
@@ -36,12 +36,12 @@ class BatchCheckpoints:
     """The finished batches of one unfinished run."""
 
     def __init__(self, path: Path, origin: dict[str, Any], began: float | None = None) -> None:
-        """Take up what an earlier attempt left.
+        """Read the batches of an earlier attempt.
 
         Args:
             path: of the file.
-            origin: of code and machine; batches of another are dropped, since a row has one provenance.
-            began: when this attempt did, on the clock of `time.monotonic`; None: now.
+            origin: code and machine; batches of another origin are dropped, because a row has one provenance.
+            began: start of this attempt, on the clock of `time.monotonic`; None: now.
         """
         self._path, self._origin = path, json.loads(json.dumps(origin))
         self._synced_at = time.monotonic()
@@ -53,7 +53,7 @@ class BatchCheckpoints:
         self._begun = bool(lines)
 
     def batches(self, order: Sequence[int]) -> list[FinishedBatch]:
-        """The batches that are done, if they are the first of this order; the file holds no others afterwards."""
+        """Return the finished batches that begin this order, and delete all others from the file."""
         start, valid = 0, []
         for batch in self._kept:
             if list(order[start : start + len(batch.positions)]) != batch.positions:
@@ -69,12 +69,12 @@ class BatchCheckpoints:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Of the run so far, over all attempts."""
+        """Seconds that the run has taken so far, over all attempts."""
         before = self._kept[-1].elapsed_seconds if self._kept else 0.0
         return before + time.monotonic() - self._began
 
     def add(self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int) -> None:
-        """Keep a batch.
+        """Store a finished batch.
 
         Raises:
             StorageError: there is no room for it.
@@ -89,7 +89,7 @@ class BatchCheckpoints:
         append_line(self._path, json.dumps(asdict(batch)), sync=sync)
 
     def remove(self) -> None:
-        """Forget it all: the run is done, or begins anew."""
+        """Delete the stored batches, because the run finished or starts over."""
         self._path.unlink(missing_ok=True)
         self._kept, self._begun = [], False
 
@@ -98,7 +98,7 @@ class BatchCheckpoints:
 
 
 def _readable(lines: Sequence[dict[str, Any]]) -> list[FinishedBatch]:
-    """The batches up to the first line that is none."""
+    """Return the batches before the first unreadable line."""
     kept = []
     for line in lines:
         try:

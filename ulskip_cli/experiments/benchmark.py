@@ -12,13 +12,13 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.machine_limits import MachineLimits
+from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import BenchmarkDetails
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import adjustments
 from ulskip_cli.experiments.runner import ScheduleProvenance, Session, describe_provenance, describe_schedule
-from ulskip_cli.experiments.speed import TimedPairs, time_pairs
 from ulskip_cli.experiments.step_time import StepTimeBreakdown, StepWork, layer_seconds
 from ulskip_cli.experiments.throughput import measure_throughput
 from ulskip_cli.experiments.workload import RANDOM_PROMPTS
@@ -152,14 +152,14 @@ def _runs(plan: Plan, steps: int) -> dict[int, float]:
 
 
 def _kv_bytes(output: BatchOutput) -> float:
-    """Of one sequence in the layers that it began with, halfway through its new tokens."""
+    """Return the KV cache bytes of one sequence in its first stage's layers, halfway through its new tokens."""
     batch_size = len(output.token_ids)
     middle = output.prompt_tokens / batch_size + len(output.token_ids[0]) / 2
     return output.kept_kv_bytes / output.prompt_tokens * middle
 
 
 def _parameters(loaded: LoadedModel) -> WeightSizes | None:
-    """The number of weights by layer, sorted as their bytes are; None where they are packed into whole numbers."""
+    """Return the number of weights by layer; None if quantization packs them into integers."""
     model = loaded.model
     if not all(p.is_floating_point() for p in model.parameters()):
         return None

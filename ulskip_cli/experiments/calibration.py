@@ -44,7 +44,7 @@ class HeldOutEvaluator:
     _exiting: Decoder | None = None
 
     def output_lengths(self) -> list[int]:
-        """Of the full model, by the run's own decoding."""
+        """Return the output lengths of the full model under the run's decoding."""
         baseline = baseline_config(self.config)
         decoder = Decoder(self.loaded.model, make_plan(baseline, self.loaded.metadata), self.loaded.tokenizer)
         report = self.progress.phase("calibrate: answers", len(self.workload.prompts))
@@ -57,12 +57,12 @@ class HeldOutEvaluator:
         return lengths
 
     def block_influence(self) -> list[float]:
-        """Over prompts and references."""
+        """Return the block influence of every layer, over prompts and references."""
         texts = [one.prompt_ids + one.response_ids for one in self.workload.encoded or []]
         return block_influence(self.loaded.model, texts, LOSS_BATCH, self.progress.phase("calibrate: influence", len(texts)))
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Of the references; prompts that all layers encode are encoded once for all tries."""
+        """Return the decode loss of the references. Prompts that all layers encode are encoded once for all calls."""
         strategy = {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
         plan = make_plan(replace(self.config, strategy=strategy), self.loaded.metadata)
         decoder = Decoder(self.loaded.model, plan)
@@ -77,7 +77,7 @@ class HeldOutEvaluator:
         return self._losses[shared].of(decoder)
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
-        """Over the answers that the run's own decoding gives, batches as in the run."""
+        """Return the mean exit depth over the answers of the run's decoding, in batches of the run's size."""
         config = replace(self.config, strategy={**self.config.strategy, **options})
         plan = make_plan(config, self.loaded.metadata)
         assert plan.exits is not None
@@ -90,7 +90,7 @@ class HeldOutEvaluator:
         return float(plan.num_layers) if total.mean_depth is None else total.mean_depth
 
     def tell(self, done: int, total: int) -> None:
-        """One bar for the whole search."""
+        """Show one progress bar for the whole search."""
         if done == 1:
             self._report_search = self.progress.phase("calibrate: search", total)
         self._report_search(done)
@@ -143,7 +143,7 @@ def calibrate_strategy(
 
 
 def _schedule(config: Config, plan: Plan) -> ScheduleFile:
-    """What was found as a file that `strategy=custom strategy.file=` reads anywhere."""
+    """Return the calibrated schedule as a file for `strategy=custom strategy.file=`."""
     return ScheduleFile(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
@@ -158,7 +158,7 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
 
 
 def _key(config: Config, strategy: NeedsCalibration, num_kept: int, workload: Workload) -> str:
-    """12 hex digits of everything that a calibration depends on."""
+    """Return 12 hexadecimal digits of everything that a calibration depends on."""
     plain = resolved_config(config)
     depends: dict[str, Any] = {"num_kept": num_kept, "decoding": plain["decoding"], "batch_size": config.batch_size}
     parts = [

@@ -29,7 +29,7 @@ class InvalidLogitsError(RunError):
 
 @dataclass(frozen=True)
 class GeneratedAnswers:
-    """What a point answered.
+    """The answers of a point.
 
     Attributes:
         strategy: the name of the schedule.
@@ -155,7 +155,7 @@ def score_answers(
 def _generation(
     decoder: Decoder, workload: Workload, config: Config, position: int, generated: tuple[BatchOutput, int]
 ) -> dict[str, Any]:
-    """One answer as it is stored."""
+    """Return one answer as it is stored."""
     assert decoder.tokenizer is not None
     assert workload.task is not None
     output, row = generated

@@ -1,4 +1,4 @@
-"""Held-out examples: what a strategy is calibrated on. Imports no torch."""
+"""Held-out examples for calibration. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -109,7 +109,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
 
     @property
     def _is_one_model(self) -> bool:
-        """True where the same layers read context and continuation, so that `HFLM` can score them in one pass."""
+        """True if the same layers read context and continuation, so that `HFLM` can score them in one pass."""
         scorer = self.scorer
         return scorer.prompt_model is scorer.view and len(scorer.stages) == 1 and not scorer.exits
 
@@ -176,7 +176,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return torch.cat([context, new.to(context.device)], dim=1)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Facts that the harness writes beside its results; ours are under `ulskip`."""
+        """Return what the harness writes beside its results; our part is under `ulskip`."""
         return {
             "model_num_parameters": self.loaded.model.num_parameters(),
             "model_dtype": str(self.loaded.model.dtype),

@@ -155,7 +155,7 @@ def _read_seeds(text: str) -> dict[str, int | None]:
 
 
 def _find_tasks(manager: TaskManager, given: Sequence[str]) -> list[str]:
-    """Names of tasks and groups that patterns stand for, and paths of YAML files as they are.
+    """Return the tasks and groups that patterns match; paths of YAML files stay as they are.
 
     Raises:
         UsageError: the harness has no such task.

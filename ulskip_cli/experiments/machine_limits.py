@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured on the spot: bytes of memory read and operations done in a second."""
+"""Measured limits of this machine: bytes read from memory and floating-point operations per second."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LEAST_SECONDS = 0.05  # a product that takes longer shows what the machine can d
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """Of one device, dtype and number of threads.
+    """The limits of one device, dtype and number of threads.
 
     Attributes:
         bytes_per_second: reading memory far larger than caches.
@@ -29,13 +29,13 @@ class MachineLimits:
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> MachineLimits:
-    """Measure both; the best of several rounds, since a ceiling is what was reached once."""
+    """Measure both limits, each as the best of several rounds."""
     with torch.inference_mode():
         return MachineLimits(read_bytes_per_second(device), matmul_flops_per_second(device, dtype))
 
 
 def read_bytes_per_second(device: torch.device) -> float:
-    """Of two ways to read a buffer once, the faster one: a sum and a dot product."""
+    """Return the faster of two ways to read a buffer once: a sum and a dot product."""
     size = READ_BYTES
     if device.type == "cpu":
         size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
@@ -45,7 +45,7 @@ def read_bytes_per_second(device: torch.device) -> float:
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Of square products, ever larger ones until they take long enough."""
+    """Return the speed of square matrix products, enlarged until one takes long enough to time."""
     side, best = 256, 0.0
     while True:
         matrix = torch.randn(side, side, device=device).to(dtype)

@@ -1,4 +1,4 @@
-"""Everything that is derived from a configuration before torch is imported, derived once: `resolve` makes a `ResolvedPoint`.
+"""`resolve` turns a configuration into a `ResolvedPoint`: everything that can be derived from it without torch, derived once.
 
 Bad requests are refused here: ratios, strategies, metrics, task files, model files, generation options.
 """

@@ -18,7 +18,7 @@ from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
 from ulskip_cli.experiments.calibration import calibrate_strategy
 from ulskip_cli.experiments.evaluate import GeneratedAnswers, InvalidLogitsError, generate_answers, score_answers
-from ulskip_cli.experiments.latency import (
+from ulskip_cli.experiments.latency_target import (
     LINE_ROUNDS,
     MEET_PAIRS,
     MEET_ROUNDS,
@@ -28,12 +28,12 @@ from ulskip_cli.experiments.latency import (
     make_pair_timer,
     solve_depth_for_speedup,
 )
+from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import Provenance, ScheduleRecord
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
-from ulskip_cli.experiments.speed import TimedPairs, time_pairs
 from ulskip_cli.experiments.throughput import measure_throughput, sum_exits
 from ulskip_cli.experiments.workload import Workload, encode_workload, timed_prompts
 from ulskip_cli.inference.decoder import DecodeContext, Decoder

@@ -1,4 +1,4 @@
-"""What a decode step has to do, how near it comes to what the machine can do, and where its time goes. Imports no torch."""
+"""The minimal work of a decode step, and a breakdown of its time. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 
 @dataclass(frozen=True)
 class StepWork:
-    """What one decode step cannot do without.
+    """The bytes and operations that one decode step needs at least.
 
     Attributes:
         bytes: read from memory: the weights of head and kept layers, and every sequence's keys and values halfway
@@ -28,7 +28,7 @@ class StepWork:
         kv_bytes: float,
         batch_size: int,
     ) -> "StepWork":
-        """Add it up.
+        """Sum the work of the layers that run.
 
         Args:
             weights: bytes by layer.
@@ -59,7 +59,7 @@ class StepTimeBreakdown:
 
     @property
     def other_seconds(self) -> float | None:
-        """What is left: embedding, masks, the choice of a token, the loop itself; below 0 is the clock's noise."""
+        """The rest of the step: embedding, masks, token selection, the loop. A negative value is noise of the clock."""
         return None if self.layers_seconds is None else self.step_seconds - self.head_seconds - self.layers_seconds
 
     def as_dict(self) -> dict[str, float | None]:
@@ -73,7 +73,7 @@ class StepTimeBreakdown:
 
 
 def layer_seconds(full_seconds: float, strategy_seconds: float, num_layers: float, num_kept: float) -> float | None:
-    """What one layer adds to a step: the slope between two depths; None where they are the same.
+    """Return the seconds that one layer adds to a step, the slope between two depths; None if the depths are equal.
 
     >>> layer_seconds(7.0, 4.0, 6, 3)
     1.0

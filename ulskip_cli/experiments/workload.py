@@ -77,7 +77,7 @@ def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | N
 
 
 def timed_prompts(workload: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config) -> list[Batch]:
-    """Batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
+    """Return batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
     if workload.encoded is None:
         return _random_prompts(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
     room = None if workload.max_positions is None else max(1, workload.max_positions - config.speed.new_tokens)
@@ -86,13 +86,13 @@ def timed_prompts(workload: Workload, batch_size: int, count: int, model: PreTra
 
 
 def prompt_batches(prompts: Sequence[list[int]], pad_token_id: int, batch_size: int, count: int) -> list[Batch]:
-    """`count` batches of the task's own prompts, all of `batch_size`, the prompts used in turn."""
+    """Return `count` full batches of the given prompts, used in turn."""
     starts = range(0, count * batch_size, batch_size)
     return [padded([prompts[i % len(prompts)] for i in range(at, at + batch_size)], pad_token_id, left=True) for at in starts]
 
 
 def _random_prompts(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[Batch]:
-    """Random prompts, each batch of `shape`, [batch, prompt_len]."""
+    """Return batches of random prompts, each of `shape` [batch, prompt_len]."""
     generator = torch.Generator().manual_seed(seed)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""The time of what every decode step ends with, whatever it keeps: final norm and output head."""
+"""The time of the final norm and the output head, which every decode step runs."""
 
 from statistics import median
 
@@ -16,7 +16,7 @@ ROUNDS, WARM_UP = 11, 2
 def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float:
     """Median seconds of final norm and output head alone, on hidden states [batch, 1, hidden], not compiled.
 
-    Each time straight after a whole step, so that caches hold what they hold while decoding.
+    Each measurement follows a whole step, so that processor caches hold what they hold during decoding.
 
     Args:
         decoder: a model under a schedule.

@@ -1,4 +1,4 @@
-"""A grid of runs in one process: weights loaded once, finished points not run again."""
+"""The grid of a sweep: overrides with several values expanded into one configuration per point."""
 
 import contextlib
 from collections.abc import Container, Sequence
@@ -16,7 +16,7 @@ DEFAULT_EXPERIMENT = "reproduce"
 
 
 def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None) -> list[Config]:
-    """The configurations of a grid, each once, in the order of the overrides.
+    """Return the configurations of a grid, each once, in the order of the overrides.
 
     Args:
         overrides: Hydra's override syntax, sweeps included: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`.
@@ -41,7 +41,7 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
 
 
 def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> list[list[str]]:
-    """The overrides once for every experiment that they name, since each has a grid of its own."""
+    """Repeat the overrides for every experiment that they name; each experiment has its own grid."""
     for i, one in enumerate(parse_overrides(overrides)):
         if one.key_or_group == "experiment" and one.is_sweep_override():
             return [[*overrides[:i], f"experiment={name}", *overrides[i + 1 :]] for name in _values(one, extra_dir)]
@@ -49,7 +49,7 @@ def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> li
 
 
 def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
-    """The product of what is swept on the command line and in the experiment; a point that does not apply is among it."""
+    """Return the product of the values swept on the command line and in the experiment, inapplicable points included."""
     parsed = parse_overrides(overrides)
     fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
@@ -77,7 +77,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
 def _composed(
     texts: Sequence[str], swept: Sequence[str], presets: Container[str], extra_dir: Path | None
 ) -> tuple[Config, list[UnknownKey]]:
-    """A point, without the keys that its choice in a swept group does not have, as `strategy.batch` is early exit's alone.
+    """Compose a point without keys that its choice in a swept group lacks, e.g. `strategy.batch` outside early exit.
 
     Nor does a preset's key have to fit the choice that is made beside it.
     """
@@ -93,7 +93,7 @@ def _composed(
 
 
 def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
-    """The overrides with the experiment that they leave out."""
+    """Add the default experiment if the overrides name none."""
     parsed = parse_overrides(overrides)
     keys = {one.key_or_group for one in parsed}
     if "experiment" in keys:
@@ -107,7 +107,7 @@ def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
 
 
 def _values(override: Any, extra_dir: Path | None) -> list[str]:
-    """The texts that one swept override stands for."""
+    """Return the values of one swept override as texts."""
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 

@@ -111,11 +111,11 @@ class _Tracker:
         self._is_first_update = False
 
     def job_started(self, job: Job) -> None:
-        """Pass it on."""
+        """Tell the observer."""
         self.observer.job_started(job)
 
     def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
-        """Pass it on with an estimate of what is left."""
+        """Tell the observer, with an estimate of the time left."""
         self.status.refresh()
         self._settle(job, record, ran)
 

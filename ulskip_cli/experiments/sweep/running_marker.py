@@ -26,11 +26,11 @@ class RunningMarker:
         self._written_at = 0.0
 
     def job_started(self, job: Job) -> None:
-        """From here on the progress belongs to this job."""
+        """Record the progress of this job from now on."""
         self._path = marker_path(self._folder, job)
 
     def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
-        """No job runs."""
+        """Stop recording progress: the job is settled."""
         self._path = None
 
     def phase(self, label: str, total: int) -> ReportProgress:

@@ -1,4 +1,4 @@
-"""Who starts a sweep's workers: a thin adapter for each engine. What a worker does is the same under all of them."""
+"""Launchers start a sweep's workers on this machine, on Slurm or on Ray. Each is a thin adapter; start with `local.py`."""
 
 from typing import Protocol
 
@@ -9,25 +9,25 @@ SHARED = ("submitit", "ray")  # their workers may be on other machines, whose ti
 
 
 class WorkerPool(Protocol):
-    """Workers under one engine, numbered from 0."""
+    """The workers of one launcher, numbered from 0."""
 
     size: int
 
     def start(self, number: int) -> None:
-        """Start a worker, again where it has died."""
+        """Start a worker, or restart one that died."""
 
     def is_alive(self, number: int) -> bool:
-        """Whether it works, or waits for its turn to."""
+        """True while the worker runs or is queued."""
 
     def exit_message(self, number: int) -> str | None:
-        """What a worker that ended of itself had to say, "" where all is well; None: it died."""
+        """Return the message of a worker that ended: empty on success, None if it died."""
 
     def end(self) -> None:
-        """Stop them all."""
+        """Stop all workers."""
 
 
 def make_worker_pool(launcher: LauncherConfig, orders: WorkerSpec) -> WorkerPool:
-    """The workers that a configuration names, none of them started.
+    """Return the workers of the configured launcher, none of them started.
 
     Raises:
         UsageError: the engine's package is not installed.

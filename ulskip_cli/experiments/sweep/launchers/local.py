@@ -16,10 +16,10 @@ END_SECONDS = 5.0
 
 
 class Local:
-    """Processes that are spawned, so that each reads its environment anew."""
+    """Spawned processes; each reads its environment variables when it starts."""
 
     def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
-        """Decide how many, and on which device each."""
+        """Decide the number of workers and the device of each."""
         self._devices = _devices()
         self.size = launcher.workers or max(1, len(self._devices))
         self._orders = orders.with_threads(threads_per_worker(launcher.threads, self.size))
@@ -48,11 +48,11 @@ class Local:
         self._processes[number] = process, ours
 
     def is_alive(self, number: int) -> bool:
-        """Whether its process is."""
+        """True while its process is alive."""
         return number in self._processes and self._processes[number][0].is_alive()
 
     def exit_message(self, number: int) -> str | None:
-        """What came through the pipe."""
+        """Return what the worker sent through its pipe."""
         connection = self._processes[number][1]
         try:
             return str(connection.recv()) if connection.poll() else None
@@ -60,7 +60,7 @@ class Local:
             return None
 
     def end(self) -> None:
-        """Terminate them; each holds its finished batches in a file."""
+        """Terminate all workers; their finished batches are stored."""
         for process, _ in self._processes.values():
             process.terminate()
         for process, connection in self._processes.values():
@@ -81,7 +81,7 @@ def _main(orders: WorkerSpec, number: int, told: Connection, log: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A sweep that is killed takes its workers along."""
+    """End this worker when the sweep's process ends."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -89,7 +89,7 @@ def _end_with_parent() -> None:
 
 
 def _devices() -> list[str]:
-    """The names of CUDA's devices as its environment variable has them."""
+    """Return the CUDA devices as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]

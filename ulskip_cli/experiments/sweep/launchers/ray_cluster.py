@@ -19,10 +19,10 @@ CONNECT_SECONDS = 10.0
 
 
 class RayCluster:
-    """Tasks that run for as long as there are jobs."""
+    """Ray tasks, one per worker."""
 
     def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
-        """Find a cluster, or make one.
+        """Connect to a cluster, or start one on this machine.
 
         Raises:
             UsageError: ray is not installed, or there is no cluster at the address.
@@ -61,18 +61,18 @@ class RayCluster:
         self._tasks[number] = self._task.remote(self._orders)
 
     def is_alive(self, number: int) -> bool:
-        """Whether it waits or runs."""
+        """True while the task is queued or runs."""
         return number in self._tasks and not self._ray.wait([self._tasks[number]], timeout=0)[0]
 
     def exit_message(self, number: int) -> str | None:
-        """What the task returned."""
+        """Return what the task returned; None if it failed."""
         try:
             return str(self._ray.get(self._tasks[number]))
         except Exception:  # ray's own, or whatever ended the task
             return None
 
     def end(self) -> None:
-        """Cancel those that are not done, and leave the cluster."""
+        """Cancel unfinished tasks and disconnect."""
         for number, task in self._tasks.items():
             if self.is_alive(number):
                 self._ray.cancel(task, force=True)
@@ -80,7 +80,7 @@ class RayCluster:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Knock at a cluster's door: ray's own client would stand there for minutes.
+    """Connect to the cluster's address once; ray's own client would wait for minutes.
 
     Raises:
         OSError: nobody answers.

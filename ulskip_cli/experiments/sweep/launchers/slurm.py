@@ -14,7 +14,7 @@ class Slurm:
     """Jobs of one submitit executor."""
 
     def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
-        """Set the executor up.
+        """Configure the executor.
 
         Raises:
             UsageError: submitit is not installed, or does not know an option.
@@ -44,18 +44,18 @@ class Slurm:
         self._jobs[number] = self._executor.submit(serve, self._orders)
 
     def is_alive(self, number: int) -> bool:
-        """Whether it waits or runs."""
+        """True while the job is queued or runs."""
         return number in self._jobs and not self._jobs[number].done()
 
     def exit_message(self, number: int) -> str | None:
-        """What the job returned."""
+        """Return what the job returned; None if it failed."""
         try:
             return str(self._jobs[number].result())
         except Exception:  # submitit's own, or whatever ended the job
             return None
 
     def end(self) -> None:
-        """Cancel those that are not done."""
+        """Cancel unfinished jobs."""
         for number, job in self._jobs.items():
             if self.is_alive(number):
                 job.cancel()

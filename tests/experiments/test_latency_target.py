@@ -8,8 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.experiments import latency
-from ulskip_cli.experiments.latency import (
+from ulskip_cli.experiments.latency_target import (
     LINE_ROUNDS,
     WARM_UP,
     counts,
@@ -34,7 +33,7 @@ def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
     def clocked(self, *args, **options):
         output = generate(self, *args, **options)
         timed.append(len(self.stages[0].kept))
-        seconds = (latency.NEW_TOKENS - 1) * (0.5 + 0.25 * len(self.stages[0].kept))
+        seconds = (latency_target.NEW_TOKENS - 1) * (0.5 + 0.25 * len(self.stages[0].kept))
         return type(output)(**{**vars(output), "decode_seconds": seconds})
 
     monkeypatch.setattr(Decoder, "generate", clocked)
@@ -58,9 +57,9 @@ def test_a_target_is_met_where_the_line_errs(target, slower):
         return (3 + 1.05 * depth) / 15.6 + slower
 
     met = solve_depth_for_speedup(line, target, lambda depth: (depth, [1 / share(depth)] * 5), rounds.append)
-    assert 1 / share(met.depth) == pytest.approx(target, rel=2 * latency.CLOSE)
+    assert 1 / share(met.depth) == pytest.approx(target, rel=2 * latency_target.CLOSE)
     assert met.as_dict()["speedup"] == pytest.approx(target)
-    assert len(met.trials) == len(rounds) <= latency.MEET_ROUNDS
+    assert len(met.trials) == len(rounds) <= latency_target.MEET_ROUNDS
 
 
 def test_noise_takes_more_rounds():
@@ -93,4 +92,4 @@ def test_pairs_are_those_of_the_depths_plan(llama):
     for depth in (3.5, 3.25, 3.0):
         had, ratios = measured(depth)
         assert had == depth
-        assert len(ratios) == latency.MEET_PAIRS
+        assert len(ratios) == latency_target.MEET_PAIRS

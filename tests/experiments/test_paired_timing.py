@@ -8,7 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.experiments.speed import TimedPairs, measure_pairs
+from ulskip_cli.experiments.paired_timing import TimedPairs, measure_pairs
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.strategies.plan import make_plan
@@ -137,3 +137,17 @@ def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
     pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], GREEDY, speed)
     assert [output.decode_seconds for output in pairs.full + pairs.strategy] == [1.0, 1.0]
     assert pairs.compile_seconds == 5.0
+
+
+def outputs(seconds):
+    return [BatchOutput([[1, 2]], [True], 3, 0.5, 1.0, decode, 8, 4) for decode in seconds]
+
+
+def test_a_speedup_has_the_interval_of_its_pairs_and_the_coverage():
+    timing = TimedPairs(outputs([4, 9, 6, 5, 8, 7]), outputs([2, 3, 3, 5, 2, 1]), batch_size=1).timing()
+    assert (timing.measured_speedup_low, timing.measured_speedup_high) == (1.0, 7.0)
+    assert timing.speedup_interval_coverage == 1 - 2 / 2**6
+
+
+def test_a_schedule_that_was_timed_alone_has_no_interval():
+    assert TimedPairs([], outputs([2, 3]), batch_size=1).timing().speedup_interval_coverage is None

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import SpeedConfig
-from ulskip_cli.experiments.speed import measure_pairs
+from ulskip_cli.experiments.paired_timing import measure_pairs
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.timing import median_interval
 from ulskip_cli.strategies import schedule
@@ -26,7 +26,7 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class DepthMeasurement:
-    """Pairs of full and a schedule that were timed on the way.
+    """The speedup that timed pairs showed at one mean depth.
 
     Attributes:
         depth: mean layers in a decode step.
@@ -39,7 +39,7 @@ class DepthMeasurement:
 
 @dataclass(frozen=True)
 class LatencyTargetFit:
-    """The schedule that a timing chose for a target.
+    """The mean depth that meets a target speedup on this machine.
 
     Attributes:
         depth: mean layers in a decode step.
@@ -100,7 +100,7 @@ def solve_depth_for_speedup(
     measured: Callable[[float], tuple[float, Sequence[float]]],
     on_round: Callable[[int], None] = lambda done: None,
 ) -> LatencyTargetFit:
-    """The depth at which the clock shows a target speedup: from the line, then corrected by what pairs show.
+    """Find the depth that meets a target speedup: start from the line, then correct it by timed pairs.
 
     Args:
         fit: the line.
@@ -163,7 +163,7 @@ def make_pair_timer(
 
 
 def counts(num_layers: int) -> list[int]:
-    """The numbers of kept layers that are timed.
+    """Return the numbers of kept layers that are timed.
 
     >>> counts(30)
     [30, 20, 10, 2]
