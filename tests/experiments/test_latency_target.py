@@ -8,6 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.experiments import latency_target
 from ulskip_cli.experiments.latency_target import (
     LINE_ROUNDS,
     WARM_UP,
