@@ -53,11 +53,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Any]:
 
 
 def refuse_renamed(keys: Iterable[str]) -> None:
-    """Refuse keys that have another name now.
-
-    Raises:
-        UsageError: names the new key.
-    """
+    """Raise UsageError for a key that has another name now."""
     for key in keys:
         for old, new in RENAMED_KEYS.items():
             if key == old or key.startswith(f"{old}."):
@@ -65,16 +61,9 @@ def refuse_renamed(keys: Iterable[str]) -> None:
 
 
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
-    """Compose one of the primary configs.
+    """Compose `configs/<primary>.yaml` with overrides, which may choose in `groups`; UsageError if that fails.
 
-    Args:
-        primary: name of the YAML file in `configs/`.
-        groups: config groups in which an override may choose.
-        overrides: Hydra's override syntax.
-        extra_dir: folder with a user's own config groups.
-
-    Raises:
-        UsageError: a key or a choice is unknown or renamed, or a value cannot be set.
+    `extra_dir` is a folder with a user's own config groups.
     """
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"--config-dir: no folder at {extra_dir}")
@@ -112,7 +101,6 @@ def _file_stamps(extra_dir: Path | None) -> object:
 
 
 def _with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Set values in a composition as Hydra does."""
     for one in parse_overrides(overrides):
         try:
             OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
@@ -177,7 +165,7 @@ def _dotted_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _sibling_keys(key: str, known: Sequence[str]) -> list[str]:
-    """Return the known keys of the same branch, or the top-level keys where the branch has none."""
+    """Return the known keys of the same branch, or the top-level keys if the branch has none."""
     branch = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == branch and not name.endswith(("_target_", "description"))]
     return siblings or [name for name in known if "." not in name]

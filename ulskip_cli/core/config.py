@@ -45,14 +45,10 @@ _BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_laye
 
 
 def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
-    """Build the checked configuration of a run from `key=value` overrides.
+    """Build the checked configuration of a run from `key=value` overrides in Hydra's syntax, or raise UsageError.
 
-    Args:
-        overrides: Hydra's override syntax; hyphens and underscores in names are interchangeable.
-        extra_dir: a user's own folder of config groups, searched after the shipped ones.
-
-    Raises:
-        UsageError: a key, a choice or a value is unknown, out of bounds or of the wrong type.
+    Hyphens and underscores in names are interchangeable. `extra_dir` is a user's own folder of config groups, searched after
+    the shipped ones.
     """
     config = compose_unvalidated(overrides, extra_dir)
     check_run(config)
@@ -78,11 +74,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
 
 
 def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
-    """Build a checked decoding configuration: greedy, with some keys of `decoding` changed.
-
-    Raises:
-        UsageError: a key is unknown or renamed, or its value is of the wrong type or out of bounds.
-    """
+    """Build a checked decoding configuration, greedy with some keys of `decoding` changed, or raise UsageError."""
     refuse_renamed(f"decoding.{key}" for key in values)
     known = [one.name for one in fields(DecodingConfig) if one.name not in ("name", "description", "draft_tokens")]
     for key in values:
@@ -94,13 +86,7 @@ def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
 
 
 def instantiate(node: dict[str, Any], group: str) -> Any:
-    """Build the task or the strategy that a config describes; its values are checked against the fields of the class.
-
-    The config names the class in `_target_`, so that a plug-in is one module and one YAML file.
-
-    Raises:
-        UsageError: there is no such class, a key is unknown, or a value has the wrong type.
-    """
+    """Build the task or strategy that a config names in `_target_`; values that do not fit its fields are a UsageError."""
     from hydra.utils import get_class
 
     try:
@@ -173,7 +159,6 @@ def to_yaml(config: Config | TrainingConfig) -> str:
 
 
 def _to_schema(composed: DictConfig, schema: type) -> Any:
-    """Turn composed values into an object of the schema and check their types."""
     try:
         missing = OmegaConf.missing_keys(composed)
         if missing:

@@ -22,13 +22,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def option(default: Any, text: str, choices: Sequence[str] = (), **limits: float) -> Any:
-    """Declare a key of the configuration with its default, its help text and the values that it may have.
+    """Declare a key with its default (or a function that makes it), its help text and its choices; no choices: any value.
 
-    Args:
-        default: the value, or a function that makes it.
-        text: help text of one line.
-        choices: the allowed values; empty: any value of the type.
-        limits: bounds of a number: `minimum`, `maximum` (both included), `above`, `below` (both excluded).
+    `limits` are bounds of a number: `minimum` and `maximum` are included, `above` and `below` excluded.
     """
     metadata = {"help": text, "choices": tuple(choices), "limits": limits}
     if callable(default):

@@ -40,11 +40,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all: write a temporary file, then rename it.
-
-    Raises:
-        StorageError: the disk is full, or the file is not writable.
-    """
+    """Write a file completely or not at all, through a temporary file; raise StorageError if that fails."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,15 +56,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append one line in one write and flush it; end a line first that a crash has cut off.
+    """Append a line in one write, after ending one that a crash cut off; StorageError leaves the file unchanged.
 
-    Args:
-        path: the file.
-        line: text without the line break.
-        sync: call fsync, so that the line survives a power failure.
-
-    Raises:
-        StorageError: the disk is full, or the file is not writable; the file is unchanged.
+    `sync` calls fsync, so that the line survives a power failure.
     """
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,11 +93,7 @@ def _storing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Wait for a lock and hold it inside the block.
-
-    Raises:
-        StorageError: the lock file cannot be written.
-    """
+    """Wait for a lock and hold it inside the block; raise StorageError if the lock file cannot be written."""
     lock = _lock(path)
     _acquire(lock, path, -1)
     try:
@@ -118,11 +104,7 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock inside the block if it is free; yield True if it was acquired.
-
-    Raises:
-        StorageError: the lock file cannot be written.
-    """
+    """Hold a lock inside the block if it is free; yield True if it was acquired, or raise like `lock`."""
     lock = _lock(path)
     try:
         _acquire(lock, path, 0)

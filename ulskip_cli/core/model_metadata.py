@@ -21,33 +21,19 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """Shape and sizes of a model; None means unknown.
-
-    Attributes:
-        num_layers: N, number of decoder layers.
-        kv_bytes_per_layer: bytes of keys and values of one token in one layer.
-        weights: bytes of weights by layer; None if there are no safetensors headers.
-        total_bytes: bytes of all weights.
-        workspace_bytes_per_token: approximate bytes of activations of one prompt token during prefill.
-        workspace_bytes_per_sequence: approximate bytes of a sequence's logits in a decode step.
-        context: maximum number of positions, prompt and answer together; None if the config sets no limit, as with ALiBi.
-    """
+    """Shape and sizes of a model; None means unknown."""
 
     num_layers: int
-    kv_bytes_per_layer: int | None
-    weights: WeightSizes | None
+    kv_bytes_per_layer: int | None  # keys and values of one token
+    weights: WeightSizes | None  # None without safetensors headers
     total_bytes: int | None = None
-    workspace_bytes_per_token: int | None = None
-    workspace_bytes_per_sequence: int | None = None
-    context: int | None = None
+    workspace_bytes_per_token: int | None = None  # activations of a prompt token during prefill, approximately
+    workspace_bytes_per_sequence: int | None = None  # logits of a decode step, approximately
+    context: int | None = None  # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
 
 
 def read_metadata(model: ModelConfig) -> ModelMetadata:
-    """Read the metadata of a model.
-
-    Raises:
-        UsageError: the files are missing or unreadable.
-    """
+    """Read the metadata of a model; raise UsageError if its files are missing or unreadable."""
     config_file = find_config(model)
     try:
         config = json.loads(config_file.read_text("utf-8"))
@@ -85,7 +71,6 @@ def _weights(
 
 
 def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[WeightSizes | None, int | None]:
-    """Return the bytes of a bundled shape from its parameter counts in shape_parameters.json."""
     known = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8")).get(name)
     if known is None or width is None:
         return None, None
@@ -118,11 +103,7 @@ def find_config(model: ModelConfig) -> Path:
 
 
 def find_adapter(model: ModelConfig) -> Path:
-    """Return the path of the adapter_config.json of a model's PEFT adapter; download the adapter if needed.
-
-    Raises:
-        UsageError: there is no such adapter.
-    """
+    """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed, or raise UsageError."""
     name = str(model.adapter)
     folder = Path(name).expanduser()
     if folder.exists():
@@ -195,7 +176,6 @@ def _config_in(folder: Path) -> Path:
 
 
 def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
-    """Return a file of a hub model from the local cache, or download it."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, filename, revision=revision)

@@ -61,12 +61,12 @@ def extra_layer_inputs(layer: nn.Module) -> str | None:
 
 
 def is_recurrent(cache: DynamicCache) -> bool:
-    """Return whether some layers carry a recurrent state, which can be continued by one token at a time only."""
+    """Return True if some layers carry a recurrent state, which can be continued by one token at a time only."""
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 def is_all_recurrent(cache: DynamicCache) -> bool:
-    """Return whether no layer has keys and values, so that the mask of a step covers its own tokens only."""
+    """Return True if no layer has keys and values, so that the mask of a step covers its own tokens only."""
     return is_recurrent(cache) and not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 

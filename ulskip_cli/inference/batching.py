@@ -22,15 +22,10 @@ class BatchSize:
     used: int = 0
 
     def __post_init__(self) -> None:
-        """Begin with the configured number."""
         self.used = self.used or self.asked
 
     def halve(self, error: BaseException) -> None:
-        """Halve the number after a batch that did not fit.
-
-        Raises:
-            RunError: the batch was a single sequence.
-        """
+        """Halve the number after a batch that did not fit; raise RunError if it was a single sequence."""
         if self.used == 1:
             raise RunError(
                 f"not even one sequence fits into memory ({(str(error) or type(error).__name__).splitlines()[0][:120]}); "
@@ -42,12 +37,9 @@ class BatchSize:
 def in_batches(
     items: Sequence[Item], size: BatchSize, work: Callable[[Sequence[Item]], Result]
 ) -> Iterator[tuple[Sequence[Item], Result]]:
-    """Run `work` on all items in batches; a batch that does not fit into memory is halved and run again.
+    """Yield batches of items and the results of `work`; a batch that does not fit into memory is halved and run again.
 
     The items have to be sorted, the longest first, so that a batch that is too large fails at once.
-
-    Yields:
-        The items of a batch, and the result of `work`.
     """
 
     def run(start: int, count: int) -> tuple[Sequence[Item], Result]:
@@ -62,11 +54,7 @@ def in_batches(
 
 
 def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result:
-    """Call `work` with the number of sequences; if memory runs out, halve the number and call it again.
-
-    Raises:
-        RunError: a single sequence does not fit.
-    """
+    """Call `work` with the number of sequences; if memory runs out, halve it and call again, or raise RunError at 1."""
     while True:
         try:
             return work(size.used)
@@ -90,7 +78,7 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tupl
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error reports that memory ran out, on any device."""
+    """Return True if an error reports that memory ran out, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)

@@ -16,11 +16,7 @@ _NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.saf
 
 
 def folder_of(model: ModelConfig) -> Path:
-    """Return the folder with a model's files; those of a hub model are downloaded if they are not in the cache.
-
-    Raises:
-        UsageError: the model has no files, or they cannot be downloaded.
-    """
+    """Return the folder with a model's files, downloaded from the hub if needed, or raise UsageError."""
     if model.source == "random":
         raise UsageError("model=random has no files; expected a pretrained model")
     path, revision = origin(model)

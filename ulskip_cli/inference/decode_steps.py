@@ -22,7 +22,7 @@ class Steps(Protocol):
 
     @property
     def can_shrink(self) -> bool:
-        """Return whether `drop_finished` is supported."""
+        """True if `drop_finished` is supported."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -32,7 +32,7 @@ class Steps(Protocol):
 
 
 def takes_positions(view: PreTrainedModel) -> bool:
-    """Return whether a model takes position ids; models with ALiBi derive them from the mask."""
+    """Return True if a model takes position ids; models with ALiBi derive them from the mask."""
     return "position_ids" in inspect.signature(view.forward).parameters
 
 
@@ -47,7 +47,7 @@ class StagedSteps:
 
     @property
     def can_shrink(self) -> bool:
-        """Return whether the current stage supports `drop_finished`."""
+        """True if the current stage supports `drop_finished`."""
         return self._now.can_shrink
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -202,7 +202,6 @@ class CompiledSteps:
 
 
 def _compiled_forward(device: torch.device) -> Callable[..., Any]:
-    """Compile `_forward` for one set of shapes."""
     options: dict[str, Any] = {
         "triton.cudagraphs": device.type == "cuda",
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # safe because no input changes its address or strides

@@ -1,4 +1,4 @@
-"""The time of what every decode step ends with, whatever it keeps: final norm and output head."""
+"""Time of the final norm and the output head, with which every decode step ends."""
 
 from statistics import median
 
@@ -14,14 +14,9 @@ ROUNDS, WARM_UP = 11, 2
 
 
 def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float:
-    """Median seconds of final norm and output head alone, on hidden states [batch, 1, hidden], not compiled.
+    """Return the median seconds of final norm and output head alone, on hidden states [batch, 1, hidden], not compiled.
 
-    Each time straight after a whole step, so that caches hold what they hold while decoding.
-
-    Args:
-        decoder: a model under a schedule.
-        linear_backend: that the decoder's steps ran on.
-        batch_size: sequences at once.
+    Each is timed straight after a whole step, so that caches hold what they hold while decoding.
     """
     device = decoder.device
     model = packed(decoder.view, linear_backend)

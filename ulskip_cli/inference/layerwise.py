@@ -19,14 +19,10 @@ Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """The inputs of all layers in one forward pass.
+    """The inputs of all layers in one forward pass."""
 
-    Attributes:
-        hidden: [batch, count, hidden_size], the input of the first layer.
-        calls: the further arguments of every layer: masks, position embeddings, the cache.
-    """
-
-    hidden: Tensor
+    hidden: Tensor  # [batch, count, hidden_size], the input of the first layer
+    # further arguments of every layer: masks, position embeddings, the cache
     calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -90,7 +86,7 @@ class LayerwiseModel:
         return logits
 
     def _is_chain(self, model: PreTrainedModel) -> bool:
-        """Return whether the modules after the layers, run in order, compute the model's logits exactly."""
+        """Return True if the modules after the layers, run in order, compute the model's logits exactly."""
         size = model.config.get_text_config(decoder=True).hidden_size
         generator = torch.Generator().manual_seed(0)
         hidden = 3 * torch.randn(1, 2, size, generator=generator).to(_head_device(model), model.dtype)
@@ -156,7 +152,7 @@ class _ReplayLayer(nn.Module):
 
 
 def _probe(model: PreTrainedModel) -> tuple[bool, list[Call]]:
-    """Run one step; return whether layers return tuples, and the calls of the modules after them."""
+    """Run one step; return True if layers return tuples, and the calls of the modules after them."""
     kinds: list[bool] = []
     last = shallow_view.decoder_layers(model)[-1]
     hook = last.register_forward_hook(lambda module, args, output: kinds.append(isinstance(output, tuple)))
@@ -194,6 +190,5 @@ def calls_after_layers(view: PreTrainedModel, step: Callable[[], None]) -> list[
 
 
 def _head_device(model: PreTrainedModel) -> torch.device:
-    """Return the device of the output head."""
     head = model.get_output_embeddings()
     return torch.device(model.device if head is None else head.weight.device)

@@ -26,10 +26,7 @@ _failures: dict[str, str] = {}
 
 
 def unsupported_reason() -> str | None:
-    """The reason why this process cannot use the kernel; None if `load` has succeeded or may succeed.
-
-    Builds and loads nothing.
-    """
+    """Return the reason why this process cannot use the kernel, None if it may; nothing is built or loaded."""
     if os.environ.get("ULSKIP_KERNEL") == "off":
         return "ULSKIP_KERNEL=off"
     if is_loaded():
@@ -38,23 +35,20 @@ def unsupported_reason() -> str | None:
 
 
 def build_failure() -> str | None:
-    """The reason why this process could not build or load the kernel; None if it did not fail to."""
+    """Return the reason why this process could not build or load the kernel; None if it did not fail to."""
     return _failures.get(shlex.join(_compiler()))
 
 
 def is_loaded() -> bool:
-    """Return whether `linear` can be called."""
+    """Return True if `linear` can be called."""
     return hasattr(torch.ops.ulskip, "linear")
 
 
 def load(on_build: Callable[[], object] = lambda: None) -> str | None:
-    """Load the kernel, once a process, and compile it first if this machine has not compiled it yet.
+    """Load the kernel, once per process; return None, or the reason why it cannot be used.
 
-    Args:
-        on_build: called before compiling, which takes about ten seconds.
-
-    Returns:
-        The reason why the kernel cannot be used; None if it is loaded. A build that failed is not tried again.
+    A machine that has not compiled it does so first, which takes about ten seconds, after `on_build`. A build that failed is
+    not tried again.
     """
     reason = unsupported_reason()
     if reason or is_loaded():
@@ -84,11 +78,8 @@ def pack(weight: Tensor) -> Tensor:
 def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     """Multiply [..., in_features] to [..., out_features], accumulated in float32; the kernel must be loaded.
 
-    Args:
-        hidden: float32 or bfloat16 on the CPU; for bfloat16 in_features must be even.
-        packed: from `pack`, of the same dtype.
-        bias: [out_features].
-        out_features: of the weight before packing.
+    `hidden` is float32 or bfloat16 on the CPU, in bfloat16 with an even number of features. `packed` is a weight of the same
+    dtype from `pack`.
     """
     product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
     return product
@@ -99,7 +90,6 @@ def _shape(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: in
 
 
 def _compiler() -> list[str]:
-    """Return the compiler command; empty if there is no compiler."""
     named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
     return shlex.split(named)
 

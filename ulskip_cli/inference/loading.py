@@ -21,27 +21,18 @@ from ulskip_cli.inference.weights_check import check_weights
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device, with its tokenizer and metadata.
-
-    Attributes:
-        model: the full model.
-        tokenizer: None for random weights.
-        metadata: its shape, with the bytes of the weights in memory.
-        notes: training and quantization of the weights, for result rows.
-    """
+    """A model in evaluation mode on its device, with its tokenizer and metadata."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    metadata: ModelMetadata
-    notes: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase | None  # None for random weights
+    metadata: ModelMetadata  # with the bytes of the weights in memory
+    notes: dict[str, Any]  # training and quantization of the weights, for result rows
 
 
 def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
-    """Load the model of a configuration; `seed` is that of random weights, `tokenizer` the model's if it is loaded already.
+    """Load the model of a configuration; `seed` is for random weights, `tokenizer` the model's if it is loaded already.
 
-    Raises:
-        UsageError: the model does not exist or is no decoder-only causal LM.
-        RunError: it does not fit into memory.
+    UsageError: there is no such decoder-only causal LM. RunError: it does not fit into memory.
     """
     _silence_transformers()
     device = pick_device(config.device)
@@ -75,11 +66,7 @@ def source_notes(config: ModelConfig) -> dict[str, Any]:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model without its weights; None for random weights.
-
-    Raises:
-        UsageError: the model has no tokenizer.
-    """
+    """Load the tokenizer of a model without its weights, or raise UsageError; None for random weights."""
     if config.source == "random":
         return None
     _silence_transformers()
@@ -101,11 +88,7 @@ def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadat
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name; `auto` prefers CUDA, then MPS, then the CPU.
-
-    Raises:
-        UsageError: the device does not exist on this machine.
-    """
+    """Return the device of a name, or raise UsageError; `auto` prefers CUDA, then MPS, then the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -197,11 +180,7 @@ def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | Non
 
 
 def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
-    """Apply a PEFT adapter; it is merged into plain weights and kept separate from quantized ones.
-
-    Raises:
-        UsageError: the adapter does not fit this model.
-    """
+    """Apply a PEFT adapter; it is merged into plain weights and kept separate from quantized ones."""
     from peft import PeftModel
 
     folder = find_adapter(config).parent
@@ -228,7 +207,6 @@ def _silence_transformers() -> None:
 
 
 def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:
-    """Call `factory.from_pretrained`, and report a failure in one line."""
     kind = "model" if factory is AutoModelForCausalLM else "tokenizer"
     try:
         return factory.from_pretrained(path, **options)
@@ -242,11 +220,7 @@ def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: An
 
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
-    """Create a model with random weights from a config.json, with some of its values changed.
-
-    Raises:
-        UsageError: transformers has no causal LM of that type.
-    """
+    """Create a model with random weights from a config.json with some values changed, or raise UsageError."""
     shape = {**json.loads(find_config(config).read_text("utf-8")), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
     shape.pop("dtype", None)

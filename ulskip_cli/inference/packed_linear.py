@@ -18,15 +18,10 @@ PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
 
 @dataclass(frozen=True)
 class LinearBackend:
-    """The matrix product that a model and all of its views decode with.
+    """The matrix product that a model and all of its views decode with."""
 
-    Attributes:
-        name: `panels` (our kernel over packed weights), `onednn` (oneDNN's over packed weights), or `torch`.
-        reason: the reason if it is not `panels`.
-    """
-
-    name: str
-    reason: str | None = None
+    name: str  # `panels` (our kernel), `onednn` (oneDNN's), both over packed weights, or `torch`
+    reason: str | None = None  # why it is not `panels`
 
 
 class PackedLinear(nn.Module):
@@ -105,7 +100,6 @@ def linear_backend_of(model: nn.Module) -> str:
 
 
 def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
-    """Choose the backend for the weights of all linear layers of a model."""
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
         return LinearBackend(TORCH, "weights that are not on the CPU")
@@ -123,7 +117,7 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear layer with a plain weight; quantized layers have kernels of their own."""
+    """Return True for a linear layer with a plain weight; quantized layers have kernels of their own."""
     return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
 
 

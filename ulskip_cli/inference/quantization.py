@@ -28,11 +28,7 @@ KINDS = {
 
 
 def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a key of `KINDS`; `dtype` is that of the computation.
-
-    Raises:
-        UsageError: its package is not installed.
-    """
+    """Return the arguments of `from_pretrained` for a key of `KINDS`; `dtype` is that of the computation."""
     kind = KINDS[name]
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(

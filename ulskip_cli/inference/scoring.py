@@ -18,18 +18,13 @@ from ulskip_cli.tasks.encoding import EncodedExample
 
 @dataclass
 class ReferenceLoss:
-    """Computes the decode loss of several schedules on the same examples.
-
-    Attributes:
-        held_bytes: memory for encoded prompts that are reused by the next schedule, which must encode them alike.
-        exits: the exit depths of the last schedule on the references; empty without early exit.
-    """
+    """Computes the decode loss of several schedules on the same examples."""
 
     examples: Sequence[EncodedExample]
     size: BatchSize
     pad_token_id: int
-    held_bytes: int = 0
-    exits: ExitStats = field(default_factory=ExitStats)
+    held_bytes: int = 0  # memory for encoded prompts, which the next schedule must encode alike
+    exits: ExitStats = field(default_factory=ExitStats)  # depths of the last schedule on the references
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
@@ -72,10 +67,9 @@ class ReferenceLoss:
 
 
 def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Compute the logits by which decoding would predict every response token; `ids` and `mask` are [batch, response_len].
+    """Return the logits [batch, response_len, vocab_size] by which decoding would predict a response, and its exit depths.
 
-    Returns:
-        The logits [batch, response_len, vocab_size], and the exit depths [batch, response_len - 1]; None without early exit.
+    `ids` and `mask` are [batch, response_len]. The depths are [batch, response_len - 1], None without early exit.
     """
     if decoder.exits:
         return exit_logits(decoder.model, decoder.layerwise, decoder.exits, prompt, ids, mask)

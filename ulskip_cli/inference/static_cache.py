@@ -18,16 +18,12 @@ Masks = Tensor | Mapping[str, Tensor | None] | None
 
 @dataclass
 class Cursor:
-    """The number of filled positions in the buffers, shared by all layers.
-
-    Attributes:
-        length: filled positions.
-        index: the length as a tensor [1], for compiled steps.
-        seen: a tensor whose length is the number of positions that a compiled step reads; its values are not used.
-    """
+    """The number of filled positions in the buffers, shared by all layers."""
 
     length: int
+    # the length as a tensor [1], for compiled steps
     index: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
+    # its length is the number of positions that a compiled step reads
     seen: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
@@ -110,11 +106,7 @@ class UnplacedLayer(StaticLayer):
 
 
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
-    """Convert a cache in place to fixed buffers of a capacity.
-
-    Raises:
-        TypeError: the cache holds something other than keys and values.
-    """
+    """Convert a cache in place to fixed buffers of a capacity; TypeError if it holds other things than keys and values."""
     if not can_fix(cache):
         raise TypeError("expected a cache of keys and values only; use decoding.engine=transformers")
     cursor = Cursor(cache.get_seq_length())
@@ -127,18 +119,15 @@ def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
 
 
 def can_fix(cache: DynamicCache) -> bool:
-    """Return whether all layers of a cache hold keys and values and nothing else."""
+    """Return True if all layers of a cache hold keys and values and nothing else."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int) -> Masks:
-    """Make the attention masks of all steps, in the form in which the model accepts complete masks.
+    """Make the attention masks of all steps after a prompt with the mask [batch, prompt_len], which `cache` holds.
 
-    `attention_mask` is the prompt's, [batch, prompt_len], and `cache` holds the prompt.
-
-    Returns:
-        [batch, 1, new_tokens, prompt_len + new_tokens], additive; None if no position is masked. For models with several
-        attention types, a mapping from type to mask.
+    They are additive, [batch, 1, new_tokens, prompt_len + new_tokens], or None if no position is masked. Models with several
+    attention types get a mapping from type to mask.
     """
     batch = attention_mask.shape[0]
     ahead = attention_mask.new_ones(batch, new_tokens)

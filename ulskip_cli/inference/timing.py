@@ -56,19 +56,12 @@ def _event() -> torch.cuda.Event:
 
 @dataclass(frozen=True)
 class Interval:
-    """A median with a confidence interval that lies between two order statistics.
-
-    Attributes:
-        median: of the samples.
-        low: the k-th smallest sample.
-        high: the k-th largest sample.
-        coverage: the probability that such an interval holds the true median.
-    """
+    """A median with a confidence interval that lies between two order statistics."""
 
     median: float
-    low: float
-    high: float
-    coverage: float
+    low: float  # the k-th smallest sample
+    high: float  # the k-th largest sample
+    coverage: float  # probability that such an interval holds the true median
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:

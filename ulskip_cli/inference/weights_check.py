@@ -17,13 +17,10 @@ _WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
 
 
 def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
-    """Refuse a model with random weights, which the checkpoint lacks or has under another name or shape.
+    """Raise UsageError for a model with random weights, which the checkpoint lacks or has under another name or shape.
 
     Surplus tensors of other tasks (a classification head, a vision tower) are ignored. Surplus tensors of decoder layers are
     not, because the trained model used them. `loading_info` is from `from_pretrained(output_loading_info=True)`.
-
-    Raises:
-        UsageError: names the first tensors.
     """
     is_quantized = getattr(model.config, "quantization_config", None) is not None
     missing = {name for name in loading_info["missing_keys"] if not is_quantized or _WEIGHTS.search(name)}

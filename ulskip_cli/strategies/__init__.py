@@ -31,13 +31,7 @@ class PositionalStrategy(Protocol):
     """Strategy whose depth depends on the position."""
 
     def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
-        """Return the layers of every stretch of decode steps; `num_kept` of them run on average.
-
-        Args:
-            num_layers: N, number of decoder layers.
-            num_kept: R, mean number of layers per step.
-            lengths: tokens of typical outputs, used while the strategy is not calibrated.
-        """
+        """Return the stages of decoding; on average `num_kept` layers run over outputs of these lengths, in tokens."""
 
 
 @runtime_checkable
@@ -45,13 +39,7 @@ class EarlyExitStrategy(Protocol):
     """Strategy whose depth depends on the token."""
 
     def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule:
-        """Return the rule by which a decode step may end, so that `num_kept` layers run on average.
-
-        Args:
-            num_layers: N, number of decoder layers.
-            num_kept: R, mean number of layers per step.
-            max_new_tokens: maximum length of an output.
-        """
+        """Return the rule by which a step may end, so that `num_kept` layers run on average."""
 
 
 class HeldOutMeasurements(Protocol):
@@ -75,15 +63,10 @@ class HeldOutMeasurements(Protocol):
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """Result of a calibration.
+    """Result of a calibration."""
 
-    Attributes:
-        options: values for options of the strategy; with them it is calibrated.
-        notes: details of the calibration for its record.
-    """
-
-    options: dict[str, Any]
-    notes: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]  # values of strategy options; with them it is calibrated
+    notes: dict[str, Any] = field(default_factory=dict)  # details for its record
 
 
 @runtime_checkable

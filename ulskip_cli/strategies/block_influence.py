@@ -9,13 +9,9 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 
 @dataclass(frozen=True)
 class BlockInfluence:
-    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text.
+    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text."""
 
-    Attributes:
-        scores: influence of every layer; empty: a run measures them.
-    """
-
-    scores: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)  # of every layer; empty: a run measures them
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ()
     stand_in: ClassVar[str] = "evenly spread layers"

@@ -16,11 +16,7 @@ def heads_per_step(strategy: Strategy, config: Config, num_layers: int) -> Calla
 
 
 def make_exit_rule(strategy: Strategy, config: Config, num_layers: int, num_kept: int) -> ExitRule | None:
-    """Return the exit rule of a configuration; None if its steps always run all kept layers.
-
-    Raises:
-        NotApplicable: early exit does not support the batch size or the decoding.
-    """
+    """Return the exit rule of a configuration, or raise NotApplicable; None if its steps always run all kept layers."""
     if not isinstance(strategy, EarlyExitStrategy) or num_kept == num_layers:
         return None
     rule = strategy.exit_rule(num_layers, num_kept, config.decoding.max_new_tokens)

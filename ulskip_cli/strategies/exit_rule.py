@@ -16,33 +16,18 @@ class ExitRule:
     """Depths at which a decode step may end, and the confidence that it needs.
 
     A depth is a number of layers: a step that ends at depth 3 has run layers 0 to 2.
-
-    Attributes:
-        num_layers: N, the depth of a step that never exits.
-        target_depth: R, target of the mean depth over decode steps.
-        confidence: one of CONFIDENCES.
-        threshold: lam; None before calibration.
-        horizon: T, number of steps over which the threshold decays.
-        min_exit: smallest depth with a check.
-        every: number of layers between two checks.
-        batch: one of BATCHES.
     """
 
-    num_layers: int
-    target_depth: int
-    confidence: str
-    threshold: float | None
-    horizon: int
-    min_exit: int = 1
-    every: int = 1
-    batch: str = "min"
+    num_layers: int  # N, the depth of a step that never exits
+    target_depth: int  # R, for the mean depth over decode steps
+    confidence: str  # one of CONFIDENCES
+    threshold: float | None  # lam; None before calibration
+    horizon: int  # T, steps over which the threshold decays
+    min_exit: int = 1  # smallest depth with a check
+    every: int = 1  # number of layers between two checks
+    batch: str = "min"  # one of BATCHES
 
     def __post_init__(self) -> None:
-        """Refuse a target depth below every exit.
-
-        Raises:
-            UsageError: no step can be so short.
-        """
         if self.least_depth > self.target_depth:
             second = f" (cosine has no value at the first check, of {self.min_exit})" if self.confidence == "cosine" else ""
             raise UsageError(
@@ -65,11 +50,7 @@ class ExitRule:
         return min(self.num_layers, self.min_exit + (self.every if self.confidence == "cosine" else 0))
 
     def threshold_at(self, step: int) -> float:
-        """Return the threshold of a decode step: 0.9 lam + 0.1 lam exp(-4 t / T) (arXiv:2207.07061).
-
-        Args:
-            step: t; step 0 generates the second token.
-        """
+        """Return 0.9 lam + 0.1 lam exp(-4 t / T) at step t (arXiv:2207.07061); step 0 generates the second token."""
         assert self.threshold is not None, "the threshold is not calibrated"
         return decayed(self.threshold, step, self.horizon)
 

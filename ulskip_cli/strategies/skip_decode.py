@@ -18,22 +18,15 @@ MAX_HORIZON = 100_000  # steps
 
 @dataclass(frozen=True)
 class SkipDecode:
-    """Keep fewer layers at later positions, and R layers on average.
+    """Keep fewer layers at later positions, and R layers on average."""
 
-    Attributes:
-        warmup_layers: w, number of first layers that always run.
-        horizon: T, the step from which the fewest layers run; None: calibrated so that R layers run on average over the
-            full model's answers to held-out examples.
-    """
-
-    warmup_layers: int = 1
-    horizon: float | None = None
+    warmup_layers: int = 1  # w, first layers that always run
+    horizon: float | None = None  # T, the step from which the fewest layers run; None: calibrated on the full model's answers
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding")
     stand_in: ClassVar[str] = "a horizon for answers of speed.new_tokens"
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.warmup_layers < 1:
             raise UsageError(f"expected strategy.warmup_layers >= 1, got {self.warmup_layers}")
         if self.horizon is not None and not 0 < self.horizon <= MAX_HORIZON:
@@ -70,9 +63,6 @@ class SkipDecode:
 
         >>> SkipDecode().depths(12, 6), SkipDecode().depths(12, 2), SkipDecode().depths(12, 12)
         ((8, 4), (2, 2), (12, 12))
-
-        Raises:
-            UsageError: R leaves no layer besides the warm-up.
         """
         if num_kept <= self.warmup_layers:
             raise UsageError(f"expected strategy.warmup_layers below the {num_kept} kept layers, got {self.warmup_layers}")

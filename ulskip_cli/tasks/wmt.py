@@ -17,53 +17,31 @@ SAMPLE_PAIRS = ("de-en", "en-de")
 
 @dataclass(frozen=True)
 class Wmt:
-    """Sentences of one language pair from one test set.
+    """Sentences of one language pair from one test set."""
 
-    Attributes:
-        pair: codes of the source and target language, for example `zh-en`.
-        dataset: `sample` or `held_out` (bundled, de-en and en-de), `files`, the name of a test set that sacrebleu downloads
-            (`wmt22`), or the hub id or folder of a dataset.
-        source_file: for `files`, path of a text with one sentence per line, plain or gzipped.
-        reference_file: for `files`, path of the translations, with the same number of lines.
-        subset: configuration of a hub dataset; None: the one named after the pair, or the only one.
-        split: split of a hub dataset.
-        source_key: row key of the source in a hub dataset; None: `translation.<language>` or `<language>`.
-        reference_key: row key of the reference, with the same default.
-        max_new_tokens: maximum answer length, used by decoding presets that set none.
-        metrics: names of metrics.
-        tokenize: see `Scoring`; None: sacrebleu's default for the target language.
-        comet_model: see `Scoring`.
-        bertscore_model: see `Scoring`.
-        template: a key of `templates`, or `auto`.
-        templates: prompt and response by template name.
-        prompt: replaces the template's prompt.
-        response: replaces the template's response.
-        source_language: name of the source language in prompts; None: the name of its code.
-        target_language: name of the target language in prompts; None: the name of its code.
-    """
-
-    pair: str = "de-en"
+    pair: str = "de-en"  # source and target language
+    # `sample` or `held_out` (bundled, de-en and en-de), `files`, the name of a test set that sacrebleu downloads (`wmt22`), or
+    # the hub id or folder of a dataset
     dataset: str = "sample"
-    source_file: str | None = None
-    reference_file: str | None = None
-    subset: str | None = None
+    source_file: str | None = None  # for `files`: one sentence per line, plain or gzipped
+    reference_file: str | None = None  # for `files`: as many lines
+    subset: str | None = None  # of a hub dataset; None: the one named after the pair, or the only one
     split: str = "test"
-    source_key: str | None = None
+    source_key: str | None = None  # in a hub dataset; None: `translation.<language>` or `<language>`
     reference_key: str | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int = 64  # for decoding presets that set none
     metrics: list[str] = field(default_factory=lambda: ["bleu", "chrf"])
-    tokenize: str | None = None
+    tokenize: str | None = None  # None: sacrebleu's default for the target language
     comet_model: str = Scoring.comet_model
     bertscore_model: str | None = None
-    template: str = AUTO
-    templates: dict[str, dict[str, str]] = field(default_factory=dict)
-    prompt: str | None = None
-    response: str | None = None
-    source_language: str | None = None
+    template: str = AUTO  # a key of `templates`, or auto
+    templates: dict[str, dict[str, str]] = field(default_factory=dict)  # prompt and response by name
+    prompt: str | None = None  # replaces the template's prompt
+    response: str | None = None  # replaces the template's response
+    source_language: str | None = None  # its name in prompts; None: the name of its code
     target_language: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the language pair and the file options."""
         codes = self.pair.split("-")
         if len(codes) != 2 or codes[0] == codes[1]:
             raise UsageError(f"expected task.pair to be two different languages like de-en, got '{self.pair}'")
@@ -161,7 +139,6 @@ class Wmt:
         )
 
     def _dataset_examples(self) -> list[Example]:
-        """Load a dataset whose rows hold the sentences in `translation` or under top-level keys."""
         source, target = self.languages
         rows = load_dataset_rows(self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}"))
         flat = [{**row, **(row.get("translation") or {})} for row in rows]

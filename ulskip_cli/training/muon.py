@@ -16,11 +16,7 @@ class MuonWithAdamW(Optimizer):
     def __init__(self, module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
         """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head and vectors to AdamW.
 
-        Args:
-            module: its trainable parameters are optimized.
-            lr: for both optimizers.
-            weight_decay: for the matrices.
-            betas: for AdamW.
+        `weight_decay` is for the matrices, `betas` for AdamW.
         """
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}

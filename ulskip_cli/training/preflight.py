@@ -21,22 +21,14 @@ _OVERRIDABLE = ("report_to", "save_total_limit")
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Refuse a training that cannot work.
-
-    Raises:
-        UsageError: an argument of Trainer, a schedule or a data file is not usable; the message names it.
-    """
+    """Raise UsageError for a training that cannot work."""
     check_trainer_arguments(config.train.training_args or {})
     schedules(config, read_metadata(config.model).num_layers)
     instantiate(config.task, "task").examples()
 
 
 def check_trainer_arguments(extra: Mapping[str, Any]) -> None:
-    """Refuse arguments of Trainer that have their own key, or that would make the second pass differ from decoding.
-
-    Raises:
-        UsageError: an argument is refused; the message names it.
-    """
+    """Raise UsageError for Trainer arguments with a key of their own, or that make the second pass differ from decoding."""
     for key in extra:
         if key in _SET_BY_OWN_KEYS and key not in _OVERRIDABLE:
             raise UsageError(f"train.training_args.{key}: expected it as one of the train.* options or top-level keys")

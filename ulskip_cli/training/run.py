@@ -31,14 +31,10 @@ _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset
 
 
 def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
-    """Train a model, resume a killed training, or return the record of a finished one.
+    """Train a model, resume a killed training, or return the record of a finished one, as training.json holds it.
 
-    Returns:
-        The record that is saved beside the weights as training.json.
-
-    Raises:
-        UsageError: the configuration cannot be trained, or the output folder holds another training.
-        RunError: the weights are no longer finite.
+    UsageError: the configuration cannot be trained, or the output folder holds another training. RunError: the weights are no
+    longer finite.
     """
     output = Path(config.output)
     config = _limit_to_context(config)
@@ -97,11 +93,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
-    """Read the record of this training if it is complete, or make the output folder.
-
-    Raises:
-        UsageError: the folder holds another training or other files.
-    """
+    """Return the record of this training if it is complete, or make the output folder."""
     advice = "choose another output= or remove it"
     if (output / RECORD_FILE).is_file():
         values = json.loads((output / RECORD_FILE).read_text("utf-8"))
@@ -134,7 +126,6 @@ def _evaluate_last_step(trainer: SkipTrainer) -> None:
 
 
 def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool) -> TrainingRecord:
-    """Collect everything that a reader of the weights needs to know."""
     config, schedules, state = setup.config, setup.schedules, trainer.state
     settings = resolved_config(config)
     for group in ("model", "task", "strategy", "train"):

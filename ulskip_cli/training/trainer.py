@@ -29,7 +29,6 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that draws a schedule for every step and evaluates the loss under each schedule."""
 
     def __init__(self, setup: TrainingSetup, folder: Path, progress: ProgressCallback) -> None:
-        """Make a trainer that writes checkpoints and its log to `folder`."""
         self.schedules, self.config, self.data = setup.schedules, setup.config, setup.data
         options = setup.config.train
         muon = (MuonFactory, {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.98)})
@@ -111,11 +110,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
 
 
 def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
-    """Make the arguments of Trainer for a configuration.
-
-    Raises:
-        UsageError: `train.training_args` holds an argument that has a key of its own, is refused, or is unknown to Trainer.
-    """
+    """Make the arguments of Trainer for a configuration, or raise UsageError."""
     train, extra = config.train, dict(config.train.training_args or {})
     check_trainer_arguments(extra)
     values: dict[str, Any] = {

@@ -48,15 +48,10 @@ class TwoPassLoss(nn.Module):
         teacher: nn.Module | None = None,
         exits: Collection[int] = (),
     ) -> None:
-        """Wrap a model; views are built at their first use, when the weights are on their final device.
+        """Wrap a causal LM or peft's wrapper; views are built at their first use, when the weights are on their final device.
 
-        Args:
-            model: a causal LM, or peft's wrapper of one.
-            prompt_layers: `all` or `kept`.
-            weights: of the loss terms.
-            teacher: a frozen causal LM to distill from, or the adapted model itself, which then teaches without its
-                adapters; None distills from the model's own full depth.
-            exits: depths over which the loss of early exit is averaged; empty for schedules.
+        `teacher` is a frozen causal LM to distill from, or the adapted model itself, which then teaches without its adapters;
+        None distills from the model's own full depth. The loss of early exit is averaged over the depths `exits`.
         """
         super().__init__()
         self.model = model
@@ -89,18 +84,10 @@ class TwoPassLoss(nn.Module):
         stages: tuple[Stage, ...] = (),
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the mean loss of a batch; Trainer passes the tensors of `LossBatch` by name.
+        """Return the mean `loss` of a batch, a scalar; Trainer passes the tensors of `LossBatch` by name.
 
-        Args:
-            prompt_ids: as in `LossBatch`.
-            prompt_mask: as in `LossBatch`.
-            response_ids: as in `LossBatch`.
-            labels: as in `LossBatch`.
-            stages: the schedule of the response; with exits it is not used.
-            num_items_in_batch: number of labels of the whole optimizer step; None for the number in this batch.
-
-        Returns:
-            `loss`, a scalar.
+        `stages` is the schedule of the response, unused with exits. `num_items_in_batch` is the number of labels of the whole
+        optimizer step; None: of this batch.
         """
         batch = LossBatch(prompt_ids, prompt_mask, response_ids, labels)
         total = depth_weighted_mean(self.exit_losses(batch)) if self.exits else self.schedule_loss(batch, stages)
@@ -196,13 +183,7 @@ class TwoPassLoss(nn.Module):
 
 
 def divergence(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the Kullback-Leibler divergence KL(target || logits), summed over the labelled positions, in nats.
-
-    Args:
-        target: [batch, response_len, vocab_size], logits of the teacher.
-        logits: [batch, response_len, vocab_size], logits of the student.
-        labels: [batch, response_len], -100 at positions that do not count.
-    """
+    """Return KL(target || logits) in nats, summed over the labelled positions; both are [batch, response_len, vocab_size]."""
     labelled = labels != IGNORED_LABEL
     teacher, student = (functional.log_softmax(one[labelled].float(), dim=-1) for one in (target, logits))
     return functional.kl_div(student, teacher, reduction="sum", log_target=True)

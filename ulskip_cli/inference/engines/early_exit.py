@@ -25,11 +25,7 @@ from ulskip_cli.strategies.exit_rule import ExitRule
 
 
 def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:
-    """Refuse a model, rule or option that this engine does not serve.
-
-    Raises:
-        UsageError: names it.
-    """
+    """Raise UsageError for a model, rule or option that this engine does not serve."""
     if rule.threshold is None:
         raise UsageError("early_exit: expected a threshold; it is found by calibration, or set strategy.threshold")
     if reason := fast.unsupported_reason(model, decoding):

@@ -62,11 +62,7 @@ class FastEngine:
         return replace(output, linear_backend=linear_backend_of(self.decode_models[0]), compiled=compiled)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights, compile steps for this shape if compilation is on, and return the seconds of compilation.
-
-        Raises:
-            RunError: the steps cannot be compiled.
-        """
+        """Pack the weights, and compile steps for this shape if compilation is on; raise RunError if that fails."""
         decode_models = self.decode_models
         key = self._shape(request)
         if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:

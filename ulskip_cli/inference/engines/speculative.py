@@ -19,11 +19,7 @@ from ulskip_cli.inference.timing import now
 
 
 def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfig) -> None:
-    """Refuse a model, schedule or option that this engine does not serve.
-
-    Raises:
-        UsageError: names it.
-    """
+    """Raise UsageError for a model, schedule or option that this engine does not serve."""
     if view is model:
         raise UsageError("decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0")
     if reason := fast.unsupported_reason(model, decoding):
@@ -123,15 +119,7 @@ class SpeculativeEngine:
 def _draft_and_verify(
     ids: Tensor, at: int, count: int, models: "DraftAndVerifyModels", sampler: TokenSampler
 ) -> DraftVerification:
-    """Draft `count` tokens and verify them; with 0 drafts the full model alone chooses the next token.
-
-    Args:
-        ids: [batch, len], filled up to `at`; the drafts are written into it.
-        at: the position of the next token.
-        count: tokens to draft.
-        models: over the cache of all tokens but the last.
-        sampler: chooses tokens from scores.
-    """
+    """Draft `count` tokens into `ids` [batch, len] from position `at` on, and verify them; with 0 the full model chooses."""
     draft_scores = []
     for i in range(at, at + count):
         draft_scores.append(sampler.scores(ids[:, :i], models.draft(ids[:, i - 1 : i])))

@@ -64,11 +64,7 @@ def metric_of(key: str) -> MetricSpec | None:
 
 
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
-    """Make the metrics that a task names and check that they can score its references.
-
-    Raises:
-        UsageError: a name is unknown, a package is missing, or a metric cannot read the references.
-    """
+    """Make the metrics that a task names and check that they can score its references, or raise UsageError."""
     if not scoring.metrics:
         raise UsageError(f"expected at least one metric in task.metrics; known: {', '.join(METRICS)}")
     made = [METRICS[require_choice("metric", name, METRICS)].make(scoring) for name in dict.fromkeys(scoring.metrics)]

@@ -28,19 +28,12 @@ class Comet:
     """COMET (Rei et al. 2022), a trained model that reads source, hypothesis and reference; mean over segments, times 100.
 
     The package needs an older transformers and therefore its own environment, so that it is run as a command.
-
-    Attributes:
-        model: hub id or path of a checkpoint.
     """
 
-    model: str
+    model: str  # hub id or path of a checkpoint
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Check that the command is on the PATH.
-
-        Raises:
-            UsageError: the command is missing.
-        """
+        """Raise UsageError if the command is not on the PATH."""
         if shutil.which(COMET_COMMAND) is None:
             raise UsageError(
                 f"metric comet needs the command {COMET_COMMAND} in its own environment, since it needs an older "
@@ -83,22 +76,13 @@ class Comet:
 
 @dataclass(frozen=True)
 class BertScore:
-    """BERTScore (Zhang et al. 2020): F1 over the hidden states of hypothesis and reference; mean over segments, times 100.
+    """BERTScore (Zhang et al. 2020): F1 over the hidden states of hypothesis and reference; mean over segments, times 100."""
 
-    Attributes:
-        model: hub id or folder; None: bert-score's default for the language.
-        language: language of the references.
-    """
-
-    model: str | None
+    model: str | None  # hub id or folder; None: bert-score's default for the language
     language: str
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Check that bert-score is installed.
-
-        Raises:
-            UsageError: the package is missing.
-        """
+        """Raise UsageError if bert-score is not installed."""
         if importlib.util.find_spec("bert_score") is None:
             raise UsageError(
                 "metric bertscore needs bert-score; install it with: pip install 'ulskip[bertscore]' or pip install bert-score"

@@ -21,19 +21,12 @@ class Rouge:
     """ROUGE-1, 2, L and Lsum: mean F-measures in percent, with one reference per hypothesis.
 
     ROUGE-Lsum needs one sentence per line: hypotheses without line breaks are split into sentences, references are not.
-
-    Attributes:
-        stemmer: True if words are stemmed before they are compared.
     """
 
     stemmer: bool
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Check that rouge-score can read every reference.
-
-        Raises:
-            UsageError: a reference has no Latin letter or digit.
-        """
+        """Raise UsageError if a reference has no Latin letter or digit, which is all that rouge-score reads."""
         unreadable = next((text for text in references if not _ROUGE_CHARACTER.search(text)), None)
         if unreadable is not None:
             raise UsageError(
@@ -41,11 +34,7 @@ class Rouge:
             )
 
     def score(self, answers: Answers) -> Scores:
-        """Compute the mean F-measures and their paired comparison with the full model.
-
-        Raises:
-            UsageError: a reference has no Latin letter or digit.
-        """
+        """Compute the mean F-measures and their paired comparison with the full model."""
         self.check(answers.references)
         own = self.f_measures(answers.hypotheses, answers.references)
         values = {kind: float(own[kind].mean()) for kind in KINDS}
