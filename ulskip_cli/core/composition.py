@@ -85,7 +85,13 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
     values = [text for text in resolved if text not in choices]
     if any(text.startswith(("+", "~")) for text in values):
         return _hydra_compose(primary, resolved, extra_dir)
-    return _with_values(copy.deepcopy(chosen), values)
+    config = copy.deepcopy(chosen)
+    for one in parse_overrides(values):
+        try:
+            OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
+        except OmegaConfBaseException:
+            raise UsageError(f"cannot set '{one.input_line}'; expected a value for {one.key_or_group}") from None
+    return config
 
 
 @functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s, and the points of a grid differ in few choices
@@ -98,15 +104,6 @@ def _file_stamps(extra_dir: Path | None) -> object:
     """Return a value that changes whenever a file of the user's own configs does."""
     files = sorted(extra_dir.rglob("*.yaml")) if extra_dir else []
     return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-
-
-def _with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    for one in parse_overrides(overrides):
-        try:
-            OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
-        except OmegaConfBaseException:
-            raise UsageError(f"cannot set '{one.input_line}'; expected a value for {one.key_or_group}") from None
-    return config
 
 
 def _experiment_has_random_weights(

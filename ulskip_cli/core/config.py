@@ -57,8 +57,7 @@ def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
 
 def compose_unvalidated(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
     """Build the configuration of a run; check names and types, but neither bounds nor combinations of values."""
-    config = _to_schema(compose_untyped("config", GROUPS, overrides, extra_dir), Config)
-    assert isinstance(config, Config)
+    config: Config = _to_schema(compose_untyped("config", GROUPS, overrides, extra_dir), Config)
     return config
 
 
@@ -67,8 +66,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
     composed = compose_untyped("train", TRAINING_GROUPS, overrides, extra_dir)
     if not OmegaConf.is_list(composed.train.ratios):
         composed.train.ratios = [composed.train.ratios]
-    config = _to_schema(composed, TrainingConfig)
-    assert isinstance(config, TrainingConfig)
+    config: TrainingConfig = _to_schema(composed, TrainingConfig)
     check_training(config)
     return config
 
@@ -79,8 +77,7 @@ def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
     known = [one.name for one in fields(DecodingConfig) if one.name not in ("name", "description", "draft_tokens")]
     for key in values:
         require_choice("decoding option", key, known)
-    config = _to_schema(OmegaConf.create({"name": "custom", **values}), DecodingConfig)
-    assert isinstance(config, DecodingConfig)
+    config: DecodingConfig = _to_schema(OmegaConf.create({"name": "custom", **values}), DecodingConfig)
     check_decoding(config)
     return config
 
@@ -121,8 +118,7 @@ def identity(config: Config) -> str:
         canonical[group].pop("description", None)
     if is_calibrated(config.strategy):
         canonical.pop("calibration")
-    text = json.dumps(canonical, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def is_calibrated(strategy: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ulskip_cli.core.errors import StorageError
 
@@ -69,18 +69,15 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
                 if stream.read(1) != b"\n":
                     line = "\n" + line
             try:
-                _write_all(stream.fileno(), f"{line}\n".encode())
+                data = f"{line}\n".encode()
+                while data:
+                    data = data[os.write(stream.fileno(), data) :]
                 if sync:
                     os.fsync(stream.fileno())
             except OSError:
                 with contextlib.suppress(OSError):
                     stream.truncate(end)
                 raise
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 @contextlib.contextmanager
@@ -94,8 +91,7 @@ def _storing(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Wait for a lock and hold it inside the block; raise StorageError if the lock file cannot be written."""
-    lock = _lock(path)
-    _acquire(lock, path, -1)
+    lock = _acquired(path, -1)
     try:
         yield
     finally:
@@ -105,9 +101,8 @@ def lock(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
     """Hold a lock inside the block if it is free; yield True if it was acquired, or raise like `lock`."""
-    lock = _lock(path)
     try:
-        _acquire(lock, path, 0)
+        lock = _acquired(path, 0)
     except Timeout:
         yield False
         return
@@ -117,17 +112,15 @@ def try_lock(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _lock(path: Path) -> FileLock:
+def _acquired(path: Path, timeout: float) -> BaseFileLock:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write {path.parent} ({error.strerror or error})") from None
-    return FileLock(path)
-
-
-def _acquire(lock: FileLock, path: Path, timeout: float) -> None:
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=timeout, poll_interval=0.01)
+        return lock
     except Timeout:
         raise
     except (OSError, NotImplementedError) as error:

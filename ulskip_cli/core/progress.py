@@ -26,11 +26,7 @@ class NullProgress:
 
     def phase(self, label: str, total: int) -> ReportProgress:
         """Return a callback that does nothing."""
-
-        def report(done: int, note: str = "") -> None:
-            pass
-
-        return report
+        return lambda done, note="": None
 
 
 def throttled(total: int, draw: Callable[[int, str], None]) -> ReportProgress:

@@ -16,8 +16,7 @@ from ulskip_cli.strategies.schedule import Stage
 class Strategy(Protocol):
     """Policy that decides from integers alone which layers a decode step runs."""
 
-    follows_ratio: ClassVar[bool]
-    """True if the ratio decides the number of kept layers."""
+    follows_ratio: ClassVar[bool]  # the ratio decides the number of kept layers
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
         """Return R, the number of layers that a target speedup leaves under ratio_basis=layers."""
@@ -73,11 +72,9 @@ class CalibrationResult:
 class NeedsCalibration(Protocol):
     """Strategy with options that a run measures on held-out examples, unless they are given."""
 
+    # Conditions besides model and examples that a calibration depends on: `num_kept`, `decoding`, `batch_size`.
     calibrated_for: ClassVar[tuple[str, ...]]
-    """Conditions besides model and examples that a calibration depends on: `num_kept`, `decoding`, `batch_size`."""
-
-    stand_in: ClassVar[str]
-    """Description of the schedule that a plan shows before calibration."""
+    stand_in: ClassVar[str]  # the schedule that a plan shows before calibration
 
     @property
     def is_calibrated(self) -> bool:

@@ -27,6 +27,7 @@ class EarlyExit:
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = "the target depth"
+    num_kept = staticmethod(schedule.num_kept)  # of the mean depth
 
     def __post_init__(self) -> None:
         require_choice("strategy.confidence", self.confidence, CONFIDENCES)
@@ -44,10 +45,6 @@ class EarlyExit:
     def is_calibrated(self) -> bool:
         """True if lam is known."""
         return self.threshold is not None
-
-    def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return floor(N / r), the target of the mean depth."""
-        return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers 0 to N-1, because any of them may run."""

@@ -20,11 +20,6 @@ def make_exit_rule(strategy: Strategy, config: Config, num_layers: int, num_kept
     if not isinstance(strategy, EarlyExitStrategy) or num_kept == num_layers:
         return None
     rule = strategy.exit_rule(num_layers, num_kept, config.decoding.max_new_tokens)
-    _check_applicable(config, rule)
-    return rule
-
-
-def _check_applicable(config: Config, rule: ExitRule) -> None:
     name, decoding = config.strategy["name"], config.decoding
     if rule.batch == "na" and config.batch_size > 1:
         raise NotApplicable(
@@ -42,3 +37,4 @@ def _check_applicable(config: Config, rule: ExitRule) -> None:
     for reason, is_set in refused.items():
         if is_set:
             raise NotApplicable(f"strategy={name} does not go with {reason}")
+    return rule

@@ -80,7 +80,7 @@ class Plan:
     @property
     def keeps_all(self) -> bool:
         """True if no step skips a layer."""
-        return len(self.kept_layers) == self.num_layers and not self.later_stages and self.exits is None
+        return self.num_kept == self.num_layers and not self.later_stages and self.exits is None
 
 
 def target_speedup(config: Config) -> float | None:
@@ -100,8 +100,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     num_layers, per_layer = metadata.num_layers, metadata.kv_bytes_per_layer
     heads = heads_per_step(strategy, config, num_layers)
     basis, fallbacks = _usable_basis(strategy, config, metadata, depth)
-    if basis != "latency":
-        depth = None
+    depth = depth if basis == "latency" else None
     count = _choose_count(strategy, config, metadata, basis, depth)
     stages = _choose_stages(strategy, config, num_layers, count, depth)
     exits = make_exit_rule(strategy, config, num_layers, count)

@@ -19,6 +19,7 @@ class Search:
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept",)
     stand_in: ClassVar[str] = "evenly spread layers, the start of the search"
+    num_kept = staticmethod(schedule.num_kept)
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -28,10 +29,6 @@ class Search:
     def is_calibrated(self) -> bool:
         """True if the layers are known."""
         return bool(self.layers)
-
-    def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return floor(N / r)."""
-        return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers found, or evenly spread ones before a search; UsageError if the ratio needs another number."""

@@ -25,6 +25,7 @@ class SkipDecode:
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding")
     stand_in: ClassVar[str] = "a horizon for answers of speed.new_tokens"
+    num_kept = staticmethod(schedule.num_kept)  # of the mean depth
 
     def __post_init__(self) -> None:
         if self.warmup_layers < 1:
@@ -36,10 +37,6 @@ class SkipDecode:
     def is_calibrated(self) -> bool:
         """True if T is known."""
         return self.horizon is not None
-
-    def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return R = floor(N / r), the mean number of layers per step."""
-        return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers of the first step."""

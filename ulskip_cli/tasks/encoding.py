@@ -89,7 +89,11 @@ def encode(
     for i, example in enumerate(examples):
         if len(encoded[i].prompt_ids) > max_prompt_tokens:
             if not may_truncate_source:
-                raise _too_long(example, len(encoded[i].prompt_ids), context, max_new_tokens)
+                raise UsageError(
+                    f"example {example.id}: its prompt of {len(encoded[i].prompt_ids)} tokens and {max_new_tokens} new tokens "
+                    f"exceed the model's context of {context}; shorten it, lower decoding.max_new_tokens, or use a model with "
+                    "a longer context"
+                )
             shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
             encoded[i] = replace(formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True)
         max_response_tokens = context - len(encoded[i].prompt_ids)
@@ -111,10 +115,7 @@ def truncate_source(
     longest, too_long = 0, len(example.source)  # in characters
     while too_long - longest > 1:
         middle = (longest + too_long) // 2
-        if fits(_with_source_prefix(example, middle)):
-            longest = middle
-        else:
-            too_long = middle
+        longest, too_long = (middle, too_long) if fits(_with_source_prefix(example, middle)) else (longest, middle)
     if not longest:
         raise UsageError(f"example {example.id}: the instruction alone exceeds the {max(0, max_prompt_tokens)} prompt tokens")
     return _with_source_prefix(example, longest)
@@ -122,10 +123,7 @@ def truncate_source(
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the padding id; without one, EOS or 0 serves, since the attention mask hides padding."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
+    return next((int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
 
 
 def _with_source_prefix(example: Example, length: int) -> Example:
@@ -134,10 +132,3 @@ def _with_source_prefix(example: Example, length: int) -> Example:
     if length < len(example.source) and not example.source[length].isspace() and " " in prefix:
         prefix = prefix.rsplit(None, 1)[0]
     return replace(example, source=prefix.rstrip())
-
-
-def _too_long(example: Example, length: int, context: int, max_new_tokens: int) -> UsageError:
-    return UsageError(
-        f"example {example.id}: its prompt of {length} tokens and {max_new_tokens} new tokens exceed the model's context of "
-        f"{context}; shorten it, lower decoding.max_new_tokens, or use a model with a longer context"
-    )

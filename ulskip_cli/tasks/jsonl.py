@@ -49,12 +49,9 @@ class Jsonl:
             raise UsageError(
                 "task=jsonl expects one of task.file=<jsonl with prompt and reference> and task.dataset=<hub id or folder>"
             )
-        if self.file:
-            path = Path(self.file).expanduser()
-            return examples_from_rows(read_jsonl(path), self.prompt_key, self.reference_key, str(path))
-        name = str(self.dataset)
-        rows = load_dataset_rows(name, self.subset, self.split)
-        return examples_from_rows(rows, self.prompt_key, self.reference_key, name)
+        origin = str(Path(self.file).expanduser() if self.file else self.dataset)
+        rows = read_jsonl(Path(origin)) if self.file else load_dataset_rows(origin, self.subset, self.split)
+        return examples_from_rows(rows, self.prompt_key, self.reference_key, origin)
 
     def held_out(self) -> None:
         """Return None: the task has no held-out examples."""

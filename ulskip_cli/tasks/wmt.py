@@ -88,15 +88,16 @@ class Wmt:
         elif self.dataset == "files":
             files = [Path(str(file)).expanduser() for file in (self.source_file, self.reference_file)]
         elif is_dataset(self.dataset):
-            return self._dataset_examples()
+            rows = load_dataset_rows(self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}"))
+            flat = [{**row, **(row.get("translation") or {})} for row in rows]
+            return examples_from_rows(flat, self.source_key or source, self.reference_key or target, self.dataset)
         else:
             files = _download(self.dataset, self.pair)
         sources, references = (read_lines(file) for file in files)
         if len(sources) != len(references):
             counts = f"{len(sources)} lines in {files[0]}, {len(references)} in {files[1]}"
             raise UsageError(f"expected as many references as sources, got {counts}")
-        rows = zip(sources, references, strict=True)
-        return [Example(str(i), source, reference) for i, (source, reference) in enumerate(rows)]
+        return [Example(str(i), *pair) for i, pair in enumerate(zip(sources, references, strict=True))]
 
     def held_out(self) -> "Wmt | None":
         """Return the bundled held-out sentences; None if the data is not the bundled sample."""
@@ -130,19 +131,8 @@ class Wmt:
 
     def scoring(self) -> Scoring:
         """Return the configured metrics, BLEU and chrF by default."""
-        return Scoring(
-            tuple(self.metrics),
-            self.languages[1],
-            self.tokenize,
-            comet_model=self.comet_model,
-            bertscore_model=self.bertscore_model,
-        )
-
-    def _dataset_examples(self) -> list[Example]:
-        source, target = self.languages
-        rows = load_dataset_rows(self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}"))
-        flat = [{**row, **(row.get("translation") or {})} for row in rows]
-        return examples_from_rows(flat, self.source_key or source, self.reference_key or target, self.dataset)
+        models: dict[str, Any] = {"comet_model": self.comet_model, "bertscore_model": self.bertscore_model}
+        return Scoring(tuple(self.metrics), self.languages[1], self.tokenize, **models)
 
 
 def _download(test_set: str, pair: str) -> list[Path]:

@@ -22,9 +22,9 @@ _REGISTRY = (
     MetricSpec("bleu", translation.bleu, (RowKey("bleu", "BLEU"),)),
     MetricSpec("chrf", translation.chrf, (RowKey("chrf", "chrF"),)),
     MetricSpec("ter", translation.ter, (RowKey("ter", "TER", lower_is_better=True),)),
-    MetricSpec("rouge", summarization.rouge, ROUGE_KEYS, primary_key="rougeL"),
-    MetricSpec("exact_match", match.exact_match, (RowKey("exact_match", "exact match", "exact"),)),
-    MetricSpec("comet", neural.comet, (RowKey("comet", "COMET"),), is_neural=True),
+    MetricSpec("rouge", lambda scoring: summarization.Rouge(scoring.stemmer), ROUGE_KEYS, primary_key="rougeL"),
+    MetricSpec("exact_match", lambda scoring: match.ExactMatch(), (RowKey("exact_match", "exact match", "exact"),)),
+    MetricSpec("comet", lambda scoring: neural.Comet(scoring.comet_model), (RowKey("comet", "COMET"),), is_neural=True),
     MetricSpec("bertscore", neural.bertscore, (RowKey("bertscore", "BERTScore"),), is_neural=True),
 )
 METRICS = {spec.name: spec for spec in _REGISTRY}

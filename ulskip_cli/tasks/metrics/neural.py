@@ -49,6 +49,8 @@ class Comet:
 
     def _segments(self, answers: Answers, systems: list[list[str]]) -> list[NDArray[np.float64]]:
         """Return the scores of all segments, times 100, for each system."""
+        import torch
+
         with tempfile.TemporaryDirectory() as folder:
 
             def write(name: str, texts: list[str]) -> str:
@@ -61,7 +63,7 @@ class Comet:
             options = {
                 "--model": str(local.resolve()) if local.is_file() else self.model,
                 "--batch_size": str(BATCH_SIZE),
-                "--gpus": str(_gpus()),
+                "--gpus": str(int(torch.cuda.is_available())),
                 "--to_json": "scores.json",
             }
             command = [COMET_COMMAND, "-s", sources, "-r", references, "-t", *files, "--quiet", "--only_system"]
@@ -118,11 +120,6 @@ class BertScore:
         return _scores("bertscore", own, full, f"BERTScore F1 {scorer.hash}")
 
 
-def comet(scoring: Scoring) -> Comet:
-    """Make COMET with the task's model."""
-    return Comet(scoring.comet_model)
-
-
 def bertscore(scoring: Scoring) -> BertScore:
     """Make BERTScore for the target language, or for English if the task names no language."""
     return BertScore(scoring.bertscore_model, scoring.target_language or "en")
@@ -136,9 +133,3 @@ def _scores(name: str, own: NDArray[np.float64], full: Any, signature: str) -> S
 def _scoring_error(metric: str, model: str, reason: str) -> RunError:
     first = reason.split("\n")[0][:160]
     return RunError(f"metric {metric}: cannot score with {model} ({first}); set task.{metric}_model to a local model")
-
-
-def _gpus() -> int:
-    import torch
-
-    return int(torch.cuda.is_available())
