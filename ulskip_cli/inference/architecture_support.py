@@ -1,8 +1,4 @@
-"""Decide whether layers of an architecture can be skipped, and give the reason if they cannot.
-
-Like `shallow_view.py` it depends on the internals of transformers. docs/architectures.md lists the outcome for every
-architecture, each measured on a tiny model.
-"""
+"""Decide from the internals of transformers whether an architecture's layers can be skipped (see docs/architectures.md)."""
 
 import inspect
 from collections.abc import Sequence

@@ -116,12 +116,13 @@ class Decoder:
         `forced_length` generates exactly so many tokens with EOS suppressed; without it a sequence ends at EOS or
         `max_new_tokens`. `on_step` is called after every step with the number of tokens generated so far in the batch.
         """
+        eos: int | list[int] | None = self.model.generation_config.eos_token_id
         request = BatchRequest(
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
             decoding=context.decoding,
             pad_token_id=context.pad_token_id,
-            eos_token_ids=_as_list(self.model.generation_config.eos_token_id),
+            eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
             length=forced_length or context.decoding.max_new_tokens,
             forced=bool(forced_length),
             on_step=on_step,
@@ -197,7 +198,7 @@ def generate_all(
     def work(positions: Sequence[int]) -> BatchOutput:
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
         on_step = None if on_tokens is None else lambda new: on_tokens(done, tokens + new)
-        seeded = replace(context, seed=_batch_seed(context.seed, positions[0]))
+        seeded = replace(context, seed=(context.seed * 1_000_003 + positions[0]) % 2**63)  # the range that torch accepts
         return decoder.generate(ids, mask, seeded, on_step=on_step)
 
     for positions, output in in_batches(longest_first(prompts)[skip:], size, work):
@@ -224,7 +225,6 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 
 def _stage_views(model: PreTrainedModel, plan: Plan) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
-    """Build the model that encodes the prompt and the views of a plan's stages."""
     everything = tuple(range(plan.num_layers))
     views = {
         stage.kept_layers: model if stage.kept_layers == everything else shallow_view.shallow_view(model, stage.kept_layers)
@@ -236,14 +236,6 @@ def _stage_views(model: PreTrainedModel, plan: Plan) -> tuple[PreTrainedModel, t
         for stage in plan.stages
     ]
     return (views[prompt_layers] if plan.prompt_layers == "kept" else model), tuple(stages)
-
-
-def _batch_seed(seed: int, position: int) -> int:
-    return (seed * 1_000_003 + position) % 2**63
-
-
-def _as_list(eos: int | list[int] | None) -> list[int]:
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 def _trim_after_eos(row: list[int], eos_token_ids: Sequence[int]) -> list[int]:

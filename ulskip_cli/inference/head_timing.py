@@ -14,10 +14,7 @@ ROUNDS, WARM_UP = 11, 2
 
 
 def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float:
-    """Return the median seconds of final norm and output head alone, on hidden states [batch, 1, hidden], not compiled.
-
-    Each is timed straight after a whole step, so that caches hold what they hold while decoding.
-    """
+    """Return the median seconds of final norm and head alone, timed straight after whole steps, with caches as in decoding."""
     device = decoder.device
     model = packed(decoder.view, linear_backend)
     ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)

@@ -20,9 +20,7 @@ PANEL = 32  # outputs of a panel, as in linear.cpp
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 DTYPES = (torch.float32, torch.bfloat16)
 
-
-_failures: dict[str, str] = {}
-"""The reason for every compile command that failed in this process."""
+_failures: dict[str, str] = {}  # reason by compile command, of those that failed in this process
 
 
 def unsupported_reason() -> str | None:
@@ -31,12 +29,7 @@ def unsupported_reason() -> str | None:
         return "ULSKIP_KERNEL=off"
     if is_loaded():
         return None
-    return build_failure() if _compiler() else "no C++ compiler"
-
-
-def build_failure() -> str | None:
-    """Return the reason why this process could not build or load the kernel; None if it did not fail to."""
-    return _failures.get(shlex.join(_compiler()))
+    return _failures.get(shlex.join(_compiler())) if _compiler() else "no C++ compiler"
 
 
 def is_loaded() -> bool:
@@ -95,7 +88,6 @@ def _compiler() -> list[str]:
 
 
 def _library(compiler: list[str]) -> Path:
-    """Return the path of the shared library for this source, torch, compiler and processor."""
     parts = (SOURCE.read_text("utf-8"), torch.__version__, " ".join([*compiler, *_FLAGS]), _processor())
     return cache_dir() / "kernels" / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
 

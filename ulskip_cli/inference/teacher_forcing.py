@@ -49,10 +49,7 @@ def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tenso
 
 
 def predict_response(
-    stages: Sequence[StageView],
-    prompt: EncodedPrompt,
-    response_ids: Tensor,
-    response_mask: Tensor | None = None,
+    stages: Sequence[StageView], prompt: EncodedPrompt, response_ids: Tensor, response_mask: Tensor | None = None
 ) -> Tensor:
     """Run the second pass, the response through each stage's view over its keys and values; `prompt` is not changed."""
     if response_ids.shape[1] == 1:

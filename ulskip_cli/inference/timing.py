@@ -29,8 +29,9 @@ class AccumulatingTimer:
     def begin(self) -> None:
         """Begin an interval."""
         if self._on_cuda:
-            self._events.append((_event(), _event()))
-            self._events[-1][0].record()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            self._events.append((begin, end))
+            begin.record()
         else:
             self._began = time.perf_counter()
 
@@ -48,10 +49,6 @@ class AccumulatingTimer:
             torch.cuda.synchronize()
         milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._events)
         return self._total + milliseconds / 1000
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,5 @@ def _count(names: Collection[str]) -> str:
 
 
 def _named(names: Collection[str]) -> str:
-    """List the first names, sorted by layer number."""
     ordered = sorted(names, key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)])
     return ", ".join(ordered[:MAX_NAMES]) + (", ..." if len(ordered) > MAX_NAMES else "")

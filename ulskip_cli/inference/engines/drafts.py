@@ -14,10 +14,7 @@ DECAY = 0.9  # weight of earlier checks after each check
 
 
 class DraftLength:
-    """A fixed draft length, or with `auto` the one with the largest `drafting_speedup` at the observed acceptance rate.
-
-    `draft_cost` is the cost of a draft step over the cost of a full step.
-    """
+    """A fixed draft length, or with `auto` the one with the largest `drafting_speedup` at the observed acceptance rate."""
 
     def __init__(self, setting: int | str, draft_cost: float) -> None:
         self.setting, self.draft_cost = setting, draft_cost
