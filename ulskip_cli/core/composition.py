@@ -1,8 +1,4 @@
-"""Hydra composition: override lists and the YAML files of the config groups become one untyped configuration.
-
-`config.py` turns the result into a checked `Config`. This module reads overrides, resolves group choices, and refuses
-unknown and renamed keys with a hint.
-"""
+"""Hydra composition: overrides and the YAML files of the config groups become one untyped configuration, for `config.py`."""
 
 import copy
 import functools
@@ -61,10 +57,7 @@ def refuse_renamed(keys: Iterable[str]) -> None:
 
 
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
-    """Compose `configs/<primary>.yaml` with overrides, which may choose in `groups`; UsageError if that fails.
-
-    `extra_dir` is a folder with a user's own config groups.
-    """
+    """Compose `configs/<primary>.yaml` with overrides, which may choose in `groups`, or raise UsageError."""
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"--config-dir: no folder at {extra_dir}")
     keys = [_key(text) for text in overrides]
@@ -133,7 +126,6 @@ def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | Non
 
 
 def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) -> str:
-    """Return an override with its group choice spelt like the YAML file; hyphens and underscores are interchangeable."""
     parsed = parse_overrides([text])[0]
     if parsed.is_sweep_override():
         raise UsageError(f"'{text}' has several values; use `ulskip sweep {text}`")
@@ -153,7 +145,6 @@ def _key(text: str) -> str:
 
 
 def _dotted_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every key of a config, branches included."""
     for key in node:
         path = prefix + str(key)
         yield path

@@ -12,30 +12,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ulskip_cli.core.composition import compose_untyped, config_dir, group_choices, parse_overrides, refuse_renamed
+from ulskip_cli.core.composition import compose_untyped, refuse_renamed
+from ulskip_cli.core.composition import config_dir as config_dir
+from ulskip_cli.core.composition import group_choices as group_choices
+from ulskip_cli.core.composition import parse_overrides as parse_overrides
 from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
-
-__all__ = [
-    "GROUPS",
-    "baseline_config",
-    "compose",
-    "compose_training",
-    "compose_unvalidated",
-    "config_dir",
-    "decoding_of",
-    "group_choices",
-    "identity",
-    "instantiate",
-    "is_calibrated",
-    "options_of",
-    "parse_overrides",
-    "recorded_config",
-    "resolved_config",
-    "to_yaml",
-    "without_drafts",
-]
 
 GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
@@ -45,11 +28,7 @@ _BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_laye
 
 
 def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
-    """Build the checked configuration of a run from `key=value` overrides in Hydra's syntax, or raise UsageError.
-
-    Hyphens and underscores in names are interchangeable. `extra_dir` is a user's own folder of config groups, searched after
-    the shipped ones.
-    """
+    """Build a run's checked configuration from Hydra overrides and a user's folder of config groups, or raise UsageError."""
     config = compose_unvalidated(overrides, extra_dir)
     check_run(config)
     return config
@@ -166,7 +145,6 @@ def _to_schema(composed: DictConfig, schema: type) -> Any:
 
 
 def _as_usage_error(error: OmegaConfBaseException, prefix: str = "") -> UsageError:
-    """Turn an error of OmegaConf into one line that starts with the key."""
     message = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
     if "is not a ListConfig" in message:
         message = "expected a list, written [a,b]"

@@ -58,7 +58,6 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
 def _weights(
     model: ModelConfig, config_file: Path, num_layers: int, vocab_size: int, width: int | None
 ) -> tuple[WeightSizes | None, int | None]:
-    """Return the bytes of weights by layer and in total, if they are known before the weights are loaded."""
     if model.quantization:
         return None, None
     if config_file.parent == ASSETS / "shapes":
@@ -136,10 +135,9 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
 
 
 def fingerprint(model: ModelConfig) -> str:
-    """Return a string that changes when the weights under a name change.
+    """Return a string that changes when the weights under a name change, such as the commit of a hub model.
 
-    It is the commit of a hub model. For a folder it is a hash of sizes and samples of the weight files: training changes
-    every tensor, and hashing a large model completely takes minutes. Random weights depend on shape and seed alone.
+    A folder is hashed by sizes and samples of its files, since hashing a large model completely takes minutes.
     """
     adapter = f" {_fingerprint(find_adapter(model))}" if model.adapter else ""
     if model.source == "smollm2-wheel":
@@ -203,10 +201,7 @@ def _kv_bytes_per_layer(config: dict[str, Any], width: int | None) -> int | None
 
 
 def _workspace(config: dict[str, Any], width: int | None) -> tuple[int | None, int | None]:
-    """Estimate the bytes of activations: of one prompt token in one layer, and of a sequence's logits in float32.
-
-    A layer holds about four vectors of the hidden size and three of the intermediate size at once.
-    """
+    """Estimate bytes: activations of a prompt token (4 vectors of hidden, 3 of intermediate size), and logits in float32."""
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     vocab_size = _first(config, "vocab_size")
     if not hidden or not vocab_size or not width:

@@ -17,10 +17,7 @@ def num_kept_for_cost(
     kept_layers: Callable[[int], Sequence[int]],
     heads: Callable[[int], int] = lambda count: 1,
 ) -> int:
-    """Return the largest R whose predicted speedup reaches the target; NotApplicable if two layers do not reach it.
-
-    `kept_layers` and `heads` give the layers of a depth, and how often a step of that depth runs the output head.
-    """
+    """Return the largest R whose predicted speedup, with `heads(R)` output heads, reaches the target; or NotApplicable."""
     if not math.isfinite(target_speedup) or target_speedup < 1:
         raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
     for count in range(len(weights.layers), MIN_KEPT - 1, -1):
@@ -62,10 +59,7 @@ class LatencyFit:
         return self._at(depth) / self._at(self.num_layers)
 
     def depth(self, target_speedup: float, offset: float = 0.0) -> float:
-        """Return the depth, a real number between 2 and N, that reaches a speedup over full steps.
-
-        `offset` is the measured deviation from the line, as a share of a full step's time.
-        """
+        """Return the depth from 2 to N that reaches a speedup; `offset` is the error of the line as a share of a full step."""
         full = self._at(self.num_layers)
         depth = ((1 / target_speedup - offset) * full - self.fixed_seconds) / self.layer_seconds
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))

@@ -1,8 +1,4 @@
-"""Plans: a configuration and a model's metadata become the layers to run and their predicted speedup, before torch loads.
-
-`make_plan` chooses in this order: the meaning of the ratio, the number of layers, the layers of each stage of decode
-steps, and the exit rule. Then it checks the combination and predicts speedup and memory.
-"""
+"""Plans: a configuration and a model's metadata become the layers to run and their predicted speedup, before torch loads."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -152,7 +148,6 @@ def _usable_basis(
 
 
 def _choose_count(strategy: Strategy, config: Config, metadata: ModelMetadata, basis: str, depth: float | None) -> int:
-    """Return R, the number of layers that the ratio allows."""
     num_layers = metadata.num_layers
     if depth is not None:
         return math.ceil(depth - 1e-9)

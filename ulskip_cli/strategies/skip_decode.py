@@ -92,6 +92,5 @@ class SkipDecode:
         return tuple(found)
 
     def _active(self, num_layers: int, depth: int) -> tuple[int, ...]:
-        """Return the first w layers and the last ones, `depth` in total."""
         resume = num_layers - (depth - self.warmup_layers)
         return (*range(self.warmup_layers), *range(resume, num_layers))

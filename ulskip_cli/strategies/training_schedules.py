@@ -12,10 +12,7 @@ TYPICAL_LENGTH = 32  # tokens of a response while the lengths of the data are un
 
 
 def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | None = None) -> dict[float, tuple[Stage, ...]]:
-    """Return the stages to train for each ratio, ratio 1 being the full depth, or raise UsageError.
-
-    A positional strategy averages its depth over `lengths`, the tokens of the responses.
-    """
+    """Return the stages to train for each ratio, or raise UsageError; positional strategies average over response `lengths`."""
     strategy: Strategy = instantiate(config.strategy, "strategy")
     full_depth = (Stage(0, tuple(range(num_layers))),)
     if isinstance(strategy, EarlyExitStrategy):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_jsonl
@@ -32,12 +32,8 @@ class CnnDm:
     template: str = AUTO  # a key of `templates`, or auto
     templates: dict[str, dict[str, str]] = field(default_factory=dict)  # prompt and response by name
     prompt: str | None = None  # replaces the template's prompt
+    may_truncate_source: ClassVar[bool] = True  # a news article has its most important facts first
     response: str | None = None  # replaces the template's response
-
-    @property
-    def may_truncate_source(self) -> bool:
-        """Always True: a news article has its most important facts first."""
-        return True
 
     @property
     def data(self) -> str:
@@ -57,7 +53,6 @@ class CnnDm:
         return [replace(one, source=" ".join(one.source.split()[: self.max_article_words])) for one in examples]
 
     def _rows(self) -> tuple[list[dict[str, Any]], str]:
-        """Load the rows and name the file or dataset that they come from."""
         if self.file or self.dataset in SAMPLES:
             path = Path(self.file).expanduser() if self.file else SAMPLES[self.dataset]
             return read_jsonl(path), str(path)

@@ -21,10 +21,7 @@ class Example:
 
 
 def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str) -> list[Example]:
-    """Convert rows to examples; the id is the row's `id`, or its index.
-
-    A row that lacks a text is a UsageError that names `origin`, the file or dataset.
-    """
+    """Convert rows to examples; the id is the row's `id` or its index. A row without both texts is a UsageError."""
     if not rows:
         raise UsageError(f"{origin} has no rows")
     examples = []

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ulskip_cli.core.errors import RunError, UsageError, unknown
 from ulskip_cli.tasks.languages import LANGUAGES
@@ -40,6 +40,7 @@ class Wmt:
     response: str | None = None  # replaces the template's response
     source_language: str | None = None  # its name in prompts; None: the name of its code
     target_language: str | None = None
+    may_truncate_source: ClassVar[bool] = False  # a truncated sentence has another translation
 
     def __post_init__(self) -> None:
         codes = self.pair.split("-")
@@ -63,11 +64,6 @@ class Wmt:
             raise UsageError(
                 f"task.source_file and task.reference_file need task.dataset=files, got task.dataset={self.dataset}"
             )
-
-    @property
-    def may_truncate_source(self) -> bool:
-        """Always False: a truncated sentence has another translation."""
-        return False
 
     @property
     def data(self) -> str:
@@ -136,7 +132,6 @@ class Wmt:
 
 
 def _download(test_set: str, pair: str) -> list[Path]:
-    """Return the source and reference files of a sacrebleu test set, downloaded on first use."""
     from sacrebleu.dataset import DATASETS
 
     if test_set not in DATASETS:

@@ -38,10 +38,7 @@ class TrainingTexts:
 
 
 def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
-    """Load the texts that a configuration names, with held-out examples drawn by its seed, or raise UsageError.
-
-    The chat format of `tokenizer` is used if it has one; None if the tokenizer will be trained on these texts.
-    """
+    """Load a configuration's texts, in the chat format of `tokenizer` if it has one, and hold some out; or raise UsageError."""
     maker = _TextMaker(config, tokenizer)
     train = maker.texts(config.task, config.limit)
     formatter = maker.formatter(instantiate(config.task, "task"))
@@ -162,10 +159,7 @@ class TokenizedData:
 
 
 class SimilarLengthSampler(Sampler[int]):
-    """A sampler that shuffles every epoch and puts examples of similar length into the same batch.
-
-    The order depends on seed and epoch alone, so a resumed epoch has the same order.
-    """
+    """A sampler that batches examples of similar length, in an order that depends on seed and epoch alone."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
@@ -188,8 +182,6 @@ class SimilarLengthSampler(Sampler[int]):
 
 @dataclass(frozen=True)
 class _TextMaker:
-    """Makes the texts of a task's examples."""
-
     config: TrainingConfig
     tokenizer: PreTrainedTokenizerBase | None
 

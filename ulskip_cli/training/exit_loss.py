@@ -12,16 +12,12 @@ from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.training.data import LossBatch
 
+# Summed over the labelled positions, of logits [batch, count, vocab_size] and labels [batch, count].
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
-"""Summed over the labelled positions, of logits [batch, count, vocab_size] and labels [batch, count]."""
 
 
 def exit_losses(
-    model: PreTrainedModel,
-    layerwise: LayerwiseModel,
-    exits: Collection[int],
-    batch: LossBatch,
-    cross_entropy: CrossEntropy,
+    model: PreTrainedModel, layerwise: LayerwiseModel, exits: Collection[int], batch: LossBatch, cross_entropy: CrossEntropy
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield each exit depth with the summed cross-entropy of a batch's responses in nats, if all tokens exit there.
 

@@ -31,11 +31,7 @@ _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset
 
 
 def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
-    """Train a model, resume a killed training, or return the record of a finished one, as training.json holds it.
-
-    UsageError: the configuration cannot be trained, or the output folder holds another training. RunError: the weights are no
-    longer finite.
-    """
+    """Train a model, resume a killed training, or return a finished one's record; raise UsageError, or RunError if it fails."""
     output = Path(config.output)
     config = _limit_to_context(config)
     texts = load_training_texts(config, loading.load_tokenizer(config.model))
@@ -68,7 +64,6 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
 
 
 def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
-    """Limit `train.max_length` to the context of the model, if the model has one."""
     context = None if config.model.source == "random" else read_metadata(config.model).context
     if context is None or (config.train.max_length is not None and config.train.max_length <= context):
         return config
@@ -76,7 +71,6 @@ def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
 
 
 def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
-    """Hash everything that decides the trained weights, to 12 hex digits."""
     canonical = resolved_config(config)
     for key in ("output", "task", "limit"):  # the texts are hashed instead of their paths
         canonical.pop(key)
@@ -118,7 +112,6 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
 
 
 def _evaluate_last_step(trainer: SkipTrainer) -> None:
-    """Add the last step to the learning curve, unless it is there or nothing was trained."""
     curve = trainer.learning_curve()
     is_evaluated = bool(curve) and max(point.step for point in curve) == trainer.state.global_step
     if trainer.data.validation and trainer.state.log_history and not is_evaluated:

@@ -54,10 +54,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Compute a point of the learning curve: mean cross-entropy a token, in nats.
-
-        Its keys are target ratios (`2x`), with `1x` for the full depth. With exits they are the exits' depths (`6`).
-        """
+        """Compute validation losses in nats per token, by target ratio (`2x`; `1x`: full depth) or exit depth (`6`)."""
         module, validation = self.model, self.data.validation
         assert isinstance(module, TwoPassLoss) and validation is not None
         batch_size = self.args.per_device_train_batch_size

@@ -1,7 +1,4 @@
-"""The two-pass loss as a module, so that Trainer, DDP and ZeRO-2 wrap both passes.
-
-Sec. 3, arXiv:2404.06954: the prompt runs through its layers, the response through the kept layers.
-"""
+"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer, DDP and ZeRO-2 wrap both passes."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -33,10 +30,7 @@ class LossWeights:
 
 
 class TwoPassLoss(nn.Module):
-    """A module that holds a causal LM and whose forward computes the training loss.
-
-    `state_dict` holds the trained tensors alone, each once, which is all that a checkpoint needs to resume.
-    """
+    """A module whose forward is the training loss of a causal LM; `state_dict` holds the trained tensors alone, each once."""
 
     accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight
 
@@ -159,7 +153,6 @@ class TwoPassLoss(nn.Module):
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
     def _full_logits(self, model: PreTrainedModel, batch: LossBatch, prompt: EncodedPrompt | None = None) -> Tensor:
-        """Predict the response through all layers of `model`; `prompt` is the encoded prompt if it exists already."""
         prompt = prompt or encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
         return predict_response([StageView(0, model, self.all_layers)], prompt, batch.response_ids, batch.is_labelled)
 
@@ -190,10 +183,7 @@ def divergence(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def add_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Add dropout to the embeddings and to the residual update of every layer, while training.
-
-    Hooks on the layers, which views share, make this work for any architecture.
-    """
+    """Add dropout to the embeddings and to the residual update of every layer, by hooks, which suit any architecture."""
 
     def on_layer(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not module.training:

@@ -1,9 +1,7 @@
-"""Metrics that score a model's answers, in one registry: `METRICS`.
+"""Metrics that score a model's answers, in one registry, `METRICS`, from which reports read how to show them.
 
-Each entry says how the metric is made, which row keys it fills, and how reports show them. The modules wrap sacrebleu,
-rouge-score, COMET and BERTScore, and compare with the baseline by a paired bootstrap. The package imports only
-`ulskip_cli.core`, and imports torch or transformers only inside functions. Start reading with `scores.py`, then `match.py`,
-the shortest metric; a new metric takes such a module, its test and an entry in `METRICS`.
+Start with `scores.py`, then `match.py`, the shortest metric; a new metric takes such a module, its test and an entry here. The
+package imports only `ulskip_cli.core`, and torch or transformers only inside functions.
 """
 
 from collections.abc import Iterable, Sequence

@@ -25,10 +25,7 @@ COMET_COMMAND = "comet-score"
 
 @dataclass(frozen=True)
 class Comet:
-    """COMET (Rei et al. 2022), a trained model that reads source, hypothesis and reference; mean over segments, times 100.
-
-    The package needs an older transformers and therefore its own environment, so that it is run as a command.
-    """
+    """COMET (Rei et al. 2022), mean over segments times 100; it runs as a command, because it needs an older transformers."""
 
     model: str  # hub id or path of a checkpoint
 
@@ -48,7 +45,6 @@ class Comet:
         return _scores("comet", own, full[0] if full else None, f"COMET {self.model}")
 
     def _segments(self, answers: Answers, systems: list[list[str]]) -> list[NDArray[np.float64]]:
-        """Return the scores of all segments, times 100, for each system."""
         import torch
 
         with tempfile.TemporaryDirectory() as folder:
