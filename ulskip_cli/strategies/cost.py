@@ -17,7 +17,7 @@ def num_kept_for_cost(
     kept_layers: Callable[[int], Sequence[int]],
     heads: Callable[[int], int] = lambda count: 1,
 ) -> int:
-    """Return the largest R whose predicted speedup, with `heads(R)` output heads, reaches the target; or NotApplicable."""
+    """Return the largest R whose predicted speedup, with `heads(R)` heads, reaches the target, or raise NotApplicable."""
     if not math.isfinite(target_speedup) or target_speedup < 1:
         raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
     for count in range(len(weights.layers), MIN_KEPT - 1, -1):

@@ -27,7 +27,7 @@ class EarlyExit:
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = "the target depth"
-    num_kept = staticmethod(schedule.num_kept)  # of the mean depth
+    num_kept = staticmethod(schedule.num_kept)  # R, the mean number of layers per step
 
     def __post_init__(self) -> None:
         require_choice("strategy.confidence", self.confidence, CONFIDENCES)

@@ -25,7 +25,7 @@ class SkipDecode:
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding")
     stand_in: ClassVar[str] = "a horizon for answers of speed.new_tokens"
-    num_kept = staticmethod(schedule.num_kept)  # of the mean depth
+    num_kept = staticmethod(schedule.num_kept)  # R, the mean number of layers per step
 
     def __post_init__(self) -> None:
         if self.warmup_layers < 1:

@@ -32,8 +32,8 @@ class CnnDm:
     template: str = AUTO  # a key of `templates`, or auto
     templates: dict[str, dict[str, str]] = field(default_factory=dict)  # prompt and response by name
     prompt: str | None = None  # replaces the template's prompt
-    may_truncate_source: ClassVar[bool] = True  # a news article has its most important facts first
     response: str | None = None  # replaces the template's response
+    may_truncate_source: ClassVar[bool] = True  # a news article has its most important facts first
 
     @property
     def data(self) -> str:

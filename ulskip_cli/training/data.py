@@ -38,7 +38,7 @@ class TrainingTexts:
 
 
 def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
-    """Load a configuration's texts, in the chat format of `tokenizer` if it has one, and hold some out; or raise UsageError."""
+    """Load and hold out texts of a configuration, in the chat format of `tokenizer` if it has one, or raise UsageError."""
     maker = _TextMaker(config, tokenizer)
     train = maker.texts(config.task, config.limit)
     formatter = maker.formatter(instantiate(config.task, "task"))
