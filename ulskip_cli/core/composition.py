@@ -94,7 +94,6 @@ def _compose_choices(primary: str, choices: tuple[str, ...], extra_dir: Path | N
 
 
 def _file_stamps(extra_dir: Path | None) -> object:
-    """Return a value that changes whenever a file of the user's own configs does."""
     files = sorted(extra_dir.rglob("*.yaml")) if extra_dir else []
     return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 

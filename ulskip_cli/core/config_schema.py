@@ -22,10 +22,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def option(default: Any, text: str, choices: Sequence[str] = (), **limits: float) -> Any:
-    """Declare a key with its default (or a function that makes it), its help text and its choices; no choices: any value.
-
-    `limits` are bounds of a number: `minimum` and `maximum` are included, `above` and `below` excluded.
-    """
+    """Declare a key: default or factory, help text, choices, and limits: minimum, maximum (included), above, below (not)."""
     metadata = {"help": text, "choices": tuple(choices), "limits": limits}
     if callable(default):
         return field(default_factory=default, metadata=metadata)

@@ -189,9 +189,8 @@ def generate_all(
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
     """Generate for batches of prompts of similar length, the longest first; yield their positions and their output.
 
-    The sampling seed of a batch depends on the seed and the batch's first prompt only, not on the batches before it. The first
-    `skip` prompts in the order of `longest_first` are left out. `on_tokens` is called after every step with the number of
-    finished prompts and of generated tokens.
+    The sampling seed of a batch depends on the seed and the batch's first prompt only. The first `skip` prompts in the order of
+    `longest_first` are left out. `on_tokens` gets the number of finished prompts and of generated tokens after every step.
     """
     done, tokens = skip, 0
 

@@ -1,7 +1,6 @@
 """Confidence measures of early exit (CALM, arXiv:2207.07061), and teacher-forced logits under an exit rule.
 
-Every key that decoding reads is the full model's own. One pass of the full model over a given response therefore contains
-all the states that decoding it step by step would compute.
+Every key that decoding reads is the full model's own, so one pass over a response has all the states of its decoding.
 """
 
 from collections.abc import Iterator

@@ -104,8 +104,6 @@ class LayerwiseModel:
 
 
 class _EnteredError(Exception):
-    """Ends a forward pass after the calls of all layers are recorded."""
-
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden

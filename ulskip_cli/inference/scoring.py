@@ -39,7 +39,6 @@ class ReferenceLoss:
         return total / count
 
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
-        """Return the summed loss and the number of response tokens of a batch."""
         responses = padded([self.examples[i].response_ids for i in batch], self.pad_token_id, left=False)
         ids, mask = (tensor.to(decoder.device) for tensor in responses)
         with torch.inference_mode():

@@ -122,10 +122,7 @@ def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
 def two_phase(
     model: PreTrainedModel, stages: Sequence[StageView], on_prefill: Callable[[DynamicCache], None] = lambda cache: None
 ) -> PreTrainedModel:
-    """Build a model whose `generate` uses `model` for the prompt and the views of `stages` for the decode steps.
-
-    The layers that a stage does not keep are dropped from the cache. `on_prefill` is called with the cache before that.
-    """
+    """Build a model whose `generate` uses `model` for the prompt, and the views of `stages` for the decode steps."""
     source_class: Any = type(model)
     by_first_step = {stage.first_step: stage for stage in stages}
 

@@ -64,10 +64,9 @@ class Interval:
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
     """Compute the median of independent samples and its distribution-free confidence interval.
 
-    Each sample lies below the true median with probability 1/2, so the interval from the k-th smallest to the k-th largest of n
-    samples covers the median with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and Nagaraja, Order Statistics, 3rd ed.,
-    section 7.1). The largest k that reaches `confidence` is taken. Fewer than six samples cannot reach 95%: they give their
-    extremes, with the coverage that these have.
+    A sample lies below the true median with probability 1/2, so the k-th smallest and the k-th largest of n samples enclose it
+    with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and Nagaraja, Order Statistics, 3rd ed., section 7.1). The largest k
+    that reaches `confidence` is taken. Fewer than six samples cannot reach 95%: they give their extremes.
 
     >>> median_interval([3.0, 1.0, 2.0, 7.0, 5.0, 6.0, 4.0])
     Interval(median=4.0, low=1.0, high=7.0, coverage=0.984375)

@@ -43,7 +43,6 @@ def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path:
 
 
 def _layer_tensors(model: PreTrainedModel, names: Collection[str]) -> set[str]:
-    """Return the names of tensors in decoder layers, without the buffers of earlier versions."""
     if not names:
         return set()
     first = shallow_view.decoder_layers(model)[0]

@@ -89,8 +89,7 @@ def target_speedup(config: Config) -> float | None:
 def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = None) -> Plan:
     """Make the plan of a configuration for a model, or raise UsageError.
 
-    For ratio_basis=latency, `depth` is the mean number of layers per step that reaches the ratio by measurement. If it is no
-    integer, the first steps run one layer more than the others.
+    For ratio_basis=latency, `depth` is the measured mean number of layers; if no integer, the first steps run one layer more.
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
     num_layers, per_layer = metadata.num_layers, metadata.kv_bytes_per_layer
@@ -168,7 +167,6 @@ def _choose_stages(strategy: Strategy, config: Config, num_layers: int, count: i
 
 
 def _stages_for_depth(strategy: Strategy, num_layers: int, count: int, depth: float, steps: int) -> tuple[Stage, ...]:
-    """Return stages with a mean depth: `count` layers in the first steps and one fewer in the rest."""
     deep, shallow = (strategy.kept_layers(num_layers, count - fewer) for fewer in (0, 1))
     deep_steps = round((depth - count + 1) * steps)
     if deep_steps <= 0:

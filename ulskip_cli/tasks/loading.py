@@ -83,10 +83,7 @@ def is_dataset(name: str) -> bool:
 
 
 def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Load all rows of one split of a hub dataset, or of a folder of Parquet, CSV or JSON files, or raise UsageError.
-
-    Without `subset` it takes the first of `default_subsets` that exists, else the only subset.
-    """
+    """Load a split of a hub dataset or folder; no `subset`: the first of `default_subsets` that exists, else the only one."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -21,9 +21,8 @@ def exit_losses(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield each exit depth with the summed cross-entropy of a batch's responses in nats, if all tokens exit there.
 
-    The prompt runs through every layer and predicts the first token at every depth. The response runs through every layer too,
-    so its keys and values are those of the full model. The logits of one exit are in memory at a time; the backward pass
-    computes them again. `layerwise` is `model` split at its layers.
+    The prompt and the response run through every layer, so all keys and values are the full model's. The logits of one exit are
+    in memory at a time; the backward pass computes them again. `layerwise` is `model` split at its layers.
     """
     prompt = encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
     first = cross_entropy(prompt.first_logits, batch.labels[:, :1])

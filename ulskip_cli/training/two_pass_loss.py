@@ -140,7 +140,6 @@ class TwoPassLoss(nn.Module):
         return self._views[kept]
 
     def _student_logits(self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None) -> Tensor:
-        """Predict the response under a schedule; without `full_prompt` the prompt runs through the first stage's layers."""
         first = stages[0].kept_layers
         prompt = full_prompt or encode_prompt(self._view(first), batch.prompt_ids, batch.prompt_mask)
         cached = self.all_layers if full_prompt else first
