@@ -91,17 +91,6 @@ class LayerwiseModel:
         except (TypeError, ValueError, RuntimeError):  # the modules cannot be run in order
             return False
 
-    def record(self, args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-        """Record the arguments of a layer's call and return its hidden state."""
-        if args:
-            hidden, args = args[0], args[1:]
-        else:
-            options = dict(options)
-            hidden = options.pop("hidden_states")
-        self._recorded.append((args, options))
-        assert isinstance(hidden, Tensor)
-        return hidden
-
 
 class _EnteredError(Exception):
     def __init__(self, hidden: Tensor) -> None:
@@ -121,7 +110,8 @@ class _RecordingLayer(nn.Module):
         return getattr(self.__dict__["layer"], name)  # models read attributes of their layers
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        hidden = self.__dict__["layerwise"].record(args, options)
+        hidden, *rest = args or (options.pop("hidden_states"),)
+        self.__dict__["layerwise"]._recorded.append((tuple(rest), options))
         if self.is_last:
             raise _EnteredError(hidden)
         return (hidden,) if self.in_tuples else hidden

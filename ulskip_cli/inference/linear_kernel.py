@@ -54,7 +54,9 @@ def load(on_build: Callable[[], object] = lambda: None) -> str | None:
         text = getattr(error, "stderr", "") or str(error)
         reason = _failures[shlex.join(compiler)] = f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
         return reason
-    torch.library.register_fake("ulskip::linear", _shape)
+    torch.library.register_fake(
+        "ulskip::linear", lambda hidden, packed, bias, out_features: hidden.new_empty((*hidden.shape[:-1], out_features))
+    )
     return None
 
 
@@ -74,10 +76,6 @@ def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: in
     """
     product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
     return product
-
-
-def _shape(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    return hidden.new_empty((*hidden.shape[:-1], out_features))
 
 
 def _compiler() -> list[str]:

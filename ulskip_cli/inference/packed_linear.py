@@ -31,8 +31,11 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight = _weight(source).detach()
         self.out_features, self.by = weight.shape[0], by
-        packing = linear_kernel.pack if by == PANELS else _onednn
-        self.register_buffer("weight_packed", packing(weight), persistent=False)
+        if by == PANELS:
+            copied = linear_kernel.pack(weight)
+        else:
+            copied = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.register_buffer("weight_packed", copied, persistent=False)
         self.weight, self.bias = source.weight, source.bias  # the source's own, for modules that read them
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -119,8 +122,3 @@ def _weight(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.t() if type(module) is Conv1D else weight
-
-
-def _onednn(weight: Tensor) -> Tensor:
-    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-    return reordered

@@ -7,7 +7,7 @@ from typing import Self
 import psutil
 import torch
 
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.05  # shorter peaks can be missed
 
 
 class PeakMemory:

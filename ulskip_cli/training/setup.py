@@ -47,9 +47,8 @@ def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: Pro
     max_length = config.train.max_length
     train = TokenPairs(source.tokenizer, texts.train, texts.formatter, max_length, on_progress)
     stages_by_ratio = schedules(config, depth, train.response_lengths())
-    validation = None
-    if texts.validation:
-        validation = TokenPairs(source.tokenizer, texts.validation, texts.formatter, max_length)
+    held_out = texts.validation
+    validation = TokenPairs(source.tokenizer, held_out, texts.formatter, max_length) if held_out else None
     data = TokenizedData(train, validation, collator_for(source.tokenizer))
     module = build_loss(config, source.model, trained_exits(config, depth))
     return TrainingSetup(config, texts, source, data, stages_by_ratio, module)
