@@ -5,14 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies.exit_rule import ExitRule, decayed
+from ulskip_cli.strategies.exit_rule import ExitRule
 
 
 @given(st.floats(0, 1), st.integers(0, 300), st.integers(1, 300))
 def test_a_threshold_falls_by_a_tenth_and_no_further(threshold, step, horizon):
-    now, later = decayed(threshold, step, horizon), decayed(threshold, step + 1, horizon)
+    rule = ExitRule(12, 6, "softmax_max", threshold, horizon)
+    now, later = rule.threshold_at(step), rule.threshold_at(step + 1)
     assert 0.9 * threshold - 1e-12 <= later <= now <= threshold + 1e-12
-    assert decayed(threshold, horizon, horizon) == pytest.approx(threshold * (0.9 + 0.1 * math.exp(-4)))
+    assert rule.threshold_at(horizon) == pytest.approx(threshold * (0.9 + 0.1 * math.exp(-4)))
 
 
 @given(st.integers(3, 80), st.integers(1, 80), st.integers(1, 20), st.sampled_from(["softmax_max", "cosine"]))

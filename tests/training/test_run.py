@@ -150,7 +150,7 @@ def test_a_file_in_the_outputs_place_is_left_alone(overrides, tmp_path):
 
 
 def test_a_tracker_that_does_not_exist_is_one_line(overrides):
-    with pytest.raises(UsageError, match=r"train\.arguments: .*nosuch"):
+    with pytest.raises(UsageError, match=r"train\.training_args: .*nosuch"):
         train(compose_training([*overrides, "train.training_args={report_to:nosuch}"]), NullProgress())
 
 

@@ -1,8 +1,4 @@
-"""Hydra composition: override lists and the YAML files of the config groups become one untyped configuration.
-
-`config.py` turns the result into a checked `Config`. This module reads overrides, resolves group choices, and refuses
-unknown and renamed keys with a hint.
-"""
+"""Hydra composition: overrides and the YAML files of the config groups become one untyped configuration, for `config.py`."""
 
 import copy
 import functools
@@ -53,11 +49,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Any]:
 
 
 def refuse_renamed(keys: Iterable[str]) -> None:
-    """Refuse keys that have another name now.
-
-    Raises:
-        UsageError: names the new key.
-    """
+    """Raise UsageError for a key that has another name now."""
     for key in keys:
         for old, new in RENAMED_KEYS.items():
             if key == old or key.startswith(f"{old}."):
@@ -65,17 +57,7 @@ def refuse_renamed(keys: Iterable[str]) -> None:
 
 
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
-    """Compose one of the primary configs.
-
-    Args:
-        primary: name of the YAML file in `configs/`.
-        groups: config groups in which an override may choose.
-        overrides: Hydra's override syntax.
-        extra_dir: folder with a user's own config groups.
-
-    Raises:
-        UsageError: a key or a choice is unknown or renamed, or a value cannot be set.
-    """
+    """Compose `configs/<primary>.yaml` with overrides, which may choose in `groups`, or raise UsageError."""
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"--config-dir: no folder at {extra_dir}")
     keys = [_key(text) for text in overrides]
@@ -96,7 +78,13 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
     values = [text for text in resolved if text not in choices]
     if any(text.startswith(("+", "~")) for text in values):
         return _hydra_compose(primary, resolved, extra_dir)
-    return _with_values(copy.deepcopy(chosen), values)
+    config = copy.deepcopy(chosen)
+    for one in parse_overrides(values):
+        try:
+            OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
+        except OmegaConfBaseException:
+            raise UsageError(f"cannot set '{one.input_line}'; expected a value for {one.key_or_group}") from None
+    return config
 
 
 @functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s, and the points of a grid differ in few choices
@@ -106,19 +94,8 @@ def _compose_choices(primary: str, choices: tuple[str, ...], extra_dir: Path | N
 
 
 def _file_stamps(extra_dir: Path | None) -> object:
-    """Return a value that changes whenever a file of the user's own configs does."""
     files = sorted(extra_dir.rglob("*.yaml")) if extra_dir else []
     return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-
-
-def _with_values(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Set values in a composition as Hydra does."""
-    for one in parse_overrides(overrides):
-        try:
-            OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
-        except OmegaConfBaseException:
-            raise UsageError(f"cannot set '{one.input_line}'; expected a value for {one.key_or_group}") from None
-    return config
 
 
 def _experiment_has_random_weights(
@@ -148,7 +125,6 @@ def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | Non
 
 
 def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) -> str:
-    """Return an override with its group choice spelt like the YAML file; hyphens and underscores are interchangeable."""
     parsed = parse_overrides([text])[0]
     if parsed.is_sweep_override():
         raise UsageError(f"'{text}' has several values; use `ulskip sweep {text}`")
@@ -168,7 +144,6 @@ def _key(text: str) -> str:
 
 
 def _dotted_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every key of a config, branches included."""
     for key in node:
         path = prefix + str(key)
         yield path
@@ -177,7 +152,7 @@ def _dotted_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _sibling_keys(key: str, known: Sequence[str]) -> list[str]:
-    """Return the known keys of the same branch, or the top-level keys where the branch has none."""
+    """Return the known keys of the same branch, or the top-level keys if the branch has none."""
     branch = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == branch and not name.endswith(("_target_", "description"))]
     return siblings or [name for name in known if "." not in name]

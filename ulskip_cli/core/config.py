@@ -12,30 +12,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ulskip_cli.core.composition import compose_untyped, config_dir, group_choices, parse_overrides, refuse_renamed
+from ulskip_cli.core.composition import compose_untyped, refuse_renamed
+from ulskip_cli.core.composition import config_dir as config_dir
+from ulskip_cli.core.composition import group_choices as group_choices
+from ulskip_cli.core.composition import parse_overrides as parse_overrides
 from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
-
-__all__ = [
-    "GROUPS",
-    "baseline_config",
-    "compose",
-    "compose_training",
-    "compose_unvalidated",
-    "config_dir",
-    "decoding_of",
-    "group_choices",
-    "identity",
-    "instantiate",
-    "is_calibrated",
-    "options_of",
-    "parse_overrides",
-    "recorded_config",
-    "resolved_config",
-    "to_yaml",
-    "without_drafts",
-]
 
 GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
@@ -45,15 +28,7 @@ _BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_laye
 
 
 def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
-    """Build the checked configuration of a run from `key=value` overrides.
-
-    Args:
-        overrides: Hydra's override syntax; hyphens and underscores in names are interchangeable.
-        extra_dir: a user's own folder of config groups, searched after the shipped ones.
-
-    Raises:
-        UsageError: a key, a choice or a value is unknown, out of bounds or of the wrong type.
-    """
+    """Build a run's checked configuration from Hydra overrides and a user's folder of config groups, or raise UsageError."""
     config = compose_unvalidated(overrides, extra_dir)
     check_run(config)
     return config
@@ -61,8 +36,7 @@ def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
 
 def compose_unvalidated(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
     """Build the configuration of a run; check names and types, but neither bounds nor combinations of values."""
-    config = _to_schema(compose_untyped("config", GROUPS, overrides, extra_dir), Config)
-    assert isinstance(config, Config)
+    config: Config = _to_schema(compose_untyped("config", GROUPS, overrides, extra_dir), Config)
     return config
 
 
@@ -71,36 +45,24 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
     composed = compose_untyped("train", TRAINING_GROUPS, overrides, extra_dir)
     if not OmegaConf.is_list(composed.train.ratios):
         composed.train.ratios = [composed.train.ratios]
-    config = _to_schema(composed, TrainingConfig)
-    assert isinstance(config, TrainingConfig)
+    config: TrainingConfig = _to_schema(composed, TrainingConfig)
     check_training(config)
     return config
 
 
 def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
-    """Build a checked decoding configuration: greedy, with some keys of `decoding` changed.
-
-    Raises:
-        UsageError: a key is unknown or renamed, or its value is of the wrong type or out of bounds.
-    """
+    """Build a checked decoding configuration, greedy with some keys of `decoding` changed, or raise UsageError."""
     refuse_renamed(f"decoding.{key}" for key in values)
     known = [one.name for one in fields(DecodingConfig) if one.name not in ("name", "description", "draft_tokens")]
     for key in values:
         require_choice("decoding option", key, known)
-    config = _to_schema(OmegaConf.create({"name": "custom", **values}), DecodingConfig)
-    assert isinstance(config, DecodingConfig)
+    config: DecodingConfig = _to_schema(OmegaConf.create({"name": "custom", **values}), DecodingConfig)
     check_decoding(config)
     return config
 
 
 def instantiate(node: dict[str, Any], group: str) -> Any:
-    """Build the task or the strategy that a config describes; its values are checked against the fields of the class.
-
-    The config names the class in `_target_`, so that a plug-in is one module and one YAML file.
-
-    Raises:
-        UsageError: there is no such class, a key is unknown, or a value has the wrong type.
-    """
+    """Build the task or strategy that a config names in `_target_`; values that do not fit its fields are a UsageError."""
     from hydra.utils import get_class
 
     try:
@@ -135,8 +97,7 @@ def identity(config: Config) -> str:
         canonical[group].pop("description", None)
     if is_calibrated(config.strategy):
         canonical.pop("calibration")
-    text = json.dumps(canonical, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def is_calibrated(strategy: dict[str, Any]) -> bool:
@@ -173,7 +134,6 @@ def to_yaml(config: Config | TrainingConfig) -> str:
 
 
 def _to_schema(composed: DictConfig, schema: type) -> Any:
-    """Turn composed values into an object of the schema and check their types."""
     try:
         missing = OmegaConf.missing_keys(composed)
         if missing:
@@ -185,7 +145,6 @@ def _to_schema(composed: DictConfig, schema: type) -> Any:
 
 
 def _as_usage_error(error: OmegaConfBaseException, prefix: str = "") -> UsageError:
-    """Turn an error of OmegaConf into one line that starts with the key."""
     message = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
     if "is not a ListConfig" in message:
         message = "expected a list, written [a,b]"

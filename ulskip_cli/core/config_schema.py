@@ -22,14 +22,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def option(default: Any, text: str, choices: Sequence[str] = (), **limits: float) -> Any:
-    """Declare a key of the configuration with its default, its help text and the values that it may have.
-
-    Args:
-        default: the value, or a function that makes it.
-        text: help text of one line.
-        choices: the allowed values; empty: any value of the type.
-        limits: bounds of a number: `minimum`, `maximum` (both included), `above`, `below` (both excluded).
-    """
+    """Declare a key: default or factory, help text, choices, and limits: minimum, maximum (included), above, below (not)."""
     metadata = {"help": text, "choices": tuple(choices), "limits": limits}
     if callable(default):
         return field(default_factory=default, metadata=metadata)

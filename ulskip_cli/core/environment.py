@@ -63,19 +63,13 @@ def origin(device: str) -> dict[str, Any]:
 
 
 def is_like_here(measured: Mapping[str, Any], device: str, also: Sequence[str] = ()) -> bool:
-    """True if an environment that a row keeps is that of a machine like this one.
-
-    Args:
-        measured: the row's `environment`.
-        device: the row's device.
-        also: keys of `machine` that must agree too.
-    """
+    """Return True if a row's `environment` is a machine like this one; `also` names further keys that must agree."""
     here = machine(device)
     return all(measured.get(key) == here[key] for key in (*MACHINE, *also))
 
 
 def is_likely_here(measured: Mapping[str, Any]) -> bool:
-    """True if the processor is this machine's, which can be told without torch."""
+    """Return True if the processor is this machine's, which can be told without torch."""
     return bool(measured.get("processor") == _processor())
 
 
@@ -96,11 +90,7 @@ def offline_if_hub_unreachable() -> Iterator[None]:
 
 
 def check_hub_reachable() -> None:
-    """Look up the hub's host name, which fails at once; the hub's own client retries for half a minute.
-
-    Raises:
-        OSError: the name cannot be resolved.
-    """
+    """Look up the hub's host name, which raises OSError at once; the hub's own client retries for half a minute."""
     from huggingface_hub import constants
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

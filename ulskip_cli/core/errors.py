@@ -12,7 +12,6 @@ class UnknownKey(UsageError):
     """The chosen config groups have no such key; other choices in the groups may have it."""
 
     def __init__(self, message: str, key: str) -> None:
-        """Store the message and the key."""
         super().__init__(message)
         self.key = key
 
@@ -42,11 +41,7 @@ def unknown(kind: str, got: object, known: Iterable[object]) -> UsageError:
 
 
 def require_choice(kind: str, got: str, known: Iterable[str]) -> str:
-    """Return `got` if it is one of `known`.
-
-    Raises:
-        UsageError: it is not; the message suggests the nearest name.
-    """
+    """Return `got` if it is one of `known`, else raise UsageError with the nearest name."""
     choices = list(known)
     if got not in choices:
         raise unknown(kind, got, choices)

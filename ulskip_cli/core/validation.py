@@ -16,11 +16,7 @@ LIMITS = {
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Refuse values outside the choices and limits of the schema, in a config and its parts.
-
-    Raises:
-        UsageError: names the key, the expected value and the actual one.
-    """
+    """Raise UsageError for values outside the choices and limits of the schema, in a config and its parts."""
     for one in fields(config):
         key, value = f"{prefix}{one.name}", getattr(config, one.name)
         if is_dataclass(value):
@@ -35,12 +31,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
 
 def check_run(config: Config) -> None:
-    """Refuse values that a run cannot have.
-
-    Raises:
-        UsageError: names the key, the expected value and the actual one.
-        NotApplicable: each value is valid, but they do not go together.
-    """
+    """Raise UsageError for values that a run cannot have, or NotApplicable if valid values do not go together."""
     _check_shared(config)
     _check_decoding_together(config.decoding)
     _check_drafts(config)
@@ -49,11 +40,7 @@ def check_run(config: Config) -> None:
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Refuse values that a training cannot have.
-
-    Raises:
-        UsageError: names the key, the expected value and the actual one.
-    """
+    """Raise UsageError for values that a training cannot have."""
     _check_shared(config)
     train = config.train
     for key in ("quantization", "device_map"):
@@ -76,17 +63,12 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def check_decoding(decoding: DecodingConfig) -> None:
-    """Refuse values that a decoding cannot have.
-
-    Raises:
-        UsageError: names the key, the expected value and the actual one.
-    """
+    """Raise UsageError for values that a decoding cannot have."""
     check_fields(decoding, "decoding.")
     _check_decoding_together(decoding)
 
 
 def _check_decoding_together(decoding: DecodingConfig) -> None:
-    """Refuse sampling options without sampling, and empty stop strings."""
     if not all(decoding.stop):
         raise UsageError(f"expected decoding.stop to be a list of strings that are not empty, got {decoding.stop}")
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -96,7 +78,6 @@ def _check_decoding_together(decoding: DecodingConfig) -> None:
 
 
 def _check_drafts(config: Config) -> None:
-    """Refuse options that self-speculative decoding does not support."""
     decoding, drafts = config.decoding, config.decoding.draft_tokens
     if drafts != AUTO and (isinstance(drafts, str) or drafts < 0):
         raise UsageError(f"expected decoding.draft_tokens to be a number, 0 for no drafts, or {AUTO}; got {drafts}")
@@ -117,7 +98,6 @@ def _check_drafts(config: Config) -> None:
 
 
 def _check_shared(config: Config | TrainingConfig) -> None:
-    """Check the parts that runs and trainings share."""
     for group, node in (("task", config.task), ("strategy", config.strategy)):
         if not {"_target_", "name"} <= node.keys():
             raise UsageError(f"expected _target_ and name in the {group} config, got {', '.join(node) or 'nothing'}")

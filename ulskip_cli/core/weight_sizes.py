@@ -11,45 +11,25 @@ _LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a
 
 @dataclass(frozen=True)
 class WeightSizes:
-    """Bytes of weights that a decode step reads at batch 1.
+    """Bytes of weights that a decode step reads at batch 1."""
 
-    Attributes:
-        head: h, bytes of the final norm and the output head.
-        layers: bytes of each decoder layer.
-    """
-
-    head: int
+    head: int  # h, final norm and output head
     layers: tuple[int, ...]
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
-        """Return S = (h + sum of all layers) / (h + sum of the kept layers).
-
-        Args:
-            kept: layers that a step runs.
-            heads: number of times that a step runs the final norm and the head.
-        """
+        """Return S = (h + sum of all layers) / (heads * h + sum of the kept layers)."""
         return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """Return the predicted speedup over steps with different layers.
-
-        Args:
-            steps: number of steps and the layers that they run.
-        """
+        """Return the predicted speedup over steps with different layers: pairs of a number of steps and their layers."""
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
 
 
 def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightSizes | None:
-    """Sort a checkpoint's tensors into layers and head.
+    """Sort a checkpoint's tensors, (shape, bytes) by name, into layers and head; None if there is no stack of N layers.
 
-    Args:
-        tensors: (shape, bytes) by name; a tied head may be listed or not.
-        num_layers: N.
-        vocab_size: number of rows of the embedding and of the head; if both are listed, one of them is the head.
-
-    Returns:
-        None if the names show no stack of N layers.
+    A tied head may be listed or not: of two tables with `vocab_size` rows, one is the head.
     """
     stacks: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     outside: dict[str, tuple[Sequence[int], int]] = {}

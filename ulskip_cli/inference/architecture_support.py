@@ -1,8 +1,4 @@
-"""Decide whether layers of an architecture can be skipped, and give the reason if they cannot.
-
-Like `shallow_view.py` it depends on the internals of transformers. docs/architectures.md lists the outcome for every
-architecture, each measured on a tiny model.
-"""
+"""Decide from the internals of transformers whether an architecture's layers can be skipped (see docs/architectures.md)."""
 
 import inspect
 from collections.abc import Sequence
@@ -61,12 +57,12 @@ def extra_layer_inputs(layer: nn.Module) -> str | None:
 
 
 def is_recurrent(cache: DynamicCache) -> bool:
-    """Return whether some layers carry a recurrent state, which can be continued by one token at a time only."""
+    """Return True if some layers carry a recurrent state, which can be continued by one token at a time only."""
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 def is_all_recurrent(cache: DynamicCache) -> bool:
-    """Return whether no layer has keys and values, so that the mask of a step covers its own tokens only."""
+    """Return True if no layer has keys and values, so that the mask of a step covers its own tokens only."""
     return is_recurrent(cache) and not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ulskip_cli.core.errors import RunError
 
@@ -22,15 +23,10 @@ class BatchSize:
     used: int = 0
 
     def __post_init__(self) -> None:
-        """Begin with the configured number."""
         self.used = self.used or self.asked
 
     def halve(self, error: BaseException) -> None:
-        """Halve the number after a batch that did not fit.
-
-        Raises:
-            RunError: the batch was a single sequence.
-        """
+        """Halve the number after a batch that did not fit; raise RunError if it was a single sequence."""
         if self.used == 1:
             raise RunError(
                 f"not even one sequence fits into memory ({(str(error) or type(error).__name__).splitlines()[0][:120]}); "
@@ -42,13 +38,7 @@ class BatchSize:
 def in_batches(
     items: Sequence[Item], size: BatchSize, work: Callable[[Sequence[Item]], Result]
 ) -> Iterator[tuple[Sequence[Item], Result]]:
-    """Run `work` on all items in batches; a batch that does not fit into memory is halved and run again.
-
-    The items have to be sorted, the longest first, so that a batch that is too large fails at once.
-
-    Yields:
-        The items of a batch, and the result of `work`.
-    """
+    """Yield batches of items, sorted longest first, with the results of `work`; one that does not fit into memory is halved."""
 
     def run(start: int, count: int) -> tuple[Sequence[Item], Result]:
         batch = items[start : start + count]
@@ -62,11 +52,7 @@ def in_batches(
 
 
 def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result:
-    """Call `work` with the number of sequences; if memory runs out, halve the number and call it again.
-
-    Raises:
-        RunError: a single sequence does not fit.
-    """
+    """Call `work` with the number of sequences; if memory runs out, halve it and call again, or raise RunError at 1."""
     while True:
         try:
             return work(size.used)
@@ -79,22 +65,16 @@ def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tuple[Tensor, Tensor]:
     """Pad token ids on the left or right; returns ids and attention mask, each [len(rows), longest row]."""
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        columns = slice(length - len(row), None) if left else slice(0, len(row))
-        ids[i, columns] = torch.tensor(row, dtype=torch.long)
-        mask[i, columns] = 1
-    return ids, mask
+    side, tensors = "left" if left else "right", [torch.tensor(row, dtype=torch.long) for row in rows]
+    ids = pad_sequence(tensors, batch_first=True, padding_value=pad_token_id, padding_side=side)
+    return ids, pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error reports that memory ran out, on any device."""
+    """Return True if an error reports that memory ran out, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in ("can't allocate memory", "out of memory"))
 
 
 def release() -> None:

@@ -16,25 +16,19 @@ _NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.saf
 
 
 def folder_of(model: ModelConfig) -> Path:
-    """Return the folder with a model's files; those of a hub model are downloaded if they are not in the cache.
-
-    Raises:
-        UsageError: the model has no files, or they cannot be downloaded.
-    """
+    """Return the folder with a model's files, downloaded from the hub if needed, or raise UsageError."""
     if model.source == "random":
         raise UsageError("model=random has no files; expected a pretrained model")
     path, revision = origin(model)
     folder = Path(path).expanduser()
-    return folder if folder.is_dir() else _snapshot(path, revision, [*_NEEDED, "*.py"] if model.trust_remote_code else _NEEDED)
-
-
-def _snapshot(name: str, revision: str | None, patterns: "list[str] | tuple[str, ...]") -> Path:
+    if folder.is_dir():
+        return folder
     from huggingface_hub import snapshot_download
 
-    wanted = list(patterns)
+    wanted = [*_NEEDED, "*.py"] if model.trust_remote_code else list(_NEEDED)
     try:
         with environment.offline_if_hub_unreachable():
-            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+            return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
-        raise UsageError(f"cannot download the files of '{name}' from the hub ({reason}); give a local folder") from None
+        raise UsageError(f"cannot download the files of '{path}' from the hub ({reason}); give a local folder") from None

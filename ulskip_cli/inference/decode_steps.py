@@ -1,6 +1,5 @@
 """Decode steps: the forward pass of a view for one new token of every sequence, eager or compiled."""
 
-import inspect
 import time
 import types
 import warnings
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import static_cache
+from ulskip_cli.inference.positions import PositionsAndMasks, takes_positions
 from ulskip_cli.inference.static_cache import Cursor, StaticLayer, UnplacedLayer
 
 WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and replay in the third
@@ -22,7 +22,7 @@ class Steps(Protocol):
 
     @property
     def can_shrink(self) -> bool:
-        """Return whether `drop_finished` is supported."""
+        """True if `drop_finished` is supported."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
@@ -31,23 +31,15 @@ class Steps(Protocol):
         """Continue with the sequences `alive` only."""
 
 
-def takes_positions(view: PreTrainedModel) -> bool:
-    """Return whether a model takes position ids; models with ALiBi derive them from the mask."""
-    return "position_ids" in inspect.signature(view.forward).parameters
-
-
 class StagedSteps:
-    """The steps of several stages; each stage continues from the cache of the stage before it.
-
-    `later` has the first step of every later stage, and a function that makes its steps from those of the stage before.
-    """
+    """Steps of several stages over one cache; `later` has the first step and the maker of every later stage."""
 
     def __init__(self, first: Steps, later: Sequence[tuple[int, Callable[[Any], Steps]]]) -> None:
         self._now, self._later, self._step = first, list(later), 0
 
     @property
     def can_shrink(self) -> bool:
-        """Return whether the current stage supports `drop_finished`."""
+        """True if the current stage supports `drop_finished`."""
         return self._now.can_shrink
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -68,31 +60,16 @@ class EagerSteps:
     can_shrink = True
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int) -> None:
-        """Take over the prompt's cache, from which the skipped layers were dropped.
-
-        `mask` is [batch, prompt_len]. `length` is the maximal number of new tokens, including the first, from prefill.
-        """
-        self.view, self.prompt_len = view, mask.shape[1]
-        self.cache, self.cursor = static_cache.fixed(cache, self.prompt_len + length - 1)
-        self.with_positions = takes_positions(view)
-        if self.with_positions:
-            self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
-            self.masks = static_cache.step_masks(view, self.cache, mask, length - 1) if length > 1 else None
-        else:
-            self.mask = torch.cat([mask, mask.new_ones(len(mask), length - 1)], dim=1)
+        """Take over the pruned cache of a prompt with the mask [batch, prompt_len], for `length` new tokens with the first."""
+        self.view = view
+        self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + length - 1)
+        self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several=False)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        step, end = self.cursor.length - self.prompt_len, self.cursor.length + 1
-        if self.with_positions:
-            options = {
-                "position_ids": self.positions[:, step : step + 1],
-                "attention_mask": static_cache.mask_at(self.masks, step, end),
-            }
-        else:
-            options = {"attention_mask": self.mask[:, :end]}
+        options = self.positions.options(self.cursor.length, 1)
         logits: Tensor = self.view(input_ids=tokens, cache=self.cache, use_cache=True, **options).logits
-        self.cursor.length = end
+        self.cursor.length += 1
         return logits[:, -1]
 
     def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> "EagerSteps":
@@ -105,11 +82,7 @@ class EagerSteps:
         """Continue with the sequences `alive` only."""
         for layer in self.cache.layers:
             layer.keep_sequences(alive)
-        if self.with_positions:
-            self.positions = self.positions[alive]
-            self.masks = static_cache.masks_of(self.masks, alive)
-        else:
-            self.mask = self.mask[alive]
+        self.positions.drop_finished(alive)
 
 
 class CompiledSteps:
@@ -118,10 +91,7 @@ class CompiledSteps:
     can_shrink = False
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
-        """Allocate buffers of `capacity` positions, compile, and warm up with steps whose results are discarded.
-
-        `cache` holds a prompt without the skipped layers and gives the shapes.
-        """
+        """Allocate `capacity` positions in the shapes of `cache`, compile, and warm up with steps that are discarded."""
         self.view, self.capacity = view, capacity
         batch, device = cache.layers[0].keys.shape[0], cache.layers[0].keys.device
         self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
@@ -202,7 +172,6 @@ class CompiledSteps:
 
 
 def _compiled_forward(device: torch.device) -> Callable[..., Any]:
-    """Compile `_forward` for one set of shapes."""
     options: dict[str, Any] = {
         "triton.cudagraphs": device.type == "cuda",
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # safe because no input changes its address or strides
@@ -216,6 +185,5 @@ def _forward(
     view: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor | None, masks: Tensor | dict[str, Tensor]
 ) -> Tensor:
     placed = {} if positions is None else {"position_ids": positions}
-    outputs = view(input_ids=tokens, attention_mask=masks, cache=cache, use_cache=True, **placed)
-    logits: Tensor = outputs.logits[:, -1]
-    return logits
+    logits: Tensor = view(input_ids=tokens, attention_mask=masks, cache=cache, use_cache=True, **placed).logits
+    return logits[:, -1]

@@ -26,17 +26,11 @@ from ulskip_cli.strategies.plan import Plan
 
 @dataclass(frozen=True)
 class DecodeContext:
-    """The decoding settings that all batches of one run share.
-
-    Attributes:
-        decoding: how tokens are chosen.
-        pad_token_id: fills up shorter prompts and finished sequences.
-        seed: of sampling.
-    """
+    """The decoding settings that all batches of one run share."""
 
     decoding: DecodingConfig
-    pad_token_id: int
-    seed: int = 0
+    pad_token_id: int  # fills up shorter prompts and finished sequences
+    seed: int = 0  # of sampling
 
 
 class Decoder:
@@ -90,11 +84,7 @@ class Decoder:
         return LayerwiseModel(self.model)
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
-        """Return the engine that serves a decoding configuration, and the reason if it is not the fast one.
-
-        Raises:
-            UsageError: the requested engine, early exit or drafting cannot serve the configuration.
-        """
+        """Return the engine for a decoding configuration, and the reason if it is not the fast one, or raise UsageError."""
         if self.exits:
             early_exit.check(self.model, self.exits, decoding)
             return "early_exit", None
@@ -121,21 +111,18 @@ class Decoder:
         forced_length: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> BatchOutput:
-        """Generate for one batch.
+        """Generate for one batch; `input_ids` and `attention_mask` are [batch, prompt_len], padded on the left.
 
-        Args:
-            input_ids: [batch, prompt_len], padded on the left.
-            attention_mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-            context: the decoding settings.
-            forced_length: generate exactly so many tokens with EOS suppressed; None: stop at EOS or `max_new_tokens`.
-            on_step: called after every step with the number of tokens generated so far in the batch.
+        `forced_length` generates exactly so many tokens with EOS suppressed; without it a sequence ends at EOS or
+        `max_new_tokens`. `on_step` is called after every step with the number of tokens generated so far in the batch.
         """
+        eos: int | list[int] | None = self.model.generation_config.eos_token_id
         request = BatchRequest(
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
             decoding=context.decoding,
             pad_token_id=context.pad_token_id,
-            eos_token_ids=_as_list(self.model.generation_config.eos_token_id),
+            eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
             length=forced_length or context.decoding.max_new_tokens,
             forced=bool(forced_length),
             on_step=on_step,
@@ -158,7 +145,6 @@ class Decoder:
     def _batch_output(
         self, request: BatchRequest, output: EngineOutput, engine: str, start: float, compile_seconds: float
     ) -> BatchOutput:
-        """Trim the generated ids and turn clock readings into durations."""
         eos_token_ids = [] if request.forced else request.eos_token_ids
         rows = [_trim_after_eos(row, eos_token_ids) for row in output.token_ids]
         if request.decoding.stop and not request.forced:
@@ -201,21 +187,17 @@ def generate_all(
     on_tokens: Callable[[int, int], None] | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
-    """Generate for many prompts in batches of similar length, the longest first.
+    """Generate for batches of prompts of similar length, the longest first; yield their positions and their output.
 
-    The sampling seed of a batch depends on the seed and the batch's first prompt only, not on the batches before it. The first
-    `skip` prompts in the order of `longest_first` are left out. `on_tokens` is called after every step with the number of
-    finished prompts and of generated tokens.
-
-    Yields:
-        The positions in `prompts` of a batch, and its output.
+    The sampling seed of a batch depends on the seed and the batch's first prompt only. The first `skip` prompts in the order of
+    `longest_first` are left out. `on_tokens` gets the number of finished prompts and of generated tokens after every step.
     """
     done, tokens = skip, 0
 
     def work(positions: Sequence[int]) -> BatchOutput:
         ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
         on_step = None if on_tokens is None else lambda new: on_tokens(done, tokens + new)
-        seeded = replace(context, seed=_batch_seed(context.seed, positions[0]))
+        seeded = replace(context, seed=(context.seed * 1_000_003 + positions[0]) % 2**63)  # the range that torch accepts
         return decoder.generate(ids, mask, seeded, on_step=on_step)
 
     for positions, output in in_batches(longest_first(prompts)[skip:], size, work):
@@ -242,7 +224,6 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 
 def _stage_views(model: PreTrainedModel, plan: Plan) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
-    """Build the model that encodes the prompt and the views of a plan's stages."""
     everything = tuple(range(plan.num_layers))
     views = {
         stage.kept_layers: model if stage.kept_layers == everything else shallow_view.shallow_view(model, stage.kept_layers)
@@ -256,16 +237,6 @@ def _stage_views(model: PreTrainedModel, plan: Plan) -> tuple[PreTrainedModel, t
     return (views[prompt_layers] if plan.prompt_layers == "kept" else model), tuple(stages)
 
 
-def _batch_seed(seed: int, position: int) -> int:
-    """Return a seed that differs for every seed and first prompt, within the range that torch accepts."""
-    return (seed * 1_000_003 + position) % 2**63
-
-
-def _as_list(eos: int | list[int] | None) -> list[int]:
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-
-
 def _trim_after_eos(row: list[int], eos_token_ids: Sequence[int]) -> list[int]:
-    """Return the ids up to and with the first EOS."""
     stop = next((i for i, token in enumerate(row) if token in eos_token_ids), None)
     return row if stop is None else row[: stop + 1]

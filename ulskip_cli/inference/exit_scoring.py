@@ -1,7 +1,6 @@
 """Confidence measures of early exit (CALM, arXiv:2207.07061), and teacher-forced logits under an exit rule.
 
-Every key that decoding reads is the full model's own. One pass of the full model over a given response therefore contains
-all the states that decoding it step by step would compute.
+Every key that decoding reads is the full model's own, so one pass over a response has all the states of its decoding.
 """
 
 from collections.abc import Iterator
@@ -43,17 +42,10 @@ def hidden_states(
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Compute a response's hidden states at every depth; differentiable, and `prompt` is not changed.
+    """Yield each depth with the states [batch, response_len - 1, hidden_size] that predict all tokens but the first.
 
-    Args:
-        model: the model that encoded the prompt.
-        layerwise: the same model, split at its layers.
-        prompt: the encoded prompt.
-        response_ids: [batch, response_len], padded on the right.
-        response_mask: [batch, response_len], 1 for tokens.
-
-    Yields:
-        Depth, and the states [batch, response_len - 1, hidden_size] that predict all tokens but the first.
+    `layerwise` is `model` split at its layers; `response_ids` and `response_mask` are [batch, response_len], padded on the
+    right. The states are differentiable, and `prompt` is not changed.
     """
     inputs = response_ids[:, :-1]
     inputs_mask = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
@@ -74,13 +66,10 @@ def confidences(
     response_ids: Tensor,
     response_mask: Tensor,
 ) -> Iterator[tuple[int, Tensor | None, Tensor]]:
-    """Compute the confidence and the logits at every check; the shapes are those of `hidden_states`.
+    """Yield each check's depth, confidence [batch, response_len - 1] and logits [batch, response_len - 1, vocab_size].
 
-    All sequences of a batch get the confidence of the least confident unfinished sequence.
-
-    Yields:
-        Depth; the confidence [batch, response_len - 1], None after the last layer and at the first check of `cosine`; and the
-        logits [batch, response_len - 1, vocab_size].
+    All sequences of a batch get the confidence of the least confident unfinished one. It is None after the last layer and at
+    the first check of `cosine`. The arguments are those of `hidden_states`.
     """
     before: Tensor | None = None
     counts = response_mask[:, 1:].bool()
@@ -107,11 +96,9 @@ def exit_logits(
     response_ids: Tensor,
     response_mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the logits that predict every response token given its predecessors, and the depths where they exit.
+    """Return the logits [batch, response_len, vocab_size] that predict every response token, and the exit depths.
 
-    Returns:
-        The logits [batch, response_len, vocab_size], and the depths [batch, response_len - 1] of all tokens but the first,
-        which the prompt's own pass predicts.
+    The depths [batch, response_len - 1] are those of all tokens but the first, which the prompt's own pass predicts.
     """
     steps = response_ids.shape[1] - 1
     if not steps:

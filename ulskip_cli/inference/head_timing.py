@@ -1,4 +1,4 @@
-"""The time of the final norm and the output head, which every decode step runs."""
+"""Time of the final norm and the output head, with which every decode step ends."""
 
 from statistics import median
 
@@ -14,15 +14,7 @@ ROUNDS, WARM_UP = 11, 2
 
 
 def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float:
-    """Median seconds of final norm and output head alone, on hidden states [batch, 1, hidden], not compiled.
-
-    Each measurement follows a whole step, so that processor caches hold what they hold during decoding.
-
-    Args:
-        decoder: a model under a schedule.
-        linear_backend: that the decoder's steps ran on.
-        batch_size: sequences at once.
-    """
+    """Return the median seconds of final norm and head alone, timed straight after whole steps, with caches as in decoding."""
     device = decoder.device
     model = packed(decoder.view, linear_backend)
     ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)

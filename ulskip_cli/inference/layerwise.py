@@ -19,14 +19,10 @@ Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """The inputs of all layers in one forward pass.
+    """The inputs of all layers in one forward pass."""
 
-    Attributes:
-        hidden: [batch, count, hidden_size], the input of the first layer.
-        calls: the further arguments of every layer: masks, position embeddings, the cache.
-    """
-
-    hidden: Tensor
+    hidden: Tensor  # [batch, count, hidden_size], the input of the first layer
+    # further arguments of every layer: masks, position embeddings, the cache
     calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -39,25 +35,20 @@ class LayerwiseModel:
         device = shallow_view.input_device(model)
         # Training must draw the same random numbers with and without this.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            self._split(model)
-
-    def _split(self, model: PreTrainedModel) -> None:
-        self._in_tuples, after = _probe(model)
-        indices = {id(layer): i for i, layer in enumerate(self.layers)}
-        self._before = shallow_view.substituted(model, lambda part: self._recording_layer(indices.get(id(part))))
-        self._replay = _ReplayLayer(self._in_tuples)
-        view = shallow_view.shallow_view(model, (0,))
-        only = shallow_view.decoder_layers(view)[0]
-        self._after = shallow_view.substituted(view, lambda part: self._replay if part is only else None)
-        self._chain = [module for module, _, _ in after]
-        if not self._is_chain(model):
-            self._chain = []
+            self._in_tuples, after = _probe(model)
+            last = self.layers[-1]
+            recording = {id(one): _RecordingLayer(one, self, one is last, self._in_tuples) for one in self.layers}
+            self._before = shallow_view.substituted(model, lambda part: recording.get(id(part)))
+            self._replay = _ReplayLayer(self._in_tuples)
+            view = shallow_view.shallow_view(model, (0,))
+            only = shallow_view.decoder_layers(view)[0]
+            self._after = shallow_view.substituted(view, lambda part: self._replay if part is only else None)
+            self._chain = [module for module, _, _ in after]
+            if not self._is_chain(model):
+                self._chain = []
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: Any) -> LayerInputs:
-        """Run the part of the model before the layers on `input_ids` [batch, count]; only the length of `cache` is read.
-
-        `options` are further arguments of the model's forward: masks and positions.
-        """
+        """Run the part before the layers on `input_ids` [batch, count]; only the length of `cache` is read."""
         recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._recorded = recorded
         try:
@@ -90,36 +81,18 @@ class LayerwiseModel:
         return logits
 
     def _is_chain(self, model: PreTrainedModel) -> bool:
-        """Return whether the modules after the layers, run in order, compute the model's logits exactly."""
-        size = model.config.get_text_config(decoder=True).hidden_size
-        generator = torch.Generator().manual_seed(0)
-        hidden = 3 * torch.randn(1, 2, size, generator=generator).to(_head_device(model), model.dtype)
+        """Return True if the modules after the layers, run in order, compute the model's logits exactly."""
+        size, head = model.config.get_text_config(decoder=True).hidden_size, model.get_output_embeddings()
+        device = model.device if head is None else head.weight.device
+        hidden = 3 * torch.randn(1, 2, size, generator=torch.Generator().manual_seed(0)).to(device, model.dtype)
         try:
             with torch.no_grad():
                 return torch.equal(self.logits(hidden), self._by_model(hidden))
         except (TypeError, ValueError, RuntimeError):  # the modules cannot be run in order
             return False
 
-    def _recording_layer(self, index: int | None) -> nn.Module | None:
-        if index is None:
-            return None
-        return _RecordingLayer(self.layers[index], self, index == len(self.layers) - 1, self._in_tuples)
-
-    def record(self, args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-        """Record the arguments of a layer's call and return its hidden state."""
-        if args:
-            hidden, args = args[0], args[1:]
-        else:
-            options = dict(options)
-            hidden = options.pop("hidden_states")
-        self._recorded.append((args, options))
-        assert isinstance(hidden, Tensor)
-        return hidden
-
 
 class _EnteredError(Exception):
-    """Ends a forward pass after the calls of all layers are recorded."""
-
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
@@ -137,15 +110,14 @@ class _RecordingLayer(nn.Module):
         return getattr(self.__dict__["layer"], name)  # models read attributes of their layers
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        hidden = self.__dict__["layerwise"].record(args, options)
+        hidden, *rest = args or (options.pop("hidden_states"),)
+        self.__dict__["layerwise"]._recorded.append((tuple(rest), options))
         if self.is_last:
             raise _EnteredError(hidden)
         return (hidden,) if self.in_tuples else hidden
 
 
 class _ReplayLayer(nn.Module):
-    """A layer that returns the hidden state that was set before."""
-
     def __init__(self, in_tuples: bool) -> None:
         super().__init__()
         self.in_tuples = in_tuples
@@ -156,7 +128,7 @@ class _ReplayLayer(nn.Module):
 
 
 def _probe(model: PreTrainedModel) -> tuple[bool, list[Call]]:
-    """Run one step; return whether layers return tuples, and the calls of the modules after them."""
+    """Run one step; return True if layers return tuples, and the calls of the modules after them."""
     kinds: list[bool] = []
     last = shallow_view.decoder_layers(model)[-1]
     hook = last.register_forward_hook(lambda module, args, output: kinds.append(isinstance(output, tuple)))
@@ -191,9 +163,3 @@ def calls_after_layers(view: PreTrainedModel, step: Callable[[], None]) -> list[
         for hook in hooks:
             hook.remove()
     return calls
-
-
-def _head_device(model: PreTrainedModel) -> torch.device:
-    """Return the device of the output head."""
-    head = model.get_output_embeddings()
-    return torch.device(model.device if head is None else head.weight.device)

@@ -20,41 +20,27 @@ PANEL = 32  # outputs of a panel, as in linear.cpp
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 DTYPES = (torch.float32, torch.bfloat16)
 
-
-_failures: dict[str, str] = {}
-"""The reason for every compile command that failed in this process."""
+_failures: dict[str, str] = {}  # reason by compile command, of those that failed in this process
 
 
 def unsupported_reason() -> str | None:
-    """The reason why this process cannot use the kernel; None if `load` has succeeded or may succeed.
-
-    Builds and loads nothing.
-    """
+    """Return the reason why this process cannot use the kernel, None if it may; nothing is built or loaded."""
     if os.environ.get("ULSKIP_KERNEL") == "off":
         return "ULSKIP_KERNEL=off"
     if is_loaded():
         return None
-    return build_failure() if _compiler() else "no C++ compiler"
-
-
-def build_failure() -> str | None:
-    """The reason why this process could not build or load the kernel; None if it did not fail to."""
-    return _failures.get(shlex.join(_compiler()))
+    return _failures.get(shlex.join(_compiler())) if _compiler() else "no C++ compiler"
 
 
 def is_loaded() -> bool:
-    """Return whether `linear` can be called."""
+    """Return True if `linear` can be called."""
     return hasattr(torch.ops.ulskip, "linear")
 
 
 def load(on_build: Callable[[], object] = lambda: None) -> str | None:
-    """Load the kernel, once a process, and compile it first if this machine has not compiled it yet.
+    """Load the kernel, once per process; return None, or the reason why it cannot be used.
 
-    Args:
-        on_build: called before compiling, which takes about ten seconds.
-
-    Returns:
-        The reason why the kernel cannot be used; None if it is loaded. A build that failed is not tried again.
+    The first time on a machine it is compiled, in about ten seconds, after `on_build`. A failed build is not tried again.
     """
     reason = unsupported_reason()
     if reason or is_loaded():
@@ -68,7 +54,9 @@ def load(on_build: Callable[[], object] = lambda: None) -> str | None:
         text = getattr(error, "stderr", "") or str(error)
         reason = _failures[shlex.join(compiler)] = f"{compiler[0]} failed: {' '.join(text.split())[:160]}"
         return reason
-    torch.library.register_fake("ulskip::linear", _shape)
+    torch.library.register_fake(
+        "ulskip::linear", lambda hidden, packed, bias, out_features: hidden.new_empty((*hidden.shape[:-1], out_features))
+    )
     return None
 
 
@@ -84,28 +72,18 @@ def pack(weight: Tensor) -> Tensor:
 def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     """Multiply [..., in_features] to [..., out_features], accumulated in float32; the kernel must be loaded.
 
-    Args:
-        hidden: float32 or bfloat16 on the CPU; for bfloat16 in_features must be even.
-        packed: from `pack`, of the same dtype.
-        bias: [out_features].
-        out_features: of the weight before packing.
+    `hidden` is float32 or bfloat16 (with even in_features) on the CPU; `packed` is a weight of its dtype from `pack`.
     """
     product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
     return product
 
 
-def _shape(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    return hidden.new_empty((*hidden.shape[:-1], out_features))
-
-
 def _compiler() -> list[str]:
-    """Return the compiler command; empty if there is no compiler."""
     named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
     return shlex.split(named)
 
 
 def _library(compiler: list[str]) -> Path:
-    """Return the path of the shared library for this source, torch, compiler and processor."""
     parts = (SOURCE.read_text("utf-8"), torch.__version__, " ".join([*compiler, *_FLAGS]), _processor())
     return cache_dir() / "kernels" / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
 
@@ -129,7 +107,6 @@ def _built(compiler: list[str]) -> Path:
 
 
 def _processor() -> str:
-    """Return a description of the processor features, on which `-march=native` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))

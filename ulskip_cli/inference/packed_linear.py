@@ -18,29 +18,24 @@ PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
 
 @dataclass(frozen=True)
 class LinearBackend:
-    """The matrix product that a model and all of its views decode with.
+    """The matrix product that a model and all of its views decode with."""
 
-    Attributes:
-        name: `panels` (our kernel over packed weights), `onednn` (oneDNN's over packed weights), or `torch`.
-        reason: the reason if it is not `panels`.
-    """
-
-    name: str
-    reason: str | None = None
+    name: str  # `panels` (our kernel), `onednn` (oneDNN's), both over packed weights, or `torch`
+    reason: str | None = None  # why it is not `panels`
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with a packed copy of another layer's weight, for our kernel or for oneDNN's.
-
-    The source is an `nn.Linear` or a `Conv1D`, whose weight is transposed, in float32 or bfloat16 on the CPU.
-    """
+    """A linear layer with a packed copy of the weight of an `nn.Linear` or `Conv1D`, in float32 or bfloat16 on the CPU."""
 
     def __init__(self, source: nn.Module, by: str) -> None:
         super().__init__()
         weight = _weight(source).detach()
         self.out_features, self.by = weight.shape[0], by
-        packing = linear_kernel.pack if by == PANELS else _onednn
-        self.register_buffer("weight_packed", packing(weight), persistent=False)
+        if by == PANELS:
+            copied = linear_kernel.pack(weight)
+        else:
+            copied = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.register_buffer("weight_packed", copied, persistent=False)
         self.weight, self.bias = source.weight, source.bias  # the source's own, for modules that read them
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -54,12 +49,10 @@ class PackedLinear(nn.Module):
         return product
 
 
+# The packed copy of each layer with the version of its weight; all views of a model share the copies.
 _copies: WeakKeyDictionary[nn.Module, tuple[int, PackedLinear]] = WeakKeyDictionary()
-"""The packed copy of each layer with the version of its weight; all views of a model share the copies."""
-
-
+# The linear backend of each model, with the dtypes and devices of the weights for which it was chosen.
 _chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDictionary()
-"""The linear backend of each model, with the dtypes and devices of the weights for which it was chosen."""
 
 
 def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
@@ -78,17 +71,15 @@ def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object]
 
 
 def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
-    """Build a view over packed copies of another view's linear layers; with `torch`, return the view itself.
-
-    `backend` is the name from `choose_linear_backend` for the full model.
-    """
+    """Build a view over packed copies of another view's linear layers, for the name of a backend; `torch` returns the view."""
     if backend == TORCH:
         return view
 
     def replacement(module: nn.Module) -> nn.Module | None:
         if not _is_linear(module):
             return None
-        version = _version(_weight(module))
+        weight = _weight(module)
+        version = 0 if weight.is_inference() else weight._version
         known = _copies.get(module)
         if known is None or known[0] != version or known[1].by != backend:
             known = _copies[module] = (version, PackedLinear(module, backend))
@@ -105,7 +96,6 @@ def linear_backend_of(model: nn.Module) -> str:
 
 
 def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
-    """Choose the backend for the weights of all linear layers of a model."""
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
         return LinearBackend(TORCH, "weights that are not on the CPU")
@@ -123,7 +113,7 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear layer with a plain weight; quantized layers have kernels of their own."""
+    """Return True for a linear layer with a plain weight; quantized layers have kernels of their own."""
     return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
 
 
@@ -132,12 +122,3 @@ def _weight(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.t() if type(module) is Conv1D else weight
-
-
-def _onednn(weight: Tensor) -> Tensor:
-    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-    return reordered
-
-
-def _version(weight: Tensor) -> int:
-    return 0 if weight.is_inference() else weight._version

@@ -7,15 +7,11 @@ from typing import Self
 import psutil
 import torch
 
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.05  # shorter peaks can be missed
 
 
 class PeakMemory:
-    """A context manager whose `peak_bytes` is the largest memory use inside it.
-
-    On CUDA it is the allocator's own peak. On other devices the resident memory of the process is sampled, which can miss
-    short peaks.
-    """
+    """A context manager that measures `peak_bytes`: the allocator's peak on CUDA, else sampled resident memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.peak_bytes = 0
@@ -24,7 +20,6 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
-        """Start the measurement."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
@@ -32,9 +27,8 @@ class PeakMemory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Stop the measurement and keep the peak."""
         if self._device.type == "cuda":
-            self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
+            self.so_far()
         else:
             self._done.set()
             self._thread.join()

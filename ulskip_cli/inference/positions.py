@@ -1,5 +1,6 @@
 """Positions and attention masks for passes over fixed cache buffers, made ahead for all steps."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -7,14 +8,18 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.inference import static_cache
-from ulskip_cli.inference.decode_steps import takes_positions
 from ulskip_cli.inference.static_cache import Masks
 
 
-class PositionsAndMasks:
-    """The positions and masks of a batch; a pass may begin anywhere and read one or several tokens."""
+def takes_positions(view: PreTrainedModel) -> bool:
+    """Return True if a model takes position ids; models with ALiBi derive them from the mask."""
+    return "position_ids" in inspect.signature(view.forward).parameters
 
-    def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int) -> None:
+
+class PositionsAndMasks:
+    """The positions and masks of a batch; a pass may begin anywhere and read one or, with `several`, more tokens."""
+
+    def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int, several: bool = True) -> None:
         """Prepare `steps` tokens after a prompt with the mask [batch, prompt_len], which the buffers of `cache` hold."""
         self.prompt_len = mask.shape[1]
         self._single: Masks = None
@@ -24,6 +29,7 @@ class PositionsAndMasks:
             self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
             if steps:
                 self._single = static_cache.step_masks(model, cache, mask, steps)
+            if steps and several:
                 self._several = static_cache.full_masks(model, cache, mask, steps, self.prompt_len + steps)
         self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
@@ -33,10 +39,8 @@ class PositionsAndMasks:
         if self._positions is None:
             return {"attention_mask": self._mask[:, :end]}
         masks = self._single if count == 1 else self._several
-        return {
-            "attention_mask": static_cache.mask_at(masks, step, end, count),
-            "position_ids": self._positions[:, step : step + count],
-        }
+        positions = self._positions[:, step : step + count]
+        return {"attention_mask": static_cache.mask_at(masks, step, end, count), "position_ids": positions}
 
     def drop_finished(self, alive: Tensor) -> None:
         """Continue with the sequences `alive` only."""

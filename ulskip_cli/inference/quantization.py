@@ -28,11 +28,7 @@ KINDS = {
 
 
 def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a key of `KINDS`; `dtype` is that of the computation.
-
-    Raises:
-        UsageError: its package is not installed.
-    """
+    """Return the arguments of `from_pretrained` for a key of `KINDS`; `dtype` is that of the computation."""
     kind = KINDS[name]
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
@@ -40,15 +36,17 @@ def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, An
             f"or pip install {kind.package}"
         )
     if kind.package == "torchao":
-        return {"quantization_config": _torchao()}
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+
+        return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
     from transformers import BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs every cast
     four = name == "bnb-nf4"
     compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
-    config = BitsAndBytesConfig(
-        load_in_8bit=not four, load_in_4bit=four, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
-    )
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+    config = BitsAndBytesConfig(load_in_8bit=not four, load_in_4bit=four, **options)
     return {"quantization_config": config, "device_map": {"": str(device)}}  # quantized weights cannot be moved later
 
 
@@ -58,10 +56,3 @@ def num_bytes(tensor: Tensor) -> int:
         return tensor.numel() * tensor.element_size()
     names, _ = tensor.__tensor_flatten__()
     return sum(num_bytes(getattr(tensor, name)) for name in names)
-
-
-def _torchao() -> Any:
-    from torchao.quantization import Int8WeightOnlyConfig
-    from transformers import TorchAoConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())

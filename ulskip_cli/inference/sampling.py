@@ -18,21 +18,13 @@ from ulskip_cli.core.config_schema import DecodingConfig
 
 
 class TokenSampler:
-    """Applies transformers' own logits processors in transformers' order, then chooses a token.
-
-    `prompt_len` is the length of the padded prompts. EOS is suppressed before `min_new_tokens`.
-    """
+    """Chooses tokens after transformers' own logits processors, in its order; EOS is suppressed before `min_new_tokens`."""
 
     def __init__(
-        self,
-        decoding: DecodingConfig,
-        prompt_len: int,
-        eos_token_ids: Sequence[int],
-        min_new_tokens: int,
-        device: torch.device,
+        self, decoding: DecodingConfig, prompt_len: int, eos_token_ids: Sequence[int], min_new_tokens: int, device: torch.device
     ) -> None:
         self.sample = decoding.do_sample
-        processors = LogitsProcessorList()
+        self.processors = processors = LogitsProcessorList()
         if decoding.repetition_penalty != 1:
             processors.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
         if decoding.no_repeat_ngram_size:
@@ -46,7 +38,6 @@ class TokenSampler:
                 processors.append(TopKLogitsWarper(decoding.top_k))
             if decoding.top_p < 1:
                 processors.append(TopPLogitsWarper(decoding.top_p))
-        self.processors = processors
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Choose the next token of every sequence [batch], after `ids` [batch, len], from logits [batch, vocab_size]."""
@@ -54,9 +45,7 @@ class TokenSampler:
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Apply the processors to the logits of the token after `ids`; return [batch, vocab_size] in float32."""
-        scores = logits.float()
-        if self.processors:
-            scores = self.processors(ids, scores)
+        scores: Tensor = self.processors(ids, logits.float())
         return scores
 
     def pick(self, scores: Tensor) -> Tensor:

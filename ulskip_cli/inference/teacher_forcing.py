@@ -20,22 +20,13 @@ def response_logits(
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Tensor:
-    """Compute the logits that predict every response token given its predecessors (Sec. 3, arXiv:2404.06954).
+    """Compute the logits [batch, response_len, vocab_size] that predict a response (Sec. 3, arXiv:2404.06954).
 
     The first pass runs the prompt through `prompt_model`, whose last position predicts the first response token. The second
     runs the response through the views of `stages` over the prompt's keys and values. Both are differentiable.
 
-    Args:
-        prompt_model: encodes the prompt; the full model or the view.
-        stages: their views run the response.
-        prompt_ids: [batch, prompt_len], padded on the left.
-        prompt_mask: [batch, prompt_len], 1 for tokens, 0 for padding.
-        response_ids: [batch, response_len], padded on the right with any id.
-        response_mask: [batch, response_len], 1 for tokens. Without it padding takes positions, which can exceed a model's
-            position table.
-
-    Returns:
-        [batch, response_len, vocab_size]; the caller has to mask the entries at padding.
+    Prompts are [batch, prompt_len], padded on the left; responses are [batch, response_len], padded on the right. Without
+    `response_mask` padding takes positions, which can exceed a position table. The caller has to mask the logits at padding.
     """
     prompt = encode_prompt(prompt_model, prompt_ids, prompt_mask)
     return predict_response(stages, prompt, response_ids, response_mask)
@@ -58,10 +49,7 @@ def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tenso
 
 
 def predict_response(
-    stages: Sequence[StageView],
-    prompt: EncodedPrompt,
-    response_ids: Tensor,
-    response_mask: Tensor | None = None,
+    stages: Sequence[StageView], prompt: EncodedPrompt, response_ids: Tensor, response_mask: Tensor | None = None
 ) -> Tensor:
     """Run the second pass, the response through each stage's view over its keys and values; `prompt` is not changed."""
     if response_ids.shape[1] == 1:
@@ -82,14 +70,6 @@ def predict_response(
 
 
 def response_losses(logits: Tensor, response_ids: Tensor) -> Tensor:
-    """Return the cross-entropy of every response token, in nats.
-
-    Args:
-        logits: [batch, response_len, vocab_size], as `response_logits` returns them.
-        response_ids: [batch, response_len].
-
-    Returns:
-        [batch, response_len].
-    """
+    """Return the cross-entropy of every response token in nats, [batch, response_len]."""
     losses = functional.cross_entropy(logits.float().flatten(0, 1), response_ids.flatten(), reduction="none")
     return losses.view(response_ids.shape)

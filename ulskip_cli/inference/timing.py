@@ -29,8 +29,9 @@ class AccumulatingTimer:
     def begin(self) -> None:
         """Begin an interval."""
         if self._on_cuda:
-            self._events.append((_event(), _event()))
-            self._events[-1][0].record()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            self._events.append((begin, end))
+            begin.record()
         else:
             self._began = time.perf_counter()
 
@@ -50,34 +51,22 @@ class AccumulatingTimer:
         return self._total + milliseconds / 1000
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
 @dataclass(frozen=True)
 class Interval:
-    """A median with a confidence interval that lies between two order statistics.
-
-    Attributes:
-        median: of the samples.
-        low: the k-th smallest sample.
-        high: the k-th largest sample.
-        coverage: the probability that such an interval holds the true median.
-    """
+    """A median with a confidence interval that lies between two order statistics."""
 
     median: float
-    low: float
-    high: float
-    coverage: float
+    low: float  # the k-th smallest sample
+    high: float  # the k-th largest sample
+    coverage: float  # probability that such an interval holds the true median
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
     """Compute the median of independent samples and its distribution-free confidence interval.
 
-    Each sample lies below the true median with probability 1/2, so the interval from the k-th smallest to the k-th largest of n
-    samples covers the median with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and Nagaraja, Order Statistics, 3rd ed.,
-    section 7.1). The largest k that reaches `confidence` is taken. Fewer than six samples cannot reach 95%: they give their
-    extremes, with the coverage that these have.
+    A sample lies below the true median with probability 1/2, so the k-th smallest and the k-th largest of n samples enclose it
+    with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and Nagaraja, Order Statistics, 3rd ed., section 7.1). The largest k
+    that reaches `confidence` is taken. Fewer than six samples cannot reach 95%: they give their extremes.
 
     >>> median_interval([3.0, 1.0, 2.0, 7.0, 5.0, 6.0, 4.0])
     Interval(median=4.0, low=1.0, high=7.0, coverage=0.984375)

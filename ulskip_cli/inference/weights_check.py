@@ -17,13 +17,10 @@ _WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
 
 
 def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
-    """Refuse a model with random weights, which the checkpoint lacks or has under another name or shape.
+    """Raise UsageError for a model with random weights, which the checkpoint lacks or has under another name or shape.
 
     Surplus tensors of other tasks (a classification head, a vision tower) are ignored. Surplus tensors of decoder layers are
     not, because the trained model used them. `loading_info` is from `from_pretrained(output_loading_info=True)`.
-
-    Raises:
-        UsageError: names the first tensors.
     """
     is_quantized = getattr(model.config, "quantization_config", None) is not None
     missing = {name for name in loading_info["missing_keys"] if not is_quantized or _WEIGHTS.search(name)}
@@ -46,7 +43,6 @@ def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path:
 
 
 def _layer_tensors(model: PreTrainedModel, names: Collection[str]) -> set[str]:
-    """Return the names of tensors in decoder layers, without the buffers of earlier versions."""
     if not names:
         return set()
     first = shallow_view.decoder_layers(model)[0]
@@ -59,6 +55,5 @@ def _count(names: Collection[str]) -> str:
 
 
 def _named(names: Collection[str]) -> str:
-    """List the first names, sorted by layer number."""
     ordered = sorted(names, key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)])
     return ", ".join(ordered[:MAX_NAMES]) + (", ..." if len(ordered) > MAX_NAMES else "")

@@ -16,8 +16,7 @@ from ulskip_cli.strategies.schedule import Stage
 class Strategy(Protocol):
     """Policy that decides from integers alone which layers a decode step runs."""
 
-    follows_ratio: ClassVar[bool]
-    """True if the ratio decides the number of kept layers."""
+    follows_ratio: ClassVar[bool]  # the ratio decides the number of kept layers
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
         """Return R, the number of layers that a target speedup leaves under ratio_basis=layers."""
@@ -31,13 +30,7 @@ class PositionalStrategy(Protocol):
     """Strategy whose depth depends on the position."""
 
     def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
-        """Return the layers of every stretch of decode steps; `num_kept` of them run on average.
-
-        Args:
-            num_layers: N, number of decoder layers.
-            num_kept: R, mean number of layers per step.
-            lengths: tokens of typical outputs, used while the strategy is not calibrated.
-        """
+        """Return the stages of decoding; on average `num_kept` layers run over outputs of these lengths, in tokens."""
 
 
 @runtime_checkable
@@ -45,13 +38,7 @@ class EarlyExitStrategy(Protocol):
     """Strategy whose depth depends on the token."""
 
     def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule:
-        """Return the rule by which a decode step may end, so that `num_kept` layers run on average.
-
-        Args:
-            num_layers: N, number of decoder layers.
-            num_kept: R, mean number of layers per step.
-            max_new_tokens: maximum length of an output.
-        """
+        """Return the rule by which a step may end, so that `num_kept` layers run on average."""
 
 
 class HeldOutMeasurements(Protocol):
@@ -75,26 +62,19 @@ class HeldOutMeasurements(Protocol):
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """Result of a calibration.
+    """Result of a calibration."""
 
-    Attributes:
-        options: values for options of the strategy; with them it is calibrated.
-        notes: details of the calibration for its record.
-    """
-
-    options: dict[str, Any]
-    notes: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]  # values of strategy options; with them it is calibrated
+    notes: dict[str, Any] = field(default_factory=dict)  # details for its record
 
 
 @runtime_checkable
 class NeedsCalibration(Protocol):
     """Strategy with options that a run measures on held-out examples, unless they are given."""
 
+    # Conditions besides model and examples that a calibration depends on: `num_kept`, `decoding`, `batch_size`.
     calibrated_for: ClassVar[tuple[str, ...]]
-    """Conditions besides model and examples that a calibration depends on: `num_kept`, `decoding`, `batch_size`."""
-
-    stand_in: ClassVar[str]
-    """Description of the schedule that a plan shows before calibration."""
+    stand_in: ClassVar[str]  # the schedule that a plan shows before calibration
 
     @property
     def is_calibrated(self) -> bool:

@@ -9,25 +9,18 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 
 @dataclass(frozen=True)
 class BlockInfluence:
-    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text.
+    """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text."""
 
-    Attributes:
-        scores: influence of every layer; empty: a run measures them.
-    """
-
-    scores: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)  # of every layer; empty: a run measures them
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ()
     stand_in: ClassVar[str] = "evenly spread layers"
+    num_kept = staticmethod(schedule.num_kept)
 
     @property
     def is_calibrated(self) -> bool:
         """True if the scores are known."""
         return bool(self.scores)
-
-    def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return floor(N / r)."""
-        return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers with the highest scores; the lower layer wins a tie."""

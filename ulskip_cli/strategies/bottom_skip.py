@@ -11,11 +11,5 @@ class BottomSkip:
     """Keep the last R layers."""
 
     follows_ratio: ClassVar[bool] = True
-
-    def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return floor(N / r)."""
-        return schedule.num_kept(num_layers, target_speedup)
-
-    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """Return the layers N-R to N-1."""
-        return schedule.last(num_layers, num_kept)
+    num_kept = staticmethod(schedule.num_kept)
+    kept_layers = staticmethod(schedule.last)

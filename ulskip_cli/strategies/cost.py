@@ -17,17 +17,7 @@ def num_kept_for_cost(
     kept_layers: Callable[[int], Sequence[int]],
     heads: Callable[[int], int] = lambda count: 1,
 ) -> int:
-    """Return the largest R whose predicted speedup reaches the target.
-
-    Args:
-        weights: bytes by layer.
-        target_speedup: r >= 1.
-        kept_layers: function from a number of layers to the layers.
-        heads: function from a number of layers to the number of times that a step runs the output head.
-
-    Raises:
-        UsageError: two layers do not reach the target.
-    """
+    """Return the largest R whose predicted speedup, with `heads(R)` heads, reaches the target, or raise NotApplicable."""
     if not math.isfinite(target_speedup) or target_speedup < 1:
         raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
     for count in range(len(weights.layers), MIN_KEPT - 1, -1):
@@ -43,19 +33,12 @@ def num_kept_for_cost(
 
 @dataclass(frozen=True)
 class LatencyFit:
-    """Latency of a decode step on this machine, as a straight line over the number of layers.
-
-    Attributes:
-        num_layers: N.
-        fixed_seconds: part of a step that does not depend on its layers: head, embedding, the loop itself.
-        layer_seconds: time of one layer.
-        step_seconds: measured time of a step by number of kept layers.
-    """
+    """Latency of a decode step on this machine, as a straight line over the number of layers."""
 
     num_layers: int
-    fixed_seconds: float
+    fixed_seconds: float  # part of a step that does not depend on its layers: head, embedding, the loop itself
     layer_seconds: float
-    step_seconds: Mapping[int, float]
+    step_seconds: Mapping[int, float]  # measured, by number of kept layers
 
     @classmethod
     def of(cls, num_layers: int, step_seconds: Mapping[int, float]) -> "LatencyFit":
@@ -76,22 +59,13 @@ class LatencyFit:
         return self._at(depth) / self._at(self.num_layers)
 
     def depth(self, target_speedup: float, offset: float = 0.0) -> float:
-        """Return the depth that reaches a speedup over full steps; a real number between 2 and N.
-
-        Args:
-            target_speedup: r >= 1.
-            offset: measured deviation from the line, as a share of a full step's time.
-        """
+        """Return the depth from 2 to N that reaches a speedup; `offset` is the error of the line as a share of a full step."""
         full = self._at(self.num_layers)
         depth = ((1 / target_speedup - offset) * full - self.fixed_seconds) / self.layer_seconds
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))
 
     def check(self, target_speedup: float) -> None:
-        """Refuse a target that two layers miss by more than the error of the line.
-
-        Raises:
-            UsageError: names the highest ratio within reach.
-        """
+        """Raise UsageError for a target that two layers miss by more than the error of the line."""
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
         highest = 1 / self.share(MIN_KEPT)
@@ -106,14 +80,10 @@ class LatencyFit:
 
 
 def drafting_speedup(acceptance: float, draft_tokens: int, draft_cost: float) -> float:
-    """Return the predicted speedup of drafting at batch 1 (Sec. 3, arXiv:2211.17192).
+    """Return the predicted speedup of drafting at batch 1, if a check costs one step (Sec. 3, arXiv:2211.17192).
 
-    It assumes that a check of several tokens costs as much as one step.
-
-    Args:
-        acceptance: probability that a draft is accepted after all drafts before it were.
-        draft_tokens: k, number of drafts per check.
-        draft_cost: time of a drafting step as a share of a full step's.
+    `acceptance` is the probability that a draft is accepted after all drafts before it were. `draft_cost` is the time of a
+    drafting step over that of a full step.
 
     >>> round(drafting_speedup(0.8, 4, 0.5), 2), drafting_speedup(1, 4, 0.25)
     (1.12, 2.5)

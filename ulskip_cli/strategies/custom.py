@@ -13,19 +13,13 @@ from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 @dataclass(frozen=True)
 class Custom:
-    """Keep exactly `layers`, or those of `file`.
-
-    Attributes:
-        layers: layers to keep, ascending.
-        file: JSON file of a schedule.
-    """
+    """Keep exactly `layers`, or those of `file`."""
 
     layers: list[int] = field(default_factory=list)
-    file: str | None = None
+    file: str | None = None  # JSON file of a schedule
     follows_ratio: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse a list together with a file."""
         if self.layers and self.file is not None:
             raise UsageError(f"expected strategy.layers or strategy.file, got both: {self.layers} and {self.file}")
 

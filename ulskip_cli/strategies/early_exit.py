@@ -16,29 +16,20 @@ TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 
 
 @dataclass(frozen=True)
 class EarlyExit:
-    """End a step at the first check whose confidence passes a threshold.
+    """End a step at the first check whose confidence passes a threshold."""
 
-    Attributes:
-        confidence: measure of confidence: `softmax_diff`, `softmax_max` or `cosine`.
-        threshold: lam; None: calibrated so that the mean depth is R.
-        horizon: T, in tokens; None: the longest answer of the calibration set, or max_new_tokens without calibration.
-        min_exit: minimum number of layers of a step.
-        every: number of layers between two checks.
-        batch: `min`: a batch exits when its least confident sequence may; `na`: batch 1 only.
-    """
-
-    confidence: str = "softmax_diff"
-    threshold: float | None = None
-    horizon: int | None = None
-    min_exit: int = 1
-    every: int = 1
-    batch: str = "min"
+    confidence: str = "softmax_diff"  # softmax_diff, softmax_max or cosine
+    threshold: float | None = None  # lam; None: calibrated so that the mean depth is R
+    horizon: int | None = None  # T in tokens; None: the longest answer of the calibration set, or max_new_tokens
+    min_exit: int = 1  # minimum number of layers of a step
+    every: int = 1  # number of layers between two checks
+    batch: str = "min"  # min: a batch exits when its least confident sequence may; na: batch 1 only
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = "the target depth"
+    num_kept = staticmethod(schedule.num_kept)  # R, the mean number of layers per step
 
     def __post_init__(self) -> None:
-        """Check the options."""
         require_choice("strategy.confidence", self.confidence, CONFIDENCES)
         require_choice("strategy.batch", self.batch, BATCHES)
         for key, value, least in (
@@ -55,25 +46,12 @@ class EarlyExit:
         """True if lam is known."""
         return self.threshold is not None
 
-    def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return floor(N / r), the target of the mean depth."""
-        return schedule.num_kept(num_layers, target_speedup)
-
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers 0 to N-1, because any of them may run."""
         return tuple(range(num_layers))
 
     def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule:
-        """Return the exit rule for a model of this depth.
-
-        Args:
-            num_layers: N.
-            num_kept: R, the target of the mean depth.
-            max_new_tokens: T if the strategy has no horizon.
-
-        Raises:
-            UsageError: every exit is deeper than R.
-        """
+        """Return the exit rule for a model of this depth; T is `max_new_tokens` if the strategy has no horizon."""
         horizon = self.horizon or max_new_tokens
         options = (self.min_exit, self.every, self.batch)
         return ExitRule(num_layers, num_kept, self.confidence, self.threshold, horizon, *options)

@@ -16,19 +16,10 @@ def heads_per_step(strategy: Strategy, config: Config, num_layers: int) -> Calla
 
 
 def make_exit_rule(strategy: Strategy, config: Config, num_layers: int, num_kept: int) -> ExitRule | None:
-    """Return the exit rule of a configuration; None if its steps always run all kept layers.
-
-    Raises:
-        NotApplicable: early exit does not support the batch size or the decoding.
-    """
+    """Return the exit rule of a configuration, or raise NotApplicable; None if its steps always run all kept layers."""
     if not isinstance(strategy, EarlyExitStrategy) or num_kept == num_layers:
         return None
     rule = strategy.exit_rule(num_layers, num_kept, config.decoding.max_new_tokens)
-    _check_applicable(config, rule)
-    return rule
-
-
-def _check_applicable(config: Config, rule: ExitRule) -> None:
     name, decoding = config.strategy["name"], config.decoding
     if rule.batch == "na" and config.batch_size > 1:
         raise NotApplicable(
@@ -46,3 +37,4 @@ def _check_applicable(config: Config, rule: ExitRule) -> None:
     for reason, is_set in refused.items():
         if is_set:
             raise NotApplicable(f"strategy={name} does not go with {reason}")
+    return rule

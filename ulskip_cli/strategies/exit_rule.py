@@ -13,36 +13,18 @@ MISSING_KV = "recompute"  # source of the keys and values that an exit leaves ou
 
 @dataclass(frozen=True)
 class ExitRule:
-    """Depths at which a decode step may end, and the confidence that it needs.
+    """Depths at which a decode step may end, as numbers of layers that have run, and the confidence that it needs."""
 
-    A depth is a number of layers: a step that ends at depth 3 has run layers 0 to 2.
-
-    Attributes:
-        num_layers: N, the depth of a step that never exits.
-        target_depth: R, target of the mean depth over decode steps.
-        confidence: one of CONFIDENCES.
-        threshold: lam; None before calibration.
-        horizon: T, number of steps over which the threshold decays.
-        min_exit: smallest depth with a check.
-        every: number of layers between two checks.
-        batch: one of BATCHES.
-    """
-
-    num_layers: int
-    target_depth: int
-    confidence: str
-    threshold: float | None
-    horizon: int
-    min_exit: int = 1
-    every: int = 1
-    batch: str = "min"
+    num_layers: int  # N, the depth of a step that never exits
+    target_depth: int  # R, for the mean depth over decode steps
+    confidence: str  # one of CONFIDENCES
+    threshold: float | None  # lam; None before calibration
+    horizon: int  # T, steps over which the threshold decays
+    min_exit: int = 1  # smallest depth with a check
+    every: int = 1  # number of layers between two checks
+    batch: str = "min"  # one of BATCHES
 
     def __post_init__(self) -> None:
-        """Refuse a target depth below every exit.
-
-        Raises:
-            UsageError: no step can be so short.
-        """
         if self.least_depth > self.target_depth:
             second = f" (cosine has no value at the first check, of {self.min_exit})" if self.confidence == "cosine" else ""
             raise UsageError(
@@ -65,13 +47,9 @@ class ExitRule:
         return min(self.num_layers, self.min_exit + (self.every if self.confidence == "cosine" else 0))
 
     def threshold_at(self, step: int) -> float:
-        """Return the threshold of a decode step: 0.9 lam + 0.1 lam exp(-4 t / T) (arXiv:2207.07061).
-
-        Args:
-            step: t; step 0 generates the second token.
-        """
+        """Return 0.9 lam + 0.1 lam exp(-4 t / T) at step t (arXiv:2207.07061); step 0 generates the second token."""
         assert self.threshold is not None, "the threshold is not calibrated"
-        return decayed(self.threshold, step, self.horizon)
+        return FALLS_TO * self.threshold + (1 - FALLS_TO) * self.threshold * math.exp(-4 * step / self.horizon)
 
     def heads(self, depth: int) -> int:
         """Return how often a step of this depth runs the output head: once per check, and once at the end without a check.
@@ -84,12 +62,3 @@ class ExitRule:
             return 1
         checked = sum(check <= depth for check in self.checks)
         return max(1, checked + (depth == self.num_layers))
-
-
-def decayed(threshold: float, step: int, horizon: int) -> float:
-    """Return a threshold that decays by a tenth between the first step and the horizon.
-
-    >>> round(decayed(0.5, 0, 10), 3), round(decayed(0.5, 10, 10), 3)
-    (0.5, 0.451)
-    """
-    return FALLS_TO * threshold + (1 - FALLS_TO) * threshold * math.exp(-4 * step / horizon)

@@ -10,50 +10,31 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory of a sequence, and the number of sequences that fit.
+    """Memory of a sequence, and the number of sequences that fit."""
 
-    Attributes:
-        sequence_bytes: peak memory of one sequence if all prompts of a batch are encoded together, beams included.
-        decoding_bytes: memory of one sequence after prefill.
-        max_batch: largest batch if its prompts are encoded together, as `ulskip` does.
-        max_in_flight: largest number of decoding sequences if prompts are encoded one by one, as serving engines do.
-    """
-
-    sequence_bytes: int
-    decoding_bytes: int
-    max_batch: int
-    max_in_flight: int
+    sequence_bytes: int  # peak of a sequence if all prompts of a batch are encoded together, beams included
+    decoding_bytes: int  # of a sequence after prefill
+    max_batch: int  # if its prompts are encoded together, as `ulskip` does
+    max_in_flight: int  # decoding sequences if prompts are encoded one by one, as serving engines do
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Largest batches within a memory budget.
+    """Largest batches within a memory budget."""
 
-    Attributes:
-        budget_bytes: the budget for weights, keys and values, and workspace.
-        weight_bytes: bytes of all layers, because the prompt needs them.
-        prompt_tokens: prompt tokens per sequence.
-        new_tokens: new tokens per sequence.
-        strategy: footprint with the schedule.
-        full: footprint with all layers.
-    """
-
-    budget_bytes: int
-    weight_bytes: int
-    prompt_tokens: int
-    new_tokens: int
-    strategy: Footprint
-    full: Footprint
+    budget_bytes: int  # for weights, keys and values, and workspace
+    weight_bytes: int  # of all layers, because the prompt needs them
+    prompt_tokens: int  # per sequence
+    new_tokens: int  # per sequence
+    strategy: Footprint  # with the schedule
+    full: Footprint  # with all layers
 
 
 def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> MemoryPlan:
-    """Return the largest batches within `config.memory_budget`: weights, keys and values, and an estimated workspace.
+    """Return the largest batches within `config.memory_budget`, or raise UsageError if one sequence does not fit.
 
-    During prefill a sequence holds the keys and values of every layer; afterwards those of the kept layers, for prompt and
-    new tokens. Beams multiply both, because `generate` encodes the prompt once per beam.
-
-    Raises:
-        UsageError: the budget is no number of bytes, one sequence does not fit, or the model's sizes are unknown.
+    During prefill a sequence holds the keys and values of every layer; afterwards those of the kept layers, for prompt and new
+    tokens. Beams multiply both, because `generate` encodes the prompt once per beam.
     """
     budget = parse_bytes(str(config.memory_budget))
     sizes = (
@@ -93,13 +74,10 @@ def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
 
 
 def parse_bytes(text: str, key: str = "memory_budget=") -> int:
-    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`.
+    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`, or raise UsageError.
 
     >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
     (1536, 2000)
-
-    Raises:
-        UsageError: the text is no number of bytes.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
     if match is None:

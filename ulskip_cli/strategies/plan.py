@@ -1,8 +1,4 @@
-"""Plans: a configuration and a model's metadata become the layers to run and their predicted speedup, before torch loads.
-
-`make_plan` chooses in this order: the meaning of the ratio, the number of layers, the layers of each stage of decode
-steps, and the exit rule. Then it checks the combination and predicts speedup and memory.
-"""
+"""Plans: a configuration and a model's metadata become the layers to run and their predicted speedup, before torch loads."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,43 +21,24 @@ from ulskip_cli.strategies.schedule import Stage
 
 @dataclass(frozen=True)
 class Plan:
-    """Schedule of one configuration on one model, with its predictions.
-
-    Attributes:
-        strategy: name of the strategy.
-        num_layers: N, number of decoder layers.
-        kept_layers: layers that a decode step runs, ascending; with later stages, those of the first steps.
-        prompt_layers: `all` or `kept`.
-        target_speedup: the requested speedup; None if the strategy ignores the ratio.
-        layer_ratio: N over the mean number of layers per step.
-        predicted_speedup: speedup by bytes of weights; None if they are unknown.
-        kv_bytes_per_token: bytes of keys and values of one token in all layers; None if unknown.
-        kept_kv_bytes_per_token: the part of them that remains after the prompt; None if unknown.
-        warnings: messages for the user.
-        memory: largest batches within `memory_budget`; None without a budget.
-        later_stages: stages of later steps, each with fewer layers.
-        options: options of the strategy, calibrated ones included.
-        target_kept: R, the requested mean number of layers per step.
-        timed_tokens: tokens per sequence in timed pairs; positional strategies need a length with a mean depth of R.
-        exits: rule by which a step may stop before its last kept layer; None without early exit.
-    """
+    """Schedule of one configuration on one model, with its predictions."""
 
     strategy: str
     num_layers: int
-    kept_layers: tuple[int, ...]
-    prompt_layers: str
-    target_speedup: float | None
-    layer_ratio: float
-    predicted_speedup: float | None
-    kv_bytes_per_token: int | None
-    kept_kv_bytes_per_token: int | None
+    kept_layers: tuple[int, ...]  # ascending; with later stages, those of the first steps
+    prompt_layers: str  # all or kept
+    target_speedup: float | None  # None if the strategy ignores the ratio
+    layer_ratio: float  # N over the mean number of layers per step
+    predicted_speedup: float | None  # by bytes of weights; None if they are unknown
+    kv_bytes_per_token: int | None  # keys and values of one token in all layers; None if unknown
+    kept_kv_bytes_per_token: int | None  # the part of them that remains after the prompt
     warnings: tuple[str, ...]
-    memory: MemoryPlan | None = None
-    later_stages: tuple[Stage, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-    target_kept: int = 0
-    timed_tokens: int = 32
-    exits: ExitRule | None = None
+    memory: MemoryPlan | None = None  # None without a budget
+    later_stages: tuple[Stage, ...] = ()  # each with fewer layers
+    options: dict[str, Any] = field(default_factory=dict)  # of the strategy, calibrated ones included
+    target_kept: int = 0  # R, the requested mean number of layers per step
+    timed_tokens: int = 32  # per sequence in timed pairs; positional strategies need a length with a mean depth of R
+    exits: ExitRule | None = None  # None without early exit
 
     def __post_init__(self) -> None:
         """Check that the layers only shrink; a layer that returned would lack keys and values of the steps between."""
@@ -71,11 +48,7 @@ class Plan:
 
     @classmethod
     def from_layers(cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Plan":
-        """Make the plan of a list of layers for a model of which only the depth is known.
-
-        Raises:
-            UsageError: the list is no schedule for this depth.
-        """
+        """Make the plan of a list of layers for a model of which only the depth is known, or raise UsageError."""
         layers = schedule.checked(num_layers, kept)
         ratio = num_layers / len(layers)
         return cls("custom", num_layers, layers, prompt_layers, None, ratio, None, None, None, ())
@@ -103,7 +76,7 @@ class Plan:
     @property
     def keeps_all(self) -> bool:
         """True if no step skips a layer."""
-        return len(self.kept_layers) == self.num_layers and not self.later_stages and self.exits is None
+        return self.num_kept == self.num_layers and not self.later_stages and self.exits is None
 
 
 def target_speedup(config: Config) -> float | None:
@@ -114,23 +87,15 @@ def target_speedup(config: Config) -> float | None:
 
 
 def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = None) -> Plan:
-    """Make the plan of a configuration for a model.
+    """Make the plan of a configuration for a model, or raise UsageError.
 
-    Args:
-        config: strategy, ratio, and the meaning of the ratio.
-        metadata: depth and sizes of the model.
-        depth: for ratio_basis=latency, the mean number of layers per step that reaches the ratio by measurement. If it is
-            no integer, the first steps run one layer more than the others.
-
-    Raises:
-        UsageError: the ratio is out of reach, or the strategy does not support the model or the decoding.
+    For ratio_basis=latency, `depth` is the measured mean number of layers; if no integer, the first steps run one layer more.
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
     num_layers, per_layer = metadata.num_layers, metadata.kv_bytes_per_layer
     heads = heads_per_step(strategy, config, num_layers)
     basis, fallbacks = _usable_basis(strategy, config, metadata, depth)
-    if basis != "latency":
-        depth = None
+    depth = depth if basis == "latency" else None
     count = _choose_count(strategy, config, metadata, basis, depth)
     stages = _choose_stages(strategy, config, num_layers, count, depth)
     exits = make_exit_rule(strategy, config, num_layers, count)
@@ -182,7 +147,6 @@ def _usable_basis(
 
 
 def _choose_count(strategy: Strategy, config: Config, metadata: ModelMetadata, basis: str, depth: float | None) -> int:
-    """Return R, the number of layers that the ratio allows."""
     num_layers = metadata.num_layers
     if depth is not None:
         return math.ceil(depth - 1e-9)
@@ -195,7 +159,6 @@ def _choose_count(strategy: Strategy, config: Config, metadata: ModelMetadata, b
 
 
 def _choose_stages(strategy: Strategy, config: Config, num_layers: int, count: int, depth: float | None) -> tuple[Stage, ...]:
-    """Return the layers of every stretch of decode steps."""
     if isinstance(strategy, PositionalStrategy):
         return strategy.stages(num_layers, count, [config.speed.new_tokens])
     if depth is not None and count > schedule.MIN_KEPT:
@@ -204,7 +167,6 @@ def _choose_stages(strategy: Strategy, config: Config, num_layers: int, count: i
 
 
 def _stages_for_depth(strategy: Strategy, num_layers: int, count: int, depth: float, steps: int) -> tuple[Stage, ...]:
-    """Return stages with a mean depth: `count` layers in the first steps and one fewer in the rest."""
     deep, shallow = (strategy.kept_layers(num_layers, count - fewer) for fewer in (0, 1))
     deep_steps = round((depth - count + 1) * steps)
     if deep_steps <= 0:
@@ -224,7 +186,6 @@ def _choose_timed_tokens(strategy: Strategy, stages: Sequence[Stage], count: int
 
 
 def _check_drafts(config: Config, num_layers: int, stages: Sequence[Stage]) -> None:
-    """Refuse drafts that no single set of fewer layers can make."""
     if not config.decoding.draft_tokens:
         return
     if len(stages[0].kept_layers) == num_layers:
@@ -240,7 +201,6 @@ def _check_drafts(config: Config, num_layers: int, stages: Sequence[Stage]) -> N
 
 
 def _schedule_warnings(strategy: Strategy, config: Config, num_layers: int, kept: Sequence[int]) -> list[str]:
-    """Return warnings about a missing calibration and about an unbalanced schedule."""
     warnings, name = [], config.strategy["name"]
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
         warnings.append(f"{name} is not calibrated; a run calibrates it, and this plan uses {strategy.stand_in}")
@@ -253,7 +213,6 @@ def _schedule_warnings(strategy: Strategy, config: Config, num_layers: int, kept
 def _predict_speedup(
     weights: WeightSizes | None, stages: Sequence[Stage], count: int, heads: int, timed_tokens: int
 ) -> float | None:
-    """Return the speedup by bytes of weights; None if they are unknown."""
     if weights is None:
         return None
     if len(stages) > 1:

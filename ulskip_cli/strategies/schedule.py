@@ -17,15 +17,10 @@ MIN_KEPT = 2
 
 @dataclass(frozen=True)
 class Stage:
-    """The layers of a stretch of decode steps.
+    """The layers of a stretch of decode steps."""
 
-    Attributes:
-        first_step: first step of the stage; step 0 generates the second token.
-        kept_layers: layers, ascending; fewer than in the stage before.
-    """
-
-    first_step: int
-    kept_layers: tuple[int, ...]
+    first_step: int  # step 0 generates the second token
+    kept_layers: tuple[int, ...]  # ascending; fewer than in the stage before
 
 
 def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, tuple[int, ...]]]:
@@ -36,14 +31,10 @@ def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, tuple[in
 
 
 def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
-    """Return the mean number of layers per decode step over outputs of the given lengths.
+    """Return the mean number of layers per decode step over outputs of these lengths; prefill makes the first token.
 
     >>> mean_kept([Stage(0, (0, 1, 2)), Stage(2, (0, 2))], [5, 1])
     2.5
-
-    Args:
-        stages: stages of one schedule.
-        lengths: tokens of each output; prefill generates the first token.
     """
     layers = steps = 0
     for length in lengths:
@@ -53,15 +44,9 @@ def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
 
 
 def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) -> int:
-    """Return R = floor(N / r), the number of layers that a target speedup leaves, between 2 and N.
+    """Return R = floor(N / r), between 2 and N, or raise UsageError if two layers do not reach the target.
 
-    Args:
-        num_layers: N, number of decoder layers.
-        target_speedup: r >= 1.
-        tolerance: tolerance for float division (30 / (30 / 7) is 6.999...); 0 reproduces the published code.
-
-    Raises:
-        UsageError: no schedule of at least two layers reaches the target.
+    `tolerance` is for float division (30 / (30 / 7) is 6.999...); 0 reproduces the published code.
 
     >>> num_kept(30, 2.0), num_kept(30, 1.0), num_kept(32, 1.5)
     (15, 30, 21)
@@ -117,11 +102,7 @@ def last(num_layers: int, num_kept: int) -> tuple[int, ...]:
 
 
 def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
-    """Check that layers are a schedule (distinct, ascending, within 0..N-1) and return them as a tuple.
-
-    Raises:
-        UsageError: they are not.
-    """
+    """Return distinct, ascending layers within 0..N-1 as a tuple; raise UsageError for any others."""
     kept = tuple(layers)
     if not kept:
         raise UsageError("expected a list of layers to keep, got none; example: strategy.layers=[0,3,5]")
@@ -137,9 +118,6 @@ def without_one(kept: Sequence[int]) -> tuple[int, ...]:
 
     >>> without_one((0, 1, 5, 6, 11))
     (0, 1, 6, 11)
-
-    Raises:
-        UsageError: the schedule has no inner layer.
     """
     if len(kept) <= MIN_KEPT:
         raise UsageError(f"expected more than {MIN_KEPT} kept layers to leave one out, got {list(kept)}")

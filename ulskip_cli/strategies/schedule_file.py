@@ -14,31 +14,18 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ScheduleFile:
-    """Contents of a schedule file: one schedule and its origin.
-
-    Attributes:
-        num_layers: N, number of decoder layers of the model.
-        kept_layers: layers that a decode step runs, ascending; with later stages, those of the first steps.
-        later_stages: `{"first_step": int, "kept_layers": [...]}` for each later stage.
-        strategy: name of the strategy.
-        strategy_options: options of the strategy.
-        target_ratio: the requested speedup; None if the strategy ignores it.
-        ratio_basis: meaning of the ratio.
-        prompt_layers: `all` or `kept`.
-        model: hub id, path or name of the model.
-        made_by: program, version and overrides.
-    """
+    """Contents of a schedule file: one schedule and its origin."""
 
     num_layers: int
-    kept_layers: tuple[int, ...]
-    later_stages: tuple[Mapping[str, Any], ...] = ()
+    kept_layers: tuple[int, ...]  # of the first steps, ascending
+    later_stages: tuple[Mapping[str, Any], ...] = ()  # {"first_step": int, "kept_layers": [...]} each
     strategy: str = "custom"
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
-    target_ratio: float | None = None
+    target_ratio: float | None = None  # None if the strategy ignores it
     ratio_basis: str = "layers"
-    prompt_layers: str = "all"
-    model: str | None = None
-    made_by: str | None = None
+    prompt_layers: str = "all"  # all or kept
+    model: str | None = None  # hub id, path or name
+    made_by: str | None = None  # program, version and overrides
 
     def to_json(self) -> str:
         """Return the text of the file: format and version first, one key per line."""
@@ -48,11 +35,7 @@ class ScheduleFile:
 
 
 def read(path: Path) -> ScheduleFile:
-    """Read a schedule file; one written by hand needs only `format`, `num_layers` and `kept_layers`.
-
-    Raises:
-        UsageError: the file is missing, holds no schedule, or has another format version.
-    """
+    """Read a schedule file, or raise UsageError; one written by hand needs only `format`, `num_layers` and `kept_layers`."""
     try:
         values = json.loads(path.expanduser().read_text("utf-8"))
     except OSError as error:

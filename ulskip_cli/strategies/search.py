@@ -11,23 +11,17 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 
 @dataclass(frozen=True)
 class Search:
-    """Keep the best R layers found by a fixed number of tries.
+    """Keep the best R layers found by a fixed number of tries."""
 
-    Attributes:
-        layers: result of an earlier search; empty: a run searches.
-        budget: number of schedules whose loss is measured, the even one included.
-        seed: seed for the order of the tries.
-    """
-
-    layers: list[int] = field(default_factory=list)
-    budget: int = 100
-    seed: int = 1
+    layers: list[int] = field(default_factory=list)  # found by an earlier search; empty: a run searches
+    budget: int = 100  # number of schedules whose loss is measured, the even one included
+    seed: int = 1  # for the order of the tries
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept",)
     stand_in: ClassVar[str] = "evenly spread layers, the start of the search"
+    num_kept = staticmethod(schedule.num_kept)
 
     def __post_init__(self) -> None:
-        """Check the budget."""
         if self.budget < 1:
             raise UsageError(f"expected strategy.budget >= 1, got {self.budget}")
 
@@ -36,16 +30,8 @@ class Search:
         """True if the layers are known."""
         return bool(self.layers)
 
-    def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return floor(N / r)."""
-        return schedule.num_kept(num_layers, target_speedup)
-
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """Return the layers found; before a search, evenly spread ones.
-
-        Raises:
-            UsageError: `layers` has another number of layers than the ratio requires.
-        """
+        """Return the layers found, or evenly spread ones before a search; UsageError if the ratio needs another number."""
         if not self.layers:
             return schedule.even(num_layers, num_kept)
         if len(self.layers) != num_kept:

@@ -18,22 +18,16 @@ MAX_HORIZON = 100_000  # steps
 
 @dataclass(frozen=True)
 class SkipDecode:
-    """Keep fewer layers at later positions, and R layers on average.
+    """Keep fewer layers at later positions, and R layers on average."""
 
-    Attributes:
-        warmup_layers: w, number of first layers that always run.
-        horizon: T, the step from which the fewest layers run; None: calibrated so that R layers run on average over the
-            full model's answers to held-out examples.
-    """
-
-    warmup_layers: int = 1
-    horizon: float | None = None
+    warmup_layers: int = 1  # w, first layers that always run
+    horizon: float | None = None  # T, the step from which the fewest layers run; None: calibrated on the full model's answers
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding")
     stand_in: ClassVar[str] = "a horizon for answers of speed.new_tokens"
+    num_kept = staticmethod(schedule.num_kept)  # R, the mean number of layers per step
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.warmup_layers < 1:
             raise UsageError(f"expected strategy.warmup_layers >= 1, got {self.warmup_layers}")
         if self.horizon is not None and not 0 < self.horizon <= MAX_HORIZON:
@@ -43,10 +37,6 @@ class SkipDecode:
     def is_calibrated(self) -> bool:
         """True if T is known."""
         return self.horizon is not None
-
-    def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return R = floor(N / r), the mean number of layers per step."""
-        return schedule.num_kept(num_layers, target_speedup)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers of the first step."""
@@ -70,9 +60,6 @@ class SkipDecode:
 
         >>> SkipDecode().depths(12, 6), SkipDecode().depths(12, 2), SkipDecode().depths(12, 12)
         ((8, 4), (2, 2), (12, 12))
-
-        Raises:
-            UsageError: R leaves no layer besides the warm-up.
         """
         if num_kept <= self.warmup_layers:
             raise UsageError(f"expected strategy.warmup_layers below the {num_kept} kept layers, got {self.warmup_layers}")
@@ -105,6 +92,5 @@ class SkipDecode:
         return tuple(found)
 
     def _active(self, num_layers: int, depth: int) -> tuple[int, ...]:
-        """Return the first w layers and the last ones, `depth` in total."""
         resume = num_layers - (depth - self.warmup_layers)
         return (*range(self.warmup_layers), *range(resume, num_layers))

@@ -12,16 +12,7 @@ TYPICAL_LENGTH = 32  # tokens of a response while the lengths of the data are un
 
 
 def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | None = None) -> dict[float, tuple[Stage, ...]]:
-    """Return the stages to train for each ratio; ratio 1 is the full depth with every strategy.
-
-    Args:
-        config: configuration of a training.
-        num_layers: N.
-        lengths: tokens of the responses, over which a positional strategy averages its depth; None: unknown.
-
-    Raises:
-        UsageError: a ratio is out of reach, or the strategy has to be calibrated on a trained model first.
-    """
+    """Return the stages to train for each ratio, or raise UsageError; positional strategies average over response `lengths`."""
     strategy: Strategy = instantiate(config.strategy, "strategy")
     full_depth = (Stage(0, tuple(range(num_layers))),)
     if isinstance(strategy, EarlyExitStrategy):
@@ -45,11 +36,7 @@ def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | 
 
 
 def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
-    """Return the depths at which a training for early exit computes a loss, the full depth last; empty for other strategies.
-
-    Raises:
-        UsageError: the strategy has no exit before the last layer.
-    """
+    """Return the depths at which a training for early exit computes a loss, the full depth last; empty for other strategies."""
     strategy: Strategy = instantiate(config.strategy, "strategy")
     if not isinstance(strategy, EarlyExitStrategy):
         return ()
@@ -60,7 +47,6 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
 
 
 def _check_early_exit_training(config: TrainingConfig, num_layers: int) -> None:
-    """Refuse options that a training for early exit does not use."""
     trained_exits(config, num_layers)
     name = config.strategy["name"]
     for key in ("full_weight", "distill_weight"):

@@ -17,7 +17,6 @@ class Unified:
     follows_ratio: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the spacing."""
         require_choice("strategy.spacing", self.spacing, SPACINGS)
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:

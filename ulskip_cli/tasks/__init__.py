@@ -1,9 +1,7 @@
 """Tasks: the examples that a model is asked, the prompts made from them, and the metrics that judge its answers.
 
-A task is a frozen dataclass that implements `Task`; `wmt`, `cnn_dm` and `jsonl` are the three that exist. `loading` reads
-examples, `prompts` holds templates, `encoding` turns examples into token ids, and `metrics` scores answers. The package
-imports only `ulskip_cli.core`, and imports torch or transformers only inside functions. Start reading with `jsonl.py`, the
-shortest task.
+A task is a frozen dataclass that implements `Task`; start with `jsonl.py`, the shortest. The package imports only
+`ulskip_cli.core`, and torch or transformers only inside functions.
 """
 
 from typing import Protocol

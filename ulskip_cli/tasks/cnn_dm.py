@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_jsonl
@@ -16,46 +16,24 @@ CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 @dataclass(frozen=True)
 class CnnDm:
-    """News articles to summarize, with their highlights as references.
+    """News articles to summarize, with their highlights as references."""
 
-    Attributes:
-        dataset: `sample` or `held_out` (bundled), `cnn_dailymail`, or the hub id or folder of another dataset.
-        file: path of a JSONL file, plain or gzipped.
-        subset: configuration of a hub dataset; None: the only one.
-        split: split of a hub dataset.
-        article_key: row key of the article.
-        highlights_key: row key of the highlights, one per line.
-        max_article_words: longer articles are truncated; None: only those that exceed the model's context.
-        max_new_tokens: maximum answer length, used by decoding presets that set none.
-        metrics: names of metrics.
-        stemmer: True if ROUGE stems words.
-        bertscore_model: see `Scoring`.
-        template: a key of `templates`, or `auto`.
-        templates: prompt and response by template name.
-        prompt: replaces the template's prompt.
-        response: replaces the template's response.
-    """
-
-    dataset: str = "sample"
-    file: str | None = None
-    subset: str | None = None
+    dataset: str = "sample"  # `sample` or `held_out` (bundled), `cnn_dailymail`, or the hub id or folder of another dataset
+    file: str | None = None  # JSONL, plain or gzipped
+    subset: str | None = None  # of a hub dataset; None: the only one
     split: str = "validation"
     article_key: str = "article"
-    highlights_key: str = "highlights"
-    max_article_words: int | None = None
-    max_new_tokens: int = 128
+    highlights_key: str = "highlights"  # of the highlights, one per line
+    max_article_words: int | None = None  # longer articles are truncated; None: only those that exceed the context
+    max_new_tokens: int = 128  # for decoding presets that set none
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
     stemmer: bool = True
     bertscore_model: str | None = None
-    template: str = AUTO
-    templates: dict[str, dict[str, str]] = field(default_factory=dict)
-    prompt: str | None = None
-    response: str | None = None
-
-    @property
-    def may_truncate_source(self) -> bool:
-        """Always True: a news article has its most important facts first."""
-        return True
+    template: str = AUTO  # a key of `templates`, or auto
+    templates: dict[str, dict[str, str]] = field(default_factory=dict)  # prompt and response by name
+    prompt: str | None = None  # replaces the template's prompt
+    response: str | None = None  # replaces the template's response
+    may_truncate_source: ClassVar[bool] = True  # a news article has its most important facts first
 
     @property
     def data(self) -> str:
@@ -75,7 +53,6 @@ class CnnDm:
         return [replace(one, source=" ".join(one.source.split()[: self.max_article_words])) for one in examples]
 
     def _rows(self) -> tuple[list[dict[str, Any]], str]:
-        """Load the rows and name the file or dataset that they come from."""
         if self.file or self.dataset in SAMPLES:
             path = Path(self.file).expanduser() if self.file else SAMPLES[self.dataset]
             return read_jsonl(path), str(path)

@@ -19,32 +19,20 @@ TextPair = tuple[str, str]  # prompt and response
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """One example as token ids.
+    """One example as token ids."""
 
-    Attributes:
-        prompt_ids: the prompt with the special tokens of the tokenizer or the chat template.
-        response_ids: the reference as the model should write it, with EOS.
-        truncated: True if the end of the source was dropped so that the prompt fits the context.
-    """
-
-    prompt_ids: list[int]
-    response_ids: list[int]
-    truncated: bool = False
+    prompt_ids: list[int]  # with the special tokens of the tokenizer or the chat template
+    response_ids: list[int]  # the reference as the model should write it, with EOS
+    truncated: bool = False  # the end of the source was dropped so that the prompt fits the context
 
 
 @dataclass(frozen=True)
 class PromptFormatter:
-    """Formats examples for a model: fills the task's template and applies the model's chat template.
-
-    Attributes:
-        template: the task's template.
-        tokenizer: owner of the chat template; None if `template` is not a chat.
-        chat_options: variables of the chat template, for example `enable_thinking`.
-    """
+    """Formats examples for a model: fills the task's template and applies the model's chat template."""
 
     template: Template
-    tokenizer: PreTrainedTokenizerBase | None = None
-    chat_options: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: PreTrainedTokenizerBase | None = None  # owner of the chat template; None if `template` is not a chat
+    chat_options: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
 
     @classmethod
     def for_task(
@@ -55,11 +43,7 @@ class PromptFormatter:
         return cls(task.template_for(has_chat), tokenizer, chat_options or {})
 
     def format(self, example: Example) -> TextPair:
-        """Return the prompt that the model reads and the response that it should write.
-
-        Raises:
-            UsageError: the chat template fails.
-        """
+        """Return the prompt that the model reads and the response that it should write, or raise UsageError."""
         prompt, response = self.template.prompt(example), self.template.response(example)
         if not self.template.chat:
             return prompt, response
@@ -93,21 +77,10 @@ def encode(
     max_new_tokens: int,
     may_truncate_source: bool,
 ) -> list[EncodedExample]:
-    """Encode examples so that each prompt and its new tokens fit the model's context.
+    """Encode examples so that each prompt and its new tokens fit into `context` positions; None is unlimited.
 
-    Args:
-        formatter: made for the task and the model.
-        tokenizer: the model's tokenizer.
-        examples: the examples to encode.
-        context: maximum number of positions; None: unlimited.
-        max_new_tokens: number of positions reserved after each prompt.
-        may_truncate_source: True if the end of a long source may be dropped; the instruction is never truncated.
-
-    Returns:
-        One encoded example per example; a response is truncated at the end of the context.
-
-    Raises:
-        UsageError: a prompt is too long and may not be truncated, or the instruction alone is too long.
+    If `may_truncate_source`, the end of a long source is dropped, but never the instruction; else a prompt that is too long is
+    a UsageError. A response is truncated at the end of the context.
     """
     encoded = formatter.tokenize(tokenizer, [formatter.format(example) for example in examples])
     if context is None:
@@ -116,7 +89,11 @@ def encode(
     for i, example in enumerate(examples):
         if len(encoded[i].prompt_ids) > max_prompt_tokens:
             if not may_truncate_source:
-                raise _too_long(example, len(encoded[i].prompt_ids), context, max_new_tokens)
+                raise UsageError(
+                    f"example {example.id}: its prompt of {len(encoded[i].prompt_ids)} tokens and {max_new_tokens} new tokens "
+                    f"exceed the model's context of {context}; shorten it, lower decoding.max_new_tokens, or use a model with "
+                    "a longer context"
+                )
             shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
             encoded[i] = replace(formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True)
         max_response_tokens = context - len(encoded[i].prompt_ids)
@@ -127,11 +104,7 @@ def encode(
 def truncate_source(
     formatter: PromptFormatter, tokenizer: PreTrainedTokenizerBase, example: Example, max_prompt_tokens: int
 ) -> Example:
-    """Keep the longest beginning of the source whose prompt has at most `max_prompt_tokens` tokens.
-
-    Raises:
-        UsageError: the instruction alone has more tokens.
-    """
+    """Keep the longest beginning of the source whose prompt has at most `max_prompt_tokens` tokens, or raise UsageError."""
 
     def fits(candidate: Example) -> bool:
         (encoded,) = formatter.tokenize(tokenizer, [formatter.format(candidate)])
@@ -142,10 +115,7 @@ def truncate_source(
     longest, too_long = 0, len(example.source)  # in characters
     while too_long - longest > 1:
         middle = (longest + too_long) // 2
-        if fits(_with_source_prefix(example, middle)):
-            longest = middle
-        else:
-            too_long = middle
+        longest, too_long = (middle, too_long) if fits(_with_source_prefix(example, middle)) else (longest, middle)
     if not longest:
         raise UsageError(f"example {example.id}: the instruction alone exceeds the {max(0, max_prompt_tokens)} prompt tokens")
     return _with_source_prefix(example, longest)
@@ -153,10 +123,7 @@ def truncate_source(
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the padding id; without one, EOS or 0 serves, since the attention mask hides padding."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
+    return next((int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
 
 
 def _with_source_prefix(example: Example, length: int) -> Example:
@@ -165,10 +132,3 @@ def _with_source_prefix(example: Example, length: int) -> Example:
     if length < len(example.source) and not example.source[length].isspace() and " " in prefix:
         prefix = prefix.rsplit(None, 1)[0]
     return replace(example, source=prefix.rstrip())
-
-
-def _too_long(example: Example, length: int, context: int, max_new_tokens: int) -> UsageError:
-    return UsageError(
-        f"example {example.id}: its prompt of {length} tokens and {max_new_tokens} new tokens exceed the model's context of "
-        f"{context}; shorten it, lower decoding.max_new_tokens, or use a model with a longer context"
-    )

@@ -11,49 +11,27 @@ from ulskip_cli.tasks.prompts import AUTO, Template, choose_template
 
 @dataclass(frozen=True)
 class Jsonl:
-    """Prompts and references from a JSONL file or a dataset.
+    """Prompts and references from a JSONL file or a dataset."""
 
-    Attributes:
-        file: path of a JSONL file, plain or gzipped.
-        dataset: hub id or folder of a dataset, instead of `file`.
-        subset: configuration of the dataset; None: the only one.
-        split: split of the dataset.
-        prompt_key: row key of the text that the model reads.
-        reference_key: row key of the right answer.
-        cut_source: True if a prompt that exceeds the context is truncated; False if it is an error.
-        first_line: True if the answer is the first line of the output, False if it is all of it.
-        max_new_tokens: maximum answer length, used by decoding presets that set none.
-        metrics: names of metrics.
-        target_language: ISO 639-1 code of the answers, for BLEU's tokenizer and BERTScore.
-        tokenize: see `Scoring`.
-        stemmer: see `Scoring`.
-        comet_model: see `Scoring`.
-        bertscore_model: see `Scoring`.
-        template: a key of `templates`, or `auto`.
-        templates: prompt and response by template name.
-        prompt: replaces the template's prompt; `{source}` is the row's prompt.
-        response: replaces the template's response, with `{reference}`.
-    """
-
-    file: str | None = None
-    dataset: str | None = None
-    subset: str | None = None
+    file: str | None = None  # JSONL, plain or gzipped
+    dataset: str | None = None  # hub id or folder, instead of `file`
+    subset: str | None = None  # None: the only one
     split: str = "test"
     prompt_key: str = "prompt"
     reference_key: str = "reference"
-    cut_source: bool = False
-    first_line: bool = False
-    max_new_tokens: int = 128
+    cut_source: bool = False  # truncate a prompt that exceeds the context, instead of refusing it
+    first_line: bool = False  # the answer is the first line of the output
+    max_new_tokens: int = 128  # for decoding presets that set none
     metrics: list[str] = field(default_factory=lambda: ["rouge"])
-    target_language: str | None = None
+    target_language: str | None = None  # ISO 639-1 code of the answers, for BLEU's tokenizer and BERTScore
     tokenize: str | None = None
     stemmer: bool = True
     comet_model: str = Scoring.comet_model
     bertscore_model: str | None = None
-    template: str = AUTO
-    templates: dict[str, dict[str, str]] = field(default_factory=dict)
-    prompt: str | None = None
-    response: str | None = None
+    template: str = AUTO  # a key of `templates`, or auto
+    templates: dict[str, dict[str, str]] = field(default_factory=dict)  # prompt and response by name
+    prompt: str | None = None  # replaces the template's prompt; {source} is the row's prompt
+    response: str | None = None  # replaces the template's response, with {reference}
 
     @property
     def may_truncate_source(self) -> bool:
@@ -71,12 +49,9 @@ class Jsonl:
             raise UsageError(
                 "task=jsonl expects one of task.file=<jsonl with prompt and reference> and task.dataset=<hub id or folder>"
             )
-        if self.file:
-            path = Path(self.file).expanduser()
-            return examples_from_rows(read_jsonl(path), self.prompt_key, self.reference_key, str(path))
-        name = str(self.dataset)
-        rows = load_dataset_rows(name, self.subset, self.split)
-        return examples_from_rows(rows, self.prompt_key, self.reference_key, name)
+        origin = str(Path(self.file).expanduser() if self.file else self.dataset)
+        rows = read_jsonl(Path(origin)) if self.file else load_dataset_rows(origin, self.subset, self.split)
+        return examples_from_rows(rows, self.prompt_key, self.reference_key, origin)
 
     def held_out(self) -> None:
         """Return None: the task has no held-out examples."""

@@ -21,17 +21,7 @@ class Example:
 
 
 def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str) -> list[Example]:
-    """Convert rows to examples; the id is the row's `id`, or its index if the row has none.
-
-    Args:
-        rows: one dict per example.
-        source_key: key of the source text.
-        reference_key: key of the reference.
-        origin: file or dataset that error messages name.
-
-    Raises:
-        UsageError: there are no rows, or a row lacks one of the texts.
-    """
+    """Convert rows to examples; the id is the row's `id` or its index. A row without both texts is a UsageError."""
     if not rows:
         raise UsageError(f"{origin} has no rows")
     examples = []
@@ -47,11 +37,7 @@ def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, referenc
 
 
 def read_text(file: Path) -> str:
-    """Read a UTF-8 file, plain or gzipped.
-
-    Raises:
-        UsageError: the file does not exist or is not UTF-8 text.
-    """
+    """Read a UTF-8 file, plain or gzipped, or raise UsageError."""
     try:
         raw = file.read_bytes()
         return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig").replace("\r\n", "\n")
@@ -62,11 +48,7 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read a text file with one segment per line.
-
-    Raises:
-        UsageError: the file cannot be read, is empty or has an empty line.
-    """
+    """Read a text file with one segment per line; an empty file or line is a UsageError."""
     text = read_text(file)
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:
@@ -78,11 +60,7 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """Read a file with one JSON object per line, plain or gzipped; blank lines are skipped.
-
-    Raises:
-        UsageError: the file cannot be read, is empty, or a line is not a JSON object.
-    """
+    """Read a file with one JSON object per line, plain or gzipped, or raise UsageError; blank lines are skipped."""
     objects = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
@@ -105,17 +83,7 @@ def is_dataset(name: str) -> bool:
 
 
 def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Load all rows of one split with the `datasets` library.
-
-    Args:
-        name: hub id, or a local folder of Parquet, CSV or JSON files.
-        subset: configuration of the dataset; None: the first of `default_subsets` that exists, else the only one.
-        split: for example `test`.
-        default_subsets: candidates if no subset is named.
-
-    Raises:
-        UsageError: the dataset, subset or split does not exist or cannot be downloaded.
-    """
+    """Load a split of a hub dataset or folder; no `subset`: the first of `default_subsets` that exists, else the only one."""
     import datasets
 
     datasets.disable_progress_bars()

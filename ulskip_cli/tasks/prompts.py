@@ -12,19 +12,12 @@ Formats = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt with `{source}` and the task's own fields, and a response with `{reference}`.
+    """A prompt with `{source}` and the task's own fields, and a response with `{reference}`."""
 
-    Attributes:
-        prompt_format: text that the model reads.
-        response_format: text that the model should write.
-        chat: True if prompt and response are a user and an assistant message in the model's chat template.
-        fields: values of the task's own fields, for example the language names of a translation.
-    """
-
-    prompt_format: str
-    response_format: str
-    chat: bool = False
-    fields: Mapping[str, str] = field(default_factory=dict)
+    prompt_format: str  # text that the model reads
+    response_format: str  # text that it should write
+    chat: bool = False  # prompt and response are a user and an assistant message in the model's chat template
+    fields: Mapping[str, str] = field(default_factory=dict)  # the task's own, such as language names
 
     def prompt(self, example: Example) -> str:
         """Return the text that the model reads."""
@@ -38,19 +31,7 @@ class Template:
 def choose_template(
     formats: Formats, name: str, has_chat: bool, prompt: str | None, response: str | None, fields: Mapping[str, str]
 ) -> Template:
-    """Choose one of a task's templates.
-
-    Args:
-        formats: prompt and response by template name; the first is the default without a chat template.
-        name: a key of `formats`, or `auto`, which means `chat` if the model has a chat template.
-        has_chat: True if the model has a chat template.
-        prompt: replaces the template's prompt.
-        response: replaces the template's response.
-        fields: see `Template`.
-
-    Raises:
-        UsageError: the template does not exist or lacks a field, or the model has no chat template.
-    """
+    """Choose a template, or raise UsageError; `auto`: `chat` if the model has a chat template, else the first of `formats`."""
     default = CHAT if has_chat and CHAT in formats else next(iter(formats), AUTO)
     chosen = default if name == AUTO else require_choice("task.template", name, [AUTO, *formats])
     if chosen == CHAT and not has_chat:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ulskip_cli.core.errors import RunError, UsageError, unknown
 from ulskip_cli.tasks.languages import LANGUAGES
@@ -17,53 +17,32 @@ SAMPLE_PAIRS = ("de-en", "en-de")
 
 @dataclass(frozen=True)
 class Wmt:
-    """Sentences of one language pair from one test set.
+    """Sentences of one language pair from one test set."""
 
-    Attributes:
-        pair: codes of the source and target language, for example `zh-en`.
-        dataset: `sample` or `held_out` (bundled, de-en and en-de), `files`, the name of a test set that sacrebleu downloads
-            (`wmt22`), or the hub id or folder of a dataset.
-        source_file: for `files`, path of a text with one sentence per line, plain or gzipped.
-        reference_file: for `files`, path of the translations, with the same number of lines.
-        subset: configuration of a hub dataset; None: the one named after the pair, or the only one.
-        split: split of a hub dataset.
-        source_key: row key of the source in a hub dataset; None: `translation.<language>` or `<language>`.
-        reference_key: row key of the reference, with the same default.
-        max_new_tokens: maximum answer length, used by decoding presets that set none.
-        metrics: names of metrics.
-        tokenize: see `Scoring`; None: sacrebleu's default for the target language.
-        comet_model: see `Scoring`.
-        bertscore_model: see `Scoring`.
-        template: a key of `templates`, or `auto`.
-        templates: prompt and response by template name.
-        prompt: replaces the template's prompt.
-        response: replaces the template's response.
-        source_language: name of the source language in prompts; None: the name of its code.
-        target_language: name of the target language in prompts; None: the name of its code.
-    """
-
-    pair: str = "de-en"
+    pair: str = "de-en"  # source and target language
+    # `sample` or `held_out` (bundled, de-en and en-de), `files`, the name of a test set that sacrebleu downloads (`wmt22`), or
+    # the hub id or folder of a dataset
     dataset: str = "sample"
-    source_file: str | None = None
-    reference_file: str | None = None
-    subset: str | None = None
+    source_file: str | None = None  # for `files`: one sentence per line, plain or gzipped
+    reference_file: str | None = None  # for `files`: as many lines
+    subset: str | None = None  # of a hub dataset; None: the one named after the pair, or the only one
     split: str = "test"
-    source_key: str | None = None
+    source_key: str | None = None  # in a hub dataset; None: `translation.<language>` or `<language>`
     reference_key: str | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int = 64  # for decoding presets that set none
     metrics: list[str] = field(default_factory=lambda: ["bleu", "chrf"])
-    tokenize: str | None = None
+    tokenize: str | None = None  # None: sacrebleu's default for the target language
     comet_model: str = Scoring.comet_model
     bertscore_model: str | None = None
-    template: str = AUTO
-    templates: dict[str, dict[str, str]] = field(default_factory=dict)
-    prompt: str | None = None
-    response: str | None = None
-    source_language: str | None = None
+    template: str = AUTO  # a key of `templates`, or auto
+    templates: dict[str, dict[str, str]] = field(default_factory=dict)  # prompt and response by name
+    prompt: str | None = None  # replaces the template's prompt
+    response: str | None = None  # replaces the template's response
+    source_language: str | None = None  # its name in prompts; None: the name of its code
     target_language: str | None = None
+    may_truncate_source: ClassVar[bool] = False  # a truncated sentence has another translation
 
     def __post_init__(self) -> None:
-        """Check the language pair and the file options."""
         codes = self.pair.split("-")
         if len(codes) != 2 or codes[0] == codes[1]:
             raise UsageError(f"expected task.pair to be two different languages like de-en, got '{self.pair}'")
@@ -87,11 +66,6 @@ class Wmt:
             )
 
     @property
-    def may_truncate_source(self) -> bool:
-        """Always False: a truncated sentence has another translation."""
-        return False
-
-    @property
     def data(self) -> str:
         """Name of the dataset."""
         return self.dataset
@@ -110,15 +84,16 @@ class Wmt:
         elif self.dataset == "files":
             files = [Path(str(file)).expanduser() for file in (self.source_file, self.reference_file)]
         elif is_dataset(self.dataset):
-            return self._dataset_examples()
+            rows = load_dataset_rows(self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}"))
+            flat = [{**row, **(row.get("translation") or {})} for row in rows]
+            return examples_from_rows(flat, self.source_key or source, self.reference_key or target, self.dataset)
         else:
             files = _download(self.dataset, self.pair)
         sources, references = (read_lines(file) for file in files)
         if len(sources) != len(references):
             counts = f"{len(sources)} lines in {files[0]}, {len(references)} in {files[1]}"
             raise UsageError(f"expected as many references as sources, got {counts}")
-        rows = zip(sources, references, strict=True)
-        return [Example(str(i), source, reference) for i, (source, reference) in enumerate(rows)]
+        return [Example(str(i), *pair) for i, pair in enumerate(zip(sources, references, strict=True))]
 
     def held_out(self) -> "Wmt | None":
         """Return the bundled held-out sentences; None if the data is not the bundled sample."""
@@ -152,24 +127,11 @@ class Wmt:
 
     def scoring(self) -> Scoring:
         """Return the configured metrics, BLEU and chrF by default."""
-        return Scoring(
-            tuple(self.metrics),
-            self.languages[1],
-            self.tokenize,
-            comet_model=self.comet_model,
-            bertscore_model=self.bertscore_model,
-        )
-
-    def _dataset_examples(self) -> list[Example]:
-        """Load a dataset whose rows hold the sentences in `translation` or under top-level keys."""
-        source, target = self.languages
-        rows = load_dataset_rows(self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}"))
-        flat = [{**row, **(row.get("translation") or {})} for row in rows]
-        return examples_from_rows(flat, self.source_key or source, self.reference_key or target, self.dataset)
+        models: dict[str, Any] = {"comet_model": self.comet_model, "bertscore_model": self.bertscore_model}
+        return Scoring(tuple(self.metrics), self.languages[1], self.tokenize, **models)
 
 
 def _download(test_set: str, pair: str) -> list[Path]:
-    """Return the source and reference files of a sacrebleu test set, downloaded on first use."""
     from sacrebleu.dataset import DATASETS
 
     if test_set not in DATASETS:

@@ -25,17 +25,11 @@ _TOKENIZE_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """The (prompt, response) texts of a training.
-
-    Attributes:
-        train: texts of the training set.
-        validation: texts of the validation set; may be empty.
-        formatter: made the texts and tokenizes them.
-    """
+    """The (prompt, response) texts of a training."""
 
     train: list[TextPair]
-    validation: list[TextPair]
-    formatter: PromptFormatter
+    validation: list[TextPair]  # may be empty
+    formatter: PromptFormatter  # made the texts and tokenizes them
 
     @property
     def sha256(self) -> str:
@@ -44,15 +38,7 @@ class TrainingTexts:
 
 
 def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
-    """Load the texts that a configuration names, and hold out examples for validation with the configuration's seed.
-
-    Args:
-        config: the task and the number of examples.
-        tokenizer: its chat format is used if it has one; None if the tokenizer will be trained on these texts.
-
-    Raises:
-        UsageError: a file or a key is wrong, or nothing is left to train on.
-    """
+    """Load and hold out texts of a configuration, in the chat format of `tokenizer` if it has one, or raise UsageError."""
     maker = _TextMaker(config, tokenizer)
     train = maker.texts(config.task, config.limit)
     formatter = maker.formatter(instantiate(config.task, "task"))
@@ -89,11 +75,7 @@ def train_tokenizer(texts: Sequence[TextPair], vocab_size: int, max_length: int)
 
 
 class TokenPairs(Dataset[dict[str, Any]]):
-    """Prompts and responses as token ids; every response ends with EOS.
-
-    Attributes:
-        num_too_long: number of examples that were left out because they are longer than `max_length`.
-    """
+    """Prompts and responses as token ids with EOS; `num_too_long` examples exceed `max_length` and are left out."""
 
     def __init__(
         self,
@@ -103,7 +85,6 @@ class TokenPairs(Dataset[dict[str, Any]]):
         max_length: int | None,
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        """Tokenize all texts at once, which costs little compared with the training."""
         encoded: list[tuple[list[int], list[int]]] = []
         for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
             chunk = texts[start : start + _TOKENIZE_AT_ONCE]
@@ -178,13 +159,9 @@ class TokenizedData:
 
 
 class SimilarLengthSampler(Sampler[int]):
-    """A sampler that shuffles every epoch and puts examples of similar length into the same batch.
-
-    The order depends on seed and epoch alone, so a resumed epoch has the same order.
-    """
+    """A sampler that batches examples of similar length, in an order that depends on seed and epoch alone."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Store the settings; the order is drawn when an epoch begins."""
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -205,13 +182,10 @@ class SimilarLengthSampler(Sampler[int]):
 
 @dataclass(frozen=True)
 class _TextMaker:
-    """Makes the texts of a task's examples."""
-
     config: TrainingConfig
     tokenizer: PreTrainedTokenizerBase | None
 
     def formatter(self, task: Task) -> PromptFormatter:
-        """Make the formatter of a task's prompts for this tokenizer."""
         return PromptFormatter.for_task(task, self.tokenizer, self.config.model.chat_options)
 
     def shorten(self, formatter: PromptFormatter, task: Task, example: Example) -> Example:

@@ -12,32 +12,17 @@ from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.training.data import LossBatch
 
+# Summed over the labelled positions, of logits [batch, count, vocab_size] and labels [batch, count].
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
-"""Summed over the labelled positions, of logits [batch, count, vocab_size] and labels [batch, count]."""
 
 
 def exit_losses(
-    model: PreTrainedModel,
-    layerwise: LayerwiseModel,
-    exits: Collection[int],
-    batch: LossBatch,
-    cross_entropy: CrossEntropy,
+    model: PreTrainedModel, layerwise: LayerwiseModel, exits: Collection[int], batch: LossBatch, cross_entropy: CrossEntropy
 ) -> Iterator[tuple[int, Tensor]]:
-    """Compute the summed cross-entropy of a batch's responses for each exit depth, where all tokens exit at that depth.
+    """Yield each exit depth with the summed cross-entropy of a batch's responses in nats, if all tokens exit there.
 
-    The prompt runs through every layer and predicts the first token at every depth. The response runs through every layer
-    too, so its keys and values are those of the full model. The logits of one exit are in memory at a time; the backward
-    pass computes them again.
-
-    Args:
-        model: the full model.
-        layerwise: the same model, layer by layer.
-        exits: depths as numbers of layers.
-        batch: prompts and responses.
-        cross_entropy: of logits and labels.
-
-    Yields:
-        Depth, and a scalar in nats.
+    The prompt and the response run through every layer, so all keys and values are the full model's. The logits of one exit are
+    in memory at a time; the backward pass computes them again. `layerwise` is `model` split at its layers.
     """
     prompt = encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
     first = cross_entropy(prompt.first_logits, batch.labels[:, :1])

@@ -1,7 +1,4 @@
-"""Muon for weight matrices and AdamW for all other parameters, as one optimizer.
-
-Muon (Jordan et al. 2024) orthogonalizes the momentum of each weight matrix.
-"""
+"""Muon (Jordan et al. 2024), which orthogonalizes the momentum of matrices, and AdamW for other weights, as one optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +11,7 @@ class MuonWithAdamW(Optimizer):
     """Two optimizers of torch behind one set of parameter groups, so that schedulers and checkpoints see one optimizer."""
 
     def __init__(self, module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
-        """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head and vectors to AdamW.
-
-        Args:
-            module: its trainable parameters are optimized.
-            lr: for both optimizers.
-            weight_decay: for the matrices.
-            betas: for AdamW.
-        """
+        """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head and vectors to AdamW."""
         embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         matrices = [p for n, p in trained.items() if p.ndim == 2 and id(p) not in embeddings and "lm_head" not in n]

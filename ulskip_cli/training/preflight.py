@@ -12,33 +12,24 @@ from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.strategies.training_schedules import schedules
 
 _SET_BY_OWN_KEYS = (
-    "output_dir", "seed", "remove_unused_columns", "label_names", "report_to", "disable_tqdm", "num_train_epochs", "max_steps",
+    "output_dir", "seed", "remove_unused_columns", "label_names", "disable_tqdm", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
-    "weight_decay", "max_grad_norm", "bf16", "fp16", "eval_strategy", "eval_steps", "save_steps", "save_total_limit",
+    "weight_decay", "max_grad_norm", "bf16", "fp16", "eval_strategy", "eval_steps", "save_steps",
     "logging_steps", "optim", "train_sampling_strategy", "label_smoothing_factor", "load_best_model_at_end",
 )  # fmt: skip
-_OVERRIDABLE = ("report_to", "save_total_limit")
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Refuse a training that cannot work.
-
-    Raises:
-        UsageError: an argument of Trainer, a schedule or a data file is not usable; the message names it.
-    """
+    """Raise UsageError for a training that cannot work."""
     check_trainer_arguments(config.train.training_args or {})
     schedules(config, read_metadata(config.model).num_layers)
     instantiate(config.task, "task").examples()
 
 
 def check_trainer_arguments(extra: Mapping[str, Any]) -> None:
-    """Refuse arguments of Trainer that have their own key, or that would make the second pass differ from decoding.
-
-    Raises:
-        UsageError: an argument is refused; the message names it.
-    """
+    """Raise UsageError for Trainer arguments with a key of their own, or that make the second pass differ from decoding."""
     for key in extra:
-        if key in _SET_BY_OWN_KEYS and key not in _OVERRIDABLE:
+        if key in _SET_BY_OWN_KEYS:
             raise UsageError(f"train.training_args.{key}: expected it as one of the train.* options or top-level keys")
     if any("checkpointing" in key and value for key, value in extra.items()):
         raise UsageError(

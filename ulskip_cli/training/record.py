@@ -13,57 +13,39 @@ _OPTIONAL = ("later_stages", "exits", "data")  # keys that records of earlier ve
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One evaluation during a training.
-
-    Attributes:
-        step: the optimizer step.
-        validation_loss: nats a token, by target ratio (`2x`) or by exit depth (`6`).
-    """
+    """One evaluation during a training."""
 
     step: int
-    validation_loss: dict[str, float]
+    validation_loss: dict[str, float]  # nats per token, by target ratio (`2x`) or by exit depth (`6`)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """Everything that a reader of the weights needs to know about their training.
-
-    Attributes:
-        kept_layers: the layers of the first decode steps, by ratio.
-        later_stages: the layers of later steps, by ratio; None in records of earlier versions.
-        kept_counts: all numbers of kept layers that were trained, descending.
-        exits: depths that were trained as exits; None in records of earlier versions.
-        left_out: number of examples that were longer than `train.max_length`.
-        train_loss: the last logged one.
-        based_on: the record of the training that the initial weights come from, shortened.
-        identity: a hash of everything that decides the weights.
-        seconds: wall time since the training was started or resumed.
-        data: provenance of the texts, which `recipes/tiny/embed.py` adds for the embedded model.
-    """
+    """Everything that a reader of the weights needs to know about their training."""
 
     strategy: str
     ratios: tuple[float, ...]
-    kept_layers: dict[str, tuple[int, ...]]
-    later_stages: dict[str, tuple[Stage, ...]] | None = None
-    kept_counts: tuple[int, ...]
-    exits: tuple[int, ...] | None = None
+    kept_layers: dict[str, tuple[int, ...]]  # the layers of the first decode steps, by ratio
+    later_stages: dict[str, tuple[Stage, ...]] | None = None  # by ratio; None in records of earlier versions
+    kept_counts: tuple[int, ...]  # all that were trained, descending
+    exits: tuple[int, ...] | None = None  # None in records of earlier versions
     prompt_layers: str
     steps: int
     epochs: float
     examples: int
-    left_out: int
+    left_out: int  # examples longer than `train.max_length`
     validation_examples: int
     data_sha256: str
     seed: int
-    train_loss: float | None = None
+    train_loss: float | None = None  # the last logged one
     learning_curve: tuple[CurvePoint, ...]
-    based_on: dict[str, Any] | None
+    based_on: dict[str, Any] | None  # record of the training that the initial weights come from, shortened
     config: dict[str, Any]
     environment: dict[str, Any]
-    identity: str
-    seconds: float
+    identity: str  # a hash of everything that decides the weights
+    seconds: float  # wall time since the training was started or resumed
     resumed: bool
-    data: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None  # provenance of the texts, which `recipes/tiny/embed.py` adds
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingRecord":

@@ -31,15 +31,7 @@ _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset
 
 
 def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
-    """Train a model, resume a killed training, or return the record of a finished one.
-
-    Returns:
-        The record that is saved beside the weights as training.json.
-
-    Raises:
-        UsageError: the configuration cannot be trained, or the output folder holds another training.
-        RunError: the weights are no longer finite.
-    """
+    """Train a model, resume a killed training, or return a finished one's record; raise UsageError, or RunError if it fails."""
     output = Path(config.output)
     config = _limit_to_context(config)
     texts = load_training_texts(config, loading.load_tokenizer(config.model))
@@ -72,7 +64,6 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
 
 
 def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
-    """Limit `train.max_length` to the context of the model, if the model has one."""
     context = None if config.model.source == "random" else read_metadata(config.model).context
     if context is None or (config.train.max_length is not None and config.train.max_length <= context):
         return config
@@ -80,7 +71,6 @@ def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
 
 
 def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
-    """Hash everything that decides the trained weights, to 12 hex digits."""
     canonical = resolved_config(config)
     for key in ("output", "task", "limit"):  # the texts are hashed instead of their paths
         canonical.pop(key)
@@ -97,11 +87,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
-    """Read the record of this training if it is complete, or make the output folder.
-
-    Raises:
-        UsageError: the folder holds another training or other files.
-    """
+    """Return the record of this training if it is complete, or make the output folder."""
     advice = "choose another output= or remove it"
     if (output / RECORD_FILE).is_file():
         values = json.loads((output / RECORD_FILE).read_text("utf-8"))
@@ -126,7 +112,6 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
 
 
 def _evaluate_last_step(trainer: SkipTrainer) -> None:
-    """Add the last step to the learning curve, unless it is there or nothing was trained."""
     curve = trainer.learning_curve()
     is_evaluated = bool(curve) and max(point.step for point in curve) == trainer.state.global_step
     if trainer.data.validation and trainer.state.log_history and not is_evaluated:
@@ -134,7 +119,6 @@ def _evaluate_last_step(trainer: SkipTrainer) -> None:
 
 
 def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool) -> TrainingRecord:
-    """Collect everything that a reader of the weights needs to know."""
     config, schedules, state = setup.config, setup.schedules, trainer.state
     settings = resolved_config(config)
     for group in ("model", "task", "strategy", "train"):

@@ -19,42 +19,27 @@ from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_drop
 
 @dataclass(frozen=True)
 class SourceModel:
-    """The model that a training starts from.
-
-    Attributes:
-        model: its weights are trained.
-        tokenizer: the model's own, or a new one for random weights.
-        based_on: the shortened record of the training that the weights come from; None if there is no record.
-    """
+    """The model that a training starts from."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    based_on: dict[str, Any] | None
+    tokenizer: PreTrainedTokenizerBase  # the model's own, or a new one for random weights
+    based_on: dict[str, Any] | None  # shortened record of the training that the weights come from
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Everything that Trainer needs, derived once from the configuration.
-
-    Attributes:
-        schedules: the stages of a response, by ratio.
-        module: the model with its loss.
-    """
+    """Everything that Trainer needs, derived once from the configuration."""
 
     config: TrainingConfig
     texts: TrainingTexts
     source: SourceModel
     data: TokenizedData
-    schedules: dict[float, tuple[Stage, ...]]
-    module: TwoPassLoss
+    schedules: dict[float, tuple[Stage, ...]]  # the stages of a response, by ratio
+    module: TwoPassLoss  # the model with its loss
 
 
 def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: ProgressCallback) -> TrainingSetup:
-    """Load the model, tokenize the texts and build the loss.
-
-    Raises:
-        UsageError: the configuration does not fit the model or the texts.
-    """
+    """Load the model, tokenize the texts and build the loss; UsageError if they do not fit together."""
     progress.phase(f"load {config.model.name}", 1)
     source = load_source_model(config, texts)
     depth = shallow_view.num_layers(source.model)
@@ -62,9 +47,8 @@ def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: Pro
     max_length = config.train.max_length
     train = TokenPairs(source.tokenizer, texts.train, texts.formatter, max_length, on_progress)
     stages_by_ratio = schedules(config, depth, train.response_lengths())
-    validation = None
-    if texts.validation:
-        validation = TokenPairs(source.tokenizer, texts.validation, texts.formatter, max_length)
+    held_out = texts.validation
+    validation = TokenPairs(source.tokenizer, held_out, texts.formatter, max_length) if held_out else None
     data = TokenizedData(train, validation, collator_for(source.tokenizer))
     module = build_loss(config, source.model, trained_exits(config, depth))
     return TrainingSetup(config, texts, source, data, stages_by_ratio, module)
@@ -110,7 +94,6 @@ def build_loss(config: TrainingConfig, model: PreTrainedModel, exits: tuple[int,
 
 
 def _with_lora(model: PreTrainedModel, train: TrainOptions) -> Any:
-    """Add LoRA adapters to a model; returns peft's wrapper."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(

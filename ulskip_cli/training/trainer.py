@@ -29,7 +29,6 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that draws a schedule for every step and evaluates the loss under each schedule."""
 
     def __init__(self, setup: TrainingSetup, folder: Path, progress: ProgressCallback) -> None:
-        """Make a trainer that writes checkpoints and its log to `folder`."""
         self.schedules, self.config, self.data = setup.schedules, setup.config, setup.data
         options = setup.config.train
         muon = (MuonFactory, {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.98)})
@@ -55,10 +54,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Compute a point of the learning curve: mean cross-entropy a token, in nats.
-
-        Its keys are target ratios (`2x`), with `1x` for the full depth. With exits they are the exits' depths (`6`).
-        """
+        """Compute validation losses in nats per token, by target ratio (`2x`; `1x`: full depth) or exit depth (`6`)."""
         module, validation = self.model, self.data.validation
         assert isinstance(module, TwoPassLoss) and validation is not None
         batch_size = self.args.per_device_train_batch_size
@@ -111,11 +107,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
 
 
 def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
-    """Make the arguments of Trainer for a configuration.
-
-    Raises:
-        UsageError: `train.training_args` holds an argument that has a key of its own, is refused, or is unknown to Trainer.
-    """
+    """Make the arguments of Trainer for a configuration, or raise UsageError."""
     train, extra = config.train, dict(config.train.training_args or {})
     check_trainer_arguments(extra)
     values: dict[str, Any] = {

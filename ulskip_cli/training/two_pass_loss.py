@@ -1,7 +1,4 @@
-"""The two-pass loss as a module, so that Trainer, DDP and ZeRO-2 wrap both passes.
-
-Sec. 3, arXiv:2404.06954: the prompt runs through its layers, the response through the kept layers.
-"""
+"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer, DDP and ZeRO-2 wrap both passes."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -33,10 +30,7 @@ class LossWeights:
 
 
 class TwoPassLoss(nn.Module):
-    """A module that holds a causal LM and whose forward computes the training loss.
-
-    `state_dict` holds the trained tensors alone, each once, which is all that a checkpoint needs to resume.
-    """
+    """A module whose forward is the training loss of a causal LM; `state_dict` holds the trained tensors alone, each once."""
 
     accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight
 
@@ -48,15 +42,10 @@ class TwoPassLoss(nn.Module):
         teacher: nn.Module | None = None,
         exits: Collection[int] = (),
     ) -> None:
-        """Wrap a model; views are built at their first use, when the weights are on their final device.
+        """Wrap a causal LM or peft's wrapper; views are built at their first use, when the weights are on their final device.
 
-        Args:
-            model: a causal LM, or peft's wrapper of one.
-            prompt_layers: `all` or `kept`.
-            weights: of the loss terms.
-            teacher: a frozen causal LM to distill from, or the adapted model itself, which then teaches without its
-                adapters; None distills from the model's own full depth.
-            exits: depths over which the loss of early exit is averaged; empty for schedules.
+        `teacher` is a frozen causal LM to distill from, or the adapted model itself, which then teaches without its adapters;
+        None distills from the model's own full depth. The loss of early exit is averaged over the depths `exits`.
         """
         super().__init__()
         self.model = model
@@ -89,18 +78,10 @@ class TwoPassLoss(nn.Module):
         stages: tuple[Stage, ...] = (),
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the mean loss of a batch; Trainer passes the tensors of `LossBatch` by name.
+        """Return the mean `loss` of a batch, a scalar; Trainer passes the tensors of `LossBatch` by name.
 
-        Args:
-            prompt_ids: as in `LossBatch`.
-            prompt_mask: as in `LossBatch`.
-            response_ids: as in `LossBatch`.
-            labels: as in `LossBatch`.
-            stages: the schedule of the response; with exits it is not used.
-            num_items_in_batch: number of labels of the whole optimizer step; None for the number in this batch.
-
-        Returns:
-            `loss`, a scalar.
+        `stages` is the schedule of the response, unused with exits. `num_items_in_batch` is the number of labels of the whole
+        optimizer step; None: of this batch.
         """
         batch = LossBatch(prompt_ids, prompt_mask, response_ids, labels)
         total = depth_weighted_mean(self.exit_losses(batch)) if self.exits else self.schedule_loss(batch, stages)
@@ -159,7 +140,6 @@ class TwoPassLoss(nn.Module):
         return self._views[kept]
 
     def _student_logits(self, batch: LossBatch, stages: tuple[Stage, ...], full_prompt: EncodedPrompt | None) -> Tensor:
-        """Predict the response under a schedule; without `full_prompt` the prompt runs through the first stage's layers."""
         first = stages[0].kept_layers
         prompt = full_prompt or encode_prompt(self._view(first), batch.prompt_ids, batch.prompt_mask)
         cached = self.all_layers if full_prompt else first
@@ -172,7 +152,6 @@ class TwoPassLoss(nn.Module):
         return predict_response(views, prompt, batch.response_ids, batch.is_labelled)
 
     def _full_logits(self, model: PreTrainedModel, batch: LossBatch, prompt: EncodedPrompt | None = None) -> Tensor:
-        """Predict the response through all layers of `model`; `prompt` is the encoded prompt if it exists already."""
         prompt = prompt or encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
         return predict_response([StageView(0, model, self.all_layers)], prompt, batch.response_ids, batch.is_labelled)
 
@@ -196,23 +175,14 @@ class TwoPassLoss(nn.Module):
 
 
 def divergence(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the Kullback-Leibler divergence KL(target || logits), summed over the labelled positions, in nats.
-
-    Args:
-        target: [batch, response_len, vocab_size], logits of the teacher.
-        logits: [batch, response_len, vocab_size], logits of the student.
-        labels: [batch, response_len], -100 at positions that do not count.
-    """
+    """Return KL(target || logits) in nats, summed over the labelled positions; both are [batch, response_len, vocab_size]."""
     labelled = labels != IGNORED_LABEL
     teacher, student = (functional.log_softmax(one[labelled].float(), dim=-1) for one in (target, logits))
     return functional.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
 def add_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Add dropout to the embeddings and to the residual update of every layer, while training.
-
-    Hooks on the layers, which views share, make this work for any architecture.
-    """
+    """Add dropout to the embeddings and to the residual update of every layer, by hooks, which suit any architecture."""
 
     def on_layer(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not module.training:

@@ -1,12 +1,15 @@
 """The validation loss: mean cross-entropy of all response tokens in nats, without smoothing or distillation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training.data import LossBatch, PairCollator, TokenPairs
 from ulskip_cli.training.two_pass_loss import TwoPassLoss
+
+Losses = Iterable[tuple[int, Tensor]]
 
 
 def validation_loss(
@@ -14,31 +17,27 @@ def validation_loss(
 ) -> float:
     """Compute the validation loss under one schedule."""
     plain = TwoPassLoss(module.model, module.prompt_layers).eval()
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for batch in _batches(module, pairs, collator, batch_size):
-            total += plain.schedule_loss(batch, stages).item()
-            count += int(batch.is_labelled.sum())
-    module.train()
-    return total / count
+    return _mean_losses(module, lambda batch: [(0, plain.schedule_loss(batch, stages))], pairs, collator, batch_size)[0]
 
 
 def exit_validation_losses(module: TwoPassLoss, pairs: TokenPairs, collator: PairCollator, batch_size: int) -> dict[int, float]:
     """Compute the validation loss at each exit depth, where every token exits at that depth."""
     plain = TwoPassLoss(module.model, module.prompt_layers, exits=module.exits).eval()
-    totals, count = dict.fromkeys(module.exits, 0.0), 0
+    return _mean_losses(module, plain.exit_losses, pairs, collator, batch_size)
+
+
+def _mean_losses(
+    module: TwoPassLoss, losses: Callable[[LossBatch], Losses], pairs: TokenPairs, collator: PairCollator, batch_size: int
+) -> dict[int, float]:
+    """Average summed losses over all response tokens; the longest examples come first."""
+    totals: dict[int, float] = {}
+    count, order = 0, sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
     with torch.no_grad():
-        for batch in _batches(module, pairs, collator, batch_size):
-            for depth, loss in plain.exit_losses(batch):
-                totals[depth] += loss.item()
+        for start in range(0, len(order), batch_size):
+            tensors = collator([pairs[i] for i in order[start : start + batch_size]])
+            batch = LossBatch(**{key: value.to(module.base.device) for key, value in tensors.items()})
+            for depth, loss in losses(batch):
+                totals[depth] = totals.get(depth, 0.0) + loss.item()
             count += int(batch.is_labelled.sum())
     module.train()
     return {depth: total / count for depth, total in totals.items()}
-
-
-def _batches(module: TwoPassLoss, pairs: TokenPairs, collator: PairCollator, batch_size: int) -> Iterator[LossBatch]:
-    """Yield all examples in batches on the model's device, the longest first."""
-    order = sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
-    for start in range(0, len(order), batch_size):
-        batch = collator([pairs[i] for i in order[start : start + batch_size]])
-        yield LossBatch(**{key: value.to(module.base.device) for key, value in batch.items()})

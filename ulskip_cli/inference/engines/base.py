@@ -12,39 +12,25 @@ from ulskip_cli.core.config_schema import DecodingConfig
 
 @dataclass(frozen=True)
 class DraftStats:
-    """Counts of speculative decoding; the counts of several batches can be added.
+    """Counts of speculative decoding; the counts of several batches can be added."""
 
-    Attributes:
-        passes: verification passes of the full model; one pass of a batch counts once.
-        gained: tokens that these passes added to each sequence of the batch.
-        drafted: drafted tokens of all unfinished sequences.
-        accepted: accepted tokens of each sequence, before the batch advances by the smallest number.
-    """
-
-    passes: int = 0
-    gained: int = 0
-    drafted: int = 0
-    accepted: int = 0
+    passes: int = 0  # of the full model; one pass of a batch counts once
+    gained: int = 0  # tokens that the passes added to each sequence of the batch
+    drafted: int = 0  # tokens of all unfinished sequences
+    accepted: int = 0  # tokens of each sequence, before the batch advances by the smallest number
 
     def __add__(self, other: "DraftStats") -> "DraftStats":
-        """Add the counts of two batches."""
         return DraftStats(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
 
 @dataclass(frozen=True)
 class ExitStats:
-    """Exit depths of early exit; the counts of several batches can be added.
+    """Exit depths of early exit; the counts of several batches can be added."""
 
-    Attributes:
-        depths: the number of tokens by the number of layers that they ran; the first token of a sequence is not counted.
-        check_seconds: time of the confidence checks.
-    """
-
-    depths: Mapping[int, int] = field(default_factory=dict)
+    depths: Mapping[int, int] = field(default_factory=dict)  # tokens by number of layers; the first token is not counted
     check_seconds: float = 0.0
 
     def __add__(self, other: "ExitStats") -> "ExitStats":
-        """Add the counts of two batches."""
         counts = Counter(self.depths) + Counter(other.depths)
         return ExitStats(dict(sorted(counts.items())), self.check_seconds + other.check_seconds)
 
@@ -57,45 +43,28 @@ class ExitStats:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One batch for an engine.
+    """One batch for an engine."""
 
-    Attributes:
-        input_ids: [batch, prompt_len], padded on the left.
-        attention_mask: [batch, prompt_len].
-        length: the maximal number of new tokens.
-        forced: generate exactly `length` tokens with EOS suppressed.
-        on_step: called after every step with the number of tokens generated so far in the batch.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
+    input_ids: Tensor  # [batch, prompt_len], padded on the left
+    attention_mask: Tensor  # [batch, prompt_len]
     decoding: DecodingConfig
     pad_token_id: int
     eos_token_ids: Sequence[int]
-    length: int
-    forced: bool
-    on_step: Callable[[int], None] | None
+    length: int  # the maximal number of new tokens
+    forced: bool  # generate exactly `length` tokens with EOS suppressed
+    on_step: Callable[[int], None] | None  # gets the number of tokens generated so far in the batch
 
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """The tokens of one batch and the clock readings at the end of every phase.
+    """The tokens of one batch and the clock readings at the end of every phase."""
 
-    Attributes:
-        token_ids: one row a sequence without the prompt, padded after EOS.
-        prefilled_at: seconds on the clock after the forward passes of the prompt.
-        first_at: after the choice of the first token.
-        end: after the last token.
-        prompt_kv_bytes: size of the KV cache after the prompt.
-        kept_kv_bytes: its size after the skipped layers were dropped.
-    """
-
-    token_ids: list[list[int]]
-    prefilled_at: float
-    first_at: float
-    end: float
-    prompt_kv_bytes: int
-    kept_kv_bytes: int
+    token_ids: list[list[int]]  # one row per sequence without the prompt, padded after EOS
+    prefilled_at: float  # seconds on the clock
+    first_at: float  # after the choice of the first token
+    end: float  # after the last token
+    prompt_kv_bytes: int  # KV cache after the prompt
+    kept_kv_bytes: int  # KV cache after the skipped layers were dropped
     drafts: DraftStats | None = None
     exits: ExitStats | None = None
     linear_backend: str = "torch"
@@ -114,29 +83,18 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class BatchOutput:
-    """The tokens of one batch and the duration of every phase.
+    """The tokens of one batch and the duration of every phase."""
 
-    Attributes:
-        token_ids: one list a sequence, up to and with EOS, without padding.
-        hit_max_length: one flag a sequence: it ended at the length limit and not at EOS.
-        prompt_tokens: ids of all prompts without padding; a prompt counts once, whatever the number of beams.
-        first_token_seconds: from the call to the choice of the first token.
-        decode_seconds: from the choice of the first token to that of the last.
-        prompt_kv_bytes: size of the KV cache after the prompt.
-        kept_kv_bytes: its size after the skipped layers were dropped.
-        compile_seconds: compilation for batches of this shape; not part of the other durations.
-    """
-
-    token_ids: list[list[int]]
-    hit_max_length: list[bool]
-    prompt_tokens: int
+    token_ids: list[list[int]]  # one list per sequence, up to and with EOS, without padding
+    hit_max_length: list[bool]  # the sequence ended at the length limit and not at EOS
+    prompt_tokens: int  # without padding; a prompt counts once, whatever the number of beams
     prefill_seconds: float
-    first_token_seconds: float
-    decode_seconds: float
-    prompt_kv_bytes: int
-    kept_kv_bytes: int
+    first_token_seconds: float  # from the call to the choice of the first token
+    decode_seconds: float  # from the choice of the first token to that of the last
+    prompt_kv_bytes: int  # KV cache after the prompt
+    kept_kv_bytes: int  # KV cache after the skipped layers were dropped
     engine: str = "transformers"
-    compile_seconds: float = 0.0
+    compile_seconds: float = 0.0  # for batches of this shape; not part of the other durations
     drafts: DraftStats | None = None
     exits: ExitStats | None = None
     linear_backend: str = "torch"

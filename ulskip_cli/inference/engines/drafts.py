@@ -14,10 +14,7 @@ DECAY = 0.9  # weight of earlier checks after each check
 
 
 class DraftLength:
-    """A fixed draft length, or with `auto` the one with the largest `drafting_speedup` at the observed acceptance rate.
-
-    `draft_cost` is the cost of a draft step over the cost of a full step.
-    """
+    """A fixed draft length, or with `auto` the one with the largest `drafting_speedup` at the observed acceptance rate."""
 
     def __init__(self, setting: int | str, draft_cost: float) -> None:
         self.setting, self.draft_cost = setting, draft_cost
@@ -38,24 +35,14 @@ class DraftLength:
 
 @dataclass(frozen=True)
 class DraftVerification:
-    """The result of checking k drafts of every sequence.
+    """The result of checking k drafts of every sequence."""
 
-    Attributes:
-        tokens: [batch, k + 1]; only `tokens[i, : accepted[i] + 1]` is valid, its last token is the full model's own.
-        accepted: [batch], from 0 to k.
-    """
-
-    tokens: Tensor
-    accepted: Tensor
+    tokens: Tensor  # [batch, k + 1]; valid up to tokens[i, accepted[i]], which is the full model's own
+    accepted: Tensor  # [batch], from 0 to k
 
 
 def verify_greedy(drafts: Tensor, scores: Tensor) -> DraftVerification:
-    """Accept the drafts that the full model would have chosen.
-
-    Args:
-        drafts: [batch, k].
-        scores: [batch, k + 1, vocab_size], of the full model at every draft and after the last.
-    """
+    """Accept the drafts [batch, k] that the full model would have chosen by its scores [batch, k + 1, vocab_size]."""
     tokens = scores.argmax(dim=-1)
     return DraftVerification(tokens, _prefix_length(drafts == tokens[:, :-1]))
 
@@ -63,12 +50,9 @@ def verify_greedy(drafts: Tensor, scores: Tensor) -> DraftVerification:
 def verify_sampled(drafts: Tensor, draft_scores: Tensor, scores: Tensor) -> DraftVerification:
     """Accept a draft x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0) (Sec. 2.3, arXiv:2211.17192).
 
-    The tokens are distributed as if each had been drawn from p, the full model's distribution.
-
-    Args:
-        drafts: [batch, k], drawn from q.
-        draft_scores: [batch, k, vocab_size]; q is their softmax.
-        scores: [batch, k + 1, vocab_size]; p is their softmax.
+    The tokens are distributed as if each had been drawn from p, the full model's distribution. q is the softmax of
+    `draft_scores` [batch, k, vocab_size], from which `drafts` [batch, k] were drawn; p is that of `scores` [batch, k + 1,
+    vocab_size].
     """
     p, q = torch.softmax(scores, dim=-1), torch.softmax(draft_scores, dim=-1)
     p_drafted, q_drafted = (shares.gather(-1, drafts[..., None])[..., 0] for shares in (p[:, :-1], q))

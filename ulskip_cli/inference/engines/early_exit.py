@@ -25,11 +25,7 @@ from ulskip_cli.strategies.exit_rule import ExitRule
 
 
 def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:
-    """Refuse a model, rule or option that this engine does not serve.
-
-    Raises:
-        UsageError: names it.
-    """
+    """Raise UsageError for a model, rule or option that this engine does not serve."""
     if rule.threshold is None:
         raise UsageError("early_exit: expected a threshold; it is found by calibration, or set strategy.threshold")
     if reason := fast.unsupported_reason(model, decoding):
@@ -66,7 +62,7 @@ class EarlyExitEngine:
             made.append(ExitSteps(self.model, self.layerwise, cache, request, self.rule))
             return made[-1]
 
-        output = fast.run(request, self.model, range(self.rule.num_layers), make_steps, self.device)
+        output = fast.run(request, self.model, range(self.rule.num_layers), make_steps, self.device, fast.decode_steps)
         return replace(output, exits=made[-1].exits, linear_backend=linear_backend_of(self.layerwise.layers[0]))
 
 
@@ -134,7 +130,6 @@ class ExitSteps:
         self._pending = [[hidden[alive] for hidden in states] for states in self._pending]
 
     def _enter(self, start: int) -> LayerInputs:
-        """Compute the layer inputs of the tokens from `start` on."""
         self.cursor.length = start
         count = self.ids.shape[1] - start
         return self.layerwise.enter(self.ids[:, start:], self.cache, **self.positions.options(start, count))
@@ -156,7 +151,6 @@ class ExitSteps:
         return logits if exits else None
 
     def _finish(self, depth: int, at: int, logits: Tensor) -> Tensor:
-        """Count the exits of a step and return its logits [batch, vocab_size]."""
         self.cursor.length = at
         self._counts[depth] += len(self.done) - int(self.done.sum())
         return logits[:, -1]

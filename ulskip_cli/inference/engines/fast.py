@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.timing import now
 
 CAPACITY_STEP = 128  # positions
+AnySteps = TypeVar("AnySteps")
 CHECK_STEPS = 8  # steps between checks for finished sequences on a GPU, where a check synchronises
 
 
@@ -57,16 +58,12 @@ class FastEngine:
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
-        output = run(request, self.prompt_model, self.stages[0].kept, partial(self._steps, request), self.device)
+        output = run(request, self.prompt_model, self.stages[0].kept, partial(self._steps, request), self.device, decode_steps)
         compiled = self._compiled_for(request) is not None
         return replace(output, linear_backend=linear_backend_of(self.decode_models[0]), compiled=compiled)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights, compile steps for this shape if compilation is on, and return the seconds of compilation.
-
-        Raises:
-            RunError: the steps cannot be compiled.
-        """
+        """Pack the weights, and compile steps for this shape if compilation is on; raise RunError if that fails."""
         decode_models = self.decode_models
         key = self._shape(request)
         if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:
@@ -85,7 +82,6 @@ class FastEngine:
         return sum(steps.compile_seconds for steps in made)
 
     def _steps(self, request: BatchRequest, cache: DynamicCache) -> Steps:
-        """Return the steps of a batch: compiled ones if they were prepared, else eager ones."""
         compiled = self._compiled_for(request)
         later: list[tuple[int, Callable[[Any], Steps]]] = []
         for i, (before, stage) in enumerate(pairwise(self.stages), start=1):
@@ -112,39 +108,7 @@ class FastEngine:
         return batch, -(-needed // CAPACITY_STEP) * CAPACITY_STEP
 
 
-def run(
-    request: BatchRequest,
-    prompt_model: PreTrainedModel,
-    kept: Sequence[int],
-    make_steps: Callable[[DynamicCache], Steps],
-    device: torch.device,
-) -> EngineOutput:
-    """Encode the prompts of a batch, then decode step by step.
-
-    `kept` are the layers of `prompt_model` whose keys and values the steps read; those of the others are dropped. `make_steps`
-    makes the steps from the cache that holds the prompt.
-    """
-    input_ids, length = request.input_ids, request.length
-    batch, prompt_len = input_ids.shape
-    cache = shallow_view.new_cache(prompt_model)
-    logits = shallow_view.forward_with_cache(prompt_model, input_ids, request.attention_mask, cache, last_only=True)
-    prefilled_at = now(device)
-    prompt_bytes, kept_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, kept)
-    shallow_view.prune_cache(cache, kept)
-    steps = make_steps(cache)
-    sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, length if request.forced else 0, device)
-    ids = torch.full((batch, prompt_len + length), request.pad_token_id, dtype=torch.long, device=device)
-    ids[:, :prompt_len] = input_ids
-    ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits[:, -1])
-    first_at = now(device)
-    if request.on_step:
-        request.on_step(batch)
-    _decode(ids, request, steps, sampler)
-    end = now(device)
-    return EngineOutput(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, prompt_bytes, kept_bytes)
-
-
-def _decode(ids: Tensor, request: BatchRequest, steps: Steps, sampler: TokenSampler) -> None:
+def decode_steps(ids: Tensor, request: BatchRequest, steps: Steps, sampler: TokenSampler) -> None:
     """Fill `ids` [batch, prompt_len + length] from the second new token on."""
     batch, prompt_len, device = len(ids), request.input_ids.shape[1], ids.device
     can_shrink = steps.can_shrink and not request.decoding.do_sample  # sampling draws for whole batches
@@ -177,3 +141,36 @@ def _decode(ids: Tensor, request: BatchRequest, steps: Steps, sampler: TokenSamp
             request.on_step(batch * (step + 1))
     if rows is not None:
         ids[rows] = current
+
+
+def run(
+    request: BatchRequest,
+    prompt_model: PreTrainedModel,
+    kept: Sequence[int],
+    make_steps: Callable[[DynamicCache], AnySteps],
+    device: torch.device,
+    decode: Callable[[Tensor, BatchRequest, AnySteps, TokenSampler], None],
+) -> EngineOutput:
+    """Encode the prompts of a batch, then decode step by step.
+
+    `kept` are the layers of `prompt_model` whose keys and values the steps read; those of the others are dropped. `make_steps`
+    makes the steps from the cache that holds the prompt; `decode` fills the token ids [batch, prompt_len + length] with them.
+    """
+    input_ids, length = request.input_ids, request.length
+    batch, prompt_len = input_ids.shape
+    cache = shallow_view.new_cache(prompt_model)
+    logits = shallow_view.forward_with_cache(prompt_model, input_ids, request.attention_mask, cache, last_only=True)
+    prefilled_at = now(device)
+    prompt_bytes, kept_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, kept)
+    shallow_view.prune_cache(cache, kept)
+    steps = make_steps(cache)
+    sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, length if request.forced else 0, device)
+    ids = torch.full((batch, prompt_len + length), request.pad_token_id, dtype=torch.long, device=device)
+    ids[:, :prompt_len] = input_ids
+    ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits[:, -1])
+    first_at = now(device)
+    if request.on_step:
+        request.on_step(batch)
+    decode(ids, request, steps, sampler)
+    end = now(device)
+    return EngineOutput(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, prompt_bytes, kept_bytes)

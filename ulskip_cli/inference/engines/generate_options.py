@@ -25,11 +25,7 @@ REFUSED = {
 
 
 def check(decoding: DecodingConfig) -> None:
-    """Refuse options that transformers does not know or that cannot be passed through.
-
-    Raises:
-        UsageError: names the option and what to do.
-    """
+    """Raise UsageError for options that transformers does not know or that cannot be passed through."""
     if not decoding.generate_kwargs:
         return
     from transformers import GenerationConfig

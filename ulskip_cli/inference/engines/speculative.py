@@ -1,6 +1,7 @@
 """The speculative engine: the kept layers draft tokens, and the full model verifies them in one pass without loss."""
 
 import functools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,15 +16,10 @@ from ulskip_cli.inference.engines.drafts import DraftLength, DraftVerification, 
 from ulskip_cli.inference.packed_linear import linear_backend_of, packed
 from ulskip_cli.inference.positions import PositionsAndMasks
 from ulskip_cli.inference.sampling import TokenSampler
-from ulskip_cli.inference.timing import now
 
 
 def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfig) -> None:
-    """Refuse a model, schedule or option that this engine does not serve.
-
-    Raises:
-        UsageError: names it.
-    """
+    """Raise UsageError for a model, schedule or option that this engine does not serve."""
     if view is model:
         raise UsageError("decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0")
     if reason := fast.unsupported_reason(model, decoding):
@@ -34,7 +30,6 @@ class SpeculativeEngine:
     """Greedy decoding and sampling whose tokens are the full model's own; `view` runs the layers `kept` of `model`.
 
     All sequences of a batch advance by the smallest number of accepted drafts; further accepted drafts are drafted again.
-    `draft_cost` is the cost of a draft step over the cost of a full step.
     """
 
     def __init__(
@@ -62,33 +57,24 @@ class SpeculativeEngine:
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
-        batch, prompt_len = request.input_ids.shape
-        cache = shallow_view.new_cache(self.model)
-        logits = shallow_view.forward_with_cache(self.model, request.input_ids, request.attention_mask, cache, last_only=True)
-        prefilled_at = now(self.device)
-        kv_bytes = shallow_view.kv_bytes(cache)  # verification reads every layer, so none is dropped
-        min_new_tokens = request.length if request.forced else 0
-        sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, min_new_tokens, self.device)
-        ids = torch.full((batch, prompt_len + request.length), request.pad_token_id, dtype=torch.long, device=self.device)
-        ids[:, :prompt_len] = request.input_ids
-        models = DraftAndVerifyModels(*self.decode_models, self.kept, cache, request.attention_mask, request.length)
-        ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits[:, -1])
-        first_at = now(self.device)
-        if request.on_step:
-            request.on_step(batch)
-        drafts = self._decode(ids, models, sampler, request)
-        end, backend = now(self.device), linear_backend_of(self.decode_models[0])
-        return EngineOutput(
-            ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, kv_bytes, kv_bytes, drafts, linear_backend=backend
-        )
+        drafts: list[DraftStats] = []
+
+        def make_models(cache: DynamicCache) -> DraftAndVerifyModels:
+            return DraftAndVerifyModels(*self.decode_models, self.kept, cache, request.attention_mask, request.length)
+
+        def decode(ids: Tensor, request: BatchRequest, models: DraftAndVerifyModels, sampler: TokenSampler) -> None:
+            drafts.append(self._decode(ids, models, sampler, request))
+
+        depth = self.model.config.get_text_config(decoder=True).num_hidden_layers  # verification reads every layer
+        output = fast.run(request, self.model, range(depth), make_models, self.device, decode)
+        return replace(output, drafts=drafts[0], linear_backend=linear_backend_of(self.decode_models[0]))
 
     def _decode(self, ids: Tensor, models: "DraftAndVerifyModels", sampler: TokenSampler, request: BatchRequest) -> DraftStats:
         """Fill `ids` [batch, prompt_len + length] from the second new token on."""
         prompt_len, total = request.input_ids.shape[1], ids.shape[1]
         at = prompt_len + 1
-        eos_token_ids = torch.tensor(
-            [] if request.forced else list(request.eos_token_ids), dtype=torch.long, device=self.device
-        )
+        eos = [] if request.forced else list(request.eos_token_ids)
+        eos_token_ids = torch.tensor(eos, dtype=torch.long, device=self.device)
         lengths, stats = DraftLength(request.decoding.draft_tokens, self.draft_cost), DraftStats()
         rows, current = torch.arange(len(ids), device=self.device), ids.clone()  # the sequences that are still decoded
         done = torch.isin(ids[:, at - 1], eos_token_ids)
@@ -123,15 +109,7 @@ class SpeculativeEngine:
 def _draft_and_verify(
     ids: Tensor, at: int, count: int, models: "DraftAndVerifyModels", sampler: TokenSampler
 ) -> DraftVerification:
-    """Draft `count` tokens and verify them; with 0 drafts the full model alone chooses the next token.
-
-    Args:
-        ids: [batch, len], filled up to `at`; the drafts are written into it.
-        at: the position of the next token.
-        count: tokens to draft.
-        models: over the cache of all tokens but the last.
-        sampler: chooses tokens from scores.
-    """
+    """Draft `count` tokens into `ids` [batch, len] from position `at` on, and verify them; with 0 the full model chooses."""
     draft_scores = []
     for i in range(at, at + count):
         draft_scores.append(sampler.scores(ids[:, :i], models.draft(ids[:, i - 1 : i])))

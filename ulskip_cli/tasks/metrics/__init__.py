@@ -1,9 +1,7 @@
-"""Metrics that score a model's answers, in one registry: `METRICS`.
+"""Metrics that score a model's answers, in one registry, `METRICS`, from which reports read how to show them.
 
-Each entry says how the metric is made, which row keys it fills, and how reports show them. The modules wrap sacrebleu,
-rouge-score, COMET and BERTScore, and compare with the baseline by a paired bootstrap. The package imports only
-`ulskip_cli.core`, and imports torch or transformers only inside functions. Start reading with `scores.py`, then `match.py`,
-the shortest metric; a new metric takes such a module, its test and an entry in `METRICS`.
+Start with `scores.py`, then `match.py`, the shortest metric; a new metric takes such a module, its test and an entry here. The
+package imports only `ulskip_cli.core`, and torch or transformers only inside functions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,9 +20,9 @@ _REGISTRY = (
     MetricSpec("bleu", translation.bleu, (RowKey("bleu", "BLEU"),)),
     MetricSpec("chrf", translation.chrf, (RowKey("chrf", "chrF"),)),
     MetricSpec("ter", translation.ter, (RowKey("ter", "TER", lower_is_better=True),)),
-    MetricSpec("rouge", summarization.rouge, ROUGE_KEYS, primary_key="rougeL"),
-    MetricSpec("exact_match", match.exact_match, (RowKey("exact_match", "exact match", "exact"),)),
-    MetricSpec("comet", neural.comet, (RowKey("comet", "COMET"),), is_neural=True),
+    MetricSpec("rouge", lambda scoring: summarization.Rouge(scoring.stemmer), ROUGE_KEYS, primary_key="rougeL"),
+    MetricSpec("exact_match", lambda scoring: match.ExactMatch(), (RowKey("exact_match", "exact match", "exact"),)),
+    MetricSpec("comet", lambda scoring: neural.Comet(scoring.comet_model), (RowKey("comet", "COMET"),), is_neural=True),
     MetricSpec("bertscore", neural.bertscore, (RowKey("bertscore", "BERTScore"),), is_neural=True),
 )
 METRICS = {spec.name: spec for spec in _REGISTRY}
@@ -64,11 +62,7 @@ def metric_of(key: str) -> MetricSpec | None:
 
 
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
-    """Make the metrics that a task names and check that they can score its references.
-
-    Raises:
-        UsageError: a name is unknown, a package is missing, or a metric cannot read the references.
-    """
+    """Make the metrics that a task names and check that they can score its references, or raise UsageError."""
     if not scoring.metrics:
         raise UsageError(f"expected at least one metric in task.metrics; known: {', '.join(METRICS)}")
     made = [METRICS[require_choice("metric", name, METRICS)].make(scoring) for name in dict.fromkeys(scoring.metrics)]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulskip_cli.tasks.metrics.bootstrap import compare
-from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
+from ulskip_cli.tasks.metrics.scores import Answers, Scores
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,6 @@ class ExactMatch:
         if answers.full is not None:
             compared = {"exact_match": compare(own, matches(answers.full, answers.references))}
         return Scores({"exact_match": float(own.mean())}, {"exact_match": "case and white space folded"}, compared)
-
-
-def exact_match(scoring: Scoring) -> ExactMatch:
-    """Make the metric, which has no settings."""
-    return ExactMatch()
 
 
 def matches(hypotheses: list[str], references: list[str]) -> NDArray[np.float64]:

@@ -25,22 +25,12 @@ COMET_COMMAND = "comet-score"
 
 @dataclass(frozen=True)
 class Comet:
-    """COMET (Rei et al. 2022), a trained model that reads source, hypothesis and reference; mean over segments, times 100.
+    """COMET (Rei et al. 2022), mean over segments times 100; it runs as a command, because it needs an older transformers."""
 
-    The package needs an older transformers and therefore its own environment, so that it is run as a command.
-
-    Attributes:
-        model: hub id or path of a checkpoint.
-    """
-
-    model: str
+    model: str  # hub id or path of a checkpoint
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Check that the command is on the PATH.
-
-        Raises:
-            UsageError: the command is missing.
-        """
+        """Raise UsageError if the command is not on the PATH."""
         if shutil.which(COMET_COMMAND) is None:
             raise UsageError(
                 f"metric comet needs the command {COMET_COMMAND} in its own environment, since it needs an older "
@@ -55,7 +45,8 @@ class Comet:
         return _scores("comet", own, full[0] if full else None, f"COMET {self.model}")
 
     def _segments(self, answers: Answers, systems: list[list[str]]) -> list[NDArray[np.float64]]:
-        """Return the scores of all segments, times 100, for each system."""
+        import torch
+
         with tempfile.TemporaryDirectory() as folder:
 
             def write(name: str, texts: list[str]) -> str:
@@ -68,7 +59,7 @@ class Comet:
             options = {
                 "--model": str(local.resolve()) if local.is_file() else self.model,
                 "--batch_size": str(BATCH_SIZE),
-                "--gpus": str(_gpus()),
+                "--gpus": str(int(torch.cuda.is_available())),
                 "--to_json": "scores.json",
             }
             command = [COMET_COMMAND, "-s", sources, "-r", references, "-t", *files, "--quiet", "--only_system"]
@@ -83,22 +74,13 @@ class Comet:
 
 @dataclass(frozen=True)
 class BertScore:
-    """BERTScore (Zhang et al. 2020): F1 over the hidden states of hypothesis and reference; mean over segments, times 100.
+    """BERTScore (Zhang et al. 2020): F1 over the hidden states of hypothesis and reference; mean over segments, times 100."""
 
-    Attributes:
-        model: hub id or folder; None: bert-score's default for the language.
-        language: language of the references.
-    """
-
-    model: str | None
+    model: str | None  # hub id or folder; None: bert-score's default for the language
     language: str
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Check that bert-score is installed.
-
-        Raises:
-            UsageError: the package is missing.
-        """
+        """Raise UsageError if bert-score is not installed."""
         if importlib.util.find_spec("bert_score") is None:
             raise UsageError(
                 "metric bertscore needs bert-score; install it with: pip install 'ulskip[bertscore]' or pip install bert-score"
@@ -134,11 +116,6 @@ class BertScore:
         return _scores("bertscore", own, full, f"BERTScore F1 {scorer.hash}")
 
 
-def comet(scoring: Scoring) -> Comet:
-    """Make COMET with the task's model."""
-    return Comet(scoring.comet_model)
-
-
 def bertscore(scoring: Scoring) -> BertScore:
     """Make BERTScore for the target language, or for English if the task names no language."""
     return BertScore(scoring.bertscore_model, scoring.target_language or "en")
@@ -152,9 +129,3 @@ def _scores(name: str, own: NDArray[np.float64], full: Any, signature: str) -> S
 def _scoring_error(metric: str, model: str, reason: str) -> RunError:
     first = reason.split("\n")[0][:160]
     return RunError(f"metric {metric}: cannot score with {model} ({first}); set task.{metric}_model to a local model")
-
-
-def _gpus() -> int:
-    import torch
-
-    return int(torch.cuda.is_available())

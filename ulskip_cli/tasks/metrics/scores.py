@@ -7,54 +7,33 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Answers:
-    """Texts to score, aligned by position.
-
-    Attributes:
-        hypotheses: the generated texts.
-        references: one reference per hypothesis.
-        sources: the source texts, for metrics that read them.
-        full: the full model's hypotheses for the same sources; None if there are none.
-    """
+    """Texts to score, aligned by position."""
 
     hypotheses: list[str]
     references: list[str]
     sources: list[str]
-    full: list[str] | None = None
+    full: list[str] | None = None  # the full model's hypotheses for the same sources
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """The metrics of a task and their settings.
+    """The metrics of a task and their settings."""
 
-    Attributes:
-        metrics: names in `metrics.METRICS`.
-        target_language: language of the answers, which selects sacrebleu's tokenizer; None: sacrebleu's default.
-        tokenize: name of a sacrebleu tokenizer, instead of the one for the language.
-        stemmer: True if ROUGE stems words.
-        comet_model: hub id of a COMET model, or the path of a checkpoint.
-        bertscore_model: hub id or folder of a model; None: bert-score's default for the language.
-    """
-
-    metrics: tuple[str, ...]
-    target_language: str | None = None
-    tokenize: str | None = None
-    stemmer: bool = True
-    comet_model: str = "Unbabel/wmt22-comet-da"
-    bertscore_model: str | None = None
+    metrics: tuple[str, ...]  # names in `metrics.METRICS`
+    target_language: str | None = None  # of the answers; selects sacrebleu's tokenizer
+    tokenize: str | None = None  # name of a sacrebleu tokenizer, instead of the one for the language
+    stemmer: bool = True  # for ROUGE
+    comet_model: str = "Unbabel/wmt22-comet-da"  # hub id of a COMET model, or the path of a checkpoint
+    bertscore_model: str | None = None  # hub id or folder of a model; None: bert-score's default for the language
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metric values, their signatures, and the paired comparison with the full model.
+    """Metric values, their signatures, and the paired comparison with the full model."""
 
-    Attributes:
-        values: value by row key, for example `bleu`.
-        signatures: the scorer's settings by row key, which make a value reproducible.
-        against_full: `full`, `delta`, its 95% interval `delta_low` and `delta_high`, and `p_value` by row key.
-    """
-
-    values: dict[str, float]
-    signatures: dict[str, str] = field(default_factory=dict)
+    values: dict[str, float]  # by row key, for example `bleu`
+    signatures: dict[str, str] = field(default_factory=dict)  # settings of the scorer, which make a value reproducible
+    # `full`, `delta`, its 95% interval `delta_low` and `delta_high`, and `p_value`, by row key
     against_full: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -62,11 +41,7 @@ class Metric(Protocol):
     """A scorer with its settings."""
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Check before generation that the packages are installed and the references can be read.
-
-        Raises:
-            UsageError: the message names the package to install or the metric to use instead.
-        """
+        """Raise UsageError before generation if a package is missing or a reference cannot be read."""
 
     def score(self, answers: Answers) -> Scores:
         """Score all answers."""
@@ -74,19 +49,11 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class RowKey:
-    """One number that a metric adds to a row, and how reports show it.
-
-    Attributes:
-        key: key in the row.
-        title: name of the number in text and plots.
-        short_title: column title; empty: same as `title`.
-        number_format: format of the number in tables.
-        lower_is_better: direction of the number.
-    """
+    """One number that a metric adds to a row, and how reports show it."""
 
     key: str
-    title: str
-    short_title: str = ""
+    title: str  # in text and plots
+    short_title: str = ""  # of a table column; empty: `title`
     number_format: str = ".1f"
     lower_is_better: bool = False
 
@@ -98,21 +65,13 @@ class RowKey:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One entry in the registry of metrics.
+    """One entry in the registry of metrics."""
 
-    Attributes:
-        name: name in `task.metrics`.
-        make: makes the metric with a task's settings.
-        row_keys: the numbers that the metric adds to a row.
-        primary_key: row key that decides in comparisons; empty: the first one.
-        is_neural: True if the metric needs a model of its own, which a report does not load.
-    """
-
-    name: str
+    name: str  # in `task.metrics`
     make: Callable[[Scoring], Metric]
     row_keys: tuple[RowKey, ...]
-    primary_key: str = ""
-    is_neural: bool = False
+    primary_key: str = ""  # decides in comparisons; empty: the first row key
+    is_neural: bool = False  # needs a model of its own, which a report does not load
 
     @property
     def primary(self) -> str:

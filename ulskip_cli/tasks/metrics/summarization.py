@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.metrics.bootstrap import compare
-from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
+from ulskip_cli.tasks.metrics.scores import Answers, Scores
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
@@ -21,19 +21,12 @@ class Rouge:
     """ROUGE-1, 2, L and Lsum: mean F-measures in percent, with one reference per hypothesis.
 
     ROUGE-Lsum needs one sentence per line: hypotheses without line breaks are split into sentences, references are not.
-
-    Attributes:
-        stemmer: True if words are stemmed before they are compared.
     """
 
     stemmer: bool
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Check that rouge-score can read every reference.
-
-        Raises:
-            UsageError: a reference has no Latin letter or digit.
-        """
+        """Raise UsageError if a reference has no Latin letter or digit, which is all that rouge-score reads."""
         unreadable = next((text for text in references if not _ROUGE_CHARACTER.search(text)), None)
         if unreadable is not None:
             raise UsageError(
@@ -41,20 +34,14 @@ class Rouge:
             )
 
     def score(self, answers: Answers) -> Scores:
-        """Compute the mean F-measures and their paired comparison with the full model.
-
-        Raises:
-            UsageError: a reference has no Latin letter or digit.
-        """
+        """Compute the mean F-measures and their paired comparison with the full model."""
         self.check(answers.references)
         own = self.f_measures(answers.hypotheses, answers.references)
         values = {kind: float(own[kind].mean()) for kind in KINDS}
         stemmed = "yes" if self.stemmer else "no"
         signature = f"rouge-score F-measure, stemmer={stemmed}, sentences split at line breaks or sentence ends"
-        compared = {}
-        if answers.full is not None:
-            other = self.f_measures(answers.full, answers.references)
-            compared = {kind: compare(own[kind], other[kind]) for kind in KINDS}
+        other = self.f_measures(answers.full, answers.references) if answers.full is not None else {}
+        compared = {kind: compare(own[kind], other[kind]) for kind in other}
         return Scores(values, dict.fromkeys(KINDS, signature), compared)
 
     def f_measures(self, hypotheses: list[str], references: list[str]) -> dict[str, NDArray[np.float64]]:
@@ -66,11 +53,6 @@ class Rouge:
             scorer.score(reference, one_sentence_per_line(text)) for text, reference in zip(hypotheses, references, strict=True)
         ]
         return {kind: np.array([100 * one[kind].fmeasure for one in scored]) for kind in KINDS}
-
-
-def rouge(scoring: Scoring) -> Rouge:
-    """Make ROUGE with the task's stemmer setting."""
-    return Rouge(scoring.stemmer)
 
 
 def one_sentence_per_line(text: str) -> str:

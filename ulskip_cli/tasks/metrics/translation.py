@@ -21,24 +21,14 @@ EXTRAS = {"ja": "ja", "ko": "ko"}  # sacrebleu's extra by target language whose 
 
 @dataclass(frozen=True)
 class Sacrebleu:
-    """A corpus metric of sacrebleu.
+    """A corpus metric of sacrebleu."""
 
-    Attributes:
-        name: row key.
-        make: makes sacrebleu's metric object.
-        extra: extra of the sacrebleu package that the tokenizer needs.
-    """
-
-    name: str
+    name: str  # row key
     make: Callable[[], SacrebleuMetric]
-    extra: str | None = None
+    extra: str | None = None  # of the sacrebleu package, for the tokenizer
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Make the metric once, which fails if its tokenizer is not installed.
-
-        Raises:
-            UsageError: the tokenizer of the target language is missing.
-        """
+        """Raise UsageError if the tokenizer of the target language is not installed."""
         logging.getLogger("sacrebleu").setLevel(logging.ERROR)  # hide its advice on detokenized text
         try:
             self.make()
@@ -58,11 +48,7 @@ class Sacrebleu:
 
 
 def bleu(scoring: Scoring) -> Sacrebleu:
-    """Make BLEU with the tokenizer named by the task, or sacrebleu's tokenizer for the target language.
-
-    Raises:
-        UsageError: sacrebleu has no tokenizer of that name.
-    """
+    """Make BLEU with the tokenizer that the task names, or sacrebleu's for the language; UsageError if it has none."""
     language = scoring.target_language or ""
     tokenize = scoring.tokenize
     if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
