@@ -31,12 +31,8 @@ _GENERATION = "generation_config.json"
 def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
     """Write the kept layers as a checkpoint, and beside it the full model if that encodes the prompts.
 
-    Returns:
-        The record that is stored beside the weights as ulskip_export.json, and `to`.
-
-    Raises:
-        UsageError: the model cannot be exported, or the target is taken; nothing is written.
-        RunError: the export differs from the view, so it is not kept.
+    The result is the record that is stored as ulskip_export.json, and `to`. Nothing is kept if the model cannot be exported
+    or the target is taken (UsageError), or if the export differs from the view (RunError).
     """
     plan = point.plan
     with staging.staged(point.to, is_folder=True) as folder:
@@ -86,8 +82,7 @@ def _write_model(
 
 
 def _copy_companions(model: ModelConfig, source: Path, folder: Path) -> None:
-    """Copy the tokenizer, licenses and settings; code only if the user trusts it."""
-    for pattern in (*COMPANIONS, *(["*.py"] if model.trust_remote_code else [])):
+    for pattern in (*COMPANIONS, *(["*.py"] if model.trust_remote_code else [])):  # code only if the user trusts it
         for file in source.glob(pattern):
             if file.is_file():
                 copy = folder / file.relative_to(source)

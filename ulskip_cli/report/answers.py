@@ -22,19 +22,12 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S")
 
 @dataclass(frozen=True)
 class Answers:
-    """The stored answers that a page shows.
+    """The stored answers that a page shows."""
 
-    Attributes:
-        sets: for every data set its examples and runs; they name texts by position.
-        texts: every text once.
-        changes: by "base,text", for texts that differ: percent of equal words, then as `compare_texts` returns them.
-        note: one sentence on how much of what is stored is there.
-    """
-
-    sets: list[dict[str, Any]]
-    texts: list[str]
-    changes: dict[str, list[int]]
-    note: str
+    sets: list[dict[str, Any]]  # for every data set its examples and runs; they name texts by position
+    texts: list[str]  # every text once
+    changes: dict[str, list[int]]  # by "base,text", for texts that differ: percent of equal words, then as `compare_texts` returns them
+    note: str  # one sentence on how much of what is stored is there
 
 
 def collect(groups: Sequence[Group], rows: Sequence[Row], most: int = MAX_EXAMPLES) -> Answers:

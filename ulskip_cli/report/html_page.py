@@ -18,25 +18,15 @@ from ulskip_cli.tasks.metrics import metric_keys, row_key
 
 @dataclass(frozen=True)
 class Page:
-    """The content of a page.
+    """The content of a page."""
 
-    Attributes:
-        groups: rows by setting.
-        rows: in the order that the table has at first.
-        gate: share of the full model's quality.
-        winners: by the label of a setting.
-        plots: saved plots to embed.
-        answers: stored answers.
-        sections: further tables.
-    """
-
-    groups: Sequence[Group]
-    rows: Sequence[Row]
-    gate: float
-    winners: Mapping[str, Sequence[Winner]]
-    plots: Sequence[SavedPlot]
-    answers: Answers
-    sections: Sequence[Section] = field(default_factory=list)
+    groups: Sequence[Group]  # rows by setting
+    rows: Sequence[Row]  # in the order that the table has at first
+    gate: float  # share of the full model's quality
+    winners: Mapping[str, Sequence[Winner]]  # by the label of a setting
+    plots: Sequence[SavedPlot]  # saved plots to embed
+    answers: Answers  # stored answers
+    sections: Sequence[Section] = field(default_factory=list)  # further tables
 
     def html(self) -> str:
         """Render the whole file."""
@@ -66,25 +56,15 @@ class Page:
 
 @dataclass(frozen=True)
 class Field:
-    """A column of the table of points.
+    """A column of the table of points."""
 
-    Attributes:
-        key: its name in the page's address.
-        title: its head.
-        kind: how the template draws a cell: text, number, interval, score, share, gate or layers.
-        value: of a row: a number, a text, or a tuple that is sorted by its first item; None without a value.
-        tip: explanation of the head.
-        form: format of its numbers.
-        facet: whether the page offers its values as a filter.
-    """
-
-    key: str
-    title: str
-    kind: str
-    value: Callable[[Row], Any]
-    tip: str = ""
-    form: str = ".2f"
-    facet: bool = False
+    key: str  # its name in the page's address
+    title: str  # its head
+    kind: str  # how the template draws a cell: text, number, interval, score, share, gate or layers
+    value: Callable[[Row], Any]  # of a row: a number, a text, or a tuple that is sorted by its first item; None without a value
+    tip: str = ""  # explanation of the head
+    form: str = ".2f"  # format of its numbers
+    facet: bool = False  # whether the page offers its values as a filter
 
     def order(self, value: Any) -> str:
         """Return the text that a cell is sorted and filtered by."""
