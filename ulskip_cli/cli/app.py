@@ -64,10 +64,8 @@ def invoke(arguments: Sequence[str]) -> int:
         return _complain(INTERRUPTED, code) if code == INTERRUPT_CODE else code if isinstance(code, int) else 0
     except ClickUsageError as error:
         return _complain(error.format_message() + _keys_have_no_dashes(error), 2)
-    except UsageError as error:
-        return _complain(str(error), 2)
-    except RunError as error:
-        return _complain(str(error), 1)
+    except (UsageError, RunError) as error:
+        return _complain(str(error), 2 if isinstance(error, UsageError) else 1)
     except ClickException as error:
         return _complain(error.format_message(), error.exit_code)
     except KeyboardInterrupt:
@@ -83,7 +81,7 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _keys_have_no_dashes(error: Exception) -> str:
-    """Return a hint for --limit where limit= is meant."""
+    """Return a hint if --limit was given and limit= is meant."""
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
     return f"; keys of the configuration have no dashes: {name}=..." if name in {one.name for one in fields(Config)} else ""
 
@@ -101,10 +99,6 @@ def _complain(message: str, code: int) -> int:
         return code
     print(f"ulskip: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    main()
 
 
 if __name__ == "__main__":

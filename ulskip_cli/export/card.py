@@ -47,7 +47,7 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", license=facts.license, base_model=base, tags=tags
     )
-    values = {"point": point, "plan": point.plan, "facts": facts, "revision": model.revision}
+    values: dict[str, Any] = {"point": point, "plan": point.plan, "facts": facts, "revision": model.revision}
     values |= {"rows": list(map(_cells, facts.rows)), "provenance": provenance(facts.rows)}
     values |= {"serving": SERVING, "prefill": PREFILL}
     card: ModelCard = ModelCard.from_template(data, template_path=str(_TEMPLATES / "card.md"), **values)

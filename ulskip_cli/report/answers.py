@@ -26,7 +26,9 @@ class Answers:
 
     sets: list[dict[str, Any]]  # for every data set its examples and runs; they name texts by position
     texts: list[str]  # every text once
-    changes: dict[str, list[int]]  # by "base,text", for texts that differ: percent of equal words, then as `compare_texts` returns them
+    changes: dict[
+        str, list[int]
+    ]  # by "base,text", for texts that differ: percent of equal words, then as `compare_texts` returns them
     note: str  # one sentence on how much of what is stored is there
 
 
