@@ -47,14 +47,15 @@ class Judge:
         groups, former = grouped(done(new)), grouped(done(old))
         rest = [key for key in (*SETTINGS, *setting_keys([*new, *old])) if key not in (*CLAIM_KEYS, "folder")]
         keys = [*CLAIM_KEYS, *shared_keys(done(new), done(old), rest)[0]]
-        before = [_setting(one, keys) for one in former]
         found = []
         for group in groups:
-            alike = [one for one, setting in zip(former, before, strict=True) if setting == _setting(group, keys)]
+            alike = [one for one in former if _setting(one, keys) == _setting(group, keys)]
             other = alike[0] if len(alike) == 1 else None  # several have settings that this side has none of
-            own, theirs = dict(self._own(group)), dict(self._own(other)) if other else {}
+            theirs = dict(self._own(other)) if other else {}
             label = group.label if len(groups) > 1 else ""
-            found += [ClaimVerdict(label, claim, verdict, theirs.get(claim)) for claim, verdict in own.items()]
+            found += [
+                ClaimVerdict(label, claim, verdict, theirs.get(claim)) for claim, verdict in dict(self._own(group)).items()
+            ]
             again = self._again(group, other) if other else ()
             found += [ClaimVerdict(label, claim, verdict, None) for claim, verdict in again]
         return found
@@ -67,9 +68,10 @@ class Judge:
                 continue
             its = judged.get(id(row))
             if its and metric:
-                verdict = TIE if not its.sure else HOLDS if its.passes else FAILS
-                share = its.text() + ("" if its.measured else " (no interval)")
-                yield f"{approach} keeps {self.gate:.0%} of full's {METRICS[metric]} at {target:g}x", Verdict(share, verdict)
+                kept = Verdict(
+                    its.text() + " (no interval)" * (not its.measured), TIE if not its.sure else HOLDS if its.passes else FAILS
+                )
+                yield f"{approach} keeps {self.gate:.0%} of full's {METRICS[metric]} at {target:g}x", kept
             if row.get("measured_speedup_low") is not None:
                 clock = Difference(row["measured_speedup"], row["measured_speedup_low"], row["measured_speedup_high"], "")
                 yield f"{approach} decodes faster than full at {target:g}x", Verdict(speed(row), clock.verdict(1.0))
@@ -135,17 +137,12 @@ def _within(ratio: Difference, tolerance: float) -> str:
 
 def claims_section(title: str, found: Sequence[ClaimVerdict]) -> Section:
     """Make the table of claims, one line per claim."""
-    lines: list[Row] = [
-        {
-            "claim": claim.text,
-            "setting": claim.setting,
-            "verdict": claim.new.verdict,
-            "figures": claim.new.figures,
-            **({"verdict before": claim.old.verdict, "figures before": claim.old.figures} if claim.old else {}),
-        }
-        for claim in found
-    ]
     heads = ("claim", "setting", "verdict", "figures", "verdict before", "figures before")
+    lines: list[Row] = []
+    for claim in found:
+        cells = [claim.text, claim.setting, claim.new.verdict, claim.new.figures]
+        cells += [claim.old.verdict, claim.old.figures] if claim.old else []
+        lines.append(dict(zip(heads, cells, strict=False)))
     columns = [Column(head, text(head), head) for head in heads if any(line.get(head) for line in lines)]
     return Section(title, lines, columns, summary(found), sentences=True)
 

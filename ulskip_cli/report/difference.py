@@ -32,7 +32,7 @@ class Difference:
         return HOLDS if self.low > null else FAILS if self.high < null else TIE
 
     def text(self, form: str) -> str:
-        """The figure with its interval."""
+        """Format the figure with its interval."""
         if self.low is None or self.high is None:
             return f"{self.value:{form}} ({self.how})"
         if self.low == self.high:
@@ -45,7 +45,6 @@ class Scorer:
     """Compares the quality of points, and keeps the answers and comparisons that it has made."""
 
     def __init__(self) -> None:
-        """Start without answers."""
         self._answers: dict[tuple[str, str], list[Row]] = {}
         self._found: dict[tuple[str, ...], Difference] = {}
 
