@@ -60,12 +60,7 @@ class GgufTensors:
 
 
 def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
-    """Write the kept layers as one GGUF file, load it again and compare it with the view.
-
-    Raises:
-        UsageError: GGUF cannot express the model, or the target is taken; nothing is written.
-        RunError: the file differs from the view, so it is not kept.
-    """
+    """Write the kept layers as one GGUF file, load it again and compare it with the view; a file that differs is not kept."""
     plan, model = point.plan, point.config.model
     with staged(point.to, is_folder=False) as file:
         progress.phase("write gguf", 0)

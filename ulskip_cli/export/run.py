@@ -15,9 +15,7 @@ def export(
 ) -> Row:
     """Export the schedule of a configuration and return the record of it; its `to` is the folder or file.
 
-    Raises:
-        UsageError: the request cannot be carried out; nothing is written.
-        RunError: the result differs from the view; nothing is kept.
+    Nothing is kept if the request cannot be carried out (UsageError) or the result differs from the view (RunError).
     """
     point, progress = resolve(overrides, config_dir, request), progress or NullProgress()
     if point.format == "hf":

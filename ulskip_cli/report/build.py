@@ -144,12 +144,12 @@ class Report:
 
     def markdown(self) -> str:
         """Write report.md."""
-        title = f"# {self.long.title}".rstrip()
-        parts = [title, "## In the layout of the paper's table 4", paper.markdown(self.table4).strip()]
+        title, table4 = f"# {self.long.title}".rstrip(), paper.markdown(self.table4).strip()
+        parts = [title, "## In the layout of the paper's table 4", table4]
         for label, own in self.winners.items():
             parts.append(f"## Winners{f', {label}' if len(self.winners) > 1 else ''}")
-            lines = [f"Among points that keep {self.options.gate:.0%} of full's quality:", "", *map(_winner_line, own)]
-            parts.append("\n".join(lines))
+            parts.append(f"Among points that keep {self.options.gate:.0%} of full's quality:")
+            parts.append("\n".join(map(_winner_line, own)))
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]
         parts += ["## All points", tables.markdown(self.long), self.long.note, tables.provenance(self.rows)]

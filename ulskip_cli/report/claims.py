@@ -68,20 +68,21 @@ class Judge:
                 continue
             its = judged.get(id(row))
             if its and metric:
-                kept = Verdict(
-                    its.text() + " (no interval)" * (not its.measured), TIE if not its.sure else HOLDS if its.passes else FAILS
-                )
-                yield f"{approach} keeps {self.gate:.0%} of full's {METRICS[metric]} at {target:g}x", kept
+                verdict = TIE if not its.sure else HOLDS if its.passes else FAILS
+                share = its.text() + ("" if its.low is not None else " (no interval)")
+                yield f"{approach} keeps {self.gate:.0%} of full's {METRICS[metric]} at {target:g}x", Verdict(share, verdict)
             if row.get("measured_speedup_low") is not None:
                 clock = Difference(row["measured_speedup"], row["measured_speedup_low"], row["measured_speedup_high"], "")
                 yield f"{approach} decodes faster than full at {target:g}x", Verdict(speed(row), clock.verdict(1.0))
             for (at, rival), other in points.items():
-                if at != target or other["strategy"] in (PAPER_STRATEGY, "full") or not shared_metric([row, other], metric):
-                    continue
-                assert metric is not None
-                apart = self.scorer.difference(row, other, metric)
-                figures = f"{row[metric]:.2f} against {other[metric]:.2f}, {apart.text('+.2f')}"
-                yield f"{approach} beats {rival} in {METRICS[metric]} at {target:g}x", Verdict(figures, apart.verdict())
+                is_rival = at == target and other["strategy"] not in (PAPER_STRATEGY, "full")
+                if is_rival and (shared := shared_metric([row, other], metric)):
+                    apart, figures = self._compare(row, other, shared)
+                    yield f"{approach} beats {rival} in {METRICS[shared]} at {target:g}x", Verdict(figures, apart.verdict())
+
+    def _compare(self, own: Row, other: Row, metric: str) -> tuple[Difference, str]:
+        apart = self.scorer.difference(own, other, metric)
+        return apart, f"{own[metric]:.2f} against {other[metric]:.2f}, {apart.text('+.2f')}"
 
     def _again(self, group: Group, before: Group) -> Iterator[tuple[str, Verdict]]:
         """Judge the claims that a repeated measurement gives the same result."""
@@ -91,13 +92,11 @@ class Judge:
             if former is None:
                 continue
             name = f"{approach} at {target:g}x" if approach != "full" else "full"
-            if shared_metric([row, former], metric):
-                assert metric is not None
-                apart = self.scorer.difference(row, former, metric)
+            if shared := shared_metric([row, former], metric):
+                apart, figures = self._compare(row, former, shared)
                 if apart.low is None and apart.value:
                     continue  # other examples: neither the same nor another score
-                figures = f"{row[metric]:.2f} against {former[metric]:.2f}, {apart.text('+.2f')}"
-                yield f"{name}: {METRICS[metric]} as before", Verdict(figures, _unchanged(apart))
+                yield f"{name}: {METRICS[shared]} as before", Verdict(figures, _unchanged(apart))
             ratio = speed_ratio(row, former)
             if ratio and approach != "full":
                 speeds = f"{row['measured_speedup']:.2f}x against {former['measured_speedup']:.2f}x"
@@ -111,11 +110,7 @@ def _setting(group: Group, keys: Sequence[str]) -> list[str]:
 
 def _points(group: Group) -> dict[tuple[float, str], Row]:
     """Find the finished row of every target and approach at its smallest batch size."""
-    found: dict[tuple[float, str], Row] = {}
-    for row in sorted(group.rows, key=lambda row: -int(row["batch_size"])):
-        if row.get("target_speedup") is not None:
-            found[row["target_speedup"], group.approach(row)] = row
-    return dict(sorted(found.items()))
+    return {point: by_batch[min(by_batch)] for point, by_batch in sorted(group.points().items())}
 
 
 def _unchanged(apart: Difference) -> str:

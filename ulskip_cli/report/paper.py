@@ -1,6 +1,5 @@
 """The paper's table 4: our rows in its layout, and its figures beside ours."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -13,7 +12,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
 from ulskip_cli.report.columns import Cell, Column, Section, layers, number, paired_tokens_per_second, text
 from ulskip_cli.report.quality import METRICS, primary, quality
-from ulskip_cli.report.rows import MISSING, Group, absent, done, grouped, ordered, with_settings
+from ulskip_cli.report.rows import MISSING, Group, absent, done, grouped, ordered, point_order, with_settings
 
 BATCHES = (1, 2, 8)
 # BLEU on WMT22, mean of four directions, and tokens/s of prompt and generated ids at those batch sizes, by target and approach.
@@ -57,24 +56,11 @@ def table4(rows: Sequence[Row]) -> list[Section]:
 
 def _lines(group: Group) -> list[Row]:
     lines = []
-    for (target, approach), by_batch in _by_point(group).items():
+    for (target, approach), by_batch in group.points().items():
         first = done(by_batch.values()) or list(by_batch.values())
         line = {**min(first, key=lambda row: row["batch_size"]), "target": f"{target:g}x", "approach": approach}
         lines.append(line | {f"batch_{size}": row for size, row in by_batch.items()})
     return lines
-
-
-def _by_point(group: Group) -> dict[tuple[float, str], dict[int, Row]]:
-    """Find the row of every target and approach by batch size; by target, unified last, as in the paper."""
-    found: dict[tuple[float, str], dict[int, Row]] = defaultdict(dict)
-    rows = [row for row in group.rows if row.get("target_speedup") is not None]
-    for row in sorted(rows, key=lambda row: _order((row["target_speedup"], row["strategy"]))):
-        found[row["target_speedup"], group.approach(row)][row["batch_size"]] = row
-    return found
-
-
-def _order(point: tuple[float, str]) -> tuple[float, bool, str]:
-    return point[0], point[1] == "unified", point[1]
 
 
 def _columns(group: Group) -> list[Column]:
@@ -155,9 +141,9 @@ def published(target: float, approach: str) -> Row:
 
 def beside_ours(title: str, group: Group, gate: float) -> Section:
     """Put the paper's figures beside those of one setting, one line per target and approach."""
-    metric, judged, ours = primary(group.rows), quality(group, gate), _by_point(group)
+    metric, judged, ours = primary(group.rows), quality(group, gate), group.points()
     lines = []
-    for target, approach in sorted({*TABLE_4, *ours}, key=_order):
+    for target, approach in sorted({*TABLE_4, *ours}, key=point_order):
         by_batch = ours.get((target, approach), {})
         line: Row = {"target": f"{target:g}x", "approach": approach, **published(target, approach)}
         if by_batch:

@@ -183,7 +183,9 @@ def _draw_strategy(axes: Any, rows: Sequence[Row], metric: str, strategy: str) -
 
 
 def _targets(groups: Sequence[Group]) -> _Plot | None:
-    figure, panels = _panel_per_group([(group, _timed(group)) for group in groups])
+    timed = [[row for row in done(group.rows) if row.get("measured_speedup") is not None] for group in groups]
+    asked = [[row for row in rows if row["strategy"] != "full" and row.get("target_speedup")] for rows in timed]
+    figure, panels = _panel_per_group(list(zip(groups, asked, strict=True)))
     handles: dict[str, Any] = {}
     for axes, _, rows in panels:
         targets = sorted({row["target_speedup"] for row in rows})
@@ -210,11 +212,6 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
         axes.set(xlabel="target speedup", ylabel="measured decode speedup")
     plot_style.legend_below(figure, handles)
     return ("Measured speedup against the target; bars are 95% intervals.", figure) if panels else None
-
-
-def _timed(group: Group) -> list[Row]:
-    rows = [row for row in done(group.rows) if row["strategy"] != "full" and row.get("measured_speedup") is not None]
-    return [row for row in rows if row.get("target_speedup")]
 
 
 def _throughput(groups: Sequence[Group]) -> _Plot | None:

@@ -62,6 +62,19 @@ class Group:
         options = " ".join(str(value) for value in (row.get("strategy_options") or {}).values())
         return f"{name} {options}" if options and len(self._options[name]) > 1 else name
 
+    def points(self) -> dict[tuple[float, str], dict[int, Row]]:
+        """Return the last row of every target and approach by batch size, in the order of the paper's table 4."""
+        found: dict[tuple[float, str], dict[int, Row]] = defaultdict(dict)
+        rows = [row for row in self.rows if row.get("target_speedup") is not None]
+        for row in sorted(rows, key=lambda row: point_order((row["target_speedup"], row["strategy"]))):
+            found[row["target_speedup"], self.approach(row)][row["batch_size"]] = row
+        return found
+
+
+def point_order(point: tuple[float, str]) -> tuple[float, bool, str]:
+    """Return the sort key of a target and approach: by target, unified last."""
+    return point[0], point[1] == "unified", point[1]
+
 
 def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
     """List the results folders in the given folders, parent folders or runs.jsonl files; without any, all folders."""
