@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import groupby
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides
 from ulskip_cli.core import config
@@ -114,10 +115,5 @@ def ranges(layers: Sequence[int]) -> str:
     >>> ranges((0, 1, 2, 5, 7, 8))
     '0-2, 5, 7, 8'
     """
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
+    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)

@@ -25,10 +25,6 @@ def profile_table(seconds: Mapping[str, float]) -> Table:
 
 
 def beside_the_model(seconds: Mapping[str, float]) -> float:
-    """Return the seconds of all phases that are neither start nor imports and do not run the model.
-
-    >>> beside_the_model({"start": 1.0, "imports": 5.0, "encode": 0.25, "full: generate": 9.0, "write": 0.5})
-    0.75
-    """
+    """Return the seconds of all phases that are neither start nor imports and do not run the model."""
     beside = [label for label in seconds if label not in BEFORE and not label.split(": ")[-1].startswith(MODEL_RUNS)]
     return sum(seconds[label] for label in beside)

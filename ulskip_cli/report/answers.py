@@ -40,9 +40,10 @@ def collect(groups: Sequence[Group], rows: Sequence[Row], most: int = MAX_EXAMPL
     stored: dict[tuple[str, ...], dict[int, Row]] = defaultdict(dict)
     for i, row in enumerate(rows):
         if row["id"] in saved[str(row["folder"])]:
-            stored[tuple(str(row[key]) for key in DATA_SET if row.get(key) is not None)][i] = row
+            stored[tuple(str(row.get(key)) for key in DATA_SET)][i] = row
     texts: dict[str, int] = {}
-    sets = [{"label": " · ".join(key), **_data_set(own, labels, texts, most)} for key, own in stored.items()]
+    names = [" · ".join(part for part in key if part != "None") for key in stored]
+    sets = [{"label": name, **_data_set(own, labels, texts, most)} for name, own in zip(names, stored.values(), strict=True)]
     note = _note(sets, list(map(len, stored.values())))
     sets = [one for one in sets if one["runs"]]
     return Answers(sets, list(texts), _changes(sets, list(texts)), note)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.rows import MISSING, absent, knows, setting_keys, setting_title
@@ -57,7 +58,12 @@ def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
 
 def number(key: str, form: str = ".2f") -> Cell:
     """Show the value under a key."""
-    return lambda row: absent(row) if row.get(key) is None else format(row[key], form)
+    return computed(lambda row: row.get(key), form)
+
+
+def computed(value: Callable[[Row], Any], form: str) -> Cell:
+    """Show a value that is computed from a row."""
+    return lambda row: absent(row) if (own := value(row)) is None else format(own, form)
 
 
 def text(key: str) -> Cell:
@@ -133,7 +139,7 @@ def layers(row: Row) -> str:
 
 
 MIN_FOR_STARS = 10  # a bootstrap over fewer examples says nothing
-_QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
+QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
 COLUMNS = (
     Column("strategy", lambda row: row["strategy"], "strategy"),
     Column("layers", layers, "kept_layers"),
@@ -142,9 +148,9 @@ COLUMNS = (
     Column("pre-\ndicted", number("predicted_speedup"), "predicted_speedup"),
     Column("mea-\nsured", number("measured_speedup"), "measured_speedup"),
     Column("inter-\nval", interval, "measured_speedup", leaves=15),
-    Column("pairs", lambda row: str(num_pairs(row) or absent(row)), "pairs", leaves=9),
+    Column("pairs", computed(num_pairs, "d"), "pairs", leaves=9),
     *(
-        Column(metrics.row_key(key).column_title, _quality(key), key, _QUALITY_LEAVES.get(key, 0))
+        Column(metrics.row_key(key).column_title, _quality(key), key, QUALITY_LEAVES.get(key, 0))
         for key in metrics.metric_keys()
     ),
     Column("decode\nloss", number("decode_loss"), "decode_loss"),
@@ -152,9 +158,7 @@ COLUMNS = (
     Column("total\ntok/s", number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=16),
     Column("accept-\nance", number("acceptance_rate"), "acceptance_rate"),
     Column("tokens\na check", number("mean_accepted_length"), "mean_accepted_length", leaves=10),
-    Column(
-        "KV\nkept", lambda row: absent(row) if kv_share(row) is None else f"{kv_share(row):.0%}", "prompt_kv_bytes", leaves=14
-    ),
+    Column("KV\nkept", computed(kv_share, ".0%"), "prompt_kv_bytes", leaves=14),
 )
 # Settings that tell the rows of one folder apart; a column of each is shown only if it varies.
 AXES = (

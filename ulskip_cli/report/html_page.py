@@ -21,7 +21,7 @@ from ulskip_cli.tasks.metrics import metric_keys, row_key
 class Page:
     """The content of a page."""
 
-    groups: Sequence[Group]  # rows by setting
+    groups: Sequence[Group]
     rows: Sequence[Row]  # in the order that the table has at first
     gate: float  # share of the full model's quality
     winners: Mapping[str, Sequence[Winner]]  # by the label of a setting

@@ -1,6 +1,7 @@
 """The paper's table 4: our rows in its layout, and its figures beside ours."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -10,9 +11,9 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
-from ulskip_cli.report.columns import Cell, Column, Section, layers, number, paired_tokens_per_second, text
+from ulskip_cli.report.columns import Cell, Column, Section, computed, layers, number, paired_tokens_per_second, text
 from ulskip_cli.report.quality import METRICS, primary, quality
-from ulskip_cli.report.rows import MISSING, Group, absent, done, grouped, ordered, point_order, with_settings
+from ulskip_cli.report.rows import MISSING, Group, done, grouped, ordered, point_order, with_settings
 
 BATCHES = (1, 2, 8)
 # BLEU on WMT22, mean of four directions, and tokens/s of prompt and generated ids at those batch sizes, by target and approach.
@@ -66,6 +67,7 @@ def _lines(group: Group) -> list[Row]:
 def _columns(group: Group) -> list[Column]:
     metric = primary(group.rows)
     timed = any(paired_tokens_per_second(row) is not None for row in group.rows)
+    full_speed = partial(paired_tokens_per_second, side="full")
     return [
         Column("target", text("target"), "target"),
         Column("approach", text("approach"), "approach"),
@@ -73,20 +75,14 @@ def _columns(group: Group) -> list[Column]:
         *([Column(METRICS[metric], number(metric), metric)] if metric else []),
         Column("predicted", number("predicted_speedup"), "predicted_speedup", leaves=1),
         Column("measured", number("measured_speedup"), "measured_speedup"),
-        *([Column("full\ntok/s", lambda line: _speed(line, "full"), "pairs", leaves=2)] if timed else []),
+        *([Column("full\ntok/s", computed(full_speed, ".0f"), "pairs", leaves=2)] if timed else []),
         *(Column(f"tok/s,\nbatch {size}", _batch_speed(size), f"batch_{size}") for size in group.batches if timed),
     ]
 
 
-def _speed(row: Row | None, side: str = "strategy") -> str:
-    if row is None:
-        return MISSING
-    speed = paired_tokens_per_second(row, side)
-    return absent(row) if speed is None else f"{speed:.0f}"
-
-
 def _batch_speed(size: int) -> Cell:
-    return lambda line: _speed(line.get(f"batch_{size}"))
+    show, key = computed(paired_tokens_per_second, ".0f"), f"batch_{size}"
+    return lambda line: show(line[key]) if key in line else MISSING
 
 
 def markdown(sections: Sequence[Section]) -> str:

@@ -75,11 +75,7 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) -> list[tuple[float, float]]:
-    """Return the points of speed and quality that no other point beats in both, the slowest first.
-
-    >>> pareto_front([(1.0, 30.0), (2.0, 29.0), (1.5, 20.0), (3.0, 10.0)])
-    [(1.0, 30.0), (2.0, 29.0), (3.0, 10.0)]
-    """
+    """Return the points of speed and quality that no other point beats in both, the slowest first."""
     sign = -1 if lower_is_better else 1
     best, front = -math.inf, []
     for speed, value in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
