@@ -94,7 +94,7 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
 
 
 def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Load the file, refuse it if it differs from the view, whose weights become float32, and describe the comparison."""
+    """Load the file and describe its comparison with the view, whose weights become float32; raise RunError if they differ."""
     options: dict[str, Any] = {"gguf_file": file.name}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no switch
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options).eval()

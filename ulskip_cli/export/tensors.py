@@ -103,7 +103,7 @@ def shallow_names(names: Iterable[str], num_layers: int, kept: Sequence[int]) ->
     """Map every tensor of a checkpoint that a view keeps to its name in the export.
 
     Tensors outside the decoder layers keep their names. Layers beyond `num_layers`, which predict further tokens, are
-    dropped with the skipped layers. UsageError if the names contain no stack of `num_layers` layers, or several.
+    dropped with the skipped layers. Names with no stack of `num_layers` layers, or with several, raise UsageError.
 
     >>> shallow_names(["h.0.w", "h.1.w", "h.2.w", "norm"], 3, (0, 2))
     {'h.0.w': 'h.0.w', 'h.2.w': 'h.1.w', 'norm': 'norm'}

@@ -41,7 +41,7 @@ def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, 
 def compare_with_view(
     model: PreTrainedModel, kept: Sequence[int], folder: Path, trust_remote_code: bool = False
 ) -> tuple[int, int]:
-    """Load an export and return the number of positions with the view's logits and of equal tokens; RunError if any differs."""
+    """Load an export and return the numbers of positions and tokens that equal the view's; raise RunError if one differs."""
     view = shallow_view.shallow_view(model, kept)
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code

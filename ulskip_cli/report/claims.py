@@ -26,7 +26,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """A claim, judged on the rows that are looked at and on those that they are compared with."""
+    """A claim with its verdict on the new rows and on the old rows that they are compared with."""
 
     setting: str  # what the rows share; empty if there is one setting
     text: str

@@ -107,7 +107,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 
 
 def read_answers(row: Row) -> list[Row]:
-    """Read what a row's run generated; empty if it was not stored."""
+    """Read the stored answers of a row's run; empty if none were stored."""
     return ResultsFolder(Path(row["folder"])).generations(row["id"])
 
 

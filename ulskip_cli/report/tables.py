@@ -51,7 +51,7 @@ def terminal(rows: Sequence[Row], width: int) -> Table:
 
 
 def draw(section: Section, width: int, file: str) -> Table:
-    """Draw a table for a terminal; columns that do not fit are left out, the least important first, with a note on the file."""
+    """Draw a table for a terminal without the least important columns that do not fit; a note names the file that has them."""
     shown, note = list(section.columns), section.note
     while True:
         table = _drawn(section, shown, note, roomy=width >= 100)
