@@ -83,20 +83,22 @@ def overrides(model_folder, tmp_path, quick):
 
 @pytest.fixture
 def point(llama, tokenizer):
-    """A decoder and its work for some overrides."""
+    """A decoder, its encoded workload and its configuration for some overrides."""
     from ulskip_cli.core.config import compose, instantiate
     from ulskip_cli.core.model_metadata import ModelMetadata
-    from ulskip_cli.experiments.workload import prepare
+    from ulskip_cli.experiments.preflight import ResolvedPoint
+    from ulskip_cli.experiments.workload import encode_workload
     from ulskip_cli.inference.decoder import Decoder
     from ulskip_cli.strategies.plan import make_plan
 
     llama.resize_token_embeddings(len(tokenizer))
-    facts = ModelMetadata(NUM_LAYERS, None, None)
 
     def build(*overrides, context=None):
         config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
         task = instantiate(config.task, "task")
-        work = prepare(tokenizer, context, task, task.examples()[: config.limit], config)
-        return Decoder(llama, make_plan(config, facts), tokenizer), work, config
+        metadata = ModelMetadata(NUM_LAYERS, None, None, context=context)
+        plan = make_plan(config, metadata)
+        resolved = ResolvedPoint(config, task, task.examples()[: config.limit], None, metadata, plan, "0" * 12)
+        return Decoder(llama, plan, tokenizer), encode_workload(resolved, tokenizer), config
 
     return build

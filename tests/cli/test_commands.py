@@ -56,8 +56,8 @@ def test_score_gives_the_runs_numbers_and_adds_a_metric(ulskip, overrides, tmp_p
     assert (folder / "runs.jsonl").read_text() == lines
     again = json.loads(ulskip("score", run["id"], "--results-dir", tmp_path, "--metric", "ter", "--json")[1].splitlines()[-1])
     differ = {key for key in again if again[key] != run.get(key)}
-    assert differ == {"ter", "signatures", "against_full"}
-    assert all(again["against_full"][key] == run["against_full"][key] for key in run["against_full"])
+    assert differ == {"ter", "signatures", "vs_baseline"}
+    assert all(again["vs_baseline"][key] == run["vs_baseline"][key] for key in run["vs_baseline"])
     assert "TER" in (folder / "table.md").read_text()
     assert ulskip("sweep", "strategy=full,unified", *overrides)[2].count("generate") == 0  # the point is still finished
     file = tmp_path / "mine.jsonl"

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from ulskip_cli.cli.sweep_display import SweepDisplay, front
+from ulskip_cli.experiments.record import RunRecord
 
 
 def row(speedup, bleu, **keys):
@@ -28,28 +29,31 @@ def test_the_front_is_what_nothing_beats():
     assert front([{"model": "m", "measured_speedup": 2.0}]) == []
 
 
+def record(*speedup_and_bleu, **keys):
+    return RunRecord.from_row({"id": "a", **row(*speedup_and_bleu, **keys)})
+
+
 JOBS = [SimpleNamespace(id=name, label=f"unified {name}") for name in "abc"]
 
 
 def go_through(board):
     with board:
-        board.settled(JOBS[0], row(1.2, 30.0), ran=False)
-        board.begins(JOBS[1])
+        board.job_settled(JOBS[0], record(1.2, 30.0), ran=False)
+        board.job_started(JOBS[1])
         board.phase("unified: generate", 4)(4, "9 tok/s")
         board.phase("write", 0)(1)
-        board.left((90.0, 0))
-        board.settled(JOBS[1], row(1.5, 20.0, point_seconds=2.0), ran=True)
+        board.time_left(90.0, 0)
+        board.job_settled(JOBS[1], record(1.5, 20.0, wall_seconds=2.0), ran=True)
         board.note("worker 1 died")
-        board.left((0.0, 0))
-        board.settled(JOBS[2], {"status": "failed", "reason": "no"}, ran=True)
+        board.time_left(0.0, 0)
+        board.job_settled(JOBS[2], record(None, None, status="failed", reason="no"), ran=True)
 
 
 def test_without_a_terminal_what_happens_is_a_line(capsys):
-    go_through(SweepDisplay(JOBS, "1 line could not be read"))
+    go_through(SweepDisplay(JOBS, lambda folder: None))
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "1 line could not be read",
         "[2/3] unified: generate (4)",
         "[2/3] unified b: done, 2.0 s, 1.50x, BLEU 20.0; left: about 1:30",
         "worker 1 died",
@@ -62,5 +66,14 @@ def test_a_terminal_has_a_table_that_stays(state, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    go_through(SweepDisplay(JOBS))
+    go_through(SweepDisplay(JOBS, lambda folder: None))
     assert state in capsys.readouterr().err
+
+
+def test_tables_are_written_when_rows_come_but_not_at_every_row(monkeypatch):
+    written, clock, folder = [], [100.0], SimpleNamespace(rows=lambda: ["a row"])
+    monkeypatch.setattr("ulskip_cli.cli.sweep_display.time.monotonic", lambda: clock[0])
+    board = SweepDisplay(JOBS, written.append)
+    for clock[0] in (100.0, 101.0, 200.0):
+        board.rows_changed(folder)
+    assert written == [folder, folder]

@@ -9,6 +9,7 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.benchmark import BenchmarkRunner
 from ulskip_cli.experiments.latency import LatencyTargetFit
+from ulskip_cli.experiments.preflight import resolve_benchmark
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
@@ -24,7 +25,7 @@ KV = 2 * 16 * 4  # bytes a token and layer
 
 
 @pytest.fixture(autouse=True)
-def quick_ceilings(monkeypatch):
+def quick_limits(monkeypatch):
     """Times by the number of measurements, which show how often there was one."""
     measured = []
 
@@ -45,17 +46,20 @@ def point(tmp_path):
 
 @pytest.fixture
 def bench():
-    return BenchmarkRunner(Session())
+    """A benchmark runner; `run` returns the row of one configuration."""
+    runner = BenchmarkRunner(Session())
+    runner.run = lambda config: runner.run_point(resolve_benchmark(config))[0].to_row()
+    return runner
 
 
 def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_path):
-    (row,) = bench.run_point(point("ratio=2"))
+    row = bench.run(point("ratio=2"))
     assert row["measured_speedup_low"] <= row["measured_speedup"] <= row["measured_speedup_high"]
     assert (row["target_speedup"], row["layer_ratio"], row["kept_layers"]) == (2.0, 2.0, [0, 2, 5])
     for key in ("prefill_seconds", "time_per_output_token_seconds", "total_tokens_per_second", "prompt_kv_bytes"):
         assert row[key] > 0, key
     assert (row["engine"], row["compiled"], row["task"], row["baseline_id"]) == ("fast", False, None, None)
-    assert not {"bleu", "decode_loss", "against_full"} & row.keys()
+    assert not {"bleu", "decode_loss", "vs_baseline"} & row.keys()
     assert (row["timed_batch_size"], row["timed_prompt_tokens"], row["timed_new_tokens"]) == (2, 5, 3)
     assert row["environment"]["packages"]["torch"]
     assert row["training"] == "none: random weights"
@@ -65,15 +69,15 @@ def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_pa
 
 
 def test_work_and_shares_are_exact(bench, point):
-    (row,) = bench.run_point(point("ratio=2"))
+    row = bench.run(point("ratio=2"))
     for side, layers, seconds in ((row, 3, "strategy"), (row["full"], 6, "full")):
         weights = HEAD + NORM + layers * LAYER
         assert side["step_bytes"] == round(4 * weights + 2 * layers * KV * (5 + 3 / 2))
         assert side["step_flops"] == 2 * 2 * weights
         step = torch.tensor([s / 2 for s in row["pairs"][seconds]["decode_seconds"]]).quantile(0.5).item()
-        assert side["account"]["step_seconds"] == pytest.approx(step, rel=0.01)
-        assert side["bandwidth_share"] == pytest.approx(side["step_bytes"] / side["account"]["step_seconds"] / 1e9)
-        assert side["flop_share"] == pytest.approx(side["step_flops"] / side["account"]["step_seconds"] / 1e10)
+        assert side["step_time_breakdown"]["step_seconds"] == pytest.approx(step, rel=0.01)
+        assert side["bandwidth_share"] == pytest.approx(side["step_bytes"] / side["step_time_breakdown"]["step_seconds"] / 1e9)
+        assert side["flop_share"] == pytest.approx(side["step_flops"] / side["step_time_breakdown"]["step_seconds"] / 1e10)
 
 
 def test_a_layer_counts_in_the_steps_that_run_it():
@@ -86,41 +90,41 @@ def test_a_layer_counts_in_the_steps_that_run_it():
     assert _runs(replace(plan, later_stages=(Stage(9, (0, 5)),)), 4) == {0: 1.0, 2: 1.0, 5: 1.0}
 
 
-def test_the_account_splits_both_steps_by_one_slope(bench, point):
-    (row,) = bench.run_point(point("ratio=3"))
-    full, own = row["full"]["account"], row["account"]
+def test_the_breakdown_splits_both_steps_by_one_slope(bench, point):
+    row = bench.run(point("ratio=3"))
+    full, own = row["full"]["step_time_breakdown"], row["step_time_breakdown"]
     assert full["layers_seconds"] == pytest.approx(3 * own["layers_seconds"])
     assert full["step_seconds"] - own["step_seconds"] == pytest.approx(full["layers_seconds"] - own["layers_seconds"])
-    for account in (full, own):
-        assert sum(account[key] for key in ("head_seconds", "layers_seconds", "other_seconds")) == pytest.approx(
-            account["step_seconds"]
+    for parts in (full, own):
+        assert sum(parts[key] for key in ("head_seconds", "layers_seconds", "other_seconds")) == pytest.approx(
+            parts["step_seconds"]
         )
 
 
 def test_where_nothing_is_skipped_no_layers_cost_shows(bench, point):
-    (row,) = bench.run_point(point("strategy=full"))
-    assert row["account"]["layers_seconds"] is None
+    row = bench.run(point("strategy=full"))
+    assert row["step_time_breakdown"]["layers_seconds"] is None
     assert row["full"]["step_bytes"] == row["step_bytes"]
 
 
-def test_weights_ceilings_and_the_full_model_are_shared(bench, point, quick_ceilings, monkeypatch):
+def test_weights_machine_limits_and_the_full_model_are_shared(bench, point, quick_limits, monkeypatch):
     from ulskip_cli.experiments import benchmark as module
 
     made = []
     real = module.Decoder
     monkeypatch.setattr(module, "Decoder", lambda model, plan: made.append(len(plan.kept_layers)) or real(model, plan))
-    rows = [bench.run_point(point(f"ratio={ratio}"))[0] for ratio in (2, 3)]
+    rows = [bench.run(point(f"ratio={ratio}")) for ratio in (2, 3)]
     assert sorted(made) == [2, 3, 6]
-    assert quick_ceilings == [(torch.device("cpu"), torch.float32)]
-    assert rows[0]["ceilings"] == {"bytes_per_second": 1e9, "flops_per_second": 1e10}
-    bench.run_point(point("model.dtype=bfloat16"))
-    assert len(quick_ceilings) == 2
+    assert quick_limits == [(torch.device("cpu"), torch.float32)]
+    assert rows[0]["machine_limits"] == {"bytes_per_second": 1e9, "flops_per_second": 1e10}
+    bench.run(point("model.dtype=bfloat16"))
+    assert len(quick_limits) == 2
     assert sorted(made) == [2, 3, 3, 6, 6]
 
 
 def test_engines_are_compared_and_always_measured_anew(bench, point, tmp_path):
     for engine in ("fast", "transformers", "fast"):
-        (row,) = bench.run_point(point(f"decoding.engine={engine}"))
+        row = bench.run(point(f"decoding.engine={engine}"))
         assert row["engine"] == engine
     lines = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
     assert len(lines) == 3
@@ -135,12 +139,12 @@ def test_a_real_models_prompts_are_random_too(bench, model_folder, tmp_path, mon
         module, "instantiate", lambda node, group: pytest.fail("a task") if group == "task" else real(node, group)
     )
     overrides = [f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", "task=jsonl", *QUICK]
-    (row,) = bench.run_point(compose(overrides))
+    row = bench.run(compose(overrides))
     assert (row["prompt_tokens"], row["generated_tokens"]) == (2 * 2 * 5, 2 * 2 * 3)
 
 
 def test_compiling_that_has_no_effect_is_told(bench, point):
-    (row,) = bench.run_point(point("decoding.engine=transformers", "decoding.compile=on"))
+    row = bench.run(point("decoding.engine=transformers", "decoding.compile=on"))
     assert row["warnings"] == ["decoding.compile=on: the transformers engine does not compile this model's steps"]
 
 
@@ -155,7 +159,7 @@ def test_a_batch_that_does_not_fit_is_halved(bench, point, monkeypatch):
         return generate(self, input_ids, *args, **options)
 
     monkeypatch.setattr(Decoder, "generate", small_memory)
-    (row,) = bench.run_point(point())
+    row = bench.run(point())
     assert row["timed_batch_size"] == 1
     assert row["step_flops"] == 2 * (HEAD + NORM + 3 * LAYER)
     assert row["warnings"] == ["unified: batches of 2 did not fit into memory; timed in batches of 1"]
@@ -163,8 +167,8 @@ def test_a_batch_that_does_not_fit_is_halved(bench, point, monkeypatch):
 
 def test_a_target_by_the_clock_is_met_between_two_counts(bench, point, monkeypatch):
     met = LatencyTargetFit(3.5, LatencyFit.of(6, {6: 7.0, 2: 3.0}), 0.0, ())
-    monkeypatch.setattr(bench.session, "depth", lambda config, loaded, work: met)
-    (row,) = bench.run_point(point("ratio=1.5", "ratio_basis=latency"))
+    monkeypatch.setattr(bench.session, "solve_depth", lambda config, loaded, work: met)
+    row = bench.run(point("ratio=1.5", "ratio_basis=latency"))
     assert row["mean_kept_layers"] == 3.5
     assert row["latency_fit"]["depth"] == 3.5
     steps = [HEAD + NORM + layers * LAYER for layers in (4, 3)]
@@ -176,10 +180,10 @@ def test_drafts_are_no_steps_of_their_own(bench, point, monkeypatch):
 
     backends = []
     monkeypatch.setattr(module, "head_seconds", lambda decoder, backend, size: backends.append(backend) or 0.001)
-    (row,) = bench.run_point(point("decoding.draft_tokens=2"))
+    row = bench.run(point("decoding.draft_tokens=2"))
     assert backends == [row["full"]["linear_backend"], row["linear_backend"]] and len(set(backends)) == 1
     assert row["pairs"]["strategy"]["linear_backend"] == row["linear_backend"]
     assert (row["engine"], row["full"]["engine"]) == ("speculative", "fast")
     assert 0 <= row["acceptance_rate"] <= 1
-    assert (row["step_bytes"], row["bandwidth_share"], row["account"]["layers_seconds"]) == (None, None, None)
+    assert (row["step_bytes"], row["bandwidth_share"], row["step_time_breakdown"]["layers_seconds"]) == (None, None, None)
     assert row["full"]["step_bytes"] > 0

@@ -7,10 +7,11 @@ from ulskip_cli.core.config import compose, identity
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.experiments import calibration
 from ulskip_cli.experiments.calibration import HeldOutEvaluator, calibrate_strategy
-from ulskip_cli.experiments.held_out import held_out_task
-from ulskip_cli.experiments.workload import prepare
+from ulskip_cli.experiments.held_out import find_held_out
+from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import Decoder, generate_all
+from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.strategies.plan import make_plan
@@ -24,8 +25,12 @@ def ready(tmp_path, model_folder):
         small = ["model=hf", f"model.path={model_folder}", "calibration.examples=6", "task.max_new_tokens=5"]
         config = compose([*small, f"results_dir={tmp_path}", *overrides])
         loaded = load(config.model)
-        held_out = held_out_task(config)
-        return config, loaded, held_out and prepare(loaded.tokenizer, None, *held_out, config)
+        held_out = find_held_out(config)
+        if held_out is None:
+            return config, loaded, None
+        plan = make_plan(config, loaded.metadata)
+        point = ResolvedPoint(config, held_out.task, held_out.examples, None, loaded.metadata, plan, "0" * 12)
+        return config, loaded, encode_workload(point, loaded.tokenizer)
 
     return make
 
@@ -55,7 +60,9 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
     found, row = calibrate_strategy(config, loaded, work, NullProgress())
     first, last = row["notes"]["path"][0], row["notes"]["path"][-1]
     assert row["notes"]["tried"] <= 6 and last["loss"] <= first["loss"]
-    own = ReferenceLoss(work.encoded, BatchSize(3), work.pad).of(Decoder(loaded.model, make_plan(found, loaded.metadata)))
+    own = ReferenceLoss(work.encoded, BatchSize(3), work.pad_token_id).of(
+        Decoder(loaded.model, make_plan(found, loaded.metadata))
+    )
     assert own == pytest.approx(last["loss"], rel=1e-4)
 
 
@@ -70,7 +77,7 @@ def test_answers_are_the_full_models(ready):
     config, loaded, work = ready("strategy=skip_decode", "ratio=2")
     lengths = HeldOutEvaluator(config, loaded, work, NullProgress()).output_lengths()
     full = Decoder(loaded.model, make_plan(compose(["strategy=full"]), loaded.metadata), loaded.tokenizer)
-    batches = generate_all(full, work.prompts, config.decoding, BatchSize(8), work.pad, config.seed)
+    batches = generate_all(full, work.prompts, DecodeContext(config.decoding, work.pad_token_id, config.seed), BatchSize(8))
     expected = {i: len(ids) for positions, out in batches for i, ids in zip(positions, out.token_ids, strict=True)}
     assert lengths == [expected[i] for i in range(len(lengths))]
 

@@ -1,26 +1,35 @@
 import json
 
+import pytest
 import torch
 
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import NullProgress
-from ulskip_cli.experiments.evaluate import adjustments, evaluate
-from ulskip_cli.experiments.speed import measure_speed
+from ulskip_cli.experiments.evaluate import InvalidLogitsError, generate_answers, score_answers
+from ulskip_cli.experiments.speed import time_pairs
 from ulskip_cli.inference.decoder import Decoder
 
 
+def evaluated(decoder, workload, config, baseline=None):
+    """The answers and their scores."""
+    answers = generate_answers(decoder, workload, config, NullProgress())
+    return answers, score_answers(answers, workload, decoder, baseline, NullProgress())
+
+
 def test_answers_come_back_in_the_tasks_order(point):
-    decoder, work, config = point("batch_size=2")
-    evaluation = evaluate(decoder, work, config, None, NullProgress())
-    assert [row["id"] for row in evaluation.generations] == [example.id for example in work.examples]
-    assert evaluation.row["degenerate"]["hit_limit"] == sum("hit_limit" in row["flags"] for row in evaluation.generations)
-    assert evaluation.row["generated_tokens"] == sum(len(row["token_ids"]) for row in evaluation.generations)
-    assert {"bleu", "chrf"} <= evaluation.row.keys()
-    assert (evaluation.row["sources_cut"], evaluation.row["evaluated_batch_size"]) == (0, 2)
+    decoder, workload, config = point("batch_size=2")
+    answers, quality = evaluated(decoder, workload, config)
+    assert [one["id"] for one in answers.generations] == [example.id for example in workload.examples]
+    assert quality.degenerate["hit_limit"] == sum("hit_limit" in one["flags"] for one in answers.generations)
+    generated = sum(output.generated_tokens for output in answers.outputs)
+    assert generated == sum(len(one["token_ids"]) for one in answers.generations)
+    assert {"bleu", "chrf"} <= quality.scores.keys()
+    assert (quality.num_truncated_sources, quality.evaluated_batch_size) == (0, 2)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_the_row_says_so(point, monkeypatch):
-    decoder, work, config = point()
-    asked = evaluate(decoder, work, config, None, NullProgress())
+def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, monkeypatch):
+    decoder, workload, config = point()
+    asked, _ = evaluated(decoder, workload, config)
     generate = Decoder.generate
 
     def small_memory(self, input_ids, *args, **options):
@@ -29,48 +38,40 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_row_says_so(point, monkeypa
         return generate(self, input_ids, *args, **options)
 
     monkeypatch.setattr(Decoder, "generate", small_memory)
-    halved = evaluate(decoder, work, config, None, NullProgress())
-    assert [row["token_ids"] for row in halved.generations] == [row["token_ids"] for row in asked.generations]
-    assert halved.row["evaluated_batch_size"] == 1
-    speed = measure_speed(decoder, decoder, work, config, NullProgress())
-    assert speed["timed_batch_size"] == 1
-    row = {"batch_size": 4, "strategy": "unified", "num_examples": 5, **halved.row, **speed}
-    assert adjustments(row) == [
-        "unified: batches of 4 did not fit into memory; evaluated in batches of 1",
-        "unified: batches of 4 did not fit into memory; timed in batches of 1",
-    ]
+    halved, quality = evaluated(decoder, workload, config)
+    assert [one["token_ids"] for one in halved.generations] == [one["token_ids"] for one in asked.generations]
+    assert quality.evaluated_batch_size == 1
+    assert time_pairs(decoder, decoder, workload, config, NullProgress()).timing().timed_batch_size == 1
 
 
-def test_sources_that_are_cut_are_counted(point, tmp_path):
+def test_truncated_sources_are_counted(point, tmp_path):
     lines = [json.dumps({"article": "the cat sat on the mat " * n, "highlights": "cats"}) for n in (1, 40, 50)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    decoder, work, config = point("task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "speed.new_tokens=6", context=128)
-    assert [one.truncated for one in work.encoded] == [False, True, True]
-    assert max(map(len, work.prompts)) <= 128 - 5
-    assert work.context == 128  # the timed pairs read the end of what is longer
-    row = {"batch_size": 4, "strategy": "x", "num_examples": 3, **evaluate(decoder, work, config, None, NullProgress()).row}
-    assert adjustments(row) == ["2 of 3 sources lost their end to fit into the model's context"]
+    decoder, workload, config = point("task=cnn_dm", f"task.file={tmp_path}/a.jsonl", "speed.new_tokens=6", context=128)
+    assert [one.truncated for one in workload.encoded] == [False, True, True]
+    assert max(map(len, workload.prompts)) <= 128 - 5
+    assert workload.max_positions == 128  # timed pairs read the end of longer prompts
+    _, quality = evaluated(decoder, workload, config)
+    assert quality.num_truncated_sources == 2
 
 
 def test_a_stop_string_ends_text_and_hypothesis(point):
-    decoder, work, config = point()
-    free = evaluate(decoder, work, config, None, NullProgress()).generations
+    free = generate_answers(*point(), NullProgress()).generations
     letter = free[0]["output"].strip()[-1]
-    decoder, work, config = point(f"decoding.stop=['{letter}']")
-    stopped = evaluate(decoder, work, config, None, NullProgress()).generations
-    assert all(letter not in row["output"] for row in stopped)
+    stopped = generate_answers(*point(f"decoding.stop=['{letter}']"), NullProgress()).generations
+    assert all(letter not in one["output"] for one in stopped)
     assert free[0]["output"].startswith(stopped[0]["output"])
     assert "hit_limit" not in stopped[0]["flags"]
 
 
-def test_a_mean_depth_that_misses_is_told_with_what_may_be_why():
-    row = {"strategy": "early_exit", "batch_size": 4, "num_examples": 9, "ratio_basis": "layers", "target_kept_layers": 4}
-    exits = {"exit_depths": {"5": 1}}
-    assert adjustments({**row, **exits, "evaluated_mean_kept_layers": 4.1}) == []
-    (line,) = adjustments({**row, **exits, "evaluated_mean_kept_layers": 5.0})
-    assert line == "early_exit: 5.00 layers ran on average, 4 were aimed at"
-    (line,) = adjustments({**row, **exits, "evaluated_mean_kept_layers": 5.0, "calibration": {"examples": 3}})
-    assert line.endswith("; its 3 held-out examples fill no batch of 4, raise calibration.examples")
-    (line,) = adjustments({**row, "strategy": "skip_decode", "evaluated_mean_kept_layers": 3.5})
-    assert line.startswith("skip_decode: 3.50 layers ran on average, 4 were aimed at, since its answers are of other lengths")
-    assert adjustments({**row, "ratio_basis": "latency", "evaluated_mean_kept_layers": 3.5}) == []
+def test_stored_answers_of_other_examples_are_refused(point):
+    with pytest.raises(RunError, match=r"5 stored answers.*found 2"):
+        evaluated(*point(), baseline=["a", "b"])
+
+
+def test_logits_that_are_not_finite_are_refused(point):
+    decoder, workload, config = point()
+    answers = generate_answers(decoder, workload, config, NullProgress())
+    decoder.model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(InvalidLogitsError, match="nan"):
+        score_answers(answers, workload, decoder, None, NullProgress())

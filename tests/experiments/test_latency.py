@@ -8,7 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.experiments import latency as calibration
+from ulskip_cli.experiments import latency
 from ulskip_cli.experiments.latency import (
     LINE_ROUNDS,
     WARM_UP,
@@ -17,7 +17,7 @@ from ulskip_cli.experiments.latency import (
     make_pair_timer,
     solve_depth_for_speedup,
 )
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 
@@ -34,12 +34,14 @@ def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
     def clocked(self, *args, **options):
         output = generate(self, *args, **options)
         timed.append(len(self.stages[0].kept))
-        seconds = (calibration.NEW_TOKENS - 1) * (0.5 + 0.25 * len(self.stages[0].kept))
+        seconds = (latency.NEW_TOKENS - 1) * (0.5 + 0.25 * len(self.stages[0].kept))
         return type(output)(**{**vars(output), "decode_seconds": seconds})
 
     monkeypatch.setattr(Decoder, "generate", clocked)
     ids, done = random_ids(2, 5), []
-    fit = fit_step_latency(llama, NUM_LAYERS, [(ids, torch.ones_like(ids))], DecodingConfig(name="g"), 0, done.append)
+    fit = fit_step_latency(
+        llama, NUM_LAYERS, [(ids, torch.ones_like(ids))], DecodeContext(DecodingConfig(name="g"), 0), done.append
+    )
     assert (round(fit.fixed_seconds, 6), round(fit.layer_seconds, 6)) == (0.5, 0.25)
     assert done == list(range(1, WARM_UP + LINE_ROUNDS + 1))
     assert timed[:3] == [6, 4, 2]
@@ -56,9 +58,9 @@ def test_a_target_is_met_where_the_line_errs(target, slower):
         return (3 + 1.05 * depth) / 15.6 + slower
 
     met = solve_depth_for_speedup(line, target, lambda depth: (depth, [1 / share(depth)] * 5), rounds.append)
-    assert 1 / share(met.depth) == pytest.approx(target, rel=2 * calibration.CLOSE)
-    assert met.told()["speedup"] == pytest.approx(target)
-    assert len(met.trials) == len(rounds) <= calibration.MEET_ROUNDS
+    assert 1 / share(met.depth) == pytest.approx(target, rel=2 * latency.CLOSE)
+    assert met.as_dict()["speedup"] == pytest.approx(target)
+    assert len(met.trials) == len(rounds) <= latency.MEET_ROUNDS
 
 
 def test_noise_takes_more_rounds():
@@ -82,9 +84,13 @@ def test_pairs_are_those_of_the_depths_plan(llama):
     config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9"])
     ids = random_ids(2, 5)
     measured = make_pair_timer(
-        llama, partial(make_plan, config, facts), [(ids, torch.ones_like(ids))], config.decoding, config.speed, 0
+        llama,
+        partial(make_plan, config, facts),
+        [(ids, torch.ones_like(ids))],
+        DecodeContext(config.decoding, 0),
+        config.speed,
     )
     for depth in (3.5, 3.25, 3.0):
         had, ratios = measured(depth)
         assert had == depth
-        assert len(ratios) == calibration.MEET_PAIRS
+        assert len(ratios) == latency.MEET_PAIRS

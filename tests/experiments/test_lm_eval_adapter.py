@@ -11,11 +11,11 @@ import torch
 import yaml
 from lm_eval.tasks import TaskManager
 
-from ulskip_cli.cli import app
+from ulskip_cli.cli import lm_eval as command_module
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS
 from ulskip_cli.experiments import lm_eval_adapter
-from ulskip_cli.experiments.lm_eval_run import evaluate, rows_of
+from ulskip_cli.experiments.lm_eval_run import evaluate, make_records
 from ulskip_cli.experiments.results import ResultsFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -89,7 +89,7 @@ def test_at_full_depth_every_answer_is_that_of_the_harness_own_model(evaluated, 
 
 def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(evaluated, hf):
     found, kept = evaluated("ulskip", model="tiny", ratio=3)
-    rows = rows_of(found)
+    rows = [record.to_row() for record in make_records(found)]
     assert {row["task"] for row in rows} == {f"lm_eval:{task}" for task in found["results"]}
     assert {(row["prompt_layers"], row["scored_prompt_layers"]) for row in rows} == {("all", "kept")}
     assert all(len(row["kept_layers"]) == 4 and row["status"] == "done" and row["num_examples"] == 4 for row in rows)
@@ -99,7 +99,7 @@ def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(ev
     for ours, theirs in zip(whole["ulskip_words"], hf[1]["ulskip_words"], strict=True):  # no loss to be seen: hence the warning
         assert [score for ((score, _),) in ours] == pytest.approx([score for ((score, _),) in theirs], abs=1e-4)
     assert whole["ulskip_sentences"] != kept["ulskip_sentences"] != hf[1]["ulskip_sentences"]
-    row = rows_of(found)[0]
+    row = make_records(found)[0].to_row()
     assert row["scored_prompt_layers"] == "all"
     assert any("8 of" in warning and lm_eval_adapter.FIRST_TOKEN_ONLY in warning for warning in row["warnings"])
 
@@ -146,12 +146,17 @@ def test_schedules_that_change_from_token_to_token_are_scored_too():
 
 
 @pytest.fixture
-def command(tasks, tmp_path, monkeypatch, ulskip):
-    """Run `ulskip lm-eval` on the tiny model; the exit code and the rows in the folder."""
-    made = TaskManager.__init__  # without the harness's thousands of tasks, which take a while to look through
+def own_tasks_only(monkeypatch):
+    """Leave out the harness's thousands of tasks, whose files take long to read."""
+    made = TaskManager.__init__
     monkeypatch.setattr(
         TaskManager, "__init__", lambda self, *args, **kw: made(self, *args, **{**kw, "include_defaults": False})
     )
+
+
+@pytest.fixture
+def command(tasks, tmp_path, own_tasks_only, ulskip):
+    """Run `ulskip lm-eval` on the tiny model; the exit code and the rows in the folder."""
 
     def call(*arguments, tasks_asked="ulskip_sentences"):
         where = [f"results_dir={tmp_path}", "--include_path", tasks, "--limit", "2", "--tasks", tasks_asked]
@@ -236,7 +241,7 @@ def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments, named):
     assert named in err
 
 
-def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_refused(tasks):
+def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_refused(tasks, own_tasks_only):
     options = {"include_path": tasks, "tasks": ["ulskip_nothing"]}
     with pytest.raises(UsageError, match="ulskip_nothing"):
         evaluate(["model=tiny"], options)
@@ -245,16 +250,15 @@ def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_r
 
 
 def test_a_missing_harness_is_named_with_what_brings_it(ulskip, monkeypatch):
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    monkeypatch.setattr(command_module, "find_spec", lambda name: None)
     code, _, err = ulskip("lm-eval", "model=tiny", "--tasks", "x")
     assert (code, "ulskip[lm-eval]" in err) == (2, True)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["model=tiny", "--tasks", "x", "--seed", "one"]])
 def test_help_and_bad_options_import_no_torch(arguments):
-    code = (
-        f"import sys; from ulskip_cli.cli import invoke; invoke(['lm-eval', *{arguments!r}]); sys.exit('torch' in sys.modules)"
-    )
+    call = f"invoke({['lm-eval', *arguments]!r})"
+    code = f"import sys; from ulskip_cli.cli.app import invoke; {call}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert done.returncode == 0
     assert "--num_fewshot" in done.stdout or "--seed" in done.stderr

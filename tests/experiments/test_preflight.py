@@ -1,38 +1,150 @@
+from dataclasses import asdict, replace
+
 import pytest
 
-from ulskip_cli.core.config import compose, compose_training
-from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.experiments.preflight import check_bench, check_run
-from ulskip_cli.training.preflight import check_training
+from ulskip_cli.core import model_metadata
+from ulskip_cli.core.config import baseline_config, compose, identity
+from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
+from ulskip_cli.experiments import preflight
+from ulskip_cli.experiments.preflight import Resolver, resolve, resolve_benchmark
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import Provenance
+from ulskip_cli.experiments.runner import ScheduleProvenance, describe_schedule
+from ulskip_cli.experiments.sweep.grid import points
+from ulskip_cli.experiments.sweep.jobs import make_jobs
+from ulskip_cli.tasks.wmt import Wmt
+
+RANDOM = ["model=random", "model.path=llama-12x128"]
+EVERY_LAYER = "[0,1,2,3,4,5,6,7,8,9,10,11]"
 
 
-def test_what_can_work_passes():
-    check_run(compose([]))
-    check_bench(compose([]))
-    check_training(compose_training([]))
+def test_a_point_has_all_that_follows_from_its_configuration():
+    config = compose(["ratio=2", "limit=3"])
+    point = resolve(config)
+    assert (point.config, len(point.examples), point.metadata.num_layers, point.plan.num_kept) == (config, 3, 12, 6)
+    assert (point.task.data, point.held_out) == ("sample", None)
+    assert point.baseline.config == baseline_config(config) and point.baseline.baseline is None
+    assert point.baseline.plan.keeps_all and point.baseline.run_id != point.run_id
+    assert point.identity.baseline_id == point.baseline.run_id
+    assert resolve(compose(["strategy=search"])).held_out.examples
+    for without in (["strategy=full"], ["ratio=1"], ["baseline=false"]):
+        assert resolve(compose(without)).baseline is None
+
+
+def test_a_sweeps_jobs_have_the_identifiers_of_single_runs():
+    grid = points(["ratio=2,3", "strategy=unified,top_skip", "limit=4"])
+    jobs = {job.id: job for job in make_jobs(grid)}
+    single = [resolve(config) for config in grid]
+    assert {point.run_id for point in single} | {single[0].baseline.run_id} == jobs.keys()
+    for point in single:
+        assert jobs[point.run_id].config == point.config
+        assert jobs[point.run_id].baseline == point.baseline.run_id
+
+
+def test_data_and_model_files_are_read_once_for_many_points(monkeypatch):
+    calls = []
+
+    def counted(name, function):
+        return lambda *args: calls.append(name) or function(*args)
+
+    monkeypatch.setattr(Wmt, "examples", counted("examples", Wmt.examples))
+    monkeypatch.setattr(preflight, "read_metadata", counted("metadata", model_metadata.read_metadata))
+    monkeypatch.setattr(preflight, "fingerprint", counted("fingerprint", model_metadata.fingerprint))
+    jobs = make_jobs(points(["strategy=unified,top_skip", "ratio=2,3,4", "batch_size=1,2", "limit=4"]))
+    assert len(jobs) == 2 * 3 * 2 + 2
+    assert sorted(calls) == ["examples", "fingerprint", "metadata"]
+    make_jobs(points(["ratio=2,3", "limit=4,5"]))
+    assert calls.count("examples") == 1 + 2  # once for each limit
+
+
+def test_data_that_cannot_be_read_are_tried_once(monkeypatch):
+    calls = []
+
+    def fails(self):
+        calls.append(1)
+        raise UsageError("no such file")
+
+    monkeypatch.setattr(Wmt, "examples", fails)
+    resolver = Resolver()
+    for ratio in (2, 3):
+        config = compose([f"ratio={ratio}"])
+        with pytest.raises(UsageError, match="no such file"):
+            resolver.resolve(config)
+        assert resolver.fallback_id(config) == identity(config)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["strategy=unified", "ratio=2", "ratio_basis=cost", "prompt_layers=kept"],
+        ["strategy=unified", "ratio=2"],
+        ["strategy=unified", "ratio=1", "prompt_layers=kept"],
+        ["strategy=full", "ratio=3", "prompt_layers=kept"],
+        ["strategy=custom", f"strategy.layers={EVERY_LAYER}"],
+        ["strategy=custom", "strategy.layers=[0,11]", "ratio=3"],
+        ["strategy=early_exit", "ratio=2"],
+        ["strategy=skip_decode", "ratio=2"],
+    ],
+)
+def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(overrides):
+    (job,) = [job for job in make_jobs(points([*overrides, "batch_size=1"])) if job.requested]
+    failed = job.failure_record(RunError("x"))
+    finished = RunRecord(
+        replace(job.point.identity, prompt_layers=job.point.plan.prompt_layers),
+        schedule=describe_schedule(job.point.plan, ScheduleProvenance(), []),
+        provenance=Provenance(),
+    )
+    assert asdict(failed.identity) == asdict(finished.identity)
+    assert failed.identity.dataset == "sample"
+    assert (failed.status, finished.status) == ("failed", "done")
+    assert failed.to_row()["target_speedup"] == finished.to_row()["target_speedup"]
+
+
+def test_an_identifier_is_a_hash_of_configuration_and_data():
+    resolver = Resolver()
+    config = compose(RANDOM)
+    assert resolver.run_id(config, "[]") == resolver.run_id(compose([*RANDOM, "name=other"]), "[]")
+    assert resolver.run_id(config, "[]") != resolver.run_id(compose([*RANDOM, "ratio=3"]), "[]")
+    assert resolver.run_id(config, "[]") != resolver.run_id(config, "[1]")
+
+
+def test_an_identifier_depends_on_the_weights(model_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(model_folder, tmp_path / "m")
+    config = compose(["model=hf", f"model.path={tmp_path / 'm'}"])
+    before = resolve(config).run_id
+    assert resolve(config).run_id == before
+    weights = tmp_path / "m" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert resolve(config).run_id != before
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("speed.enabled=false", "a bench measures nothing else"),
-        ("baseline=false", "a bench compares with the full model"),
+        ("speed.enabled=false", "a benchmark measures nothing else"),
+        ("baseline=false", "a benchmark compares with the full model"),
         ("speed.new_tokens=600", "within the model's context of 512, got 64 \\+ 600"),
         ("memory_budget=3GB", "memory_budget= is for `ulskip plan`"),
         ("ratio=99", "highest reachable ratio"),
         ("decoding.generate_kwargs={lenght_penalty: 1}", "unknown option"),
     ],
 )
-def test_what_no_bench_can_do_is_refused(override, message):
+def test_an_impossible_benchmark_is_refused(override, message):
     with pytest.raises(UsageError, match=message):
-        check_bench(compose([override]))
+        resolve_benchmark(compose([override]))
 
 
-def test_a_bench_does_not_look_at_its_task():
+def test_a_benchmark_does_not_read_its_task():
     config = compose(["task=jsonl"])
-    check_bench(config)
+    point = resolve_benchmark(config)
+    assert (point.task, point.examples, point.baseline) == (None, (), None)
     with pytest.raises(UsageError):
-        check_run(config)
+        resolve(config)
 
 
 @pytest.mark.parametrize(
@@ -45,26 +157,15 @@ def test_a_bench_does_not_look_at_its_task():
         (["ratio_basis=latency"], "decides its depth itself"),
     ],
 )
-def test_a_point_that_early_exit_does_not_serve_is_none(overrides, message):
+def test_early_exit_does_not_apply_to_some_points(overrides, message):
     with pytest.raises(NotApplicable, match=message):
-        check_run(compose(["strategy=early_exit", *overrides]))
+        resolve(compose(["strategy=early_exit", *overrides]))
 
 
 def test_early_exit_needs_texts():
-    check_run(compose(["strategy=early_exit"]))
+    assert resolve(compose(["strategy=early_exit"])).held_out.examples
     with pytest.raises(NotApplicable, match="random prompts"):
-        check_bench(compose(["strategy=early_exit"]))
-    random = ["model=random", "model.path=llama-12x128", "strategy=early_exit"]
+        resolve_benchmark(compose(["strategy=early_exit"]))
     with pytest.raises(UsageError, match="random weights cannot read"):
-        check_run(compose(random))
-    check_run(compose([*random, "strategy.threshold=0.5"]))
-
-
-def test_early_exit_trains_without_a_threshold_and_without_schedules_parts():
-    check_training(compose_training(["strategy=early_exit"]))
-    with pytest.raises(UsageError, match="learns at every exit"):
-        check_training(compose_training(["strategy=early_exit", "train.full_weight=1"]))
-    with pytest.raises(UsageError, match="before the last of 12 layers"):
-        check_training(compose_training(["strategy=early_exit", "strategy.min_exit=99"]))
-    with pytest.raises(UsageError, match="prompt_layers=all"):
-        check_training(compose_training(["strategy=early_exit", "prompt_layers=kept"]))
+        resolve(compose([*RANDOM, "strategy=early_exit"]))
+    assert resolve(compose([*RANDOM, "strategy=early_exit", "strategy.threshold=0.5"])).held_out is None

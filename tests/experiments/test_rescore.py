@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.rescore import ExtraMetrics, rescore, runs_at, score_file
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.rescore import ExtraMetrics, find_runs, rescore, score_file
 from ulskip_cli.experiments.results import ResultsFolder
 
 SOURCES = [f"der {animal} schläft heute" for animal in ("Hund", "Kater", "Bär", "Fuchs")]
@@ -24,9 +26,7 @@ def stored(folder, point, hypotheses, baseline=None):
         "decode_loss": 1.5,
         "measured_speedup": 1.6,
     }
-    ResultsFolder(folder).append(row)
-    first = rescore(ResultsFolder(folder), row, ExtraMetrics())
-    ResultsFolder(folder).append(first.row)
+    ResultsFolder(folder).append(rescore(ResultsFolder(folder), RunRecord.from_row(row), ExtraMetrics()).record)
 
 
 @pytest.fixture
@@ -38,51 +38,66 @@ def folder(tmp_path):
 
 
 def test_the_same_metrics_give_the_same_numbers(folder):
-    for where, row in runs_at(str(folder), folder.parent):
-        again = rescore(where, row, ExtraMetrics())
+    for where, record in find_runs(str(folder), folder.parent):
+        again = rescore(where, record, ExtraMetrics())
         assert (again.added, again.changed) == ([], {})
-        assert again.row == row
+        assert again.record == record
 
 
 def test_a_metric_is_added_and_nothing_else_changes(folder):
     before = {row["id"]: row for row in ResultsFolder(folder).rows()}
-    for where, row in runs_at(str(folder), folder.parent):
-        again = rescore(where, row, ExtraMetrics(["ter", "rouge"]))
+    for where, record in find_runs(str(folder), folder.parent):
+        again = rescore(where, record, ExtraMetrics(["ter", "rouge"]))
         assert again.added == ["ter", "rouge1", "rouge2", "rougeL", "rougeLsum"]
         assert again.changed == {}
         again.save()
     for row in ResultsFolder(folder).rows():
         added = {"ter", "rouge1", "rouge2", "rougeL", "rougeLsum"}
         old = before[row["id"]]
-        assert {key: row[key] for key in old if key not in ("signatures", "against_full")} == {
-            key: old[key] for key in old if key not in ("signatures", "against_full")
+        assert {key: row[key] for key in old if key not in ("signatures", "vs_baseline")} == {
+            key: old[key] for key in old if key not in ("signatures", "vs_baseline")
         }
         assert old["signatures"].items() <= row["signatures"].items()
         assert set(row) - set(old) == added
-    compared = next(row for row in ResultsFolder(folder).rows() if row["id"] == "bbbbbbbbbbbb")["against_full"]
+    compared = next(row for row in ResultsFolder(folder).rows() if row["id"] == "bbbbbbbbbbbb")["vs_baseline"]
     assert {"bleu", "chrf", "ter", "rougeLsum"} <= compared.keys()
 
 
 def test_a_run_is_found_by_its_id_its_file_or_its_folder(folder):
     results = folder.parent
     for target in ("bbbbbbbbbbbb", str(folder / "generations" / "bbbbbbbbbbbb.jsonl")):
-        assert [row["id"] for _, row in runs_at(target, results)] == ["bbbbbbbbbbbb"]
-    assert len(runs_at(str(folder), results)) == 2
+        assert [record.id for _, record in find_runs(target, results)] == ["bbbbbbbbbbbb"]
+    assert len(find_runs(str(folder), results)) == 2
 
 
 def test_a_value_that_differs_is_told(folder):
-    where, row = runs_at("aaaaaaaaaaaa", folder.parent)[0]
-    assert rescore(where, {**row, "bleu": 1.0}, ExtraMetrics()).changed["bleu"][0] == 1.0
+    where, record = find_runs("aaaaaaaaaaaa", folder.parent)[0]
+    other = RunRecord.from_row({**record.to_row(), "bleu": 1.0})
+    assert rescore(where, other, ExtraMetrics()).changed["bleu"][0] == 1.0
+
+
+def test_a_row_of_an_earlier_version_keeps_its_comparison(folder):
+    where, record = find_runs("bbbbbbbbbbbb", folder.parent)[0]
+    row = record.to_row()
+    row["against_full"] = {"other": row.pop("vs_baseline")["bleu"]}
+    rescored = rescore(where, RunRecord.from_row(row), ExtraMetrics()).record.to_row()
+    assert rescored["vs_baseline"].keys() == {"other", "bleu", "chrf"} and "against_full" not in rescored
+
+
+def test_a_row_without_its_task_cannot_be_scored_again(folder):
+    where, record = find_runs("aaaaaaaaaaaa", folder.parent)[0]
+    with pytest.raises(UsageError, match="aaaaaaaaaaaa"):
+        rescore(where, replace(record, provenance=None), ExtraMetrics())
 
 
 def test_what_is_not_there_is_one_line(folder, tmp_path):
     with pytest.raises(UsageError, match="expected a folder of results, a run's id"):
-        runs_at("nowhere", folder.parent)
+        find_runs("nowhere", folder.parent)
     with pytest.raises(UsageError, match="nothing to score at 'cccccccccccc': there is no run"):
-        runs_at("cccccccccccc", folder.parent)
+        find_runs("cccccccccccc", folder.parent)
     (folder / "generations" / "aaaaaaaaaaaa.jsonl").unlink()
     with pytest.raises(UsageError, match="no stored generations"):
-        runs_at("aaaaaaaaaaaa", folder.parent)
+        find_runs("aaaaaaaaaaaa", folder.parent)
 
 
 def test_any_file_with_hypotheses_and_references(tmp_path):

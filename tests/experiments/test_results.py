@@ -3,15 +3,16 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ulskip_cli.tasks.example import Example
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
-from ulskip_cli.experiments.results import ResultsFolder, point_id
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.results import ResultsFolder
 
-RANDOM = ["model=random"]
-EXAMPLES = [Example("0", "a", "b")]
+
+def record(run_id, **keys):
+    return RunRecord.from_row({"id": run_id, "strategy": "unified", **keys})
 
 
 def folder_in(tmp_path, name="x"):
@@ -21,8 +22,8 @@ def folder_in(tmp_path, name="x"):
 def test_saved_runs_are_read_back_the_newest_winning(tmp_path):
     folder, config = folder_in(tmp_path), compose([])
     for bleu in (1, 2):
-        folder.save(config, {"id": "p", "strategy": "unified", "bleu": bleu}, [{"hypothesis": "ü"}])
-    folder.save(config, {"id": "q", "strategy": "unified", "bleu": 3}, [])
+        folder.save(config, record("p", bleu=bleu), [{"hypothesis": "ü"}])
+    folder.save(config, record("q", bleu=3), [])
     assert [(row["id"], row["bleu"]) for row in folder.rows()] == [("p", 2), ("q", 3)]
     assert folder.generations("p") == [{"hypothesis": "ü"}]
     assert len((folder.path / "runs.jsonl").read_text().splitlines()) == 3
@@ -31,35 +32,35 @@ def test_saved_runs_are_read_back_the_newest_winning(tmp_path):
 
 def test_a_row_without_its_generations_is_not_finished(tmp_path):
     folder = folder_in(tmp_path)
-    folder.save(compose([]), {"id": "p", "strategy": "unified"}, [])
-    assert folder.row("p")
+    folder.save(compose([]), record("p"), [])
+    assert folder.record("p")
     folder.generations_path("p").unlink()
-    assert folder.row("p") is None
-    assert folder.row("q") is None
+    assert folder.record("p") is None
+    assert folder.record("q") is None
 
 
 def test_an_older_row_counts_if_the_newest_does_not(tmp_path):
     folder = folder_in(tmp_path)
     for bleu in (1, 2):
-        folder.save(compose([]), {"id": "p", "strategy": "unified", "bleu": bleu}, [])
-    folder.append({"id": "p", "strategy": "unified", "status": "failed"})
-    assert folder.row("p")["bleu"] == 2
-    assert folder.row("p", lambda row: row.get("bleu") != 2)["bleu"] == 1
-    assert folder.row("p", lambda row: False) is None
+        folder.save(compose([]), record("p", bleu=bleu), [])
+    folder.append(record("p", status="failed"))
+    assert folder.record("p").quality.scores["bleu"] == 2
+    assert folder.record("p", lambda one: one.quality.scores["bleu"] != 2).quality.scores["bleu"] == 1
+    assert folder.record("p", lambda one: False) is None
 
 
 def test_a_cut_off_line_costs_only_itself(tmp_path):
     folder = folder_in(tmp_path)
-    folder.save(compose([]), {"id": "p", "strategy": "unified"}, [])
+    folder.save(compose([]), record("p"), [])
     with (folder.path / "runs.jsonl").open("a") as stream:
         stream.write('{"id": "half')
-    folder.save(compose([]), {"id": "q", "strategy": "unified"}, [])
+    folder.save(compose([]), record("q"), [])
     assert [row["id"] for row in folder.rows()] == ["p", "q"]
 
 
 def test_unusual_line_separators_stay_inside_their_row(tmp_path):
     folder = folder_in(tmp_path)
-    folder.save(compose([]), {"id": "p", "strategy": "unified"}, [{"hypothesis": "a\u2028b\x85c"}, {"hypothesis": "d"}])
+    folder.save(compose([]), record("p"), [{"hypothesis": "a\u2028b\x85c"}, {"hypothesis": "d"}])
     assert [row["hypothesis"] for row in folder.generations("p")] == ["a\u2028b\x85c", "d"]
 
 
@@ -90,22 +91,27 @@ def test_any_object_survives_a_line(rows):
         assert read_jsonl(path) == rows
 
 
-def test_a_point_is_its_configuration_and_its_data():
-    config = compose(RANDOM)
-    assert point_id(config, EXAMPLES) == point_id(compose([*RANDOM, "name=other"]), EXAMPLES)
-    assert point_id(config, EXAMPLES) != point_id(compose([*RANDOM, "ratio=3"]), EXAMPLES)
-    assert point_id(config, EXAMPLES) != point_id(config, [Example("0", "a", "c")])
+def test_a_row_of_an_earlier_version_is_read_with_the_names_of_this_one(tmp_path):
+    folder = folder_in(tmp_path)
+    old = {"id": "p", "strategy": "unified", "point_seconds": 2.0, "against_full": {}, "product": "torch", "mine": 1}
+    append_line(folder.runs_path, json.dumps(old))
+    folder.save_generations("p", [])
+    (row,) = folder.rows()
+    assert (row["wall_seconds"], row["vs_baseline"], row["linear_backend"], row["mine"]) == (2.0, {}, "torch", 1)
+    assert not {"point_seconds", "against_full", "product"} & row.keys()
+    assert folder.record("p").wall_seconds == 2.0
 
 
-def test_a_point_is_its_weights(model_folder, tmp_path):
-    import shutil
+def test_one_process_at_a_time_holds_the_claim_on_a_point(tmp_path):
+    folder = folder_in(tmp_path)
+    with folder.claim("p") as first, folder.claim("p") as second, folder.claim("q") as other:
+        assert (first, second, other) == (True, False, True)
+    with folder.claim("p") as again:
+        assert again
 
-    shutil.copytree(model_folder, tmp_path / "m")
-    config = compose(["model=hf", f"model.path={tmp_path / 'm'}"])
-    before = point_id(config, EXAMPLES)
-    assert point_id(config, EXAMPLES) == before
-    weights = tmp_path / "m" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    assert point_id(config, EXAMPLES) != before
+
+def test_failed_rows_without_an_identity_are_points_of_their_own(tmp_path):
+    folder = folder_in(tmp_path)
+    for run_id in ("p", "q"):
+        folder.append(record(run_id, status="failed"))
+    assert [row["id"] for row in folder.rows()] == ["p", "q"]

@@ -2,16 +2,25 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.runner import Session, run_point
+from ulskip_cli.experiments import runner
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.inference import linear_kernel
 from ulskip_cli.strategies.cost import LatencyFit
 
 QUICK = ["limit=4", "decoding.max_new_tokens=6", "speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3"]
+
+
+def run_point(config, session):
+    """The rows of a run."""
+    return [record.to_row() for record in runner.run_point(resolve(config), session)]
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     for key in ("prefill_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds", "peak_memory_bytes"):
         assert half[key] > 0, key
     assert half["kept_kv_bytes"] * 2 == half["prompt_kv_bytes"]
-    assert half["against_full"]["bleu"]["full"] == pytest.approx(full["bleu"])
+    assert half["vs_baseline"]["bleu"]["full"] == pytest.approx(full["bleu"])
     assert half["environment"]["packages"]["torch"]
     assert half["config"]["ratio"] == 2.0
     assert (half["engine"], half["engine_reason"], half["baseline_id"]) == ("fast", None, full["id"])
@@ -49,6 +58,17 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     generated = (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
     assert len(generated) == 4
     assert sum(len(json.loads(line)["token_ids"]) for line in generated) == half["generated_tokens"]
+
+
+def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):
+    (job,) = [job for job in make_jobs([config("ratio=2", "ratio_basis=cost")]) if job.requested]
+    failed = job.failure_record(RuntimeError("x"))
+    finished = runner.run_point(job.point, Session())[-1]
+    asked = asdict(failed.identity)
+    assert {**asdict(finished.identity), "chat": None} == asked
+    assert {key: finished.to_row()[key] for key in failed.to_row().keys() & asked.keys()} == {
+        key: failed.to_row()[key] for key in failed.to_row().keys() & asked.keys()
+    }
 
 
 def test_a_kernel_that_was_not_built_is_told_in_the_row(config, monkeypatch):
@@ -75,7 +95,7 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, 
     assert full["decoding"] == ("sample" if "decoding=sample" in overrides else "greedy")
     assert drafted["draft_tokens"] == drafted["config"]["decoding"]["draft_tokens"] != 0
     assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]
-    assert "acceptance_rate" not in full
+    assert full["acceptance_rate"] is None
     assert drafted["decode_loss"] == pytest.approx(full["decode_loss"])
     assert drafted["kept_kv_bytes"] == drafted["prompt_kv_bytes"]
     assert drafted["measured_speedup"] > 0
@@ -85,8 +105,6 @@ def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, 
 
 
 def test_weights_and_baseline_are_used_again(config, monkeypatch):
-    from ulskip_cli.experiments import runner
-
     session, loads = Session(), []
     real = runner.load
     monkeypatch.setattr(runner, "load", lambda *args: loads.append(1) or real(*args))
@@ -105,7 +123,7 @@ def test_a_point_that_keeps_all_needs_no_other_baseline(config, overrides):
 def test_without_a_baseline_there_is_no_measured_speedup(config):
     (row,) = run_point(config("baseline=false"), Session())
     assert row["measured_speedup"] is None
-    assert row["against_full"] == {}
+    assert row["vs_baseline"] == {}
     assert row["measured_speedup_low"] is None
     assert row["end_to_end_speedup"] is None
     assert row["decode_tokens_per_second"] > 0
@@ -180,12 +198,10 @@ def test_the_ratio_is_checked_against_the_loaded_model(config):
 
 
 def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch):
-    from ulskip_cli.experiments import runner
-
     calls = []
     line = LatencyFit.of(6, {6: 7.0, 2: 3.0})  # 1 + 1 a layer
-    monkeypatch.setattr(runner, "calibrate", lambda *args: calls.append(1) or line)
-    monkeypatch.setattr(runner, "pairs_at", lambda *args: lambda depth: (depth, [7 / (1 + depth)] * 3))
+    monkeypatch.setattr(runner, "fit_step_latency", lambda *args: calls.append(1) or line)
+    monkeypatch.setattr(runner, "make_pair_timer", lambda *args: lambda depth: (depth, [7 / (1 + depth)] * 3))
     session = Session()
     row = run_point(config("ratio=1.7", "ratio_basis=latency", "speed.new_tokens=11"), session)[-1]
     assert len(row["kept_layers"]) == 4
@@ -210,7 +226,7 @@ def test_a_run_imports_only_what_every_run_needs():
 
 
 def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
-    overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=12", "batch_size=1"]
+    overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=6", "batch_size=1"]
     session = Session()
     full, row = run_point(config(*overrides), session)
     assert (row["engine"], row["target_kept_layers"], row["missing_kv"]) == ("early_exit", 3, "recompute")
@@ -221,7 +237,7 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     decoded = row["generated_tokens"] - row["num_examples"]
     assert sum(depths.values()) == decoded
     assert row["mean_kept_layers"] == pytest.approx(sum(depth * count for depth, count in depths.items()) / decoded)
-    assert 0 < row["head_share"] < 1
+    assert 0 < row["exit_check_fraction"] < 1
     assert row["layer_ratio"] == pytest.approx(row["num_layers"] / row["mean_kept_layers"])
     assert row["baseline_id"] == full["id"] and row["measured_speedup"] > 0 and row["decode_loss"] > 0
     assert row["kept_kv_bytes"] == row["prompt_kv_bytes"]

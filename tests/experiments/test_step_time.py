@@ -26,7 +26,7 @@ def test_the_slope_between_two_depths_is_a_layers_cost():
     assert layer_seconds(4.0, 4.0, 6, 6) is None
 
 
-def test_an_account_adds_up():
-    row = StepTimeBreakdown(step_seconds=4.0, head_seconds=0.5, layers_seconds=3.0).row()
-    assert row == {"step_seconds": 4.0, "head_seconds": 0.5, "layers_seconds": 3.0, "other_seconds": 0.5}
-    assert StepTimeBreakdown(4.0, 0.5, None).row()["other_seconds"] is None
+def test_the_parts_of_a_step_add_up():
+    parts = StepTimeBreakdown(step_seconds=4.0, head_seconds=0.5, layers_seconds=3.0).as_dict()
+    assert parts == {"step_seconds": 4.0, "head_seconds": 0.5, "layers_seconds": 3.0, "other_seconds": 0.5}
+    assert StepTimeBreakdown(4.0, 0.5, None).as_dict()["other_seconds"] is None

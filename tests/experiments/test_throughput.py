@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from ulskip_cli.experiments.throughput import draft_statistics, exit_statistics, throughput
+from ulskip_cli.experiments.throughput import measure_throughput, sum_exits
 from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 
 OUTPUTS = [
@@ -12,21 +12,25 @@ OUTPUTS = [
 
 
 def test_both_conventions_of_tokens_per_second():
-    told = throughput(OUTPUTS, "evaluation")
-    assert told["decode_tokens_per_second"] == pytest.approx((2 + 0 + 1) / 3)
-    assert told["total_tokens_per_second"] == pytest.approx((16 + 6) / 5)
+    measured = measure_throughput(OUTPUTS, "evaluation")
+    assert measured.decode_tokens_per_second == pytest.approx((2 + 0 + 1) / 3)
+    assert measured.total_tokens_per_second == pytest.approx((16 + 6) / 5)
+    assert measured.throughput_from == "evaluation"
 
 
-def test_what_did_not_happen_has_no_keys():
-    assert draft_statistics(OUTPUTS) == exit_statistics(OUTPUTS) == {}
+def test_without_drafts_and_exits_their_statistics_are_none():
+    measured = measure_throughput(OUTPUTS, "evaluation")
+    assert measured.acceptance_rate is measured.mean_accepted_length is None
+    assert measured.exit_depths is measured.exit_check_fraction is measured.missing_kv is None
 
 
 def test_drafts_and_exits_are_summed_before_they_are_divided():
     one, other = DraftStats(passes=2, gained=6, drafted=8, accepted=4), DraftStats(passes=1, gained=1, drafted=2, accepted=0)
-    told = draft_statistics([replace(OUTPUTS[0], drafts=one), replace(OUTPUTS[1], drafts=other)])
-    assert told == {"acceptance_rate": 4 / 10, "mean_accepted_length": 7 / 3}
-    one, other = ExitStats({2: 3, 6: 1}, 0.3), ExitStats({2: 1}, 0.1)
-    told = exit_statistics([replace(OUTPUTS[0], exits=one), replace(OUTPUTS[1], exits=other)])
-    assert told["exit_depths"] == {"2": 4, "6": 1}
-    assert told["mean_kept_layers"] == pytest.approx(14 / 5)
-    assert told["head_share"] == pytest.approx(0.4 / 3)
+    drafted = measure_throughput([replace(OUTPUTS[0], drafts=one), replace(OUTPUTS[1], drafts=other)], "evaluation")
+    assert (drafted.acceptance_rate, drafted.mean_accepted_length) == (4 / 10, 7 / 3)
+    early, late = ExitStats({2: 3, 6: 1}, 0.3), ExitStats({2: 1}, 0.1)
+    outputs = [replace(OUTPUTS[0], exits=early), replace(OUTPUTS[1], exits=late)]
+    exited = measure_throughput(outputs, "evaluation")
+    assert exited.exit_depths == {"2": 4, "6": 1}
+    assert exited.exit_check_fraction == pytest.approx(0.4 / 3)
+    assert sum_exits(outputs).mean_depth == pytest.approx(14 / 5)

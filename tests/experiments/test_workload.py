@@ -11,7 +11,7 @@ def test_timed_batches_are_full_even_with_few_prompts():
 def test_timed_prompts_leave_room_for_what_is_generated(point):
     decoder, work, config = point("speed.new_tokens=10")
     longest = max(len(prompt) for prompt in work.prompts)
-    short = replace(work, context=longest)
+    short = replace(work, max_positions=longest)
     batches = timed_prompts(short, 5, 1, decoder.model, config)
     assert [ids.shape for ids, _ in batches] == [(5, longest - 10)]
     assert batches[0][0][0].tolist() == work.prompts[0][-(longest - 10) :] or len(work.prompts[0]) < longest - 10

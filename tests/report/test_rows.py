@@ -4,7 +4,8 @@ import pytest
 from report_rows import not_applicable, small_sweep, sweep_row, write_folder
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import FAILED, RunIdentity, RunRecord
+from ulskip_cli.experiments.record import FAILED, RunRecord
+from ulskip_cli.experiments.record_sections import RunIdentity
 from ulskip_cli.report.columns import AXES, starred, varying
 from ulskip_cli.report.rows import (
     absent,

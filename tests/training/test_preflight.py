@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.training.preflight import check_trainer_arguments
+from ulskip_cli.training.preflight import check_trainer_arguments, check_training
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,14 @@ def test_deepspeed_settings_are_read_from_a_file(tmp_path):
         check_trainer_arguments({"deepspeed": str(tmp_path / "zero3.json")})
     with pytest.raises(UsageError, match="cannot read"):
         check_trainer_arguments({"deepspeed": str(tmp_path / "none.json")})
+
+
+def test_early_exit_trains_without_a_threshold_and_without_schedules_parts():
+    check_training(compose_training([]))
+    check_training(compose_training(["strategy=early_exit"]))
+    with pytest.raises(UsageError, match="learns at every exit"):
+        check_training(compose_training(["strategy=early_exit", "train.full_weight=1"]))
+    with pytest.raises(UsageError, match="before the last of 12 layers"):
+        check_training(compose_training(["strategy=early_exit", "strategy.min_exit=99"]))
+    with pytest.raises(UsageError, match="prompt_layers=all"):
+        check_training(compose_training(["strategy=early_exit", "prompt_layers=kept"]))

@@ -102,7 +102,7 @@ class LauncherConfig:
     description: str = ""
     workers: int | None = option(None, "number of workers; null: one for each device", minimum=1)
     threads: int | None = option(None, "threads of each worker; null: the cores divided by the workers", minimum=1)
-    max_retries: int = option(3, "workers that may die on one point before it counts as failed", minimum=1)
+    max_retries: int = option(2, "how often a point is tried again after its worker died", minimum=0)
     executor: str = option("auto", "submitit's executor")
     options: dict[str, Any] | None = option(None, "options passed on to submitit or Ray")
     address: str | None = option(None, "address of the Ray cluster")

@@ -13,7 +13,8 @@ from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.machine_limits import MachineLimits
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import BenchmarkDetails, RunRecord
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import BenchmarkDetails
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import adjustments
 from ulskip_cli.experiments.runner import ScheduleProvenance, Session, describe_provenance, describe_schedule

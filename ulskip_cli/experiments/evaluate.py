@@ -11,7 +11,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
-from ulskip_cli.experiments.record import QualityScores
+from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.workload import Workload, prompt_batches
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, longest_first, until_stop
@@ -32,12 +32,14 @@ class GeneratedAnswers:
     """What a point answered.
 
     Attributes:
+        strategy: the name of the schedule.
         generations: one JSON object per example, in the task's order.
         outputs: one per batch, with its timings.
         batch_size: the batch size that fitted into memory.
         peak_memory_bytes: while decoding.
     """
 
+    strategy: str
     generations: list[dict[str, Any]]
     outputs: list[BatchOutput]
     batch_size: BatchSize
@@ -93,7 +95,7 @@ def generate_answers(
             if checkpoints:
                 checkpoints.add(positions, output, size.used, memory.so_far())
     peak = max([memory.peak_bytes, *(batch.peak_memory_bytes for batch in finished)])
-    return GeneratedAnswers(generations, outputs, size, peak)
+    return GeneratedAnswers(name, generations, outputs, size, peak)
 
 
 def score_answers(
@@ -123,14 +125,14 @@ def score_answers(
         raise RunError(
             f"expected {len(examples)} stored answers of the full model, found {len(baseline_hypotheses)}; use another name="
         )
-    progress.phase("metrics", 0)
+    progress.phase(f"{answers.strategy}: metrics", 0)
     hypotheses = [one["hypothesis"] for one in answers.generations]
     references = [example.reference for example in examples]
     sources = [example.source for example in examples]
     baseline = None if baseline_hypotheses is None else list(baseline_hypotheses)
     scores = metrics.score(workload.task.scoring(), Answers(hypotheses, references, sources, baseline))
     reference_loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
-    loss = reference_loss.of(scoring_decoder, progress.phase("decode loss", len(examples)))
+    loss = reference_loss.of(scoring_decoder, progress.phase(f"{answers.strategy}: decode loss", len(examples)))
     if not math.isfinite(loss):
         raise InvalidLogitsError(
             f"expected finite logits, got a decode loss of {loss}; check the model's weights, or try another model.dtype"

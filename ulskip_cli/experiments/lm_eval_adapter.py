@@ -16,7 +16,8 @@ from torch import Tensor
 from ulskip_cli.core.config import compose, identity, instantiate
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
-from ulskip_cli.experiments.record import ROW_VERSION, LmEvalScores, RunIdentity, RunRecord
+from ulskip_cli.experiments.record import ROW_VERSION, RunRecord
+from ulskip_cli.experiments.record_sections import LmEvalScores, RunIdentity
 from ulskip_cli.experiments.runner import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.decoder import DecodeContext, Decoder

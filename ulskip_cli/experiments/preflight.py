@@ -15,7 +15,8 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.experiments.held_out import HeldOutExamples, find_held_out
-from ulskip_cli.experiments.record import ROW_VERSION, RunIdentity
+from ulskip_cli.experiments.record import ROW_VERSION
+from ulskip_cli.experiments.record_sections import RunIdentity
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import Example, Task, metrics
 
@@ -47,7 +48,8 @@ class ResolvedPoint:
     @property
     def identity(self) -> RunIdentity:
         """What the point asks for, as its row keeps it."""
-        return RunIdentity.of(self.config, self.run_id, baseline_id=self.baseline.run_id if self.baseline else None)
+        baseline_id = self.baseline.run_id if self.baseline else None
+        return RunIdentity.of(self.config, self.run_id, baseline_id=baseline_id, dataset=self.task.data if self.task else None)
 
 
 @dataclass

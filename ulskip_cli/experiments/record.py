@@ -1,7 +1,7 @@
 """`RunRecord`: everything that results/ keeps of one run, in typed sections. The only file that spells the keys of a row.
 
-A row is one flat JSON object in `runs.jsonl`. The field names of the sections below are its keys; docs/results.md describes
-them. Rows of earlier versions are read with the keys that they had then (`RENAMED_KEYS`).
+A row is one flat JSON object in `runs.jsonl`. The field names of the sections (`record_sections.py`) are its keys;
+docs/results.md describes them. Rows of earlier versions are read with the keys that they had then (`RENAMED_KEYS`).
 """
 
 import functools
@@ -12,10 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from ulskip_cli.core.config import identity
-from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies.plan import target_speedup
+from ulskip_cli.experiments.record_sections import (
+    BenchmarkDetails,
+    LmEvalScores,
+    PairedTiming,
+    Provenance,
+    QualityScores,
+    RunIdentity,
+    ScheduleRecord,
+    Throughput,
+)
 from ulskip_cli.tasks.metrics import metric_keys
 
 ROW_VERSION = 2
@@ -26,20 +33,6 @@ STATUSES = (DONE, NOT_APPLICABLE, FAILED)
 
 Row = dict[str, Any]
 """A record as a JSON object."""
-
-
-def upgrade_row(row: Mapping[str, Any]) -> Row:
-    """Return a row of any earlier version with the key names of this version, in the full model's side of a benchmark too."""
-    upgraded = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
-    if isinstance(upgraded.get("full"), dict):
-        upgraded["full"] = {RENAMED_KEYS.get(key, key): value for key, value in upgraded["full"].items()}
-    return upgraded
-
-
-def is_done(row: Mapping[str, Any]) -> bool:
-    """True for the row of a finished run; the oldest rows have no status and are finished."""
-    return bool(row.get("status", DONE) == DONE)
-
 
 RENAMED_KEYS = {
     "product": "linear_backend",
@@ -53,179 +46,17 @@ RENAMED_KEYS = {
 """Keys of row version 1 and their names since version 2."""
 
 
-@dataclass(frozen=True)
-class StrategySpec:
-    """A strategy as a user chose it: its name and its options."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """What was asked for."""
-
-    id: str
-    experiment: str | None = None
-    identity: str | None = None
-    baseline_id: str | None = None
-    model: str | None = None
-    task: str | None = None
-    dataset: str | None = None
-    pair: str | None = None
-    strategy: str | None = None
-    strategy_options: dict[str, Any] = field(default_factory=dict)
-    chat: bool | None = None
-    decoding: str | None = None
-    draft_tokens: int | str | None = None
-    batch_size: int | None = None
-    ratio_basis: str | None = None
-    prompt_layers: str | None = None
-    target_speedup: float | None = None
-    seed: int | None = None
-
-    @classmethod
-    def of(cls, config: Config, run_id: str, *, baseline_id: str | None = None, dataset: str | None = None) -> Self:
-        """The identity of a point, the same for a finished and a failed run."""
-        target = target_speedup(config)
-        return cls(
-            id=run_id,
-            experiment=config.name,
-            identity=identity(config),
-            baseline_id=baseline_id,
-            model=config.model.path if config.model.source in ("hf", "random") else config.model.name,
-            task=config.task["name"],
-            dataset=dataset,
-            pair=config.task.get("pair"),
-            strategy=config.strategy["name"],
-            strategy_options={k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
-            decoding=config.decoding.name,
-            draft_tokens=config.decoding.draft_tokens,
-            batch_size=config.batch_size,
-            ratio_basis=config.ratio_basis,
-            prompt_layers="all" if target == 1 else config.prompt_layers,
-            target_speedup=target,
-            seed=config.seed,
-        )
+def upgrade_row(row: Mapping[str, Any]) -> Row:
+    """Return a row of any earlier version with the key names of this version, in the full model's side of a benchmark too."""
+    upgraded = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
+    if isinstance(upgraded.get("full"), dict):
+        upgraded["full"] = {RENAMED_KEYS.get(key, key): value for key, value in upgraded["full"].items()}
+    return upgraded
 
 
-@dataclass(frozen=True)
-class ScheduleRecord:
-    """Which layers ran, and the speedup that the cost model predicts for them."""
-
-    num_layers: int | None = None
-    kept_layers: list[int] | None = None
-    later_stages: list[dict[str, Any]] = field(default_factory=list)
-    target_kept_layers: float | None = None
-    mean_kept_layers: float | None = None
-    evaluated_mean_kept_layers: float | None = None
-    layer_ratio: float | None = None
-    predicted_speedup: float | None = None
-    latency_fit: dict[str, Any] | None = None
-    calibration: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class QualityScores:
-    """How good the answers are. `scores` holds one value per metric key (tasks.metrics)."""
-
-    scores: dict[str, float] = field(default_factory=dict)
-    decode_loss: float | None = None
-    decode_loss_mean_kept_layers: float | None = None
-    signatures: dict[str, str] = field(default_factory=dict)
-    vs_baseline: dict[str, Any] = field(default_factory=dict)
-    degenerate: dict[str, int] = field(default_factory=dict)
-    length_ratio: float | None = None
-    num_truncated_sources: int | None = None
-    evaluated_batch_size: int | None = None
-    peak_memory_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """Both tokens/s conventions, and the counts and seconds that they divide."""
-
-    decode_tokens_per_second: float | None = None
-    total_tokens_per_second: float | None = None
-    throughput_from: str | None = None
-    compile_seconds: float | None = None
-    prompt_tokens: int | None = None
-    generated_tokens: int | None = None
-    decode_seconds: float | None = None
-    total_seconds: float | None = None
-    acceptance_rate: float | None = None
-    mean_accepted_length: float | None = None
-    exit_depths: dict[str, int] | None = None
-    exit_check_fraction: float | None = None
-    missing_kv: str | None = None
-
-
-@dataclass(frozen=True)
-class PairedTiming:
-    """The full model and the strategy timed in turns: ratios with intervals, raw samples, phases, cache bytes."""
-
-    measured_speedup: float | None = None
-    measured_speedup_low: float | None = None
-    measured_speedup_high: float | None = None
-    speedup_interval_coverage: float | None = None
-    end_to_end_speedup: float | None = None
-    end_to_end_speedup_low: float | None = None
-    end_to_end_speedup_high: float | None = None
-    pairs: dict[str, Any] | None = None
-    timed_batch_size: int | None = None
-    prefill_seconds: float | None = None
-    time_to_first_token_seconds: float | None = None
-    time_per_output_token_seconds: float | None = None
-    prompt_kv_bytes: int | None = None
-    kept_kv_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class BenchmarkDetails:
-    """Keys that only `ulskip bench` measures."""
-
-    timed_prompt_tokens: int | None = None
-    timed_new_tokens: int | None = None
-    compiled: bool | None = None
-    machine_limits: dict[str, Any] | None = None
-    step_bytes: int | None = None
-    step_flops: int | None = None
-    bandwidth_share: float | None = None
-    flop_share: float | None = None
-    step_time_breakdown: dict[str, Any] | None = None
-    full: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class LmEvalScores:
-    """Scores of one task of lm-evaluation-harness, in its own units."""
-
-    lm_eval: dict[str, float] | None = None
-    lm_eval_version: str | None = None
-    scored_prompt_layers: str | None = None
-    num_fewshot: int | None = None
-    task_version: Any = None
-    lm_eval_options: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What the result depends on besides its configuration."""
-
-    finished_at: str | None = None
-    engine: str | None = None
-    engine_reason: str | None = None
-    linear_backend: str | None = None
-    linear_backend_reason: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    quantization: str | None = None
-    training: str | None = None
-    trained_for: dict[str, Any] | None = None
-    trained_for_these_layers: bool | None = None
-    num_examples: int | None = None
-    environment: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
+def is_done(row: Mapping[str, Any]) -> bool:
+    """True for the row of a finished run; the oldest rows have no status and are finished."""
+    return bool(row.get("status", DONE) == DONE)
 
 
 @dataclass(frozen=True)
@@ -263,13 +94,19 @@ class RunRecord:
         return self.status == DONE
 
     def to_row(self) -> Row:
-        """The record as one flat JSON object."""
+        """The record as one flat JSON object.
+
+        Without a result, the keys that only encoded data tell are left out: reports group such a row with any that has them.
+        """
         row: Row = {key: getattr(self, key) for key in _OWN_KEYS if getattr(self, key) is not None}
         for name in _SECTIONS:
             section = getattr(self, name)
             if section is not None:
                 row |= {one.name: getattr(section, one.name) for one in fields(section)}
         row |= row.pop("scores", {})
+        for key in () if self.is_done else ("dataset", "chat"):
+            if row[key] is None:
+                del row[key]
         return {**row, "warnings": list(self.warnings), **self.other}
 
     @classmethod
@@ -280,9 +117,9 @@ class RunRecord:
             UsageError: a key is missing or has a value of another type; the message names the key.
         """
         rest = upgrade_row(row)
-        sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
-        if sections["identity"] is None or not sections["identity"].id:
+        if not rest.get("id"):
             raise UsageError("expected the key id in a row, got none")
+        sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
         own = {key: _checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
         if own.get("status", DONE) not in STATUSES:
             raise UsageError(f"row key status: expected one of {', '.join(STATUSES)}, got {own['status']!r}")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ulskip_cli.core.config import instantiate
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import QualityScores, RunRecord, is_done
+from ulskip_cli.experiments.record import RunRecord, is_done
+from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.loading import read_jsonl

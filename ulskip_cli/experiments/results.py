@@ -161,11 +161,11 @@ def newest_rows(rows: Sequence[Row]) -> list[Row]:
         newest.pop(point, None)
         newest[point] = row
     # A point whose data could not be read has its identity as identifier until they can.
-    last = {row["identity"]: row["id"] for row in newest.values() if "identity" in row}
+    last = {row["identity"]: row["id"] for row in newest.values() if row.get("identity")}
     done = {row.get("identity") for row in newest.values() if is_done(row)}
 
     def counts(row: Row) -> bool:
-        identity = row.get("identity", row["id"])
+        identity = row.get("identity") or row["id"]
         return last.get(identity, row["id"]) == row["id"] and not (row["id"] == identity and identity in done)
 
     return [row for row in newest.values() if is_done(row) or counts(row)]

@@ -2,6 +2,7 @@
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.inference import linear_kernel
 from ulskip_cli.strategies.plan import Plan
 
 DEPTH_TOLERANCE = 0.05
@@ -14,7 +15,7 @@ def run_warnings(config: Config, plan: Plan, record: RunRecord) -> tuple[str, ..
 
 
 def adjustments(config: Config, record: RunRecord) -> list[str]:
-    """Return one line per input that was truncated and per batch size that was reduced to fit into memory."""
+    """Return one line per truncated input, per batch size reduced to fit into memory, and for a kernel that was not built."""
     lines = []
     quality, timing, strategy = record.quality, record.timing, record.identity.strategy
     if quality and quality.num_truncated_sources and record.provenance:
@@ -27,6 +28,9 @@ def adjustments(config: Config, record: RunRecord) -> list[str]:
     for what, size in used.items():
         if size is not None and size < config.batch_size:
             lines.append(f"{strategy}: batches of {config.batch_size} did not fit into memory; {what} in batches of {size}")
+    ran, failure = record.provenance, linear_kernel.build_failure()
+    if ran and failure and failure == ran.linear_backend_reason:
+        lines.append(f"the kernel for decoding on a CPU was not built ({failure}); {ran.linear_backend} was used instead")
     return lines
 
 

@@ -29,7 +29,8 @@ from ulskip_cli.experiments.latency import (
     solve_depth_for_speedup,
 )
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import Provenance, QualityScores, RunRecord, ScheduleRecord, Throughput
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import Provenance, ScheduleRecord
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.experiments.speed import TimedPairs, time_pairs
@@ -166,53 +167,61 @@ def is_from_here(record: RunRecord) -> bool:
 
 
 def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord | None = None) -> RunRecord:
-    """Decode, score, time and save one prepared point."""
-    config, loaded, workload, point = run.point.config, run.loaded, run.workload, run.point
+    """Decode, score, time, record and save one prepared point."""
+    config, loaded, point, plan = run.point.config, run.loaded, run.point, run.plan
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)
-    decoder = Decoder(loaded.model, run.plan, loaded.tokenizer)
+    decoder = Decoder(loaded.model, plan, loaded.tokenizer)
     full = decoder
-    if not run.plan.keeps_all:
+    if not plan.keeps_all:
         full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata), loaded.tokenizer)
-    backend = decoder.linear_backend(config.decoding)
-    origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend.name}
+    backend = decoder.linear_backend(config.decoding).name
+    origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend}
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
-    answers: GeneratedAnswers | None = None
-    quality: QualityScores | None = None
-    if workload.encoded is not None:
-        answers = generate_answers(decoder, workload, config, progress, checkpoints)
+    answers, quality = None, None
+    if run.workload.encoded is not None:
+        answers = generate_answers(decoder, run.workload, config, progress, checkpoints)
         folder.save_generations(point.run_id, answers.generations)  # before they are scored, which may fail
         hypotheses = [one["hypothesis"] for one in folder.generations(baseline.id)] if baseline else None
         scoring_decoder = full if config.decoding.draft_tokens else decoder
         try:
-            quality = score_answers(answers, workload, scoring_decoder, hypotheses, progress)
+            quality = score_answers(answers, run.workload, scoring_decoder, hypotheses, progress)
         except InvalidLogitsError:
             checkpoints.remove()
             raise
-    timed: TimedPairs | None = None
+    timed = None
     if config.speed.enabled:
-        fixed = replace(config, speed=replace(config.speed, new_tokens=run.plan.timed_tokens))
-        timed = time_pairs(full if config.baseline else None, decoder, workload, fixed, progress)
+        fixed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
+        timed = time_pairs(full if config.baseline else None, decoder, run.workload, fixed, progress)
     progress.phase("write", 0)
-    record = RunRecord(
-        identity=replace(
-            point.identity,
-            dataset=point.task.data if point.task else None,
-            chat=workload.chat,
-            baseline_id=baseline.id if baseline else None,
-            prompt_layers=run.plan.prompt_layers,
-        ),
-        schedule=describe_schedule(run.plan, run.found, answers.outputs if answers else timed.strategy if timed else []),
-        quality=quality,
-        throughput=_throughput(answers, timed),
-        timing=timed.timing() if timed else None,
-        provenance=describe_provenance(config, run.plan, loaded, decoder, len(answers.generations) if answers else 0),
-        wall_seconds=checkpoints.elapsed_seconds,
-    )
-    record = replace(record, warnings=run_warnings(config, run.plan, record))
+    record = replace(_make_record(run, decoder, answers, timed, baseline), quality=quality)
+    record = replace(record, wall_seconds=checkpoints.elapsed_seconds)
+    record = replace(record, warnings=run_warnings(config, plan, record))
     folder.save(config, record, answers.generations if answers else [])
     checkpoints.remove()
     return record
+
+
+def _make_record(
+    run: PreparedRun,
+    decoder: Decoder,
+    answers: GeneratedAnswers | None,
+    timed: TimedPairs | None,
+    baseline: RunRecord | None,
+) -> RunRecord:
+    """Return the record of a measured point, without its quality."""
+    asked = replace(run.point.identity, chat=run.workload.chat, prompt_layers=run.plan.prompt_layers)
+    outputs, source = (answers.outputs, "evaluation") if answers else (timed.strategy if timed else [], "timed pairs")
+    natural = outputs if answers or run.plan.exits else []  # random weights have no answers, but exits while they are timed
+    return RunRecord(
+        identity=replace(asked, baseline_id=baseline.id if baseline else None),
+        schedule=describe_schedule(run.plan, run.found, natural),
+        throughput=measure_throughput(outputs, source) if outputs else None,
+        timing=timed.timing() if timed else None,
+        provenance=describe_provenance(
+            run.point.config, run.plan, run.loaded, decoder, len(answers.generations) if answers else 0
+        ),
+    )
 
 
 def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[BatchOutput]) -> ScheduleRecord:
@@ -261,10 +270,3 @@ def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder
         environment={**environment.code(), **environment.machine(str(loaded.model.device))},
         config=recorded_config(config),
     )
-
-
-def _throughput(answers: GeneratedAnswers | None, timed: TimedPairs | None) -> Throughput | None:
-    """Throughput of the natural answers; of the timed pairs for random weights, which have no answers."""
-    if answers is not None:
-        return measure_throughput(answers.outputs, "evaluation")
-    return measure_throughput(timed.strategy, "timed pairs") if timed else None

@@ -11,7 +11,7 @@ from ulskip_cli.core.config import without_drafts
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.record import PairedTiming
+from ulskip_cli.experiments.record_sections import PairedTiming
 from ulskip_cli.experiments.workload import Workload, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.decoder import DecodeContext, Decoder

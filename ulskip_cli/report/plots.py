@@ -113,7 +113,11 @@ def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
         axes.set(xlabel=f"{kind} decode speedup, batch {rows[0]['batch_size']}", ylabel=METRICS[metric])
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.02 * axes.get_ylim()[1]))  # intervals may end below 0, scores do not
     plot_style.legend_below(figure, handles)
-    return ("Quality against decode speedup; bars are 95% intervals, the band is the Pareto front.", figure) if panels else None
+    return (
+        ("Quality against decode speedup; bars are confidence intervals, the band is the Pareto front.", figure)
+        if panels
+        else None
+    )
 
 
 def _speedup(row: Row) -> float:
@@ -207,7 +211,7 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
         axes.set_xticks(targets, [f"{target:g}x" for target in targets])
         axes.set(xlabel="target speedup", ylabel="measured decode speedup")
     plot_style.legend_below(figure, handles)
-    return ("Measured speedup against the target; bars are 95% intervals.", figure) if panels else None
+    return ("Measured speedup against the target; bars are confidence intervals.", figure) if panels else None
 
 
 def _throughput(groups: Sequence[Group]) -> _Plot | None:

@@ -1,10 +1,9 @@
 import pytest
 
-from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.experiments.preflight import check_data
-from ulskip_cli.experiments.results import point_id
+from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
+from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.sweep.jobs import make_jobs
+from ulskip_cli.experiments.sweep.jobs import failure_reason, make_jobs
 
 
 def jobs(*overrides):
@@ -13,7 +12,7 @@ def jobs(*overrides):
 
 def test_a_baseline_comes_before_its_points_and_once():
     found = jobs("ratio=2,3", "batch_size=1,2")
-    assert [(job.config.strategy["name"], job.config.batch_size, job.asked) for job in found] == [
+    assert [(job.config.strategy["name"], job.config.batch_size, job.requested) for job in found] == [
         ("full", 1, False),
         ("unified", 1, True),
         ("full", 2, False),
@@ -27,7 +26,7 @@ def test_a_baseline_comes_before_its_points_and_once():
 
 
 def test_a_baseline_that_is_asked_for_is_a_point():
-    assert [(job.config.strategy["name"], job.asked) for job in jobs("strategy=unified,full")] == [
+    assert [(job.config.strategy["name"], job.requested) for job in jobs("strategy=unified,full")] == [
         ("full", True),
         ("unified", True),
     ]
@@ -37,7 +36,7 @@ def test_a_baseline_that_is_asked_for_is_a_point():
 
 def test_a_job_has_its_points_name():
     job = jobs("ratio=2,3", "baseline=false")[0]
-    assert job.id == point_id(job.config, check_data(job.config))
+    assert job.id == job.point.run_id == resolve(job.config).run_id
 
 
 def test_weights_are_loaded_once():
@@ -75,6 +74,13 @@ def test_what_is_wrong_with_every_point_is_the_sweeps():
 
 
 def test_a_row_without_a_result_says_why():
-    row = jobs("ratio=2,99", "baseline=false")[1].failure_row(NotApplicable("x"), "x")
+    row = jobs("ratio=2,99", "baseline=false")[1].failure_record(NotApplicable("x")).to_row()
     assert (row["status"], row["reason"], row["target_speedup"], row["kept_layers"]) == ("n/a", "x", 99.0, None)
-    assert jobs("ratio=2,3")[1].failure_row(ValueError("x"), "x")["status"] == "failed"
+    failed = jobs("ratio=2,3")[1].failure_record(ValueError("x"))
+    assert (failed.status, failed.reason) == ("failed", "ValueError: x")
+
+
+def test_reasons_are_one_line():
+    assert failure_reason(RunError("a\n b")) == "a b"
+    assert failure_reason(ValueError("a\n b")) == "ValueError: a b"
+    assert failure_reason(MemoryError()) == "MemoryError"

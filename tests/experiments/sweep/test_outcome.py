@@ -1,49 +1,76 @@
 import pytest
 
+from ulskip_cli.cli.progress_bars import ProgressBars
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import RunError
-from ulskip_cli.experiments.sweep import sequential
+from ulskip_cli.core.errors import RunError, StorageError
+from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import RunIdentity
+from ulskip_cli.experiments.sweep.outcome import run_each
 
 
 @pytest.fixture
 def points(tmp_path):
-    return [compose([f"ratio={ratio}", f"results_dir={tmp_path}"]) for ratio in (2, 3)]
+    resolver = Resolver()
+    return [resolver.resolve(compose([f"ratio={ratio}", f"results_dir={tmp_path}"])) for ratio in (2, 3)]
+
+
+def records(*ids):
+    return [RunRecord(RunIdentity(run_id)) for run_id in ids]
+
+
+def run(points, run_point):
+    with ProgressBars() as bars:
+        return run_each(points, run_point, bars)
 
 
 def fail(point):
-    raise RunError(f"no\n{point.ratio:g}")
+    raise RunError(f"no\n{point.config.ratio:g}")
 
 
 def test_a_point_that_fails_does_not_stop_the_others(points, capsys):
-    def run_point(point):
-        return fail(point) if point.ratio == 2 else [{"id": "full"}, {"id": "half"}]
-
-    outcome = sequential.run(points, lambda progress: run_point)
-    assert outcome.told() == {"rows": [{"id": "full"}, {"id": "half"}], "failed": ["unified ratio 2: no 2"]}
+    outcome = run(points, lambda point: fail(point) if point.config.ratio == 2 else records("full", "half"))
+    printed = outcome.as_json()
+    assert ([row["id"] for row in printed["rows"]], printed["failed"]) == (["full", "half"], ["unified ratio 2: no 2"])
     with pytest.raises(RunError, match="1 of 2 points failed, the first: unified ratio 2: no 2"):
         outcome.check()
 
 
+def test_a_full_disk_stops_all_points(points):
+    def no_room(point):
+        raise StorageError("full")
+
+    with pytest.raises(StorageError, match="full"):
+        run(points, no_room)
+
+
 def test_the_error_of_a_single_point_is_its_own(points, tmp_path):
     with pytest.raises(RunError, match="no\n2"):
-        sequential.run(points[:1], lambda progress: fail)
+        run(points[:1], fail)
     assert not (tmp_path / "default").exists()
 
 
 def test_an_empty_folder_of_the_users_stays(points, tmp_path):
     (tmp_path / "default").mkdir()
     with pytest.raises(RunError):
-        sequential.run(points[:1], lambda progress: fail)
+        run(points[:1], fail)
     assert (tmp_path / "default").is_dir()
 
 
-def test_a_single_points_own_row_is_told(points):
-    outcome = sequential.run(points[:1], lambda progress: lambda point: [{"id": "full"}, {"id": "half"}])
-    assert outcome.told() == {"id": "half"}
+def test_the_row_of_a_single_point_is_printed_alone(points):
+    outcome = run(points[:1], lambda point: records("full", "half"))
+    assert outcome.as_json()["id"] == "half"
     outcome.check()
 
 
-def test_a_row_stands_where_it_came_last(points):
-    rows = iter([[{"id": "full"}, {"id": "a"}], [{"id": "full"}, {"id": "b"}]])
-    outcome = sequential.run(points, lambda progress: lambda point: next(rows))
-    assert list(outcome.rows) == ["a", "full", "b"]
+def test_a_record_stands_where_it_came_last(points):
+    found = iter([records("full", "a"), records("full", "b")])
+    assert list(run(points, lambda point: next(found)).records) == ["a", "full", "b"]
+
+
+def test_lines_that_cannot_be_read_are_reported_and_moved(points, tmp_path, capsys):
+    (tmp_path / "default").mkdir()
+    (tmp_path / "default" / "runs.jsonl").write_text("half a li")
+    run(points, lambda point: records("a"))
+    assert capsys.readouterr().err.count("runs.broken.jsonl") == 1
+    assert (tmp_path / "default" / "runs.broken.jsonl").read_text() == "half a li\n"

@@ -74,7 +74,7 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
             assert sweep(*grid)[0] == 130
     told = json.loads(sweep(*grid, "--dry-run", "--json")[1])
     assert told["counts"] == {"done": 1, "to do": 2}
-    assert told["points"][1]["note"] == "1 batch kept"
+    assert told["points"][1]["note"] == "1 batch finished"
     assert sweep(*grid)[0] == 0
     assert results(tmp_path / "x") == results(tmp_path / "whole")
     assert len(answered) == 3 * 5  # no prompt was answered twice
@@ -152,14 +152,14 @@ def test_one_points_failure_is_a_row_and_the_next_sweep_tries_it_again(sweep, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(Decoder, "generate", fails)
-        code, out, err = sweep("ratio=2,3")
+        code, out, err = sweep("ratio=2,3", "baseline=false")
     assert (code, "failed" in out) == (1, True)
     assert f"1 of 2 points failed, the first: unified ratio 2: {reason}" in err.splitlines()[-1]
     failed = next(row for row in stored(tmp_path / "x") if row["status"] == "failed")
     assert reason in failed["reason"]
     assert "Traceback" in (tmp_path / "x" / failed["log"]).read_text()
-    assert sweep("ratio=2,3")[0] == 0
-    assert [row["status"] for row in stored(tmp_path / "x")] == ["done", "failed", "done", "done"]
+    assert sweep("ratio=2,3", "baseline=false")[0] == 0
+    assert [row["status"] for row in stored(tmp_path / "x")] == ["failed", "done", "done"]
     assert "failed" not in (tmp_path / "x" / "table.md").read_text()
 
 
@@ -180,7 +180,7 @@ def test_logits_that_are_no_numbers_are_told(sweep, tmp_path, tokenizer):
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "nan")
     code, _, err = sweep("ratio=2,3", f"model.path={tmp_path / 'nan'}")
-    assert (code, "the model's logits are not numbers" in err) == (1, True)
+    assert (code, "expected finite logits" in err) == (1, True)
     assert {row["status"] for row in stored(tmp_path / "x")} == {"failed"}
     assert not list((tmp_path / "x" / "generations").glob("*.partial.jsonl"))
 
@@ -196,7 +196,7 @@ def test_a_full_disk_ends_the_sweep_in_one_line_and_nothing_is_lost(sweep, tmp_p
         return write(descriptor, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ulskip_cli.experiments.results.os.write", little_room)
+        patch.setattr("ulskip_cli.core.files.os.write", little_room)
         code, out, err = sweep("ratio=2,3")
     last = err.splitlines()[-1]
     assert (code, out) == (1, "")
@@ -225,10 +225,10 @@ def test_fail_fast_and_force(sweep, tmp_path, monkeypatch):
 
     real = runner.run_point
 
-    def fails(config, *rest):
-        if config.ratio == 2:
+    def fails(point, *rest):
+        if point.config.ratio == 2:
             raise ValueError("on purpose")
-        return real(config, *rest)
+        return real(point, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "run_point", fails)

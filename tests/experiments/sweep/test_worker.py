@@ -4,23 +4,24 @@ import threading
 import pytest
 
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
+from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.experiments.sweep.running_marker import RunningMarker, marker_path, read_marker
 from ulskip_cli.experiments.sweep.status import SweepStatus
-from ulskip_cli.experiments.sweep.worker import FailurePolicy, failure_reason, run_jobs
+from ulskip_cli.experiments.sweep.worker import FailurePolicy, Worker
 
 
 class Watcher:
     def __init__(self):
         self.ran, self.found = [], []
 
-    def begins(self, job):
+    def job_started(self, job):
         pass
 
-    def settled(self, job, row, ran):
-        (self.ran if ran else self.found).append((job.label, row["status"]))
+    def job_settled(self, job, record, ran):
+        (self.ran if ran else self.found).append((job.label, record.status))
 
 
 @pytest.fixture
@@ -29,16 +30,17 @@ def sweep(tmp_path):
     jobs = make_jobs(points(["ratio=2,3", f"results_dir={tmp_path}"]))
     folder = ResultsFolder.of(jobs[0].config)
 
-    def go(act=lambda job: None, turn=None, force=False):
+    def go(act=lambda job: None, policy=None, force=False):
         def run(job, baseline):
             act(job)
             assert bool(job.baseline) == bool(baseline)
-            row = {**job.failure_row(Exception(), ""), "status": "done"}
-            folder.save(job.config, row, [])
-            return row
+            record = RunRecord(job.identity)
+            folder.save(job.config, record, [])
+            return record
 
         watcher = Watcher()
-        run_jobs(jobs, SweepStatus(folder, lambda row: True, force), run, turn or FailurePolicy("t"), watcher)
+        status = SweepStatus(folder, lambda record: True, force)
+        Worker(jobs, status, run, policy or FailurePolicy("t"), watcher).run()
         return watcher
 
     return go, jobs, folder
@@ -116,9 +118,8 @@ def test_a_point_whose_workers_die_counts_as_failed(sweep):
     for token, status in (("another sweep's", "done"), ("t", "failed")):
         marker_path(folder, jobs[1]).write_text(json.dumps({"token": token, "attempt": 3}))
         assert go(force=True).ran[1] == ("unified ratio 2", status)
-    assert "3 workers died" in folder.rows()[-1]["reason"] or any(
-        "3 workers died" in row.get("reason", "") for row in map(json.loads, folder.runs_path.read_text().splitlines())
-    )
+    rows = [json.loads(line) for line in folder.runs_path.read_text().splitlines()]
+    assert ["3 workers died" in row["reason"] for row in rows if row["status"] == "failed"] == [True]
     assert not marker_path(folder, jobs[1]).exists()
 
 
@@ -145,14 +146,8 @@ def test_a_mark_tells_what_runs(sweep):
     mark = RunningMarker(folder)
     folder.check_writable()
     marker_path(folder, jobs[0]).parent.mkdir()
-    mark.begins(jobs[0])
+    mark.job_started(jobs[0])
     mark.phase("generate", 9)
     assert read_marker(marker_path(folder, jobs[0])) == {"phase": "generate", "done": 0, "total": 9}
-    mark.settled(jobs[0], None, True)
+    mark.job_settled(jobs[0], None, True)
     mark.phase("more", 9)(3)
-
-
-def test_reasons_are_one_line():
-    assert failure_reason(RunError("a\n b")) == "a b"
-    assert failure_reason(ValueError("a\n b")) == "ValueError: a b"
-    assert failure_reason(MemoryError()) == "MemoryError"

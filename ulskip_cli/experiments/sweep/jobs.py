@@ -8,7 +8,8 @@ from ulskip_cli.core.config import instantiate, resolved_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
-from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, RunIdentity, RunRecord, ScheduleRecord
+from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, RunRecord
+from ulskip_cli.experiments.record_sections import RunIdentity, ScheduleRecord
 from ulskip_cli.experiments.results import ResultsFolder
 
 _UNLABELLED = ("description", "_target_", "sweep", "launcher", "name", "results_dir")
@@ -42,7 +43,7 @@ class Job:
     @property
     def identity(self) -> RunIdentity:
         """What the job asks for, the same for a finished and a failed run."""
-        return RunIdentity.of(self.config, self.id, baseline_id=self.baseline)
+        return self.point.identity if self.point else RunIdentity.of(self.config, self.id)
 
     def failure_record(self, error: BaseException) -> RunRecord:
         """Return the record of a job that has no result."""

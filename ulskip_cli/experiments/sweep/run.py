@@ -152,7 +152,7 @@ def _supervise(pool: WorkerPool, policy: FailurePolicy, tracker: _Tracker) -> No
             if message is None:
                 num_deaths += 1
                 observer.note(f"worker {number} died; its point goes on from its last finished batch")
-                if num_deaths > policy.max_retries * (len(workers) + 1):
+                if num_deaths > (policy.max_retries + 1) * (len(workers) + 1):
                     logs = status.folder.path / "logs"
                     raise RunError(f"workers died {num_deaths} times and finished nothing; see {logs}")
             tracker.update()

@@ -8,7 +8,8 @@ from statistics import median
 
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import read_jsonl
-from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, RunIdentity, RunRecord
+from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, RunRecord
+from ulskip_cli.experiments.record_sections import RunIdentity
 from ulskip_cli.experiments.results import ResultsFolder, parse_row
 from ulskip_cli.experiments.sweep.jobs import Job
 

@@ -38,12 +38,12 @@ class FailurePolicy:
     Attributes:
         token: identifies the sweep.
         fail_fast: stop at the first failure.
-        max_retries: workers that may die on a job before it counts as failed.
+        max_retries: how often a job is tried again after its worker died.
     """
 
     token: str
     fail_fast: bool = False
-    max_retries: int = 3
+    max_retries: int = 2
 
 
 @dataclass
@@ -109,8 +109,8 @@ class Worker:
         """Run a job; an error becomes its record."""
         self.observer.job_started(job)
         try:
-            if attempt > self.policy.max_retries:
-                raise RunError(f"{self.policy.max_retries} workers died while they ran it; they may have been out of memory")
+            if attempt > self.policy.max_retries + 1:
+                raise RunError(f"{attempt - 1} workers died while they ran it; they may have been out of memory")
             if job.refused:
                 raise job.refused
             if job.baseline and baseline is None:

@@ -1,59 +1,66 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from reference import NUM_LAYERS, random_ids
-from ulskip_cli.experiments.paired_timing import PairedSpeed, measure_pairs
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.experiments.speed import TimedPairs, measure_pairs
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.strategies.plan import make_plan
+
+GREEDY = DecodeContext(DecodingConfig(name="greedy"), 0)
 
 
 def output(first, decode):
     return BatchOutput([[1, 2]], [True], 3, first / 2, first, decode, 8, 4)
 
 
+def full_and_half(model):
+    """Decoders of every layer and of half of them."""
+    metadata = ModelMetadata(NUM_LAYERS, None, None)
+    return [Decoder(model, make_plan(compose([f"strategy={name}"]), metadata)) for name in ("full", "unified")]
+
+
 def test_ratios_are_taken_pair_by_pair():
-    row = PairedSpeed([output(1, 4), output(1, 9), output(1, 6)], [output(1, 2), output(1, 3), output(1, 3)]).row()
-    assert row["measured_speedup"] == 2.0
-    assert row["end_to_end_speedup"] == 7 / 4
-    assert row["measured_speedup_low"] <= 2.0 <= row["measured_speedup_high"]
-    assert row["pairs"]["full"]["decode_seconds"] == [4, 9, 6]
+    full, strategy = [output(1, 4), output(1, 9), output(1, 6)], [output(1, 2), output(1, 3), output(1, 3)]
+    timing = TimedPairs(full, strategy).timing()
+    assert timing.measured_speedup == 2.0
+    assert timing.end_to_end_speedup == 7 / 4
+    assert timing.measured_speedup_low <= 2.0 <= timing.measured_speedup_high
+    assert timing.pairs["full"]["decode_seconds"] == [4, 9, 6]
 
 
 def test_a_schedule_that_was_timed_alone_has_no_ratio():
-    paired, alone = PairedSpeed([output(1, 4)], [output(1, 2)]).row(), PairedSpeed([], [output(1, 2)]).row()
-    assert alone.keys() == paired.keys()
-    assert alone.pop("pairs") == {"strategy": paired["pairs"]["strategy"]}
-    assert set(alone.values()) == {None}
+    paired, alone = (TimedPairs(full, [output(1, 2)]).timing() for full in ([output(1, 4)], []))
+    assert alone.pairs == {"strategy": paired.pairs["strategy"]}
+    assert {getattr(alone, one.name) for one in fields(alone) if "speedup" in one.name} == {None}
+    assert (alone.prefill_seconds, alone.time_per_output_token_seconds) == (0.5, 2)
 
 
 def test_both_sides_generate_the_same_number_of_tokens(llama):
-    facts = ModelMetadata(NUM_LAYERS, None, None)
-    full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    full, half = full_and_half(llama)
     ids = random_ids(2, 5)
     speed = SpeedConfig(pairs=3, warmup=1, new_tokens=4)
     done = []
-    decoding = DecodingConfig(name="greedy")
-    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], decoding, speed, 0, done.append)
+    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], GREEDY, speed, done.append)
     assert done == [1, 2, 3, 4]
     assert [[len(ids) for ids in o.token_ids] for o in pairs.full + pairs.strategy] == [[4, 4]] * 6
     assert all(full.kept_kv_bytes == 2 * half.kept_kv_bytes for full, half in zip(pairs.full, pairs.strategy, strict=True))
 
 
 def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
-    facts = ModelMetadata(NUM_LAYERS, None, None)
-    full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    full, half = full_and_half(llama)
     ids = random_ids(2, 5)
     prompts, speed = [(ids, torch.ones_like(ids))], SpeedConfig(pairs=2, warmup=0, new_tokens=6)
-    plain = measure_pairs(full, full, prompts, DecodingConfig(name="greedy"), speed, 0).full[0]
+    plain = measure_pairs(full, full, prompts, GREEDY, speed).full[0]
+    drafting = DecodeContext(DecodingConfig(name="s", draft_tokens=2), 0)
     llama.generation_config.eos_token_id = plain.token_ids[0][3]
-    pairs = measure_pairs(full, half, prompts, DecodingConfig(name="s", draft_tokens=2), speed, 0)
+    pairs = measure_pairs(full, half, prompts, drafting, speed)
     assert {output.engine for output in pairs.full} == {"fast"}
     assert {output.engine for output in pairs.strategy} == {"speculative"}
     assert all(one.token_ids == other.token_ids for one, other in zip(pairs.full, pairs.strategy, strict=True))
@@ -62,8 +69,7 @@ def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
 
 
 def test_compiling_in_the_warm_up_is_counted(llama, monkeypatch):
-    facts = ModelMetadata(NUM_LAYERS, None, None)
-    full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    full, half = full_and_half(llama)
     generate = Decoder.generate
 
     def compiled(self, *args, **options):
@@ -72,14 +78,13 @@ def test_compiling_in_the_warm_up_is_counted(llama, monkeypatch):
     monkeypatch.setattr(Decoder, "generate", compiled)
     ids = random_ids(2, 5)
     speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
-    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], DecodingConfig(name="greedy"), speed, 0)
+    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], GREEDY, speed)
     assert pairs.compile_seconds == 10.0
 
 
 def pairs_that_ran(llama, monkeypatch, full, strategy):
     """Pairs whose sides say that they were run by other means than they were."""
-    facts = ModelMetadata(NUM_LAYERS, None, None)
-    every, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    every, half = full_and_half(llama)
     generate = Decoder.generate
 
     def changed(self, *args, **options):
@@ -88,7 +93,7 @@ def pairs_that_ran(llama, monkeypatch, full, strategy):
     monkeypatch.setattr(Decoder, "generate", changed)
     ids = random_ids(2, 5)
     speed = SpeedConfig(pairs=1, warmup=1, new_tokens=2)
-    return measure_pairs(every, half, [(ids, torch.ones_like(ids))], DecodingConfig(name="greedy"), speed, 0)
+    return measure_pairs(every, half, [(ids, torch.ones_like(ids))], GREEDY, speed)
 
 
 @pytest.mark.parametrize(
@@ -102,25 +107,23 @@ def pairs_that_ran(llama, monkeypatch, full, strategy):
     ],
 )
 def test_sides_that_ran_by_unlike_means_give_no_ratio(llama, monkeypatch, full, strategy):
-    with pytest.raises(RunError) as told:
-        pairs_that_ran(llama, monkeypatch, full, strategy)
     key = next(iter(full))
-    assert f"{key}={full[key]}" in str(told.value) and f"{key}={strategy[key]}" in str(told.value)
+    with pytest.raises(RunError, match=f"{key}.*{full[key]}.*{strategy[key]}"):
+        pairs_that_ran(llama, monkeypatch, full, strategy)
 
 
 @pytest.mark.parametrize(
     "own", [{"engine": "speculative", "drafts": DraftStats()}, {"engine": "early_exit", "exits": ExitStats()}]
 )
 def test_drafts_and_exits_may_have_an_engine_of_their_own(llama, monkeypatch, own):
-    row = pairs_that_ran(llama, monkeypatch, {"compiled": True}, own).row()
-    assert [row["pairs"][side]["engine"] for side in ("full", "strategy")] == ["fast", own["engine"]]
-    assert [row["pairs"][side]["compiled"] for side in ("full", "strategy")] == [True, False]
-    assert row["pairs"]["full"]["linear_backend"] == row["pairs"]["strategy"]["linear_backend"]
+    ran = pairs_that_ran(llama, monkeypatch, {"compiled": True}, own).timing().pairs
+    assert [ran[side]["engine"] for side in ("full", "strategy")] == ["fast", own["engine"]]
+    assert [ran[side]["compiled"] for side in ("full", "strategy")] == [True, False]
+    assert ran["full"]["linear_backend"] == ran["strategy"]["linear_backend"]
 
 
 def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
-    facts = ModelMetadata(NUM_LAYERS, None, None)
-    full, half = (Decoder(llama, make_plan(compose([f"strategy={s}"]), facts)) for s in ("full", "unified"))
+    full, half = full_and_half(llama)
     generate, calls = Decoder.generate, []
 
     def compiled_first(self, *args, **options):
@@ -131,6 +134,6 @@ def test_the_first_run_after_compiling_is_not_timed(llama, monkeypatch):
     monkeypatch.setattr(Decoder, "generate", compiled_first)
     ids = random_ids(2, 5)
     speed = SpeedConfig(pairs=1, warmup=0, new_tokens=2)
-    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], DecodingConfig(name="greedy"), speed, 0)
+    pairs = measure_pairs(full, half, [(ids, torch.ones_like(ids))], GREEDY, speed)
     assert [output.decode_seconds for output in pairs.full + pairs.strategy] == [1.0, 1.0]
     assert pairs.compile_seconds == 5.0

@@ -1,0 +1,81 @@
+from dataclasses import replace
+
+import pytest
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import (
+    PairedTiming,
+    Provenance,
+    QualityScores,
+    RunIdentity,
+    ScheduleRecord,
+    Throughput,
+)
+from ulskip_cli.experiments.run_warnings import adjustments, run_warnings
+from ulskip_cli.inference import linear_kernel
+from ulskip_cli.strategies.plan import make_plan
+
+
+@pytest.fixture
+def warned():
+    """The warnings of a record with the given sections."""
+
+    def call(*overrides, **sections):
+        config = compose(["batch_size=4", *overrides])
+        plan = replace(make_plan(config, ModelMetadata(12, None, None)), warnings=())
+        record = RunRecord(RunIdentity.of(config, "0" * 12), provenance=Provenance(num_examples=3))
+        return run_warnings(config, plan, replace(record, **sections))
+
+    return call
+
+
+def test_reduced_batches_are_named_with_their_size(warned):
+    lines = warned(quality=QualityScores(evaluated_batch_size=1), timing=PairedTiming(timed_batch_size=2))
+    assert [("evaluated in batches of 1" in line, "timed in batches of 2" in line) for line in lines] == [
+        (True, False),
+        (False, True),
+    ]
+    assert all("batches of 4" in line for line in lines)
+    assert warned(quality=QualityScores(evaluated_batch_size=4), timing=PairedTiming(timed_batch_size=4)) == ()
+
+
+def test_truncated_sources_are_counted(warned):
+    (line,) = warned(quality=QualityScores(num_truncated_sources=2))
+    assert line.startswith("2 of 3 sources were truncated")
+
+
+def test_a_mean_depth_that_misses_its_target_is_reported_with_a_reason(warned):
+    schedule = ScheduleRecord(target_kept_layers=4, evaluated_mean_kept_layers=5.0)
+    exits = {"throughput": Throughput(exit_depths={"5": 1})}
+    early = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=9"]
+    assert warned(*early, **exits, schedule=replace(schedule, evaluated_mean_kept_layers=4.1)) == ()
+    (line,) = warned(*early, **exits, schedule=schedule)
+    assert line == "early_exit: 5.00 layers ran on average, the target was 4"
+    (line,) = warned(*early, **exits, schedule=replace(schedule, calibration={"examples": 3}))
+    assert "3 calibration examples" in line and "batch of 4" in line and "calibration.examples" in line
+    depth = replace(schedule, evaluated_mean_kept_layers=3.5)
+    (line,) = warned("strategy=skip_decode", "strategy.horizon=9", schedule=depth)
+    assert line.startswith("skip_decode: 3.50 layers ran on average, the target was 4, because the answers differ in length")
+    assert warned("ratio_basis=latency", schedule=depth) == ()
+
+
+def test_a_kernel_that_was_not_built_is_named_with_what_ran_instead(warned, monkeypatch):
+    monkeypatch.setattr(linear_kernel, "build_failure", lambda: "no compiler")
+    ran = Provenance(linear_backend="onednn", linear_backend_reason="no compiler")
+    (line,) = warned(provenance=ran)
+    assert "no compiler" in line and "onednn" in line
+    assert warned(provenance=replace(ran, linear_backend_reason="asked for")) == ()
+
+
+def test_weights_trained_for_other_layers_are_reported(warned):
+    untrained = Provenance(trained_for_these_layers=False)
+    (line,) = warned("ratio=2", provenance=untrained)
+    assert line.startswith("unified with 6 of 12 layers")
+    assert warned("strategy=full", provenance=untrained) == ()
+
+
+def test_a_record_without_measurements_needs_no_adjustments():
+    config = compose([])
+    assert adjustments(config, RunRecord(RunIdentity.of(config, "0" * 12))) == []
