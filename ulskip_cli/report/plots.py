@@ -113,11 +113,8 @@ def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
         axes.set(xlabel=f"{kind} decode speedup, batch {rows[0]['batch_size']}", ylabel=METRICS[metric])
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.02 * axes.get_ylim()[1]))  # intervals may end below 0, scores do not
     plot_style.legend_below(figure, handles)
-    return (
-        ("Quality against decode speedup; bars are confidence intervals, the band is the Pareto front.", figure)
-        if panels
-        else None
-    )
+    caption = "Quality against decode speedup; bars are confidence intervals, the band is the Pareto front."
+    return (caption, figure) if panels else None
 
 
 def _speedup(row: Row) -> float:
