@@ -129,8 +129,8 @@ def test_an_export_of_an_export_and_its_schedule(model_folder, tmp_path):
 
 
 def test_what_is_not_the_view_is_not_kept(model_folder, tmp_path, monkeypatch):
-    real = verify.views.shallow_view
-    monkeypatch.setattr(verify.views, "shallow_view", lambda model, kept: real(model, (0, 2, 5)))
+    real = verify.shallow_view.shallow_view
+    monkeypatch.setattr(verify.shallow_view, "shallow_view", lambda model, kept: real(model, (0, 2, 5)))
     with pytest.raises(RunError, match="logits differ"):
         export(model_folder, tmp_path / "out", "prompt_layers=kept")
     assert not any(tmp_path.iterdir())
@@ -141,9 +141,9 @@ def test_what_is_not_the_view_is_not_kept(model_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["hf", "gguf"])
 def test_a_failed_export_keeps_the_empty_folder_that_was_there(model_folder, tmp_path, monkeypatch, form):
     (tmp_path / "mine").mkdir()
-    real = verify.views.shallow_view
+    real = verify.shallow_view.shallow_view
     monkeypatch.setattr(
-        verify.views, "shallow_view", lambda model, kept: real(model, kept if model.device.type == "meta" else (0, 2, 5))
+        verify.shallow_view, "shallow_view", lambda model, kept: real(model, kept if model.device.type == "meta" else (0, 2, 5))
     )
     for to in ("mine", "new"):
         with pytest.raises(RunError, match="not kept"):

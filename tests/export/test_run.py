@@ -42,7 +42,7 @@ def test_bad_requests_are_one_line_and_import_no_torch(tmp_path, arguments, line
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
     script = (
-        "import sys; from ulskip_cli.cli import invoke; code = invoke(sys.argv[1:]);"
+        "import sys; from ulskip_cli.cli.app import invoke; code = invoke(sys.argv[1:]);"
         "assert 'torch' not in sys.modules; sys.exit(code)"
     )
     told = subprocess.run([sys.executable, "-c", script, "export", *arguments], cwd=tmp_path, capture_output=True, text=True)

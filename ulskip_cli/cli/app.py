@@ -6,7 +6,7 @@ Nothing here imports torch: help, plans and usage errors answer at once.
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Annotated
 
@@ -25,23 +25,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Overrides are key=value: model= task= strategy= decoding= experiment= ratio= ... See `ulskip run --print-config`.",
 )
-COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run.run,
-    "sweep": sweep.sweep,
-    "bench": run.bench,
-    "train": train.train,
-    "plan": plan.plan,
-    "score": score.score,
-    "report": report.report,
-    "export": export.export,
-    "lm-eval": lm_eval.lm_eval,
-    "models": lists.models,
-    "tasks": lists.tasks,
-    "strategies": lists.strategies,
-    "env": lists.env,
-}
-for name, command in COMMANDS.items():
-    app.command(name)(command)
+for command in (
+    *(run.run, sweep.sweep, run.bench, train.train, plan.plan, score.score, report.report, export.export),
+    *(lm_eval.lm_eval, lists.models, lists.tasks, lists.strategies, lists.env),
+):
+    app.command()(command)
 
 INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns Ctrl-C into it
 INTERRUPTED = "interrupted; what was finished is kept, and the same command carries on"
@@ -64,10 +52,8 @@ def invoke(arguments: Sequence[str]) -> int:
         return _complain(INTERRUPTED, code) if code == INTERRUPT_CODE else code if isinstance(code, int) else 0
     except ClickUsageError as error:
         return _complain(error.format_message() + _keys_have_no_dashes(error), 2)
-    except UsageError as error:
-        return _complain(str(error), 2)
-    except RunError as error:
-        return _complain(str(error), 1)
+    except (UsageError, RunError) as error:
+        return _complain(str(error), 2 if isinstance(error, UsageError) else 1)
     except ClickException as error:
         return _complain(error.format_message(), error.exit_code)
     except KeyboardInterrupt:
@@ -83,7 +69,7 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _keys_have_no_dashes(error: Exception) -> str:
-    """Return a hint for --limit where limit= is meant."""
+    """Return a hint if --limit was given and limit= is meant."""
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
     return f"; keys of the configuration have no dashes: {name}=..." if name in {one.name for one in fields(Config)} else ""
 

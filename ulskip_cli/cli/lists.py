@@ -1,8 +1,8 @@
-"""Commands that list what there is: `ulskip models`, `tasks`, `strategies` and `env`."""
+"""The commands `ulskip models`, `tasks`, `strategies` and `env`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ulskip_cli.cli.options import ConfigDir, Json
 from ulskip_cli.core import config
@@ -31,22 +31,23 @@ def env(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    flat = {**{k: v for k, v in facts.items() if k != "packages"}, **facts["packages"]}
-    width = max(map(len, flat))
-    for key, value in flat.items():
-        print(f"{key:<{width}}  {value}")
+    packages = facts.pop("packages")
+    _print_aligned({**facts, **packages})
 
 
 def _list_group(group: str, config_dir: Path | None, as_json: bool) -> None:
     """Print the names and descriptions of a config group."""
     from omegaconf import OmegaConf
 
-    entries: dict[str, Any] = {}
-    for name, path in config.group_choices(group, config_dir).items():
-        entries[name] = str(OmegaConf.select(OmegaConf.load(path), "description", default=""))
+    files = config.group_choices(group, config_dir).items()
+    entries = {name: str(OmegaConf.select(OmegaConf.load(file), "description", default="")) for name, file in files}
     if as_json:
         print(json.dumps(entries))
-        return
+    else:
+        _print_aligned(entries)
+
+
+def _print_aligned(entries: Mapping[str, object]) -> None:
     width = max(map(len, entries))
-    for name, description in entries.items():
-        print(f"{name:<{width}}  {description}")
+    for key, value in entries.items():
+        print(f"{key:<{width}}  {value}")

@@ -1,13 +1,14 @@
-"""`ulskip plan`: which layers would be kept, drawn and listed, without loading weights."""
+"""`ulskip plan`: the layers that would be kept, drawn and listed, without loading weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import groupby
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides
 from ulskip_cli.core import config
 from ulskip_cli.strategies.exit_rule import ExitRule
-from ulskip_cli.strategies.memory import MemoryPlan
+from ulskip_cli.strategies.memory import Footprint, MemoryPlan
 from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
@@ -24,27 +25,23 @@ def plan(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Jso
     if as_json:
         print(json.dumps(asdict(planned)))
         return
-    for line in plan_lines(planned, chosen.model.name):
-        print(line)
+    print("\n".join(plan_lines(planned, chosen.model.name)))
 
 
 def plan_lines(plan: Plan, model: str) -> list[str]:
-    """The kept layers drawn and listed, and what they promise."""
-    target = "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x"
-    prompt = "every layer" if plan.prompt_layers == "all" else "the kept layers only"
-    facts = {
-        "target_speedup": target,
-        "layer_ratio": f"{plan.layer_ratio:.2f}x",
-        "predicted_speedup": UNKNOWN
-        if plan.predicted_speedup is None
-        else f"{plan.predicted_speedup:.2f}x in decode, by bytes read",
-        "KV bytes per token": UNKNOWN
-        if plan.kv_bytes_per_token is None
-        else f"{plan.kv_bytes_per_token:,} in all layers, {plan.kept_kv_bytes_per_token:,} kept after the prompt",
-        "the prompt runs": prompt,
-    }
+    """Draw and list the kept layers, and state what they promise."""
+    speedup, kv, kept_kv = plan.predicted_speedup, plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
     if plan.prompt_layers == "kept":
-        facts["KV bytes per token"] = UNKNOWN if plan.kept_kv_bytes_per_token is None else f"{plan.kept_kv_bytes_per_token:,}"
+        cache = UNKNOWN if kept_kv is None else f"{kept_kv:,}"
+    else:
+        cache = UNKNOWN if kv is None else f"{kv:,} in all layers, {kept_kv:,} kept after the prompt"
+    facts = {
+        "target_speedup": "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x",
+        "layer_ratio": f"{plan.layer_ratio:.2f}x",
+        "predicted_speedup": UNKNOWN if speedup is None else f"{speedup:.2f}x in decode, by bytes read",
+        "KV bytes per token": cache,
+        "the prompt runs": "every layer" if plan.prompt_layers == "all" else "the kept layers only",
+    }
     if plan.memory is not None:
         facts |= _memory_facts(plan.memory, plan.strategy)
     width = max(map(len, facts))
@@ -57,7 +54,6 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
 
 
 def _kept(plan: Plan, model: str) -> list[str]:
-    """The layers of a schedule."""
     return [
         f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers} layers in each decode step",
         "",
@@ -68,10 +64,8 @@ def _kept(plan: Plan, model: str) -> list[str]:
 
 
 def _exits(rule: ExitRule, what: str) -> list[str]:
-    """Where steps may end."""
-    threshold = (
-        "to be calibrated" if rule.threshold is None else f"{rule.threshold:g}, a tenth less after {rule.horizon} tokens"
-    )
+    known = rule.threshold is not None
+    threshold = f"{rule.threshold:g}, a tenth less after {rule.horizon} tokens" if known else "to be calibrated"
     return [
         f"{what}: {rule.target_depth} of {rule.num_layers} layers in a decode step on average, as many as each token needs",
         "",
@@ -82,28 +76,19 @@ def _exits(rule: ExitRule, what: str) -> list[str]:
 
 
 def _memory_facts(memory: MemoryPlan, strategy: str) -> dict[str, str]:
-    """The largest batches within a budget, beside those of the full model."""
-    own, full = memory.strategy, memory.full
+    def beside(show: Callable[[Footprint], str]) -> str:
+        own = show(memory.strategy)
+        return own if strategy == "full" else f"{own}; full {show(memory.full)}"
 
-    def beside(mine: str, others: str) -> str:
-        return mine if strategy == "full" else f"{mine}; full {others}"
-
+    in_flight = beside(lambda side: f"{side.max_in_flight:,}")
     return {
-        "weights": f"{_gib(memory.weight_bytes)} of {_gib(memory.budget_bytes)}",
+        "weights": f"{memory.weight_bytes / 2**30:,.2f} GiB of {memory.budget_bytes / 2**30:,.2f} GiB",
         "tokens of a sequence": f"{memory.prompt_tokens} of the prompt, {memory.new_tokens} new",
-        "peak of a sequence": beside(_mib(own.sequence_bytes), _mib(full.sequence_bytes)),
-        "once it decodes": beside(_mib(own.decoding_bytes), _mib(full.decoding_bytes)),
-        "largest batch": beside(f"{own.max_batch:,}", f"{full.max_batch:,}"),
-        "most in flight": f"{beside(f'{own.max_in_flight:,}', f'{full.max_in_flight:,}')} (prompts encoded one by one)",
+        "peak of a sequence": beside(lambda side: f"{side.sequence_bytes / 2**20:,.1f} MiB"),
+        "once it decodes": beside(lambda side: f"{side.decoding_bytes / 2**20:,.1f} MiB"),
+        "largest batch": beside(lambda side: f"{side.max_batch:,}"),
+        "most in flight": f"{in_flight} (prompts encoded one by one)",
     }
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f} GiB"
 
 
 def strip(num_layers: int, kept: Sequence[int]) -> str:
@@ -130,10 +115,5 @@ def ranges(layers: Sequence[int]) -> str:
     >>> ranges((0, 1, 2, 5, 7, 8))
     '0-2, 5, 7, 8'
     """
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
+    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)

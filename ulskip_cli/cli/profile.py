@@ -10,11 +10,7 @@ MODEL_RUNS = ("warm up", "generate", "decode loss", "timed pairs", "calibrate", 
 
 
 def profile_table(seconds: Mapping[str, float]) -> Table:
-    """Return a table with one line per phase, in order, and the total.
-
-    Args:
-        seconds: by phase, as a stopwatch keeps them.
-    """
+    """Return a table with one line per phase, in order, and the total."""
     total = sum(seconds.values())
     note = f"{beside_the_model(seconds):.2f} s besides Python's start, imports and running the model"
     table = Table(title="Where the time went", caption=note, title_style="bold", box=SIMPLE_HEAD)
@@ -29,10 +25,6 @@ def profile_table(seconds: Mapping[str, float]) -> Table:
 
 
 def beside_the_model(seconds: Mapping[str, float]) -> float:
-    """Return the seconds of all phases that are neither start nor imports and do not run the model.
-
-    >>> beside_the_model({"start": 1.0, "imports": 5.0, "encode": 0.25, "full: generate": 9.0, "write": 0.5})
-    0.75
-    """
+    """Return the seconds of all phases that are neither start nor imports and do not run the model."""
     beside = [label for label in seconds if label not in BEFORE and not label.split(": ")[-1].startswith(MODEL_RUNS)]
     return sum(seconds[label] for label in beside)

@@ -10,54 +10,52 @@ from ulskip_cli.core.progress import NullProgress, ReportProgress, throttled
 
 
 class ProgressBars:
-    """One bar a phase; the one before is finished when the next begins."""
+    """Shows each phase as a bar, or as one line if standard error is no terminal; a new phase completes the last bar."""
 
-    def __init__(self, enabled: bool = True) -> None:
-        """Draw on standard error; where that is no terminal, nothing moves and each phase is one line."""
-        self._console = Console(stderr=True)
-        self._lines = enabled and not self._console.is_terminal
-        label = TextColumn("{task.description:<28}")
-        columns = (
-            label,
-            BarColumn(30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+    def __init__(self, enabled: bool = True, clocks: bool = True) -> None:
+        """Show nothing but notes unless enabled; `clocks` shows the time spent and left beside a bar."""
+        self.console = Console(stderr=True)
+        self.is_drawn = enabled and self.console.is_terminal
+        self._has_lines = enabled and not self.is_drawn
+        times = (TimeElapsedColumn(), TimeRemainingColumn()) if clocks else ()
+        label, note = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
+        self.bars = Progress(
+            label, BarColumn(30), MofNCompleteColumn(), *times, note, console=self.console, disable=not self.is_drawn
         )
-        self._bars = Progress(*columns, console=self._console, disable=not enabled or self._lines)
         self._prefix = ""
 
     def __enter__(self) -> Self:
-        """Start drawing."""
-        self._bars.start()
+        self.bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Leave the bars as they stand."""
         if kind is None:
             self._finish_last()
-        self._bars.stop()
+        self.bars.stop()
 
     def point(self, number: int, total: int) -> None:
-        """From here on phases belong to one point of many."""
+        """Show from here on that phases belong to one point of many."""
         self._prefix = f"[{number}/{total}] "
 
     def note(self, text: str) -> None:
-        """Something that people should know."""
-        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Show a line that a person should read."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """A new bar; none for a short stretch."""
+        """Begin a phase; one with a total of 0 is short and not shown."""
         self._finish_last()
-        if not total:
+        if total and self._has_lines:
+            self.note(f"{self._prefix}{label} ({total})")
+        if not total or not self.is_drawn:
             return NullProgress().phase(label, total)
-        if self._lines:
-            self._console.print(f"{self._prefix}{label} ({total})", markup=False)
-        task = self._bars.add_task(f"{self._prefix}{label}".replace("[", r"\["), total=total, note="")
-        return throttled(total, lambda done, note: self._bars.update(task, completed=done, note=note))
+        task = self.bars.add_task(f"{self._prefix}{label}".replace("[", r"\["), total=total, note="")
+        return throttled(total, lambda done, note: self.bars.update(task, completed=done, note=note))
+
+    def clear(self) -> None:
+        """Remove all bars."""
+        for task in self.bars.task_ids:
+            self.bars.remove_task(task)
 
     def _finish_last(self) -> None:
-        if self._bars.tasks:
-            last = self._bars.tasks[-1]
-            self._bars.update(last.id, completed=last.total)
+        if self.bars.tasks:
+            self.bars.update(self.bars.tasks[-1].id, completed=self.bars.tasks[-1].total)

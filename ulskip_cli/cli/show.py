@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.outcome import SweepOutcome
 
-PIPE_COLUMNS = 120
-"""The width of tables that go into a file or a pipe."""
+PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 
 
 def make_console() -> Console:
@@ -29,16 +28,9 @@ def show_outcome(
     make_tables: Callable[["Sequence[Row]", int], "Sequence[Table]"],
     as_json: "Row | None" = None,
 ) -> None:
-    """Print the given JSON object, or tables and warnings.
+    """Print a JSON object, or else tables and warnings, and raise RunError if a point failed.
 
-    Args:
-        outcome: of the command.
-        folder: where the results are.
-        make_tables: makes tables of rows for a terminal of so many columns.
-        as_json: the object to print instead of tables.
-
-    Raises:
-        RunError: a point failed.
+    `make_tables` takes rows and the width of the terminal in columns.
     """
     rows = [record.to_row() for record in outcome.records.values()]
     if as_json is not None:

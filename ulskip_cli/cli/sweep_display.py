@@ -1,18 +1,19 @@
-"""A sweep as it goes, on standard error: what is settled, what runs, how long it may take, and the best points so far."""
+"""The display of a sweep on standard error: settled jobs, running jobs, the time left, and the best points so far."""
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ulskip_cli.core.progress import NullProgress, ReportProgress, throttled
+from ulskip_cli.cli.progress_bars import ProgressBars
+from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.experiments.record import DONE, Row, is_done
 
 if TYPE_CHECKING:
@@ -26,20 +27,13 @@ TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
 class SweepDisplay:
-    """Context manager; on a terminal a table that stays in place, elsewhere a line for what happens."""
+    """Shows a sweep as a table that stays in place, or as a line per event if standard error is no terminal."""
 
     def __init__(self, jobs: "Sequence[Job]", write_tables: "Callable[[ResultsFolder], object]") -> None:
-        """Display these jobs.
-
-        Args:
-            jobs: of the sweep.
-            write_tables: writes the tables of a results folder; called now and then while rows come.
-        """
+        """Display these jobs; `write_tables` writes the tables of a results folder and is called now and then."""
         self.workers = 1
         self._write_tables = write_tables
         self._tables_written_at = float("-inf")
-        self._console = Console(stderr=True)
-        self._drawn = self._console.is_terminal
         self._total = len(jobs)
         self._notes: list[str] = []
         self._states: dict[str, str] = {}
@@ -47,44 +41,40 @@ class SweepDisplay:
         self._running: list[str] = []
         self._left: tuple[float, int] = (0.0, 0)
         self._began = self._guessed_at = time.monotonic()
-        bars = (TextColumn("{task.description:<28}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-        self._bars = Progress(*bars, console=self._console, disable=True)
-        self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4)
-        self._label = ""
+        self._phases = ProgressBars(clocks=False)
+        self._drawn = self._phases.is_drawn
+        self._live = Live(get_renderable=self._picture, console=self._phases.console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        """Start drawing."""
         if self._drawn:
             self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Leave the board as it stands."""
         self._running.clear()
-        self._clear_bars()
+        self._phases.clear()
         if self._drawn:
             self._live.stop()
 
     def job_started(self, job: "Job") -> None:
-        """A job starts to run in this process."""
-        self._label = job.label
+        """Show the job that starts to run in this process."""
         self._running = [job.label]
 
     def job_settled(self, job: "Job", record: "RunRecord | None", ran: bool) -> None:
-        """A job has its record."""
+        """Count a job that has its record, and show the result if this process ran it."""
         row = record.to_row() if record else None
         self._states[job.id] = row.get("status", DONE) if row else DONE
         if row and is_done(row):
             self._rows[job.id] = row
         self._running = [line for line in self._running if line != job.label]
-        self._clear_bars()
+        self._phases.clear()
         if ran and not self._drawn:
-            rest = self._total - len(self._states)
+            settled, rest = len(self._states), self._total - len(self._states)
             left = f"; left: {time_left(self._left[0] / self.workers, self._left[1], rest)}" if rest else ""
-            self._print(f"{self._count()} {job.label}: {_told(row)}{left}")
+            self.note(f"[{settled}/{self._total}] {job.label}: {_outcome(row)}{left}")
 
     def time_left(self, seconds: float, num_unknown: int) -> None:
-        """Show an estimate for the jobs that are to do, one after another, and how many have none."""
+        """Show an estimate for the jobs that are left, run one after another, and the number of jobs without one."""
         self._left, self._guessed_at = (seconds, num_unknown), time.monotonic()
 
     def rows_changed(self, folder: "ResultsFolder") -> None:
@@ -95,42 +85,26 @@ class SweepDisplay:
             self._tables_written_at = time.monotonic()
 
     def running(self, lines: Sequence[str]) -> None:
-        """What workers are at."""
+        """Show what the workers run, one line each."""
         self._running = list(lines)
 
     def note(self, text: str) -> None:
-        """Something that people should know."""
+        """Show a line that a person should read; on a terminal, the last three."""
         if self._drawn:
             self._notes = [*self._notes[-2:], text]
         else:
-            self._print(text)
+            self._phases.note(text)
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """A bar for a stretch of the running job."""
-        self._clear_bars()
-        if not total:
-            return NullProgress().phase(label, total)
+        """Show a phase of the running job in place of the last one."""
+        self._phases.clear()
         if not self._drawn:
-            self._print(f"{self._count(1)} {label} ({total})")
-            return NullProgress().phase(label, total)
-        task = self._bars.add_task(label.replace("[", r"\["), total=total, note="")
-        return throttled(total, lambda done, note: self._bars.update(task, completed=done, note=note))
-
-    def _count(self, more: int = 0) -> str:
-        return f"[{min(self._total, len(self._states) + more)}/{self._total}]"
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def _clear_bars(self) -> None:
-        for task in self._bars.task_ids:
-            self._bars.remove_task(task)
+            self._phases.point(min(self._total, len(self._states) + 1), self._total)
+        return self._phases.phase(label, total)
 
     def _picture(self) -> RenderableType:
         settled = len(self._states)
-        counts = ", ".join(
-            f"{list(self._states.values()).count(state)} {state}" for state in dict.fromkeys(self._states.values())
-        )
+        counts = ", ".join(f"{count} {state}" for state, count in Counter(self._states.values()).items())
         known, unknown = self._left
         seconds = max(0.0, known / self.workers - (time.monotonic() - self._guessed_at))
         head = f"{settled} of {self._total} settled{f' ({counts})' if counts else ''}, {clock(time.monotonic() - self._began)}"
@@ -138,25 +112,24 @@ class SweepDisplay:
             head += f", left: {time_left(seconds, unknown, self._total - settled)}"
         parts: list[RenderableType] = [Text(head, style="bold"), *(Text(note, style="yellow") for note in self._notes)]
         parts += [Text(f"  {line}") for line in self._running]
-        if self._bars.tasks:
-            parts.append(self._bars)
+        if self._phases.bars.tasks:
+            parts.append(self._phases.bars)
         best = front(list(self._rows.values()))
-        return Group(*parts, *([_drawn(best)] if best else []))
+        return Group(*parts, *([_front_table(best)] if best else []))
 
 
 def front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other of the same model, task and pair beats in both speed and quality, the fastest last."""
+    """Return the rows that no other of the same model, task and pair beats in both speed and quality, the fastest last."""
     metric = _metric(rows)
     if metric is None:
         return []
     from ulskip_cli.report.plots import pareto_front
 
-    settings: dict[tuple[object, ...], list[tuple[tuple[float, float], Row]]] = {}
+    settings: dict[tuple[object, ...], list[tuple[tuple[float, float], Row]]] = defaultdict(list)
     for row in rows:
         speedup = _speedup(row)
         if row.get(metric) is not None and speedup is not None:
-            setting = tuple(row.get(key) for key in ("model", "task", "pair", "batch_size"))
-            settings.setdefault(setting, []).append(((speedup, row[metric]), row))
+            settings[tuple(map(row.get, ("model", "task", "pair", "batch_size")))].append(((speedup, row[metric]), row))
     best = []
     for members in settings.values():
         unbeaten = set(pareto_front([point for point, _ in members]))
@@ -165,7 +138,7 @@ def front(rows: Sequence[Row]) -> list[Row]:
 
 
 def time_left(seconds: float, unknown: int, total: int) -> str:
-    """A guess in words, with what it leaves out.
+    """Describe an estimate in words, with the points that it leaves out.
 
     >>> time_left(90, 0, 3), time_left(90, 1, 3), time_left(0, 3, 3)
     ('about 1:30', 'about 1:30 and 1 point of unknown length', 'unknown')
@@ -177,7 +150,7 @@ def time_left(seconds: float, unknown: int, total: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, hours where there are any.
+    """Format minutes and seconds, and hours if there are any.
 
     >>> clock(61), clock(3723)
     ('1:01', '1:02:03')
@@ -187,7 +160,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _drawn(rows: Sequence[Row]) -> Table:
+def _front_table(rows: Sequence[Row]) -> Table:
     metric = _metric(rows) or ""
     table = Table(title="the best so far: no point is both faster and better", title_justify="left", title_style="")
     for name in ("strategy", "target", "batch", "speedup", METRICS[metric]):
@@ -207,8 +180,7 @@ def _speedup(row: Row) -> float | None:
     return measured if measured is not None else row.get("predicted_speedup")
 
 
-def _told(row: Row | None) -> str:
-    """What came of a job, in a few words."""
+def _outcome(row: Row | None) -> str:
     if row is None or not is_done(row):
         return f"{row['status']}: {row['reason']}" if row else "settled elsewhere"
     metric, parts = _metric([row]), []

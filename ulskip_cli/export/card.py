@@ -27,52 +27,30 @@ _METRICS = (*metric_keys(), DECODE_LOSS.key)
 
 @dataclass(frozen=True)
 class CardFacts:
-    """The facts of a card that the request does not contain.
+    """The facts of a card that the request does not contain."""
 
-    Attributes:
-        parameters: number of elements of the exported tensors.
-        total_bytes: of the exported tensors.
-        checked: how the export was compared with the view.
-        training: how the source's weights were trained, in the words of a row.
-        trained_for_these: the weights were trained with just these layers; None: unknown.
-        quantization: an earlier quantization of the source's weights.
-        license: of the source, as its own card states it.
-        rows: measured on this schedule of this model.
-    """
-
-    parameters: int
+    parameters: int  # elements of the exported tensors
     total_bytes: int
-    checked: str
-    training: str
-    trained_for_these: bool | None
-    quantization: str | None
-    license: str | None
-    rows: Sequence[Row]
+    checked: str  # how the export was compared with the view
+    training: str  # how the source's weights were trained, in the words of a row
+    trained_for_these: bool | None  # the weights were trained with exactly these layers; None: unknown
+    quantization: str | None  # an earlier quantization of the source's weights
+    license: str | None  # of the source, as its own card states it
+    rows: Sequence[Row]  # measured on this schedule of this model
 
 
 def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
     """Fill the template of the card."""
     model = point.config.model
     is_hub = model.source == "hf" and not Path(model.path).expanduser().exists()
+    base, tags = [point.model_name] if is_hub else None, ["ulskip", "layer-skipping"]
     data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        license=facts.license,
-        base_model=[point.model_name] if is_hub else None,
-        tags=["ulskip", "layer-skipping"],
+        library_name="transformers", pipeline_tag="text-generation", license=facts.license, base_model=base, tags=tags
     )
-    card: ModelCard = ModelCard.from_template(
-        data,
-        template_path=str(_TEMPLATES / "card.md"),
-        point=point,
-        plan=point.plan,
-        facts=facts,
-        revision=model.revision,
-        rows=[_cells(row) for row in facts.rows],
-        provenance=provenance(facts.rows),
-        serving=SERVING,
-        prefill=PREFILL,
-    )
+    values: dict[str, Any] = {"point": point, "plan": point.plan, "facts": facts, "revision": model.revision}
+    values |= {"rows": list(map(_cells, facts.rows)), "provenance": provenance(facts.rows)}
+    values |= {"serving": SERVING, "prefill": PREFILL}
+    card: ModelCard = ModelCard.from_template(data, template_path=str(_TEMPLATES / "card.md"), **values)
     return card
 
 
@@ -95,11 +73,7 @@ def source_license(folder: Path) -> str | None:
 def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str) -> list[Row]:
     """Read the rows that were measured on this schedule of this model, the newest of each task and machine.
 
-    Args:
-        folder: one experiment, or a folder of them; may be missing.
-        model: the exported model.
-        plan: its schedule.
-        training: how its weights were trained, in the words of a row.
+    The folder may hold one experiment or several, or be missing; `training` is the row's text on how the weights were trained.
     """
     files = [folder / "runs.jsonl", *sorted(folder.glob("*/runs.jsonl"))]
     rows = [row for file in files for row in ResultsFolder(file.parent).rows() if is_done(row)]
@@ -113,30 +87,22 @@ def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str) -
 
 def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:
     measured = row.get("config", {}).get("model", {})
-    expected = {
-        "num_layers": plan.num_layers,
-        "kept_layers": list(plan.kept_layers),
-        "prompt_layers": plan.prompt_layers,
-        "training": training,
-    }
+    expected = {"num_layers": plan.num_layers, "kept_layers": list(plan.kept_layers), "prompt_layers": plan.prompt_layers}
     return (
         all(_same(key, measured.get(key), getattr(model, key)) for key in _MODEL_KEYS)
-        and all(row.get(key) == value for key, value in expected.items())
+        and all(row.get(key) == value for key, value in {**expected, "training": training}.items())
         and not any(row.get(key) for key in ("later_stages", "exit_depths", "draft_tokens"))
     )
 
 
 def _same(key: str, one: Any, other: Any) -> bool:
-    """Compare two values of the model's config; two paths are equal if they lead to the same file."""
-    if one == other or key != "path" or one is None:
+    if one == other or key != "path" or one is None:  # two paths are equal if they lead to the same file
         return bool(one == other)
     paths = [Path(str(text)).expanduser() for text in (one, other)]
     return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
 
 def _cells(row: Row) -> list[str]:
-    """Return one line of the card's table, in the order of its head."""
-
     def number(key: str, form: str) -> str:
         return "–" if row.get(key) is None else format(row[key], form)
 

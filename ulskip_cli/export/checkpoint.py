@@ -31,12 +31,8 @@ _GENERATION = "generation_config.json"
 def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
     """Write the kept layers as a checkpoint, and beside it the full model if that encodes the prompts.
 
-    Returns:
-        The record that is stored beside the weights as ulskip_export.json, and `to`.
-
-    Raises:
-        UsageError: the model cannot be exported, or the target is taken; nothing is written.
-        RunError: the export differs from the view, so it is not kept.
+    The result is the record that is stored as ulskip_export.json, and `to`. Nothing is kept if the model cannot be exported
+    or the target is taken (UsageError), or if the export differs from the view (RunError).
     """
     plan = point.plan
     with staging.staged(point.to, is_folder=True) as folder:
@@ -50,7 +46,17 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
             (folder / card.SERVING).write_text(card.serving_page(plan), "utf-8")
         (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
         checked = verify_checkpoint(point, folder, weights.total_bytes, progress)
-        facts = _card_facts(point, source, weights, checked)
+        notes = source_notes(point.config.model)
+        facts = card.CardFacts(
+            parameters=weights.parameters,
+            total_bytes=weights.total_bytes,
+            checked=checked,
+            training=notes["training"],
+            trained_for_these=is_trained_for(notes["trained_for"], plan),
+            quantization=notes["quantization"],
+            license=card.source_license(source),
+            rows=card.matching_rows(point.results, point.config.model, plan, notes["training"]),
+        )
         card.model_card(point, facts).save(folder / card.CARD)
         record = _record(point, facts, folder)
         (folder / staging.RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -86,27 +92,12 @@ def _write_model(
 
 
 def _copy_companions(model: ModelConfig, source: Path, folder: Path) -> None:
-    """Copy the tokenizer, licenses and settings; code only if the user trusts it."""
-    for pattern in (*COMPANIONS, *(["*.py"] if model.trust_remote_code else [])):
+    for pattern in (*COMPANIONS, *(["*.py"] if model.trust_remote_code else [])):  # code only if the user trusts it
         for file in source.glob(pattern):
             if file.is_file():
                 copy = folder / file.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
-
-
-def _card_facts(point: ResolvedExport, source: Path, weights: WrittenWeights, checked: str) -> card.CardFacts:
-    notes = source_notes(point.config.model)
-    return card.CardFacts(
-        parameters=weights.parameters,
-        total_bytes=weights.total_bytes,
-        checked=checked,
-        training=notes["training"],
-        trained_for_these=is_trained_for(notes["trained_for"], point.plan),
-        quantization=notes["quantization"],
-        license=card.source_license(source),
-        rows=card.matching_rows(point.results, point.config.model, point.plan, notes["training"]),
-    )
 
 
 def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:

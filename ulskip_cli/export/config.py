@@ -26,16 +26,9 @@ _NOT_COMPARED = ("layer_idx", "name_or_path")  # a view renumbers its layers as 
 def shallow_config(
     folder: Path, kept: Sequence[int], dtype: str | None, trust_remote_code: bool = False
 ) -> tuple[dict[str, Any], int]:
-    """Make the config.json of a model that has only the kept layers.
+    """Return the config.json of a model that has only the kept layers of a checkpoint, and the checkpoint's number of layers.
 
-    Args:
-        folder: the source.
-        kept: layers, ascending.
-        dtype: the dtype in which the export will be loaded; None: the source's.
-        trust_remote_code: run code beside the weights.
-
-    Returns:
-        The config, and the number of layers of the source.
+    `dtype` is the one in which the export will be loaded; None keeps the source's.
 
     Raises:
         UsageError: the source cannot be read, is quantized, or its config cannot express the view.

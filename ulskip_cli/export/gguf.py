@@ -38,24 +38,14 @@ _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
 
 @dataclass(frozen=True)
 class GgufTensors:
-    """The tensors of a checkpoint in the layout of GGUF.
-
-    Attributes:
-        reader: of the source.
-        config: of the export.
-        dtype: of matrices; None: as in the source. Vectors are float32.
-    """
+    """The tensors of a checkpoint in the layout of GGUF."""
 
     reader: CheckpointReader
-    config: dict[str, Any]
-    dtype: torch.dtype | None
+    config: dict[str, Any]  # of the export
+    dtype: torch.dtype | None  # of matrices; None: as in the source. Vectors are float32
 
     def array(self, name: str) -> tuple[np.ndarray[Any, Any], torch.dtype]:
-        """Return a tensor and its dtype; bfloat16, which numpy lacks, is viewed as uint16.
-
-        Raises:
-            UsageError: its dtype is none of float32, float16 and bfloat16.
-        """
+        """Return a tensor and its dtype; bfloat16, which numpy lacks, is viewed as uint16."""
         tensor = self.reader.read([name])[name]
         heads = self.config["num_attention_heads"]
         for part, count in (("q_proj", heads), ("k_proj", self.config.get("num_key_value_heads") or heads)):
@@ -70,12 +60,7 @@ class GgufTensors:
 
 
 def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
-    """Write the kept layers as one GGUF file, load it again and compare it with the view.
-
-    Raises:
-        UsageError: GGUF cannot express the model, or the target is taken; nothing is written.
-        RunError: the file differs from the view, so it is not kept.
-    """
+    """Write the kept layers as one GGUF file, load it again and compare it with the view; a file that differs is not kept."""
     plan, model = point.plan, point.config.model
     with staged(point.to, is_folder=False) as file:
         progress.phase("write gguf", 0)
@@ -85,9 +70,8 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
             raise UsageError(f"--format gguf does not serve this model: {reason}; --format hf does")
         tensors = GgufTensors(CheckpointReader(source), config, getattr(torch, point.dtype) if point.dtype else None)
         new_names = shallow_names(tensors.reader.files, num_layers, plan.kept_layers)
-        title = f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers"
         writer = gguf.GGUFWriter(file, "llama")
-        writer.add_name(title)
+        writer.add_name(f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers")
         writer.add_description("exported by ulskip")
         _add_shape(writer, config)
         _add_tokenizer(writer, AutoTokenizer.from_pretrained(source), config["vocab_size"])
@@ -110,11 +94,7 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
 
 
 def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Load the file and compare it with the view, whose weights become float32; describe the comparison.
-
-    Raises:
-        RunError: a weight, a logit or a token of the vocabulary differs.
-    """
+    """Load the file and describe its comparison with the view, whose weights become float32; raise RunError if they differ."""
     options: dict[str, Any] = {"gguf_file": file.name}
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no switch
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options).eval()
@@ -150,11 +130,7 @@ def unsupported_reason(config: dict[str, Any]) -> str | None:
 
 
 def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
-    """Return llama.cpp's name for the way in which a tokenizer splits text into words.
-
-    Raises:
-        UsageError: no name is known here.
-    """
+    """Return llama.cpp's name for the way in which a tokenizer splits text into words."""
     parts: list[dict[str, Any]] = spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
@@ -180,9 +156,8 @@ def _write_tensors(writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dic
         writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, _FILE_TYPES[dtype][0])
     ((main_dtype, _),) = bytes_by_dtype.most_common(1)
     writer.add_file_type(_FILE_TYPES[main_dtype][1])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+        write()
     for name in new_names:
         writer.write_tensor_data(tensors.array(name)[0])
     writer.close()
@@ -199,16 +174,14 @@ def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add(head_dim)
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Add the vocabulary, the merges, the special ids and the chat template."""
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     if spec["model"]["type"] != "BPE" or spec["model"].get("byte_fallback") or spec.get("normalizer"):
         raise UsageError("--format gguf supports only byte-level BPE tokenizers without a normalizer; --format hf exports any")
@@ -225,9 +198,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in spec["model"]["merges"]])
-    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-    for key, value in {**ids, "unk": tokenizer.unk_token_id}.items():
-        if value is not None:
+    for key in ("bos", "eos", "pad", "unk"):
+        if (value := getattr(tokenizer, f"{key}_token_id")) is not None:
             getattr(writer, f"add_{key}_token_id")(value)
     encoded = tokenizer("a").input_ids
     writer.add_add_bos_token(bool(encoded) and encoded[0] == tokenizer.bos_token_id)

@@ -36,7 +36,11 @@ def mergekit_recipe(point: ResolvedExport) -> str:
     plan, model = point.plan, point.config.model
     path = model.path if model.source == "hf" else str(find_config(model).parent)
     slices = [{"sources": [{"model": path, "layer_range": list(ends)}]} for ends in layer_ranges(plan.kept_layers)]
-    recipe = {"slices": slices, "merge_method": "passthrough", "dtype": point.dtype or _source_dtype(point)}
+    dtype = point.dtype
+    if dtype is None:
+        source = json.loads(find_config(model).read_text("utf-8"))
+        dtype = str(source.get("dtype") or source.get("torch_dtype") or "float32")
+    recipe = {"slices": slices, "merge_method": "passthrough", "dtype": dtype}
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None)
     return f"# {point.made_by}\n# {plan.strategy}: {plan.num_kept} of {plan.num_layers} layers\n{text}"
 
@@ -50,8 +54,3 @@ def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:
     gaps = [(a + 1, b) for a, b in pairwise(kept) if b != a + 1]
     starts, ends = [kept[0], *(b for _, b in gaps)], [*(a for a, _ in gaps), kept[-1] + 1]
     return list(zip(starts, ends, strict=True))
-
-
-def _source_dtype(point: ResolvedExport) -> str:
-    values = json.loads(find_config(point.config.model).read_text("utf-8"))
-    return str(values.get("dtype") or values.get("torch_dtype") or "float32")

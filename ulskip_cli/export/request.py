@@ -21,46 +21,27 @@ _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": "s
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """The options of `ulskip export`.
+    """The options of `ulskip export`."""
 
-    Attributes:
-        to: a folder; for a format of one file, the file or a folder for it.
-        format: one of FORMATS.
-        results: the folder of measured rows for the model card; None: `results_dir`.
-        shard_size: the largest weights file, e.g. `5GB`.
-        check: compare the export with the view; None: if both fit into memory.
-    """
-
-    to: Path
-    format: str = "hf"
-    results: Path | None = None
-    shard_size: str = "5GB"
-    check: bool | None = None
+    to: Path  # a folder; for a format of one file, the file or a folder for it
+    format: str = "hf"  # one of FORMATS
+    results: Path | None = None  # the folder of measured rows for the model card; None: `results_dir`
+    shard_size: str = "5GB"  # of the largest weights file
+    check: bool | None = None  # compare the export with the view; None: if both fit into memory
 
 
 @dataclass(frozen=True)
 class ResolvedExport:
-    """A checked request: the configuration, its plan and where the result goes.
-
-    Attributes:
-        config: the model and the strategy.
-        plan: the schedule to export.
-        format: one of FORMATS.
-        to: the folder, or for a format of one file the file.
-        results: the folder of measured rows.
-        max_shard_bytes: the largest weights file.
-        check: as in ExportRequest.
-        made_by: program, version and command.
-    """
+    """A checked request: the configuration, its plan and where the result goes."""
 
     config: Config
     plan: Plan
     format: str
-    to: Path
+    to: Path  # the folder, or for a format of one file the file
     results: Path
     max_shard_bytes: int
     check: bool | None
-    made_by: str
+    made_by: str  # program, version and command
 
     @property
     def model_name(self) -> str:
@@ -70,7 +51,7 @@ class ResolvedExport:
 
     @property
     def is_pair(self) -> bool:
-        """Prompts run through more layers than decode steps do."""
+        """True if prompts run through more layers than decode steps do."""
         return self.plan.prompt_layers == "all" and not self.plan.keeps_all
 
     @property
@@ -80,11 +61,7 @@ class ResolvedExport:
 
 
 def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRequest) -> ResolvedExport:
-    """Check a request and make its plan.
-
-    Raises:
-        UsageError: the target is taken, or the schedule or the model cannot be exported in this format.
-    """
+    """Check that the target is free and that the format can express the schedule and the model, and make the plan."""
     require_choice("--format", request.format, FORMATS)
     max_shard_bytes = parse_bytes(request.shard_size, "--shard-size ")
     config = configuration.compose(overrides, config_dir)
@@ -102,24 +79,13 @@ def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRe
         )
     if request.format in ("hf", "gguf"):
         _require_plain_weights(config)
-    return ResolvedExport(
-        config=config,
-        plan=plan,
-        format=request.format,
-        to=to,
-        results=request.results or Path(config.results_dir),
-        max_shard_bytes=max_shard_bytes,
-        check=request.check,
-        made_by=" ".join([f"ulskip {__version__}:", "ulskip export", *overrides]),
-    )
+    made_by = " ".join([f"ulskip {__version__}:", "ulskip export", *overrides])
+    results = request.results or Path(config.results_dir)
+    return ResolvedExport(config, plan, request.format, to, results, max_shard_bytes, request.check, made_by)
 
 
 def exportable_plan(config: Config) -> Plan:
-    """Make the plan of a configuration whose layers are known without a run.
-
-    Raises:
-        UsageError: the ratio is out of reach, or the layers are measured by a run or chosen at every token.
-    """
+    """Make the plan of a configuration; refuse one whose layers are measured by a run or chosen at every token."""
     name = config.strategy["name"]
     if config.ratio_basis == "latency":
         raise UsageError(

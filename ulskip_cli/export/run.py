@@ -6,21 +6,16 @@ from pathlib import Path
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import recipe
-from ulskip_cli.export.request import ExportRequest, ResolvedExport, resolve
+from ulskip_cli.export.request import ExportRequest, resolve
 from ulskip_cli.export.staging import staged
 
 
 def export(
     overrides: Sequence[str], config_dir: Path | None, request: ExportRequest, progress: ProgressCallback | None = None
 ) -> Row:
-    """Export the schedule of a configuration.
+    """Export the schedule of a configuration and return the record of it; its `to` is the folder or file.
 
-    Returns:
-        The record of what was written; its `to` is the folder or file.
-
-    Raises:
-        UsageError: the request cannot be carried out; nothing is written.
-        RunError: the result differs from the view; nothing is kept.
+    Nothing is kept if the request cannot be carried out (UsageError) or the result differs from the view (RunError).
     """
     point, progress = resolve(overrides, config_dir, request), progress or NullProgress()
     if point.format == "hf":
@@ -31,7 +26,10 @@ def export(
         from ulskip_cli.export.gguf import export_gguf
 
         return export_gguf(point, progress)
-    return _export_text(point)
+    text = recipe.mergekit_recipe(point) if point.format == "mergekit" else recipe.schedule_file(point).to_json()
+    with staged(point.to, is_folder=False) as file:
+        file.write_text(text, "utf-8")
+    return {"to": str(point.to), "kept_layers": list(point.plan.kept_layers), "num_layers": point.plan.num_layers}
 
 
 def summary(record: Row) -> list[str]:
@@ -49,10 +47,3 @@ def summary(record: Row) -> list[str]:
         rows = record["results"]
         lines.append(f"the card has {len(rows)} measured rows" + (f": {', '.join(rows)}" if rows else "; --results adds some"))
     return lines
-
-
-def _export_text(point: ResolvedExport) -> Row:
-    text = recipe.mergekit_recipe(point) if point.format == "mergekit" else recipe.schedule_file(point).to_json()
-    with staged(point.to, is_folder=False) as file:
-        file.write_text(text, "utf-8")
-    return {"to": str(point.to), "kept_layers": list(point.plan.kept_layers), "num_layers": point.plan.num_layers}

@@ -19,11 +19,7 @@ _HEAD_BYTES = 65536
 
 
 def check_target(target: Path, is_folder: bool) -> None:
-    """Refuse a target that holds anything but an earlier export.
-
-    Raises:
-        UsageError: something else is there.
-    """
+    """Refuse a target that holds anything but an earlier export."""
     if is_folder and target.is_dir():
         _check_contents(target)
     elif is_folder and target.exists():
@@ -40,15 +36,14 @@ def check_target(target: Path, is_folder: bool) -> None:
 def staged(target: Path, is_folder: bool) -> Iterator[Path]:
     """Yield a path in a hidden scratch folder beside the target; it replaces the target if the block succeeds.
 
-    After a failure the scratch folder and the parent folders that were made for it are removed, and the target is as
-    it was before.
-
-    Raises:
-        UsageError: the target holds something that no export wrote, or its folder cannot be written.
+    After a failure the scratch folder and the parent folders that were made for it are removed and the target is as before.
     """
     check_target(target, is_folder)
     target = target.absolute()
-    _remove_abandoned(target)
+    for abandoned in target.parent.glob(f".{glob.escape(target.name)}.*{_SCRATCH_SUFFIX}"):  # by exports that were killed
+        owner = abandoned.name.removesuffix(_SCRATCH_SUFFIX).rsplit(".", 1)[-1]
+        if owner.isdecimal() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
+            shutil.rmtree(abandoned, ignore_errors=True)
     scratch = target.with_name(f".{target.name}.{os.getpid()}{_SCRATCH_SUFFIX}")
     staging = scratch / target.name
     made = [parent for parent in target.parents if not parent.exists()]
@@ -77,14 +72,6 @@ def _check_contents(folder: Path) -> None:
     others = sorted(found - known - {RECORD})
     if others:
         raise UsageError(f"--to {folder} holds {others[0]} besides an earlier export; move it away, or give another folder")
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove the scratch folders of exports to this target that were killed."""
-    for scratch in target.parent.glob(f".{glob.escape(target.name)}.*{_SCRATCH_SUFFIX}"):
-        owner = scratch.name.removesuffix(_SCRATCH_SUFFIX).rsplit(".", 1)[-1]
-        if owner.isdecimal() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _replace(target: Path, staging: Path) -> None:

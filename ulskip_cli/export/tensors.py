@@ -26,14 +26,9 @@ _LAYER = re.compile(r"^((?:[^.]+\.)*?)(\d+)\.")  # the outermost number: the exp
 
 @dataclass(frozen=True)
 class WrittenWeights:
-    """The size of a written checkpoint.
+    """The size of a written checkpoint."""
 
-    Attributes:
-        parameters: number of elements of all tensors.
-        total_bytes: of all tensors.
-    """
-
-    parameters: int
+    parameters: int  # elements of all tensors
     total_bytes: int
 
 
@@ -41,15 +36,7 @@ class CheckpointReader:
     """Tensors of a checkpoint by name, read when asked for and narrowed to a dtype."""
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Find the weights files.
-
-        Args:
-            folder: with one safetensors file, or with several and their index.
-            dtype: the dtype of floating tensors that are wider; None: every tensor stays as it is.
-
-        Raises:
-            UsageError: there are no safetensors, or one is missing.
-        """
+        """Find one safetensors file, or several with an index; floating tensors wider than `dtype` are narrowed to it."""
         self.dtype = dtype
         self.files: dict[str, Path]
         if (folder / WEIGHTS).is_file():
@@ -89,14 +76,10 @@ def write_shards(
     max_shard_bytes: int,
     begin: Callable[[int], ReportProgress] = lambda total: NullProgress().phase("", total),
 ) -> WrittenWeights:
-    """Write tensors as one safetensors file, or as several with an index.
+    """Write the tensors that `new_names` maps from old to new names as one safetensors file, or as several with an index.
 
-    Args:
-        reader: of the source.
-        new_names: the new name of every tensor to write, by its name in the source.
-        folder: an existing folder.
-        max_shard_bytes: the largest file, unless a single tensor is larger.
-        begin: called with the number of files; the returned function takes how many are written.
+    No file exceeds `max_shard_bytes` unless it holds a single tensor. `begin` is called with the number of files; the function
+    that it returns takes how many are written.
     """
     shapes = reader.read(new_names, "meta")
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
@@ -120,18 +103,10 @@ def shallow_names(names: Iterable[str], num_layers: int, kept: Sequence[int]) ->
     """Map every tensor of a checkpoint that a view keeps to its name in the export.
 
     Tensors outside the decoder layers keep their names. Layers beyond `num_layers`, which predict further tokens, are
-    dropped with the skipped layers.
+    dropped with the skipped layers. Names with no stack of `num_layers` layers, or with several, raise UsageError.
 
     >>> shallow_names(["h.0.w", "h.1.w", "h.2.w", "norm"], 3, (0, 2))
     {'h.0.w': 'h.0.w', 'h.2.w': 'h.1.w', 'norm': 'norm'}
-
-    Args:
-        names: of all tensors.
-        num_layers: decoder layers of the model.
-        kept: layers, ascending.
-
-    Raises:
-        UsageError: the names contain no stack of `num_layers` layers, or several.
     """
     names = list(names)
     prefix = _stack_prefix(names, num_layers)

@@ -20,14 +20,7 @@ _MAX_SHARE_OF_FREE_MEMORY = 0.7
 
 
 def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, progress: ProgressCallback) -> str:
-    """Compare an exported folder with the view if the request or the free memory allows it.
-
-    Returns:
-        A description of the comparison, for the card.
-
-    Raises:
-        RunError: the export differs from the view.
-    """
+    """Compare an exported folder with the view if the request or the free memory allows it; describe the comparison."""
     structure = "a model built from the config has the view's modules, tensors and settings"
     if point.check is False:
         return f"{structure}; logits were not compared, as asked"
@@ -48,14 +41,7 @@ def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, 
 def compare_with_view(
     model: PreTrainedModel, kept: Sequence[int], folder: Path, trust_remote_code: bool = False
 ) -> tuple[int, int]:
-    """Load an export and compare it with the view of the full model.
-
-    Returns:
-        The number of positions with equal logits and the number of equal tokens.
-
-    Raises:
-        RunError: a tensor is missing, or a logit or a token differs.
-    """
+    """Load an export and return the numbers of positions and tokens that equal the view's; raise RunError if one differs."""
     view = shallow_view.shallow_view(model, kept)
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code

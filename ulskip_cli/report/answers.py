@@ -1,6 +1,7 @@
 """Stored answers for the page: examples, the answer of every run to them, and the words in which two answers differ."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.plot_style import strategy_colour
 from ulskip_cli.report.rows import Group, read_answers
 
@@ -22,46 +22,29 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S")
 
 @dataclass(frozen=True)
 class Answers:
-    """The stored answers that a page shows.
+    """The stored answers that a page shows."""
 
-    Attributes:
-        sets: for every data set its examples and runs; they name texts by position.
-        texts: every text once.
-        changes: by "base,text", for texts that differ: percent of equal words, then as `compare_texts` returns them.
-        note: one sentence on how much of what is stored is there.
-    """
-
-    sets: list[dict[str, Any]]
-    texts: list[str]
-    changes: dict[str, list[int]]
-    note: str
+    sets: list[dict[str, Any]]  # for every data set its examples and runs; they name texts by position
+    texts: list[str]  # every text once
+    changes: dict[str, list[int]]  # result of `compare_texts` by "base,text", for texts that differ
+    note: str  # one sentence on how many of the stored answers are included
 
 
 def collect(groups: Sequence[Group], rows: Sequence[Row], most: int = MAX_EXAMPLES) -> Answers:
-    """Read the stored answers of rows.
-
-    Args:
-        groups: the rows by setting.
-        rows: with their folder; runs name them by position.
-        most: examples of a data set to keep, the first ones; 0 reads none.
-    """
+    """Read the stored answers of rows to the first `most` examples of each data set; runs name rows by position."""
     if most == 0:
         return Answers([], [], {}, "No answers were asked for (--examples 0).")
     labels = {id(row): _label(group, row) for group in groups for row in group.rows}
     folders = {str(row["folder"]) for row in rows}
-    saved = {
-        folder: {file.stem for file in (ResultsFolder(Path(folder)).path / "generations").glob("*.jsonl")} for folder in folders
-    }
-    stored: dict[tuple[str, ...], list[int]] = {}
+    saved = {folder: {file.stem for file in (Path(folder) / "generations").glob("*.jsonl")} for folder in folders}
+    stored: dict[tuple[str, ...], dict[int, Row]] = defaultdict(dict)
     for i, row in enumerate(rows):
         if row["id"] in saved[str(row["folder"])]:
-            stored.setdefault(tuple(str(row.get(key)) for key in DATA_SET), []).append(i)
+            stored[tuple(str(row.get(key)) for key in DATA_SET)][i] = row
     texts: dict[str, int] = {}
-    sets = []
-    for key, members in stored.items():
-        name = " · ".join(part for part in key if part != "None")
-        sets.append({"label": name, **_data_set({i: rows[i] for i in members}, labels, texts, most)})
-    note = _note(sets, [len(members) for members in stored.values()])
+    names = [" · ".join(part for part in key if part != "None") for key in stored]
+    sets = [{"label": name, **_data_set(own, labels, texts, most)} for name, own in zip(names, stored.values(), strict=True)]
+    note = _note(sets, list(map(len, stored.values())))
     sets = [one for one in sets if one["runs"]]
     return Answers(sets, list(texts), _changes(sets, list(texts)), note)
 

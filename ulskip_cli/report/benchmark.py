@@ -1,4 +1,4 @@
-"""The report of a bench: decoding speed, where a step's time goes, the paper's figures, and a plot."""
+"""The report of a bench: decoding speed, the time of a step by part, the paper's figures, and a plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,7 @@ from ulskip_cli.report.columns import Cell, Column, Section, interval, layers, n
 from ulskip_cli.report.rows import MISSING
 
 FILE = "bench.md"
-OF_BANDWIDTH = (
-    "of bandwidth: bytes of weights, keys and values that a step reads, over its time, as a share of what reading memory "
-    "reaches here:"
-)
+BANDWIDTH = "bytes of weights, keys and values that a step reads, over its time, as a share of what reading memory reaches here"
 ACCOUNT = (
     "milliseconds of a decode step: head is the final norm and output head timed alone, layers the slope between full and the "
     "strategy times the layers, other what is left"
@@ -28,11 +25,7 @@ def _share(key: str) -> Cell:
 
 
 def _milliseconds(key: str) -> Cell:
-    def show(row: Row) -> str:
-        value = row["step_time_breakdown"][key]
-        return MISSING if value is None else f"{1000 * value:.3g}"
-
-    return show
+    return lambda row: MISSING if (own := row["step_time_breakdown"][key]) is None else f"{1000 * own:.3g}"
 
 
 SPEED = (
@@ -45,25 +38,17 @@ SPEED = (
     Column("tok/s", number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
     Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share"),
 )
+PARTS = {"step": "step_seconds", "head": "head_seconds", "layers\ntime": "layers_seconds", "other": "other_seconds"}
 STEP = (
     Column("layers", layers, "kept_layers"),
-    Column("step", _milliseconds("step_seconds"), "step_time_breakdown"),
-    Column("head", _milliseconds("head_seconds"), "step_time_breakdown"),
-    Column("layers\ntime", _milliseconds("layers_seconds"), "step_time_breakdown"),
-    Column("other", _milliseconds("other_seconds"), "step_time_breakdown"),
+    *(Column(title, _milliseconds(key), "step_time_breakdown") for title, key in PARTS.items()),
     Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share"),
     Column("of\nFLOP/s", _share("flop_share"), "flop_share"),
 )
 # Shown beside batch and engine if they vary.
 AXES = (
-    "model",
-    "dtype",
-    "strategy",
-    "strategy_options",
-    "draft_tokens",
-    "prompt_layers",
-    "timed_prompt_tokens",
-    "timed_new_tokens",
+    *("model", "dtype", "strategy", "strategy_options"),
+    *("draft_tokens", "prompt_layers", "timed_prompt_tokens", "timed_new_tokens"),
 )
 
 
@@ -73,11 +58,7 @@ def terminal(rows: Sequence[Row], width: int) -> list[Table]:
 
 
 def write_bench_report(folder: ResultsFolder) -> list[Path]:
-    """Write bench.md, and speedup.png and .svg, from all benchmark rows of a folder.
-
-    Returns:
-        The files.
-    """
+    """Write bench.md, and speedup.png and .svg, from all benchmark rows of a folder; return the files."""
     from ulskip_cli.report.plots import save_predictions
 
     rows = ordered([row for row in folder.rows() if row.get("machine_limits")])
@@ -95,7 +76,7 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def decoded_by(row: Row) -> str:
-    """Name the engine, and tell if its steps were compiled."""
+    """Name the engine, and say so if its steps were compiled."""
     return f"{row['engine']}, compiled" if row["compiled"] else str(row["engine"])
 
 
@@ -115,7 +96,8 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     first = [Column("batch", text("batch_size"), "batch_size"), Column("engine", decoded_by, "engine")]
     varied = varying(rows, AXES)
     axes = [*first, *(Column(key.removeprefix("timed_").replace("_", "\n"), text(key), key) for key in varied)]
-    measured = "; ".join([tables.MEASURED, *tables.interval_notes(rows), f"{OF_BANDWIDTH} {machine_limits(rows)}"])
+    bandwidth = f"of bandwidth: {BANDWIDTH}: {machine_limits(rows)}"
+    measured = "; ".join([tables.MEASURED, *tables.interval_notes(rows), bandwidth])
     found = [
         Section(f"Decoding speed: {_shared(rows)}", rows, [*axes, *SPEED], measured, words=1),
         Section("Where the time of a step goes", _sides(rows), [*axes, *STEP], ACCOUNT, words=1),

@@ -3,8 +3,7 @@
 import gc
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,18 +47,13 @@ class Options:
     results_dir: Path = Path("results")
 
     def check(self) -> None:
-        """Refuse unknown names and numbers out of their range.
-
-        Raises:
-            UsageError: naming the option.
-        """
+        """Refuse unknown names and numbers out of their range."""
         require_choice("format", self.form, FORMATS)
         if self.layout is not None:
             require_choice("layout", self.layout, LAYOUTS)
         if not 0 < self.gate <= 1:
-            raise UsageError(
-                f"expected --gate to be a share above 0, at most 1, got {self.gate:g}; 0.9 keeps 90% of full's score"
-            )
+            expected = "expected --gate to be a share above 0, at most 1"
+            raise UsageError(f"{expected}, got {self.gate:g}; 0.9 keeps 90% of full's score")
         if not 0 < self.tolerance < 1:
             raise UsageError(f"expected --tolerance to be a share between 0 and 1, got {self.tolerance:g}")
         if self.most < 0:
@@ -81,11 +75,7 @@ class Report:
 
     @classmethod
     def of(cls, options: Options) -> "Report":
-        """Read rows and compare them as the options ask.
-
-        Raises:
-            UsageError: there are no rows, or an option is wrong.
-        """
+        """Read rows and compare them as the options ask."""
         options.check()
         paths = find_folders(options.folders, options.results_dir)
         rows = ordered(read_rows(paths))
@@ -93,7 +83,10 @@ class Report:
         found = {group.label: winners(group, options.gate) for group in groups}
         made = cls(options, paths, rows, groups, {label: own for label, own in found.items() if own})
         if options.against == PAPER:
-            made._beside_paper()
+            timed = [group for group in groups if any(row.get("total_tokens_per_second") for row in done(group.rows))]
+            for group in timed:
+                title = "Beside the paper" + (f": {group.label}" if len(groups) > 1 else "")
+                made.sections.append(paper.beside_ours(title, group, options.gate))
         elif options.against:
             made._against(Path(options.against))
         return made
@@ -107,12 +100,6 @@ class Report:
     def long(self) -> Section:
         """The long table, one line per row."""
         return tables.long_section(self.rows)
-
-    def _beside_paper(self) -> None:
-        for group in self.groups:
-            if any(row.get("total_tokens_per_second") for row in done(group.rows)):
-                title = "Beside the paper" + (f": {group.label}" if len(self.groups) > 1 else "")
-                self.sections.append(paper.beside_ours(title, group, self.options.gate))
 
     def _against(self, path: Path) -> None:
         old = read_rows(find_folders([path], self.options.results_dir))
@@ -129,7 +116,7 @@ class Report:
         self.sections.append(compare.comparison_section(f"Against {path}", self.comparison))
 
     def as_dict(self, written: Sequence[Path]) -> dict[str, Any]:
-        """The report as plain values."""
+        """Return the report as plain values."""
         found: dict[str, Any] = {
             "folders": list(map(str, self.paths)),
             "rows": len(self.rows),
@@ -157,12 +144,12 @@ class Report:
 
     def markdown(self) -> str:
         """Write report.md."""
-        title = f"# {self.long.title}".rstrip()
-        parts = [title, "## In the layout of the paper's table 4", paper.markdown(self.table4).strip()]
+        title, table4 = f"# {self.long.title}".rstrip(), paper.markdown(self.table4).strip()
+        parts = [title, "## In the layout of the paper's table 4", table4]
         for label, own in self.winners.items():
             parts.append(f"## Winners{f', {label}' if len(self.winners) > 1 else ''}")
-            lines = [f"Among points that keep {self.options.gate:.0%} of full's quality:", "", *map(_winner_line, own)]
-            parts.append("\n".join(lines))
+            parts.append(f"Among points that keep {self.options.gate:.0%} of full's quality:")
+            parts.append("\n".join(map(_winner_line, own)))
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]
         parts += ["## All points", tables.markdown(self.long), self.long.note, tables.provenance(self.rows)]
@@ -175,21 +162,18 @@ def _winner_line(one: Winner) -> str:
     return f"- {one.title}: {'a tie of ' if one.tie else ''}{figures}{note}"
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Turn garbage collection off: a report creates many objects and frees few, and collecting takes a sixth of the time."""
-    was = gc.isenabled()
+def run(options: Options) -> None:
+    """Make a report and show it, without garbage collection: a report frees few objects, and it takes a sixth of the time."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        _run(options)
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
-@_no_garbage_collection()
-def run(options: Options) -> None:
-    """Make a report and show it."""
+def _run(options: Options) -> None:
     made = Report.of(options)
     if options.form != "terminal" and not options.as_json:
         print(made.text(options.form, options.layout or "table4"), end="")
@@ -202,18 +186,14 @@ def run(options: Options) -> None:
 
 
 def write(made: Report) -> list[Path]:
-    """Write all files of a report.
-
-    Returns:
-        The files.
-    """
+    """Write all files of a report and return them."""
     options = made.options
     folder = options.output or (made.paths[0] if len(made.paths) == 1 else made.paths[0].parent) / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(f"cannot write the report to {folder} ({reason}); --output=FOLDER puts it elsewhere") from None
+        reason = f"cannot write the report to {folder} ({error.strerror or error})"
+        raise UsageError(f"{reason}; --output=FOLDER puts it elsewhere") from None
     texts = {
         "report.md": made.markdown(),
         "long.csv": made.text("csv", "long"),

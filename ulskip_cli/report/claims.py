@@ -26,7 +26,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """A claim, judged on the rows that are looked at and on those that they are compared with."""
+    """A claim with its verdict on the new rows and on the old rows that they are compared with."""
 
     setting: str  # what the rows share; empty if there is one setting
     text: str
@@ -47,14 +47,15 @@ class Judge:
         groups, former = grouped(done(new)), grouped(done(old))
         rest = [key for key in (*SETTINGS, *setting_keys([*new, *old])) if key not in (*CLAIM_KEYS, "folder")]
         keys = [*CLAIM_KEYS, *shared_keys(done(new), done(old), rest)[0]]
-        before = [_setting(one, keys) for one in former]
         found = []
         for group in groups:
-            alike = [one for one, setting in zip(former, before, strict=True) if setting == _setting(group, keys)]
+            alike = [one for one in former if _setting(one, keys) == _setting(group, keys)]
             other = alike[0] if len(alike) == 1 else None  # several have settings that this side has none of
-            own, theirs = dict(self._own(group)), dict(self._own(other)) if other else {}
+            theirs = dict(self._own(other)) if other else {}
             label = group.label if len(groups) > 1 else ""
-            found += [ClaimVerdict(label, claim, verdict, theirs.get(claim)) for claim, verdict in own.items()]
+            found += [
+                ClaimVerdict(label, claim, verdict, theirs.get(claim)) for claim, verdict in dict(self._own(group)).items()
+            ]
             again = self._again(group, other) if other else ()
             found += [ClaimVerdict(label, claim, verdict, None) for claim, verdict in again]
         return found
@@ -68,18 +69,20 @@ class Judge:
             its = judged.get(id(row))
             if its and metric:
                 verdict = TIE if not its.sure else HOLDS if its.passes else FAILS
-                share = its.text() + ("" if its.measured else " (no interval)")
+                share = its.text() + ("" if its.low is not None else " (no interval)")
                 yield f"{approach} keeps {self.gate:.0%} of full's {METRICS[metric]} at {target:g}x", Verdict(share, verdict)
             if row.get("measured_speedup_low") is not None:
                 clock = Difference(row["measured_speedup"], row["measured_speedup_low"], row["measured_speedup_high"], "")
                 yield f"{approach} decodes faster than full at {target:g}x", Verdict(speed(row), clock.verdict(1.0))
             for (at, rival), other in points.items():
-                if at != target or other["strategy"] in (PAPER_STRATEGY, "full") or not shared_metric([row, other], metric):
-                    continue
-                assert metric is not None
-                apart = self.scorer.difference(row, other, metric)
-                figures = f"{row[metric]:.2f} against {other[metric]:.2f}, {apart.text('+.2f')}"
-                yield f"{approach} beats {rival} in {METRICS[metric]} at {target:g}x", Verdict(figures, apart.verdict())
+                is_rival = at == target and other["strategy"] not in (PAPER_STRATEGY, "full")
+                if is_rival and (shared := shared_metric([row, other], metric)):
+                    apart, figures = self._compare(row, other, shared)
+                    yield f"{approach} beats {rival} in {METRICS[shared]} at {target:g}x", Verdict(figures, apart.verdict())
+
+    def _compare(self, own: Row, other: Row, metric: str) -> tuple[Difference, str]:
+        apart = self.scorer.difference(own, other, metric)
+        return apart, f"{own[metric]:.2f} against {other[metric]:.2f}, {apart.text('+.2f')}"
 
     def _again(self, group: Group, before: Group) -> Iterator[tuple[str, Verdict]]:
         """Judge the claims that a repeated measurement gives the same result."""
@@ -89,13 +92,11 @@ class Judge:
             if former is None:
                 continue
             name = f"{approach} at {target:g}x" if approach != "full" else "full"
-            if shared_metric([row, former], metric):
-                assert metric is not None
-                apart = self.scorer.difference(row, former, metric)
+            if shared := shared_metric([row, former], metric):
+                apart, figures = self._compare(row, former, shared)
                 if apart.low is None and apart.value:
                     continue  # other examples: neither the same nor another score
-                figures = f"{row[metric]:.2f} against {former[metric]:.2f}, {apart.text('+.2f')}"
-                yield f"{name}: {METRICS[metric]} as before", Verdict(figures, _unchanged(apart))
+                yield f"{name}: {METRICS[shared]} as before", Verdict(figures, _unchanged(apart))
             ratio = speed_ratio(row, former)
             if ratio and approach != "full":
                 speeds = f"{row['measured_speedup']:.2f}x against {former['measured_speedup']:.2f}x"
@@ -109,11 +110,7 @@ def _setting(group: Group, keys: Sequence[str]) -> list[str]:
 
 def _points(group: Group) -> dict[tuple[float, str], Row]:
     """Find the finished row of every target and approach at its smallest batch size."""
-    found: dict[tuple[float, str], Row] = {}
-    for row in sorted(group.rows, key=lambda row: -int(row["batch_size"])):
-        if row.get("target_speedup") is not None:
-            found[row["target_speedup"], group.approach(row)] = row
-    return dict(sorted(found.items()))
+    return {point: by_batch[min(by_batch)] for point, by_batch in sorted(group.points().items())}
 
 
 def _unchanged(apart: Difference) -> str:
@@ -135,17 +132,12 @@ def _within(ratio: Difference, tolerance: float) -> str:
 
 def claims_section(title: str, found: Sequence[ClaimVerdict]) -> Section:
     """Make the table of claims, one line per claim."""
-    lines: list[Row] = [
-        {
-            "claim": claim.text,
-            "setting": claim.setting,
-            "verdict": claim.new.verdict,
-            "figures": claim.new.figures,
-            **({"verdict before": claim.old.verdict, "figures before": claim.old.figures} if claim.old else {}),
-        }
-        for claim in found
-    ]
     heads = ("claim", "setting", "verdict", "figures", "verdict before", "figures before")
+    lines: list[Row] = []
+    for claim in found:
+        cells = [claim.text, claim.setting, claim.new.verdict, claim.new.figures]
+        cells += [claim.old.verdict, claim.old.figures] if claim.old else []
+        lines.append(dict(zip(heads, cells, strict=False)))
     columns = [Column(head, text(head), head) for head in heads if any(line.get(head) for line in lines)]
     return Section(title, lines, columns, summary(found), sentences=True)
 

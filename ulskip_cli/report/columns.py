@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
+from typing import Any
 
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.rows import MISSING, absent, knows, setting_keys, setting_title
@@ -56,19 +58,25 @@ def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
 
 def number(key: str, form: str = ".2f") -> Cell:
     """Show the value under a key."""
-    return lambda row: absent(row) if row.get(key) is None else format(row[key], form)
+    return computed(lambda row: row.get(key), form)
+
+
+def computed(value: Callable[[Row], Any], form: str) -> Cell:
+    """Show a value that is computed from a row."""
+    return lambda row: absent(row) if (own := value(row)) is None else format(own, form)
 
 
 def text(key: str) -> Cell:
     """Show the words under a key."""
+    return lambda row: words(row, key) or MISSING
 
-    def show(row: Row) -> str:
-        value = row.get(key)
-        if isinstance(value, dict):
-            return " ".join(str(part) for part in value.values()) or MISSING
-        return MISSING if value is None else str(value)
 
-    return show
+def words(row: Row, key: str) -> str | None:
+    """Return the value under a key as words, those of a dict one after another; None if there are none."""
+    value = row.get(key)
+    if isinstance(value, dict):
+        return " ".join(map(str, value.values())) or None
+    return None if value is None else str(value)
 
 
 def interval(row: Row) -> str:
@@ -86,7 +94,7 @@ def num_pairs(row: Row) -> int | None:
 def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
     """Compute the decoded tokens a second of one side of the timed pairs, all sequences of the batch together.
 
-    None for rows without pairs, and for the full side of pairs that stop at EOS: rows do not hold its number of tokens.
+    Rows without pairs have none, nor has the full side of pairs that stop at EOS: rows do not hold its number of tokens.
     """
     seconds = row.get("time_per_output_token_seconds")
     if not seconds:
@@ -100,9 +108,8 @@ def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
 
 
 def few_examples(row: Row) -> bool:
-    """Tell if a row's scores are of too few examples for a test. Rows that do not hold the number have enough."""
-    count = row.get("num_examples")
-    return count is not None and 0 < count < MIN_FOR_STARS
+    """Tell if a row's scores are of too few examples for a test; rows that do not hold the number have enough."""
+    return 0 < (row.get("num_examples") or 0) < MIN_FOR_STARS
 
 
 def starred(row: Row, key: str) -> bool:
@@ -116,13 +123,10 @@ def _quality(key: str) -> Cell:
     return lambda row: absent(row) if row.get(key) is None else f"{row[key]:{form}}{'*' * starred(row, key)}"
 
 
-def _pairs(row: Row) -> str:
-    return str(num_pairs(row) or absent(row))
-
-
-def _kv_share(row: Row) -> str:
-    total = row.get("prompt_kv_bytes")
-    return f"{row['kept_kv_bytes'] / total:.0%}" if total else absent(row)
+def kv_share(row: Row) -> float | None:
+    """Compute the share of the prompt's KV cache that is kept; None if the row does not tell."""
+    total, kept = row.get("prompt_kv_bytes"), row.get("kept_kv_bytes")
+    return kept / total if total and kept is not None else None
 
 
 def layers(row: Row) -> str:
@@ -135,7 +139,7 @@ def layers(row: Row) -> str:
 
 
 MIN_FOR_STARS = 10  # a bootstrap over fewer examples says nothing
-_QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
+QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
 COLUMNS = (
     Column("strategy", lambda row: row["strategy"], "strategy"),
     Column("layers", layers, "kept_layers"),
@@ -144,9 +148,9 @@ COLUMNS = (
     Column("pre-\ndicted", number("predicted_speedup"), "predicted_speedup"),
     Column("mea-\nsured", number("measured_speedup"), "measured_speedup"),
     Column("inter-\nval", interval, "measured_speedup", leaves=15),
-    Column("pairs", _pairs, "pairs", leaves=9),
+    Column("pairs", computed(num_pairs, "d"), "pairs", leaves=9),
     *(
-        Column(metrics.row_key(key).column_title, _quality(key), key, _QUALITY_LEAVES.get(key, 0))
+        Column(metrics.row_key(key).column_title, _quality(key), key, QUALITY_LEAVES.get(key, 0))
         for key in metrics.metric_keys()
     ),
     Column("decode\nloss", number("decode_loss"), "decode_loss"),
@@ -154,13 +158,12 @@ COLUMNS = (
     Column("total\ntok/s", number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=16),
     Column("accept-\nance", number("acceptance_rate"), "acceptance_rate"),
     Column("tokens\na check", number("mean_accepted_length"), "mean_accepted_length", leaves=10),
-    Column("KV\nkept", _kv_share, "prompt_kv_bytes", leaves=14),
+    Column("KV\nkept", computed(kv_share, ".0%"), "prompt_kv_bytes", leaves=14),
 )
-# What tells the rows of one folder apart; a column of each is shown only if it varies.
+# Settings that tell the rows of one folder apart; a column of each is shown only if it varies.
 AXES = (
-    *("model", "task", "pair", "dataset", "strategy_options", "decoding", "draft_tokens", "batch_size"),
-    *("prompt_layers", "ratio_basis"),
-    *("num_examples", "chat", "engine", "compiled", "timed_prompt_tokens", "timed_new_tokens"),
+    *("model", "task", "pair", "dataset", "strategy_options", "decoding", "draft_tokens", "batch_size", "prompt_layers"),
+    *("ratio_basis", "num_examples", "chat", "engine", "compiled", "timed_prompt_tokens", "timed_new_tokens"),
     *("quantization", "dtype", "device", "seed"),
 )
 # Axes that follow from others, as a dtype from a model, leave a narrow table before any number does.
@@ -173,24 +176,26 @@ def columns_for(rows: Sequence[Row]) -> list[Column]:
         Column(setting_title(key).replace(" ", "\n"), text(key), key, _AXES_LEAVE.get(key, 0))
         for key in varying(rows, axes_of(rows))
     ]
-    shown = [column for column in COLUMNS if any(row.get(column.needs) is not None for row in rows)]
+    shown = needed(COLUMNS, rows)
     return [*shown[:1], *axes, *shown[1:], *_harness_columns(rows)]
+
+
+def needed(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """Select the columns for which some row has a value."""
+    return [column for column in columns if any(row.get(column.needs) is not None for row in rows)]
 
 
 def _harness_columns(rows: Sequence[Row]) -> list[Column]:
     """Show the metrics of lm-evaluation-harness in its own units, with their standard errors."""
 
-    def cell(key: str) -> Cell:
-        def show(row: Row) -> str:
-            scores = row.get("lm_eval") or {}
-            name, _, rest = key.partition(" ")
-            error = scores.get(f"{name}_stderr {rest}".strip())
-            return MISSING if scores.get(key) is None else f"{scores[key]:.4g}" + (f"±{error:.2g}" if error else "")
-
-        return show
+    def show(key: str, row: Row) -> str:
+        scores = row.get("lm_eval") or {}
+        name, _, rest = key.partition(" ")
+        error = scores.get(f"{name}_stderr {rest}".strip())
+        return MISSING if scores.get(key) is None else f"{scores[key]:.4g}" + (f"±{error:.2g}" if error else "")
 
     keys = dict.fromkeys(key for row in rows for key in row.get("lm_eval") or {} if "_stderr" not in key)
-    return [Column(key.replace("_", "\n", 1), cell(key), "lm_eval") for key in keys]
+    return [Column(key.replace("_", "\n", 1), partial(show, key), "lm_eval") for key in keys]
 
 
 def axes_of(rows: Sequence[Row]) -> list[str]:
@@ -201,6 +206,7 @@ def axes_of(rows: Sequence[Row]) -> list[str]:
 def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     """Select the axes in which rows differ; options only if one strategy has several sets of them."""
     found = [key for key in axes if len({str(row.get(key)) for row in rows if knows(row, key)}) > 1]
-    if len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len({row["strategy"] for row in rows}):
-        found = [key for key in found if key != "strategy_options"]
-    return found
+    one_each = len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len(
+        {row["strategy"] for row in rows}
+    )
+    return [key for key in found if key != "strategy_options" or not one_each]

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.columns import Cell, Column, Section, number, text
-from ulskip_cli.report.difference import Difference, Scorer, from_rows, shared_metric, speed_ratio
+from ulskip_cli.report.columns import Cell, Column, Section, needed, number, text
+from ulskip_cli.report.difference import TIE, Difference, Scorer, from_rows, shared_metric, speed_ratio
 from ulskip_cli.report.quality import METRICS, primary
 from ulskip_cli.report.rows import MISSING, done, setting_keys, setting_title
 
-# What makes two points the same; keys in which the two sides have nothing in common are what is compared.
+# Two points match if they agree in these keys; keys in which the two sides share no value are the subject of the comparison.
 POINT_KEYS = (
     *("model", "task", "dataset", "pair", "strategy", "strategy_options", "target_speedup", "batch_size", "decoding"),
     *("draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "quantization", "dtype", "device", "seed"),
@@ -35,10 +35,7 @@ class Comparison:
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The pairs as plain values."""
-        return [
-            {key: asdict(value) if isinstance(value, Difference) else value for key, value in pair.items()}
-            for pair in self.pairs
-        ]
+        return [{k: asdict(v) if isinstance(v, Difference) else v for k, v in pair.items()} for pair in self.pairs]
 
 
 def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Comparison:
@@ -56,10 +53,7 @@ def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Compariso
 
 
 def shared_keys(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split keys into those by which rows of two sides can be matched and those in which the sides have nothing in common.
-
-    Keys that one side does not have at all are neither.
-    """
+    """Split the keys that both sides have into those in which they share values and those in which they share none."""
     mine, theirs = ({key: {str(row[key]) for row in side if key in row} for key in keys} for side in (new, old))
     known = [key for key in keys if mine[key] and theirs[key]]
     return [key for key in known if mine[key] & theirs[key]], [key for key in known if not mine[key] & theirs[key]]
@@ -104,8 +98,12 @@ def comparison_section(title: str, comparison: Comparison) -> Section:
         Column("\nnew", number("new_total_tokens_per_second", ".0f"), "new_total_tokens_per_second", leaves=1),
         Column("tok/s\nover old", number("rate"), "rate"),
     ]
-    columns = [column for column in columns if any(line.get(column.needs) is not None for line in lines)]
-    return Section(title, lines, columns, _note(comparison), words=1)
+    notes = [NOTE]
+    if comparison.differs:
+        notes.append(f"the sides differ in {', '.join(map(setting_title, comparison.differs))}")
+    sides = ((comparison.only_old, "old"), (comparison.only_new, "new"))
+    notes += [f"{count} points are in the {side} side alone" for count, side in sides if count]
+    return Section(title, lines, needed(columns, lines), "; ".join(notes), words=1)
 
 
 def _line(pair: Row) -> Row:
@@ -114,28 +112,15 @@ def _line(pair: Row) -> Row:
     return {**pair, **scores, "rate": now / before if before and now else None}
 
 
-def _note(comparison: Comparison) -> str:
-    parts = [NOTE]
-    if comparison.differs:
-        parts.append(f"the sides differ in {', '.join(map(setting_title, comparison.differs))}")
-    sides = ((comparison.only_old, "old"), (comparison.only_new, "new"))
-    return "; ".join([*parts, *(f"{count} points are in the {side} side alone" for count, side in sides if count)])
-
-
 def _figure(key: str, form: str, null: float) -> Cell:
-    def show(line: Row) -> str:
-        one: Difference | None = line.get(key)
-        if one is None:
-            return MISSING
-        known = one.low is not None and one.high is not None
-        return f"{one.value:{form}}{'*' * (known and (one.low > null or one.high < null))}"  # type: ignore[operator]
+    def show(one: Difference | None) -> str:
+        return MISSING if one is None else f"{one.value:{form}}{'*' * (one.verdict(null) != TIE)}"
 
-    return show
+    return lambda line: show(line.get(key))
 
 
 def _interval(key: str, form: str) -> Cell:
-    def show(line: Row) -> str:
-        one: Difference | None = line.get(key)
+    def show(one: Difference | None) -> str:
         return MISSING if one is None or one.low is None else f"{one.low:{form}} to {one.high:{form}}"
 
-    return show
+    return lambda line: show(line.get(key))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 from ulskip_cli.experiments.record import Row
@@ -32,7 +33,7 @@ class Difference:
         return HOLDS if self.low > null else FAILS if self.high < null else TIE
 
     def text(self, form: str) -> str:
-        """The figure with its interval."""
+        """Format the figure with its interval."""
         if self.low is None or self.high is None:
             return f"{self.value:{form}} ({self.how})"
         if self.low == self.high:
@@ -45,8 +46,7 @@ class Scorer:
     """Compares the quality of points, and keeps the answers and comparisons that it has made."""
 
     def __init__(self) -> None:
-        """Start without answers."""
-        self._answers: dict[tuple[str, str], list[Row]] = {}
+        self._read = cache(lambda folder, run_id: read_answers({"folder": folder, "id": run_id}))
         self._found: dict[tuple[str, ...], Difference] = {}
 
     def difference(self, own: Row, other: Row, metric: str) -> Difference:
@@ -57,7 +57,8 @@ class Scorer:
         return self._found[key]
 
     def _bootstrap(self, own: Row, other: Row, metric: str) -> Difference | None:
-        sides = [{(one["source"], one["reference"]): one["hypothesis"] for one in self._read(row)} for row in (own, other)]
+        answers = [self._read(row["folder"], row["id"]) for row in (own, other)]
+        sides = [{(one["source"], one["reference"]): one["hypothesis"] for one in side} for side in answers]
         shared = [example for example in sides[0] if example in sides[1]]
         most = max(map(len, sides))
         if not shared or len(shared) < min(most, MIN_SHARED):
@@ -76,12 +77,6 @@ class Scorer:
         found = metrics.score(scoring, paired).against_full[metric]
         how = f"paired bootstrap over answers{on}" if on else "paired bootstrap"
         return _better(Difference(found["delta"], found["delta_low"], found["delta_high"], how), metric)
-
-    def _read(self, row: Row) -> list[Row]:
-        key = (row["folder"], row["id"])
-        if key not in self._answers:
-            self._answers[key] = read_answers(row)
-        return self._answers[key]
 
 
 def from_rows(own: Row, other: Row, metric: str) -> Difference:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ulskip_cli.experiments.record import Row, is_done
 from ulskip_cli.report import tables
 from ulskip_cli.report.answers import Answers
-from ulskip_cli.report.columns import Section, axes_of, starred, varying
+from ulskip_cli.report.columns import Column, Section, axes_of, kv_share, starred, varying, words
 from ulskip_cli.report.plot_style import SavedPlot, strategy_colour
 from ulskip_cli.report.plots import last_stage
 from ulskip_cli.report.quality import Quality, Winner, quality
@@ -18,25 +19,15 @@ from ulskip_cli.tasks.metrics import metric_keys, row_key
 
 @dataclass(frozen=True)
 class Page:
-    """The content of a page.
-
-    Attributes:
-        groups: rows by setting.
-        rows: in the order that the table has at first.
-        gate: share of the full model's quality.
-        winners: by the label of a setting.
-        plots: saved plots to embed.
-        answers: stored answers.
-        sections: further tables.
-    """
+    """The content of a page."""
 
     groups: Sequence[Group]
-    rows: Sequence[Row]
-    gate: float
-    winners: Mapping[str, Sequence[Winner]]
+    rows: Sequence[Row]  # in the order that the table has at first
+    gate: float  # share of the full model's quality
+    winners: Mapping[str, Sequence[Winner]]  # by the label of a setting
     plots: Sequence[SavedPlot]
     answers: Answers
-    sections: Sequence[Section] = field(default_factory=list)
+    sections: Sequence[Section] = ()  # further tables
 
     def html(self) -> str:
         """Render the whole file."""
@@ -66,25 +57,15 @@ class Page:
 
 @dataclass(frozen=True)
 class Field:
-    """A column of the table of points.
+    """A column of the table of points."""
 
-    Attributes:
-        key: its name in the page's address.
-        title: its head.
-        kind: how the template draws a cell: text, number, interval, score, share, gate or layers.
-        value: of a row: a number, a text, or a tuple that is sorted by its first item; None without a value.
-        tip: explanation of the head.
-        form: format of its numbers.
-        facet: whether the page offers its values as a filter.
-    """
-
-    key: str
+    key: str  # its name in the page's address
     title: str
-    kind: str
-    value: Callable[[Row], Any]
-    tip: str = ""
-    form: str = ".2f"
-    facet: bool = False
+    kind: str  # how the template draws a cell: text, number, interval, score, share, gate or layers
+    value: Callable[[Row], Any]  # of a row: a number, a text, or a tuple that is sorted by its first item; None without a value
+    tip: str = ""  # explanation of the title
+    form: str = ".2f"  # format of its numbers
+    facet: bool = False  # the page offers its values as a filter
 
     def order(self, value: Any) -> str:
         """Return the text that a cell is sorted and filtered by."""
@@ -113,7 +94,7 @@ def points(groups: Sequence[Group], rows: Sequence[Row], gate: float) -> tuple[l
         columns.append({"field": fields[i], "values": [fields[i].order(one) for one in sorted(values)]})
     drawn = []
     for row, line in zip(rows, lines, strict=True):
-        passes = row["strategy"] == "full" or (id(row) in judged and judged[id(row)].word.startswith("passes"))
+        passes = row["strategy"] == "full" or (id(row) in judged and judged[id(row)].passes)
         missing = None if is_done(row) else absent(row)
         look = {"label": labels.get(id(row), row["strategy"]), "colour": strategy_colour(row["strategy"])}
         drawn.append({**look, "passes": passes, "missing": missing, "values": [line[i] for i in shown]})
@@ -126,7 +107,11 @@ def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
 
     def share(row: Row) -> tuple[Any, ...] | None:
         own = judged.get(id(row))
-        return (own.share, own.low, own.high, own.share >= own.gate) if own else None
+        return (own.share, own.low, own.high, own.passes) if own else None
+
+    def measured(row: Row) -> tuple[Any, ...] | None:
+        ends = (row.get("measured_speedup"), row.get("measured_speedup_low"), row.get("measured_speedup_high"))
+        return None if ends[0] is None else ends
 
     def gated(row: Row) -> str | None:
         return judged[id(row)].word if id(row) in judged and row["strategy"] != "full" else None
@@ -143,7 +128,7 @@ def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
         Field("layers", "kept layers", "layers", _kept, "first layer on the left; paler ones do not run for every token"),
         number("layer_ratio", "layer ratio", "all layers over kept ones"),
         number("predicted_speedup", "predicted", "by bytes of weights that a step reads"),
-        Field("measured", "measured", "interval", _measured, "full over strategy, decode seconds, median of pairs"),
+        Field("measured", "measured", "interval", measured, "full over strategy, decode seconds, median of pairs"),
         *(_score(key) for key in metric_keys()),
         Field("share", "of full", "share", share, "share of full's primary metric", ".1%"),
         Field("gate", "gate", "gate", gated, "? the interval holds the gate"),
@@ -151,7 +136,7 @@ def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
         number("decode_tokens_per_second", "decode tok/s", "generated ids after the first over decode seconds", ".0f"),
         number("total_tokens_per_second", "total tok/s", "prompt and generated ids over all seconds", ".0f"),
         number("acceptance_rate", "acceptance", "accepted drafts over drafts"),
-        Field("kv", "KV kept", "number", _kv_share, "share of the prompt's cache that stays", ".0%"),
+        Field("kv", "KV kept", "number", kv_share, "share of the prompt's cache that stays", ".0%"),
         Field("reason", "why", "text", lambda row: None if is_done(row) else row.get("reason")),
     ]
 
@@ -162,24 +147,16 @@ def _score(key: str) -> Field:
     def value(row: Row) -> tuple[Any, ...] | None:
         return None if row.get(key) is None else (row[key], starred(row, key))
 
-    shown = row_key(key)
-    title = shown.column_title.replace("-\n", "").replace("\n", " ")
-    return Field(key, title, "score", value, "* differs from full, p < 0.05", shown.number_format)
+    head = Column(row_key(key).column_title, str, key).head
+    return Field(key, head, "score", value, "* differs from full, p < 0.05", row_key(key).number_format)
 
 
 def _axis(rows: Sequence[Row], key: str) -> Field:
     """Make the column of a setting in which rows differ: of numbers if all values are numbers, else of words."""
-
-    def words(row: Row) -> str | None:
-        own = row.get(key)
-        if isinstance(own, dict):
-            return " ".join(map(str, own.values())) or None
-        return None if own is None else str(own)
-
     known = [own for row in rows if (own := row.get(key)) is not None]
     if all(isinstance(own, (int, float)) and not isinstance(own, bool) for own in known):
         return Field(key, setting_title(key), "number", lambda row: row.get(key), form=".10g", facet=True)
-    return Field(key, setting_title(key), "text", words, facet=True)
+    return Field(key, setting_title(key), "text", partial(words, key=key), facet=True)
 
 
 def _kept(row: Row) -> tuple[Any, ...] | None:
@@ -189,14 +166,3 @@ def _kept(row: Row) -> tuple[Any, ...] | None:
     skipped = [layer for layer in range(row["num_layers"]) if layer not in row["kept_layers"]]
     always, sometimes = ([layer for layer in row["kept_layers"] if (layer in last) is there] for there in (True, False))
     return len(row["kept_layers"]), row["num_layers"], {"always": always, "sometimes": sometimes, "never": skipped}
-
-
-def _measured(row: Row) -> tuple[Any, ...] | None:
-    if row.get("measured_speedup") is None:
-        return None
-    return row["measured_speedup"], row.get("measured_speedup_low"), row.get("measured_speedup_high")
-
-
-def _kv_share(row: Row) -> float | None:
-    total = row.get("prompt_kv_bytes")
-    return row["kept_kv_bytes"] / total if total and row.get("kept_kv_bytes") is not None else None

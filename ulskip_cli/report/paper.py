@@ -1,6 +1,7 @@
 """The paper's table 4: our rows in its layout, and its figures beside ours."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -10,9 +11,9 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
-from ulskip_cli.report.columns import Cell, Column, Section, layers, number, paired_tokens_per_second, text
+from ulskip_cli.report.columns import Cell, Column, Section, computed, layers, number, paired_tokens_per_second, text
 from ulskip_cli.report.quality import METRICS, primary, quality
-from ulskip_cli.report.rows import MISSING, Group, absent, done, grouped, ordered, with_settings
+from ulskip_cli.report.rows import MISSING, Group, done, grouped, ordered, point_order, with_settings
 
 BATCHES = (1, 2, 8)
 # BLEU on WMT22, mean of four directions, and tokens/s of prompt and generated ids at those batch sizes, by target and approach.
@@ -49,39 +50,24 @@ NOTE = (
 
 
 def table4(rows: Sequence[Row]) -> list[Section]:
-    """Lay rows out as in table 4: one table per setting, one line per target and approach, decode tokens/s by batch size.
-
-    Rows without a target speedup (`custom` schedules) are left out.
-    """
+    """Lay rows that have a target speedup out as in table 4: one table per setting, one line per target and approach."""
     groups = grouped([row for row in rows if row.get("target_speedup") is not None])
-    return [Section(group.label, lines, _columns(group, lines)) for group in groups if (lines := _lines(group))]
+    return [Section(group.label, _lines(group), _columns(group)) for group in groups]
 
 
 def _lines(group: Group) -> list[Row]:
     lines = []
-    for (target, approach), by_batch in _by_point(group).items():
+    for (target, approach), by_batch in group.points().items():
         first = done(by_batch.values()) or list(by_batch.values())
         line = {**min(first, key=lambda row: row["batch_size"]), "target": f"{target:g}x", "approach": approach}
         lines.append(line | {f"batch_{size}": row for size, row in by_batch.items()})
     return lines
 
 
-def _by_point(group: Group) -> dict[tuple[float, str], dict[int, Row]]:
-    """Find the row of every target and approach by batch size; by target, unified last, as in the paper."""
-    found: dict[tuple[float, str], dict[int, Row]] = {}
-    for row in sorted(group.rows, key=lambda row: _order((row.get("target_speedup") or 0, row["strategy"]))):
-        if row.get("target_speedup") is not None:
-            found.setdefault((row["target_speedup"], group.approach(row)), {})[row["batch_size"]] = row
-    return found
-
-
-def _order(point: tuple[float, str]) -> tuple[float, bool, str]:
-    return point[0], point[1] == "unified", point[1]
-
-
-def _columns(group: Group, lines: Sequence[Row]) -> list[Column]:
+def _columns(group: Group) -> list[Column]:
     metric = primary(group.rows)
     timed = any(paired_tokens_per_second(row) is not None for row in group.rows)
+    full_speed = partial(paired_tokens_per_second, side="full")
     return [
         Column("target", text("target"), "target"),
         Column("approach", text("approach"), "approach"),
@@ -89,25 +75,14 @@ def _columns(group: Group, lines: Sequence[Row]) -> list[Column]:
         *([Column(METRICS[metric], number(metric), metric)] if metric else []),
         Column("predicted", number("predicted_speedup"), "predicted_speedup", leaves=1),
         Column("measured", number("measured_speedup"), "measured_speedup"),
-        *([Column("full\ntok/s", _full_speed, "pairs", leaves=2)] if timed else []),
-        *(Column(f"tok/s,\nbatch {size}", _speed(size), f"batch_{size}") for size in group.batches if timed),
+        *([Column("full\ntok/s", computed(full_speed, ".0f"), "pairs", leaves=2)] if timed else []),
+        *(Column(f"tok/s,\nbatch {size}", _batch_speed(size), f"batch_{size}") for size in group.batches if timed),
     ]
 
 
-def _full_speed(line: Row) -> str:
-    speed = paired_tokens_per_second(line, "full")
-    return absent(line) if speed is None else f"{speed:.0f}"
-
-
-def _speed(size: int) -> Cell:
-    def show(line: Row) -> str:
-        row = line.get(f"batch_{size}")
-        if row is None:
-            return MISSING
-        speed = paired_tokens_per_second(row)
-        return absent(row) if speed is None else f"{speed:.0f}"
-
-    return show
+def _batch_speed(size: int) -> Cell:
+    show, key = computed(paired_tokens_per_second, ".0f"), f"batch_{size}"
+    return lambda line: show(line[key]) if key in line else MISSING
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -135,11 +110,7 @@ def latex(sections: Sequence[Section]) -> str:
 
 
 def write_paper_report(folder: ResultsFolder) -> list[Path]:
-    """Write table4.md, and quality.png and .svg of the newest row's setting at its smallest batch.
-
-    Returns:
-        The files.
-    """
+    """Write table4.md, and quality.png and .svg of the newest row's setting at its smallest batch; return the files."""
     from ulskip_cli.report.plots import save_quality
 
     rows = with_settings(folder.rows())
@@ -165,16 +136,10 @@ def published(target: float, approach: str) -> Row:
 
 
 def beside_ours(title: str, group: Group, gate: float) -> Section:
-    """Put the paper's figures beside ours, one line per target and approach.
-
-    Args:
-        title: of the table.
-        group: rows of one setting.
-        gate: share of full's quality that counts as kept.
-    """
-    metric, judged, ours = primary(group.rows), quality(group, gate), _by_point(group)
+    """Put the paper's figures beside those of one setting, one line per target and approach."""
+    metric, judged, ours = primary(group.rows), quality(group, gate), group.points()
     lines = []
-    for target, approach in sorted({*TABLE_4, *ours}, key=_order):
+    for target, approach in sorted({*TABLE_4, *ours}, key=point_order):
         by_batch = ours.get((target, approach), {})
         line: Row = {"target": f"{target:g}x", "approach": approach, **published(target, approach)}
         if by_batch:
@@ -194,13 +159,12 @@ def beside_ours(title: str, group: Group, gate: float) -> Section:
         Column("ours\nof full", number("share", ".0%"), "share"),
     ]
     for turn, size in enumerate(BATCHES):
-        columns += [
-            Column(f"paper\nx b{size}", _paper(f"paper_x{size}", ".2f"), f"paper_x{size}", leaves=4 if turn == 1 else 0),
-            Column(f"ours\nx b{size}", number(f"x{size}"), f"paper_x{size}", leaves=4 if turn == 1 else 0),
-            Column(f"paper\ntok/s b{size}", _paper(f"paper_tokens{size}", ".0f"), f"paper_tokens{size}", leaves=1 + turn),
-            Column(f"ours\ntok/s b{size}", number(f"tokens{size}", ".0f"), f"paper_tokens{size}", leaves=1 + turn),
-        ]
-    machines = dict.fromkeys(_machine(row) for row in done(group.rows) if row.get("environment"))
+        for head, key, form, leaves in (("x", "x", ".2f", 4 * (turn == 1)), ("tok/s", "tokens", ".0f", 1 + turn)):
+            theirs, mine = f"paper_{key}{size}", f"{key}{size}"
+            columns.append(Column(f"paper\n{head} b{size}", _paper(theirs, form), theirs, leaves))
+            columns.append(Column(f"ours\n{head} b{size}", number(mine, form), theirs, leaves))
+    facts = [row["environment"] for row in done(group.rows) if row.get("environment")]
+    machines = dict.fromkeys(str(f.get("accelerator") or f"{f.get('processor')}, {f.get('threads')} threads") for f in facts)
     note = f"{CAVEAT}. Ours: {group.label}, on {'; '.join(machines) or 'hardware that the rows do not tell'}"
     return Section(title, lines, columns, note)
 
@@ -220,11 +184,6 @@ def _paper(key: str, form: str) -> Cell:
     return lambda line: number(key, form)({key: line.get(key), "status": "n/a" if line.get("paper") else None})
 
 
-def _machine(row: Row) -> str:
-    facts = row["environment"]
-    return str(facts.get("accelerator") or f"{facts.get('processor')}, {facts.get('threads')} threads")
-
-
 def comparable(rows: Sequence[Row]) -> list[Row]:
     """Select the rows of a bench that compare with the paper's: of its model's shape, or of its preset with another model."""
     return [row for row in rows if row["model"] in SHAPES or row["experiment"] == EXPERIMENT]
@@ -233,10 +192,7 @@ def comparable(rows: Sequence[Row]) -> list[Row]:
 def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Section:
     """Put the paper's speeds beside those of a benchmark, one line per target, approach and batch size.
 
-    Args:
-        title: of the table.
-        rows: of a bench.
-        labels: the engine of each row; every label gets a pair of columns.
+    Every label, which names the engine of its row, gets a pair of columns.
     """
     names = list(dict.fromkeys(labels))
     lines = []

@@ -38,15 +38,10 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class SavedPlot:
-    """A plot that is written to disk.
+    """A plot that is written to disk."""
 
-    Attributes:
-        caption: one sentence that says what the plot shows.
-        files: the PNG and the SVG.
-    """
-
-    caption: str
-    files: list[Path]
+    caption: str  # one sentence that says what the plot shows
+    files: list[Path]  # the PNG and the SVG
 
     @property
     def data_uri(self) -> str:

@@ -23,13 +23,8 @@ _Plot = tuple[str, Any]  # caption and figure
 def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[SavedPlot]:
     """Draw and save every plot for which there are rows; `gate`, a share of the full model's quality, is drawn as a line."""
     with plot_style.applied():
-        drawn = {
-            "quality": _quality(groups, gate),
-            "targets": _targets(groups),
-            "throughput": _throughput(groups),
-            "exits": _exits(groups),
-            "layers": _kept_layers(groups),
-        }
+        drawn = {"quality": _quality(groups, gate), "targets": _targets(groups), "throughput": _throughput(groups)}
+        drawn |= {"exits": _exits(groups), "layers": _kept_layers(groups)}
         return [SavedPlot(plot[0], save_figure(plot[1], folder / name)) for name, plot in drawn.items() if plot]
 
 
@@ -80,11 +75,7 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) -> list[tuple[float, float]]:
-    """Return the points of speed and quality that no other point beats in both, the slowest first.
-
-    >>> pareto_front([(1.0, 30.0), (2.0, 29.0), (1.5, 20.0), (3.0, 10.0)])
-    [(1.0, 30.0), (2.0, 29.0), (3.0, 10.0)]
-    """
+    """Return the points of speed and quality that no other point beats in both, the slowest first."""
     sign = -1 if lower_is_better else 1
     best, front = -math.inf, []
     for speed, value in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
@@ -103,12 +94,9 @@ def last_stage(row: Row) -> set[int]:
 
 
 def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
-    shown = _largest([(group, _scored(group)) for group in groups])
-    if not shown:
-        return None
-    figure, each = plot_style.panels(len(shown), 6.6 if len(shown) == 1 else 4.8, 4.2)
+    figure, panels = _panel_per_group([(group, _scored(group)) for group in groups])
     handles: dict[str, Any] = {}
-    for axes, (group, rows) in zip(each, shown, strict=True):
+    for axes, group, rows in panels:
         metric = str(primary(group.rows))
         full = _draw_full(axes, group, metric, gate)
         front = pareto_front([*((_speedup(row), row[metric]) for row in rows), *full], metric in LOWER_IS_BETTER)
@@ -124,9 +112,9 @@ def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
         kind = "predicted" if rows[0].get("measured_speedup") is None else "measured"
         axes.set(xlabel=f"{kind} decode speedup, batch {rows[0]['batch_size']}", ylabel=METRICS[metric])
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.02 * axes.get_ylim()[1]))  # intervals may end below 0, scores do not
-        axes.set_title(plot_style.shortened(group.label))
     plot_style.legend_below(figure, handles)
-    return "Quality against decode speedup; bars are confidence intervals, the band is the Pareto front.", figure
+    caption = "Quality against decode speedup; bars are confidence intervals, the band is the Pareto front."
+    return (caption, figure) if panels else None
 
 
 def _speedup(row: Row) -> float:
@@ -147,10 +135,16 @@ def _scored(group: Group) -> list[Row]:
     return [row for row in rows if row["batch_size"] == smallest]
 
 
-def _largest(found: Sequence[tuple[Group, list[Row]]]) -> list[tuple[Group, list[Row]]]:
-    """Select the groups with the most rows, in their order; thin out evenly the groups with too many rows."""
+def _panel_per_group(found: Sequence[tuple[Group, list[Row]]]) -> tuple[Any, list[tuple[Any, Group, list[Row]]]]:
+    """Return a figure with a panel for each of the groups with the most rows, thinned out evenly if they are too many."""
     ranked = sorted((i for i, (_, rows) in enumerate(found) if rows), key=lambda i: -len(found[i][1]))[:MAX_PANELS]
-    return [(found[i][0], found[i][1][:: -(-len(found[i][1]) // MAX_POINTS)]) for i in sorted(ranked)]
+    if not ranked:
+        return None, []
+    figure, each = plot_style.panels(len(ranked), 6.6 if len(ranked) == 1 else 4.8, 4.2)
+    shown = [(axes, *found[i]) for axes, i in zip(each, sorted(ranked), strict=True)]
+    for axes, group, _ in shown:
+        axes.set_title(plot_style.shortened(group.label))
+    return figure, [(axes, group, rows[:: -(-len(rows) // MAX_POINTS)]) for axes, group, rows in shown]
 
 
 def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
@@ -186,12 +180,11 @@ def _draw_strategy(axes: Any, rows: Sequence[Row], metric: str, strategy: str) -
 
 
 def _targets(groups: Sequence[Group]) -> _Plot | None:
-    shown = _largest([(group, _timed(group)) for group in groups])
-    if not shown:
-        return None
-    figure, each = plot_style.panels(len(shown), 6.6 if len(shown) == 1 else 4.8, 4.2)
+    timed = [[row for row in done(group.rows) if row.get("measured_speedup") is not None] for group in groups]
+    asked = [[row for row in rows if row["strategy"] != "full" and row.get("target_speedup")] for rows in timed]
+    figure, panels = _panel_per_group(list(zip(groups, asked, strict=True)))
     handles: dict[str, Any] = {}
-    for axes, (group, rows) in zip(each, shown, strict=True):
+    for axes, _, rows in panels:
         targets = sorted({row["target_speedup"] for row in rows})
         batches = sorted({row["batch_size"] for row in rows})
         series = sorted({(row["strategy"], row["batch_size"]) for row in rows})
@@ -214,14 +207,8 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
         handles.setdefault("as asked", axes.plot(ends, ends, color=FAINT, linestyle="--", linewidth=1)[0])
         axes.set_xticks(targets, [f"{target:g}x" for target in targets])
         axes.set(xlabel="target speedup", ylabel="measured decode speedup")
-        axes.set_title(plot_style.shortened(group.label))
     plot_style.legend_below(figure, handles)
-    return "Measured speedup against the target; bars are confidence intervals.", figure
-
-
-def _timed(group: Group) -> list[Row]:
-    rows = [row for row in done(group.rows) if row["strategy"] != "full" and row.get("measured_speedup") is not None]
-    return [row for row in rows if row.get("target_speedup")]
+    return ("Measured speedup against the target; bars are confidence intervals.", figure) if panels else None
 
 
 def _throughput(groups: Sequence[Group]) -> _Plot | None:

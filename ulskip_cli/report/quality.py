@@ -40,16 +40,10 @@ class Quality:
         return self.share >= self.gate
 
     @property
-    def measured(self) -> bool:
-        """Tell if the share has an interval."""
-        return self.low is not None and self.high is not None
-
-    @property
     def sure(self) -> bool:
         """Tell if the whole interval lies on that side of the gate; without an interval nothing is sure."""
-        if self.low is None or self.high is None:
-            return False
-        return self.low >= self.gate if self.passes else self.high < self.gate
+        end = self.low if self.passes else self.high
+        return end is not None and (end >= self.gate) is self.passes
 
     @property
     def word(self) -> str:
@@ -57,9 +51,8 @@ class Quality:
         return ("passes" if self.passes else "below") + ("" if self.sure else "?")
 
     def text(self) -> str:
-        """The share with its interval."""
-        ends = f" ({self.low:.1%}-{self.high:.1%})" if self.measured else ""
-        return f"{self.share:.1%}{ends}"
+        """Format the share with its interval."""
+        return f"{self.share:.1%}" + ("" if self.low is None else f" ({self.low:.1%}-{self.high:.1%})")
 
 
 @dataclass(frozen=True)
@@ -78,10 +71,9 @@ class Winner:
         return len(self.rows) > 1
 
     def as_dict(self) -> dict[str, Any]:
-        """The winner as plain values."""
-        ids = [row["id"] for row in self.rows]
-        facts = {"names": self.names, "ids": ids, "figures": self.figures, "note": self.note}
-        return {"title": self.title, "tie": self.tie, **facts}
+        """Return the winner as plain values."""
+        own = {"title": self.title, "tie": self.tie, "names": self.names, "ids": [row["id"] for row in self.rows]}
+        return {**own, "figures": self.figures, "note": self.note}
 
 
 def primary(rows: Iterable[Row]) -> str | None:
@@ -179,7 +171,7 @@ def apart(one: Row, other: Row, metric: str) -> bool:
     errors = [error for row in (one, other) if (error := standard_error(row, metric)) is not None]
     if not errors or one.get(metric) is None or other.get(metric) is None:
         return False
-    return abs(float(one[metric]) - float(other[metric])) > Z * math.hypot(*errors)
+    return bool(abs(one[metric] - other[metric]) > Z * math.hypot(*errors))
 
 
 def standard_error(row: Row, metric: str) -> float | None:

@@ -51,24 +51,33 @@ class Group:
 
     @cached_property
     def _options(self) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
+        found: dict[str, set[str]] = defaultdict(set)
         for row in self.rows:
-            found.setdefault(str(row["strategy"]), set()).add(json.dumps(row.get("strategy_options") or {}, sort_keys=True))
+            found[str(row["strategy"])].add(json.dumps(row.get("strategy_options") or {}, sort_keys=True))
         return found
 
     def approach(self, row: Row) -> str:
-        """The strategy's name, with its options if the group holds several sets of them."""
+        """Name a row's strategy, with its options if the group holds several sets of them."""
         name = str(row["strategy"])
         options = " ".join(str(value) for value in (row.get("strategy_options") or {}).values())
         return f"{name} {options}" if options and len(self._options[name]) > 1 else name
 
+    def points(self) -> dict[tuple[float, str], dict[int, Row]]:
+        """Return the last row of every target and approach by batch size, in the order of the paper's table 4."""
+        found: dict[tuple[float, str], dict[int, Row]] = defaultdict(dict)
+        rows = [row for row in self.rows if row.get("target_speedup") is not None]
+        for row in sorted(rows, key=lambda row: point_order((row["target_speedup"], row["strategy"]))):
+            found[row["target_speedup"], self.approach(row)][row["batch_size"]] = row
+        return found
+
+
+def point_order(point: tuple[float, str]) -> tuple[float, bool, str]:
+    """Return the sort key of a target and approach: by target, unified last."""
+    return point[0], point[1] == "unified", point[1]
+
 
 def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
-    """List the results folders in the given folders, parent folders or runs.jsonl files; without any, all folders.
-
-    Raises:
-        UsageError: one of them has no results.
-    """
+    """List the results folders in the given folders, parent folders or runs.jsonl files; without any, all folders."""
     found: dict[Path, None] = {}
     for path in named or [results_dir]:
         own = path.parent if path.name == FILE else path
@@ -85,11 +94,7 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Read all rows of some folders, with their `folder` and settings; warn on stderr about unreadable lines.
-
-    Raises:
-        UsageError: there are no rows.
-    """
+    """Read all rows of some folders, with their `folder` and settings; warn on stderr about unreadable lines."""
     rows = []
     for path in paths:
         found, broken = ResultsFolder(path).rows_and_broken()
@@ -102,7 +107,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 
 
 def read_answers(row: Row) -> list[Row]:
-    """Read what a row's run generated; empty if it was not stored."""
+    """Read the stored answers of a row's run; empty if none were stored."""
     return ResultsFolder(Path(row["folder"])).generations(row["id"])
 
 
@@ -187,17 +192,17 @@ def reasons(rows: Sequence[Row]) -> list[str]:
         if not is_done(row):
             found[absent(row), str(row.get("reason") or "no reason given")][str(row.get("strategy"))] = None
     lines = [f"{word} ({', '.join(strategies)}): {reason}" for (word, reason), strategies in found.items()]
-    more = len(lines) - MAX_REASONS
-    return [*lines[:MAX_REASONS], *([f"and {more} more reasons"] if more > 0 else [])]
+    return [*lines[:MAX_REASONS], *[f"and {len(lines) - MAX_REASONS} more reasons"] * (len(lines) > MAX_REASONS)]
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
     """Sort by model and pair, then by target speedup (by layer ratio if there is none), then by strategy."""
-    return sorted(rows, key=lambda row: (str(row.get("model")), str(row.get("pair")), _ratio(row), row["strategy"]))
 
+    def order(row: Row) -> tuple[str, str, float, str]:
+        ratio = row.get("target_speedup") or row.get("layer_ratio") or 0.0
+        return str(row.get("model")), str(row.get("pair")), ratio, row["strategy"]
 
-def _ratio(row: Row) -> float:
-    return row.get("target_speedup") or row.get("layer_ratio") or 0.0
+    return sorted(rows, key=order)
 
 
 def grouped(rows: Sequence[Row]) -> list[Group]:

@@ -31,19 +31,11 @@ CSV_KEYS = (
 STARS = "* differs from full (paired bootstrap, p < 0.05)"
 MEASURED = "measured: full over strategy, decode seconds, median of pairs"
 LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
+_LATEX_NAMES = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum", "<": "textless", ">": "textgreater"}
 _LATEX_SPECIAL = str.maketrans(
-    {
-        **{char: f"\\{char}" for char in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "–": "--",
-        "·": r"\textperiodcentered{}",
-        "*": r"\textsuperscript{*}",
-        "…": r"\ldots{}",
-    }
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {char: f"\\{name}{{}}" for char, name in (_LATEX_NAMES | {"·": "textperiodcentered", "…": "ldots"}).items()}
+    | {"–": "--", "*": r"\textsuperscript{*}"}
 )
 
 
@@ -59,26 +51,19 @@ def terminal(rows: Sequence[Row], width: int) -> Table:
 
 
 def draw(section: Section, width: int, file: str) -> Table:
-    """Draw a table for a terminal; columns that do not fit are left out, the least important first.
-
-    Args:
-        section: the table.
-        width: of the terminal.
-        file: that has all columns, named below the table.
-    """
-    shown, notes = list(section.columns), [section.note] if section.note else []
-    table = _drawn(section, shown, notes, roomy=width >= 100)
-    while Console(width=10_000).measure(table).maximum > width and any(column.leaves for column in shown):
+    """Draw a table for a terminal without the least important columns that do not fit; a note names the file that has them."""
+    shown, note = list(section.columns), section.note
+    while True:
+        table = _drawn(section, shown, note, roomy=width >= 100)
+        if Console(width=10_000).measure(table).maximum <= width or not any(column.leaves for column in shown):
+            return table
         shown.remove(min((column for column in shown if column.leaves), key=lambda column: column.leaves))
         missing = len(section.columns) - len(shown)
-        left_out = f"{missing} column{'s' * (missing > 1)} more in {file}"
-        table = _drawn(section, shown, [*notes, left_out], roomy=width >= 100)
-    return table
+        note = f"{section.note}{'; ' if section.note else ''}{missing} column{'s' * (missing > 1)} more in {file}"
 
 
-def _drawn(section: Section, columns: Sequence[Column], notes: Sequence[str], roomy: bool) -> Table:
-    title, caption = escape_markup(section.title), escape_markup("; ".join(notes))
-    table = Table(title=title, caption=caption, title_style="bold", box=SIMPLE_HEAD)
+def _drawn(section: Section, columns: Sequence[Column], note: str, roomy: bool) -> Table:
+    table = Table(title=escape_markup(section.title), caption=escape_markup(note), title_style="bold", box=SIMPLE_HEAD)
     table.padding = (0, int(roomy), 0, 0)
     table.title_justify = table.caption_justify = "left"
     for i, column in enumerate(columns):
@@ -99,10 +84,7 @@ def markdown(section: Section) -> str:
 
 
 def latex(section: Section, label: str) -> str:
-    """Write a table in LaTeX with booktabs: a table environment, or a longtable if it has many lines.
-
-    Not by `Styler.to_latex`, which takes 0.8 ms a line, eight seconds for 10,000 rows.
-    """
+    """Write a table in LaTeX with booktabs, as a longtable if it has many lines; pandas' Styler takes 0.8 ms a line."""
     align = "l" * section.words + "r" * (len(section.columns) - section.words)
     head = _latex_line([column.head for column in section.columns])
     body = [_latex_line(line) for line in section.cells]
@@ -154,13 +136,9 @@ def title(rows: Sequence[Row]) -> str:
     """Name the settings that all finished rows share (all rows if none is finished)."""
     rows = done(rows) or rows
     common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
-    sizes = {"batch {}": "batch_size", "{} examples": "num_examples"}
-    same = [form.format(rows[0][key]) for form, key in sizes.items() if rows[0].get(key) and _is_shared(rows, key)]
-    return " · ".join([*common, *same])
-
-
-def _is_shared(rows: Sequence[Row], key: str) -> bool:
-    return len({row.get(key) for row in rows}) == 1
+    sizes = {"batch_size": "batch {}", "num_examples": "{} examples"}
+    shared = [key for key in sizes if len({row.get(key) for row in rows}) == 1 and rows[0].get(key)]
+    return " · ".join([*common, *(sizes[key].format(rows[0][key]) for key in shared)])
 
 
 def provenance(rows: Sequence[Row]) -> str:
@@ -181,8 +159,6 @@ def interval_notes(rows: Sequence[Row]) -> list[str]:
     """State how the intervals of measured speedups were computed, and from how many pairs."""
     timed = [row for row in rows if row.get("measured_speedup") is not None]
     notes: list[str] = []
-    if not timed:
-        return notes
     counts = {count for row in timed if (count := num_pairs(row))}
     pairs = f"{' or '.join(map(str, sorted(counts)))} pairs" if counts else "the pairs"
     coverages = [row["speedup_interval_coverage"] for row in timed if row.get("speedup_interval_coverage") is not None]
