@@ -29,7 +29,12 @@ def unsupported_reason() -> str | None:
         return "ULSKIP_KERNEL=off"
     if is_loaded():
         return None
-    return _failures.get(shlex.join(_compiler())) if _compiler() else "no C++ compiler"
+    return build_failure() if _compiler() else "no C++ compiler"
+
+
+def build_failure() -> str | None:
+    """Return the reason why this process could not build or load the kernel; None if it did not fail to."""
+    return _failures.get(shlex.join(_compiler()))
 
 
 def is_loaded() -> bool:
