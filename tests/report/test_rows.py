@@ -142,7 +142,7 @@ def test_a_failed_row_with_empty_settings_joins_the_group_of_its_sweep():
         "x", model="m", task="wmt", pair="de-en", strategy="unified", decoding="greedy", batch_size=1, seed=1
     )
     failed = {**RunRecord(identity, FAILED, reason="out of memory").to_row(), "folder": "results/x"}
-    assert failed["chat"] is None
+    assert failed.get("chat") is None
     rows = [row | {"chat": False, "draft_tokens": 0} for row in small_sweep()]
     (group,) = grouped([*rows, failed])
     assert group.rows[-1] is failed
