@@ -3,6 +3,7 @@ import json
 import pytest
 from recipe import load_recipe
 
+from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
 
 lossless = load_recipe("lossless/reproduce.py")
@@ -25,12 +26,12 @@ def test_the_expected_speedup_is_the_formulas_at_the_acceptance_seen():
 
 def test_the_page_counts_answers_that_differ(tmp_path):
     folder = ResultsFolder(tmp_path)
-    folder.append({**ROW, "id": "full", "draft_tokens": 0, "acceptance_rate": None})
+    folder.append(RunRecord.from_row({**ROW, "id": "full", "draft_tokens": 0, "acceptance_rate": None}))
     for point, count, ids in (("full", None, [1, 2, 3]), ("same", 2, [1, 2, 3]), ("other", "auto", [1, 2, 4])):
         folder.generations_path(point).parent.mkdir(exist_ok=True)
         folder.generations_path(point).write_text("".join(json.dumps({"token_ids": [i]}) + "\n" for i in ids))
         if count:
-            folder.append({**ROW, "id": point, "draft_tokens": count})
+            folder.append(RunRecord.from_row({**ROW, "id": point, "draft_tokens": count}))
     page = lossless.page(folder)
     assert "| 2x | 2/4 | 2 | 0.750 | 2.50 | 1.25 | 1.25 | 1.20-1.30 | 0/3 |" in page
     assert "| 2x | 2/4 | auto | 0.750 | 2.50 | – | 1.25 | 1.20-1.30 | 1/3 |" in page

@@ -102,9 +102,10 @@ def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
     own = (row.get("timed_batch_size") or row["batch_size"]) / seconds
     if side == "strategy":
         return float(own)
-    if not num_pairs(row) or row.get("exit_depths") or row.get("draft_tokens"):
+    sides = row.get("pairs") or {}
+    if "full" not in sides or row.get("exit_depths") or row.get("draft_tokens"):
         return None
-    return float(own * median(row["pairs"]["strategy"]["decode_seconds"]) / median(row["pairs"]["full"]["decode_seconds"]))
+    return float(own * median(sides["strategy"]["decode_seconds"]) / median(sides["full"]["decode_seconds"]))
 
 
 def few_examples(row: Row) -> bool:
