@@ -17,15 +17,10 @@ LEAST_SECONDS = 0.05  # a product that takes longer shows what the machine can d
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """The limits of one device, dtype and number of threads.
+    """The limits of one device, dtype and number of threads."""
 
-    Attributes:
-        bytes_per_second: reading memory far larger than caches.
-        flops_per_second: of a large matrix product, a multiplication and an addition counted as two.
-    """
-
-    bytes_per_second: float
-    flops_per_second: float
+    bytes_per_second: float  # of reading memory far larger than caches
+    flops_per_second: float  # of a large matrix product; a multiplication and an addition count as two
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> MachineLimits:
