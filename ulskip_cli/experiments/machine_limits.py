@@ -9,7 +9,7 @@ import torch
 from ulskip_cli.inference.timing import now
 
 READ_BYTES = 2**30  # far more than any cache holds
-MEMORY_SHARE = 0.25  # of what is free, that is read at most
+MEMORY_SHARE = 0.25  # at most this share of free memory is read
 ROUNDS = 5
 LARGEST_SIDE = 8192
 LEAST_SECONDS = 0.05  # a product that takes longer shows what the machine can do

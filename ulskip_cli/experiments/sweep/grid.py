@@ -19,7 +19,7 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
     """Return the configurations of a grid, each once, in the order of the overrides.
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. `preset` is the experiment if
-    they name none; None means the default one, unless they sweep themselves.
+    they name none; None means the default experiment, or no experiment if an override sweeps.
     """
     composed: list[Config] = []
     for one in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
@@ -64,7 +64,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
             check_run(config)
         found.append(config)
     for key, error in (nowhere or {}).items():
-        if key not in presets or key.partition(".")[0] not in given:  # a preset's key need not fit what is given beside it
+        if key not in presets or key.partition(".")[0] not in given:  # a preset's key need not fit the given choices
             raise error
     return found
 
