@@ -1,4 +1,4 @@
-"""ulskip from Python, in four functions.
+"""The Python interface of ulskip, in four functions.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -11,8 +11,8 @@ answers = generate(model, tokenizer, ["Once upon a time"], kept)
 ```
 
 `kept_layers` chooses the layers, `shallow_view` makes a model of them, `generate` answers prompts with them, and `evaluate`
-measures quality and speed. Nothing changes the model that is passed in. A request that cannot be served raises
-`ulskip_cli.core.errors.UsageError` with one line that says why.
+measures quality and speed. The given model is never changed. A request that cannot be served raises
+`ulskip_cli.core.errors.UsageError` with a one-line reason.
 """
 
 from collections.abc import Sequence
@@ -30,18 +30,18 @@ __all__ = ["Answer", "evaluate", "generate", "kept_layers", "shallow_view"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What was generated for one prompt."""
+    """The generated answer to one prompt."""
 
     text: str
-    """Special tokens left out."""
+    """The decoded answer without special tokens."""
     token_ids: list[int]
-    """Up to and with the first end token."""
+    """Token ids up to and including the first EOS token."""
     hit_limit: bool
-    """Whether max_new_tokens ended it."""
+    """True if `max_new_tokens` ended the answer."""
 
 
 def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **options: Any) -> tuple[int, ...]:
-    """The layers that a decode step keeps. Imports no torch.
+    """Return the layers that a decode step keeps, as ascending numbers from 0. Imports no torch.
 
     >>> kept_layers(30, 5.0)
     (0, 6, 12, 17, 23, 29)
@@ -49,17 +49,14 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
     (0, 6, 12, 18, 24, 29)
 
     Args:
-        num_layers: N, the decoder layers of the model.
-        ratio: r >= 1, the target speedup; floor(N / r) layers are kept.
+        num_layers: the number N of decoder layers of the model.
+        ratio: the target speedup r >= 1; floor(N / r) layers are kept.
         strategy: a name that `ulskip strategies` lists.
-        **options: fields of the strategy, as `spacing` of `unified` and `layers` of `custom`.
-
-    Returns:
-        Ascending layer numbers from 0.
+        **options: fields of the strategy, e.g. `spacing` of `unified` or `layers` of `custom`.
 
     Raises:
-        UsageError: the ratio is out of reach, there is no such strategy or option, or the strategy needs more than numbers
-            to decide.
+        UsageError: the ratio is out of range, the strategy or an option is unknown, or the strategy lacks its calibration or
+            runs different layers at different steps.
     """
     from omegaconf import OmegaConf
 
@@ -79,17 +76,17 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
 
 
 def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedModel":
-    """A model of some of a model's layers that shares its weights.
+    """Return a model that consists of some layers of a model and shares its weights.
 
-    It takes no memory of its own, is a Hugging Face model in every respect (its `generate`, caches and compilation work), and
-    runs prompts through its own layers. What changes its weights changes the source's.
+    The view needs no memory for weights. It is a regular Hugging Face model: `generate`, caches and compilation work. Its own
+    layers also encode the prompts. A change to its weights changes the source model.
 
     Args:
         model: a decoder-only causal LM with one stack of decoder layers.
-        kept: layer numbers, ascending.
+        kept: ascending layer numbers.
 
     Raises:
-        UsageError: the architecture cannot be viewed, or `kept` is no schedule for it.
+        UsageError: the architecture is not supported, or `kept` is not a valid schedule for it.
     """
     from ulskip_cli.inference import shallow_view
 
@@ -107,24 +104,24 @@ def generate(
     seed: int = 1,
     **decoding: Any,
 ) -> list[Answer]:
-    """Answer prompts: each is encoded by all layers, and the tokens after its first are decoded by the kept ones.
+    """Answer prompts: all layers encode each prompt and choose the first token, the kept layers decode the others.
 
     Args:
-        model: in evaluation mode, as `from_pretrained` returns it.
-        tokenizer: the model's.
-        prompts: as the model is to read them; a chat format is up to the caller.
-        kept: layers of a decode step; None: all.
+        model: a model in evaluation mode, as `from_pretrained` returns it.
+        tokenizer: the tokenizer of the model.
+        prompts: texts as the model reads them; no chat template is applied.
+        kept: the layers of a decode step; None keeps all.
         prompt_layers: `all`, or `kept` to encode prompts with the kept layers too.
-        batch_size: prompts at once; halved where they do not fit into memory.
-        seed: of sampling.
-        **decoding: keys of `decoding`, as `max_new_tokens=32`, `num_beams=4`, `do_sample=True`, `stop=["END"]`;
-            greedy if nothing else is said.
+        batch_size: the number of prompts in a batch; it is halved if a batch does not fit into memory.
+        seed: the seed of sampling.
+        **decoding: keys of `decoding`, e.g. `max_new_tokens=32`, `num_beams=4`, `do_sample=True`, `stop=["END"]`; greedy
+            decoding by default.
 
     Returns:
-        One answer a prompt, in their order.
+        One answer per prompt, in their order.
 
     Raises:
-        UsageError: an option is unknown or out of bounds, or the architecture cannot be viewed.
+        UsageError: an option is unknown or out of range, or the architecture is not supported.
     """
     from ulskip_cli.core.config import decoding_of
     from ulskip_cli.core.config_schema import PROMPT_LAYERS
@@ -152,19 +149,19 @@ def generate(
 
 
 def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
-    """Measure quality and speed of one configuration, as `ulskip run` does, and keep it in the results folder.
+    """Measure quality and speed of one configuration as `ulskip run` does, and store them in the results folder.
 
     Args:
-        *overrides: `key=value`, as on the command line: `"model.path=DIR"`, `"task=wmt"`, `"ratio=2"`.
-        session: an `ulskip_cli.experiments.runner.Session` to share between calls, so that weights are loaded once.
+        *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"task=wmt"`, `"ratio=2"`.
+        session: an `ulskip_cli.experiments.runner.Session` that calls share, so that weights are loaded once.
 
     Returns:
-        The rows: the full model's if it is measured for comparison, and the point's own last. docs/results.md describes
-        their keys.
+        The row of the full model if it is measured for comparison, then the row of the configuration. docs/results.md
+        describes their keys.
 
     Raises:
         UsageError: the configuration cannot be served; nothing was run.
-        RunError: it could, and failed.
+        RunError: the run failed.
     """
     from ulskip_cli.core import config
     from ulskip_cli.experiments.preflight import resolve

@@ -15,33 +15,22 @@ SYNC_SECONDS = 1.0  # between waits for the disk; a kill loses nothing that was 
 
 @dataclass(frozen=True)
 class FinishedBatch:
-    """One finished batch.
+    """One finished batch."""
 
-    Attributes:
-        positions: of its prompts in the task's order.
-        output: tokens and seconds.
-        batch_size: what fitted into memory after it.
-        peak_memory_bytes: seen until its end.
-        elapsed_seconds: of the run until its end, over all attempts.
-    """
-
-    positions: list[int]
+    positions: list[int]  # of its prompts in the task's order
     output: BatchOutput
-    batch_size: int
-    peak_memory_bytes: int
-    elapsed_seconds: float
+    batch_size: int  # the size for the next batch, which fits into memory
+    peak_memory_bytes: int  # of the run until the end of this batch
+    elapsed_seconds: float  # of the run until the end of this batch, over all attempts
 
 
 class BatchCheckpoints:
     """The finished batches of one unfinished run."""
 
     def __init__(self, path: Path, origin: dict[str, Any], began: float | None = None) -> None:
-        """Read the batches of an earlier attempt.
+        """Read the batches of an earlier attempt, which began at `began` on the clock of `time.monotonic` (None: now).
 
-        Args:
-            path: of the file.
-            origin: code and machine; batches of another origin are dropped, because a row has one provenance.
-            began: start of this attempt, on the clock of `time.monotonic`; None: now.
+        Batches of another `origin` (code and machine) are dropped, because a row has one provenance.
         """
         self._path, self._origin = path, json.loads(json.dumps(origin))
         self._synced_at = time.monotonic()
@@ -69,16 +58,12 @@ class BatchCheckpoints:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Seconds that the run has taken so far, over all attempts."""
+        """The seconds that the run has taken so far, over all attempts."""
         before = self._kept[-1].elapsed_seconds if self._kept else 0.0
         return before + time.monotonic() - self._began
 
     def add(self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int) -> None:
-        """Store a finished batch.
-
-        Raises:
-            StorageError: there is no room for it.
-        """
+        """Store a finished batch; raise StorageError if it cannot be written."""
         now = time.monotonic()
         sync = now - self._synced_at >= SYNC_SECONDS
         self._synced_at = now if sync else self._synced_at

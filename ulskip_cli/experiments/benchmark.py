@@ -1,4 +1,4 @@
-"""`ulskip bench`: the full model and a schedule in timed pairs on random prompts, beside the limits of this machine."""
+"""`ulskip bench` times the full model and a schedule in pairs on random prompts, and measures the limits of this machine."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -38,12 +38,7 @@ class BenchmarkRunner:
     _limits: dict[str, MachineLimits] = field(default_factory=dict)
 
     def run_point(self, point: ResolvedPoint) -> list[RunRecord]:
-        """Time one point and store its record.
-
-        Raises:
-            UsageError: the request cannot be served.
-            RunError: not even one sequence fits into memory.
-        """
+        """Time one point and store its record; raise RunError if not even one sequence fits into memory."""
         config, progress = point.config, self.session.progress
         loaded = self._load(config)
         limits = self._measure_limits(loaded)
@@ -94,7 +89,7 @@ class BenchmarkRunner:
         return self.session.load(config.model, config.seed)
 
     def _full_decoder(self, config: Config, loaded: LoadedModel) -> Decoder:
-        """Return the full model's decoder, the same for all points, so that its steps are compiled once."""
+        """Return the decoder of the full model, kept for all points so that its steps are compiled once."""
         if self._full is None:
             self._full = _key(config), Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
         return self._full[1]
@@ -116,10 +111,7 @@ def _key(config: Config) -> str:
 def _describe_sides(
     pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Return how much of the machine full and strategy used, and where their time went.
-
-    With drafts a token is no step of its own, so that its work and the time of its layers are unknown.
-    """
+    """Return each side's machine shares and step time; with drafts, the work and the time of layers are unknown."""
     parameters, drafted = _parameters(loaded), pairs.strategy[0].drafts is not None
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
     depths = [sum(shares.values()) for shares in runs]
@@ -136,7 +128,6 @@ def _describe_sides(
 
 
 def _shares(work: StepWork, seconds: float, limits: MachineLimits) -> dict[str, Any]:
-    """Return the share of the machine's limits that a step reaches."""
     return {
         "step_bytes": work.bytes,
         "step_flops": work.flops,
@@ -146,13 +137,13 @@ def _shares(work: StepWork, seconds: float, limits: MachineLimits) -> dict[str, 
 
 
 def _runs(plan: Plan, steps: int) -> dict[int, float]:
-    """Return by layer the share of decode steps that run it."""
+    """Return the share of decode steps that run each layer."""
     by_stage = plan.step_counts(steps)
     return {layer: sum(count for count, kept in by_stage if layer in kept) / steps for layer in plan.kept_layers}
 
 
 def _kv_bytes(output: BatchOutput) -> float:
-    """Return the KV cache bytes of one sequence in its first stage's layers, halfway through its new tokens."""
+    """Return the KV cache bytes of one sequence in the layers of its first stage, halfway through its new tokens."""
     batch_size = len(output.token_ids)
     middle = output.prompt_tokens / batch_size + len(output.token_ids[0]) / 2
     return output.kept_kv_bytes / output.prompt_tokens * middle

@@ -1,4 +1,4 @@
-"""Calibration: numbers that a strategy needs are measured once on held-out examples, stored, and used again."""
+"""Calibration measures the numbers that a strategy needs on held-out examples, stores them, and reuses them."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ class HeldOutEvaluator:
     _exiting: Decoder | None = None
 
     def output_lengths(self) -> list[int]:
-        """Return the output lengths of the full model under the run's decoding."""
+        """Return the output lengths (tokens) of the full model under the run's decoding."""
         baseline = baseline_config(self.config)
         decoder = Decoder(self.loaded.model, make_plan(baseline, self.loaded.metadata), self.loaded.tokenizer)
         report = self.progress.phase("calibrate: answers", len(self.workload.prompts))
@@ -62,7 +62,7 @@ class HeldOutEvaluator:
         return block_influence(self.loaded.model, texts, LOSS_BATCH, self.progress.phase("calibrate: influence", len(texts)))
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Return the decode loss of the references. Prompts that all layers encode are encoded once for all calls."""
+        """Return the decode loss of the references; prompts that all layers encode are encoded once for all calls."""
         strategy = {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
         plan = make_plan(replace(self.config, strategy=strategy), self.loaded.metadata)
         decoder = Decoder(self.loaded.model, plan)
@@ -77,7 +77,7 @@ class HeldOutEvaluator:
         return self._losses[shared].of(decoder)
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
-        """Return the mean exit depth over the answers of the run's decoding, in batches of the run's size."""
+        """Return the mean exit depth over the answers, under the run's decoding and batch size."""
         config = replace(self.config, strategy={**self.config.strategy, **options})
         plan = make_plan(config, self.loaded.metadata)
         assert plan.exits is not None
@@ -99,16 +99,10 @@ class HeldOutEvaluator:
 def calibrate_strategy(
     config: Config, loaded: LoadedModel, workload: Workload | None, progress: ProgressCallback
 ) -> tuple[Config, Row | None]:
-    """Fill in the options that a strategy has to measure first; read them from the results folder if they are stored there.
+    """Measure the options that a strategy is calibrated by, or read them from the results folder if they are stored there.
 
-    Args:
-        config: of a point.
-        loaded: its model.
-        workload: the held-out examples; None if nothing has to be measured, or without texts.
-        progress: is told how far it is.
-
-    Returns:
-        The completed configuration, and what a row keeps of the calibration.
+    `workload` holds the held-out examples; None if there is nothing to measure or no tokenizer. The completed configuration
+    and the calibration entry of the row are returned.
     """
     strategy = instantiate(config.strategy, "strategy")
     if workload is None or not isinstance(strategy, NeedsCalibration) or strategy.is_calibrated:

@@ -1,4 +1,4 @@
-"""The answers of a point and their scores: `generate_answers` decodes, `score_answers` judges what was decoded."""
+"""`generate_answers` decodes the answers of a point; `score_answers` scores them."""
 
 import math
 import time
@@ -24,25 +24,17 @@ from ulskip_cli.tasks.metrics.scores import Answers
 
 
 class InvalidLogitsError(RunError):
-    """The model's logits are not finite, so that its answers mean nothing."""
+    """The model's logits are not finite, so its answers are meaningless."""
 
 
 @dataclass(frozen=True)
 class GeneratedAnswers:
-    """The answers of a point.
-
-    Attributes:
-        strategy: the name of the schedule.
-        generations: one JSON object per example, in the task's order.
-        outputs: one per batch, with its timings.
-        batch_size: the batch size that fitted into memory.
-        peak_memory_bytes: while decoding.
-    """
+    """The answers of a point."""
 
     strategy: str
-    generations: list[dict[str, Any]]
-    outputs: list[BatchOutput]
-    batch_size: BatchSize
+    generations: list[dict[str, Any]]  # one JSON object per example, in the task's order
+    outputs: list[BatchOutput]  # one per batch, with its timings
+    batch_size: BatchSize  # the size that fitted into memory
     peak_memory_bytes: int
 
 
@@ -53,15 +45,7 @@ def generate_answers(
     progress: ProgressCallback,
     checkpoints: BatchCheckpoints | None = None,
 ) -> GeneratedAnswers:
-    """Generate an answer to every example, longest prompts first.
-
-    Args:
-        decoder: the model under a schedule.
-        workload: encoded examples.
-        config: decoding, batch size and seed.
-        progress: is told how many examples are done.
-        checkpoints: stores each finished batch, and holds those that an interrupted attempt finished.
-    """
+    """Generate an answer to every example, longest prompts first; resume after the batches stored in `checkpoints`."""
     assert workload.task is not None
     name, examples = config.strategy["name"], workload.examples
     size = BatchSize(config.batch_size)
@@ -107,16 +91,8 @@ def score_answers(
 ) -> QualityScores:
     """Score answers by the task's metrics, and measure the decode loss of the references.
 
-    Args:
-        answers: of all examples.
-        workload: the examples with their references.
-        scoring_decoder: the schedule whose decode loss is measured; with drafts the full model, which decides.
-        baseline_hypotheses: the full model's answers, for paired intervals.
-        progress: is told how far it is.
-
-    Raises:
-        InvalidLogitsError: the decode loss is not finite.
-        RunError: the stored answers of the full model are not of the same examples.
+    With drafts, `scoring_decoder` is the full model, because it decides the tokens. InvalidLogitsError is raised if the
+    decode loss is not finite, and RunError if the baseline's stored answers are not of the same examples.
     """
     assert workload.encoded is not None
     assert workload.task is not None
@@ -155,7 +131,6 @@ def score_answers(
 def _generation(
     decoder: Decoder, workload: Workload, config: Config, position: int, generated: tuple[BatchOutput, int]
 ) -> dict[str, Any]:
-    """Return one answer as it is stored."""
     assert decoder.tokenizer is not None
     assert workload.task is not None
     output, row = generated

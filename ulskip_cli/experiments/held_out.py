@@ -11,18 +11,14 @@ from ulskip_cli.tasks import Example, Task
 
 @dataclass(frozen=True)
 class HeldOutExamples:
-    """Examples for calibration, none of which is evaluated, and the task that makes prompts of them."""
+    """Examples for calibration, none of which is evaluated, and the task that makes their prompts."""
 
     task: Task
     examples: Sequence[Example]
 
 
 def find_held_out(config: Config) -> HeldOutExamples | None:
-    """Return the examples to calibrate on; None if the strategy needs none or has its calibration as options.
-
-    Raises:
-        UsageError: the strategy needs some and there are none.
-    """
+    """Return the calibration examples, None if none are needed; raise UsageError if they are needed but missing."""
     if is_calibrated(config.strategy):
         return None
     wanted, name = config.calibration.examples, config.strategy["name"]

@@ -1,4 +1,4 @@
-"""Latency targets: time what layers cost on this machine, and solve for the depth that meets a speedup."""
+"""Latency targets: time the cost of layers on this machine, and solve for the depth that meets a speedup."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,35 +26,23 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class DepthMeasurement:
-    """The speedup that timed pairs showed at one mean depth.
+    """The speedup of timed pairs at one mean depth."""
 
-    Attributes:
-        depth: mean layers in a decode step.
-        speedup: median of the pairs.
-    """
-
-    depth: float
-    speedup: float
+    depth: float  # mean layers per decode step
+    speedup: float  # median of the pairs
 
 
 @dataclass(frozen=True)
 class LatencyTargetFit:
-    """The mean depth that meets a target speedup on this machine.
+    """The mean depth that meets a target speedup on this machine."""
 
-    Attributes:
-        depth: mean layers in a decode step.
-        fit: the line over numbers of layers that it started from.
-        offset: what a step's share of the full time is above that line.
-        trials: what was timed at and around that depth.
-    """
-
-    depth: float
+    depth: float  # mean layers per decode step
     fit: LatencyFit
-    offset: float
+    offset: float  # measured share of the full step time minus the share on the line
     trials: tuple[DepthMeasurement, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The fit as a row keeps it, with the speedup that it promises."""
+        """Return the fit as a row stores it, with the speedup predicted for its depth."""
         return {
             **asdict(self.fit),
             "residuals": self.fit.residuals,
@@ -74,12 +62,7 @@ def fit_step_latency(
 ) -> LatencyFit:
     """Time decode steps at several numbers of kept layers, in turns, and fit a line.
 
-    Args:
-        model: the full model, in evaluation mode.
-        num_layers: N.
-        batches: (input_ids, attention_mask) of the batch size that matters, each [batch, prompt_len]; used in turn.
-        context: how tokens are chosen, and by which engine.
-        on_round: called with the number of rounds done.
+    `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len], used in turn.
     """
     decoders = {count: Decoder(model, _plan(num_layers, count)) for count in counts(num_layers)}
     seconds: dict[int, list[float]] = {count: [] for count in decoders}
@@ -100,16 +83,10 @@ def solve_depth_for_speedup(
     measured: Callable[[float], tuple[float, Sequence[float]]],
     on_round: Callable[[int], None] = lambda done: None,
 ) -> LatencyTargetFit:
-    """Find the depth that meets a target speedup: start from the line, then correct it by timed pairs.
+    """Find the depth that meets a target speedup: start from the line and correct it by timed pairs.
 
-    Args:
-        fit: the line.
-        target_speedup: r >= 1.
-        measured: times pairs of full and a schedule of about a depth; the depth that it has, and the ratios.
-        on_round: called with the number of rounds done.
-
-    Raises:
-        UsageError: the target is out of reach.
+    `measured` times pairs at about a depth and returns the actual mean depth and the speedups. A target out of reach raises
+    UsageError.
     """
     fit.check(target_speedup)
     depth, offset = fit.depth(target_speedup), 0.0
@@ -135,15 +112,7 @@ def make_pair_timer(
     context: DecodeContext,
     speed: SpeedConfig,
 ) -> Callable[[float], tuple[float, Sequence[float]]]:
-    """Make the measurement for `solve_depth_for_speedup`: pairs, as a run times them, of the full model and a plan of a depth.
-
-    Args:
-        model: the full model, in evaluation mode.
-        plan_of: the plan of a depth.
-        batches: as for `fit_step_latency`.
-        context: how tokens are chosen, and by which engine.
-        speed: new tokens of a sequence.
-    """
+    """Make the measurement for `solve_depth_for_speedup`: timed pairs of the full model and the plan of a depth."""
     known: dict[tuple[tuple[int, ...], ...], Decoder] = {}
 
     def decoder(plan: Plan) -> Decoder:

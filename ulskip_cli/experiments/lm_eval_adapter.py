@@ -41,11 +41,10 @@ FIRST_TOKEN_ONLY = "scored from the first token after the prompt alone, which co
 
 @register_model("ulskip")
 class SkippingLM(HFLM):  # type: ignore[misc]
-    """A causal LM under one schedule.
+    """A causal LM under one schedule, which generates texts as `ulskip run` does.
 
-    Texts are generated as `ulskip run` generates them. Given continuations and their contexts are read by the kept layers
-    alone. With an explicit `prompt_layers=all` the context goes through all layers, and the first token of every
-    continuation then shows no loss.
+    Likelihoods are scored with the kept layers, contexts included. With an explicit `prompt_layers=all` the context goes
+    through all layers, and the first token of every continuation then shows no loss.
     """
 
     def __init__(
@@ -57,19 +56,11 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         pretrained: str | None = None,
         **arguments: Any,
     ) -> None:
-        """Load the model and make the schedule.
+        """Load the model and make the schedule; raise UsageError if the harness cannot evaluate them.
 
-        Args:
-            overrides: `key=value` overrides of our configuration.
-            batch_size: the number of sequences in a batch, or `auto`.
-            max_batch_size: the size that `auto` begins with; it is halved while a batch does not fit into memory.
-            device: `model.device`, where no override gives one.
-            pretrained: `model.path`, where no override gives one.
-            arguments: further keys of our configuration, e.g. `model`, `strategy`, `ratio`, `prompt_layers`, and arguments of
-                the harness's `hf` model that do not concern the weights.
-
-        Raises:
-            UsageError: a key is unknown, or the model or strategy cannot be evaluated by the harness.
+        `overrides` and `arguments` are keys of our configuration, e.g. `model`, `strategy`, `ratio`; `arguments` may also be
+        arguments of the harness's `hf` model that do not concern the weights. `device` and `pretrained` are defaults of
+        `model.device` and `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits into memory.
         """
         harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
         defaults = {"model.device": device, "model.path": pretrained}
@@ -116,7 +107,6 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[ScoringRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Score]:
-        """Score every continuation."""
         self.continuations += len(requests)
         self.first_token_only += sum(len(continuation) == 1 for _, _, continuation in requests)
         if self._is_one_model:
@@ -153,7 +143,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """Generate; returns token ids [batch, context and new tokens]."""
+        """Generate token ids [batch, context and new tokens]."""
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
         ends = {self.tokenizer.decode([end]) for end in _as_list(self.loaded.model.generation_config.eos_token_id)}
         stops = [text for text in stop if text not in ends]
@@ -176,7 +166,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return torch.cat([context, new.to(context.device)], dim=1)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what the harness writes beside its results; our part is under `ulskip`."""
+        """Return the model information that the harness writes beside its results; our part is under `ulskip`."""
         return {
             "model_num_parameters": self.loaded.model.num_parameters(),
             "model_dtype": str(self.loaded.model.dtype),
@@ -184,7 +174,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         }
 
     def record(self) -> RunRecord:
-        """Return the part of a record that all tasks share: everything but the scores."""
+        """Return the record that all tasks share: everything but the scores."""
         config = replace(self.ulskip_config, batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
         shared_id = f"{ROW_VERSION} {identity(config)} {fingerprint(config.model)}"
         warnings = list(self.plan.warnings)
@@ -200,7 +190,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
 
 
 def _override(value: Any) -> str:
-    """Spell a value that the harness parsed as Hydra's override syntax has it.
+    """Format a value that the harness parsed in Hydra's override syntax.
 
     >>> _override([0, 2]), _override(True), _override(None), _override(2.0)
     ('[0,2]', 'true', 'null', '2.0')

@@ -1,6 +1,6 @@
-"""`ulskip lm-eval`: tasks of lm-evaluation-harness on a model that skips layers, with a row of results for each task.
+"""`ulskip lm-eval` runs tasks of lm-evaluation-harness on a model that skips layers, and stores a row for each task.
 
-Imports no torch before all options and tasks are checked.
+Torch is imported after all options and tasks are checked.
 """
 
 import hashlib
@@ -30,15 +30,8 @@ _REPLACED = {"limit": "--limit", "batch_size": "--batch_size", "task": "--tasks"
 def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[ResultsFolder, dict[str, Any]]:
     """Evaluate a model on the harness's tasks, write the harness's JSON and save a row for every task.
 
-    Args:
-        overrides: `key=value` overrides of our configuration.
-        options: the given options of the harness as they were typed, `tasks` among them.
-
-    Returns:
-        The folder of the rows, and what `simple_evaluate` returned, without samples.
-
-    Raises:
-        UsageError: an override, an option or a task cannot be served.
+    `options` are the harness's options as they were typed, `tasks` among them. The returned dict is the output of
+    `simple_evaluate` without samples.
     """
     for key, option in _REPLACED.items():
         if any(text.startswith(f"{key}=") for text in overrides):
@@ -85,14 +78,9 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
 
 
 def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> list[RunRecord]:
-    """Make a record for each task out of what the harness returned; a group has none, its tasks have one each.
+    """Make one record for each task, with metrics in the harness's units; a group of tasks has no record of its own.
 
-    Args:
-        results: of an evaluation of `SkippingLM`.
-        options: further options that changed the answers; the row keeps them under `lm_eval_options`.
-
-    Returns:
-        The records, with metrics in the harness's own units.
+    `options` are further options that changed the answers; a row keeps them under `lm_eval_options`.
     """
     shared = RunRecord.from_row(results["config"]["ulskip"])
     assert shared.lm_eval is not None
@@ -119,11 +107,7 @@ def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None =
 
 
 def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn options as they were typed into arguments of `simple_evaluate`.
-
-    Raises:
-        UsageError: the harness cannot use a value.
-    """
+    """Convert options from text to arguments of `simple_evaluate`."""
     read = dict(options)
     if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", read.get("batch_size", "1")):
         raise UsageError(f"--batch_size: expected a positive number, auto or auto:N, got {read['batch_size']}")
@@ -143,7 +127,7 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_seeds(text: str) -> dict[str, int | None]:
-    """Read one seed for all generators, or one for each, where None leaves a generator as it is.
+    """Read one seed for all generators, or one for each; None leaves a generator unseeded.
 
     >>> _read_seeds("0,None,8,52")["numpy_random_seed"] is None, _read_seeds("3")["fewshot_random_seed"]
     (True, 3)
@@ -155,11 +139,7 @@ def _read_seeds(text: str) -> dict[str, int | None]:
 
 
 def _find_tasks(manager: TaskManager, given: Sequence[str]) -> list[str]:
-    """Return the tasks and groups that patterns match; paths of YAML files stay as they are.
-
-    Raises:
-        UsageError: the harness has no such task.
-    """
+    """Return the tasks and groups that patterns match; paths of YAML files are returned unchanged."""
     found: dict[str, None] = {}
     for name in (name for text in given for name in text.split(",")):
         names = [name] if Path(name).is_file() else manager.match_tasks([name])

@@ -9,7 +9,7 @@ import torch
 from ulskip_cli.inference.timing import now
 
 READ_BYTES = 2**30  # far more than any cache holds
-MEMORY_SHARE = 0.25  # of what is free, that is read at most
+MEMORY_SHARE = 0.25  # at most this share of free memory is read
 ROUNDS = 5
 LARGEST_SIDE = 8192
 LEAST_SECONDS = 0.05  # a product that takes longer shows what the machine can do
@@ -17,15 +17,10 @@ LEAST_SECONDS = 0.05  # a product that takes longer shows what the machine can d
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """The limits of one device, dtype and number of threads.
+    """The limits of one device, dtype and number of threads."""
 
-    Attributes:
-        bytes_per_second: reading memory far larger than caches.
-        flops_per_second: of a large matrix product, a multiplication and an addition counted as two.
-    """
-
-    bytes_per_second: float
-    flops_per_second: float
+    bytes_per_second: float  # of reading memory far larger than caches
+    flops_per_second: float  # of a large matrix product; a multiplication and an addition count as two
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> MachineLimits:

@@ -1,4 +1,4 @@
-"""Speed as a ratio: the full model and a schedule take turns on the same prompts in one process."""
+"""Speedup measurement: the full model and a schedule take turns on the same prompts in one process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,19 +23,12 @@ SIDE_KEYS = ("engine", "linear_backend", "compiled")
 
 @dataclass(frozen=True)
 class TimedPairs:
-    """The outputs of all timed pairs.
+    """The outputs of all timed pairs, in the same order on both sides."""
 
-    Attributes:
-        full: the full model's, one per pair; empty if the schedule was timed alone.
-        strategy: the schedule's, in the same order.
-        compile_seconds: spent on compiling the schedule's steps, warm-up included.
-        batch_size: sequences per batch; smaller than asked for where a batch did not fit into memory.
-    """
-
-    full: list[BatchOutput]
+    full: list[BatchOutput]  # empty if the schedule was timed alone
     strategy: list[BatchOutput]
-    compile_seconds: float = 0.0
-    batch_size: int = 0
+    compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
+    batch_size: int = 0  # smaller than requested if a batch did not fit into memory
 
     def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
         """Divide the full model's value by the schedule's, pair by pair."""
@@ -65,14 +58,9 @@ class TimedPairs:
 def time_pairs(
     full: Decoder | None, strategy: Decoder, workload: Workload, config: Config, progress: ProgressCallback
 ) -> TimedPairs:
-    """Time a schedule in pairs with the full model. A batch that does not fit into memory is halved.
+    """Time a schedule in pairs with the full model, or alone if `full` is None.
 
-    Args:
-        full: every layer; None times the schedule alone, for a run without a baseline.
-        strategy: the schedule.
-        workload: the prompts; without a task, random ones.
-        config: batch size, decoding, and how many pairs of how many tokens.
-        progress: is told how many pairs are done.
+    A batch that does not fit into memory is halved.
     """
     size, total = BatchSize(config.batch_size), config.speed.warmup + config.speed.pairs
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
@@ -93,21 +81,12 @@ def measure_pairs(
     speed: SpeedConfig,
     on_pair: Callable[[int], None] = lambda done: None,
 ) -> TimedPairs:
-    """Alternate the two decoders; which one goes first alternates too.
+    """Alternate the two decoders over `batches` of (input_ids, attention_mask), each [batch, prompt_len], used in turn.
 
     Both generate exactly `speed.new_tokens` tokens with EOS suppressed. With drafts or early exit they stop at EOS, because
-    acceptance and confidence mean nothing past the end.
-
-    Args:
-        full: every layer; None times the schedule alone.
-        strategy: the schedule; may be `full` itself, which measures the noise of the clock.
-        batches: (input_ids, attention_mask), each [batch, prompt_len]; used in turn.
-        context: how tokens are chosen; the full model decodes without drafts.
-        speed: how many pairs, how many discarded first, how many tokens each.
-        on_pair: called with the number of pairs done, warm-up included.
-
-    Raises:
-        RunError: the two sides ran on different linear backends, or on different engines without drafts or exits.
+    acceptance and confidence mean nothing past the end. The side that goes first alternates too, and the full model decodes
+    without drafts. RunError is raised if the sides ran on different linear backends, or on different engines without drafts
+    or exits.
     """
     forced = None if context.decoding.draft_tokens or strategy.exits else speed.new_tokens
     limited = replace(context, decoding=replace(context.decoding, max_new_tokens=speed.new_tokens))
@@ -136,13 +115,7 @@ def measure_pairs(
 
 
 def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
-    """Refuse a pair whose ratio would contain more than the effect of the schedule.
-
-    Drafting and early exit have engines of their own, which never compile; their linear backend must be the same.
-
-    Raises:
-        RunError: the message names what differs.
-    """
+    """Refuse unlike sides. Drafting and early exit have engines of their own, which never compile; backends must agree."""
     own_engine = strategy.drafts is not None or strategy.exits is not None
     for key in ("linear_backend",) if own_engine else SIDE_KEYS:
         ran, other = getattr(full, key), getattr(strategy, key)
@@ -162,7 +135,7 @@ def _total_seconds_per_token(output: BatchOutput) -> float:
 
 
 def _raw(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
-    """Raw seconds of one side, pair by pair, and what ran it."""
+    """Return the raw seconds of one side, pair by pair, and the engine and backend that ran it."""
     keys = ("prefill_seconds", "first_token_seconds", "decode_seconds")
     seconds = {key: [round(getattr(output, key), 6) for output in outputs] for key in keys}
     return {**seconds, **{key: getattr(outputs[0], key) for key in SIDE_KEYS}}

@@ -23,31 +23,20 @@ from ulskip_cli.tasks import Example, Task, metrics
 
 @dataclass(frozen=True)
 class ResolvedPoint:
-    """One point of an experiment with all that follows from its configuration.
-
-    Attributes:
-        config: the checked configuration.
-        task: makes prompts and scores answers; None for a benchmark, which times random prompts.
-        examples: those that are evaluated, in the task's order.
-        held_out: the examples that the strategy is calibrated on; None if nothing has to be calibrated.
-        metadata: the model's shape, read from its files.
-        plan: the schedule, as far as it is known before calibration and timing.
-        run_id: identifies the point's row: a hash of the configuration, the data and the weights.
-        baseline: the full model's point that this one is compared with; None for a full model and for baseline=false.
-    """
+    """One point of an experiment with everything derived from its configuration."""
 
     config: Config
-    task: Task | None
-    examples: Sequence[Example]
-    held_out: HeldOutExamples | None
+    task: Task | None  # None for a benchmark, which times random prompts
+    examples: Sequence[Example]  # for evaluation, in the task's order
+    held_out: HeldOutExamples | None  # for calibration; None if nothing is calibrated
     metadata: ModelMetadata
-    plan: Plan
-    run_id: str
-    baseline: "ResolvedPoint | None" = None
+    plan: Plan  # as far as it is known before calibration and timing
+    run_id: str  # a hash of the configuration, the data and the weights
+    baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
 
     @property
     def identity(self) -> RunIdentity:
-        """What the point asks for, as its row keeps it."""
+        """The request of the point, as its row stores it."""
         baseline_id = self.baseline.run_id if self.baseline else None
         return RunIdentity.of(self.config, self.run_id, baseline_id=baseline_id, dataset=self.task.data if self.task else None)
 
@@ -61,12 +50,7 @@ class Resolver:
     _fingerprints: dict[str, str] = field(default_factory=dict)
 
     def resolve(self, config: Config) -> ResolvedPoint:
-        """Check a run and derive what it needs.
-
-        Raises:
-            UsageError: the run cannot work; the message names the key.
-            NotApplicable: the strategy or the model does not serve the request.
-        """
+        """Check a run and derive its point; raise NotApplicable or another UsageError that names the key."""
         metadata, plan = self.schedule(config)
         data = self.data(config)
         held_out = _held_out(config, plan)
@@ -84,11 +68,7 @@ class Resolver:
         )
 
     def schedule(self, config: Config) -> tuple[ModelMetadata, Plan]:
-        """Return the model's metadata and the plan, which need no data.
-
-        Raises:
-            UsageError: no run can have these values.
-        """
+        """Return the model's metadata and the plan, which need no data."""
         validation.check_run(config)
         if config.memory_budget is not None:
             raise UsageError("memory_budget= is for `ulskip plan`; a run takes batch_size=")
@@ -98,11 +78,7 @@ class Resolver:
         return self._metadata[key], make_plan(config, self._metadata[key])
 
     def data(self, config: Config) -> "_Data":
-        """Return the task and the examples of a run.
-
-        Raises:
-            UsageError: they cannot be read or scored.
-        """
+        """Return the task and the examples of a run; raise UsageError if they cannot be read or scored."""
         key = f"{config.task} {config.limit}"
         if key not in self._data:
             try:
@@ -136,11 +112,7 @@ def resolve(config: Config) -> ResolvedPoint:
 
 
 def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> ResolvedPoint:
-    """Resolve a benchmark, which reads no task.
-
-    Raises:
-        UsageError: it cannot work; the message names the key.
-    """
+    """Resolve a benchmark, which reads no task; raise UsageError that names the key."""
     resolver = resolver or Resolver()
     metadata, plan = resolver.schedule(config)
     speed, context = config.speed, metadata.context
@@ -163,11 +135,7 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
 
 
 def check_generate_options(config: Config) -> None:
-    """Refuse options of transformers' generate that it does not know.
-
-    Raises:
-        UsageError: an option is unknown; the message names it.
-    """
+    """Raise UsageError for an option that the `generate` method of transformers does not know."""
     if config.decoding.generate_kwargs:
         from ulskip_cli.inference.engines import generate_options
 

@@ -1,7 +1,7 @@
-"""`RunRecord`: everything that results/ keeps of one run, in typed sections. The only file that spells the keys of a row.
+"""`RunRecord` is everything that results/ stores of one run, in typed sections. Only this file spells the keys of a row.
 
 A row is one flat JSON object in `runs.jsonl`. The field names of the sections (`record_sections.py`) are its keys;
-docs/results.md describes them. Rows of earlier versions are read with the keys that they had then (`RENAMED_KEYS`).
+docs/results.md describes them. Rows of earlier versions are read with their own key names (`RENAMED_KEYS`).
 """
 
 import functools
@@ -47,7 +47,7 @@ RENAMED_KEYS = {
 
 
 def upgrade_row(row: Mapping[str, Any]) -> Row:
-    """Return a row of any earlier version with the key names of this version, in the full model's side of a benchmark too."""
+    """Return a row of any earlier version with this version's key names, also inside the `full` side of a benchmark."""
     upgraded = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
     if isinstance(upgraded.get("full"), dict):
         upgraded["full"] = {RENAMED_KEYS.get(key, key): value for key, value in upgraded["full"].items()}
@@ -61,10 +61,7 @@ def is_done(row: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run: what was asked, what ran, what was measured.
-
-    A run that failed or does not apply has a reason and no measurements: its other sections are None.
-    """
+    """The record of one run. A failed or inapplicable run has a reason and no measurements: those sections are None."""
 
     identity: RunIdentity
     status: str = DONE
@@ -94,10 +91,7 @@ class RunRecord:
         return self.status == DONE
 
     def to_row(self) -> Row:
-        """The record as one flat JSON object.
-
-        Without a result, the keys that only encoded data tell are left out: reports group such a row with any that has them.
-        """
+        """Return a flat JSON object. Without a result it lacks an unknown `dataset` or `chat`, and so joins any group."""
         row: Row = {key: getattr(self, key) for key in _OWN_KEYS if getattr(self, key) is not None}
         for name in _SECTIONS:
             section = getattr(self, name)
@@ -111,11 +105,7 @@ class RunRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """The record of a row of this or any earlier version.
-
-        Raises:
-            UsageError: a key is missing or has a value of another type; the message names the key.
-        """
+        """Read a row of this or any earlier version; raise UsageError with the name of a missing or mistyped key."""
         rest = upgrade_row(row)
         if not rest.get("id"):
             raise UsageError("expected the key id in a row, got none")
@@ -148,7 +138,6 @@ _SECTIONS: dict[str, type] = {
 
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
-    """The annotation of each field of a section."""
     return typing.get_type_hints(kind)
 
 

@@ -10,7 +10,7 @@ from ulskip_cli.strategies.plan import target_speedup
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What was asked for."""
+    """The request of a run: model, task, strategy and settings."""
 
     id: str
     experiment: str | None = None
@@ -33,7 +33,7 @@ class RunIdentity:
 
     @classmethod
     def of(cls, config: Config, run_id: str, *, baseline_id: str | None = None, dataset: str | None = None) -> Self:
-        """The identity of a point, the same for a finished and a failed run."""
+        """Make the identity of a point, equal for a finished and a failed run."""
         target = target_speedup(config)
         return cls(
             id=run_id,
@@ -58,7 +58,7 @@ class RunIdentity:
 
 @dataclass(frozen=True)
 class ScheduleRecord:
-    """Which layers ran, and the speedup that the cost model predicts for them."""
+    """The layers that ran, and the speedup that the cost model predicts for them."""
 
     num_layers: int | None = None
     kept_layers: list[int] | None = None
@@ -74,7 +74,7 @@ class ScheduleRecord:
 
 @dataclass(frozen=True)
 class QualityScores:
-    """How good the answers are. `scores` holds one value per metric key (tasks.metrics)."""
+    """The quality of the answers. `scores` holds one value per metric key (tasks.metrics)."""
 
     scores: dict[str, float] = field(default_factory=dict)
     decode_loss: float | None = None
@@ -90,7 +90,7 @@ class QualityScores:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Both tokens/s conventions, and the counts and seconds that they divide."""
+    """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
 
     decode_tokens_per_second: float | None = None
     total_tokens_per_second: float | None = None
@@ -109,7 +109,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class PairedTiming:
-    """The full model and the strategy timed in turns: ratios with intervals, raw samples, phases, cache bytes."""
+    """The full model and the strategy timed in turns: speedups with intervals, raw samples, phases, KV cache bytes."""
 
     measured_speedup: float | None = None
     measured_speedup_low: float | None = None
@@ -129,7 +129,7 @@ class PairedTiming:
 
 @dataclass(frozen=True)
 class BenchmarkDetails:
-    """Keys that only `ulskip bench` measures."""
+    """Values that only `ulskip bench` measures."""
 
     timed_prompt_tokens: int | None = None
     timed_new_tokens: int | None = None
@@ -145,7 +145,7 @@ class BenchmarkDetails:
 
 @dataclass(frozen=True)
 class LmEvalScores:
-    """Scores of one task of lm-evaluation-harness, in its own units."""
+    """Scores of one task of lm-evaluation-harness, in the harness's units."""
 
     lm_eval: dict[str, float] | None = None
     lm_eval_version: str | None = None
@@ -157,7 +157,7 @@ class LmEvalScores:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the result depends on besides its configuration."""
+    """Everything that a result depends on besides its request: engine, device, weights, environment."""
 
     finished_at: str | None = None
     engine: str | None = None

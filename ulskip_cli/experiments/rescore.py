@@ -1,4 +1,4 @@
-"""`ulskip score`: stored generations are scored again, with other metrics too, without a model."""
+"""`ulskip score` scores stored generations again without a model, with further metrics if given."""
 
 import re
 from collections.abc import Sequence
@@ -20,19 +20,12 @@ _RUN_ID = re.compile(r"[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class RescoredRun:
-    """One run's scores beside those that its row had.
-
-    Attributes:
-        folder: where the run is.
-        record: the run with its new scores.
-        added: row keys of metrics that it did not have.
-        changed: values that differ from the stored ones, old and new by row key.
-    """
+    """A run with its new scores, and their differences from its stored row."""
 
     folder: ResultsFolder
     record: RunRecord
-    added: list[str]
-    changed: dict[str, tuple[float, float]]
+    added: list[str]  # row keys of metrics that the row lacked
+    changed: dict[str, tuple[float, float]]  # old and new value by row key
 
     def save(self) -> None:
         """Append the record if a score is new or differs; settings and measurements stay as they are."""
@@ -42,17 +35,11 @@ class RescoredRun:
 
 @dataclass(frozen=True)
 class ExtraMetrics:
-    """Metrics besides a run's own.
-
-    Attributes:
-        names: of metrics.
-        comet_model: instead of the task's.
-        bertscore_model: instead of the task's.
-    """
+    """Metrics to compute besides a run's own."""
 
     names: Sequence[str] = ()
-    comet_model: str | None = None
-    bertscore_model: str | None = None
+    comet_model: str | None = None  # None: the task's
+    bertscore_model: str | None = None  # None: the task's
 
     def beside(self, scoring: Scoring) -> Scoring:
         """Return a task's scoring with these metrics added."""
@@ -62,11 +49,7 @@ class ExtraMetrics:
 
 
 def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRecord]]:
-    """Return the runs that a results folder, a file of generations in it, or a run's identifier names.
-
-    Raises:
-        UsageError: there are none, or their generations are not stored.
-    """
+    """Find runs by results folder, generations file or run id; raise UsageError if there are none with generations."""
     path = Path(target).expanduser()
     if path.is_dir():
         folders, run_id = [ResultsFolder(path)], None
@@ -90,11 +73,7 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRe
 
 
 def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> RescoredRun:
-    """Score one run's stored generations with its own metrics and the extra ones.
-
-    Raises:
-        UsageError: the row does not keep the configuration of its task.
-    """
+    """Score a run's stored generations by its own and the extra metrics; raise UsageError if its row has no configuration."""
     config = record.provenance.config if record.provenance else {}
     if "task" not in config:
         raise UsageError(f"row {record.id} of {folder.runs_path} keeps no task configuration; it cannot be scored again")
@@ -115,7 +94,7 @@ def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> Re
 
 
 def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
-    """Return what a run generated, and what its baseline generated if both are stored."""
+    """Return the answers of a run, and those of its baseline if both are stored."""
     generations = folder.generations(record.id)
     baseline = record.identity.baseline_id
     full = [one["hypothesis"] for one in folder.generations(baseline)] if baseline else []
@@ -128,11 +107,7 @@ def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
 
 
 def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = None) -> Scores:
-    """Score any file of JSON objects with `hypothesis` and `reference`, and `source` for metrics that read it.
-
-    Raises:
-        UsageError: a line lacks one of them, or no metric is named.
-    """
+    """Score a file of JSON lines with `hypothesis`, `reference` and optional `source`; raise UsageError if a key is missing."""
     if not extra.names:
         raise UsageError(f"expected --metric for a file that belongs to no run; known: {', '.join(metrics.METRICS)}")
     rows = read_jsonl(file)

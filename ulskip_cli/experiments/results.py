@@ -1,11 +1,11 @@
 """`ResultsFolder`: the files of `results/NAME/`, written so that a kill at any moment loses nothing written before.
 
 runs.jsonl            one row per run, appended
-generations/ID.jsonl  what was generated for every example; ID.partial.jsonl: of an unfinished run
+generations/ID.jsonl  the answer to every example; ID.partial.jsonl: of an unfinished run
 configs/ID.yaml       the resolved configuration
 logs/ID.log           the traceback of a run that failed
 table.md, table.csv   made from the rows (see `report`)
-.locks/               which process writes, and which runs which point
+.locks/               locks of writers and of running points
 """
 
 import contextlib
@@ -28,21 +28,16 @@ class ResultsFolder:
     """The folder of one experiment. It is created on the first write."""
 
     def __init__(self, path: Path) -> None:
-        """Name the folder; it need not exist."""
         self.path = path
         self._is_new = False
 
     @classmethod
     def of(cls, config: Config) -> "ResultsFolder":
-        """The folder that a configuration names."""
+        """Return the folder that a configuration names."""
         return cls(Path(config.results_dir) / config.name)
 
     def check_writable(self) -> None:
-        """Create the folder now rather than find out after hours that it cannot be created.
-
-        Raises:
-            UsageError: it cannot be created or written to.
-        """
+        """Create the folder before a long run; raise UsageError if it cannot be created or written to."""
         try:
             self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -61,15 +56,15 @@ class ResultsFolder:
 
     @property
     def runs_path(self) -> Path:
-        """The file of rows."""
+        """The path of runs.jsonl."""
         return self.path / "runs.jsonl"
 
     def rows(self) -> list[Row]:
-        """The newest row of every point, failed ones included; broken lines are skipped."""
+        """Return the newest row of every point, failed ones included; unreadable lines are skipped."""
         return self.rows_and_broken()[0]
 
     def rows_and_broken(self) -> tuple[list[Row], int]:
-        """The newest row of every point, and the number of lines that could not be read."""
+        """Return the newest row of every point and the number of unreadable lines."""
         if not self.runs_path.is_file():
             return [], 0
         lines = [line for line in self.runs_path.read_text("utf-8", errors="replace").split("\n") if line.strip()]
@@ -77,21 +72,14 @@ class ResultsFolder:
         return newest_rows(rows), len(lines) - len(rows)
 
     def record(self, run_id: str, accept: Callable[[RunRecord], bool] = lambda record: True) -> RunRecord | None:
-        """Return the newest finished record of a point that is accepted, if the point's generations are stored."""
+        """Return the newest finished record of a point that `accept` admits, if the point's generations are stored."""
         if not self.generations_path(run_id).is_file():
             return None
         finished = (row for row in reversed(read_jsonl(self.runs_path)) if row.get("id") == run_id and is_done(row))
         return next((record for row in finished if accept(record := RunRecord.from_row(row))), None)
 
     def quarantine_corrupt_lines(self) -> str | None:
-        """Move lines that are no rows, as a crash leaves them, from the file of rows into another file.
-
-        Returns:
-            A line that says what was moved; None if every line is a row.
-
-        Raises:
-            StorageError: the folder takes no more.
-        """
+        """Move unreadable lines, as a crash leaves them, out of runs.jsonl; return a message about them, or None."""
         if not self.runs_path.is_file() or not _corrupt_lines(self.runs_path.read_bytes()):
             return None
         with self._lock_rows():
@@ -113,46 +101,42 @@ class ResultsFolder:
         return lock(self.path / ".locks" / "rows.lock")
 
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
-        """Hold the right to run a point; no other process on any machine holds it at the same time."""
+        """Lock a point for this process; at most one process on any machine gets True."""
         return try_lock(self.path / ".locks" / f"{run_id}.lock")
 
     def generations_path(self, run_id: str) -> Path:
-        """The file of a point's generations."""
+        """Return the path of a point's generations."""
         return self.path / "generations" / f"{run_id}.jsonl"
 
     def checkpoint_path(self, run_id: str) -> Path:
-        """The file of an unfinished point's finished batches."""
+        """Return the path of the finished batches of an unfinished point."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
     def generations(self, run_id: str) -> list[dict[str, Any]]:
-        """The generations of every example, in the task's order."""
+        """Return the generations of every example, in the task's order."""
         return read_jsonl(self.generations_path(run_id))
 
     def save(self, config: Config, record: RunRecord, generations: Sequence[dict[str, Any]] | None = None) -> None:
-        """Write a finished run; the row comes last, so that a row means that everything is stored."""
+        """Write a finished run. The row comes last, so that a row implies that everything else is stored."""
         write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         if generations is not None:
             self.save_generations(record.id, generations)
         self.append(record)
 
     def save_generations(self, run_id: str, generations: Sequence[dict[str, Any]]) -> None:
-        """Write what a point generated; `ulskip score` can score the file even without a row."""
+        """Write the generations of a point; `ulskip score` can score the file even without a row."""
         lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
         write_atomic(self.generations_path(run_id), "".join(lines))
 
     def append(self, record: RunRecord) -> None:
-        """Append the row of a record, which replaces earlier rows of the same point.
-
-        Raises:
-            StorageError: the folder takes no more.
-        """
+        """Append a row, which replaces earlier rows of its point; raise StorageError if the folder cannot be written."""
         line = json.dumps(record.to_row(), ensure_ascii=False)
         with self._lock_rows():
             append_line(self.runs_path, line)
 
 
 def newest_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return the row that counts of every point, in file order: the newest, but a finished point stays finished."""
+    """Return the newest row of every point, in file order; a finished row stays when later runs of its point fail."""
     newest: dict[str, Row] = {}
     for row in rows:
         point = row.get("id")
@@ -172,7 +156,7 @@ def newest_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def parse_row(line: str | bytes) -> Row | None:
-    """Parse a line of runs.jsonl, with the key names of this version; None if it is no row."""
+    """Parse a line of runs.jsonl, with the key names of this version; None if it is not a row."""
     try:
         found = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Warnings of a finished run: what differs from what was asked for, one line each."""
+"""Warnings of a finished run: one line for each difference between request and run."""
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.experiments.record import RunRecord
@@ -15,7 +15,7 @@ def run_warnings(config: Config, plan: Plan, record: RunRecord) -> tuple[str, ..
 
 
 def adjustments(config: Config, record: RunRecord) -> list[str]:
-    """Return one line per truncated input, per batch size reduced to fit into memory, and for a kernel that was not built."""
+    """Return one line for each truncated input, batch size reduced to fit into memory, and kernel that was not built."""
     lines = []
     quality, timing, strategy = record.quality, record.timing, record.identity.strategy
     if quality and quality.num_truncated_sources and record.provenance:

@@ -47,7 +47,7 @@ from ulskip_cli.strategies.plan import Plan, is_trained_for, make_plan
 
 @dataclass
 class Session:
-    """What the points of one process share: weights, tokenizers and latency fits, each loaded or measured once."""
+    """State that the points of one process share: weights, tokenizers and latency fits, each loaded or measured once."""
 
     progress: ProgressCallback = field(default_factory=NullProgress)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
@@ -55,11 +55,7 @@ class Session:
     _latencies: dict[str, LatencyFit] = field(default_factory=dict)
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload, Workload | None]:
-        """Encode the examples of a point and its held-out examples, before any weight is loaded.
-
-        Raises:
-            UsageError: the model's context is too short.
-        """
+        """Encode a point's examples and held-out examples without weights; raise UsageError if the context is too short."""
         self.progress.phase("encode", 0)
         key = str(point.config.model)
         if key not in self._tokenizers:
@@ -72,7 +68,7 @@ class Session:
         return workload, encode_workload(replace(point, task=held_out.task, examples=held_out.examples), tokenizer)
 
     def load(self, config: ModelConfig, seed: int) -> LoadedModel:
-        """Return the loaded model, from memory if it is the last one that was loaded."""
+        """Return the loaded model, from memory if it was the last one loaded."""
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
             self._models.clear()  # one at a time: two may not fit
@@ -83,10 +79,7 @@ class Session:
         return self._models[key]
 
     def solve_depth(self, config: Config, loaded: LoadedModel, workload: Workload) -> LatencyTargetFit | None:
-        """Find the mean depth that meets the target by the clock; None unless ratio_basis=latency asks for it.
-
-        The line over numbers of layers is timed once for every model, decoding and shape of the timed batches.
-        """
+        """Find the mean depth that meets the target by the clock; None unless ratio_basis=latency asks for it."""
         if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
             return None
         batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
@@ -103,7 +96,7 @@ class Session:
 
 @dataclass(frozen=True)
 class ScheduleProvenance:
-    """How a schedule was found: timed on this machine, or calibrated on held-out examples."""
+    """The origin of a schedule: timing on this machine, or calibration on held-out examples."""
 
     latency: LatencyTargetFit | None = None
     calibration: dict[str, Any] | None = None
@@ -118,23 +111,14 @@ class PreparedRun:
     workload: Workload
     plan: Plan
     found: ScheduleProvenance
-    started_at: float
+    started_at: float  # seconds on the clock of `time.monotonic`
 
 
 def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None = None) -> list[RunRecord]:
-    """Run one point, and the full baseline before it if no finished one is stored.
+    """Run one point, and its full baseline first if no finished one is stored; return their records, the point's own last.
 
-    Args:
-        point: what to run.
-        session: what points share.
-        baseline: the record of a baseline that counts wherever it was measured; None looks for one of this machine.
-
-    Returns:
-        The records of the baseline and of the point, the point's own last.
-
-    Raises:
-        UsageError: the request cannot be served; no weight was loaded.
-        RunError: it failed.
+    A given `baseline` counts wherever it was measured; a stored one only if it was measured on a machine like this one.
+    Raises UsageError for a request that cannot be served, and RunError if the run fails.
     """
     started_at = time.monotonic()
     workload, held_out = session.encode(point)
@@ -155,7 +139,7 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
 
 
 def stored_baseline(point: ResolvedPoint) -> RunRecord | None:
-    """Return the finished baseline of a point if it was measured on a machine like this one; others have other times."""
+    """Return the finished baseline of a point if its times were measured on a machine like this one."""
     assert point.baseline is not None
     return ResultsFolder.of(point.config).record(point.baseline.run_id, is_from_here)
 
@@ -225,13 +209,7 @@ def _make_record(
 
 
 def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[BatchOutput]) -> ScheduleRecord:
-    """Return what a row says of the layers that ran.
-
-    Args:
-        plan: the schedule.
-        found: how it was found.
-        outputs: natural answers, whose lengths or confidences decide the mean depth of some strategies.
-    """
+    """Return the schedule section of a row; answers up to EOS in `outputs` decide the mean depth of some strategies."""
     exits = sum_exits(outputs)
     evaluated = exits.mean_depth
     if plan.later_stages and outputs:
@@ -251,7 +229,7 @@ def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[Batch
 
 
 def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int) -> Provenance:
-    """Return what a result depends on besides what was asked for."""
+    """Return everything that a result depends on besides its request."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.linear_backend(config.decoding)
     return Provenance(

@@ -8,16 +8,10 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 
 @dataclass(frozen=True)
 class StepWork:
-    """The bytes and operations that one decode step needs at least.
+    """The minimal bytes and operations of one decode step; None if the sizes of the weights are unknown."""
 
-    Attributes:
-        bytes: read from memory: the weights of head and kept layers, and every sequence's keys and values halfway
-            through its new tokens; None where the weights' sizes are unknown.
-        flops: 2 for every weight and sequence, attention over keys and values left out; None likewise.
-    """
-
-    bytes: int | None
-    flops: int | None
+    bytes: int | None  # weights of head and kept layers, and the KV cache halfway through the new tokens
+    flops: int | None  # 2 per weight and sequence, without attention over the KV cache
 
     @classmethod
     def of(
@@ -30,12 +24,8 @@ class StepWork:
     ) -> "StepWork":
         """Sum the work of the layers that run.
 
-        Args:
-            weights: bytes by layer.
-            parameters: their number by layer.
-            runs: by layer, the share of steps that run it.
-            kv_bytes: keys and values of one sequence in those layers, halfway.
-            batch_size: sequences.
+        `weights` are bytes and `parameters` counts by layer; `runs` is the share of steps that run each layer; `kv_bytes` are
+        keys and values of one sequence in those layers, halfway through its new tokens.
         """
         return cls(
             bytes=None if weights is None else round(_sum(weights, runs) + batch_size * kv_bytes),
@@ -45,17 +35,11 @@ class StepWork:
 
 @dataclass(frozen=True)
 class StepTimeBreakdown:
-    """The time of one decode step.
-
-    Attributes:
-        step_seconds: all of it.
-        head_seconds: final norm and output head, timed alone.
-        layers_seconds: what the kept layers cost; None where nothing is skipped, so that no layer's cost shows.
-    """
+    """The time of one decode step."""
 
     step_seconds: float
-    head_seconds: float
-    layers_seconds: float | None
+    head_seconds: float  # final norm and output head, timed alone
+    layers_seconds: float | None  # None if no layer is skipped, because the cost of a layer is then unknown
 
     @property
     def other_seconds(self) -> float | None:
@@ -63,7 +47,7 @@ class StepTimeBreakdown:
         return None if self.layers_seconds is None else self.step_seconds - self.head_seconds - self.layers_seconds
 
     def as_dict(self) -> dict[str, float | None]:
-        """The breakdown as a row keeps it."""
+        """Return the breakdown as a row stores it."""
         return {
             "step_seconds": self.step_seconds,
             "head_seconds": self.head_seconds,

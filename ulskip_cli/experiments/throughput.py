@@ -8,14 +8,10 @@ from ulskip_cli.strategies.exit_rule import MISSING_KV
 
 
 def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughput:
-    """Compute both tokens/s conventions; padding and ids after an EOS token count in neither.
+    """Compute tokens/s in both conventions; neither counts padding or ids after an EOS token.
 
     `decode_tokens_per_second` divides the ids after each sequence's first by the decode time alone.
     `total_tokens_per_second` divides prompt and generated ids by prefill and decode time, as the paper counts.
-
-    Args:
-        outputs: one per batch.
-        source: what was timed, `evaluation` or `timed pairs`.
     """
     prompt_tokens = sum(output.prompt_tokens for output in outputs)
     generated_tokens = sum(output.generated_tokens for output in outputs)

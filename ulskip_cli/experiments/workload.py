@@ -1,4 +1,4 @@
-"""A task's examples as one model reads them, and the batches of them that are timed."""
+"""A task's examples as token ids of one model, and the batches of them that are timed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,27 +19,18 @@ Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prom
 
 @dataclass(frozen=True)
 class Workload:
-    """A task's examples as one model reads them; without a task, random prompts to time.
+    """A task's examples as token ids of one model; without a task, random prompts are timed."""
 
-    Attributes:
-        task: makes prompts and scores answers; None for a benchmark.
-        examples: in the task's order.
-        encoded: their token ids, in the same order; None for random weights, whose answers mean nothing.
-        pad_token_id: fills up shorter prompts.
-        chat: True if the prompts are in the model's chat format; None without prompts.
-        max_positions: positions that the model has; None without a limit. Timed prompts leave room for the new tokens.
-    """
-
-    task: Task | None
+    task: Task | None  # None for a benchmark
     examples: Sequence[Example]
-    encoded: list[EncodedExample] | None
+    encoded: list[EncodedExample] | None  # None for random weights, which have no tokenizer
     pad_token_id: int
-    chat: bool | None
-    max_positions: int | None = None
+    chat: bool | None  # True if prompts are in the model's chat format; None without prompts
+    max_positions: int | None = None  # None without a limit; timed prompts leave room for the new tokens
 
     @property
     def prompts(self) -> list[list[int]]:
-        """Token ids of every prompt."""
+        """The token ids of every prompt."""
         return [one.prompt_ids for one in self.encoded or []]
 
     @property
@@ -53,15 +44,7 @@ RANDOM_PROMPTS = Workload(None, (), None, 0, None)
 
 
 def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | None) -> Workload:
-    """Make prompts of a point's examples and fit them into the model's context; needs no weights.
-
-    Args:
-        point: its task, examples, decoding and context length.
-        tokenizer: the model's; None for random weights.
-
-    Raises:
-        UsageError: the context is too short.
-    """
+    """Encode a point's examples within the model's context, without weights; raise UsageError if it is too short."""
     task, config, max_positions = point.task, point.config, point.metadata.context
     assert task is not None
     if tokenizer is None:

@@ -1,5 +1,5 @@
 """A sweep: a grid of points, run once each by one or many workers, resumable after any interruption.
 
 Start with `run.py`. `grid.py` expands overrides into points, `jobs.py` names and checks them, `status.py` reads which are
-finished, `worker.py` runs what is left, `launchers/` start workers on this machine, on Slurm or on Ray.
+finished, `worker.py` runs the others, `launchers/` start workers on this machine, on Slurm or on Ray.
 """

@@ -1,4 +1,4 @@
-"""The grid of a sweep: overrides with several values expanded into one configuration per point."""
+"""The grid of a sweep: overrides with several values are expanded into one configuration per point."""
 
 import contextlib
 from collections.abc import Container, Sequence
@@ -18,13 +18,8 @@ DEFAULT_EXPERIMENT = "reproduce"
 def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None) -> list[Config]:
     """Return the configurations of a grid, each once, in the order of the overrides.
 
-    Args:
-        overrides: Hydra's override syntax, sweeps included: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`.
-        extra_dir: a user's own config groups.
-        preset: the experiment that is meant where none is named; None: the default one, where there is no sweep either.
-
-    Raises:
-        UsageError: an override is not valid; whether a point's values go together is left to its check.
+    Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. `preset` is the experiment if
+    they name none; None means the default experiment, or no experiment if an override sweeps.
     """
     composed: list[Config] = []
     for one in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
@@ -69,7 +64,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
             check_run(config)
         found.append(config)
     for key, error in (nowhere or {}).items():
-        if key not in presets or key.partition(".")[0] not in given:  # a preset's key need not fit what is given beside it
+        if key not in presets or key.partition(".")[0] not in given:  # a preset's key need not fit the given choices
             raise error
     return found
 
@@ -77,10 +72,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
 def _composed(
     texts: Sequence[str], swept: Sequence[str], presets: Container[str], extra_dir: Path | None
 ) -> tuple[Config, list[UnknownKey]]:
-    """Compose a point without keys that its choice in a swept group lacks, e.g. `strategy.batch` outside early exit.
-
-    Nor does a preset's key have to fit the choice that is made beside it.
-    """
+    """Compose a point, dropping preset keys and keys that its choice in a swept group lacks, e.g. `strategy.batch`."""
     foreign: list[UnknownKey] = []
     while True:
         try:
@@ -107,7 +99,6 @@ def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
 
 
 def _values(override: Any, extra_dir: Path | None) -> list[str]:
-    """Return the values of one swept override as texts."""
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
 

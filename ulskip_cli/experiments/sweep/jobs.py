@@ -17,32 +17,23 @@ _UNLABELLED = ("description", "_target_", "sweep", "launcher", "name", "results_
 
 @dataclass(frozen=True)
 class Job:
-    """One point of a sweep, or a baseline that points need.
-
-    Attributes:
-        config: the point's configuration.
-        id: of its row; the configuration's identity if data or weights cannot be read.
-        label: tells the point from the others of the sweep.
-        point: the resolved point; None if it is refused.
-        refused: why it cannot be run, known without running it.
-        requested: True for a point of the grid, False for a baseline that only serves others.
-    """
+    """One point of a sweep, or a baseline that points need."""
 
     config: Config
-    id: str
-    label: str
-    point: ResolvedPoint | None = None
-    refused: UsageError | None = None
-    requested: bool = True
+    id: str  # of its row; the configuration's identity if data or weights cannot be read
+    label: str  # distinguishes the point within the sweep
+    point: ResolvedPoint | None = None  # None if the point is refused
+    refused: UsageError | None = None  # the reason, known without a run
+    requested: bool = True  # False for a baseline that only serves other points
 
     @property
     def baseline(self) -> str | None:
-        """The identifier of the job whose row must exist first; None if there is none."""
+        """The identifier of the job whose row must exist first, or None."""
         return self.point.baseline.run_id if self.point and self.point.baseline else None
 
     @property
     def identity(self) -> RunIdentity:
-        """What the job asks for, the same for a finished and a failed run."""
+        """The request of the job, equal for a finished and a failed run."""
         return self.point.identity if self.point else RunIdentity.of(self.config, self.id)
 
     def failure_record(self, error: BaseException) -> RunRecord:
@@ -59,12 +50,9 @@ def failure_reason(error: BaseException) -> str:
 
 
 def make_jobs(configs: Sequence[Config], resolver: Resolver | None = None) -> list[Job]:
-    """Resolve the points of a sweep into jobs, in the order in which they run.
+    """Resolve the points of a sweep into jobs, in running order; raise UsageError if every point is refused.
 
     Points of one model follow each other, so that its weights are loaded once, and a baseline comes before its points.
-
-    Raises:
-        UsageError: every point is refused; the first one's reason.
     """
     resolver, varying = resolver or Resolver(), _varying(configs)
     models = list(dict.fromkeys(str(config.model) for config in configs))
@@ -91,7 +79,7 @@ def _resolve(config: Config, label: str, resolver: Resolver) -> Job:
 
 
 def _varying(points: Sequence[Config]) -> list[str]:
-    """Return the keys whose values differ among points with the same choice in the key's group, and the groups that differ."""
+    """Return the keys whose values differ among points with equal choices in the keys' groups, and the groups that differ."""
     values: dict[str, dict[str, set[str]]] = {}  # of every key, by that choice
     for point in points:
         flat = dict(_flat(resolved_config(point)))
@@ -113,7 +101,6 @@ def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _label(config: Config, varying: Sequence[str]) -> str:
-    """Return the strategy, the ratio and the values of the keys that vary."""
     flat = dict(_flat(resolved_config(config)))
     ratio = [f"ratio {config.ratio:g}"] if instantiate(config.strategy, "strategy").follows_ratio else []
     names = {key: key.removesuffix(".name").rpartition(".")[2].removesuffix("_size") for key in varying}
@@ -121,5 +108,5 @@ def _label(config: Config, varying: Sequence[str]) -> str:
 
 
 def results_folder(jobs: Sequence[Job]) -> ResultsFolder:
-    """Return the results folder of a sweep, which all of its jobs share."""
+    """Return the results folder that all jobs of a sweep share."""
     return ResultsFolder.of(jobs[0].config)

@@ -14,17 +14,11 @@ from ulskip_cli.experiments.sweep.jobs import failure_reason
 
 @dataclass
 class SweepOutcome:
-    """The result of a grid.
-
-    Attributes:
-        num_requested: the number of points that were asked for.
-        records: by identifier, in the order of the points; baselines are included.
-        failures: one line for every point that failed.
-    """
+    """The result of a grid."""
 
     num_requested: int
-    records: dict[str, RunRecord] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    records: dict[str, RunRecord] = field(default_factory=dict)  # by identifier, in the order of the points, with baselines
+    failures: list[str] = field(default_factory=list)  # one line for every failed point
 
     def add(self, records: Sequence[RunRecord]) -> None:
         """Add the records of a point; a record that comes again moves to the end."""
@@ -33,16 +27,12 @@ class SweepOutcome:
             self.records[record.id] = record
 
     def as_json(self) -> Row:
-        """The object that `--json` prints: the row of a single point, or all rows and failures."""
+        """Return the object that `--json` prints: the row of a single point, or all rows and failures."""
         rows = [record.to_row() for record in self.records.values()]
         return rows[-1] if self.num_requested == 1 else {"rows": rows, "failed": self.failures}
 
     def check(self) -> None:
-        """Report failed points.
-
-        Raises:
-            RunError: at least one point failed.
-        """
+        """Raise RunError if a point failed."""
         if self.failures:
             raise RunError(f"{len(self.failures)} of {self.num_requested} points failed, the first: {self.failures[0]}")
 
@@ -51,21 +41,18 @@ class GridProgress(ProgressCallback, Protocol):
     """Progress of points that run one after another."""
 
     def point(self, number: int, total: int) -> None:
-        """From here on phases belong to one point of many."""
+        """Assign the following phases to one point of many."""
 
     def note(self, text: str) -> None:
-        """Show a line that a person should read."""
+        """Show a line to the user."""
 
 
 def run_each(
     points: Sequence[ResolvedPoint], run_point: Callable[[ResolvedPoint], list[RunRecord]], progress: GridProgress
 ) -> SweepOutcome:
-    """Run points one after another. One that fails does not stop the others; the error of a single point is raised.
+    """Run points one after another; a failed point does not stop the others, and the error of a single point is raised.
 
-    Args:
-        points: in the order in which they run.
-        run_point: runs a point, stores its records and returns them, its own last.
-        progress: is told which point runs.
+    `run_point` stores the records of a point and returns them, its own last.
     """
     folders = {folder.path: folder for folder in (ResultsFolder.of(point.config) for point in points)}
     for folder in folders.values():

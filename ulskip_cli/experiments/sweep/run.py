@@ -1,4 +1,4 @@
-"""A sweep from its jobs to its outcome: in this process, or by workers that a launcher starts, and restarts if they die."""
+"""A sweep from its jobs to its outcome: in this process, or by workers that a launcher starts and restarts if they die."""
 
 import time
 import uuid
@@ -24,42 +24,35 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How a sweep is run.
+    """Options of a sweep."""
 
-    Attributes:
-        force: run finished points again.
-        fail_fast: stop at the first failure.
-    """
-
-    force: bool = False
-    fail_fast: bool = False
+    force: bool = False  # run finished points again
+    fail_fast: bool = False  # stop at the first failure
 
 
 class SweepObserver(JobObserver, ProgressCallback, Protocol):
-    """Is told how a sweep goes, e.g. the terminal's display."""
+    """Receives the events of a sweep, e.g. the terminal's display."""
 
     workers: int
 
     def note(self, text: str) -> None:
-        """Show a line that a person should read."""
+        """Show a line to the user."""
 
     def time_left(self, seconds: float, num_unknown: int) -> None:
-        """Show an estimate for the jobs that are to do, one after another, and how many have none."""
+        """Show the estimated seconds of the remaining jobs in sequence, and the number of jobs without an estimate."""
 
     def running(self, lines: Sequence[str]) -> None:
-        """Show what the workers run, one line each."""
+        """Show the running jobs of the workers, one line each."""
 
     def rows_changed(self, folder: ResultsFolder) -> None:
-        """Rows were appended to the folder."""
+        """Handle rows appended to the folder."""
 
 
 def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserver) -> SweepOutcome:
-    """Settle all jobs.
+    """Run all jobs that are not finished, and return the records of all.
 
-    Raises:
-        StorageError: the results folder takes no more.
-        RunError: workers die without finishing anything.
-        UsageError: the folder cannot be written, or the launcher's package is not installed.
+    Raises UsageError if the folder cannot be written or the launcher's package is missing, StorageError if a result cannot
+    be stored, and RunError if workers die without finishing anything.
     """
     launcher, folder = jobs[0].config.launcher, results_folder(jobs)
     folder.check_writable()
@@ -90,7 +83,7 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
 
 
 class _Tracker:
-    """Follows which jobs are settled, by this process or by others, and tells the observer. It is a `JobObserver`."""
+    """A `JobObserver` that follows which jobs are settled, by this process or others, and notifies the observer."""
 
     def __init__(self, observer: SweepObserver, jobs: Sequence[Job], status: SweepStatus) -> None:
         self.observer, self.jobs, self.status = observer, jobs, status
@@ -103,7 +96,7 @@ class _Tracker:
         return [job for job in self.jobs if job.id not in self._settled]
 
     def update(self) -> None:
-        """Take in what others finished; the first time, what was finished before."""
+        """Read the jobs that other processes finished; the first call reads those finished before the sweep."""
         self.status.refresh()
         for job in self.to_do:
             if self.status.state(job) != TO_DO:
@@ -111,11 +104,11 @@ class _Tracker:
         self._is_first_update = False
 
     def job_started(self, job: Job) -> None:
-        """Tell the observer."""
+        """Notify the observer."""
         self.observer.job_started(job)
 
     def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
-        """Tell the observer, with an estimate of the time left."""
+        """Notify the observer, with an estimate of the time left."""
         self.status.refresh()
         self._settle(job, record, ran)
 

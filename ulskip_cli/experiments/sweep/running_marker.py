@@ -1,4 +1,4 @@
-"""Marker files of running jobs: they show other processes what runs, and reveal workers that died."""
+"""Marker files of running jobs show other processes which jobs run, and reveal workers that died."""
 
 import contextlib
 import json
@@ -17,10 +17,9 @@ UPDATE_SECONDS = 1.0
 
 
 class RunningMarker:
-    """Writes a worker's progress into the marker of the job that it runs. It is a `ProgressCallback`."""
+    """A `ProgressCallback` that writes a worker's progress into the marker of its running job."""
 
     def __init__(self, folder: ResultsFolder) -> None:
-        """Write markers of this folder."""
         self._folder = folder
         self._path: Path | None = None
         self._written_at = 0.0
@@ -30,7 +29,7 @@ class RunningMarker:
         self._path = marker_path(self._folder, job)
 
     def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
-        """Stop recording progress: the job is settled."""
+        """Stop recording progress."""
         self._path = None
 
     def phase(self, label: str, total: int) -> ReportProgress:
@@ -46,11 +45,7 @@ class RunningMarker:
 
 @contextlib.contextmanager
 def marked(folder: ResultsFolder, job: Job, token: str) -> Iterator[int]:
-    """Keep a marker while a job runs. A marker that is found later shows that a worker died.
-
-    Yields:
-        The number of this attempt within the sweep that `token` names.
-    """
+    """Keep a marker while a job runs, and yield its attempt number in the sweep. A marker left over shows a dead worker."""
     path = marker_path(folder, job)
     before = read_marker(path)
     attempt = before.get("attempt", 0) + 1 if before.get("token") == token else 1
@@ -68,7 +63,7 @@ def marker_path(folder: ResultsFolder, job: Job) -> Path:
 
 
 def read_marker(path: Path) -> dict[str, Any]:
-    """Read a marker; an empty dict if there is none."""
+    """Read a marker; return an empty dict if there is none."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

@@ -26,21 +26,15 @@ _SIMILAR = (
 
 @dataclass(frozen=True)
 class JobState:
-    """One job of a sweep before it runs.
+    """The state of one job before a sweep runs."""
 
-    Attributes:
-        state: `done`, `n/a`, `failed` or `to do`.
-        seconds: that the job took, or an estimate; None if unknown.
-        note: why it has no result, or how far it is.
-    """
-
-    state: str
-    seconds: float | None
-    note: str = ""
+    state: str  # `done`, `n/a`, `failed` or `to do`
+    seconds: float | None  # measured or estimated; None if unknown
+    note: str = ""  # the reason for no result, or the progress
 
 
 class SweepStatus:
-    """The rows of a results folder, read as they are appended."""
+    """Derives the states of jobs from the rows of a results folder, read as they are appended."""
 
     def __init__(
         self,
@@ -49,13 +43,10 @@ class SweepStatus:
         force: bool = False,
         since: int | None = None,
     ) -> None:
-        """Read the rows that exist.
+        """Read the existing rows. With `force`, only rows appended from now on count.
 
-        Args:
-            folder: of the sweep.
-            is_like_here: True for a record whose times are comparable with this sweep's.
-            force: only rows that are appended from now on count.
-            since: the number of rows when the sweep began, for a worker that joins it; None: the number of rows now.
+        `is_like_here` accepts records whose times are comparable with this sweep's. `since` is the number of rows when the
+        sweep began, for a worker that joins it; None: the number of rows now.
         """
         self.folder = folder
         self.force = force
@@ -99,12 +90,12 @@ class SweepStatus:
         return FAILED if newest and newest.status == FAILED and self._is_fresh(job.id) else TO_DO
 
     def newest(self, job: Job) -> RunRecord | None:
-        """Return the last record of a job, whatever its status."""
+        """Return the last record of a job with any status."""
         records = self._records.get(job.id)
         return records[-1][1] if records else None
 
     def record(self, job: Job) -> RunRecord | None:
-        """Return the record that counts for a job; None if the job is to do."""
+        """Return the record that counts for a job; None if the job has to run."""
         return None if self.state(job) == TO_DO else self.finished(job.id) or self.newest(job)
 
     def has_no_result(self, run_id: str) -> bool:
@@ -127,7 +118,7 @@ class SweepStatus:
         return None
 
     def seconds_left(self, jobs: Sequence[Job]) -> tuple[float, int]:
-        """Estimate the seconds of jobs run one after another, from similar runs; and count the jobs without an estimate."""
+        """Estimate the seconds of jobs in sequence from similar runs, and count the jobs without an estimate."""
         estimates = [self._estimate(job) for job in jobs]
         return sum(one for one in estimates if one is not None), estimates.count(None)
 
@@ -147,7 +138,7 @@ class SweepStatus:
         return JobState(TO_DO, self._estimate(job), "; ".join(notes))
 
     def _estimate(self, job: Job) -> float | None:
-        """Estimate a job's seconds from similar runs, of as many examples before others."""
+        """Estimate a job's seconds from similar runs, preferably with equally many examples."""
         wanted = job.identity
         timed = [records[-1][1] for records in self._records.values() if records[-1][1].wall_seconds]
         same_limit = [one for one in timed if one.provenance and one.provenance.config.get("limit") == job.config.limit]

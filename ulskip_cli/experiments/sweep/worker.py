@@ -1,4 +1,4 @@
-"""`Worker`: runs the jobs of a sweep that no other worker has claimed, until all are settled. Many may run, on any machine."""
+"""`Worker` runs the unclaimed jobs of a sweep until all are settled. Many workers may run, on any machine."""
 
 import time
 import traceback
@@ -22,54 +22,36 @@ RunJob = Callable[[Job, RunRecord | None], RunRecord]
 
 
 class JobObserver(Protocol):
-    """Is told of every job of a worker."""
+    """Receives the start and the end of every job of a worker."""
 
     def job_started(self, job: Job) -> None:
-        """A job starts to run here."""
+        """Handle the start of a job in this process."""
 
     def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
-        """A job has its record; `ran` is True if this process ran it just now."""
+        """Handle the record of a job; `ran` is True if this process has just run it."""
 
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """How one sweep treats failures.
+    """The treatment of failures in one sweep."""
 
-    Attributes:
-        token: identifies the sweep.
-        fail_fast: stop at the first failure.
-        max_retries: how often a job is tried again after its worker died.
-    """
-
-    token: str
-    fail_fast: bool = False
-    max_retries: int = 2
+    token: str  # identifies the sweep
+    fail_fast: bool = False  # stop at the first failure
+    max_retries: int = 2  # of a job whose worker died
 
 
 @dataclass
 class Worker:
-    """Runs jobs in order. A job that another worker has claimed is skipped, and waited for at the end.
+    """Runs jobs in order. A job that another worker has claimed is skipped and waited for at the end."""
 
-    Attributes:
-        jobs: all jobs of the sweep, a baseline before the points that need it.
-        status: of their folder.
-        run_job: runs one job.
-        policy: how failures are treated.
-        observer: is told of every job.
-    """
-
-    jobs: Sequence[Job]
+    jobs: Sequence[Job]  # all jobs of the sweep, a baseline before its points
     status: SweepStatus
     run_job: RunJob
     policy: FailurePolicy
     observer: JobObserver
 
     def run(self) -> None:
-        """Run what is to do.
-
-        Raises:
-            StorageError: the results folder takes no more.
-        """
+        """Run the unfinished jobs; raise StorageError if the results folder cannot be written."""
         pending = list(self.jobs)
         while pending:
             left = []
@@ -84,7 +66,7 @@ class Worker:
             pending = left
 
     def _settle(self, job: Job) -> bool:
-        """Run a job unless it is settled; False if another worker has claimed it or its baseline is not there yet."""
+        """Run a job unless it is settled; False if another worker has claimed it or its baseline is missing."""
         if self.status.state(job) != TO_DO:
             self.observer.job_settled(job, self.status.record(job), ran=False)
             return True
@@ -126,11 +108,7 @@ class Worker:
 
 
 def store_failure(job: Job, error: Exception, folder: ResultsFolder) -> RunRecord:
-    """Store the record of a job that has no result, and the traceback in a log.
-
-    Raises:
-        StorageError: the folder takes no more.
-    """
+    """Store the record of a job without a result and its traceback; raise StorageError if they cannot be written."""
     record = job.failure_record(error)
     finished_at = datetime.now(UTC).isoformat(timespec="seconds")
     if not isinstance(error, NotApplicable):

@@ -27,11 +27,7 @@ class WorkerPool(Protocol):
 
 
 def make_worker_pool(launcher: LauncherConfig, orders: WorkerSpec) -> WorkerPool:
-    """Return the workers of the configured launcher, none of them started.
-
-    Raises:
-        UsageError: the engine's package is not installed.
-    """
+    """Return the workers of a launcher, none of them started; raise UsageError if its package is not installed."""
     if launcher.name == "local":
         from ulskip_cli.experiments.sweep.launchers.local import Local
 

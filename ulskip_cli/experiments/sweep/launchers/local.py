@@ -19,7 +19,6 @@ class Local:
     """Spawned processes; each reads its environment variables when it starts."""
 
     def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
-        """Decide the number of workers and the device of each."""
         self._devices = _devices()
         self.size = launcher.workers or max(1, len(self._devices))
         self._orders = orders.with_threads(threads_per_worker(launcher.threads, self.size))
@@ -27,7 +26,7 @@ class Local:
         self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
 
     def start(self, number: int) -> None:
-        """Start a process; what it prints goes to a log."""
+        """Start a process; its output goes to a log."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_main, args=(self._orders, number, theirs, str(self._log)), daemon=True)
@@ -52,7 +51,7 @@ class Local:
         return number in self._processes and self._processes[number][0].is_alive()
 
     def exit_message(self, number: int) -> str | None:
-        """Return what the worker sent through its pipe."""
+        """Return the message that the worker sent through its pipe."""
         connection = self._processes[number][1]
         try:
             return str(connection.recv()) if connection.poll() else None

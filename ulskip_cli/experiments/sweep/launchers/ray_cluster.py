@@ -22,11 +22,7 @@ class RayCluster:
     """Ray tasks, one per worker."""
 
     def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
-        """Connect to a cluster, or start one on this machine.
-
-        Raises:
-            UsageError: ray is not installed, or there is no cluster at the address.
-        """
+        """Connect to a cluster, or start one on this machine; raise UsageError if ray or the cluster is missing."""
         try:
             import ray
         except ImportError:
@@ -65,7 +61,7 @@ class RayCluster:
         return number in self._tasks and not self._ray.wait([self._tasks[number]], timeout=0)[0]
 
     def exit_message(self, number: int) -> str | None:
-        """Return what the task returned; None if it failed."""
+        """Return the message that the task returned; None if it failed."""
         try:
             return str(self._ray.get(self._tasks[number]))
         except Exception:  # ray's own, or whatever ended the task
@@ -80,11 +76,7 @@ class RayCluster:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Connect to the cluster's address once; ray's own client would wait for minutes.
-
-    Raises:
-        OSError: nobody answers.
-    """
+    """Connect to the cluster's address once, or raise OSError; the client of ray would wait for minutes."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdigit() and "//" not in host:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()

@@ -1,4 +1,4 @@
-"""The entry point of a worker process. Nothing here imports torch before its threads are set."""
+"""The entry point of a worker process. Torch is imported only after the number of threads is set."""
 
 import gc
 import os
@@ -16,25 +16,15 @@ from ulskip_cli.experiments.sweep.worker import FailurePolicy, RunJob, Worker
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """Everything that a worker process needs; it is pickled.
-
-    Attributes:
-        jobs: all jobs of the sweep.
-        policy: how failures are treated.
-        since: the number of rows when the sweep began.
-        force: run finished points again.
-        anywhere: rows of any machine count.
-        folder: the working directory, which every worker sees.
-        threads: of the worker; None leaves the number to torch.
-    """
+    """Everything that a worker process needs; it is pickled."""
 
     jobs: Sequence[Job]
     policy: FailurePolicy
-    since: int
-    force: bool
-    anywhere: bool
-    folder: str
-    threads: int | None = None
+    since: int  # the number of rows when the sweep began
+    force: bool  # run finished points again
+    anywhere: bool  # count rows of any machine
+    folder: str  # the working directory, which every worker sees
+    threads: int | None = None  # None leaves the number to torch
 
     def with_threads(self, threads: int | None) -> "WorkerSpec":
         """Return a copy with another number of threads."""
@@ -42,11 +32,7 @@ class WorkerSpec:
 
 
 def serve(spec: WorkerSpec) -> str:
-    """Work until all jobs are settled.
-
-    Returns:
-        An empty string on success; otherwise the reason why no worker can go on.
-    """
+    """Work until all jobs are settled; return an empty string, or the reason why no worker can go on."""
     os.environ.update(thread_environment(spec.threads))
     os.chdir(spec.folder)
     import torch
@@ -68,7 +54,7 @@ def thread_environment(threads: int | None) -> dict[str, str]:
 
 
 def threads_per_worker(asked: int | None, workers: int) -> int | None:
-    """Return the threads of each worker on this machine; None if there is only one worker."""
+    """Return the threads of each worker on this machine; None leaves the number to torch."""
     if asked or workers == 1:
         return asked
     return max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1

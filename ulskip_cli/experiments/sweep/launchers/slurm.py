@@ -1,4 +1,4 @@
-"""Workers as Slurm jobs, or as processes of this machine where there is no Slurm, through submitit."""
+"""Workers as Slurm jobs through submitit, or as processes of this machine if Slurm is missing."""
 
 from typing import Any
 
@@ -14,11 +14,7 @@ class Slurm:
     """Jobs of one submitit executor."""
 
     def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
-        """Configure the executor.
-
-        Raises:
-            UsageError: submitit is not installed, or does not know an option.
-        """
+        """Configure the executor; raise UsageError if submitit is not installed or does not know an option."""
         try:
             import submitit
         except ImportError:
@@ -48,7 +44,7 @@ class Slurm:
         return number in self._jobs and not self._jobs[number].done()
 
     def exit_message(self, number: int) -> str | None:
-        """Return what the job returned; None if it failed."""
+        """Return the message that the job returned; None if it failed."""
         try:
             return str(self._jobs[number].result())
         except Exception:  # submitit's own, or whatever ended the job
