@@ -18,6 +18,7 @@ COMMANDS = [
 QUICK = ["limit=3", "decoding.max_new_tokens=8", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_works(command, tmp_path, monkeypatch, capsys):
     if {"model=smollm2-135m", "task=cnn_dm"} & set(command):
@@ -35,6 +36,10 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
         assert invoke(["run", *QUICK]) == 0
         capsys.readouterr()
     less = ["ratio=2", "batch_size=1,2"] if command == ["sweep"] else []
+    if "experiment=baselines" in command:
+        less = ["ratio=2", "batch_size=1", "strategy=full,unified,search", "calibration.examples=2"]
+    if "task=cnn_dm" in command:
+        less = ["task.max_article_words=50"]
     assert invoke([*keep, *QUICK, *less] if runs else command) == 0
     assert capsys.readouterr().out
     writes = "--dry-run" not in command and (runs or command[0] in ("score", "report"))

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import matplotlib
+import pytest
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.model_metadata import ASSETS
@@ -20,6 +21,7 @@ FEWER = {
 }
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)

@@ -20,6 +20,7 @@ def kill_sweep():
     return module
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_again_and_again_ends_with_the_same_rows(kill_sweep, model_folder, tmp_path):
     overrides = [f"model.path={model_folder}", "model.dtype=float32", *QUICK, *GRID]
     assert invoke(["sweep", f"results_dir={tmp_path}", "name=whole", *overrides]) == 0

@@ -36,6 +36,7 @@ def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
 
 
+@pytest.mark.slow
 def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, tmp_path):
     arguments = ["bench", "ratio=2", "batch_size=1,2", *overrides, "speed.prompt_tokens=4"]
     code, out, err = ulskip(*arguments)

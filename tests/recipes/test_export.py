@@ -1,11 +1,13 @@
 import subprocess
 import sys
 
+import pytest
 from recipe import RECIPES, load_recipe
 
 check = load_recipe("export/check.py")
 
 
+@pytest.mark.slow
 def test_an_export_answers_without_ulskip_as_it_does_here(tmp_path, monkeypatch):
     script = tmp_path / "plain.py"
     text = (RECIPES / "export" / "plain.py").read_text()

@@ -3,12 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_small_bloom_goes_through_every_step(tokenizer, tmp_path):
     torch.manual_seed(0)
     config = BloomConfig(

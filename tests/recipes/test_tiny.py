@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recipe import load_recipe
@@ -44,6 +45,7 @@ def test_near_duplicates_of_a_protected_sentence_are_found():
     assert prepare.near_duplicates(pairs, protected) == {0, 2}
 
 
+@pytest.mark.slow
 def test_make_train_tiny_goes_the_whole_way_in_a_smoke_size(tmp_path):
     rng = random.Random(1)
     numbers = [("eins", "one"), ("zwei", "two"), ("drei", "three"), ("vier", "four"), ("rot", "red"), ("blau", "blue")]

@@ -11,7 +11,7 @@ from report_rows import small_sweep, write_folder
 from ulskip_cli.report.build import Options, Report, write
 
 BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
 TRAP = "<b>bold</b> & \"quoted\" </script> 'single'"
 ANSWERS = {
     "full-1-1": ["sentence number 0 is here", "one full answer", TRAP],

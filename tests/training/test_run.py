@@ -174,6 +174,7 @@ def test_training_lowers_every_loss_that_it_trains(undisturbed):
     assert all(last[key] < first[key] - 0.1 for key in expected)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrides, tmp_path):
     changes, whole_config, whole = undisturbed
     command = [sys.executable, "-m", "ulskip_cli", "train", *overrides, *changes]

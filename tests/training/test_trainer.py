@@ -34,6 +34,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(model_folder, tmp_path):
     """DDP over gloo: two devices of batch 4 take the steps of one of batch 8, up to the order of summation."""
     common = [f"model.path={model_folder}", "model.dtype=float32", "limit=8", "train.ratios=[1,2]", "train.max_steps=2"]

@@ -224,6 +224,7 @@ def drawn(decoder, prompt, decoding, runs):
     return torch.tensor([5 * row[1] + row[2] for row in rows]).bincount(minlength=25) / len(rows)
 
 
+@pytest.mark.slow
 def test_samples_are_distributed_as_the_full_models(small):
     prompt, decoder = [1, 4, 2], decoder_for(small, (0, 2))
     expected = exact_shares(small, prompt)

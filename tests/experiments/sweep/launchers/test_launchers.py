@@ -46,6 +46,7 @@ ENGINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_launcher_leaves_the_same_rows_though_a_worker_dies(engine, command, tmp_path):
     if engine != "local":
