@@ -92,6 +92,7 @@ def compare_engines(decoder, decoding, prompts, args, pad):
                 "over_generate": ratio.median,
                 "low": ratio.low,
                 "high": ratio.high,
+                "coverage": ratio.coverage,
                 "steps_per_second": steps_per_second,
             }
         )
@@ -100,13 +101,13 @@ def compare_engines(decoder, decoding, prompts, args, pad):
 
 def as_markdown(result, facts, args):
     """Format the result as two tables with their provenance."""
-    lines = ["| batch | layers | engine | tokens/s | over generate | 95% | of bandwidth |"]
+    lines = ["| batch | layers | engine | tokens/s | over generate | interval | of bandwidth |"]
     lines += ["| ---: | ---: | --- | ---: | ---: | ---: | ---: |"]
     for row in result["engines"]:
         cells = [row["batch_size"], row["layers"], row["side"], f"{row['tokens_per_second']:.0f}"]
         cells += [f"{row['over_generate']:.2f}", f"{row['low']:.2f}-{row['high']:.2f}", f"{row['bandwidth_share']:.0%}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", "| batch | layers | predicted | measured | 95% | measured / predicted |"]
+    lines += ["", "| batch | layers | predicted | measured | interval | measured / predicted |"]
     lines += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]
     for row in result["predictions"]:
         measured = [f"{row[key]:.2f}" for key in ("predicted_speedup", "measured_speedup")]
@@ -116,7 +117,8 @@ def as_markdown(result, facts, args):
     commit = (facts["git_commit"] or "no commit")[:10] + (" (modified)" if facts["git_dirty"] else "")
     where = f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, {facts['dtype']}"
     memory = f"reading memory reached {result['bytes_per_second'] / 1e9:.0f} GB/s"
-    provenance = f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, ulskip at {commit}, {where}; {memory}."
+    coverage = f"intervals hold the median with probability {result['engines'][0]['coverage']:.1%}"
+    provenance = f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, {coverage}; ulskip at {commit}, {where}; {memory}."
     return "\n".join([*lines, "", provenance]) + "\n"
 
 
