@@ -101,7 +101,6 @@ def generate(
     *,
     prompt_layers: str = "all",
     batch_size: int = 8,
-    seed: int = 1,
     **decoding: Any,
 ) -> list[Answer]:
     """Answer prompts: all layers encode each prompt and choose the first token, the kept layers decode the others.
@@ -113,9 +112,8 @@ def generate(
         kept: the layers of a decode step; None keeps all.
         prompt_layers: `all`, or `kept` to encode prompts with the kept layers too.
         batch_size: the number of prompts in a batch; it is halved if a batch does not fit into memory.
-        seed: the seed of sampling.
-        **decoding: keys of `decoding`, e.g. `max_new_tokens=32`, `num_beams=4`, `do_sample=True`, `stop=["END"]`; greedy
-            decoding by default.
+        **decoding: keys of `decoding`, e.g. `max_new_tokens=32`, `num_beams=4`, `do_sample=True`, `stop=["END"]`, and
+            `seed` for sampling; greedy decoding by default.
 
     Returns:
         One answer per prompt, in their order.
@@ -134,6 +132,7 @@ def generate(
     from ulskip_cli.tasks.encoding import pad_token_id
 
     require_choice("prompt_layers", prompt_layers, PROMPT_LAYERS)
+    seed = decoding.pop("seed", 1)
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
     depth = shallow_view.num_layers(model)
