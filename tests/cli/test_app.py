@@ -54,6 +54,7 @@ def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, 
     assert told["failed"] == []
 
 
+@pytest.mark.slow
 def test_a_failing_point_does_not_stop_a_bench(ulskip, overrides, monkeypatch):
     from ulskip_cli.core.errors import RunError
     from ulskip_cli.experiments import benchmark

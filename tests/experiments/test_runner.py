@@ -218,6 +218,7 @@ def test_a_latency_target_is_timed_once_and_kept_in_the_row(config, monkeypatch)
     assert calls == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_run_imports_only_what_every_run_needs():
     spared = {"nltk", "matplotlib", "datasets", "pandas", "peft", "gguf"}
     code = f"import sys, ulskip_cli.experiments.runner; print({spared} & set(sys.modules))"

@@ -23,6 +23,7 @@ def compiler():
         pytest.skip(f"no C++ compiler: {error}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "bloom"])
 def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
     model = build_model(name)
@@ -41,6 +42,7 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
     assert spent[1:] == [0, 0]  # longer prompts fit into the same buffers
 
 
+@pytest.mark.slow
 def test_compiled_stages_continue_from_one_another(llama, compiler):
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(NUM_LAYERS, None, None))
     decoder = Decoder(llama, replace(plan, later_stages=(Stage(3, (0, 5)),)))

@@ -22,6 +22,7 @@ def test_an_export_answers_without_ulskip_as_it_does_here(tmp_path, monkeypatch)
     assert "| tiny | float32 | 6/12 | all |" in check.page([cells])
 
 
+@pytest.mark.slow
 def test_plain_refuses_an_environment_with_ulskip(tmp_path):
     run = [sys.executable, str(RECIPES / "export" / "plain.py"), "a", "b", "c"]
     told = subprocess.run(run, cwd=RECIPES.parent, capture_output=True, text=True, env={"PYTHONPATH": str(RECIPES.parent)})

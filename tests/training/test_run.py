@@ -161,6 +161,7 @@ def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
         train(compose_training(overrides), NullProgress())
 
 
+@pytest.mark.slow
 def test_training_lowers_every_loss_that_it_trains(undisturbed):
     _, config, record = undisturbed
     first, *_, last = (point.validation_loss for point in record.learning_curve)

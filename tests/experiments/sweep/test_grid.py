@@ -36,6 +36,7 @@ def test_ranges_and_globs():
     assert grid("strategy=choice(unified,full)") == [("unified", 2), ("full", 2)]
 
 
+@pytest.mark.slow
 def test_without_a_sweep_the_default_grid_is_run():
     points_of_default = points([])
     assert {config.name for config in points_of_default} == {"reproduce"}

@@ -127,6 +127,7 @@ def test_every_step_is_that_of_the_uncached_reference(model, kind, rows):
     assert output.exits.depths == histogram(depths, rows)
 
 
+@pytest.mark.slow
 def test_pending_tokens_of_several_depths_are_computed_later(llama):
     ids, mask = batch(1)
     seen = set()
