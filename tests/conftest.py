@@ -98,7 +98,7 @@ def point(llama, tokenizer):
         task = instantiate(config.task, "task")
         metadata = ModelMetadata(NUM_LAYERS, None, None, context=context)
         plan = make_plan(config, metadata)
-        resolved = ResolvedPoint(config, task, task.examples()[: config.limit], None, metadata, plan, "0" * 12)
+        resolved = ResolvedPoint(config, task, task.examples()[: config.limit], None, metadata, plan, "0" * 12, "weights")
         return Decoder(llama, plan, tokenizer), encode_workload(resolved, tokenizer), config
 
     return build

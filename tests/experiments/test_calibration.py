@@ -29,7 +29,7 @@ def ready(tmp_path, model_folder):
         if held_out is None:
             return config, loaded, None
         plan = make_plan(config, loaded.metadata)
-        point = ResolvedPoint(config, held_out.task, held_out.examples, None, loaded.metadata, plan, "0" * 12)
+        point = ResolvedPoint(config, held_out.task, held_out.examples, None, loaded.metadata, plan, "0" * 12, "weights")
         return config, loaded, encode_workload(point, loaded.tokenizer)
 
     return make

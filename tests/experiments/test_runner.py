@@ -2,12 +2,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session
@@ -246,3 +246,9 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     again = run_point(config("strategy=early_exit", "ratio=2", "batch_size=1", *given), session)[-1]
     assert again["calibration"] is None
     assert (again["exit_depths"], again["decode_loss"]) == (row["exit_depths"], row["decode_loss"])
+
+
+def test_weights_that_change_after_a_run_was_prepared_end_it(config):
+    point = replace(resolve(config()), fingerprint="another")
+    with pytest.raises(RunError, match="changed"):
+        runner.run_point(point, Session())

@@ -32,6 +32,7 @@ class ResolvedPoint:
     metadata: ModelMetadata
     plan: Plan  # as far as it is known before calibration and timing
     run_id: str  # a hash of the configuration, the data and the weights
+    fingerprint: str  # of the weights, so that a run can see that they changed
     baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
 
     @property
@@ -64,6 +65,7 @@ class Resolver:
             metadata,
             plan,
             self.run_id(config, data.text),
+            self.weights_fingerprint(config),
             self.resolve(baseline_config(config)) if compared else None,
         )
 
@@ -99,11 +101,15 @@ class Resolver:
 
     def run_id(self, config: Config, data_text: str) -> str:
         """Return 12 hexadecimal digits of everything that decides a result."""
+        parts = (str(ROW_VERSION), identity(config), self.weights_fingerprint(config), data_text)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+    def weights_fingerprint(self, config: Config) -> str:
+        """Return the fingerprint of a model's weights, read once."""
         key = str(config.model)
         if key not in self._fingerprints:
             self._fingerprints[key] = fingerprint(config.model)
-        parts = (str(ROW_VERSION), identity(config), self._fingerprints[key], data_text)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        return self._fingerprints[key]
 
 
 def resolve(config: Config) -> ResolvedPoint:
@@ -131,7 +137,9 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
             f"got {speed.prompt_tokens} + {speed.new_tokens}"
         )
     check_generate_options(config)
-    return ResolvedPoint(config, None, (), None, metadata, plan, resolver.run_id(config, "[]"))
+    return ResolvedPoint(
+        config, None, (), None, metadata, plan, resolver.run_id(config, "[]"), resolver.weights_fingerprint(config)
+    )
 
 
 def check_generate_options(config: Config) -> None:

@@ -14,6 +14,8 @@ import torch
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config, instantiate, recorded_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
 from ulskip_cli.experiments.calibration import calibrate_strategy
@@ -123,6 +125,8 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
     started_at = time.monotonic()
     workload, held_out = session.encode(point)
     loaded = session.load(point.config.model, point.config.seed)
+    if fingerprint(point.config.model) != point.fingerprint:
+        raise RunError(f"the weights of {point.config.model.path} changed since the run was prepared; run it again")
     config, calibration = calibrate_strategy(point.config, loaded, held_out, session.progress)
     latency = session.solve_depth(config, loaded, workload)
     plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
