@@ -77,7 +77,7 @@ def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
 def test_bad_options_and_no_clock():
     with pytest.raises(UsageError, match="warmup_layers >= 1"):
         SkipDecode(0)
-    with pytest.raises(UsageError, match=r"strategy\.horizon above 0"):
+    with pytest.raises(UsageError, match=r"strategy\.horizon > 0"):
         SkipDecode(horizon=0)
     with pytest.raises(UsageError, match="below the 2 kept layers"):
         SkipDecode(2).stages(12, 2, [5])

@@ -53,7 +53,7 @@ def test_a_gzipped_file_is_read_as_well(file, tmp_path):
 
 def test_a_folder_is_read_like_a_hub_dataset(tmp_path):
     (tmp_path / "validation.jsonl").write_text('{"document": "long", "summary": "short"}\n')
-    task = CnnDm(str(tmp_path), article_key="document", highlights_key="summary")
+    task = CnnDm(dataset=str(tmp_path), article_key="document", highlights_key="summary")
     assert (task.examples()[0].source, task.examples()[0].reference) == ("long", "short")
 
 
@@ -88,6 +88,6 @@ def test_bad_settings_are_refused(file):
     with pytest.raises(UsageError, match=r"nowhere\.jsonl"):
         CnnDm(file="nowhere.jsonl").examples()
     with pytest.raises(UsageError, match=r"'cnn'.*task\.file"):
-        CnnDm("cnn").examples()
+        CnnDm(dataset="cnn").examples()
     with pytest.raises(UsageError, match=r"max_article_words.*0"):
         CnnDm(file=str(file), max_article_words=0).examples()

@@ -36,7 +36,7 @@ def test_prompts_name_the_languages():
 @pytest.mark.parametrize("pair", ["de-en", "en-de", "zh-en", "en-zh"])
 def test_the_papers_four_directions(pair, tmp_path):
     (tmp_path / "a").write_text("x\n")
-    task = Wmt(pair, "files", str(tmp_path / "a"), str(tmp_path / "a"))
+    task = Wmt(pair=pair, dataset="files", source_file=str(tmp_path / "a"), reference_file=str(tmp_path / "a"))
     assert len(task.examples()) == 1
     assert task.scoring().target_language == pair[-2:]
     assert [metric.name for metric in metrics.make_metrics(task.scoring())] == ["bleu", "chrf"]
@@ -44,9 +44,9 @@ def test_the_papers_four_directions(pair, tmp_path):
 
 def test_sentences_of_a_dataset_are_in_translation_or_in_named_keys(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"translation": {"cs": "a", "en": "b"}, "quelle": "c", "ziel": "d"}\n')
-    example = Wmt("cs-en", str(tmp_path)).examples()[0]
+    example = Wmt(pair="cs-en", dataset=str(tmp_path)).examples()[0]
     assert (example.source, example.reference) == ("a", "b")
-    named = Wmt("cs-en", str(tmp_path), source_key="quelle", reference_key="ziel")
+    named = Wmt(pair="cs-en", dataset=str(tmp_path), source_key="quelle", reference_key="ziel")
     assert (named.examples()[0].source, named.reversed().examples()[0].source) == ("c", "d")
 
 

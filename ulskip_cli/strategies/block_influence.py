@@ -1,8 +1,9 @@
 """Block influence (ShortGPT, Men et al. 2024): keep the layers that change the hidden state most."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
+from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
 
@@ -11,7 +12,7 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 class BlockInfluence:
     """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text."""
 
-    scores: list[float] = field(default_factory=list)  # of every layer; empty: a run measures them
+    scores: list[float] = option(list, "influence of each layer, 0 to N-1; empty: the run measures them")
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ()
     stand_in: ClassVar[str] = "evenly spread layers"

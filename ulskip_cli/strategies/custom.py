@@ -1,11 +1,12 @@
 """A schedule given by the user: a list of layers, or a file from `ulskip export --format schedule`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies import schedule, schedule_file
 from ulskip_cli.strategies.schedule_file import ScheduleFile
@@ -15,8 +16,8 @@ from ulskip_cli.strategies.schedule_file import ScheduleFile
 class Custom:
     """Keep exactly `layers`, or those of `file`."""
 
-    layers: list[int] = field(default_factory=list)
-    file: str | None = None  # JSON file of a schedule
+    layers: list[int] = option(list, "layers to keep, ascending numbers from 0; empty: those of strategy.file")
+    file: str | None = option(None, "schedule file of `ulskip export --format schedule`; null: use strategy.layers")
     follows_ratio: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.config_schema import option
+from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
 from ulskip_cli.strategies.exit_rule import BATCHES, CONFIDENCES, FALLS_TO, ExitRule
 
@@ -18,28 +19,23 @@ TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 
 class EarlyExit:
     """End a step at the first check whose confidence passes a threshold."""
 
-    confidence: str = "softmax_diff"  # softmax_diff, softmax_max or cosine
-    threshold: float | None = None  # lam; None: calibrated so that the mean depth is R
-    horizon: int | None = None  # T in tokens; None: the longest answer of the calibration set, or max_new_tokens
-    min_exit: int = 1  # minimum number of layers of a step
-    every: int = 1  # number of layers between two checks
-    batch: str = "min"  # min: a batch exits when its least confident sequence may; na: batch 1 only
+    confidence: str = option(
+        "softmax_diff", "gap of the top two probabilities, top probability, or cosine of hidden states", CONFIDENCES
+    )
+    threshold: float | None = option(None, "confidence at which a token exits; null: the run calibrates it", minimum=0)
+    horizon: int | None = option(
+        None, "decode steps over which the threshold decays by a tenth; null: longest held-out answer", minimum=1
+    )
+    min_exit: int = option(1, "minimum number of layers that a token runs", minimum=1)
+    every: int = option(1, "number of layers between two confidence checks", minimum=1)
+    batch: str = option("min", "min: a batch exits when its least confident sequence may; na: batch size 1 only", BATCHES)
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = "the target depth"
     num_kept = staticmethod(schedule.num_kept)  # R, the mean number of layers per step
 
     def __post_init__(self) -> None:
-        require_choice("strategy.confidence", self.confidence, CONFIDENCES)
-        require_choice("strategy.batch", self.batch, BATCHES)
-        for key, value, least in (
-            ("threshold", self.threshold, 0),
-            ("horizon", self.horizon, 1),
-            ("min_exit", self.min_exit, 1),
-            ("every", self.every, 1),
-        ):
-            if value is not None and not value >= least:
-                raise UsageError(f"expected strategy.{key} >= {least}, got {value:g}")
+        check_fields(self, "strategy.")
 
     @property
     def is_calibrated(self) -> bool:

@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
+from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
 
 
@@ -13,17 +15,16 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 class Search:
     """Keep the best R layers found by a fixed number of tries."""
 
-    layers: list[int] = field(default_factory=list)  # found by an earlier search; empty: a run searches
-    budget: int = 100  # number of schedules whose loss is measured, the even one included
-    seed: int = 1  # for the order of the tries
+    layers: list[int] = option(list, "layers found by an earlier search, ascending; empty: the run searches")
+    budget: int = option(100, "number of schedules whose loss the search measures", minimum=1)
+    seed: int = option(1, "seed for the order in which the search tries schedules")
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept",)
     stand_in: ClassVar[str] = "evenly spread layers, the start of the search"
     num_kept = staticmethod(schedule.num_kept)
 
     def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise UsageError(f"expected strategy.budget >= 1, got {self.budget}")
+        check_fields(self, "strategy.")
 
     @property
     def is_calibrated(self) -> bool:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
 from ulskip_cli.strategies.schedule import Stage
 
@@ -20,18 +22,17 @@ MAX_HORIZON = 100_000  # steps
 class SkipDecode:
     """Keep fewer layers at later positions, and R layers on average."""
 
-    warmup_layers: int = 1  # w, first layers that always run
-    horizon: float | None = None  # T, the step from which the fewest layers run; None: calibrated on the full model's answers
+    warmup_layers: int = option(1, "number of first layers that always run", minimum=1)
+    horizon: float | None = option(
+        None, "decode step from which the fewest layers run; null: the run calibrates it", above=0, maximum=MAX_HORIZON
+    )
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding")
     stand_in: ClassVar[str] = "a horizon for answers of speed.new_tokens"
     num_kept = staticmethod(schedule.num_kept)  # R, the mean number of layers per step
 
     def __post_init__(self) -> None:
-        if self.warmup_layers < 1:
-            raise UsageError(f"expected strategy.warmup_layers >= 1, got {self.warmup_layers}")
-        if self.horizon is not None and not 0 < self.horizon <= MAX_HORIZON:
-            raise UsageError(f"expected strategy.horizon above 0, at most {MAX_HORIZON} steps, got {self.horizon:g}")
+        check_fields(self, "strategy.")
 
     @property
     def is_calibrated(self) -> bool:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ulskip_cli.core.errors import require_choice
+from ulskip_cli.core.config_schema import option
+from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import schedule
 
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
@@ -13,11 +14,13 @@ SPACINGS = {"even": schedule.even, "reference": schedule.reference}
 class Unified:
     """Keep R layers at equal distances; `spacing` selects how non-integer distances are rounded."""
 
-    spacing: str = "even"
+    spacing: str = option(
+        "even", "rounding of layer numbers; even: to the nearest, reference: as in the paper's code", tuple(SPACINGS)
+    )
     follows_ratio: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require_choice("strategy.spacing", self.spacing, SPACINGS)
+        check_fields(self, "strategy.")
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
         """Return floor(N / r); `reference` has no tolerance for float division, like the published code."""

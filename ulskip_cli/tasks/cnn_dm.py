@@ -1,38 +1,34 @@
 """News summarization: articles and their highlights, scored by ROUGE."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_jsonl
 from ulskip_cli.tasks.metrics.scores import Scoring
-from ulskip_cli.tasks.prompts import AUTO, Template, choose_template
+from ulskip_cli.tasks.options import TaskOptions
+from ulskip_cli.tasks.prompts import Template, choose_template
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SAMPLES = {"sample": ASSETS / "cnn_dm_sample.jsonl", "held_out": ASSETS / "cnn_dm_held_out.jsonl"}  # bundled, by dataset
 CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
-@dataclass(frozen=True)
-class CnnDm:
+@dataclass(frozen=True, kw_only=True)
+class CnnDm(TaskOptions):
     """News articles to summarize, with their highlights as references."""
 
-    dataset: str = "sample"  # `sample` or `held_out` (bundled), `cnn_dailymail`, or the hub id or folder of another dataset
-    file: str | None = None  # JSONL, plain or gzipped
-    subset: str | None = None  # of a hub dataset; None: the only one
-    split: str = "validation"
-    article_key: str = "article"
-    highlights_key: str = "highlights"  # of the highlights, one per line
-    max_article_words: int | None = None  # longer articles are truncated; None: only those that exceed the context
-    max_new_tokens: int = 128  # for decoding presets that set none
-    metrics: list[str] = field(default_factory=lambda: ["rouge"])
-    stemmer: bool = True
-    bertscore_model: str | None = None
-    template: str = AUTO  # a key of `templates`, or auto
-    templates: dict[str, dict[str, str]] = field(default_factory=dict)  # prompt and response by name
-    prompt: str | None = None  # replaces the template's prompt
-    response: str | None = None  # replaces the template's response
+    dataset: str = option("sample", "sample (bundled), cnn_dailymail (downloaded), or another hub id or folder")
+    file: str | None = option(None, "file with one JSON object per line, plain or .gz, instead of a dataset")
+    split: str = option("validation", "split of the dataset, such as train, validation or test")
+    article_key: str = option("article", "key or column of the article")
+    highlights_key: str = option("highlights", "key or column of the highlights, the reference summary")
+    max_article_words: int | None = option(
+        None, "words to which articles are truncated; null: only to fit the model's context", minimum=1
+    )
+    stemmer: bool = option(True, "compare word stems in ROUGE")
     may_truncate_source: ClassVar[bool] = True  # a news article has its most important facts first
 
     @property
@@ -42,8 +38,6 @@ class CnnDm:
 
     def examples(self) -> list[Example]:
         """Return all articles in the order of the data."""
-        if self.max_article_words is not None and self.max_article_words < 1:
-            raise UsageError(f"expected task.max_article_words >= 1, got {self.max_article_words}")
         if self.file and self.dataset != "sample":
             raise UsageError(f"expected task.file or task.dataset, got both: {self.file} and {self.dataset}")
         rows, origin = self._rows()

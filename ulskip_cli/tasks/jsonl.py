@@ -1,37 +1,30 @@
 """A user's own task without code: prompts and references from a file or dataset, and metrics by name."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.loading import Example, examples_from_rows, load_dataset_rows, read_jsonl
 from ulskip_cli.tasks.metrics.scores import Scoring
-from ulskip_cli.tasks.prompts import AUTO, Template, choose_template
+from ulskip_cli.tasks.options import TaskOptions
+from ulskip_cli.tasks.prompts import Template, choose_template
 
 
-@dataclass(frozen=True)
-class Jsonl:
+@dataclass(frozen=True, kw_only=True)
+class Jsonl(TaskOptions):
     """Prompts and references from a JSONL file or a dataset."""
 
-    file: str | None = None  # JSONL, plain or gzipped
-    dataset: str | None = None  # hub id or folder, instead of `file`
-    subset: str | None = None  # None: the only one
-    split: str = "test"
-    prompt_key: str = "prompt"
-    reference_key: str = "reference"
-    cut_source: bool = False  # truncate a prompt that exceeds the context, instead of refusing it
-    first_line: bool = False  # the answer is the first line of the output
-    max_new_tokens: int = 128  # for decoding presets that set none
-    metrics: list[str] = field(default_factory=lambda: ["rouge"])
-    target_language: str | None = None  # ISO 639-1 code of the answers, for BLEU's tokenizer and BERTScore
-    tokenize: str | None = None
-    stemmer: bool = True
-    comet_model: str = Scoring.comet_model
-    bertscore_model: str | None = None
-    template: str = AUTO  # a key of `templates`, or auto
-    templates: dict[str, dict[str, str]] = field(default_factory=dict)  # prompt and response by name
-    prompt: str | None = None  # replaces the template's prompt; {source} is the row's prompt
-    response: str | None = None  # replaces the template's response, with {reference}
+    file: str | None = option(None, "file with one JSON object per line, plain or .gz; null: use task.dataset")
+    dataset: str | None = option(None, "hub id or folder of a dataset; null: use task.file")
+    prompt_key: str = option("prompt", "key or column of the prompt")
+    reference_key: str = option("reference", "key or column of the reference answer")
+    cut_source: bool = option(False, "truncate prompts that exceed the model's context; false: refuse them")
+    first_line: bool = option(False, "use only the first line of the output as the answer")
+    target_language: str | None = option(None, "ISO 639-1 code of the answers' language, for BLEU and BERTScore")
+    tokenize: str | None = option(None, "sacrebleu's tokenizer for BLEU; null: its default for target_language")
+    stemmer: bool = option(True, "compare word stems in ROUGE")
+    comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
 
     @property
     def may_truncate_source(self) -> bool:

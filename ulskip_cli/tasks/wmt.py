@@ -1,48 +1,43 @@
 """Translation of any language pair, scored by BLEU and chrF."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import RunError, UsageError, unknown
 from ulskip_cli.tasks.languages import LANGUAGES
 from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_lines
 from ulskip_cli.tasks.metrics.scores import Scoring
-from ulskip_cli.tasks.prompts import AUTO, Template, choose_template
+from ulskip_cli.tasks.options import TaskOptions
+from ulskip_cli.tasks.prompts import Template, choose_template
 
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"
 SAMPLES = ("sample", "held_out")  # bundled
 SAMPLE_PAIRS = ("de-en", "en-de")
 
 
-@dataclass(frozen=True)
-class Wmt:
+@dataclass(frozen=True, kw_only=True)
+class Wmt(TaskOptions):
     """Sentences of one language pair from one test set."""
 
-    pair: str = "de-en"  # source and target language
-    # `sample` or `held_out` (bundled, de-en and en-de), `files`, the name of a test set that sacrebleu downloads (`wmt22`), or
-    # the hub id or folder of a dataset
-    dataset: str = "sample"
-    source_file: str | None = None  # for `files`: one sentence per line, plain or gzipped
-    reference_file: str | None = None  # for `files`: as many lines
-    subset: str | None = None  # of a hub dataset; None: the one named after the pair, or the only one
-    split: str = "test"
-    source_key: str | None = None  # in a hub dataset; None: `translation.<language>` or `<language>`
-    reference_key: str | None = None
-    max_new_tokens: int = 64  # for decoding presets that set none
-    metrics: list[str] = field(default_factory=lambda: ["bleu", "chrf"])
-    tokenize: str | None = None  # None: sacrebleu's default for the target language
-    comet_model: str = Scoring.comet_model
-    bertscore_model: str | None = None
-    template: str = AUTO  # a key of `templates`, or auto
-    templates: dict[str, dict[str, str]] = field(default_factory=dict)  # prompt and response by name
-    prompt: str | None = None  # replaces the template's prompt
-    response: str | None = None  # replaces the template's response
-    source_language: str | None = None  # its name in prompts; None: the name of its code
-    target_language: str | None = None
+    pair: str = option("de-en", "ISO 639-1 codes of source and target language")
+    source_language: str | None = option(None, "name of the source language in prompts; null: the name for its code")
+    target_language: str | None = option(None, "name of the target language in prompts; null: the name for its code")
+    dataset: str = option("sample", "sample (bundled), files, a sacrebleu test set such as wmt22, or a hub id or folder")
+    source_file: str | None = option(None, "source sentences for dataset=files, one per line, plain or .gz")
+    reference_file: str | None = option(None, "reference translations for dataset=files, one per line, plain or .gz")
+    subset: str | None = option(None, "subset of a hub dataset; null: the one named after the pair")
+    source_key: str | None = option(None, "source column of a hub dataset; null: the one named after the language")
+    reference_key: str | None = option(None, "reference column of a hub dataset; null: the one named after the language")
+    max_new_tokens: int = option(64, "maximum answer length in tokens; the default of decoding.max_new_tokens", minimum=1)
+    metrics: list[str] = option(lambda: ["bleu", "chrf"], "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore")
+    tokenize: str | None = option(None, "sacrebleu's tokenizer for BLEU; null: its default for the target language")
+    comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
     may_truncate_source: ClassVar[bool] = False  # a truncated sentence has another translation
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         codes = self.pair.split("-")
         if len(codes) != 2 or codes[0] == codes[1]:
             raise UsageError(f"expected task.pair to be two different languages like de-en, got '{self.pair}'")
