@@ -13,23 +13,23 @@ from typing import Annotated
 import typer
 
 from ulskip_cli import __version__
-from ulskip_cli.cli import export, lists, lm_eval, plan, report, run, score, sweep, train
+from ulskip_cli.cli import config_keys, export, lists, lm_eval, plan, report, run, score, sweep, train
+from ulskip_cli.cli.completion import install_bash_completion
+from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError
 
 app = typer.Typer(
     help="Faster LLM inference by skipping layers, with the price of the speed measured.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Overrides are key=value: model= task= strategy= decoding= experiment= ratio= ... See `ulskip run --print-config`.",
+    epilog="Overrides are key=value, e.g. ulskip run task=wmt ratio=2.0. `ulskip config` lists all keys.",
 )
-for command in (
-    *(run.run, sweep.sweep, run.bench, train.train, plan.plan, score.score, report.report, export.export),
-    *(lm_eval.lm_eval, lists.models, lists.tasks, lists.strategies, lists.env),
-):
-    app.command()(command)
+for command in (run.run, sweep.sweep, run.bench, train.train, plan.plan, export.export, lm_eval.lm_eval):
+    app.command(cls=CommandWithKeys)(command)
+for other in (score.score, report.report, config_keys.config, lists.models, lists.tasks, lists.strategies, lists.env):
+    app.command()(other)
 
 INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns Ctrl-C into it
 INTERRUPTED = "interrupted; what was finished is kept, and the same command carries on"
@@ -48,10 +48,12 @@ def invoke(arguments: Sequence[str]) -> int:
     for name in ("torchao", "torch.utils._pytree"):  # transformers imports them, and they speak of kernels for other devices
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        code = app(list(arguments), standalone_mode=False)
+        command = typer.main.get_command(app)  # registers Typer's own completion for bash
+        install_bash_completion()
+        code = command(list(arguments), standalone_mode=False)
         return _complain(INTERRUPTED, code) if code == INTERRUPT_CODE else code if isinstance(code, int) else 0
     except ClickUsageError as error:
-        return _complain(error.format_message() + _keys_have_no_dashes(error), 2)
+        return _complain(error.format_message().rstrip(".") + _advice(error), 2)
     except (UsageError, RunError) as error:
         return _complain(str(error), 2 if isinstance(error, UsageError) else 1)
     except ClickException as error:
@@ -68,10 +70,14 @@ def invoke(arguments: Sequence[str]) -> int:
         return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
 
 
-def _keys_have_no_dashes(error: Exception) -> str:
-    """Return a hint if --limit was given and limit= is meant."""
+def _advice(error: Exception) -> str:
+    """Suggest `limit=` for --limit, and the list of commands for an unknown command."""
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
-    return f"; keys of the configuration have no dashes: {name}=..." if name in {one.name for one in fields(Config)} else ""
+    if name in {one.name for one in fields(Config)}:
+        return f"; keys of the configuration have no dashes: {name}=<value>"
+    if str(error).startswith("No such command") and "Did you mean" not in str(error):
+        return "; `ulskip --help` lists the commands"
+    return ""
 
 
 @app.callback(invoke_without_command=True)

@@ -6,25 +6,40 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.show import print_commented
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import UsageError
 
 
 def export(
-    to: Annotated[Path, typer.Option(help="The folder to write, or for formats of one file the file.", show_default=False)],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to write, or file for --format gguf and schedule.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_format: Annotated[str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")] = "hf",
-    results: Annotated[Path | None, typer.Option(help="Where measured rows for the card are; default: results_dir.")] = None,
-    shard_size: Annotated[str, typer.Option(help="The most of one weights file.")] = "5GB",
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of measured rows for the model card; default: results_dir.")
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="Maximum size of a weights file.")] = "5GB",
     check: Annotated[
         bool | None,
         typer.Option(
-            "--check/--no-check", help="Compare with the view; default: where both fit into memory.", show_default=False
+            "--check/--no-check",
+            help="Compare the export's logits with the view's; --no-check: do not. Default: if both fit into memory.",
+            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
+    print_config: PrintConfig = False,
 ) -> None:
-    """Write the kept layers as a checkpoint that transformers loads alone, e.g. ratio=2 prompt_layers=kept --to DIR."""
+    """Write the kept layers as a checkpoint that needs only transformers, e.g. ratio=2 prompt_layers=kept --to DIR."""
+    if print_config:
+        print_commented(compose(overrides or [], config_dir))
+        return
+    if to is None:
+        raise UsageError("expected --to with the folder or file to write, got none; e.g. --to runs/half")
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.export import run
     from ulskip_cli.export.request import ExportRequest

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ulskip_cli.cli.options import ConfigDir, Json
-from ulskip_cli.core import config
 
 
 def models(config_dir: ConfigDir = None, as_json: Json = False) -> None:
@@ -24,7 +23,7 @@ def strategies(config_dir: ConfigDir = None, as_json: Json = False) -> None:
 
 
 def env(as_json: Json = False) -> None:
-    """Show versions, device, threads and instruction set."""
+    """Show versions, device, threads and instruction set, for bug reports."""
     from ulskip_cli.core import environment
 
     facts = {**environment.code(), **environment.machine()}
@@ -37,10 +36,9 @@ def env(as_json: Json = False) -> None:
 
 def _list_group(group: str, config_dir: Path | None, as_json: bool) -> None:
     """Print the names and descriptions of a config group."""
-    from omegaconf import OmegaConf
+    from ulskip_cli.core.config_reference import describe_choices
 
-    files = config.group_choices(group, config_dir).items()
-    entries = {name: str(OmegaConf.select(OmegaConf.load(file), "description", default="")) for name, file in files}
+    entries = describe_choices(group, config_dir)
     if as_json:
         print(json.dumps(entries))
     else:

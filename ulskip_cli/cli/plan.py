@@ -1,26 +1,32 @@
-"""`ulskip plan`: the layers that would be kept, drawn and listed, without loading weights."""
+"""`ulskip plan`: the kept layers, drawn and listed, without loading weights."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.show import print_commented
 from ulskip_cli.core import config
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import Footprint, MemoryPlan
 from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
-UNKNOWN = "unknown until the model's files are here"
+UNKNOWN = "unknown without the model's files"
 
 
-def plan(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
-    """Show which layers would be kept and what that promises, without loading any weights."""
+def plan(
+    overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False, print_config: PrintConfig = False
+) -> None:
+    """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
     from ulskip_cli.core.model_metadata import read_metadata
     from ulskip_cli.strategies.plan import make_plan
 
     chosen = config.compose(overrides or [], config_dir)
+    if print_config:
+        print_commented(chosen)
+        return
     planned = make_plan(chosen, read_metadata(chosen.model))
     if as_json:
         print(json.dumps(asdict(planned)))
@@ -29,18 +35,18 @@ def plan(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Jso
 
 
 def plan_lines(plan: Plan, model: str) -> list[str]:
-    """Draw and list the kept layers, and state what they promise."""
+    """Draw and list the kept layers, with the predictions of the plan."""
     speedup, kv, kept_kv = plan.predicted_speedup, plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
     if plan.prompt_layers == "kept":
         cache = UNKNOWN if kept_kv is None else f"{kept_kv:,}"
     else:
-        cache = UNKNOWN if kv is None else f"{kv:,} in all layers, {kept_kv:,} kept after the prompt"
+        cache = UNKNOWN if kv is None else f"{kv:,} during the prompt, {kept_kv:,} in decode"
     facts = {
         "target_speedup": "–" if plan.target_speedup is None else f"{plan.target_speedup:g}x",
         "layer_ratio": f"{plan.layer_ratio:.2f}x",
-        "predicted_speedup": UNKNOWN if speedup is None else f"{speedup:.2f}x in decode, by bytes read",
+        "predicted_speedup": UNKNOWN if speedup is None else f"{speedup:.2f}x in decode, from the bytes that a step reads",
         "KV bytes per token": cache,
-        "the prompt runs": "every layer" if plan.prompt_layers == "all" else "the kept layers only",
+        "prompt_layers": "all layers encode the prompt" if plan.prompt_layers == "all" else "the kept layers encode the prompt",
     }
     if plan.memory is not None:
         facts |= _memory_facts(plan.memory, plan.strategy)
@@ -65,13 +71,13 @@ def _kept(plan: Plan, model: str) -> list[str]:
 
 def _exits(rule: ExitRule, what: str) -> list[str]:
     known = rule.threshold is not None
-    threshold = f"{rule.threshold:g}, a tenth less after {rule.horizon} tokens" if known else "to be calibrated"
+    threshold = f"{rule.threshold:g}, lowered by a tenth over {rule.horizon} tokens" if known else "calibrated by the run"
     return [
-        f"{what}: {rule.target_depth} of {rule.num_layers} layers in a decode step on average, as many as each token needs",
+        f"{what}: {rule.target_depth} of {rule.num_layers} layers per decode step on average, chosen for each token",
         "",
-        f"  checked: behind {ranges(rule.checks)} layers",
-        f"  output heads in a step of {rule.target_depth} layers: {rule.heads(rule.target_depth)}",
-        f"  leaves at: {rule.confidence} >= threshold, {threshold}",
+        f"  confidence checks after layers: {ranges(rule.checks)}",
+        f"  output heads computed in a step of {rule.target_depth} layers: {rule.heads(rule.target_depth)}",
+        f"  exit rule: {rule.confidence} >= threshold; threshold: {threshold}",
     ]
 
 
@@ -83,11 +89,11 @@ def _memory_facts(memory: MemoryPlan, strategy: str) -> dict[str, str]:
     in_flight = beside(lambda side: f"{side.max_in_flight:,}")
     return {
         "weights": f"{memory.weight_bytes / 2**30:,.2f} GiB of {memory.budget_bytes / 2**30:,.2f} GiB",
-        "tokens of a sequence": f"{memory.prompt_tokens} of the prompt, {memory.new_tokens} new",
-        "peak of a sequence": beside(lambda side: f"{side.sequence_bytes / 2**20:,.1f} MiB"),
-        "once it decodes": beside(lambda side: f"{side.decoding_bytes / 2**20:,.1f} MiB"),
+        "tokens per sequence": f"{memory.prompt_tokens} prompt, {memory.new_tokens} new",
+        "peak per sequence": beside(lambda side: f"{side.sequence_bytes / 2**20:,.1f} MiB"),
+        "per sequence in decode": beside(lambda side: f"{side.decoding_bytes / 2**20:,.1f} MiB"),
         "largest batch": beside(lambda side: f"{side.max_batch:,}"),
-        "most in flight": f"{in_flight} (prompts encoded one by one)",
+        "sequences in decode": f"{in_flight} (if prompts are encoded one at a time)",
     }
 
 
@@ -101,7 +107,7 @@ def strip(num_layers: int, kept: Sequence[int]) -> str:
 
 
 def ruler(num_layers: int, every: int = 5) -> str:
-    """Return the layer numbers that stand under a strip.
+    """Return the layer numbers below a strip.
 
     >>> ruler(12)
     '0    5    10'

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
-from ulskip_cli.cli.show import show_outcome
+from ulskip_cli.cli.show import print_commented, show_outcome
 from ulskip_cli.core import config
 
 if TYPE_CHECKING:
@@ -30,15 +30,17 @@ def run(
     watch.phase("compose and check", 0)
     chosen = config.compose(overrides or [], config_dir)
     if print_config:
-        print(config.to_yaml(chosen), end="")
+        print_commented(chosen)
         return
-    from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.preflight import resolve
+
+    point = resolve(chosen)  # before slower imports, so that usage errors answer at once
+    from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.outcome import run_each
     from ulskip_cli.report import tables
 
-    point, folder = resolve(chosen), ResultsFolder.of(chosen)
+    folder = ResultsFolder.of(chosen)
     with ProgressBars() as bars:
         watch.inner = bars
         watch.phase("imports", 0)
@@ -62,16 +64,25 @@ def run(
     show_outcome(outcome, folder, lambda rows, width: [tables.terminal(rows, width)], told if as_json else None)
 
 
-def bench(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
-    """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3 batch_size=1,8; always anew."""
+def bench(
+    overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False, print_config: PrintConfig = False
+) -> None:
+    """Time decoding on random prompts, without a task, e.g. model=smollm2-135m ratio=2,3 batch_size=1,8.
+
+    Points are measured again on every call.
+    """
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.preflight import Resolver, resolve_benchmark
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.outcome import run_each
 
+    grid = points(overrides or [], config_dir, preset="bench")
+    if print_config:
+        print_commented(*grid)
+        return
     resolver = Resolver()
-    resolved = [resolve_benchmark(one, resolver) for one in points(overrides or [], config_dir, preset="bench")]
+    resolved = [resolve_benchmark(one, resolver) for one in grid]
     folder = ResultsFolder.of(resolved[-1].config)
     with ProgressBars() as bars:
         from ulskip_cli.experiments.benchmark import BenchmarkRunner

@@ -12,17 +12,15 @@ from ulskip_cli.cli.show import make_console
 
 
 def score(
-    target: Annotated[
-        str, typer.Argument(help="A folder of results, a run's id, or a file of generations.", show_default=False)
-    ],
-    metric: Annotated[list[str] | None, typer.Option(help="A metric to add; may be given several times.")] = None,
-    comet_model: Annotated[str | None, typer.Option(help="A COMET model's hub id or checkpoint.")] = None,
-    bertscore_model: Annotated[str | None, typer.Option(help="A BERTScore model's hub id or folder.")] = None,
-    language: Annotated[str | None, typer.Option(help="Of the answers, for a file that belongs to no run.")] = None,
-    results_dir: Annotated[Path, typer.Option(help="Where a run's id is looked up.")] = Path("results"),
+    target: Annotated[str, typer.Argument(help="Results folder, id of a run, or file of generations.", show_default=False)],
+    metric: Annotated[list[str] | None, typer.Option(help="Metric to add; can be given several times.")] = None,
+    comet_model: Annotated[str | None, typer.Option(help="Hub id or checkpoint of the COMET model.")] = None,
+    bertscore_model: Annotated[str | None, typer.Option(help="Hub id or folder of the BERTScore model.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language of the answers, for a file that belongs to no run.")] = None,
+    results_dir: Annotated[Path, typer.Option(help="Folder in which an id is looked up.")] = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Score stored answers again, with other metrics too, without a model."""
+    """Score stored generations again, also with further metrics, without running the model."""
     from ulskip_cli.experiments import rescore
 
     extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model)
@@ -55,4 +53,6 @@ def score(
             console.print(f"{one.record.id}: {key} was {before:.4f}, is {now:.4f}", style="yellow", highlight=False)
     added = ", ".join(sorted({key for one in scored for key in one.added})) or "nothing"
     differ = sum(bool(one.changed) for one in scored)
-    console.print(f"added: {added}; {len(scored) - differ} of {len(scored)} runs score as before", highlight=False)
+    console.print(f"added: {added}; {len(scored) - differ} of {len(scored)} runs have unchanged scores", highlight=False)
+    for path in dict.fromkeys(one.folder.path for one in scored if one.added or one.changed):
+        console.print(f"written to {path}/", highlight=False, soft_wrap=True)

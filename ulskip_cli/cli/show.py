@@ -10,6 +10,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ulskip_cli.core.config_schema import Config, TrainingConfig
     from ulskip_cli.experiments.record import Row
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.outcome import SweepOutcome
@@ -20,6 +21,15 @@ PIPE_COLUMNS = 120  # of tables that go into a file or a pipe
 def make_console() -> Console:
     """Return a console for standard output."""
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+
+def print_commented(*configs: "Config | TrainingConfig") -> None:
+    """Print a configuration as YAML with comments; of several points, print the first and say how many there are."""
+    from ulskip_cli.core.config_reference import to_commented_yaml
+
+    if len(configs) > 1:
+        print(f"# The first of {len(configs)} points; `ulskip sweep --dry-run` lists the points of a sweep.")
+    print(to_commented_yaml(configs[0]), end="")
 
 
 def show_outcome(

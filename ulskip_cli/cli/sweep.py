@@ -10,8 +10,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides
-from ulskip_cli.cli.show import make_console, show_outcome
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.show import make_console, print_commented, show_outcome
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.record import RunRecord
@@ -23,15 +23,23 @@ def sweep(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the points, which are done, and the time left.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List points, states and time left; run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
+    print_config: PrintConfig = False,
 ) -> None:
-    """Run a grid, e.g. strategy=unified,top_skip ratio=2,3; killed or failed, the same command goes on with what is left."""
+    """Run every point of a grid, e.g. strategy=unified,top_skip ratio=2,3.
+
+    After an interruption or a failure, the same command runs the points that are left.
+    """
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs, results_folder
 
-    jobs = make_jobs(points(overrides or [], config_dir))
+    grid = points(overrides or [], config_dir)
+    if print_config:
+        print_commented(*grid)
+        return
+    jobs = make_jobs(grid)
     folder, launcher = results_folder(jobs), jobs[0].config.launcher
     if dry_run:
         from ulskip_cli.experiments.sweep.launchers import SHARED

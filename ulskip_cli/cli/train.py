@@ -5,22 +5,26 @@ import json
 import os
 from pathlib import Path
 
-from ulskip_cli.cli.options import ConfigDir, Json, PrintConfig, TrainOverrides
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.show import print_commented
 from ulskip_cli.core import config
 
 
 def train(
-    overrides: TrainOverrides = None,
+    overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Train a model with skipping, e.g. train.ratios=[1,2,3]; run again, it carries on where it stopped."""
+    """Fine-tune a model with layer skipping, e.g. train.ratios=[1,2] output=runs/mine.
+
+    After an interruption, the same command continues from the last checkpoint.
+    """
     from ulskip_cli.training.preflight import check_training
 
     chosen = config.compose_training(overrides or [], config_dir)
     if print_config:
-        print(config.to_yaml(chosen), end="")
+        print_commented(chosen)
         return
     check_training(chosen)
     from ulskip_cli.cli.progress_bars import ProgressBars

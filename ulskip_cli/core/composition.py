@@ -21,6 +21,12 @@ RENAMED_KEYS = {
 }
 
 
+_INSTEAD = {
+    "model": "; for another model give model.path=<hub id or folder>",
+    "task": "; for your own examples give task=jsonl task.file=<file>",
+}
+
+
 def config_dir() -> Path:
     """Return the folder of the shipped configs: inside an installed wheel, or beside the package in a checkout."""
     inside = Path(__file__).parents[1] / "configs"
@@ -44,8 +50,17 @@ def parse_overrides(overrides: Sequence[str]) -> list[Any]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException:
-            raise UsageError(f"cannot read '{text}'; expected key=value, e.g. task=wmt ratio=2.0") from None
+            raise UsageError(f"expected key=value, got '{text}'; {_spelled_as_key(text)}") from None
     return parsed
+
+
+def _spelled_as_key(text: str) -> str:
+    """Suggest `task=wmt` for `wmt` or `--task=wmt`, or else give an example."""
+    word = text.lstrip("-")
+    groups = [path.parent.name for path in config_dir().glob(f"*/{word}.yaml")] if word.isidentifier() else []
+    if groups:
+        return f"did you mean {groups[0]}={word}?"
+    return f"write {word}" if text.startswith("-") and "=" in word else "an example is task=wmt ratio=2.0"
 
 
 def refuse_renamed(keys: Iterable[str]) -> None:
@@ -59,7 +74,7 @@ def refuse_renamed(keys: Iterable[str]) -> None:
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
     """Compose `configs/<primary>.yaml` with overrides, which may choose in `groups`, or raise UsageError."""
     if extra_dir is not None and not extra_dir.is_dir():
-        raise UsageError(f"--config-dir: no folder at {extra_dir}")
+        raise UsageError(f"--config-dir: expected a folder, got {extra_dir}")
     keys = [_key(text) for text in overrides]
     if (
         "model.path" in keys
@@ -74,7 +89,7 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
     refuse_renamed([*keys, *known])
     for text in resolved:
         if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
-            raise UnknownKey(str(unknown("key", _key(text), _sibling_keys(_key(text), known))), _key(text))
+            raise UnknownKey(str(_unknown_key(_key(text), known)), _key(text))
     values = [text for text in resolved if text not in choices]
     if any(text.startswith(("+", "~")) for text in values):
         return _hydra_compose(primary, resolved, extra_dir)
@@ -83,7 +98,7 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
         try:
             OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
         except OmegaConfBaseException:
-            raise UsageError(f"cannot set '{one.input_line}'; expected a value for {one.key_or_group}") from None
+            raise UsageError(f"expected a value for {one.key_or_group}, got '{one.input_line}'") from None
     return config
 
 
@@ -101,7 +116,7 @@ def _file_stamps(extra_dir: Path | None) -> object:
 def _experiment_has_random_weights(
     primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None
 ) -> bool:
-    """Tell if the chosen experiment takes random weights, so that `model.path` names a shape and not a checkpoint."""
+    """Return True if the chosen experiment takes random weights, so that `model.path` names a shape and not a checkpoint."""
     chosen = [_resolve_choice(text, groups, extra_dir) for text in overrides if _key(text) == "experiment"]
     return (
         bool(chosen) and _compose_choices(primary, tuple(chosen), extra_dir, _file_stamps(extra_dir)).model.source == "random"
@@ -121,13 +136,13 @@ def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | Non
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
-        raise UsageError(f"{place} is no valid YAML ({error.problem})") from None
+        raise UsageError(f"expected valid YAML in {place}, got an error: {error.problem}") from None
 
 
 def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) -> str:
     parsed = parse_overrides([text])[0]
     if parsed.is_sweep_override():
-        raise UsageError(f"'{text}' has several values; use `ulskip sweep {text}`")
+        raise UsageError(f"expected one value, got several in '{text}'; use `ulskip sweep {text}`")
     key, value = parsed.key_or_group, parsed.value()
     if key not in groups or (key == "experiment" and value is None):
         return text
@@ -135,8 +150,13 @@ def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) ->
     by_folded_name = {name.replace("-", "_"): name for name in known}
     name = by_folded_name.get(str(value).replace("-", "_"))
     if name is None:
-        raise unknown(key, value, known)
+        raise unknown(key, value, known, f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}")
     return text.split("=", 1)[0] + "=" + name
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> UsageError:
+    group = key.partition(".")[0]
+    return unknown("key", key, _sibling_keys(key, known), f"`ulskip config{f' {group}' if '.' in key else ''}` lists them")
 
 
 def _key(text: str) -> str:

@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import json
+import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ulskip_cli.core.composition import config_dir as config_dir
 from ulskip_cli.core.composition import group_choices as group_choices
 from ulskip_cli.core.composition import parse_overrides as parse_overrides
 from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.config_types import describe_type, field_type
+from ulskip_cli.core.errors import UsageError, require_choice, unknown
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
 
 GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
@@ -63,17 +65,19 @@ def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
 
 def instantiate(node: dict[str, Any], group: str) -> Any:
     """Build the task or strategy that a config names in `_target_`; values that do not fit its fields are a UsageError."""
-    from hydra.utils import get_class
+    return _convert(OmegaConf.create(options_of(node)), options_class(node, group), prefix=f"{group}.")
 
+
+def options_class(node: Mapping[str, Any], group: str) -> type:
+    """Return the dataclass that a task or strategy config names in `_target_`, or raise UsageError."""
+    target = str(node["_target_"])
     try:
-        schema = OmegaConf.structured(get_class(node["_target_"]))
-    except Exception as error:
-        raise UsageError(f"{group} {node.get('name')!r}: cannot load {node.get('_target_')!r} ({error})") from None
-    OmegaConf.set_readonly(schema, False)
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, options_of(node)))
-    except OmegaConfBaseException as error:
-        raise _as_usage_error(error, prefix=f"{group}.") from None
+        found = pkgutil.resolve_name(":".join(target.rsplit(".", 1)))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{group}={node.get('name')}: cannot import the class {target} of _target_ ({error})") from None
+    if not is_dataclass(found) or not isinstance(found, type):
+        raise UsageError(f"{group}={node.get('name')}: expected _target_ to name a dataclass, got {target}")
+    return found
 
 
 def options_of(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def identity(config: Config) -> str:
 
 
 def is_calibrated(strategy: dict[str, Any]) -> bool:
-    """Tell if a strategy needs no held-out examples: it is never calibrated, or its calibrated options are given."""
+    """Return True if a strategy needs no held-out examples: it is never calibrated, or its calibrated options are given."""
     return getattr(instantiate(strategy, "strategy"), "is_calibrated", True)
 
 
@@ -135,19 +139,46 @@ def to_yaml(config: Config | TrainingConfig) -> str:
 
 def _to_schema(composed: DictConfig, schema: type) -> Any:
     try:
-        missing = OmegaConf.missing_keys(composed)
-        if missing:
-            example = "; e.g. model.path=<hub id or folder>" if "model.path" in missing else ""
-            raise UsageError(f"expected a value for {', '.join(sorted(missing))}{example}")
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
+        OmegaConf.resolve(composed)
     except OmegaConfBaseException as error:
-        raise _as_usage_error(error) from None
+        raise UsageError(f"{str(error).splitlines()[0]}; ${{...}} must name another key") from None
+    missing = OmegaConf.missing_keys(composed)
+    if missing:
+        example = "; e.g. model.path=<hub id or folder>" if "model.path" in missing else ""
+        raise UsageError(f"expected a value for {', '.join(sorted(missing))}{example}")
+    return _convert(composed, schema)
 
 
-def _as_usage_error(error: OmegaConfBaseException, prefix: str = "") -> UsageError:
-    message = str(error.msg if hasattr(error, "msg") and error.msg else error).split("\n")[0]
-    if "is not a ListConfig" in message:
-        message = "expected a list, written [a,b]"
-    elif "Cannot merge DictConfig with ListConfig" in message or "is not a DictConfig" in message:
-        message = "expected keys with values, written {a: 1, b: 2}"
-    return UsageError(f"{prefix}{error.full_key}: {message}" if error.full_key else message)
+def _convert(values: DictConfig, schema: type, prefix: str = "") -> Any:
+    """Convert values to an object of a dataclass, or raise UsageError with the key of a value that does not fit."""
+    merged = _merge(values, schema)
+    if merged is not None:
+        return OmegaConf.to_object(merged)
+    key = _misfit(values, schema)
+    branch, _, name = key.rpartition(".")
+    known = [one.name for one in fields(field_type(schema, branch) if branch else schema)]
+    if name not in known:
+        raise unknown("key", prefix + key, [f"{prefix}{branch}{'.' if branch else ''}{one}" for one in known])
+    got: Any = OmegaConf.to_container(values)
+    for part in key.split("."):
+        got = got[part]
+    expected = describe_type(field_type(schema, key))
+    raise UsageError(f"expected {prefix}{key} to be {expected}, got {json.dumps(got, default=str)[:80]}")
+
+
+def _merge(values: DictConfig, schema: type) -> DictConfig | None:
+    structured = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(structured, False)
+    try:
+        return OmegaConf.merge(structured, values)  # type: ignore[return-value]
+    except OmegaConfBaseException:
+        return None
+
+
+def _misfit(values: DictConfig, schema: type) -> str:
+    """Return the dotted name of the first key whose value does not fit a dataclass."""
+    key = next(key for key in map(str, values) if _merge(OmegaConf.masked_copy(values, key), schema) is None)
+    inner = field_type(schema, key)
+    if is_dataclass(inner) and OmegaConf.is_dict(values[key]):
+        return f"{key}.{_misfit(values[key], inner)}"  # type: ignore[arg-type]
+    return key

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MAX_LISTED = 10  # more known names than this are not listed in an error if it names a command that lists them
+
 
 class UsageError(Exception):
     """The request is invalid; the command prints one line and ends with exit code 2."""
@@ -17,7 +19,7 @@ class UnknownKey(UsageError):
 
 
 class NotApplicable(UsageError):
-    """The values are valid, but do not go together; a sweep records such a point as not applicable."""
+    """The values are valid, but incompatible with one another; a sweep records such a point as not applicable."""
 
 
 class RunError(Exception):
@@ -28,16 +30,23 @@ class StorageError(RunError):
     """A results folder cannot be written; no further point can be stored, so a sweep stops."""
 
 
-def unknown(kind: str, got: object, known: Iterable[object]) -> UsageError:
-    """Build the error for an unknown name; it suggests the nearest known one.
+def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -> UsageError:
+    """Build the error for an unknown name, with the nearest known name and an advice if there is one.
 
-    >>> str(unknown("strategy", "unifed", ["full", "unified"]))
-    "unknown strategy 'unifed'; did you mean 'unified'? known: full, unified"
+    >>> str(unknown("spacing", "evn", ["even", "reference"]))
+    "unknown spacing 'evn'; did you mean 'even'? known: even, reference"
     """
     names = [str(name) for name in known]
-    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ";"
-    return UsageError(f"unknown {kind} '{got}'{hint} known: {', '.join(names)}")
+    near = nearest(got, names)
+    hint = f" did you mean '{near}'?" if near else ""
+    listed = f" known: {', '.join(names)}" if len(names) <= MAX_LISTED or not advice else ""
+    return UsageError(f"unknown {kind} '{got}';{hint}{listed}" + (f"{';' if listed else ''} {advice}" if advice else ""))
+
+
+def nearest(got: object, names: Iterable[str]) -> str | None:
+    """Return the known name that a misspelt one resembles most, or None if none is similar."""
+    near = difflib.get_close_matches(str(got), list(names), n=1, cutoff=0.5)
+    return near[0] if near else None
 
 
 def require_choice(kind: str, got: str, known: Iterable[str]) -> str:

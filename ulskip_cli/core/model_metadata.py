@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _SAMPLE_BYTES = 65536
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -39,10 +41,10 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
         config = json.loads(config_file.read_text("utf-8"))
         text_config = {**config, **config.get("text_config", {})}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"cannot read {config_file} as a model's config ({error})") from None
+        raise UsageError(f"expected {config_file} to be the JSON config of a model, got an error: {error}") from None
     num_layers = _first(text_config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
     if not isinstance(num_layers, int):
-        raise UsageError(f"{config_file} has no number of decoder layers; expected a decoder-only model")
+        raise UsageError(f"expected the config of a decoder-only model, got {config_file} without a number of layers")
     width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else _first(text_config, "dtype", "torch_dtype") or "float32")
     weights, total = _weights(model, config_file, num_layers, _first(text_config, "vocab_size") or 0, width)
     return ModelMetadata(
@@ -91,13 +93,11 @@ def find_config(model: ModelConfig) -> Path:
         if path.is_file():
             return path
         if path.suffix == ".json":
-            raise UsageError(f"no config file at {path}")
+            raise UsageError(f"expected a config file, got {path}, which does not exist")
         if "/" not in model.path and not path.exists():
             raise unknown("model shape", model.path, shapes)
     if path.exists():
         return _config_in(path)
-    if model.path.startswith((".", "/", "~")) or model.path.count("/") != 1:
-        raise UsageError(f"no model folder at '{model.path}'; expected a folder or a hub id (owner/name) as model.path")
     return _from_hub(model.path, "config.json", model.revision, "model.path")
 
 
@@ -107,10 +107,8 @@ def find_adapter(model: ModelConfig) -> Path:
     folder = Path(name).expanduser()
     if folder.exists():
         if not (folder / "adapter_config.json").is_file():
-            raise UsageError(f"no adapter_config.json in {folder}; expected a PEFT adapter's folder as model.adapter")
+            raise UsageError(f"expected a PEFT adapter as model.adapter, got {folder} without adapter_config.json")
         return folder / "adapter_config.json"
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UsageError(f"no adapter folder at '{name}'; expected a folder or a hub id (owner/name) as model.adapter")
     _from_hub(name, "adapter_model.safetensors", None, "model.adapter")
     return _from_hub(name, "adapter_config.json", None, "model.adapter")
 
@@ -123,14 +121,14 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 if length > file.stat().st_size:
-                    raise ValueError("its header is cut off; is it a git-lfs pointer?")
+                    raise ValueError("its header is truncated; it may be a git-lfs pointer, which `git lfs pull` replaces")
                 header: dict[str, Any] = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             for name, entry in header.items():
                 begin, end = entry["data_offsets"]
                 tensors[name] = (entry["shape"], end - begin)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise UsageError(f"{file} is no readable safetensors file ({error})") from None
+            raise UsageError(f"expected {file} to be a safetensors file, got an error: {error}") from None
     return tensors
 
 
@@ -167,15 +165,17 @@ def cache_dir() -> Path:
 
 def _config_in(folder: Path) -> Path:
     if not folder.is_dir():
-        raise UsageError(f"no model folder at {folder}")
+        raise UsageError(f"expected a model folder, got {folder}, which does not exist")
     if not (folder / "config.json").is_file():
-        raise UsageError(f"no config.json in {folder}; expected a Hugging Face model folder")
+        raise UsageError(f"expected a Hugging Face model folder, got {folder} without config.json")
     return folder / "config.json"
 
 
 def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    if not _HUB_ID.fullmatch(name):
+        raise UsageError(f"expected {key} to be an existing folder or a hub id such as gpt2 or owner/name, got '{name}'")
     cached = try_to_load_from_cache(name, filename, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
@@ -185,8 +185,8 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
-            f"'{name}' is neither a local folder nor available from the hub ({reason}); "
-            f"give a local folder as {key}, or use model=tiny, which needs no network"
+            f"expected {key} to be a local folder or an available hub id, got '{name}' ({reason}); "
+            f"give a local folder, or use model=tiny, which needs no network"
         ) from None
 
 

@@ -1,0 +1,79 @@
+"""Shell completion of `key=value` overrides: groups, their choices, keys, and values with a closed list."""
+
+import os
+import re
+from collections.abc import Iterator
+
+from typer import Context
+from typer._click.shell_completion import CompletionItem, add_completion_class, split_arg_string
+from typer._completion_classes import BashComplete
+
+Candidate = tuple[str, str]  # a completed word and its help text
+
+
+class BashCompleteOverrides(BashComplete):
+    """Completion for bash, which splits `key=value` at the equals sign and completes the part after it."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words before the cursor and the word at it, with `key`, `=` and `value` joined again."""
+        words = split_arg_string(os.environ["COMP_WORDS"])[: int(os.environ["COMP_CWORD"]) + 1]
+        words += [""] * (int(os.environ["COMP_CWORD"]) + 1 - len(words))
+        line = "\n".join(words)
+        *before, word = re.sub(r"\n?=\n?", "=", line).split("\n")
+        return before[1:], word
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Return the part after the equals sign, which is what bash replaces."""
+        return str(item.value).rpartition("=")[2] if "=" in self.get_completion_args()[1] else str(item.value)
+
+
+def install_bash_completion() -> None:
+    """Replace Typer's completion for bash; call it after Typer's own set-up."""
+    add_completion_class(BashCompleteOverrides, "bash")
+
+
+def complete_override(context: Context, arguments: list[str], incomplete: str) -> list[Candidate]:
+    """Return the overrides that a command accepts and that begin with `incomplete`."""
+    from ulskip_cli.cli.config_keys import COMMAND_KEYS, known_keys
+    from ulskip_cli.core import config_reference as reference
+
+    command = COMMAND_KEYS[str(context.command.name)]
+    chosen = dict(_chosen(context, command.groups))
+    name, equals, value = incomplete.partition("=")
+    keys = {key.name: key for key in known_keys(command, chosen)}
+    if not equals:
+        names = dict.fromkeys(command.groups, "config group") | {key.name: key.meaning for key in keys.values()}
+        found = {one: text for one, text in names.items() if one.startswith(name) and ("." not in one or name)}
+        if len(found) > 1 or name in found:
+            return [(f"{one}=", text) for one, text in found.items()]
+        name = next(iter(found), name)
+    done, comma, _ = value.rpartition(",")  # a sweep lists several values
+    if name in command.groups:
+        values = reference.describe_choices(name)
+    elif name in keys:
+        default = [] if keys[name].default in (None, "", [], {}) else [str(keys[name].default)]
+        listed = keys[name].choices or (("true", "false") if keys[name].type == "true or false" else ("", *default))
+        values = dict.fromkeys(map(str, listed), keys[name].meaning)
+    else:
+        return []
+    return [(f"{name}={done}{comma}{one}", text) for one, text in values.items()]
+
+
+def complete_config_name(context: Context, arguments: list[str], incomplete: str) -> list[Candidate]:
+    """Return the groups, or the choices of a group after `group=`, for `ulskip config`."""
+    from ulskip_cli.core import config_reference as reference
+
+    group, equals, _ = incomplete.partition("=")
+    if equals and group in reference.ALL_GROUPS:
+        return [(f"{group}={choice}", text) for choice, text in reference.describe_choices(group).items()]
+    return [(group, "config group") for group in reference.ALL_GROUPS]
+
+
+def _chosen(context: Context, groups: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Return the choices that earlier words made, where they name existing files."""
+    from ulskip_cli.core.composition import group_choices
+
+    for text in context.params.get("overrides") or ():
+        group, _, choice = text.partition("=")
+        if group in groups and choice in group_choices(group):
+            yield group, choice

@@ -1,0 +1,190 @@
+"""The configuration keys of a command, as a list below its `--help`, and the command `ulskip config`."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperOption
+
+from ulskip_cli.cli.completion import complete_config_name
+from ulskip_cli.cli.options import ConfigDir, Json
+
+if TYPE_CHECKING:
+    from ulskip_cli.core.config_reference import ConfigKey
+
+MAX_DEFAULT = 40  # characters of a default value that help shows
+
+
+@dataclass(frozen=True)
+class CommandKeys:
+    """The keys that a command reads: its configuration file, config groups, and keys outside of groups (None: all)."""
+
+    primary: str
+    groups: tuple[str, ...]
+    top_level: tuple[str, ...] | None = None
+
+    def reads(self, key: str) -> bool:
+        """Return True if the command reads this key outside of groups."""
+        return self.top_level is None or key in self.top_level or key.partition(".")[0] in self.top_level
+
+
+_SCHEDULE = ("ratio", "ratio_basis", "prompt_layers")
+_POINT = (*_SCHEDULE, "batch_size", "limit", "seed", "baseline", "name", "results_dir", "speed", "calibration", "tracker")
+COMMAND_KEYS = {
+    "run": CommandKeys("config", ("model", "task", "strategy", "decoding", "experiment"), _POINT),
+    "sweep": CommandKeys("config", ("model", "task", "strategy", "decoding", "experiment", "launcher"), _POINT),
+    "bench": CommandKeys(
+        "config",
+        ("model", "strategy", "decoding", "experiment"),
+        (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "speed", "tracker"),
+    ),
+    "plan": CommandKeys("config", ("model", "strategy", "decoding"), (*_SCHEDULE, "batch_size", "memory_budget")),
+    "export": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "results_dir", "calibration")),
+    "lm-eval": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "name", "results_dir")),
+    "train": CommandKeys("train", ("model", "task", "strategy", "train")),
+}
+
+
+class CommandWithKeys(TyperCommand):
+    """A command whose `--help` lists its configuration keys below its options."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print usage, options and keys."""
+        print(f"{self.get_usage(ctx)}\n\n{inspect.cleandoc(self.help or '')}\n")
+        options = [one for one in self.get_params(ctx) if isinstance(one, TyperOption)]
+        _print_panel("Options", {", ".join(sorted(one.opts, key=len)): one.help or "" for one in options})
+        _print_command_keys(COMMAND_KEYS[str(self.name)])
+
+
+def config(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A group, e.g. strategy; a choice, e.g. strategy=early_exit; or a key.",
+            show_default=False,
+            autocompletion=complete_config_name,
+        ),
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+) -> None:
+    """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip config speed.pairs`."""
+    from ulskip_cli.core import config_reference as reference
+
+    if not names:
+        _show_groups(config_dir, as_json)
+    for name in names or ():
+        group, _, choice = name.partition("=")
+        if group in reference.ALL_GROUPS:
+            _show_group(group, choice, config_dir, as_json)
+        else:
+            _show_keys(name, config_dir, as_json)
+
+
+def known_keys(command: CommandKeys, chosen: Mapping[str, str], extra_dir: Path | None = None) -> "list[ConfigKey]":
+    """Return all keys that a command reads, those of groups for the chosen choices or else the default ones."""
+    from ulskip_cli.core import config_reference as reference
+
+    keys = [key for key in reference.top_level_keys(command.primary) if command.reads(key.name)]
+    for group, choice in {**reference.default_choices(command.primary), **chosen}.items():
+        if group in command.groups:
+            keys += reference.group_keys(group, choice, extra_dir)
+    return keys
+
+
+def _print_command_keys(command: CommandKeys) -> None:
+    from ulskip_cli.core import config_reference as reference
+
+    defaults = reference.default_choices(command.primary)
+    groups = {f"{group}=": _choices_line(group, defaults.get(group)) for group in command.groups}
+    _print_panel("Config groups, given as group=choice", groups)
+    sections: dict[str, list[ConfigKey]] = {"": []}
+    for key in known_keys(command, {}):
+        sections.setdefault(key.name.partition(".")[0] if "." in key.name else "", []).append(key)
+    for section, members in sections.items():
+        choice = f" of {section}={defaults[section]}" if section in defaults else ""
+        title = f"Keys {section}.*{choice}" if section else "Keys, given as key=value"
+        _print_panel(title, {key.name: _meaning(key) for key in members})
+    print(" `ulskip config strategy` describes the choices of a group, `ulskip config strategy=search` the keys of one.")
+
+
+def _choices_line(group: str, default: str | None) -> str:
+    from ulskip_cli.core import config_reference as reference
+
+    return f"{', '.join(reference.group_choices(group))}" + (f" [default: {default}]" if default else "")
+
+
+def _show_groups(extra_dir: Path | None, as_json: bool) -> None:
+    from ulskip_cli.core import config_reference as reference
+
+    groups = {group: list(reference.group_choices(group, extra_dir)) for group in reference.ALL_GROUPS}
+    if as_json:
+        print(json.dumps(groups))
+        return
+    _print_panel("Config groups and their choices", {f"{group}=": ", ".join(names) for group, names in groups.items()})
+    for title, primary in (("Other keys of run, sweep, bench and plan", "config"), ("Other keys of train", "train")):
+        _print_panel(title, {key.name: _meaning(key) for key in reference.top_level_keys(primary)})
+    print("`ulskip config strategy` describes the choices of a group and lists its keys.")
+
+
+def _show_group(group: str, choice: str, extra_dir: Path | None, as_json: bool) -> None:
+    from ulskip_cli.core import config_reference as reference
+    from ulskip_cli.core.errors import require_choice
+
+    described = reference.describe_choices(group, extra_dir)
+    if choice:
+        choice = choice if choice in described else require_choice(group, choice.replace("-", "_"), described)
+        described = {choice: described[choice]}
+    keys = {name: reference.group_keys(group, name, extra_dir) for name in described}
+    if as_json:
+        entries = {name: {"description": text, "keys": [asdict(key) for key in keys[name]]} for name, text in described.items()}
+        print(json.dumps(entries, default=str))
+        return
+    _print_panel(f"Choices of {group}", {f"{group}={name}": text for name, text in described.items()})
+    if group not in ("task", "strategy") and not choice:
+        default = {**reference.default_choices("train"), **reference.default_choices("config")}.get(group)
+        keys = {name: members for name, members in keys.items() if name == default}
+    for name, members in keys.items():
+        if members:
+            _print_panel(f"Keys of {group}={name}", {key.name: _meaning(key) for key in members})
+
+
+def _show_keys(name: str, extra_dir: Path | None, as_json: bool) -> None:
+    from ulskip_cli.core import config_reference as reference
+    from ulskip_cli.core.errors import unknown
+
+    keys = {key.name: key for primary in reference.PRIMARY for key in reference.top_level_keys(primary)}
+    for group in reference.ALL_GROUPS:
+        for choice in reference.group_choices(group, extra_dir):
+            keys = {key.name: key for key in reference.group_keys(group, choice, extra_dir)} | keys
+    found = [key for key in keys.values() if key.name == name or key.name.startswith(f"{name}.")]
+    if not found:
+        raise unknown("config group or key", name, [*reference.ALL_GROUPS, *keys], "`ulskip config` lists all")
+    if as_json:
+        print(json.dumps([asdict(key) for key in found], default=str))
+        return
+    _print_panel(f"Keys of {name}", {key.name: _meaning(key) for key in found})
+
+
+def _meaning(key: "ConfigKey") -> str:
+    value = json.dumps(key.default, ensure_ascii=False).replace('"', "")
+    shown = value if len(value) <= MAX_DEFAULT else value[: MAX_DEFAULT - 1] + "…"
+    return key.meaning + (f" [{'|'.join(key.choices)}]" if key.choices else "") + f" [default: {shown}]"
+
+
+def _print_panel(title: str, entries: Mapping[str, str]) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column()
+    for name, text in entries.items():
+        table.add_row(Text(name), Text(text))
+    Console(highlight=False).print(Panel(table, title=Text(title), title_align="left", border_style="dim"))
