@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ulskip_cli.core import config
@@ -27,48 +29,54 @@ def test_every_shipped_config_composes_and_instantiates(path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["strategy=unifed"], "unknown strategy 'unifed'; did you mean 'unified'?"),
-        (["task=wnt"], "unknown task 'wnt'; did you mean 'wmt'?"),
-        (["ratoi=2"], "unknown key 'ratoi'; did you mean 'ratio'?"),
-        (["strategy.spacng=even"], "unknown key 'strategy.spacng'; did you mean 'strategy.spacing'?"),
-        (["modle=tiny"], "unknown key 'modle'; did you mean 'model'?"),
-        (["ratio=abc"], "ratio: Value 'abc'"),
-        (["ratio"], "'ratio'; expected key=value"),
+        (["strategy=unifed"], "unifed.*unified"),
+        (["task=wnt"], "wnt.*wmt"),
+        (["ratoi=2"], "ratoi.*ratio"),
+        (["strategy.spacng=even"], r"strategy\.spacng.*strategy\.spacing.*ulskip config strategy"),
+        (["modle=tiny"], "modle.*model"),
+        (["ratio=abc"], "ratio .*number.*abc"),
+        (["ratio"], "key=value.*'ratio'"),
+        (["wmt"], "task=wmt"),
+        (["--ratio=2"], "ratio=2"),
+        (["model=gpt2"], r"model\.path="),
         (["ratio=2,3"], "ulskip sweep ratio=2,3"),
-        (["ratio_basis=layer"], "unknown ratio_basis 'layer'; did you mean 'layers'?"),
-        (["prompt_layers=keep"], "unknown prompt_layers 'keep'"),
-        (["model.dtype=float31"], "did you mean 'float32'?"),
-        (["model=hf"], "expected a value for model.path"),
-        (["batch_size=0"], "expected batch_size >= 1, got 0"),
-        (["limit=0"], "expected limit >= 1, got 0"),
+        (["ratio_basis=layer"], "ratio_basis.*'layer'.*layers"),
+        (["prompt_layers=keep"], "prompt_layers.*'keep'"),
+        (["model.dtype=float31"], "float31.*float32"),
+        (["model=hf"], r"model\.path"),
+        (["batch_size=0"], "batch_size >= 1.*0"),
+        (["limit=0"], "limit >= 1.*0"),
         (["name=a/b"], "name"),
         (["name=.."], "name"),
         (["+surprise=1"], "surprise"),
-        (["decoding.stop=x"], "decoding.stop: expected a list, written [a,b]"),
-        (["decoding.generate_kwargs=[1]"], "expected keys with values, written {a: 1, b: 2}"),
-        (["decoding.temperature=0"], "expected decoding.temperature > 0, got 0"),
-        (["decoding.temperature=0.7"], "decoding.do_sample=true"),
-        (["decoding=sample", "decoding.top_p=1.5"], "expected decoding.top_p <= 1, got 1.5"),
-        (["decoding.stop=['']"], "decoding.stop"),
-        (["decoding.draft_tokens=-1"], "got -1"),
-        (["decoding.draft_tokens=some"], "got some"),
-        (["decoding=beam", "decoding.draft_tokens=2"], "set decoding.num_beams=1"),
-        (["decoding=self_speculative", "decoding.stop=[x]"], "set decoding.stop=[]"),
-        (["decoding=self_speculative", "decoding.generate_kwargs={min_p: 0.1}"], "set decoding.generate_kwargs=null"),
-        (["decoding=self_speculative", "decoding.engine=fast"], "set decoding.engine=auto"),
-        (["decoding=self_speculative", "decoding.compile=on"], "set decoding.compile=auto"),
-        (["decoding=self-speculative", "prompt_layers=kept"], "set prompt_layers=all"),
-        (["model.quantization=int7"], "unknown model.quantization 'int7'"),
-        (["model=random", "model.quantization=bnb-nf4"], "model.quantization"),
-        (["model=random", "model.device_map=auto"], "model.device_map"),
-        (["model=random", "model.adapter=x"], "model.adapter"),
-        (["strategy=null"], "unknown strategy 'None'"),
+        (["+decoding.surprise=1"], r"decoding\.surprise"),
+        (["speed=3"], "speed .*3"),
+        (["ratio=${nothing}"], "nothing"),
+        (["decoding.stop=x"], r"decoding\.stop .*list, written \[a,b\].*x"),
+        (["decoding.generate_kwargs=[1]"], r"decoding\.generate_kwargs .*\{a: 1, b: 2\}.*\[1\]"),
+        (["decoding.temperature=0"], r"decoding\.temperature > 0.*0"),
+        (["decoding.temperature=0.7"], r"decoding\.temperature.*decoding\.do_sample=true"),
+        (["decoding=sample", "decoding.top_p=1.5"], r"decoding\.top_p <= 1.*1\.5"),
+        (["decoding.stop=['']"], r"decoding\.stop"),
+        (["decoding.draft_tokens=-1"], r"decoding\.draft_tokens.*-1"),
+        (["decoding.draft_tokens=some"], r"decoding\.draft_tokens.*some"),
+        (["decoding=beam", "decoding.draft_tokens=2"], r"decoding\.num_beams=1"),
+        (["decoding=self_speculative", "decoding.stop=[x]"], r"decoding\.stop=\[\]"),
+        (["decoding=self_speculative", "decoding.generate_kwargs={min_p: 0.1}"], r"decoding\.generate_kwargs=null"),
+        (["decoding=self_speculative", "decoding.engine=fast"], r"decoding\.engine=auto"),
+        (["decoding=self_speculative", "decoding.compile=on"], r"decoding\.compile=auto"),
+        (["decoding=self-speculative", "prompt_layers=kept"], "prompt_layers=all"),
+        (["model.quantization=int7"], r"model\.quantization.*'int7'"),
+        (["model=random", "model.quantization=bnb-nf4"], r"model\.quantization"),
+        (["model=random", "model.device_map=auto"], r"model\.device_map"),
+        (["model=random", "model.adapter=x"], r"model\.adapter"),
+        (["strategy=null"], "strategy 'None'"),
     ],
 )
 def test_bad_input_is_one_line_that_helps(overrides, message):
     with pytest.raises(UsageError) as caught:
         config.compose(overrides)
-    assert message in str(caught.value)
+    assert re.search(message, str(caught.value))
     assert "\n" not in str(caught.value)
 
 
@@ -80,7 +88,7 @@ def test_values_of_a_strategy_are_checked_by_its_class():
 
 
 def test_a_class_that_does_not_exist_is_named():
-    with pytest.raises(UsageError, match=r"cannot load 'no\.such\.Thing'"):
+    with pytest.raises(UsageError, match=r"no\.such\.Thing"):
         config.instantiate({"_target_": "no.such.Thing", "name": "x"}, "strategy")
 
 

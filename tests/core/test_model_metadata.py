@@ -49,11 +49,11 @@ def test_the_dtype_that_is_asked_for_counts(model_folder):
 
 
 def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
-    with pytest.raises(UsageError, match=r"no adapter_config\.json in"):
+    with pytest.raises(UsageError, match=r"model\.adapter.*adapter_config\.json"):
         find_adapter(hf(model_folder, adapter=str(tmp_path)))
-    with pytest.raises(UsageError, match=r"no adapter folder at '\./nowhere'"):
+    with pytest.raises(UsageError, match=r"model\.adapter.*\./nowhere"):
         find_adapter(hf(model_folder, adapter="./nowhere"))
-    with pytest.raises(UsageError, match=r"'some/adapter' .* as model\.adapter"):
+    with pytest.raises(UsageError, match=r"model\.adapter.*some/adapter"):
         find_adapter(hf(model_folder, adapter="some/adapter"))
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
@@ -100,17 +100,18 @@ def test_unreadable_configs_are_refused(tmp_path, content):
 def test_damaged_weights_are_refused(tmp_path):
     for content in (b"12", b"version https://git-lfs.github.com/spec/v1", struct.pack("<Q", 2) + b"[]"):
         (tmp_path / "model.safetensors").write_bytes(content)
-        with pytest.raises(UsageError, match="no readable safetensors"):
+        with pytest.raises(UsageError, match=r"model\.safetensors"):
             read_headers(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("./nowhere", "no model folder"),
-        ("/no/where", "no model folder"),
-        ("gpt9", "hub id"),
-        ("some/model", "hub.*model=tiny"),
+        ("./nowhere", r"model\.path.*'\./nowhere'"),
+        ("/no/where", r"model\.path.*'/no/where'"),
+        ("a/b/c", r"model\.path.*'a/b/c'"),
+        ("gpt2", r"model\.path.*'gpt2' \(.*\); .*model=tiny"),  # a hub id without an owner
+        ("some/model", r"model\.path.*'some/model' \(.*\); .*model=tiny"),
     ],
 )
 def test_models_that_are_not_there_are_refused(path, message):
@@ -119,14 +120,14 @@ def test_models_that_are_not_there_are_refused(path, message):
 
 
 def test_a_folder_without_config_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"no config\.json in"):
+    with pytest.raises(UsageError, match=r"config\.json"):
         find_config(hf(tmp_path))
 
 
 def test_unknown_shapes_are_refused():
-    with pytest.raises(UsageError, match="did you mean 'bloom-7b1'"):
+    with pytest.raises(UsageError, match="bloom-7b1"):
         find_config(shape("bloom-7b"))
-    with pytest.raises(UsageError, match="no config file"):
+    with pytest.raises(UsageError, match=r"nowhere\.json"):
         find_config(shape("nowhere.json"))
 
 
