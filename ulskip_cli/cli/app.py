@@ -50,7 +50,7 @@ def invoke(arguments: Sequence[str]) -> int:
     try:
         command = typer.main.get_command(app)  # registers Typer's own completion for bash
         install_bash_completion()
-        code = command(list(arguments), standalone_mode=False)
+        code = command(list(arguments), prog_name="ulskip", standalone_mode=False)
         return _complain(INTERRUPTED, code) if code == INTERRUPT_CODE else code if isinstance(code, int) else 0
     except ClickUsageError as error:
         return _complain(error.format_message().rstrip(".") + _advice(error), 2)

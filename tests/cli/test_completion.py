@@ -1,0 +1,61 @@
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from ulskip_cli.cli.app import invoke
+
+
+def complete(monkeypatch, capsys, *words):
+    """Complete the last word as bash asks for it, with equals signs as words of their own."""
+    split = [part for word in words for part in re.split("(=)", word) if part] + [""] * (words[-1] == "")
+    monkeypatch.setenv("_ULSKIP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "\n".join(["ulskip", *split]))
+    monkeypatch.setenv("COMP_CWORD", str(len(split)))
+    with pytest.raises(SystemExit) as ended:
+        invoke([])
+    assert ended.value.code == 0
+    return capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "unexpected"),
+    [
+        (["swe"], {"sweep"}, {"run"}),
+        (["run", ""], {"model=", "ratio=", "strategy="}, {"strategy.spacing=", "launcher="}),
+        (["sweep", "laun"], {"launcher="}, {"model="}),
+        (["run", "strategy="], {"unified", "top_skip"}, {"strategy="}),
+        (["run", "strategy=un"], {"unified"}, {"top_skip"}),
+        (["sweep", "strategy=full,un"], {"full,unified"}, {"unified"}),
+        (["run", "decoding."], {"decoding.engine=", "decoding.num_beams="}, {"ratio="}),
+        (["run", "strategy=early_exit", "strategy."], {"strategy.batch="}, {"strategy.spacing="}),
+        (["run", "prompt_layers="], {"all", "kept"}, set()),
+        (["run", "baseline="], {"true", "false"}, set()),
+        (["run", "rati"], {"ratio=", "ratio_basis="}, set()),
+        (["train", "train=lo"], {"lora"}, {"tiny"}),
+        (["config", "strategy=ea"], {"early_exit"}, {"unified"}),
+        (["run", "nothing"], set(), {"model="}),
+    ],
+)
+def test_bash_completes_commands_groups_choices_and_keys(monkeypatch, capsys, words, expected, unexpected):
+    found = set(complete(monkeypatch, capsys, *words))
+    assert expected <= found
+    assert not unexpected & found
+
+
+def test_a_unique_key_completes_with_its_value(monkeypatch, capsys):
+    assert complete(monkeypatch, capsys, "run", "prompt_l") == ["prompt_layers=all", "prompt_layers=kept"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_a_shell_has_no_errors(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    command = [sys.executable, "-c", "from ulskip_cli.cli.app import invoke; invoke(['--show-completion', '" + shell + "'])"]
+    script = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    (tmp_path / "script").write_text(script)
+    assert "ULSKIP_COMPLETE" in script.upper()
+    assert subprocess.run([shell, "-n", str(tmp_path / "script")], capture_output=True, check=False).returncode == 0

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import yaml
+
+from ulskip_cli.cli.config_keys import COMMAND_KEYS
+from ulskip_cli.core import config_reference as reference
+
+
+@pytest.mark.parametrize("command", COMMAND_KEYS)
+def test_help_lists_options_groups_and_keys(ulskip, command):
+    code, out, _ = ulskip(command, "--help")
+    assert code == 0
+    for text in (
+        "--print-config",
+        "strategy=",
+        "ratio",
+        "strategy.spacing",
+        "even|reference",
+        "model.dtype",
+        "default: unified",
+    ):
+        assert text in out
+    assert all(f"{group}=" in out for group in COMMAND_KEYS[command].groups)
+
+
+def test_help_lists_the_keys_that_a_command_reads(ulskip):
+    assert "task.pair" in ulskip("run", "--help")[1]
+    assert "task.pair" not in ulskip("bench", "--help")[1]
+    assert "train.learning_rate" in ulskip("train", "--help")[1]
+    assert "memory_budget" in ulskip("plan", "--help")[1]
+    assert "--num_fewshot" in ulskip("lm-eval", "--help")[1]
+
+
+@pytest.mark.parametrize("group", reference.ALL_GROUPS)
+def test_config_describes_the_choices_of_a_group(ulskip, group):
+    code, out, _ = ulskip("config", group)
+    assert code == 0
+    assert all(f"{group}={choice}" in out for choice in reference.group_choices(group))
+    told = json.loads(ulskip("config", group, "--json")[1])
+    assert told.keys() == reference.group_choices(group).keys()
+
+
+def test_config_lists_groups_and_other_keys(ulskip):
+    out = ulskip("config")[1]
+    assert all(f"{group}=" in out for group in reference.ALL_GROUPS)
+    assert "speed.pairs" in out and "output" in out
+    assert json.loads(ulskip("config", "--json")[1])["strategy"]
+
+
+def test_config_shows_one_choice_or_one_key(ulskip):
+    out = ulskip("config", "strategy=early-exit")[1]
+    assert "strategy.confidence" in out and "strategy.spacing" not in out
+    assert json.loads(ulskip("config", "speed", "--json")[1])[0]["name"] == "speed.enabled"
+    key = json.loads(ulskip("config", "strategy.batch", "--json")[1])[0]
+    assert (key["choices"], key["default"]) == (["min", "na"], "min")
+
+
+def test_config_includes_a_users_own_folder(ulskip, tmp_path):
+    (tmp_path / "strategy").mkdir()
+    text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\ndescription: my own\nlayers: [0, 29]\n"
+    (tmp_path / "strategy" / "mine.yaml").write_text(text)
+    out = ulskip("config", "strategy=mine", "--config-dir", tmp_path)[1]
+    assert "my own" in out and "[0, 29]" in out
+
+
+MISSPELT = {"stratgy": "strategy", "strategy=unifed": "unified", "speed.pears": "speed.pairs"}
+
+
+@pytest.mark.parametrize(("name", "nearest"), MISSPELT.items())
+def test_config_suggests_the_nearest_name(ulskip, name, nearest):
+    code, out, err = ulskip("config", name)
+    assert (code, out, nearest in err) == (2, "", True)
+
+
+@pytest.mark.parametrize("command", COMMAND_KEYS)
+def test_every_command_prints_its_configuration(ulskip, command):
+    code, out, _ = ulskip(command, "--print-config", "strategy=top_skip")
+    assert code == 0
+    assert yaml.safe_load(out)["strategy"]["name"] == "top_skip"
+    assert "# " in out
+
+
+def test_a_sweep_prints_the_configuration_of_its_first_point(ulskip):
+    out = ulskip("sweep", "--print-config", "strategy=top_skip,unified", "ratio=2,3")[1]
+    assert "4 points" in out.splitlines()[0]
+    assert yaml.safe_load(out)["strategy"]["name"] == "top_skip"

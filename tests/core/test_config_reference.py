@@ -1,0 +1,52 @@
+import pytest
+import yaml
+
+from ulskip_cli.core import config
+from ulskip_cli.core import config_reference as reference
+
+
+def every_key():
+    for primary in reference.PRIMARY:
+        yield from reference.top_level_keys(primary)
+    for group in reference.ALL_GROUPS:
+        for choice in config.group_choices(group):
+            yield from reference.group_keys(group, choice)
+
+
+def test_every_key_of_every_choice_has_a_meaning_and_a_type():
+    assert [key.name for key in every_key() if not key.meaning] == []
+    assert [key.name for key in every_key() if not key.type and key.name != "seed"] == []
+
+
+def test_every_choice_has_a_description():
+    for group in reference.ALL_GROUPS:
+        assert all(reference.describe_choices(group).values()), group
+
+
+@pytest.mark.parametrize("overrides", [[], ["task=cnn_dm"], ["task=jsonl"], ["strategy=search"], ["decoding=sample"]])
+def test_defaults_are_those_that_hydra_composes(overrides):
+    composed = config.resolved_config(config.compose(overrides))
+    chosen = {**reference.default_choices("config"), **dict(text.split("=") for text in overrides)}
+    keys = [*reference.top_level_keys("config"), *reference.group_keys("task", chosen["task"])]
+    keys += [*reference.group_keys("strategy", chosen["strategy"]), *reference.group_keys("decoding", chosen["decoding"])]
+    for key in keys:
+        value = composed
+        for part in key.name.split("."):
+            value = value[part]
+        assert str(key.default).startswith("${") or value == key.default, key
+
+
+def test_a_choice_inherits_from_the_choices_in_its_defaults():
+    assert reference.read_choice("train", "tiny")["max_grad_norm"] == reference.read_choice("train", "default")["max_grad_norm"]
+    assert reference.read_choice("train", "tiny")["lora"] == reference.read_choice("train", "default")["lora"]
+
+
+@pytest.mark.parametrize("compose", [config.compose, config.compose_training])
+def test_the_commented_yaml_is_the_configuration(compose):
+    chosen = compose(["task.metrics=[bleu]"])
+    text = reference.to_commented_yaml(chosen)
+    assert yaml.safe_load(text) == config.resolved_config(chosen)
+    keys = [line for line in text.splitlines() if ": " in line]
+    commented = [line for line in keys if "  # " in line]
+    assert len(commented) > 0.7 * len(keys)
+    assert all(line.rstrip() == line for line in text.splitlines())
