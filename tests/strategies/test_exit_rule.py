@@ -27,7 +27,7 @@ def test_checks_lie_within_the_layers(num_layers, min_exit, every, confidence):
 
 def test_a_target_below_every_exit_is_refused():
     ExitRule(12, 4, "softmax_max", None, 64, min_exit=4)
-    with pytest.raises(UsageError, match="lower strategy"):
+    with pytest.raises(UsageError, match=r"strategy\.min_exit, strategy\.every"):
         ExitRule(12, 3, "softmax_max", None, 64, min_exit=4)
-    with pytest.raises(UsageError, match="first check"):
+    with pytest.raises(UsageError, match=r"strategy\.confidence=cosine"):
         ExitRule(12, 4, "cosine", None, 64, min_exit=4)

@@ -1,4 +1,4 @@
-"""Metrics that score a model's answers, in one registry, `METRICS`, from which reports read how to show them.
+"""Metrics that score a model's answers, in one registry, `METRICS`, which reports use too.
 
 Start with `scores.py`, then `match.py`, the shortest metric; a new metric takes such a module, its test and an entry here. The
 package imports only `ulskip_cli.core`, and torch or transformers only inside functions.
@@ -64,7 +64,7 @@ def metric_of(key: str) -> MetricSpec | None:
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
     """Make the metrics that a task names and check that they can score its references, or raise UsageError."""
     if not scoring.metrics:
-        raise UsageError(f"expected at least one metric in task.metrics; known: {', '.join(METRICS)}")
+        raise UsageError(f"expected at least one metric in task.metrics, got none; known: {', '.join(METRICS)}")
     made = [METRICS[require_choice("metric", name, METRICS)].make(scoring) for name in dict.fromkeys(scoring.metrics)]
     for metric in made:
         metric.check(references)
