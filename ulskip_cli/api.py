@@ -119,11 +119,11 @@ def generate(
         One answer per prompt, in their order.
 
     Raises:
-        UsageError: an option is unknown or out of range, or the architecture is not supported.
+        UsageError: an option is unknown or out of range, a prompt has no tokens, or the architecture is not supported.
     """
     from ulskip_cli.core.config import decoding_of
     from ulskip_cli.core.config_schema import PROMPT_LAYERS
-    from ulskip_cli.core.errors import require_choice
+    from ulskip_cli.core.errors import UsageError, require_choice
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, until_stop
@@ -131,6 +131,8 @@ def generate(
     from ulskip_cli.strategies.plan import Plan
     from ulskip_cli.tasks.encoding import pad_token_id
 
+    if isinstance(prompts, str):
+        raise UsageError(f"expected a list of prompts, got the string {prompts[:40]!r}; put it in a list: [prompt]")
     require_choice("prompt_layers", prompt_layers, PROMPT_LAYERS)
     seed = decoding.pop("seed", 1)
     chosen = decoding_of(decoding)
@@ -138,6 +140,9 @@ def generate(
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth) if kept is None else kept, prompt_layers), tokenizer)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
+    if [] in ids:
+        at = ids.index([])
+        raise UsageError(f"expected prompts of at least one token, got {prompts[at]!r} as prompts[{at}]; leave it out")
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
