@@ -52,12 +52,7 @@ class ExitRule:
         return FALLS_TO * self.threshold + (1 - FALLS_TO) * self.threshold * math.exp(-4 * step / self.horizon)
 
     def heads(self, depth: int) -> int:
-        """Return how often a step of this depth runs the output head: once per check, and once at the end without a check.
-
-        >>> rule = ExitRule(12, 6, "softmax_max", None, 64, min_exit=2, every=2)
-        >>> rule.heads(6), rule.heads(12), ExitRule(12, 6, "cosine", None, 64).heads(6)
-        (3, 6, 1)
-        """
+        """Return how often a step of this depth runs the output head: once per check, and once at the end without a check."""
         if self.confidence == "cosine":
             return 1
         checked = sum(check <= depth for check in self.checks)

@@ -190,8 +190,8 @@ def _check_drafts(config: Config, num_layers: int, stages: Sequence[Stage]) -> N
         return
     if len(stages[0].kept_layers) == num_layers:
         raise NotApplicable(
-            "decoding.draft_tokens requires skipped layers, but this schedule keeps every layer; raise the ratio, or set "
-            "decoding.draft_tokens=0"
+            "decoding.draft_tokens requires skipped layers, but this schedule keeps every layer; use a higher ratio or another "
+            "strategy, or set decoding.draft_tokens=0"
         )
     if len(stages) > 1:
         raise NotApplicable(

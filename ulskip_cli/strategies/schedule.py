@@ -127,20 +127,12 @@ def without_one(kept: Sequence[int]) -> tuple[int, ...]:
 
 
 def longest_gap(kept: Sequence[int]) -> int:
-    """Return the largest number of neighbouring layers skipped between two kept ones.
-
-    >>> longest_gap((0, 1, 5, 6))
-    3
-    """
+    """Return the largest number of neighbouring layers skipped between two kept ones."""
     return max((b - a - 1 for a, b in pairwise(kept)), default=0)
 
 
 def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:
-    """Return True if a skipped block is more than twice as long as necessary.
-
-    >>> is_unbalanced(32, reference(32, 21)), is_unbalanced(30, reference(30, 10))
-    (True, False)
-    """
+    """Return True if a skipped block is more than twice as long as necessary."""
     if len(kept) < MIN_KEPT:
         return False
     shortest_possible = math.ceil((num_layers - len(kept)) / (len(kept) - 1))

@@ -130,7 +130,7 @@ def _download(test_set: str, pair: str) -> list[Path]:
     from sacrebleu.dataset import DATASETS
 
     if test_set not in DATASETS:
-        known = ["sample", "files", *(name for name in DATASETS if name.startswith("wmt"))]
+        known = ["sample", "files", *(name for name in DATASETS if name.startswith("wmt") and "/" not in name)]
         raise unknown("task.dataset", test_set, [*known, "a hub id (owner/name)", "a folder"])
     dataset: Any = DATASETS[test_set]
     if pair not in dataset.langpairs:

@@ -33,11 +33,7 @@ _SPEC_BY_ROW_KEY = {row_key.key: spec for spec in _REGISTRY for row_key in spec.
 
 
 def metric_keys() -> tuple[str, ...]:
-    """Return the row keys of all metrics in the order of tables, without the decode loss.
-
-    >>> metric_keys()[:4]
-    ('bleu', 'chrf', 'ter', 'rouge1')
-    """
+    """Return the row keys of all metrics in the order of tables, without the decode loss."""
     return tuple(_SPEC_BY_ROW_KEY)
 
 
@@ -48,11 +44,7 @@ def quality_keys() -> tuple[str, ...]:
 
 
 def row_key(key: str) -> RowKey:
-    """Return the title, number format and direction of a row key of a metric or of the decode loss.
-
-    >>> row_key("rougeL").title, row_key("ter").lower_is_better
-    ('ROUGE-L', True)
-    """
+    """Return the title, number format and direction of a row key of a metric or of the decode loss."""
     return _ROW_KEYS[key]
 
 
