@@ -11,7 +11,7 @@ answers = generate(model, tokenizer, ["Once upon a time"], kept)
 ```
 
 `kept_layers` chooses the layers, `shallow_view` makes a model of them, `generate` answers prompts with them, and `evaluate`
-measures quality and speed. The given model is never changed. A request that cannot be served raises
+measures quality and speed. No function changes the given model. An invalid request raises
 `ulskip_cli.core.errors.UsageError` with a one-line reason.
 """
 
@@ -68,9 +68,9 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
     node: Any = OmegaConf.to_container(OmegaConf.load(known[strategy]))
     chosen = config.instantiate({**node, **options}, "strategy")
     if hasattr(chosen, "stages") or hasattr(chosen, "exit_rule"):
-        raise UsageError(f"strategy {strategy} runs other layers at other steps; no one schedule says which")
+        raise UsageError(f"kept_layers does not support strategy={strategy}, whose layers change between steps; use evaluate")
     if not getattr(chosen, "is_calibrated", True):
-        raise UsageError(f"strategy {strategy} measures held-out examples first; give calibration.options of a run's row")
+        raise UsageError(f"strategy={strategy} requires calibrated options; pass calibration.options of a row of evaluate")
     kept: tuple[int, ...] = chosen.kept_layers(num_layers, chosen.num_kept(num_layers, ratio))
     return kept
 
@@ -119,11 +119,11 @@ def generate(
         One answer per prompt, in their order.
 
     Raises:
-        UsageError: an option is unknown or out of range, or the architecture is not supported.
+        UsageError: an option is unknown or out of range, a prompt has no tokens, or the architecture is not supported.
     """
     from ulskip_cli.core.config import decoding_of
     from ulskip_cli.core.config_schema import PROMPT_LAYERS
-    from ulskip_cli.core.errors import require_choice
+    from ulskip_cli.core.errors import UsageError, require_choice
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, until_stop
@@ -131,6 +131,8 @@ def generate(
     from ulskip_cli.strategies.plan import Plan
     from ulskip_cli.tasks.encoding import pad_token_id
 
+    if isinstance(prompts, str):
+        raise UsageError(f"expected a list of prompts, got the string {prompts[:40]!r}; put it in a list: [prompt]")
     require_choice("prompt_layers", prompt_layers, PROMPT_LAYERS)
     seed = decoding.pop("seed", 1)
     chosen = decoding_of(decoding)
@@ -138,6 +140,9 @@ def generate(
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth) if kept is None else kept, prompt_layers), tokenizer)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
+    if [] in ids:
+        at = ids.index([])
+        raise UsageError(f"expected prompts of at least one token, got {prompts[at]!r} as prompts[{at}]; leave it out")
     answers: dict[int, Answer] = {}
     context = DecodeContext(chosen, pad_token_id(tokenizer), seed)
     for positions, output in generate_all(decoder, ids, context, BatchSize(batch_size)):
@@ -152,14 +157,13 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
 
     Args:
         *overrides: `key=value` as on the command line: `"model.path=DIR"`, `"task=wmt"`, `"ratio=2"`.
-        session: an `ulskip_cli.experiments.runner.Session` that calls share, so that weights are loaded once.
+        session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights once.
 
     Returns:
-        The row of the full model if it is measured for comparison, then the row of the configuration. docs/results.md
-        describes their keys.
+        The row of the baseline, if it is measured, and the row of the configuration. docs/results.md describes their keys.
 
     Raises:
-        UsageError: the configuration cannot be served; nothing was run.
+        UsageError: the configuration is invalid or not supported; nothing was run.
         RunError: the run failed.
     """
     from ulskip_cli.core import config

@@ -18,7 +18,7 @@ def test_num_kept_is_the_largest_that_reaches_the_target(weights, target):
         return schedule.even(len(weights.layers), count)
 
     if weights.predicted_speedup(even(2)) < target - 1e-9:
-        with pytest.raises(UsageError, match="head alone"):
+        with pytest.raises(UsageError, match=r"ratio=.* head .*ratio <= "):
             num_kept_for_cost(weights, target, even)
         return
     count = num_kept_for_cost(weights, target, even)
@@ -48,7 +48,7 @@ def test_the_depth_is_the_one_whose_step_is_so_much_faster(fit, target):
     else:
         assert depth == 2
     if target > highest * LINE_ERROR:
-        with pytest.raises(UsageError, match="out of reach by latency: the highest reachable ratio is"):
+        with pytest.raises(UsageError, match=r"ratio=.* by latency.*ratio <= "):
             fit.check(target)
 
 
@@ -56,7 +56,7 @@ def test_an_offset_moves_the_depth_the_other_way():
     fit = LatencyFit.of(12, {12: 15.0, 2: 5.0})  # 3 + 1 a layer
     assert fit.depth(2) == pytest.approx(4.5)
     assert fit.depth(2, offset=1 / 15) == pytest.approx(3.5)
-    with pytest.raises(UsageError, match="expected ratio >= 1"):
+    with pytest.raises(UsageError, match="ratio >= 1"):
         fit.check(0.5)
 
 

@@ -25,9 +25,15 @@ def test_checks_lie_within_the_layers(num_layers, min_exit, every, confidence):
         assert 1 <= rule.heads(depth) <= len(rule.checks) + 1
 
 
+def test_a_step_runs_the_head_at_every_check_and_at_the_end():
+    rule = ExitRule(12, 6, "softmax_max", None, 64, min_exit=2, every=2)
+    assert [rule.heads(depth) for depth in (2, 6, 12)] == [1, 3, 6]
+    assert ExitRule(12, 6, "cosine", None, 64).heads(6) == 1
+
+
 def test_a_target_below_every_exit_is_refused():
     ExitRule(12, 4, "softmax_max", None, 64, min_exit=4)
-    with pytest.raises(UsageError, match="lower strategy"):
+    with pytest.raises(UsageError, match=r"strategy\.min_exit, strategy\.every"):
         ExitRule(12, 3, "softmax_max", None, 64, min_exit=4)
-    with pytest.raises(UsageError, match="first check"):
+    with pytest.raises(UsageError, match=r"strategy\.confidence=cosine"):
         ExitRule(12, 4, "cosine", None, 64, min_exit=4)

@@ -33,7 +33,7 @@ def test_drafts_come_from_one_set_of_layers():
 def test_found_layers_are_kept_or_refused_whatever_the_ratio_means():
     found = ["strategy=search", "strategy.layers=[0,1,6,11]", "ratio=2"]
     assert make_plan(compose([*found, "ratio_basis=cost"]), METADATA).kept_layers == (0, 1, 6, 11)
-    with pytest.raises(UsageError, match="expected 6 of 12 layers"):
+    with pytest.raises(UsageError, match=r"\b6 of 12 layers.*strategy\.layers"):
         make_plan(compose(found), METADATA)
 
 
@@ -85,7 +85,7 @@ def test_unknown_stays_unknown():
 
 
 def test_out_of_reach_names_the_highest_ratio():
-    with pytest.raises(UsageError, match="highest reachable ratio is 6"):
+    with pytest.raises(UsageError, match=r"ratio <= 6$"):
         make_plan(compose(["ratio=6.5"]), METADATA)
 
 
@@ -114,7 +114,7 @@ def test_early_exit_meets_a_target_by_cost_with_its_heads_counted():
     options = ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=4", "ratio_basis=cost"]
     plan = make_plan(compose([*options, "ratio=1.5"]), METADATA)
     assert plan.exits.target_depth == 5 and plan.predicted_speedup == pytest.approx(1500 / 800)
-    with pytest.raises(UsageError, match="out of reach by cost"):
+    with pytest.raises(UsageError, match=r"ratio=\d.*by cost.*ratio <= "):
         make_plan(compose([*options, "ratio=4"]), METADATA)
 
 

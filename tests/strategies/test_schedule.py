@@ -49,7 +49,7 @@ def test_even_gaps_differ_by_at_most_one_layer_around_the_mean(pair):
 @given(st.integers(3, 200), st.floats(1, 300))
 def test_num_kept_is_the_floor_or_refused(num_layers, ratio):
     if num_layers / ratio < 2 - 1e-9:
-        with pytest.raises(UsageError, match=f"highest reachable ratio is {num_layers / 2:g}"):
+        with pytest.raises(UsageError, match=f"ratio <= {num_layers / 2:g}$"):
             schedule.num_kept(num_layers, ratio)
         return
     count = schedule.num_kept(num_layers, ratio)
@@ -66,12 +66,12 @@ def test_a_ratio_made_of_a_count_gives_that_count(pair):
 
 @pytest.mark.parametrize("ratio", [0.5, 0, -1, float("nan"), float("inf")])
 def test_ratios_below_one_are_refused(ratio):
-    with pytest.raises(UsageError, match="expected ratio >= 1"):
+    with pytest.raises(UsageError, match="ratio >= 1"):
         schedule.num_kept(30, ratio)
 
 
 def test_too_shallow_models_are_refused():
-    with pytest.raises(UsageError, match="at least 3 decoder layers"):
+    with pytest.raises(UsageError, match=r"\b3 decoder layers.*\b2\b"):
         schedule.num_kept(2, 1.0)
 
 
@@ -84,7 +84,8 @@ def test_the_known_unbalanced_schedule():
 
 
 @pytest.mark.parametrize(
-    ("layers", "message"), [([], "got none"), ([1, 1], "ascending"), ([2, 1], "ascending"), ([0, 6], "between 0 and 5")]
+    ("layers", "message"),
+    [([], "strategy.layers="), ([1, 1], r"\[1, 1\]"), ([2, 1], r"\[2, 1\]"), ([0, 6], r"0 and 5\b.*\[0, 6\]")],
 )
 def test_lists_that_are_no_schedule_are_refused(layers, message):
     with pytest.raises(UsageError, match=message):

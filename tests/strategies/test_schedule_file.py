@@ -30,12 +30,12 @@ def test_three_fields_are_enough(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("[", "expected JSON"),
+        ("[", "JSON"),
         ("[]", '"format": "ulskip-schedule"'),
         ('{"format": "other"}', '"format": "ulskip-schedule"'),
-        ('{"format": "ulskip-schedule", "format_version": 9}', "format_version 9"),
-        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0, "3"]}', "a list of integers"),
-        ('{"format": "ulskip-schedule", "num_layers": true, "kept_layers": [0]}', "num_layers, an integer"),
+        ('{"format": "ulskip-schedule", "format_version": 9}', "format_version.* 9"),
+        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0, "3"]}', "kept_layers"),
+        ('{"format": "ulskip-schedule", "num_layers": true, "kept_layers": [0]}', "num_layers"),
     ],
 )
 def test_what_is_no_schedule_is_refused(tmp_path, text, match):

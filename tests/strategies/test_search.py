@@ -68,7 +68,7 @@ def test_what_was_found_is_kept_and_no_other_count():
     strategy = Search([0, 1, 5])
     assert strategy.is_calibrated and strategy.num_kept(6, 2.0) == 3
     assert (strategy.kept_layers(6, 3), Search().kept_layers(6, 4)) == ((0, 1, 5), even(6, 4))
-    with pytest.raises(UsageError, match="expected 4 of 6 layers"):
+    with pytest.raises(UsageError, match=r"\b4 of 6 layers.*strategy\.layers"):
         strategy.kept_layers(6, 4)
-    with pytest.raises(UsageError, match="budget >= 1"):
+    with pytest.raises(UsageError, match=r"strategy\.budget"):
         Search(budget=0)

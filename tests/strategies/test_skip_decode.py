@@ -75,14 +75,14 @@ def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
 
 
 def test_bad_options_and_no_clock():
-    with pytest.raises(UsageError, match="warmup_layers >= 1"):
+    with pytest.raises(UsageError, match=r"strategy\.warmup_layers"):
         SkipDecode(0)
-    with pytest.raises(UsageError, match=r"strategy\.horizon > 0"):
+    with pytest.raises(UsageError, match=r"strategy\.horizon"):
         SkipDecode(horizon=0)
-    with pytest.raises(UsageError, match="below the 2 kept layers"):
+    with pytest.raises(UsageError, match=r"strategy\.warmup_layers.*\b2 kept layers"):
         SkipDecode(2).stages(12, 2, [5])
     config = compose(["strategy=skip_decode", "ratio_basis=latency"])
-    with pytest.raises(UsageError, match="decides its depth itself"):
+    with pytest.raises(UsageError, match=r"ratio_basis=latency.*strategy=skip_decode"):
         make_plan(config, read_metadata(config.model))
 
 

@@ -34,7 +34,7 @@ def test_early_exit_trains_the_full_depth_with_an_exit_at_every_check():
         (["strategy=early_exit", "strategy.min_exit=12"], "min_exit"),
         (["strategy=early_exit", "train.full_weight=1"], "full_weight"),
         (["strategy=early_exit", "prompt_layers=kept"], "prompt_layers"),
-        (["train.ratios=[20]"], "ratio 20"),
+        (["train.ratios=[20]"], "ratio=20"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_its_key(overrides, named):

@@ -71,7 +71,7 @@ def test_the_instruction_follows_the_article(file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "empty"),
+        ("", r"bad\.jsonl"),
         ('{"id": 1}\n', "row 1: .*article and highlights.*id"),
         ("nonsense\n", "line 1"),
         ('{"id": 1, "article": 5, "highlights": "x"}\n', "row 1"),

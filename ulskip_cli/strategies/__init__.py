@@ -1,6 +1,6 @@
-"""Strategies: which layers a decode step runs, decided with integers and without torch.
+"""Strategies, which choose the layers of a decode step from integers, without torch.
 
-Each strategy is one small module; the protocols below say what a strategy offers. This package imports `core` alone.
+Each strategy is one small module; the protocols below define its interface. This package imports only `core`.
 Start with `schedule.py` (layers as tuples of integers) and `top_skip.py` (the smallest strategy), then read `plan.py`,
 which turns a configuration and a model's metadata into a `Plan`.
 """
@@ -64,13 +64,13 @@ class HeldOutMeasurements(Protocol):
 class CalibrationResult:
     """Result of a calibration."""
 
-    options: dict[str, Any]  # values of strategy options; with them it is calibrated
-    notes: dict[str, Any] = field(default_factory=dict)  # details for its record
+    options: dict[str, Any]  # values for the calibrated options
+    notes: dict[str, Any] = field(default_factory=dict)  # details for the row
 
 
 @runtime_checkable
 class NeedsCalibration(Protocol):
-    """Strategy with options that a run measures on held-out examples, unless they are given."""
+    """Strategy with options that a run measures on held-out examples, unless they have values."""
 
     # Conditions besides model and examples that a calibration depends on: `num_kept`, `decoding`, `batch_size`.
     calibrated_for: ClassVar[tuple[str, ...]]

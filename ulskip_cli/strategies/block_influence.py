@@ -20,7 +20,7 @@ class BlockInfluence:
 
     @property
     def is_calibrated(self) -> bool:
-        """True if the scores are known."""
+        """True if the scores have values."""
         return bool(self.scores)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
@@ -29,7 +29,8 @@ class BlockInfluence:
             return schedule.even(num_layers, num_kept)
         if len(self.scores) != num_layers:
             raise UsageError(
-                f"expected strategy.scores for {num_layers} layers, got {len(self.scores)}; leave it empty to measure them"
+                f"expected {num_layers} values in strategy.scores, one for each layer, got {len(self.scores)}; "
+                "set strategy.scores=[] to measure them"
             )
         ranked = sorted(range(num_layers), key=lambda layer: (-self.scores[layer], layer))
         return tuple(sorted(ranked[:num_kept]))

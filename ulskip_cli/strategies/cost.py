@@ -1,4 +1,4 @@
-"""Cost models: predicted speedup by bytes of weights, latency as a line over the layers, and the gain of drafts."""
+"""Cost models: speedup predicted from bytes of weights, latency as a line over the number of layers, gain of drafts."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.schedule import MIN_KEPT
 
-LINE_ERROR = 1.05  # relative error that the latency line may have
+LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
 
 
 def num_kept_for_cost(
@@ -26,8 +26,8 @@ def num_kept_for_cost(
     highest = math.floor(weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
     share = weights.head / (weights.head + sum(weights.layers))
     raise NotApplicable(
-        f"ratio {target_speedup:g} is out of reach by cost: the highest reachable ratio is {highest:g}, "
-        f"since the head alone is {share:.0%} of the bytes that a full step reads"
+        f"ratio={target_speedup:g} is out of reach by cost, because the head alone is {share:.0%} of the bytes of a full "
+        f"step; use ratio <= {highest:g}"
     )
 
 
@@ -36,7 +36,7 @@ class LatencyFit:
     """Latency of a decode step on this machine, as a straight line over the number of layers."""
 
     num_layers: int
-    fixed_seconds: float  # part of a step that does not depend on its layers: head, embedding, the loop itself
+    fixed_seconds: float  # part of a step that does not depend on its layers: head, embedding, loop
     layer_seconds: float
     step_seconds: Mapping[int, float]  # measured, by number of kept layers
 
@@ -65,14 +65,14 @@ class LatencyFit:
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))
 
     def check(self, target_speedup: float) -> None:
-        """Raise UsageError for a target that two layers miss by more than the error of the line."""
+        """Raise NotApplicable if two layers miss the target by more than the error of the line, UsageError if it is below 1."""
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
         highest = 1 / self.share(MIN_KEPT)
         if target_speedup > highest * LINE_ERROR:
             raise NotApplicable(
-                f"ratio {target_speedup:g} is out of reach by latency: the highest reachable ratio is {highest:.2f}, since "
-                f"{self.share(0):.0%} of a full step's time does not depend on its layers (the head, the loop)"
+                f"ratio={target_speedup:g} is out of reach by latency, because {self.share(0):.0%} of a full step does not "
+                f"depend on its layers; use ratio <= {highest:.2f}"
             )
 
     def _at(self, count: float) -> float:

@@ -1,4 +1,4 @@
-"""A schedule given by the user: a list of layers, or a file from `ulskip export --format schedule`."""
+"""A user's own schedule: a list of layers, or a file of `ulskip export --format schedule`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Custom:
 
     def __post_init__(self) -> None:
         if self.layers and self.file is not None:
-            raise UsageError(f"expected strategy.layers or strategy.file, got both: {self.layers} and {self.file}")
+            raise UsageError(f"expected strategy.layers or strategy.file, got both: {self.layers} and {self.file}; set one")
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
         """Return the number of listed layers."""
@@ -32,8 +32,8 @@ class Custom:
         """Return the listed layers, checked against the model's depth."""
         if self._read and self._read.num_layers != num_layers:
             raise UsageError(
-                f"{self.file} is a schedule for {self._read.num_layers} layers, and this model has {num_layers}; "
-                "give a schedule for this depth"
+                f"expected a schedule for the model's {num_layers} layers, got one for {self._read.num_layers} in {self.file}; "
+                "export a schedule for this model"
             )
         return schedule.checked(num_layers, self._listed)
 
@@ -52,6 +52,12 @@ class Custom:
         found = schedule_file.read(Path(self.file))
         if found.later_stages:
             options = [f"strategy.{key}={value}" for key, value in found.strategy_options.items()]
-            asked = [f"strategy={found.strategy}", *options, *([f"ratio={found.target_ratio:g}"] if found.target_ratio else [])]
-            raise UsageError(f"{self.file} has later stages, which strategy=custom does not support; use {' '.join(asked)}")
+            overrides = [
+                f"strategy={found.strategy}",
+                *options,
+                *([f"ratio={found.target_ratio:g}"] if found.target_ratio else []),
+            ]
+            raise UsageError(
+                f"later stages, as in {self.file}, are not supported with strategy=custom; use {' '.join(overrides)}"
+            )
         return found

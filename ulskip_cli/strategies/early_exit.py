@@ -10,14 +10,14 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 from ulskip_cli.strategies.exit_rule import BATCHES, CONFIDENCES, FALLS_TO, ExitRule
 
 NEVER = 2.0  # no confidence is above 1
-LOGITS = (-8.0, 14.0)  # search interval of logit(0.9 lam); the upper end is far because cosines lie close to 1
+LOGITS = (-8.0, 14.0)  # search interval of logit(0.9 lam); the upper end is high because cosines are close to 1
 ROUNDS = 14
 TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
 
 
 @dataclass(frozen=True)
 class EarlyExit:
-    """End a step at the first check whose confidence passes a threshold."""
+    """End a step at the first check whose confidence passes a threshold, lam, which decays over a horizon of T steps."""
 
     confidence: str = option(
         "softmax_diff", "gap of the top two probabilities, top probability, or cosine of hidden states", CONFIDENCES
@@ -39,7 +39,7 @@ class EarlyExit:
 
     @property
     def is_calibrated(self) -> bool:
-        """True if lam is known."""
+        """True if lam has a value."""
         return self.threshold is not None
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:

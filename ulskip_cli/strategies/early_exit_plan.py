@@ -1,4 +1,4 @@
-"""Early exit in plans: the exit rule of a configuration, its output heads per step, and what it does not go with."""
+"""Early exit in plans: the exit rule of a configuration, its output heads per step, and incompatible options."""
 
 from collections.abc import Callable
 
@@ -23,18 +23,19 @@ def make_exit_rule(strategy: Strategy, config: Config, num_layers: int, num_kept
     name, decoding = config.strategy["name"], config.decoding
     if rule.batch == "na" and config.batch_size > 1:
         raise NotApplicable(
-            f"strategy={name} with strategy.batch=na serves batch_size=1 alone, got {config.batch_size}; "
-            "with strategy.batch=min a batch exits when its least confident sequence may"
+            f"expected batch_size=1 with strategy.batch=na, got {config.batch_size}; set batch_size=1 or strategy.batch=min"
         )
     refused = {
-        "beams; set decoding.num_beams=1": decoding.num_beams > 1,
-        "stop strings; set decoding.stop=[]": bool(decoding.stop),
-        "arguments of transformers' generate; set decoding.generate_kwargs=null": bool(decoding.generate_kwargs),
-        "drafts; set decoding.draft_tokens=0": bool(decoding.draft_tokens),
-        "transformers' generate; set decoding.engine=auto": decoding.engine == "transformers",
-        "compiled steps; set decoding.compile=auto": decoding.compile == "on",
+        "num_beams=1": decoding.num_beams > 1,
+        "stop=[]": bool(decoding.stop),
+        "generate_kwargs=null": bool(decoding.generate_kwargs),
+        "draft_tokens=0": bool(decoding.draft_tokens),
+        "engine=auto": decoding.engine == "transformers",
+        "compile=auto": decoding.compile == "on",
     }
-    for reason, is_set in refused.items():
+    for supported, is_set in refused.items():
         if is_set:
-            raise NotApplicable(f"strategy={name} does not go with {reason}")
+            key = supported.split("=")[0]
+            value = str(getattr(decoding, key))[:60]
+            raise NotApplicable(f"decoding.{key}={value} is not supported with strategy={name}; use decoding.{supported}")
     return rule

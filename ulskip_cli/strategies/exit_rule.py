@@ -1,4 +1,4 @@
-"""The exit rule of CALM (Schuster et al. 2022, arXiv:2207.07061): the depth at which a token may leave the layers."""
+"""The exit rule of CALM (Schuster et al. 2022, arXiv:2207.07061): the depths and the confidence at which a token may exit."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from ulskip_cli.core.errors import UsageError
 CONFIDENCES = ("softmax_diff", "softmax_max", "cosine")
 BATCHES = ("min", "na")
 FALLS_TO = 0.9  # the threshold decays from lam to 0.9 lam; lam may exceed 1 so that 0.9 lam can be 1
-MISSING_KV = "recompute"  # source of the keys and values that an exit leaves out in the layers above it
+MISSING_KV = "recompute"  # how the layers above an exit get the keys and values of its token
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class ExitRule:
 
     def __post_init__(self) -> None:
         if self.least_depth > self.target_depth:
-            second = f" (cosine has no value at the first check, of {self.min_exit})" if self.confidence == "cosine" else ""
+            second = " (with strategy.confidence=cosine, at the second check)" if self.confidence == "cosine" else ""
             raise UsageError(
-                f"expected exits at {self.target_depth} of {self.num_layers} layers or fewer, got {self.least_depth} at "
-                f"least{second}; lower strategy.min_exit or strategy.every, or the ratio"
+                f"expected a first exit at {self.target_depth} of {self.num_layers} layers or fewer, got {self.least_depth}"
+                f"{second}; lower strategy.min_exit, strategy.every or the ratio"
             )
 
     @property
@@ -52,12 +52,7 @@ class ExitRule:
         return FALLS_TO * self.threshold + (1 - FALLS_TO) * self.threshold * math.exp(-4 * step / self.horizon)
 
     def heads(self, depth: int) -> int:
-        """Return how often a step of this depth runs the output head: once per check, and once at the end without a check.
-
-        >>> rule = ExitRule(12, 6, "softmax_max", None, 64, min_exit=2, every=2)
-        >>> rule.heads(6), rule.heads(12), ExitRule(12, 6, "cosine", None, 64).heads(6)
-        (3, 6, 1)
-        """
+        """Return how often a step of this depth runs the output head: once per check, and once at the end without a check."""
         if self.confidence == "cosine":
             return 1
         checked = sum(check <= depth for check in self.checks)

@@ -1,4 +1,4 @@
-"""The baseline: keep every layer."""
+"""The full model, the baseline: keep every layer."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,12 +6,12 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Full:
-    """Keep all layers, whatever the ratio."""
+    """Keep all layers at every ratio."""
 
     follows_ratio: ClassVar[bool] = False
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
-        """Return N."""
+        """Return the number of all layers."""
         return num_layers
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> Memor
     )
     if None in sizes:
         raise UsageError(
-            "memory_budget needs the sizes of weights and KV cache, which this model's files do not tell; "
+            "memory_budget requires the sizes of weights and KV cache, which this model's files do not contain; "
             "set memory_budget=null"
         )
     per_layer, weights, per_token, per_sequence = (int(size or 0) for size in sizes)
@@ -63,7 +63,8 @@ def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> Memor
     if not own.max_batch:
         raise UsageError(
             f"expected memory_budget above the {weights / 2**20:,.1f} MiB of the weights plus the "
-            f"{own.sequence_bytes / 2**20:,.1f} MiB of one sequence, got {budget / 2**20:,.1f} MiB"
+            f"{own.sequence_bytes / 2**20:,.1f} MiB of one sequence, got {budget / 2**20:,.1f} MiB; "
+            "raise it, or lower decoding.max_new_tokens"
         )
     return MemoryPlan(budget, weights, prompt, new, own, footprint(metadata.num_layers))
 

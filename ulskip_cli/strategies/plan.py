@@ -1,4 +1,4 @@
-"""Plans: a configuration and a model's metadata become the layers to run and their predicted speedup, before torch loads."""
+"""Plans: the layers to run and their predicted speedup, from a configuration and a model's metadata, without torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -41,14 +41,14 @@ class Plan:
     exits: ExitRule | None = None  # None without early exit
 
     def __post_init__(self) -> None:
-        """Check that the layers only shrink; a layer that returned would lack keys and values of the steps between."""
+        """Check that later stages only drop layers; a layer that returned would lack keys and values of earlier steps."""
         for before, after in pairwise(self.stages):
             if not set(after.kept_layers) < set(before.kept_layers) or after.first_step <= before.first_step:
                 raise ValueError(f"expected fewer layers at a later step than {before}, got {after}")
 
     @classmethod
     def from_layers(cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Plan":
-        """Make the plan of a list of layers for a model of which only the depth is known, or raise UsageError."""
+        """Make a plan from a list of layers and the depth of a model, or raise UsageError."""
         layers = schedule.checked(num_layers, kept)
         ratio = num_layers / len(layers)
         return cls("custom", num_layers, layers, prompt_layers, None, ratio, None, None, None, ())
@@ -59,7 +59,7 @@ class Plan:
         return (Stage(0, self.kept_layers), *self.later_stages)
 
     def step_counts(self, steps: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Return for each stage how many of the first `steps` decode steps it serves, and its layers."""
+        """Return for each stage the number of the first `steps` decode steps that use it, and its layers."""
         return schedule.step_counts(self.stages, steps)
 
     def mean_kept(self, steps: int) -> float:
@@ -126,20 +126,20 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
 def _usable_basis(
     strategy: Strategy, config: Config, metadata: ModelMetadata, depth: float | None
 ) -> tuple[str, tuple[str, ...]]:
-    """Return the meaning that the ratio can have with the data at hand, and a warning for each fallback."""
+    """Return the ratio basis that the available data allow, and a warning for each fallback."""
     basis = config.ratio_basis if strategy.follows_ratio else "layers"
     warnings = []
     if basis == "latency" and _chooses_own_depth(strategy):
         raise NotApplicable(
-            f"ratio_basis=latency does not go with strategy={config.strategy['name']}, which decides its depth itself; "
-            "use ratio_basis=layers or cost"
+            f"ratio_basis=latency is not supported with strategy={config.strategy['name']}, which adjusts its own depth; "
+            "use ratio_basis=layers or ratio_basis=cost"
         )
     if basis == "latency" and depth is None:
-        warnings.append("ratio_basis=latency needs a timing, which only a run makes; this plan uses ratio_basis=cost")
+        warnings.append("ratio_basis=latency requires a timing, which only a run makes; this plan uses ratio_basis=cost")
         basis = "cost"
     if basis == "cost" and metadata.weights is None:
         warnings.append(
-            "ratio_basis=cost needs the sizes of the weights, which are unknown before the model is loaded; "
+            "ratio_basis=cost requires the sizes of the weights, which are unknown before the model is loaded; "
             "this plan uses ratio_basis=layers"
         )
         basis = "layers"
@@ -151,7 +151,7 @@ def _choose_count(strategy: Strategy, config: Config, metadata: ModelMetadata, b
     if depth is not None:
         return math.ceil(depth - 1e-9)
     if basis == "cost" and metadata.weights is not None:
-        # Even spacing stands in where the layers of a count are unknown or their mean bytes differ from the average step.
+        # Even spacing replaces layers that are unknown yet, or whose mean bytes differ from the average step.
         layers_of = schedule.even if _chooses_own_depth(strategy) else strategy.kept_layers
         heads = heads_per_step(strategy, config, num_layers)
         return num_kept_for_cost(metadata.weights, config.ratio, lambda count: layers_of(num_layers, count), heads)
@@ -190,23 +190,26 @@ def _check_drafts(config: Config, num_layers: int, stages: Sequence[Stage]) -> N
         return
     if len(stages[0].kept_layers) == num_layers:
         raise NotApplicable(
-            "decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; raise the ratio, or set "
-            "decoding.draft_tokens=0"
+            "decoding.draft_tokens requires skipped layers, but this schedule keeps every layer; use a higher ratio or another "
+            "strategy, or set decoding.draft_tokens=0"
         )
     if len(stages) > 1:
         raise NotApplicable(
-            f"decoding.draft_tokens needs the same layers at every step, and strategy={config.strategy['name']} changes them; "
-            "choose another strategy, or set decoding.draft_tokens=0"
+            f"decoding.draft_tokens is not supported with strategy={config.strategy['name']}, which changes its layers between "
+            "steps; use another strategy, or set decoding.draft_tokens=0"
         )
 
 
 def _schedule_warnings(strategy: Strategy, config: Config, num_layers: int, kept: Sequence[int]) -> list[str]:
     warnings, name = [], config.strategy["name"]
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
-        warnings.append(f"{name} is not calibrated; a run calibrates it, and this plan uses {strategy.stand_in}")
+        warnings.append(f"strategy={name} is not calibrated yet; a run calibrates it, and this plan uses {strategy.stand_in}")
     if name in ("unified", "custom") and schedule.is_unbalanced(num_layers, kept):  # the others skip one block on purpose
         gap = schedule.longest_gap(kept)
-        warnings.append(f"unbalanced: {gap} neighbouring layers are skipped in one block; spacing=even spreads them")
+        warnings.append(
+            f"unbalanced schedule: it skips {gap} neighbouring layers in one block, which may lower the quality; "
+            "strategy=unified strategy.spacing=even spreads them"
+        )
     return warnings
 
 
@@ -221,14 +224,14 @@ def _predict_speedup(
 
 
 def _chooses_own_depth(strategy: Strategy) -> bool:
-    """Tell if a strategy adjusts its depth to R by itself, so that latency is no line over its numbers of layers."""
+    """Return True if a strategy adjusts its own depth to R, so that its latency is not linear in its number of layers."""
     return isinstance(strategy, PositionalStrategy) or (
         isinstance(strategy, NeedsCalibration) and "num_kept" in strategy.calibrated_for
     )
 
 
 def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | None:
-    """Tell if weights were trained with the layers of a plan; None if their training is unknown."""
+    """Return True if weights were trained with the layers of a plan; None if their training is unknown."""
     if trained_for is None:
         return None
     exits = trained_for.get("exits") or []

@@ -1,4 +1,4 @@
-"""Schedules: the decoder layers that a decode step keeps, as pure functions on integers.
+"""Schedules, the decoder layers that a decode step keeps, as pure functions on integers.
 
 The unified schedule of Liu, Meng and Zhou 2024 (arXiv:2404.06954) keeps R of N layers: always the first and the last, and
 evenly spread layers between them. `even` rounds to the nearest layer; `reference` rounds like the authors' published code.
@@ -17,14 +17,14 @@ MIN_KEPT = 2
 
 @dataclass(frozen=True)
 class Stage:
-    """The layers of a stretch of decode steps."""
+    """The layers of consecutive decode steps."""
 
     first_step: int  # step 0 generates the second token
     kept_layers: tuple[int, ...]  # ascending; fewer than in the stage before
 
 
 def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Return for each stage how many of the first `steps` decode steps it serves, and its layers."""
+    """Return for each stage the number of the first `steps` decode steps that use it, and its layers."""
     starts = [stage.first_step for stage in stages] + [steps]
     counts = [max(0, min(end, steps) - start) for start, end in pairwise(starts)]
     return [(count, stage.kept_layers) for count, stage in zip(counts, stages, strict=True)]
@@ -52,14 +52,14 @@ def num_kept(num_layers: int, target_speedup: float, tolerance: float = 1e-9) ->
     (15, 30, 21)
     """
     if num_layers < MIN_LAYERS:
-        raise UsageError(f"expected a model of at least {MIN_LAYERS} decoder layers, got {num_layers}: nothing to skip")
+        raise UsageError(f"expected a model with at least {MIN_LAYERS} decoder layers, got {num_layers}; use another model")
     if not math.isfinite(target_speedup) or target_speedup < 1:
         raise UsageError(f"expected ratio >= 1, got {target_speedup:g}; 1 keeps every layer, 2 half of them")
     count = math.floor(num_layers / target_speedup + tolerance)
     if count < MIN_KEPT:
         raise NotApplicable(
-            f"ratio {target_speedup:g} is out of reach for {num_layers} layers (the first and the last always stay); "
-            f"the highest reachable ratio is {num_layers / MIN_KEPT:g}"
+            f"ratio={target_speedup:g} is out of reach for {num_layers} layers, of which at least {MIN_KEPT} are kept; "
+            f"use ratio <= {num_layers / MIN_KEPT:g}"
         )
     return count
 
@@ -77,8 +77,8 @@ def even(num_layers: int, num_kept: int) -> tuple[int, ...]:
 def reference(num_layers: int, num_kept: int) -> tuple[int, ...]:
     """Return the R layers that the published code of arXiv:2404.06954 picks, with its rounding.
 
-    They are multiples of `step = int(N / (R - 1))` until R - 1 layers are taken, then the last layer. If the step is
-    rounded down by much (N=32, R=21), the kept layers cluster at the bottom: see `is_unbalanced`.
+    They are the first R - 1 multiples of `step = int(N / (R - 1))`, and the last layer. If much of the step is rounded off
+    (N=32, R=21), the kept layers cluster at the bottom: see `is_unbalanced`.
 
     >>> reference(30, 6)
     (0, 6, 12, 18, 24, 29)
@@ -105,7 +105,7 @@ def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
     """Return distinct, ascending layers within 0..N-1 as a tuple; raise UsageError for any others."""
     kept = tuple(layers)
     if not kept:
-        raise UsageError("expected a list of layers to keep, got none; example: strategy.layers=[0,3,5]")
+        raise UsageError("expected at least one layer to keep, got none; list them, e.g. strategy.layers=[0,3,5]")
     if any(b <= a for a, b in pairwise(kept)):
         raise UsageError(f"expected distinct layers in ascending order, got {list(kept)}")
     if kept[0] < 0 or kept[-1] >= num_layers:
@@ -127,20 +127,12 @@ def without_one(kept: Sequence[int]) -> tuple[int, ...]:
 
 
 def longest_gap(kept: Sequence[int]) -> int:
-    """Return the largest number of neighbouring layers skipped between two kept ones.
-
-    >>> longest_gap((0, 1, 5, 6))
-    3
-    """
+    """Return the largest number of neighbouring layers skipped between two kept ones."""
     return max((b - a - 1 for a, b in pairwise(kept)), default=0)
 
 
 def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:
-    """Tell if a skipped block is more than twice as long as necessary.
-
-    >>> is_unbalanced(32, reference(32, 21)), is_unbalanced(30, reference(30, 10))
-    (True, False)
-    """
+    """Return True if a skipped block is more than twice as long as necessary."""
     if len(kept) < MIN_KEPT:
         return False
     shortest_possible = math.ceil((num_layers - len(kept)) / (len(kept) - 1))

@@ -41,15 +41,17 @@ def read(path: Path) -> ScheduleFile:
     except OSError as error:
         raise UsageError(f"cannot read the schedule {path} ({error.strerror or error})") from None
     except ValueError as error:
-        raise UsageError(f"{path} is no schedule: expected JSON ({error})") from None
+        raise UsageError(f"expected a schedule in JSON at {path}, got another format ({error})") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise UsageError(f'{path} is no schedule: expected a JSON object with "format": "{FORMAT}"')
+        raise UsageError(
+            f'expected a JSON object with "format": "{FORMAT}" at {path}; `ulskip export --format schedule` makes one'
+        )
     version = values.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise UsageError(f"{path} has format_version {version}; expected {FORMAT_VERSION}, which this version of ulskip reads")
+        raise UsageError(f"expected format_version {FORMAT_VERSION} in {path}, got {version}; export the schedule again")
     num_layers, kept = values.get("num_layers"), values.get("kept_layers")
     if not _is_count(num_layers) or not isinstance(kept, list) or not all(map(_is_count, kept)):
-        raise UsageError(f"{path} is no schedule: expected num_layers, an integer, and kept_layers, a list of integers")
+        raise UsageError(f"expected the integer num_layers and the list of integers kept_layers in {path}")
     known = {key: values[key] for key in ScheduleFile.__dataclass_fields__ if key in values}
     return ScheduleFile(**{**known, "kept_layers": tuple(kept), "later_stages": tuple(values.get("later_stages") or ())})
 

@@ -28,11 +28,11 @@ class Search:
 
     @property
     def is_calibrated(self) -> bool:
-        """True if the layers are known."""
+        """True if the layers have values."""
         return bool(self.layers)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """Return the layers found, or evenly spread ones before a search; UsageError if the ratio needs another number."""
+        """Return the found layers, or evenly spread ones before a search; another number of layers is a UsageError."""
         if not self.layers:
             return schedule.even(num_layers, num_kept)
         if len(self.layers) != num_kept:

@@ -1,8 +1,8 @@
 """SkipDecode (Del Corro et al. 2023): the depth depends on the position alone and decreases as the text grows.
 
 The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max - (max - min) min(t / T, 1))`
-layers run: the first w (warm-up) and the last a(t) - w. A layer that runs at a step ran at every earlier step, so that no
-keys and values are missing.
+layers run: the first w (`warmup_layers`) and the last a(t) - w. T is the `horizon`. A layer that runs at a step ran at every
+earlier step, so that no keys and values are missing.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class SkipDecode:
 
     @property
     def is_calibrated(self) -> bool:
-        """True if T is known."""
+        """True if T has a value."""
         return self.horizon is not None
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
@@ -63,7 +63,10 @@ class SkipDecode:
         ((8, 4), (2, 2), (12, 12))
         """
         if num_kept <= self.warmup_layers:
-            raise UsageError(f"expected strategy.warmup_layers below the {num_kept} kept layers, got {self.warmup_layers}")
+            raise UsageError(
+                f"expected strategy.warmup_layers below the {num_kept} kept layers, got {self.warmup_layers}; "
+                "lower it or the ratio"
+            )
         most = min(num_layers, round(4 * num_kept / 3))
         fewest = max(2 * num_kept - most, self.warmup_layers + 1)
         return min(most, 2 * num_kept - fewest), fewest

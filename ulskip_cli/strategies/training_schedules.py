@@ -1,4 +1,4 @@
-"""Schedules and exits that a training learns: for each ratio the layers that run."""
+"""Schedules and exits to train for, by target speedup."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,8 @@ def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | 
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated and not isinstance(strategy, PositionalStrategy):
         name = config.strategy["name"]
         raise UsageError(
-            f"strategy={name} is measured on a trained model; pass the calibration.options of a run's row as strategy options"
+            f"training with strategy={name} requires calibrated options; set strategy.<option> to the "
+            "calibration.options of a run's row"
         )
 
     def stages(ratio: float) -> tuple[Stage, ...]:
@@ -51,6 +52,6 @@ def _check_early_exit_training(config: TrainingConfig, num_layers: int) -> None:
     name = config.strategy["name"]
     for key in ("full_weight", "distill_weight"):
         if getattr(config.train, key):
-            raise UsageError(f"strategy={name} trains every exit and does not use train.{key}; set it to 0")
+            raise UsageError(f"train.{key} is not supported with strategy={name}, which trains every exit; set train.{key}=0")
     if config.prompt_layers != "all":
-        raise UsageError(f"strategy={name} encodes prompts with all layers; set prompt_layers=all")
+        raise UsageError(f"prompt_layers=kept is not supported in training with strategy={name}; use prompt_layers=all")

@@ -1,4 +1,4 @@
-"""Tasks: the examples that a model is asked, the prompts made from them, and the metrics that judge its answers.
+"""Tasks: examples, the prompts made from them, and the metrics that score the answers.
 
 A task is a frozen dataclass that implements `Task`; start with `jsonl.py`, the shortest. The package imports only
 `ulskip_cli.core`, and torch or transformers only inside functions.

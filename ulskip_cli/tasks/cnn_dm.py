@@ -39,7 +39,7 @@ class CnnDm(TaskOptions):
     def examples(self) -> list[Example]:
         """Return all articles in the order of the data."""
         if self.file and self.dataset != "sample":
-            raise UsageError(f"expected task.file or task.dataset, got both: {self.file} and {self.dataset}")
+            raise UsageError(f"expected task.file or task.dataset, got both: {self.file} and {self.dataset}; set one")
         rows, origin = self._rows()
         examples = examples_from_rows(rows, self.article_key, self.highlights_key, origin)
         if self.max_article_words is None:

@@ -55,13 +55,15 @@ class PromptFormatter:
             )
             conversation = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.chat_options)
         except Exception as error:  # a chat template is a program and may raise anything
-            raise UsageError(f"the model's chat template fails ({str(error).strip()[:160]}); try task.template=plain") from None
+            raise UsageError(
+                f"the model's chat template failed ({str(error).strip()[:160]}); use task.template=plain"
+            ) from None
         if conversation.startswith(chat_prompt):
             return chat_prompt, conversation[len(chat_prompt) :].rstrip()
         return chat_prompt, f"{response}{self.tokenizer.eos_token or ''}"  # the chat template rewrites earlier messages
 
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]) -> list[EncodedExample]:
-        """Tokenize what `format` returned; special tokens are added unless the chat template has added them."""
+        """Tokenize the results of `format`; add special tokens unless the chat template has added them."""
         chat = self.template.chat
         prompts = tokenizer([prompt for prompt, _ in pairs], add_special_tokens=not chat)["input_ids"]
         responses = tokenizer([response for _, response in pairs], add_special_tokens=False)["input_ids"]
@@ -90,9 +92,8 @@ def encode(
         if len(encoded[i].prompt_ids) > max_prompt_tokens:
             if not may_truncate_source:
                 raise UsageError(
-                    f"example {example.id}: its prompt of {len(encoded[i].prompt_ids)} tokens and {max_new_tokens} new tokens "
-                    f"exceed the model's context of {context}; shorten it, lower decoding.max_new_tokens, or use a model with "
-                    "a longer context"
+                    f"example {example.id}: a prompt of {len(encoded[i].prompt_ids)} tokens and {max_new_tokens} new tokens "
+                    f"exceed the model's context of {context}; shorten it, lower decoding.max_new_tokens, or change the model"
                 )
             shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
             encoded[i] = replace(formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True)
@@ -117,12 +118,15 @@ def truncate_source(
         middle = (longest + too_long) // 2
         longest, too_long = (middle, too_long) if fits(_with_source_prefix(example, middle)) else (longest, middle)
     if not longest:
-        raise UsageError(f"example {example.id}: the instruction alone exceeds the {max(0, max_prompt_tokens)} prompt tokens")
+        raise UsageError(
+            f"example {example.id}: the instruction alone exceeds the {max(0, max_prompt_tokens)} tokens that the context "
+            "leaves for a prompt; lower decoding.max_new_tokens, or shorten task.prompt"
+        )
     return _with_source_prefix(example, longest)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the padding id; without one, EOS or 0 serves, since the attention mask hides padding."""
+    """Return the id of padding, else of EOS, else 0; the attention mask hides padding."""
     return next((int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
 
 

@@ -1,4 +1,4 @@
-"""A user's own task without code: prompts and references from a file or dataset, and metrics by name."""
+"""A user's own task: prompts and references from a file or dataset, and metrics by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,9 @@ class Jsonl(TaskOptions):
     def examples(self) -> list[Example]:
         """Return all rows in the order of the data."""
         if bool(self.file) == bool(self.dataset):
+            given = f"both: {self.file} and {self.dataset}" if self.file else "neither"
             raise UsageError(
-                "task=jsonl expects one of task.file=<jsonl with prompt and reference> and task.dataset=<hub id or folder>"
+                f"expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or folder>, got {given}"
             )
         origin = str(Path(self.file).expanduser() if self.file else self.dataset)
         rows = read_jsonl(Path(origin)) if self.file else load_dataset_rows(origin, self.subset, self.split)

@@ -1,4 +1,4 @@
-"""Examples and where they come from: text files, JSON lines and datasets of the Hugging Face Hub."""
+"""Examples, read from text files, JSON lines and datasets of the Hugging Face Hub."""
 
 import gzip
 import json
@@ -23,14 +23,14 @@ class Example:
 def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str) -> list[Example]:
     """Convert rows to examples; the id is the row's `id` or its index. A row without both texts is a UsageError."""
     if not rows:
-        raise UsageError(f"{origin} has no rows")
+        raise UsageError(f"expected at least one row in {origin}, got none")
     examples = []
     for i, row in enumerate(rows):
         source, reference = row.get(source_key), row.get(reference_key)
         if not (isinstance(source, str) and source.strip() and isinstance(reference, str) and reference.strip()):
             raise UsageError(
                 f"{origin}, row {i + 1}: expected non-empty texts under {source_key} and {reference_key}, "
-                f"got keys {', '.join(row)}"
+                f"got keys {', '.join(row)[:200]}"
             )
         examples.append(Example(str(row.get("id", i)), source, reference))
     return examples
@@ -42,7 +42,7 @@ def read_text(file: Path) -> str:
         raw = file.read_bytes()
         return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
-        raise UsageError(f"no file at {file}") from None
+        raise UsageError(f"expected a file at {file}, got none; check the path") from None
     except (OSError, UnicodeDecodeError, EOFError) as error:
         raise UsageError(f"cannot read {file} as UTF-8 text ({error})") from None
 
@@ -52,10 +52,10 @@ def read_lines(file: Path) -> list[str]:
     text = read_text(file)
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:
-        raise UsageError(f"{file} is empty; expected one sentence per line")
+        raise UsageError(f"expected one sentence per line in {file}, got an empty file")
     blank = next((i for i, line in enumerate(lines) if not line.strip()), None)
     if blank is not None:
-        raise UsageError(f"{file}, line {blank + 1} is empty; expected one sentence per line")
+        raise UsageError(f"{file}, line {blank + 1}: expected a sentence, got an empty line")
     return lines
 
 
@@ -73,7 +73,7 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
             raise UsageError(f"{file}, line {number}: expected a JSON object, got {line[:60]!r}")
         objects.append(row)
     if not objects:
-        raise UsageError(f"{file} is empty; expected one JSON object per line")
+        raise UsageError(f"expected one JSON object per line in {file}, got an empty file")
     return objects
 
 
@@ -83,7 +83,7 @@ def is_dataset(name: str) -> bool:
 
 
 def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Load a split of a hub dataset or folder; no `subset`: the first of `default_subsets` that exists, else the only one."""
+    """Load a split of a hub dataset or folder: of `subset`, else of the first existing default subset, else of the only one."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -110,4 +110,4 @@ def _choose_subset(available: Sequence[str], defaults: Sequence[str], name: str)
     matching = [subset for subset in defaults if subset in available]
     if matching or len(available) < 2:
         return matching[0] if matching else next(iter(available), None)
-    raise UsageError(f"dataset '{name}' has several subsets; choose one with task.subset: {', '.join(available)}")
+    raise UsageError(f"dataset '{name}' has several subsets; set task.subset to one of {', '.join(available)[:300]}")

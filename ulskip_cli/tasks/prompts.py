@@ -17,7 +17,7 @@ class Template:
     prompt_format: str  # text that the model reads
     response_format: str  # text that it should write
     chat: bool = False  # prompt and response are a user and an assistant message in the model's chat template
-    fields: Mapping[str, str] = field(default_factory=dict)  # the task's own, such as language names
+    fields: Mapping[str, str] = field(default_factory=dict)  # further fields of the task, such as language names
 
     def prompt(self, example: Example) -> str:
         """Return the text that the model reads."""
@@ -36,7 +36,7 @@ def choose_template(
     chosen = default if name == AUTO else require_choice("task.template", name, [AUTO, *formats])
     if chosen == CHAT and not has_chat:
         others = ", ".join(key for key in formats if key != CHAT)
-        raise UsageError(f"task.template=chat: the model's tokenizer has no chat template; choose {others} or auto")
+        raise UsageError(f"task.template=chat: the model's tokenizer has no chat template; use {others} or auto")
     texts = formats.get(chosen, {})
     if not {"prompt", "response"} <= texts.keys():
         raise UsageError(f"expected prompt and response in task.templates.{chosen}, got {', '.join(texts) or 'nothing'}")
@@ -44,7 +44,7 @@ def choose_template(
     response_format = texts["response"] if response is None else response
     for key, text, field_name in (("prompt", prompt_format, "{source}"), ("response", response_format, "{reference}")):
         if field_name not in text:
-            raise UsageError(f"expected {field_name} in the template's {key} (task.{key}), got {text!r}")
+            raise UsageError(f"expected {field_name} in the template's {key} (task.{key}), got {text[:80]!r}")
     return Template(prompt_format, response_format, chosen == CHAT, fields)
 
 
@@ -53,4 +53,6 @@ def _fill(text: str, fields: Mapping[str, str]) -> str:
         return text.format(**fields)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         known = ", ".join(f"{{{name}}}" for name in fields)
-        raise UsageError(f"bad template {text!r} ({error}); known fields: {known}") from None
+        raise UsageError(
+            f"expected only the fields {known} in a template, got {text[:80]!r} ({error}); write other braces twice"
+        ) from None

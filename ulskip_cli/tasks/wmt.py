@@ -44,20 +44,20 @@ class Wmt(TaskOptions):
         for side, code in zip(("source", "target"), codes, strict=True):
             if code not in LANGUAGES and not getattr(self, f"{side}_language"):
                 raise UsageError(
-                    f"unknown language '{code}' in task.pair={self.pair}; expected ISO 639-1 codes like de-en, zh-en; "
-                    f"name any other language with task.{side}_language=NAME"
+                    f"unknown language '{code}' in task.pair={self.pair}; use ISO 639-1 codes like de-en, or name the language "
+                    f"with task.{side}_language=NAME"
                 )
         if self.dataset in SAMPLES and self.pair not in SAMPLE_PAIRS:
             raise UsageError(
-                f"the sample has the pairs {' and '.join(SAMPLE_PAIRS)}, not {self.pair}; "
-                "use task.dataset=files, wmt22 or another test set"
+                f"expected task.pair to be {' or '.join(SAMPLE_PAIRS)} with the bundled sample, got {self.pair}; "
+                "use task.dataset=files or a test set such as task.dataset=wmt22"
             )
         given = [self.source_file, self.reference_file]
         if self.dataset == "files" and None in given:
-            raise UsageError("task.dataset=files expects task.source_file=<path> and task.reference_file=<path>")
+            raise UsageError("task.dataset=files requires task.source_file=<path> and task.reference_file=<path>")
         if self.dataset != "files" and any(given):
             raise UsageError(
-                f"task.source_file and task.reference_file need task.dataset=files, got task.dataset={self.dataset}"
+                f"task.source_file and task.reference_file require task.dataset=files, got task.dataset={self.dataset}"
             )
 
     @property
@@ -130,12 +130,14 @@ def _download(test_set: str, pair: str) -> list[Path]:
     from sacrebleu.dataset import DATASETS
 
     if test_set not in DATASETS:
-        known = ["sample", "files", *(name for name in DATASETS if name.startswith("wmt"))]
+        known = ["sample", "files", *(name for name in DATASETS if name.startswith("wmt") and "/" not in name)]
         raise unknown("task.dataset", test_set, [*known, "a hub id (owner/name)", "a folder"])
     dataset: Any = DATASETS[test_set]
     if pair not in dataset.langpairs:
-        raise UsageError(f"{test_set} has no pair {pair}; it has {', '.join(dataset.langpairs)}")
+        raise UsageError(f"{test_set} has no task.pair={pair}; use one of {', '.join(dataset.langpairs)}")
     try:
         return [Path(dataset.get_source_file(pair)), Path(dataset.get_reference_files(pair)[0])]
     except (Exception, SystemExit) as error:
-        raise RunError(f"cannot download {test_set} ({error}); offline use task.dataset=sample or files") from None
+        raise RunError(
+            f"cannot download {test_set} ({error}); without a network use task.dataset=sample or task.dataset=files"
+        ) from None

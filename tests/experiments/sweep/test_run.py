@@ -124,7 +124,7 @@ def test_what_does_not_apply_is_a_row_and_no_failure(sweep, tmp_path):
     assert (code, "N/A" in out) == (0, True)
     by_status = {row["status"]: row for row in stored(tmp_path / "x")}
     assert by_status["n/a"]["strategy"] == "full"
-    assert "leaves nothing to draft with" in by_status["n/a"]["reason"]
+    assert "decoding.draft_tokens" in by_status["n/a"]["reason"]
     assert "N/A" in (tmp_path / "x" / "table.md").read_text()
     assert "N/A" in (tmp_path / "x" / "table4.md").read_text()
     assert ",n/a," in (tmp_path / "x" / "table.csv").read_text()

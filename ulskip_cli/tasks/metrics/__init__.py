@@ -1,4 +1,4 @@
-"""Metrics that score a model's answers, in one registry, `METRICS`, from which reports read how to show them.
+"""Metrics that score a model's answers, in one registry, `METRICS`, which reports use too.
 
 Start with `scores.py`, then `match.py`, the shortest metric; a new metric takes such a module, its test and an entry here. The
 package imports only `ulskip_cli.core`, and torch or transformers only inside functions.
@@ -33,11 +33,7 @@ _SPEC_BY_ROW_KEY = {row_key.key: spec for spec in _REGISTRY for row_key in spec.
 
 
 def metric_keys() -> tuple[str, ...]:
-    """Return the row keys of all metrics in the order of tables, without the decode loss.
-
-    >>> metric_keys()[:4]
-    ('bleu', 'chrf', 'ter', 'rouge1')
-    """
+    """Return the row keys of all metrics in the order of tables, without the decode loss."""
     return tuple(_SPEC_BY_ROW_KEY)
 
 
@@ -48,11 +44,7 @@ def quality_keys() -> tuple[str, ...]:
 
 
 def row_key(key: str) -> RowKey:
-    """Return the title, number format and direction of a row key of a metric or of the decode loss.
-
-    >>> row_key("rougeL").title, row_key("ter").lower_is_better
-    ('ROUGE-L', True)
-    """
+    """Return the title, number format and direction of a row key of a metric or of the decode loss."""
     return _ROW_KEYS[key]
 
 
@@ -64,7 +56,7 @@ def metric_of(key: str) -> MetricSpec | None:
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
     """Make the metrics that a task names and check that they can score its references, or raise UsageError."""
     if not scoring.metrics:
-        raise UsageError(f"expected at least one metric in task.metrics; known: {', '.join(METRICS)}")
+        raise UsageError(f"expected at least one metric in task.metrics, got none; known: {', '.join(METRICS)}")
     made = [METRICS[require_choice("metric", name, METRICS)].make(scoring) for name in dict.fromkeys(scoring.metrics)]
     for metric in made:
         metric.check(references)

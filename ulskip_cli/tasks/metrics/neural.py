@@ -33,8 +33,8 @@ class Comet:
         """Raise UsageError if the command is not on the PATH."""
         if shutil.which(COMET_COMMAND) is None:
             raise UsageError(
-                f"metric comet needs the command {COMET_COMMAND} in its own environment, since it needs an older "
-                "transformers; install it with: pipx install unbabel-comet && pipx inject unbabel-comet 'setuptools<81'"
+                f"metric comet requires the command {COMET_COMMAND} in an environment of its own, for an older transformers; "
+                "install it with: pipx install unbabel-comet && pipx inject unbabel-comet 'setuptools<81'"
             )
 
     def score(self, answers: Answers) -> Scores:
@@ -83,7 +83,7 @@ class BertScore:
         """Raise UsageError if bert-score is not installed."""
         if importlib.util.find_spec("bert_score") is None:
             raise UsageError(
-                "metric bertscore needs bert-score; install it with: pip install 'ulskip[bertscore]' or pip install bert-score"
+                "metric bertscore requires bert-score; install it: pip install 'ulskip[bertscore]' or pip install bert-score"
             )
 
     def score(self, answers: Answers) -> Scores:
@@ -95,7 +95,9 @@ class BertScore:
 
         logging.disable_progress_bar()
         if self.model and self.model.startswith((".", "/", "~")) and not Path(self.model).expanduser().exists():
-            raise UsageError(f"metric bertscore: no model folder at {self.model}")
+            raise UsageError(
+                f"expected task.bertscore_model to be a hub id or a folder, got {self.model}, which does not exist"
+            )
 
         def segments(hypotheses: list[str]) -> NDArray[np.float64]:
             _, _, f1 = scorer.score(hypotheses, answers.references, batch_size=BATCH_SIZE)

@@ -26,11 +26,11 @@ class Rouge:
     stemmer: bool
 
     def check(self, references: Sequence[str] = ()) -> None:
-        """Raise UsageError if a reference has no Latin letter or digit, which is all that rouge-score reads."""
+        """Raise UsageError if a reference has no Latin letter or digit, because rouge-score drops all other characters."""
         unreadable = next((text for text in references if not _ROUGE_CHARACTER.search(text)), None)
         if unreadable is not None:
             raise UsageError(
-                f"metric rouge reads only Latin letters and digits, but a reference has none: {unreadable[:40]!r}; use chrf"
+                f"metric rouge requires Latin letters or digits, got the reference {unreadable[:40]!r}; use task.metrics=[chrf]"
             )
 
     def score(self, answers: Answers) -> Scores:

@@ -16,7 +16,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
 
 NUM_RESAMPLES = 1000
-EXTRAS = {"ja": "ja", "ko": "ko"}  # sacrebleu's extra by target language whose tokenizer needs one
+EXTRAS = {"ja": "ja", "ko": "ko"}  # sacrebleu extra that the tokenizer of a target language requires
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sacrebleu:
 
     name: str  # row key
     make: Callable[[], SacrebleuMetric]
-    extra: str | None = None  # of the sacrebleu package, for the tokenizer
+    extra: str | None = None  # extra of the package sacrebleu that the tokenizer requires
 
     def check(self, references: Sequence[str] = ()) -> None:
         """Raise UsageError if the tokenizer of the target language is not installed."""
@@ -33,7 +33,9 @@ class Sacrebleu:
         try:
             self.make()
         except (ImportError, RuntimeError) as error:
-            install = f'pip install "sacrebleu[{self.extra}]"' if self.extra else "see sacrebleu's documentation"
+            install = (
+                f'install it with: pip install "sacrebleu[{self.extra}]"' if self.extra else "see sacrebleu's documentation"
+            )
             reason = str(error).strip().split("\n")[0]
             raise UsageError(f"metric {self.name}: sacrebleu cannot tokenize this language ({reason}); {install}") from None
 
@@ -48,7 +50,7 @@ class Sacrebleu:
 
 
 def bleu(scoring: Scoring) -> Sacrebleu:
-    """Make BLEU with the tokenizer that the task names, or sacrebleu's for the language; UsageError if it has none."""
+    """Make BLEU with the task's tokenizer or sacrebleu's default for the language; an unknown tokenizer is a UsageError."""
     language = scoring.target_language or ""
     tokenize = scoring.tokenize
     if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
