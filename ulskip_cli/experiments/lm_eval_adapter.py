@@ -28,7 +28,9 @@ from ulskip_cli.strategies import NeedsCalibration
 from ulskip_cli.strategies.plan import make_plan
 
 ScoringRequest = tuple[Any, list[int], list[int]]  # the request's texts, token ids of context and of continuation
-Score = tuple[float, bool]  # log probability of a continuation, and whether it is the greedy one
+Score = tuple[float, bool]  # log probability of a continuation, and True if greedy decoding would generate it
+
+HARNESS_DEVICE = "cuda:0"  # passed by the harness's command without `--device`, on machines without a GPU too
 
 # Arguments of the harness's `hf` model that do not concern the weights. All others are keys of our configuration.
 _HARNESS_KEYS = (
@@ -63,6 +65,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         `model.device` and `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits into memory.
         """
         harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
+        if device == HARNESS_DEVICE and not torch.cuda.is_available():
+            device = None  # as the harness's `hf` model does
         defaults = {"model.device": device, "model.path": pretrained}
         overrides = [
             *(f"{key}={value}" for key, value in defaults.items() if value is not None),  # of two overrides the later one wins

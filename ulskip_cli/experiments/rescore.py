@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ulskip_cli.core.config import instantiate
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import RunRecord, is_done
+from ulskip_cli.experiments.record import Row, RunRecord, is_done
 from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
@@ -63,7 +64,7 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRe
             f"ids are looked up in {results_dir}/ (--results-dir)"
         )
     found = [(folder, row) for folder in folders for row in folder.rows() if run_id in (None, row["id"])]
-    stored = [(folder, row) for folder, row in found if is_done(row) and folder.generations(row["id"])]
+    stored = [(folder, row) for folder, row in found if is_done(row) and _stored_generations(folder, row)]
     if not stored:
         below = sorted(path.glob("*/runs.jsonl")) if run_id is None else []
         missing = "its runs have no stored generations" if found else "there is no run"
@@ -95,15 +96,24 @@ def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> Re
 
 def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
     """Return the answers of a run, and those of its baseline if both are stored."""
-    generations = folder.generations(record.id)
+    row = record.to_row()
+    generations = _stored_generations(folder, row)
     baseline = record.identity.baseline_id
-    full = [one["hypothesis"] for one in folder.generations(baseline)] if baseline else []
+    full = _stored_generations(folder, {**row, "id": baseline}) if baseline else []
     return Answers(
         [one["hypothesis"] for one in generations],
         [one["reference"] for one in generations],
         [one["source"] for one in generations],
-        full if len(full) == len(generations) else None,
+        [one["hypothesis"] for one in full] if len(full) == len(generations) else None,
     )
+
+
+def _stored_generations(folder: ResultsFolder, row: Row) -> list[dict[str, Any]]:
+    """Return the generations of a row's run, none if the file is missing; raise UsageError if the file is incomplete."""
+    path, found, expected = folder.generations_path(row["id"]), folder.generations(row["id"]), row.get("num_examples")
+    if path.is_file() and expected is not None and len(found) != expected:
+        raise UsageError(f"{path}: expected {expected} answers, got {len(found)}; restore the file or repeat the run")
+    return found
 
 
 def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = None) -> Scores:
