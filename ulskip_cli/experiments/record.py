@@ -1,4 +1,4 @@
-"""`RunRecord` is everything that results/ stores of one run, in typed sections. Only this file spells the keys of a row.
+"""`RunRecord` holds everything that results/ stores of one run, in typed sections, and reads and writes rows.
 
 A row is one flat JSON object in `runs.jsonl`. The field names of the sections (`record_sections.py`) are its keys;
 docs/results.md describes them. Rows of earlier versions are read with their own key names (`RENAMED_KEYS`).
@@ -78,7 +78,7 @@ class RunRecord:
     wall_seconds: float | None = None
     row_version: int = ROW_VERSION
     other: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of a row that this version does not know; they are written back unchanged."""
+    """Keys of a row that this version lacks; they are written back unchanged."""
 
     @property
     def id(self) -> str:
@@ -91,7 +91,7 @@ class RunRecord:
         return self.status == DONE
 
     def to_row(self) -> Row:
-        """Return a flat JSON object. Without a result it lacks an unknown `dataset` or `chat`, and so joins any group."""
+        """Return a flat JSON object; a failed run leaves out an unknown `dataset` or `chat` and so joins any group of rows."""
         row: Row = {key: getattr(self, key) for key in _OWN_KEYS if getattr(self, key) is not None}
         for name in _SECTIONS:
             section = getattr(self, name)
@@ -108,7 +108,7 @@ class RunRecord:
         """Read a row of this or any earlier version; raise UsageError with the name of a missing or mistyped key."""
         rest = upgrade_row(row)
         if not rest.get("id"):
-            raise UsageError("expected the key id in a row, got none")
+            raise UsageError("row key id: expected str, got none")
         sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
         own = {key: _checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
         if own.get("status", DONE) not in STATUSES:
@@ -160,7 +160,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 
 def _read_section(kind: type, rest: dict[str, Any]) -> Any:
-    """Take the keys of one section out of `rest`; None if the row has none of them."""
+    """Return one section and remove its keys from `rest`; None if the row has none of them."""
     hints = _hints(kind)
     found = {key: rest.pop(key) for key in hints if key in rest}
     if kind is QualityScores:

@@ -1,4 +1,4 @@
-"""A task's examples as token ids of one model, and the batches of them that are timed."""
+"""Encode a task's examples as token ids of one model, and make batches of them for timing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ RANDOM_PROMPTS = Workload(None, (), None, 0, None)
 
 
 def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | None) -> Workload:
-    """Encode a point's examples within the model's context, without weights; raise UsageError if it is too short."""
+    """Encode a point's examples within the model's context, without weights; raise UsageError if the context is too short."""
     task, config, max_positions = point.task, point.config, point.metadata.context
     assert task is not None
     if tokenizer is None:
@@ -54,7 +54,7 @@ def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | N
     encoded = encode(formatter, tokenizer, point.examples, max_positions, new_tokens, task.may_truncate_source)
     if config.speed.enabled and max_positions is not None and config.speed.new_tokens >= max_positions:
         raise UsageError(
-            f"expected speed.new_tokens below the model's context of {max_positions}, got {config.speed.new_tokens}"
+            f"expected speed.new_tokens below the model's context of {max_positions}, got {config.speed.new_tokens}; lower it"
         )
     return Workload(task, point.examples, encoded, pad_token_id(tokenizer), formatter.template.chat, max_positions)
 

@@ -21,7 +21,7 @@ _SIMILAR = (
     ("model", "task"),
     ("model",),
 )
-"""Keys that a run shares with a job whose time is estimated from it, from the most similar runs to the least."""
+"""Keys that a run and a job must share to estimate the job's time from the run; the first match is used."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SweepStatus:
             self._records.setdefault(record.id, []).append((self._count - 1, record))
 
     def state(self, job: Job) -> str:
-        """Return `done`, `n/a`, `failed` or `to do`. A finished run counts whenever it ran, a failure only in this sweep."""
+        """Return `done`, `n/a`, `failed` or `to do`. Finished runs of earlier sweeps count, failures do not."""
         if self.finished(job.id):
             return DONE
         newest = self.newest(job)

@@ -92,11 +92,13 @@ class Worker:
         self.observer.job_started(job)
         try:
             if attempt > self.policy.max_retries + 1:
-                raise RunError(f"{attempt - 1} workers died while they ran it; they may have been out of memory")
+                raise RunError(
+                    f"{attempt - 1} workers died on this point, possibly out of memory; lower batch_size or launcher.workers"
+                )
             if job.refused:
                 raise job.refused
             if job.baseline and baseline is None:
-                raise RunError(f"its full baseline ({job.baseline}) has no result")
+                raise RunError(f"expected a result of the full baseline {job.baseline}, got none; fix its failure first")
             record = self.run_job(job, baseline)
         except StorageError:
             raise

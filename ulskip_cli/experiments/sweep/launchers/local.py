@@ -34,7 +34,7 @@ class Local:
         if self._devices:
             variables["CUDA_VISIBLE_DEVICES"] = self._devices[number % len(self._devices)]
         before = {name: os.environ.get(name) for name in variables}
-        os.environ.update(variables)  # a spawned process takes them over
+        os.environ.update(variables)  # a spawned process inherits them
         try:
             process.start()
         finally:
