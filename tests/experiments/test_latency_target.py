@@ -75,7 +75,7 @@ def test_noise_takes_more_rounds():
 
 def test_a_target_out_of_reach_is_refused_before_it_is_timed():
     line = LatencyFit.of(12, {12: 15.0, 2: 5.0})
-    with pytest.raises(UsageError, match=r"out of reach by latency: the highest reachable ratio is 3\.00, since 20%"):
+    with pytest.raises(UsageError, match=r"ratio.* 3\.00.* 20%"):
         solve_depth_for_speedup(line, 4, lambda depth: pytest.fail("timed"))
 
 

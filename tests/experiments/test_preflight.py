@@ -126,12 +126,12 @@ def test_an_identifier_depends_on_the_weights(model_folder, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("speed.enabled=false", "a benchmark measures nothing else"),
-        ("baseline=false", "a benchmark compares with the full model"),
-        ("speed.new_tokens=600", "within the model's context of 512, got 64 \\+ 600"),
-        ("memory_budget=3GB", "memory_budget= is for `ulskip plan`"),
-        ("ratio=99", "highest reachable ratio"),
-        ("decoding.generate_kwargs={lenght_penalty: 1}", "unknown option"),
+        ("speed.enabled=false", "speed.enabled=false"),
+        ("baseline=false", "baseline=false"),
+        ("speed.new_tokens=600", "speed.prompt_tokens.*512.* 64 \\+ 600"),
+        ("memory_budget=3GB", "memory_budget="),
+        ("ratio=99", "99"),
+        ("decoding.generate_kwargs={lenght_penalty: 1}", "lenght_penalty"),
     ],
 )
 def test_an_impossible_benchmark_is_refused(override, message):
@@ -150,11 +150,11 @@ def test_a_benchmark_does_not_read_its_task():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["strategy.batch=na"], "strategy.batch=na serves batch_size=1 alone, got 8"),
-        (["decoding=beam"], "does not go with beams"),
-        (["decoding=self_speculative"], "does not go with drafts"),
-        (["decoding.compile=on"], "does not go with compiled steps"),
-        (["ratio_basis=latency"], "decides its depth itself"),
+        (["strategy.batch=na"], "strategy.batch=na.*batch_size=1.* 8"),
+        (["decoding=beam"], "beams"),
+        (["decoding=self_speculative"], "drafts"),
+        (["decoding.compile=on"], "compile"),
+        (["ratio_basis=latency"], "ratio_basis"),
     ],
 )
 def test_early_exit_does_not_apply_to_some_points(overrides, message):
@@ -164,8 +164,8 @@ def test_early_exit_does_not_apply_to_some_points(overrides, message):
 
 def test_early_exit_needs_texts():
     assert resolve(compose(["strategy=early_exit"])).held_out.examples
-    with pytest.raises(NotApplicable, match="random prompts"):
+    with pytest.raises(NotApplicable, match="strategy=early_exit"):
         resolve_benchmark(compose(["strategy=early_exit"]))
-    with pytest.raises(UsageError, match="random weights cannot read"):
+    with pytest.raises(UsageError, match=r"strategy\.threshold"):
         resolve(compose([*RANDOM, "strategy=early_exit"]))
     assert resolve(compose([*RANDOM, "strategy=early_exit", "strategy.threshold=0.5"])).held_out is None

@@ -193,7 +193,7 @@ def test_random_weights_report_speed_and_no_quality(tmp_path):
 
 
 def test_the_ratio_is_checked_against_the_loaded_model(config):
-    with pytest.raises(UsageError, match="highest reachable ratio is 3"):
+    with pytest.raises(UsageError, match=r"ratio.*\b3\b"):
         run_point(config("ratio=4"), Session())
 
 
@@ -250,5 +250,5 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
 
 def test_weights_that_change_after_a_run_was_prepared_end_it(config):
     point = replace(resolve(config()), fingerprint="another")
-    with pytest.raises(RunError, match="changed"):
+    with pytest.raises(RunError, match="weights"):
         runner.run_point(point, Session())

@@ -71,5 +71,5 @@ def _depth_misses(config: Config, record: RunRecord) -> list[str]:
         advice = "change strategy.threshold or raise calibration.examples"
     name = record.identity.strategy
     return [
-        f"{name}: expected a mean depth of {target} layers, got {mean:.2f}, so the ratio is another than requested; {advice}"
+        f"{name}: expected a mean depth of {target} layers, got {mean:.2f}, so the speedup differs from the target; {advice}"
     ]
