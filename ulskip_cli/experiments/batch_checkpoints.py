@@ -15,7 +15,7 @@ SYNC_SECONDS = 1.0  # between two fsyncs; a killed process loses no finished bat
 
 @dataclass(frozen=True)
 class FinishedBatch:
-    """One finished batch."""
+    """A finished batch as it is stored."""
 
     positions: list[int]  # indices of its prompts in the task
     output: BatchOutput
@@ -84,8 +84,7 @@ class BatchCheckpoints:
 
 
 def _readable(lines: Sequence[dict[str, Any]]) -> list[FinishedBatch]:
-    """Return the batches before the first unreadable line."""
-    kept = []
+    kept: list[FinishedBatch] = []  # before the first unreadable line
     for line in lines:
         try:
             kept.append(_read(line))

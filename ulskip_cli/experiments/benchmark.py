@@ -1,4 +1,4 @@
-"""`ulskip bench` times the full model and a schedule in pairs on random prompts, and measures the limits of this machine."""
+"""Time the full model and a schedule in pairs on random prompts, and measure the machine's limits (`ulskip bench`)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -98,7 +98,6 @@ class BenchmarkRunner:
         return self._full[1]
 
     def _measure_limits(self, loaded: LoadedModel) -> MachineLimits:
-        """Measure the machine once for a device, dtype and number of threads."""
         device, dtype = loaded.model.device, loaded.model.dtype
         key = f"{device} {dtype} {torch.get_num_threads()}"
         if key not in self._limits:

@@ -1,4 +1,4 @@
-"""Calibration measures the numbers that a strategy needs on held-out examples, stores them, and reuses them."""
+"""Measure the numbers that a strategy requires on held-out examples, and store them for later runs."""
 
 import hashlib
 import json
@@ -62,10 +62,7 @@ class HeldOutEvaluator:
         return block_influence(self.loaded.model, texts, LOSS_BATCH, self.progress.phase("calibrate: influence", len(texts)))
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Return the decode loss of the references (nats per token) with the given layers kept.
-
-        With prompt_layers=all, the prompts are encoded once for all calls.
-        """
+        """Return the references' decode loss in nats per token; prompts read by all layers are encoded once for all calls."""
         strategy = {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
         plan = make_plan(replace(self.config, strategy=strategy), self.loaded.metadata)
         decoder = Decoder(self.loaded.model, plan)
@@ -140,7 +137,6 @@ def calibrate_strategy(
 
 
 def _schedule(config: Config, plan: Plan) -> ScheduleFile:
-    """Return the calibrated schedule as a file for `strategy=custom strategy.file=`."""
     return ScheduleFile(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,

@@ -1,4 +1,4 @@
-"""`generate_answers` decodes the answers of a point; `score_answers` scores them."""
+"""Decode the answers of a point (`generate_answers`) and score them (`score_answers`)."""
 
 import math
 import time
@@ -148,6 +148,5 @@ def _generation(
 
 
 def _with_rate(report: ReportProgress) -> Callable[[int, int], None]:
-    """Return a callback that reports the number of finished prompts and the tokens/s."""
     started = time.monotonic()
     return lambda done, tokens: report(done, f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tok/s")

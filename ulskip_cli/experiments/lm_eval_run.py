@@ -1,7 +1,4 @@
-"""Run tasks of lm-evaluation-harness on a model that skips layers, and store a row for each task (`ulskip lm-eval`).
-
-Torch is imported after all options and tasks are checked.
-"""
+"""Run tasks of lm-evaluation-harness on a model that skips layers, and store a row for each task (`ulskip lm-eval`)."""
 
 import hashlib
 import json
@@ -51,7 +48,7 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
     folder = ResultsFolder.of(config)
     output = arguments.pop("output_path", None) or folder.path / EXPERIMENT
 
-    from lm_eval import simple_evaluate
+    from lm_eval import simple_evaluate  # imports torch, so only after all checks
     from lm_eval.loggers import EvaluationTracker
 
     from ulskip_cli.experiments.lm_eval_adapter import SkippingLM
@@ -114,7 +111,6 @@ def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None =
 
 
 def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert options from text to arguments of `simple_evaluate`."""
     read = dict(options)
     if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", read.get("batch_size", "1")):
         raise UsageError(f"--batch_size: expected a positive number, auto or auto:N, got {read['batch_size']}; use e.g. 8")

@@ -58,10 +58,7 @@ class TimedPairs:
 def time_pairs(
     full: Decoder | None, strategy: Decoder, workload: Workload, config: Config, progress: ProgressCallback
 ) -> TimedPairs:
-    """Time a schedule in pairs with the full model, or alone if `full` is None.
-
-    The batch size is halved until a batch fits into memory.
-    """
+    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that do not fit into memory."""
     size, total = BatchSize(config.batch_size), config.speed.warmup + config.speed.pairs
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
@@ -135,7 +132,6 @@ def _total_seconds_per_token(output: BatchOutput) -> float:
 
 
 def _raw(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
-    """Return the raw seconds of one side, pair by pair, and the engine and backend that ran it."""
     keys = ("prefill_seconds", "first_token_seconds", "decode_seconds")
     seconds = {key: [round(getattr(output, key), 6) for output in outputs] for key in keys}
     return {**seconds, **{key: getattr(outputs[0], key) for key in SIDE_KEYS}}

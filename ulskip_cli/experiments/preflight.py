@@ -156,8 +156,7 @@ def check_generate_options(config: Config) -> None:
 class _Data:
     task: Task
     examples: Sequence[Example]
-    text: str
-    """The examples as JSON, which the identifier of a point hashes."""
+    text: str  # the examples as JSON, which the identifier of a point hashes
 
     @classmethod
     def read(cls, config: Config) -> Self:

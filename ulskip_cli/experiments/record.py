@@ -25,16 +25,15 @@ from ulskip_cli.experiments.record_sections import (
 )
 from ulskip_cli.tasks.metrics import metric_keys
 
+# Changes when keys change their name or meaning, or when the same configuration gives another result.
 ROW_VERSION = 2
-"""Changes when keys change their name or meaning, or when the same configuration gives another result."""
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 STATUSES = (DONE, NOT_APPLICABLE, FAILED)
 
-Row = dict[str, Any]
-"""A record as a JSON object."""
+Row = dict[str, Any]  # a record as a JSON object
 
-RENAMED_KEYS = {
+RENAMED_KEYS = {  # keys of row version 1 and their names since version 2
     "product": "linear_backend",
     "account": "step_time_breakdown",
     "against_full": "vs_baseline",
@@ -43,7 +42,6 @@ RENAMED_KEYS = {
     "head_share": "exit_check_fraction",
     "ceilings": "machine_limits",
 }
-"""Keys of row version 1 and their names since version 2."""
 
 
 def upgrade_row(row: Mapping[str, Any]) -> Row:
@@ -77,8 +75,7 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     wall_seconds: float | None = None
     row_version: int = ROW_VERSION
-    other: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of a row that this version lacks; they are written back unchanged."""
+    other: Mapping[str, Any] = field(default_factory=dict)  # unknown keys of a row, written back unchanged
 
     @property
     def id(self) -> str:

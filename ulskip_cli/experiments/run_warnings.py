@@ -5,8 +5,7 @@ from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.inference import linear_kernel
 from ulskip_cli.strategies.plan import Plan
 
-DEPTH_TOLERANCE = 0.05
-"""Relative difference between the mean depth of the answers and its target that is accepted without a warning."""
+DEPTH_TOLERANCE = 0.05  # relative difference between the answers' mean depth and the target that needs no warning
 
 
 def run_warnings(config: Config, plan: Plan, record: RunRecord) -> tuple[str, ...]:
@@ -54,7 +53,6 @@ def _untrained(plan: Plan, record: RunRecord) -> list[str]:
 
 
 def _depth_misses(config: Config, record: RunRecord) -> list[str]:
-    """Warn if the mean depth of the evaluated answers misses the target."""
     schedule = record.schedule
     if schedule is None or config.ratio_basis == "latency":
         return []

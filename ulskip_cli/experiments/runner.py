@@ -155,7 +155,6 @@ def is_from_here(record: RunRecord) -> bool:
 
 
 def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord | None = None) -> RunRecord:
-    """Decode, score, time, record and save one prepared point."""
     config, loaded, point, plan = run.point.config, run.loaded, run.point, run.plan
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)

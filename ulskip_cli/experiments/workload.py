@@ -39,8 +39,7 @@ class Workload:
         return sum(one.truncated for one in self.encoded or [])
 
 
-RANDOM_PROMPTS = Workload(None, (), None, 0, None)
-"""The workload of a benchmark: prompts of one length, which need no padding."""
+RANDOM_PROMPTS = Workload(None, (), None, 0, None)  # of a benchmark: prompts of one length, which need no padding
 
 
 def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | None) -> Workload:
@@ -75,8 +74,7 @@ def prompt_batches(prompts: Sequence[list[int]], pad_token_id: int, batch_size: 
 
 
 def _random_prompts(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[Batch]:
-    """Return batches of random prompts, each of `shape` [batch, prompt_len]."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # `shape` is [batch, prompt_len]
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
     return [(batch, torch.ones_like(batch)) for batch in ids]

@@ -1,4 +1,4 @@
-"""The grid of a sweep: overrides with several values are expanded into one configuration per point."""
+"""Expand the grid of a sweep: overrides with several values become one configuration per point."""
 
 import contextlib
 from collections.abc import Container, Sequence
@@ -85,7 +85,6 @@ def _composed(
 
 
 def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
-    """Add the default experiment if the overrides name none."""
     parsed = parse_overrides(overrides)
     keys = {one.key_or_group for one in parsed}
     if "experiment" in keys:

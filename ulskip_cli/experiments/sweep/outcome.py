@@ -1,4 +1,4 @@
-"""`SweepOutcome`: the records and failures of many points; `run_each` runs points one after another without resuming."""
+"""The records and failures of many points, and `run_each`, which runs points one after another without resuming."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

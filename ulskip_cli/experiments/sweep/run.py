@@ -123,7 +123,6 @@ class _Tracker:
 
 
 def _supervise(pool: WorkerPool, policy: FailurePolicy, tracker: _Tracker) -> None:
-    """Start workers, and restart those that die, until all jobs are settled."""
     status, observer = tracker.status, tracker.observer
     workers = range(min(pool.size, len(tracker.to_do)))
     observer.workers = len(workers)

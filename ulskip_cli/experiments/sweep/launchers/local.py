@@ -80,7 +80,6 @@ def _main(orders: WorkerSpec, number: int, told: Connection, log: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when the sweep's process ends."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])
