@@ -166,7 +166,7 @@ def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip,
     files = ["task.dataset=files", f"task.source_file={tmp_path}/long.de", f"task.reference_file={tmp_path}/long.de"]
     cases = {
         "cannot load a tokenizer": ["run", f"model.path={bare}", *quick],
-        "example 0: its prompt of": ["run", *overrides, *files],
+        "example 0: ": ["run", *overrides, *files],
         "the model's tokenizer has no chat template": ["run", *overrides, "task.template=chat"],
         "unknown option of transformers' generate 'lenght": ["run", *overrides, "decoding.generate_kwargs={lenght_penalty: 1}"],
         "decoding.generate_kwargs.use_cache is refused": ["run", *overrides, "decoding.generate_kwargs={use_cache: false}"],

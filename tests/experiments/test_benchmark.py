@@ -145,7 +145,8 @@ def test_a_real_models_prompts_are_random_too(bench, model_folder, tmp_path, mon
 
 def test_compiling_that_has_no_effect_is_told(bench, point):
     row = bench.run(point("decoding.engine=transformers", "decoding.compile=on"))
-    assert row["warnings"] == ["decoding.compile=on: the transformers engine does not compile this model's steps"]
+    (warning,) = row["warnings"]
+    assert "decoding.compile=on" in warning and "the transformers engine" in warning
 
 
 def test_a_batch_that_does_not_fit_is_halved(bench, point, monkeypatch):
@@ -162,7 +163,8 @@ def test_a_batch_that_does_not_fit_is_halved(bench, point, monkeypatch):
     row = bench.run(point())
     assert row["timed_batch_size"] == 1
     assert row["step_flops"] == 2 * (HEAD + NORM + 3 * LAYER)
-    assert row["warnings"] == ["unified: batches of 2 did not fit into memory; timed in batches of 1"]
+    (warning,) = row["warnings"]
+    assert all(text in warning for text in ("unified", "batch_size=2", "batch_size=1"))
 
 
 def test_a_target_by_the_clock_is_met_between_two_counts(bench, point, monkeypatch):

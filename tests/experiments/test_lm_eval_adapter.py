@@ -9,6 +9,7 @@ import lm_eval
 import pytest
 import torch
 import yaml
+from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 
 from ulskip_cli.cli import lm_eval as command_module
@@ -17,6 +18,7 @@ from ulskip_cli.core.model_metadata import ASSETS
 from ulskip_cli.experiments import lm_eval_adapter
 from ulskip_cli.experiments.lm_eval_run import evaluate, make_records
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.inference.loading import pick_device
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -116,11 +118,11 @@ def test_two_passes_score_as_one_at_full_depth(hf):
 
 
 def test_what_the_harness_cannot_have_is_refused():
-    with pytest.raises(UsageError, match="random weights have no tokenizer"):
+    with pytest.raises(UsageError, match="tokenizer"):
         lm_eval_adapter.SkippingLM(**{"model": "random", "model.path": "llama-12x128"})
     with pytest.raises(UsageError, match="ratio_basis=latency"):
         lm_eval_adapter.SkippingLM(model="tiny", ratio_basis="latency")
-    with pytest.raises(UsageError, match="strategy=skip_decode is calibrated by `ulskip run`"):
+    with pytest.raises(UsageError, match=r"strategy=skip_decode .*calibration\.options"):
         lm_eval_adapter.SkippingLM(model="tiny", strategy="skip_decode", ratio=2)
 
 
@@ -184,6 +186,20 @@ def test_the_command_adds_a_row_for_every_task(command, tmp_path):
 def test_the_device_of_the_configuration_wins(command, arguments):
     _, rows = command("ratio=2", *arguments)
     assert [row["device"] for row in rows] == ["cpu"]
+
+
+def test_without_a_device_the_model_runs_on_a_usable_one(command):
+    _, rows = command("ratio=2")
+    assert [row["device"] for row in rows] == [str(pick_device("auto"))]
+
+
+def test_the_harness_own_command_runs_without_a_device_and_a_gpu(tasks, own_tasks_only, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = ["--model", "ulskip", "--model_args", "model=tiny,ratio=2"]
+    task = ["--tasks", "ulskip_sentences", "--include_path", str(tasks), "--limit", "2"]
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "run", *model, *task])
+    cli_evaluate()
+    assert "ulskip_sentences" in capsys.readouterr().out
 
 
 def test_a_run_adds_its_own_results_only(command, tmp_path, monkeypatch):

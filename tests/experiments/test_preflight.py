@@ -126,12 +126,12 @@ def test_an_identifier_depends_on_the_weights(model_folder, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("speed.enabled=false", "a benchmark measures nothing else"),
-        ("baseline=false", "a benchmark compares with the full model"),
-        ("speed.new_tokens=600", "within the model's context of 512, got 64 \\+ 600"),
-        ("memory_budget=3GB", "memory_budget= is for `ulskip plan`"),
-        ("ratio=99", "ratio <= 6"),
-        ("decoding.generate_kwargs={lenght_penalty: 1}", "unknown option"),
+        ("speed.enabled=false", "speed.enabled=false"),
+        ("baseline=false", "baseline=false"),
+        ("speed.new_tokens=600", "speed.prompt_tokens.*512.* 64 \\+ 600"),
+        ("memory_budget=3GB", "memory_budget="),
+        ("ratio=99", "99"),
+        ("decoding.generate_kwargs={lenght_penalty: 1}", "lenght_penalty"),
     ],
 )
 def test_an_impossible_benchmark_is_refused(override, message):
@@ -164,8 +164,8 @@ def test_early_exit_does_not_apply_to_some_points(overrides, message):
 
 def test_early_exit_needs_texts():
     assert resolve(compose(["strategy=early_exit"])).held_out.examples
-    with pytest.raises(NotApplicable, match="random prompts"):
+    with pytest.raises(NotApplicable, match="strategy=early_exit"):
         resolve_benchmark(compose(["strategy=early_exit"]))
-    with pytest.raises(UsageError, match="random weights cannot read"):
+    with pytest.raises(UsageError, match=r"strategy\.threshold"):
         resolve(compose([*RANDOM, "strategy=early_exit"]))
     assert resolve(compose([*RANDOM, "strategy=early_exit", "strategy.threshold=0.5"])).held_out is None

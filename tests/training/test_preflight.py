@@ -10,11 +10,11 @@ from ulskip_cli.training.preflight import check_trainer_arguments, check_trainin
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"gradient_checkpointing": True}, "drops the prompt's cache"),
-        ({"activation_checkpointing": True}, "drops the prompt's cache"),
-        ({"fsdp": "full_shard"}, "fsdp is refused"),
-        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "stage 2 or below, got 3"),
-        ({"learning_rate": 1.0}, r"train\.\* options"),
+        ({"gradient_checkpointing": True}, "checkpointing.*train.batch_size"),
+        ({"activation_checkpointing": True}, "checkpointing.*train.batch_size"),
+        ({"fsdp": "full_shard"}, "train.training_args.fsdp"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "deepspeed.* 2 .* 3"),
+        ({"learning_rate": 1.0}, "train.training_args.learning_rate"),
     ],
 )
 def test_what_would_train_something_else_is_refused(extra, message):
@@ -32,7 +32,7 @@ def test_deepspeed_settings_are_read_from_a_file(tmp_path):
     check_trainer_arguments({"deepspeed": str(tmp_path / "zero2.json")})
     with pytest.raises(UsageError, match="got 3"):
         check_trainer_arguments({"deepspeed": str(tmp_path / "zero3.json")})
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UsageError, match=r"none\.json"):
         check_trainer_arguments({"deepspeed": str(tmp_path / "none.json")})
 
 
@@ -41,7 +41,7 @@ def test_early_exit_trains_without_a_threshold_and_without_schedules_parts():
     check_training(compose_training(["strategy=early_exit"]))
     with pytest.raises(UsageError, match=r"train\.full_weight"):
         check_training(compose_training(["strategy=early_exit", "train.full_weight=1"]))
-    with pytest.raises(UsageError, match="before the last of 12 layers"):
+    with pytest.raises(UsageError, match=r"strategy\.min_exit"):
         check_training(compose_training(["strategy=early_exit", "strategy.min_exit=99"]))
     with pytest.raises(UsageError, match="prompt_layers=all"):
         check_training(compose_training(["strategy=early_exit", "prompt_layers=kept"]))

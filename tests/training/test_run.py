@@ -139,13 +139,13 @@ def test_a_finished_training_is_not_run_again(finished):
     saved = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
     assert train(config, NullProgress()) == record
     assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
-    with pytest.raises(UsageError, match="holds a training with other settings"):
+    with pytest.raises(UsageError, match=f"{config.output}.*output="):
         train(replace(config, seed=config.seed + 1), NullProgress())
 
 
 def test_a_file_in_the_outputs_place_is_left_alone(overrides, tmp_path):
     (tmp_path / "out").write_text("precious")
-    with pytest.raises(UsageError, match="is a file"):
+    with pytest.raises(UsageError, match=f"{tmp_path}/out.*file"):
         train(compose_training(overrides), NullProgress())
 
 
@@ -157,7 +157,7 @@ def test_a_tracker_that_does_not_exist_is_one_line(overrides):
 def test_a_folder_of_something_else_is_left_alone(overrides, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match=f"{tmp_path}/out"):
         train(compose_training(overrides), NullProgress())
 
 
@@ -188,7 +188,7 @@ def test_killed_and_run_again_it_ends_with_the_same_weights(undisturbed, overrid
     process.wait()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / "training.json").exists()
-    with pytest.raises(UsageError, match="unfinished training with other settings"):
+    with pytest.raises(UsageError, match=f"{tmp_path}/out.*unfinished"):
         train(compose_training([*overrides, *changes, "seed=2"]), NullProgress())
     (checkpoints / "checkpoint-99").mkdir()  # a kill in the middle of a save leaves such a folder
     (checkpoints / "checkpoint-99" / "trainer_state.json").write_text('{"epoch": 1')
@@ -245,7 +245,7 @@ def test_a_small_bloom_goes_through_the_papers_preset(tokenizer, tmp_path):
 
 
 def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
-    with pytest.raises(RunError, match="no longer finite"):
+    with pytest.raises(RunError, match=r"train\.learning_rate"):
         train(
             compose_training([*overrides, "train.learning_rate=1e30", "train.max_steps=3", "train.max_grad_norm=0"]),
             NullProgress(),

@@ -1,4 +1,4 @@
-"""Finished batches of an unfinished run, stored one by one so that a killed run resumes after the last of them."""
+"""Store the finished batches of an unfinished run, so that a killed run resumes after its last finished batch."""
 
 import json
 import time
@@ -10,14 +10,14 @@ from typing import Any
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 
-SYNC_SECONDS = 1.0  # between waits for the disk; a kill loses nothing that was written, a power cut the last second
+SYNC_SECONDS = 1.0  # between two fsyncs; a killed process loses no finished batch, a power cut may lose the last second
 
 
 @dataclass(frozen=True)
 class FinishedBatch:
-    """One finished batch."""
+    """A finished batch as it is stored."""
 
-    positions: list[int]  # of its prompts in the task's order
+    positions: list[int]  # indices of its prompts in the task
     output: BatchOutput
     batch_size: int  # the size for the next batch, which fits into memory
     peak_memory_bytes: int  # of the run until the end of this batch
@@ -28,9 +28,10 @@ class BatchCheckpoints:
     """The finished batches of one unfinished run."""
 
     def __init__(self, path: Path, origin: dict[str, Any], began: float | None = None) -> None:
-        """Read the batches of an earlier attempt, which began at `began` on the clock of `time.monotonic` (None: now).
+        """Read the batches that an earlier attempt stored in `path`.
 
-        Batches of another `origin` (code and machine) are dropped, because a row has one provenance.
+        `began` is the start of this attempt in seconds of `time.monotonic`; None: now. Batches of another `origin` (code and
+        machine) are dropped, because a row has one provenance.
         """
         self._path, self._origin = path, json.loads(json.dumps(origin))
         self._synced_at = time.monotonic()
@@ -42,7 +43,7 @@ class BatchCheckpoints:
         self._begun = bool(lines)
 
     def batches(self, order: Sequence[int]) -> list[FinishedBatch]:
-        """Return the finished batches that begin this order, and delete all others from the file."""
+        """Return the finished batches that match the start of `order` (prompt indices), and delete the others from the file."""
         start, valid = 0, []
         for batch in self._kept:
             if list(order[start : start + len(batch.positions)]) != batch.positions:
@@ -83,8 +84,7 @@ class BatchCheckpoints:
 
 
 def _readable(lines: Sequence[dict[str, Any]]) -> list[FinishedBatch]:
-    """Return the batches before the first unreadable line."""
-    kept = []
+    kept: list[FinishedBatch] = []  # before the first unreadable line
     for line in lines:
         try:
             kept.append(_read(line))

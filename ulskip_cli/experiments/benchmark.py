@@ -1,4 +1,4 @@
-"""`ulskip bench` times the full model and a schedule in pairs on random prompts, and measures the limits of this machine."""
+"""Time the full model and a schedule in pairs on random prompts, and measure the machine's limits (`ulskip bench`)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -38,7 +38,7 @@ class BenchmarkRunner:
     _limits: dict[str, MachineLimits] = field(default_factory=dict)
 
     def run_point(self, point: ResolvedPoint) -> list[RunRecord]:
-        """Time one point and store its record; raise RunError if not even one sequence fits into memory."""
+        """Time one point and store its record; raise RunError if a single sequence does not fit into memory."""
         config, progress = point.config, self.session.progress
         loaded = self._load(config)
         limits = self._measure_limits(loaded)
@@ -77,7 +77,10 @@ class BenchmarkRunner:
         warnings = [*plan.warnings, *adjustments(config, record)]
         if config.decoding.compile == "on" and not details.compiled:
             engine = pairs.strategy[0].engine
-            warnings.append(f"decoding.compile=on: the {engine} engine does not compile this model's steps")
+            warnings.append(
+                f"decoding.compile=on had no effect: the {engine} engine does not compile this model's steps, so they were "
+                "timed uncompiled; use decoding.engine=fast if it supports the model"
+            )
         record = replace(record, warnings=tuple(warnings))
         ResultsFolder.of(config).save(config, record)
         return [record]
@@ -95,7 +98,6 @@ class BenchmarkRunner:
         return self._full[1]
 
     def _measure_limits(self, loaded: LoadedModel) -> MachineLimits:
-        """Measure the machine once for a device, dtype and number of threads."""
         device, dtype = loaded.model.device, loaded.model.dtype
         key = f"{device} {dtype} {torch.get_num_threads()}"
         if key not in self._limits:
@@ -111,7 +113,7 @@ def _key(config: Config) -> str:
 def _describe_sides(
     pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Return each side's machine shares and step time; with drafts, the work and the time of layers are unknown."""
+    """Return the step time of each side and its shares of the machine limits; None for work and layers with drafts."""
     parameters, drafted = _parameters(loaded), pairs.strategy[0].drafts is not None
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
     depths = [sum(shares.values()) for shares in runs]

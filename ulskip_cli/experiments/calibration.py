@@ -1,4 +1,4 @@
-"""Calibration measures the numbers that a strategy needs on held-out examples, stores them, and reuses them."""
+"""Measure the numbers that a strategy requires on held-out examples, and store them for later runs."""
 
 import hashlib
 import json
@@ -28,8 +28,8 @@ from ulskip_cli.strategies import NeedsCalibration
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
-LOSS_BATCH = 16  # examples at once
-KEPT_PROMPT_BYTES = 2**30  # keys and values of encoded prompts that are held between tries
+LOSS_BATCH = 16  # examples per batch
+KEPT_PROMPT_BYTES = 2**30  # limit of the KV cache of encoded prompts that is kept between calls
 
 
 @dataclass
@@ -62,7 +62,7 @@ class HeldOutEvaluator:
         return block_influence(self.loaded.model, texts, LOSS_BATCH, self.progress.phase("calibrate: influence", len(texts)))
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Return the decode loss of the references; prompts that all layers encode are encoded once for all calls."""
+        """Return the references' decode loss in nats per token; prompts read by all layers are encoded once for all calls."""
         strategy = {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
         plan = make_plan(replace(self.config, strategy=strategy), self.loaded.metadata)
         decoder = Decoder(self.loaded.model, plan)
@@ -99,10 +99,10 @@ class HeldOutEvaluator:
 def calibrate_strategy(
     config: Config, loaded: LoadedModel, workload: Workload | None, progress: ProgressCallback
 ) -> tuple[Config, Row | None]:
-    """Measure the options that a strategy is calibrated by, or read them from the results folder if they are stored there.
+    """Return the configuration with calibrated strategy options, and the row's calibration entry (None: nothing to calibrate).
 
-    `workload` holds the held-out examples; None if there is nothing to measure or no tokenizer. The completed configuration
-    and the calibration entry of the row are returned.
+    Options are measured on `workload`, the held-out examples, or read from the results folder if stored there. `workload` is
+    None without held-out examples or without a tokenizer.
     """
     strategy = instantiate(config.strategy, "strategy")
     if workload is None or not isinstance(strategy, NeedsCalibration) or strategy.is_calibrated:
@@ -129,7 +129,7 @@ def calibrate_strategy(
         write_atomic(path, json.dumps(stored, indent=1) + "\n")
     found_config = replace(config, strategy={**config.strategy, **stored["options"]})
     plan = make_plan(found_config, loaded.metadata)
-    if plan.exits or plan.later_stages:  # no one set of layers
+    if plan.exits or plan.later_stages:  # no fixed set of layers, which a schedule file requires
         return found_config, stored
     shared = f"{key}-{plan.target_kept}of{num_layers}.schedule.json"
     write_atomic(path.with_name(shared), _schedule(config, plan).to_json())
@@ -137,7 +137,6 @@ def calibrate_strategy(
 
 
 def _schedule(config: Config, plan: Plan) -> ScheduleFile:
-    """Return the calibrated schedule as a file for `strategy=custom strategy.file=`."""
     return ScheduleFile(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
@@ -152,7 +151,7 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
 
 
 def _key(config: Config, strategy: NeedsCalibration, num_kept: int, workload: Workload) -> str:
-    """Return 12 hexadecimal digits of everything that a calibration depends on."""
+    """Return a hash of everything that a calibration depends on, as 12 hexadecimal digits."""
     plain = resolved_config(config)
     depends: dict[str, Any] = {"num_kept": num_kept, "decoding": plain["decoding"], "batch_size": config.batch_size}
     parts = [

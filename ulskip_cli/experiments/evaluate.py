@@ -1,4 +1,4 @@
-"""`generate_answers` decodes the answers of a point; `score_answers` scores them."""
+"""Decode the answers of a point (`generate_answers`) and score them (`score_answers`)."""
 
 import math
 import time
@@ -91,15 +91,15 @@ def score_answers(
 ) -> QualityScores:
     """Score answers by the task's metrics, and measure the decode loss of the references.
 
-    With drafts, `scoring_decoder` is the full model, because it decides the tokens. InvalidLogitsError is raised if the
-    decode loss is not finite, and RunError if the baseline's stored answers are not of the same examples.
+    `scoring_decoder` measures the loss; with drafts it is the full model, because that decides the tokens. Raises
+    InvalidLogitsError if the loss is not finite, and RunError if the baseline's answers are not of the same examples.
     """
     assert workload.encoded is not None
     assert workload.task is not None
     examples = workload.examples
     if baseline_hypotheses is not None and len(baseline_hypotheses) != len(examples):
         raise RunError(
-            f"expected {len(examples)} stored answers of the full model, found {len(baseline_hypotheses)}; use another name="
+            f"expected {len(examples)} stored answers of the baseline, got {len(baseline_hypotheses)}; set another name=NAME"
         )
     progress.phase(f"{answers.strategy}: metrics", 0)
     hypotheses = [one["hypothesis"] for one in answers.generations]
@@ -111,7 +111,7 @@ def score_answers(
     loss = reference_loss.of(scoring_decoder, progress.phase(f"{answers.strategy}: decode loss", len(examples)))
     if not math.isfinite(loss):
         raise InvalidLogitsError(
-            f"expected finite logits, got a decode loss of {loss}; check the model's weights, or try another model.dtype"
+            f"expected finite logits, got a decode loss of {loss}; check the model's weights or set another model.dtype"
         )
     flags = Counter(flag for one in answers.generations for flag in one["flags"])
     return QualityScores(
@@ -148,6 +148,5 @@ def _generation(
 
 
 def _with_rate(report: ReportProgress) -> Callable[[int, int], None]:
-    """Report the number of finished prompts with tokens/s beside it."""
     started = time.monotonic()
     return lambda done, tokens: report(done, f"{tokens / max(1e-9, time.monotonic() - started):,.0f} tok/s")

@@ -11,7 +11,7 @@ from ulskip_cli.tasks import Example, Task
 
 @dataclass(frozen=True)
 class HeldOutExamples:
-    """Examples for calibration, none of which is evaluated, and the task that makes their prompts."""
+    """Examples that are used for calibration and not evaluated, and the task that makes their prompts."""
 
     task: Task
     examples: Sequence[Example]
@@ -29,7 +29,7 @@ def find_held_out(config: Config) -> HeldOutExamples | None:
         named = [one for one in other.examples() if (one.source, one.reference) not in evaluated][:wanted]
         if not named:
             raise UsageError(
-                "expected examples in calibration.task that are not evaluated themselves, got none; name other data"
+                "expected examples in calibration.task that are not evaluated, got none; set other data in calibration.task"
             )
         return HeldOutExamples(other, named)
     held_out = task.held_out()
@@ -39,7 +39,7 @@ def find_held_out(config: Config) -> HeldOutExamples | None:
     behind = examples[config.limit :][:wanted] if config.limit is not None else []
     if not behind:
         raise UsageError(
-            f"strategy={name} is calibrated on held-out examples; give calibration.task='{{source_file: ...}}' with the keys "
-            f"of the task that differ, or limit= below the {len(examples)} examples, which leaves the others for it"
+            f"expected held-out examples to calibrate strategy={name}, got none; set limit below {len(examples)}, the number "
+            "of examples, or other data in calibration.task, e.g. calibration.task='{source_file: FILE}'"
         )
     return HeldOutExamples(task, behind)

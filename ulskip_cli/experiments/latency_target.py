@@ -1,4 +1,4 @@
-"""Latency targets: time the cost of layers on this machine, and solve for the depth that meets a speedup."""
+"""Time the cost of layers on this machine, and find the depth that meets a target speedup (ratio_basis=latency)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,10 +16,10 @@ from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan
 
-NEW_TOKENS = 24
+NEW_TOKENS = 24  # generated for each timed sequence
 LINE_ROUNDS, WARM_UP = 3, 1
 MEET_ROUNDS, MEET_PAIRS = 8, 5
-CLOSE = 0.0075  # half the interval of the speedup's error, as a share, that ends the search
+CLOSE = 0.0075  # relative error of the speedup that ends the search
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
@@ -38,7 +38,7 @@ class LatencyTargetFit:
 
     depth: float  # mean layers per decode step
     fit: LatencyFit
-    offset: float  # measured share of the full step time minus the share on the line
+    offset: float  # measured share of the full model's step time minus the share that the line predicts
     trials: tuple[DepthMeasurement, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def fit_step_latency(
     context: DecodeContext,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> LatencyFit:
-    """Time decode steps at several numbers of kept layers, in turns, and fit a line.
+    """Time decode steps at several numbers of kept layers alternately, and fit a line.
 
     `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len], used in turn.
     """
@@ -85,8 +85,8 @@ def solve_depth_for_speedup(
 ) -> LatencyTargetFit:
     """Find the depth that meets a target speedup: start from the line and correct it by timed pairs.
 
-    `measured` times pairs at about a depth and returns the actual mean depth and the speedups. A target out of reach raises
-    UsageError.
+    `measured(depth)` times pairs near that depth and returns the actual mean depth and the speedup of every pair. Raises
+    UsageError if the target cannot be reached.
     """
     fit.check(target_speedup)
     depth, offset = fit.depth(target_speedup), 0.0
@@ -112,7 +112,7 @@ def make_pair_timer(
     context: DecodeContext,
     speed: SpeedConfig,
 ) -> Callable[[float], tuple[float, Sequence[float]]]:
-    """Make the measurement for `solve_depth_for_speedup`: timed pairs of the full model and the plan of a depth."""
+    """Return the `measured` function of `solve_depth_for_speedup`, which times the full model and the plan of a depth."""
     known: dict[tuple[tuple[int, ...], ...], Decoder] = {}
 
     def decoder(plan: Plan) -> Decoder:

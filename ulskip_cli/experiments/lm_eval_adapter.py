@@ -1,4 +1,4 @@
-"""Adapter for lm-evaluation-harness: a model under a skipping schedule as one of the harness's models.
+"""Adapter that makes a model under a skipping schedule a model of lm-evaluation-harness.
 
 Needs `pip install 'ulskip[lm-eval]'`. Importing this module registers the model with the harness under the name `ulskip`.
 """
@@ -27,8 +27,10 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies import NeedsCalibration
 from ulskip_cli.strategies.plan import make_plan
 
-ScoringRequest = tuple[Any, list[int], list[int]]  # the request's texts, token ids of context and of continuation
-Score = tuple[float, bool]  # log probability of a continuation, and whether it is the greedy one
+ScoringRequest = tuple[Any, list[int], list[int]]  # texts of the request, token ids of its context and of its continuation
+Score = tuple[float, bool]  # log probability of a continuation, and True if greedy decoding would generate it
+
+HARNESS_DEVICE = "cuda:0"  # passed by the harness's command without `--device`, on machines without a GPU too
 
 # Arguments of the harness's `hf` model that do not concern the weights. All others are keys of our configuration.
 _HARNESS_KEYS = (
@@ -36,15 +38,18 @@ _HARNESS_KEYS = (
     *("think_end_token", "enable_thinking", "chat_template_args"),
 )
 _DECODING = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty", "no_repeat_ngram_size")
-FIRST_TOKEN_ONLY = "scored from the first token after the prompt alone, which comes from the full model under prompt_layers=all"
+FIRST_TOKEN_ONLY = (
+    "have a single token, which the full model predicts under prompt_layers=all, so their scores show no effect of skipping; "
+    "do not set prompt_layers=all, or use tasks with longer continuations"
+)
 
 
 @register_model("ulskip")
 class SkippingLM(HFLM):  # type: ignore[misc]
-    """A causal LM under one schedule, which generates texts as `ulskip run` does.
+    """A causal LM under one schedule as a model of lm-evaluation-harness. It generates text as `ulskip run` does.
 
-    Likelihoods are scored with the kept layers, contexts included. With an explicit `prompt_layers=all` the context goes
-    through all layers, and the first token of every continuation then shows no loss.
+    The kept layers score continuations and read their contexts. With an explicit `prompt_layers=all`, all layers read the
+    context, so the full model scores the first token of every continuation.
     """
 
     def __init__(
@@ -63,25 +68,31 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         `model.device` and `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits into memory.
         """
         harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
+        if device == HARNESS_DEVICE and not torch.cuda.is_available():
+            device = None  # as the harness's `hf` model does
         defaults = {"model.device": device, "model.path": pretrained}
         overrides = [
-            *(f"{key}={value}" for key, value in defaults.items() if value is not None),  # of two overrides the later one wins
+            *(f"{key}={value}" for key, value in defaults.items() if value is not None),  # later overrides win
             *overrides,
             *(f"{key}={_override(value)}" for key, value in arguments.items()),
         ]
         self.ulskip_config = compose(overrides)
         if self.ulskip_config.ratio_basis == "latency":
-            raise UsageError("ratio_basis=latency needs a task of ulskip's own to time; use layers or cost")
+            raise UsageError(
+                "ratio_basis=latency is not supported with lm-evaluation-harness; use ratio_basis=cost or ratio_basis=layers"
+            )
         strategy = instantiate(self.ulskip_config.strategy, "strategy")
         if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
             raise UsageError(
-                f"strategy={self.ulskip_config.strategy['name']} is calibrated by `ulskip run` on a task of its own; run that, "
-                "and give here what its row has under calibration.options"
+                f"strategy={self.ulskip_config.strategy['name']} requires calibrated options; calibrate it with `ulskip run` "
+                "and pass the values in calibration.options of its row as strategy.KEY=VALUE"
             )
         self.loaded = load(self.ulskip_config.model, self.ulskip_config.seed)
         tokenizer = self.loaded.tokenizer
         if tokenizer is None:
-            raise UsageError("random weights have no tokenizer; lm-evaluation-harness needs one")
+            raise UsageError(
+                "model=random has no tokenizer, which lm-evaluation-harness requires; use another model, e.g. model=tiny"
+            )
         self.plan = make_plan(self.ulskip_config, self.loaded.metadata)
         asked = any(text.startswith("prompt_layers=") for text in overrides)
         stays = asked or self.plan.keeps_all or self.plan.exits
@@ -125,7 +136,9 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     def _scored(self, requests: Sequence[ScoringRequest], positions: Sequence[int]) -> list[Score]:
         """Score one batch in two passes: the contexts, then the continuations."""
         responses = [requests[i][2] for i in positions]
-        wholes = [(requests[i][1] + requests[i][2])[-(self.max_length + 1) :] for i in positions]  # cut on the left, as hf does
+        wholes = [
+            (requests[i][1] + requests[i][2])[-(self.max_length + 1) :] for i in positions
+        ]  # truncated on the left, as by `hf`
         prompts = [whole[: -len(response)] for whole, response in zip(wholes, responses, strict=True)]
         pad, device = self.tokenizer.pad_token_id, self.scorer.device
         prompt_ids, prompt_mask = (tensor.to(device) for tensor in padded(prompts, pad, left=True))
@@ -166,7 +179,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return torch.cat([context, new.to(context.device)], dim=1)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return the model information that the harness writes beside its results; our part is under `ulskip`."""
+        """Return the model information that the harness stores with its results; the row is under `ulskip`."""
         return {
             "model_num_parameters": self.loaded.model.num_parameters(),
             "model_dtype": str(self.loaded.model.dtype),
@@ -174,12 +187,12 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         }
 
     def record(self) -> RunRecord:
-        """Return the record that all tasks share: everything but the scores."""
+        """Return the record without scores, which all tasks share."""
         config = replace(self.ulskip_config, batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
         shared_id = f"{ROW_VERSION} {identity(config)} {fingerprint(config.model)}"
         warnings = list(self.plan.warnings)
         if self.first_token_only and not self._is_one_model and self.scoring_plan.prompt_layers == "all":
-            warnings.append(f"{self.first_token_only} of {self.continuations} continuations are {FIRST_TOKEN_ONLY}")
+            warnings.append(f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}")
         return RunRecord(
             identity=replace(RunIdentity.of(config, shared_id), task=None, pair=None, prompt_layers=self.plan.prompt_layers),
             schedule=describe_schedule(self.plan, ScheduleProvenance(), []),

@@ -1,7 +1,4 @@
-"""`ulskip lm-eval` runs tasks of lm-evaluation-harness on a model that skips layers, and stores a row for each task.
-
-Torch is imported after all options and tasks are checked.
-"""
+"""Run tasks of lm-evaluation-harness on a model that skips layers, and store a row for each task (`ulskip lm-eval`)."""
 
 import hashlib
 import json
@@ -21,24 +18,29 @@ from ulskip_cli.experiments.record import ROW_VERSION, RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
 
 EXPERIMENT = "lm_eval"  # the default of name=
-# Options that change the answers and that no other key of a row records.
+# Options that change the answers and are recorded by no other key of a row.
 _RECORDED = ("apply_chat_template", "fewshot_as_multiturn", "system_instruction", "gen_kwargs", "samples", "seed", "metadata")
 _SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
-_REPLACED = {"limit": "--limit", "batch_size": "--batch_size", "task": "--tasks"}  # keys that have no effect here
+_FORMATS = {"seed": "one number, or four as python,numpy,torch,fewshot", "samples": 'JSON such as {"TASK": [0, 3]}'}
+_REPLACED = {
+    "limit": "--limit",
+    "batch_size": "--batch_size",
+    "task": "--tasks",
+}  # configuration keys without effect here, and the options that replace them
 
 
 def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[ResultsFolder, dict[str, Any]]:
     """Evaluate a model on the harness's tasks, write the harness's JSON and save a row for every task.
 
-    `options` are the harness's options as they were typed, `tasks` among them. The returned dict is the output of
-    `simple_evaluate` without samples.
+    `options` holds the harness's options as typed, including `tasks`. The returned dict is the output of `simple_evaluate`
+    without samples.
     """
     for key, option in _REPLACED.items():
         if any(text.startswith(f"{key}=") for text in overrides):
-            raise UsageError(f"lm-eval does not use {key}=; give {option}")
+            raise UsageError(f"{key}= is not supported by `ulskip lm-eval`; use {option}")
     arguments = {"log_samples": False, **_read_options(options)}
     device = arguments.pop("device", None)
-    overrides = [f"name={EXPERIMENT}", *([f"model.device={device}"] if device else []), *overrides]  # a later one wins
+    overrides = [f"name={EXPERIMENT}", *([f"model.device={device}"] if device else []), *overrides]  # later overrides win
     config = compose(overrides)
     Resolver().schedule(config)
     manager = TaskManager(include_path=arguments.pop("include_path", None), metadata=arguments.get("metadata"))
@@ -46,15 +48,17 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
     folder = ResultsFolder.of(config)
     output = arguments.pop("output_path", None) or folder.path / EXPERIMENT
 
-    from lm_eval import simple_evaluate
+    from lm_eval import simple_evaluate  # imports torch, so only after all checks
     from lm_eval.loggers import EvaluationTracker
 
     from ulskip_cli.experiments.lm_eval_adapter import SkippingLM
 
     model = SkippingLM(overrides, arguments.get("batch_size", 1), arguments.get("max_batch_size", 64))
     if arguments.get("apply_chat_template") and not model.tokenizer.chat_template:
-        raise UsageError(f"--apply_chat_template: the tokenizer of {config.model.path} has no chat template")
-    if "use_cache" in arguments:  # answers of another model or schedule must not be taken
+        raise UsageError(
+            f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has no chat template; remove it"
+        )
+    if "use_cache" in arguments:  # answers of another model or schedule must not be reused
         arguments["use_cache"] += "_" + _digest([model.record().id, model.scoring_plan.prompt_layers])
     folder.check_writable()
     tracker = EvaluationTracker(output_path=str(output))
@@ -78,7 +82,7 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
 
 
 def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> list[RunRecord]:
-    """Make one record for each task, with metrics in the harness's units; a group of tasks has no record of its own.
+    """Make one record for each task, with metrics in the harness's units; groups of tasks have no record.
 
     `options` are further options that changed the answers; a row keeps them under `lm_eval_options`.
     """
@@ -107,12 +111,11 @@ def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None =
 
 
 def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert options from text to arguments of `simple_evaluate`."""
     read = dict(options)
     if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", read.get("batch_size", "1")):
-        raise UsageError(f"--batch_size: expected a positive number, auto or auto:N, got {read['batch_size']}")
+        raise UsageError(f"--batch_size: expected a positive number, auto or auto:N, got {read['batch_size']}; use e.g. 8")
     if read.get("limit", 1) <= 0:
-        raise UsageError(f"--limit: expected a number of examples or a share of them, got {read['limit']:g}")
+        raise UsageError(f"--limit: expected a number of examples or a share of them above 0, got {read['limit']:g}")
     for key in {"gen_kwargs", "metadata", "samples", "seed"} & read.keys():
         try:
             if key == "seed":
@@ -120,8 +123,10 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 parsed = try_parse_json(read[key])
                 read[key] = parsed if isinstance(parsed, dict) else key_val_to_dict(read[key])
-        except ValueError as error:
-            raise UsageError(f"--{key}: {error}") from None
+        except ValueError:
+            raise UsageError(
+                f"--{key}: expected {_FORMATS.get(key, 'key=value,... or JSON')}, got {options[key]:.80}"
+            ) from None
     read.update(request_caching_arg_to_dict(read.pop("cache_requests", None)))
     return read
 
@@ -144,7 +149,9 @@ def _find_tasks(manager: TaskManager, given: Sequence[str]) -> list[str]:
     for name in (name for text in given for name in text.split(",")):
         names = [name] if Path(name).is_file() else manager.match_tasks([name])
         if not names:
-            raise UsageError(f"--tasks: lm-evaluation-harness has no task '{name}'; `lm-eval ls tasks` lists them")
+            raise UsageError(
+                f"--tasks: expected a task of lm-evaluation-harness, got '{name}'; list them with `lm-eval ls tasks`"
+            )
         found |= dict.fromkeys(names)
     return list(found)
 

@@ -1,4 +1,4 @@
-"""Measured limits of this machine: bytes read from memory and floating-point operations per second."""
+"""Measure the limits of this machine: bytes read from memory and floating-point operations per second."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import torch
 
 from ulskip_cli.inference.timing import now
 
-READ_BYTES = 2**30  # far more than any cache holds
+READ_BYTES = 2**30  # larger than any cache
 MEMORY_SHARE = 0.25  # at most this share of free memory is read
 ROUNDS = 5
 LARGEST_SIDE = 8192
-LEAST_SECONDS = 0.05  # a product that takes longer shows what the machine can do
+LEAST_SECONDS = 0.05  # a product that takes this long reaches the machine's full speed
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> MachineLimits:
 
 
 def read_bytes_per_second(device: torch.device) -> float:
-    """Return the faster of two ways to read a buffer once: a sum and a dot product."""
+    """Return the bytes/s of reading a buffer once, by the faster of a sum and a dot product."""
     size = READ_BYTES
     if device.type == "cpu":
         size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))
@@ -40,7 +40,7 @@ def read_bytes_per_second(device: torch.device) -> float:
 
 
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the speed of square matrix products, enlarged until one takes long enough to time."""
+    """Return the best FLOP/s of square matrix products, whose size doubles until one takes long enough to time."""
     side, best = 256, 0.0
     while True:
         matrix = torch.randn(side, side, device=device).to(dtype)

@@ -1,4 +1,4 @@
-"""Speedup measurement: the full model and a schedule take turns on the same prompts in one process."""
+"""Measure speedups: time the full model and a schedule alternately on the same prompts in one process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class TimedPairs:
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
 
     def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
-        """Divide the full model's value by the schedule's, pair by pair."""
+        """Return the full model's value divided by the schedule's for every pair."""
         return [seconds(a) / seconds(b) for a, b in zip(self.full, self.strategy, strict=True)]
 
     def timing(self) -> PairedTiming:
@@ -58,10 +58,7 @@ class TimedPairs:
 def time_pairs(
     full: Decoder | None, strategy: Decoder, workload: Workload, config: Config, progress: ProgressCallback
 ) -> TimedPairs:
-    """Time a schedule in pairs with the full model, or alone if `full` is None.
-
-    A batch that does not fit into memory is halved.
-    """
+    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that do not fit into memory."""
     size, total = BatchSize(config.batch_size), config.speed.warmup + config.speed.pairs
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
@@ -115,14 +112,14 @@ def measure_pairs(
 
 
 def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
-    """Refuse unlike sides. Drafting and early exit have engines of their own, which never compile; backends must agree."""
+    """Raise RunError if the sides ran differently; drafts and early exit need only the same linear backend."""
     own_engine = strategy.drafts is not None or strategy.exits is not None
     for key in ("linear_backend",) if own_engine else SIDE_KEYS:
         ran, other = getattr(full, key), getattr(strategy, key)
         if ran != other:
             raise RunError(
                 f"expected both sides of a timed pair to run with the same {key}, got {ran} for the full model and {other} for "
-                "the schedule; no speedup is reported"
+                "the schedule; set decoding.engine=transformers"
             )
 
 
@@ -135,7 +132,6 @@ def _total_seconds_per_token(output: BatchOutput) -> float:
 
 
 def _raw(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
-    """Return the raw seconds of one side, pair by pair, and the engine and backend that ran it."""
     keys = ("prefill_seconds", "first_token_seconds", "decode_seconds")
     seconds = {key: [round(getattr(output, key), 6) for output in outputs] for key in keys}
     return {**seconds, **{key: getattr(outputs[0], key) for key in SIDE_KEYS}}

@@ -1,6 +1,6 @@
-"""`resolve` turns a configuration into a `ResolvedPoint`: everything that can be derived from it without torch, derived once.
+"""Derive from a configuration, once and without torch, everything that a run needs: a `ResolvedPoint`.
 
-Bad requests are refused here: ratios, strategies, metrics, task files, model files, generation options.
+Invalid requests are refused here: ratios, strategies, metrics, task files, model files, generation options.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ class ResolvedPoint:
     examples: Sequence[Example]  # for evaluation, in the task's order
     held_out: HeldOutExamples | None  # for calibration; None if nothing is calibrated
     metadata: ModelMetadata
-    plan: Plan  # as far as it is known before calibration and timing
+    plan: Plan  # before calibration and timing
     run_id: str  # a hash of the configuration, the data and the weights
-    fingerprint: str  # of the weights, so that a run can see that they changed
+    fingerprint: str  # of the weights; a run fails if they changed meanwhile
     baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
 
     @property
@@ -73,7 +73,7 @@ class Resolver:
         """Return the model's metadata and the plan, which need no data."""
         validation.check_run(config)
         if config.memory_budget is not None:
-            raise UsageError("memory_budget= is for `ulskip plan`; a run takes batch_size=")
+            raise UsageError("memory_budget= is not supported by a run; use batch_size=N, or `ulskip plan` with memory_budget=")
         key = str(config.model)
         if key not in self._metadata:
             self._metadata[key] = read_metadata(config.model)
@@ -100,7 +100,7 @@ class Resolver:
             return identity(config)
 
     def run_id(self, config: Config, data_text: str) -> str:
-        """Return 12 hexadecimal digits of everything that decides a result."""
+        """Return the identifier of a point: 12 hexadecimal digits of a hash of everything that decides its result."""
         parts = (str(ROW_VERSION), identity(config), self.weights_fingerprint(config), data_text)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -128,13 +128,15 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
             "Use `ulskip run`."
         )
     if not speed.enabled:
-        raise UsageError("speed.enabled=false is for `ulskip run`; a benchmark measures nothing else")
+        raise UsageError("speed.enabled=false is not supported by `ulskip bench`, which measures only speed; use `ulskip run`")
     if not config.baseline:
-        raise UsageError("baseline=false is for `ulskip run`; a benchmark compares with the full model")
+        raise UsageError(
+            "baseline=false is not supported by `ulskip bench`, which compares with the full model; use `ulskip run`"
+        )
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
             f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
-            f"got {speed.prompt_tokens} + {speed.new_tokens}"
+            f"got {speed.prompt_tokens} + {speed.new_tokens}; lower one of them"
         )
     check_generate_options(config)
     return ResolvedPoint(
@@ -143,7 +145,7 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
 
 
 def check_generate_options(config: Config) -> None:
-    """Raise UsageError for an option that the `generate` method of transformers does not know."""
+    """Raise UsageError for an option that the `generate` method of transformers does not support."""
     if config.decoding.generate_kwargs:
         from ulskip_cli.inference.engines import generate_options
 
@@ -154,8 +156,7 @@ def check_generate_options(config: Config) -> None:
 class _Data:
     task: Task
     examples: Sequence[Example]
-    text: str
-    """The examples as the identifier of a point reads them."""
+    text: str  # the examples as JSON, which the identifier of a point hashes
 
     @classmethod
     def read(cls, config: Config) -> Self:
@@ -167,12 +168,11 @@ class _Data:
 
 
 def _held_out(config: Config, plan: Plan) -> HeldOutExamples | None:
-    """Find the calibration examples, unless the weights are random, which no text can calibrate."""
+    """Return the calibration examples; None for random weights, which have no tokenizer."""
     if config.model.source != "random":
         return find_held_out(config)
     if plan.exits and plan.exits.threshold is None:
         raise UsageError(
-            f"strategy={plan.strategy} calibrates its threshold on texts, which random weights cannot read; "
-            "give strategy.threshold"
+            f"strategy={plan.strategy} cannot be calibrated with model=random, which has no tokenizer; set strategy.threshold"
         )
     return None

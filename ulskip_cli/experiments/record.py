@@ -1,4 +1,4 @@
-"""`RunRecord` is everything that results/ stores of one run, in typed sections. Only this file spells the keys of a row.
+"""`RunRecord` holds everything that results/ stores of one run, in typed sections, and reads and writes rows.
 
 A row is one flat JSON object in `runs.jsonl`. The field names of the sections (`record_sections.py`) are its keys;
 docs/results.md describes them. Rows of earlier versions are read with their own key names (`RENAMED_KEYS`).
@@ -25,16 +25,15 @@ from ulskip_cli.experiments.record_sections import (
 )
 from ulskip_cli.tasks.metrics import metric_keys
 
+# Changes when keys change their name or meaning, or when the same configuration gives another result.
 ROW_VERSION = 2
-"""Changes when keys change their name or meaning, or when the same configuration gives another result."""
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 STATUSES = (DONE, NOT_APPLICABLE, FAILED)
 
-Row = dict[str, Any]
-"""A record as a JSON object."""
+Row = dict[str, Any]  # a record as a JSON object
 
-RENAMED_KEYS = {
+RENAMED_KEYS = {  # keys of row version 1 and their names since version 2
     "product": "linear_backend",
     "account": "step_time_breakdown",
     "against_full": "vs_baseline",
@@ -43,7 +42,6 @@ RENAMED_KEYS = {
     "head_share": "exit_check_fraction",
     "ceilings": "machine_limits",
 }
-"""Keys of row version 1 and their names since version 2."""
 
 
 def upgrade_row(row: Mapping[str, Any]) -> Row:
@@ -77,8 +75,7 @@ class RunRecord:
     warnings: tuple[str, ...] = ()
     wall_seconds: float | None = None
     row_version: int = ROW_VERSION
-    other: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of a row that this version does not know; they are written back unchanged."""
+    other: Mapping[str, Any] = field(default_factory=dict)  # unknown keys of a row, written back unchanged
 
     @property
     def id(self) -> str:
@@ -91,7 +88,7 @@ class RunRecord:
         return self.status == DONE
 
     def to_row(self) -> Row:
-        """Return a flat JSON object. Without a result it lacks an unknown `dataset` or `chat`, and so joins any group."""
+        """Return a flat JSON object; a failed run leaves out an unknown `dataset` or `chat` and so joins any group of rows."""
         row: Row = {key: getattr(self, key) for key in _OWN_KEYS if getattr(self, key) is not None}
         for name in _SECTIONS:
             section = getattr(self, name)
@@ -108,7 +105,7 @@ class RunRecord:
         """Read a row of this or any earlier version; raise UsageError with the name of a missing or mistyped key."""
         rest = upgrade_row(row)
         if not rest.get("id"):
-            raise UsageError("expected the key id in a row, got none")
+            raise UsageError("row key id: expected str, got none")
         sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
         own = {key: _checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
         if own.get("status", DONE) not in STATUSES:
@@ -160,7 +157,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 
 def _read_section(kind: type, rest: dict[str, Any]) -> Any:
-    """Take the keys of one section out of `rest`; None if the row has none of them."""
+    """Return one section and remove its keys from `rest`; None if the row has none of them."""
     hints = _hints(kind)
     found = {key: rest.pop(key) for key in hints if key in rest}
     if kind is QualityScores:

@@ -1,13 +1,14 @@
-"""`ulskip score` scores stored generations again without a model, with further metrics if given."""
+"""Score stored generations again without a model, also by other metrics (`ulskip score`)."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ulskip_cli.core.config import instantiate
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import RunRecord, is_done
+from ulskip_cli.experiments.record import Row, RunRecord, is_done
 from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
@@ -28,7 +29,7 @@ class RescoredRun:
     changed: dict[str, tuple[float, float]]  # old and new value by row key
 
     def save(self) -> None:
-        """Append the record if a score is new or differs; settings and measurements stay as they are."""
+        """Append the record if a score is new or differs; settings and measurements stay unchanged."""
         if self.added or self.changed:
             self.folder.append(self.record)
 
@@ -49,7 +50,7 @@ class ExtraMetrics:
 
 
 def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRecord]]:
-    """Find runs by results folder, generations file or run id; raise UsageError if there are none with generations."""
+    """Find runs by results folder, generations file or run id; raise UsageError if none has complete generations."""
     path = Path(target).expanduser()
     if path.is_dir():
         folders, run_id = [ResultsFolder(path)], None
@@ -59,16 +60,16 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRe
         folders, run_id = [ResultsFolder(file.parent) for file in sorted(results_dir.glob("*/runs.jsonl"))], target
     else:
         raise UsageError(
-            f"expected a folder of results, a run's id or a file of generations, got '{target}'; "
-            f"ids are looked up in {results_dir}/ (--results-dir)"
+            f"expected a results folder, a run id or a generations file, got '{target}'; "
+            f"run ids are searched in {results_dir}/, set another folder with --results-dir"
         )
     found = [(folder, row) for folder in folders for row in folder.rows() if run_id in (None, row["id"])]
-    stored = [(folder, row) for folder, row in found if is_done(row) and folder.generations(row["id"])]
+    stored = [(folder, row) for folder, row in found if is_done(row) and _stored_generations(folder, row)]
     if not stored:
         below = sorted(path.glob("*/runs.jsonl")) if run_id is None else []
-        missing = "its runs have no stored generations" if found else "there is no run"
-        missing += f"; try {below[0].parent}" if below else ""
-        raise UsageError(f"nothing to score at '{target}': {missing}")
+        missing = "runs without generations" if found else "no run"
+        advice = f"try {below[0].parent}" if below else "check the target and --results-dir"
+        raise UsageError(f"expected runs with stored generations at '{target}', got {missing}; {advice}")
     return [(folder, RunRecord.from_row(row)) for folder, row in stored]
 
 
@@ -76,7 +77,7 @@ def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> Re
     """Score a run's stored generations by its own and the extra metrics; raise UsageError if its row has no configuration."""
     config = record.provenance.config if record.provenance else {}
     if "task" not in config:
-        raise UsageError(f"row {record.id} of {folder.runs_path} keeps no task configuration; it cannot be scored again")
+        raise UsageError(f"{folder.runs_path}: expected config.task in row {record.id}, got none; repeat the run to score it")
     task = instantiate(config["task"], "task")
     scores = metrics.score(extra.beside(task.scoring()), stored_answers(folder, record))
     quality = record.quality or QualityScores()
@@ -95,25 +96,36 @@ def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> Re
 
 def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
     """Return the answers of a run, and those of its baseline if both are stored."""
-    generations = folder.generations(record.id)
+    row = record.to_row()
+    generations = _stored_generations(folder, row)
     baseline = record.identity.baseline_id
-    full = [one["hypothesis"] for one in folder.generations(baseline)] if baseline else []
+    full = _stored_generations(folder, {**row, "id": baseline}) if baseline else []
     return Answers(
         [one["hypothesis"] for one in generations],
         [one["reference"] for one in generations],
         [one["source"] for one in generations],
-        full if len(full) == len(generations) else None,
+        [one["hypothesis"] for one in full] if len(full) == len(generations) else None,
     )
+
+
+def _stored_generations(folder: ResultsFolder, row: Row) -> list[dict[str, Any]]:
+    """Return the generations of a row's run, none if the file is missing; raise UsageError if the file is incomplete."""
+    path, found, expected = folder.generations_path(row["id"]), folder.generations(row["id"]), row.get("num_examples")
+    if path.is_file() and expected is not None and len(found) != expected:
+        raise UsageError(f"{path}: expected {expected} answers, got {len(found)}; restore the file or repeat the run")
+    return found
 
 
 def score_file(file: Path, extra: ExtraMetrics, target_language: str | None = None) -> Scores:
     """Score a file of JSON lines with `hypothesis`, `reference` and optional `source`; raise UsageError if a key is missing."""
     if not extra.names:
-        raise UsageError(f"expected --metric for a file that belongs to no run; known: {', '.join(metrics.METRICS)}")
+        raise UsageError(
+            f"expected --metric for a file outside a results folder, got none; known: {', '.join(metrics.METRICS)}"
+        )
     rows = read_jsonl(file)
     for number, row in enumerate(rows, start=1):
         if not {"hypothesis", "reference"} <= row.keys():
-            raise UsageError(f"{file}, line {number}: expected hypothesis and reference, got keys {', '.join(row)}")
+            raise UsageError(f"{file}, line {number}: expected keys hypothesis and reference, got keys {', '.join(row)}")
     answers = Answers(
         [row["hypothesis"] for row in rows], [row["reference"] for row in rows], [row.get("source", "") for row in rows]
     )

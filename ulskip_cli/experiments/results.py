@@ -1,7 +1,7 @@
-"""`ResultsFolder`: the files of `results/NAME/`, written so that a kill at any moment loses nothing written before.
+"""The files of a results folder `results/NAME/`; a kill at any moment loses nothing that was written before.
 
 runs.jsonl            one row per run, appended
-generations/ID.jsonl  the answer to every example; ID.partial.jsonl: of an unfinished run
+generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfinished run
 configs/ID.yaml       the resolved configuration
 logs/ID.log           the traceback of a run that failed
 table.md, table.csv   made from the rows (see `report`)
@@ -46,7 +46,9 @@ class ResultsFolder:
             if self.runs_path.exists():
                 self.runs_path.open("ab").close()
         except OSError as error:
-            raise UsageError(f"cannot write results to {self.path} ({error.strerror or error})") from None
+            raise UsageError(
+                f"cannot write results to {self.path} ({error.strerror or error}); set another results_dir=DIR"
+            ) from None
 
     def remove_if_empty(self) -> None:
         """Remove the folder if `check_writable` created it and nothing was written into it since."""
@@ -72,14 +74,14 @@ class ResultsFolder:
         return newest_rows(rows), len(lines) - len(rows)
 
     def record(self, run_id: str, accept: Callable[[RunRecord], bool] = lambda record: True) -> RunRecord | None:
-        """Return the newest finished record of a point that `accept` admits, if the point's generations are stored."""
+        """Return the newest finished record of a point that `accept` accepts; None without it or its generations."""
         if not self.generations_path(run_id).is_file():
             return None
         finished = (row for row in reversed(read_jsonl(self.runs_path)) if row.get("id") == run_id and is_done(row))
         return next((record for row in finished if accept(record := RunRecord.from_row(row))), None)
 
     def quarantine_corrupt_lines(self) -> str | None:
-        """Move unreadable lines, as a crash leaves them, out of runs.jsonl; return a message about them, or None."""
+        """Move unreadable lines, e.g. after a crash, from runs.jsonl to another file; return a message about them, or None."""
         if not self.runs_path.is_file() or not _corrupt_lines(self.runs_path.read_bytes()):
             return None
         with self._lock_rows():
@@ -91,10 +93,9 @@ class ResultsFolder:
                 append_line(self.path / BROKEN_FILE, line.decode("utf-8", errors="replace"))
             whole = [line for line in content.split(b"\n") if line.strip() and line not in set(corrupt)]
             write_atomic(self.runs_path, b"".join(line + b"\n" for line in whole))
-        plural = len(corrupt) > 1
         return (
-            f"{len(corrupt)} line{'s' * plural} of {self.runs_path} could not be read, as after a crash, and "
-            f"{'are' if plural else 'is'} kept in {BROKEN_FILE}; {len(whole)} rows are whole"
+            f"moved {len(corrupt)} unreadable line{'s' * (len(corrupt) > 1)} of {self.runs_path}, probably cut by a crash, to "
+            f"{BROKEN_FILE}; {len(whole)} rows are intact, and a sweep repeats missing points"
         )
 
     def _lock_rows(self) -> contextlib.AbstractContextManager[None]:
@@ -136,7 +137,7 @@ class ResultsFolder:
 
 
 def newest_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return the newest row of every point, in file order; a finished row stays when later runs of its point fail."""
+    """Return the newest row of every point, in file order; a failed run does not replace a finished row."""
     newest: dict[str, Row] = {}
     for row in rows:
         point = row.get("id")
@@ -144,7 +145,7 @@ def newest_rows(rows: Sequence[Row]) -> list[Row]:
             continue
         newest.pop(point, None)
         newest[point] = row
-    # A point whose data could not be read has its identity as identifier until they can.
+    # A point whose data could not be read has its identity as identifier; a later run with its data replaces that row.
     last = {row["identity"]: row["id"] for row in newest.values() if row.get("identity")}
     done = {row.get("identity") for row in newest.values() if is_done(row)}
 

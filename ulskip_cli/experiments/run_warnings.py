@@ -1,12 +1,11 @@
-"""Warnings of a finished run: one line for each difference between request and run."""
+"""Warnings of a finished run: one line for each difference between the request and the run."""
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.inference import linear_kernel
 from ulskip_cli.strategies.plan import Plan
 
-DEPTH_TOLERANCE = 0.05
-"""Share by which the mean depth on the evaluated examples may differ from the target without a warning."""
+DEPTH_TOLERANCE = 0.05  # relative difference between the answers' mean depth and the target that needs no warning
 
 
 def run_warnings(config: Config, plan: Plan, record: RunRecord) -> tuple[str, ...]:
@@ -15,22 +14,31 @@ def run_warnings(config: Config, plan: Plan, record: RunRecord) -> tuple[str, ..
 
 
 def adjustments(config: Config, record: RunRecord) -> list[str]:
-    """Return one line for each truncated input, batch size reduced to fit into memory, and kernel that was not built."""
+    """Return the warnings about truncated sources, a reduced batch size, and a kernel that was not built."""
     lines = []
     quality, timing, strategy = record.quality, record.timing, record.identity.strategy
     if quality and quality.num_truncated_sources and record.provenance:
         total = record.provenance.num_examples
-        lines.append(f"{quality.num_truncated_sources} of {total} sources were truncated to fit into the model's context")
+        lines.append(
+            f"{quality.num_truncated_sources} of {total} sources were truncated to fit into the model's context, so quality "
+            "may suffer; lower decoding.max_new_tokens or use shorter sources"
+        )
     used = {
-        "evaluated": quality.evaluated_batch_size if quality else None,
-        "timed": timing.timed_batch_size if timing else None,
+        "evaluation": quality.evaluated_batch_size if quality else None,
+        "timing": timing.timed_batch_size if timing else None,
     }
     for what, size in used.items():
         if size is not None and size < config.batch_size:
-            lines.append(f"{strategy}: batches of {config.batch_size} did not fit into memory; {what} in batches of {size}")
+            lines.append(
+                f"{strategy}: batch_size={config.batch_size} did not fit into memory, so the {what} used batches of {size}; "
+                f"speeds depend on the batch size, set batch_size={size} to compare runs"
+            )
     ran, failure = record.provenance, linear_kernel.build_failure()
     if ran and failure and failure == ran.linear_backend_reason:
-        lines.append(f"the kernel for decoding on a CPU was not built ({failure}); {ran.linear_backend} was used instead")
+        lines.append(
+            f"the CPU kernel for decoding was not built ({failure}), so decoding used {ran.linear_backend} and may be slower; "
+            "check the C++ compiler, or set ULSKIP_KERNEL=off"
+        )
     return lines
 
 
@@ -38,11 +46,13 @@ def _untrained(plan: Plan, record: RunRecord) -> list[str]:
     if plan.keeps_all or record.provenance is None or record.provenance.trained_for_these_layers is not False:
         return []
     count = plan.target_kept if plan.exits else plan.num_kept
-    return [f"{plan.strategy} with {count} of {plan.num_layers} layers: the weights were trained for other layers"]
+    return [
+        f"{plan.strategy} with {count} of {plan.num_layers} layers: the weights were trained for other layers, so quality "
+        "may suffer; train them for these layers with `ulskip train`, or use the strategy and ratio of their training"
+    ]
 
 
 def _depth_misses(config: Config, record: RunRecord) -> list[str]:
-    """Warn if the mean depth of the evaluated answers misses the target."""
     schedule = record.schedule
     if schedule is None or config.ratio_basis == "latency":
         return []
@@ -52,9 +62,12 @@ def _depth_misses(config: Config, record: RunRecord) -> list[str]:
     exits = record.throughput is not None and record.throughput.exit_depths
     num_calibrated = (schedule.calibration or {}).get("examples", config.batch_size)
     if not exits:
-        why = ", because the answers differ in length from those that the horizon was calibrated on"
+        advice = "the answers differ in length from the calibration's; set strategy.horizon or raise calibration.examples"
     elif num_calibrated < config.batch_size:
-        why = f"; {num_calibrated} calibration examples fill no batch of {config.batch_size}, raise calibration.examples"
+        advice = f"{num_calibrated} calibration examples do not fill batch_size={config.batch_size}; raise calibration.examples"
     else:
-        why = ""
-    return [f"{record.identity.strategy}: {mean:.2f} layers ran on average, the target was {target}{why}"]
+        advice = "change strategy.threshold or raise calibration.examples"
+    name = record.identity.strategy
+    return [
+        f"{name}: expected a mean depth of {target} layers, got {mean:.2f}, so the speedup differs from the target; {advice}"
+    ]

@@ -1,6 +1,6 @@
-"""One point from its configuration to its row: load, calibrate, decode, score, time, record, save.
+"""Run one point from its configuration to its row: load, calibrate, decode, score, time, record, save.
 
-`run_point` is the whole flow. `ulskip run`, a sweep's workers and `api.evaluate` all call it.
+`ulskip run`, the workers of a sweep and `api.evaluate` all call `run_point`.
 """
 
 import time
@@ -73,15 +73,15 @@ class Session:
         """Return the loaded model, from memory if it was the last one loaded."""
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
-            self._models.clear()  # one at a time: two may not fit
+            self._models.clear()  # two models may not fit into memory
             self.progress.phase(f"load {config.name}", 1)
             loaded = load(config, seed, self._tokenizers.get(str(config)))
-            choose_linear_backend(loaded.model, lambda: self.progress.phase("compile a kernel, once on this machine", 0))
+            choose_linear_backend(loaded.model, lambda: self.progress.phase("compile the CPU kernel, once per machine", 0))
             self._models[key] = loaded
         return self._models[key]
 
     def solve_depth(self, config: Config, loaded: LoadedModel, workload: Workload) -> LatencyTargetFit | None:
-        """Find the mean depth that meets the target by the clock; None unless ratio_basis=latency asks for it."""
+        """Find the mean depth whose measured speedup meets the target; None unless ratio_basis=latency."""
         if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
             return None
         batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
@@ -92,7 +92,7 @@ class Session:
             report = self.progress.phase("time the layers", WARM_UP + LINE_ROUNDS)
             self._latencies[key] = fit_step_latency(loaded.model, loaded.metadata.num_layers, batches, context, report)
         time_pair = make_pair_timer(loaded.model, partial(make_plan, config, loaded.metadata), batches, context, config.speed)
-        report = self.progress.phase(f"solve for {config.ratio:g}x", MEET_ROUNDS)
+        report = self.progress.phase(f"solve depth for {config.ratio:g}x", MEET_ROUNDS)
         return solve_depth_for_speedup(self._latencies[key], config.ratio, time_pair, report)
 
 
@@ -117,16 +117,16 @@ class PreparedRun:
 
 
 def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None = None) -> list[RunRecord]:
-    """Run one point, and its full baseline first if no finished one is stored; return their records, the point's own last.
+    """Run one point, after its full baseline if none is stored, and return their records, the point's own last.
 
-    A given `baseline` counts wherever it was measured; a stored one only if it was measured on a machine like this one.
-    Raises UsageError for a request that cannot be served, and RunError if the run fails.
+    A given `baseline` may come from any machine; a stored one is used only if it was measured on a machine like this one.
+    Raises UsageError for an unsupported request, and RunError if the run fails.
     """
     started_at = time.monotonic()
     workload, held_out = session.encode(point)
     loaded = session.load(point.config.model, point.config.seed)
     if fingerprint(point.config.model) != point.fingerprint:
-        raise RunError(f"the weights of {point.config.model.path} changed since the run was prepared; run it again")
+        raise RunError(f"the weights of {point.config.model.path} changed since the run was prepared; repeat the run")
     config, calibration = calibrate_strategy(point.config, loaded, held_out, session.progress)
     latency = session.solve_depth(config, loaded, workload)
     plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
@@ -155,7 +155,6 @@ def is_from_here(record: RunRecord) -> bool:
 
 
 def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord | None = None) -> RunRecord:
-    """Decode, score, time, record and save one prepared point."""
     config, loaded, point, plan = run.point.config, run.loaded, run.point, run.plan
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)
@@ -169,7 +168,7 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     answers, quality = None, None
     if run.workload.encoded is not None:
         answers = generate_answers(decoder, run.workload, config, progress, checkpoints)
-        folder.save_generations(point.run_id, answers.generations)  # before they are scored, which may fail
+        folder.save_generations(point.run_id, answers.generations)  # saved before scoring, which may fail
         hypotheses = [one["hypothesis"] for one in folder.generations(baseline.id)] if baseline else None
         scoring_decoder = full if config.decoding.draft_tokens else decoder
         try:
@@ -200,7 +199,9 @@ def _make_record(
     """Return the record of a measured point, without its quality."""
     asked = replace(run.point.identity, chat=run.workload.chat, prompt_layers=run.plan.prompt_layers)
     outputs, source = (answers.outputs, "evaluation") if answers else (timed.strategy if timed else [], "timed pairs")
-    natural = outputs if answers or run.plan.exits else []  # random weights have no answers, but exits while they are timed
+    natural = (
+        outputs if answers or run.plan.exits else []
+    )  # random weights have no answers; their exits are counted in timed pairs
     return RunRecord(
         identity=replace(asked, baseline_id=baseline.id if baseline else None),
         schedule=describe_schedule(run.plan, run.found, natural),
@@ -213,7 +214,7 @@ def _make_record(
 
 
 def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[BatchOutput]) -> ScheduleRecord:
-    """Return the schedule section of a row; answers up to EOS in `outputs` decide the mean depth of some strategies."""
+    """Return the schedule section of a row; exits and later stages take their mean depth from `outputs`, up to EOS."""
     exits = sum_exits(outputs)
     evaluated = exits.mean_depth
     if plan.later_stages and outputs:

@@ -1,4 +1,4 @@
-"""A task's examples as token ids of one model, and the batches of them that are timed."""
+"""Encode a task's examples as token ids of one model, and make batches of them for timing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,12 +39,11 @@ class Workload:
         return sum(one.truncated for one in self.encoded or [])
 
 
-RANDOM_PROMPTS = Workload(None, (), None, 0, None)
-"""The workload of a benchmark: prompts of one length, which need no padding."""
+RANDOM_PROMPTS = Workload(None, (), None, 0, None)  # of a benchmark: prompts of one length, which need no padding
 
 
 def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | None) -> Workload:
-    """Encode a point's examples within the model's context, without weights; raise UsageError if it is too short."""
+    """Encode a point's examples within the model's context, without weights; raise UsageError if the context is too short."""
     task, config, max_positions = point.task, point.config, point.metadata.context
     assert task is not None
     if tokenizer is None:
@@ -54,7 +53,7 @@ def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | N
     encoded = encode(formatter, tokenizer, point.examples, max_positions, new_tokens, task.may_truncate_source)
     if config.speed.enabled and max_positions is not None and config.speed.new_tokens >= max_positions:
         raise UsageError(
-            f"expected speed.new_tokens below the model's context of {max_positions}, got {config.speed.new_tokens}"
+            f"expected speed.new_tokens below the model's context of {max_positions}, got {config.speed.new_tokens}; lower it"
         )
     return Workload(task, point.examples, encoded, pad_token_id(tokenizer), formatter.template.chat, max_positions)
 
@@ -75,8 +74,7 @@ def prompt_batches(prompts: Sequence[list[int]], pad_token_id: int, batch_size: 
 
 
 def _random_prompts(model: PreTrainedModel, shape: tuple[int, int], count: int, seed: int) -> list[Batch]:
-    """Return batches of random prompts, each of `shape` [batch, prompt_len]."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # `shape` is [batch, prompt_len]
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     ids = [torch.randint(vocab_size, shape, generator=generator) for _ in range(count)]
     return [(batch, torch.ones_like(batch)) for batch in ids]

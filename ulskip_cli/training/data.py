@@ -1,4 +1,4 @@
-"""Training texts, their token ids, batches of them, and the order of examples in an epoch."""
+"""Load training texts, tokenize and batch them, and order the examples of an epoch."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ class TrainingTexts:
 
 
 def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
-    """Load and hold out texts of a configuration, in the chat format of `tokenizer` if it has one, or raise UsageError."""
+    """Load the training and validation texts, in the chat format of `tokenizer` if it has one; raise UsageError."""
     maker = _TextMaker(config, tokenizer)
     train = maker.texts(config.task, config.limit)
     formatter = maker.formatter(instantiate(config.task, "task"))
@@ -51,7 +51,9 @@ def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBa
             raise UsageError(f"train.validation: {error}") from None
         return TrainingTexts(train, validation, formatter)
     if config.train.held_out >= len(train):
-        raise UsageError(f"expected train.held_out below the {len(train)} examples there are, got {config.train.held_out}")
+        raise UsageError(
+            f"expected train.held_out below the number of examples, {len(train)}, got {config.train.held_out}; lower it"
+        )
     chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))
     held_out = [texts for i, texts in enumerate(train) if i in chosen]
     return TrainingTexts([texts for i, texts in enumerate(train) if i not in chosen], held_out, formatter)
@@ -93,7 +95,9 @@ class TokenPairs(Dataset[dict[str, Any]]):
         self.pairs = [pair for pair in encoded if max_length is None or len(pair[0]) + len(pair[1]) <= max_length]
         self.num_too_long = len(encoded) - len(self.pairs)
         if not self.pairs:
-            raise UsageError(f"every example is longer than train.max_length={max_length}")
+            raise UsageError(
+                f"expected examples of at most train.max_length={max_length} tokens, got only longer ones; raise it"
+            )
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -103,11 +107,11 @@ class TokenPairs(Dataset[dict[str, Any]]):
         return {"prompt": prompt, "response": response}
 
     def lengths(self) -> list[int]:
-        """Number of tokens of every example."""
+        """Return the number of tokens of every example."""
         return [len(prompt) + len(response) for prompt, response in self.pairs]
 
     def response_lengths(self) -> list[int]:
-        """Number of tokens of every response."""
+        """Return the number of tokens of every response."""
         return [len(response) for _, response in self.pairs]
 
 
@@ -197,7 +201,7 @@ class _TextMaker:
         return truncate_source(formatter, self.tokenizer, example, max_length - len(encoded.response_ids))
 
     def texts(self, node: dict[str, Any], limit: int | None) -> list[TextPair]:
-        """Make the texts of a task, and of a share of its examples in the reverse direction as well."""
+        """Make the texts of a task, plus `train.reversed_share` of its examples in the reverse direction."""
         task = instantiate(node, "task")
         formatter = self.formatter(task)
         forward = [formatter.format(self.shorten(formatter, task, example)) for example in task.examples()[:limit]]
@@ -205,7 +209,9 @@ class _TextMaker:
         if not share:
             return forward
         if not hasattr(task, "reversed"):
-            raise UsageError(f"train.reversed_share: task {node['name']} has only one direction")
+            raise UsageError(
+                f"train.reversed_share is not supported with task={node['name']}, which has one direction; set it to 0"
+            )
         other = task.reversed()
         formatter = self.formatter(other)
         chosen = random.Random(self.config.seed).sample(other.examples()[:limit], round(share * len(forward)))

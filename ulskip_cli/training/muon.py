@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024), which orthogonalizes the momentum of matrices, and AdamW for other weights, as one optimizer."""
+"""One optimizer that uses Muon (Jordan et al. 2024: orthogonalized momentum) for matrices and AdamW for other weights."""
 
 from collections.abc import Callable
 from typing import Any

@@ -27,27 +27,27 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def check_trainer_arguments(extra: Mapping[str, Any]) -> None:
-    """Raise UsageError for Trainer arguments with a key of their own, or that make the second pass differ from decoding."""
+    """Raise UsageError for Trainer arguments that have their own key or that the two-pass loss does not support."""
     for key in extra:
         if key in _SET_BY_OWN_KEYS:
-            raise UsageError(f"train.training_args.{key}: expected it as one of the train.* options or top-level keys")
+            raise UsageError(f"train.training_args.{key} is not supported; use its own key, e.g. train.learning_rate or seed")
     if any("checkpointing" in key and value for key, value in extra.items()):
         raise UsageError(
-            "train.training_args: gradient checkpointing drops the prompt's cache, which the second pass reads; lower "
-            "train.batch_size and raise train.gradient_accumulation_steps instead"
+            "train.training_args: gradient checkpointing is not supported, because it drops the prompt's KV cache; lower "
+            "train.batch_size and raise train.gradient_accumulation_steps"
         )
     if extra.get("fsdp"):
         raise UsageError(
-            "train.training_args.fsdp is refused: it is not tested with shared layers; use DDP (torchrun) or ZeRO-2"
+            "train.training_args.fsdp is not supported, because it is untested with shared layers; use DDP (torchrun) or ZeRO-2"
         )
     if extra.get("deepspeed"):
         source = extra["deepspeed"]
         try:
             settings = source if isinstance(source, Mapping) else json.loads(Path(source).read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"train.training_args.deepspeed: cannot read {source} as JSON ({error})") from None
+            raise UsageError(f"train.training_args.deepspeed: expected a JSON file, cannot read {source} ({error})") from None
         stage = settings.get("zero_optimization", {}).get("stage", 0)
         if stage not in (0, 1, 2):
             raise UsageError(
-                f"train.training_args.deepspeed: expected ZeRO stage 2 or below, got {stage}; 3 moves the weights away"
+                f"train.training_args.deepspeed: expected ZeRO stage 2 or below, got {stage}; stage 3 splits the weights"
             )

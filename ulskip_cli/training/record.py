@@ -1,4 +1,4 @@
-"""The record of a training, `training.json`, which lies beside the weights. Imports no torch."""
+"""The record of a training, which is stored as `training.json` beside the weights. Imports no torch."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """Everything that a reader of the weights needs to know about their training."""
+    """The settings, data and results of the training of some weights."""
 
     strategy: str
     ratios: tuple[float, ...]
@@ -64,6 +64,6 @@ class TrainingRecord:
         return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the contents of `training.json`, with lists for tuples."""
+        """Return the contents of `training.json`, with lists for tuples."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL}

@@ -1,4 +1,4 @@
-"""One training: configuration, model and texts, Trainer, then a plain model folder with its training.json."""
+"""Run one training, from its configuration to a plain model folder with its training.json."""
 
 import hashlib
 import json
@@ -31,14 +31,14 @@ _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset
 
 
 def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
-    """Train a model, resume a killed training, or return a finished one's record; raise UsageError, or RunError if it fails."""
+    """Train a model, resume a killed training, or return the record of a finished one; raise UsageError or RunError."""
     output = Path(config.output)
     config = _limit_to_context(config)
     texts = load_training_texts(config, loading.load_tokenizer(config.model))
     identity = _identity(config, texts)
     finished = _finished_record(output, identity)
     if finished:
-        progress.phase("finished before, nothing to do", 1)
+        progress.phase("already finished, nothing to train", 1)
         return finished
     checkpoints = output / "checkpoints"
     logging.disable_progress_bar()
@@ -57,7 +57,7 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
     seconds = round(time.perf_counter() - began, 1)
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
-        raise RunError(f"the weights are no longer finite; lower train.learning_rate and remove {output}")
+        raise RunError(f"expected finite weights, got NaN or infinity; lower train.learning_rate and remove {output}")
     if trainer.is_world_process_zero():
         _save(setup, output, record)
     return record
@@ -87,27 +87,27 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
-    """Return the record of this training if it is complete, or make the output folder."""
-    advice = "choose another output= or remove it"
+    """Return the record of this training if it is complete; otherwise make the output folder and return None."""
+    advice = "set another output=DIR or remove it"
     if (output / RECORD_FILE).is_file():
         values = json.loads((output / RECORD_FILE).read_text("utf-8"))
         if values.get("identity") != identity:
-            raise UsageError(f"{output} holds a training with other settings or data; {advice}")
+            raise UsageError(f"output={output} holds a training with other settings or data; {advice}")
         return TrainingRecord.from_json(values)
     begun = output / "checkpoints" / "identity"
     if begun.is_file():
         if begun.read_text("utf-8") != identity:
-            raise UsageError(f"{output} holds an unfinished training with other settings or data; {advice}")
+            raise UsageError(f"output={output} holds an unfinished training with other settings or data; {advice}")
     elif output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file; {advice}")
+        raise UsageError(f"expected output={output} to be a folder, got a file; {advice}")
     elif (
         os.environ.get("RANK", "0") == "0" and output.exists() and any(output.iterdir())
     ):  # other ranks may start after rank 0 has written its first file
-        raise UsageError(f"{output} is not empty and holds no training of ours; {advice}")
+        raise UsageError(f"expected output={output} to be empty or to hold a training, got other files; {advice}")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write to {output} ({error.strerror})") from None
+        raise UsageError(f"cannot write to output={output} ({error.strerror}); set another output=DIR") from None
     return None
 
 
@@ -158,7 +158,7 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     model.config.use_cache = True
     model.to(dtype).save_pretrained(output)
     setup.source.tokenizer.save_pretrained(output)
-    for file in output.glob("*.safetensors"):  # safetensors makes its files readable by their owner alone
+    for file in output.glob("*.safetensors"):  # safetensors makes its files readable only by their owner
         file.chmod((output / "config.json").stat().st_mode)
     write_atomic(output / RECORD_FILE, json.dumps(record.to_json(), indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(output / "checkpoints")

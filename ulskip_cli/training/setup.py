@@ -1,4 +1,4 @@
-"""Preparation of a training: model, tokenizer, tokenized texts, schedules and loss module of a configuration."""
+"""Prepare a training: load the model and tokenizer, tokenize the texts, make the schedules and the loss module."""
 
 import copy
 import warnings
@@ -39,7 +39,7 @@ class TrainingSetup:
 
 
 def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: ProgressCallback) -> TrainingSetup:
-    """Load the model, tokenize the texts and build the loss; UsageError if they do not fit together."""
+    """Load the model, tokenize the texts and build the loss; raise UsageError if the configuration does not suit them."""
     progress.phase(f"load {config.model.name}", 1)
     source = load_source_model(config, texts)
     depth = shallow_view.num_layers(source.model)
@@ -71,7 +71,9 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
         try:
             source.model.set_attn_implementation(config.train.attention)
         except (ValueError, ImportError) as error:
-            raise UsageError(f"train.attention={config.train.attention}: {str(error).splitlines()[0]}") from None
+            raise UsageError(
+                f"train.attention={config.train.attention} is not supported: {str(error).splitlines()[0]}"
+            ) from None
     return source
 
 
@@ -108,4 +110,7 @@ def _with_lora(model: PreTrainedModel, train: TrainOptions) -> Any:
             warnings.simplefilter("ignore", FutureWarning)  # peft reads a deprecated name of transformers
             return get_peft_model(model, lora)
     except ValueError as error:
-        raise UsageError(f"train.lora.targets={train.lora.targets}: {str(error).splitlines()[0][:200]}") from None
+        raise UsageError(
+            f"expected train.lora.targets to name linear layers or all-linear, got {train.lora.targets}: "
+            f"{str(error).splitlines()[0][:200]}"
+        ) from None

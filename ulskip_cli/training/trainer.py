@@ -1,4 +1,4 @@
-"""A subclass of transformers' Trainer with its own loss, order of examples and learning curve."""
+"""A subclass of transformers' Trainer with the two-pass loss, batches of similar length and a learning curve."""
 
 import json
 import random
@@ -71,7 +71,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return losses
 
     def learning_curve(self) -> tuple[CurvePoint, ...]:
-        """All evaluations so far; of repeated evaluations of one step the last counts."""
+        """Return all evaluations so far, the last one of each step."""
         curve: dict[int, CurvePoint] = {}
         for entry in self.state.log_history:
             losses = {key.removeprefix("eval_loss_"): round(value, 4) for key, value in entry.items() if "eval_loss_" in key}
@@ -92,7 +92,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the progress bar at the first step of this process."""
-        resumed = f", carried on at step {state.global_step}" if state.global_step else ""
+        resumed = f", resumed at step {state.global_step}" if state.global_step else ""
         self._on_progress = self._progress.phase(f"train{resumed}", state.max_steps)
         self._on_progress(state.global_step)
 
@@ -149,7 +149,7 @@ def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) ->
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Find the newest complete checkpoint, and remove incomplete ones, which a killed process leaves."""
+    """Return the newest complete checkpoint, or None; remove newer incomplete ones, which a killed process leaves."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for checkpoint in found:
         try:

@@ -1,4 +1,4 @@
-"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer, DDP and ZeRO-2 wrap both passes."""
+"""The two-pass loss (Sec. 3, arXiv:2404.06954) as one module, so that Trainer, DDP and ZeRO-2 can wrap both passes."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -30,7 +30,7 @@ class LossWeights:
 
 
 class TwoPassLoss(nn.Module):
-    """A module whose forward is the training loss of a causal LM; `state_dict` holds the trained tensors alone, each once."""
+    """The training loss of a causal LM as a module, whose `state_dict` holds only the trained tensors, each once."""
 
     accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight
 
@@ -44,8 +44,8 @@ class TwoPassLoss(nn.Module):
     ) -> None:
         """Wrap a causal LM or peft's wrapper; views are built at their first use, when the weights are on their final device.
 
-        `teacher` is a frozen causal LM to distill from, or the adapted model itself, which then teaches without its adapters;
-        None distills from the model's own full depth. The loss of early exit is averaged over the depths `exits`.
+        `teacher` is a frozen causal LM to distill from, or the adapted model itself, whose adapters are then disabled; None
+        distills from the model at full depth. The early-exit loss is averaged over the depths `exits`.
         """
         super().__init__()
         self.model = model
@@ -53,7 +53,7 @@ class TwoPassLoss(nn.Module):
         self.prompt_layers = prompt_layers
         self.weights = weights or LossWeights()
         self.exits = tuple(exits)
-        # A list and a dict hide these modules from nn.Module: their weights are the model's or are not trained.
+        # A list and a dict hide these modules from nn.Module, because their weights are the model's or are not trained.
         self._layerwise: list[LayerwiseModel] = []
         self._views: dict[tuple[int, ...], PreTrainedModel] = {}
         self._teacher = [teacher] if teacher is not None else []
@@ -112,7 +112,7 @@ class TwoPassLoss(nn.Module):
         return exit_losses(self.base, self._layerwise[0], self.exits, batch, self._cross_entropy)
 
     def train(self, mode: bool = True) -> "TwoPassLoss":
-        """Set training or evaluation mode, in the views as well, which have flags of their own."""
+        """Set the training or evaluation mode of the model and its views."""
         super().train(mode)
         for view in self._views.values():
             view.train(mode)
@@ -129,7 +129,9 @@ class TwoPassLoss(nn.Module):
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         result.missing_keys[:] = [name for name in result.missing_keys if name in trained]
         if strict and (result.missing_keys or result.unexpected_keys):
-            raise RuntimeError(f"missing {result.missing_keys}, unexpected {result.unexpected_keys}")
+            raise RuntimeError(
+                f"expected the trained tensors, got missing {result.missing_keys} and unexpected {result.unexpected_keys}"
+            )
         return result
 
     def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
@@ -182,7 +184,7 @@ def divergence(target: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def add_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Add dropout to the embeddings and to the residual update of every layer, by hooks, which suit any architecture."""
+    """Add dropout to the embeddings and to the residual update of every layer, with hooks, which work for any architecture."""
 
     def on_layer(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if not module.training:

@@ -1,4 +1,4 @@
-"""The validation loss: mean cross-entropy of all response tokens in nats, without smoothing or distillation."""
+"""Compute the validation loss: mean cross-entropy of all response tokens in nats, without smoothing or distillation."""
 
 from collections.abc import Callable, Iterable
 
@@ -15,13 +15,13 @@ Losses = Iterable[tuple[int, Tensor]]
 def validation_loss(
     module: TwoPassLoss, stages: tuple[Stage, ...], pairs: TokenPairs, collator: PairCollator, batch_size: int
 ) -> float:
-    """Compute the validation loss under one schedule."""
+    """Return the validation loss under one schedule, in nats per token."""
     plain = TwoPassLoss(module.model, module.prompt_layers).eval()
     return _mean_losses(module, lambda batch: [(0, plain.schedule_loss(batch, stages))], pairs, collator, batch_size)[0]
 
 
 def exit_validation_losses(module: TwoPassLoss, pairs: TokenPairs, collator: PairCollator, batch_size: int) -> dict[int, float]:
-    """Compute the validation loss at each exit depth, where every token exits at that depth."""
+    """Return the validation loss at each exit depth in nats per token, if every token exits at that depth."""
     plain = TwoPassLoss(module.model, module.prompt_layers, exits=module.exits).eval()
     return _mean_losses(module, plain.exit_losses, pairs, collator, batch_size)
 
@@ -29,7 +29,7 @@ def exit_validation_losses(module: TwoPassLoss, pairs: TokenPairs, collator: Pai
 def _mean_losses(
     module: TwoPassLoss, losses: Callable[[LossBatch], Losses], pairs: TokenPairs, collator: PairCollator, batch_size: int
 ) -> dict[int, float]:
-    """Average summed losses over all response tokens; the longest examples come first."""
+    """Average summed losses over all response tokens, longest examples first."""
     totals: dict[int, float] = {}
     count, order = 0, sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
     with torch.no_grad():

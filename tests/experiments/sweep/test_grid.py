@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ulskip_cli.core.errors import UsageError
@@ -24,9 +26,9 @@ def test_a_key_of_one_strategy_is_for_that_strategy():
         ("unified", "reference"),
         ("top_skip", None),
     ]
-    with pytest.raises(UsageError, match=r"unknown key 'strategy\.spacnig'"):
+    with pytest.raises(UsageError, match=r"strategy\.spacnig"):
         points(["strategy=full,unified", "strategy.spacnig=even"])
-    with pytest.raises(UsageError, match=r"unknown key 'ratoi'"):
+    with pytest.raises(UsageError, match="ratoi"):
         points(["strategy=full,unified", "ratoi=2"])
 
 
@@ -89,10 +91,10 @@ def test_the_papers_throughput_and_a_trial_of_it():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["strategy=unifed,full"], "did you mean 'unified'"),
-        (["ratio=2,x"], "ratio: Value 'x'"),
-        (["ratio=glob(*)"], "glob chooses among"),
-        (["strategy=glob(zzz*)"], "matches none of"),
+        (["strategy=unifed,full"], "'unifed'.*'unified'"),
+        (["ratio=2,x"], "ratio.*x"),
+        (["ratio=glob(*)"], "glob.*ratio"),
+        (["strategy=glob(zzz*)"], "zzz"),
     ],
 )
 def test_bad_points_are_refused_before_anything_runs(overrides, message):
@@ -119,18 +121,18 @@ def test_several_experiments_each_with_its_grid_in_one_folder(presets):
     assert [(one.ratio, one.batch_size) for one in found] == [(2, 8), (3, 8)]
     found = points(["experiment=first,second", "name=both"], presets)
     assert [(one.ratio, one.batch_size) for one in found] == [(2, 8), (3, 8), (2, 1), (2, 4)]
-    with pytest.raises(UsageError, match="expected one results folder for a sweep, got results/first, results/second"):
+    with pytest.raises(UsageError, match=r"results/first, results/second.*name="):
         points(["experiment=first,second"], presets)
-    with pytest.raises(UsageError, match="expected one results folder"):
+    with pytest.raises(UsageError, match="results/a, results/b"):
         points(["name=a,b"])
 
 
 def test_a_misspelt_key_of_a_preset_is_said(presets):
-    with pytest.raises(UsageError, match="unknown key 'ratoi'"):
+    with pytest.raises(UsageError, match="ratoi"):
         points(["experiment=misspelt"], presets)
 
 
-@pytest.mark.parametrize("ratio, words", [("range(5,2)", "at least one point"), ("interval(2,5)", "cannot sweep over")])
-def test_what_has_no_values_is_no_sweep(ratio, words):
-    with pytest.raises(UsageError, match=words):
+@pytest.mark.parametrize("ratio", ["range(5,2)", "interval(2,5)"])
+def test_what_has_no_values_is_no_sweep(ratio):
+    with pytest.raises(UsageError, match=re.escape(f"ratio={ratio}")):
         points([f"ratio={ratio}"])

@@ -67,9 +67,9 @@ def test_what_cannot_be_run_is_refused_alone():
 
 
 def test_what_is_wrong_with_every_point_is_the_sweeps():
-    with pytest.raises(UsageError, match="out of reach"):
+    with pytest.raises(UsageError, match=r"ratio.*98"):
         jobs("ratio=98,99")
-    with pytest.raises(UsageError, match=r"expected batch_size >= 1"):
+    with pytest.raises(UsageError, match=r"batch_size.*0"):
         points(["batch_size=0,1"])
 
 

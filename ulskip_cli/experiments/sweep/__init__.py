@@ -1,4 +1,4 @@
-"""A sweep: a grid of points, run once each by one or many workers, resumable after any interruption.
+"""Run a sweep: a grid of points, each run once by one of many workers, resumable after any interruption.
 
 Start with `run.py`. `grid.py` expands overrides into points, `jobs.py` names and checks them, `status.py` reads which are
 finished, `worker.py` runs the others, `launchers/` start workers on this machine, on Slurm or on Ray.

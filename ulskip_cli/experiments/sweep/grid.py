@@ -1,4 +1,4 @@
-"""The grid of a sweep: overrides with several values are expanded into one configuration per point."""
+"""Expand the grid of a sweep: overrides with several values become one configuration per point."""
 
 import contextlib
 from collections.abc import Container, Sequence
@@ -18,17 +18,17 @@ DEFAULT_EXPERIMENT = "reproduce"
 def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None) -> list[Config]:
     """Return the configurations of a grid, each once, in the order of the overrides.
 
-    Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. `preset` is the experiment if
-    they name none; None means the default experiment, or no experiment if an override sweeps.
+    Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If they name no experiment,
+    `preset` is used; without a preset, it is the default experiment if no override sweeps, otherwise none.
     """
     composed: list[Config] = []
     for one in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
         composed += _grid(one, extra_dir)
     if not composed:
-        raise UsageError(f"expected at least one point; {' '.join(overrides)} names none")
+        raise UsageError(f"expected at least one point, got none from {' '.join(overrides)[:160]}; give values, e.g. ratio=2,3")
     folders = dict.fromkeys(str(Path(config.results_dir, config.name)) for config in composed)
     if len(folders) > 1:
-        raise UsageError(f"expected one results folder for a sweep, got {', '.join(folders)}; name=NAME gathers all in one")
+        raise UsageError(f"expected one results folder for a sweep, got {', '.join(folders)}; set one name=NAME")
     found: dict[str, Config] = {}
     for config in composed:
         found.setdefault(identity(config), config)
@@ -49,12 +49,12 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
     fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
     given = {one.key_or_group for one in parsed}
-    grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep  # what no choice in a group has shows at the points
+    grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep  # the points check the other keys
     presets = {key: text for key, text in grid.items() if key not in given}
     axes |= {key: _values(parse_overrides([f"{key}={text}"])[0], extra_dir) for key, text in presets.items()}
     swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
     found = []
-    nowhere: dict[str, UnknownKey] | None = None  # keys that no point has
+    nowhere: dict[str, UnknownKey] | None = None  # keys that every point rejects
     for values in product(*axes.values()):
         texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
         config, foreign = _composed(texts, swept, presets.keys(), extra_dir)
@@ -64,7 +64,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
             check_run(config)
         found.append(config)
     for key, error in (nowhere or {}).items():
-        if key not in presets or key.partition(".")[0] not in given:  # a preset's key need not fit the given choices
+        if key not in presets or key.partition(".")[0] not in given:  # a preset may sweep keys that the given choices lack
             raise error
     return found
 
@@ -85,7 +85,6 @@ def _composed(
 
 
 def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
-    """Add the default experiment if the overrides name none."""
     parsed = parse_overrides(overrides)
     keys = {one.key_or_group for one in parsed}
     if "experiment" in keys:
@@ -94,7 +93,7 @@ def _with_preset(overrides: Sequence[str], preset: str | None) -> Sequence[str]:
         return [f"experiment={preset}", *overrides]
     if any(one.is_sweep_override() for one in parsed):
         return overrides
-    same = keys <= {"name", "results_dir"}  # anything else is another experiment
+    same = keys <= {"name", "results_dir"}  # other overrides change the experiment
     return [f"experiment={DEFAULT_EXPERIMENT}", *([] if same else ["name=default"]), *overrides]
 
 
@@ -108,17 +107,16 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
     if isinstance(value, Glob):
         if override.key_or_group not in GROUPS:
             raise UsageError(
-                f"glob chooses among the files of a group ({', '.join(GROUPS)}), not for '{override.key_or_group}'"
+                f"expected a group for glob ({', '.join(GROUPS)}), got '{override.key_or_group}'; list its values, "
+                f"e.g. {override.key_or_group}=A,B"
             )
         names = group_choices(override.key_or_group, extra_dir)
         wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in value.include)]
         chosen = [name for name in wanted if not any(fnmatch(name, pattern) for pattern in value.exclude)]
         if not chosen:
-            raise UsageError(f"'{override.input_line}' matches none of: {', '.join(names)}")
+            raise UsageError(f"expected a pattern that matches one of {', '.join(names)}, got '{override.input_line}'")
         return chosen
     try:
         return [str(text) for text in override.sweep_string_iterator()]
     except HydraException:
-        raise UsageError(
-            f"cannot sweep over '{override.input_line}'; expected a list, range, choice or glob, e.g. ratio=2,3"
-        ) from None
+        raise UsageError(f"expected a list, range, choice or glob, e.g. ratio=2,3, got '{override.input_line}'") from None

@@ -1,4 +1,4 @@
-"""The points of a sweep as jobs: resolved, labelled, each after the full baseline that it needs. Imports no torch."""
+"""Turn the points of a sweep into jobs: resolved, labelled, each after its full baseline. Imports no torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +23,8 @@ class Job:
     id: str  # of its row; the configuration's identity if data or weights cannot be read
     label: str  # distinguishes the point within the sweep
     point: ResolvedPoint | None = None  # None if the point is refused
-    refused: UsageError | None = None  # the reason, known without a run
-    requested: bool = True  # False for a baseline that only serves other points
+    refused: UsageError | None = None  # the reason why the point cannot run
+    requested: bool = True  # False for a baseline that only other points need
 
     @property
     def baseline(self) -> str | None:
@@ -79,8 +79,8 @@ def _resolve(config: Config, label: str, resolver: Resolver) -> Job:
 
 
 def _varying(points: Sequence[Config]) -> list[str]:
-    """Return the keys whose values differ among points with equal choices in the keys' groups, and the groups that differ."""
-    values: dict[str, dict[str, set[str]]] = {}  # of every key, by that choice
+    """Return the swept groups, and the keys whose values differ among points with the same choice in the key's group."""
+    values: dict[str, dict[str, set[str]]] = {}  # values by key and by choice in its group
     for point in points:
         flat = dict(_flat(resolved_config(point)))
         for key, value in flat.items():

@@ -1,4 +1,4 @@
-"""`SweepOutcome`: the records and failures of many points; `run_each` runs points one after another without resuming."""
+"""The records and failures of many points, and `run_each`, which runs points one after another without resuming."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class SweepOutcome:
     failures: list[str] = field(default_factory=list)  # one line for every failed point
 
     def add(self, records: Sequence[RunRecord]) -> None:
-        """Add the records of a point; a record that comes again moves to the end."""
+        """Add the records of a point; a repeated record moves to the end."""
         for record in records:
             self.records.pop(record.id, None)
             self.records[record.id] = record

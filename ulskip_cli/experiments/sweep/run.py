@@ -1,4 +1,4 @@
-"""A sweep from its jobs to its outcome: in this process, or by workers that a launcher starts and restarts if they die."""
+"""Run the jobs of a sweep, in this process or by workers that a launcher starts and restarts if they die."""
 
 import time
 import uuid
@@ -83,7 +83,7 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
 
 
 class _Tracker:
-    """A `JobObserver` that follows which jobs are settled, by this process or others, and notifies the observer."""
+    """A `JobObserver` that tracks which jobs are settled, by this process or others, and notifies the observer."""
 
     def __init__(self, observer: SweepObserver, jobs: Sequence[Job], status: SweepStatus) -> None:
         self.observer, self.jobs, self.status = observer, jobs, status
@@ -123,7 +123,6 @@ class _Tracker:
 
 
 def _supervise(pool: WorkerPool, policy: FailurePolicy, tracker: _Tracker) -> None:
-    """Start workers, and restart those that die, until all jobs are settled."""
     status, observer = tracker.status, tracker.observer
     workers = range(min(pool.size, len(tracker.to_do)))
     observer.workers = len(workers)
@@ -144,10 +143,10 @@ def _supervise(pool: WorkerPool, policy: FailurePolicy, tracker: _Tracker) -> No
                 raise StorageError(message)
             if message is None:
                 num_deaths += 1
-                observer.note(f"worker {number} died; its point goes on from its last finished batch")
+                observer.note(f"worker {number} died; a new worker resumes its point after the last finished batch")
                 if num_deaths > (policy.max_retries + 1) * (len(workers) + 1):
                     logs = status.folder.path / "logs"
-                    raise RunError(f"workers died {num_deaths} times and finished nothing; see {logs}")
+                    raise RunError(f"workers died {num_deaths} times without finishing a point; see {logs}")
             tracker.update()
             if tracker.to_do:
                 pool.start(number)

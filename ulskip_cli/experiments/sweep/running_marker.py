@@ -1,4 +1,4 @@
-"""Marker files of running jobs show other processes which jobs run, and reveal workers that died."""
+"""Marker files of running jobs, from which other processes read which jobs run and which workers died."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ class RunningMarker:
 
 @contextlib.contextmanager
 def marked(folder: ResultsFolder, job: Job, token: str) -> Iterator[int]:
-    """Keep a marker while a job runs, and yield its attempt number in the sweep. A marker left over shows a dead worker."""
+    """Keep a marker while a job runs, and yield its attempt number in the sweep. A leftover marker means that a worker died."""
     path = marker_path(folder, job)
     before = read_marker(path)
     attempt = before.get("attempt", 0) + 1 if before.get("token") == token else 1
@@ -75,14 +75,14 @@ def running_jobs(folder: ResultsFolder, jobs: list[Job], token: str) -> list[str
     """Return one line per running job of a sweep, with its phase."""
     markers = [(job.label, read_marker(marker_path(folder, job))) for job in jobs]
     return [
-        f"{label}: {marker.get('phase', 'starts')} {marker.get('done', 0)}/{marker['total']}" if marker.get("total") else label
+        f"{label}: {marker.get('phase', 'start')} {marker.get('done', 0)}/{marker['total']}" if marker.get("total") else label
         for label, marker in markers
         if marker.get("token") == token
     ]
 
 
 def _replace(path: Path, marker: dict[str, Any]) -> None:
-    """Replace a marker atomically; only its holder writes it, and a sweep works without it."""
+    """Replace a marker atomically; errors are ignored, because a sweep also works without markers."""
     with contextlib.suppress(OSError):
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(marker), "utf-8")

@@ -1,4 +1,4 @@
-"""`SweepStatus`: the finished jobs of a sweep, read from the rows that any worker appends, and the time left."""
+"""The finished jobs of a sweep, read from the rows that its workers append, and the time left."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from ulskip_cli.experiments.results import ResultsFolder, parse_row
 from ulskip_cli.experiments.sweep.jobs import Job
 
 TO_DO = "to do"
+# Keys that a run and a job must share to estimate the job's time from the run; the first match is used.
 _SIMILAR = (
     ("model", "task", "decoding", "batch_size", "strategy"),
     ("model", "task", "decoding", "batch_size"),
@@ -21,7 +22,6 @@ _SIMILAR = (
     ("model", "task"),
     ("model",),
 )
-"""Keys that a run shares with a job whose time is estimated from it, from the most similar runs to the least."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SweepStatus:
             self._records.setdefault(record.id, []).append((self._count - 1, record))
 
     def state(self, job: Job) -> str:
-        """Return `done`, `n/a`, `failed` or `to do`. A finished run counts whenever it ran, a failure only in this sweep."""
+        """Return `done`, `n/a`, `failed` or `to do`. Finished runs of earlier sweeps count, failures do not."""
         if self.finished(job.id):
             return DONE
         newest = self.newest(job)

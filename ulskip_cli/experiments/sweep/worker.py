@@ -1,4 +1,4 @@
-"""`Worker` runs the unclaimed jobs of a sweep until all are settled. Many workers may run, on any machine."""
+"""A worker, which runs unclaimed jobs of a sweep until all are settled; many may run, on any machine."""
 
 import time
 import traceback
@@ -17,8 +17,7 @@ from ulskip_cli.experiments.sweep.running_marker import marked
 from ulskip_cli.experiments.sweep.status import TO_DO, SweepStatus
 
 POLL_SECONDS = 0.2
-RunJob = Callable[[Job, RunRecord | None], RunRecord]
-"""Runs a job, given its baseline's record, and returns the record that it stored."""
+RunJob = Callable[[Job, RunRecord | None], RunRecord]  # takes a job and its baseline's record, returns the stored record
 
 
 class JobObserver(Protocol):
@@ -88,15 +87,16 @@ class Worker:
         return True
 
     def _run(self, job: Job, baseline: RunRecord | None, attempt: int) -> None:
-        """Run a job; an error becomes its record."""
         self.observer.job_started(job)
         try:
             if attempt > self.policy.max_retries + 1:
-                raise RunError(f"{attempt - 1} workers died while they ran it; they may have been out of memory")
+                raise RunError(
+                    f"{attempt - 1} workers died on this point, possibly out of memory; lower batch_size or launcher.workers"
+                )
             if job.refused:
                 raise job.refused
             if job.baseline and baseline is None:
-                raise RunError(f"its full baseline ({job.baseline}) has no result")
+                raise RunError(f"expected a result of the full baseline {job.baseline}, got none; fix its failure first")
             record = self.run_job(job, baseline)
         except StorageError:
             raise

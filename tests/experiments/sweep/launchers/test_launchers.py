@@ -66,7 +66,7 @@ def test_a_launcher_leaves_the_same_rows_though_a_worker_dies(engine, command, t
         told = process.stderr.read()
     assert process.returncode == 0, told
     assert killed is not None
-    assert "died; its point goes on" in told
+    assert "worker 0 died" in told or "worker 1 died" in told
     assert rows(folder) == expected
     threads = {json.loads(line)["environment"]["threads"] for line in (folder / "runs.jsonl").read_text().splitlines()}
     assert threads == {1}
@@ -85,4 +85,5 @@ def test_a_cluster_that_is_not_there_is_told(command, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert invoke([*base, "name=none", "launcher=ray", "launcher.address=127.0.0.1:1"]) == 2
-    assert "launcher=ray: no cluster at 127.0.0.1:1" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert all(text in err for text in ("launcher=ray", "launcher.address", "127.0.0.1:1"))

@@ -5,7 +5,7 @@ from typing import Protocol
 from ulskip_cli.core.config_schema import LauncherConfig
 from ulskip_cli.experiments.sweep.launchers.serve import WorkerSpec
 
-SHARED = ("submitit", "ray")  # their workers may be on other machines, whose times are as good as those of this one
+SHARED = ("submitit", "ray")  # their workers may be on other machines, whose rows count too
 
 
 class WorkerPool(Protocol):

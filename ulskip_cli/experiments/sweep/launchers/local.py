@@ -34,7 +34,7 @@ class Local:
         if self._devices:
             variables["CUDA_VISIBLE_DEVICES"] = self._devices[number % len(self._devices)]
         before = {name: os.environ.get(name) for name in variables}
-        os.environ.update(variables)  # a spawned process takes them over
+        os.environ.update(variables)  # a spawned process inherits them
         try:
             process.start()
         finally:
@@ -80,7 +80,6 @@ def _main(orders: WorkerSpec, number: int, told: Connection, log: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when the sweep's process ends."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])

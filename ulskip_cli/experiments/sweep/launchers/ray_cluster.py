@@ -1,4 +1,4 @@
-"""Workers as tasks on a Ray cluster, or on a cluster of this machine alone."""
+"""Workers as tasks on a Ray cluster; without an address, on a new cluster of this machine."""
 
 import logging
 import os
@@ -33,12 +33,17 @@ class RayCluster:
         if address is not None:
             quiet.pop("include_dashboard")
         else:
-            os.environ.setdefault("RAY_worker_niceness", "0")  # one that yields to all others measures them
+            os.environ.setdefault(
+                "RAY_worker_niceness", "0"
+            )  # with Ray's default niceness other processes would slow the timings
         try:
             _check_reachable(address)
             ray.init(address=address, ignore_reinit_error=True, **quiet)
         except Exception as error:
-            raise UsageError(f"launcher=ray: no cluster at {address} ({' '.join(str(error).split())[:160]})") from None
+            raise UsageError(
+                f"launcher=ray: expected a Ray cluster at {address}, got none ({' '.join(str(error).split())[:160]}); "
+                "check launcher.address, or set it to null to use this machine"
+            ) from None
         devices = int(ray.cluster_resources().get("GPU", 0))
         self.size = launcher.workers or max(1, devices)
         threads = threads_per_worker(launcher.threads, self.size)
@@ -49,7 +54,7 @@ class RayCluster:
             self._task: Any = ray.remote(serve).options(**{**options, **(launcher.options or {})})
         except (ValueError, TypeError) as error:
             ray.shutdown()
-            raise UsageError(f"launcher.options: {' '.join(str(error).split())[:160]}") from None
+            raise UsageError(f"expected launcher.options that Ray supports: {' '.join(str(error).split())[:160]}") from None
         self._tasks: dict[int, Any] = {}
 
     def start(self, number: int) -> None:
@@ -64,7 +69,7 @@ class RayCluster:
         """Return the message that the task returned; None if it failed."""
         try:
             return str(self._ray.get(self._tasks[number]))
-        except Exception:  # ray's own, or whatever ended the task
+        except Exception:  # an error of Ray or of the task
             return None
 
     def end(self) -> None:
@@ -76,7 +81,7 @@ class RayCluster:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Connect to the cluster's address once, or raise OSError; the client of ray would wait for minutes."""
+    """Connect to the cluster's address once, or raise OSError; Ray's client would wait for minutes."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdigit() and "//" not in host:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()

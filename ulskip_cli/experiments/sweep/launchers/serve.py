@@ -1,4 +1,4 @@
-"""The entry point of a worker process. Torch is imported only after the number of threads is set."""
+"""The entry point of a worker process, which imports torch only after the number of threads is set."""
 
 import gc
 import os
@@ -23,7 +23,7 @@ class WorkerSpec:
     since: int  # the number of rows when the sweep began
     force: bool  # run finished points again
     anywhere: bool  # count rows of any machine
-    folder: str  # the working directory, which every worker sees
+    folder: str  # the working directory of all workers
     threads: int | None = None  # None leaves the number to torch
 
     def with_threads(self, threads: int | None) -> "WorkerSpec":
@@ -81,7 +81,7 @@ def make_job_runner(progress: ProgressCallback) -> RunJob:
 
     def run(job: Job, baseline: RunRecord | None) -> RunRecord:
         nonlocal failed_before
-        if failed_before:  # what failed may have filled the memory
+        if failed_before:  # the failed job may still hold memory
             gc.collect()
             release()
         failed_before = True
@@ -95,4 +95,4 @@ def make_job_runner(progress: ProgressCallback) -> RunJob:
 
 def missing_package(package: str, extra: str) -> UsageError:
     """Return the error for a launcher whose package is not installed."""
-    return UsageError(f"launcher={extra} needs the package {package}; pip install 'ulskip[{extra}]'")
+    return UsageError(f"launcher={extra} requires the package {package}; install it with pip install 'ulskip[{extra}]'")

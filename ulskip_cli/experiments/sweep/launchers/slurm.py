@@ -14,7 +14,7 @@ class Slurm:
     """Jobs of one submitit executor."""
 
     def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
-        """Configure the executor; raise UsageError if submitit is not installed or does not know an option."""
+        """Configure the executor; raise UsageError if submitit is not installed or rejects an option."""
         try:
             import submitit
         except ImportError:
@@ -31,7 +31,9 @@ class Slurm:
                 options.setdefault("cpus_per_task", launcher.threads)
             self._executor.update_parameters(**options)
         except Exception as error:
-            raise UsageError(f"launcher=submitit: {' '.join(str(error).split())[:200]}") from None
+            raise UsageError(
+                f"expected launcher.executor and launcher.options for submitit: {' '.join(str(error).split())[:200]}"
+            ) from None
         self._orders = orders.with_threads(threads or (options.get("cpus_per_task") if not here else None))
         self._jobs: dict[int, Any] = {}
 
@@ -47,7 +49,7 @@ class Slurm:
         """Return the message that the job returned; None if it failed."""
         try:
             return str(self._jobs[number].result())
-        except Exception:  # submitit's own, or whatever ended the job
+        except Exception:  # an error of submitit or of the job
             return None
 
     def end(self) -> None:
