@@ -34,7 +34,7 @@ def test_a_batch_that_fits_is_not_halved():
 
 
 def test_a_single_sequence_that_does_not_fit_is_a_run_error():
-    with pytest.raises(RunError, match="memory"):
+    with pytest.raises(RunError, match="batch size 1"):
         list(in_batches([1, 2], BatchSize(2), limited(0)))
 
 

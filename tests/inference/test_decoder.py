@@ -178,5 +178,5 @@ def test_each_option_goes_to_an_engine_that_serves_it(llama):
     ):
         assert decoder.engine(decoding)[0] == engine
         assert decoder.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0), forced_length=2).engine == engine
-    with pytest.raises(UsageError, match=r"decoding\.engine=fast.*beams"):
+    with pytest.raises(UsageError, match=r"decoding\.engine=fast.*num_beams=2"):
         decoder.engine(DecodingConfig(name="b", num_beams=2, engine="fast"))

@@ -147,8 +147,8 @@ def test_one_token_needs_no_step(llama):
 
 def test_unsupported_options_have_a_reason(llama):
     assert unsupported_reason(llama, FAST) is None
-    assert unsupported_reason(llama, replace(FAST, num_beams=2)) == "beams"
-    assert unsupported_reason(llama, replace(FAST, stop=["x"])) == "stop strings"
-    assert unsupported_reason(llama, replace(FAST, generate_kwargs={"min_p": 0.1})) == "decoding.generate_kwargs (min_p)"
+    assert unsupported_reason(llama, replace(FAST, num_beams=2)) == "decoding.num_beams=2"
+    assert unsupported_reason(llama, replace(FAST, stop=["x"])) == "decoding.stop"
+    assert "decoding.generate_kwargs (min_p)" in unsupported_reason(llama, replace(FAST, generate_kwargs={"min_p": 0.1}))
     llama.config._attn_implementation = "flex_attention"
-    assert unsupported_reason(llama, FAST) == "flex_attention attention"
+    assert "flex_attention" in unsupported_reason(llama, FAST)

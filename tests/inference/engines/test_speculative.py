@@ -182,7 +182,7 @@ def test_packed_weights_are_made_once_for_both(llama):
 
 def test_unsupported_models_and_schedules_are_refused(llama):
     ids, mask = batch(False)
-    with pytest.raises(UsageError, match=r"decoding\.draft_tokens"):
+    with pytest.raises(UsageError, match=r"decoding\.draft_tokens=.*ratio=2"):
         decoder_for(llama).generate(ids, mask, DecodeContext(DRAFTED, 0))
     llama.config._attn_implementation = "flex_attention"
     with pytest.raises(UsageError, match=r"decoding\.draft_tokens.*flex_attention"):
