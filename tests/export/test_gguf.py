@@ -22,7 +22,7 @@ def export(source, to, *overrides, **options):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_file_is_read_back_as_the_view(model_folder, tmp_path, dtype):
     record = export(model_folder, tmp_path / "x.gguf", f"model.dtype={dtype}")
-    assert "read back, all" in record["checked"]
+    assert "30 tensors" in record["checked"]
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
@@ -41,7 +41,7 @@ def test_weights_of_16_bit_are_written_in_the_dtype_that_was_asked_for(model_fol
     kinds = {one.name: one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
     assert kinds["blk.0.attn_q.weight"] == kinds["token_embd.weight"] == expected
     assert record["dtype"] == {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[expected]
-    assert "read back" in record["checked"]
+    assert "tensors" in record["checked"]
 
 
 def test_a_folder_gets_a_file_of_its_own(model_folder, tmp_path):
@@ -51,7 +51,7 @@ def test_a_folder_gets_a_file_of_its_own(model_folder, tmp_path):
 def test_what_is_read_back_otherwise_is_not_kept(model_folder, tmp_path, monkeypatch):
     real = gguf.GGUFWriter.write_tensor_data
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", lambda writer, array: real(writer, array * 2))
-    with pytest.raises(RunError, match=r"embed_tokens.weight read back"):
+    with pytest.raises(RunError, match=r"embed_tokens.weight.*--no-check"):
         export(model_folder, tmp_path / "x.gguf")
     assert not any(tmp_path.iterdir())
 
@@ -59,10 +59,10 @@ def test_what_is_read_back_otherwise_is_not_kept(model_folder, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"model_type": "gemma"}, "its type is gemma"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rotary embedding is scaled"),
-        ({"attention_bias": True}, "have biases"),
-        ({"hidden_act": "gelu"}, "activation is gelu"),
+        ({"model_type": "gemma"}, "model_type=llama or mistral, got gemma"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type=default, got llama3"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act=silu, got gelu"),
     ],
 )
 def test_other_shapes_are_refused(change, match):
@@ -77,7 +77,7 @@ def test_names_of_ways_to_cut_words():
         pre_tokenizer_name({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]})
         == "smollm"
     )
-    with pytest.raises(UsageError, match="pre-tokenizer"):
+    with pytest.raises(UsageError, match="Whitespace"):
         pre_tokenizer_name({"type": "Whitespace"})
 
 
@@ -87,5 +87,5 @@ def test_untied_heads_are_written(tokenizer, tmp_path):
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**options)).save_pretrained(tmp_path / "source")
     tokenizer.save_pretrained(tmp_path / "source")
     record = export(tmp_path / "source", tmp_path / "x.gguf")
-    assert "read back, all 30 tensors" in record["checked"]
+    assert "30 tensors" in record["checked"]
     assert json.loads((tmp_path / "source" / "config.json").read_text())["vocab_size"] == 310

@@ -76,10 +76,10 @@ def test_one_shard_is_in_memory_at_a_time(tensors, sharded, tmp_path, monkeypatc
 
 def test_a_folder_without_weights_is_refused(tmp_path, sharded):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="only safetensors"):
+    with pytest.raises(UsageError, match=WEIGHTS):
         CheckpointReader(tmp_path / "empty")
     (sharded / "b.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"lacks b\.safetensors"):
+    with pytest.raises(UsageError, match=r"b\.safetensors"):
         CheckpointReader(sharded)
 
 
@@ -109,5 +109,5 @@ def test_layers_beyond_the_model_and_other_stacks_are_left():
 
 @pytest.mark.parametrize("names", [["a.w"], ["a.0.w", "a.1.w", "b.0.w", "b.1.w"]], ids=["none", "two"])
 def test_no_stack_or_two_are_refused(names):
-    with pytest.raises(UsageError, match="one stack of 2 layers"):
+    with pytest.raises(UsageError, match=r"stack of 2 layers"):
         shallow_names(names, 2, (0, 1))

@@ -33,7 +33,7 @@ class LoadedModel:
 
 def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
     """Load a model, or raise UsageError, or RunError if out of memory; `seed` is that of random weights."""
-    _silence_transformers()
+    silence_transformers()
     device = pick_device(config.device)
     if config.source == "random":
         with device:  # created on their device
@@ -68,7 +68,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a model, or raise UsageError; None for random weights."""
     if config.source == "random":
         return None
-    _silence_transformers()
+    silence_transformers()
     path, revision = origin(config)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(config, AutoTokenizer, path, padding_side="left", **options)
@@ -190,7 +190,8 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
     return merged
 
 
-def _silence_transformers() -> None:
+def silence_transformers() -> None:
+    """Turn off the warnings and progress bars of transformers."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
