@@ -20,7 +20,7 @@ from ulskip_cli.inference.shallow_view import shallow_view
 
 KEPT = (0, 3, 5)
 OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
-CANNOT_BE_SAID = {"gpt2": "GPT2LMHeadModel.*scaling=", "qwen2": None}
+NOT_DESCRIBED_BY_A_CONFIG = {"gpt2": "GPT2LMHeadModel.*scaling=", "qwen2": None}
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def export(source, to, *overrides, **options):
 def test_an_export_loads_alone_and_is_the_view(name, saved, tmp_path):
     model = build_model(name)
     source, to = saved(model), tmp_path / "out"
-    if CANNOT_BE_SAID.get(name):
-        with pytest.raises(UsageError, match=CANNOT_BE_SAID[name]):
+    if NOT_DESCRIBED_BY_A_CONFIG.get(name):
+        with pytest.raises(UsageError, match=NOT_DESCRIBED_BY_A_CONFIG[name]):
             export(source, to, "prompt_layers=kept")
         assert not to.exists()
         return
@@ -85,7 +85,7 @@ def test_wider_weights_are_narrowed_and_tied_ones_written_once(model_folder, tmp
     assert "bit-identical" in record["checked"]
 
 
-def test_a_pair_is_served_as_its_page_says(model_folder, tmp_path):
+def test_the_code_in_serving_md_generates_the_tokens_of_a_run(model_folder, tmp_path):
     from ulskip_cli.api import generate
 
     to = tmp_path / "pair"
@@ -101,7 +101,7 @@ def test_a_pair_is_served_as_its_page_says(model_folder, tmp_path):
         assert names["answer"](text, 8) == expected.token_ids
 
 
-def test_the_card_has_what_was_measured(model_folder, tmp_path):
+def test_the_card_shows_the_rows_of_the_results_folder(model_folder, tmp_path):
     quick = ["limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
     point = [f"model.path={model_folder}", *OVERRIDES, f"results_dir={tmp_path / 'results'}"]
     assert invoke(["run", *point, *quick]) == 0
@@ -128,7 +128,7 @@ def test_an_export_of_an_export_and_its_schedule(model_folder, tmp_path):
         run_export([f"model.path={tmp_path / 'one'}", "strategy=full"], None, ExportRequest(tmp_path / "one"))
 
 
-def test_what_is_not_the_view_is_not_kept(model_folder, tmp_path, monkeypatch):
+def test_an_export_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):
     real = verify.shallow_view.shallow_view
     monkeypatch.setattr(verify.shallow_view, "shallow_view", lambda model, kept: real(model, (0, 2, 5)))
     with pytest.raises(RunError, match="logits"):
@@ -139,7 +139,7 @@ def test_what_is_not_the_view_is_not_kept(model_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_a_failed_export_keeps_the_empty_folder_that_was_there(model_folder, tmp_path, monkeypatch, form):
+def test_a_failed_export_keeps_an_existing_empty_folder(model_folder, tmp_path, monkeypatch, form):
     (tmp_path / "mine").mkdir()
     real = verify.shallow_view.shallow_view
     monkeypatch.setattr(
@@ -151,7 +151,7 @@ def test_a_failed_export_keeps_the_empty_folder_that_was_there(model_folder, tmp
         assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 
-def test_where_both_do_not_fit_the_comparison_is_left_out(model_folder, tmp_path, monkeypatch):
+def test_logits_are_not_compared_without_enough_memory(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
     record = export(model_folder, tmp_path / "out", "prompt_layers=kept")
     assert "do not fit into memory" in record["checked"]
@@ -181,7 +181,7 @@ def test_an_adapter_is_merged_first(model_folder, tmp_path, form, words):
         (["strategy.layers=[0,9]"], "between 0 and 5"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(model_folder, tmp_path, overrides, match):
+def test_unsupported_requests_are_refused(model_folder, tmp_path, overrides, match):
     with pytest.raises(UsageError, match=match):
         export(model_folder, tmp_path / "out", *overrides)
     assert not any(tmp_path.iterdir())
@@ -215,7 +215,7 @@ def test_random_weights_are_refused(tmp_path):
         run_export(["model=random", "model.path=llama-12x128"], None, ExportRequest(tmp_path / "out"))
 
 
-def test_code_beside_the_weights_goes_along_where_it_may_run(model_folder, tmp_path):
+def test_custom_code_is_copied_only_if_it_is_trusted(model_folder, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(model_folder, source)
     (source / "configuration_own.py").write_text(

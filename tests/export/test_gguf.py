@@ -20,7 +20,7 @@ def export(source, to, *overrides, **options):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_file_is_read_back_as_the_view(model_folder, tmp_path, dtype):
+def test_a_file_equals_the_view_when_it_is_loaded(model_folder, tmp_path, dtype):
     record = export(model_folder, tmp_path / "x.gguf", f"model.dtype={dtype}")
     assert "30 tensors" in record["checked"]
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
@@ -33,7 +33,7 @@ def test_a_file_is_read_back_as_the_view(model_folder, tmp_path, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("float32", "F32"), ("float16", "F16"), ("auto", "BF16")])
-def test_weights_of_16_bit_are_written_in_the_dtype_that_was_asked_for(model_folder, tmp_path, dtype, expected):
+def test_16_bit_weights_are_written_in_the_requested_dtype(model_folder, tmp_path, dtype, expected):
     source = tmp_path / "source"
     transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype="bfloat16").save_pretrained(source)
     transformers.AutoTokenizer.from_pretrained(model_folder).save_pretrained(source)
@@ -44,11 +44,11 @@ def test_weights_of_16_bit_are_written_in_the_dtype_that_was_asked_for(model_fol
     assert "tensors" in record["checked"]
 
 
-def test_a_folder_gets_a_file_of_its_own(model_folder, tmp_path):
+def test_a_folder_gets_a_file_with_the_default_name(model_folder, tmp_path):
     assert export(model_folder, tmp_path / "out", check=False)["to"] == str(tmp_path / "out" / "model.gguf")
 
 
-def test_what_is_read_back_otherwise_is_not_kept(model_folder, tmp_path, monkeypatch):
+def test_a_file_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):
     real = gguf.GGUFWriter.write_tensor_data
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", lambda writer, array: real(writer, array * 2))
     with pytest.raises(RunError, match=r"embed_tokens.weight.*--no-check"):
@@ -70,7 +70,7 @@ def test_other_shapes_are_refused(change, match):
     assert match in unsupported_reason({"model_type": "llama", **change})
 
 
-def test_names_of_ways_to_cut_words():
+def test_pre_tokenizer_names():
     level = {"type": "ByteLevel", "use_regex": True}
     assert pre_tokenizer_name(level) == "gpt-2"
     assert (

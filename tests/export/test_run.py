@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 
-def test_a_checkpoint_is_told_of(ulskip, model_folder, tmp_path):
+def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     to = tmp_path / "out"
     code, out, _ = ulskip("export", f"model.path={model_folder}", "ratio=2", "--to", to)
     assert code == 0

@@ -35,7 +35,7 @@ def test_tensors_are_found_in_one_file_or_several(tensors, sharded, tmp_path):
     assert set(CheckpointReader(tmp_path).files.values()) == {tmp_path / WEIGHTS}
 
 
-def test_only_what_is_wider_is_narrowed(tensors, sharded):
+def test_only_wider_dtypes_are_converted(tensors, sharded):
     reader = CheckpointReader(sharded, torch.bfloat16)
     found = reader.read(tensors)
     assert (found["h.1.w"].dtype, found["ids"].dtype, found["half"].dtype) == (torch.bfloat16, torch.int64, torch.bfloat16)
@@ -87,7 +87,7 @@ OUTSIDE = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
 
 
 @given(st.data())
-def test_kept_layers_are_numbered_anew_and_the_rest_is_dropped(data):
+def test_kept_layers_are_renumbered_and_the_others_dropped(data):
     num_layers = data.draw(st.integers(1, 12))
     kept = sorted(data.draw(st.sets(st.integers(0, num_layers - 1), min_size=1)))
     names = [f"model.layers.{i}.{part}" for i in range(num_layers) for part in ("mlp.experts.7.w", "norm.weight")]

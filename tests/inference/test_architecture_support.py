@@ -51,7 +51,7 @@ def test_a_recurrent_model_reads_given_text_token_by_token():
         fork = shallow_view.fork_cache(cache, range(6))
         got = [shallow_view.forward_with_cache(model, ids[:, 4:], torch.ones(1, 9), one) for one in (fork, cache)]
     assert torch.allclose(got[0], expected[:, 4:], atol=1e-4)
-    assert torch.equal(got[0], got[1])  # a fork leaves the state that it began with as it was
+    assert torch.equal(got[0], got[1])  # a fork does not change the first cache
 
 
 def test_states_count_as_bytes():

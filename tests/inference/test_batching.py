@@ -18,7 +18,7 @@ def limited(most, error=CUDA):
 
 
 @pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()])
-def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost_or_done_twice(error):
+def test_an_out_of_memory_batch_is_halved_and_every_item_runs_once(error):
     size = BatchSize(8)
     found = list(in_batches(range(21), size, limited(3, error)))
     assert [len(batch) for batch, _ in found] == [2] * 10 + [1]

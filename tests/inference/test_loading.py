@@ -56,7 +56,7 @@ def test_random_weights_follow_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", [{}, {"model_type": "nonsense"}, {"model_type": "vit"}])
-def test_shapes_of_no_causal_lm_are_refused(tmp_path, model_type):
+def test_configs_without_a_causal_lm_are_refused(tmp_path, model_type):
     (tmp_path / "shape.json").write_text(json.dumps({"num_hidden_layers": 3, **model_type}))
     with pytest.raises(UsageError, match="model_type"):
         load(ModelConfig(name="random", source="random", path=str(tmp_path / "shape.json"), dtype="float32"))
@@ -91,7 +91,7 @@ def test_a_model_spread_over_devices_gives_the_same_tokens(model_folder, monkeyp
     before = spread.model.layers[4].self_attn.forward
     assert tokens(spread.eval()) == tokens(plain)
     assert tokens(spread.eval(), (0, 4, 5)) == tokens(plain, (0, 4, 5))
-    assert spread.model.layers[4].self_attn.forward is before  # the source is as it was
+    assert spread.model.layers[4].self_attn.forward is before  # the source is not changed
 
 
 def test_a_device_map_that_fits_one_device_is_plain(model_folder):

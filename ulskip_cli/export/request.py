@@ -89,8 +89,8 @@ def exportable_plan(config: Config) -> Plan:
     name = config.strategy["name"]
     if config.ratio_basis == "latency":
         raise UsageError(
-            "export is not supported with ratio_basis=latency, whose layers a run measures; use strategy=custom "
-            "strategy.layers=[...] with the kept_layers of its row, or ratio_basis=cost"
+            "export is not supported with ratio_basis=latency, because only a run finds the layers; use ratio_basis=cost, or "
+            "strategy=custom strategy.layers=[...] with the kept_layers of a run's row"
         )
     plan = make_plan(config, read_metadata(config.model))
     if plan.exits:
@@ -101,7 +101,7 @@ def exportable_plan(config: Config) -> Plan:
     strategy = configuration.instantiate(config.strategy, "strategy")
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
         raise UsageError(
-            f"export requires the calibrated options of strategy={name}, got none; set them to calibration.options of a run's "
+            f"export requires the calibrated options of strategy={name}, got none; set them as in calibration.options of a run's "
             "row, or use strategy=custom strategy.layers=[...] with its kept_layers"
         )
     return plan
@@ -118,7 +118,7 @@ def _target(request: ExportRequest) -> Path:
 
 def _require_plain_weights(config: Config) -> None:
     if config.model.source == "random":
-        raise UsageError("expected a model with a checkpoint, got model=random; set model.path=FOLDER_OR_HUB_ID")
+        raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
     if config.model.quantization:
         raise UsageError("export is not supported with model.quantization; remove it, and quantize the exported model")
     if config.decoding.draft_tokens:

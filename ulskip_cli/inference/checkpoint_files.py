@@ -18,7 +18,7 @@ _NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.saf
 def folder_of(model: ModelConfig) -> Path:
     """Return the folder with a model's files; download them from the hub if needed, or raise UsageError."""
     if model.source == "random":
-        raise UsageError("expected a model with a checkpoint, got model=random; set model.path=FOLDER_OR_HUB_ID")
+        raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
     path, revision = origin(model)
     folder = Path(path).expanduser()
     if folder.is_dir():
