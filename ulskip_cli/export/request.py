@@ -101,8 +101,8 @@ def exportable_plan(config: Config) -> Plan:
     strategy = configuration.instantiate(config.strategy, "strategy")
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
         raise UsageError(
-            f"export requires the calibrated options of strategy={name}, got none; set them as in calibration.options of a run's "
-            "row, or use strategy=custom strategy.layers=[...] with its kept_layers"
+            f"export requires the calibrated options of strategy={name}, got none; use calibration.options of a run's "
+            "row, or strategy=custom strategy.layers=[...] with its kept_layers"
         )
     return plan
 
