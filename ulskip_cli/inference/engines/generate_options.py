@@ -33,9 +33,9 @@ def check(decoding: DecodingConfig) -> None:
 
     logging.set_verbosity_error()
     passed = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - REFUSED - OWN_KEYS.keys()
-    for key in decoding.generate_kwargs:
+    for key, value in decoding.generate_kwargs.items():
         if key in OWN_KEYS:
-            raise UsageError(f"decoding.generate_kwargs.{key} is not supported; use decoding.{OWN_KEYS[key]}")
+            raise UsageError(f"decoding.generate_kwargs.{key} is not supported; use decoding.{OWN_KEYS[key]}={str(value)[:40]}")
         if key in REFUSED:
             raise UsageError(
                 f"decoding.generate_kwargs.{key} is not supported, because it changes the token counts or the decoding method; "
@@ -48,7 +48,7 @@ def check(decoding: DecodingConfig) -> None:
         limit = decoding.max_new_tokens
         raise UsageError(
             f"expected decoding.generate_kwargs.min_new_tokens of at most {limit}, got {least}; "
-            f"use decoding.max_new_tokens={least} or fewer minimum tokens"
+            f"use decoding.max_new_tokens={least} or a smaller minimum"
         )
     try:
         GenerationConfig(**settings(decoding)).validate(strict=True)
