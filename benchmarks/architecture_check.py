@@ -91,7 +91,7 @@ def _check(model, made):
         try:
             decoder = decoder_for(model, kept)
         except UsageError as error:
-            if "only attention counts positions" not in str(error):
+            if "only attention layers count positions" not in str(error):
                 raise
             notes = ["kept layers without attention among them are refused"]
             continue

@@ -29,7 +29,7 @@ HEAD = """| class | model types | layers | verdict | engines | note |
 def line(verdict: Verdict) -> str:
     """Format a verdict as a row of the table."""
     types = ", ".join(verdict.model_types)
-    note = verdict.note.removeprefix(f"{verdict.name} is refused: ").replace("|", "/")
+    note = verdict.note.removeprefix(f"{verdict.name} is not supported: ").split("; docs/architectures.md")[0].replace("|", "/")
     cells = (verdict.name, types, verdict.layers, verdict.outcome, verdict.engines, note)
     return "| " + " | ".join(cells) + " |"
 

@@ -1,4 +1,4 @@
-"""A repetition of some rows of docs/architectures.md."""
+"""Some rows of docs/architectures.md, checked again."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text("u
 ROWS = {
     line.split(" | ")[0].removeprefix("| "): line for line in PAGE.splitlines() if line.startswith("| ") and "---" not in line
 }
-# One of every habit: experts, windows, chunks, recurrence alone and beside attention, indexed keys, odd names, refusals.
+# Experts, sliding windows, chunks, recurrence with and without attention, indexed keys, unusual names, and refusals.
 AGAIN = [
     "MixtralForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM", "MambaForCausalLM",
     "BambaForCausalLM", "DeepseekV32ForCausalLM", "GPTNeoForCausalLM", "DoryForCausalLM", "Inkling2ForCausalLM",
@@ -27,7 +27,7 @@ same_transformers = pytest.mark.skipif(
 @same_transformers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", AGAIN)
-def test_the_page_says_what_is_found_again(name):
+def test_rows_of_the_page_are_reproduced(name):
     assert ROWS[name] == architectures.line(judge(name, model_types()[name]))
 
 

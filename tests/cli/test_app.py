@@ -169,7 +169,7 @@ def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip,
         "example 0: ": ["run", *overrides, *files],
         "the model's tokenizer has no chat template": ["run", *overrides, "task.template=chat"],
         "unknown option of transformers' generate 'lenght": ["run", *overrides, "decoding.generate_kwargs={lenght_penalty: 1}"],
-        "decoding.generate_kwargs.use_cache is refused": ["run", *overrides, "decoding.generate_kwargs={use_cache: false}"],
+        "decoding.generate_kwargs.use_cache": ["run", *overrides, "decoding.generate_kwargs={use_cache: false}"],
     }
     for expected, arguments in cases.items():
         code, out, err = ulskip(*arguments)

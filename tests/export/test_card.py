@@ -53,7 +53,7 @@ def test_the_newest_row_of_a_task_counts(tmp_path, config, row):
     ],
     ids=str,
 )
-def test_rows_of_something_else_do_not_count(tmp_path, config, row, change):
+def test_rows_of_another_schedule_do_not_count(tmp_path, config, row, change):
     assert found(tmp_path, config, {**row, **change}) == []
 
 
@@ -63,7 +63,7 @@ def test_rows_of_another_model_do_not_count(tmp_path, config, row, key, value):
     assert found(tmp_path, config, {**row, "config": changed}) == []
 
 
-def test_a_folder_that_is_not_there_has_no_rows(tmp_path, config):
+def test_a_missing_folder_has_no_rows(tmp_path, config):
     plan = make_plan(config, read_metadata(config.model))
     assert matching_rows(tmp_path / "nowhere", config.model, plan, TRAINING) == []
 
@@ -79,7 +79,7 @@ def test_a_folder_that_is_not_there_has_no_rows(tmp_path, config):
         (None, None),
     ],
 )
-def test_the_license_is_the_one_on_the_sources_card(tmp_path, text, expected):
+def test_the_license_comes_from_the_sources_card(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "README.md").write_text(text, "latin-1")
     assert source_license(tmp_path) == expected

@@ -26,7 +26,7 @@ def test_a_merge_recipe_names_slices(tmp_path):
     assert (recipe["merge_method"], recipe["dtype"]) == ("passthrough", "float32")
 
 
-def test_a_schedule_says_how_it_was_made(tmp_path):
+def test_a_schedule_file_contains_strategy_and_command(tmp_path):
     made = schedule_file(resolved(tmp_path, "schedule", "ratio=3"))
     assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
     assert (made.strategy, made.strategy_options, made.model) == ("unified", {"spacing": "even"}, "tiny")

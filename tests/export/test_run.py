@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 
-def test_a_checkpoint_is_told_of(ulskip, model_folder, tmp_path):
+def test_the_summary_of_a_checkpoint(ulskip, model_folder, tmp_path):
     to = tmp_path / "out"
     code, out, _ = ulskip("export", f"model.path={model_folder}", "ratio=2", "--to", to)
     assert code == 0
-    assert f"3 of 6 layers, written to {to}/, and all of them to {to}/prefill/" in out
-    assert "the card has 0 measured rows" in out
+    for part in ("3 of 6 layers", f"{to}/prefill", f"{to}/SERVING.md", "--results"):
+        assert part in out
     code, out, _ = ulskip("export", f"model.path={model_folder}", "ratio=3", "prompt_layers=kept", "--to", to, "--json")
     assert (code, json.loads(out)["kept_layers"]) == (0, [0, 5])
     assert not (to / "prefill").exists()
@@ -29,13 +29,13 @@ def test_a_schedule_and_a_recipe_are_files(ulskip, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--to", "out", "--format", "onnx"], "unknown --format 'onnx'"),
-        (["--to", "out", "--shard-size", "big"], "expected --shard-size <number of bytes>"),
-        (["--to", "out", "ratio=9"], "out of reach"),
-        (["--to", "out", "--results", "nowhere"], "--results: no folder at nowhere"),
-        (["--to", "mine"], "no export of ulskip"),
+        (["--to", "out", "--format", "onnx"], "--format 'onnx'"),
+        (["--to", "out", "--shard-size", "big"], "--shard-size"),
+        (["--to", "out", "ratio=9"], "ratio"),
+        (["--to", "out", "--results", "nowhere"], "--results, got nowhere"),
+        (["--to", "mine"], "--to, got mine"),
         (["--to", "mine/file", "--format", "schedule"], "mine/file/schedule.json"),
-        ([], "Missing option '--to'"),
+        ([], "--to"),
     ],
 )
 def test_bad_requests_are_one_line_and_import_no_torch(tmp_path, arguments, line):

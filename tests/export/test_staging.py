@@ -13,7 +13,7 @@ def write_export(folder, text="weights"):
         (staging / RECORD).write_text(json.dumps({"files": ["model"]}))
 
 
-def test_a_folder_appears_whole(tmp_path):
+def test_a_folder_appears_when_it_is_complete(tmp_path):
     write_export(tmp_path / "deep" / "out")
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["out"]
     assert (tmp_path / "deep" / "out" / "model").read_text() == "weights"
@@ -26,7 +26,7 @@ def test_an_earlier_export_is_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_empty_folder_is_taken(tmp_path):
+def test_an_empty_folder_is_accepted(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(RuntimeError), staged(tmp_path / "out", is_folder=True):
         raise RuntimeError
@@ -36,7 +36,7 @@ def test_an_empty_folder_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interruption_leaves_what_was_there(tmp_path, error):
+def test_an_interruption_keeps_the_earlier_export(tmp_path, error):
     write_export(tmp_path / "out")
     with pytest.raises(error), staged(tmp_path / "out", is_folder=True) as staging:
         (staging / "model").write_text("half")
@@ -45,7 +45,7 @@ def test_an_interruption_leaves_what_was_there(tmp_path, error):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_export_left_is_swept_away(tmp_path):
+def test_the_scratch_folder_of_a_killed_export_is_removed(tmp_path):
     stale = tmp_path / ".out.999999999.ulskip-part"
     stale.mkdir()
     write_export(tmp_path / "out")
@@ -61,7 +61,7 @@ def test_a_failure_keeps_an_empty_folder_and_removes_the_folders_it_made(tmp_pat
         assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine"]
 
 
-def test_a_failed_move_brings_the_earlier_folder_back(tmp_path, monkeypatch):
+def test_a_failed_move_restores_the_earlier_folder(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     real = Path.rename
 
@@ -76,26 +76,26 @@ def test_a_failed_move_brings_the_earlier_folder_back(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*")] == ["out"]
 
 
-def test_somebody_elses_folder_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis").write_text("x")
-    with pytest.raises(UsageError, match="no export of ulskip"):
+    with pytest.raises(UsageError, match=f"--to, got {tmp_path / 'out'}"):
         write_export(tmp_path / "out")
     (tmp_path / "out" / "thesis").unlink()
     write_export(tmp_path / "out")
     (tmp_path / "out" / "thesis").write_text("x")
-    with pytest.raises(UsageError, match="holds thesis besides"):
+    with pytest.raises(UsageError, match=r"--to .*thesis"):
         write_export(tmp_path / "out")
     assert (tmp_path / "out" / "thesis").read_text() == "x"
 
 
-def test_a_file_in_the_way_is_refused(tmp_path):
+def test_a_file_is_refused_as_a_folder(tmp_path):
     (tmp_path / "out").write_text("x")
-    with pytest.raises(UsageError, match="is a file"):
+    with pytest.raises(UsageError, match=f"--to.* file {tmp_path / 'out'}"):
         write_export(tmp_path / "out")
 
 
-def test_a_file_is_written_whole_and_replaces_only_its_own(tmp_path):
+def test_a_file_replaces_only_an_earlier_export(tmp_path):
     file = tmp_path / "x" / "s.json"
     for text in ("ulskip 1", "ulskip 2"):
         with staged(file, is_folder=False) as staging:
@@ -106,7 +106,7 @@ def test_a_file_is_written_whole_and_replaces_only_its_own(tmp_path):
     assert file.read_text() == "ulskip 2"
     assert [path.name for path in file.parent.iterdir()] == ["s.json"]
     file.write_text("mine")
-    with pytest.raises(UsageError, match="no export of ulskip"), staged(file, is_folder=False):
+    with pytest.raises(UsageError, match=f"--to.*{file}"), staged(file, is_folder=False):
         pass
-    with pytest.raises(UsageError, match="is a folder"), staged(tmp_path, is_folder=False):
+    with pytest.raises(UsageError, match=f"--to.* folder {tmp_path}"), staged(tmp_path, is_folder=False):
         pass

@@ -35,7 +35,7 @@ def test_tensors_are_found_in_one_file_or_several(tensors, sharded, tmp_path):
     assert set(CheckpointReader(tmp_path).files.values()) == {tmp_path / WEIGHTS}
 
 
-def test_only_what_is_wider_is_narrowed(tensors, sharded):
+def test_only_wider_dtypes_are_converted(tensors, sharded):
     reader = CheckpointReader(sharded, torch.bfloat16)
     found = reader.read(tensors)
     assert (found["h.1.w"].dtype, found["ids"].dtype, found["half"].dtype) == (torch.bfloat16, torch.int64, torch.bfloat16)
@@ -76,10 +76,10 @@ def test_one_shard_is_in_memory_at_a_time(tensors, sharded, tmp_path, monkeypatc
 
 def test_a_folder_without_weights_is_refused(tmp_path, sharded):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="only safetensors"):
+    with pytest.raises(UsageError, match=WEIGHTS):
         CheckpointReader(tmp_path / "empty")
     (sharded / "b.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"lacks b\.safetensors"):
+    with pytest.raises(UsageError, match=r"b\.safetensors"):
         CheckpointReader(sharded)
 
 
@@ -87,7 +87,7 @@ OUTSIDE = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
 
 
 @given(st.data())
-def test_kept_layers_are_numbered_anew_and_the_rest_is_dropped(data):
+def test_kept_layers_are_renumbered_and_the_others_dropped(data):
     num_layers = data.draw(st.integers(1, 12))
     kept = sorted(data.draw(st.sets(st.integers(0, num_layers - 1), min_size=1)))
     names = [f"model.layers.{i}.{part}" for i in range(num_layers) for part in ("mlp.experts.7.w", "norm.weight")]
@@ -109,5 +109,5 @@ def test_layers_beyond_the_model_and_other_stacks_are_left():
 
 @pytest.mark.parametrize("names", [["a.w"], ["a.0.w", "a.1.w", "b.0.w", "b.1.w"]], ids=["none", "two"])
 def test_no_stack_or_two_are_refused(names):
-    with pytest.raises(UsageError, match="one stack of 2 layers"):
+    with pytest.raises(UsageError, match=r"stack of 2 layers"):
         shallow_names(names, 2, (0, 1))

@@ -18,7 +18,7 @@ def limited(most, error=CUDA):
 
 
 @pytest.mark.parametrize("error", [CUDA, CPU, MemoryError()])
-def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost_or_done_twice(error):
+def test_an_out_of_memory_batch_is_halved_and_every_item_runs_once(error):
     size = BatchSize(8)
     found = list(in_batches(range(21), size, limited(3, error)))
     assert [len(batch) for batch, _ in found] == [2] * 10 + [1]
@@ -34,7 +34,7 @@ def test_a_batch_that_fits_is_not_halved():
 
 
 def test_a_single_sequence_that_does_not_fit_is_a_run_error():
-    with pytest.raises(RunError, match="memory"):
+    with pytest.raises(RunError, match="batch size 1"):
         list(in_batches([1, 2], BatchSize(2), limited(0)))
 
 

@@ -43,7 +43,7 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
 
 
 @pytest.mark.slow
-def test_compiled_stages_continue_from_one_another(llama, compiler):
+def test_compiled_stages_continue_from_the_previous_stage(llama, compiler):
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(NUM_LAYERS, None, None))
     decoder = Decoder(llama, replace(plan, later_stages=(Stage(3, (0, 5)),)))
     ids = random_ids(2, 6)

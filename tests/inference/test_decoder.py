@@ -35,7 +35,7 @@ def test_counts_exclude_padding_and_tokens_after_eos(llama):
     assert stopped.decoded_tokens == stopped.generated_tokens - 2
 
 
-def test_a_forced_length_goes_past_the_end_token(llama):
+def test_a_forced_length_continues_past_eos(llama):
     ids = random_ids(1, 6)
     decoder = decoder_for(llama)
     llama.generation_config.eos_token_id = decoder.generate(ids, torch.ones_like(ids), DecodeContext(GREEDY, 0)).token_ids[0][0]
@@ -160,7 +160,7 @@ def test_tokens_are_reported_as_they_are_generated(llama):
 
 
 def test_all_schedules_of_a_model_use_one_engine(llama, monkeypatch):
-    """The view of a hybrid may consist of attention layers only, which the fast engine would serve."""
+    """The view of a hybrid may consist of attention layers only, which the fast engine supports."""
     monkeypatch.setattr(
         fast, "unsupported_reason", lambda model, decoding: "a cache" if shallow_view.num_layers(model) == NUM_LAYERS else None
     )
@@ -168,7 +168,7 @@ def test_all_schedules_of_a_model_use_one_engine(llama, monkeypatch):
         assert decoder_for(llama, *overrides).engine(GREEDY) == ("transformers", "a cache")
 
 
-def test_each_option_goes_to_an_engine_that_serves_it(llama):
+def test_each_option_selects_an_engine_that_supports_it(llama):
     decoder = decoder_for(llama, "ratio=2")
     ids = random_ids(1, 4)
     for decoding, engine in (
@@ -178,5 +178,5 @@ def test_each_option_goes_to_an_engine_that_serves_it(llama):
     ):
         assert decoder.engine(decoding)[0] == engine
         assert decoder.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0), forced_length=2).engine == engine
-    with pytest.raises(UsageError, match=r"decoding\.engine=fast.*beams"):
+    with pytest.raises(UsageError, match=r"decoding\.engine=fast.*num_beams=2"):
         decoder.engine(DecodingConfig(name="b", num_beams=2, engine="fast"))

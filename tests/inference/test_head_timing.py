@@ -11,7 +11,7 @@ def decoder_of(model):
     return Decoder(model, make_plan(compose([]), ModelMetadata(NUM_LAYERS, None, None)))
 
 
-def test_it_is_timed_straight_after_whole_steps(llama, monkeypatch):
+def test_the_head_is_timed_directly_after_steps(llama, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(head_timing, "now", lambda device: next(clock))
     steps = []
@@ -21,7 +21,7 @@ def test_it_is_timed_straight_after_whole_steps(llama, monkeypatch):
     assert len(steps) == 1 + head_timing.WARM_UP + head_timing.ROUNDS
 
 
-def test_the_layout_of_weights_that_decoded_counts(llama, monkeypatch):
+def test_the_head_is_timed_on_the_linear_backend_of_decoding(llama, monkeypatch):
     packed = []
     monkeypatch.setattr(head_timing, "packed", lambda view, backend: packed.append((view, backend)) or view)
     decoder = decoder_of(llama)

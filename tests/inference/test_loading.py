@@ -56,18 +56,18 @@ def test_random_weights_follow_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", [{}, {"model_type": "nonsense"}, {"model_type": "vit"}])
-def test_shapes_of_no_causal_lm_are_refused(tmp_path, model_type):
+def test_configs_without_a_causal_lm_are_refused(tmp_path, model_type):
     (tmp_path / "shape.json").write_text(json.dumps({"num_hidden_layers": 3, **model_type}))
-    with pytest.raises(UsageError, match=r"model_type|causal LM"):
+    with pytest.raises(UsageError, match="model_type"):
         load(ModelConfig(name="random", source="random", path=str(tmp_path / "shape.json"), dtype="float32"))
 
 
 def test_a_folder_without_weights_or_tokenizer_is_refused(model_folder, tmp_path):
     (tmp_path / "config.json").write_text((model_folder / "config.json").read_text())
-    with pytest.raises(UsageError, match="model from"):
+    with pytest.raises(UsageError, match=r"model\.safetensors.*model\.path"):
         load(ModelConfig(name="hf", source="hf", path=str(tmp_path)))
     (tmp_path / "model.safetensors").write_bytes((model_folder / "model.safetensors").read_bytes())
-    with pytest.raises(UsageError, match="tokenizer from"):
+    with pytest.raises(UsageError, match=r"tokenizer.*model\.path"):
         load(ModelConfig(name="hf", source="hf", path=str(tmp_path)))
 
 
@@ -91,7 +91,7 @@ def test_a_model_spread_over_devices_gives_the_same_tokens(model_folder, monkeyp
     before = spread.model.layers[4].self_attn.forward
     assert tokens(spread.eval()) == tokens(plain)
     assert tokens(spread.eval(), (0, 4, 5)) == tokens(plain, (0, 4, 5))
-    assert spread.model.layers[4].self_attn.forward is before  # the source is as it was
+    assert spread.model.layers[4].self_attn.forward is before  # the source is not changed
 
 
 def test_a_device_map_that_fits_one_device_is_plain(model_folder):
@@ -117,7 +117,7 @@ def test_int8_weights_through_torchao(model_folder):
 @pytest.mark.parametrize(("name", "package"), [("torchao-int8", "torchao"), ("bnb-nf4", "bitsandbytes")])
 def test_a_missing_quantizer_is_named(model_folder, monkeypatch, name, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(UsageError, match=rf"model\.quantization={name} needs {package}"):
+    with pytest.raises(UsageError, match=rf"model\.quantization={name}.*pip install {package}"):
         load(ModelConfig(name="hf", source="hf", path=str(model_folder), quantization=name))
 
 
@@ -156,7 +156,7 @@ def test_an_adapter_is_kept_separate_from_quantized_weights(adapter):
 def test_an_adapter_of_another_model_is_refused_in_one_line(model_folder, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["nothing"], "r": 4}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(UsageError, match="adapter") as caught:
+    with pytest.raises(UsageError, match=r"model\.adapter=") as caught:
         load(ModelConfig(name="hf", source="hf", path=str(model_folder), adapter=str(tmp_path)))
     assert "\n" not in str(caught.value)
 

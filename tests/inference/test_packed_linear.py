@@ -104,14 +104,14 @@ def test_models_that_cannot_be_packed_keep_their_layers(llama, monkeypatch):
     assert packing_of(llama.to(torch.float16)) is llama
 
 
-def test_a_model_whose_dtype_changed_is_chosen_for_again(llama):
+def test_a_changed_dtype_chooses_the_backend_again(llama):
     assert choose_linear_backend(llama.to(torch.float16)).name == "torch"
     before = choose_linear_backend(build_model("llama")).name
     assert choose_linear_backend(llama.to(torch.float32)).name == before
 
 
 @pytest.mark.parametrize(("before", "after"), [(2**40, 0), (0, 2**40)], ids=["shrinks", "grows"])
-def test_all_decoders_of_a_model_run_on_one_backend_whatever_memory_is_free_later(llama, monkeypatch, before, after):
+def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(llama, monkeypatch, before, after):
     set_free_memory(monkeypatch, before)
     full = decoder_of(llama, "strategy=full")
     ids = random_ids(2, 5)

@@ -15,7 +15,7 @@ KEPT = (1, 2, 5)
         ("bamba", "layers_block_type"),  # computed from indices
     ],
 )
-def test_per_layer_lists_are_cut_to_the_kept_layers(model_type, key):
+def test_per_layer_lists_are_reduced_to_the_kept_layers(model_type, key):
     source = tiny_configs.build_config(model_type)
     before = list(getattr(source, key))
     config = shallow_config(source, 6, KEPT)

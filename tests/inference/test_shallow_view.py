@@ -128,7 +128,7 @@ def test_layers_that_share_keys_are_refused_by_name(llama):
 
 def test_two_stacks_are_refused_by_name(llama):
     llama.second = torch.nn.ModuleList(torch.nn.Identity() for _ in range(NUM_LAYERS))
-    with pytest.raises(UsageError, match=r"LlamaForCausalLM.*found 2"):
+    with pytest.raises(UsageError, match=r"LlamaForCausalLM.*\b2\b"):
         shallow_view.shallow_view(llama, (0, 5))
 
 

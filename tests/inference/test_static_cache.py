@@ -13,7 +13,7 @@ def prompt_cache(model, ids, mask):
     return cache
 
 
-def test_fixed_buffers_hold_the_prompt_and_keep_their_addresses(llama):
+def test_fixed_buffers_contain_the_prompt_and_keep_their_addresses(llama):
     ids = random_ids(2, 5)
     cache = prompt_cache(llama, ids, torch.ones_like(ids))
     keys = [layer.keys.clone() for layer in cache.layers]

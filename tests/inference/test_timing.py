@@ -15,7 +15,7 @@ def test_the_interval_contains_the_median(samples):
 
 
 @pytest.mark.parametrize("count", [7, 12, 25])
-def test_the_interval_covers_the_true_median_as_often_as_it_says(count):
+def test_the_interval_contains_the_true_median_with_its_coverage(count):
     """Skewed samples, as timings are; a percentile bootstrap covers less than 90% at seven."""
     draws = np.random.default_rng(0).lognormal(size=(4000, count))
     intervals = [median_interval(samples) for samples in draws]
@@ -24,7 +24,7 @@ def test_the_interval_covers_the_true_median_as_often_as_it_says(count):
     assert covered == pytest.approx(intervals[0].coverage, abs=0.012)
 
 
-def test_few_samples_give_their_extremes_and_say_how_often_these_cover():
+def test_few_samples_give_minimum_maximum_and_lower_coverage():
     assert median_interval([3.0]).coverage == 0
     five = median_interval([5.0, 1.0, 4.0, 2.0, 3.0])
     assert (five.low, five.high, five.coverage) == (1.0, 5.0, 0.9375)
@@ -32,6 +32,6 @@ def test_few_samples_give_their_extremes_and_say_how_often_these_cover():
     assert (nine.low, nine.high) == (1.0, 7.0)
 
 
-def test_the_clock_is_steady():
+def test_the_clock_is_monotonic():
     device = torch.device("cpu")
     assert now(device) <= now(device)

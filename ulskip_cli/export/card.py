@@ -1,4 +1,4 @@
-"""The model card of an export and the page on serving a pair, filled from templates. Imports no torch."""
+"""The model card of an export and the page about serving a pair, made from templates. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,20 +27,20 @@ _METRICS = (*metric_keys(), DECODE_LOSS.key)
 
 @dataclass(frozen=True)
 class CardFacts:
-    """The facts of a card that the request does not contain."""
+    """The facts of a model card that the request does not contain."""
 
     parameters: int  # elements of the exported tensors
     total_bytes: int
-    checked: str  # how the export was compared with the view
-    training: str  # how the source's weights were trained, in the words of a row
-    trained_for_these: bool | None  # the weights were trained with exactly these layers; None: unknown
-    quantization: str | None  # an earlier quantization of the source's weights
-    license: str | None  # of the source, as its own card states it
-    rows: Sequence[Row]  # measured on this schedule of this model
+    checked: str  # the checks of the export and their result
+    training: str  # the training of the source's weights, as in a row
+    trained_for_these: bool | None  # True if the weights were trained with exactly these layers; None: unknown
+    quantization: str | None  # earlier quantization of the source's weights
+    license: str | None  # of the source, from its own card
+    rows: Sequence[Row]  # results of this schedule of this model
 
 
 def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
-    """Fill the template of the card."""
+    """Return the model card."""
     model = point.config.model
     is_hub = model.source == "hf" and not Path(model.path).expanduser().exists()
     base, tags = [point.model_name] if is_hub else None, ["ulskip", "layer-skipping"]
@@ -55,14 +55,14 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
 
 
 def serving_page(plan: Plan) -> str:
-    """Fill the page on serving a pair."""
+    """Return the page about serving a pair, in Markdown."""
     text = (_TEMPLATES / "serving.md").read_text("utf-8")
     page: str = jinja2.Template(text, keep_trailing_newline=True).render(plan=plan)
     return page
 
 
 def source_license(folder: Path) -> str | None:
-    """Return the license that the source's own card states."""
+    """Return the license in the source's own card; None without one."""
     try:
         name = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.license if (folder / CARD).is_file() else None
     except (ValueError, yaml.YAMLError):  # not UTF-8, or no valid metadata
@@ -71,9 +71,9 @@ def source_license(folder: Path) -> str | None:
 
 
 def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str) -> list[Row]:
-    """Read the rows that were measured on this schedule of this model, the newest of each task and machine.
+    """Return the newest row of this schedule of this model for each task and machine.
 
-    The folder may hold one experiment or several, or be missing; `training` is the row's text on how the weights were trained.
+    `folder` may contain one experiment or several, or not exist; `training` is the training of the weights, as in a row.
     """
     files = [folder / "runs.jsonl", *sorted(folder.glob("*/runs.jsonl"))]
     rows = [row for file in files for row in ResultsFolder(file.parent).rows() if is_done(row)]
@@ -96,7 +96,7 @@ def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:
 
 
 def _same(key: str, one: Any, other: Any) -> bool:
-    if one == other or key != "path" or one is None:  # two paths are equal if they lead to the same file
+    if one == other or key != "path" or one is None:  # two paths are equal if they point to the same file
         return bool(one == other)
     paths = [Path(str(text)).expanduser() for text in (one, other)]
     return all(path.exists() for path in paths) and paths[0].samefile(paths[1])

@@ -1,4 +1,4 @@
-"""A checkpoint of the kept layers: config, weights, tokenizer and model card, in one folder that transformers loads."""
+"""Export of the kept layers as a folder that transformers loads: config, weights, tokenizer and model card."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import card, recipe, staging
-from ulskip_cli.export.config import CONFIG, shallow_config
+from ulskip_cli.export.config import CONFIG, check_tensors, shallow_config
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.tensors import CheckpointReader, WrittenWeights, shallow_names, write_shards
 from ulskip_cli.export.verify import verify_checkpoint
@@ -29,17 +29,16 @@ _GENERATION = "generation_config.json"
 
 
 def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
-    """Write the kept layers as a checkpoint, and beside it the full model if that encodes the prompts.
+    """Write the kept layers as a checkpoint, and for a pair also the full model; return the record with `to`.
 
-    The result is the record that is stored as ulskip_export.json, and `to`. Nothing is kept if the model cannot be exported
-    or the target is taken (UsageError), or if the export differs from the view (RunError).
+    The target stays unchanged if the model cannot be exported (UsageError) or the export differs from the view (RunError).
     """
     plan = point.plan
     with staging.staged(point.to, is_folder=True) as folder:
         progress.phase("read the model", 0)
         source = source_folder(point.config.model, scratch=folder.parent)
         if point.to.resolve() == source.resolve():
-            raise UsageError(f"--to {point.to} is the model that is exported; give another folder")
+            raise UsageError(f"expected --to outside the exported model, got its folder {point.to}; use another folder")
         weights = _write_model(point, source, plan.kept_layers, folder, progress)
         if point.is_pair:
             _write_model(point, source, range(plan.num_layers), folder / card.PREFILL, progress)
@@ -64,7 +63,7 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
 
 
 def source_folder(model: ModelConfig, scratch: Path) -> Path:
-    """Return the folder with the model's files; an adapter is merged in memory and saved in the scratch folder."""
+    """Return the folder with the model's files; a model with an adapter is merged and saved in `scratch`."""
     folder = folder_of(model)
     if not model.adapter:
         return folder
@@ -86,6 +85,7 @@ def _write_model(
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         GenerationConfig.from_model_config(model_config).save_pretrained(folder)
     reader = CheckpointReader(source, getattr(torch, point.dtype) if point.dtype else None)
+    check_tensors(source, point.model_name, trusted)
     new_names = shallow_names(reader.files, num_layers, kept)
     begin = partial(progress.phase, f"write {len(kept)} layers")
     return write_shards(reader, new_names, folder, point.max_shard_bytes, begin)
@@ -101,7 +101,6 @@ def _copy_companions(model: ModelConfig, source: Path, folder: Path) -> None:
 
 
 def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
-    """Return the content of ulskip_export.json; `files` tells a later export which files it may replace."""
     plan, model = point.plan, point.config.model
     return {
         "record_version": RECORD_VERSION,
@@ -117,5 +116,6 @@ def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
         "checked": facts.checked,
         "training": facts.training,
         "results": [row["id"] for row in facts.rows],
+        # A later export may replace these files only.
         "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()),
     }

@@ -1,8 +1,8 @@
-"""The config of a model with fewer layers, checked against the view without weights.
+"""The config.json of a model with fewer layers, and checks of config and tensors without weights in memory.
 
-The source's own config.json is kept and only its entries about layers change, so that every program that reads the source
-reads the export. Some models cannot be expressed this way: GPT-2 can scale the attention of a layer by its position.
-Therefore the model of the new config and the view are both built on the meta device and compared module by module.
+Only the entries about layers differ from the source's config.json, so every program that reads the source reads the export.
+Some models cannot be described this way: GPT-2 can scale the attention of a layer by its index. Therefore the model of the new
+config and the view are both built on the meta device and compared module by module.
 """
 
 import copy
@@ -17,30 +17,34 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.loading import silence_transformers
+from ulskip_cli.inference.weights_check import check_weights
 
 CONFIG = "config.json"
 _PLAIN_TYPES = (bool, int, float, str, type(None))
-_NOT_COMPARED = ("layer_idx", "name_or_path")  # a view renumbers its layers as the rebuilt model does
+_NOT_COMPARED = ("layer_idx", "name_or_path")  # a view renumbers its layers, as the rebuilt model does
 
 
 def shallow_config(
     folder: Path, kept: Sequence[int], dtype: str | None, trust_remote_code: bool = False
 ) -> tuple[dict[str, Any], int]:
-    """Return the config.json of a model that has only the kept layers of a checkpoint, and the checkpoint's number of layers.
+    """Return the config.json of a model of the kept layers of a checkpoint, and the checkpoint's number of layers.
 
-    `dtype` is the one in which the export will be loaded; None keeps the source's.
-
-    Raises:
-        UsageError: the source cannot be read, is quantized, or its config cannot express the view.
+    `dtype` is that of the config; None keeps the source's. Raises UsageError if the source cannot be read, is quantized, or has
+    a config that cannot describe the kept layers.
     """
     try:
         source = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError, ImportError) as error:
-        code = " (its code runs with model.trust_remote_code=true)" if "trust_remote_code" in str(error) else ""
-        raise UsageError(f"transformers cannot read {folder / CONFIG}{code}: {str(error).split(chr(10))[0][:160]}") from None
+        advice = "model.trust_remote_code=true to run its code" if "trust_remote_code" in str(error) else "another model"
+        reason = str(error).split("\n")[0][:160]
+        raise UsageError(f"transformers cannot read {folder / CONFIG} ({reason}); use {advice}") from None
     values = json.loads((folder / CONFIG).read_text("utf-8"))
     if values.get("quantization_config"):
-        raise UsageError("export takes plain weights, and this checkpoint is quantized; export the one that it was made of")
+        method = values["quantization_config"].get("quant_method")
+        raise UsageError(
+            f"expected a checkpoint without quantization, got {method} in {folder}; export the original checkpoint"
+        )
     full = _meta_model(source, trust_remote_code)
     num_layers = shallow_view.num_layers(full)
     view = shallow_view.shallow_view(full, kept)
@@ -50,8 +54,8 @@ def shallow_config(
     rebuilt = _meta_model(type(source).from_dict(copy.deepcopy(values)), trust_remote_code)
     if difference := first_difference(view, rebuilt):
         raise UsageError(
-            f"{type(view).__name__} cannot be exported: a model of {len(kept)} layers built from its config differs from the "
-            f"view of {len(kept)} of {num_layers} ({difference})"
+            f"{type(view).__name__} is not supported: no config describes {len(kept)} of its {num_layers} layers "
+            f"({difference}); use --format schedule"
         )
     return values, num_layers
 
@@ -61,13 +65,16 @@ def first_difference(view: nn.Module, rebuilt: nn.Module) -> str | None:
     expected, found = (dict(_properties(model)) for model in (view, rebuilt))
     for key in expected | found:
         if expected.get(key) != found.get(key):
-            return f"{key} is {expected.get(key)} in the view and {found.get(key)} in the rebuilt model"
+            return f"expected {key}={expected.get(key)}, got {found.get(key)}"
     return None
 
 
 def _properties(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the shape of every tensor, and the type and the plain attributes of every module."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):  # of the whole model: tied tensors count once
+    """Yield the shape of every tensor, and the type and plain attributes of every module."""
+    for name, tensor in (
+        *model.named_parameters(),
+        *model.named_buffers(),
+    ):  # of the whole model, so that tied tensors count once
         yield name, list(tensor.shape)
     for path, module in model.named_modules():
         yield path, type(module).__name__
@@ -79,7 +86,7 @@ def _properties(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _shorten(
     values: dict[str, Any], source: PreTrainedConfig, view: PreTrainedConfig, num_layers: int, kept: Sequence[int]
 ) -> None:
-    """Change the number of layers, and every list with one entry a layer, in place."""
+    """Change the number of layers and every list with one entry per layer in place."""
     text_source, text_view = (config.get_text_config(decoder=True) for config in (source, view))
     nested = next((key for key in source.sub_configs if getattr(source, key, None) is text_source), None)
     text = values if nested is None else values.setdefault(nested, {})
@@ -90,17 +97,28 @@ def _shorten(
         if "layer" in key and isinstance(value, list) and len(value) == num_layers:
             text[key] = [value[i] for i in kept]
     derived = type(source).from_dict(copy.deepcopy(values)).get_text_config(decoder=True)
-    for key, value in vars(text_view).items():  # lists that the class derives from the number of layers
+    for key, value in vars(text_view).items():  # lists that the config class derives from the number of layers
         if "layer" in key and isinstance(value, (list, tuple)) and list(getattr(derived, key, None) or ()) != list(value):
             text[key] = list(value)
 
 
+def check_tensors(folder: Path, name: str, trust_remote_code: bool = False) -> None:
+    """Raise UsageError if a checkpoint lacks tensors of its model or has other shapes; its weights are not read."""
+    silence_transformers()
+    options: dict[str, Any] = {"device_map": "meta", "use_safetensors": True, "ignore_mismatched_sizes": True}
+    model, loading_info = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, trust_remote_code=trust_remote_code, **options
+    )
+    check_weights(model, loading_info, name)
+
+
 def _meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """Build a model on the meta device, which allocates no weights."""
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise UsageError(f"cannot build a {type(config).__name__} on the meta device to compare with ({reason})") from error
+        raise UsageError(
+            f"cannot build the model of a {type(config).__name__} without weights ({reason}); use --format schedule"
+        ) from error
     return model

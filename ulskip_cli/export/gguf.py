@@ -1,4 +1,4 @@
-"""A GGUF file of the kept layers, for llama.cpp and its relatives; Llama shapes with byte-level BPE only."""
+"""Export of the kept layers as a GGUF file for llama.cpp; only Llama and Mistral models with byte-level BPE."""
 
 import contextlib
 import io
@@ -18,15 +18,15 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export.checkpoint import source_folder
-from ulskip_cli.export.config import shallow_config
+from ulskip_cli.export.config import check_tensors, shallow_config
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.staging import staged
 from ulskip_cli.export.tensors import CheckpointReader, shallow_names
-from ulskip_cli.export.verify import random_prompts
+from ulskip_cli.export.verify import DELETED, random_prompts
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import load
 
-_LOGIT_TOLERANCE = 1e-3  # of the largest logit: the file stores constants such as epsilon in float32
+_LOGIT_TOLERANCE = 1e-3  # as a share of the largest logit; the file stores constants such as epsilon in float32
 _MODEL_TYPES = ("llama", "mistral")
 _FILE_TYPES = {
     torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -42,10 +42,10 @@ class GgufTensors:
 
     reader: CheckpointReader
     config: dict[str, Any]  # of the export
-    dtype: torch.dtype | None  # of matrices; None: as in the source. Vectors are float32
+    dtype: torch.dtype | None  # of matrices; None: that of the source. Vectors are float32
 
     def array(self, name: str) -> tuple[np.ndarray[Any, Any], torch.dtype]:
-        """Return a tensor and its dtype; bfloat16, which numpy lacks, is viewed as uint16."""
+        """Return a tensor and its dtype; numpy has no bfloat16, so it is viewed as uint16."""
         tensor = self.reader.read([name])[name]
         heads = self.config["num_attention_heads"]
         for part, count in (("q_proj", heads), ("k_proj", self.config.get("num_key_value_heads") or heads)):
@@ -55,30 +55,34 @@ class GgufTensors:
         if tensor.dim() == 1:
             tensor = tensor.float()
         if tensor.dtype not in _FILE_TYPES:
-            raise UsageError(f"--format gguf writes no {tensor.dtype} ({name}); give model.dtype=float32, float16 or bfloat16")
+            raise UsageError(
+                f"--format gguf does not support {tensor.dtype} ({name}); use model.dtype=float32, float16 or bfloat16"
+            )
         return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy(), tensor.dtype
 
 
 def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
-    """Write the kept layers as one GGUF file, load it again and compare it with the view; a file that differs is not kept."""
+    """Write the kept layers as a GGUF file, load it and compare it with the view; raise RunError if they differ."""
     plan, model = point.plan, point.config.model
     with staged(point.to, is_folder=False) as file:
         progress.phase("write gguf", 0)
         source = source_folder(model, scratch=file.parent)
         config, num_layers = shallow_config(source, plan.kept_layers, point.dtype, model.trust_remote_code)
         if reason := unsupported_reason(config):
-            raise UsageError(f"--format gguf does not serve this model: {reason}; --format hf does")
-        tensors = GgufTensors(CheckpointReader(source), config, getattr(torch, point.dtype) if point.dtype else None)
-        new_names = shallow_names(tensors.reader.files, num_layers, plan.kept_layers)
+            raise UsageError(f"--format gguf does not support this model ({reason}); use --format hf")
+        reader = CheckpointReader(source)
+        check_tensors(source, point.model_name, model.trust_remote_code)
+        tensors = GgufTensors(reader, config, getattr(torch, point.dtype) if point.dtype else None)
+        new_names = shallow_names(reader.files, num_layers, plan.kept_layers)
         writer = gguf.GGUFWriter(file, "llama")
         writer.add_name(f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers")
         writer.add_description("exported by ulskip")
         _add_shape(writer, config)
         _add_tokenizer(writer, AutoTokenizer.from_pretrained(source), config["vocab_size"])
         parameters, dtype = _write_tensors(writer, tensors, new_names)
-        checked = "not read back, as asked"
+        checked = "the file was not compared with the kept layers (--no-check)"
         if point.check is not False:
-            progress.phase("read it back", 0)
+            progress.phase("check gguf", 0)
             loaded = load(model)
             assert loaded.tokenizer is not None
             checked = compare_with_view(file, shallow_view.shallow_view(loaded.model, plan.kept_layers), loaded.tokenizer)
@@ -94,43 +98,46 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
 
 
 def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Load the file and describe its comparison with the view, whose weights become float32; raise RunError if they differ."""
+    """Compare the file with the view, converted to float32; describe the result, or raise RunError if they differ."""
     options: dict[str, Any] = {"gguf_file": file.name}
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no switch
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options).eval()
     expected, tensors = view.state_dict(), loaded.state_dict()
     for name, tensor in expected.items():
         if name not in tensors or not torch.equal(tensor.float().cpu(), tensors[name].float()):
-            raise RunError(f"{name} read back from GGUF differs from the view's, so the file was not kept")
+            raise RunError(f"expected the tensor {name} of the source in the GGUF file, got other values; {DELETED}")
     vocabulary, own = AutoTokenizer.from_pretrained(file.parent, **options).get_vocab(), tokenizer.get_vocab()
     lost = sum(vocabulary.get(token) != token_id for token, token_id in own.items())
     if lost:
-        raise RunError(f"{lost} tokens read back from GGUF differ from the tokenizer's, so the file was not kept")
+        raise RunError(f"expected the {len(own)} tokens of the tokenizer in the GGUF file, got {lost} others; {DELETED}")
     ids, mask = random_prompts(view)
     with torch.inference_mode():
         one, other = (model(input_ids=ids, attention_mask=mask).logits for model in (view.float(), loaded.to(ids.device)))
     difference = float((one - other)[mask.bool()].abs().max() / one.abs().max())
     if not difference < _LOGIT_TOLERANCE:
-        raise RunError(f"logits of the GGUF file differ from the view's by {difference:.1%}, so the file was not kept")
-    return f"read back, all {len(expected)} tensors equal the view's and {len(own)} tokens the tokenizer's"
+        raise RunError(
+            f"expected the logits of the kept layers from the GGUF file, got a difference of {difference:.1%}; {DELETED}"
+        )
+    return f"transformers loads the file; its {len(expected)} tensors and {len(own)} tokens equal those of the source"
 
 
 def unsupported_reason(config: dict[str, Any]) -> str | None:
-    """Name the property of a model that GGUF's architecture `llama` does not imply, if it has one."""
-    kind = config.get("model_type")
+    """Return the property of a config.json that GGUF's architecture `llama` does not support; None if it supports all."""
+    kind, window, activation = config.get("model_type"), config.get("sliding_window"), config.get("hidden_act", "silu")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     reasons = {
-        f"its type is {kind}, not {' or '.join(_MODEL_TYPES)}": kind not in _MODEL_TYPES,
-        "its rotary embedding is scaled": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "its linear layers have biases": config.get("attention_bias") or config.get("mlp_bias"),
-        "its attention slides over a window": kind == "mistral" and config.get("sliding_window"),
-        f"its activation is {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
+        f"expected model_type={' or '.join(_MODEL_TYPES)}, got {kind}": kind not in _MODEL_TYPES,
+        f"expected rope_type=default, got {rope_type}": rope_type != "default",
+        "expected attention_bias=false and mlp_bias=false": config.get("attention_bias") or config.get("mlp_bias"),
+        f"expected sliding_window=null, got {window}": kind == "mistral" and window,
+        f"expected hidden_act=silu, got {activation}": activation != "silu",
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
-    """Return llama.cpp's name for the way in which a tokenizer splits text into words."""
+    """Return llama.cpp's name for a pre-tokenizer, or raise UsageError; `spec` is that of tokenizer.json."""
     parts: list[dict[str, Any]] = spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
@@ -139,17 +146,17 @@ def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
         return "smollm"
     if kinds == ["Split", "ByteLevel"] and parts[0]["pattern"].get("Regex") == _LLAMA3:
         return "llama-bpe"
-    raise UsageError("--format gguf knows no name for the pre-tokenizer of this model; --format hf needs none")
+    raise UsageError(f"--format gguf does not support the pre-tokenizer {kinds}; use --format hf")
 
 
 def _write_tensors(writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[str, str]) -> tuple[int, torch.dtype]:
-    """Write the file with one tensor in memory at a time; return the number of parameters and the dtype of most bytes."""
+    """Write one tensor at a time; return the number of parameters and the most common dtype by bytes."""
     name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, tensors.config["num_hidden_layers"])
     parameters, bytes_by_dtype = 0, Counter[torch.dtype]()
     for name, new_name in new_names.items():
         gguf_name = name_map.get_name(new_name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
-            raise UsageError(f"GGUF has no name for {new_name}; --format hf exports this model")
+            raise UsageError(f"--format gguf does not support the tensor {new_name}; use --format hf")
         array, dtype = tensors.array(name)
         parameters += array.size
         bytes_by_dtype[dtype] += array.nbytes
@@ -184,7 +191,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     if spec["model"]["type"] != "BPE" or spec["model"].get("byte_fallback") or spec.get("normalizer"):
-        raise UsageError("--format gguf supports only byte-level BPE tokenizers without a normalizer; --format hf exports any")
+        raise UsageError("--format gguf supports only byte-level BPE tokenizers without a normalizer; use --format hf")
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [gguf.TokenType.UNUSED] * vocab_size
     for token, token_id in tokenizer.get_vocab().items():
@@ -209,5 +216,5 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
 
 
 def _interleaved(weight: Tensor, heads: int) -> Tensor:
-    """Reorder [heads * head_dim, width] so that the two rows that rotate together are adjacent."""
+    """Reorder [heads * head_dim, width] so that the two rows of each rotation are adjacent."""
     return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)

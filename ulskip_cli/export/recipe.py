@@ -1,4 +1,4 @@
-"""Exports without weights: the schedule as a JSON file, and a merge recipe for mergekit. Imports no torch."""
+"""Export of a schedule without weights, as a JSON file or a mergekit recipe. Imports no torch."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SCHEDULE = "schedule.json"
 
 
 def schedule_file(point: ResolvedExport) -> ScheduleFile:
-    """Return the plan as the file that `strategy.file=` reads."""
+    """Return the plan as a schedule file, which `strategy.file` reads."""
     plan = point.plan
     return ScheduleFile(
         num_layers=plan.num_layers,
@@ -32,7 +32,7 @@ def schedule_file(point: ResolvedExport) -> ScheduleFile:
 
 
 def mergekit_recipe(point: ResolvedExport) -> str:
-    """Return the plan as a passthrough merge of slices, in YAML; the end of a slice is exclusive."""
+    """Return the plan as a mergekit recipe in YAML: a passthrough merge of slices with exclusive ends."""
     plan, model = point.plan, point.config.model
     path = model.path if model.source == "hf" else str(find_config(model).parent)
     slices = [{"sources": [{"model": path, "layer_range": list(ends)}]} for ends in layer_ranges(plan.kept_layers)]
@@ -46,7 +46,7 @@ def mergekit_recipe(point: ResolvedExport) -> str:
 
 
 def layer_ranges(kept: Sequence[int]) -> list[tuple[int, int]]:
-    """Group neighbouring layers into half-open ranges.
+    """Group adjacent layers into half-open ranges.
 
     >>> layer_ranges((0, 1, 4, 6, 7))
     [(0, 2), (4, 5), (6, 8)]

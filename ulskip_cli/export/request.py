@@ -1,4 +1,4 @@
-"""The request of an export and its checks, made before any weight is read. Imports no torch."""
+"""The request of an export and its checks before any weight is read. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,59 +23,59 @@ _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": "s
 class ExportRequest:
     """The options of `ulskip export`."""
 
-    to: Path  # a folder; for a format of one file, the file or a folder for it
+    to: Path  # a folder; for formats with one file, the file or its folder
     format: str = "hf"  # one of FORMATS
-    results: Path | None = None  # the folder of measured rows for the model card; None: `results_dir`
-    shard_size: str = "5GB"  # of the largest weights file
-    check: bool | None = None  # compare the export with the view; None: if both fit into memory
+    results: Path | None = None  # the results folder for the model card; None: `results_dir`
+    shard_size: str = "5GB"  # maximal size of a weights file
+    check: bool | None = None  # compare the export with the kept layers; None: if both fit into memory
 
 
 @dataclass(frozen=True)
 class ResolvedExport:
-    """A checked request: the configuration, its plan and where the result goes."""
+    """A checked request with its configuration and plan."""
 
     config: Config
     plan: Plan
     format: str
-    to: Path  # the folder, or for a format of one file the file
+    to: Path  # the folder, or the file for formats with one file
     results: Path
     max_shard_bytes: int
     check: bool | None
-    made_by: str  # program, version and command
+    made_by: str  # version and command
 
     @property
     def model_name(self) -> str:
-        """Hub id or folder of the model, or the name of a bundled one."""
+        """The hub id or folder of the model, or the name of a bundled model."""
         model = self.config.model
         return model.path if model.source in ("hf", "random") else model.name
 
     @property
     def is_pair(self) -> bool:
-        """True if prompts run through more layers than decode steps do."""
+        """True if prompts run through more layers than decode steps."""
         return self.plan.prompt_layers == "all" and not self.plan.keeps_all
 
     @property
     def dtype(self) -> str | None:
-        """The dtype that was asked for; None: the source's."""
+        """The configured dtype; None: that of the source."""
         return None if self.config.model.dtype == "auto" else self.config.model.dtype
 
 
 def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRequest) -> ResolvedExport:
-    """Check that the target is free and that the format can express the schedule and the model, and make the plan."""
+    """Make the plan of a request, or raise UsageError if the target is taken or the format cannot describe the plan."""
     require_choice("--format", request.format, FORMATS)
     max_shard_bytes = parse_bytes(request.shard_size, "--shard-size ")
     config = configuration.compose(overrides, config_dir)
     if request.results is not None and not request.results.is_dir():
-        raise UsageError(f"--results: no folder at {request.results}")
+        raise UsageError(f"expected an existing folder for --results, got {request.results}; use the results_dir of a run")
     to = _target(request)
     staging.check_target(to, is_folder=request.format == "hf")
     if request.format == "gguf" and find_spec("gguf") is None:
-        raise UsageError("--format gguf needs the package gguf; get it with: pip install gguf")
+        raise UsageError("--format gguf requires the package gguf, which is not installed; run: pip install gguf")
     plan = exportable_plan(config)
     if request.format != "schedule" and plan.later_stages:
         raise UsageError(
-            f"strategy={plan.strategy} runs fewer layers at later steps, which no single checkpoint can express; "
-            "--format schedule writes it, and strategy=custom exports the layers of one stage"
+            f"--format {request.format} is not supported with strategy={plan.strategy}, whose later steps run fewer layers; "
+            "use --format schedule, or strategy=custom strategy.layers=[...] with the layers of one stage"
         )
     if request.format in ("hf", "gguf"):
         _require_plain_weights(config)
@@ -85,30 +85,30 @@ def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRe
 
 
 def exportable_plan(config: Config) -> Plan:
-    """Make the plan of a configuration; refuse one whose layers are measured by a run or chosen at every token."""
+    """Make the plan of a configuration, or raise UsageError if its layers depend on a run or on the token."""
     name = config.strategy["name"]
     if config.ratio_basis == "latency":
         raise UsageError(
-            "ratio_basis=latency is decided by a run's clock; export the kept_layers of its row with strategy=custom "
-            "strategy.layers=[...], or take ratio_basis=cost"
+            "export is not supported with ratio_basis=latency, because only a run finds the layers; use ratio_basis=cost, or "
+            "strategy=custom strategy.layers=[...] with the kept_layers of a run's row"
         )
     plan = make_plan(config, read_metadata(config.model))
     if plan.exits:
         raise UsageError(
-            f"strategy={name} decides at every token which layers run, which no export can express; export strategy=full, "
+            f"export is not supported with strategy={name}, which chooses the layers of each token; use strategy=full, "
             "or strategy=top_skip for one depth"
         )
     strategy = configuration.instantiate(config.strategy, "strategy")
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
         raise UsageError(
-            f"strategy={name} is decided by a run, on held-out examples; export the kept_layers of its row with "
-            "strategy=custom strategy.layers=[...], or give calibration.options of its row"
+            f"export requires the calibrated options of strategy={name}, got none; use calibration.options of a run's "
+            "row, or strategy=custom strategy.layers=[...] with its kept_layers"
         )
     return plan
 
 
 def _target(request: ExportRequest) -> Path:
-    """Return the folder to write, or the file, which gets a default name if `--to` has another suffix."""
+    """Return the folder or file to write; the file gets a default name if `--to` has another suffix."""
     if request.format == "hf":
         return request.to
     name = _FILE_NAMES[request.format]
@@ -118,8 +118,8 @@ def _target(request: ExportRequest) -> Path:
 
 def _require_plain_weights(config: Config) -> None:
     if config.model.source == "random":
-        raise UsageError("model=random has no weights worth an export; give a pretrained model")
+        raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
     if config.model.quantization:
-        raise UsageError("export writes plain weights; leave model.quantization out, and quantize the exported model")
+        raise UsageError("export is not supported with model.quantization; remove it, and quantize the exported model")
     if config.decoding.draft_tokens:
-        raise UsageError("a drafting model is the view and the full model together; export with decoding.draft_tokens=0")
+        raise UsageError("export is not supported with decoding.draft_tokens; use decoding.draft_tokens=0")

@@ -1,4 +1,4 @@
-"""The export itself: resolve the request, write its format, return the record. Only formats with weights import torch."""
+"""Export of a schedule in one of the formats. Only formats with weights import torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from ulskip_cli.export.staging import staged
 def export(
     overrides: Sequence[str], config_dir: Path | None, request: ExportRequest, progress: ProgressCallback | None = None
 ) -> Row:
-    """Export the schedule of a configuration and return the record of it; its `to` is the folder or file.
+    """Export the schedule of a configuration and return a record; its key `to` is the folder or file.
 
-    Nothing is kept if the request cannot be carried out (UsageError) or the result differs from the view (RunError).
+    The target stays unchanged if the request is invalid (UsageError) or the result differs from the view (RunError).
     """
     point, progress = resolve(overrides, config_dir, request), progress or NullProgress()
     if point.format == "hf":
@@ -35,9 +35,9 @@ def export(
 def summary(record: Row) -> list[str]:
     """Return the lines that describe an export on the terminal."""
     to = record["to"]
-    lines = [f"{len(record['kept_layers'])} of {record['num_layers']} layers, written to {to}"]
+    lines = [f"wrote {len(record['kept_layers'])} of {record['num_layers']} layers to {to}"]
     if record.get("prefill"):
-        lines[0] += f"/, and all of them to {to}/{record['prefill']}/: SERVING.md says how the two are used together"
+        lines.append(f"wrote the full model, which encodes the prompts, to {to}/{record['prefill']}; see {to}/SERVING.md")
     if record.get("total_bytes"):
         dtype = f" in {record['dtype']}" if record.get("dtype") else ""
         lines.append(f"{record['parameters']:,} parameters, {record['total_bytes'] / 2**20:,.1f} MiB{dtype}")
@@ -45,5 +45,5 @@ def summary(record: Row) -> list[str]:
         lines.append(f"checked: {record['checked']}")
     if "results" in record:
         rows = record["results"]
-        lines.append(f"the card has {len(rows)} measured rows" + (f": {', '.join(rows)}" if rows else "; --results adds some"))
+        lines.append(f"result rows in the model card: {', '.join(rows) or 'none; use --results to add some'}")
     return lines

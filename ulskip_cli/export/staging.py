@@ -1,4 +1,4 @@
-"""Writing an export beside its target and moving it there when it is complete. Imports no torch."""
+"""A scratch folder for an export, which replaces the target when the export is complete. Imports no torch."""
 
 import contextlib
 import glob
@@ -19,28 +19,28 @@ _HEAD_BYTES = 65536
 
 
 def check_target(target: Path, is_folder: bool) -> None:
-    """Refuse a target that holds anything but an earlier export."""
+    """Raise UsageError if a target contains anything but an earlier export."""
     if is_folder and target.is_dir():
         _check_contents(target)
     elif is_folder and target.exists():
-        raise UsageError(f"--to {target} is a file; expected a folder that does not exist yet")
+        raise UsageError(f"expected a folder for --to, got the file {target}; use another path")
     elif target.is_dir():
-        raise UsageError(f"--to {target} is a folder; expected a file's name in it")
+        raise UsageError(f"expected a file for --to, got the folder {target}; add a file name")
     elif target.exists():
         with target.open("rb") as stream:
             if _MARK not in stream.read(_HEAD_BYTES):
-                raise UsageError(f"--to {target} exists and is no export of ulskip; give another name")
+                raise UsageError(f"expected a new file or an earlier export for --to, got {target}; use another path")
 
 
 @contextlib.contextmanager
 def staged(target: Path, is_folder: bool) -> Iterator[Path]:
-    """Yield a path in a hidden scratch folder beside the target; it replaces the target if the block succeeds.
+    """Yield a path in a hidden folder next to the target; it replaces the target if the block succeeds.
 
-    After a failure the scratch folder and the parent folders that were made for it are removed and the target is as before.
+    After a failure the target is unchanged, and the scratch folder and all created parent folders are removed.
     """
     check_target(target, is_folder)
     target = target.absolute()
-    for abandoned in target.parent.glob(f".{glob.escape(target.name)}.*{_SCRATCH_SUFFIX}"):  # by exports that were killed
+    for abandoned in target.parent.glob(f".{glob.escape(target.name)}.*{_SCRATCH_SUFFIX}"):  # left by killed exports
         owner = abandoned.name.removesuffix(_SCRATCH_SUFFIX).rsplit(".", 1)[-1]
         if owner.isdecimal() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
             shutil.rmtree(abandoned, ignore_errors=True)
@@ -51,7 +51,7 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
         try:
             (staging if is_folder else scratch).mkdir(parents=True)
         except OSError as error:
-            raise UsageError(f"cannot write to {target} ({error.strerror or error})") from None
+            raise UsageError(f"cannot write to --to {target} ({error.strerror or error}); use another path") from None
         yield staging
         _replace(target, staging)
     finally:
@@ -68,14 +68,16 @@ def _check_contents(folder: Path) -> None:
     try:
         known = set(json.loads((folder / RECORD).read_text("utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"--to {folder} exists and is no export of ulskip; give a folder that does not exist") from None
+        raise UsageError(f"expected a new folder or an earlier export for --to, got {folder}; use another path") from None
     others = sorted(found - known - {RECORD})
     if others:
-        raise UsageError(f"--to {folder} holds {others[0]} besides an earlier export; move it away, or give another folder")
+        raise UsageError(
+            f"expected only an earlier export in --to {folder}, got also {others[0]}; move it, or use another path"
+        )
 
 
 def _replace(target: Path, staging: Path) -> None:
-    """Move the new file or folder to the target; an earlier folder comes back if that fails."""
+    """Move the new file or folder to the target; restore an earlier folder if that fails."""
     if not target.is_dir():
         staging.replace(target)
         return

@@ -1,7 +1,6 @@
-"""Weights from the safetensors of one checkpoint to those of another, with one shard in memory at a time.
+"""Copying of weights from the safetensors of one checkpoint to another, with one shard in memory at a time.
 
-There is no second path through save_pretrained for small models: it would convert mixed checkpoints to one dtype, and the
-files would depend on the memory that happens to be free.
+`save_pretrained` would convert a checkpoint with several dtypes to one and require the whole model in memory.
 """
 
 import json
@@ -21,7 +20,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import NullProgress, ReportProgress
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_LAYER = re.compile(r"^((?:[^.]+\.)*?)(\d+)\.")  # the outermost number: the experts of a layer are numbered further in
+_LAYER = re.compile(r"^((?:[^.]+\.)*?)(\d+)\.")  # the outermost number, because experts have numbers inside a layer
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,10 @@ class WrittenWeights:
 
 
 class CheckpointReader:
-    """Tensors of a checkpoint by name, read when asked for and narrowed to a dtype."""
+    """The tensors of a checkpoint by name, read on demand and converted to a narrower dtype."""
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Find one safetensors file, or several with an index; floating tensors wider than `dtype` are narrowed to it."""
+        """Find the safetensors files; floating-point tensors wider than `dtype` are converted to it."""
         self.dtype = dtype
         self.files: dict[str, Path]
         if (folder / WEIGHTS).is_file():
@@ -46,24 +45,24 @@ class CheckpointReader:
             weight_map = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
             self.files = {name: folder / Path(file).name for name, file in weight_map.items()}
         else:
-            raise UsageError(f"no {WEIGHTS} and no {INDEX} in {folder}; only safetensors are exported")
+            raise UsageError(f"expected {WEIGHTS} or {INDEX} in {folder}, got neither; convert the model with save_pretrained")
         missing = sorted({file.name for file in self.files.values() if not file.is_file()})
         if missing:
-            raise UsageError(f"{folder} lacks {missing[0]}, which its index names")
+            raise UsageError(f"expected {missing[0]} in {folder}, as in {INDEX}, got no such file; use a complete checkpoint")
 
     def read(self, names: Iterable[str], device: str = "cpu") -> dict[str, Tensor]:
-        """Return tensors by name; on the device `meta` only their shapes and dtypes are read."""
+        """Return tensors by name; on the device `meta` they have only shapes and dtypes."""
         by_file: dict[Path, list[str]] = defaultdict(list)
         for name in names:
             by_file[self.files[name]].append(name)
         tensors: dict[str, Tensor] = {}
         for path, found in by_file.items():
-            with safe_open(path, "pt") as file:  # maps the file: a page is read when a tensor on it is used
+            with safe_open(path, "pt") as file:  # maps the file, so that only used pages are read
                 tensors |= {name: self._narrow(file.get_tensor(name).to(device)) for name in found}
         return tensors
 
     def _narrow(self, tensor: Tensor) -> Tensor:
-        """Convert wider floating types only: from_pretrained widens the others without loss."""
+        """Convert only wider dtypes, because from_pretrained widens narrower ones without loss."""
         if self.dtype is None or not tensor.is_floating_point() or tensor.element_size() <= self.dtype.itemsize:
             return tensor
         return tensor.to(self.dtype)
@@ -76,10 +75,10 @@ def write_shards(
     max_shard_bytes: int,
     begin: Callable[[int], ReportProgress] = lambda total: NullProgress().phase("", total),
 ) -> WrittenWeights:
-    """Write the tensors that `new_names` maps from old to new names as one safetensors file, or as several with an index.
+    """Write the tensors in `new_names`, which maps old to new names, as one safetensors file or as several with an index.
 
-    No file exceeds `max_shard_bytes` unless it holds a single tensor. `begin` is called with the number of files; the function
-    that it returns takes how many are written.
+    A file exceeds `max_shard_bytes` only if it contains a single tensor. `begin` gets the number of files; the function that it
+    returns gets the number of written files.
     """
     shapes = reader.read(new_names, "meta")
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)
@@ -87,7 +86,7 @@ def write_shards(
     for number, (file, names) in enumerate(split.filename_to_tensors.items(), start=1):
         tensors = reader.read(names)
         save_file({new_names[name]: tensors.pop(name) for name in names}, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors creates files that only their owner can read
         update(number)
     written = WrittenWeights(sum(one.numel() for one in shapes.values()), sum(one.nbytes for one in shapes.values()))
     if split.is_sharded:
@@ -100,10 +99,10 @@ def write_shards(
 
 
 def shallow_names(names: Iterable[str], num_layers: int, kept: Sequence[int]) -> dict[str, str]:
-    """Map every tensor of a checkpoint that a view keeps to its name in the export.
+    """Map the name of every exported tensor of a checkpoint to its name in the export.
 
-    Tensors outside the decoder layers keep their names. Layers beyond `num_layers`, which predict further tokens, are
-    dropped with the skipped layers. Names with no stack of `num_layers` layers, or with several, raise UsageError.
+    Tensors outside the decoder layers keep their names. Layers beyond `num_layers`, which predict further tokens, are dropped.
+    Raises UsageError unless the names contain exactly one stack of `num_layers` layers.
 
     >>> shallow_names(["h.0.w", "h.1.w", "h.2.w", "norm"], 3, (0, 2))
     {'h.0.w': 'h.0.w', 'h.2.w': 'h.1.w', 'norm': 'norm'}
@@ -122,7 +121,7 @@ def shallow_names(names: Iterable[str], num_layers: int, kept: Sequence[int]) ->
 
 
 def _stack_prefix(names: Sequence[str], num_layers: int) -> str:
-    """Return the part of a decoder layer's name before its number."""
+    """Return the part of a decoder layer's name before its index."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for name in names:
         if match := _LAYER.match(name):
@@ -131,5 +130,7 @@ def _stack_prefix(names: Sequence[str], num_layers: int) -> str:
     exact = [prefix for prefix, found in numbers.items() if found == layers]
     candidates = exact or [prefix for prefix, found in numbers.items() if found > layers]
     if len(candidates) != 1:
-        raise UsageError(f"expected one stack of {num_layers} layers among the names of the tensors, found {len(candidates)}")
+        raise UsageError(
+            f"expected one stack of {num_layers} layers in the tensor names, got {len(candidates)}; use a complete checkpoint"
+        )
     return candidates[0]

@@ -1,4 +1,4 @@
-"""Verification of an export: transformers alone loads it and must compute the logits and greedy tokens of the view."""
+"""Verification of an exported folder: transformers loads it, and its logits and greedy tokens must equal the view's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,40 +16,41 @@ from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import load
 
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
+DELETED = "the export was deleted; --no-check exports without this comparison"
 _MAX_SHARE_OF_FREE_MEMORY = 0.7
 
 
 def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, progress: ProgressCallback) -> str:
-    """Compare an exported folder with the view if the request or the free memory allows it; describe the comparison."""
-    structure = "a model built from the config has the view's modules, tensors and settings"
+    """Compare an exported folder with the view if the request and the free memory allow it; describe the checks."""
+    structure = "the config describes the modules, tensor shapes and settings of the kept layers"
     if point.check is False:
-        return f"{structure}; logits were not compared, as asked"
+        return f"{structure}; logits were not compared (--no-check)"
     share = point.plan.num_kept / point.plan.num_layers
     model_bytes = read_metadata(point.config.model).total_bytes or exported_bytes / share
     available = _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
     if point.check is None and model_bytes * (1 + share) >= available:
-        return f"{structure}; logits were not compared, since model and export do not fit into memory together"
-    progress.phase("compare with the view", 1)
+        return f"{structure}; logits were not compared, because model and export do not fit into memory together"
+    progress.phase("compare with the model", 1)
     model = load(point.config.model).model
     positions, tokens = compare_with_view(model, point.plan.kept_layers, folder, point.config.model.trust_remote_code)
     return (
-        f"{structure}; loaded by transformers, its logits at {positions} positions of {NUM_PROMPTS} random "
-        f"prompts and {tokens} greedy tokens after them equal the view's, bit for bit"
+        f"{structure}; logits at {positions} positions of {NUM_PROMPTS} random prompts and {tokens} greedy tokens "
+        "are bit-identical to those of the source with these layers"
     )
 
 
 def compare_with_view(
     model: PreTrainedModel, kept: Sequence[int], folder: Path, trust_remote_code: bool = False
 ) -> tuple[int, int]:
-    """Load an export and return the numbers of positions and tokens that equal the view's; raise RunError if one differs."""
+    """Return the numbers of positions and tokens of an export that equal the view's; raise RunError if one differs."""
     view = shallow_view.shallow_view(model, kept)
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
     )
     if loading["missing_keys"]:
-        raise RunError(f"the export lacks {sorted(loading['missing_keys'])[0]}, so it was not kept")
+        raise RunError(f"expected {sorted(loading['missing_keys'])[0]} in the export, got no such tensor; {DELETED}")
     if exported.dtype != view.dtype:
-        raise RunError(f"the export loads in {exported.dtype} and the model in {view.dtype}, so it was not kept")
+        raise RunError(f"expected {view.dtype} from the loaded export, got {exported.dtype}; {DELETED}")
     models = (view, exported.eval().to(shallow_view.input_device(model)))
     input_ids, attention_mask = random_prompts(view)
     with torch.inference_mode():
@@ -57,12 +58,14 @@ def compare_with_view(
         tokens = [_greedy_tokens(one, input_ids, attention_mask) for one in models]
     difference = float((logits[0] - logits[1])[attention_mask.bool()].abs().max())
     if not difference == 0 or not torch.equal(*tokens):  # NaN is unequal to 0
-        raise RunError(f"the export's logits differ from the view's by up to {difference:.3g}, so it was not kept")
+        raise RunError(
+            f"expected the logits of the kept layers from the export, got a difference of {difference:.3g}; {DELETED}"
+        )
     return int(attention_mask.sum()), tokens[0].numel()
 
 
 def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Return random token ids and their mask, both [prompts, prompt_len], the last prompt padded on the left."""
+    """Return random token ids and their mask, both [prompts, prompt_len]; the last prompt is padded on the left."""
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     input_ids = torch.randint(vocab_size, (NUM_PROMPTS, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1))
     attention_mask = torch.ones_like(input_ids)
@@ -72,7 +75,7 @@ def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 def _greedy_tokens(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Generate past any EOS: [prompts, new_tokens]."""
+    """Return greedy tokens [prompts, new_tokens], also after EOS."""
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None, top_k=50)
     output: Tensor = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
     return output[:, input_ids.shape[1] :]

@@ -1,5 +1,5 @@
-"""Loading a model, viewing some of its layers as a model, decoding with it and scoring it. Needs torch.
+"""Loading, layer skipping, decoding and teacher-forced scoring of models. Requires torch.
 
-May import `strategies`, `tasks` and `core`. Start with `shallow_view.py` (a schedule is a shallower model that shares the
-weights), then `decoder.py` (picks an engine and times the phases) and `engines/` (the decode loops).
+Start with `shallow_view.py` (a model of some layers that shares the weights), then `decoder.py` (chooses an engine and times
+the phases) and `engines/` (the decode loops). May import `strategies`, `tasks` and `core`.
 """

@@ -1,4 +1,4 @@
-"""Run work in batches whose size is halved when memory runs out."""
+"""Batches whose size is halved after an out-of-memory error."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class BatchSize:
-    """The number of sequences in a batch, configured and used; it stays halved after a batch that did not fit into memory."""
+    """The configured and the used number of sequences in a batch; later batches keep a halved size."""
 
     asked: int
     used: int = 0
@@ -26,11 +26,11 @@ class BatchSize:
         self.used = self.used or self.asked
 
     def halve(self, error: BaseException) -> None:
-        """Halve the number after a batch that did not fit; raise RunError if it was a single sequence."""
+        """Halve the size after an out-of-memory error; raise RunError at 1."""
         if self.used == 1:
             raise RunError(
-                f"not even one sequence fits into memory ({(str(error) or type(error).__name__).splitlines()[0][:120]}); "
-                "use a smaller model or dtype, or fewer tokens"
+                f"out of memory at batch size 1 ({(str(error) or type(error).__name__).splitlines()[0][:120]}); "
+                "use a smaller model, model.dtype=bfloat16 or shorter prompts and answers"
             ) from None
         self.used = max(1, self.used // 2)
 
@@ -38,7 +38,7 @@ class BatchSize:
 def in_batches(
     items: Sequence[Item], size: BatchSize, work: Callable[[Sequence[Item]], Result]
 ) -> Iterator[tuple[Sequence[Item], Result]]:
-    """Yield batches of items, sorted longest first, with the results of `work`; one that does not fit into memory is halved."""
+    """Yield batches of `items`, sorted longest first, with the results of `work`; halve a batch that runs out of memory."""
 
     def run(start: int, count: int) -> tuple[Sequence[Item], Result]:
         batch = items[start : start + count]
@@ -52,7 +52,7 @@ def in_batches(
 
 
 def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result:
-    """Call `work` with the number of sequences; if memory runs out, halve it and call again, or raise RunError at 1."""
+    """Call `work` with the batch size; halve the size and call again while memory runs out, or raise RunError at 1."""
     while True:
         try:
             return work(size.used)
@@ -64,20 +64,20 @@ def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result
 
 
 def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tuple[Tensor, Tensor]:
-    """Pad token ids on the left or right; returns ids and attention mask, each [len(rows), longest row]."""
+    """Pad token ids on the left or right; return ids and attention mask, each [batch, longest_row]."""
     side, tensors = "left" if left else "right", [torch.tensor(row, dtype=torch.long) for row in rows]
     ids = pad_sequence(tensors, batch_first=True, padding_value=pad_token_id, padding_side=side)
     return ids, pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error reports that memory ran out, on any device."""
+    """Return True if an error means out of memory, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(one in str(error) for one in ("can't allocate memory", "out of memory"))
 
 
 def release() -> None:
-    """Return the allocator's unused blocks to the device."""
+    """Free the unused memory of PyTorch's CUDA allocator."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Block influence: the mean change of direction that each layer makes to the hidden state (ShortGPT, Men et al. 2024)."""
+"""Block influence: the mean angular change of the hidden state in each layer (ShortGPT, Men et al. 2024)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +15,7 @@ from ulskip_cli.inference.batching import padded
 def block_influence(
     model: PreTrainedModel, texts: Sequence[Sequence[int]], batch_size: int, on_batch: Callable[[int], None] = lambda done: None
 ) -> list[float]:
-    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with h_l its input and h_{l+1} its output.
-
-    Hooks on the layers read the states, because the last hidden state that a model returns has passed the final norm. `texts`
-    are token ids; `on_batch` is called with the number of finished texts.
-    """
+    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1}; `texts` are token ids."""
     layers = shallow_view.decoder_layers(model)
     sums, count = torch.zeros(len(layers), dtype=torch.float64), 0
     mask: Tensor = torch.empty(0)
@@ -33,6 +29,7 @@ def block_influence(
 
         return read
 
+    # Hooks, because the last of a model's `hidden_states` is the output of the final norm and not of the last layer.
     hooks = [layer.register_forward_hook(reader(i), with_kwargs=True) for i, layer in enumerate(layers)]
     device, order = shallow_view.input_device(model), sorted(texts, key=len, reverse=True)
     try:

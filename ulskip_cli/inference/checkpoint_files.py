@@ -1,4 +1,4 @@
-"""Find the files of a checkpoint on this machine, and download those of a hub model first."""
+"""The folder with the files of a checkpoint; files of a hub model are downloaded first."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ _NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.saf
 
 
 def folder_of(model: ModelConfig) -> Path:
-    """Return the folder with a model's files, downloaded from the hub if needed, or raise UsageError."""
+    """Return the folder with a model's files; download them from the hub if needed, or raise UsageError."""
     if model.source == "random":
-        raise UsageError("model=random has no files; expected a pretrained model")
+        raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
     path, revision = origin(model)
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -31,4 +31,6 @@ def folder_of(model: ModelConfig) -> Path:
             return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
-        raise UsageError(f"cannot download the files of '{path}' from the hub ({reason}); give a local folder") from None
+        raise UsageError(
+            f"cannot download model.path={path} from the Hugging Face hub ({reason}); correct it, or set it to a local folder"
+        ) from None

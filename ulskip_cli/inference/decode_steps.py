@@ -1,4 +1,4 @@
-"""Decode steps: the forward pass of a view for one new token of every sequence, eager or compiled."""
+"""Decode steps: eager or compiled forward passes of a view for one new token of every sequence."""
 
 import time
 import types
@@ -25,14 +25,14 @@ class Steps(Protocol):
         """True if `drop_finished` is supported."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
 
     def drop_finished(self, alive: Tensor) -> None:
-        """Continue with the sequences `alive` only."""
+        """Keep only the sequences with the indices `alive` [sequences]."""
 
 
 class StagedSteps:
-    """Steps of several stages over one cache; `later` has the first step and the maker of every later stage."""
+    """Steps of several stages over one cache; `later` has the first step and a constructor of every later stage."""
 
     def __init__(self, first: Steps, later: Sequence[tuple[int, Callable[[Any], Steps]]]) -> None:
         self._now, self._later, self._step = first, list(later), 0
@@ -43,55 +43,55 @@ class StagedSteps:
         return self._now.can_shrink
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
         if self._later and self._later[0][0] == self._step:
             self._now = self._later.pop(0)[1](self._now)
         self._step += 1
         return self._now(tokens)
 
     def drop_finished(self, alive: Tensor) -> None:
-        """Continue with the sequences `alive` only."""
+        """Keep only the sequences `alive`."""
         self._now.drop_finished(alive)
 
 
 class EagerSteps:
-    """Eager steps over fixed buffers; each step reads the filled part of them."""
+    """Eager steps over preallocated buffers; each step reads only the filled part."""
 
     can_shrink = True
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int) -> None:
-        """Take over the pruned cache of a prompt with the mask [batch, prompt_len], for `length` new tokens with the first."""
+        """Take over the pruned cache of a prompt; `mask` is [batch, prompt_len], and `length` new tokens include the first."""
         self.view = view
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + length - 1)
         self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several=False)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
         options = self.positions.options(self.cursor.length, 1)
         logits: Tensor = self.view(input_ids=tokens, cache=self.cache, use_cache=True, **options).logits
         self.cursor.length += 1
         return logits[:, -1]
 
     def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> "EagerSteps":
-        """Continue with a shallower view, which runs the `kept` of the current view's layers."""
+        """Continue with a shallower view; `kept` are its layers as indices into the current view."""
         self.view = view
         self.cache.layers = [self.cache.layers[i] for i in kept]
         return self
 
     def drop_finished(self, alive: Tensor) -> None:
-        """Continue with the sequences `alive` only."""
+        """Keep only the sequences `alive`."""
         for layer in self.cache.layers:
             layer.keep_sequences(alive)
         self.positions.drop_finished(alive)
 
 
 class CompiledSteps:
-    """Steps of fixed shapes through torch.compile; made once for a batch size and capacity, and used for many batches."""
+    """Steps compiled by torch.compile for one batch size and capacity, used for many batches."""
 
     can_shrink = False
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
-        """Allocate `capacity` positions in the shapes of `cache`, compile, and warm up with steps that are discarded."""
+        """Allocate buffers of `capacity` positions with the shapes of `cache`, compile, and run warm-up steps."""
         self.view, self.capacity = view, capacity
         batch, device = cache.layers[0].keys.shape[0], cache.layers[0].keys.device
         self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
@@ -110,7 +110,7 @@ class CompiledSteps:
         self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
         self._first = True
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler warns about its own code
+            warnings.simplefilter("ignore")  # torch.compile warns about its internals
             for _ in range(WARM_UP_STEPS):
                 self.cursor.length = self.prompt_len
                 self(torch.zeros(batch, 1, dtype=torch.long, device=device))
@@ -119,7 +119,7 @@ class CompiledSteps:
         self.compile_seconds = time.perf_counter() - began
 
     def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> "CompiledSteps":
-        """Continue from the steps of the stage before; this stage runs the `kept` of its layers."""
+        """Continue from the steps of the previous stage; `kept` are indices into its layers."""
         end = before.cursor.length
         held = DynamicCache()
         held.layers = [before.cache.layers[i].filled(end) for i in kept]
@@ -129,7 +129,7 @@ class CompiledSteps:
         return self
 
     def begin(self, cache: DynamicCache, mask: Tensor, length: int) -> None:
-        """Take over another batch of the same size; the arguments are those of `EagerSteps`."""
+        """Start another batch of the same size; the arguments are those of `EagerSteps`."""
         self.mask, self.length = mask, length
         self.prompt_len = self.cursor.length = mask.shape[1]
         for layer, held in zip(self.cache.layers, cache.layers, strict=True):
@@ -143,7 +143,7 @@ class CompiledSteps:
         self._full = masks if isinstance(masks, dict) else {"": masks}
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
         step, end = self.cursor.length - self.prompt_len, self.capacity if self._reads_all else self.cursor.length + 1
         self.cursor.index.fill_(self.cursor.length)
         self.cursor.seen = self._seen[:end]
@@ -167,7 +167,7 @@ class CompiledSteps:
         return logits
 
     def drop_finished(self, alive: Tensor) -> None:
-        """Raise an error, because the shapes are fixed."""
+        """Raise NotImplementedError, because the shapes are fixed."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""Generate token ids under one schedule: choose an engine, time each phase, and trim the generated ids."""
+"""Generation under one schedule: choice of the engine, times of the phases, and truncation at EOS and stop strings."""
 
 import copy
 import functools
@@ -26,15 +26,15 @@ from ulskip_cli.strategies.plan import Plan
 
 @dataclass(frozen=True)
 class DecodeContext:
-    """The decoding settings that all batches of one run share."""
+    """The decoding settings of all batches of a run."""
 
     decoding: DecodingConfig
-    pad_token_id: int  # fills up shorter prompts and finished sequences
+    pad_token_id: int  # of shorter prompts and finished sequences
     seed: int = 0  # of sampling
 
 
 class Decoder:
-    """A model under one schedule, ready to generate; it is not changed, and a tokenizer is needed for stop strings only."""
+    """Generation with a model under one schedule; only stop strings require the tokenizer, and the model is not changed."""
 
     def __init__(self, model: PreTrainedModel, plan: Plan, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.model = model
@@ -59,7 +59,7 @@ class Decoder:
         return self.stages[0].view
 
     def with_stage_switch(self, first_step: int) -> "Decoder":
-        """Return a decoder whose second stage begins at another step; it shares compiled steps and packed weights."""
+        """Return a decoder whose second stage begins at `first_step`; it shares compiled steps and packed weights."""
         first, second = self.stages
         moved = copy.copy(self)
         moved.stages = (first, replace(second, first_step=first_step))
@@ -80,11 +80,11 @@ class Decoder:
 
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:
-        """The full model split at its layers."""
+        """The full model, split into its layers."""
         return LayerwiseModel(self.model)
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
-        """Return the engine for a decoding configuration, and the reason if it is not the fast one, or raise UsageError."""
+        """Return the name of the engine for `decoding` and the reason if it is not `fast`, or raise UsageError."""
         if self.exits:
             early_exit.check(self.model, self.exits, decoding)
             return "early_exit", None
@@ -92,16 +92,16 @@ class Decoder:
             speculative.check(self.model, self.view, decoding)
             return "speculative", None
         if decoding.engine == "transformers":
-            return "transformers", "asked for"
+            return "transformers", "decoding.engine=transformers"
         reason = fast.unsupported_reason(self.model, decoding)
         if reason and decoding.engine == "fast":
-            raise UsageError(f"decoding.engine=fast does not serve {reason}; use decoding.engine=auto")
+            raise UsageError(f"decoding.engine=fast is not supported with {reason}; use decoding.engine=auto")
         return ("transformers" if reason else "fast"), reason
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
-        """Return the linear backend that serves a decoding configuration."""
+        """Return the linear backend that decodes with `decoding`, or raise UsageError."""
         engine, _ = self.engine(decoding)
-        return LinearBackend(TORCH, "the transformers engine") if engine == "transformers" else self._linear_backend
+        return LinearBackend(TORCH, "the engine is transformers") if engine == "transformers" else self._linear_backend
 
     def generate(
         self,
@@ -113,8 +113,8 @@ class Decoder:
     ) -> BatchOutput:
         """Generate for one batch; `input_ids` and `attention_mask` are [batch, prompt_len], padded on the left.
 
-        `forced_length` generates exactly so many tokens with EOS suppressed; without it a sequence ends at EOS or
-        `max_new_tokens`. `on_step` is called after every step with the number of tokens generated so far in the batch.
+        With `forced_length`, every sequence gets exactly that many tokens with EOS suppressed. After every step `on_step` gets
+        the number of tokens generated so far in the batch.
         """
         eos: int | list[int] | None = self.model.generation_config.eos_token_id
         request = BatchRequest(
@@ -139,7 +139,10 @@ class Decoder:
         except (TypeError, ValueError) as error:  # transformers checks many options only when it uses them
             if not context.decoding.generate_kwargs:
                 raise
-            raise UsageError(f"decoding.generate_kwargs: {' '.join(str(error).split())[:200]}") from None
+            raise UsageError(
+                f"decoding.generate_kwargs is refused by transformers ({' '.join(str(error).split())[:200]}); "
+                f"correct or remove one of: {', '.join(context.decoding.generate_kwargs)}"
+            ) from None
         return self._batch_output(request, output, name, start, compile_seconds)
 
     def _batch_output(
@@ -167,8 +170,7 @@ class Decoder:
         )
 
     def _trim_after_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
-        """Return the ids up to the one that completes a stop string; `generate` runs until all sequences have stopped."""
-        tokenizer = self.tokenizer
+        tokenizer = self.tokenizer  # `generate` runs until all sequences have stopped, so some are too long
         assert tokenizer is not None
 
         def stopped(ids: list[int]) -> bool:
@@ -187,10 +189,10 @@ def generate_all(
     on_tokens: Callable[[int, int], None] | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
-    """Generate for batches of prompts of similar length, the longest first; yield their positions and their output.
+    """Generate in batches of prompts of similar length, longest first; yield the prompts' indices and the output.
 
-    The sampling seed of a batch depends on the seed and the batch's first prompt only. The first `skip` prompts in the order of
-    `longest_first` are left out. `on_tokens` gets the number of finished prompts and of generated tokens after every step.
+    The first `skip` prompts in this order are left out. After every step `on_tokens` gets the numbers of finished prompts and
+    generated tokens. The sampling seed of a batch depends only on the seed and the batch's first prompt.
     """
     done, tokens = skip, 0
 
@@ -209,12 +211,12 @@ def generate_all(
 
 
 def longest_first(prompts: Sequence[list[int]]) -> list[int]:
-    """Return the positions of the prompts in the order in which they are processed."""
+    """Return the indices of the prompts, longest prompt first."""
     return sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
 
 
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """Cut a text before its first stop string; the flag says whether it has one.
+    """Truncate a text before its first stop string; return it with True if it has one.
 
     >>> until_stop("a b. END c", ["END"])
     ('a b. ', True)

@@ -1,7 +1,4 @@
-"""Confidence measures of early exit (CALM, arXiv:2207.07061), and teacher-forced logits under an exit rule.
-
-Every key that decoding reads is the full model's own, so one pass over a response has all the states of its decoding.
-"""
+"""Confidence measures of early exit (CALM, arXiv:2207.07061), and teacher-forced logits under an exit rule."""
 
 from collections.abc import Iterator
 
@@ -17,13 +14,13 @@ from ulskip_cli.strategies.exit_rule import ExitRule
 
 
 def softmax_diff(logits: Tensor) -> Tensor:
-    """Return p1 - p2, the probabilities of the two most likely tokens: [..., vocab_size] to [...]."""
+    """Return p1 - p2, the difference of the two largest probabilities: [..., vocab_size] to [...]."""
     best = torch.softmax(logits.float(), dim=-1).topk(2, dim=-1).values
     return best[..., 0] - best[..., 1]
 
 
 def softmax_max(logits: Tensor) -> Tensor:
-    """Return p1, the probability of the most likely token: [..., vocab_size] to [...]."""
+    """Return p1, the largest probability: [..., vocab_size] to [...]."""
     return torch.softmax(logits.float(), dim=-1).amax(dim=-1)
 
 
@@ -42,11 +39,11 @@ def hidden_states(
     response_ids: Tensor,
     response_mask: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield each depth with the states [batch, response_len - 1, hidden_size] that predict all tokens but the first.
+    """Yield each depth with the hidden states [batch, response_len - 1, hidden_size] that predict all tokens but the first.
 
-    `layerwise` is `model` split at its layers; `response_ids` and `response_mask` are [batch, response_len], padded on the
-    right. The states are differentiable, and `prompt` is not changed.
+    `response_ids` and `response_mask` are [batch, response_len], padded on the right; `prompt` is not changed.
     """
+    # One differentiable pass gives the states of all decode steps, because early exit reads only keys of the full model.
     inputs = response_ids[:, :-1]
     inputs_mask = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
     mask = torch.cat([prompt.mask, inputs_mask], dim=1)
@@ -66,10 +63,10 @@ def confidences(
     response_ids: Tensor,
     response_mask: Tensor,
 ) -> Iterator[tuple[int, Tensor | None, Tensor]]:
-    """Yield each check's depth, confidence [batch, response_len - 1] and logits [batch, response_len - 1, vocab_size].
+    """Yield depth, confidence [batch, response_len - 1] and logits [batch, response_len - 1, vocab_size] of each check.
 
-    All sequences of a batch get the confidence of the least confident unfinished one. It is None after the last layer and at
-    the first check of `cosine`. The arguments are those of `hidden_states`.
+    A batch exits together, so each sequence gets the lowest confidence of the unfinished ones. The confidence is None after the
+    last layer and at the first check of `cosine`. The arguments are those of `hidden_states`.
     """
     before: Tensor | None = None
     counts = response_mask[:, 1:].bool()
@@ -96,11 +93,8 @@ def exit_logits(
     response_ids: Tensor,
     response_mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits [batch, response_len, vocab_size] that predict every response token, and the exit depths.
-
-    The depths [batch, response_len - 1] are those of all tokens but the first, which the prompt's own pass predicts.
-    """
-    steps = response_ids.shape[1] - 1
+    """Return the logits [batch, response_len, vocab_size] and exit depths [batch, response_len - 1] of a response."""
+    steps = response_ids.shape[1] - 1  # the forward pass of the prompt predicts the first token
     if not steps:
         return prompt.first_logits, response_ids[:, :0]
     threshold = torch.tensor([rule.threshold_at(step) for step in range(steps)], dtype=torch.float64).to(response_ids.device)

@@ -1,4 +1,4 @@
-"""Time of the final norm and the output head, with which every decode step ends."""
+"""The time of the final norm and the output head in a decode step."""
 
 from statistics import median
 
@@ -14,7 +14,7 @@ ROUNDS, WARM_UP = 11, 2
 
 
 def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float:
-    """Return the median seconds of final norm and head alone, timed straight after whole steps, with caches as in decoding."""
+    """Return the median seconds of final norm and output head in a decode step."""
     device = decoder.device
     model = packed(decoder.view, linear_backend)
     ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
@@ -26,7 +26,7 @@ def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> floa
     with torch.inference_mode():
         calls = calls_after_layers(model, step)
         for _ in range(WARM_UP + ROUNDS):
-            step()
+            step()  # fills the processor caches as decoding does
             began = now(device)
             for module, args, options in calls:
                 module(*args, **options)

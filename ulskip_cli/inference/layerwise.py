@@ -1,8 +1,4 @@
-"""A model split at its layers, for any architecture: the part before them, each layer, and the part after them.
-
-No forward pass is rewritten. The part before the layers is the model's own forward with layers that record their inputs. The
-part after them is the model's own forward with a single layer that returns a given hidden state.
-"""
+"""A model of any architecture, split into the part before the layers, the layers, and the part after them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,17 +23,18 @@ class LayerInputs:
 
 
 class LayerwiseModel:
-    """Runs the layers of a causal LM or a view one by one; the model is not changed and has to stay on its device."""
+    """A causal LM or view whose layers run one by one; the model is not changed and must stay on its device."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.layers = shallow_view.decoder_layers(model)
         self._recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         device = shallow_view.input_device(model)
-        # Training must draw the same random numbers with and without this.
+        # The probe must not change the random numbers of training.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self._in_tuples, after = _probe(model)
             last = self.layers[-1]
             recording = {id(one): _RecordingLayer(one, self, one is last, self._in_tuples) for one in self.layers}
+            # `_before` is the model with layers that record their inputs, `_after` with one layer that returns a given state.
             self._before = shallow_view.substituted(model, lambda part: recording.get(id(part)))
             self._replay = _ReplayLayer(self._in_tuples)
             view = shallow_view.shallow_view(model, (0,))
@@ -48,17 +45,17 @@ class LayerwiseModel:
                 self._chain = []
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: Any) -> LayerInputs:
-        """Run the part before the layers on `input_ids` [batch, count]; only the length of `cache` is read."""
+        """Run the part before the layers on `input_ids` [batch, count]; it reads only the length of `cache`."""
         recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._recorded = recorded
         try:
             self._before(input_ids=input_ids, cache=cache, use_cache=True, **options)
         except _EnteredError as entered:
             return LayerInputs(entered.hidden, recorded)
-        raise AssertionError("the forward pass did not reach the last layer")
+        raise AssertionError("expected a forward pass that reaches the last layer")
 
     def layer(self, index: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
-        """Run one layer with the arguments that its model passes; return [batch, count, hidden_size]."""
+        """Run one layer on `hidden` [batch, count, hidden_size] with the model's other arguments; return the same shape."""
         args, options = inputs.calls[index]
         output = self.layers[index](hidden, *args, **options)
         after: Tensor = output[0] if self._in_tuples else output
@@ -73,22 +70,21 @@ class LayerwiseModel:
         return hidden
 
     def _by_model(self, hidden: Tensor) -> Tensor:
-        """Compute the logits by the model's own forward, which may do more than final norm and head."""
-        self._replay.hidden = hidden
+        self._replay.hidden = hidden  # the model's own forward, which may scale or cap the logits
         ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         logits: Tensor = self._after(input_ids=ids, use_cache=False).logits
         self._replay.hidden = None
         return logits
 
     def _is_chain(self, model: PreTrainedModel) -> bool:
-        """Return True if the modules after the layers, run in order, compute the model's logits exactly."""
+        """Return True if the modules after the layers, run in sequence, compute exactly the model's logits."""
         size, head = model.config.get_text_config(decoder=True).hidden_size, model.get_output_embeddings()
         device = model.device if head is None else head.weight.device
         hidden = 3 * torch.randn(1, 2, size, generator=torch.Generator().manual_seed(0)).to(device, model.dtype)
         try:
             with torch.no_grad():
                 return torch.equal(self.logits(hidden), self._by_model(hidden))
-        except (TypeError, ValueError, RuntimeError):  # the modules cannot be run in order
+        except (TypeError, ValueError, RuntimeError):  # the modules do not form a sequence
             return False
 
 
@@ -99,11 +95,11 @@ class _EnteredError(Exception):
 
 
 class _RecordingLayer(nn.Module):
-    """Replaces a layer: records its call and returns its hidden state unchanged; the last one ends the pass."""
+    """A layer that records its arguments and returns its hidden state unchanged; the last one ends the forward pass."""
 
     def __init__(self, layer: nn.Module, layerwise: LayerwiseModel, is_last: bool, in_tuples: bool) -> None:
         super().__init__()
-        self.__dict__.update(layer=layer, layerwise=layerwise)  # not registered as submodules, because they are not run
+        self.__dict__.update(layer=layer, layerwise=layerwise)  # bypasses the registration as submodules
         self.is_last, self.in_tuples = is_last, in_tuples
 
     def __getattr__(self, name: str) -> Any:
@@ -128,7 +124,7 @@ class _ReplayLayer(nn.Module):
 
 
 def _probe(model: PreTrainedModel) -> tuple[bool, list[Call]]:
-    """Run one step; return True if layers return tuples, and the calls of the modules after them."""
+    """Run one step; return True if layers return tuples, and the calls of the modules after the layers."""
     kinds: list[bool] = []
     last = shallow_view.decoder_layers(model)[-1]
     hook = last.register_forward_hook(lambda module, args, output: kinds.append(isinstance(output, tuple)))
@@ -146,7 +142,7 @@ def _probe(model: PreTrainedModel) -> tuple[bool, list[Call]]:
 
 
 def calls_after_layers(view: PreTrainedModel, step: Callable[[], None]) -> list[Call]:
-    """Return the modules that a step runs after its last decoder layer, in order, with their arguments."""
+    """Return the modules that `step` runs after the last decoder layer, in order, with their arguments."""
     calls: list[Call] = []
     layers = shallow_view.decoder_layers(view)
     inside = {id(module) for layer in layers for module in layer.modules()}

@@ -1,7 +1,7 @@
-// y = x W^T + b for the few rows of a decode step, where reading W is what takes the time.
+// y = x W^T + b for the few rows of x in a decode step. Most of the time is spent reading W.
 //
-// W lies in panels of 32 outputs: [panels, units, 32], a unit being one float32 or two neighbouring bfloat16 of an output's
-// row. So every thread reads one stretch of memory from its beginning to its end, and adds 8 rows of x to it at once.
+// W is stored in panels of 32 outputs: [panels, units, 32]. A unit is one float32, or two adjacent bfloat16 values of one
+// output's row. Each thread therefore reads contiguous memory, and multiplies up to 8 rows of x with each value that it reads.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -17,7 +17,7 @@
 namespace {
 
 constexpr int kLanes = 16, kVectors = 2, kPanel = kLanes * kVectors, kRows = 8;
-constexpr int64_t kGrain = 1 << 14;  // units below which a second thread does not pay
+constexpr int64_t kGrain = 1 << 14;  // smallest number of units for which a second thread saves time
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Pairs __attribute__((vector_size(4 * kLanes)));
@@ -50,7 +50,7 @@ inline void add_product(Floats& sum, const uint32_t* weights, uint32_t x) {
 // x: [M, units]; weights: [units, kPanel]; sums: [M, kPanel].
 template <class Unit, int M>
 void panel(const Unit* x, const Unit* weights, int64_t units, float* sums) {
-  constexpr int kChains = M == 1 ? 4 : M == 2 ? 2 : 1;  // additions that need not wait for one another
+  constexpr int kChains = M == 1 ? 4 : M == 2 ? 2 : 1;  // independent sums, so that additions do not wait for each other
   Floats partial[kChains][M][kVectors] = {};
   int64_t k = 0;
   for (; k + kChains <= units; k += kChains)

@@ -1,4 +1,4 @@
-"""Build and call `linear.cpp`, a matrix product for the few rows of a decode step; it is compiled once on each machine."""
+"""The CPU kernel `linear.cpp`, a matrix product for the few rows of a decode step; it is compiled once on each machine."""
 
 import hashlib
 import os
@@ -16,15 +16,15 @@ from torch import Tensor
 from ulskip_cli.core.model_metadata import cache_dir
 
 SOURCE = Path(__file__).with_name("linear.cpp")
-PANEL = 32  # outputs of a panel, as in linear.cpp
+PANEL = 32  # outputs in a panel, as in linear.cpp
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 DTYPES = (torch.float32, torch.bfloat16)
 
-_failures: dict[str, str] = {}  # reason by compile command, of those that failed in this process
+_failures: dict[str, str] = {}  # reason by compile command, for builds that failed in this process
 
 
 def unsupported_reason() -> str | None:
-    """Return the reason why this process cannot use the kernel, None if it may; nothing is built or loaded."""
+    """Return the reason why this process cannot use the kernel, or None; nothing is built or loaded."""
     if os.environ.get("ULSKIP_KERNEL") == "off":
         return "ULSKIP_KERNEL=off"
     if is_loaded():
@@ -33,19 +33,19 @@ def unsupported_reason() -> str | None:
 
 
 def build_failure() -> str | None:
-    """Return the reason why this process could not build or load the kernel; None if it did not fail to."""
+    """Return the reason why this process failed to build or load the kernel; None without a failure."""
     return _failures.get(shlex.join(_compiler()))
 
 
 def is_loaded() -> bool:
-    """Return True if `linear` can be called."""
+    """Return True if the kernel is loaded."""
     return hasattr(torch.ops.ulskip, "linear")
 
 
 def load(on_build: Callable[[], object] = lambda: None) -> str | None:
-    """Load the kernel, once per process; return None, or the reason why it cannot be used.
+    """Load the kernel once per process; return None, or the reason why it cannot be used.
 
-    The first time on a machine it is compiled, in about ten seconds, after `on_build`. A failed build is not tried again.
+    The first call on a machine calls `on_build` and compiles for about ten seconds. A failed build is not repeated.
     """
     reason = unsupported_reason()
     if reason or is_loaded():
@@ -66,7 +66,7 @@ def load(on_build: Callable[[], object] = lambda: None) -> str | None:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """Pack a weight [out_features, in_features] into panels [panels, units, 32, values of a unit], padded with zeros."""
+    """Pack a weight [out_features, in_features] into panels [panels, units, 32, unit_size], padded with zeros."""
     outputs, inputs = weight.shape
     unit = 4 // weight.element_size()
     panels = -(-outputs // PANEL)
@@ -75,9 +75,9 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    """Multiply [..., in_features] to [..., out_features], accumulated in float32; the kernel must be loaded.
+    """Multiply `hidden` [..., in_features] by a weight from `pack`; return [..., out_features], accumulated in float32.
 
-    `hidden` is float32 or bfloat16 (with even in_features) on the CPU; `packed` is a weight of its dtype from `pack`.
+    Both are on the CPU, in float32, or in bfloat16 with an even number of in_features. The kernel must be loaded.
     """
     product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
     return product
@@ -94,7 +94,6 @@ def _library(compiler: list[str]) -> Path:
 
 
 def _built(compiler: list[str]) -> Path:
-    """Return the shared library from the cache; compile it into the cache first if needed, atomically."""
     from torch.utils import cpp_extension
 
     library = _library(compiler)

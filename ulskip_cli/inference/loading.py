@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer, ready to generate."""
+"""Loading of models and tokenizers."""
 
 import json
 import warnings
@@ -18,6 +18,8 @@ from ulskip_cli.inference import shallow_view, smollm2_wheel
 from ulskip_cli.inference.quantization import KINDS, loading_options, num_bytes
 from ulskip_cli.inference.weights_check import check_weights
 
+_SMALLER = "use model.dtype=bfloat16, model.quantization=torchao-int8 or a smaller model"
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -30,8 +32,8 @@ class LoadedModel:
 
 
 def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
-    """Load the model of a configuration, or raise UsageError, or RunError if it does not fit; `seed` is for random weights."""
-    _silence_transformers()
+    """Load a model, or raise UsageError, or RunError if out of memory; `seed` is that of random weights."""
+    silence_transformers()
     device = pick_device(config.device)
     if config.source == "random":
         with device:  # created on their device
@@ -50,7 +52,7 @@ def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase 
 
 
 def source_notes(config: ModelConfig) -> dict[str, Any]:
-    """Return what is known of the weights before loading: `quantization`, `training` and `trained_for`."""
+    """Return `quantization`, `training` and `trained_for` of the weights, read without loading them."""
     if config.source == "random":
         return {"quantization": None, "training": "none: random weights", "trained_for": None}
     path, _ = origin(config)
@@ -63,10 +65,10 @@ def source_notes(config: ModelConfig) -> dict[str, Any]:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model without its weights, or raise UsageError; None for random weights."""
+    """Load the tokenizer of a model, or raise UsageError; None for random weights."""
     if config.source == "random":
         return None
-    _silence_transformers()
+    silence_transformers()
     path, revision = origin(config)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(config, AutoTokenizer, path, padding_side="left", **options)
@@ -74,7 +76,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
 
 
 def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
-    """Return the metadata of a model in memory, with exact bytes; a tied head counts once."""
+    """Return the metadata of a loaded model with the exact bytes of its weights; a tied head counts once."""
     depth = shallow_view.num_layers(model)
     tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
@@ -83,7 +85,7 @@ def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadat
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name, or raise UsageError; `auto` prefers CUDA, then MPS, then the CPU."""
+    """Return the device with a name, or raise UsageError; `auto` prefers CUDA, then MPS, then the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -91,12 +93,12 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:160]
-        raise UsageError(f"model.device={name} is not usable here ({reason}); use model.device=auto") from None
+        raise UsageError(f"model.device={name} is not available on this machine ({reason}); use model.device=auto") from None
     return device
 
 
 def training_note(path: str) -> str:
-    """Describe how the weights were trained for skipping, from the training.json in their folder."""
+    """Describe the training of the weights for layer skipping, read from the training.json in their folder."""
     training = _read_record(Path(path))
     if training is None:
         return "not stated; presumably without skipping"
@@ -120,7 +122,7 @@ def _trained_for(path: str) -> dict[str, Any] | None:
 
 
 def training_record(config: ModelConfig) -> dict[str, Any] | None:
-    """Return a model's training.json without its long parts; None if the model has none."""
+    """Return a model's training.json without `learning_curve` and `environment`; None if the model has no such file."""
     record = _read_record(find_config(config).parent)
     return record and {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
 
@@ -131,7 +133,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def origin(config: ModelConfig) -> tuple[str, str | None]:
-    """Return a local folder and None, or a hub id and its revision."""
+    """Return the local folder of a model and None, or its hub id and revision."""
     if config.source == "smollm2-wheel":
         return str(smollm2_wheel.converted(config.path)), None
     folder = find_config(config).parent
@@ -146,7 +148,7 @@ def _pretrained(config: ModelConfig, path: str, revision: str | None, device: to
         options |= loading_options(config.quantization, config.dtype, device)
     if config.device_map:
         options["device_map"] = config.device_map
-    # `check_weights` names tensors of mismatched shapes; transformers' own error does not.
+    # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
     options |= {"dtype": config.dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, loading_info = _from_pretrained(config, AutoModelForCausalLM, path, **options)
     check_weights(model, loading_info, config.path)
@@ -154,8 +156,7 @@ def _pretrained(config: ModelConfig, path: str, revision: str | None, device: to
         return model if "device_map" in options else model.to(device)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
-        advice = "use a smaller dtype or model.quantization"
-        raise RunError(f"model {config.path} does not fit into {device} ({reason}); {advice}") from None
+        raise RunError(f"out of memory: {config.path} does not fit on {device} ({reason}); {_SMALLER}") from None
 
 
 def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
@@ -169,56 +170,61 @@ def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | Non
 
 
 def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
-    """Apply a PEFT adapter; it is merged into plain weights and kept separate from quantized ones."""
     from peft import PeftModel
 
     folder = find_adapter(config).parent
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft's advice on layer names
+            warnings.simplefilter("ignore")  # advice of peft about layer names
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
         merged = adapted.get_base_model() if config.quantization else adapted.merge_and_unload()
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"cannot apply the adapter {config.adapter} to {config.path}: {reason}; give an adapter of this model"
+            f"cannot apply model.adapter={config.adapter} to {config.path} ({reason}); use an adapter of this model"
         ) from None
     if not isinstance(merged, PreTrainedModel):
         raise UsageError(
-            f"the adapter {config.adapter} is refused: it wraps the model; expected one that changes its layers, such as LoRA"
+            f"model.adapter={config.adapter} is not supported: it wraps the model; use an adapter of the layers, such as LoRA"
         )
     return merged
 
 
-def _silence_transformers() -> None:
+def silence_transformers() -> None:
+    """Turn off the warnings and progress bars of transformers."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
 def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:
-    kind = "model" if factory is AutoModelForCausalLM else "tokenizer"
+    is_model = factory is AutoModelForCausalLM
+    kind, needed = ("model", "safetensors weights") if is_model else ("tokenizer", "tokenizer files")
     try:
         return factory.from_pretrained(path, **options)
     except MemoryError as error:
-        advice = "use a smaller dtype or model.quantization"
-        raise RunError(f"model {config.path} does not fit into memory ({error}); {advice}") from None
+        raise RunError(f"out of memory: {config.path} does not fit into memory ({error}); {_SMALLER}") from None
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise UsageError(f"cannot load a {kind} from '{config.path}': {reason}") from error
+        raise UsageError(
+            f"cannot load a {kind} from '{config.path}' ({reason}); set model.path to a folder or hub id with {needed}"
+        ) from error
 
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
-    """Create a model with random weights from a config.json with some values changed, or raise UsageError."""
+    """Create a model with random weights from its config.json, or raise UsageError; `changes` override values of the config."""
     shape = {**json.loads(find_config(config).read_text("utf-8")), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
     shape.pop("dtype", None)
     if "model_type" not in shape:
-        raise UsageError(f"{find_config(config)} names no model_type; add one, such as llama")
+        raise UsageError(
+            f'expected the key model_type in {find_config(config)}, got none; add "model_type": "llama" or another'
+        )
     torch.manual_seed(seed)
     try:
         full = AutoConfig.for_model(**shape)
         return AutoModelForCausalLM.from_config(full, dtype=getattr(torch, dtype))
     except ValueError as error:
         raise UsageError(
-            f"transformers has no causal LM of type '{shape['model_type']}': {str(error).splitlines()[0][:200]}"
+            f"expected a model_type with a causal LM in transformers, got '{shape['model_type']}' in {find_config(config)} "
+            f"({str(error).splitlines()[0][:200]}); use one such as llama"
         ) from None

@@ -1,4 +1,4 @@
-"""Linear layers with weights packed for the few rows of a decode step, which makes decoding faster on a CPU."""
+"""Linear layers whose packed weights make decode steps faster on a CPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.inference import linear_kernel, shallow_view
 
-MEMORY_SHARE = 0.25  # of the free memory, the limit for packed copies
+MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
 PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
 
 
 @dataclass(frozen=True)
 class LinearBackend:
-    """The matrix product that a model and all of its views decode with."""
+    """The matrix product of the decode steps of a model and all of its views."""
 
-    name: str  # `panels` (our kernel), `onednn` (oneDNN's), both over packed weights, or `torch`
-    reason: str | None = None  # why it is not `panels`
+    name: str  # `panels` (linear.cpp) or `onednn`, both with packed weights, or `torch`
+    reason: str | None = None  # the reason why it is not `panels`
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with a packed copy of the weight of an `nn.Linear` or `Conv1D`, in float32 or bfloat16 on the CPU."""
+    """A linear layer with a packed copy of the weight of an `nn.Linear` or `Conv1D`."""
 
     def __init__(self, source: nn.Module, by: str) -> None:
         super().__init__()
@@ -36,10 +36,10 @@ class PackedLinear(nn.Module):
         else:
             copied = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.register_buffer("weight_packed", copied, persistent=False)
-        self.weight, self.bias = source.weight, source.bias  # the source's own, for modules that read them
+        self.weight, self.bias = source.weight, source.bias  # for modules that read them
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]."""
+        """Multiply [..., in_features] to [..., out_features]."""
         packed, bias = self.weight_packed, self.bias
         assert isinstance(packed, Tensor)
         assert bias is None or isinstance(bias, Tensor)
@@ -49,17 +49,17 @@ class PackedLinear(nn.Module):
         return product
 
 
-# The packed copy of each layer with the version of its weight; all views of a model share the copies.
+# The packed copy of each layer and the version of its weight; all views of a model share the copies.
 _copies: WeakKeyDictionary[nn.Module, tuple[int, PackedLinear]] = WeakKeyDictionary()
-# The linear backend of each model, with the dtypes and devices of the weights for which it was chosen.
+# The linear backend of each model, and the dtypes and devices of its weights at that time.
 _chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDictionary()
 
 
 def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
-    """Choose the linear backend of a loaded model and of all of its views, once.
+    """Choose the linear backend of a loaded model and all of its views.
 
-    The choice depends on the memory that is free at the first call. Later calls return the same, so that the full model and its
-    schedules always run on one backend. The first call compiles the kernel if it would serve this model, after `on_build`.
+    Later calls return the first choice, so that the full model and its schedules run on one backend. The first call compiles
+    the kernel, after `on_build`, if the model can use it.
     """
     layers = {id(module): module for module in model.modules() if _is_linear(module)}.values()
     weights = [_weight(module) for module in layers]
@@ -71,7 +71,7 @@ def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object]
 
 
 def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
-    """Build a view over packed copies of another view's linear layers, for the name of a backend; `torch` returns the view."""
+    """Return a view whose linear layers are packed for the named backend; for `torch`, return `view` itself."""
     if backend == TORCH:
         return view
 
@@ -91,21 +91,21 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
 
 
 def linear_backend_of(model: nn.Module) -> str:
-    """Return the name of the linear backend that a model runs on, read from its layers."""
+    """Return the name of the linear backend, read from the layers of a model."""
     return next((module.by for module in model.modules() if type(module) is PackedLinear), TORCH)
 
 
 def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
-        return LinearBackend(TORCH, "weights that are not on the CPU")
+        return LinearBackend(TORCH, "the weights are not on the CPU")
     if len(dtypes) != 1 or not dtypes <= set(linear_kernel.DTYPES):
-        return LinearBackend(TORCH, "weights that are not all float32 or all bfloat16")
+        return LinearBackend(TORCH, "the weights are neither all float32 nor all bfloat16")
     needed = sum(weight.nbytes for weight in weights)
     if needed > MEMORY_SHARE * psutil.virtual_memory().available:
-        return LinearBackend(TORCH, f"packed copies of {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory")
+        return LinearBackend(TORCH, f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory")
     even = dtypes == {torch.float32} or all(weight.shape[1] % 2 == 0 for weight in weights)
-    reason = linear_kernel.load(on_build) if even else "an odd number of inputs in bfloat16"
+    reason = linear_kernel.load(on_build) if even else "a bfloat16 layer has an odd number of inputs"
     if reason is None:
         return LinearBackend(PANELS)
     onednn = torch._C._has_mkldnn and (dtypes == {torch.float32} or torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -113,12 +113,11 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Return True for a linear layer with a plain weight; quantized layers have kernels of their own."""
+    # Quantized layers have weights of other types, and their own kernels.
     return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
 
 
-def _weight(module: nn.Module) -> Tensor:
-    """Return the weight as [out_features, in_features]."""
+def _weight(module: nn.Module) -> Tensor:  # [out_features, in_features]
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.t() if type(module) is Conv1D else weight

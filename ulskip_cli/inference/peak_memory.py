@@ -11,7 +11,7 @@ SAMPLE_SECONDS = 0.05  # shorter peaks can be missed
 
 
 class PeakMemory:
-    """A context manager that measures `peak_bytes`: the allocator's peak on CUDA, else sampled resident memory."""
+    """A context manager that measures `peak_bytes`: peak of the CUDA allocator, or sampled resident memory on other devices."""
 
     def __init__(self, device: torch.device) -> None:
         self.peak_bytes = 0
@@ -34,7 +34,7 @@ class PeakMemory:
             self._thread.join()
 
     def so_far(self) -> int:
-        """Return the peak up to now."""
+        """Return the peak in bytes up to now."""
         if self._device.type == "cuda":
             self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
         return self.peak_bytes

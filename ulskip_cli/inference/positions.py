@@ -1,4 +1,4 @@
-"""Positions and attention masks for passes over fixed cache buffers, made ahead for all steps."""
+"""Position ids and attention masks of all decode steps, computed before the first step."""
 
 import inspect
 from typing import Any
@@ -12,15 +12,15 @@ from ulskip_cli.inference.static_cache import Masks
 
 
 def takes_positions(view: PreTrainedModel) -> bool:
-    """Return True if a model takes position ids; models with ALiBi derive them from the mask."""
+    """Return True if a model accepts position ids; models with ALiBi derive positions from the mask."""
     return "position_ids" in inspect.signature(view.forward).parameters
 
 
 class PositionsAndMasks:
-    """The positions and masks of a batch; a pass may begin anywhere and read one or, with `several`, more tokens."""
+    """The position ids and masks of a batch for passes over one token or, with `several`, over more."""
 
     def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int, several: bool = True) -> None:
-        """Prepare `steps` tokens after a prompt with the mask [batch, prompt_len], which the buffers of `cache` hold."""
+        """Prepare `steps` tokens after the prompt in `cache`; `mask` is that of the prompt, [batch, prompt_len]."""
         self.prompt_len = mask.shape[1]
         self._single: Masks = None
         self._several: Masks = None
@@ -34,7 +34,7 @@ class PositionsAndMasks:
         self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
 
     def options(self, start: int, count: int) -> dict[str, Any]:
-        """Return the arguments of a forward pass over `count` tokens that begins at `start` in the padded sequence."""
+        """Return the arguments of a forward pass over `count` tokens from index `start` of the padded sequence on."""
         step, end = start - self.prompt_len, start + count
         if self._positions is None:
             return {"attention_mask": self._mask[:, :end]}
@@ -43,7 +43,7 @@ class PositionsAndMasks:
         return {"attention_mask": static_cache.mask_at(masks, step, end, count), "position_ids": positions}
 
     def drop_finished(self, alive: Tensor) -> None:
-        """Continue with the sequences `alive` only."""
+        """Keep only the sequences with the indices `alive` [sequences]."""
         self._single = static_cache.masks_of(self._single, alive)
         self._several = static_cache.masks_of(self._several, alive)
         self._positions = None if self._positions is None else self._positions[alive]

@@ -1,4 +1,4 @@
-"""Load quantized weights through transformers' quantization configs."""
+"""Options of transformers that load quantized weights."""
 
 import importlib.util
 import logging
@@ -28,12 +28,12 @@ KINDS = {
 
 
 def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a key of `KINDS`; `dtype` is that of the computation."""
+    """Return the arguments of `from_pretrained` for a key of `KINDS`, or raise UsageError; `dtype` is that of computation."""
     kind = KINDS[name]
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
-            f"model.quantization={name} needs {kind.package}; get it with: pip install 'ulskip[quantization]' "
-            f"or pip install {kind.package}"
+            f"model.quantization={name} requires the package {kind.package}, which is not installed; "
+            f"run: pip install {kind.package}"
         )
     if kind.package == "torchao":
         from torchao.quantization import Int8WeightOnlyConfig
@@ -51,7 +51,7 @@ def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, An
 
 
 def num_bytes(tensor: Tensor) -> int:
-    """Return the bytes of a tensor; for a quantized one, those of the tensors inside it."""
+    """Return the bytes of a tensor, or of the tensors that a quantized tensor consists of."""
     if not is_traceable_wrapper_subclass(tensor):
         return tensor.numel() * tensor.element_size()
     names, _ = tensor.__tensor_flatten__()

@@ -1,4 +1,4 @@
-"""Choose the next tokens from logits, greedily or by sampling."""
+"""The choice of the next tokens from logits, greedy or by sampling."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 
 
 class TokenSampler:
-    """Chooses tokens after transformers' own logits processors, in its order; EOS is suppressed before `min_new_tokens`."""
+    """Greedy or sampled choice of tokens with transformers' logits processors; EOS is suppressed before `min_new_tokens`."""
 
     def __init__(
         self, decoding: DecodingConfig, prompt_len: int, eos_token_ids: Sequence[int], min_new_tokens: int, device: torch.device
@@ -40,16 +40,16 @@ class TokenSampler:
                 processors.append(TopPLogitsWarper(decoding.top_p))
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Choose the next token of every sequence [batch], after `ids` [batch, len], from logits [batch, vocab_size]."""
+        """Return the next tokens [batch] after `ids` [batch, len], chosen from logits [batch, vocab_size]."""
         return self.pick(self.scores(ids, logits))
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Apply the processors to the logits of the token after `ids`; return [batch, vocab_size] in float32."""
+        """Process the logits [batch, vocab_size] of the token after `ids` [batch, len]; return them in float32."""
         scores: Tensor = self.processors(ids, logits.float())
         return scores
 
     def pick(self, scores: Tensor) -> Tensor:
-        """Choose one token of every sequence, [batch], from processed scores."""
+        """Return one token per sequence, [batch], chosen from processed scores [batch, vocab_size]."""
         if self.sample:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
         return scores.argmax(dim=-1)

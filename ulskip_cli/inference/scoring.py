@@ -18,17 +18,17 @@ from ulskip_cli.tasks.encoding import EncodedExample
 
 @dataclass
 class ReferenceLoss:
-    """Computes the decode loss of several schedules on the same examples."""
+    """A computation of the decode loss of several schedules on the same examples."""
 
     examples: Sequence[EncodedExample]
     size: BatchSize
     pad_token_id: int
-    held_bytes: int = 0  # memory for encoded prompts, which the next schedule must encode alike
-    exits: ExitStats = field(default_factory=ExitStats)  # depths of the last schedule on the references
+    held_bytes: int = 0  # memory for encoded prompts, which the next schedule reuses; its prompt layers must be the same
+    exits: ExitStats = field(default_factory=ExitStats)  # exit depths of the last schedule on the references
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
-        """Return the mean cross-entropy of all reference tokens in nats, EOS included; `on_batch` gets the examples done."""
+        """Return the mean cross-entropy per reference token in nats, EOS included; `on_batch` gets the examples done."""
         self.exits = ExitStats()
         lengths = [len(one.prompt_ids) + len(one.response_ids) for one in self.examples]
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -59,9 +59,9 @@ class ReferenceLoss:
 
 
 def given_logits(decoder: Decoder, prompt: EncodedPrompt, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the logits [batch, response_len, vocab_size] by which decoding would predict a response, and its exit depths.
+    """Return the teacher-forced logits [batch, response_len, vocab_size] of a response and its exit depths.
 
-    `ids` and `mask` are [batch, response_len]. The depths are [batch, response_len - 1], None without early exit.
+    `ids` and `mask` are [batch, response_len]; the depths are [batch, response_len - 1], or None without early exit.
     """
     if decoder.exits:
         return exit_logits(decoder.model, decoder.layerwise, decoder.exits, prompt, ids, mask)

@@ -1,4 +1,4 @@
-"""Derive the config of a view from the config of its model."""
+"""The config of a view, derived from the config of its model."""
 
 import copy
 
@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 
 def shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) -> PreTrainedConfig:
-    """Copy a config of `depth` layers; adapt the number of layers and every per-layer list to the kept layers."""
+    """Copy a config of `depth` layers; reduce the number of layers and every per-layer list to the kept layers."""
     config = copy.deepcopy(source)
     text_config = config.get_text_config(decoder=True)
     per_layer = {
@@ -22,7 +22,7 @@ def shallow_config(source: PreTrainedConfig, depth: int, kept: tuple[int, ...]) 
     }
     for name, value in {"num_hidden_layers": len(kept), **per_layer}.items():
         setattr(text_config, name, value)
-    # A property may compute its list from layer indices, which have changed.
+    # A property may compute its list from layer indices, and the view renumbers its layers.
     if any(getattr(text_config, name) != value for name, value in computed.items()):
         text_config.__class__ = type(type(text_config).__name__, (type(text_config),), computed)
     return config

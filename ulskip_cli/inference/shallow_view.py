@@ -1,8 +1,7 @@
-"""Views: shallower models that run some of a model's layers and share its weights.
+"""Views: models that run some of a model's layers and share its weights.
 
-This module depends on the internals of transformers. A view consists of shallow copies of the modules on the path to the
-layer stack and, in each kept layer, of the modules with a `layer_idx`. All other modules and all parameters are the
-source's own objects. The source is never written to.
+A view copies the modules on the path to the layer stack and those with a `layer_idx`. It shares all other modules and all
+parameters with its source, which is never changed. This module depends on the internals of transformers.
 """
 
 import copy
@@ -22,16 +21,16 @@ from ulskip_cli.inference.shallow_config import shallow_config
 from ulskip_cli.strategies import schedule
 
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
-_COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # compiled code that belongs to the source only
+_COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # compiled code of the source only
 
 
 @dataclass(frozen=True)
 class StageView:
-    """A view and the first of the decode steps that it runs."""
+    """A view and the first decode step that it runs."""
 
     first_step: int  # step 0 generates the second token, because prefill generates the first
     view: PreTrainedModel
-    kept: tuple[int, ...]  # as indices into the layers of the model that encodes the prompt; each stage keeps fewer
+    kept: tuple[int, ...]  # indices into the layers of the model that encodes the prompt; each stage has fewer
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -45,15 +44,15 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """Build a model of `len(kept)` layers that shares the layers of `model`, or raise UsageError.
+    """Return a model of the `kept` layers that shares the weights of `model`, or raise UsageError.
 
-    It is a normal Hugging Face model with `generate`, caches and compilation. `train()` and `to()` change the shared modules.
+    It is a normal Hugging Face model with `generate`, cache and compilation. `train()` and `to()` also change `model`.
     """
     path, stack = _stack(model)
     kept = schedule.checked(len(stack), kept)
     layers = nn.ModuleList(_renumbered(stack[old], new) for new, old in enumerate(kept))
     layers.training = stack.training
-    configs: dict[int, PreTrainedConfig] = {}  # modules that share a config share its copy
+    configs: dict[int, PreTrainedConfig] = {}  # the copy of each config, by id, because modules share configs
 
     def rebuilt(module: nn.Module, names: list[str]) -> nn.Module:
         child = layers if len(names) == 1 else rebuilt(module.get_submodule(names[0]), names[1:])
@@ -74,7 +73,7 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
 
 
 def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """Build a second module over the same parts; `replacement` returns a part's replacement, or None to look inside it."""
+    """Return a module that shares all parts but the replaced ones; `replacement` returns None to search inside a part."""
     found = replacement(module)
     if found is not None:
         return found
@@ -85,26 +84,25 @@ def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module 
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Return the device of a model's input; for a model on several devices, that of its first module."""
+    """Return the device of a model's input, also for a model that is split over several devices."""
     first = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
     return torch.device(model.device if first is None else first)
 
 
 def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
-    """Drop the keys and values of every layer that is not in `kept`, in place; ValueError if one of `kept` is gone.
-
-    `generate` holds a reference to the cache, so a new one would not free memory.
-    """
+    """Drop the keys and values of every layer that is not in `kept`, or raise ValueError if one was dropped before."""
     held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
     missing = sorted(set(kept) - set(held))
     if missing:
-        raise ValueError(f"kept layers may only shrink while a sequence is decoded; {missing} are no longer cached")
-    cache.layers = [cache.layers[held.index(layer)] for layer in kept]
+        raise ValueError(
+            f"expected kept layers that are still cached ({list(held)}), got {missing}; stages can only drop layers"
+        )
+    cache.layers = [cache.layers[held.index(layer)] for layer in kept]  # in place: `generate` keeps a reference to the cache
     cache.kept_layers = tuple(kept)
 
 
 def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
-    """Return a second cache that starts with the keys and values of some layers; it grows without changing the first."""
+    """Return a second cache with the keys and values of the `kept` layers; new tokens in it do not change the first."""
     fork = copy.copy(cache)
     prune_cache(fork, kept)
     fork.layers = [_forked(layer) for layer in fork.layers]
@@ -112,7 +110,7 @@ def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
 
 
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
-    """Return the exact bytes of the keys, values and states in all layers of a cache, or in some of them."""
+    """Return the exact bytes of keys, values and recurrent states in all or some layers of a cache."""
     chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
     tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
     states = [one for layer in chosen for held in vars(layer).values() if isinstance(held, dict) for one in held.values()]
@@ -122,7 +120,7 @@ def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
 def two_phase(
     model: PreTrainedModel, stages: Sequence[StageView], on_prefill: Callable[[DynamicCache], None] = lambda cache: None
 ) -> PreTrainedModel:
-    """Build a model whose `generate` uses `model` for the prompt, and the views of `stages` for the decode steps."""
+    """Return a model whose `generate` runs the prompt with `model` and decode steps with the views of `stages`."""
     source_class: Any = type(model)
     by_first_step = {stage.first_step: stage for stage in stages}
 
@@ -155,7 +153,7 @@ def two_phase(
 def forward_with_cache(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, cache: DynamicCache, last_only: bool = False
 ) -> Tensor:
-    """Run `input_ids` [batch, new_len] after the tokens in `cache`, append them, and return [batch, new_len or 1, vocab_size].
+    """Append `input_ids` [batch, new_len] to `cache` and return the logits [batch, new_len or 1, vocab_size].
 
     `attention_mask` is [batch, cached_len + new_len], 1 for tokens. `last_only` returns the logits of the last position only.
     """
@@ -177,7 +175,7 @@ def forward_with_cache(
 
 
 def placing(model: PreTrainedModel, attention_mask: Tensor, new_len: int) -> dict[str, Any]:
-    """Return the mask [batch, cached_len + new_len] and the positions of the last `new_len` tokens for a forward pass."""
+    """Return the mask [batch, cached_len + new_len] and the position ids [batch, new_len] of a forward pass."""
     options: dict[str, Any] = {"attention_mask": attention_mask}
     if "position_ids" in inspect.signature(model.forward).parameters:
         options["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new_len:]
@@ -190,10 +188,9 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def _forked(layer: Any) -> Any:
-    """Copy a layer of a cache; recurrent states are cloned because they are updated in place, keys and values are not."""
     fork = copy.copy(layer)
     for name, held in vars(layer).items():
-        if isinstance(held, dict):
+        if isinstance(held, dict):  # recurrent states, which are updated in place; keys and values are not
             setattr(fork, name, {key: one.clone() if isinstance(one, Tensor) else one for key, one in held.items()})
     return fork
 
@@ -201,8 +198,8 @@ def _forked(layer: Any) -> Any:
 def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     reason = architecture_support.unsupported_reason(model)
     if reason is not None:
-        raise UsageError(reason)
-    name, text_config = type(model).__name__, model.config.get_text_config(decoder=True)
+        raise architecture_support.refusal(model, reason)
+    text_config = model.config.get_text_config(decoder=True)
     found = {
         path: module
         for path, module in model.named_modules()
@@ -210,20 +207,21 @@ def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     }
     outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
     if len(outermost) != 1:
-        raise UsageError(f"{name} is refused: expected one stack of decoder layers, found {len(outermost)}")
+        raise architecture_support.refusal(model, f"expected one stack of decoder layers, got {len(outermost)}")
     stack = found[outermost[0]]
     extra = next((name for name in map(architecture_support.extra_layer_inputs, stack) if name), None)
     if extra is not None:
-        raise UsageError(f"{name} is refused: its layers read extra outputs of the layers before them ({extra})")
+        raise architecture_support.refusal(model, f"each layer reads a further output of the layer before it ({extra})")
     return outermost[0], stack
 
 
 def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a second module object over the same parameters and buffers, with some children replaced."""
+    """Return a copy of a module that shares its parameters and buffers, with some children replaced."""
     hook = module.__dict__.get("_hf_hook")
     if "forward" in module.__dict__ and hook is None:
         raise UsageError(
-            f"{type(module).__name__} is refused: its forward was replaced on the object by other code; undo that first"
+            f"expected a {type(module).__name__} with the forward of its class, got one replaced by other code; "
+            "restore it with: del module.forward"
         )
     shell = copy.copy(module)
     shell.__dict__ = {name: value for name, value in module.__dict__.items() if name not in _COMPILED}
@@ -237,13 +235,12 @@ def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def _unhook(shell: nn.Module) -> None:
-    """Remove accelerate's hook from a copy; the source object keeps it."""
     for name in ("forward", "_old_forward", "_hf_hook"):
         shell.__dict__.pop(name, None)
 
 
 def _renumbered(module: nn.Module, index: int) -> nn.Module:
-    """Return a copy of `module` with another layer index; parts without an index remain the source's own objects."""
+    """Return a copy of `module` with another layer index that shares the parts without an index."""
     if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
         return module
     shell = _shell(module, {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None})

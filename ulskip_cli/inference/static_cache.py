@@ -1,4 +1,4 @@
-"""A KV cache in preallocated buffers, and attention masks made ahead; it depends on the internals of transformers."""
+"""A KV cache in preallocated buffers and the attention masks of all steps. Depends on the internals of transformers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,19 +18,18 @@ class Cursor:
     """The number of filled positions in the buffers, shared by all layers."""
 
     length: int
-    # the length as a tensor [1], for compiled steps
+    # `length` as a tensor [1], for compiled steps
     index: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
-    # its length is the number of positions that a compiled step reads
+    # a tensor whose size is the number of positions that a compiled step reads
     seen: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
-    """The keys and values of one layer, [batch, heads, capacity, head_dim]; a step writes to them and reads the filled part."""
+    """The keys and values of one layer in buffers [batch, heads, capacity, head_dim]; a step reads the filled part."""
 
     is_sliding = False
 
     def __init__(self, source: DynamicLayer, capacity: int, cursor: Cursor) -> None:
-        """Copy the prompt's keys and values; the earlier positions of a sliding layer stay empty and are masked."""
         super().__init__()
         self.cursor = cursor
         held = source.keys.shape[-2]
@@ -38,16 +37,16 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing; the buffers exist already."""
+        """Do nothing, because the buffers exist already."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one step; the caller moves the cursor after all layers have written."""
+        """Write the keys and values of a step; the caller advances the cursor after all layers."""
         start, end = self.cursor.length, self.cursor.length + key_states.shape[-2]
         self.keys[:, :, start:end], self.values[:, :, start:end] = key_states, value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return length and offset of the keys that a query attends to."""
+        """Return the number and the offset of the keys that a query attends to."""
         return self.cursor.length + query_length, 0
 
     def get_seq_length(self) -> int:
@@ -59,15 +58,15 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
         return int(self.keys.shape[-2])
 
     def keep_sequences(self, alive: Tensor) -> None:
-        """Keep the sequences `alive` only."""
+        """Keep only the sequences with the indices `alive` [sequences]."""
         self.keys, self.values = self.keys[alive], self.values[alive]
 
 
 class StaticLayer(FixedLayer):
-    """A fixed layer for compiled steps: tensors give the write position and the read length; a mask hides empty positions."""
+    """A fixed layer for compiled steps; write position and read length are tensors, and a mask hides empty positions."""
 
     def filled(self, length: int) -> DynamicLayer:
-        """Return the first positions as a layer over the same memory."""
+        """Return the first `length` positions as a layer that shares the memory."""
         layer = DynamicLayer()
         layer.keys, layer.values = self.keys[:, :, :length], self.values[:, :, :length]
         layer.is_initialized = True
@@ -82,7 +81,7 @@ class StaticLayer(FixedLayer):
             buffer[:, :, self.cursor.length :] = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one step at the cursor's index."""
+        """Write the keys and values of one step at the cursor's index."""
         self.keys.index_copy_(2, self.cursor.index, key_states)
         self.values.index_copy_(2, self.cursor.index, value_states)
         end = self.cursor.seen.shape[0]
@@ -90,10 +89,10 @@ class StaticLayer(FixedLayer):
 
 
 class UnplacedLayer(StaticLayer):
-    """A static layer for models without position ids, which build their masks from the padding mask only."""
+    """A static layer for models without position ids, which derive attention masks from the padding mask."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return length and offset of the keys that a step reads."""
+        """Return the number and the offset of the keys that a step reads."""
         return self.cursor.seen.shape[0], 0
 
     def get_seq_length(self) -> int:
@@ -102,9 +101,10 @@ class UnplacedLayer(StaticLayer):
 
 
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
-    """Convert a cache in place to fixed buffers of a capacity; TypeError if it holds other things than keys and values."""
+    """Convert a cache in place to buffers of `capacity` positions; TypeError if it contains more than keys and values."""
     if not can_fix(cache):
-        raise TypeError("expected a cache of keys and values only; use decoding.engine=transformers")
+        kinds = sorted({type(layer).__name__ for layer in cache.layers})
+        raise TypeError(f"expected a cache of keys and values only, got {', '.join(kinds)}; use decoding.engine=transformers")
     cursor = Cursor(cache.get_seq_length())
     for i, layer in enumerate(cache.layers):
         cache.layers[i] = FixedLayer(layer, capacity, cursor)  # frees the old tensors layer by layer
@@ -112,15 +112,15 @@ def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
 
 
 def can_fix(cache: DynamicCache) -> bool:
-    """Return True if all layers of a cache hold keys and values and nothing else."""
+    """Return True if all layers of a cache contain only keys and values."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int) -> Masks:
-    """Make the attention masks of all steps after a prompt with the mask [batch, prompt_len], which `cache` holds.
+    """Return the attention masks of all steps after the prompt in `cache`; `attention_mask` is [batch, prompt_len].
 
-    They are additive, [batch, 1, new_tokens, prompt_len + new_tokens], or None if no position is masked. Models with several
-    attention types get a mapping from type to mask.
+    They are additive, [batch, 1, new_tokens, prompt_len + new_tokens], or None if no position is masked. For a model with
+    several attention types, the result maps each type to its mask.
     """
     batch, dtype = attention_mask.shape[0], model.dtype
     ahead = attention_mask.new_ones(batch, new_tokens)
@@ -141,7 +141,7 @@ def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tens
 def full_masks(
     model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int, capacity: int
 ) -> Tensor | dict[str, Tensor]:
-    """Make the masks of steps that read whole buffers, [batch, 1, new_tokens, capacity], never None."""
+    """Return the masks [batch, 1, new_tokens, capacity] of steps that read whole buffers; never None."""
     batch, prompt_len = attention_mask.shape
     least = torch.finfo(model.dtype).min
     masks = step_masks(model, cache, attention_mask, new_tokens)
@@ -160,12 +160,12 @@ def full_masks(
 
 
 def mask_at(masks: Masks, step: int, length: int, count: int = 1) -> Masks:
-    """Return the mask of `count` steps in one pass; the last step attends to the first `length` positions."""
+    """Return the mask of `count` steps in one forward pass; the last step attends to the first `length` positions."""
     return _indexed(masks, (slice(None), slice(None), slice(step, step + count), slice(length)))
 
 
 def masks_of(masks: Masks, alive: Tensor) -> Masks:
-    """Return the masks of the sequences `alive`."""
+    """Return the masks of the sequences with the indices `alive` [sequences]."""
     return _indexed(masks, alive)
 
 
@@ -178,13 +178,13 @@ def _indexed(masks: Masks, index: Any) -> Masks:
 def _buffer(held: Tensor, capacity: int, start: int) -> Tensor:
     batch, heads, length, width = held.shape
     buffer = held.new_empty(batch, heads, capacity, width)
-    buffer[:, :, :start] = 0  # masked, but must not be NaN
+    buffer[:, :, :start] = 0  # positions before a sliding window are masked, but must not be NaN
     buffer[:, :, start : start + length] = held
     return buffer
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Convert a boolean mask to an additive one: 0 for visible keys, the smallest number for hidden ones."""
     if mask is None or mask.dtype != torch.bool:
         return mask
+    # 0 for visible keys, the smallest number for hidden ones
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -1,4 +1,4 @@
-"""Teacher forcing: logits and losses of given responses, computed by the layers that would decode them."""
+"""Teacher forcing: logits and losses of given responses, computed by the layers that decode."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ def response_logits(
 ) -> Tensor:
     """Compute the logits [batch, response_len, vocab_size] that predict a response (Sec. 3, arXiv:2404.06954).
 
-    The first pass runs the prompt through `prompt_model`, whose last position predicts the first response token. The second
-    runs the response through the views of `stages` over the prompt's keys and values. Both are differentiable.
+    The first pass runs the prompt through `prompt_model` and predicts the first response token. The second pass runs the
+    response through the views of `stages` with the prompt's KV cache. Both are differentiable.
 
-    Prompts are [batch, prompt_len], padded on the left; responses are [batch, response_len], padded on the right. Without
-    `response_mask` padding takes positions, which can exceed a position table. The caller has to mask the logits at padding.
+    Prompts are [batch, prompt_len], padded on the left; responses are [batch, response_len], padded on the right. The caller
+    must mask the logits at padding. Without `response_mask`, padding gets position ids, which can exceed a position table.
     """
     prompt = encode_prompt(prompt_model, prompt_ids, prompt_mask)
     return predict_response(stages, prompt, response_ids, response_mask)
@@ -34,7 +34,7 @@ def response_logits(
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """The result of the first pass; it can be used for several second passes."""
+    """The result of the first pass, which several second passes can use."""
 
     first_logits: Tensor  # [batch, 1, vocab_size], predict the first response token
     cache: DynamicCache
@@ -42,7 +42,7 @@ class EncodedPrompt:
 
 
 def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor) -> EncodedPrompt:
-    """Run the first pass, the prompt through every layer of `model`; the shapes are those of `response_logits`."""
+    """Run the first pass: the prompt [batch, prompt_len] through every layer of `model`."""
     cache = shallow_view.new_cache(model)
     first = shallow_view.forward_with_cache(model, prompt_ids, prompt_mask, cache, last_only=True)
     return EncodedPrompt(first, cache, prompt_mask)
@@ -51,7 +51,7 @@ def encode_prompt(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tenso
 def predict_response(
     stages: Sequence[StageView], prompt: EncodedPrompt, response_ids: Tensor, response_mask: Tensor | None = None
 ) -> Tensor:
-    """Run the second pass, the response through each stage's view over its keys and values; `prompt` is not changed."""
+    """Run the second pass, the response [batch, response_len] through each stage's view; `prompt` is not changed."""
     if response_ids.shape[1] == 1:
         return prompt.first_logits
     cache = shallow_view.fork_cache(prompt.cache, stages[0].kept)
@@ -70,6 +70,6 @@ def predict_response(
 
 
 def response_losses(logits: Tensor, response_ids: Tensor) -> Tensor:
-    """Return the cross-entropy of every response token in nats, [batch, response_len]."""
+    """Return the cross-entropy [batch, response_len] in nats of logits [batch, response_len, vocab_size]."""
     losses = functional.cross_entropy(logits.float().flatten(0, 1), response_ids.flatten(), reduction="none")
     return losses.view(response_ids.shape)

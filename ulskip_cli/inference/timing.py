@@ -1,4 +1,4 @@
-"""Device clocks, and the statistics of timings."""
+"""Clocks for devices and statistics of timings."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 
 
 def now(device: torch.device) -> float:
-    """Return a monotonic clock in seconds, after all work queued on the device has finished."""
+    """Wait for all work of the device and return a monotonic clock in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -19,7 +19,7 @@ def now(device: torch.device) -> float:
 
 
 class AccumulatingTimer:
-    """Adds up the durations of many short intervals; on CUDA it synchronises only when the sum is read."""
+    """A sum of many short durations; on CUDA, only reading the sum synchronises."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
@@ -53,20 +53,20 @@ class AccumulatingTimer:
 
 @dataclass(frozen=True)
 class Interval:
-    """A median with a confidence interval that lies between two order statistics."""
+    """A median with a confidence interval between two order statistics."""
 
     median: float
     low: float  # the k-th smallest sample
     high: float  # the k-th largest sample
-    coverage: float  # probability that such an interval holds the true median
+    coverage: float  # probability that such an interval contains the true median
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> Interval:
     """Compute the median of independent samples and its distribution-free confidence interval.
 
     A sample lies below the true median with probability 1/2, so the k-th smallest and the k-th largest of n samples enclose it
-    with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and Nagaraja, Order Statistics, 3rd ed., section 7.1). The largest k
-    that reaches `confidence` is taken. Fewer than six samples cannot reach 95%: they give their extremes.
+    with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and Nagaraja, Order Statistics, 3rd ed., section 7.1). The result uses
+    the largest k that reaches `confidence`, or k = 1: fewer than six samples cannot reach 95%.
 
     >>> median_interval([3.0, 1.0, 2.0, 7.0, 5.0, 6.0, 4.0])
     Interval(median=4.0, low=1.0, high=7.0, coverage=0.984375)

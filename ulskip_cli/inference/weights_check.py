@@ -1,4 +1,4 @@
-"""Refuse a checkpoint whose tensors do not match its config."""
+"""A check that the tensors of a checkpoint match its config."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -10,24 +10,21 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
 
 MAX_NAMES = 3  # tensor names in a message
-# Buffers that earlier versions of transformers saved; models compute them now.
+# Buffers that earlier versions of transformers saved; now the models compute them.
 _OLD_BUFFERS = re.compile(r"(inv_freq|position_ids|(attn|attention)\.(masked_)?bias)$")
 # A quantizer creates its own tensors (scales, codebooks) while loading; only the weights must be in the checkpoint.
 _WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
 
 
 def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
-    """Raise UsageError for a model with random weights, which the checkpoint lacks or has under another name or shape.
+    """Raise UsageError if a checkpoint lacks tensors of its model, or has other shapes or surplus tensors in decoder layers.
 
-    Surplus tensors of other tasks (a classification head, a vision tower) are ignored. Surplus tensors of decoder layers are
-    not, because the trained model used them. `loading_info` is from `from_pretrained(output_loading_info=True)`.
+    Surplus tensors of other tasks (a classification head, a vision tower) are ignored.
     """
     is_quantized = getattr(model.config, "quantization_config", None) is not None
     missing = {name for name in loading_info["missing_keys"] if not is_quantized or _WEIGHTS.search(name)}
-    expected = (
-        f"cannot load a model from '{path}': expected the weights of a {type(model).__name__} as config.json describes it"
-    )
-    advice = "give a complete checkpoint of this architecture, or correct config.json"
+    expected = f"cannot load '{path}': expected the tensors of a {type(model).__name__} with the sizes in its config.json"
+    advice = "use a complete checkpoint of this architecture, or correct config.json"
     if missing:
         unknown = loading_info["unexpected_keys"]
         others = f" and {len(unknown)} with other names ({_named(unknown)})" if unknown else ""
@@ -36,10 +33,10 @@ def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path:
         shapes = [
             f"{name} is {list(found)} instead of {list(wanted)}" for name, found, wanted in loading_info["mismatched_keys"]
         ]
-        raise UsageError(f"{expected}, got {_count(shapes)} of another shape ({_named(shapes)}); {advice}")
+        raise UsageError(f"{expected}, got {_count(shapes)} with other shapes ({_named(shapes)}); {advice}")
     surplus = set() if is_quantized else _layer_tensors(model, loading_info["unexpected_keys"])
     if surplus:
-        raise UsageError(f"{expected}, got {_count(surplus)} more in its decoder layers ({_named(surplus)}); {advice}")
+        raise UsageError(f"{expected}, got {_count(surplus)} more in the decoder layers ({_named(surplus)}); {advice}")
 
 
 def _layer_tensors(model: PreTrainedModel, names: Collection[str]) -> set[str]:

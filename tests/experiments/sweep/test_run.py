@@ -136,8 +136,8 @@ def test_what_does_not_apply_is_a_row_and_no_failure(sweep, tmp_path):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "not even one sequence fits into memory"),
-        (MemoryError(), "not even one sequence fits into memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory at batch size 1"),
+        (MemoryError(), "out of memory at batch size 1"),
         (ConnectionError("hub"), "ConnectionError: hub"),
     ],
     ids=["device", "host", "hub"],

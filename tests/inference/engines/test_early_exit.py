@@ -161,7 +161,7 @@ def test_finished_sequences_do_not_delay_the_others(llama):
     assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids == alone
 
 
-def test_a_forced_length_goes_past_the_end_token(llama):
+def test_a_forced_length_continues_past_eos(llama):
     ids, mask = batch()
     free = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0))
     llama.generation_config.eos_token_id = free.token_ids[0][3]
@@ -177,7 +177,7 @@ def test_samples_without_exits_are_the_full_models(llama):
     assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids == expected
 
 
-def test_another_rule_serves_the_same_decoder(llama):
+def test_a_decoder_accepts_another_exit_rule(llama):
     ids, mask = batch()
     decoder = exiting(llama, NEVER)
     lower = decoder.with_exit_rule(replace(decoder.exits, threshold=ALWAYS))
@@ -187,7 +187,7 @@ def test_another_rule_serves_the_same_decoder(llama):
 
 def test_unsupported_options_are_refused_by_name(llama):
     ids, mask = batch()
-    with pytest.raises(UsageError, match="beams"):
+    with pytest.raises(UsageError, match="num_beams=2"):
         exiting(llama, 0.5).generate(ids, mask, DecodeContext(replace(GREEDY, num_beams=2), 0))
-    with pytest.raises(UsageError, match="threshold"):
+    with pytest.raises(UsageError, match=r"strategy\.threshold"):
         early_exit.check(llama, exiting(llama, None).exits, GREEDY)

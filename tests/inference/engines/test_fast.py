@@ -103,7 +103,7 @@ def test_sampling_and_penalties_are_transformers_own(llama, name):
             assert fast == slow
 
 
-def test_a_prompt_longer_than_the_window_is_seen_through_it():
+def test_prompts_longer_than_the_sliding_window():
     model = build_model("mistral")
     decoder, (ids, mask) = decoder_for(model, "ratio=2"), batch(True)
     assert model.config.sliding_window < ids.shape[1]
@@ -115,7 +115,7 @@ def test_a_prompt_longer_than_the_window_is_seen_through_it():
     )
 
 
-def test_finished_sequences_leave_the_batch_and_the_others_go_on(llama):
+def test_finished_sequences_are_dropped_from_the_batch(llama):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(True)
     free = decoder.generate(ids, mask, DecodeContext(FAST, 0)).token_ids
     llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
@@ -131,7 +131,7 @@ def test_finished_sequences_leave_the_batch_and_the_others_go_on(llama):
     assert sizes[-1] <= 2
 
 
-def test_a_forced_length_goes_past_the_end_token(llama):
+def test_a_forced_length_continues_past_eos(llama):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(False)
     llama.generation_config.eos_token_id = decoder.generate(ids, mask, DecodeContext(FAST, 0)).token_ids[0][0]
     forced = decoder.generate(ids, mask, DecodeContext(FAST, 0), forced_length=6)
@@ -147,8 +147,8 @@ def test_one_token_needs_no_step(llama):
 
 def test_unsupported_options_have_a_reason(llama):
     assert unsupported_reason(llama, FAST) is None
-    assert unsupported_reason(llama, replace(FAST, num_beams=2)) == "beams"
-    assert unsupported_reason(llama, replace(FAST, stop=["x"])) == "stop strings"
-    assert unsupported_reason(llama, replace(FAST, generate_kwargs={"min_p": 0.1})) == "decoding.generate_kwargs (min_p)"
+    assert unsupported_reason(llama, replace(FAST, num_beams=2)) == "decoding.num_beams=2"
+    assert unsupported_reason(llama, replace(FAST, stop=["x"])) == "decoding.stop"
+    assert "decoding.generate_kwargs (min_p)" in unsupported_reason(llama, replace(FAST, generate_kwargs={"min_p": 0.1}))
     llama.config._attn_implementation = "flex_attention"
-    assert unsupported_reason(llama, FAST) == "flex_attention attention"
+    assert "flex_attention" in unsupported_reason(llama, FAST)

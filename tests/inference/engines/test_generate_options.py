@@ -23,13 +23,13 @@ def test_sampling_is_off_by_default():
 
 
 @pytest.mark.parametrize("key", sorted(REFUSED))
-def test_options_that_break_counting_or_the_two_phases_are_refused_by_name(key):
+def test_unsupported_options_are_refused_by_name(key):
     with pytest.raises(UsageError, match=rf"decoding\.generate_kwargs\.{key}"):
         check(decoding(generate_kwargs={key: 1}))
 
 
 @pytest.mark.parametrize("key", sorted(OWN_KEYS))
-def test_an_option_with_a_key_of_its_own_names_that_key(key):
+def test_an_option_with_its_own_key_is_refused_with_that_key(key):
     with pytest.raises(UsageError, match=rf"decoding\.{OWN_KEYS[key]}"):
         check(decoding(generate_kwargs={key: 1}))
 
@@ -45,5 +45,5 @@ def test_a_minimum_above_the_maximum_is_refused():
 
 
 def test_a_value_that_transformers_refuses_is_reported():
-    with pytest.raises(UsageError, match=r"^decoding\.generate_kwargs: "):
+    with pytest.raises(UsageError, match=r"decoding\.generate_kwargs.*early_stopping"):
         check(decoding(generate_kwargs={"early_stopping": "perhaps"}))

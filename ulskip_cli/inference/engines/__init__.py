@@ -1,5 +1,5 @@
-"""The decode loops: each engine turns a `BatchRequest` into an `EngineOutput`.
+"""The decode loops: each engine turns a `BatchRequest` into an `EngineOutput`, both defined in `base.py`.
 
-`base.py` defines both types and the `Engine` protocol. `fast.py` is the reference for speed. `hf_generate.py` calls
-transformers' `generate` and serves every option. `early_exit.py` and `speculative.py` serve early exit and drafts.
+`fast.py` is the default. `hf_generate.py` calls transformers' `generate` and supports every option. `early_exit.py` and
+`speculative.py` implement early exit and speculative decoding.
 """

@@ -1,4 +1,4 @@
-"""The interface of an engine, its request and output, and the output of a decoder."""
+"""The interface of engines, with their request and output, and the output of a decoder."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +12,12 @@ from ulskip_cli.core.config_schema import DecodingConfig
 
 @dataclass(frozen=True)
 class DraftStats:
-    """Counts of speculative decoding; the counts of several batches can be added."""
+    """Counts of speculative decoding, which can be added over batches."""
 
-    passes: int = 0  # of the full model; one pass of a batch counts once
-    gained: int = 0  # tokens that the passes added to each sequence of the batch
-    drafted: int = 0  # tokens of all unfinished sequences
-    accepted: int = 0  # tokens of each sequence, before the batch advances by the smallest number
+    passes: int = 0  # verification passes of the full model; a pass of a batch counts once
+    gained: int = 0  # tokens by which the passes extended each sequence of the batch
+    drafted: int = 0  # drafted tokens of all unfinished sequences
+    accepted: int = 0  # accepted drafts of all sequences, also those beyond the tokens by which the batch advances
 
     def __add__(self, other: "DraftStats") -> "DraftStats":
         return DraftStats(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
@@ -25,9 +25,9 @@ class DraftStats:
 
 @dataclass(frozen=True)
 class ExitStats:
-    """Exit depths of early exit; the counts of several batches can be added."""
+    """Exit depths of early exit, which can be added over batches."""
 
-    depths: Mapping[int, int] = field(default_factory=dict)  # tokens by number of layers; the first token is not counted
+    depths: Mapping[int, int] = field(default_factory=dict)  # number of tokens by number of layers, without the first token
     check_seconds: float = 0.0
 
     def __add__(self, other: "ExitStats") -> "ExitStats":
@@ -36,7 +36,7 @@ class ExitStats:
 
     @property
     def mean_depth(self) -> float | None:
-        """The mean number of layers that a token ran; None without tokens."""
+        """The mean number of layers per token; None without tokens."""
         tokens = sum(self.depths.values())
         return sum(depth * count for depth, count in self.depths.items()) / tokens if tokens else None
 
@@ -52,14 +52,14 @@ class BatchRequest:
     eos_token_ids: Sequence[int]
     length: int  # the maximal number of new tokens
     forced: bool  # generate exactly `length` tokens with EOS suppressed
-    on_step: Callable[[int], None] | None  # gets the number of tokens generated so far in the batch
+    on_step: Callable[[int], None] | None  # receives the number of tokens generated so far in the batch
 
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """The tokens of one batch and the clock readings at the end of every phase."""
+    """The tokens of one batch and the times at which its phases ended."""
 
-    token_ids: list[list[int]]  # one row per sequence without the prompt, padded after EOS
+    token_ids: list[list[int]]  # one list per sequence without the prompt, padded after EOS
     prefilled_at: float  # seconds on the clock
     first_at: float  # after the choice of the first token
     end: float  # after the last token
@@ -75,7 +75,7 @@ class Engine(Protocol):
     """A decode loop for one model and schedule."""
 
     def prepare(self, request: BatchRequest) -> float:
-        """Do the work that is needed once for all batches of a shape; return the seconds of compilation."""
+        """Do the work that all batches of a shape share; return the seconds of compilation."""
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
@@ -85,9 +85,9 @@ class Engine(Protocol):
 class BatchOutput:
     """The tokens of one batch and the duration of every phase."""
 
-    token_ids: list[list[int]]  # one list per sequence, up to and with EOS, without padding
-    hit_max_length: list[bool]  # the sequence ended at the length limit and not at EOS
-    prompt_tokens: int  # without padding; a prompt counts once, whatever the number of beams
+    token_ids: list[list[int]]  # one list per sequence, including EOS, without padding
+    hit_max_length: list[bool]  # the sequence ended at the length limit instead of EOS
+    prompt_tokens: int  # without padding; a prompt counts once, also with several beams
     prefill_seconds: float
     first_token_seconds: float  # from the call to the choice of the first token
     decode_seconds: float  # from the choice of the first token to that of the last

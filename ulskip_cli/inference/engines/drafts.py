@@ -1,4 +1,4 @@
-"""Speculative decoding: how many tokens to draft, and which drafts the full model accepts."""
+"""The draft length and the acceptance of drafts in speculative decoding."""
 
 from dataclasses import dataclass
 
@@ -9,26 +9,26 @@ from ulskip_cli.core.config_schema import AUTO
 from ulskip_cli.strategies.cost import drafting_speedup
 
 MAX_DRAFTS = 12
-PRIOR_ACCEPTED, PRIOR_CHECKED = 3.0, 4.0  # before the first check: 3 of 4 drafts accepted
+PRIOR_ACCEPTED, PRIOR_CHECKED = 3.0, 4.0  # initial counts: 3 of 4 drafts accepted
 DECAY = 0.9  # weight of earlier checks after each check
 
 
 class DraftLength:
-    """A fixed draft length, or with `auto` the one with the largest `drafting_speedup` at the observed acceptance rate."""
+    """A fixed draft length, or for `auto` the one with the largest `drafting_speedup` at the observed acceptance rate."""
 
     def __init__(self, setting: int | str, draft_cost: float) -> None:
         self.setting, self.draft_cost = setting, draft_cost
         self._accepted, self._checked = PRIOR_ACCEPTED, PRIOR_CHECKED
 
     def next(self) -> int:
-        """Return the number of tokens to draft now, at least 1."""
+        """Return the next number of tokens to draft, at least 1."""
         if self.setting != AUTO:
             return int(self.setting)
         acceptance = self._accepted / self._checked
         return max(range(1, MAX_DRAFTS + 1), key=lambda k: drafting_speedup(acceptance, k, self.draft_cost))
 
     def update(self, accepted: int, drafted: int) -> None:
-        """Count a check; drafts after the first rejected one were not tested and do not count."""
+        """Count the drafts of a check up to the first rejected one; later drafts were not tested."""
         self._accepted = DECAY * self._accepted + accepted
         self._checked = DECAY * self._checked + min(accepted + 1, drafted)
 
@@ -37,12 +37,12 @@ class DraftLength:
 class DraftVerification:
     """The result of checking k drafts of every sequence."""
 
-    tokens: Tensor  # [batch, k + 1]; valid up to tokens[i, accepted[i]], which is the full model's own
+    tokens: Tensor  # [batch, k + 1]; valid up to tokens[i, accepted[i]], which the full model chose
     accepted: Tensor  # [batch], from 0 to k
 
 
 def verify_greedy(drafts: Tensor, scores: Tensor) -> DraftVerification:
-    """Accept the drafts [batch, k] that the full model would have chosen by its scores [batch, k + 1, vocab_size]."""
+    """Accept the drafts [batch, k] that equal the argmax of the full model's scores [batch, k + 1, vocab_size]."""
     tokens = scores.argmax(dim=-1)
     return DraftVerification(tokens, _prefix_length(drafts == tokens[:, :-1]))
 
@@ -50,9 +50,8 @@ def verify_greedy(drafts: Tensor, scores: Tensor) -> DraftVerification:
 def verify_sampled(drafts: Tensor, draft_scores: Tensor, scores: Tensor) -> DraftVerification:
     """Accept a draft x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0) (Sec. 2.3, arXiv:2211.17192).
 
-    The tokens are distributed as if each had been drawn from p, the full model's distribution. q is the softmax of
-    `draft_scores` [batch, k, vocab_size], from which `drafts` [batch, k] were drawn; p is that of `scores` [batch, k + 1,
-    vocab_size].
+    The tokens are distributed as if drawn from p, the distribution of the full model: p is the softmax of `scores`
+    [batch, k + 1, vocab_size]. `drafts` [batch, k] were drawn from q, the softmax of `draft_scores` [batch, k, vocab_size].
     """
     p, q = torch.softmax(scores, dim=-1), torch.softmax(draft_scores, dim=-1)
     p_drafted, q_drafted = (shares.gather(-1, drafts[..., None])[..., 0] for shares in (p[:, :-1], q))
@@ -68,5 +67,5 @@ def verify_sampled(drafts: Tensor, draft_scores: Tensor, scores: Tensor) -> Draf
 
 
 def _prefix_length(flags: Tensor) -> Tensor:
-    """Count the flags before the first that is false: [batch, k] to [batch]."""
+    """Count the true flags before the first false one: [batch, k] to [batch]."""
     return flags.long().cumprod(dim=1).sum(dim=1)

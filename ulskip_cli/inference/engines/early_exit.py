@@ -1,8 +1,7 @@
-"""Early exit: each decode step runs only as many layers as the model needs to be confident of the next token.
+"""Early exit: each decode step runs layers until the prediction of the next token is confident enough.
 
-A token that exits early has no keys and values in the layers above. They are computed when a later token reaches those
-layers: the pending hidden states go through the layer in one pass with the later token's. Every key that is read is
-therefore the full model's own.
+A token that exits early has no keys and values in the layers above. When a later token reaches such a layer, the layer also
+processes the pending hidden states of the earlier tokens. All keys therefore equal those of the full model.
 """
 
 import functools
@@ -25,32 +24,32 @@ from ulskip_cli.strategies.exit_rule import ExitRule
 
 
 def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:
-    """Raise UsageError for a model, rule or option that this engine does not serve."""
+    """Raise UsageError if this engine does not support a model, rule or option."""
     if rule.threshold is None:
-        raise UsageError("early_exit: expected a threshold; it is found by calibration, or set strategy.threshold")
+        raise UsageError("expected strategy.threshold for strategy=early_exit, got none; set it, or calibrate with: ulskip run")
     if reason := fast.unsupported_reason(model, decoding):
-        raise UsageError(f"early_exit does not go with {reason}; remove it, or choose another strategy")
+        raise UsageError(f"strategy=early_exit is not supported with {reason}; change it, or use another strategy")
 
 
 class EarlyExitEngine:
-    """Greedy decoding and sampling under an exit rule; weights are packed before the first run."""
+    """Greedy decoding and sampling with early exit."""
 
     def __init__(self, model: PreTrainedModel, rule: ExitRule, device: torch.device, linear_backend: str) -> None:
         self.model, self.rule, self.device, self.linear_backend = model, rule, device, linear_backend
 
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:
-        """The model for decode steps, split at its layers, with packed weights if the backend has them."""
+        """The model of the decode steps, split into its layers, with the weights of the linear backend."""
         return LayerwiseModel(packed(self.model, self.linear_backend))
 
     def with_exit_rule(self, rule: ExitRule) -> "EarlyExitEngine":
-        """Return an engine with another rule; it shares the packed weights."""
+        """Return an engine with another exit rule that shares the packed weights."""
         engine = EarlyExitEngine(self.model, rule, self.device, self.linear_backend)
         engine.__dict__["layerwise"] = self.layerwise
         return engine
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights; steps are never compiled."""
+        """Pack the weights; the steps are never compiled."""
         _ = self.layerwise
         return 0.0
 
@@ -67,18 +66,14 @@ class EarlyExitEngine:
 
 
 class ExitSteps:
-    """Decode steps that exit at a depth chosen by the rule.
-
-    The pending hidden states of a depth belong to the tokens that exited there. A token lacks keys in every layer above its
-    exit, so the pending states of a depth and the states that arrive there are adjacent in the sequence.
-    """
+    """Decode steps that exit at a depth chosen by the rule."""
 
     can_shrink = True
 
     def __init__(
         self, model: PreTrainedModel, layerwise: LayerwiseModel, cache: DynamicCache, request: BatchRequest, rule: ExitRule
     ) -> None:
-        """Take over a cache that holds the prompt in every layer; `layerwise` is the split model or its packed copy."""
+        """Take over a cache with the prompt in every layer; `layerwise` is the split model or its packed copy."""
         mask, steps = request.attention_mask, request.length - 1
         self.layerwise, self.rule = layerwise, rule
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)
@@ -89,7 +84,9 @@ class ExitSteps:
         self.done = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         self._first = mask.shape[1]
         self._checks = frozenset(rule.checks)
-        self._pending: list[list[Tensor]] = [[] for _ in range(rule.num_layers)]  # by depth, [batch, tokens, hidden_size]
+        # By depth: the hidden states [batch, tokens, hidden_size] of the tokens that exited there. These tokens directly
+        # precede the next token that reaches this depth, because they have no keys in the layers above.
+        self._pending: list[list[Tensor]] = [[] for _ in range(rule.num_layers)]
         self._check_timer = AccumulatingTimer(mask.device)
         self._counts = dict.fromkeys(range(1, rule.num_layers + 1), 0)
 
@@ -99,7 +96,7 @@ class ExitSteps:
         return ExitStats({depth: count for depth, count in self._counts.items() if count}, self._check_timer.seconds)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
         self.ids = torch.cat([self.ids, tokens], dim=1)
         self.done = self.done | torch.isin(tokens[:, 0], self.eos_token_ids)
         at = self.ids.shape[1]
@@ -122,7 +119,7 @@ class ExitSteps:
         return self._finish(self.rule.num_layers, at, self.layerwise.logits(hidden[:, -1:]))
 
     def drop_finished(self, alive: Tensor) -> None:
-        """Continue with the sequences `alive` only."""
+        """Keep only the sequences `alive`."""
         for layer in self.cache.layers:
             layer.keep_sequences(alive)
         self.positions.drop_finished(alive)

@@ -1,4 +1,4 @@
-"""The fast engine: greedy decoding and sampling over preallocated buffers, with masks and positions made ahead."""
+"""The fast engine: greedy decoding and sampling with a preallocated KV cache and precomputed masks and positions."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -21,29 +21,29 @@ from ulskip_cli.inference.sampling import TokenSampler
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.timing import now
 
-CAPACITY_STEP = 128  # positions
+CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is compiled separately
 AnySteps = TypeVar("AnySteps")
-CHECK_STEPS = 8  # steps between checks for finished sequences on a GPU, where a check synchronises
+CHECK_STEPS = 8  # steps between checks for finished sequences on a GPU, because a check synchronises
 
 
 def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
-    """Return the reason why this engine does not serve a model or an option; None if it does."""
+    """Return the model property or option that this engine does not support; None if it supports all."""
     if decoding.num_beams > 1:
-        return "beams"
+        return f"decoding.num_beams={decoding.num_beams}"
     if decoding.generate_kwargs:
         return f"decoding.generate_kwargs ({', '.join(decoding.generate_kwargs)})"
     if decoding.stop:
-        return "stop strings"
+        return "decoding.stop"
     implementation = model.config.get_text_config(decoder=True)._attn_implementation
     if implementation not in ("sdpa", "eager"):
-        return f"{implementation} attention"
+        return f"the attention implementation {implementation}"
     if not static_cache.can_fix(shallow_view.new_cache(model)):
-        return "a cache of other things than keys and values"
+        return "a cache with states other than keys and values"
     return None
 
 
 class FastEngine:
-    """Decodes one model and schedule over fixed buffers; weights are packed before the first run."""
+    """Greedy decoding and sampling with one model and schedule."""
 
     def __init__(
         self, prompt_model: PreTrainedModel, stages: Sequence[StageView], device: torch.device, linear_backend: str
@@ -53,7 +53,7 @@ class FastEngine:
 
     @functools.cached_property
     def decode_models(self) -> list[PreTrainedModel]:
-        """The views of the stages, with packed weights if the backend has them."""
+        """The views of the stages, with the weights of the linear backend."""
         return [packed(stage.view, self.linear_backend) for stage in self.stages]
 
     def run(self, request: BatchRequest) -> EngineOutput:
@@ -63,7 +63,7 @@ class FastEngine:
         return replace(output, linear_backend=linear_backend_of(self.decode_models[0]), compiled=compiled)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights, and compile steps for this shape if compilation is on; raise RunError if that fails."""
+        """Pack the weights and compile the steps for this shape if compilation is on; raise RunError if it fails."""
         decode_models = self.decode_models
         key = self._shape(request)
         if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:
@@ -75,9 +75,9 @@ class FastEngine:
             for stage, model in zip(self.stages, decode_models, strict=True):
                 shallow_view.prune_cache(cache, stage.kept)
                 made.append(CompiledSteps(model, cache, key[1]))
-        except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or code that it does not support
+        except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, or unsupported code
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise RunError(f"cannot compile the decode step ({reason[:160]}); use decoding.compile=off") from None
+            raise RunError(f"torch.compile failed on the decode step ({reason[:160]}); use decoding.compile=off") from None
         self._compiled[key] = made
         return sum(steps.compile_seconds for steps in made)
 
@@ -102,7 +102,6 @@ class FastEngine:
         return decoding.compile == "on" or (decoding.compile == "auto" and self.device.type == "cuda")
 
     def _shape(self, request: BatchRequest) -> tuple[int, int]:
-        """Return batch size and buffer capacity; capacities are rounded up because each is compiled separately."""
         batch, prompt_len = request.input_ids.shape
         needed = prompt_len + request.length - 1
         return batch, -(-needed // CAPACITY_STEP) * CAPACITY_STEP
@@ -111,7 +110,7 @@ class FastEngine:
 def decode_steps(ids: Tensor, request: BatchRequest, steps: Steps, sampler: TokenSampler) -> None:
     """Fill `ids` [batch, prompt_len + length] from the second new token on."""
     batch, prompt_len, device = len(ids), request.input_ids.shape[1], ids.device
-    can_shrink = steps.can_shrink and not request.decoding.do_sample  # sampling draws for whole batches
+    can_shrink = steps.can_shrink and not request.decoding.do_sample  # the random numbers of sampling depend on the batch size
     rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
     current = ids
     check_steps = 1 if device.type == "cpu" else CHECK_STEPS
@@ -151,10 +150,9 @@ def run(
     device: torch.device,
     decode: Callable[[Tensor, BatchRequest, AnySteps, TokenSampler], None],
 ) -> EngineOutput:
-    """Encode the prompts of a batch, then decode step by step.
+    """Encode the prompts of a batch, then decode step by step with the keys and values of the layers `kept`.
 
-    `kept` are the layers of `prompt_model` whose keys and values the steps read; those of the others are dropped. `make_steps`
-    makes the steps from the cache that holds the prompt; `decode` fills the token ids [batch, prompt_len + length] with them.
+    `make_steps` makes the steps from the prompt's KV cache, and `decode` fills the token ids [batch, prompt_len + length].
     """
     input_ids, length = request.input_ids, request.length
     batch, prompt_len = input_ids.shape

@@ -1,4 +1,4 @@
-"""The options of transformers' `generate` that a decoding configuration may set."""
+"""The options of transformers' `generate` in a decoding configuration."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ OWN_KEYS = {
     "num_beams": "num_beams", "no_repeat_ngram_size": "no_repeat_ngram_size", "max_new_tokens": "max_new_tokens",
     "repetition_penalty": "repetition_penalty", "stop_strings": "stop",
 }  # fmt: skip
-# Options that change the counted tokens, or select a decoding method that does not work with two phases.
+# Options that change the number of tokens, or select a decoding method that two phases do not support.
 REFUSED = {
     "max_length", "min_length", "num_return_sequences", "use_cache", "cache_implementation", "cache_config", "max_cache_len",
     "return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
@@ -25,7 +25,7 @@ REFUSED = {
 
 
 def check(decoding: DecodingConfig) -> None:
-    """Raise UsageError for options that transformers does not know or that cannot be passed through."""
+    """Raise UsageError for unknown or unsupported options in `decoding.generate_kwargs`."""
     if not decoding.generate_kwargs:
         return
     from transformers import GenerationConfig
@@ -33,28 +33,34 @@ def check(decoding: DecodingConfig) -> None:
 
     logging.set_verbosity_error()
     passed = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - REFUSED - OWN_KEYS.keys()
-    for key in decoding.generate_kwargs:
+    for key, value in decoding.generate_kwargs.items():
         if key in OWN_KEYS:
-            raise UsageError(f"decoding.generate_kwargs.{key} has a key of its own: set decoding.{OWN_KEYS[key]} instead")
+            raise UsageError(f"decoding.generate_kwargs.{key} is not supported; use decoding.{OWN_KEYS[key]}={str(value)[:40]}")
         if key in REFUSED:
             raise UsageError(
-                f"decoding.generate_kwargs.{key} is refused: it changes the counted tokens or the decoding method; leave it out"
+                f"decoding.generate_kwargs.{key} is not supported, because it changes the token counts or the decoding method; "
+                "remove it"
             )
         if key not in passed:
             raise unknown("option of transformers' generate", key, sorted(passed))
     least = decoding.generate_kwargs.get("min_new_tokens") or 0
     if isinstance(least, int) and least > decoding.max_new_tokens:
         limit = decoding.max_new_tokens
-        raise UsageError(f"expected decoding.generate_kwargs.min_new_tokens up to decoding.max_new_tokens={limit}, got {least}")
+        raise UsageError(
+            f"expected decoding.generate_kwargs.min_new_tokens of at most {limit}, got {least}; "
+            f"use decoding.max_new_tokens={least} or a smaller minimum"
+        )
     try:
         GenerationConfig(**settings(decoding)).validate(strict=True)
     except (ValueError, TypeError, AttributeError) as error:
         reason = next((line for line in str(error).splitlines() if line.startswith("- ")), str(error).split("\n")[0])
-        raise UsageError(f"decoding.generate_kwargs: {reason.removeprefix('- ')[:200]}") from None
+        raise UsageError(
+            f"decoding.generate_kwargs is refused by transformers ({reason.removeprefix('- ')[:200]}); correct or remove it"
+        ) from None
 
 
 def settings(decoding: DecodingConfig) -> dict[str, Any]:
-    """Translate a decoding configuration into options of transformers, so that no default of a checkpoint applies."""
+    """Convert a decoding configuration to options of `generate`, which override the defaults of a checkpoint."""
     chosen: dict[str, Any] = {
         "do_sample": decoding.do_sample,
         "num_beams": decoding.num_beams,

@@ -1,4 +1,4 @@
-"""The transformers engine: `generate` over two phases; it serves every option, beams included."""
+"""The transformers engine: `generate` in two phases, with support for every option."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from ulskip_cli.inference.timing import now
 
 
 class TransformersEngine:
-    """Calls transformers' `generate` for one model and schedule; a tokenizer is needed for stop strings only."""
+    """Decoding with transformers' `generate`; only stop strings require the tokenizer."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class TransformersEngine:
         self._model = shallow_view.two_phase(prompt_model, stages, self._on_prefill)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Do nothing; this engine needs no preparation."""
+        """Do nothing and return 0."""
         return 0.0
 
     def run(self, request: BatchRequest) -> EngineOutput:
@@ -67,7 +67,7 @@ class TransformersEngine:
 
 
 class StepObserver(StoppingCriteria):  # type: ignore[misc]
-    """A stopping criterion that never stops; it reads the clock at the first token and reports the number of tokens."""
+    """A stopping criterion that never stops; it records the time of the first token and reports the number of tokens."""
 
     def __init__(self, device: torch.device, prompt_shape: Sequence[int], on_step: Callable[[int], None] | None) -> None:
         self.device = device
@@ -77,7 +77,7 @@ class StepObserver(StoppingCriteria):  # type: ignore[misc]
         self._never: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        """Return a flag of false for every sequence, [batch or batch * beams]."""
+        """Return False for every sequence, [batch * beams]."""
         if self._never is None:
             self.first_at = now(self.device)
             self._never = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

@@ -1,4 +1,4 @@
-"""The speculative engine: the kept layers draft tokens, and the full model verifies them in one pass without loss."""
+"""The speculative engine: the kept layers draft tokens, and the full model verifies them in one forward pass."""
 
 import functools
 from dataclasses import replace
@@ -19,18 +19,20 @@ from ulskip_cli.inference.sampling import TokenSampler
 
 
 def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfig) -> None:
-    """Raise UsageError for a model, schedule or option that this engine does not serve."""
+    """Raise UsageError if this engine does not support a model, schedule or option."""
     if view is model:
-        raise UsageError("decoding.draft_tokens: every layer is kept, which leaves nothing to draft with; skip some, or set 0")
+        raise UsageError(
+            f"decoding.draft_tokens={decoding.draft_tokens} requires a schedule that skips layers, got one that keeps all; "
+            "use ratio=2 or decoding.draft_tokens=0"
+        )
     if reason := fast.unsupported_reason(model, decoding):
-        raise UsageError(f"decoding.draft_tokens does not go with {reason}; set it to 0")
+        raise UsageError(
+            f"decoding.draft_tokens={decoding.draft_tokens} is not supported with {reason}; use decoding.draft_tokens=0"
+        )
 
 
 class SpeculativeEngine:
-    """Greedy decoding and sampling whose tokens are the full model's own; `view` runs the layers `kept` of `model`.
-
-    All sequences of a batch advance by the smallest number of accepted drafts; further accepted drafts are drafted again.
-    """
+    """Lossless speculative decoding; `view` runs the layers `kept` of `model`."""
 
     def __init__(
         self,
@@ -46,12 +48,12 @@ class SpeculativeEngine:
 
     @functools.cached_property
     def decode_models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """The full model and the view for decode steps; they share one set of packed weights if the backend has them."""
+        """The full model and the view of the decode steps, which share the weights of the linear backend."""
         full = packed(self.model, self.linear_backend)
         return full, self.view if full is self.model else shallow_view.shallow_view(full, self.kept)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights; steps are never compiled."""
+        """Pack the weights; the steps are never compiled."""
         _ = self.decode_models
         return 0.0
 
@@ -76,7 +78,7 @@ class SpeculativeEngine:
         eos = [] if request.forced else list(request.eos_token_ids)
         eos_token_ids = torch.tensor(eos, dtype=torch.long, device=self.device)
         lengths, stats = DraftLength(request.decoding.draft_tokens, self.draft_cost), DraftStats()
-        rows, current = torch.arange(len(ids), device=self.device), ids.clone()  # the sequences that are still decoded
+        rows, current = torch.arange(len(ids), device=self.device), ids.clone()  # indices and ids of the unfinished sequences
         done = torch.isin(ids[:, at - 1], eos_token_ids)
         while at < total:
             alive = (~done).nonzero()[:, 0]
@@ -109,14 +111,14 @@ class SpeculativeEngine:
 def _draft_and_verify(
     ids: Tensor, at: int, count: int, models: "DraftAndVerifyModels", sampler: TokenSampler
 ) -> DraftVerification:
-    """Draft `count` tokens into `ids` [batch, len] from position `at` on, and verify them; with 0 the full model chooses."""
+    """Draft `count` tokens into `ids` [batch, len] from index `at` on, and verify them with the full model."""
     draft_scores = []
     for i in range(at, at + count):
         draft_scores.append(sampler.scores(ids[:, :i], models.draft(ids[:, i - 1 : i])))
         ids[:, i] = sampler.pick(draft_scores[-1])
     models.rewind(at - 1)
     logits = models.verify(ids[:, at - 1 : at + count])
-    # Penalties depend on the prefix, and every position has its own, drafts included.
+    # Each position has a prefix of its own, on which penalties depend; prefixes include drafts.
     scores = torch.stack([sampler.scores(ids[:, : at + i], logits[:, i]) for i in range(count + 1)], dim=1)
     drafts = ids[:, at : at + count]
     if not sampler.sample:
@@ -125,10 +127,10 @@ def _draft_and_verify(
 
 
 def _count_drafts(verification: DraftVerification, eos_token_ids: Tensor, done: Tensor, count: int) -> DraftStats:
-    """Count one verification pass; `gained` is the number of tokens by which the batch advances.
+    """Return the counts of one verification pass; `done` [batch] marks the sequences that finished earlier.
 
-    A sequence that reaches EOS in this pass does not limit the others, and its drafts after EOS are not counted. `done` [batch]
-    marks the sequences that were finished before.
+    The batch advances by `gained` tokens, the smallest number of accepted drafts and one more. A sequence that reaches EOS in
+    this pass does not limit the others, and its drafts after EOS are not counted.
     """
     index = torch.arange(verification.tokens.shape[1], device=done.device)
     first_eos = torch.where(torch.isin(verification.tokens, eos_token_ids), index, len(index)).amin(dim=1)
@@ -142,7 +144,7 @@ def _count_drafts(verification: DraftVerification, eos_token_ids: Tensor, done: 
 
 
 class DraftAndVerifyModels:
-    """The forward passes of the full model and of its view over one set of cache buffers."""
+    """The full model and its view on one KV cache."""
 
     def __init__(
         self,
@@ -153,7 +155,7 @@ class DraftAndVerifyModels:
         mask: Tensor,
         length: int,
     ) -> None:
-        """Take over a cache that holds the prompt in every layer; `mask` is [batch, prompt_len]."""
+        """Take over a cache with the prompt in every layer; `mask` is [batch, prompt_len]."""
         self.full, self.view = full, view
         steps = length - 1  # no pass reads the last token
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)
@@ -170,11 +172,11 @@ class DraftAndVerifyModels:
         return self._forward(self.full, self.cache, tokens)
 
     def rewind(self, length: int) -> None:
-        """Forget all tokens after the first `length`, prompt included."""
+        """Remove all tokens after the first `length` from the cache; the prompt counts."""
         self.cursor.length = length
 
     def drop_finished(self, alive: Tensor) -> None:
-        """Continue with the sequences `alive` only."""
+        """Keep only the sequences with the indices `alive` [sequences]."""
         for layer in self.cache.layers:
             layer.keep_sequences(alive)
         self.positions.drop_finished(alive)
