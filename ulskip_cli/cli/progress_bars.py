@@ -34,11 +34,11 @@ class ProgressBars:
         self.bars.stop()
 
     def point(self, number: int, total: int) -> None:
-        """Show from here on that phases belong to one point of many."""
+        """Show the number of the point that the next phases belong to."""
         self._prefix = f"[{number}/{total}] "
 
     def note(self, text: str) -> None:
-        """Show a line that a person should read."""
+        """Show a note to the user."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, label: str, total: int) -> ReportProgress:

@@ -30,7 +30,7 @@ class SweepDisplay:
     """Shows a sweep as a table that stays in place, or as a line per event if standard error is no terminal."""
 
     def __init__(self, jobs: "Sequence[Job]", write_tables: "Callable[[ResultsFolder], object]") -> None:
-        """Display these jobs; `write_tables` writes the tables of a results folder and is called now and then."""
+        """Display these jobs; `write_tables` writes the tables of a results folder and is called at intervals."""
         self.workers = 1
         self._write_tables = write_tables
         self._tables_written_at = float("-inf")
@@ -78,7 +78,7 @@ class SweepDisplay:
         self._left, self._guessed_at = (seconds, num_unknown), time.monotonic()
 
     def rows_changed(self, folder: "ResultsFolder") -> None:
-        """Write the tables anew, unless that was done just now."""
+        """Write the tables again, unless they were written a moment ago."""
         if time.monotonic() - self._tables_written_at >= TABLE_SECONDS or len(self._states) == self._total:
             if folder.rows():
                 self._write_tables(folder)
@@ -89,7 +89,7 @@ class SweepDisplay:
         self._running = list(lines)
 
     def note(self, text: str) -> None:
-        """Show a line that a person should read; on a terminal, the last three."""
+        """Show a note to the user; a terminal shows the last three."""
         if self._drawn:
             self._notes = [*self._notes[-2:], text]
         else:
@@ -119,7 +119,7 @@ class SweepDisplay:
 
 
 def front(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that no other of the same model, task and pair beats in both speed and quality, the fastest last."""
+    """Return the Pareto front of speed and quality for each model, task and pair, ordered by speed."""
     metric = _metric(rows)
     if metric is None:
         return []
@@ -138,7 +138,7 @@ def front(rows: Sequence[Row]) -> list[Row]:
 
 
 def time_left(seconds: float, unknown: int, total: int) -> str:
-    """Describe an estimate in words, with the points that it leaves out.
+    """Describe an estimate in words, with the number of points without an estimate.
 
     >>> time_left(90, 0, 3), time_left(90, 1, 3), time_left(0, 3, 3)
     ('about 1:30', 'about 1:30 and 1 point of unknown length', 'unknown')

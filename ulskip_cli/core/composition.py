@@ -40,7 +40,7 @@ def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Any]:
-    """Parse `key=value` overrides with Hydra's own parser, sweeps included."""
+    """Parse `key=value` overrides with Hydra's parser, including sweeps."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -64,7 +64,7 @@ def _spelled_as_key(text: str) -> str:
 
 
 def refuse_renamed(keys: Iterable[str]) -> None:
-    """Raise UsageError for a key that has another name now."""
+    """Raise UsageError for a key that was renamed."""
     for key in keys:
         for old, new in RENAMED_KEYS.items():
             if key == old or key.startswith(f"{old}."):
@@ -116,7 +116,7 @@ def _file_stamps(extra_dir: Path | None) -> object:
 def _experiment_has_random_weights(
     primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None
 ) -> bool:
-    """Return True if the chosen experiment takes random weights, so that `model.path` names a shape and not a checkpoint."""
+    """Return True if the chosen experiment uses random weights, so that `model.path` names a shape and not a checkpoint."""
     chosen = [_resolve_choice(text, groups, extra_dir) for text in overrides if _key(text) == "experiment"]
     return (
         bool(chosen) and _compose_choices(primary, tuple(chosen), extra_dir, _file_stamps(extra_dir)).model.source == "random"

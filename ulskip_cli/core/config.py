@@ -86,7 +86,7 @@ def options_of(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity(config: Config) -> str:
-    """Hash everything in a configuration that changes its results; 12 hex digits."""
+    """Return a hash of everything in a configuration that changes its results, as 12 hex digits."""
     canonical, strategy = resolved_config(config), instantiate(config.strategy, "strategy")
     if not strategy.follows_ratio:
         canonical.update(ratio=None, ratio_basis=None)
@@ -116,7 +116,7 @@ def baseline_config(config: Config) -> Config:
 
 
 def without_drafts(decoding: DecodingConfig) -> DecodingConfig:
-    """Return the decoding that drafting is compared with: it chooses tokens in the same way, one at a time."""
+    """Return the decoding without drafts that is the baseline of a drafting one; it chooses tokens in the same way."""
     if not decoding.draft_tokens:
         return decoding
     return replace(decoding, name="sample" if decoding.do_sample else "greedy", draft_tokens=0)
@@ -128,12 +128,12 @@ def resolved_config(config: Config | TrainingConfig) -> dict[str, Any]:
 
 
 def recorded_config(config: Config) -> dict[str, Any]:
-    """Return the configuration that a results row keeps: everything but the launcher."""
+    """Return the configuration that a results row stores: all keys except those of the launcher."""
     return {key: value for key, value in resolved_config(config).items() if key != "launcher"}
 
 
 def to_yaml(config: Config | TrainingConfig) -> str:
-    """Return the configuration as YAML, as `--print-config` shows it and results keep it."""
+    """Return the configuration as YAML, in the form that results folders store."""
     return OmegaConf.to_yaml(OmegaConf.create(resolved_config(config)))
 
 

@@ -22,7 +22,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def option(default: Any, text: str, choices: Sequence[str] = (), **limits: float) -> Any:
-    """Declare a key: default or factory, help text, choices, and limits: minimum, maximum (included), above, below (not)."""
+    """Declare a key: default or factory, help text, choices, and limits (inclusive minimum and maximum, exclusive above and below)."""
     metadata = {"help": text, "choices": tuple(choices), "limits": limits}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
@@ -31,7 +31,7 @@ def option(default: Any, text: str, choices: Sequence[str] = (), **limits: float
 
 @dataclass
 class ModelConfig:
-    """The model: its weights, their dtype and their device. `configs/model/`."""
+    """Options of the model: weights, dtype and device. Presets are in `configs/model/`."""
 
     name: str = MISSING
     description: str = ""
@@ -41,7 +41,7 @@ class ModelConfig:
     device: str = option("auto", "where the model runs; auto: CUDA or MPS if available, else the CPU")
     revision: str | None = option(None, "branch, tag or commit of a hub model")
     trust_remote_code: bool = option(False, "run the modelling code that comes with a checkpoint")
-    device_map: str | None = option(None, "spread the model over devices, as accelerate does")
+    device_map: str | None = option(None, "accelerate's device map, e.g. auto; null: one device")
     quantization: str | None = option(None, "quantize the weights while loading them", choices=QUANTIZATIONS)
     adapter: str | None = option(None, "folder or hub id of a PEFT adapter")
     chat_options: dict[str, Any] | None = option(None, "variables of the chat template")
@@ -49,20 +49,20 @@ class ModelConfig:
 
 @dataclass
 class DecodingConfig:
-    """The decoding: how the next token is chosen, and by which loop. `configs/decoding/`."""
+    """Options of decoding: how the next token is chosen, and by which engine. Presets are in `configs/decoding/`."""
 
     name: str = MISSING
     description: str = ""
     num_beams: int = option(1, "number of beams; 1: no beam search", minimum=1)
     no_repeat_ngram_size: int = option(0, "length of n-grams that may occur only once; 0: no limit", minimum=0)
-    repetition_penalty: float = option(1.0, "penalty for tokens that are in the text already; 1: none", above=0)
+    repetition_penalty: float = option(1.0, "penalty for tokens that already occur in the text; 1: none", above=0)
     do_sample: bool = option(False, "sample tokens instead of taking the most likely one")
     temperature: float = option(1.0, "temperature of sampling", above=0)
     top_p: float = option(1.0, "probability mass of nucleus sampling", above=0, maximum=1)
     top_k: int = option(0, "sample from the k most likely tokens; 0: from all", minimum=0)
     max_new_tokens: int = option(64, "maximum length of an answer, in tokens", minimum=1)
     stop: list[str] = option(list, "strings that end an answer")
-    engine: str = option("auto", "decoding loop; auto: the fast one if it supports the options", choices=ENGINES)
+    engine: str = option("auto", "decoding engine; auto: fast if it supports the options, else transformers", choices=ENGINES)
     compile: str = option("auto", "compile the fast engine's steps; auto: on a GPU", choices=COMPILES)
     generate_kwargs: dict[str, Any] | None = option(None, "further arguments of transformers' generate")
     draft_tokens: int | str = option(0, "tokens that the kept layers draft for each check by all layers; 0: no drafts")
@@ -70,9 +70,9 @@ class DecodingConfig:
 
 @dataclass
 class SpeedConfig:
-    """The measurement of speed: timed pairs of full model and strategy on the same prompts."""
+    """Options of the speed measurement, which times the full model and the strategy in pairs on the same prompts."""
 
-    enabled: bool = option(True, "measure the speed")
+    enabled: bool = option(True, "measure speed in timed pairs")
     pairs: int = option(7, "timed pairs of full model and strategy", minimum=1)
     warmup: int = option(2, "pairs that run first and are not counted", minimum=0)
     new_tokens: int = option(32, "tokens generated per sequence", minimum=2)
@@ -81,7 +81,7 @@ class SpeedConfig:
 
 @dataclass
 class CalibrationConfig:
-    """The held-out examples on which calibrated strategies are measured before a run."""
+    """Options of calibration, which some strategies need before a run, on held-out examples."""
 
     examples: int = option(64, "number of held-out examples", minimum=1)
     task: dict[str, Any] | None = option(None, "task keys with other values for held-out examples")
@@ -89,13 +89,13 @@ class CalibrationConfig:
 
 @dataclass
 class LauncherConfig:
-    """The launcher: the engine that runs the points of a sweep. `configs/launcher/`."""
+    """Options of the launcher, which runs the points of a sweep. Presets are in `configs/launcher/`."""
 
     name: str = option("inline", "launcher of a sweep", choices=LAUNCHERS)
     description: str = ""
     workers: int | None = option(None, "number of workers; null: one for each device", minimum=1)
     threads: int | None = option(None, "threads of each worker; null: the cores divided by the workers", minimum=1)
-    max_retries: int = option(2, "how often a point is tried again after its worker died", minimum=0)
+    max_retries: int = option(2, "number of retries of a point whose worker died", minimum=0)
     executor: str = option("auto", "submitit's executor")
     options: dict[str, Any] | None = option(None, "options passed on to submitit or Ray")
     address: str | None = option(None, "address of the Ray cluster")
@@ -121,7 +121,7 @@ class Config:
     seed: int = option(1, "seed for sampling and for random weights", minimum=0)
     baseline: bool = option(True, "also run the full model, as the baseline")
     memory_budget: str | None = option(None, "memory budget of `ulskip plan`")
-    sweep: dict[str, Any] = option(dict, "values of the keys that a sweep combines")
+    sweep: dict[str, Any] = option(dict, "keys and values of a sweep's grid")
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
 
 
@@ -130,7 +130,7 @@ class LoraOptions:
     """LoRA adapters on the linear layers, merged into the weights after training."""
 
     rank: int = option(16, "rank of the adapters", minimum=1)
-    alpha: int = option(32, "scale of the adapters")
+    alpha: int = option(32, "scale of the adapters (lora_alpha)")
     dropout: float = option(0.0, "dropout in the adapters")
     targets: str = option("all-linear", "modules that receive adapters")
 

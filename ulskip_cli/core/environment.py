@@ -27,7 +27,7 @@ def code() -> dict[str, Any]:
 
 
 def process_seconds() -> float:
-    """Return the age of this process in seconds, the start of Python included."""
+    """Return the age of this process in seconds, including the start of Python."""
     return time.time() - psutil.Process().create_time()
 
 
@@ -63,13 +63,13 @@ def origin(device: str) -> dict[str, Any]:
 
 
 def is_like_here(measured: Mapping[str, Any], device: str, also: Sequence[str] = ()) -> bool:
-    """Return True if a row's `environment` is a machine like this one; `also` names further keys that must agree."""
+    """Return True if a row's `environment` describes a machine like this one; `also` names further keys to compare."""
     here = machine(device)
     return all(measured.get(key) == here[key] for key in (*MACHINE, *also))
 
 
 def is_likely_here(measured: Mapping[str, Any]) -> bool:
-    """Return True if the processor is this machine's, which can be told without torch."""
+    """Return True if a row was measured on a processor like this machine's; this check needs no torch."""
     return bool(measured.get("processor") == _processor())
 
 

@@ -56,7 +56,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append a line in one write, after ending one that a crash cut off, or raise StorageError; `sync` calls fsync."""
+    """Append a line in one write, first completing a line that a crash cut off; raise StorageError if that fails."""
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+", buffering=0) as stream:

@@ -133,7 +133,7 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
 
 
 def fingerprint(model: ModelConfig) -> str:
-    """Return a string that changes when the weights under a name change, such as the commit of a hub model.
+    """Return a string that identifies the weights, such as the commit of a hub model or a hash of a folder's files.
 
     A folder is hashed by sizes and samples of its files, since hashing a large model completely takes minutes.
     """

@@ -1,4 +1,4 @@
-"""Progress of long work, reported through callbacks that know nothing of the display."""
+"""Progress of long work, reported through callbacks that are independent of the display."""
 
 import time
 from collections.abc import Callable
@@ -8,21 +8,21 @@ REFRESH_SECONDS = 0.2
 
 
 class ReportProgress(Protocol):
-    """Callback that takes how much of a phase is done, and a short note such as tokens/s."""
+    """A callback that receives the finished part of a phase and a short note such as tokens/s."""
 
     def __call__(self, done: int, note: str = "") -> None:
         """Report progress."""
 
 
 class ProgressCallback(Protocol):
-    """Receiver of progress, such as a progress bar."""
+    """A receiver of progress, such as a progress bar."""
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """Begin a phase, which lasts until the next one, and return its callback; a total of 0 needs no display."""
+        """Begin a phase, end the current one, and return the callback of the new one; a total of 0 needs no display."""
 
 
 class NullProgress:
-    """Receiver that ignores all progress."""
+    """A receiver that ignores all progress."""
 
     def phase(self, label: str, total: int) -> ReportProgress:
         """Return a callback that does nothing."""
@@ -44,10 +44,10 @@ def throttled(total: int, draw: Callable[[int, str], None]) -> ReportProgress:
 
 
 class Stopwatch:
-    """Receiver that sums up the seconds of every phase and passes all progress on to `inner`."""
+    """A receiver that adds up the seconds of every phase and passes all progress on to `inner`."""
 
     def __init__(self, label: str, began: float | None = None) -> None:
-        """Begin the first phase, at `began` on the clock of `time.monotonic` or now."""
+        """Begin the first phase at the time `began` of `time.monotonic`, by default now."""
         self.inner: ProgressCallback = NullProgress()
         self.seconds: dict[str, float] = {}
         self._label = label

@@ -31,77 +31,77 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
 
 def check_run(config: Config) -> None:
-    """Raise UsageError for values that a run cannot have, or NotApplicable if valid values do not go together."""
+    """Raise UsageError for invalid values of a run, or NotApplicable for valid values that are incompatible."""
     _check_shared(config)
     _check_decoding_together(config.decoding)
     _check_drafts(config)
     if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
-        raise UsageError(f"expected name to be a plain folder name, got '{config.name}'")
+        raise UsageError(f"expected name to be a folder name without slashes or a leading dot, got '{config.name}'")
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raise UsageError for values that a training cannot have."""
+    """Raise UsageError for invalid values of a training."""
     _check_shared(config)
     train = config.train
     for key in ("quantization", "device_map"):
         if getattr(config.model, key) is not None:
             raise UsageError(
-                f"model.{key} is not supported in training, which needs unquantized weights on one device; set it to null"
+                f"model.{key} is not supported by ulskip train, which needs unquantized weights on one device; set it to null"
             )
     if not train.ratios:
-        raise UsageError("expected at least one of train.ratios, got none")
+        raise UsageError("expected at least one number in train.ratios, got none; e.g. train.ratios=[1,2]")
     if not train.ce_weight + train.full_weight + train.distill_weight:
         raise UsageError("expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0 for all")
     if train.ratio_weights is not None and (
         len(train.ratio_weights) != len(train.ratios) or min(train.ratio_weights) < 0 or not sum(train.ratio_weights)
     ):
         raise UsageError(
-            f"expected train.ratio_weights >= 0, not all 0, for each of {len(train.ratios)} ratios, got {train.ratio_weights}"
+            f"expected {len(train.ratios)} train.ratio_weights >= 0, one per ratio and not all 0, got {train.ratio_weights}"
         )
     if train.validation and train.held_out:
-        raise UsageError("expected train.validation or train.held_out, got both")
+        raise UsageError("expected train.validation or train.held_out, got both; set one of them")
 
 
 def check_decoding(decoding: DecodingConfig) -> None:
-    """Raise UsageError for values that a decoding cannot have."""
+    """Raise UsageError for invalid values of a decoding."""
     check_fields(decoding, "decoding.")
     _check_decoding_together(decoding)
 
 
 def _check_decoding_together(decoding: DecodingConfig) -> None:
     if not all(decoding.stop):
-        raise UsageError(f"expected decoding.stop to be a list of strings that are not empty, got {decoding.stop}")
+        raise UsageError(f"expected decoding.stop to be a list of non-empty strings, got {decoding.stop}")
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     changed = [key for key, default in sampling.items() if getattr(decoding, key) != default]
     if changed and not decoding.do_sample:
-        raise UsageError(f"decoding.{changed[0]} is for sampling; add decoding.do_sample=true or use decoding=sample")
+        raise UsageError(f"decoding.{changed[0]} requires sampling; add decoding.do_sample=true or use decoding=sample")
 
 
 def _check_drafts(config: Config) -> None:
     decoding, drafts = config.decoding, config.decoding.draft_tokens
     if drafts != AUTO and (isinstance(drafts, str) or drafts < 0):
-        raise UsageError(f"expected decoding.draft_tokens to be a number, 0 for no drafts, or {AUTO}; got {drafts}")
+        raise UsageError(f"expected decoding.draft_tokens to be a number >= 0 or {AUTO}, got {drafts}; 0 means no drafts")
     if not drafts:
         return
     refused = {
         "beams; set decoding.num_beams=1": decoding.num_beams > 1,
         "stop strings; set decoding.stop=[]": bool(decoding.stop),
         "arguments of transformers' generate; set decoding.generate_kwargs=null": bool(decoding.generate_kwargs),
-        "a chosen engine; set decoding.engine=auto": decoding.engine != "auto",
+        "other engines; set decoding.engine=auto": decoding.engine != "auto",
         "compiled steps; set decoding.compile=auto": decoding.compile == "on",
-        "prompt_layers=kept, because all layers check the drafts; set prompt_layers=all": config.prompt_layers == "kept",
+        "prompt_layers=kept, because all layers verify the drafts; set prompt_layers=all": config.prompt_layers == "kept",
         "ratio_basis=latency, which times steps without drafts; set ratio_basis=cost": config.ratio_basis == "latency",
     }
     for reason, found in refused.items():
         if found:
-            raise NotApplicable(f"decoding.draft_tokens={drafts} does not go with {reason}, or decoding.draft_tokens=0")
+            raise NotApplicable(f"decoding.draft_tokens={drafts} is incompatible with {reason}, or decoding.draft_tokens=0")
 
 
 def _check_shared(config: Config | TrainingConfig) -> None:
     for group, node in (("task", config.task), ("strategy", config.strategy)):
         if not {"_target_", "name"} <= node.keys():
-            raise UsageError(f"expected _target_ and name in the {group} config, got {', '.join(node) or 'nothing'}")
+            raise UsageError(f"expected the keys _target_ and name in the {group} config, got {', '.join(node) or 'none'}")
     check_fields(config)
     for key in ("quantization", "device_map", "adapter"):
         if getattr(config.model, key) is not None and config.model.source == "random":
-            raise UsageError(f"model.{key} needs pretrained weights; set it to null for model=random")
+            raise UsageError(f"model.{key} requires pretrained weights; set it to null for model=random")

@@ -1,4 +1,4 @@
-"""Bytes of weights by decoder layer, and the speedup that they predict: a decode step reads every weight that it uses."""
+"""Bytes of weights per decoder layer, and the speedup predicted from them: a decode step reads every weight that it uses."""
 
 import re
 from collections import defaultdict
@@ -21,7 +21,7 @@ class WeightSizes:
         return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """Return the predicted speedup over steps with different layers: pairs of a number of steps and their layers."""
+        """Return the predicted speedup over steps with different layers, given as pairs of a number of steps and its layers."""
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
 
