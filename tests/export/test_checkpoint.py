@@ -120,7 +120,7 @@ def test_an_export_of_an_export_and_its_schedule(model_folder, tmp_path):
     assert record["kept_layers"] == list(KEPT)
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
-        with pytest.raises(UsageError, match=r"\b3 layers.*\b6\b"):
+    with pytest.raises(UsageError, match=r"\b3 layers.*\b6\b"):
         run_export([f"model.path={tmp_path / 'one'}", *again], None, ExportRequest(tmp_path / "three"))
     run_export([f"model.path={tmp_path / 'one'}", "strategy=full"], None, ExportRequest(tmp_path / "three"))
     assert (tmp_path / "three" / "model.safetensors").read_bytes() == one
