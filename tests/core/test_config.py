@@ -138,14 +138,14 @@ def test_the_resolved_yaml_composes_to_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train.ratio=2"], r"train.ratio.*did you mean 'train.ratios'"),
-        (["train=papr"], "did you mean 'paper'"),
+        (["train.ratio=2"], r"train\.ratio'.*train\.ratios"),
+        (["train=papr"], "papr.*paper"),
         (["train.optimizer=adam"], "adamw, muon"),
-        (["train.ce_weight=0"], "got 0 for all"),
+        (["train.ce_weight=0"], r"train\.ce_weight"),
         (["seed=-1"], "seed >= 0"),
         (["train.dropout=1"], "train.dropout < 1"),
         (["train.learning_rate=0"], "train.learning_rate > 0"),
-        (["train.ratios=[1,2]", "train.ratio_weights=[1]"], "for each of 2 ratios"),
+        (["train.ratios=[1,2]", "train.ratio_weights=[1]"], r"2 train\.ratio_weights.*\[1"),
         (["train.validation={limit:3}", "train.held_out=3"], "got both"),
         (["train.reversed_share=2"], r"train\.reversed_share <= 1, got 2"),
         (["train.ratios=2,3"], "ulskip sweep"),
