@@ -27,6 +27,7 @@ NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip",
 BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip", "search")
 MEASURED_FIRST = ("block_influence", "search")
 RATIOS = (2.0, 3.0, 6.0)
+NAMED_BELOW = ("bottom_skip", "skip_decode")  # in the plot: right of their last point lies another line
 COMPARISONS = "comparisons.json"
 Row = dict[str, Any]
 
@@ -132,27 +133,36 @@ def plot(rows: Rows, file: Path) -> None:
 
 
 def drawn(rows: Rows) -> Figure:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    control = rows.bleu("full", 1.0)
-    axes.axhline(control, color=plot_style.FAINT, linestyle="--", linewidth=1)
-    told = {"xytext": (-4, 4), "textcoords": "offset points", "color": plot_style.FAINT, "ha": "right"}
-    axes.annotate("full depth, fine-tuned alike", (1, control), xycoords=("axes fraction", "data"), **told)
+    control, grey = rows.bleu("full", 1.0), plot_style.strategy_colour("full")
+    axes.axhline(control, color=grey, linestyle="--", linewidth=1)
+    axes.plot([1], [control], "D", color=grey, markersize=5)
+    plot_style.annotate(axes, "full model, fine-tuned with the same budget", (1, control), (6, 5), fontsize=9)
     for strategy in ("unified", *BASELINES):
-        xs, ys = [], []
+        xs, ys, colour = [], [], plot_style.strategy_colour(strategy)
         for ratio in RATIOS:
             found, timed = rows.seeds(strategy, ratio), rows.speed.get((strategy, ratio, 1))
             if not found:
                 continue
             x = timed["measured_speedup"] if timed else found[0]["predicted_speedup"]
-            axes.scatter(
-                [x] * len(found), [row["bleu"] for row in found], color=plot_style.strategy_colour(strategy), s=10, alpha=0.6
-            )
+            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=colour, s=10, alpha=0.6)
             xs, ys = [*xs, x], [*ys, rows.bleu(strategy, ratio)]
-        axes.plot(xs, ys, color=plot_style.strategy_colour(strategy), label=NAMES[strategy], marker="o", markersize=4)
-    axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} decode speedup, batch 1")
-    axes.set_ylabel("BLEU, test_2016_flickr de-en")
-    axes.legend(loc="lower left")
+        if not xs:
+            continue
+        axes.plot(xs, ys, color=colour, marker="o", markersize=5, linewidth=1.8)
+        place: dict[str, Any] = {"ha": "center", "va": "top"} if strategy in NAMED_BELOW else {"va": "center"}
+        offset = (0, -8) if strategy in NAMED_BELOW else (8, 0)
+        plot_style.annotate(axes, NAMES[strategy], (xs[-1], ys[-1]), offset, fontsize=10, **place)
+    axes.set_title(
+        "Multi30k, German to English, batch size 1; the points of a line\n"
+        "have the targets 2x, 3x and 6x; a small dot is one seed"
+    )
+    axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} speedup over the full model")
+    axes.set_ylabel("BLEU")
+    axes.set_xlim(0.9, axes.get_xlim()[1] + 0.3)
+    axes.set_ylim(top=control + 2)
+    axes.xaxis.set_major_formatter("{x:g}x")
     return figure
 
 

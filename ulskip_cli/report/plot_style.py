@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +91,27 @@ def panels(count: int, width: float, height: float, columns: int = 2, **options:
 def legend_below(figure: Any, handles: dict[str, Any]) -> None:
     """Add one legend for all panels under them; `handles` by label."""
     if handles:
-        columns = min(5, len(handles))
+        columns = -(-len(handles) // -(-len(handles) // 5))  # rows of equal length, at most 5 each
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=1.6)
+
+
+def limit_to(axes: Any, points: Sequence[tuple[float, float]]) -> None:
+    """Set the limits of both axes by points alone, so that one wide interval does not crush the plot."""
+    for values, limit in zip(zip(*points, strict=True), (axes.set_xlim, axes.set_ylim), strict=True):
+        margin = 0.1 * (max(values) - min(values)) or 0.1
+        limit(min(values) - margin, max(values) + margin)
+
+
+def draw_interval(axes: Any, point: tuple[float, float], ends: tuple[float, float], colour: str, across: bool = False) -> None:
+    """Draw an interval through a point, vertical or `across`; an arrowhead marks an end beyond the limits of the axis."""
+    lowest, highest = axes.get_xlim() if across else axes.get_ylim()
+    low, high = max(ends[0], lowest), min(ends[1], highest)
+    look = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
+    (axes.hlines if across else axes.vlines)(point[1] if across else point[0], low, high, **look)
+    for end, marker, goes_on in ((low, "<v"[not across], low > ends[0]), (high, ">^"[not across], high < ends[1])):
+        if goes_on:
+            at = ([end], [point[1]]) if across else ([point[0]], [end])
+            axes.plot(*at, marker, color=colour, markersize=5, clip_on=False, scalex=False, scaley=False)
 
 
 def annotate(axes: Any, text: str, point: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
