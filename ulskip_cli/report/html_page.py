@@ -17,7 +17,6 @@ from ulskip_cli.report.quality import METRICS, Quality, Winner, quality
 from ulskip_cli.report.rows import MISSING, Group, absent, reasons, setting_title
 from ulskip_cli.tasks.metrics import metric_keys, row_key
 
-
 NEGATIVE = re.compile(r"(?<![\w.%-])-(?=[\d.])")
 
 

@@ -1,4 +1,4 @@
-"""The look of all plots: colours, style, panels, legend, and how a figure is saved."""
+"""Style of all plots: colours, panels, axis limits, legends, and the saving of figures."""
 
 import base64
 import io
@@ -40,7 +40,7 @@ _STYLE: Any = {
 class SavedPlot:
     """A plot that is written to disk."""
 
-    caption: str  # one sentence that says what the plot shows
+    caption: str  # what the plot shows
     files: list[Path]  # the PNG and the SVG
 
     @property
@@ -50,13 +50,13 @@ class SavedPlot:
 
 
 def strategy_colour(strategy: str) -> str:
-    """Return the colour that a strategy has in every plot."""
+    """Return the colour of a strategy, the same in every plot."""
     return COLOURS.get(strategy) or OTHERS[sum(map(ord, strategy)) % len(OTHERS)]
 
 
 @contextmanager
 def applied() -> Iterator[None]:
-    """Apply the style of all plots while figures are drawn and saved."""
+    """Apply the style of all plots within a `with` block."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -64,10 +64,10 @@ def applied() -> Iterator[None]:
 
 
 def save_figure(figure: Any, path: Path) -> list[Path]:
-    """Write a figure as PNG on white and as SVG without background, each atomically; `path` has no suffix."""
+    """Write a figure as PNG on white and as transparent SVG, each atomically; `path` has no suffix."""
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 3})
-    figure.set_layout_engine("none")  # the layout is done: not again for the second file
+    figure.set_layout_engine("none")  # the layout is computed once for both files
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     files = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for file, stream in zip(files, (png, svg), strict=True):
@@ -76,7 +76,7 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
 
 
 def panels(count: int, width: float, height: float, columns: int = 2, **options: Any) -> tuple[Any, list[Any]]:
-    """Return a figure and its axes, each of a size in inches."""
+    """Return a figure and its axes; each panel has the given size in inches."""
     from matplotlib.figure import Figure
 
     across = min(count, columns)
@@ -115,7 +115,7 @@ def draw_interval(axes: Any, point: tuple[float, float], ends: tuple[float, floa
 
 
 def annotate(axes: Any, text: str, point: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
-    """Write a small text beside a point; `offset` in points of print."""
+    """Write a small text beside a point; `offset` is in typographic points."""
     axes.annotate(text, point, xytext=offset, textcoords="offset points", **{"color": INK, "fontsize": 8, **options})
 
 

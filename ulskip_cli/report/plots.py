@@ -14,7 +14,7 @@ from ulskip_cli.report.rows import Group, done
 from ulskip_cli.report.training import curve_label
 
 MAX_PANELS = 4
-MAX_POINTS = 120  # in one panel
+MAX_POINTS = 120  # per panel
 MAX_LABELS = 30
 MAX_SCHEDULES = 24
 PANEL_WIDTH = 2.3  # inches; three side by side are as wide as one large panel, so that all plots have type of one size
@@ -23,7 +23,7 @@ _Plot = tuple[str, Any]  # caption and figure
 
 
 def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[SavedPlot]:
-    """Draw and save every plot for which there are rows; `gate`, a share of the full model's quality, is drawn as a line."""
+    """Draw and save every plot that has rows; a line marks the quality gate, a share of the full model's quality."""
     with plot_style.applied():
         drawn = {"quality": _quality(groups, gate), "targets": _targets(groups), "throughput": _throughput(groups)}
         drawn |= {"exits": _exits(groups), "layers": _kept_layers(groups)}
@@ -31,14 +31,14 @@ def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[Saved
 
 
 def save_quality(rows: Sequence[Row], path: Path, title: str = "") -> list[Path]:
-    """Plot quality against measured speedup, or predicted speedup if nothing was measured; write no file without quality."""
+    """Plot quality against measured (else predicted) speedup; write no file without quality."""
     with plot_style.applied():
         plot = None if primary(rows) == "decode_loss" else _quality([Group(title, list(rows))], GATE)
         return save_figure(plot[1], path) if plot else []
 
 
 def save_predictions(rows: Sequence[Row], path: Path, labels: Sequence[str], title: str = "") -> list[Path]:
-    """Plot measured against predicted speedup, one colour per label; write no file if no speedup is predicted."""
+    """Plot measured against predicted speedup, one colour per label; write no file without predictions."""
     drawn = [(row, label) for row, label in zip(rows, labels, strict=True) if row.get("predicted_speedup") is not None]
     if not drawn:
         return []
@@ -52,7 +52,7 @@ def save_predictions(rows: Sequence[Row], path: Path, labels: Sequence[str], tit
         plot_style.limit_to(axes, [(lowest, lowest), (highest, highest)])
         for i, (batch, label) in enumerate(series):
             points = [row for row, own in drawn if (row["batch_size"], own) == (batch, label)]
-            aside = (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)  # equal predictions stand side by side
+            aside = (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)  # equal predictions are drawn side by side
             marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], f"C{names.index(label)}"
             xs, ys = [row["predicted_speedup"] + aside for row in points], [row["measured_speedup"] for row in points]
             axes.plot(xs, ys, marker, color=colour, label=f"{label}, batch {batch}")
@@ -65,7 +65,7 @@ def save_predictions(rows: Sequence[Row], path: Path, labels: Sequence[str], tit
 
 
 def learning_curve(record: Row, path: Path) -> list[Path]:
-    """Plot the validation loss over the steps of training.json, a line per target ratio or depth; none for a single point."""
+    """Plot the validation loss of training.json over steps, one line per target ratio or depth; no file for one point."""
     curve = record["learning_curve"]
     if len(curve) < 2:
         return []
@@ -74,13 +74,13 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
         for key in dict.fromkeys(key for point in curve for key in point["validation_loss"]):
             points = [(point["step"], point["validation_loss"][key]) for point in curve if key in point["validation_loss"]]
             axes.plot(*zip(*points, strict=True), marker=".", label=curve_label(key))
-        axes.set(xlabel="step", ylabel="validation loss, nats a token")
+        axes.set(xlabel="step", ylabel="validation loss, nats per token")
         axes.legend()
         return save_figure(figure, path)
 
 
 def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) -> list[tuple[float, float]]:
-    """Return the points of speed and quality that no other point beats in both, the slowest first."""
+    """Return the points of speed and quality that no other point beats in both, slowest first."""
     sign = -1 if lower_is_better else 1
     best, front = -math.inf, []
     for speed, value in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
@@ -91,7 +91,7 @@ def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = 
 
 
 def last_stage(row: Row) -> set[int]:
-    """Return the layers that still run at the last position; with early exit, those that run on average."""
+    """Return the layers that run at the last position; with early exit, those that run on average."""
     if row.get("exit_depths") and row.get("mean_kept_layers"):
         return set(range(round(row["mean_kept_layers"])))
     stages = row.get("later_stages") or []
@@ -134,7 +134,7 @@ def _interval(row: Row) -> tuple[float, float]:
 
 
 def _scored(group: Group) -> list[Row]:
-    """Select the rows with quality at the smallest batch size; if any speedup was measured, only measured rows."""
+    """Select rows with quality at the smallest batch size; only measured rows if any speedup was measured."""
     metric = primary(group.rows)
     rows = [row for row in done(group.rows) if row["strategy"] != "full" and metric and row.get(metric) is not None]
     rows = [row for row in rows if row.get("measured_speedup") is not None] or rows
@@ -143,7 +143,7 @@ def _scored(group: Group) -> list[Row]:
 
 
 def _panel_per_group(found: Sequence[tuple[Group, list[Row]]]) -> tuple[Any, list[tuple[Any, Group, list[Row]]]]:
-    """Return a figure with a panel for each of the groups with the most rows, thinned out evenly if they are too many."""
+    """Return a figure with one panel for each of the largest groups; too many rows are thinned out evenly."""
     ranked = sorted((i for i, (_, rows) in enumerate(found) if rows), key=lambda i: -len(found[i][1]))[:MAX_PANELS]
     if not ranked:
         return None, []
@@ -155,7 +155,7 @@ def _panel_per_group(found: Sequence[tuple[Group, list[Row]]]) -> tuple[Any, lis
 
 
 def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
-    """Draw the full model and the gate; return the full model's point, if it is known."""
+    """Draw the full model and the gate; return the full model's point, if known."""
     row = next((row for row in done(group.rows) if row["strategy"] == "full" and row.get(metric) is not None), None)
     if row is None:
         return []
@@ -171,7 +171,7 @@ def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[
 
 
 def _draw_strategy(axes: Any, rows: Sequence[Row], metric: str, strategy: str) -> Any:
-    """Draw one strategy's points with the intervals of both axes; a line joins them if every target occurs once."""
+    """Draw one strategy's points with intervals; a line joins them if every target occurs once."""
     xs, ys, colour = [_speedup(row) for row in rows], [row[metric] for row in rows], strategy_colour(strategy)
     joined = len(rows) <= MAX_LABELS and len({row.get("target_speedup") for row in rows}) == len(rows)
     (drawn,) = axes.plot(xs, ys, "o-" if joined else "o", color=colour, markersize=5, linewidth=1.2, zorder=3)
@@ -242,7 +242,7 @@ def _throughput(groups: Sequence[Group]) -> _Plot | None:
         axes.set_xticks(group.batches, [str(size) for size in group.batches])
         axes.minorticks_off()
         axes.set(title=f"{target:g}x", xlabel="batch size")
-    each[0].set_ylim(bottom=0)  # of all panels: they share the axis
+    each[0].set_ylim(bottom=0)  # all panels share the axis
     each[0].set_ylabel("tokens/s, prompt included")
     figure.suptitle(plot_style.shortened(group.label), x=0.01, ha="left", fontsize=10)
     plot_style.legend_below(figure, handles)
