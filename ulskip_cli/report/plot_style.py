@@ -25,7 +25,7 @@ COLOURS = {
 }
 OTHERS = ("#4fa8a0", "#b5504b", "#9a9a2f", "#6d7fb3")  # for strategies that users add
 MARKERS = "osD^vP*X"
-MAX_TITLE = 58  # characters
+MAX_TITLE = 58  # characters over half a figure
 _STYLE: Any = {
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK,
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8.5,
@@ -119,6 +119,6 @@ def annotate(axes: Any, text: str, point: tuple[float, float], offset: tuple[flo
     axes.annotate(text, point, xytext=offset, textcoords="offset points", **{"color": INK, "fontsize": 8, **options})
 
 
-def shortened(title: str) -> str:
-    """Return a title that fits over a panel; a long one loses its beginning."""
-    return title if len(title) <= MAX_TITLE else f"…{title[1 - MAX_TITLE :]}"
+def shortened(title: str, most: int = MAX_TITLE) -> str:
+    """Return a title of at most `most` characters; a long one loses its beginning."""
+    return title if len(title) <= most else f"…{title[1 - most :]}"

@@ -150,7 +150,7 @@ def _panel_per_group(found: Sequence[tuple[Group, list[Row]]]) -> tuple[Any, lis
     figure, each = plot_style.panels(len(ranked), 6.6 if len(ranked) == 1 else 4.8, 4.2)
     shown = [(axes, *found[i]) for axes, i in zip(each, sorted(ranked), strict=True)]
     for axes, group, _ in shown:
-        axes.set_title(plot_style.shortened(group.label))
+        axes.set_title(plot_style.shortened(group.label, plot_style.MAX_TITLE + 22 * (len(shown) == 1)))
     return figure, [(axes, group, rows[:: -(-len(rows) // MAX_POINTS)]) for axes, group, rows in shown]
 
 
