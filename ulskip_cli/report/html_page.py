@@ -14,7 +14,7 @@ from ulskip_cli.report.columns import Column, Section, axes_of, kv_share, starre
 from ulskip_cli.report.plot_style import SavedPlot, strategy_colour
 from ulskip_cli.report.plots import last_stage
 from ulskip_cli.report.quality import METRICS, Quality, Winner, quality
-from ulskip_cli.report.rows import MISSING, Group, absent, reasons, setting_title
+from ulskip_cli.report.rows import MISSING, Group, absent, setting_title
 from ulskip_cli.tasks.metrics import metric_keys, row_key
 
 NEGATIVE = re.compile(r"(?<![\w.%-])-(?=[\d.])")
@@ -42,7 +42,7 @@ class Page:
         )  # fmt: skip
         environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
         environment.filters["minus"] = real_minus
-        notes = [tables.STARS, tables.MEASURED, *tables.interval_notes(self.rows), *reasons(self.rows)]
+        judged = {METRICS[one.metric] for group in self.groups for one in quality(group, self.gate).values()}
         columns, rows = points(self.groups, self.rows, self.gate)
         return environment.get_template("page.html").render(
             page=self,
@@ -54,8 +54,8 @@ class Page:
             columns=columns,
             rows=rows,
             readable={run["row"] for one in self.answers.sets for run in one["runs"]},
-            metric=next((METRICS[one.metric] for group in self.groups for one in quality(group, self.gate).values()), None),
-            notes=notes,
+            metric=judged.pop() if len(judged) == 1 else "primary metric" if judged else None,
+            notes=tables.explanations(self.rows),
             provenance=[line for line in tables.provenance(self.rows).split("  \n") if line],
         )
 
@@ -133,7 +133,11 @@ def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
     def number(key: str, title: str, tip: str, form: str = ".2f") -> Field:
         return Field(key, title, "number", get(key), tip, form)
 
-    axes = [key for key in varying(rows, ["folder", *axes_of(rows)]) if key not in ("batch_size", "strategy_options")]
+    engines = {(row["strategy"], row.get("decoding"), row["engine"]) for row in rows if row.get("engine")}
+    shown_elsewhere = {"batch_size", "strategy_options"}
+    if len({(strategy, decoding) for strategy, decoding, _ in engines}) == len(engines):
+        shown_elsewhere.add("engine")  # strategy and decoding determine it
+    axes = [key for key in varying(rows, ["folder", *axes_of(rows)]) if key not in shown_elsewhere]
     return [
         Field("strategy", "strategy", "text", get("strategy"), facet=True),
         Field("target_speedup", "target", "number", get("target_speedup"), "requested speedup", ".10g", facet=True),

@@ -142,7 +142,7 @@ def winners(group: Group, gate: float) -> list[Winner]:
 def _fastest(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quality]) -> Winner:
     ranked = sorted(rows, key=lambda row: -row["measured_speedup"])
     equal = [row for row in ranked if row["measured_speedup_high"] >= ranked[0]["measured_speedup_low"]]
-    note = "" if ranked[0]["measured_speedup_low"] > 1 else "its interval includes no speedup over full"
+    note = "" if ranked[0]["measured_speedup_low"] > 1 else "its interval includes 1x, so it may not be faster than full"
     figures = [f"{speed(row)}, {_kept(judged[id(row)])}" for row in equal]
     return Winner(title, equal, [called(group, row) for row in equal], figures, note)
 
@@ -153,7 +153,8 @@ def _best(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quali
     rivals = {row["strategy"] for row in group.rows if row.get("target_speedup") == first["target_speedup"]}
     notes = ["the only point that passes"] if not others and len(rivals) > 1 else []
     if not judged[id(first)].sure:
-        notes.append("its interval includes the gate")
+        known = judged[id(first)].low is not None
+        notes.append("its interval includes the gate" if known else "without an interval")
     figures = [f"{judged[id(row)].value:.2f}, {_kept(judged[id(row)])}" for row in equal]
     return Winner(title, equal, [called(group, row) for row in equal], figures, ", ".join(notes))
 

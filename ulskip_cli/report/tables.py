@@ -178,7 +178,12 @@ def interval_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def footnote(rows: Sequence[Row]) -> str:
-    """Explain the marks and columns of the long table."""
+    """Return the notes of the long table as one paragraph."""
+    return sentences(explanations(rows))
+
+
+def explanations(rows: Sequence[Row]) -> list[str]:
+    """Explain the marks and columns of the long table, one note per item."""
     judged = [row for row in rows if row.get("vs_baseline")]
     few = [row for row in judged if few_examples(row)]
     notes = [STARS] if len(few) < len(judged) else []
@@ -193,7 +198,7 @@ def footnote(rows: Sequence[Row]) -> str:
         )
     if any(row.get("decode_loss") is None and row.get("measured_speedup") is not None and row.get("task") for row in rows):
         notes.append("Rows without quality have random weights.")
-    return sentences([*notes, *reasons(rows)])
+    return [*notes, *reasons(rows)]
 
 
 def sentences(parts: Sequence[str]) -> str:

@@ -141,7 +141,8 @@ function spread(grid) {
   const most = Math.max(1, Math.min(count, Math.floor((grid.clientWidth + gap) / (least + gap))));
   const fits = Array.from({ length: most }, (_, i) => most - i);
   const even = (across) => count % across === 0 && 2 * across > most;
-  grid.style.setProperty("--across", fits.find(even) || fits.find((across) => count % across !== 1) || 1);
+  const across = fits.find(even) || fits.find((one) => count % one !== 1) || 1;
+  grid.style.gridTemplateColumns = `repeat(${across}, minmax(0, ${across > 1 || most > 1 ? "560px" : "1fr"}))`;
 }
 
 function draw() {
