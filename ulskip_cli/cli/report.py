@@ -15,7 +15,7 @@ def report(
     compare: Annotated[str | None, typer.Option(help="`paper`, or a results folder to compare with.")] = None,
     html: Annotated[bool, typer.Option("--html", help="Also write report.html, a page that needs no network.")] = False,
     form: Annotated[
-        str, typer.Option("--format", help="Terminal, or print markdown, csv or latex and write no files.")
+        str, typer.Option("--format", help="terminal, or markdown, csv or latex: print and write no files.")
     ] = "terminal",
     layout: Annotated[
         str | None, typer.Option(help="Layout: table4 (one line per target and approach) or long (one per point).")
