@@ -2,7 +2,7 @@
 
     python recipes/multi30k/report.py --results results/multi30k
 
-Comparisons need the generated texts, which stay local; comparisons.json stores their results.
+A comparison needs the generated texts, which are not committed; comparisons.json stores its result.
 """
 
 import argparse
@@ -27,12 +27,13 @@ NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip",
 BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip", "search")
 MEASURED_FIRST = ("block_influence", "search")
 RATIOS = (2.0, 3.0, 6.0)
+NAMED_BELOW = ("bottom_skip", "skip_decode")  # in the plot: right of their last point lies another line
 COMPARISONS = "comparisons.json"
 Row = dict[str, Any]
 
 
 class Rows:
-    """Rows of quality by checkpoint and schedule, and rows of speed by schedule and batch size."""
+    """Rows of quality by checkpoint and schedule, rows of speed by schedule and batch size, and comparisons."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +61,7 @@ class Rows:
         return mean(row["bleu"] for row in self.seeds(strategy, ratio))
 
     def difference(self, one: Row, other: Row) -> Row:
-        """Compute BLEU of one minus BLEU of the other, with sacrebleu's paired bootstrap."""
+        """Compute BLEU of `one` minus BLEU of `other`, with sacrebleu's paired bootstrap."""
         ids = f"{one['id']} {other['id']}"
         if ids not in self.comparisons:
             self.comparisons[ids] = self.compare(one, other)
@@ -90,7 +91,7 @@ def spread(rows: list[Row]) -> str:
 
 
 def depth(rows: list[Row]) -> str:
-    """Format the layers of a decode step; if they vary, their average over the evaluated answers."""
+    """Format the layers of a decode step; if the depth varies, its mean over the evaluated answers."""
     means = [row["evaluated_mean_kept_layers"] for row in rows if row.get("evaluated_mean_kept_layers")]
     return f"{mean(means):.1f}" if means else str(len(rows[0]["kept_layers"]))
 
@@ -101,7 +102,7 @@ def clock(row: Row) -> str:
 
 
 def varying(row: Row) -> str:
-    """Format the average number of layers if it differs from the target."""
+    """Format the mean number of layers if it differs from the target."""
     mean = row.get("evaluated_mean_kept_layers")
     return f" ({mean:.1f} layers)" if mean and f"{mean:.1f}" != f"{row['target_kept_layers']:.1f}" else ""
 
@@ -126,38 +127,47 @@ def table4(rows: Rows) -> str:
 
 
 def plot(rows: Rows, file: Path) -> None:
-    """Plot quality over measured (else predicted) speedup: a dot for every seed, a line through the means."""
+    """Plot quality over measured (else predicted) speedup: one dot per seed, and a line through the means."""
     with plot_style.applied():
         plot_style.save_figure(drawn(rows), file)
 
 
 def drawn(rows: Rows) -> Figure:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    control = rows.bleu("full", 1.0)
-    axes.axhline(control, color=plot_style.FAINT, linestyle="--", linewidth=1)
-    told = {"xytext": (-4, 4), "textcoords": "offset points", "color": plot_style.FAINT, "ha": "right"}
-    axes.annotate("full depth, fine-tuned alike", (1, control), xycoords=("axes fraction", "data"), **told)
+    control, grey = rows.bleu("full", 1.0), plot_style.strategy_colour("full")
+    axes.axhline(control, color=grey, linestyle="--", linewidth=1)
+    axes.plot([1], [control], "D", color=grey, markersize=5)
+    plot_style.annotate(axes, "full model, fine-tuned with the same budget", (1, control), (6, 5), fontsize=9)
     for strategy in ("unified", *BASELINES):
-        xs, ys = [], []
+        xs, ys, colour = [], [], plot_style.strategy_colour(strategy)
         for ratio in RATIOS:
             found, timed = rows.seeds(strategy, ratio), rows.speed.get((strategy, ratio, 1))
             if not found:
                 continue
             x = timed["measured_speedup"] if timed else found[0]["predicted_speedup"]
-            axes.scatter(
-                [x] * len(found), [row["bleu"] for row in found], color=plot_style.strategy_colour(strategy), s=10, alpha=0.6
-            )
+            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=colour, s=10, alpha=0.6)
             xs, ys = [*xs, x], [*ys, rows.bleu(strategy, ratio)]
-        axes.plot(xs, ys, color=plot_style.strategy_colour(strategy), label=NAMES[strategy], marker="o", markersize=4)
-    axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} decode speedup, batch 1")
-    axes.set_ylabel("BLEU, test_2016_flickr de-en")
-    axes.legend(loc="lower left")
+        if not xs:
+            continue
+        axes.plot(xs, ys, color=colour, marker="o", markersize=5, linewidth=1.8)
+        place: dict[str, Any] = {"ha": "center", "va": "top"} if strategy in NAMED_BELOW else {"va": "center"}
+        offset = (0, -8) if strategy in NAMED_BELOW else (8, 0)
+        plot_style.annotate(axes, NAMES[strategy], (xs[-1], ys[-1]), offset, fontsize=10, **place)
+    axes.set_title(
+        "Multi30k, German to English, batch size 1; the points of a line\n"
+        "have the targets 2x, 3x and 6x; a small dot is one seed"
+    )
+    axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} speedup over the full model")
+    axes.set_ylabel("BLEU")
+    axes.set_xlim(0.9, axes.get_xlim()[1] + 0.3)
+    axes.set_ylim(top=control + 2)
+    axes.xaxis.set_major_formatter("{x:g}x")
     return figure
 
 
 def claims(rows: Rows) -> str:
-    """State at every ratio if the paper's claim held, by the confidence interval of the difference."""
+    """Judge the paper's claim at every ratio by the confidence interval of the difference."""
     lines = []
     for ratio in RATIOS:
         unified = rows.tuned("unified", ratio)
@@ -166,31 +176,31 @@ def claims(rows: Rows) -> str:
             if not unified or not other:
                 continue
             d = rows.difference(unified, other)
-            word = "held" if d["delta_low"] > 0 else "did not hold" if d["delta_high"] < 0 else "is undecided"
+            word = "holds" if d["delta_low"] > 0 else "does not hold" if d["delta_high"] < 0 else "is undecided"
             seeds = [(rows.tuned("unified", ratio, s), rows.tuned(strategy, ratio, s)) for s in (2, 3)]
             again = ", ".join(f"{u['bleu'] - t['bleu']:+.1f}" for u, t in seeds if u and t)
             lines.append(
-                f"- At {ratio:g}x, that unified keeps more than {NAMES[strategy]} **{word}**: {unified['bleu']:.1f} against "
-                f"{other['bleu']:.1f}, {d['delta']:+.1f} BLEU ({d['delta_low']:+.1f} to {d['delta_high']:+.1f})"
-                + (f"; with seeds 2 and 3 {again}." if again else ".")
+                f"- {ratio:g}x, unified against {NAMES[strategy]}: the claim **{word}**. BLEU {unified['bleu']:.1f} against "
+                f"{other['bleu']:.1f}: {d['delta']:+.1f} ({d['delta_low']:+.1f} to {d['delta_high']:+.1f})."
+                + (f" Seeds 2 and 3: {again}." if again else "")
             )
     kept = [f"{rows.bleu('unified', r) / rows.bleu('full', 1.0):.1%} at {r:g}x" for r in RATIOS if rows.seeds("unified", r)]
-    return "\n".join([*lines, f"- Unified keeps, of the control's BLEU: {', '.join(kept)}.", f"- {most_kept(rows)}"])
+    return "\n".join([*lines, f"- Unified keeps {', '.join(kept)} of the control's BLEU.", f"- {most_kept(rows)}"])
 
 
 def most_kept(rows: Rows) -> str:
-    """Name the best checkpoint at every ratio, including those with options."""
+    """Name the best checkpoint at every ratio, with all training options."""
     told = []
     for ratio in RATIOS:
         tuned = [(row["bleu"], name) for (name, _, target), row in rows.quality.items() if target == ratio and name != "base"]
         if tuned:
             bleu, name = max(tuned)
             told.append(f"{bleu / rows.bleu('full', 1.0):.1%} at {ratio:g}x (`{name}`)")
-    return f"The most that any checkpoint keeps of it: {', '.join(told)}."
+    return f"The best checkpoints keep {', '.join(told)}."
 
 
 def variants(rows: Rows) -> str:
-    """Compare each option with the plain fine-tuning of the same schedule, seed 1."""
+    """Compare each training option with plain fine-tuning under the same schedule, seed 1."""
     lines = []
     for (weights, strategy, ratio), row in rows.quality.items():
         plain = rows.tuned(strategy, ratio)
@@ -200,12 +210,12 @@ def variants(rows: Rows) -> str:
         shown = f"{d['delta']:+.1f} ({d['delta_low']:+.1f} to {d['delta_high']:+.1f})"
         share = f"{row['bleu'] / rows.bleu('full', 1.0):.1%}"
         lines.append([f"`{weights}`", f"{ratio:g}x", f"{row['bleu']:.1f}", shown, share])
-    heads = ["checkpoint", "at", "BLEU", "beside the plain one", "of control"]
+    heads = ["checkpoint", "at", "BLEU", "minus plain", "of control"]
     return markdown(heads, sorted(lines, key=lambda line: (line[0], line[1]))) if lines else ""
 
 
 def two_layers(rows: Rows, folder: Path) -> str:
-    """Report the ranking of all pairs of layers on the base, which explains why the end layers are a poor pair."""
+    """Report the ranking of all pairs of layers on the base, which explains the result at 6x."""
     if not (folder / "pairs.json").exists():
         return ""
     ranked = json.loads((folder / "pairs.json").read_text("utf-8"))["pairs"]
@@ -221,10 +231,10 @@ def two_layers(rows: Rows, folder: Path) -> str:
     layers = " and ".join(map(str, found["kept_layers"])) if found else ""
     after = f" Fine-tuned with the same budget, layers {layers} reach {found['bleu']:.1f} BLEU." if found else ""
     return (
-        f"Validation loss of the base, before any fine-tuning, with each of the {len(ranked)} pairs of layers in decode: "
-        f"best are {best}. {others}. The best pair without layer 0 has {without_first['validation_loss']:.2f}: the first "
-        f"layer is what cannot be missed, and its best partner lies in the upper middle; the last layer, which unified keeps "
-        f"by rule, was made to read what the layer before it writes.{after}"
+        f"`pairs.json` has the validation loss of the base, before any fine-tuning, with two layers in decoding. Of all "
+        f"{len(ranked)} pairs, the best are {best}. For comparison: {others}. The best pair without layer 0 has "
+        f"{without_first['validation_loss']:.2f}, so the first layer is necessary. Its best partner is in the upper middle. "
+        f"The last layer, which unified always keeps, was trained to read the output of the layer before it.{after}"
     )
 
 
@@ -251,29 +261,30 @@ def page(rows: Rows, folder: Path) -> str:
     every = [*rows.quality.values(), *rows.speed.values()]
     parts = [
         "# Multi30k, German to English: does the claim hold?",
-        f"The paper's claim: at the same number of kept layers, unified skipping keeps more quality than skipping one block. "
-        f"One base of {sample['num_layers']} layers was trained from random weights at full depth, then fine-tuned with one "
-        f"budget (half an epoch) under each schedule, and at full depth as the control; greedy on the "
-        f"{sample['num_examples']} sentences of test_2016_flickr. `recipes/multi30k/reproduce.py` makes all of it again. Text "
-        f"and weights are not part of this repository (CC BY-NC-SA 4.0).",
+        f"The paper's claim: at the same number of kept layers, unified skipping keeps more quality than other strategies. "
+        f"We trained one base of {sample['num_layers']} layers from random weights at full depth. Then we fine-tuned it under "
+        f"each schedule, and at full depth as the control, with the same budget (half an epoch). All checkpoints decode the "
+        f"{sample['num_examples']} sentences of test_2016_flickr greedily. `recipes/multi30k/reproduce.py` repeats the "
+        f"experiment. The text and the weights are not part of this repository (CC BY-NC-SA 4.0).",
         table4(rows),
-        "BLEU before: the base without fine-tuning. Layers: of a decode step, on average over the answers where they vary. "
-        "Measured: decode speedup at batch 1 of the weights of seed 1, median and interval of the timed pairs, which decode as "
-        "many tokens; where early exit's answers end, its pairs do. Tokens/s: decoded tokens a second in these pairs.",
-        "![quality against speedup](quality.png)",
+        "BLEU before: the base without fine-tuning. Layers: kept layers of a decode step, a mean if they vary. "
+        "Measured: decode speedup over the full model at batch size 1 with the weights of seed 1, the median of timed pairs "
+        "with its interval. Both sides of a pair decode the same number of tokens, but early exit stops at EOS. Tok/s: decoded "
+        "tokens per second in these pairs.",
+        "![BLEU against measured speedup](quality.png)",
         "## The claims",
         claims(rows),
         *section(
             "Without fine-tuning",
-            "The base as it is, which nobody trained for skipping. Block influence and search were measured on the validation "
-            "set first, and kept by what they found there.",
+            "The base without any training for skipping. Block influence and search measured the layers on the validation set "
+            "and kept the best ones.",
             without_training(rows),
         ),
-        *section("What two layers would have been best at 6x", two_layers(rows, folder)),
+        *section("The best two layers at 6x", two_layers(rows, folder)),
         *section(
-            "What paid",
-            "Each option on its own, beside the plain fine-tuning for one ratio; several ratios in one name are one checkpoint "
-            "that drew its ratio for every step; `long` has four times the budget and distillation.",
+            "Training options",
+            "Each option alone, compared with plain fine-tuning for one ratio. A name with several ratios is one checkpoint "
+            "that drew a ratio at every step. `long` has four times the budget and distillation.",
             variants(rows),
         ),
         "## Where the numbers come from",

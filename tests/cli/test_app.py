@@ -225,7 +225,7 @@ def test_train_then_run_what_was_trained(ulskip, model_folder, tmp_path, quick):
     options = ["train.ratios=[1,2]", "train.max_steps=2", "train.batch_size=4", "limit=8", f"output={out}"]
     code, text, err = ulskip("train", f"model.path={model_folder}", *options)
     assert code == 0
-    assert f"try: ulskip run model.path={out}" in text
+    assert f"ulskip run model.path={out}" in text
     assert "train (2)" in err
     again = json.loads(ulskip("train", "--json", f"model.path={model_folder}", *options)[1].splitlines()[-1])
     assert again["steps"] == 2

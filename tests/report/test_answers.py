@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import small_sweep, write_folder
@@ -36,14 +37,13 @@ def test_at_most_so_many_points_the_smallest_batches_first(tmp_path, monkeypatch
     assert "answers of 2 of 10 points" in found.note
 
 
-def test_at_first_one_run_of_every_strategy_and_target_is_picked(tmp_path):
-    rows = small_sweep()
+@pytest.mark.parametrize(("strategy", "others"), [("unified", []), ("custom", ["top_skip 2x", "top_skip 3x"])])
+def test_full_and_unified_at_every_target_are_picked_at_first_or_all_if_none_is_unified(tmp_path, strategy, others):
+    rows = [row | {"strategy": row["strategy"].replace("unified", strategy)} for row in small_sweep()]
     (only,) = collected(tmp_path, {row["id"]: ["a"] for row in rows}, rows=rows).sets
     labels = [only["runs"][i]["label"] for i in only["picked"]]
     assert len(only["runs"]) == 10
-    assert sorted(labels) == sorted(
-        f"{name} · batch 1" for name in ("full", "unified 2x", "unified 3x", "top_skip 2x", "top_skip 3x")
-    )
+    assert sorted(labels) == sorted(f"{name} · batch 1" for name in ("full", f"{strategy} 2x", f"{strategy} 3x", *others))
 
 
 def test_runs_of_other_examples_are_left_out(tmp_path):

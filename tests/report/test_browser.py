@@ -4,6 +4,7 @@ import html
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from report_rows import small_sweep, write_folder
@@ -12,12 +13,20 @@ from ulskip_cli.report.build import Options, Report, write
 
 BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
+RESULTS = Path(__file__).parents[2] / "results" / "reproduce"
 TRAP = "<b>bold</b> & \"quoted\" </script> 'single'"
 ANSWERS = {
     "full-1-1": ["sentence number 0 is here", "one full answer", TRAP],
     "unified-2-1": ["sentence number 0 was here", "one other answer", TRAP],
     "top_skip-2-1": ["here here here", "", TRAP],
 }
+
+
+def opened(address, folder, *more):
+    """Return the document at an address after its scripts ran."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--virtual-time-budget=3000", *more]
+    run = subprocess.run([BROWSER, *flags, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120)
+    return run.stdout
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +43,7 @@ def dom(page, tmp_path):
     def open_at(state="", script=""):
         file = tmp_path / "page.html"
         file.write_text(page.read_text("utf-8").replace("</body>", f"<script>{script}</script></body>"), "utf-8")
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=3000"]
-        address = f"{file.as_uri()}#?{state}"
-        run = subprocess.run([BROWSER, *flags, "--dump-dom", address], check=True, capture_output=True, text=True, timeout=120)
-        return run.stdout
+        return opened(f"{file.as_uri()}#?{state}", tmp_path)
 
     return open_at
 
@@ -93,6 +99,33 @@ def test_an_example_shows_the_differences(dom):
     assert "<ins>was</ins>" in text
     assert "(empty)" in dom("ex=1")
     assert "1 of 1" in dom("find=bold")
+
+
+SIZES = """
+addEventListener("load", () => {
+  const table = document.querySelector(".scroll");
+  document.body.dataset.beyond = [table, document.documentElement].map((one) => one.scrollWidth - one.clientWidth).join(",");
+  document.body.dataset.last = [...document.querySelectorAll(".cards, .answers")].map((grid) => {
+    const tops = [...grid.children].map((card) => card.offsetTop);
+    return [tops.length, new Set(tops).size, tops.filter((top) => top === Math.max(...tops)).length];
+  }).join(",");
+});
+"""
+
+
+@pytest.mark.parametrize("width", [700, 1000, 1400])
+def test_the_table_fits_and_no_card_is_alone_in_the_last_row(tmp_path, width):
+    options = Options((RESULTS,), page=True, plots=False, output=tmp_path, results_dir=RESULTS.parent)
+    page = next(file for file in write(Report.of(options)) if file.name == "report.html")
+    page.write_text(page.read_text("utf-8").replace("</body>", f"<script>{SIZES}</script></body>"), "utf-8")
+    text = opened(page.as_uri(), tmp_path, f"--window-size={width},1000")
+    table, whole = map(int, re.search(r'data-beyond="(.*?)"', text)[1].split(","))
+    assert whole == 0
+    assert table == 0 or width < 1400
+    numbers = list(map(int, re.search(r'data-last="(.*?)"', text)[1].split(",")))
+    assert len(numbers) == 6
+    for cards, rows, last in (numbers[:3], numbers[3:]):
+        assert rows == cards or last > 1
 
 
 def test_texts_stay_texts(dom):

@@ -81,7 +81,7 @@ def test_two_folders_are_compared_the_second_with_the_first(report, folder, tmp_
 
 def test_the_paper_stands_beside_ours(report, folder):
     _, out, _ = report(folder, "--compare", "paper", "--no-plots")
-    assert "Beside the paper" in out
+    assert "21.23" in out
     assert "one A100-80G" in " ".join(out.split())
     told = json.loads(report(folder, "--compare", "paper", "--no-plots", "--json")[1])
     assert any(line.get("paper_bleu") == 21.23 for line in told["paper"][0])
@@ -118,7 +118,7 @@ def test_folders_without_a_common_point_are_not_compared(report, tmp_path):
     old, new = (write_folder(tmp_path / name, [*rows]) for name, rows in (("old", [one[0], two[1]]), ("new", [one[1], two[0]])))
     code, _, err = report(new, "--compare", old, "--no-plots")
     assert code == 2
-    assert "hold other points" in err
+    assert "got none" in err and str(old) in err
 
 
 def test_torch_stays_out(folder):

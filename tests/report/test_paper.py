@@ -84,7 +84,7 @@ def test_the_folder_gets_a_table_and_a_plot(tmp_path):
 
 
 def beside(rows):
-    return lines(paper.beside_ours("Beside the paper", Group("m", rows), 0.9))
+    return lines(paper.beside_paper([Group("m", rows)], 0.9)[0])
 
 
 def test_ours_stand_beside_the_papers():
@@ -109,8 +109,10 @@ def test_without_paired_timings_tokens_per_second_are_divided():
 
 
 def test_the_note_names_both_machines():
-    note = paper.beside_ours("", Group("m", small_sweep()), 0.9).note
-    assert "A100-80G" in note and "CPU, 2 threads" in note
+    groups = [Group(name, small_sweep()) for name in ("m", "n")]
+    first, last = (section.note for section in paper.beside_paper(groups, 0.9))
+    assert "CPU, 2 threads" in first and "CPU, 2 threads" in last
+    assert "A100-80G" not in first and "A100-80G" in last
 
 
 def test_only_the_papers_shape_and_trials_of_its_preset_are_compared():

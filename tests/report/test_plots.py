@@ -7,6 +7,7 @@ from report_rows import not_applicable, small_sweep, sweep_row
 
 from ulskip_cli.core import files
 from ulskip_cli.core.errors import StorageError
+from ulskip_cli.report import plot_style
 from ulskip_cli.report.plots import last_stage, learning_curve, pareto_front, save_plots, save_predictions, save_quality
 from ulskip_cli.report.rows import grouped
 
@@ -25,9 +26,9 @@ def test_a_sweep_has_its_plots(draw, tmp_path):
     found = draw([*small_sweep(), not_applicable()])
     assert list(found) == ["quality", "targets", "throughput", "layers"]
     assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in found)
-    for text in ("unified", "Pareto front", "measured decode speedup, batch 1", "gate: 90% of full", "BLEU", "2x"):
+    for text in ("unified", "Pareto front", "measured decode speedup, batch size 1", "quality gate: 90% of full", "BLEU", "2x"):
         assert f">{text}</text>" in found["quality"]
-    for text in ("predicted", "as asked", "batch 8", "top_skip"):
+    for text in ("predicted", "equal to the target", "batch 8", "top_skip"):
         assert f">{text}</text>" in found["targets"]
     assert ">unified 3x</text>" in found["layers"]
 
@@ -63,11 +64,22 @@ def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_pat
     rows = [sweep_row("full"), sweep_row(), sweep_row(target=3.0), sweep_row("custom", target_speedup=None)]
     png, svg = save_quality(rows, tmp_path / "plots" / "quality", "a title")
     assert png.read_bytes().startswith(b"\x89PNG")
-    for text in ("unified", "custom", "measured decode speedup, batch 1", "a title", "3 layers"):
+    for text in ("unified", "custom", "measured decode speedup, batch size 1", "a title", "3 layers"):
         assert f">{text}</text>" in svg.read_text("utf-8")
     unmeasured = {"measured_speedup": None, "measured_speedup_low": None, "measured_speedup_high": None}
     _, svg = save_quality([sweep_row("full"), sweep_row() | unmeasured], tmp_path / "predicted")
-    assert ">predicted decode speedup, batch 1</text>" in svg.read_text("utf-8")
+    assert ">predicted decode speedup, batch size 1</text>" in svg.read_text("utf-8")
+
+
+@pytest.mark.parametrize(("across", "marks"), [(False, ["v", "^"]), (True, ["<", ">"])])
+def test_an_interval_beyond_the_limits_ends_in_arrowheads(across, marks):
+    _, (axes,) = plot_style.panels(1, 3, 3)
+    plot_style.limit_to(axes, [(0.0, 0.0), (10.0, 10.0)])
+    plot_style.draw_interval(axes, (5, 5), (4, 6), "k", across)
+    assert not axes.lines
+    plot_style.draw_interval(axes, (5, 5), (-90, 90), "k", across)
+    assert [line.get_marker() for line in axes.lines] == marks
+    assert axes.get_xlim() == axes.get_ylim() == (-1, 11)
 
 
 def test_a_learning_curve_has_a_line_a_depth(tmp_path):

@@ -59,7 +59,7 @@ def test_lines_that_are_no_rows_are_left_out_with_a_word(tmp_path, capsys):
 
 def test_a_sweep_that_was_stopped_before_its_first_point_is_told(tmp_path):
     (tmp_path / "x" / "generations").mkdir(parents=True)
-    with pytest.raises(UsageError, match="is finished yet"):
+    with pytest.raises(UsageError, match=f"{tmp_path / 'x'}.*resume"):
         find_folders([tmp_path / "x"], tmp_path)
 
 

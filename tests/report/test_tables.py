@@ -30,8 +30,8 @@ def cells(*rows):
 def test_speedups_stand_side_by_side_with_interval_and_number_of_pairs():
     full, half = cells(HALF, FULL)
     keys = ("layers", "target", "layer ratio", "predicted", "measured", "interval", "pairs", "BLEU")
-    assert [full[key] for key in keys] == ["6/6", "1", "1.00", "1.00", "1.00", "0.98-1.02", "7", "30.0"]
-    assert [half[key] for key in keys] == ["3/6", "2", "2.00", "–", "1.80", "1.78-1.82", "7", "25.0*"]
+    assert [full[key] for key in keys] == ["6/6", "1", "1.00", "1.00", "1.00", "0.98 to 1.02", "7", "30.0"]
+    assert [half[key] for key in keys] == ["3/6", "2", "2.00", "–", "1.80", "1.78 to 1.82", "7", "25.0*"]
     assert markdown(FULL, HALF).splitlines()[1].startswith("| --- | ---: |")
 
 
@@ -87,7 +87,7 @@ def test_many_metrics_still_fit_and_the_least_important_leave_first(width):
     text = shown([FULL | scores, HALF | scores], width)
     assert "…" not in text
     assert "COMET" in text
-    assert ("R-2" in text) == (width == 160)
+    assert ("R-2" in text) == (width >= 120)
 
 
 def test_without_a_task_nothing_is_said_of_quality_and_examples():
@@ -104,7 +104,7 @@ def test_without_a_task_nothing_is_said_of_quality_and_examples():
     assert "quality" not in text
     assert "examples" not in text
     untrained = {"num_examples": 0, "decode_loss": None}
-    assert "no quality" in tables.footnote([FULL | untrained])
+    assert "quality" in tables.footnote([FULL | untrained])
 
 
 def test_unlike_models_leave_room_for_numbers():
@@ -114,7 +114,7 @@ def test_unlike_models_leave_room_for_numbers():
     text = shown([FULL | bare | {"chat": False, "engine": "fast"}, HALF | bare | other], 80)
     assert "1.80" in text
     assert "quite/a/long/name" in text
-    assert "columns more in" in " ".join(text.split())
+    assert "more columns" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -123,7 +123,7 @@ def test_the_table_fits_a_terminal(width):
     text = shown([FULL | speeds, HALF | speeds | {"strategy": "bottom_skip"}], width)
     assert "…" not in text
     assert "bottom_skip" in text
-    assert ("1.78-1.82" in text) == (width == 120)
+    assert ("1.78 to 1.82" in text) == (width == 120)
     assert "12345" in text
 
 

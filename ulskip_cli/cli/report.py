@@ -1,4 +1,4 @@
-"""`ulskip report`."""
+"""The command `ulskip report`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,23 +10,25 @@ from ulskip_cli.cli.options import Json
 
 def report(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Of results; all under --results-dir if left out.", show_default=False)
+        list[Path] | None, typer.Argument(help="Results folders. Default: all under --results-dir.", show_default=False)
     ] = None,
-    compare: Annotated[str | None, typer.Option(help="`paper`, or a folder of results to compare with.")] = None,
-    html: Annotated[bool, typer.Option("--html", help="Write report.html too, one file to look through.")] = False,
+    compare: Annotated[str | None, typer.Option(help="`paper`, or a results folder to compare with.")] = None,
+    html: Annotated[bool, typer.Option("--html", help="Also write report.html, a page that needs no network.")] = False,
     form: Annotated[
-        str, typer.Option("--format", help="terminal; or print markdown, csv or latex and write nothing.")
+        str, typer.Option("--format", help="terminal, or markdown, csv or latex: print and write no files.")
     ] = "terminal",
-    layout: Annotated[str | None, typer.Option(help="table4 (a line a target and approach), or long (a line a point).")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where files go; report/ in the folder if left out.")] = None,
-    plots: Annotated[bool, typer.Option(help="Draw the pictures.")] = True,
-    gate: Annotated[float, typer.Option(help="Share of full's quality that a winner has to keep.")] = 0.9,
-    tolerance: Annotated[float, typer.Option(help="By how much a speedup measured again may differ.")] = 0.15,
-    examples: Annotated[int, typer.Option(help="Examples on the page, of each data set.")] = 200,
-    results_dir: Annotated[Path, typer.Option(help="Where results usually are.")] = Path("results"),
+    layout: Annotated[
+        str | None, typer.Option(help="Layout: table4 (one line per target and approach) or long (one per point).")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the files. Default: report/ in the results folder.")] = None,
+    plots: Annotated[bool, typer.Option(help="Draw the plots.")] = True,
+    gate: Annotated[float, typer.Option(help="Quality gate: share of the full model's quality that a winner keeps.")] = 0.9,
+    tolerance: Annotated[float, typer.Option(help="Relative difference allowed between two measurements of a speedup.")] = 0.15,
+    examples: Annotated[int, typer.Option(help="Number of examples per data set on the page.")] = 200,
+    results_dir: Annotated[Path, typer.Option(help="Folder that holds the results folders.")] = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Make tables, plots and a page of stored rows; --compare A B sets folder B against A."""
+    """Write tables, plots and a page from stored rows; `--compare A B` compares folder B with A."""
     from ulskip_cli.report import build
 
     build.run(

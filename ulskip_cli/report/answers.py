@@ -1,4 +1,4 @@
-"""Stored answers for the page: examples, the answer of every run to them, and the words in which two answers differ."""
+"""Stored answers for the page: the examples, the answers of every run, and the words in which two answers differ."""
 
 import re
 from collections import defaultdict
@@ -12,9 +12,9 @@ from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.plot_style import strategy_colour
 from ulskip_cli.report.rows import Group, read_answers
 
-MAX_EXAMPLES = 200  # of a data set
-MAX_RUNS = 48  # of a data set
-MAX_PICKED = 12  # runs that are shown at first
+MAX_EXAMPLES = 200  # per data set
+MAX_RUNS = 48  # per data set
+MAX_PICKED = 12  # runs selected at first
 DATA_SET = ("task", "dataset", "pair")
 # A Chinese or Japanese character, a word, or a sign.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S")
@@ -24,16 +24,16 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S")
 class Answers:
     """The stored answers that a page shows."""
 
-    sets: list[dict[str, Any]]  # for every data set its examples and runs; they name texts by position
+    sets: list[dict[str, Any]]  # the examples and runs of every data set, with the positions of their texts
     texts: list[str]  # every text once
     changes: dict[str, list[int]]  # result of `compare_texts` by "base,text", for texts that differ
     note: str  # one sentence on how many of the stored answers are included
 
 
 def collect(groups: Sequence[Group], rows: Sequence[Row], most: int = MAX_EXAMPLES) -> Answers:
-    """Read the stored answers of rows to the first `most` examples of each data set; runs name rows by position."""
+    """Read the answers to the first `most` examples of each data set; runs refer to rows by position."""
     if most == 0:
-        return Answers([], [], {}, "No answers were asked for (--examples 0).")
+        return Answers([], [], {}, "The page has no answers, because --examples is 0.")
     labels = {id(row): _label(group, row) for group in groups for row in group.rows}
     folders = {str(row["folder"]) for row in rows}
     saved = {folder: {file.stem for file in (Path(folder) / "generations").glob("*.jsonl")} for folder in folders}
@@ -56,7 +56,7 @@ def _label(group: Group, row: Row) -> str:
 
 def _note(sets: Sequence[dict[str, Any]], stored: Sequence[int]) -> str:
     if not stored:
-        return "No answers are stored beside these rows: their folders have no generations/."
+        return "The results folders hold no answers: they have no generations/."
     parts = []
     for one, count in zip(sets, stored, strict=True):
         cut = f" of {one['stored']}" if one["stored"] > len(one["examples"]) else ""
@@ -66,7 +66,7 @@ def _note(sets: Sequence[dict[str, Any]], stored: Sequence[int]) -> str:
 
 
 def _data_set(rows: dict[int, Row], labels: dict[int, str], texts: dict[str, int], most: int) -> dict[str, Any]:
-    """Return the examples and runs of one data set; runs over other examples are left out."""
+    """Return the examples and runs of one data set, without runs on other examples."""
 
     def position(text: str) -> int:
         return texts.setdefault(text, len(texts))
@@ -93,11 +93,14 @@ def _data_set(rows: dict[int, Row], labels: dict[int, str], texts: dict[str, int
     first: dict[str, int] = {}  # of every label the run with the smallest batch
     for i in sorted(range(len(runs)), key=lambda i: rows[runs[i]["row"]]["batch_size"]):
         first.setdefault(names[i], i)
-    return {"examples": examples, "runs": runs, "picked": sorted(first.values())[:MAX_PICKED], "stored": stored}
+    shown_first = [i for i in first.values() if rows[runs[i]["row"]]["strategy"] in ("full", "unified")]
+    if not any(rows[runs[i]["row"]]["strategy"] == "unified" for i in shown_first):
+        shown_first = list(first.values())
+    return {"examples": examples, "runs": runs, "picked": sorted(shown_first)[:MAX_PICKED], "stored": stored}
 
 
 def _baseline(row: Row, others: Sequence[Row]) -> int | None:
-    """Return the position of the full model that a row is compared with, or of any of the same model."""
+    """Return the position of a row's baseline, or else of any full run of the same model."""
     wanted = row.get("baseline_id") or (row["id"] if row["strategy"] == "full" else None)
     fulls = [i for i, one in enumerate(others) if one["strategy"] == "full" and one.get("model") == row.get("model")]
     return next((i for i in fulls if others[i]["id"] == wanted), next(iter(fulls), None))

@@ -1,4 +1,4 @@
-"""The report of a bench: decoding speed, the time of a step by part, the paper's figures, and a plot."""
+"""The report of `ulskip bench`: decoding speed, step time by part, the paper's figures and a plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,11 @@ from ulskip_cli.report.columns import Cell, Column, Section, interval, layers, n
 from ulskip_cli.report.rows import MISSING
 
 FILE = "bench.md"
-BANDWIDTH = "bytes of weights, keys and values that a step reads, over its time, as a share of what reading memory reaches here"
+BANDWIDTH = "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of this machine's read bandwidth"
 ACCOUNT = (
-    "milliseconds of a decode step: head is the final norm and output head timed alone, layers the slope between full and the "
-    "strategy times the layers, other what is left"
+    "Milliseconds of a decode step. Head: the final norm and the output head, timed alone. Layers time: the time per layer, "
+    "from the difference between full and the strategy, times the layers that run. Other: the rest of the step. A dash marks a "
+    "part that the clock cannot resolve."
 )
 
 
@@ -25,7 +26,8 @@ def _share(key: str) -> Cell:
 
 
 def _milliseconds(key: str) -> Cell:
-    return lambda row: MISSING if (own := row["step_time_breakdown"][key]) is None else f"{1000 * own:.3g}"
+    """Show the time of a part; a negative one is noise of the clock and is left out."""
+    return lambda row: MISSING if (own := row["step_time_breakdown"][key]) is None or own < 0 else f"{1000 * own:.3g}"
 
 
 SPEED = (
@@ -36,7 +38,7 @@ SPEED = (
     Column("inter-\nval", interval, "measured_speedup"),
     Column("full\ntok/s", lambda row: f"{row['full']['decode_tokens_per_second']:.0f}", "full"),
     Column("tok/s", number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
-    Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share"),
+    Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share", leaves=1),
 )
 PARTS = {"step": "step_seconds", "head": "head_seconds", "layers\ntime": "layers_seconds", "other": "other_seconds"}
 STEP = (
@@ -45,7 +47,7 @@ STEP = (
     Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share"),
     Column("of\nFLOP/s", _share("flop_share"), "flop_share"),
 )
-# Shown beside batch and engine if they vary.
+# Keys that get a column if they vary.
 AXES = (
     *("model", "dtype", "strategy", "strategy_options"),
     *("draft_tokens", "prompt_layers", "timed_prompt_tokens", "timed_new_tokens"),
@@ -53,12 +55,12 @@ AXES = (
 
 
 def terminal(rows: Sequence[Row], width: int) -> list[Table]:
-    """Draw the tables for a terminal of so many columns."""
+    """Draw the tables for a terminal of `width` columns."""
     return [tables.draw(section, width, FILE) for section in sections(rows)]
 
 
 def write_bench_report(folder: ResultsFolder) -> list[Path]:
-    """Write bench.md, and speedup.png and .svg, from all benchmark rows of a folder; return the files."""
+    """Write bench.md and the plot of speedups from all benchmark rows of a folder; return the files."""
     from ulskip_cli.report.plots import save_predictions
 
     rows = ordered([row for row in folder.rows() if row.get("machine_limits")])
@@ -76,7 +78,7 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def decoded_by(row: Row) -> str:
-    """Name the engine, and say so if its steps were compiled."""
+    """Name the engine, and mark compiled steps."""
     return f"{row['engine']}, compiled" if row["compiled"] else str(row["engine"])
 
 
@@ -86,18 +88,17 @@ def machine_limits(rows: Sequence[Row]) -> str:
     for row in rows:
         where = f"{row['device']}, {row['dtype']}, {row['environment']['threads']} threads"
         read, flops = row["machine_limits"]["bytes_per_second"], row["machine_limits"]["flops_per_second"]
-        lines[where] = f"{read / 1e9:,.1f} GB/s, and {flops / 1e9:,.0f} GFLOP/s in a matrix product ({where})"
+        lines[where] = f"{read / 1e9:,.1f} GB/s and {flops / 1e9:,.0f} GFLOP/s in a matrix product ({where})"
     return "; ".join(lines.values())
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
-    """Make the tables of a bench's rows."""
+    """Make the tables of benchmark rows."""
     rows = ordered(rows)
     first = [Column("batch", text("batch_size"), "batch_size"), Column("engine", decoded_by, "engine")]
     varied = varying(rows, AXES)
     axes = [*first, *(Column(key.removeprefix("timed_").replace("_", "\n"), text(key), key) for key in varied)]
-    bandwidth = f"of bandwidth: {BANDWIDTH}: {machine_limits(rows)}"
-    measured = "; ".join([tables.MEASURED, *tables.interval_notes(rows), bandwidth])
+    measured = tables.sentences([tables.MEASURED, *tables.interval_notes(rows), f"{BANDWIDTH}: {machine_limits(rows)}"])
     found = [
         Section(f"Decoding speed: {_shared(rows)}", rows, [*axes, *SPEED], measured, words=1),
         Section("Where the time of a step goes", _sides(rows), [*axes, *STEP], ACCOUNT, words=1),
@@ -110,15 +111,15 @@ def sections(rows: Sequence[Row]) -> list[Section]:
 
 
 def _shared(rows: Sequence[Row]) -> str:
-    """Name model, dtype and lengths that all rows share."""
+    """Name the model, dtype and lengths that all rows share."""
     forms = {"model": "{}", "dtype": "{}", "timed_prompt_tokens": "{} prompt tokens", "timed_new_tokens": "{} new tokens"}
     return " · ".join(form.format(rows[0][key]) for key, form in forms.items() if len({row[key] for row in rows}) == 1)
 
 
 def _sides(rows: Sequence[Row]) -> list[Row]:
-    """List both sides of every row, the full one once for a batch size and engine."""
+    """List both sides of every row, with one full side per batch size and engine."""
     sides: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: row["layer_ratio"] == 1):  # the full side of a pair knows its layers' time
+    for row in sorted(rows, key=lambda row: row["layer_ratio"] == 1):  # the full side of a pair has the time of its layers
         shape = {"kept_layers": range(row["num_layers"]), "later_stages": [], "layer_ratio": 1.0}
         shape |= {"strategy": "full", "strategy_options": {}, "draft_tokens": 0, "prompt_layers": "all"}
         full = {**row, **upgrade_row(row["full"]), **shape}

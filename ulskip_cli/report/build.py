@@ -1,4 +1,4 @@
-"""`ulskip report`: read rows, group and judge them, write tables, plots and a page. No model is loaded."""
+"""The command `ulskip report`: read, group and judge rows; write tables, plots and a page. No model is loaded."""
 
 import gc
 import json
@@ -33,10 +33,10 @@ PAPER = "paper"
 class Options:
     """The options of `ulskip report`."""
 
-    folders: Sequence[Path] = ()  # of results; empty: all under `results_dir`
+    folders: Sequence[Path] = ()  # results folders; empty: all under `results_dir`
     against: str | None = None  # `paper`, or a folder of results to compare with
-    form: str = "terminal"  # any other of FORMATS is printed and nothing written
-    layout: str | None = None  # of LAYOUTS, for the printed table; None: table 4
+    form: str = "terminal"  # every other format is printed and no file is written
+    layout: str | None = None  # layout of the printed table; None: table 4
     output: Path | None = None  # where files go; None: `report/` within the folder
     page: bool = False
     plots: bool = True
@@ -47,17 +47,16 @@ class Options:
     results_dir: Path = Path("results")
 
     def check(self) -> None:
-        """Refuse unknown names and numbers out of their range."""
+        """Raise UsageError for unknown names and for numbers out of range."""
         require_choice("format", self.form, FORMATS)
         if self.layout is not None:
             require_choice("layout", self.layout, LAYOUTS)
         if not 0 < self.gate <= 1:
-            expected = "expected --gate to be a share above 0, at most 1"
-            raise UsageError(f"{expected}, got {self.gate:g}; 0.9 keeps 90% of full's score")
+            raise UsageError(f"expected --gate to be above 0 and at most 1, got {self.gate:g}; use --gate=0.9 for 90% of full")
         if not 0 < self.tolerance < 1:
-            raise UsageError(f"expected --tolerance to be a share between 0 and 1, got {self.tolerance:g}")
+            raise UsageError(f"expected --tolerance between 0 and 1, got {self.tolerance:g}; use --tolerance=0.15 for 15%")
         if self.most < 0:
-            raise UsageError(f"expected --examples to be 0 or more, got {self.most}")
+            raise UsageError(f"expected --examples to be 0 or more, got {self.most}; use --examples=0 for none")
 
 
 @dataclass
@@ -75,7 +74,7 @@ class Report:
 
     @classmethod
     def of(cls, options: Options) -> "Report":
-        """Read rows and compare them as the options ask."""
+        """Read the rows and make the comparison of the options."""
         options.check()
         paths = find_folders(options.folders, options.results_dir)
         rows = ordered(read_rows(paths))
@@ -83,10 +82,7 @@ class Report:
         found = {group.label: winners(group, options.gate) for group in groups}
         made = cls(options, paths, rows, groups, {label: own for label, own in found.items() if own})
         if options.against == PAPER:
-            timed = [group for group in groups if any(row.get("total_tokens_per_second") for row in done(group.rows))]
-            for group in timed:
-                title = "Beside the paper" + (f": {group.label}" if len(groups) > 1 else "")
-                made.sections.append(paper.beside_ours(title, group, options.gate))
+            made.sections = paper.beside_paper(groups, options.gate)
         elif options.against:
             made._against(Path(options.against))
         return made
@@ -103,17 +99,19 @@ class Report:
 
     def _against(self, path: Path) -> None:
         old = read_rows(find_folders([path], self.options.results_dir))
-        both = with_settings([*self.rows, *old])  # settings in which the sides differ show in both together alone
+        both = with_settings([*self.rows, *old])  # together, because a setting shows only if rows differ in it
         new, old = both[: len(self.rows)], both[len(self.rows) :]
         scorer = Scorer()
         self.comparison = compare.compare(new, old, scorer)
         if not self.comparison.pairs:
             names = ", ".join(f"'{own}'" for own in self.paths[:3]) + (" and others" if len(self.paths) > 3 else "")
-            raise UsageError(f"expected points that both sides have, got none; '{path}' and {names} hold other points")
+            raise UsageError(
+                f"expected points that both sides have, got none in '{path}' and {names}; compare runs of one task"
+            )
         self.verdicts = claims.Judge(self.options.gate, scorer, self.options.tolerance).judge(new, old)
         if self.verdicts:
             self.sections.append(claims.claims_section("Claims", self.verdicts))
-        self.sections.append(compare.comparison_section(f"Against {path}", self.comparison))
+        self.sections.append(compare.comparison_section(f"Comparison with {path}", self.comparison))
 
     def as_dict(self, written: Sequence[Path]) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -132,7 +130,7 @@ class Report:
         return {**found, "files": list(map(str, written))}
 
     def text(self, form: str, layout: str) -> str:
-        """Write one table in one format, with all its lines."""
+        """Return one table in one format, with all lines."""
         if layout == "table4":
             return {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}[form](self.table4)
         if form == "csv":
@@ -143,12 +141,12 @@ class Report:
         return "\n\n".join([f"# {self.long.title}", tables.markdown(self.long), *notes]) + "\n"
 
     def markdown(self) -> str:
-        """Write report.md."""
+        """Return the text of report.md."""
         title, table4 = f"# {self.long.title}".rstrip(), paper.markdown(self.table4).strip()
-        parts = [title, "## In the layout of the paper's table 4", table4]
+        parts = [title, "## Layout of the paper's table 4", table4]
         for label, own in self.winners.items():
             parts.append(f"## Winners{f', {label}' if len(self.winners) > 1 else ''}")
-            parts.append(f"Among points that keep {self.options.gate:.0%} of full's quality:")
+            parts.append(f"Winners are chosen among points that keep {self.options.gate:.0%} of full's quality.")
             parts.append("\n".join(map(_winner_line, own)))
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]
@@ -163,7 +161,7 @@ def _winner_line(one: Winner) -> str:
 
 
 def run(options: Options) -> None:
-    """Make a report and show it, without garbage collection: a report frees few objects, and it takes a sixth of the time."""
+    """Make a report and show it. Garbage collection is off: it finds little to free and takes a sixth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -186,14 +184,14 @@ def _run(options: Options) -> None:
 
 
 def write(made: Report) -> list[Path]:
-    """Write all files of a report and return them."""
+    """Write all files of a report and return their paths."""
     options = made.options
     folder = options.output or (made.paths[0] if len(made.paths) == 1 else made.paths[0].parent) / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"cannot write the report to {folder} ({error.strerror or error})"
-        raise UsageError(f"{reason}; --output=FOLDER puts it elsewhere") from None
+        reason = f"expected a writable folder, got '{folder}' ({error.strerror or error})"
+        raise UsageError(f"{reason}; choose another with --output=FOLDER") from None
     texts = {
         "report.md": made.markdown(),
         "long.csv": made.text("csv", "long"),

@@ -1,4 +1,4 @@
-"""The paper's claims about unified skipping, each with figures and a verdict: holds, does not hold, or a tie."""
+"""The paper's claims about unified skipping, each with figures and a verdict."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from ulskip_cli.report.rows import SETTINGS, Group, done, grouped, knows, settin
 
 TOLERANCE = 0.15
 PAPER_STRATEGY = "unified"
-CLAIM_KEYS = ("model", "task", "pair", "dataset", "decoding")  # what a claim is about; other settings may differ between sides
+CLAIM_KEYS = ("model", "task", "pair", "dataset", "decoding")  # settings that both sides of a claim share
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's figures on one side and the verdict on them: holds, does not hold, or a tie if the interval allows both."""
+    """A claim's figures on one side, with a verdict: holds, does not hold, or a tie if the interval allows both."""
 
     figures: str
     verdict: str
@@ -26,9 +26,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """A claim with its verdict on the new rows and on the old rows that they are compared with."""
+    """A claim with its verdicts on the new rows and on the old rows."""
 
-    setting: str  # what the rows share; empty if there is one setting
+    setting: str  # the settings that the rows share; empty if all rows share one
     text: str
     new: Verdict
     old: Verdict | None  # None if the claim is about both sides, or the old side lacks the points
@@ -36,21 +36,21 @@ class ClaimVerdict:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges claims."""
+    """Judge of the claims, with its thresholds."""
 
     gate: float  # share of full's quality that counts as kept
     scorer: Scorer
-    tolerance: float = TOLERANCE  # by how much a speedup measured again may differ
+    tolerance: float = TOLERANCE  # relative difference allowed between two measurements of a speedup
 
     def judge(self, new: Sequence[Row], old: Sequence[Row]) -> list[ClaimVerdict]:
-        """Judge the paper's claims about unified skipping, and that `old` was measured again; `old` may be empty."""
+        """Judge the paper's claims, and that `new` repeats the results of `old`, which may be empty."""
         groups, former = grouped(done(new)), grouped(done(old))
         rest = [key for key in (*SETTINGS, *setting_keys([*new, *old])) if key not in (*CLAIM_KEYS, "folder")]
         keys = [*CLAIM_KEYS, *shared_keys(done(new), done(old), rest)[0]]
         found = []
         for group in groups:
             alike = [one for one in former if _setting(one, keys) == _setting(group, keys)]
-            other = alike[0] if len(alike) == 1 else None  # several have settings that this side has none of
+            other = alike[0] if len(alike) == 1 else None  # with several matches, none is the right one
             theirs = dict(self._own(other)) if other else {}
             label = group.label if len(groups) > 1 else ""
             found += [
@@ -61,7 +61,7 @@ class Judge:
         return found
 
     def _own(self, group: Group) -> Iterator[tuple[str, Verdict]]:
-        """Judge the claims about one side alone."""
+        """Judge the claims about one side."""
         points, metric, judged = _points(group), primary(group.rows), quality(group, self.gate)
         for (target, approach), row in points.items():
             if row["strategy"] != PAPER_STRATEGY:
@@ -95,7 +95,7 @@ class Judge:
             if shared := shared_metric([row, former], metric):
                 apart, figures = self._compare(row, former, shared)
                 if apart.low is None and apart.value:
-                    continue  # other examples: neither the same nor another score
+                    continue  # the examples differ, so the scores are not comparable
                 yield f"{name}: {METRICS[shared]} as before", Verdict(figures, _unchanged(apart))
             ratio = speed_ratio(row, former)
             if ratio and approach != "full":
@@ -123,7 +123,7 @@ def _unchanged(apart: Difference) -> str:
 def _within(ratio: Difference, tolerance: float) -> str:
     if ratio.low is None or ratio.high is None:
         return TIE
-    room = -math.log(1 - tolerance)  # the same in both directions
+    room = -math.log(1 - tolerance)  # symmetric for faster and slower
     low, high = math.log(ratio.low), math.log(ratio.high)
     if -room <= low and high <= room:
         return HOLDS

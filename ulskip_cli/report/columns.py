@@ -21,7 +21,7 @@ class Column:
     title: str  # may hold a line break
     show: Cell
     needs: str  # the key that some row must have for the column to be shown
-    leaves: int = 0  # its turn to be left out of a terminal that is too narrow, 1 the first, 0 never; files have it always
+    leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never; files have all columns
 
     @property
     def head(self) -> str:
@@ -31,14 +31,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Section:
-    """A table with its heading and its note, before it is written in some format."""
+    """A table with its heading and note, independent of the output format."""
 
     title: str
     lines: list[Row]
     columns: list[Column]
     note: str = ""
-    words: int = 2  # how many of the first columns are words and stand left
-    sentences: bool = False  # cells are sentences, which break over lines
+    words: int = 2  # number of first columns that hold words, aligned left
+    sentences: bool = False  # cells hold sentences, which wrap
 
     @property
     def anchor(self) -> str:
@@ -62,7 +62,7 @@ def number(key: str, form: str = ".2f") -> Cell:
 
 
 def computed(value: Callable[[Row], Any], form: str) -> Cell:
-    """Show a value that is computed from a row."""
+    """Show a value computed from a row."""
     return lambda row: absent(row) if (own := value(row)) is None else format(own, form)
 
 
@@ -72,7 +72,7 @@ def text(key: str) -> Cell:
 
 
 def words(row: Row, key: str) -> str | None:
-    """Return the value under a key as words, those of a dict one after another; None if there are none."""
+    """Return the value under a key as words (a dict as the sequence of its values); None if it is empty."""
     value = row.get(key)
     if isinstance(value, dict):
         return " ".join(map(str, value.values())) or None
@@ -83,18 +83,18 @@ def interval(row: Row) -> str:
     """Show the interval of the measured speedup."""
     if row.get("measured_speedup") is None:
         return absent(row)
-    return f"{row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}"
+    return f"{row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f}"
 
 
 def num_pairs(row: Row) -> int | None:
-    """Count the timed pairs behind a measured speedup; None if the row does not hold them."""
+    """Count the timed pairs of a measured speedup; None if the row does not hold them."""
     return len(((row.get("pairs") or {}).get("strategy") or {}).get("decode_seconds") or ()) or None
 
 
 def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
-    """Compute the decoded tokens a second of one side of the timed pairs, all sequences of the batch together.
+    """Compute the decoded tokens per second of one side of the timed pairs, summed over the batch.
 
-    Rows without pairs have none, nor has the full side of pairs that stop at EOS: rows do not hold its number of tokens.
+    None for rows without pairs. None also for the full side of pairs that stop at EOS: rows lack its number of tokens.
     """
     seconds = row.get("time_per_output_token_seconds")
     if not seconds:
@@ -109,12 +109,12 @@ def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
 
 
 def few_examples(row: Row) -> bool:
-    """Tell if a row's scores are of too few examples for a test; rows that do not hold the number have enough."""
+    """Return True if a row has too few examples for a significance test; rows without the number have enough."""
     return 0 < (row.get("num_examples") or 0) < MIN_FOR_STARS
 
 
 def starred(row: Row, key: str) -> bool:
-    """Tell if a score differs from full's, by a test over enough examples."""
+    """Return True if a score differs significantly from full's."""
     compared = (row.get("vs_baseline") or {}).get(key)
     return bool(compared and not few_examples(row) and compared["p_value"] is not None and compared["p_value"] < 0.05)
 
@@ -125,13 +125,13 @@ def _quality(key: str) -> Cell:
 
 
 def kv_share(row: Row) -> float | None:
-    """Compute the share of the prompt's KV cache that is kept; None if the row does not tell."""
+    """Compute the kept share of the prompt's KV cache; None if the row lacks it."""
     total, kept = row.get("prompt_kv_bytes"), row.get("kept_kv_bytes")
     return kept / total if total and kept is not None else None
 
 
 def layers(row: Row) -> str:
-    """Show kept layers of all layers; if the number varies by step, its mean over the scored answers."""
+    """Show kept layers of all layers; if the depth varies by step, its mean over the evaluated answers."""
     if row.get("kept_layers") is None:
         return absent(row)
     varies = row.get("later_stages") or row.get("exit_depths")
@@ -139,7 +139,7 @@ def layers(row: Row) -> str:
     return f"{len(row['kept_layers']) if mean is None else format(mean, '.1f')}/{row['num_layers']}"
 
 
-MIN_FOR_STARS = 10  # a bootstrap over fewer examples says nothing
+MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
 COLUMNS = (
     Column("strategy", lambda row: row["strategy"], "strategy"),
@@ -161,13 +161,13 @@ COLUMNS = (
     Column("tokens\na check", number("mean_accepted_length"), "mean_accepted_length", leaves=10),
     Column("KV\nkept", computed(kv_share, ".0%"), "prompt_kv_bytes", leaves=14),
 )
-# Settings that tell the rows of one folder apart; a column of each is shown only if it varies.
+# Settings that distinguish the rows of a folder; a setting gets a column only if it varies.
 AXES = (
     *("model", "task", "pair", "dataset", "strategy_options", "decoding", "draft_tokens", "batch_size", "prompt_layers"),
     *("ratio_basis", "num_examples", "chat", "engine", "compiled", "timed_prompt_tokens", "timed_new_tokens"),
     *("quantization", "dtype", "device", "seed"),
 )
-# Axes that follow from others, as a dtype from a model, leave a narrow table before any number does.
+# Axes that depend on others, as dtype on model, leave a narrow table before numbers do.
 _AXES_LEAVE = {key: turn for turn, key in enumerate(("quantization", "engine", "chat", "dtype", "device", "dataset"), start=1)}
 
 
@@ -187,7 +187,7 @@ def needed(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
 
 
 def _harness_columns(rows: Sequence[Row]) -> list[Column]:
-    """Show the metrics of lm-evaluation-harness in its own units, with their standard errors."""
+    """Make the columns of lm-evaluation-harness metrics, in their own units with standard errors."""
 
     def show(key: str, row: Row) -> str:
         scores = row.get("lm_eval") or {}
@@ -200,12 +200,12 @@ def _harness_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def axes_of(rows: Sequence[Row]) -> list[str]:
-    """List the usual axes, and the settings that tell these rows apart."""
+    """List the usual axes and the settings in which these rows differ."""
     return [*AXES, *setting_keys(rows)]
 
 
 def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
-    """Select the axes in which rows differ; options only if one strategy has several sets of them."""
+    """Select the axes in which rows differ; strategy options only if one strategy has several sets."""
     found = [key for key in axes if len({str(row.get(key)) for row in rows if knows(row, key)}) > 1]
     one_each = len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len(
         {row["strategy"] for row in rows}

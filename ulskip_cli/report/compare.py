@@ -1,4 +1,4 @@
-"""Comparison of two folders of results, point by point, with the significance of the differences."""
+"""Comparison of two results folders, point by point, with the significance of the differences."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,27 +11,29 @@ from ulskip_cli.report.columns import Cell, Column, Section, needed, number, tex
 from ulskip_cli.report.difference import TIE, Difference, Scorer, from_rows, shared_metric, speed_ratio
 from ulskip_cli.report.quality import METRICS, primary
 from ulskip_cli.report.rows import MISSING, done, setting_keys, setting_title
+from ulskip_cli.report.tables import sentences
 
-# Two points match if they agree in these keys; keys in which the two sides share no value are the subject of the comparison.
+# Two points match if they agree in these keys, except keys in which the two sides share no value.
 POINT_KEYS = (
     *("model", "task", "dataset", "pair", "strategy", "strategy_options", "target_speedup", "batch_size", "decoding"),
     *("draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "quantization", "dtype", "device", "seed"),
 )
 MAX_BOOTSTRAPS = 200
 NOTE = (
-    "new less old, and new over old, with 95% intervals; * the interval leaves out no difference. Intervals of quality: paired "
-    "bootstrap where both sides' answers are stored, else from the rows. Tokens/s are single measurements, without an interval"
+    "Quality: new minus old; speedup and tok/s: new divided by old. A star (*) marks a 95% interval that excludes no "
+    "difference. Intervals of quality come from a paired bootstrap if both sides' answers are stored, else from the rows. "
+    "Tokens/s are single measurements without an interval."
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All points that both sides have, in the order of the new side, and how many the other side lacks."""
+    """All points that both sides have, in the order of the new side, and the number of unmatched points."""
 
-    pairs: list[Row]  # keys as `_pair` writes them; `quality` and `speedup_ratio` are Differences or None
+    pairs: list[Row]  # see `_pair`; `quality` and `speedup_ratio` are Differences or None
     only_old: int
     only_new: int
-    differs: list[str]  # settings in which the sides have nothing in common
+    differs: list[str]  # settings in which the sides share no value
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The pairs as plain values."""
@@ -53,14 +55,14 @@ def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Compariso
 
 
 def shared_keys(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the keys that both sides have into those in which they share values and those in which they share none."""
+    """Split the keys of both sides into those in which they share values and those in which they share none."""
     mine, theirs = ({key: {str(row[key]) for row in side if key in row} for key in keys} for side in (new, old))
     known = [key for key in keys if mine[key] and theirs[key]]
     return [key for key in known if mine[key] & theirs[key]], [key for key in known if not mine[key] & theirs[key]]
 
 
 def _pair(old: Row, new: Row, scorer: Scorer | None) -> Row:
-    """Compare one point on both sides: new minus old, with the sign that makes better positive."""
+    """Compare one point on both sides: new minus old, where positive is better."""
     metric = primary([new, old])
     keys = [*([metric] if metric else []), "measured_speedup", "total_tokens_per_second"]
     apart = None
@@ -88,7 +90,7 @@ def comparison_section(title: str, comparison: Comparison) -> Section:
         Column("batch", text("batch_size"), "batch_size"),
         Column(f"{name}\nold", number("old_quality"), "old_quality"),
         Column("\nnew", number("new_quality"), "new_quality"),
-        Column("less\nold", _figure("quality", "+.2f", 0.0), "quality"),
+        Column("minus\nold", _figure("quality", "+.2f", 0.0), "quality"),
         Column("95%", _interval("quality", "+.2f"), "quality", leaves=3),
         Column("speedup\nold", number("old_measured_speedup"), "old_measured_speedup"),
         Column("\nnew", number("new_measured_speedup"), "new_measured_speedup"),
@@ -100,10 +102,10 @@ def comparison_section(title: str, comparison: Comparison) -> Section:
     ]
     notes = [NOTE]
     if comparison.differs:
-        notes.append(f"the sides differ in {', '.join(map(setting_title, comparison.differs))}")
+        notes.append(f"The sides differ in {', '.join(map(setting_title, comparison.differs))}")
     sides = ((comparison.only_old, "old"), (comparison.only_new, "new"))
-    notes += [f"{count} points are in the {side} side alone" for count, side in sides if count]
-    return Section(title, lines, needed(columns, lines), "; ".join(notes), words=1)
+    notes += [f"Points only on the {side} side: {count}" for count, side in sides if count]
+    return Section(title, lines, needed(columns, lines), sentences(notes), words=1)
 
 
 def _line(pair: Row) -> Row:

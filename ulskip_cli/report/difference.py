@@ -1,4 +1,4 @@
-"""Differences of two points with 95% intervals: from their stored answers if there are any, else from their rows."""
+"""Differences of two points with 95% intervals, from their stored answers, else from their rows."""
 
 import math
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 SAME_SCORE = 1e-6
-MIN_SHARED = 10  # examples that two sides with unlike data must share for a bootstrap
+MIN_SHARED = 10  # examples that two sides with different data must share for a bootstrap
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference or the ratio of two points in one figure."""
+    """The difference or ratio of two points in one figure."""
 
     value: float
-    low: float | None  # ends of its 95% interval, if rows or answers give one
+    low: float | None  # ends of its 95% interval; None if unknown
     high: float | None
-    how: str  # how the interval was made
+    how: str  # the source of the interval
 
     def verdict(self, null: float = 0.0) -> str:
-        """Judge that the figure is above the value that means no difference: holds, does not hold, or a tie."""
+        """Return `holds` if the figure is above `null` (no difference), else `does not hold` or a tie."""
         if self.low is None or self.high is None:
             return TIE
         return HOLDS if self.low > null else FAILS if self.high < null else TIE
@@ -43,14 +43,14 @@ class Difference:
 
 
 class Scorer:
-    """Compares the quality of points, and keeps the answers and comparisons that it has made."""
+    """Comparison of the quality of points, with a cache of answers and results."""
 
     def __init__(self) -> None:
         self._read = cache(lambda folder, run_id: read_answers({"folder": folder, "id": run_id}))
         self._found: dict[tuple[str, ...], Difference] = {}
 
     def difference(self, own: Row, other: Row, metric: str) -> Difference:
-        """Compute `own` minus `other` (better is positive) by a paired bootstrap over their answers to the same examples."""
+        """Compute `own` minus `other` (positive is better) by a paired bootstrap over answers to the same examples."""
         key = (own["folder"], own["id"], other["folder"], other["id"], metric)
         if key not in self._found:
             self._found[key] = self._bootstrap(own, other, metric) or from_rows(own, other, metric)
@@ -80,10 +80,10 @@ class Scorer:
 
 
 def from_rows(own: Row, other: Row, metric: str) -> Difference:
-    """Compute `own` minus `other` from their intervals against one full model, taken as independent (see `apart`)."""
+    """Compute `own` minus `other` from intervals against the same full model, taken as independent (see `apart`)."""
     value = float(own[metric]) - float(other[metric])
     errors = [error for row in (own, other) if (error := standard_error(row, metric)) is not None]
-    # A full model's own row has no interval against itself, and needs none if it is that full model.
+    # A full row has no interval against itself, and needs none.
     sides = [(vs_baseline(row, metric), row[metric]) for row in (own, other)]
     full, other_full = (float(compared["full"] if compared else score) for compared, score in sides)
     if not errors or abs(full - other_full) > SAME_SCORE:
@@ -93,7 +93,7 @@ def from_rows(own: Row, other: Row, metric: str) -> Difference:
 
 
 def _better(one: Difference, metric: str) -> Difference:
-    """Turn a difference so that better is positive."""
+    """Change the sign of a difference if lower is better, so that positive is better."""
     if metric not in LOWER_IS_BETTER:
         return one
     low, high = (None if end is None else -end for end in (one.high, one.low))
@@ -101,26 +101,26 @@ def _better(one: Difference, metric: str) -> Difference:
 
 
 def speed_ratio(own: Row, other: Row) -> Difference | None:
-    """Divide one measured speedup by another, with a 95% interval from both intervals; None if one was not measured."""
+    """Divide one measured speedup by another, with a 95% interval; None if one was not measured."""
     if own.get("measured_speedup") is None or other.get("measured_speedup") is None:
         return None
     value = own["measured_speedup"] / other["measured_speedup"]
     errors = [_log_error(row) for row in (own, other)]
     if None in errors:
-        return Difference(value, None, None, "one pair has no interval")
+        return Difference(value, None, None, "one side has no interval")
     spread = Z * math.hypot(*(error for error in errors if error is not None))
     return Difference(value, value * math.exp(-spread), value * math.exp(spread), "from the rows' intervals")
 
 
 def _log_error(row: Row) -> float | None:
-    """Compute the standard error of a speedup's logarithm, from an interval with the coverage that the row states."""
+    """Compute the standard error of a speedup's logarithm from its interval and coverage."""
     coverage = row.get("speedup_interval_coverage")
     if coverage == 0:
         return None
-    z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)  # None: a 95% bootstrap of earlier versions
+    z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)  # None: 95% bootstrap of earlier versions
     return math.log(row["measured_speedup_high"] / row["measured_speedup_low"]) / (2 * z)
 
 
 def shared_metric(rows: Sequence[Row], metric: str | None) -> str | None:
-    """Return the metric if every one of the rows has it."""
+    """Return the metric if every row has it."""
     return metric if metric and all(row.get(metric) is not None for row in rows) else None

@@ -1,6 +1,7 @@
 """The report as one HTML file that needs no network: winners, points, plots and answers side by side."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +13,11 @@ from ulskip_cli.report.answers import Answers
 from ulskip_cli.report.columns import Column, Section, axes_of, kv_share, starred, varying, words
 from ulskip_cli.report.plot_style import SavedPlot, strategy_colour
 from ulskip_cli.report.plots import last_stage
-from ulskip_cli.report.quality import Quality, Winner, quality
-from ulskip_cli.report.rows import Group, absent, reasons, setting_title
+from ulskip_cli.report.quality import METRICS, Quality, Winner, quality
+from ulskip_cli.report.rows import MISSING, Group, absent, setting_title
 from ulskip_cli.tasks.metrics import metric_keys, row_key
+
+NEGATIVE = re.compile(r"(?<![\w.%-])-(?=[\d.])")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Page:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-        notes = [tables.STARS, tables.MEASURED, "of full: share of the full model's primary metric", *reasons(self.rows)]
+        environment.filters["minus"] = real_minus
+        judged = {METRICS[one.metric] for group in self.groups for one in quality(group, self.gate).values()}
         columns, rows = points(self.groups, self.rows, self.gate)
         return environment.get_template("page.html").render(
             page=self,
@@ -50,7 +54,8 @@ class Page:
             columns=columns,
             rows=rows,
             readable={run["row"] for one in self.answers.sets for run in one["runs"]},
-            note="; ".join(notes),
+            metric=judged.pop() if len(judged) == 1 else "primary metric" if judged else None,
+            notes=tables.explanations(self.rows),
             provenance=[line for line in tables.provenance(self.rows).split("  \n") if line],
         )
 
@@ -61,8 +66,8 @@ class Field:
 
     key: str  # its name in the page's address
     title: str
-    kind: str  # how the template draws a cell: text, number, interval, score, share, gate or layers
-    value: Callable[[Row], Any]  # of a row: a number, a text, or a tuple that is sorted by its first item; None without a value
+    kind: str  # of cell in the template: text, number, interval, score, share, gate or layers
+    value: Callable[[Row], Any]  # a number, a text, a tuple (sorted by its first item), or None
     tip: str = ""  # explanation of the title
     form: str = ".2f"  # format of its numbers
     facet: bool = False  # the page offers its values as a filter
@@ -74,7 +79,16 @@ class Field:
 
     def show(self, value: float) -> str:
         """Format a number for the page."""
-        return format(value, self.form) if math.isfinite(value) else "–"
+        return real_minus(format(value, self.form)) if math.isfinite(value) else MISSING
+
+
+def real_minus(text: str) -> str:
+    """Replace the hyphen before a negative number by a minus sign.
+
+    >>> real_minus("-0.3 to 1.2 with top-skip, 2026-01-01")
+    '−0.3 to 1.2 with top-skip, 2026-01-01'
+    """
+    return NEGATIVE.sub("−", text)
 
 
 def points(groups: Sequence[Group], rows: Sequence[Row], gate: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -95,7 +109,7 @@ def points(groups: Sequence[Group], rows: Sequence[Row], gate: float) -> tuple[l
     drawn = []
     for row, line in zip(rows, lines, strict=True):
         passes = row["strategy"] == "full" or (id(row) in judged and judged[id(row)].passes)
-        missing = None if is_done(row) else absent(row)
+        missing = None if is_done(row) else (absent(row), row.get("reason") or "no reason given")
         look = {"label": labels.get(id(row), row["strategy"]), "colour": strategy_colour(row["strategy"])}
         drawn.append({**look, "passes": passes, "missing": missing, "values": [line[i] for i in shown]})
     return columns, drawn
@@ -119,25 +133,30 @@ def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
     def number(key: str, title: str, tip: str, form: str = ".2f") -> Field:
         return Field(key, title, "number", get(key), tip, form)
 
-    axes = [key for key in varying(rows, ["folder", *axes_of(rows)]) if key not in ("batch_size", "strategy_options")]
+    engines = {(row["strategy"], row.get("decoding"), row["engine"]) for row in rows if row.get("engine")}
+    shown_elsewhere = {"batch_size", "strategy_options"}
+    if len({(strategy, decoding) for strategy, decoding, _ in engines}) == len(engines):
+        shown_elsewhere.add("engine")  # strategy and decoding determine it
+    axes = [key for key in varying(rows, ["folder", *axes_of(rows)]) if key not in shown_elsewhere]
     return [
         Field("strategy", "strategy", "text", get("strategy"), facet=True),
-        Field("target_speedup", "target", "number", get("target_speedup"), "the speedup asked for", ".10g", facet=True),
-        Field("batch_size", "batch", "number", get("batch_size"), "sequences decoded at once", ".10g", facet=True),
+        Field("target_speedup", "target", "number", get("target_speedup"), "requested speedup", ".10g", facet=True),
+        Field("batch_size", "batch", "number", get("batch_size"), "batch size", ".10g", facet=True),
         *(_axis(rows, key) for key in axes),
-        Field("layers", "kept layers", "layers", _kept, "first layer on the left; paler ones do not run for every token"),
-        number("layer_ratio", "layer ratio", "all layers over kept ones"),
-        number("predicted_speedup", "predicted", "by bytes of weights that a step reads"),
-        Field("measured", "measured", "interval", measured, "full over strategy, decode seconds, median of pairs"),
+        Field("layers", "kept layers", "layers", _kept, "first layer on the left; pale layers do not run for every token"),
+        number("layer_ratio", "layer ratio", "all layers divided by kept layers"),
+        number("predicted_speedup", "predicted", "speedup predicted from the bytes of weights that a decode step reads"),
+        Field("measured", "measured", "interval", measured, "measured decode speedup over the full model, with its interval"),
         *(_score(key) for key in metric_keys()),
-        Field("share", "of full", "share", share, "share of full's primary metric", ".1%"),
-        Field("gate", "gate", "gate", gated, "? the interval holds the gate"),
-        number("decode_loss", "decode loss", "cross-entropy of the references, nats a token"),
-        number("decode_tokens_per_second", "decode tok/s", "generated ids after the first over decode seconds", ".0f"),
-        number("total_tokens_per_second", "total tok/s", "prompt and generated ids over all seconds", ".0f"),
-        number("acceptance_rate", "acceptance", "accepted drafts over drafts"),
-        Field("kv", "KV kept", "number", kv_share, "share of the prompt's cache that stays", ".0%"),
-        Field("reason", "why", "text", lambda row: None if is_done(row) else row.get("reason")),
+        Field("share", "of full", "share", share, "share of the full model's primary metric that the point keeps", ".1%"),
+        Field("gate", "gate", "gate", gated, "quality gate; ? marks an interval that includes the gate"),
+        number("decode_loss", "decode loss", "cross-entropy of the references, nats per token"),
+        number("decode_tokens_per_second", "decode tok/s", "generated tokens after the first, per second of decoding", ".0f"),
+        number(
+            "total_tokens_per_second", "total tok/s", "prompt and generated tokens, per second of prefill and decoding", ".0f"
+        ),
+        number("acceptance_rate", "acceptance", "share of drafted tokens that were accepted"),
+        Field("kv", "KV kept", "number", kv_share, "share of the prompt's KV cache that is kept", ".0%"),
     ]
 
 
@@ -148,11 +167,11 @@ def _score(key: str) -> Field:
         return None if row.get(key) is None else (row[key], starred(row, key))
 
     head = Column(row_key(key).column_title, str, key).head
-    return Field(key, head, "score", value, "* differs from full, p < 0.05", row_key(key).number_format)
+    return Field(key, head, "score", value, "* differs from the full model, p < 0.05", row_key(key).number_format)
 
 
 def _axis(rows: Sequence[Row], key: str) -> Field:
-    """Make the column of a setting in which rows differ: of numbers if all values are numbers, else of words."""
+    """Make the column of a setting in which rows differ; it holds numbers if all values are numbers, else words."""
     known = [own for row in rows if (own := row.get(key)) is not None]
     if all(isinstance(own, (int, float)) and not isinstance(own, bool) for own in known):
         return Field(key, setting_title(key), "number", lambda row: row.get(key), form=".10g", facet=True)

@@ -1,6 +1,7 @@
-"""The paper's table 4: our rows in its layout, and its figures beside ours."""
+"""Our rows in the layout of the paper's table 4, and the paper's figures beside ours."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,7 @@ from ulskip_cli.report.quality import METRICS, primary, quality
 from ulskip_cli.report.rows import MISSING, Group, done, grouped, ordered, point_order, with_settings
 
 BATCHES = (1, 2, 8)
-# BLEU on WMT22, mean of four directions, and tokens/s of prompt and generated ids at those batch sizes, by target and approach.
+# BLEU on WMT22 (mean of four directions) and tokens/s of prompt and generated tokens at these batch sizes.
 # Table 4, arXiv:2404.06954.
 TABLE_4: dict[tuple[float, str], tuple[float, int, int | None, int | None]] = {
     (1, "full"): (23.81, 51, 92, 303),
@@ -29,28 +30,29 @@ TABLE_4: dict[tuple[float, str], tuple[float, int, int | None, int | None]] = {
 }
 SHAPES = ("bloom-7b1", "bigscience/bloom-7b1", "bigscience/bloomz-7b1", "bigscience/bloomz-7b1-mt")
 EXPERIMENT = "paper_throughput"
-BENCH_TITLE = "Beside the paper's table 4"
+BENCH_TITLE = "Comparison with the paper's table 4"
 BENCH_CAVEAT = (
-    "tokens/s of prompt and generated ids; x: over full, prompt included. The paper: BLOOMZ-7B answering WMT22 on one "
-    "A100-80G. Ours: other hardware, random prompts of one length, so that ratios compare and tokens/s do not. Weight bytes "
-    "of BLOOM-7B1 allow 1.75x and 3.16x in decoding; the paper's 5x is more, so time that is not reading weights was part "
-    "of its full model's steps."
+    "Tok/s: prompt and generated tokens per second. x: the speedup over full, prompt included. The paper ran BLOOMZ-7B on "
+    "WMT22 on one A100-80G. Ours are random prompts of one length on other hardware, so compare speedups, not tokens/s. "
+    "By the weight bytes of BLOOM-7B1, decoding can speed up by 1.75x at 2x and by 3.16x at 5x. The paper reports more at 5x, "
+    "so its full model spent part of each step on other work than reading weights."
 )
 CAVEAT = (
-    "the paper: BLOOMZ-7B, WMT22, mean of four directions, on one A100-80G. Other model, data and hardware than ours: scores "
-    "and tokens/s do not compare, only shares of full and x over full, and these with care: what skipping saves depends on how "
-    "much of a step reads weights. x: tokens/s of prompt and generated ids over full's at the same batch size; ours from "
-    "paired timings where there are some"
+    "The paper: BLOOMZ-7B on WMT22, mean of four directions, on one A100-80G. Our model, data and hardware differ, so do not "
+    "compare scores or tokens/s. Compare the shares of full and the speedups (x) with care: the gain from skipping depends on "
+    "the share of a step that reads weights. x: tokens/s of prompt and generated tokens divided by those of full at the same "
+    "batch size; ours come from timed pairs if the rows have them."
 )
 NOTE = (
-    "measured: full over strategy in decode seconds, median of timed pairs, at the smallest batch; tok/s: decoded tokens a "
-    "second in these pairs, both sides decode the same prompts to the same number of new tokens (early exit and drafts stop at "
-    "EOS), full tok/s: of full's side. Tokens/s of the answers as they ended, of unequal length, are in the long table"
+    "Measured: decode seconds of the full model divided by those of the strategy, median of timed pairs at the smallest batch "
+    "size. Tok/s: decoded tokens per second in these pairs; full tok/s is the full model's side. Both sides decode the same "
+    "prompts to the same number of new tokens, but early exit and drafts stop at EOS. The long table has the tokens/s of the "
+    "evaluated answers, which differ in length."
 )
 
 
 def table4(rows: Sequence[Row]) -> list[Section]:
-    """Lay rows that have a target speedup out as in table 4: one table per setting, one line per target and approach."""
+    """Arrange rows with a target speedup as in table 4: one table per setting, one line per target and approach."""
     groups = grouped([row for row in rows if row.get("target_speedup") is not None])
     return [Section(group.label, _lines(group), _columns(group)) for group in groups]
 
@@ -86,14 +88,14 @@ def _batch_speed(size: int) -> Cell:
 
 
 def markdown(sections: Sequence[Section]) -> str:
-    """Write the tables in Markdown, each under its heading if there are several."""
+    """Write the tables in Markdown, with headings if there are several."""
     heads = [f"## {one.title}\n\n" if len(sections) > 1 else "" for one in sections]
     parts = [head + tables.markdown(one) for head, one in zip(heads, sections, strict=True)]
     return "\n\n".join([*parts, NOTE]) + "\n"
 
 
 def to_csv(sections: Sequence[Section]) -> str:
-    """Write the tables as one CSV, its cells as they are shown, with the setting in the first column."""
+    """Write the tables as one CSV with the shown cells and the setting in the first column."""
     heads = dict.fromkeys(["setting", *(column.head for one in sections for column in one.columns)])
     lines = [
         {"setting": one.title, **{column.head: cell for column, cell in zip(one.columns, cells, strict=True)}}
@@ -104,13 +106,13 @@ def to_csv(sections: Sequence[Section]) -> str:
 
 
 def latex(sections: Sequence[Section]) -> str:
-    """Write the tables in LaTeX, the note in each caption."""
-    noted = [Section(one.title, one.lines, one.columns, f"{NOTE[0].upper()}{NOTE[1:]}.") for one in sections]
+    """Write the tables in LaTeX, with the note in the first caption."""
+    noted = [Section(one.title, one.lines, one.columns, NOTE if i == 0 else "") for i, one in enumerate(sections)]
     return "\n".join(tables.latex(one, f"table4-{i}") for i, one in enumerate(noted, start=1))
 
 
 def write_paper_report(folder: ResultsFolder) -> list[Path]:
-    """Write table4.md, and quality.png and .svg of the newest row's setting at its smallest batch; return the files."""
+    """Write table4.md, and plot quality for the newest row's setting at its smallest batch size; return the files."""
     from ulskip_cli.report.plots import save_quality
 
     rows = with_settings(folder.rows())
@@ -124,7 +126,7 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
 
 
 def published(target: float, approach: str) -> Row:
-    """Return the paper's figures of a target and approach, absolute and relative to full; empty if the paper has none."""
+    """Return the paper's figures for a target and approach, absolute and relative to full, or an empty dict."""
     if (target, approach) not in TABLE_4:
         return {}
     (bleu, *speeds), (full_bleu, *full_speeds) = TABLE_4[target, approach], TABLE_4[1, "full"]
@@ -135,8 +137,16 @@ def published(target: float, approach: str) -> Row:
     return found
 
 
-def beside_ours(title: str, group: Group, gate: float) -> Section:
-    """Put the paper's figures beside those of one setting, one line per target and approach."""
+def beside_paper(groups: Sequence[Group], gate: float) -> list[Section]:
+    """Compare every timed setting with the paper; the caveat follows the last table."""
+    timed = [group for group in groups if any(row.get("total_tokens_per_second") for row in done(group.rows))]
+    named = [(f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}", group) for group in timed]
+    made = [_beside_ours(title, group, gate) for title, group in named]
+    return [*made[:-1], *(replace(one, note=f"{one.note} {CAVEAT}") for one in made[-1:])]
+
+
+def _beside_ours(title: str, group: Group, gate: float) -> Section:
+    """Make one table with the paper's figures and those of one setting, one line per target and approach."""
     metric, judged, ours = primary(group.rows), quality(group, gate), group.points()
     lines = []
     for target, approach in sorted({*TABLE_4, *ours}, key=point_order):
@@ -165,7 +175,7 @@ def beside_ours(title: str, group: Group, gate: float) -> Section:
             columns.append(Column(f"ours\n{head} b{size}", number(mine, form), theirs, leaves))
     facts = [row["environment"] for row in done(group.rows) if row.get("environment")]
     machines = dict.fromkeys(str(f.get("accelerator") or f"{f.get('processor')}, {f.get('threads')} threads") for f in facts)
-    note = f"{CAVEAT}. Ours: {group.label}, on {'; '.join(machines) or 'hardware that the rows do not tell'}"
+    note = f"Ours: {group.label}, on {'; '.join(machines) or 'unrecorded hardware'}."
     return Section(title, lines, columns, note)
 
 
@@ -180,20 +190,17 @@ def _over_full(row: Row, group: Group) -> float | None:
 
 
 def _paper(key: str, form: str) -> Cell:
-    """Show the paper's figure; N/A if its table has the line and not the cell, a dash if it has no such line."""
+    """Show the paper's figure; N/A if its table has the line but not the cell, a dash if it lacks the line."""
     return lambda line: number(key, form)({key: line.get(key), "status": "n/a" if line.get("paper") else None})
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:
-    """Select the rows of a bench that compare with the paper's: of its model's shape, or of its preset with another model."""
+    """Select the benchmark rows that are comparable with the paper: by the shape of the model or by the preset."""
     return [row for row in rows if row["model"] in SHAPES or row["experiment"] == EXPERIMENT]
 
 
 def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Section:
-    """Put the paper's speeds beside those of a benchmark, one line per target, approach and batch size.
-
-    Every label, which names the engine of its row, gets a pair of columns.
-    """
+    """Make one table with the paper's speeds and those of a benchmark; each label (engine) gets two columns."""
     names = list(dict.fromkeys(labels))
     lines = []
     for target, approach in TABLE_4:
@@ -212,7 +219,7 @@ def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Sect
 
 
 def _ours(rows: Sequence[Row], target: float, approach: str, label: str) -> Row:
-    """Return our tokens/s and speedup of one cell; empty if it was not measured. Every row holds its full side."""
+    """Return our tokens/s and speedup of one cell, or an empty dict if it was not measured."""
     if approach == "full":
         speeds = [row["full"]["total_tokens_per_second"] for row in rows]
         return {label: median(speeds), f"{label}_x": 1.0} if speeds else {}

@@ -1,8 +1,8 @@
-"""The look of all plots: colours, style, panels, legend, and how a figure is saved."""
+"""Style of all plots: colours, panels, axis limits, legends, and the saving of figures."""
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ COLOURS = {
 }
 OTHERS = ("#4fa8a0", "#b5504b", "#9a9a2f", "#6d7fb3")  # for strategies that users add
 MARKERS = "osD^vP*X"
-MAX_TITLE = 58  # characters
+MAX_TITLE = 58  # characters over half a figure
 _STYLE: Any = {
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK,
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8.5,
@@ -40,7 +40,7 @@ _STYLE: Any = {
 class SavedPlot:
     """A plot that is written to disk."""
 
-    caption: str  # one sentence that says what the plot shows
+    caption: str  # what the plot shows
     files: list[Path]  # the PNG and the SVG
 
     @property
@@ -50,13 +50,13 @@ class SavedPlot:
 
 
 def strategy_colour(strategy: str) -> str:
-    """Return the colour that a strategy has in every plot."""
+    """Return the colour of a strategy, the same in every plot."""
     return COLOURS.get(strategy) or OTHERS[sum(map(ord, strategy)) % len(OTHERS)]
 
 
 @contextmanager
 def applied() -> Iterator[None]:
-    """Apply the style of all plots while figures are drawn and saved."""
+    """Apply the style of all plots within a `with` block."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -64,10 +64,10 @@ def applied() -> Iterator[None]:
 
 
 def save_figure(figure: Any, path: Path) -> list[Path]:
-    """Write a figure as PNG on white and as SVG without background, each atomically; `path` has no suffix."""
+    """Write a figure as PNG on white and as transparent SVG, each atomically; `path` has no suffix."""
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=150, pil_kwargs={"compress_level": 3})
-    figure.set_layout_engine("none")  # the layout is done: not again for the second file
+    figure.set_layout_engine("none")  # the layout is computed once for both files
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     files = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for file, stream in zip(files, (png, svg), strict=True):
@@ -76,7 +76,7 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
 
 
 def panels(count: int, width: float, height: float, columns: int = 2, **options: Any) -> tuple[Any, list[Any]]:
-    """Return a figure and its axes, each of a size in inches."""
+    """Return a figure and its axes; each panel has the given size in inches."""
     from matplotlib.figure import Figure
 
     across = min(count, columns)
@@ -91,15 +91,34 @@ def panels(count: int, width: float, height: float, columns: int = 2, **options:
 def legend_below(figure: Any, handles: dict[str, Any]) -> None:
     """Add one legend for all panels under them; `handles` by label."""
     if handles:
-        columns = min(5, len(handles))
+        columns = -(-len(handles) // -(-len(handles) // 5))  # rows of equal length, at most 5 each
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=1.6)
 
 
+def limit_to(axes: Any, points: Sequence[tuple[float, float]]) -> None:
+    """Set the limits of both axes by points alone, so that one wide interval does not crush the plot."""
+    for values, limit in zip(zip(*points, strict=True), (axes.set_xlim, axes.set_ylim), strict=True):
+        margin = 0.1 * (max(values) - min(values)) or 0.1
+        limit(min(values) - margin, max(values) + margin)
+
+
+def draw_interval(axes: Any, point: tuple[float, float], ends: tuple[float, float], colour: str, across: bool = False) -> None:
+    """Draw an interval through a point, vertical or `across`; an arrowhead marks an end beyond the limits of the axis."""
+    lowest, highest = axes.get_xlim() if across else axes.get_ylim()
+    low, high = max(ends[0], lowest), min(ends[1], highest)
+    look = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
+    (axes.hlines if across else axes.vlines)(point[1] if across else point[0], low, high, **look)
+    for end, marker, goes_on in ((low, "<v"[not across], low > ends[0]), (high, ">^"[not across], high < ends[1])):
+        if goes_on:
+            at = ([end], [point[1]]) if across else ([point[0]], [end])
+            axes.plot(*at, marker, color=colour, markersize=5, clip_on=False, scalex=False, scaley=False)
+
+
 def annotate(axes: Any, text: str, point: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:
-    """Write a small text beside a point; `offset` in points of print."""
+    """Write a small text beside a point; `offset` is in typographic points."""
     axes.annotate(text, point, xytext=offset, textcoords="offset points", **{"color": INK, "fontsize": 8, **options})
 
 
-def shortened(title: str) -> str:
-    """Return a title that fits over a panel; a long one loses its beginning."""
-    return title if len(title) <= MAX_TITLE else f"…{title[1 - MAX_TITLE :]}"
+def shortened(title: str, most: int = MAX_TITLE) -> str:
+    """Return a title of at most `most` characters; a long one loses its beginning."""
+    return title if len(title) <= most else f"…{title[1 - most :]}"

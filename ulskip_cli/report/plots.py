@@ -8,20 +8,22 @@ from typing import Any
 
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import plot_style
-from ulskip_cli.report.plot_style import FAINT, INK, MARKERS, SavedPlot, annotate, save_figure, strategy_colour
-from ulskip_cli.report.quality import GATE, LOWER_IS_BETTER, METRICS, called, primary
+from ulskip_cli.report.plot_style import FAINT, INK, MARKERS, SavedPlot, annotate, draw_interval, save_figure, strategy_colour
+from ulskip_cli.report.quality import GATE, LOWER_IS_BETTER, METRICS, called, primary, vs_baseline
 from ulskip_cli.report.rows import Group, done
 from ulskip_cli.report.training import curve_label
 
 MAX_PANELS = 4
-MAX_POINTS = 120  # in one panel
+MAX_POINTS = 120  # per panel
 MAX_LABELS = 30
 MAX_SCHEDULES = 24
+PANEL_WIDTH = 2.3  # inches; three side by side are as wide as one large panel, so that all plots have type of one size
+BARS = "Bars are confidence intervals; an arrowhead marks an interval that goes beyond the plot."
 _Plot = tuple[str, Any]  # caption and figure
 
 
 def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[SavedPlot]:
-    """Draw and save every plot for which there are rows; `gate`, a share of the full model's quality, is drawn as a line."""
+    """Draw and save every plot that has rows; a line marks the quality gate, a share of the full model's quality."""
     with plot_style.applied():
         drawn = {"quality": _quality(groups, gate), "targets": _targets(groups), "throughput": _throughput(groups)}
         drawn |= {"exits": _exits(groups), "layers": _kept_layers(groups)}
@@ -29,30 +31,33 @@ def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[Saved
 
 
 def save_quality(rows: Sequence[Row], path: Path, title: str = "") -> list[Path]:
-    """Plot quality against measured speedup, or predicted speedup if nothing was measured; write no file without quality."""
+    """Plot quality against measured (else predicted) speedup; write no file without quality."""
     with plot_style.applied():
         plot = None if primary(rows) == "decode_loss" else _quality([Group(title, list(rows))], GATE)
         return save_figure(plot[1], path) if plot else []
 
 
 def save_predictions(rows: Sequence[Row], path: Path, labels: Sequence[str], title: str = "") -> list[Path]:
-    """Plot measured against predicted speedup, one colour per label; write no file if no speedup is predicted."""
+    """Plot measured against predicted speedup, one colour per label; write no file without predictions."""
     drawn = [(row, label) for row, label in zip(rows, labels, strict=True) if row.get("predicted_speedup") is not None]
     if not drawn:
         return []
-    highest = max(max(row["predicted_speedup"], row["measured_speedup_high"]) for row, _ in drawn)
+    highest = max(max(row["predicted_speedup"], row["measured_speedup"]) for row, _ in drawn)
     batches = sorted({row["batch_size"] for row, _ in drawn})
     names = list(dict.fromkeys(label for _, label in drawn))
     series = sorted({(row["batch_size"], label) for row, label in drawn})
     with plot_style.applied():
         figure, (axes,) = plot_style.panels(1, 6.4, 4.8)
+        lowest = min(1.0, *(row["measured_speedup"] for row, _ in drawn))
+        plot_style.limit_to(axes, [(lowest, lowest), (highest, highest)])
         for i, (batch, label) in enumerate(series):
             points = [row for row, own in drawn if (row["batch_size"], own) == (batch, label)]
-            aside = (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)  # equal predictions stand side by side
+            aside = (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)  # equal predictions are drawn side by side
             marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], f"C{names.index(label)}"
             xs, ys = [row["predicted_speedup"] + aside for row in points], [row["measured_speedup"] for row in points]
             axes.plot(xs, ys, marker, color=colour, label=f"{label}, batch {batch}")
-            axes.vlines(xs, *zip(*(_interval(row) for row in points), strict=True), color=colour)
+            for x, y, row in zip(xs, ys, points, strict=True):
+                draw_interval(axes, (x, y), _interval(row), colour)
         axes.plot([1, highest], [1, highest], color=FAINT, linestyle="--", linewidth=1)
         axes.set(xlabel="predicted decode speedup, by bytes of weights", ylabel="measured decode speedup", title=title)
         axes.legend()
@@ -60,7 +65,7 @@ def save_predictions(rows: Sequence[Row], path: Path, labels: Sequence[str], tit
 
 
 def learning_curve(record: Row, path: Path) -> list[Path]:
-    """Plot the validation loss over the steps of training.json, a line per target ratio or depth; none for a single point."""
+    """Plot the validation loss of training.json over steps, one line per target ratio or depth; no file for one point."""
     curve = record["learning_curve"]
     if len(curve) < 2:
         return []
@@ -69,13 +74,13 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
         for key in dict.fromkeys(key for point in curve for key in point["validation_loss"]):
             points = [(point["step"], point["validation_loss"][key]) for point in curve if key in point["validation_loss"]]
             axes.plot(*zip(*points, strict=True), marker=".", label=curve_label(key))
-        axes.set(xlabel="step", ylabel="validation loss, nats a token")
+        axes.set(xlabel="step", ylabel="validation loss, nats per token")
         axes.legend()
         return save_figure(figure, path)
 
 
 def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) -> list[tuple[float, float]]:
-    """Return the points of speed and quality that no other point beats in both, the slowest first."""
+    """Return the points of speed and quality that no other point beats in both, slowest first."""
     sign = -1 if lower_is_better else 1
     best, front = -math.inf, []
     for speed, value in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
@@ -86,7 +91,7 @@ def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = 
 
 
 def last_stage(row: Row) -> set[int]:
-    """Return the layers that still run at the last position; with early exit, those that run on average."""
+    """Return the layers that run at the last position; with early exit, those that run on average."""
     if row.get("exit_depths") and row.get("mean_kept_layers"):
         return set(range(round(row["mean_kept_layers"])))
     stages = row.get("later_stages") or []
@@ -99,6 +104,9 @@ def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
     for axes, group, rows in panels:
         metric = str(primary(group.rows))
         full = _draw_full(axes, group, metric, gate)
+        at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
+        plot_style.limit_to(axes, [*((_speedup(row), row[metric]) for row in rows), *full, *at_gate])
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.02 * axes.get_ylim()[1]))  # no score is below 0
         front = pareto_front([*((_speedup(row), row[metric]) for row in rows), *full], metric in LOWER_IS_BETTER)
         if len(front) > 1:
             look = {"color": FAINT, "linewidth": 6, "alpha": 0.3, "zorder": 1, "solid_capstyle": "round"}
@@ -110,10 +118,9 @@ def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
             label = f"{row['target_speedup']:g}x" if row.get("target_speedup") else f"{len(row['kept_layers'])} layers"
             annotate(axes, label, (_speedup(row), row[metric]), (5, 5))
         kind = "predicted" if rows[0].get("measured_speedup") is None else "measured"
-        axes.set(xlabel=f"{kind} decode speedup, batch {rows[0]['batch_size']}", ylabel=METRICS[metric])
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.02 * axes.get_ylim()[1]))  # intervals may end below 0, scores do not
+        axes.set(xlabel=f"{kind} decode speedup, batch size {rows[0]['batch_size']}", ylabel=METRICS[metric])
     plot_style.legend_below(figure, handles)
-    caption = "Quality against decode speedup; bars are confidence intervals, the band is the Pareto front."
+    caption = f"Quality against decode speedup. {BARS} The grey band is the Pareto front: no point beats it in both."
     return (caption, figure) if panels else None
 
 
@@ -127,7 +134,7 @@ def _interval(row: Row) -> tuple[float, float]:
 
 
 def _scored(group: Group) -> list[Row]:
-    """Select the rows with quality at the smallest batch size; if any speedup was measured, only measured rows."""
+    """Select rows with quality at the smallest batch size; only measured rows if any speedup was measured."""
     metric = primary(group.rows)
     rows = [row for row in done(group.rows) if row["strategy"] != "full" and metric and row.get(metric) is not None]
     rows = [row for row in rows if row.get("measured_speedup") is not None] or rows
@@ -136,19 +143,19 @@ def _scored(group: Group) -> list[Row]:
 
 
 def _panel_per_group(found: Sequence[tuple[Group, list[Row]]]) -> tuple[Any, list[tuple[Any, Group, list[Row]]]]:
-    """Return a figure with a panel for each of the groups with the most rows, thinned out evenly if they are too many."""
+    """Return a figure with one panel for each of the largest groups; too many rows are thinned out evenly."""
     ranked = sorted((i for i, (_, rows) in enumerate(found) if rows), key=lambda i: -len(found[i][1]))[:MAX_PANELS]
     if not ranked:
         return None, []
     figure, each = plot_style.panels(len(ranked), 6.6 if len(ranked) == 1 else 4.8, 4.2)
     shown = [(axes, *found[i]) for axes, i in zip(each, sorted(ranked), strict=True)]
     for axes, group, _ in shown:
-        axes.set_title(plot_style.shortened(group.label))
+        axes.set_title(plot_style.shortened(group.label, plot_style.MAX_TITLE + 22 * (len(shown) == 1)))
     return figure, [(axes, group, rows[:: -(-len(rows) // MAX_POINTS)]) for axes, group, rows in shown]
 
 
 def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
-    """Draw the full model and the gate; return the full model's point, if it is known."""
+    """Draw the full model and the gate; return the full model's point, if known."""
     row = next((row for row in done(group.rows) if row["strategy"] == "full" and row.get(metric) is not None), None)
     if row is None:
         return []
@@ -158,24 +165,22 @@ def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[
     annotate(axes, "full", (1, value), (4, 4))
     if metric not in LOWER_IS_BETTER:
         axes.axhline(gate * value, color=colour, linestyle=":", linewidth=1)
-        right = {"xycoords": axes.get_yaxis_transform(), "ha": "right", "va": "top"}
-        annotate(axes, f"gate: {gate:.0%} of full", (1, gate * value), (-2, -3), **right)
+        left = {"xycoords": axes.get_yaxis_transform(), "va": "top"}
+        annotate(axes, f"quality gate: {gate:.0%} of full", (0, gate * value), (3, -3), **left)
     return [(1.0, value)]
 
 
 def _draw_strategy(axes: Any, rows: Sequence[Row], metric: str, strategy: str) -> Any:
-    """Draw one strategy's points with the intervals of both axes; a line joins them if every target occurs once."""
+    """Draw one strategy's points with intervals; a line joins them if every target occurs once."""
     xs, ys, colour = [_speedup(row) for row in rows], [row[metric] for row in rows], strategy_colour(strategy)
     joined = len(rows) <= MAX_LABELS and len({row.get("target_speedup") for row in rows}) == len(rows)
     (drawn,) = axes.plot(xs, ys, "o-" if joined else "o", color=colour, markersize=5, linewidth=1.2, zorder=3)
-    look = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
-    wide = [(y, *_interval(row)) for row, y in zip(rows, ys, strict=True) if row.get("measured_speedup_low") is not None]
-    if wide:
-        axes.hlines(*zip(*wide, strict=True), **look)
-    compared = [(x, (row.get("vs_baseline") or {}).get(metric)) for row, x in zip(rows, xs, strict=True)]
-    tall = [(x, max(0.0, own["full"] + own["delta_low"]), own["full"] + own["delta_high"]) for x, own in compared if own]
-    if tall:
-        axes.vlines(*zip(*tall, strict=True), **look)
+    for x, y, row in zip(xs, ys, rows, strict=True):
+        if row.get("measured_speedup_low") is not None:
+            draw_interval(axes, (x, y), _interval(row), colour, across=True)
+        if own := vs_baseline(row, metric):
+            ends = (max(0.0, own["full"] + own["delta_low"]), own["full"] + own["delta_high"])
+            draw_interval(axes, (x, y), ends, colour)
     return drawn
 
 
@@ -189,13 +194,19 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
         batches = sorted({row["batch_size"] for row in rows})
         series = sorted({(row["strategy"], row["batch_size"]) for row in rows})
         known: list[tuple[float, float]] = []
+        ends = [1, targets[-1]]
+        values = [row["measured_speedup"] for row in rows] + [
+            row["predicted_speedup"] for row in rows if row.get("predicted_speedup")
+        ]
+        plot_style.limit_to(axes, [(ends[0], min(values)), (ends[1] + 0.1, max(values))])
         step = 0.5 * min((b - a for a, b in pairwise(targets)), default=0.5) / len(series)
         for i, (strategy, batch) in enumerate(series):
             own = [row for row in rows if (row["strategy"], row["batch_size"]) == (strategy, batch)]
             xs = [row["target_speedup"] + (i - (len(series) - 1) / 2) * step for row in own]
             marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], strategy_colour(strategy)
             axes.plot(xs, [row["measured_speedup"] for row in own], marker, markersize=4, color=colour)
-            axes.vlines(xs, *zip(*map(_interval, own), strict=True), color=colour, linewidth=1.1)
+            for x, row in zip(xs, own, strict=True):
+                draw_interval(axes, (x, row["measured_speedup"]), _interval(row), colour)
             handles.setdefault(strategy, axes.plot([], [], "s", markersize=6, color=colour)[0])
             known += [(x, row["predicted_speedup"]) for x, row in zip(xs, own, strict=True) if row.get("predicted_speedup")]
         for batch, marker in zip(batches, cycle(MARKERS), strict=False) if len(batches) > 1 else ():
@@ -203,12 +214,11 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
         if known:
             ticks = axes.scatter(*zip(*known, strict=True), marker="_", color=INK, s=40, linewidth=1, zorder=4)
             handles.setdefault("predicted", ticks)
-        ends = [1, targets[-1]]
-        handles.setdefault("as asked", axes.plot(ends, ends, color=FAINT, linestyle="--", linewidth=1)[0])
+        handles.setdefault("equal to the target", axes.plot(ends, ends, color=FAINT, linestyle="--", linewidth=1)[0])
         axes.set_xticks(targets, [f"{target:g}x" for target in targets])
         axes.set(xlabel="target speedup", ylabel="measured decode speedup")
     plot_style.legend_below(figure, handles)
-    return ("Measured speedup against the target; bars are confidence intervals.", figure) if panels else None
+    return (f"Measured decode speedup against the target. {BARS}", figure) if panels else None
 
 
 def _throughput(groups: Sequence[Group]) -> _Plot | None:
@@ -219,7 +229,7 @@ def _throughput(groups: Sequence[Group]) -> _Plot | None:
     if group is None or not targets:
         return None
     targets = targets[:: -(-len(targets) // 6)]
-    figure, each = plot_style.panels(len(targets), 3.3, 3.2, columns=3, sharey=True)
+    figure, each = plot_style.panels(len(targets), PANEL_WIDTH, 2.8, columns=3, sharey=True)
     handles: dict[str, Any] = {}
     for axes, target in zip(each, targets, strict=True):
         own = [row for row in rows if row["strategy"] == "full" or row.get("target_speedup") == target]
@@ -232,18 +242,18 @@ def _throughput(groups: Sequence[Group]) -> _Plot | None:
         axes.set_xticks(group.batches, [str(size) for size in group.batches])
         axes.minorticks_off()
         axes.set(title=f"{target:g}x", xlabel="batch size")
-    each[0].set_ylim(bottom=0)  # of all panels: they share the axis
+    each[0].set_ylim(bottom=0)  # all panels share the axis
     each[0].set_ylabel("tokens/s, prompt included")
     figure.suptitle(plot_style.shortened(group.label), x=0.01, ha="left", fontsize=10)
     plot_style.legend_below(figure, handles)
-    return "Tokens a second by batch size; prompt and generated tokens count, as in the paper.", figure
+    return "Tokens per second by batch size, one panel per target. Prompt and generated tokens count, as in the paper.", figure
 
 
 def _exits(groups: Sequence[Group]) -> _Plot | None:
     rows = [(group, row) for group in groups for row in done(group.rows) if row.get("exit_depths")][:6]
     if not rows:
         return None
-    figure, each = plot_style.panels(len(rows), 3.3, 2.6, columns=3)
+    figure, each = plot_style.panels(len(rows), PANEL_WIDTH, 2.4, columns=3)
     for axes, (group, row) in zip(each, rows, strict=True):
         counts = {int(depth): count for depth, count in row["exit_depths"].items()}
         total = sum(counts.values()) or 1
@@ -257,7 +267,7 @@ def _exits(groups: Sequence[Group]) -> _Plot | None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     each[0].set_ylabel("share of tokens")
-    return "Exit depths: the number of layers that each decoded token ran.", figure
+    return "Exit depths of early exit: how many layers each decoded token ran.", figure
 
 
 def _kept_layers(groups: Sequence[Group]) -> _Plot | None:
@@ -283,4 +293,4 @@ def _kept_layers(groups: Sequence[Group]) -> _Plot | None:
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     paler = any(len(last_stage(row)) < len(row["kept_layers"]) for _, row in shown)
-    return f"Kept layers{'; paler ones do not run for every token' * paler}.", figure
+    return f"Kept layers of each schedule{'; pale layers do not run for every token' * paler}.", figure

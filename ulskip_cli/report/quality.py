@@ -1,8 +1,7 @@
-"""The share of the full model's quality that points keep, the gate, winners and ties.
+"""The share of the full model's quality that points keep, the quality gate, winners and ties.
 
-A point passes the gate if its primary metric reaches the gate's share of the full model's. The verdict is sure if the whole
-95% interval of that share lies on one side. Winners are named among passing points alone; points that the intervals do not
-tell apart tie.
+A point passes the gate if its primary metric is at least that share of the full model's. The verdict is sure if the whole 95%
+interval of the share is on one side of the gate. Only passing points can win. Points that the intervals do not separate tie.
 """
 
 import math
@@ -32,27 +31,27 @@ class Quality:
     share: float  # of full's quality that is kept; for metrics where lower is better, full's value over the point's
     low: float | None  # ends of the share's 95% interval, if it is known
     high: float | None
-    gate: float  # the share that is asked for
+    gate: float  # the share that a point needs to pass
 
     @property
     def passes(self) -> bool:
-        """Tell if the share reaches the gate."""
+        """True if the share reaches the gate."""
         return self.share >= self.gate
 
     @property
     def sure(self) -> bool:
-        """Tell if the whole interval lies on that side of the gate; without an interval nothing is sure."""
+        """True if the whole interval is on that side of the gate; False without an interval."""
         end = self.low if self.passes else self.high
         return end is not None and (end >= self.gate) is self.passes
 
     @property
     def word(self) -> str:
-        """The verdict for a table."""
+        """The verdict as one word for a table; a question mark means unsure."""
         return ("passes" if self.passes else "below") + ("" if self.sure else "?")
 
     def text(self) -> str:
         """Format the share with its interval."""
-        return f"{self.share:.1%}" + ("" if self.low is None else f" ({self.low:.1%}-{self.high:.1%})")
+        return f"{self.share:.1%}" + ("" if self.low is None else f" ({self.low:.1%} to {self.high:.1%})")
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,14 @@ class Winner:
     """The best of the points that pass the gate."""
 
     title: str
-    rows: list[Row]  # the winner alone, or all that tie, the best first; empty if nothing passes
+    rows: list[Row]  # the winner, or all rows that tie, best first; empty if no row passes
     names: list[str]
     figures: list[str]
     note: str = ""
 
     @property
     def tie(self) -> bool:
-        """Tell if the intervals do not separate several points."""
+        """True if the intervals do not separate several points."""
         return len(self.rows) > 1
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,7 +76,7 @@ class Winner:
 
 
 def primary(rows: Iterable[Row]) -> str | None:
-    """Choose the row key of the metric that decides: the task's first one, else the first of `METRICS` that is there."""
+    """Choose the row key of the primary metric: the task's first metric, else the first of `METRICS` in the rows."""
     rows = list(rows)
     there = {key for key in METRICS if any(row.get(key) is not None for row in rows)}
     for row in rows:
@@ -88,7 +87,7 @@ def primary(rows: Iterable[Row]) -> str | None:
 
 
 def quality(group: Group, gate: float) -> dict[int, Quality]:
-    """Judge every finished row that has a score and a full model to compare with; keys are the rows' `id()`."""
+    """Judge every finished row that has a score and a full model as baseline; the keys are the rows' `id()`."""
     rows = done(group.rows)
     metric = primary(rows)
     if metric is None:
@@ -100,13 +99,13 @@ def quality(group: Group, gate: float) -> dict[int, Quality]:
         full = compared["full"] if compared else fulls.get(row["batch_size"], next(iter(fulls.values()), None))
         if row.get(metric) is not None and full:
             scores = [row[metric], *(full + compared[key] for key in ("delta_low", "delta_high") if compared)]
-            share, *ends = (_share(metric, score, full) for score in scores)
+            share, *ends = (max(0.0, _share(metric, score, full)) for score in scores)  # an interval may end below a score of 0
             found[id(row)] = Quality(metric, row[metric], full, share, min(ends, default=None), max(ends, default=None), gate)
     return found
 
 
 def vs_baseline(row: Row, metric: str) -> dict[str, Any]:
-    """Get a row's paired comparison with full in a metric; empty if it has none."""
+    """Get a row's paired comparison with the full model in a metric; empty if the row has none."""
     return (row.get("vs_baseline") or {}).get(metric) or {}
 
 
@@ -117,13 +116,13 @@ def _share(metric: str, score: float, full: float) -> float:
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
-    """Name the fastest point at every batch size and the best quality at every target; none without quality."""
+    """Find the fastest point at every batch size and the best quality at every target; empty without quality."""
     judged = quality(group, gate)
     rows = [row for row in done(group.rows) if row["strategy"] != "full" and id(row) in judged]
     if not rows:
         return []
     metric = judged[id(rows[0])].metric
-    nothing = f"nothing keeps {gate:.0%} of full's {METRICS[metric]}"
+    nothing = f"no point keeps {gate:.0%} of full's {METRICS[metric]}"
     found = []
     timed = [row for row in done(group.rows) if row["strategy"] != "full" and row.get("measured_speedup") is not None]
     for batch in sorted({row["batch_size"] for row in timed}):
@@ -143,7 +142,7 @@ def winners(group: Group, gate: float) -> list[Winner]:
 def _fastest(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quality]) -> Winner:
     ranked = sorted(rows, key=lambda row: -row["measured_speedup"])
     equal = [row for row in ranked if row["measured_speedup_high"] >= ranked[0]["measured_speedup_low"]]
-    note = "" if ranked[0]["measured_speedup_low"] > 1 else "not faster than full within the interval"
+    note = "" if ranked[0]["measured_speedup_low"] > 1 else "its interval includes 1x, so it may not be faster than full"
     figures = [f"{speed(row)}, {_kept(judged[id(row)])}" for row in equal]
     return Winner(title, equal, [called(group, row) for row in equal], figures, note)
 
@@ -152,9 +151,10 @@ def _best(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quali
     first, *others = sorted(rows, key=lambda row: -judged[id(row)].share)
     equal = [first, *(row for row in others if not apart(first, row, judged[id(first)].metric))]
     rivals = {row["strategy"] for row in group.rows if row.get("target_speedup") == first["target_speedup"]}
-    notes = ["the only one to pass"] if not others and len(rivals) > 1 else []
+    notes = ["the only point that passes"] if not others and len(rivals) > 1 else []
     if not judged[id(first)].sure:
-        notes.append("by its figure, not by all of its interval")
+        known = judged[id(first)].low is not None
+        notes.append("its interval includes the gate" if known else "without an interval")
     figures = [f"{judged[id(row)].value:.2f}, {_kept(judged[id(row)])}" for row in equal]
     return Winner(title, equal, [called(group, row) for row in equal], figures, ", ".join(notes))
 
@@ -164,9 +164,9 @@ def _kept(own: Quality) -> str:
 
 
 def apart(one: Row, other: Row, metric: str) -> bool:
-    """Tell if the 95% interval of two points' difference leaves out zero, from their intervals against full alone.
+    """Return True if the 95% interval of two points' difference excludes zero.
 
-    These are taken as independent, which they are not: the interval is too wide rather than too narrow.
+    The interval comes from both points' intervals against full, taken as independent. They are not, so it is too wide.
     """
     errors = [error for row in (one, other) if (error := standard_error(row, metric)) is not None]
     if not errors or one.get(metric) is None or other.get(metric) is None:
@@ -175,7 +175,7 @@ def apart(one: Row, other: Row, metric: str) -> bool:
 
 
 def standard_error(row: Row, metric: str) -> float | None:
-    """Compute the standard error of a row's difference to full; None if it has no interval."""
+    """Compute the standard error of a row's difference from full; None without an interval."""
     compared = vs_baseline(row, metric)
     return (compared["delta_high"] - compared["delta_low"]) / (2 * Z) if compared else None
 
@@ -187,6 +187,6 @@ def called(group: Group, row: Row) -> str:
 
 
 def speed(row: Row) -> str:
-    """Give a measured speedup with its interval and the number of pairs behind it."""
+    """Format a measured speedup with its interval and its number of pairs."""
     pairs = f", {num_pairs(row)} pairs" if num_pairs(row) else ""
-    return f"{row['measured_speedup']:.2f}x ({row['measured_speedup_low']:.2f}-{row['measured_speedup_high']:.2f}{pairs})"
+    return f"{row['measured_speedup']:.2f}x ({row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f}{pairs})"

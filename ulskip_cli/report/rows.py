@@ -1,6 +1,7 @@
 """Rows of results folders: reading, status, settings, order and groups."""
 
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,12 +21,12 @@ MAX_FOLDERS_NAMED = 8
 MAX_REASONS = 5
 MISSING = "–"
 _STATUS_CELLS = {NOT_APPLICABLE: "N/A", FAILED: "failed"}
-ALWAYS_NAMED = ["model", "task", "pair", "decoding"]  # in the heading of every group
+ALWAYS_NAMED = ["model", "task", "pair", "decoding"]  # parts of every group's label
 SETTINGS = (
     *("folder", *ALWAYS_NAMED, "dataset", "draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "chat"),
     *("quantization", "dtype", "device", "seed"),
 )
-# Parts of a configuration, with the keys that rows have under names of their own or that change no result.
+# Parts of a configuration, with the keys that are not settings: rows hold them elsewhere, or they change no result.
 _CONFIG_PARTS = {
     "model": {"name", "path", "description", "source", "dtype", "device", "device_map", "quantization"},
     "task": {"name", "_target_", "description", "dataset", "pair", "file", "source_file", "reference_file", "metrics"},
@@ -33,20 +34,20 @@ _CONFIG_PARTS = {
     "calibration": {"task"},
     "speed": {"enabled", "pairs", "warmup"},
 }
-_PART_NEEDS = {"calibration": "calibration", "speed": "measured_speedup"}  # rows without this key are not concerned
+_PART_NEEDS = {"calibration": "calibration", "speed": "measured_speedup"}  # rows without this key do not use that part
 _UNKNOWN = "\0"  # stands for a setting that a row does not have
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that differ in nothing but strategy, target and batch size."""
+    """Rows that differ only in strategy, target and batch size."""
 
-    label: str  # the settings that the rows share, as far as other groups differ in them
+    label: str  # the shared settings in which groups differ
     rows: list[Row]
 
     @property
     def batches(self) -> list[int]:
-        """Batch sizes, the smallest first."""
+        """All batch sizes, ascending."""
         return sorted({row["batch_size"] for row in self.rows})
 
     @cached_property
@@ -57,7 +58,7 @@ class Group:
         return found
 
     def approach(self, row: Row) -> str:
-        """Name a row's strategy, with its options if the group holds several sets of them."""
+        """Name a row's strategy, with its options if the group has several sets of them."""
         name = str(row["strategy"])
         options = " ".join(str(value) for value in (row.get("strategy_options") or {}).values())
         return f"{name} {options}" if options and len(self._options[name]) > 1 else name
@@ -77,42 +78,43 @@ def point_order(point: tuple[float, str]) -> tuple[float, bool, str]:
 
 
 def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
-    """List the results folders in the given folders, parent folders or runs.jsonl files; without any, all folders."""
+    """List the results folders among folders, parent folders or runs.jsonl files; all of `results_dir` by default."""
     found: dict[Path, None] = {}
     for path in named or [results_dir]:
         own = path.parent if path.name == FILE else path
         below = [own] if (own / FILE).is_file() else sorted(file.parent for file in own.glob(f"*/{FILE}"))
         if not below:
             if (own / "generations").is_dir():
-                raise UsageError(f"no point of '{path}' is finished yet; run the command that began it again to carry on")
+                raise UsageError(f"expected finished points in '{path}', got none; repeat its command to resume the run")
             known = [str(file.parent) for file in sorted(results_dir.glob(f"*/{FILE}"))]
             more = f" and {len(known) - MAX_FOLDERS_NAMED} more" if len(known) > MAX_FOLDERS_NAMED else ""
-            hint = f"known: {', '.join(known[:MAX_FOLDERS_NAMED])}{more}" if known else "`ulskip sweep` makes some"
+            hint = f"known: {', '.join(known[:MAX_FOLDERS_NAMED])}{more}" if known else "make one with `ulskip sweep`"
             raise UsageError(f"expected a folder of results with {FILE}, or a folder of such folders, got '{path}'; {hint}")
         found.update(dict.fromkeys(below))
     return list(found)
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Read all rows of some folders, with their `folder` and settings; warn on stderr about unreadable lines."""
+    """Read all rows of some folders, with their `folder` and settings; warn about unreadable lines."""
     rows = []
     for path in paths:
         found, broken = ResultsFolder(path).rows_and_broken()
         rows += [{**row, "folder": str(path)} for row in found]
         if broken:
-            print(f"ulskip: {broken} line{'s' * (broken > 1)} of {path / FILE} could not be read: left out", file=sys.stderr)
+            lines = f"{broken} line{'s' * (broken > 1)}"
+            print(f"ulskip: skipped {lines} of {path / FILE} that cannot be read; repeat those runs", file=sys.stderr)
     if not rows:
-        raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}; `ulskip sweep` makes some")
+        raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}, got none; make rows with `ulskip sweep`")
     return with_settings(rows)
 
 
 def read_answers(row: Row) -> list[Row]:
-    """Read the stored answers of a row's run; empty if none were stored."""
+    """Read the stored answers of a row's run; empty if it stored none."""
     return ResultsFolder(Path(row["folder"])).generations(row["id"])
 
 
 def with_settings(rows: Sequence[Row]) -> list[Row]:
-    """Copy rows, with a key `part.key` for every key in which configurations with one choice in that part differ.
+    """Copy rows and add a key `part.key` for every configuration key in which rows with the same choice of part differ.
 
     >>> one, other = (dict(config=dict(decoding=dict(name="greedy", max_new_tokens=n))) for n in (4, 24))
     >>> [row["decoding.max_new_tokens"] for row in with_settings([one, other])], with_settings([one, one]) == [one, one]
@@ -134,13 +136,13 @@ def with_settings(rows: Sequence[Row]) -> list[Row]:
 
 
 def _varying(kinds: Sequence[dict[str, Any]], own_keys: set[str]) -> list[str]:
-    """List the plain keys that all have and in which they differ."""
+    """List the plain keys that all configurations have and in which they differ."""
     text = pd.DataFrame([{key: str(value) for key, value in one.items() if not isinstance(value, dict)} for one in kinds])
     return [key for key in text if key not in own_keys and text[key].notna().all() and text[key].nunique() > 1]
 
 
 def knows(row: Row, key: str) -> bool:
-    """Tell if a row has a setting. In the row of a run that did not finish, None means that the setting is unknown.
+    """Return True if a row has a setting. In the row of an unfinished run, None means unknown.
 
     >>> knows({"dataset": None}, "dataset"), knows({"dataset": None, "status": "failed"}, "dataset")
     (True, False)
@@ -149,12 +151,12 @@ def knows(row: Row, key: str) -> bool:
 
 
 def setting_keys(rows: Iterable[Row]) -> list[str]:
-    """List the keys that `with_settings` gave to any of these rows."""
+    """List the keys that `with_settings` added to these rows."""
     return list(dict.fromkeys(key for row in rows for key in row if "." in key))
 
 
 def setting_title(key: str) -> str:
-    """Name a setting in a column's head or in a heading.
+    """Return the title of a setting.
 
     >>> setting_title("decoding.max_new_tokens"), setting_title("batch_size"), setting_title("num_examples")
     ('max new tokens', 'batch size', 'examples')
@@ -163,7 +165,7 @@ def setting_title(key: str) -> str:
 
 
 def status(row: Row) -> str:
-    """Return `done`, `n/a` or `failed`; the oldest rows have no status and are done.
+    """Return `done`, `n/a` or `failed`; rows of early versions have no status and are done.
 
     >>> status({}), status({"status": "n/a"})
     ('done', 'n/a')
@@ -177,7 +179,7 @@ def done(rows: Iterable[Row]) -> list[Row]:
 
 
 def absent(row: Row) -> str:
-    """Fill a cell that a row has no value for: N/A as in the paper's tables, failed, or a dash.
+    """Return the text of a cell without a value: N/A as in the paper's tables, failed, or a dash.
 
     >>> absent({"status": "n/a"}), absent({})
     ('N/A', '–')
@@ -186,17 +188,20 @@ def absent(row: Row) -> str:
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
-    """List why points have no result, each reason once with the strategies that it concerns."""
+    """List why points have no result; reasons that differ only in `got NUMBER` are listed once, with their strategies."""
     found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    first: dict[str, str] = {}
     for row in rows:
         if not is_done(row):
-            found[absent(row), str(row.get("reason") or "no reason given")][str(row.get("strategy"))] = None
+            reason = str(row.get("reason") or "no reason given")
+            reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
+            found[absent(row), reason][str(row.get("strategy"))] = None
     lines = [f"{word} ({', '.join(strategies)}): {reason}" for (word, reason), strategies in found.items()]
     return [*lines[:MAX_REASONS], *[f"and {len(lines) - MAX_REASONS} more reasons"] * (len(lines) > MAX_REASONS)]
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Sort by model and pair, then by target speedup (by layer ratio if there is none), then by strategy."""
+    """Sort by model and pair, then by target speedup (else layer ratio), then by strategy."""
 
     def order(row: Row) -> tuple[str, str, float, str]:
         ratio = row.get("target_speedup") or row.get("layer_ratio") or 0.0
@@ -206,7 +211,7 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def grouped(rows: Sequence[Row]) -> list[Group]:
-    """Group rows by setting, in the order in which settings first appear.
+    """Group rows by their settings, in order of first appearance.
 
     A row that lacks a setting (an older or failed row) joins the first group whose other settings match.
 
@@ -227,7 +232,7 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 
 def _assign(settings: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Map every combination of settings to its group: itself if complete, else the first that matches."""
+    """Map every combination of settings to its group: itself if complete, else the first match."""
     complete = [values for values in settings if _UNKNOWN not in values]
     found = {values: values for values in complete}
     for values in settings:

@@ -1,4 +1,4 @@
-"""A report on a terminal: table 4 or the long table, the winners and the comparison."""
+"""Output of a report on a terminal: table 4 or the long table, the winners and the comparison."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from ulskip_cli.report.quality import Winner
 if TYPE_CHECKING:
     from ulskip_cli.report.build import Report
 
-MAX_LINES = 60  # of a table on a terminal; files have all
+MAX_LINES = 60  # of a table on a terminal; files have all lines
 MAX_SETTINGS = 6
 COLOURS = {"holds": "green", "tie": "yellow", "does not hold": "red"}
 
@@ -30,14 +30,14 @@ def show(made: "Report", console: Console, written: Sequence[Path]) -> None:
     for label, own in list(made.winners.items())[:MAX_SETTINGS]:
         title = f"Winners{f', {label}' if len(made.winners) > 1 else ''}"
         _show_winners(f"{title}, among points that keep {made.options.gate:.0%} of full's quality", own, console)
-    _more(len(made.winners) - MAX_SETTINGS, "settings' winners", "report.md", console)
+    _more(len(made.winners) - MAX_SETTINGS, "settings with winners", "report.md", console)
     for section in made.sections:
         if section.sentences:
             _show_claims(section.title, made.verdicts, console)
         else:
             _show_section(section, "report.md", console)
     folder = written[0].parent
-    page = f"; open {folder / 'report.html'}" if made.options.page else "; --html for a page to look through"
+    page = f"; open {folder / 'report.html'}" if made.options.page else "; add --html for a page with examples"
     console.print(f"written to {folder}/{page}", highlight=False, soft_wrap=True)
 
 
@@ -79,4 +79,4 @@ def _show_claims(title: str, found: Sequence[claims.ClaimVerdict], console: Cons
 
 def _more(count: int, what: str, file: str, console: Console) -> None:
     if count > 0:
-        console.print(f"and {count} {what} more in {file}", highlight=False)
+        console.print(f"{file} has {count} more {what}", highlight=False)

@@ -1,4 +1,4 @@
-"""Tables in every format: for a terminal, in Markdown, as CSV and as LaTeX."""
+"""Tables as text for a terminal, Markdown, CSV and LaTeX."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,8 +16,8 @@ from ulskip_cli.report.columns import AXES, MIN_FOR_STARS, Column, Section, cell
 from ulskip_cli.report.rows import done, ordered, reasons, status, with_settings
 from ulskip_cli.tasks.metrics import metric_keys
 
-MAX_CELL = 24  # characters of a cell on a terminal
-MAX_LATEX_LINES = 40  # of a table on one page
+MAX_CELL = 24  # characters per cell on a terminal
+MAX_LATEX_LINES = 40  # lines of a table on one page
 TITLE = ("model", "task", "pair", "dataset", "decoding")
 CSV_KEYS = (
     *("id", "experiment", "status", "reason", *AXES, "strategy", "num_layers", "kept_layers"),
@@ -28,8 +28,8 @@ CSV_KEYS = (
     *("decode_loss", "acceptance_rate", "mean_accepted_length", "length_ratio", "num_truncated_sources"),
     *("evaluated_batch_size", "device", "dtype", "quantization", "training", "seed", "finished_at"),
 )
-STARS = "* differs from full (paired bootstrap, p < 0.05)"
-MEASURED = "measured: full over strategy, decode seconds, median of pairs"
+STARS = "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05)."
+MEASURED = "Measured: decode seconds of the full model divided by those of the strategy, median of timed pairs."
 LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
 _LATEX_NAMES = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum", "<": "textless", ">": "textgreater"}
 _LATEX_SPECIAL = str.maketrans(
@@ -46,20 +46,23 @@ def long_section(rows: Sequence[Row]) -> Section:
 
 
 def terminal(rows: Sequence[Row], width: int) -> Table:
-    """Draw the long table of some rows for a terminal of so many columns."""
+    """Draw the long table for a terminal of `width` columns."""
     return draw(long_section(with_settings(rows)), width, "table.md")
 
 
 def draw(section: Section, width: int, file: str) -> Table:
-    """Draw a table for a terminal without the least important columns that do not fit; a note names the file that has them."""
+    """Draw a table for a terminal; drop the least important columns that do not fit and name the file that has them."""
     shown, note = list(section.columns), section.note
     while True:
-        table = _drawn(section, shown, note, roomy=width >= 100)
-        if Console(width=10_000).measure(table).maximum <= width or not any(column.leaves for column in shown):
+        for roomy in [True] * (width >= 100) + [False]:
+            table = _drawn(section, shown, note, roomy)
+            if Console(width=10_000).measure(table).maximum <= width:
+                return table
+        if not any(column.leaves for column in shown):
             return table
         shown.remove(min((column for column in shown if column.leaves), key=lambda column: column.leaves))
         missing = len(section.columns) - len(shown)
-        note = f"{section.note}{'; ' if section.note else ''}{missing} column{'s' * (missing > 1)} more in {file}"
+        note = sentences([section.note, f"{file} has {missing} more column{'s' * (missing > 1)}"])
 
 
 def _drawn(section: Section, columns: Sequence[Column], note: str, roomy: bool) -> Table:
@@ -76,7 +79,7 @@ def _drawn(section: Section, columns: Sequence[Column], note: str, roomy: bool) 
 
 
 def markdown(section: Section) -> str:
-    """Write a table in Markdown, without heading and note; a table of sentences is all words."""
+    """Write a table in Markdown, without heading and note."""
     heads = [column.head for column in section.columns]
     words = len(heads) if section.sentences else section.words
     rule = [*["---"] * words, *["---:"] * (len(heads) - words)]
@@ -84,11 +87,11 @@ def markdown(section: Section) -> str:
 
 
 def latex(section: Section, label: str) -> str:
-    """Write a table in LaTeX with booktabs, as a longtable if it has many lines; pandas' Styler takes 0.8 ms a line."""
+    """Write a table in LaTeX with booktabs, as a longtable if it has many lines."""
     align = "l" * section.words + "r" * (len(section.columns) - section.words)
     head = _latex_line([column.head for column in section.columns])
     body = [_latex_line(line) for line in section.cells]
-    caption = ". ".join(part for part in (section.title, section.note) if part)
+    caption = sentences([section.title, section.note]) if section.note else section.title
     title = rf"\caption{{{escape_latex(caption)}}}\label{{tab:{label}}}"
     if len(body) > MAX_LATEX_LINES:
         top = [rf"\begin{{longtable}}{{{align}}}", title + r" \\", r"\toprule", head, r"\midrule", r"\endfirsthead"]
@@ -133,7 +136,7 @@ def write_tables(folder: ResultsFolder) -> None:
 
 
 def title(rows: Sequence[Row]) -> str:
-    """Name the settings that all finished rows share (all rows if none is finished)."""
+    """Name the settings that all finished rows share (all rows if no row is finished)."""
     rows = done(rows) or rows
     common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
     sizes = {"batch_size": "batch {}", "num_examples": "{} examples"}
@@ -156,31 +159,52 @@ def _provenance(row: Row) -> str:
 
 
 def interval_notes(rows: Sequence[Row]) -> list[str]:
-    """State how the intervals of measured speedups were computed, and from how many pairs."""
+    """Explain how the intervals of measured speedups were computed."""
     timed = [row for row in rows if row.get("measured_speedup") is not None]
     notes: list[str] = []
     counts = {count for row in timed if (count := num_pairs(row))}
     pairs = f"{' or '.join(map(str, sorted(counts)))} pairs" if counts else "the pairs"
     coverages = [row["speedup_interval_coverage"] for row in timed if row.get("speedup_interval_coverage") is not None]
     if coverages:
-        notes.append(f"interval: order statistics of {pairs}, holds the median with probability {min(coverages):.1%} or more")
+        notes.append(
+            f"Interval: order statistics of {pairs}; it contains the median with at least {min(coverages):.1%} probability."
+        )
     if len(coverages) < len(timed):
-        older = "rows of earlier versions: " if coverages else "interval: "
-        notes.append(f"{older}95% percentile bootstrap over {pairs}, which holds the median in about 90% of cases with 7 pairs")
+        older = "Interval of rows from earlier versions" if coverages else "Interval"
+        notes.append(
+            f"{older}: 95% percentile bootstrap over {pairs}; with 7 pairs it contains the median in about 90% of cases."
+        )
     return notes
 
 
 def footnote(rows: Sequence[Row]) -> str:
-    """Explain the marks and columns of the long table."""
+    """Return the notes of the long table as one paragraph."""
+    return sentences(explanations(rows))
+
+
+def explanations(rows: Sequence[Row]) -> list[str]:
+    """Explain the marks and columns of the long table, one note per item."""
     judged = [row for row in rows if row.get("vs_baseline")]
     few = [row for row in judged if few_examples(row)]
     notes = [STARS] if len(few) < len(judged) else []
     if few:
-        notes.append(f"fewer than {MIN_FOR_STARS} examples are too few for *")
+        notes.append(f"Fewer than {MIN_FOR_STARS} examples are too few for a star.")
     if any(row.get("measured_speedup") is not None for row in rows):
         notes += [MEASURED, *interval_notes(rows)]
     if any(row.get("total_tokens_per_second") is not None for row in rows):
-        notes.append("tok/s: of the answers as they ended, total with the prompt, so that unequal lengths do not compare")
+        notes.append(
+            "Tok/s: tokens per second over the evaluated answers; total includes the prompt. Answers differ in length, so "
+            "these rates do not compare strategies."
+        )
     if any(row.get("decode_loss") is None and row.get("measured_speedup") is not None and row.get("task") for row in rows):
-        notes.append("no quality: random weights")
-    return "; ".join([*notes, *reasons(rows)])
+        notes.append("Rows without quality have random weights.")
+    return [*notes, *reasons(rows)]
+
+
+def sentences(parts: Sequence[str]) -> str:
+    """Join notes to a paragraph, each with a full stop.
+
+    >>> sentences(["One.", "", "Two"])
+    'One. Two.'
+    """
+    return " ".join(part if part.endswith(".") else f"{part}." for part in parts if part)

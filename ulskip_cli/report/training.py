@@ -1,4 +1,4 @@
-"""The summary of a training."""
+"""The summary of a training run."""
 
 from pathlib import Path
 
@@ -7,25 +7,25 @@ from ulskip_cli.experiments.record import Row
 
 def training_lines(record: Row, output: Path) -> list[str]:
     """Return the lines of the summary: steps, losses, and the command to run next."""
-    since = " since it was carried on" if record["resumed"] else ""
+    since = " since the run resumed" if record["resumed"] else ""
     lines = [
         f"{record['steps']} steps of {record['strategy']} on {record['examples']} examples, {record['seconds']:.0f} s{since}"
     ]
     if record["train_loss"] is not None:
         lines.append(f"training loss of the last steps: {record['train_loss']:.3f}")
     if record["left_out"]:
-        lines.append(f"{record['left_out']} examples were left out: longer than train.max_length")
+        lines.append(f"{record['left_out']} examples were skipped: longer than train.max_length; raise it to keep them")
     if record["learning_curve"]:
         losses = record["learning_curve"][-1]["validation_loss"]
         shown = ", ".join(f"{loss:.3f} at {curve_label(key)}" for key, loss in losses.items())
         lines.append(f"validation loss: {shown}")
-    return [*lines, f"written to {output}/; try: ulskip run model.path={output}"]
+    return [*lines, f"written to {output}/; next: ulskip run model.path={output}"]
 
 
 def curve_label(key: str) -> str:
     """Return the label of one line of a learning curve.
 
-    Lines of schedules are keyed by target ratio. Those of exits, and every line of an older record, are keyed by depth.
+    Schedules are keyed by target ratio. Exits, and all lines of older records, are keyed by depth.
 
     >>> curve_label("2x"), curve_label("6")
     ('2x', '6 layers')

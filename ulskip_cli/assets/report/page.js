@@ -101,7 +101,7 @@ function card(runs, number, i) {
   const body = make("div", "body", ...(base === null ? [data.texts[own]] : marked(base, own)));
   if (!data.texts[own]) body.append(make("span", "legend", "(empty)"));
   const notes = [`${compared(reference, own)[0]}% of words shared with the reference`];
-  if (full !== null && number !== baseline) notes.push(own === full ? "the same as full" : `${compared(full, own)[0]}% with full`);
+  if (full !== null && number !== baseline) notes.push(own === full ? "identical to the full model's" : `${compared(full, own)[0]}% shared with the full model's answer`);
   const tags = (flags[i] || []).map((flag) => make("span", "tag bad", flag.replace("_", " ")));
   const header = make("header", "", make("b", "", label), make("span", "", ...tags));
   const article = make("article", "answer", header, body, make("footer", "", notes.join(" · ")));
@@ -135,6 +135,16 @@ function read(row) {
   byId("reader").focus({ preventScroll: true });
 }
 
+// Spreads cards evenly: no last row with a single card, if the width allows it.
+function spread(grid) {
+  const count = grid.children.length, gap = 16, least = grid.matches(".cards") ? 225 : 300;
+  const most = Math.max(1, Math.min(count, Math.floor((grid.clientWidth + gap) / (least + gap))));
+  const fits = Array.from({ length: most }, (_, i) => most - i);
+  const even = (across) => count % across === 0 && 2 * across > most;
+  const across = fits.find(even) || fits.find((one) => count % one !== 1) || 1;
+  grid.style.gridTemplateColumns = `repeat(${across}, minmax(0, ${across > 1 || most > 1 ? "560px" : "1fr"}))`;
+}
+
 function draw() {
   for (const control of all("input[name], select[name], button[name]")) {
     const now = state.get(control.name) || "";
@@ -145,6 +155,7 @@ function draw() {
   document.documentElement.dataset.theme = state.get("theme") || "";
   drawPoints();
   if (data.sets.length) drawReader();
+  all(".cards, .answers").forEach(spread);
 }
 
 function pressed(button) {
@@ -184,4 +195,5 @@ byId("reader")?.addEventListener("keydown", (event) => {
   step(by);
   draw();
 });
+addEventListener("resize", () => all(".cards, .answers").forEach(spread));
 draw();
