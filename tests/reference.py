@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, and an independent reference to hold the views against."""
+"""Tiny random models of many architectures, and an independent, uncached reference of layer skipping."""
 
 import torch
 import transformers
@@ -29,7 +29,7 @@ ARCHITECTURES = {
 
 
 def build_model(name):
-    """A random model in evaluation mode, float32, the same in every call."""
+    """Make a random float32 model in evaluation mode with equal weights in every call."""
     family, options = ARCHITECTURES[name]
     torch.manual_seed(0)
     head = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
@@ -37,13 +37,13 @@ def build_model(name):
 
 
 def stack_of(model):
-    """The decoder layers, found by name and not by the code under test."""
+    """Return the decoder layers by their attribute names, without the code under test."""
     body = getattr(model, "model", None) or model.transformer
     return getattr(body, "layers", None) or body.h
 
 
 def reference_logits(model, ids, mask, prompt_len, kept):
-    """Uncached: every layer on the prompt, only kept layers on the positions after it. [batch, len, vocab].
+    """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch, len, vocab].
 
     `kept` are the layers of all steps, or of stages: {first step: layers}.
     """
@@ -74,7 +74,7 @@ def reference_logits(model, ids, mask, prompt_len, kept):
 
 
 def reference_greedy(model, ids, mask, kept, steps):
-    """Greedy tokens of the reference, [batch, steps]."""
+    """Generate greedy tokens with the reference, [batch, steps]."""
     prompt_len = ids.shape[1]
     for _ in range(steps):
         token = reference_logits(model, ids, mask, prompt_len, kept)[:, -1].argmax(-1, keepdim=True)
@@ -83,10 +83,10 @@ def reference_greedy(model, ids, mask, kept, steps):
 
 
 def one_stage(view, kept):
-    """All decode steps through one view."""
+    """Make the stage that uses one view for all decode steps."""
     return [StageView(0, view, tuple(kept))]
 
 
 def random_ids(batch, length, seed=0):
-    """[batch, length] of ordinary tokens."""
+    """Draw random ids of ordinary tokens, [batch, length]."""
     return torch.randint(2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))

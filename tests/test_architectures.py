@@ -1,4 +1,4 @@
-"""A repetition of some rows of docs/architectures.md."""
+"""Some rows of docs/architectures.md are checked again."""
 
 import re
 from pathlib import Path
@@ -13,14 +13,15 @@ PAGE = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text("u
 ROWS = {
     line.split(" | ")[0].removeprefix("| "): line for line in PAGE.splitlines() if line.startswith("| ") and "---" not in line
 }
-# One of every habit: experts, windows, chunks, recurrence alone and beside attention, indexed keys, odd names, refusals.
+# Classes with experts, windows, chunks, recurrent layers alone or with attention, indexed keys, unusual names, and refusals.
 AGAIN = [
     "MixtralForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM", "MambaForCausalLM",
     "BambaForCausalLM", "DeepseekV32ForCausalLM", "GPTNeoForCausalLM", "DoryForCausalLM", "Inkling2ForCausalLM",
     "ZayaForCausalLM", "RobertaForCausalLM",
 ]  # fmt: skip
 same_transformers = pytest.mark.skipif(
-    f"transformers {transformers.__version__} " not in PAGE.split("##")[0], reason="the page is of another transformers"
+    f"transformers {transformers.__version__} " not in PAGE.split("##")[0],
+    reason="the page has another version of transformers",
 )
 
 

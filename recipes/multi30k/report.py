@@ -170,12 +170,14 @@ def claims(rows: Rows) -> str:
             seeds = [(rows.tuned("unified", ratio, s), rows.tuned(strategy, ratio, s)) for s in (2, 3)]
             again = ", ".join(f"{u['bleu'] - t['bleu']:+.1f}" for u, t in seeds if u and t)
             lines.append(
-                f"- At {ratio:g}x, that unified keeps more than {NAMES[strategy]} **{word}**: {unified['bleu']:.1f} against "
+                f"- At {ratio:g}x, the claim against {NAMES[strategy]} **{word}**: {unified['bleu']:.1f} against "
                 f"{other['bleu']:.1f}, {d['delta']:+.1f} BLEU ({d['delta_low']:+.1f} to {d['delta_high']:+.1f})"
                 + (f"; with seeds 2 and 3 {again}." if again else ".")
             )
     kept = [f"{rows.bleu('unified', r) / rows.bleu('full', 1.0):.1%} at {r:g}x" for r in RATIOS if rows.seeds("unified", r)]
-    return "\n".join([*lines, f"- Unified keeps, of the control's BLEU: {', '.join(kept)}.", f"- {most_kept(rows)}"])
+    return "\n".join(
+        [*lines, f"- Unified keeps these shares of the control's BLEU: {', '.join(kept)}.", f"- {most_kept(rows)}"]
+    )
 
 
 def most_kept(rows: Rows) -> str:
@@ -186,7 +188,7 @@ def most_kept(rows: Rows) -> str:
         if tuned:
             bleu, name = max(tuned)
             told.append(f"{bleu / rows.bleu('full', 1.0):.1%} at {ratio:g}x (`{name}`)")
-    return f"The most that any checkpoint keeps of it: {', '.join(told)}."
+    return f"The largest share that any checkpoint keeps: {', '.join(told)}."
 
 
 def variants(rows: Rows) -> str:
@@ -200,7 +202,7 @@ def variants(rows: Rows) -> str:
         shown = f"{d['delta']:+.1f} ({d['delta_low']:+.1f} to {d['delta_high']:+.1f})"
         share = f"{row['bleu'] / rows.bleu('full', 1.0):.1%}"
         lines.append([f"`{weights}`", f"{ratio:g}x", f"{row['bleu']:.1f}", shown, share])
-    heads = ["checkpoint", "at", "BLEU", "beside the plain one", "of control"]
+    heads = ["checkpoint", "at", "BLEU", "against plain", "of control"]
     return markdown(heads, sorted(lines, key=lambda line: (line[0], line[1]))) if lines else ""
 
 
@@ -221,10 +223,10 @@ def two_layers(rows: Rows, folder: Path) -> str:
     layers = " and ".join(map(str, found["kept_layers"])) if found else ""
     after = f" Fine-tuned with the same budget, layers {layers} reach {found['bleu']:.1f} BLEU." if found else ""
     return (
-        f"Validation loss of the base, before any fine-tuning, with each of the {len(ranked)} pairs of layers in decode: "
-        f"best are {best}. {others}. The best pair without layer 0 has {without_first['validation_loss']:.2f}: the first "
-        f"layer is what cannot be missed, and its best partner lies in the upper middle; the last layer, which unified keeps "
-        f"by rule, was made to read what the layer before it writes.{after}"
+        f"This is the validation loss of the base, before any fine-tuning, if decode steps keep only two layers. The best of "
+        f"the {len(ranked)} pairs are {best}. {others}. The best pair without layer 0 has "
+        f"{without_first['validation_loss']:.2f}, so the first layer is indispensable; its best partner is in the upper "
+        f"middle. The last layer, which unified always keeps, was trained on the output of the layer before it.{after}"
     )
 
 
@@ -253,30 +255,31 @@ def page(rows: Rows, folder: Path) -> str:
         "# Multi30k, German to English: does the claim hold?",
         f"The paper's claim: at the same number of kept layers, unified skipping keeps more quality than skipping one block. "
         f"One base of {sample['num_layers']} layers was trained from random weights at full depth, then fine-tuned with one "
-        f"budget (half an epoch) under each schedule, and at full depth as the control; greedy on the "
-        f"{sample['num_examples']} sentences of test_2016_flickr. `recipes/multi30k/reproduce.py` makes all of it again. Text "
-        f"and weights are not part of this repository (CC BY-NC-SA 4.0).",
+        f"budget (half an epoch) under each schedule, and at full depth as the control; decoding is "
+        f"greedy on the {sample['num_examples']} sentences of test_2016_flickr. `recipes/multi30k/reproduce.py` reproduces the "
+        f"experiment. Text and weights are not part of this repository (CC BY-NC-SA 4.0).",
         table4(rows),
-        "BLEU before: the base without fine-tuning. Layers: of a decode step, on average over the answers where they vary. "
-        "Measured: decode speedup at batch 1 of the weights of seed 1, median and interval of the timed pairs, which decode as "
-        "many tokens; where early exit's answers end, its pairs do. Tokens/s: decoded tokens a second in these pairs.",
+        "BLEU before: the base without fine-tuning. Layers: kept layers of a decode step; if they vary, their average over the "
+        "answers. Measured: decode speedup at batch 1 with the weights of seed 1, median and interval of the timed pairs. Both "
+        "sides of a pair decode the same number of tokens; early exit stops at EOS. Tok/s: decoded tokens per second in these "
+        "pairs.",
         "![quality against speedup](quality.png)",
         "## The claims",
         claims(rows),
         *section(
             "Without fine-tuning",
-            "The base as it is, which nobody trained for skipping. Block influence and search were measured on the validation "
-            "set first, and kept by what they found there.",
+            "The base was not trained for skipping. Block influence and search choose their layers by measurements on the "
+            "validation set.",
             without_training(rows),
         ),
-        *section("What two layers would have been best at 6x", two_layers(rows, folder)),
+        *section("The best two layers at 6x", two_layers(rows, folder)),
         *section(
-            "What paid",
-            "Each option on its own, beside the plain fine-tuning for one ratio; several ratios in one name are one checkpoint "
-            "that drew its ratio for every step; `long` has four times the budget and distillation.",
+            "Training options",
+            "Each option alone, compared with plain fine-tuning for one ratio. A name with several ratios is one checkpoint "
+            "whose training drew a ratio for every step. `long` has four times the budget and distillation.",
             variants(rows),
         ),
-        "## Where the numbers come from",
+        "## Provenance",
         provenance(list({row["environment"]["git_commit"]: row for row in every}.values())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

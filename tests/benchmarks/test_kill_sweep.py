@@ -1,4 +1,4 @@
-"""A smaller copy of the benchmark: a sweep that is killed while it answers, between points and while it writes."""
+"""A small run of benchmarks/kill_sweep.py, and its comparison of rows."""
 
 import importlib.util
 from pathlib import Path

@@ -54,7 +54,7 @@ REFERENCES = [
 
 @pytest.fixture
 def results(tmp_path):
-    """Rows of a contest in which unified copies the references and top_skip loses their ends."""
+    """Make rows in which the answers of unified equal the references and those of top_skip lack the last words."""
     answers = {"full": REFERENCES, "unified": REFERENCES, "top_skip": [text[:20] for text in REFERENCES]}
     rows = []
     for strategy, hypotheses in answers.items():
@@ -80,7 +80,7 @@ def test_the_page_says_what_the_intervals_say(results):
     report = load_recipe("multi30k/report.py")
     page = report.page(report.Rows(results), results)
     assert "| 2x | unified | 6/12 | – | 100.0 | 100.0% | – |" in page
-    assert "At 2x, that unified keeps more than top skip **held**: 100.0 against" in page
+    assert "At 2x, the claim against top skip **held**: 100.0 against" in page
     assert "bottom skip **" not in page
     report.plot(report.Rows(results), results / "quality")
     assert (results / "quality.png").is_file()
