@@ -7,6 +7,7 @@ from ulskip_cli.inference.shallow_view import StageView
 
 NUM_LAYERS = 6
 VOCAB_SIZE = 101
+NEAR_TIE = 1e-4
 NEW_STYLE = {
     "num_hidden_layers": NUM_LAYERS, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
@@ -90,3 +91,20 @@ def one_stage(view, kept):
 def random_ids(batch, length, seed=0):
     """Draw random ids of ordinary tokens, [batch, length]."""
     return torch.randint(2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def batch(padded):
+    """Draw token ids and the attention mask of five prompts, of which two are padded on the left if `padded`."""
+    ids = random_ids(5, 9)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, :3] = mask[3, :6] = 0
+    return ids * mask, mask
+
+
+def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS)):
+    """Return True if the best two logits of the reference are within NEAR_TIE where two continuations first differ."""
+    at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
+    best = reference_logits(model, whole, torch.ones_like(whole), len(prompt), kept)[0, -1].topk(2).values
+    return float(best[0] - best[1]) < NEAR_TIE
