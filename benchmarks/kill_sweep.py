@@ -58,7 +58,7 @@ def differences(whole: list[dict[str, Any]], killed: list[dict[str, Any]]) -> li
     lines = [f"{point} has {count} rows" for point, count in Counter(row["id"] for row in killed).items() if count > 1]
     want, got = ({row["id"]: unmeasured(row) for row in rows} for rows in (whole, killed))
     lines += [f"{point} is lost" for point in want.keys() - got.keys()]
-    lines += [f"{point} is in the killed sweep alone" for point in got.keys() - want.keys()]
+    lines += [f"{point} is only in the killed sweep" for point in got.keys() - want.keys()]
     for point in want.keys() & got.keys():
         keys = {key for key in want[point] | got[point] if want[point].get(key) != got[point].get(key)}
         lines += [f"{point} differs in {', '.join(sorted(keys))}"] if keys else []
@@ -128,13 +128,13 @@ def main() -> int:
         whole = rows_of(results / "whole")
         own = sum(row["wall_seconds"] for row in whole)
         print(
-            f"undisturbed: {len(whole)} rows in {seconds:.1f} s, the first after {first:.1f} s, "
-            f"{own:.1f} s of them the points' own, {seconds / own - 1:.1%} beyond"
+            f"undisturbed: {len(whole)} rows in {seconds:.1f} s, the first after {first:.1f} s; "
+            f"the points took {own:.1f} s, the overhead is {seconds / own - 1:.1%}"
         )
         there = killed_sweep(results, args.overrides, args.kills, first, args.seed)
-        print(f"killed {len(there)} times, with so many rows there: {', '.join(map(str, there))}")
+        print(f"killed {len(there)} times, at these numbers of rows: {', '.join(map(str, there))}")
         found = differences(whole, rows_of(results / "killed"))
-        print("\n".join(found) or f"the same {len(whole)} rows, none lost, none twice")
+        print("\n".join(found) or f"the killed sweep has the same {len(whole)} rows")
         return bool(found)
 
 

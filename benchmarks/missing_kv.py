@@ -3,8 +3,8 @@
     python benchmarks/missing_kv.py [--model tiny]
 
 `recompute` is the policy of ulskip, `propagate` that of CALM. All policies exit at the same random depths, on the same
-tokens, with the same checks. Times are CPU seconds of one thread, which other programs disturb little. A ragged cache
-costs nothing beyond the steps: here its holes are zeros, so its tokens are meaningless but its time is right.
+tokens, with the same checks. Times are CPU seconds of one thread, which other programs hardly affect. A ragged cache
+costs no extra time; this script fills its holes with zeros, so its tokens are meaningless but its time is valid.
 """
 
 import argparse

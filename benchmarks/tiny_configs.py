@@ -131,7 +131,7 @@ def build(model_type):
 
 
 def _sizes(kind):
-    """Select the small sizes that a config class knows."""
+    """Return the small sizes for the fields of a config class."""
     known = {field.name for field in dataclasses.fields(kind)} | set(getattr(kind, "attribute_map", {}))
     mapped = getattr(kind, "attribute_map", {})
     sizes = {key: size for key, size in _SIZES.items() if key in known and not (key in mapped and mapped[key] in known)}

@@ -1,4 +1,4 @@
-"""Rows as `ulskip bench` stores them, for the tests of its reports."""
+"""Rows as `ulskip bench` stores them, for the tests of benchmark reports."""
 
 ENVIRONMENT = {
     "ulskip": "0", "git_commit": "abc", "git_dirty": False, "packages": {"torch": "2", "transformers": "5"},

@@ -1,4 +1,4 @@
-"""Fixtures: models, a tokenizer and a saved model folder; no test reaches a network or fails by the clock."""
+"""Shared fixtures: models, a tokenizer, a saved model folder and command lines. Tests use no network and assert no times."""
 
 import os
 
@@ -18,13 +18,13 @@ settings.load_profile("no clock")
 
 @pytest.fixture(params=sorted(ARCHITECTURES))
 def model(request):
-    """Each architecture in turn."""
+    """Return a tiny random model of each architecture in turn."""
     return build_model(request.param)
 
 
 @pytest.fixture
 def llama():
-    """The plainest of them."""
+    """Return a tiny random Llama."""
     return build_model("llama")
 
 
@@ -33,7 +33,7 @@ TEXTS = ["the cat sat on the mat", "der Hund schläft im Haus", "Translate Germa
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """A byte-level BPE, padded on the left."""
+    """Train a byte-level BPE tokenizer that pads on the left."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -47,7 +47,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def model_folder(tokenizer, tmp_path_factory):
-    """A random Llama with its tokenizer, saved as anybody's model would be."""
+    """Save a random Llama with its tokenizer, as a Hugging Face model folder."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     options = {**NEW_STYLE, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
@@ -58,7 +58,7 @@ def model_folder(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def ulskip(capsys):
-    """Run a command line: its exit code, standard output and standard error."""
+    """Return a function that runs a command line and returns its exit code, standard output and standard error."""
     from ulskip_cli.cli.app import invoke
 
     def call(*arguments):
@@ -71,19 +71,19 @@ def ulskip(capsys):
 
 @pytest.fixture
 def quick():
-    """A few examples, tokens and pairs."""
+    """Return overrides for few examples, tokens and timed pairs."""
     return ["limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
 
 
 @pytest.fixture
 def overrides(model_folder, tmp_path, quick):
-    """A small model, few examples, few pairs."""
+    """Return overrides for the saved model and a temporary results folder, with few examples, tokens and timed pairs."""
     return ["model=hf", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", *quick]
 
 
 @pytest.fixture
 def point(llama, tokenizer):
-    """A decoder, its encoded workload and its configuration for some overrides."""
+    """Return a function that makes a decoder, its encoded workload and its configuration from overrides."""
     from ulskip_cli.core.config import compose, instantiate
     from ulskip_cli.core.model_metadata import ModelMetadata
     from ulskip_cli.experiments.preflight import ResolvedPoint

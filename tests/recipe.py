@@ -1,4 +1,4 @@
-"""Loading a recipe's script as a module, so that its pure parts can be tested."""
+"""A loader of recipe scripts as modules, so that tests can call their functions."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 def load_recipe(path: str) -> ModuleType:
-    """The module of a script under recipes/."""
+    """Import a script under recipes/ as a module."""
     spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), RECIPES / path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

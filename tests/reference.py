@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, and an independent reference to hold the views against."""
+"""Tiny random models of many architectures, and an independent, uncached reference of layer skipping."""
 
 import torch
 import transformers
@@ -7,6 +7,7 @@ from ulskip_cli.inference.shallow_view import StageView
 
 NUM_LAYERS = 6
 VOCAB_SIZE = 101
+NEAR_TIE = 1e-4
 NEW_STYLE = {
     "num_hidden_layers": NUM_LAYERS, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
@@ -29,7 +30,7 @@ ARCHITECTURES = {
 
 
 def build_model(name):
-    """A random model in evaluation mode, float32, the same in every call."""
+    """Make a random float32 model in evaluation mode with equal weights in every call."""
     family, options = ARCHITECTURES[name]
     torch.manual_seed(0)
     head = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
@@ -37,13 +38,13 @@ def build_model(name):
 
 
 def stack_of(model):
-    """The decoder layers, found by name and not by the code under test."""
+    """Return the decoder layers by their attribute names, without the code under test."""
     body = getattr(model, "model", None) or model.transformer
     return getattr(body, "layers", None) or body.h
 
 
 def reference_logits(model, ids, mask, prompt_len, kept):
-    """Uncached: every layer on the prompt, only kept layers on the positions after it. [batch, len, vocab].
+    """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch, len, vocab].
 
     `kept` are the layers of all steps, or of stages: {first step: layers}.
     """
@@ -74,7 +75,7 @@ def reference_logits(model, ids, mask, prompt_len, kept):
 
 
 def reference_greedy(model, ids, mask, kept, steps):
-    """Greedy tokens of the reference, [batch, steps]."""
+    """Generate greedy tokens with the reference, [batch, steps]."""
     prompt_len = ids.shape[1]
     for _ in range(steps):
         token = reference_logits(model, ids, mask, prompt_len, kept)[:, -1].argmax(-1, keepdim=True)
@@ -83,10 +84,27 @@ def reference_greedy(model, ids, mask, kept, steps):
 
 
 def one_stage(view, kept):
-    """All decode steps through one view."""
+    """Make the stage that uses one view for all decode steps."""
     return [StageView(0, view, tuple(kept))]
 
 
 def random_ids(batch, length, seed=0):
-    """[batch, length] of ordinary tokens."""
+    """Draw random ids of ordinary tokens, [batch, length]."""
     return torch.randint(2, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def batch(padded):
+    """Draw token ids and the attention mask of five prompts, of which two are padded on the left if `padded`."""
+    ids = random_ids(5, 9)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, :3] = mask[3, :6] = 0
+    return ids * mask, mask
+
+
+def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS)):
+    """Return True if the best two logits of the reference are within NEAR_TIE where two continuations first differ."""
+    at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
+    best = reference_logits(model, whole, torch.ones_like(whole), len(prompt), kept)[0, -1].topk(2).values
+    return float(best[0] - best[1]) < NEAR_TIE

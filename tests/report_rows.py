@@ -1,4 +1,4 @@
-"""Rows as a sweep leaves them, small, with answers beside them."""
+"""Small rows as a sweep stores them, and folders of results with answers, for the tests of reports."""
 
 import json
 
@@ -11,7 +11,7 @@ FULL_BLEU = 30.0
 
 
 def sweep_row(strategy="unified", target=2.0, batch=1, bleu=28.0, speedup=None, margin=0.02, **more):
-    """A finished row; `margin` is half of the intervals, of quality in hundreds of BLEU."""
+    """Make a finished row; `margin` is half the width of the intervals, in hundreds of BLEU for quality."""
     full = strategy == "full"
     target = 1.0 if full else target
     bleu, speedup = (FULL_BLEU, 1.0) if full else (bleu, speedup or 0.9 * target)
@@ -41,7 +41,7 @@ def sweep_row(strategy="unified", target=2.0, batch=1, bleu=28.0, speedup=None, 
 
 
 def small_sweep(batches=(1, 8), **scores):
-    """Full and two strategies at two targets; `scores` by strategy and target, as unified_2."""
+    """Make rows of full and of two strategies at two targets; `scores` sets BLEU by strategy and target: unified_2=30.0."""
     bleu = {"unified_2": 29.0, "unified_3": 27.5, "top_skip_2": 20.0, "top_skip_3": 5.0, **scores}
     rows = [sweep_row("full", batch=batch) for batch in batches]
     for name, score in bleu.items():
@@ -51,7 +51,7 @@ def small_sweep(batches=(1, 8), **scores):
 
 
 def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
-    """What a point leaves that came to nothing."""
+    """Make the row of a point that failed or does not apply."""
     keys = ("model", "task", "dataset", "pair", "decoding", "experiment", "seed", "batch_size", "target_speedup", "folder")
     known = sweep_row(target=target, batch=batch)
     told = {"status": status, "reason": f"{strategy} decodes one sequence at a time", "strategy": strategy}
@@ -59,7 +59,7 @@ def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
 
 
 def write_folder(path, rows, answers=None):
-    """A folder of results; `answers` by row id: hypotheses to as many examples."""
+    """Write a folder of results; `answers` maps row ids to lists of hypotheses, one for each example."""
     path.mkdir(parents=True, exist_ok=True)
     bare = [{key: value for key, value in row.items() if key != "folder"} for row in rows]
     (path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare), "utf-8")

@@ -1,4 +1,4 @@
-"""The rules of imports that import-linter does not express."""
+"""Rules of imports that import-linter cannot express."""
 
 import ast
 import subprocess

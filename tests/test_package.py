@@ -1,4 +1,4 @@
-"""The wheel holds all that the program needs outside the checkout."""
+"""The wheel contains all files that the program needs without the checkout."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""README's commands are run, and its tables are those of the files they come from."""
+"""The commands of README run, and its tables equal the files that they come from."""
 
 import re
 import shlex

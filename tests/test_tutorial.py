@@ -1,4 +1,4 @@
-"""docs/tutorial.md is run as it stands, on the bundled model and with few steps."""
+"""The code of docs/tutorial.md runs on the bundled model with few steps."""
 
 import re
 import shlex

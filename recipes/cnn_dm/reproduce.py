@@ -40,7 +40,7 @@ def page(rows: list[dict], records: dict[str, dict]) -> str:
     for row in rows:
         weights = Path(row["model"]).name if row["model"] != "smollm2-135m" else "before"
         found[weights, len(row["kept_layers"])] = row
-    names = {"before": "as it comes", "full": "LoRA at full depth (control)", "unified": "LoRA with 24 and 20 layers"}
+    names = {"before": "without training", "full": "LoRA at full depth (control)", "unified": "LoRA with 24 and 20 layers"}
     lines = ["| weights | layers | decode loss | R-1 | R-2 | R-L | R-Lsum | loops |", "| --- " + "| ---: " * 7 + "|"]
     for (weights, count), row in sorted(found.items(), key=lambda item: (list(names).index(item[0][0]), -item[0][1])):
         scores = " | ".join(f"{row[key]:.2f}" for key in KEYS)

@@ -95,9 +95,9 @@ def page(rows: list[list[str]]) -> str:
     facts = {**environment.code(), **environment.machine("cpu")}
     table = [f"| {' | '.join(HEADS)} |", "|" + " --- |" * len(HEADS), *(f"| {' | '.join(row)} |" for row in rows)]
     note = (
-        "Each model was exported at 2x and loaded in an environment with torch and transformers alone. Prompts of the bundled "
-        "translation sample, greedy, one at a time. Other answers: prompts of which a token there differs from a token here, "
-        "with transformers' engine; of the fast engine: likewise, with ulskip's own loop and matrix product."
+        "Each model was exported at 2x and loaded in an environment that has torch and transformers but no ulskip. Prompts of "
+        "the bundled translation sample were decoded greedily, one at a time. Other answers: prompts whose tokens differ from "
+        "those of ulskip with transformers' engine. Of the fast engine: the same count with ulskip's own engine and kernel."
     )
     where = (
         f"ulskip {facts['ulskip']} at {(facts['git_commit'] or 'no commit')[:10]}, torch {facts['packages']['torch']}, "

@@ -19,10 +19,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.model_metadata import ASSETS
 
 HEADS = ("weights", "largest file read", "largest file written", "memory before", "peak", "peak, of its own", "seconds")
-KEYS = (
-    "VmRSS",
-    "RssAnon",
-)  # all resident memory, and the part without pages of files, which the system may reclaim at any time
+KEYS = ("VmRSS", "RssAnon")  # all resident memory, and the part without pages of files, which the system may reclaim
 
 
 def make_model(folder: Path, layers: int, hidden: int, shard_size: str) -> None:
@@ -96,8 +93,8 @@ def main() -> None:
     row = [*(f"{cell:,.0f} MiB" for cell in cells), f"{seconds:.0f}"]
     note = (
         f"A Llama of {args.layers} layers of width {args.hidden} in bfloat16, half of its layers exported with --shard-size "
-        f"{args.shard_size} --no-check. Before: Python with torch and transformers. The peak counts pages of the files that "
-        "are read, which the system may take back; of its own: what came on top of the start without them."
+        f"{args.shard_size} --no-check. Memory before: Python with torch and transformers. Peak: includes pages of the input "
+        "files, which the system may reclaim. Peak, of its own: the growth of the memory without pages of files."
     )
     table = [f"| {' | '.join(HEADS)} |", "|" + " ---: |" * len(HEADS), f"| {' | '.join(row)} |"]
     write_atomic(args.to, "\n\n".join(["# Memory of an export", "\n".join(table), note]) + "\n")

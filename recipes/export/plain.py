@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 @torch.inference_mode()
 def main() -> None:
-    assert importlib.util.find_spec("ulskip_cli") is None, "ulskip is installed here"
+    assert importlib.util.find_spec("ulskip_cli") is None, "expected an environment without ulskip, but ulskip is installed"
     folder, asked = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     decode = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -57,21 +57,21 @@ def page(folder: ResultsFolder) -> str:
     rows.sort(key=lambda row: (row["layer_ratio"], row["draft_tokens"] == "auto", str(row["draft_tokens"]).zfill(3)))
     lines = [f"| {' | '.join(HEADS)} |", "|" + " ---: |" * len(HEADS), *(line(folder, row) for row in rows)]
     note = (
-        "expected: by the formula of docs/lossless.md at this acceptance, for batch 1 and where a check costs as much as a "
-        "step; measured: full decoding over drafting, decode seconds a token, median of pairs; other answers: sequences of "
-        "which a token differs from full decoding's."
+        "Expected: the speedup by the formula of docs/lossless.md at this acceptance, for batch 1, if a check takes as long "
+        "as a decode step. Measured: decode seconds per token of full decoding over those of drafting, median of pairs. Other "
+        "answers: sequences whose tokens differ from those of full decoding."
     )
     return "\n\n".join([f"# Lossless drafting: {title(rows)}", "\n".join(lines), note, provenance(rows)]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="+", help="as for `ulskip sweep`; name= is needed")
+    parser.add_argument("overrides", nargs="+", help="overrides of `ulskip sweep`, with name=")
     parser.add_argument("--drafts", default="1,2,4,7,auto")
     parser.add_argument("--ratios", default="2,3,6")
     args = parser.parse_args()
     if not any(text.startswith("name=") for text in args.overrides):
-        parser.error("expected name=<a folder of its own under results/>")
+        parser.error("expected name=NAME, got no name; add name=<new folder under results/>")
     grid = [f"decoding.draft_tokens=choice({args.drafts})", f"ratio=choice({args.ratios})"]
     arguments = ["sweep", "decoding=self_speculative", *grid, *args.overrides]
     print("ulskip", *arguments, flush=True)

@@ -45,8 +45,8 @@ class FineTuned:
 def contest(seed: int) -> list[FineTuned]:
     """List the checkpoints for the paper's claim: every strategy with the same budget, and full depth as the control.
 
-    With two layers skip_decode equals unified, and one training for all exits serves early_exit at every ratio. Search
-    trains the layers that it found on the base.
+    With two layers skip_decode equals unified. early_exit has one training for all ratios, because it trains every exit.
+    search trains the layers that it found on the base.
     """
     static = ("unified", "top_skip", "bottom_skip", "search") if seed == 1 else ("unified", "top_skip", "search")
     return [

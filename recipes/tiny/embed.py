@@ -37,7 +37,7 @@ def main() -> None:
     others = sum(f.stat().st_size for f in args.assets.rglob("*") if f.is_file() and f.parent.name != "tiny")
     total = others + sum((args.model / name).stat().st_size for name in FILES)
     if total > LIMIT_BYTES:
-        raise SystemExit(f"expected at most {LIMIT_BYTES} bytes of assets, got {total}; is it saved as bfloat16?")
+        raise SystemExit(f"expected at most {LIMIT_BYTES} bytes of assets, got {total}; save the model in bfloat16")
     (args.assets / "tiny").mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(args.model / name, args.assets / "tiny" / name)

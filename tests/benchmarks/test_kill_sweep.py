@@ -1,4 +1,4 @@
-"""A smaller copy of the benchmark: a sweep that is killed while it answers, between points and while it writes."""
+"""A small run of benchmarks/kill_sweep.py, and its comparison of rows."""
 
 import importlib.util
 from pathlib import Path
@@ -34,5 +34,5 @@ def test_what_was_lost_or_differs_is_said(kill_sweep):
     row = {"id": "a", "bleu": 1.0, "decode_seconds": 1.0, "config": {"name": "x"}}
     assert kill_sweep.differences([row], [{**row, "decode_seconds": 2.0, "config": {"name": "y"}}]) == []
     assert kill_sweep.differences([row], []) == ["a is lost"]
-    assert kill_sweep.differences([], [row]) == ["a is in the killed sweep alone"]
+    assert kill_sweep.differences([], [row]) == ["a is only in the killed sweep"]
     assert kill_sweep.differences([row], [row, {**row, "bleu": 2.0}]) == ["a has 2 rows", "a differs in bleu"]

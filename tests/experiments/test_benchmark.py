@@ -149,17 +149,8 @@ def test_compiling_that_has_no_effect_is_told(bench, point):
     assert "decoding.compile=on" in warning and "the transformers engine" in warning
 
 
-def test_a_batch_that_does_not_fit_is_halved(bench, point, monkeypatch):
-    from ulskip_cli.inference.decoder import Decoder
-
-    generate = Decoder.generate
-
-    def small_memory(self, input_ids, *args, **options):
-        if len(input_ids) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(self, input_ids, *args, **options)
-
-    monkeypatch.setattr(Decoder, "generate", small_memory)
+def test_a_batch_that_does_not_fit_is_halved(bench, point, limit_memory):
+    limit_memory()
     row = bench.run(point())
     assert row["timed_batch_size"] == 1
     assert row["step_flops"] == 2 * (HEAD + NORM + 3 * LAYER)

@@ -1,13 +1,11 @@
 import json
 
 import pytest
-import torch
 
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.experiments.evaluate import InvalidLogitsError, generate_answers, score_answers
 from ulskip_cli.experiments.paired_timing import time_pairs
-from ulskip_cli.inference.decoder import Decoder
 
 
 def evaluated(decoder, workload, config, baseline=None):
@@ -27,17 +25,10 @@ def test_answers_come_back_in_the_tasks_order(point):
     assert (quality.num_truncated_sources, quality.evaluated_batch_size) == (0, 2)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, monkeypatch):
+def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_memory):
     decoder, workload, config = point()
     asked, _ = evaluated(decoder, workload, config)
-    generate = Decoder.generate
-
-    def small_memory(self, input_ids, *args, **options):
-        if len(input_ids) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(self, input_ids, *args, **options)
-
-    monkeypatch.setattr(Decoder, "generate", small_memory)
+    limit_memory()
     halved, quality = evaluated(decoder, workload, config)
     assert [one["token_ids"] for one in halved.generations] == [one["token_ids"] for one in asked.generations]
     assert quality.evaluated_batch_size == 1

@@ -61,7 +61,7 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(tasks):
-    """What the harness finds for a model: scores, and its answers to every request."""
+    """Return a function that evaluates a model with the harness: its results, and the answers to every request by task."""
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     names = [f"ulskip_{name}" for name in ("sentences", "words", "writing", "reading")]
 

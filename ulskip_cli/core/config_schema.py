@@ -22,7 +22,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def option(default: Any, text: str, choices: Sequence[str] = (), **limits: float) -> Any:
-    """Declare a key: default or factory, help text, choices, inclusive limits (minimum, maximum), exclusive ones (above, below)."""
+    """Declare a key: default or factory, help text, choices, inclusive (minimum, maximum) or exclusive limits (above, below)."""
     metadata = {"help": text, "choices": tuple(choices), "limits": limits}
     if callable(default):
         return field(default_factory=default, metadata=metadata)

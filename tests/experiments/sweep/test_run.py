@@ -81,15 +81,8 @@ def test_a_point_goes_on_after_its_last_finished_batch(sweep, tmp_path, monkeypa
     assert not list((tmp_path / "x" / "generations").glob("*.partial.jsonl"))
 
 
-def test_a_batch_that_was_halved_stays_halved_when_a_point_goes_on(sweep, tmp_path, monkeypatch):
-    generate = Decoder.generate
-
-    def small_memory(self, input_ids, *args, **options):
-        if len(input_ids) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(self, input_ids, *args, **options)
-
-    monkeypatch.setattr(Decoder, "generate", small_memory)
+def test_a_batch_that_was_halved_stays_halved_when_a_point_goes_on(sweep, tmp_path, monkeypatch, limit_memory):
+    limit_memory()
     assert sweep("ratio=2,3", name="whole")[0] == 0
     with monkeypatch.context() as patch:
         interrupted_after(patch, 7)

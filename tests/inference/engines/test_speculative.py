@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 import torch
-from reference import NUM_LAYERS, build_model, random_ids, reference_logits, stack_of
+from reference import batch, build_model, is_near_tie, stack_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ulskip_cli.core.config import compose, without_drafts
@@ -15,7 +15,6 @@ from ulskip_cli.inference.engines.base import DraftStats
 from ulskip_cli.inference.sampling import TokenSampler
 from ulskip_cli.strategies.plan import make_plan
 
-NEAR_TIE = 1e-4
 LENGTH = 12
 DRAFTED = DecodingConfig(name="self_speculative", max_new_tokens=LENGTH, draft_tokens=4)
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
@@ -40,23 +39,6 @@ def agreeing(model, kept):
     return model
 
 
-def batch(padded):
-    ids = random_ids(5, 9)
-    mask = torch.ones_like(ids)
-    if padded:
-        mask[1, :3] = mask[3, :6] = 0
-    return ids * mask, mask
-
-
-def is_near_tie(model, ids, mask, one, other):
-    """Return whether two continuations first differ where the full model's best two logits are within NEAR_TIE."""
-    at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
-    whole = torch.cat([ids[mask.bool()], torch.tensor(one[:at], dtype=torch.long)])[None]
-    logits = reference_logits(model, whole, torch.ones_like(whole), 1, range(NUM_LAYERS))[0, -1]
-    best = logits.topk(2).values
-    return float(best[0] - best[1]) < NEAR_TIE
-
-
 def by_generate(model, ids, mask, decoding=DRAFTED, **options):
     """The full model's own tokens, by transformers' generate."""
     plain = replace(without_drafts(decoding), engine="transformers")
@@ -78,7 +60,7 @@ def compared(model, kept):
             for i, (one, other) in enumerate(zip(output.token_ids, expected[part], strict=True)):
                 if one != other:
                     near_ties += 1
-                    assert is_near_tie(model, ids[part][i], mask[part][i], one, other)
+                    assert is_near_tie(model, ids[part][i][mask[part][i].bool()], one, other)
     return drafts, near_ties
 
 

@@ -21,7 +21,7 @@ TIMES = re.compile(r"seconds|per_second|_speedup|^pairs$|finished_at|memory|expe
 
 @pytest.fixture(scope="module")
 def command(model_folder, tmp_path_factory):
-    """What a sweep is called with, and the rows of a point after another in one process."""
+    """Return the arguments of a sweep, its results folder, and the rows of the same sweep in one process."""
     results = tmp_path_factory.mktemp("results")
     base = ["sweep", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={results}", *QUICK, *GRID]
     assert invoke([*base, "name=inline"]) == 0

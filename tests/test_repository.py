@@ -1,0 +1,41 @@
+"""The files around the package agree with it: CITATION.cff, Dockerfile and the CI workflow."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.environment import __version__
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
+
+
+def test_the_citation_has_the_version_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["title"], citation["version"]) == ("ulskip", __version__)
+
+
+def test_the_image_copies_files_that_exist_and_are_not_ignored():
+    sources = {name for line in re.findall(r"^COPY (.+)", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]}
+    assert {"ulskip_cli", "configs", "requirements.lock"} <= sources
+    assert [name for name in sources if not (ROOT / name).exists()] == []
+    ignored, *exceptions = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert ignored == "*"
+    assert {f"!{name}" for name in sources} <= set(exceptions)
+
+
+def test_the_default_command_of_the_image_is_valid(capsys):
+    entrypoint, command = (json.loads(re.search(rf"^{key} (.+)", DOCKERFILE, re.MULTILINE)[1]) for key in ("ENTRYPOINT", "CMD"))
+    assert (entrypoint, command[0]) == (["ulskip"], "run")
+    assert invoke([*command, "--print-config"]) == 0
+    assert "ratio: 2.0" in capsys.readouterr().out
+
+
+def test_ci_runs_the_script():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    steps = workflow["jobs"]["check"]["steps"]
+    (script,) = [step["run"] for step in steps if "run" in step]
+    assert (ROOT / script).is_file()
