@@ -69,7 +69,7 @@ class TrackedRun:
     def finish(self) -> None:
         """Close the run."""
         if self._tracker is not None:
-            self._try(lambda: self._tracker.finish())
+            self._try(self._close)
         self._tracker = None
 
     @property
@@ -77,22 +77,32 @@ class TrackedRun:
         """The identifier that `start` takes to go on with an open run; None if the run is closed."""
         if self._tracker is None:
             return None
-        run = self._tracker.tracker
-        return str({"mlflow": lambda: run.info.run_id, "wandb": lambda: run.id}.get(self._kind, lambda: self.name)())
+        if self._kind == "mlflow":
+            return str(self._tracker.tracker.info.run_id)
+        return str(self._tracker.tracker.id) if self._kind == "wandb" else self.name
 
     def _make(self, resumed: str | None) -> Any:
+        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+        PartialState()  # accelerate's trackers log through it, and not all of them create it
         kind, options = LOGGER_TYPE_TO_CLASS[self._kind], dict(self._options)
         project = options.pop("project", PROJECT)
         if kind.requires_logging_directory:
             return kind(self.name, self._folder / self._kind / project, **options)
-        options = {"run_name" if self._kind == "mlflow" else "name": self.name, **options}
+        if self._kind == "mlflow":
+            return kind(project, **{"run_name": self.name, "run_id": resumed, **options})
         if resumed is not None:
-            options |= {"run_id": resumed} if self._kind == "mlflow" else {"resume": "allow"}
-        if resumed is not None and self._kind == "wandb":
-            options["id"] = resumed
-        return kind(project, **options)
+            options |= {"resume": "allow"} if self._kind == "trackio" else {"resume": "allow", "id": resumed}
+        return kind(project, **{"name": self.name, **options})
+
+    def _close(self) -> None:
+        if self._kind == "trackio":  # accelerate's finish() leaves the run open, and trackio then prints when Python exits
+            import trackio
+
+            trackio.finish()
+        else:
+            self._tracker.finish()
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
@@ -105,6 +115,6 @@ class TrackedRun:
                 f"({type(error).__name__}: {reason})",
                 file=sys.stderr,
             )
-            failed, self._tracker = self._tracker, None
             with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-                failed.finish()
+                self._close()
+            self._tracker = None
