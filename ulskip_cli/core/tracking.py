@@ -56,7 +56,7 @@ class TrackedRun:
         def start() -> None:
             self._tracker = self._make(resumed)
             self._tracker.start()
-            if resumed is None:
+            if resumed is None or self._kind != "mlflow":  # MLflow keeps them, and refuses values that changed
                 self._tracker.store_init_configuration(dict(parameters))
 
         self._try(start)
