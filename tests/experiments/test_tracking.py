@@ -80,7 +80,7 @@ def test_a_sweep_logs_what_it_runs_and_no_failures(ulskip, overrides, fake):
     _, out, _ = ulskip(*point, "ratio=2,100", "--json")
     assert [row["status"] for row in json.loads(out)["rows"]] == ["done", "n/a"]
     assert len(fake.made) == 1
-    ulskip(*point, "ratio=2")  # finished before
+    ulskip(*point, "ratio=2,100")  # finished before
     assert len(fake.made) == 1
 
 
@@ -127,6 +127,7 @@ def test_tensorboard_stores_parameters_and_metrics(tmp_path):
     assert any("engine: fast" in path.read_text() for path in folder.glob("*/hparams.yml"))
 
 
+@pytest.mark.filterwarnings("default")
 def test_mlflow_stores_parameters_and_metrics(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
@@ -137,7 +138,7 @@ def test_mlflow_stores_parameters_and_metrics(tmp_path, monkeypatch):
     assert (run.info.run_name, run.data.params["id"], run.data.metrics["bleu"]) == ("unified-2x-p", "p", 20.5)
 
 
-def test_a_sweep_waits_until_its_workers_have_logged(monkeypatch):
+def test_a_sweep_waits_until_its_workers_have_logged(fake, monkeypatch):
     alive = iter([True, True, False])
     pool = SimpleNamespace(size=1, start=lambda number: None, is_alive=lambda number: next(alive))
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0)
