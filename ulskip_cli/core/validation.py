@@ -6,6 +6,7 @@ from typing import Any
 
 from ulskip_cli.core.config_schema import AUTO, Config, DecodingConfig, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
+from ulskip_cli.core.tracking import check_installed
 
 LIMITS = {
     "minimum": (operator.ge, ">="),
@@ -102,6 +103,7 @@ def _check_shared(config: Config | TrainingConfig) -> None:
         if not {"_target_", "name"} <= node.keys():
             raise UsageError(f"expected the keys _target_ and name in the {group} config, got {', '.join(node) or 'none'}")
     check_fields(config)
+    check_installed(config.tracker)
     for key in ("quantization", "device_map", "adapter"):
         if getattr(config.model, key) is not None and config.model.source == "random":
             raise UsageError(f"model.{key} requires pretrained weights; set it to null for model=random")

@@ -19,6 +19,7 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line, lock, read_jsonl, try_lock, write_atomic
+from ulskip_cli.experiments import tracking
 from ulskip_cli.experiments.record import Row, RunRecord, is_done, upgrade_row
 
 BROKEN_FILE = "runs.broken.jsonl"
@@ -118,11 +119,12 @@ class ResultsFolder:
         return read_jsonl(self.generations_path(run_id))
 
     def save(self, config: Config, record: RunRecord, generations: Sequence[dict[str, Any]] | None = None) -> None:
-        """Write a finished run. The row comes last, so that a row implies that everything else is stored."""
+        """Write a finished run, its row last, so that a row implies that everything is stored; then log it to the tracker."""
         write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         if generations is not None:
             self.save_generations(record.id, generations)
         self.append(record)
+        tracking.log_record(config, record, self.path)
 
     def save_generations(self, run_id: str, generations: Sequence[dict[str, Any]]) -> None:
         """Write the generations of a point; `ulskip score` can score the file even without a row."""

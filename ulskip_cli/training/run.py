@@ -14,7 +14,7 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import resolved_config
+from ulskip_cli.core.config import recorded_config
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import write_atomic
@@ -24,6 +24,7 @@ from ulskip_cli.inference import loading
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.record import RECORD_FILE, TrainingRecord
 from ulskip_cli.training.setup import TrainingSetup, prepare_training
+from ulskip_cli.training.tracking import TrackerCallback
 from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
 
 _NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "held_out")  # they change no weight
@@ -52,8 +53,13 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
     resume_from = last_checkpoint(checkpoints)
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    _evaluate_last_step(trainer)
+    tracked = TrackerCallback(config, identity)
+    trainer.add_callback(tracked)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        _evaluate_last_step(trainer)
+    finally:
+        tracked.run.finish()
     seconds = round(time.perf_counter() - began, 1)
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
@@ -71,7 +77,7 @@ def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
 
 
 def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
-    canonical = resolved_config(config)
+    canonical = recorded_config(config)
     for key in ("output", "task", "limit"):  # the texts are hashed instead of their paths
         canonical.pop(key)
     canonical["model"].pop("path")  # the weights are hashed instead
@@ -120,7 +126,7 @@ def _evaluate_last_step(trainer: SkipTrainer) -> None:
 
 def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool) -> TrainingRecord:
     config, schedules, state = setup.config, setup.schedules, trainer.state
-    settings = resolved_config(config)
+    settings = recorded_config(config)
     for group in ("model", "task", "strategy", "train"):
         settings[group].pop("description", None)
     return TrainingRecord(

@@ -68,6 +68,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
                 for ratio in sorted(compared)
             }
         self.log(losses)
+        self.control.should_evaluate = False  # or Trainer evaluates the last step again
         return losses
 
     def learning_curve(self) -> tuple[CurvePoint, ...]:

@@ -20,6 +20,7 @@ from ulskip_cli.experiments.sweep.status import TO_DO, SweepStatus
 from ulskip_cli.experiments.sweep.worker import FailurePolicy, JobObserver, Worker
 
 POLL_SECONDS = 0.5
+LOGGING_SECONDS = 60.0  # for the last points of the workers, whose rows are stored before they are logged to a tracker
 
 
 @dataclass(frozen=True)
@@ -150,3 +151,7 @@ def _supervise(pool: WorkerPool, policy: FailurePolicy, tracker: _Tracker) -> No
             tracker.update()
             if tracker.to_do:
                 pool.start(number)
+    if not tracker.to_do and tracker.jobs[0].config.tracker != "none":
+        deadline = time.monotonic() + LOGGING_SECONDS
+        while any(pool.is_alive(number) for number in workers) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,120 @@
+"""Experiment trackers behind accelerate's interface, which is imported when the first run is logged."""
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.core.config_schema import Config, TrainingConfig
+from ulskip_cli.core.errors import UsageError
+
+PROJECT = "ulskip"
+_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}  # any of them; the others have the name of their tracker
+
+
+def check_installed(tracker: str) -> None:
+    """Raise UsageError if the tracker's package is not installed."""
+    packages = _PACKAGES.get(tracker, (tracker,))
+    if tracker != "none" and not any(_is_installed(package) for package in packages):
+        raise UsageError(
+            f"tracker={tracker} needs the package {packages[-1]}; install it with: pip install 'ulskip[{tracker}]'"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    found = find_spec(package)
+    return found is not None and found.origin is not None  # a folder `wandb/` of logged runs is found too, without origin
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys with plain values; lists become JSON, and None is left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+class TrackedRun:
+    """One run in the tracker of a configuration, or in none. The first failure is one warning and ends the logging."""
+
+    def __init__(self, config: Config | TrainingConfig, name: str, folder: Path) -> None:
+        """Prepare a run; `folder` takes the files of a tracker that needs one."""
+        self.name, self._folder = name, folder
+        self._kind, self._options = config.tracker, dict(config.tracker_options or {})
+        self._tracker: Any = None
+
+    def start(self, parameters: Mapping[str, Any], resumed: str | None = None) -> None:
+        """Open a new run and store its parameters, or go on with the run that has the identifier `resumed`."""
+        if self._kind == "none":
+            return
+
+        def start() -> None:
+            self._tracker = self._make(resumed)
+            self._tracker.start()
+            if resumed is None or self._kind != "mlflow":  # MLflow keeps them, and refuses values that changed
+                self._tracker.store_init_configuration(dict(parameters))
+
+        self._try(start)
+
+    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Log numbers."""
+        if self._tracker is not None:
+            self._try(lambda: self._tracker.log(dict(values), step=step))
+
+    def finish(self) -> None:
+        """Close the run."""
+        if self._tracker is not None:
+            self._try(self._close)
+        self._tracker = None
+
+    @property
+    def id(self) -> str | None:
+        """The identifier that `start` takes to go on with an open run; None if the run is closed."""
+        if self._tracker is None:
+            return None
+        if self._kind == "mlflow":
+            return str(self._tracker.tracker.info.run_id)
+        return str(self._tracker.tracker.id) if self._kind == "wandb" else self.name
+
+    def _make(self, resumed: str | None) -> Any:
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        PartialState()  # accelerate's trackers log through it, and not all of them create it
+        kind, options = LOGGER_TYPE_TO_CLASS[self._kind], dict(self._options)
+        project = options.pop("project", PROJECT)
+        if kind.requires_logging_directory:
+            return kind(self.name, self._folder / self._kind / project, **options)
+        if self._kind == "mlflow":
+            return kind(project, **{"run_name": self.name, "run_id": resumed, **options})
+        if resumed is not None:
+            options |= {"resume": "allow"} if self._kind == "trackio" else {"resume": "allow", "id": resumed}
+        return kind(project, **{"name": self.name, **options})
+
+    def _close(self) -> None:
+        if self._kind == "trackio":  # accelerate's finish() leaves the run open, and trackio then prints when Python exits
+            import trackio
+
+            trackio.finish()
+        else:
+            self._tracker.finish()
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # trackers print, and `--json` needs standard output for itself
+                action()
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            print(
+                f"ulskip: tracker={self._kind} failed, so {self.name} is not logged completely; its results are not affected "
+                f"({type(error).__name__}: {reason})",
+                file=sys.stderr,
+            )
+            with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+                self._close()
+            self._tracker = None

@@ -1,0 +1,45 @@
+"""A finished point as a run of the experiment tracker that `tracker=` names."""
+
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.core.config import recorded_config
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.tracking import TrackedRun, flatten
+from ulskip_cli.experiments.record import RunRecord
+
+_SETTINGS = ("environment", "trained_for", "calibration")  # dicts of the row without measurements
+_LEFT_OUT = ("config", "strategy_options", "pairs", "row_version")  # the raw samples of `pairs` stay in the row
+
+
+def log_record(config: Config, record: RunRecord, folder: Path) -> None:
+    """Log a finished record to the tracker; failed and inapplicable points have no measurements and are not logged.
+
+    Configuration, texts and lists are the run's parameters, and all other numbers of the row are its metrics.
+    """
+    if config.tracker == "none":
+        return
+    parameters, metrics = split_row(config, record)
+    run = TrackedRun(config, run_name(record), folder)
+    run.start(parameters)
+    run.log(metrics)
+    run.finish()
+
+
+def run_name(record: RunRecord) -> str:
+    """Return strategy, ratio and identifier, e.g. `unified-2x-87da07ed0966`."""
+    ratio = record.identity.target_speedup
+    return "-".join([str(record.identity.strategy), *([f"{ratio:g}x"] if ratio else []), record.id])
+
+
+def split_row(config: Config, record: RunRecord) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the parameters and the metrics of a record, with dotted keys."""
+    row = {key: value for key, value in record.to_row().items() if key not in _LEFT_OUT}
+    parameters = dict(flatten({**recorded_config(config), **{key: row.pop(key) for key in _SETTINGS if key in row}}))
+    metrics = {}
+    for key, value in flatten(row):
+        if isinstance(value, bool | str):
+            parameters[key] = value
+        elif key not in parameters:
+            metrics[key] = value
+    return parameters, metrics
