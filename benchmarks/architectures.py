@@ -54,19 +54,20 @@ def read(text: str) -> list[Verdict]:
 
 
 def by_layers(verdicts: Sequence[Verdict]) -> str:
-    """List class names, one paragraph per kind of layers."""
+    """List class names, one paragraph per kind of layers that several classes have, and one for the others."""
     groups = defaultdict(list)
     for verdict in verdicts:
         groups[verdict.layers].append(verdict.name.replace("ForCausalLM", ""))
-    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-    return "\n\n".join(f"**{layers}** ({len(names)}): {', '.join(names)}" for layers, names in ordered)
+    groups["other mixtures"] = sorted(names.pop() for names in groups.values() if len(names) == 1)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]) if group[0] != "other mixtures" else 0)
+    return "\n\n".join(f"**{layers}** ({len(names)}): {', '.join(names)}" for layers, names in ordered if names)
 
 
 def by_reason(verdicts: Sequence[Verdict]) -> str:
     """List class names, one line per reason."""
     groups = defaultdict(list)
     for verdict in verdicts:
-        note = re.sub(r"^\w+ is refused: |^(\w+Error: )+|[.(].*", "", verdict.note).strip()
+        note = re.sub(r"^\w+ is refused: |^([A-HJ-Z]\w+Error: )+|\. .*| \([a-z].*", "", verdict.note)
         groups[note].append(verdict.name.replace("ForCausalLM", ""))
     return "\n".join(f"- {', '.join(names)}: {note}" for note, names in groups.items())
 
