@@ -67,7 +67,7 @@ def by_reason(verdicts: Sequence[Verdict]) -> str:
     """List class names, one line per reason."""
     groups = defaultdict(list)
     for verdict in verdicts:
-        note = re.sub(r"^\w+ is refused: |^([A-HJ-Z]\w+Error: )+|\. .*| \([a-z].*", "", verdict.note)
+        note = re.sub(r"^\w+ is refused: | \([a-z].*", "", verdict.note)
         groups[note].append(verdict.name.replace("ForCausalLM", ""))
     return "\n".join(f"- {', '.join(names)}: {note}" for note, names in groups.items())
 
@@ -80,6 +80,7 @@ def page(text: str) -> str:
     fast = [verdict for verdict in found[WORKS] if "fast" in verdict.engines]
     slow = [verdict for verdict in found[WORKS] if "fast" not in verdict.engines]
     padding = ", ".join(one.name.replace("ForCausalLM", "") for one in found[WORKS] if PADDING_CHANGES in one.note)
+    untested = [*found[UNDECIDED], *found[NOT_BUILT]]
     kinds = sum(len(verdict.model_types) for verdict in verdicts)
     return f"""# Supported architectures
 
@@ -111,9 +112,9 @@ layer, because only attention layers count positions. Its decode loss is compute
 
 {by_reason(found[REFUSED])}
 
-## Undecided or not built ({len(found[UNDECIDED]) + len(found[NOT_BUILT])})
+## Undecided or not built ({len(untested)})
 
-{by_reason([*found[UNDECIDED], *found[NOT_BUILT]])}
+{", ".join(one.name.replace("ForCausalLM", "") for one in untested)}.
 
 ## Method
 
