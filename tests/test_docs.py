@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ulskip_cli.core.config import compose, compose_training
 from ulskip_cli.experiments import record_sections
 from ulskip_cli.tasks.metrics import metric_keys
 
@@ -50,6 +52,23 @@ def test_the_reference_describes_every_key_of_a_row():
     keys |= {*metric_keys(), "row_version", "status", "reason", "log", "warnings", "wall_seconds"}
     text = (ROOT / "docs" / "results.md").read_text("utf-8")
     assert not [key for key in sorted(keys) if f"`{key}`" not in text]
+
+
+@pytest.mark.slow
+def test_the_examples_use_known_keys_and_values():
+    pages = [page.read_text("utf-8") for page in PAGES]
+    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
+    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("ulskip ")]
+    for command in commands:
+        name, *words = shlex.split(re.sub("<[^>]*>", "X", command), comments=True)[1:]
+        keys = [word for word in words if "=" in word and not word.startswith("-")]
+        if name in ("sweep", "bench"):  # one value of each; Hydra's functions are left out
+            keys = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) for key in keys if "(" not in key]
+        if name in ("run", "sweep", "bench", "plan", "export", "lm-eval"):
+            assert compose(keys), command
+        elif name == "train":
+            assert compose_training(keys), command
+    assert len(commands) > 40
 
 
 @pytest.mark.slow
