@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -42,7 +42,8 @@ def line(verdict: Verdict) -> str:
 
 def to_json(verdicts: Iterable[Verdict]) -> str:
     """Write verdicts with their versions as JSON, one class a line."""
-    classes = sorted((asdict(verdict) for verdict in verdicts), key=lambda one: one["name"].lower())
+    plain = (replace(one, note=one.note.removeprefix(f"{one.name} is refused: ")) for one in verdicts)
+    classes = sorted(map(asdict, plain), key=lambda one: one["name"].lower())
     lines = ",\n".join(f" {json.dumps(one, ensure_ascii=False)}" for one in classes)
     versions = f'"transformers": "{transformers.__version__}", "torch": "{torch.__version__}"'
     return f'{{{versions}, "classes": [\n{lines}\n]}}\n'
@@ -67,7 +68,7 @@ def by_reason(verdicts: Sequence[Verdict]) -> str:
     """List class names, one line per reason."""
     groups = defaultdict(list)
     for verdict in verdicts:
-        note = re.sub(r"^\w+ is refused: | \([a-z].*", "", verdict.note)
+        note = re.sub(r" \([a-z].*", "", verdict.note)
         groups[note].append(verdict.name.replace("ForCausalLM", ""))
     return "\n".join(f"- {', '.join(names)}: {note}" for note, names in groups.items())
 
