@@ -29,7 +29,7 @@ def fill_tables(text: str) -> str:
 
 def select(text: str, columns: list[str]) -> str:
     """Reduce a table to some columns, and the paragraphs after it to the last one."""
-    table, *notes = text.split("\n\n")
+    table, *notes = re.split(r"\n{2,}", text)
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
     places = [rows[0].index(column) for column in columns]
     short = "\n".join(f"| {' | '.join(row[place] for place in places)} |" for row in rows)
