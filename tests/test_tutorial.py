@@ -16,7 +16,7 @@ HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FEWER = {
     "evaluate": ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"],
     "run": ["speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"],
-    "train": ["limit=16", "train.batch_size=4"],
+    "train": ["limit=16"],
     "export": [],
 }
 
@@ -28,7 +28,7 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for language, code in BLOCKS:
         here = (
-            code.replace(HUB_MODEL, str(ASSETS / "tiny")).replace("limit=40", "limit=4").replace("max_steps=20", "max_steps=2")
+            code.replace(HUB_MODEL, str(ASSETS / "tiny")).replace("limit=40", "limit=4").replace("max_steps=5", "max_steps=2")
         )
         if language == "python":
             quick = ", ".join(map(repr, FEWER["evaluate"]))
