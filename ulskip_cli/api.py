@@ -43,10 +43,11 @@ class Answer:
 def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **options: Any) -> tuple[int, ...]:
     """Return the layers that a decode step keeps, as ascending numbers from 0. Imports no torch.
 
-    >>> kept_layers(30, 5.0)
-    (0, 6, 12, 17, 23, 29)
-    >>> kept_layers(30, 5.0, spacing="reference")  # as the published code rounds
-    (0, 6, 12, 18, 24, 29)
+    Examples:
+        >>> kept_layers(30, 5.0)
+        (0, 6, 12, 17, 23, 29)
+        >>> kept_layers(30, 5.0, spacing="reference")  # as the published code rounds
+        (0, 6, 12, 18, 24, 29)
 
     Args:
         num_layers: the number N of decoder layers of the model.

@@ -28,7 +28,7 @@ def count_differing(folder: ResultsFolder, one: str, other: str) -> int:
 
 
 def predict_speedup(row: dict) -> float | None:
-    """Predict the speedup from the acceptance by the formula of docs/lossless.md; None without a fixed draft length."""
+    """Predict the speedup from the acceptance by the formula of docs/strategies.md; None without a fixed draft length."""
     count, cost = row["draft_tokens"], row["predicted_speedup"]
     if not isinstance(count, int) or not cost:
         return None
@@ -57,7 +57,7 @@ def page(folder: ResultsFolder) -> str:
     rows.sort(key=lambda row: (row["layer_ratio"], row["draft_tokens"] == "auto", str(row["draft_tokens"]).zfill(3)))
     lines = [f"| {' | '.join(HEADS)} |", "|" + " ---: |" * len(HEADS), *(line(folder, row) for row in rows)]
     note = (
-        "Expected: the speedup by the formula of docs/lossless.md at this acceptance, for batch 1, if a check takes as long "
+        "Expected: the speedup by the formula of docs/strategies.md at this acceptance, for batch 1, if a check takes as long "
         "as a decode step. Measured: decode seconds per token of full decoding over those of drafting, median of pairs. Other "
         "answers: sequences whose tokens differ from those of full decoding."
     )

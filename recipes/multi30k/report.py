@@ -126,6 +126,20 @@ def table4(rows: Rows) -> str:
     return markdown(["target", "approach", "layers", "BLEU before", "BLEU", "of control", "measured", *speeds], lines)
 
 
+def summary(rows: Rows) -> str:
+    """Tabulate BLEU after fine-tuning and its share of the control's, one line per strategy."""
+    control = rows.bleu("full", 1.0)
+
+    def cell(strategy: str, ratio: float) -> str:
+        if not rows.seeds(strategy, ratio):
+            return "–"
+        return f"{rows.bleu(strategy, ratio):.1f} ({rows.bleu(strategy, ratio) / control:.1%})"
+
+    lines = [[NAMES[name], *(cell(name, ratio) for ratio in RATIOS)] for name in ("unified", *BASELINES)]
+    full = [NAMES["full"], *[f"{control:.1f} (100.0%)"] * len(RATIOS)]
+    return markdown(["strategy", *(f"BLEU at {ratio:g}x" for ratio in RATIOS)], [full, *lines], 1)
+
+
 def plot(rows: Rows, file: Path) -> None:
     """Plot quality over measured (else predicted) speedup: one dot per seed, and a line through the means."""
     with plot_style.applied():
@@ -297,6 +311,7 @@ def write(folder: Path) -> None:
     rows = Rows(folder)
     plot(rows, folder / "quality")
     write_atomic(folder / "table4.md", table4(rows) + "\n")
+    write_atomic(folder / "summary.md", summary(rows) + "\n")
     write_atomic(folder / "README.md", page(rows, folder))
     write_atomic(folder / COMPARISONS, json.dumps(rows.comparisons, indent=1) + "\n")
 

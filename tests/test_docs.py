@@ -1,0 +1,87 @@
+"""Check links, anchors, navigation and row keys of the documentation, and build the site."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.experiments import record_sections
+from ulskip_cli.tasks.metrics import metric_keys
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve(page):
+    broken = []
+    for link in LINK.findall(CODE.sub("", page.read_text("utf-8"))):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_the_navigation_names_every_page_once():
+    def files(node):
+        return [node] if isinstance(node, str) else [file for one in (node.values() if isinstance(node, dict) else node)
+                                                     for file in files(one)]  # fmt: skip
+
+    named = files(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
+    assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_reference_describes_every_key_of_a_row():
+    sections = [one for one in vars(record_sections).values() if getattr(one, "__module__", None) == record_sections.__name__]
+    keys = {field.name for section in sections for field in dataclasses.fields(section)} - {"scores"}
+    keys |= {*metric_keys(), "row_version", "status", "reason", "log", "warnings", "wall_seconds"}
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert not [key for key in sorted(keys) if f"`{key}`" not in text]
+
+
+@pytest.mark.slow
+def test_the_examples_use_known_keys_and_values():
+    pages = [page.read_text("utf-8") for page in PAGES]
+    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
+    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("ulskip ")]
+    for command in commands:
+        name, *words = shlex.split(re.sub("<[^>]*>", "X", command), comments=True)[1:]
+        keys = [word for word in words if "=" in word and not word.startswith("-")]
+        if name in ("sweep", "bench"):  # one value of each; Hydra's functions are left out
+            keys = [re.sub(r"=([^\[{]*?),.*", r"=\1", key) for key in keys if "(" not in key]
+        if name in ("run", "sweep", "bench", "plan", "export", "lm-eval"):
+            assert compose(keys), command
+        elif name == "train":
+            assert compose_training(keys), command
+    assert len(commands) > 40
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings_and_loads_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("mkdocs")
+    import subprocess
+    import sys
+
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    loaded = re.compile(r"<(?:script|img|iframe)[^>]+src=\"https?:|<link[^>]+href=\"https?:|url\([\"']?https?:")
+    for file in [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]:
+        assert not loaded.search(file.read_text("utf-8")), file.name
+    assert "kept_layers" in (tmp_path / "api.html").read_text("utf-8")
