@@ -8,13 +8,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
-
-import psutil
 
 __version__ = "0.1.0"
 MACHINE = ("processor", "instruction_set", "accelerator")
@@ -28,6 +23,8 @@ def code() -> dict[str, Any]:
 
 def process_seconds() -> float:
     """Return the age of this process in seconds, including the start of Python."""
+    import psutil
+
     return time.time() - psutil.Process().create_time()
 
 
@@ -91,6 +88,9 @@ def offline_if_hub_unreachable() -> Iterator[None]:
 
 def check_hub_reachable() -> None:
     """Look up the hub's host name, which raises OSError at once; the hub's own client retries for half a minute."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
     from huggingface_hub import constants
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -99,6 +99,8 @@ def check_hub_reachable() -> None:
 
 
 def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(name)
     except PackageNotFoundError:
