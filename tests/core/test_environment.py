@@ -50,20 +50,20 @@ def test_an_unknown_host_is_known_at_once(monkeypatch):
         raise socket.gaierror(-2, "unknown")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    monkeypatch.setattr(environment, "getproxies", dict)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
     with pytest.raises(OSError, match="unknown"):
         environment.check_hub_reachable()
 
 
 def test_a_proxy_is_left_to_decide(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", None)
-    monkeypatch.setattr(environment, "getproxies", lambda: {"https": "http://proxy"})
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy"})
     environment.check_hub_reachable()
 
 
 def test_a_failed_look_up_counts_for_one_block_only(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(environment, "getproxies", dict)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr(socket, "getaddrinfo", Mock(side_effect=socket.gaierror(-3, "temporary failure")))
     with environment.offline_if_hub_unreachable():
         assert constants.is_offline_mode()
