@@ -99,7 +99,7 @@ def test_without_network_a_hub_dataset_is_an_error_that_names_it(monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    monkeypatch.setattr("ulskip_cli.core.environment.getproxies", dict)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
     with pytest.raises(UsageError, match=r"some/data.*Name or service"):
         load_dataset_rows("some/data", None, "test")
 
