@@ -98,7 +98,7 @@ def config(
 
 
 def known_keys(command: CommandKeys, chosen: Mapping[str, str], extra_dir: Path | None = None) -> "list[ConfigKey]":
-    """Return all keys that a command reads, those of groups for the chosen choices or else the default ones."""
+    """Return all keys that a command reads; a group has the keys of its chosen or default choice."""
     from ulskip_cli.core import config_reference as reference
 
     keys = [key for key in reference.top_level_keys(command.primary) if command.reads(key.name)]

@@ -44,7 +44,7 @@ def compose_unvalidated(overrides: Sequence[str], extra_dir: Path | None = None)
 
 
 def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
-    """Build the checked configuration of a training; see `compose`."""
+    """Build the checked configuration of a training run; see `compose`."""
     composed = compose_untyped("train", TRAINING_GROUPS, overrides, extra_dir)
     if not OmegaConf.is_list(composed.train.ratios):
         composed.train.ratios = [composed.train.ratios]

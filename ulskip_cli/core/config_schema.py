@@ -82,7 +82,7 @@ class SpeedConfig:
 
 @dataclass
 class CalibrationConfig:
-    """Options of calibration, which some strategies need before a run, on held-out examples."""
+    """Options of the calibration on held-out examples, which some strategies need before a run."""
 
     examples: int = option(64, "number of held-out examples", minimum=1)
     task: dict[str, Any] | None = option(None, "task keys with other values for held-out examples")
@@ -140,7 +140,7 @@ class LoraOptions:
 
 @dataclass
 class TrainOptions:
-    """Options of a training with layer skipping. `configs/train/`."""
+    """Options of a training run with layer skipping. Presets are in `configs/train/`."""
 
     name: str = MISSING
     description: str = ""
@@ -180,7 +180,7 @@ class TrainOptions:
 
 @dataclass
 class TrainingConfig:
-    """Configuration of one training: initial weights, examples, and the strategy to train for."""
+    """Configuration of one training run: initial weights, examples, and the strategy to train for."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     task: dict[str, Any] = field(default_factory=dict)

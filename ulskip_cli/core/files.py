@@ -97,7 +97,7 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock inside the block if it is free; yield True if it was acquired, or raise like `lock`."""
+    """Hold a lock inside the block if it is free; yield True if it was acquired, or raise StorageError as `lock` does."""
     try:
         lock = _acquired(path, 0)
     except Timeout:

@@ -41,7 +41,7 @@ def check_run(config: Config) -> None:
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raise UsageError for invalid values of a training."""
+    """Raise UsageError for invalid values of a training configuration."""
     _check_shared(config)
     train = config.train
     for key in ("quantization", "device_map"):
@@ -64,7 +64,7 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def check_decoding(decoding: DecodingConfig) -> None:
-    """Raise UsageError for invalid values of a decoding."""
+    """Raise UsageError for invalid values of a decoding configuration."""
     check_fields(decoding, "decoding.")
     _check_decoding_together(decoding)
 

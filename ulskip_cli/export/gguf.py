@@ -137,7 +137,7 @@ def unsupported_reason(config: dict[str, Any]) -> str | None:
 
 
 def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
-    """Return llama.cpp's name for a pre-tokenizer, or raise UsageError; `spec` is that of tokenizer.json."""
+    """Return llama.cpp's name for a pre-tokenizer, or raise UsageError; `spec` is its entry in tokenizer.json."""
     parts: list[dict[str, Any]] = spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):

@@ -114,7 +114,9 @@ def read_answers(row: Row) -> list[Row]:
 
 
 def with_settings(rows: Sequence[Row]) -> list[Row]:
-    """Copy rows and add a key `part.key` for every configuration key in which rows with the same choice of part differ.
+    """Copy rows and add the configuration keys in which they differ, e.g. `decoding.max_new_tokens`.
+
+    Only rows with the same choice in the group, e.g. `decoding=greedy`, are compared.
 
     >>> one, other = (dict(config=dict(decoding=dict(name="greedy", max_new_tokens=n))) for n in (4, 24))
     >>> [row["decoding.max_new_tokens"] for row in with_settings([one, other])], with_settings([one, one]) == [one, one]

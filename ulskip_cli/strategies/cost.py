@@ -17,7 +17,10 @@ def num_kept_for_cost(
     kept_layers: Callable[[int], Sequence[int]],
     heads: Callable[[int], int] = lambda count: 1,
 ) -> int:
-    """Return the largest R whose predicted speedup, with `heads(R)` heads, reaches the target, or raise NotApplicable."""
+    """Return the largest R whose predicted speedup reaches the target, or raise NotApplicable.
+
+    `heads(R)` is the number of times that a step of R layers runs the output head.
+    """
     if not math.isfinite(target_speedup) or target_speedup < 1:
         raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
     for count in range(len(weights.layers), MIN_KEPT - 1, -1):
@@ -65,7 +68,7 @@ class LatencyFit:
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))
 
     def check(self, target_speedup: float) -> None:
-        """Raise NotApplicable if two layers miss the target by more than the error of the line, UsageError if it is below 1."""
+        """Raise NotApplicable if two layers miss the target by more than the fit's error, UsageError for a target below 1."""
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
         highest = 1 / self.share(MIN_KEPT)

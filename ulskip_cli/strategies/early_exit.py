@@ -39,7 +39,7 @@ class EarlyExit:
 
     @property
     def is_calibrated(self) -> bool:
-        """True if lam has a value."""
+        """True if the threshold lam has a value."""
         return self.threshold is not None
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:

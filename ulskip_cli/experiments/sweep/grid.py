@@ -19,7 +19,7 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
     """Return the configurations of a grid, each once, in the order of the overrides.
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If they name no experiment,
-    `preset` is used; without a preset, it is the default experiment if no override sweeps, otherwise none.
+    `preset` is used. Without a preset, the default experiment is used if every override has a single value.
     """
     composed: list[Config] = []
     for one in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
@@ -72,7 +72,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
 def _composed(
     texts: Sequence[str], swept: Sequence[str], presets: Container[str], extra_dir: Path | None
 ) -> tuple[Config, list[UnknownKey]]:
-    """Compose a point, dropping preset keys and keys that its choice in a swept group lacks, e.g. `strategy.batch`."""
+    """Compose a point; drop keys of presets and swept groups that its choices lack, and return the errors for them."""
     foreign: list[UnknownKey] = []
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Workers as tasks on a Ray cluster; without an address, on a new cluster of this machine."""
+"""Workers as tasks on a Ray cluster; without an address, on a new cluster on this machine."""
 
 import logging
 import os
