@@ -121,7 +121,7 @@ def _print_command_keys(command: CommandKeys) -> None:
         choice = f" of {section}={defaults[section]}" if section in defaults else ""
         title = f"Keys {section}.*{choice}" if section else "Keys, given as key=value"
         _print_panel(title, {key.name: _meaning(key) for key in members})
-    print(" `ulskip config strategy` describes the choices of a group, `ulskip config strategy=search` the keys of one.")
+    print(" `ulskip config strategy` describes the choices of a group; `ulskip config strategy=search` lists the keys of one.")
 
 
 def _choices_line(group: str, default: str | None) -> str:

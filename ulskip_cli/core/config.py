@@ -142,7 +142,7 @@ def _to_schema(composed: DictConfig, schema: type) -> Any:
     try:
         OmegaConf.resolve(composed)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{str(error).splitlines()[0]}; ${{...}} must name another key") from None
+        raise UsageError(f"{str(error).splitlines()[0]}; ${{...}} must contain the name of an existing key") from None
     missing = OmegaConf.missing_keys(composed)
     if missing:
         example = "; e.g. model.path=<hub id or folder>" if "model.path" in missing else ""

@@ -121,4 +121,5 @@ def _acquired(path: Path, timeout: float) -> BaseFileLock:
     except Timeout:
         raise
     except (OSError, NotImplementedError) as error:
-        raise StorageError(f"cannot lock {path} ({getattr(error, 'strerror', None) or error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"cannot lock {path} ({reason}); use a writable folder that supports locks") from None

@@ -49,7 +49,7 @@ class TrackedRun:
         self._tracker: Any = None
 
     def start(self, parameters: Mapping[str, Any], resumed: str | None = None) -> None:
-        """Open a new run and store its parameters, or continue the run with the identifier `resumed`."""
+        """Open a new run and store its parameters, or continue the run whose identifier is `resumed`."""
         if self._kind == "none":
             return
 

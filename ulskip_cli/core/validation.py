@@ -85,7 +85,7 @@ def _check_drafts(config: Config) -> None:
     if not drafts:
         return
     refused = {
-        "beams; set decoding.num_beams=1": decoding.num_beams > 1,
+        "beam search; set decoding.num_beams=1": decoding.num_beams > 1,
         "stop strings; set decoding.stop=[]": bool(decoding.stop),
         "arguments of transformers' generate; set decoding.generate_kwargs=null": bool(decoding.generate_kwargs),
         "other engines; set decoding.engine=auto": decoding.engine != "auto",

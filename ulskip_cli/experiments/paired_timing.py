@@ -25,7 +25,7 @@ SIDE_KEYS = ("engine", "linear_backend", "compiled")
 class TimedPairs:
     """The outputs of all timed pairs, in the same order on both sides."""
 
-    full: list[BatchOutput]  # empty if the schedule was timed alone
+    full: list[BatchOutput]  # empty if only the schedule was timed
     strategy: list[BatchOutput]
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
@@ -58,7 +58,7 @@ class TimedPairs:
 def time_pairs(
     full: Decoder | None, strategy: Decoder, workload: Workload, config: Config, progress: ProgressCallback
 ) -> TimedPairs:
-    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that do not fit into memory."""
+    """Time a schedule in pairs with the full model, or without it if `full` is None; halve batches that do not fit."""
     size, total = BatchSize(config.batch_size), config.speed.warmup + config.speed.pairs
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 

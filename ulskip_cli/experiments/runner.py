@@ -234,7 +234,7 @@ def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[Batch
 
 
 def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int) -> Provenance:
-    """Return everything that a result depends on besides its request."""
+    """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.linear_backend(config.decoding)
     return Provenance(

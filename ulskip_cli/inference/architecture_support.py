@@ -27,7 +27,7 @@ _UNSUPPORTED_ATTRIBUTES = {
 }
 # Config lists with one entry per layer, and the entry that marks a dependent layer.
 _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
-# Prefixes of a layer's forward arguments that are outputs of earlier layers, besides the hidden states.
+# Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
 
 

@@ -35,7 +35,7 @@ _CONFIG_PARTS = {
     "speed": {"enabled", "pairs", "warmup"},
 }
 _PART_NEEDS = {"calibration": "calibration", "speed": "measured_speedup"}  # rows without this key do not use that part
-_UNKNOWN = "\0"  # stands for a setting that a row does not have
+_UNKNOWN = "\0"  # placeholder for a setting that a row does not have
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
             lines = f"{broken} line{'s' * (broken > 1)}"
             print(f"ulskip: skipped {lines} of {path / FILE} that cannot be read; repeat those runs", file=sys.stderr)
     if not rows:
-        raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}, got none; make rows with `ulskip sweep`")
+        raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}, got none; run `ulskip sweep` first")
     return with_settings(rows)
 
 

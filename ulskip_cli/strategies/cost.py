@@ -29,8 +29,8 @@ def num_kept_for_cost(
     highest = math.floor(weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
     share = weights.head / (weights.head + sum(weights.layers))
     raise NotApplicable(
-        f"ratio={target_speedup:g} is out of reach by cost, because the head alone is {share:.0%} of the bytes of a full "
-        f"step; use ratio <= {highest:g}"
+        f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because the output head is {share:.0%} of the "
+        f"bytes of a full step; use ratio <= {highest:g}"
     )
 
 
@@ -74,8 +74,8 @@ class LatencyFit:
         highest = 1 / self.share(MIN_KEPT)
         if target_speedup > highest * LINE_ERROR:
             raise NotApplicable(
-                f"ratio={target_speedup:g} is out of reach by latency, because {self.share(0):.0%} of a full step does not "
-                f"depend on its layers; use ratio <= {highest:.2f}"
+                f"ratio={target_speedup:g} is out of reach with ratio_basis=latency, because {self.share(0):.0%} of the "
+                f"time of a full step does not depend on its layers; use ratio <= {highest:.2f}"
             )
 
     def _at(self, count: float) -> float:

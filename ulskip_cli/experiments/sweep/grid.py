@@ -107,7 +107,7 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
     if isinstance(value, Glob):
         if override.key_or_group not in GROUPS:
             raise UsageError(
-                f"expected a group for glob ({', '.join(GROUPS)}), got '{override.key_or_group}'; list its values, "
+                f"expected glob for a config group ({', '.join(GROUPS)}), got '{override.key_or_group}'; list its values, "
                 f"e.g. {override.key_or_group}=A,B"
             )
         names = group_choices(override.key_or_group, extra_dir)

@@ -118,7 +118,7 @@ def _draft_and_verify(
         ids[:, i] = sampler.pick(draft_scores[-1])
     models.rewind(at - 1)
     logits = models.verify(ids[:, at - 1 : at + count])
-    # Each position has a prefix of its own, on which penalties depend; prefixes include drafts.
+    # Penalties depend on the prefix, which differs for each position; prefixes include drafts.
     scores = torch.stack([sampler.scores(ids[:, : at + i], logits[:, i]) for i in range(count + 1)], dim=1)
     drafts = ids[:, at : at + count]
     if not sampler.sample:

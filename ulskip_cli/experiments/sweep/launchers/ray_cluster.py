@@ -54,7 +54,7 @@ class RayCluster:
             self._task: Any = ray.remote(serve).options(**{**options, **(launcher.options or {})})
         except (ValueError, TypeError) as error:
             ray.shutdown()
-            raise UsageError(f"expected launcher.options that Ray supports: {' '.join(str(error).split())[:160]}") from None
+            raise UsageError(f"Ray refused launcher.options ({' '.join(str(error).split())[:160]}); correct it") from None
         self._tasks: dict[int, Any] = {}
 
     def start(self, number: int) -> None:
