@@ -1,4 +1,4 @@
-"""ulskip: faster LLM inference by skipping layers, with the price of the speed measured.
+"""ulskip makes LLM inference faster by skipping layers, and measures the cost in quality.
 
 The public functions are defined in `ulskip_cli.api`; importing them imports no torch.
 """

@@ -71,7 +71,9 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
     if hasattr(chosen, "stages") or hasattr(chosen, "exit_rule"):
         raise UsageError(f"kept_layers does not support strategy={strategy}, whose layers change between steps; use evaluate")
     if not getattr(chosen, "is_calibrated", True):
-        raise UsageError(f"strategy={strategy} requires calibrated options; pass calibration.options of a row of evaluate")
+        raise UsageError(
+            f"strategy={strategy} requires calibrated options; pass those in calibration.options of a row from evaluate"
+        )
     kept: tuple[int, ...] = chosen.kept_layers(num_layers, chosen.num_kept(num_layers, ratio))
     return kept
 

@@ -32,7 +32,7 @@ def test_a_profile_says_where_the_time_went(ulskip, overrides, tmp_path):
     assert code == 0
     assert sorted(row["profile"]) == sorted([*phases, "write"])
     assert all(f"  {phase} " in err for phase in [*phases, "all"])
-    assert "besides Python's start" in err
+    assert "outside Python's start" in err
     stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
     assert stored[-1] == {key: value for key, value in row.items() if key != "profile"}
     code, out, err = ulskip("run", *overrides)

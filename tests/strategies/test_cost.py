@@ -48,7 +48,7 @@ def test_the_depth_is_the_one_whose_step_is_so_much_faster(fit, target):
     else:
         assert depth == 2
     if target > highest * LINE_ERROR:
-        with pytest.raises(UsageError, match=r"ratio=.* by latency.*ratio <= "):
+        with pytest.raises(UsageError, match=r"ratio=.*ratio_basis=latency.*ratio <= "):
             fit.check(target)
 
 

@@ -114,7 +114,7 @@ def test_early_exit_meets_a_target_by_cost_with_its_heads_counted():
     options = ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=4", "ratio_basis=cost"]
     plan = make_plan(compose([*options, "ratio=1.5"]), METADATA)
     assert plan.exits.target_depth == 5 and plan.predicted_speedup == pytest.approx(1500 / 800)
-    with pytest.raises(UsageError, match=r"ratio=\d.*by cost.*ratio <= "):
+    with pytest.raises(UsageError, match=r"ratio=\d.*ratio_basis=cost.*ratio <= "):
         make_plan(compose([*options, "ratio=4"]), METADATA)
 
 

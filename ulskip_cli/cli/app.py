@@ -1,6 +1,6 @@
-"""The `ulskip` command: its subcommands, and how errors end it.
+"""The `ulskip` command: its subcommands and its exit codes.
 
-Nothing here imports torch: help, plans and usage errors answer at once.
+Nothing here imports torch, so that help, plans and usage errors are fast.
 """
 
 import logging
@@ -20,7 +20,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError
 
 app = typer.Typer(
-    help="Faster LLM inference by skipping layers, with the price of the speed measured.",
+    help="Make LLM inference faster by skipping layers, and measure the cost in quality.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -36,7 +36,7 @@ INTERRUPTED = "interrupted; what was finished is kept, and the same command carr
 
 
 def main() -> None:
-    """Run the command; bad input is one line and exit code 2, a failed run one line and exit code 1."""
+    """Run the command; an error prints one line and exits with code 2 for invalid input, or with 1 for a failed run."""
     sys.exit(invoke(sys.argv[1:]))
 
 
@@ -82,7 +82,7 @@ def _advice(error: Exception) -> str:
 
 @app.callback(invoke_without_command=True)
 def top(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
-    """Faster LLM inference by skipping layers, with the price of the speed measured."""
+    """Make LLM inference faster by skipping layers, and measure the cost in quality."""
     if version:
         print(f"ulskip {__version__}")
         raise typer.Exit

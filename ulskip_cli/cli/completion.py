@@ -1,4 +1,4 @@
-"""Shell completion of `key=value` overrides: groups, their choices, keys, and values with a closed list."""
+"""Shell completion of `key=value` overrides: groups, their choices, keys, and the values of keys with fixed choices."""
 
 import os
 import re
@@ -70,7 +70,7 @@ def complete_config_name(context: Context, arguments: list[str], incomplete: str
 
 
 def _chosen(context: Context, groups: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Return the choices that earlier words made, where they name existing files."""
+    """Yield the groups and existing choices that earlier words name."""
     from ulskip_cli.core.composition import group_choices
 
     for text in context.params.get("overrides") or ():

@@ -98,7 +98,7 @@ def config(
 
 
 def known_keys(command: CommandKeys, chosen: Mapping[str, str], extra_dir: Path | None = None) -> "list[ConfigKey]":
-    """Return all keys that a command reads, those of groups for the chosen choices or else the default ones."""
+    """Return all keys that a command reads; a group has the keys of its chosen or default choice."""
     from ulskip_cli.core import config_reference as reference
 
     keys = [key for key in reference.top_level_keys(command.primary) if command.reads(key.name)]
@@ -121,7 +121,7 @@ def _print_command_keys(command: CommandKeys) -> None:
         choice = f" of {section}={defaults[section]}" if section in defaults else ""
         title = f"Keys {section}.*{choice}" if section else "Keys, given as key=value"
         _print_panel(title, {key.name: _meaning(key) for key in members})
-    print(" `ulskip config strategy` describes the choices of a group, `ulskip config strategy=search` the keys of one.")
+    print(" `ulskip config strategy` describes the choices of a group; `ulskip config strategy=search` lists the keys of one.")
 
 
 def _choices_line(group: str, default: str | None) -> str:

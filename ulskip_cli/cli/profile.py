@@ -12,7 +12,7 @@ MODEL_RUNS = ("warm up", "generate", "decode loss", "timed pairs", "calibrate", 
 def profile_table(seconds: Mapping[str, float]) -> Table:
     """Return a table with one line per phase, in order, and the total."""
     total = sum(seconds.values())
-    note = f"{beside_the_model(seconds):.2f} s besides Python's start, imports and running the model"
+    note = f"{beside_the_model(seconds):.2f} s outside Python's start, imports and running the model"
     table = Table(title="Where the time went", caption=note, title_style="bold", box=SIMPLE_HEAD)
     table.title_justify = table.caption_justify = "left"
     table.add_column("phase")

@@ -10,10 +10,10 @@ from ulskip_cli.core.progress import NullProgress, ReportProgress, throttled
 
 
 class ProgressBars:
-    """Shows each phase as a bar, or as one line if standard error is no terminal; a new phase completes the last bar."""
+    """Shows each phase as a bar, or as one line if standard error is not a terminal; a new phase completes the last bar."""
 
     def __init__(self, enabled: bool = True, clocks: bool = True) -> None:
-        """Show nothing but notes unless enabled; `clocks` shows the time spent and left beside a bar."""
+        """Show only notes unless `enabled`; with `clocks`, each bar shows the elapsed and the remaining time."""
         self.console = Console(stderr=True)
         self.is_drawn = enabled and self.console.is_terminal
         self._has_lines = enabled and not self.is_drawn

@@ -1,4 +1,4 @@
-"""`ulskip run` and `ulskip bench`: single points, and grids of timings, without resuming."""
+"""`ulskip run`, which measures one point, and `ulskip bench`, which times a grid of points."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +22,7 @@ def run(
     print_config: PrintConfig = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of the run went.")] = False,
 ) -> None:
-    """Measure quality and speed of one strategy on one model and task, beside the full model."""
+    """Measure quality and speed of one strategy on one model and task, and compare with the full model."""
     from ulskip_cli.core import environment
     from ulskip_cli.core.progress import Stopwatch
 

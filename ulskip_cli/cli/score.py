@@ -20,7 +20,7 @@ def score(
     results_dir: Annotated[Path, typer.Option(help="Folder in which an id is looked up.")] = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Score stored generations again, also with further metrics, without running the model."""
+    """Score stored generations again without running the model, optionally with further metrics."""
     from ulskip_cli.experiments import rescore
 
     extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model)

@@ -30,7 +30,7 @@ def sweep(
 ) -> None:
     """Run every point of a grid, e.g. strategy=unified,top_skip ratio=2,3.
 
-    After an interruption or a failure, the same command runs the points that are left.
+    After an interruption or a failure, the same command runs the remaining points.
     """
     from ulskip_cli.experiments.sweep.grid import points
     from ulskip_cli.experiments.sweep.jobs import make_jobs, results_folder
@@ -69,7 +69,7 @@ def _is_likely_here(record: "RunRecord") -> bool:
 
 
 def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool, workers: int = 1) -> None:
-    """Print the points of a sweep, which are done, and the time that the rest may take with so many workers."""
+    """Print the points of a sweep with their states, and the estimated time of unfinished ones with this many workers."""
     from ulskip_cli.cli.sweep_display import clock, time_left
 
     states = [status.describe(job) for job in jobs]

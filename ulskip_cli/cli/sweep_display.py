@@ -27,7 +27,7 @@ TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
 class SweepDisplay:
-    """Shows a sweep as a table that stays in place, or as a line per event if standard error is no terminal."""
+    """Shows a sweep as a table that stays in place, or as a line per event if standard error is not a terminal."""
 
     def __init__(self, jobs: "Sequence[Job]", write_tables: "Callable[[ResultsFolder], object]") -> None:
         """Display these jobs; `write_tables` writes the tables of a results folder and is called at intervals."""
@@ -74,7 +74,7 @@ class SweepDisplay:
             self.note(f"[{settled}/{self._total}] {job.label}: {_outcome(row)}{left}")
 
     def time_left(self, seconds: float, num_unknown: int) -> None:
-        """Show an estimate for the jobs that are left, run one after another, and the number of jobs without one."""
+        """Show the estimated seconds of the remaining jobs in sequence, and the number of jobs without an estimate."""
         self._left, self._guessed_at = (seconds, num_unknown), time.monotonic()
 
     def rows_changed(self, folder: "ResultsFolder") -> None:
@@ -96,7 +96,7 @@ class SweepDisplay:
             self._phases.note(text)
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """Show a phase of the running job in place of the last one."""
+        """Show a phase of the running job instead of the previous one."""
         self._phases.clear()
         if not self._drawn:
             self._phases.point(min(self._total, len(self._states) + 1), self._total)

@@ -44,7 +44,7 @@ def compose_unvalidated(overrides: Sequence[str], extra_dir: Path | None = None)
 
 
 def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
-    """Build the checked configuration of a training; see `compose`."""
+    """Build the checked configuration of a training run; see `compose`."""
     composed = compose_untyped("train", TRAINING_GROUPS, overrides, extra_dir)
     if not OmegaConf.is_list(composed.train.ratios):
         composed.train.ratios = [composed.train.ratios]
@@ -142,7 +142,7 @@ def _to_schema(composed: DictConfig, schema: type) -> Any:
     try:
         OmegaConf.resolve(composed)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{str(error).splitlines()[0]}; ${{...}} must name another key") from None
+        raise UsageError(f"{str(error).splitlines()[0]}; ${{...}} must contain the name of an existing key") from None
     missing = OmegaConf.missing_keys(composed)
     if missing:
         example = "; e.g. model.path=<hub id or folder>" if "model.path" in missing else ""

@@ -65,14 +65,14 @@ def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[C
 
 
 def top_level_keys(primary: str) -> list[ConfigKey]:
-    """Return the keys of `configs/<primary>.yaml` that belong to no group, nested ones such as `speed.pairs` included."""
+    """Return the keys of `configs/<primary>.yaml` outside the config groups, including nested ones such as `speed.pairs`."""
     schema, groups = PRIMARY[primary]
     values = yaml.safe_load((config_dir() / f"{primary}.yaml").read_text("utf-8"))
     return [key for key in _keys(schema, values, "") if key.name.partition(".")[0] not in (*groups, "sweep")]
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, Any]:
-    """Read the YAML file of a choice, on top of the choices of this group that its `defaults` list names."""
+    """Read the YAML file of a choice, merged over the choices of the same group in its `defaults` list."""
     own: DictConfig = OmegaConf.load(group_choices(group, extra_dir)[choice])  # type: ignore[assignment]
     bases = [entry for entry in own.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
     merged = OmegaConf.merge(*(read_choice(group, base, extra_dir) for base in bases), own)

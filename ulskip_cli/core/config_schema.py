@@ -36,16 +36,16 @@ class ModelConfig:
 
     name: str = MISSING
     description: str = ""
-    source: str = option(MISSING, "where the weights come from", choices=MODEL_SOURCES)
+    source: str = option(MISSING, "source of the weights", choices=MODEL_SOURCES)
     path: str = option(MISSING, "hub id, folder, or name of a bundled model or shape")
     dtype: str = option("auto", "type of the weights; auto: the checkpoint's own", choices=DTYPES)
-    device: str = option("auto", "where the model runs; auto: CUDA or MPS if available, else the CPU")
+    device: str = option("auto", "device of the model; auto: CUDA or MPS if available, else the CPU")
     revision: str | None = option(None, "branch, tag or commit of a hub model")
-    trust_remote_code: bool = option(False, "run the modelling code that comes with a checkpoint")
+    trust_remote_code: bool = option(False, "run the modelling code in the checkpoint")
     device_map: str | None = option(None, "accelerate's device map, e.g. auto; null: one device")
     quantization: str | None = option(None, "quantize the weights while loading them", choices=QUANTIZATIONS)
     adapter: str | None = option(None, "folder or hub id of a PEFT adapter")
-    chat_options: dict[str, Any] | None = option(None, "variables of the chat template")
+    chat_options: dict[str, Any] | None = option(None, "variables of the chat template, e.g. {enable_thinking: false}")
 
 
 @dataclass
@@ -66,7 +66,7 @@ class DecodingConfig:
     engine: str = option("auto", "decoding engine; auto: fast if it supports the options, else transformers", choices=ENGINES)
     compile: str = option("auto", "compile the fast engine's steps; auto: on a GPU", choices=COMPILES)
     generate_kwargs: dict[str, Any] | None = option(None, "further arguments of transformers' generate")
-    draft_tokens: int | str = option(0, "tokens that the kept layers draft for each check by all layers; 0: no drafts")
+    draft_tokens: int | str = option(0, "tokens that the kept layers draft per check; 0: none; auto: chosen while decoding")
 
 
 @dataclass
@@ -82,10 +82,10 @@ class SpeedConfig:
 
 @dataclass
 class CalibrationConfig:
-    """Options of calibration, which some strategies need before a run, on held-out examples."""
+    """Options of the calibration on held-out examples, which some strategies need before a run."""
 
     examples: int = option(64, "number of held-out examples", minimum=1)
-    task: dict[str, Any] | None = option(None, "task keys with other values for held-out examples")
+    task: dict[str, Any] | None = option(None, "task keys that differ for held-out examples, e.g. {source_file: val.de}")
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Config:
     seed: int = option(1, "seed for sampling and for random weights", minimum=0)
     baseline: bool = option(True, "also run the full model, as the baseline")
     memory_budget: str | None = option(None, "memory budget of `ulskip plan`")
-    tracker: str = option("none", "experiment tracker that finished points are logged to", choices=TRACKERS)
+    tracker: str = option("none", "experiment tracker to which finished points are logged", choices=TRACKERS)
     tracker_options: dict[str, Any] | None = option(None, "project of the tracker and options passed on to it")
     sweep: dict[str, Any] = option(dict, "keys and values of a sweep's grid")
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
@@ -140,37 +140,37 @@ class LoraOptions:
 
 @dataclass
 class TrainOptions:
-    """Options of a training with layer skipping. `configs/train/`."""
+    """Options of a training run with layer skipping. Presets are in `configs/train/`."""
 
     name: str = MISSING
     description: str = ""
     ratios: list[float] = option(lambda: [2.0], "target speedups to train for")
-    ratio_weights: list[float] | None = option(None, "how often each ratio is drawn; null: equally often")
-    ce_weight: float = option(1.0, "weight of the cross-entropy of the skipped model", minimum=0)
-    full_weight: float = option(0.0, "weight of the cross-entropy of the full model", minimum=0)
+    ratio_weights: list[float] | None = option(None, "relative frequency of each ratio; null: equal")
+    ce_weight: float = option(1.0, "weight of the cross-entropy with skipped layers", minimum=0)
+    full_weight: float = option(0.0, "weight of the cross-entropy at full depth", minimum=0)
     distill_weight: float = option(0.0, "weight of the distillation from the teacher", minimum=0)
-    teacher: str = option("self", "model to distill from", choices=TEACHERS)
+    teacher: str = option("self", "full-depth model to distill from: self as trained so far, or initial", choices=TEACHERS)
     label_smoothing: float = option(0.0, "label smoothing", minimum=0, below=1)
     dropout: float = option(0.0, "dropout of embeddings and residual branches", minimum=0, below=1)
     method: str = option("full", "train all weights or LoRA adapters", choices=METHODS)
     lora: LoraOptions = field(default_factory=LoraOptions)
     freeze_embeddings: bool = option(False, "do not train the embeddings")
     epochs: float = option(1.0, "passes over the examples", above=0)
-    max_steps: int | None = option(None, "number of optimizer steps; null: given by epochs", minimum=1)
+    max_steps: int | None = option(None, "number of optimizer steps; null: computed from epochs", minimum=1)
     batch_size: int = option(16, "examples per device and step", minimum=1)
     gradient_accumulation_steps: int = option(1, "batches whose gradients are accumulated for one optimizer step", minimum=1)
     optimizer: str = option("adamw", "optimizer", choices=OPTIMIZERS)
     learning_rate: float = option(1e-4, "peak learning rate", above=0)
     scheduler: str = option("cosine", "learning rate schedule of transformers")
-    warmup: float = option(0.03, "share of the steps with a rising learning rate", minimum=0, below=1)
+    warmup: float = option(0.03, "share of steps for the learning rate warmup", minimum=0, below=1)
     weight_decay: float = option(0.0, "weight decay", minimum=0)
-    max_grad_norm: float = option(1.0, "gradient norm for clipping")
+    max_grad_norm: float = option(1.0, "maximum gradient norm; larger gradients are clipped")
     precision: str = option("float32", "precision of the training", choices=PRECISIONS)
     attention: str | None = option(None, "attention implementation of transformers")
     max_length: int | None = option(512, "maximum length of an example, in tokens; null: no limit", minimum=2)
     vocab_size: int = option(8000, "vocabulary size of the tokenizer that is trained for random weights", minimum=258)
-    reversed_share: float = option(0.0, "share of translation pairs that are also trained in reverse", minimum=0, maximum=1)
-    validation: dict[str, Any] | None = option(None, "task keys with other values for validation")
+    reversed_share: float = option(0.0, "share of translation pairs also trained in the other direction", minimum=0, maximum=1)
+    validation: dict[str, Any] | None = option(None, "task keys that differ for validation, e.g. {source_file: val.de}")
     held_out: int = option(0, "examples held out for validation", minimum=0)
     evaluate_every: int | None = option(None, "steps between validations", minimum=1)
     save_every: int = option(500, "steps between checkpoints", minimum=1)
@@ -180,7 +180,7 @@ class TrainOptions:
 
 @dataclass
 class TrainingConfig:
-    """Configuration of one training: initial weights, examples, and the strategy to train for."""
+    """Configuration of one training run: initial weights, examples, and the strategy to train for."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     task: dict[str, Any] = field(default_factory=dict)
@@ -190,5 +190,5 @@ class TrainingConfig:
     prompt_layers: str = option("all", "layers that encode the prompt", choices=PROMPT_LAYERS)
     limit: int | None = option(None, "number of training examples; null: all", minimum=1)
     seed: int = option(1, "seed of the training", minimum=0)
-    tracker: str = option("none", "experiment tracker that losses are logged to", choices=TRACKERS)
+    tracker: str = option("none", "experiment tracker to which losses are logged", choices=TRACKERS)
     tracker_options: dict[str, Any] | None = option(None, "project of the tracker and options passed on to it")

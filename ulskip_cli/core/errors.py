@@ -31,7 +31,7 @@ class StorageError(RunError):
 
 
 def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -> UsageError:
-    """Build the error for an unknown name, with the nearest known name and an advice if there is one.
+    """Build the error for an unknown name; it suggests the most similar known name and ends with `advice`.
 
     >>> str(unknown("spacing", "evn", ["even", "reference"]))
     "unknown spacing 'evn'; did you mean 'even'? known: even, reference"

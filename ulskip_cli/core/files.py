@@ -97,7 +97,7 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock inside the block if it is free; yield True if it was acquired, or raise like `lock`."""
+    """Hold a lock inside the block if it is free; yield True if it was acquired, or raise StorageError as `lock` does."""
     try:
         lock = _acquired(path, 0)
     except Timeout:
@@ -121,4 +121,5 @@ def _acquired(path: Path, timeout: float) -> BaseFileLock:
     except Timeout:
         raise
     except (OSError, NotImplementedError) as error:
-        raise StorageError(f"cannot lock {path} ({getattr(error, 'strerror', None) or error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"cannot lock {path} ({reason}); use a writable folder that supports locks") from None

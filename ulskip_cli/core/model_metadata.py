@@ -93,7 +93,7 @@ def find_config(model: ModelConfig) -> Path:
         if path.is_file():
             return path
         if path.suffix == ".json":
-            raise UsageError(f"expected a config file, got {path}, which does not exist")
+            raise UsageError(f"expected a config file, got {path}, which does not exist; correct the path")
         if "/" not in model.path and not path.exists():
             raise unknown("model shape", model.path, shapes)
     if path.exists():
@@ -128,7 +128,7 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
                 begin, end = entry["data_offsets"]
                 tensors[name] = (entry["shape"], end - begin)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise UsageError(f"expected {file} to be a safetensors file, got an error: {error}") from None
+            raise UsageError(f"expected {file} to be a safetensors file, got an error: {error}; download it again") from None
     return tensors
 
 
@@ -165,7 +165,7 @@ def cache_dir() -> Path:
 
 def _config_in(folder: Path) -> Path:
     if not folder.is_dir():
-        raise UsageError(f"expected a model folder, got {folder}, which does not exist")
+        raise UsageError(f"expected a model folder, got {folder}, which does not exist; correct the path")
     if not (folder / "config.json").is_file():
         raise UsageError(f"expected a Hugging Face model folder, got {folder} without config.json")
     return folder / "config.json"

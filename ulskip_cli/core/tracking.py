@@ -1,4 +1,4 @@
-"""Experiment trackers behind accelerate's interface, which is imported when the first run is logged."""
+"""Experiment trackers, used through accelerate, which is imported when the first run is logged."""
 
 import contextlib
 import io
@@ -40,16 +40,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class TrackedRun:
-    """One run in the tracker of a configuration, or in none. The first failure is one warning and ends the logging."""
+    """One run in the configured experiment tracker, if any. The first failure prints one warning and stops the logging."""
 
     def __init__(self, config: Config | TrainingConfig, name: str, folder: Path) -> None:
-        """Prepare a run; `folder` takes the files of a tracker that needs one."""
+        """Prepare a run; a tracker that writes local files writes them into `folder`."""
         self.name, self._folder = name, folder
         self._kind, self._options = config.tracker, dict(config.tracker_options or {})
         self._tracker: Any = None
 
     def start(self, parameters: Mapping[str, Any], resumed: str | None = None) -> None:
-        """Open a new run and store its parameters, or go on with the run that has the identifier `resumed`."""
+        """Open a new run and store its parameters, or continue the run whose identifier is `resumed`."""
         if self._kind == "none":
             return
 
@@ -74,7 +74,7 @@ class TrackedRun:
 
     @property
     def id(self) -> str | None:
-        """The identifier that `start` takes to go on with an open run; None if the run is closed."""
+        """The identifier with which `start` continues an open run; None if the run is closed."""
         if self._tracker is None:
             return None
         if self._kind == "mlflow":

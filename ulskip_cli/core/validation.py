@@ -41,7 +41,7 @@ def check_run(config: Config) -> None:
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raise UsageError for invalid values of a training."""
+    """Raise UsageError for invalid values of a training configuration."""
     _check_shared(config)
     train = config.train
     for key in ("quantization", "device_map"):
@@ -64,7 +64,7 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def check_decoding(decoding: DecodingConfig) -> None:
-    """Raise UsageError for invalid values of a decoding."""
+    """Raise UsageError for invalid values of a decoding configuration."""
     check_fields(decoding, "decoding.")
     _check_decoding_together(decoding)
 
@@ -85,7 +85,7 @@ def _check_drafts(config: Config) -> None:
     if not drafts:
         return
     refused = {
-        "beams; set decoding.num_beams=1": decoding.num_beams > 1,
+        "beam search; set decoding.num_beams=1": decoding.num_beams > 1,
         "stop strings; set decoding.stop=[]": bool(decoding.stop),
         "arguments of transformers' generate; set decoding.generate_kwargs=null": bool(decoding.generate_kwargs),
         "other engines; set decoding.engine=auto": decoding.engine != "auto",

@@ -21,7 +21,7 @@ class WeightSizes:
         return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """Return the predicted speedup over steps with different layers, given as pairs of a number of steps and its layers."""
+        """Return the predicted speedup over steps with different layers, given as pairs (number of steps, layers)."""
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
 
@@ -29,7 +29,7 @@ class WeightSizes:
 def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightSizes | None:
     """Sort a checkpoint's tensors, (shape, bytes) by name, into layers and head; None if there is no stack of N layers.
 
-    A tied head may be listed or not: of two tables with `vocab_size` rows, one is the head.
+    If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
     """
     stacks: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     outside: dict[str, tuple[Sequence[int], int]] = {}

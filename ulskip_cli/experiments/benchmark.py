@@ -113,7 +113,7 @@ def _key(config: Config) -> str:
 def _describe_sides(
     pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Return the step time of each side and its shares of the machine limits; None for work and layers with drafts."""
+    """Return each side's step time and shares of the machine limits; with drafts, work and layer time are None."""
     parameters, drafted = _parameters(loaded), pairs.strategy[0].drafts is not None
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
     depths = [sum(shares.values()) for shares in runs]

@@ -1,4 +1,4 @@
-"""Adapter that makes a model under a skipping schedule a model of lm-evaluation-harness.
+"""Adapter with which lm-evaluation-harness evaluates a model under a skipping schedule.
 
 Needs `pip install 'ulskip[lm-eval]'`. Importing this module registers the model with the harness under the name `ulskip`.
 """
@@ -46,7 +46,7 @@ FIRST_TOKEN_ONLY = (
 
 @register_model("ulskip")
 class SkippingLM(HFLM):  # type: ignore[misc]
-    """A causal LM under one schedule as a model of lm-evaluation-harness. It generates text as `ulskip run` does.
+    """A model of lm-evaluation-harness: a causal LM under one schedule. It generates text as `ulskip run` does.
 
     The kept layers score continuations and read their contexts. With an explicit `prompt_layers=all`, all layers read the
     context, so the full model scores the first token of every continuation.
@@ -179,7 +179,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return torch.cat([context, new.to(context.device)], dim=1)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return the model information that the harness stores with its results; the row is under `ulskip`."""
+        """Return the model information that the harness stores with its results; the key `ulskip` contains our row."""
         return {
             "model_num_parameters": self.loaded.model.num_parameters(),
             "model_dtype": str(self.loaded.model.dtype),
@@ -187,7 +187,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         }
 
     def record(self) -> RunRecord:
-        """Return the record without scores, which all tasks share."""
+        """Return the part of the record that all tasks share, without scores."""
         config = replace(self.ulskip_config, batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
         shared_id = f"{ROW_VERSION} {identity(config)} {fingerprint(config.model)}"
         warnings = list(self.plan.warnings)

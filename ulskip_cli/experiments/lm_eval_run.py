@@ -115,7 +115,7 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", read.get("batch_size", "1")):
         raise UsageError(f"--batch_size: expected a positive number, auto or auto:N, got {read['batch_size']}; use e.g. 8")
     if read.get("limit", 1) <= 0:
-        raise UsageError(f"--limit: expected a number of examples or a share of them above 0, got {read['limit']:g}")
+        raise UsageError(f"--limit: expected a positive number of examples, or a share of them below 1, got {read['limit']:g}")
     for key in {"gen_kwargs", "metadata", "samples", "seed"} & read.keys():
         try:
             if key == "seed":

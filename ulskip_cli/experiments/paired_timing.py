@@ -25,7 +25,7 @@ SIDE_KEYS = ("engine", "linear_backend", "compiled")
 class TimedPairs:
     """The outputs of all timed pairs, in the same order on both sides."""
 
-    full: list[BatchOutput]  # empty if the schedule was timed alone
+    full: list[BatchOutput]  # empty if only the schedule was timed
     strategy: list[BatchOutput]
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
@@ -58,7 +58,7 @@ class TimedPairs:
 def time_pairs(
     full: Decoder | None, strategy: Decoder, workload: Workload, config: Config, progress: ProgressCallback
 ) -> TimedPairs:
-    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that do not fit into memory."""
+    """Time a schedule in pairs with the full model, or without it if `full` is None; halve batches that do not fit."""
     size, total = BatchSize(config.batch_size), config.speed.warmup + config.speed.pairs
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
@@ -82,8 +82,8 @@ def measure_pairs(
 
     Both generate exactly `speed.new_tokens` tokens with EOS suppressed. With drafts or early exit they stop at EOS, because
     acceptance and confidence mean nothing past the end. The side that goes first alternates too, and the full model decodes
-    without drafts. RunError is raised if the sides ran on different linear backends, or on different engines without drafts
-    or exits.
+    without drafts. Raises RunError if the sides ran on different linear backends or, without drafts and early exit, on
+    different engines.
     """
     forced = None if context.decoding.draft_tokens or strategy.exits else speed.new_tokens
     limited = replace(context, decoding=replace(context.decoding, max_new_tokens=speed.new_tokens))
@@ -112,7 +112,7 @@ def measure_pairs(
 
 
 def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
-    """Raise RunError if the sides ran differently; drafts and early exit need only the same linear backend."""
+    """Raise RunError if `SIDE_KEYS` differ between the sides; with drafts or early exit, check only the linear backend."""
     own_engine = strategy.drafts is not None or strategy.exits is not None
     for key in ("linear_backend",) if own_engine else SIDE_KEYS:
         ran, other = getattr(full, key), getattr(strategy, key)

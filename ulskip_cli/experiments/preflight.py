@@ -1,4 +1,4 @@
-"""Derive from a configuration, once and without torch, everything that a run needs: a `ResolvedPoint`.
+"""Derive everything that a run needs from its configuration, without torch, as a `ResolvedPoint`.
 
 Invalid requests are refused here: ratios, strategies, metrics, task files, model files, generation options.
 """
@@ -93,7 +93,7 @@ class Resolver:
         return found
 
     def fallback_id(self, config: Config) -> str:
-        """Return the identifier of a refused point: its usual one, or its identity if data or weights cannot be read."""
+        """Return the identifier of a refused point: `run_id`, or the configuration's hash if data or weights are unreadable."""
         try:
             return self.run_id(config, self.data(config).text)
         except UsageError:

@@ -88,7 +88,7 @@ class RunRecord:
         return self.status == DONE
 
     def to_row(self) -> Row:
-        """Return a flat JSON object; a failed run leaves out an unknown `dataset` or `chat` and so joins any group of rows."""
+        """Return a flat JSON object; a failed run omits an unknown `dataset` or `chat`, so that it fits any group of rows."""
         row: Row = {key: getattr(self, key) for key in _OWN_KEYS if getattr(self, key) is not None}
         for name in _SECTIONS:
             section = getattr(self, name)

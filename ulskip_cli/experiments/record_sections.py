@@ -157,7 +157,7 @@ class LmEvalScores:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that a result depends on besides its request: engine, device, weights, environment."""
+    """Everything that a result depends on in addition to its request: engine, device, weights, environment."""
 
     finished_at: str | None = None
     engine: str | None = None

@@ -29,14 +29,14 @@ class RescoredRun:
     changed: dict[str, tuple[float, float]]  # old and new value by row key
 
     def save(self) -> None:
-        """Append the record if a score is new or differs; settings and measurements stay unchanged."""
+        """Append the record to runs.jsonl if a score is new or changed; its settings and measurements stay unchanged."""
         if self.added or self.changed:
             self.folder.append(self.record)
 
 
 @dataclass(frozen=True)
 class ExtraMetrics:
-    """Metrics to compute besides a run's own."""
+    """Metrics to compute in addition to those of a run."""
 
     names: Sequence[str] = ()
     comet_model: str | None = None  # None: the task's

@@ -1,4 +1,4 @@
-"""The files of a results folder `results/NAME/`; a kill at any moment loses nothing that was written before.
+"""The files of a results folder `results/NAME/`; a killed process loses nothing that was already written.
 
 runs.jsonl            one row per run, appended
 generations/ID.jsonl  the answer to every example; ID.partial.jsonl for an unfinished run
@@ -75,7 +75,7 @@ class ResultsFolder:
         return newest_rows(rows), len(lines) - len(rows)
 
     def record(self, run_id: str, accept: Callable[[RunRecord], bool] = lambda record: True) -> RunRecord | None:
-        """Return the newest finished record of a point that `accept` accepts; None without it or its generations."""
+        """Return the newest finished record of a point that `accept` accepts; None if it or its generations are missing."""
         if not self.generations_path(run_id).is_file():
             return None
         finished = (row for row in reversed(read_jsonl(self.runs_path)) if row.get("id") == run_id and is_done(row))

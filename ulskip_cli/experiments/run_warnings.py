@@ -31,7 +31,7 @@ def adjustments(config: Config, record: RunRecord) -> list[str]:
         if size is not None and size < config.batch_size:
             lines.append(
                 f"{strategy}: batch_size={config.batch_size} did not fit into memory, so the {what} used batches of {size}; "
-                f"speeds depend on the batch size, set batch_size={size} to compare runs"
+                f"speed depends on the batch size, so set batch_size={size} to compare runs"
             )
     ran, failure = record.provenance, linear_kernel.build_failure()
     if ran and failure and failure == ran.linear_backend_reason:
@@ -62,9 +62,13 @@ def _depth_misses(config: Config, record: RunRecord) -> list[str]:
     exits = record.throughput is not None and record.throughput.exit_depths
     num_calibrated = (schedule.calibration or {}).get("examples", config.batch_size)
     if not exits:
-        advice = "the answers differ in length from the calibration's; set strategy.horizon or raise calibration.examples"
+        advice = (
+            "the answers differ in length from those of the calibration; set strategy.horizon or raise calibration.examples"
+        )
     elif num_calibrated < config.batch_size:
-        advice = f"{num_calibrated} calibration examples do not fill batch_size={config.batch_size}; raise calibration.examples"
+        advice = (
+            f"{num_calibrated} calibration examples are fewer than batch_size={config.batch_size}; raise calibration.examples"
+        )
     else:
         advice = "change strategy.threshold or raise calibration.examples"
     name = record.identity.strategy

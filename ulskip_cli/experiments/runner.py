@@ -117,7 +117,7 @@ class PreparedRun:
 
 
 def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None = None) -> list[RunRecord]:
-    """Run one point, after its full baseline if none is stored, and return their records, the point's own last.
+    """Run one point, and its full baseline first if none is stored; return their records, the point's own last.
 
     A given `baseline` may come from any machine; a stored one is used only if it was measured on a machine like this one.
     Raises UsageError for an unsupported request, and RunError if the run fails.
@@ -149,7 +149,7 @@ def stored_baseline(point: ResolvedPoint) -> RunRecord | None:
 
 
 def is_from_here(record: RunRecord) -> bool:
-    """True if a record was measured on a machine like this one, with as many threads."""
+    """True if a record was measured on a machine like this one, with the same number of threads."""
     where = record.provenance
     return where is not None and environment.is_like_here(where.environment, where.device or "cpu", ("threads",))
 
@@ -214,7 +214,7 @@ def _make_record(
 
 
 def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[BatchOutput]) -> ScheduleRecord:
-    """Return the schedule section of a row; exits and later stages take their mean depth from `outputs`, up to EOS."""
+    """Return the schedule section of a row; `outputs` give the mean depth up to EOS with early exit or later stages."""
     exits = sum_exits(outputs)
     evaluated = exits.mean_depth
     if plan.later_stages and outputs:
@@ -234,7 +234,7 @@ def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[Batch
 
 
 def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int) -> Provenance:
-    """Return everything that a result depends on besides its request."""
+    """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.linear_backend(config.decoding)
     return Provenance(

@@ -38,7 +38,7 @@ class StepTimeBreakdown:
     """The time of one decode step."""
 
     step_seconds: float
-    head_seconds: float  # final norm and output head, timed alone
+    head_seconds: float  # final norm and output head, timed separately
     layers_seconds: float | None  # None if no layer is skipped, because the cost of a layer is then unknown
 
     @property

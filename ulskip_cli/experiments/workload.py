@@ -68,7 +68,7 @@ def timed_prompts(workload: Workload, batch_size: int, count: int, model: PreTra
 
 
 def prompt_batches(prompts: Sequence[list[int]], pad_token_id: int, batch_size: int, count: int) -> list[Batch]:
-    """Return `count` full batches of the given prompts, used in turn."""
+    """Return `count` full batches; the given prompts are repeated as often as needed."""
     starts = range(0, count * batch_size, batch_size)
     return [padded([prompts[i % len(prompts)] for i in range(at, at + batch_size)], pad_token_id, left=True) for at in starts]
 

@@ -30,8 +30,8 @@ def shallow_config(
 ) -> tuple[dict[str, Any], int]:
     """Return the config.json of a model of the kept layers of a checkpoint, and the checkpoint's number of layers.
 
-    `dtype` is that of the config; None keeps the source's. Raises UsageError if the source cannot be read, is quantized, or has
-    a config that cannot describe the kept layers.
+    `dtype` is the dtype of the export; None keeps the source's. Raises UsageError if the source cannot be read or is quantized,
+    or if a config cannot describe the kept layers.
     """
     try:
         source = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

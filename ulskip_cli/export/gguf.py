@@ -105,18 +105,18 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
     expected, tensors = view.state_dict(), loaded.state_dict()
     for name, tensor in expected.items():
         if name not in tensors or not torch.equal(tensor.float().cpu(), tensors[name].float()):
-            raise RunError(f"expected the tensor {name} of the source in the GGUF file, got other values; {DELETED}")
+            raise RunError(f"expected the source's values of {name} in the GGUF file, got other values; {DELETED}")
     vocabulary, own = AutoTokenizer.from_pretrained(file.parent, **options).get_vocab(), tokenizer.get_vocab()
     lost = sum(vocabulary.get(token) != token_id for token, token_id in own.items())
     if lost:
-        raise RunError(f"expected the {len(own)} tokens of the tokenizer in the GGUF file, got {lost} others; {DELETED}")
+        raise RunError(f"expected the tokenizer's {len(own)} tokens in the GGUF file, got {lost} wrong ones; {DELETED}")
     ids, mask = random_prompts(view)
     with torch.inference_mode():
         one, other = (model(input_ids=ids, attention_mask=mask).logits for model in (view.float(), loaded.to(ids.device)))
     difference = float((one - other)[mask.bool()].abs().max() / one.abs().max())
     if not difference < _LOGIT_TOLERANCE:
         raise RunError(
-            f"expected the logits of the kept layers from the GGUF file, got a difference of {difference:.1%}; {DELETED}"
+            f"expected the GGUF file to give the logits of the kept layers, got a difference of {difference:.1%}; {DELETED}"
         )
     return f"transformers loads the file; its {len(expected)} tensors and {len(own)} tokens equal those of the source"
 
@@ -137,7 +137,7 @@ def unsupported_reason(config: dict[str, Any]) -> str | None:
 
 
 def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
-    """Return llama.cpp's name for a pre-tokenizer, or raise UsageError; `spec` is that of tokenizer.json."""
+    """Return llama.cpp's name for a pre-tokenizer, or raise UsageError; `spec` is its entry in tokenizer.json."""
     parts: list[dict[str, Any]] = spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):

@@ -89,8 +89,8 @@ def exportable_plan(config: Config) -> Plan:
     name = config.strategy["name"]
     if config.ratio_basis == "latency":
         raise UsageError(
-            "export is not supported with ratio_basis=latency, because only a run finds the layers; use ratio_basis=cost, or "
-            "strategy=custom strategy.layers=[...] with the kept_layers of a run's row"
+            "export is not supported with ratio_basis=latency, because only a run determines its layers; use ratio_basis=cost, "
+            "or strategy=custom strategy.layers=[...] with the kept_layers of a run's row"
         )
     plan = make_plan(config, read_metadata(config.model))
     if plan.exits:

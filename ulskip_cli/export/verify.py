@@ -50,7 +50,7 @@ def compare_with_view(
     if loading["missing_keys"]:
         raise RunError(f"expected {sorted(loading['missing_keys'])[0]} in the export, got no such tensor; {DELETED}")
     if exported.dtype != view.dtype:
-        raise RunError(f"expected {view.dtype} from the loaded export, got {exported.dtype}; {DELETED}")
+        raise RunError(f"expected the loaded export to have dtype {view.dtype}, got {exported.dtype}; {DELETED}")
     models = (view, exported.eval().to(shallow_view.input_device(model)))
     input_ids, attention_mask = random_prompts(view)
     with torch.inference_mode():
@@ -59,7 +59,7 @@ def compare_with_view(
     difference = float((logits[0] - logits[1])[attention_mask.bool()].abs().max())
     if not difference == 0 or not torch.equal(*tokens):  # NaN is unequal to 0
         raise RunError(
-            f"expected the logits of the kept layers from the export, got a difference of {difference:.3g}; {DELETED}"
+            f"expected the export to give the logits of the kept layers, got a difference of {difference:.3g}; {DELETED}"
         )
     return int(attention_mask.sum()), tokens[0].numel()
 

@@ -27,7 +27,7 @@ _UNSUPPORTED_ATTRIBUTES = {
 }
 # Config lists with one entry per layer, and the entry that marks a dependent layer.
 _DEPENDENT_ENTRIES = {"indexer_types": "shared", "kv_sharing_modes": "reuse"}
-# Prefixes of a layer's forward arguments that are outputs of earlier layers, besides the hidden states.
+# Prefixes of a layer's forward arguments that are outputs of earlier layers, except the hidden states.
 _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
 
 
@@ -57,7 +57,7 @@ def refusal(model: PreTrainedModel, reason: str) -> UsageError:
 
 
 def extra_layer_inputs(layer: nn.Module) -> str | None:
-    """Return the first argument of a layer, other than the hidden states, that earlier layers compute; None without one."""
+    """Return the first argument of a layer, other than the hidden states, that earlier layers compute; None if it has none."""
     names = inspect.signature(layer.forward).parameters
     return next((name for name in names if name.startswith(_EXTRA_INPUTS)), None)
 
@@ -73,7 +73,7 @@ def is_all_recurrent(cache: DynamicCache) -> bool:
 
 
 def missing_attention_layers(full: DynamicCache, kept: DynamicCache, layers: Sequence[int]) -> str | None:
-    """Return the reason why a view cannot have only `layers`, or None; `full` and `kept` are caches of model and view."""
+    """Return the reason why a view of `layers` lacks attention, or None; `full` and `kept` are caches of model and view."""
     attention = [i for i, layer in enumerate(full.layers) if isinstance(layer, CacheLayerMixin)]
     if not attention or any(isinstance(layer, CacheLayerMixin) for layer in kept.layers):
         return None

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class BatchSize:
-    """The configured and the used number of sequences in a batch; later batches keep a halved size."""
+    """The configured and the current batch size; once halved, the current size is kept for later batches."""
 
     asked: int
     used: int = 0

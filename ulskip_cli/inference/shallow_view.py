@@ -220,7 +220,7 @@ def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
     hook = module.__dict__.get("_hf_hook")
     if "forward" in module.__dict__ and hook is None:
         raise UsageError(
-            f"expected a {type(module).__name__} with the forward of its class, got one replaced by other code; "
+            f"expected the original forward method of {type(module).__name__}, got one that other code has replaced; "
             "restore it with: del module.forward"
         )
     shell = copy.copy(module)

@@ -120,7 +120,7 @@ def _changes(sets: Sequence[dict[str, Any]], texts: Sequence[str]) -> dict[str, 
 
 
 def compare_texts(base: str, text: str) -> list[int]:
-    """Return the percent of equal words, then lengths in characters, repeated: equal, only in `base`, only in `text`.
+    """Return the percent of equal words, then triples of lengths in characters: equal, only in `base`, only in `text`.
 
     >>> compare_texts("a b c", "a c")
     [80, 1, 3, 1, 1, 0, 0]

@@ -78,7 +78,7 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def decoded_by(row: Row) -> str:
-    """Name the engine, and mark compiled steps."""
+    """Return the name of the engine, and `compiled` if its steps are compiled."""
     return f"{row['engine']}, compiled" if row["compiled"] else str(row["engine"])
 
 

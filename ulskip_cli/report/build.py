@@ -74,7 +74,7 @@ class Report:
 
     @classmethod
     def of(cls, options: Options) -> "Report":
-        """Read the rows and make the comparison of the options."""
+        """Read the rows, choose winners, and make the comparison that the options request."""
         options.check()
         paths = find_folders(options.folders, options.results_dir)
         rows = ordered(read_rows(paths))
@@ -130,7 +130,7 @@ class Report:
         return {**found, "files": list(map(str, written))}
 
     def text(self, form: str, layout: str) -> str:
-        """Return one table in one format, with all lines."""
+        """Return the table of a layout in a format, complete."""
         if layout == "table4":
             return {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}[form](self.table4)
         if form == "csv":

@@ -36,14 +36,14 @@ class ClaimVerdict:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judge of the claims, with its thresholds."""
+    """Judges the paper's claims by thresholds."""
 
     gate: float  # share of full's quality that counts as kept
     scorer: Scorer
     tolerance: float = TOLERANCE  # relative difference allowed between two measurements of a speedup
 
     def judge(self, new: Sequence[Row], old: Sequence[Row]) -> list[ClaimVerdict]:
-        """Judge the paper's claims, and that `new` repeats the results of `old`, which may be empty."""
+        """Judge the paper's claims on both sides, and the claim that `new` repeats `old`; `old` may be empty."""
         groups, former = grouped(done(new)), grouped(done(old))
         rest = [key for key in (*SETTINGS, *setting_keys([*new, *old])) if key not in (*CLAIM_KEYS, "folder")]
         keys = [*CLAIM_KEYS, *shared_keys(done(new), done(old), rest)[0]]
@@ -114,7 +114,7 @@ def _points(group: Group) -> dict[tuple[float, str], Row]:
 
 
 def _unchanged(apart: Difference) -> str:
-    """Judge that a score is unchanged: identical answers hold; an interval that contains zero is a tie."""
+    """Judge an unchanged score: it holds if the answers are equal, and is a tie if the interval contains zero."""
     if apart.low is None or apart.high is None:
         return HOLDS if apart.value == 0 else TIE
     return HOLDS if apart.low == apart.high == 0 else TIE if apart.low <= 0 <= apart.high else FAILS

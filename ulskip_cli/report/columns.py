@@ -57,17 +57,17 @@ def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
 
 
 def number(key: str, form: str = ".2f") -> Cell:
-    """Show the value under a key."""
+    """Make cells that show the value of a row key."""
     return computed(lambda row: row.get(key), form)
 
 
 def computed(value: Callable[[Row], Any], form: str) -> Cell:
-    """Show a value computed from a row."""
+    """Make cells that show a value computed from the row."""
     return lambda row: absent(row) if (own := value(row)) is None else format(own, form)
 
 
 def text(key: str) -> Cell:
-    """Show the words under a key."""
+    """Make cells that show the value of a row key as words."""
     return lambda row: words(row, key) or MISSING
 
 
@@ -87,7 +87,7 @@ def interval(row: Row) -> str:
 
 
 def num_pairs(row: Row) -> int | None:
-    """Count the timed pairs of a measured speedup; None if the row does not hold them."""
+    """Count the timed pairs of a measured speedup; None if the row does not store them."""
     return len(((row.get("pairs") or {}).get("strategy") or {}).get("decode_seconds") or ()) or None
 
 
@@ -131,7 +131,7 @@ def kv_share(row: Row) -> float | None:
 
 
 def layers(row: Row) -> str:
-    """Show kept layers of all layers; if the depth varies by step, its mean over the evaluated answers."""
+    """Show kept and all layers, e.g. 6/12; a depth that varies by step is averaged over the evaluated answers."""
     if row.get("kept_layers") is None:
         return absent(row)
     varies = row.get("later_stages") or row.get("exit_depths")

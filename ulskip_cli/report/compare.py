@@ -55,7 +55,7 @@ def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Compariso
 
 
 def shared_keys(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the keys of both sides into those in which they share values and those in which they share none."""
+    """Split the keys that both sides have into those with a common value and those without one."""
     mine, theirs = ({key: {str(row[key]) for row in side if key in row} for key in keys} for side in (new, old))
     known = [key for key in keys if mine[key] and theirs[key]]
     return [key for key in known if mine[key] & theirs[key]], [key for key in known if not mine[key] & theirs[key]]

@@ -19,7 +19,7 @@ MIN_SHARED = 10  # examples that two sides with different data must share for a 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference or ratio of two points in one figure."""
+    """The difference or ratio of one value of two points, with its 95% interval."""
 
     value: float
     low: float | None  # ends of its 95% interval; None if unknown
@@ -27,13 +27,13 @@ class Difference:
     how: str  # the source of the interval
 
     def verdict(self, null: float = 0.0) -> str:
-        """Return `holds` if the figure is above `null` (no difference), else `does not hold` or a tie."""
+        """Return `holds` if the value is above `null` (no difference), else `does not hold` or a tie."""
         if self.low is None or self.high is None:
             return TIE
         return HOLDS if self.low > null else FAILS if self.high < null else TIE
 
     def text(self, form: str) -> str:
-        """Format the figure with its interval."""
+        """Format the value with its interval."""
         if self.low is None or self.high is None:
             return f"{self.value:{form}} ({self.how})"
         if self.low == self.high:

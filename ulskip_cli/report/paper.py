@@ -1,4 +1,4 @@
-"""Our rows in the layout of the paper's table 4, and the paper's figures beside ours."""
+"""Our rows in the layout of the paper's table 4, and a comparison with the paper's values."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -126,7 +126,7 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
 
 
 def published(target: float, approach: str) -> Row:
-    """Return the paper's figures for a target and approach, absolute and relative to full, or an empty dict."""
+    """Return the paper's values for a target and approach, absolute and relative to full, or an empty dict."""
     if (target, approach) not in TABLE_4:
         return {}
     (bleu, *speeds), (full_bleu, *full_speeds) = TABLE_4[target, approach], TABLE_4[1, "full"]
@@ -146,7 +146,7 @@ def beside_paper(groups: Sequence[Group], gate: float) -> list[Section]:
 
 
 def _beside_ours(title: str, group: Group, gate: float) -> Section:
-    """Make one table with the paper's figures and those of one setting, one line per target and approach."""
+    """Make one table with the paper's values and those of one setting, one line per target and approach."""
     metric, judged, ours = primary(group.rows), quality(group, gate), group.points()
     lines = []
     for target, approach in sorted({*TABLE_4, *ours}, key=point_order):
@@ -190,12 +190,12 @@ def _over_full(row: Row, group: Group) -> float | None:
 
 
 def _paper(key: str, form: str) -> Cell:
-    """Show the paper's figure; N/A if its table has the line but not the cell, a dash if it lacks the line."""
+    """Show the paper's value; N/A if its table lacks the cell, a dash if it lacks the whole line."""
     return lambda line: number(key, form)({key: line.get(key), "status": "n/a" if line.get("paper") else None})
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:
-    """Select the benchmark rows that are comparable with the paper: by the shape of the model or by the preset."""
+    """Select the benchmark rows that are comparable with the paper: its model shape, or its preset on another shape."""
     return [row for row in rows if row["model"] in SHAPES or row["experiment"] == EXPERIMENT]
 
 

@@ -96,7 +96,7 @@ def legend_below(figure: Any, handles: dict[str, Any]) -> None:
 
 
 def limit_to(axes: Any, points: Sequence[tuple[float, float]]) -> None:
-    """Set the limits of both axes by points alone, so that one wide interval does not crush the plot."""
+    """Set the limits of both axes from the points only, so that one wide interval does not crush the plot."""
     for values, limit in zip(zip(*points, strict=True), (axes.set_xlim, axes.set_ylim), strict=True):
         margin = 0.1 * (max(values) - min(values)) or 0.1
         limit(min(values) - margin, max(values) + margin)

@@ -65,7 +65,7 @@ def save_predictions(rows: Sequence[Row], path: Path, labels: Sequence[str], tit
 
 
 def learning_curve(record: Row, path: Path) -> list[Path]:
-    """Plot the validation loss of training.json over steps, one line per target ratio or depth; no file for one point."""
+    """Plot the validation loss of training.json over steps, one line per target ratio or depth; write no file for one point."""
     curve = record["learning_curve"]
     if len(curve) < 2:
         return []

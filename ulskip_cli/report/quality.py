@@ -23,7 +23,7 @@ Z = 1.96  # half a 95% interval in standard errors
 
 @dataclass(frozen=True)
 class Quality:
-    """A point's primary metric beside the full model's."""
+    """A point's primary metric, compared with the full model's."""
 
     metric: str  # its row key
     value: float
@@ -40,7 +40,7 @@ class Quality:
 
     @property
     def sure(self) -> bool:
-        """True if the whole interval is on that side of the gate; False without an interval."""
+        """True if the whole interval is on one side of the gate; False without an interval."""
         end = self.low if self.passes else self.high
         return end is not None and (end >= self.gate) is self.passes
 

@@ -35,7 +35,7 @@ _CONFIG_PARTS = {
     "speed": {"enabled", "pairs", "warmup"},
 }
 _PART_NEEDS = {"calibration": "calibration", "speed": "measured_speedup"}  # rows without this key do not use that part
-_UNKNOWN = "\0"  # stands for a setting that a row does not have
+_UNKNOWN = "\0"  # placeholder for a setting that a row does not have
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
             lines = f"{broken} line{'s' * (broken > 1)}"
             print(f"ulskip: skipped {lines} of {path / FILE} that cannot be read; repeat those runs", file=sys.stderr)
     if not rows:
-        raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}, got none; make rows with `ulskip sweep`")
+        raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}, got none; run `ulskip sweep` first")
     return with_settings(rows)
 
 
@@ -114,7 +114,9 @@ def read_answers(row: Row) -> list[Row]:
 
 
 def with_settings(rows: Sequence[Row]) -> list[Row]:
-    """Copy rows and add a key `part.key` for every configuration key in which rows with the same choice of part differ.
+    """Copy rows and add the configuration keys in which they differ, e.g. `decoding.max_new_tokens`.
+
+    Only rows with the same choice in the group, e.g. `decoding=greedy`, are compared.
 
     >>> one, other = (dict(config=dict(decoding=dict(name="greedy", max_new_tokens=n))) for n in (4, 24))
     >>> [row["decoding.max_new_tokens"] for row in with_settings([one, other])], with_settings([one, one]) == [one, one]

@@ -14,7 +14,7 @@ from ulskip_cli.strategies.schedule import Stage
 
 
 class Strategy(Protocol):
-    """Policy that decides from integers alone which layers a decode step runs."""
+    """Policy that chooses the layers of a decode step, as a function of integers only."""
 
     follows_ratio: ClassVar[bool]  # the ratio decides the number of kept layers
 
@@ -72,7 +72,7 @@ class CalibrationResult:
 class NeedsCalibration(Protocol):
     """Strategy with options that a run measures on held-out examples, unless they have values."""
 
-    # Conditions besides model and examples that a calibration depends on: `num_kept`, `decoding`, `batch_size`.
+    # Further conditions that a calibration depends on, in addition to model and examples: `num_kept`, `decoding`, `batch_size`.
     calibrated_for: ClassVar[tuple[str, ...]]
     stand_in: ClassVar[str]  # the schedule that a plan shows before calibration
 

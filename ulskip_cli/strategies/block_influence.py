@@ -12,7 +12,7 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 class BlockInfluence:
     """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text."""
 
-    scores: list[float] = option(list, "influence of each layer, 0 to N-1; empty: the run measures them")
+    scores: list[float] = option(list, "block influence of layers 0 to N-1; empty: the run measures it")
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ()
     stand_in: ClassVar[str] = "evenly spread layers"

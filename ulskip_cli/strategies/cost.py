@@ -17,7 +17,10 @@ def num_kept_for_cost(
     kept_layers: Callable[[int], Sequence[int]],
     heads: Callable[[int], int] = lambda count: 1,
 ) -> int:
-    """Return the largest R whose predicted speedup, with `heads(R)` heads, reaches the target, or raise NotApplicable."""
+    """Return the largest R whose predicted speedup reaches the target, or raise NotApplicable.
+
+    `heads(R)` is the number of times that a step of R layers runs the output head.
+    """
     if not math.isfinite(target_speedup) or target_speedup < 1:
         raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
     for count in range(len(weights.layers), MIN_KEPT - 1, -1):
@@ -26,8 +29,8 @@ def num_kept_for_cost(
     highest = math.floor(weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
     share = weights.head / (weights.head + sum(weights.layers))
     raise NotApplicable(
-        f"ratio={target_speedup:g} is out of reach by cost, because the head alone is {share:.0%} of the bytes of a full "
-        f"step; use ratio <= {highest:g}"
+        f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because the output head is {share:.0%} of the "
+        f"bytes of a full step; use ratio <= {highest:g}"
     )
 
 
@@ -65,14 +68,14 @@ class LatencyFit:
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))
 
     def check(self, target_speedup: float) -> None:
-        """Raise NotApplicable if two layers miss the target by more than the error of the line, UsageError if it is below 1."""
+        """Raise NotApplicable if two layers miss the target by more than the fit's error, UsageError for a target below 1."""
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
         highest = 1 / self.share(MIN_KEPT)
         if target_speedup > highest * LINE_ERROR:
             raise NotApplicable(
-                f"ratio={target_speedup:g} is out of reach by latency, because {self.share(0):.0%} of a full step does not "
-                f"depend on its layers; use ratio <= {highest:.2f}"
+                f"ratio={target_speedup:g} is out of reach with ratio_basis=latency, because {self.share(0):.0%} of the "
+                f"time of a full step does not depend on its layers; use ratio <= {highest:.2f}"
             )
 
     def _at(self, count: float) -> float:

@@ -57,7 +57,5 @@ class Custom:
                 *options,
                 *([f"ratio={found.target_ratio:g}"] if found.target_ratio else []),
             ]
-            raise UsageError(
-                f"later stages, as in {self.file}, are not supported with strategy=custom; use {' '.join(overrides)}"
-            )
+            raise UsageError(f"strategy=custom does not support the later_stages in {self.file}; use {' '.join(overrides)}")
         return found

@@ -28,7 +28,7 @@ class EarlyExit:
     )
     min_exit: int = option(1, "minimum number of layers that a token runs", minimum=1)
     every: int = option(1, "number of layers between two confidence checks", minimum=1)
-    batch: str = option("min", "min: a batch exits when its least confident sequence may; na: batch size 1 only", BATCHES)
+    batch: str = option("min", "min: the least confident sequence decides for its batch; na: batch size 1 only", BATCHES)
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
     stand_in: ClassVar[str] = "the target depth"
@@ -39,7 +39,7 @@ class EarlyExit:
 
     @property
     def is_calibrated(self) -> bool:
-        """True if lam has a value."""
+        """True if the threshold lam has a value."""
         return self.threshold is not None
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:

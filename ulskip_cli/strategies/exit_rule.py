@@ -28,7 +28,7 @@ class ExitRule:
         if self.least_depth > self.target_depth:
             second = " (with strategy.confidence=cosine, at the second check)" if self.confidence == "cosine" else ""
             raise UsageError(
-                f"expected a first exit at {self.target_depth} of {self.num_layers} layers or fewer, got {self.least_depth}"
+                f"expected a first exit after at most {self.target_depth} of {self.num_layers} layers, got {self.least_depth}"
                 f"{second}; lower strategy.min_exit, strategy.every or the ratio"
             )
 

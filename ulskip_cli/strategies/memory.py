@@ -70,7 +70,7 @@ def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> Memor
 
 
 def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
-    """Return the number of layers whose keys and values stay after prefill: all of them if they check drafts."""
+    """Return the number of layers whose keys and values stay after prefill: all layers if they verify drafts."""
     return num_layers if config.decoding.draft_tokens else num_kept
 
 

@@ -89,7 +89,8 @@ def target_speedup(config: Config) -> float | None:
 def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = None) -> Plan:
     """Make the plan of a configuration for a model, or raise UsageError.
 
-    For ratio_basis=latency, `depth` is the measured mean number of layers; if no integer, the first steps run one layer more.
+    For ratio_basis=latency, `depth` is the measured mean number of layers. If it is not an integer, the first steps run one
+    layer more than the others.
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
     num_layers, per_layer = metadata.num_layers, metadata.kv_bytes_per_layer

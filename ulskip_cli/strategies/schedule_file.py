@@ -44,14 +44,15 @@ def read(path: Path) -> ScheduleFile:
         raise UsageError(f"expected a schedule in JSON at {path}, got another format ({error})") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UsageError(
-            f'expected a JSON object with "format": "{FORMAT}" at {path}; `ulskip export --format schedule` makes one'
+            f'expected a JSON object with "format": "{FORMAT}" at {path}; `ulskip export --format schedule` writes one'
         )
     version = values.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise UsageError(f"expected format_version {FORMAT_VERSION} in {path}, got {version}; export the schedule again")
     num_layers, kept = values.get("num_layers"), values.get("kept_layers")
     if not _is_count(num_layers) or not isinstance(kept, list) or not all(map(_is_count, kept)):
-        raise UsageError(f"expected the integer num_layers and the list of integers kept_layers in {path}")
+        got = f"{json.dumps(num_layers)[:40]} and {json.dumps(kept)[:80]}"
+        raise UsageError(f"expected an integer num_layers and a list of integers kept_layers in {path}, got {got}")
     known = {key: values[key] for key in ScheduleFile.__dataclass_fields__ if key in values}
     return ScheduleFile(**{**known, "kept_layers": tuple(kept), "later_stages": tuple(values.get("later_stages") or ())})
 

@@ -13,7 +13,7 @@ from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedu
 
 @dataclass(frozen=True)
 class Search:
-    """Keep the best R layers found by a fixed number of tries."""
+    """Keep the best R layers that a search with a fixed budget finds."""
 
     layers: list[int] = option(list, "layers found by an earlier search, ascending; empty: the run searches")
     budget: int = option(100, "number of schedules whose loss the search measures", minimum=1)

@@ -1,4 +1,4 @@
-"""SkipDecode (Del Corro et al. 2023): the depth depends on the position alone and decreases as the text grows.
+"""SkipDecode (Del Corro et al. 2023): the depth depends only on the position and decreases as the text grows.
 
 The formula is reconstructed from the paper's description. At decode step t, `a(t) = round(max - (max - min) min(t / T, 1))`
 layers run: the first w (`warmup_layers`) and the last a(t) - w. T is the `horizon`. A layer that runs at a step ran at every

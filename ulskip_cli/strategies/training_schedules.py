@@ -21,8 +21,8 @@ def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | 
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated and not isinstance(strategy, PositionalStrategy):
         name = config.strategy["name"]
         raise UsageError(
-            f"training with strategy={name} requires calibrated options; set strategy.<option> to the "
-            "calibration.options of a run's row"
+            f"training with strategy={name} requires calibrated options; run it with `ulskip run`, "
+            "and pass the values in calibration.options of its row as strategy.KEY=VALUE"
         )
 
     def stages(ratio: float) -> tuple[Stage, ...]:

@@ -119,8 +119,8 @@ def truncate_source(
         longest, too_long = (middle, too_long) if fits(_with_source_prefix(example, middle)) else (longest, middle)
     if not longest:
         raise UsageError(
-            f"example {example.id}: the instruction alone exceeds the {max(0, max_prompt_tokens)} tokens that the context "
-            "leaves for a prompt; lower decoding.max_new_tokens, or shorten task.prompt"
+            f"example {example.id}: the prompt without the source exceeds the {max(0, max_prompt_tokens)} tokens that the "
+            "model's context leaves for a prompt; lower decoding.max_new_tokens, or shorten task.prompt"
         )
     return _with_source_prefix(example, longest)
 

@@ -23,7 +23,7 @@ class Example:
 def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str) -> list[Example]:
     """Convert rows to examples; the id is the row's `id` or its index. A row without both texts is a UsageError."""
     if not rows:
-        raise UsageError(f"expected at least one row in {origin}, got none")
+        raise UsageError(f"expected at least one row in {origin}, got none; use other data")
     examples = []
     for i, row in enumerate(rows):
         source, reference = row.get(source_key), row.get(reference_key)

@@ -13,7 +13,7 @@ class TaskOptions:
 
     subset: str | None = option(None, "subset of the dataset; null: its only subset")
     split: str = option("test", "split of the dataset, such as train, validation or test")
-    max_new_tokens: int = option(128, "maximum answer length in tokens; the default of decoding.max_new_tokens", minimum=1)
+    max_new_tokens: int = option(128, "maximum answer length in tokens, unless decoding.max_new_tokens is set", minimum=1)
     metrics: list[str] = option(lambda: ["rouge"], "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore")
     bertscore_model: str | None = option(None, "hub id or folder of BERTScore's model; null: the default for the language")
     template: str = option(AUTO, "key of templates; auto: chat for models with a chat template, else the first key")

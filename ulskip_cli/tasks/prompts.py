@@ -54,5 +54,5 @@ def _fill(text: str, fields: Mapping[str, str]) -> str:
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         known = ", ".join(f"{{{name}}}" for name in fields)
         raise UsageError(
-            f"expected only the fields {known} in a template, got {text[:80]!r} ({error}); write other braces twice"
+            f"expected only the fields {known} in a template, got {text[:80]!r} ({error}); write other braces as {{{{ and }}}}"
         ) from None

@@ -30,7 +30,7 @@ class Wmt(TaskOptions):
     subset: str | None = option(None, "subset of a hub dataset; null: the one named after the pair")
     source_key: str | None = option(None, "source column of a hub dataset; null: the one named after the language")
     reference_key: str | None = option(None, "reference column of a hub dataset; null: the one named after the language")
-    max_new_tokens: int = option(64, "maximum answer length in tokens; the default of decoding.max_new_tokens", minimum=1)
+    max_new_tokens: int = option(64, "maximum answer length in tokens, unless decoding.max_new_tokens is set", minimum=1)
     metrics: list[str] = option(lambda: ["bleu", "chrf"], "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore")
     tokenize: str | None = option(None, "sacrebleu's tokenizer for BLEU; null: its default for the target language")
     comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
@@ -87,7 +87,7 @@ class Wmt(TaskOptions):
         sources, references = (read_lines(file) for file in files)
         if len(sources) != len(references):
             counts = f"{len(sources)} lines in {files[0]}, {len(references)} in {files[1]}"
-            raise UsageError(f"expected as many references as sources, got {counts}")
+            raise UsageError(f"expected equal numbers of sources and references, got {counts}")
         return [Example(str(i), *pair) for i, pair in enumerate(zip(sources, references, strict=True))]
 
     def held_out(self) -> "Wmt | None":

@@ -163,7 +163,7 @@ class TokenizedData:
 
 
 class SimilarLengthSampler(Sampler[int]):
-    """A sampler that batches examples of similar length, in an order that depends on seed and epoch alone."""
+    """A sampler that batches examples of similar length, in an order that depends only on seed and epoch."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0

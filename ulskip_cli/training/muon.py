@@ -8,7 +8,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class MuonWithAdamW(Optimizer):
-    """Two optimizers of torch behind one set of parameter groups, so that schedulers and checkpoints see one optimizer."""
+    """Two torch optimizers with one set of parameter groups, so that schedulers and checkpoints see one optimizer."""
 
     def __init__(self, module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
         """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head and vectors to AdamW."""

@@ -1,4 +1,4 @@
-"""The record of a training, which is stored as `training.json` beside the weights. Imports no torch."""
+"""The record of a training run, which is stored as `training.json` beside the weights. Imports no torch."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """The settings, data and results of the training of some weights."""
+    """The settings, data and results of a training run."""
 
     strategy: str
     ratios: tuple[float, ...]

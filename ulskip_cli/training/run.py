@@ -98,18 +98,18 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     if (output / RECORD_FILE).is_file():
         values = json.loads((output / RECORD_FILE).read_text("utf-8"))
         if values.get("identity") != identity:
-            raise UsageError(f"output={output} holds a training with other settings or data; {advice}")
+            raise UsageError(f"output={output} contains a training run with other settings or data; {advice}")
         return TrainingRecord.from_json(values)
     begun = output / "checkpoints" / "identity"
     if begun.is_file():
         if begun.read_text("utf-8") != identity:
-            raise UsageError(f"output={output} holds an unfinished training with other settings or data; {advice}")
+            raise UsageError(f"output={output} contains an unfinished training run with other settings or data; {advice}")
     elif output.exists() and not output.is_dir():
         raise UsageError(f"expected output={output} to be a folder, got a file; {advice}")
     elif (
         os.environ.get("RANK", "0") == "0" and output.exists() and any(output.iterdir())
     ):  # other ranks may start after rank 0 has written its first file
-        raise UsageError(f"expected output={output} to be empty or to hold a training, got other files; {advice}")
+        raise UsageError(f"expected output={output} to be empty or to contain a training run, got other files; {advice}")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

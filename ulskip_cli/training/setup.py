@@ -72,7 +72,7 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
             source.model.set_attn_implementation(config.train.attention)
         except (ValueError, ImportError) as error:
             raise UsageError(
-                f"train.attention={config.train.attention} is not supported: {str(error).splitlines()[0]}"
+                f"train.attention={config.train.attention} is not supported ({str(error).splitlines()[0]}); set it to null"
             ) from None
     return source
 
@@ -111,6 +111,6 @@ def _with_lora(model: PreTrainedModel, train: TrainOptions) -> Any:
             return get_peft_model(model, lora)
     except ValueError as error:
         raise UsageError(
-            f"expected train.lora.targets to name linear layers or all-linear, got {train.lora.targets}: "
-            f"{str(error).splitlines()[0][:200]}"
+            f"expected train.lora.targets to name linear layers or all-linear, got {train.lora.targets} "
+            f"({str(error).splitlines()[0][:200]}); use train.lora.targets=all-linear"
         ) from None

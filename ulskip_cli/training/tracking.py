@@ -13,7 +13,7 @@ from ulskip_cli.core.tracking import TrackedRun, flatten
 
 
 class TrackerCallback(TrainerCallback):  # type: ignore[misc]
-    """A callback that logs losses and validations by step. A resumed training goes on with the run that it began."""
+    """A callback that logs losses and validations by step. A resumed training continues its earlier run."""
 
     def __init__(self, config: TrainingConfig, identity: str) -> None:
         output = Path(config.output)
@@ -31,7 +31,7 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]
             write_atomic(file, json.dumps({self._tracker: self.run.id}))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Log the numbers of a line."""
+        """Log the numeric values of one log line."""
         if state.is_world_process_zero:
             self.run.log(
                 {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}, state.global_step

@@ -49,7 +49,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
 
     def draw_schedule(self, step: int) -> tuple[Stage, ...]:
-        """Draw the schedule of a step from seed and step alone, so that all processes and resumed trainings agree."""
+        """Draw the schedule of a step from only the seed and the step, so that all processes and resumed trainings agree."""
         rng = random.Random(f"{self.config.seed} {step}")
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 

@@ -19,7 +19,7 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
     """Return the configurations of a grid, each once, in the order of the overrides.
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If they name no experiment,
-    `preset` is used; without a preset, it is the default experiment if no override sweeps, otherwise none.
+    `preset` is used. Without a preset, the default experiment is used if every override has a single value.
     """
     composed: list[Config] = []
     for one in _one_experiment_each(_with_preset(overrides, preset), extra_dir):
@@ -72,7 +72,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
 def _composed(
     texts: Sequence[str], swept: Sequence[str], presets: Container[str], extra_dir: Path | None
 ) -> tuple[Config, list[UnknownKey]]:
-    """Compose a point, dropping preset keys and keys that its choice in a swept group lacks, e.g. `strategy.batch`."""
+    """Compose a point; drop keys of presets and swept groups that its choices lack, and return the errors for them."""
     foreign: list[UnknownKey] = []
     while True:
         try:
@@ -107,7 +107,7 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
     if isinstance(value, Glob):
         if override.key_or_group not in GROUPS:
             raise UsageError(
-                f"expected a group for glob ({', '.join(GROUPS)}), got '{override.key_or_group}'; list its values, "
+                f"expected glob for a config group ({', '.join(GROUPS)}), got '{override.key_or_group}'; list its values, "
                 f"e.g. {override.key_or_group}=A,B"
             )
         names = group_choices(override.key_or_group, extra_dir)

@@ -79,7 +79,7 @@ def _resolve(config: Config, label: str, resolver: Resolver) -> Job:
 
 
 def _varying(points: Sequence[Config]) -> list[str]:
-    """Return the swept groups, and the keys whose values differ among points with the same choice in the key's group."""
+    """Return the keys that vary; a key of a group varies only if it differs between points with the same choice."""
     values: dict[str, dict[str, set[str]]] = {}  # values by key and by choice in its group
     for point in points:
         flat = dict(_flat(resolved_config(point)))

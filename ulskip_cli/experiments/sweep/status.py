@@ -104,7 +104,7 @@ class SweepStatus:
         return bool(records) and not records[-1][1].is_done and self._is_fresh(run_id)
 
     def any_failed(self, jobs: Sequence[Job]) -> bool:
-        """True if a job of this sweep failed in it; other sweeps may write failures into the same folder."""
+        """True if a job failed in this sweep; failures that other sweeps write into the same folder do not count."""
         return any(self.state(job) == FAILED for job in jobs)
 
     def finished(self, run_id: str) -> RunRecord | None:
@@ -138,7 +138,7 @@ class SweepStatus:
         return JobState(TO_DO, self._estimate(job), "; ".join(notes))
 
     def _estimate(self, job: Job) -> float | None:
-        """Estimate a job's seconds from similar runs, preferably with equally many examples."""
+        """Estimate a job's seconds from similar runs, preferably with the same number of examples."""
         wanted = job.identity
         timed = [records[-1][1] for records in self._records.values() if records[-1][1].wall_seconds]
         same_limit = [one for one in timed if one.provenance and one.provenance.config.get("limit") == job.config.limit]

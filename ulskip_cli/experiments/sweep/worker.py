@@ -1,4 +1,4 @@
-"""A worker, which runs unclaimed jobs of a sweep until all are settled; many may run, on any machine."""
+"""A worker of a sweep: it runs unclaimed jobs until every job is settled, which means that it has a record."""
 
 import time
 import traceback
@@ -65,7 +65,7 @@ class Worker:
             pending = left
 
     def _settle(self, job: Job) -> bool:
-        """Run a job unless it is settled; False if another worker has claimed it or its baseline is missing."""
+        """Run a job that has no record; return False if another worker has claimed it or its baseline is missing."""
         if self.status.state(job) != TO_DO:
             self.observer.job_settled(job, self.status.record(job), ran=False)
             return True

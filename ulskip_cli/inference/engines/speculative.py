@@ -118,7 +118,7 @@ def _draft_and_verify(
         ids[:, i] = sampler.pick(draft_scores[-1])
     models.rewind(at - 1)
     logits = models.verify(ids[:, at - 1 : at + count])
-    # Each position has a prefix of its own, on which penalties depend; prefixes include drafts.
+    # Penalties depend on the prefix, which differs for each position; prefixes include drafts.
     scores = torch.stack([sampler.scores(ids[:, : at + i], logits[:, i]) for i in range(count + 1)], dim=1)
     drafts = ids[:, at : at + count]
     if not sampler.sample:
@@ -129,7 +129,7 @@ def _draft_and_verify(
 def _count_drafts(verification: DraftVerification, eos_token_ids: Tensor, done: Tensor, count: int) -> DraftStats:
     """Return the counts of one verification pass; `done` [batch] marks the sequences that finished earlier.
 
-    The batch advances by `gained` tokens, the smallest number of accepted drafts and one more. A sequence that reaches EOS in
+    The batch advances by `gained` tokens, the smallest number of accepted drafts plus one. A sequence that reaches EOS in
     this pass does not limit the others, and its drafts after EOS are not counted.
     """
     index = torch.arange(verification.tokens.shape[1], device=done.device)

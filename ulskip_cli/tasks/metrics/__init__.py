@@ -49,7 +49,7 @@ def row_key(key: str) -> RowKey:
 
 
 def metric_of(key: str) -> MetricSpec | None:
-    """Return the metric that fills a row key; None for the decode loss and unknown keys."""
+    """Return the metric that computes the value of a row key; None for the decode loss and unknown keys."""
     return _SPEC_BY_ROW_KEY.get(key)
 
 

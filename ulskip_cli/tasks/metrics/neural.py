@@ -33,7 +33,7 @@ class Comet:
         """Raise UsageError if the command is not on the PATH."""
         if shutil.which(COMET_COMMAND) is None:
             raise UsageError(
-                f"metric comet requires the command {COMET_COMMAND} in an environment of its own, for an older transformers; "
+                f"metric comet requires the command {COMET_COMMAND} in a separate environment with an older transformers; "
                 "install it with: pipx install unbabel-comet && pipx inject unbabel-comet 'setuptools<81'"
             )
 

@@ -71,7 +71,7 @@ class MetricSpec:
     make: Callable[[Scoring], Metric]
     row_keys: tuple[RowKey, ...]
     primary_key: str = ""  # decides in comparisons; empty: the first row key
-    is_neural: bool = False  # needs a model of its own, which a report does not load
+    is_neural: bool = False  # needs a separate model, which a report does not load
 
     @property
     def primary(self) -> str:

@@ -1,4 +1,4 @@
-"""BLEU, chrF and TER, computed by sacrebleu and compared with the full model by its paired bootstrap."""
+"""BLEU, chrF and TER, computed by sacrebleu and compared with the full model by sacrebleu's paired bootstrap."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Workers as tasks on a Ray cluster; without an address, on a new cluster of this machine."""
+"""Workers as tasks on a Ray cluster; without an address, on a new cluster on this machine."""
 
 import logging
 import os
@@ -54,7 +54,7 @@ class RayCluster:
             self._task: Any = ray.remote(serve).options(**{**options, **(launcher.options or {})})
         except (ValueError, TypeError) as error:
             ray.shutdown()
-            raise UsageError(f"expected launcher.options that Ray supports: {' '.join(str(error).split())[:160]}") from None
+            raise UsageError(f"Ray refused launcher.options ({' '.join(str(error).split())[:160]}); correct it") from None
         self._tasks: dict[int, Any] = {}
 
     def start(self, number: int) -> None:

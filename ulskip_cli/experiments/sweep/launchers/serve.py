@@ -32,7 +32,7 @@ class WorkerSpec:
 
 
 def serve(spec: WorkerSpec) -> str:
-    """Work until all jobs are settled; return an empty string, or the reason why no worker can go on."""
+    """Work until all jobs are settled; return an empty string, or the reason why no worker can continue."""
     os.environ.update(thread_environment(spec.threads))
     os.chdir(spec.folder)
     import torch

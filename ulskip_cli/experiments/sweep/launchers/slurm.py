@@ -25,14 +25,14 @@ class Slurm:
         options = {"timeout_min": MINUTES, "name": "ulskip", **(launcher.options or {})}
         try:
             self._executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster)
-            here = self._executor.cluster != "slurm"  # Slurm gives each job cores of its own
+            here = self._executor.cluster != "slurm"  # Slurm assigns separate cores to each job
             threads = threads_per_worker(launcher.threads, self.size) if here else launcher.threads
             if launcher.threads and not here:
                 options.setdefault("cpus_per_task", launcher.threads)
             self._executor.update_parameters(**options)
         except Exception as error:
             raise UsageError(
-                f"expected launcher.executor and launcher.options for submitit: {' '.join(str(error).split())[:200]}"
+                f"submitit refused launcher.executor or launcher.options ({' '.join(str(error).split())[:200]}); correct it"
             ) from None
         self._orders = orders.with_threads(threads or (options.get("cpus_per_task") if not here else None))
         self._jobs: dict[int, Any] = {}
