@@ -69,7 +69,10 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
     node: Any = OmegaConf.to_container(OmegaConf.load(known[strategy]))
     chosen = config.instantiate({**node, **options}, "strategy")
     if hasattr(chosen, "stages") or hasattr(chosen, "exit_rule"):
-        raise UsageError(f"kept_layers does not support strategy={strategy}, whose layers change between steps; use evaluate")
+        raise UsageError(
+            f"kept_layers does not support strategy={strategy}, whose layers change between steps; "
+            f"measure it with evaluate('strategy={strategy}', ...), or choose another strategy"
+        )
     if not getattr(chosen, "is_calibrated", True):
         raise UsageError(
             f"strategy={strategy} requires calibrated options; pass those in calibration.options of a row from evaluate"

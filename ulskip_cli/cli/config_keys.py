@@ -21,7 +21,7 @@ MAX_DEFAULT = 40  # characters of a default value that help shows
 
 @dataclass(frozen=True)
 class CommandKeys:
-    """The keys that a command reads: its configuration file, config groups, and keys outside of groups (None: all)."""
+    """The configuration that a command reads: primary file, groups, and keys outside of groups, where None means all."""
 
     primary: str
     groups: tuple[str, ...]

@@ -44,7 +44,10 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
         raise UsageError(f"expected {config_file} to be the JSON config of a model, got an error: {error}") from None
     num_layers = _first(text_config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
     if not isinstance(num_layers, int):
-        raise UsageError(f"expected the config of a decoder-only model, got {config_file} without a number of layers")
+        raise UsageError(
+            f"expected the config of a decoder-only model, got {config_file} without num_hidden_layers; "
+            "set model.path to a decoder-only model"
+        )
     width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else _first(text_config, "dtype", "torch_dtype") or "float32")
     weights, total = _weights(model, config_file, num_layers, _first(text_config, "vocab_size") or 0, width)
     return ModelMetadata(

@@ -99,7 +99,8 @@ def score_answers(
     examples = workload.examples
     if baseline_hypotheses is not None and len(baseline_hypotheses) != len(examples):
         raise RunError(
-            f"expected {len(examples)} stored answers of the baseline, got {len(baseline_hypotheses)}; set another name=NAME"
+            f"expected {len(examples)} stored answers of the baseline, got {len(baseline_hypotheses)}; set another "
+            "name=NAME to run the baseline again in a new results folder"
         )
     progress.phase(f"{answers.strategy}: metrics", 0)
     hypotheses = [one["hypothesis"] for one in answers.generations]

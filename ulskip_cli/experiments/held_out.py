@@ -39,7 +39,7 @@ def find_held_out(config: Config) -> HeldOutExamples | None:
     behind = examples[config.limit :][:wanted] if config.limit is not None else []
     if not behind:
         raise UsageError(
-            f"expected held-out examples to calibrate strategy={name}, got none; set limit below {len(examples)}, the number "
-            "of examples, or other data in calibration.task, e.g. calibration.task='{source_file: FILE}'"
+            f"expected held-out examples to calibrate strategy={name}, got none; set limit=N below {len(examples)} to "
+            "calibrate on the examples after the first N, or name other data, e.g. calibration.task='{source_file: FILE}'"
         )
     return HeldOutExamples(task, behind)

@@ -38,7 +38,7 @@ class LatencyTargetFit:
 
     depth: float  # mean layers per decode step
     fit: LatencyFit
-    offset: float  # measured share of the full model's step time minus the share that the line predicts
+    offset: float  # measured minus fitted time of a step, as a share of the time of a full step
     trials: tuple[DepthMeasurement, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def fit_step_latency(
     context: DecodeContext,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> LatencyFit:
-    """Time decode steps at several numbers of kept layers alternately, and fit a line.
+    """Time decode steps at several depths in turn, and fit a straight line of seconds over depth.
 
     `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len], used in turn.
     """
@@ -83,7 +83,7 @@ def solve_depth_for_speedup(
     measured: Callable[[float], tuple[float, Sequence[float]]],
     on_round: Callable[[int], None] = lambda done: None,
 ) -> LatencyTargetFit:
-    """Find the depth that meets a target speedup: start from the line and correct it by timed pairs.
+    """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and correct it by timed pairs.
 
     `measured(depth)` times pairs near that depth and returns the actual mean depth and the speedup of every pair. Raises
     UsageError if the target cannot be reached.

@@ -105,11 +105,11 @@ class RunRecord:
         """Read a row of this or any earlier version; raise UsageError with the name of a missing or mistyped key."""
         rest = upgrade_row(row)
         if not rest.get("id"):
-            raise UsageError("row key id: expected str, got none")
+            raise UsageError("expected the key id in a row, got none")
         sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
         own = {key: _checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
         if own.get("status", DONE) not in STATUSES:
-            raise UsageError(f"row key status: expected one of {', '.join(STATUSES)}, got {own['status']!r}")
+            raise UsageError(f"expected the key status of a row to be one of {', '.join(STATUSES)}, got {own['status']!r}")
         own["warnings"] = tuple(_checked("warnings", rest.pop("warnings", []), list))
         return cls(**{**sections, **own, "other": rest})
 
@@ -152,7 +152,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
     accepted = _runtime_types(hint)
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted and object not in accepted):
         names = " or ".join(one.__name__ for one in accepted)
-        raise UsageError(f"row key {key}: expected {names}, got {json.dumps(value, default=str)[:60]}")
+        raise UsageError(f"expected the key {key} of a row to be {names}, got {json.dumps(value, default=str)[:60]}")
     return value
 
 

@@ -95,14 +95,14 @@ def exportable_plan(config: Config) -> Plan:
     plan = make_plan(config, read_metadata(config.model))
     if plan.exits:
         raise UsageError(
-            f"export is not supported with strategy={name}, which chooses the layers of each token; use strategy=full, "
-            "or strategy=top_skip for one depth"
+            f"export is not supported with strategy={name}, which chooses the layers for every token; use "
+            "strategy=top_skip, which keeps the same first layers for all tokens"
         )
     strategy = configuration.instantiate(config.strategy, "strategy")
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
         raise UsageError(
-            f"export requires the calibrated options of strategy={name}, got none; use calibration.options of a run's "
-            "row, or strategy=custom strategy.layers=[...] with its kept_layers"
+            f"export requires the calibrated options of strategy={name}, got none; calibrate it with "
+            "`ulskip run`, and pass the row's kept_layers as strategy=custom strategy.layers=[...]"
         )
     return plan
 

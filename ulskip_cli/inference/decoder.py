@@ -84,7 +84,7 @@ class Decoder:
         return LayerwiseModel(self.model)
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
-        """Return the name of the engine for `decoding` and the reason if it is not `fast`, or raise UsageError."""
+        """Return the engine for `decoding`, and the reason if it is `transformers`; raise UsageError if none supports it."""
         if self.exits:
             early_exit.check(self.model, self.exits, decoding)
             return "early_exit", None

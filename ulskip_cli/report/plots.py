@@ -1,4 +1,4 @@
-"""Plots of results: quality against speed, targets, throughput, exit depths, kept layers, learning curves."""
+"""Plots of results: quality against speed, speedup against target, throughput, exit depths, kept layers, learning curves."""
 
 import math
 from collections.abc import Sequence

@@ -116,7 +116,7 @@ def _share(metric: str, score: float, full: float) -> float:
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
-    """Find the fastest point at every batch size and the best quality at every target; empty without quality."""
+    """Find the fastest point at every batch size and the best quality at every target, among points that pass the gate."""
     judged = quality(group, gate)
     rows = [row for row in done(group.rows) if row["strategy"] != "full" and id(row) in judged]
     if not rows:

@@ -1,4 +1,4 @@
-"""Cost models: speedup predicted from bytes of weights, latency as a line over the number of layers, gain of drafts."""
+"""Cost models: speedup predicted from bytes of weights, latency as a straight line over depth, speedup of drafting."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ def num_kept_for_cost(
 
 @dataclass(frozen=True)
 class LatencyFit:
-    """Latency of a decode step on this machine, as a straight line over the number of layers."""
+    """The latency of a decode step on this machine, as a straight line over its depth."""
 
     num_layers: int
     fixed_seconds: float  # part of a step that does not depend on its layers: head, embedding, loop
@@ -45,7 +45,7 @@ class LatencyFit:
 
     @classmethod
     def of(cls, num_layers: int, step_seconds: Mapping[int, float]) -> "LatencyFit":
-        """Fit the line by least squares over at least two numbers of layers."""
+        """Fit seconds over depth by least squares; at least two depths are required."""
         counts, seconds = list(step_seconds), list(step_seconds.values())
         count_mean, seconds_mean = sum(counts) / len(counts), sum(seconds) / len(seconds)
         spread = sum((count - count_mean) ** 2 for count in counts)
@@ -62,13 +62,13 @@ class LatencyFit:
         return self._at(depth) / self._at(self.num_layers)
 
     def depth(self, target_speedup: float, offset: float = 0.0) -> float:
-        """Return the depth from 2 to N that reaches a speedup; `offset` is the error of the line as a share of a full step."""
+        """Return the depth from 2 to N that reaches a speedup; `offset` is defined in `LatencyTargetFit`."""
         full = self._at(self.num_layers)
         depth = ((1 / target_speedup - offset) * full - self.fixed_seconds) / self.layer_seconds
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))
 
     def check(self, target_speedup: float) -> None:
-        """Raise NotApplicable if two layers miss the target by more than the fit's error, UsageError for a target below 1."""
+        """Raise NotApplicable if even two layers per step are too slow for the target, UsageError for a target below 1."""
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
         highest = 1 / self.share(MIN_KEPT)

@@ -94,7 +94,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     """Return the record of this training if it is complete; otherwise make the output folder and return None."""
-    advice = "set another output=DIR or remove it"
+    advice = f"set another output=DIR, or delete {output}"
     if (output / RECORD_FILE).is_file():
         values = json.loads((output / RECORD_FILE).read_text("utf-8"))
         if values.get("identity") != identity:

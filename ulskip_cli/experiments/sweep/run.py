@@ -97,7 +97,7 @@ class _Tracker:
         return [job for job in self.jobs if job.id not in self._settled]
 
     def update(self) -> None:
-        """Read the jobs that other processes finished; the first call reads those finished before the sweep."""
+        """Settle the jobs recorded by other processes since the last call; the first call settles those of earlier sweeps."""
         self.status.refresh()
         for job in self.to_do:
             if self.status.state(job) != TO_DO:

@@ -1,4 +1,4 @@
-"""A worker of a sweep: it runs unclaimed jobs until every job is settled, which means that it has a record."""
+"""A worker of a sweep: it runs unclaimed jobs until every job has a record."""
 
 import time
 import traceback

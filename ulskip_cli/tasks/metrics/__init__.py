@@ -44,7 +44,7 @@ def quality_keys() -> tuple[str, ...]:
 
 
 def row_key(key: str) -> RowKey:
-    """Return the title, number format and direction of a row key of a metric or of the decode loss."""
+    """Return how reports show a metric or the decode loss: title, number format, and if lower values are better."""
     return _ROW_KEYS[key]
 
 
