@@ -20,7 +20,7 @@ class PositionsAndMasks:
     """The position ids and masks of a batch for passes over one token or, with `several`, over more."""
 
     def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int, several: bool = True) -> None:
-        """Prepare the positions and masks of the `steps` tokens after the prompt; `mask` [batch, prompt_len] is the prompt's."""
+        """Prepare positions and masks of the `steps` tokens after the prompt; `mask` [batch, prompt_len] is the prompt's."""
         self.prompt_len = mask.shape[1]
         self._single: Masks = None
         self._several: Masks = None
