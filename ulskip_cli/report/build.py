@@ -89,7 +89,7 @@ class Report:
 
     @cached_property
     def table4(self) -> list[Section]:
-        """The rows in the layout of the paper's table 4."""
+        """The report's rows in the layout of the paper's table 4."""
         return paper.table4(self.rows)
 
     @cached_property
@@ -130,7 +130,7 @@ class Report:
         return {**found, "files": list(map(str, written))}
 
     def text(self, form: str, layout: str) -> str:
-        """Return the table of a layout in a format, complete."""
+        """Return the complete table of a layout in an output format."""
         if layout == "table4":
             return {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}[form](self.table4)
         if form == "csv":
