@@ -34,7 +34,7 @@ def config_dir() -> Path:
 
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
-    """Return the YAML files of a group by name: the shipped ones and those of a user's own folder."""
+    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder."""
     folders = [config_dir(), *([extra_dir] if extra_dir else [])]
     return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
@@ -72,7 +72,7 @@ def refuse_renamed(keys: Iterable[str]) -> None:
 
 
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
-    """Compose `configs/<primary>.yaml` with overrides, which may choose in `groups`, or raise UsageError."""
+    """Compose `configs/<primary>.yaml` with overrides, which may select choices of `groups`, or raise UsageError."""
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"--config-dir: expected a folder, got {extra_dir}")
     keys = [_key(text) for text in overrides]

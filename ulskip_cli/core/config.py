@@ -54,7 +54,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
 
 
 def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
-    """Build a checked decoding configuration, greedy with some keys of `decoding` changed, or raise UsageError."""
+    """Build a checked decoding configuration: greedy decoding with the keys in `values` changed; or raise UsageError."""
     refuse_renamed(f"decoding.{key}" for key in values)
     known = [one.name for one in fields(DecodingConfig) if one.name not in ("name", "description", "draft_tokens")]
     for key in values:
@@ -65,7 +65,7 @@ def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
 
 
 def instantiate(node: dict[str, Any], group: str) -> Any:
-    """Build the task or strategy that a config names in `_target_`; values that do not fit its fields are a UsageError."""
+    """Build the task or strategy that a config names in `_target_`; raise UsageError if a value does not fit its field."""
     return _convert(OmegaConf.create(options_of(node)), options_class(node, group), prefix=f"{group}.")
 
 
@@ -106,7 +106,7 @@ def identity(config: Config) -> str:
 
 
 def is_calibrated(strategy: dict[str, Any]) -> bool:
-    """Return True if a strategy needs no held-out examples: it is never calibrated, or its calibrated options are given."""
+    """Return True if a strategy needs no held-out examples: it has no calibrated options, or their values are set."""
     return getattr(instantiate(strategy, "strategy"), "is_calibrated", True)
 
 
@@ -117,7 +117,7 @@ def baseline_config(config: Config) -> Config:
 
 
 def without_drafts(decoding: DecodingConfig) -> DecodingConfig:
-    """Return the decoding without drafts that is the baseline of a drafting one; it chooses tokens in the same way."""
+    """Return the decoding of the baseline: it chooses tokens in the same way as `decoding`, but without drafts."""
     if not decoding.draft_tokens:
         return decoding
     return replace(decoding, name="sample" if decoding.do_sample else "greedy", draft_tokens=0)
@@ -129,7 +129,7 @@ def resolved_config(config: Config | TrainingConfig) -> dict[str, Any]:
 
 
 def recorded_config(config: Config | TrainingConfig) -> dict[str, Any]:
-    """Return the configuration that a row or a training stores: all keys except those of launcher and tracker."""
+    """Return the configuration that a row or a training.json stores: all keys except `launcher` and `tracker`."""
     return {key: value for key, value in resolved_config(config).items() if key not in _NOT_RECORDED}
 
 

@@ -11,7 +11,7 @@ class UsageError(Exception):
 
 
 class UnknownKey(UsageError):
-    """The chosen config groups have no such key; other choices in the groups may have it."""
+    """The chosen config groups do not have the key `key`; other choices of the groups may have it."""
 
     def __init__(self, message: str, key: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The folder with the files of a checkpoint; files of a hub model are downloaded first."""
+"""Find the folder with the files of a checkpoint, and download the files of a hub model."""
 
 from pathlib import Path
 
@@ -32,5 +32,5 @@ def folder_of(model: ModelConfig) -> Path:
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
-            f"cannot download model.path={path} from the Hugging Face hub ({reason}); correct it, or set it to a local folder"
+            f"cannot download model.path={path} from the Hugging Face hub ({reason}); correct the id, or give a local folder"
         ) from None

@@ -51,7 +51,7 @@ def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, An
 
 
 def num_bytes(tensor: Tensor) -> int:
-    """Return the bytes of a tensor, or of the tensors that a quantized tensor consists of."""
+    """Return the bytes of a tensor; for a quantized tensor, sum the bytes of its parts."""
     if not is_traceable_wrapper_subclass(tensor):
         return tensor.numel() * tensor.element_size()
     names, _ = tensor.__tensor_flatten__()

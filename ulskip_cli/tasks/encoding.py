@@ -38,7 +38,7 @@ class PromptFormatter:
     def for_task(
         cls, task: Task, tokenizer: PreTrainedTokenizerBase | None, chat_options: Mapping[str, Any] | None
     ) -> PromptFormatter:
-        """Make the formatter of a task for a tokenizer; without a tokenizer it uses no chat template."""
+        """Make the formatter of a task for a tokenizer; without a tokenizer the formatter uses no chat template."""
         has_chat = tokenizer is not None and bool(tokenizer.chat_template)
         return cls(task.template_for(has_chat), tokenizer, chat_options or {})
 
@@ -63,7 +63,7 @@ class PromptFormatter:
         return chat_prompt, f"{response}{self.tokenizer.eos_token or ''}"  # the chat template rewrites earlier messages
 
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]) -> list[EncodedExample]:
-        """Tokenize the results of `format`; add special tokens unless the chat template has added them."""
+        """Tokenize prompts and responses; special tokens are added unless the chat template has already added them."""
         chat = self.template.chat
         prompts = tokenizer([prompt for prompt, _ in pairs], add_special_tokens=not chat)["input_ids"]
         responses = tokenizer([response for _, response in pairs], add_special_tokens=False)["input_ids"]
@@ -81,8 +81,8 @@ def encode(
 ) -> list[EncodedExample]:
     """Encode examples so that each prompt and its new tokens fit into `context` positions; None is unlimited.
 
-    If `may_truncate_source`, the end of a long source is dropped, but never the instruction; else a prompt that is too long is
-    a UsageError. A response is truncated at the end of the context.
+    If `may_truncate_source`, the end of a long source is dropped, but never the instruction. Otherwise a prompt that is too
+    long raises UsageError. A response is truncated at the end of the context.
     """
     encoded = formatter.tokenize(tokenizer, [formatter.format(example) for example in examples])
     if context is None:
@@ -93,7 +93,8 @@ def encode(
             if not may_truncate_source:
                 raise UsageError(
                     f"example {example.id}: a prompt of {len(encoded[i].prompt_ids)} tokens and {max_new_tokens} new tokens "
-                    f"exceed the model's context of {context}; shorten it, lower decoding.max_new_tokens, or change the model"
+                    f"exceed the model's context of {context}; "
+                    "shorten the prompt, lower decoding.max_new_tokens, or change the model"
                 )
             shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
             encoded[i] = replace(formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True)
@@ -126,7 +127,7 @@ def truncate_source(
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id of padding, else of EOS, else 0; the attention mask hides padding."""
+    """Return the padding id, or the EOS id if there is no padding id, or 0; the attention mask hides padding."""
     return next((int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
 
 

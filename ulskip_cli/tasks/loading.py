@@ -21,7 +21,7 @@ class Example:
 
 
 def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str) -> list[Example]:
-    """Convert rows to examples; the id is the row's `id` or its index. A row without both texts is a UsageError."""
+    """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks source or reference."""
     if not rows:
         raise UsageError(f"expected at least one row in {origin}, got none; use other data")
     examples = []
@@ -48,7 +48,7 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read a text file with one segment per line; an empty file or line is a UsageError."""
+    """Read a text file with one segment per line; raise UsageError for an empty file or an empty line."""
     text = read_text(file)
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:
@@ -83,7 +83,7 @@ def is_dataset(name: str) -> bool:
 
 
 def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Load a split of a hub dataset or folder: of `subset`, else of the first existing default subset, else of the only one."""
+    """Load a split of a hub dataset or folder. Without `subset`, use the first existing default subset, or the only subset."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -26,5 +26,5 @@ def ends_in_loop(token_ids: Sequence[int]) -> bool:
 
 
 def length_ratio(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return the number of words in all hypotheses divided by the number in all references."""
+    """Return the number of words in all hypotheses divided by the number of words in all references."""
     return sum(len(h.split()) for h in hypotheses) / max(1, sum(len(r.split()) for r in references))
