@@ -50,7 +50,7 @@ def nearest(got: object, names: Iterable[str]) -> str | None:
 
 
 def require_choice(kind: str, got: str, known: Iterable[str]) -> str:
-    """Return `got` if it is one of `known`, else raise UsageError with the nearest name."""
+    """Return `got` if it is one of `known`; otherwise raise UsageError with the nearest known name."""
     choices = list(known)
     if got not in choices:
         raise unknown(kind, got, choices)

@@ -113,7 +113,7 @@ def _key(config: Config) -> str:
 def _describe_sides(
     pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Return step times and shares of the machine limits, for the full model and then the schedule; None where unknown."""
+    """Return step times and shares of the machine limits, for the full model and then the schedule; unknown values are None."""
     parameters, drafted = _parameters(loaded), pairs.strategy[0].drafts is not None
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
     depths = [sum(shares.values()) for shares in runs]

@@ -118,8 +118,8 @@ def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
         ran, other = getattr(full, key), getattr(strategy, key)
         if ran != other:
             raise RunError(
-                f"expected both sides of a timed pair to run with the same {key}, got {ran} for the full model and {other} for "
-                "the schedule; set decoding.engine=transformers"
+                f"expected the same {key} for both runs of a timed pair, got {ran} for the full model and {other} for the "
+                "schedule; decoding.engine=transformers runs both on one engine"
             )
 
 

@@ -136,7 +136,7 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
             f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
-            f"got {speed.prompt_tokens} + {speed.new_tokens}; lower one of them"
+            f"got {speed.prompt_tokens} + {speed.new_tokens}; lower one of the two"
         )
     check_generate_options(config)
     return ResolvedPoint(

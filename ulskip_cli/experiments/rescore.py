@@ -29,7 +29,7 @@ class RescoredRun:
     changed: dict[str, tuple[float, float]]  # old and new value by row key
 
     def save(self) -> None:
-        """Append the record to runs.jsonl if a score is new or changed; its settings and measurements stay unchanged."""
+        """Append the record to runs.jsonl if a score is new or changed; settings and measurements of the row stay unchanged."""
         if self.added or self.changed:
             self.folder.append(self.record)
 
@@ -74,7 +74,7 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRe
 
 
 def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> RescoredRun:
-    """Score a run's stored generations by its own and the extra metrics; raise UsageError if its row has no configuration."""
+    """Score a run's stored generations by its own and the extra metrics; raise UsageError if the row has no configuration."""
     config = record.provenance.config if record.provenance else {}
     if "task" not in config:
         raise UsageError(f"{folder.runs_path}: expected config.task in row {record.id}, got none; repeat the run to score it")

@@ -38,7 +38,7 @@ class ResultsFolder:
         return cls(Path(config.results_dir) / config.name)
 
     def check_writable(self) -> None:
-        """Create the folder before a long run; raise UsageError if it cannot be created or written to."""
+        """Create the folder before a long run; raise UsageError if the folder cannot be created or written to."""
         try:
             self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ def exportable_plan(config: Config) -> Plan:
     if config.ratio_basis == "latency":
         raise UsageError(
             "export is not supported with ratio_basis=latency, because only a run determines the layers; use ratio_basis=cost, "
-            "or strategy=custom strategy.layers=[...] with the kept_layers of a run's row"
+            "or strategy=custom strategy.layers=[...] with the kept_layers that `ulskip run` stored"
         )
     plan = make_plan(config, read_metadata(config.model))
     if plan.exits:
@@ -102,7 +102,7 @@ def exportable_plan(config: Config) -> Plan:
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
         raise UsageError(
             f"export requires the calibrated options of strategy={name}, got none; calibrate with "
-            "`ulskip run`, and pass the row's kept_layers as strategy=custom strategy.layers=[...]"
+            "`ulskip run`, and pass the kept_layers of the stored row as strategy=custom strategy.layers=[...]"
         )
     return plan
 

@@ -95,7 +95,7 @@ class Decoder:
             return "transformers", "decoding.engine=transformers"
         reason = fast.unsupported_reason(self.model, decoding)
         if reason and decoding.engine == "fast":
-            raise UsageError(f"decoding.engine=fast is not supported with {reason}; use decoding.engine=auto")
+            raise UsageError(f"decoding.engine=fast is not supported with {reason}; decoding.engine=auto selects another")
         return ("transformers" if reason else "fast"), reason
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:

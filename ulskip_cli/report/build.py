@@ -105,9 +105,7 @@ class Report:
         self.comparison = compare.compare(new, old, scorer)
         if not self.comparison.pairs:
             names = ", ".join(f"'{own}'" for own in self.paths[:3]) + (" and others" if len(self.paths) > 3 else "")
-            raise UsageError(
-                f"expected points that both sides have, got none in '{path}' and {names}; compare runs of one task"
-            )
+            raise UsageError(f"expected points that '{path}' and {names} both contain, got none; compare runs of one task")
         self.verdicts = claims.Judge(self.options.gate, scorer, self.options.tolerance).judge(new, old)
         if self.verdicts:
             self.sections.append(claims.claims_section("Claims", self.verdicts))

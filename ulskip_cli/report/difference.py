@@ -27,7 +27,7 @@ class Difference:
     how: str  # the source of the interval
 
     def verdict(self, null: float = 0.0) -> str:
-        """Return `holds` if the value is above `null` (no difference), else `does not hold` or a tie."""
+        """Return `holds` if the interval is above `null` (no difference), `does not hold` if it is below, or else a tie."""
         if self.low is None or self.high is None:
             return TIE
         return HOLDS if self.low > null else FAILS if self.high < null else TIE
@@ -113,7 +113,7 @@ def speed_ratio(own: Row, other: Row) -> Difference | None:
 
 
 def _log_error(row: Row) -> float | None:
-    """Compute the standard error of a speedup's logarithm from its interval and coverage."""
+    """Compute the standard error of a speedup's logarithm from the speedup's interval and coverage."""
     coverage = row.get("speedup_interval_coverage")
     if coverage == 0:
         return None
@@ -122,5 +122,5 @@ def _log_error(row: Row) -> float | None:
 
 
 def shared_metric(rows: Sequence[Row], metric: str | None) -> str | None:
-    """Return the metric if every row has it."""
+    """Return `metric` if every row has a score under this key; otherwise return None."""
     return metric if metric and all(row.get(metric) is not None for row in rows) else None

@@ -76,7 +76,7 @@ class Winner:
 
 
 def primary(rows: Iterable[Row]) -> str | None:
-    """Choose the row key of the primary metric: the task's first metric, else the first of `METRICS` in the rows."""
+    """Choose the row key of the primary metric: the task's first metric in the rows, or else the first of `METRICS`."""
     rows = list(rows)
     there = {key for key in METRICS if any(row.get(key) is not None for row in rows)}
     for row in rows:

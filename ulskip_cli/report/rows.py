@@ -203,7 +203,7 @@ def reasons(rows: Sequence[Row]) -> list[str]:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Sort by model and pair, then by target speedup (else layer ratio), then by strategy."""
+    """Sort rows by model, pair, target speedup (layer ratio if a row has no target) and strategy."""
 
     def order(row: Row) -> tuple[str, str, float, str]:
         ratio = row.get("target_speedup") or row.get("layer_ratio") or 0.0

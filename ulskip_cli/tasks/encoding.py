@@ -56,7 +56,7 @@ class PromptFormatter:
             conversation = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.chat_options)
         except Exception as error:  # a chat template is a program and may raise anything
             raise UsageError(
-                f"the model's chat template failed ({str(error).strip()[:160]}); use task.template=plain"
+                f"the model's chat template failed ({str(error).strip()[:160]}); task.template=plain needs no chat template"
             ) from None
         if conversation.startswith(chat_prompt):
             return chat_prompt, conversation[len(chat_prompt) :].rstrip()

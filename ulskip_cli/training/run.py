@@ -93,7 +93,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
-    """Return the record of this training run if it is complete; otherwise make the output folder and return None."""
+    """Return the record of this training run if the run is complete; otherwise make the output folder and return None."""
     advice = f"set another output=DIR, or delete {output}"
     if (output / RECORD_FILE).is_file():
         values = json.loads((output / RECORD_FILE).read_text("utf-8"))

@@ -113,5 +113,5 @@ def _with_lora(model: PreTrainedModel, train: TrainOptions) -> Any:
     except ValueError as error:
         raise UsageError(
             f"expected train.lora.targets to name linear layers or all-linear, got {train.lora.targets} "
-            f"({str(error).splitlines()[0][:200]}); use train.lora.targets=all-linear"
+            f"({str(error).splitlines()[0][:200]}); train.lora.targets=all-linear adapts every linear layer"
         ) from None

@@ -7,7 +7,7 @@ MAX_PERIOD = 8
 
 
 def flags(token_ids: Sequence[int], text: str, hit_max_length: bool) -> list[str]:
-    """Return the flags that hold for one output: `empty`, `loop`, `hit_limit`.
+    """Return the flags that apply to one output: `empty`, `loop`, `hit_limit`.
 
     >>> flags([5, 6, 5, 6, 5, 6, 5, 6], "a b a b a b a b", hit_max_length=True)
     ['loop', 'hit_limit']
