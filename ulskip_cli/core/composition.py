@@ -104,7 +104,7 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
 
 @functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s, and the points of a grid differ in few choices
 def _compose_choices(primary: str, choices: tuple[str, ...], extra_dir: Path | None, stamps: object) -> DictConfig:
-    """Compose only the choices of groups. Callers must copy the result before they change it."""
+    """Compose only the choices of groups. Callers must not change the result, but a copy of it."""
     return _hydra_compose(primary, choices, extra_dir)
 
 

@@ -115,7 +115,7 @@ def _commented(schema: type, values: Mapping[str, Any], classes: Mapping[str, ty
 
 
 class _CompactDumper(yaml.SafeDumper):
-    """A YAML dumper that writes lists in one line, and texts with line breaks too."""
+    """A YAML dumper that writes every list, and every text with line breaks, in one line."""
 
 
 _CompactDumper.add_representer(

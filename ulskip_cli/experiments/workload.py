@@ -60,7 +60,7 @@ def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | N
 
 
 def timed_prompts(workload: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config) -> list[Batch]:
-    """Return batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
+    """Return batches for timing: the task's prompts, or random prompts if the weights have no tokenizer."""
     if workload.encoded is None:
         return _random_prompts(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
     room = None if workload.max_positions is None else max(1, workload.max_positions - config.speed.new_tokens)

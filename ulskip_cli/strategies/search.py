@@ -32,7 +32,7 @@ class Search:
         return bool(self.layers)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """Return the layers found, or evenly spread layers before a search; raise UsageError if `num_kept` differs."""
+        """Return the layers found, or evenly spread layers before a search; raise UsageError if there are not `num_kept`."""
         if not self.layers:
             return schedule.even(num_layers, num_kept)
         if len(self.layers) != num_kept:

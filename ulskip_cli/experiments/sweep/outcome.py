@@ -50,7 +50,7 @@ class GridProgress(ProgressCallback, Protocol):
 def run_each(
     points: Sequence[ResolvedPoint], run_point: Callable[[ResolvedPoint], list[RunRecord]], progress: GridProgress
 ) -> SweepOutcome:
-    """Run points one after another; a failed point does not stop the others, and the error of a single point is raised.
+    """Run points one after another; a failed point does not stop the others. If there is only one point, its error is raised.
 
     `run_point` stores a point's records and returns them, the baseline first and the point's own record last.
     """

@@ -34,7 +34,7 @@ class JobState:
 
 
 class SweepStatus:
-    """Derives the states of jobs from the rows of a results folder, read as they are appended."""
+    """Derives the states of jobs from the rows of a results folder, and reads new rows as they are appended."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class SweepStatus:
         return None if self.state(job) == TO_DO else self.finished(job.id) or self.newest(job)
 
     def has_no_result(self, run_id: str) -> bool:
-        """True if this sweep found that a point has no result."""
+        """True if the last record of a point in this sweep is failed or not applicable."""
         records = self._records.get(run_id, [])
         return bool(records) and not records[-1][1].is_done and self._is_fresh(run_id)
 

@@ -65,7 +65,7 @@ class Worker:
             pending = left
 
     def _settle(self, job: Job) -> bool:
-        """Run a job that has no record; return False if another worker has claimed it or its baseline is missing."""
+        """Run a job that has no record; return False if another worker has claimed the job, or the baseline is missing."""
         if self.status.state(job) != TO_DO:
             self.observer.job_settled(job, self.status.record(job), ran=False)
             return True

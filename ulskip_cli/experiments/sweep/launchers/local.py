@@ -26,7 +26,7 @@ class Local:
         self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
 
     def start(self, number: int) -> None:
-        """Start a process; its output goes to a log."""
+        """Start a worker's process; the process writes its output to a log file."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_main, args=(self._orders, number, theirs, str(self._log)), daemon=True)
