@@ -72,7 +72,7 @@ def refuse_renamed(keys: Iterable[str]) -> None:
 
 
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
-    """Compose `configs/<primary>.yaml` with overrides, which may select choices of `groups`, or raise UsageError."""
+    """Compose `configs/<primary>.yaml` with overrides of keys and `groups`; raise UsageError for an invalid override."""
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"--config-dir: expected a folder, got {extra_dir}")
     keys = [_key(text) for text in overrides]

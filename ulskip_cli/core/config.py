@@ -31,7 +31,7 @@ _BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_laye
 
 
 def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
-    """Build a run's checked configuration from Hydra overrides and a user's folder of config groups, or raise UsageError."""
+    """Build a run's configuration from overrides and a user's config folder; raise UsageError for an invalid key or value."""
     config = compose_unvalidated(overrides, extra_dir)
     check_run(config)
     return config
@@ -54,7 +54,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
 
 
 def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
-    """Build a checked decoding configuration: greedy decoding with the keys in `values` changed; or raise UsageError."""
+    """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for an invalid key or value."""
     refuse_renamed(f"decoding.{key}" for key in values)
     known = [one.name for one in fields(DecodingConfig) if one.name not in ("name", "description", "draft_tokens")]
     for key in values:
@@ -70,7 +70,7 @@ def instantiate(node: dict[str, Any], group: str) -> Any:
 
 
 def options_class(node: Mapping[str, Any], group: str) -> type:
-    """Return the dataclass that a task or strategy config names in `_target_`, or raise UsageError."""
+    """Return the dataclass that a task or strategy config names in `_target_`; raise UsageError if there is no such class."""
     target = str(node["_target_"])
     try:
         found = pkgutil.resolve_name(":".join(target.rsplit(".", 1)))

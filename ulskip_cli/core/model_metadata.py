@@ -105,7 +105,7 @@ def find_config(model: ModelConfig) -> Path:
 
 
 def find_adapter(model: ModelConfig) -> Path:
-    """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed, or raise UsageError."""
+    """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed; raise UsageError if it is missing."""
     name = str(model.adapter)
     folder = Path(name).expanduser()
     if folder.exists():

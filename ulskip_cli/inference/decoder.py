@@ -99,7 +99,7 @@ class Decoder:
         return ("transformers" if reason else "fast"), reason
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
-        """Return the linear backend that decodes with `decoding`, or raise UsageError."""
+        """Return the linear backend that decodes with `decoding`; raise UsageError if no engine supports `decoding`."""
         engine, _ = self.engine(decoding)
         return LinearBackend(TORCH, "the engine is transformers") if engine == "transformers" else self._linear_backend
 

@@ -65,7 +65,7 @@ def source_notes(config: ModelConfig) -> dict[str, Any]:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model, or raise UsageError; return None for random weights, which have no tokenizer."""
+    """Load the tokenizer of a model (None for random weights); raise UsageError if it cannot be loaded."""
     if config.source == "random":
         return None
     silence_transformers()
@@ -85,7 +85,7 @@ def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadat
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device with a name, or raise UsageError; `auto` prefers CUDA, then MPS, then the CPU."""
+    """Return a device by name (`auto` prefers CUDA, then MPS, then the CPU); raise UsageError if it is not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -212,7 +212,7 @@ def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: An
 
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
-    """Create a model with random weights from its config.json, or raise UsageError; `changes` override values of the config."""
+    """Create a model with random weights from config.json and `changes`; raise UsageError for an unknown model_type."""
     shape = {**json.loads(find_config(config).read_text("utf-8")), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
     shape.pop("dtype", None)

@@ -28,7 +28,7 @@ KINDS = {
 
 
 def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a key of `KINDS`, or raise UsageError; `dtype` is the compute dtype."""
+    """Return `from_pretrained` arguments for a key of `KINDS`; raise UsageError without its package. `dtype` is for compute."""
     kind = KINDS[name]
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(

@@ -44,7 +44,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """Return a model of the `kept` layers that shares the weights of `model`, or raise UsageError.
+    """Return a model of the `kept` layers that shares `model`'s weights; raise UsageError if these layers cannot run alone.
 
     The view is a normal Hugging Face model with `generate`, cache and compilation. Its `train()` and `to()` change `model` too.
     """

@@ -75,7 +75,7 @@ def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
 
 
 def parse_bytes(text: str, key: str = "memory_budget=") -> int:
-    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`, or raise UsageError.
+    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`; raise UsageError for any other text.
 
     >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
     (1536, 2000)

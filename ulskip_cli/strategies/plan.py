@@ -48,7 +48,7 @@ class Plan:
 
     @classmethod
     def from_layers(cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Plan":
-        """Make a plan from a list of layers and the depth of a model, or raise UsageError."""
+        """Make a plan from a list of layers and the depth of a model; raise UsageError for an invalid list."""
         layers = schedule.checked(num_layers, kept)
         ratio = num_layers / len(layers)
         return cls("custom", num_layers, layers, prompt_layers, None, ratio, None, None, None, ())
@@ -87,7 +87,7 @@ def target_speedup(config: Config) -> float | None:
 
 
 def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = None) -> Plan:
-    """Make the plan of a configuration for a model, or raise UsageError.
+    """Make the plan of a configuration for a model; raise UsageError if its settings do not fit the model or each other.
 
     For ratio_basis=latency, `depth` is the mean number of layers that reached the target in timings. If `depth` is not an
     integer, the first steps run one layer more than the others.

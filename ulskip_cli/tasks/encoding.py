@@ -43,7 +43,7 @@ class PromptFormatter:
         return cls(task.template_for(has_chat), tokenizer, chat_options or {})
 
     def format(self, example: Example) -> TextPair:
-        """Return the prompt that the model reads and the response that it should write, or raise UsageError."""
+        """Return the prompt and the expected response as texts; raise UsageError if the model's chat template fails."""
         prompt, response = self.template.prompt(example), self.template.response(example)
         if not self.template.chat:
             return prompt, response
@@ -106,7 +106,7 @@ def encode(
 def truncate_source(
     formatter: PromptFormatter, tokenizer: PreTrainedTokenizerBase, example: Example, max_prompt_tokens: int
 ) -> Example:
-    """Keep the longest beginning of the source whose prompt has at most `max_prompt_tokens` tokens, or raise UsageError."""
+    """Keep as much of the source as fits into `max_prompt_tokens`; raise UsageError if the instruction alone is too long."""
 
     def fits(candidate: Example) -> bool:
         (encoded,) = formatter.tokenize(tokenizer, [formatter.format(candidate)])

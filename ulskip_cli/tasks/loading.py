@@ -37,7 +37,7 @@ def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, referenc
 
 
 def read_text(file: Path) -> str:
-    """Read a UTF-8 file, plain or gzipped, or raise UsageError."""
+    """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing or unreadable."""
     try:
         raw = file.read_bytes()
         return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig").replace("\r\n", "\n")
@@ -60,7 +60,7 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """Read a file with one JSON object per line, plain or gzipped, or raise UsageError; blank lines are skipped."""
+    """Read a file with one JSON object per line, plain or gzipped; skip blank lines, and raise UsageError for other lines."""
     objects = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():

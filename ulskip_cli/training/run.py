@@ -32,7 +32,7 @@ _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset
 
 
 def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
-    """Train a model, resume a killed training, or return the record of a finished one; raise UsageError or RunError."""
+    """Train, resume a killed run, or return a finished run's record; raise UsageError for bad settings, RunError for NaN."""
     output = Path(config.output)
     config = _limit_to_context(config)
     texts = load_training_texts(config, loading.load_tokenizer(config.model))

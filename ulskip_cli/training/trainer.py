@@ -108,7 +108,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
 
 
 def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
-    """Make the arguments of Trainer for a configuration, or raise UsageError."""
+    """Make the arguments of Trainer for a configuration; raise UsageError if Trainer refuses one or it is unsupported."""
     train, extra = config.train, dict(config.train.training_args or {})
     check_trainer_arguments(extra)
     values: dict[str, Any] = {
