@@ -12,10 +12,10 @@ Candidate = tuple[str, str]  # a completed word and its help text
 
 
 class BashCompleteOverrides(BashComplete):
-    """Completion for bash, which splits `key=value` at the equals sign and completes the part after it."""
+    """Completion for bash, which splits `key=value` at the equals sign and completes only the part after the sign."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the cursor and the word at it, with `key`, `=` and `value` joined again."""
+        """Return the words before the cursor and the word at the cursor, with `key`, `=` and `value` joined again."""
         words = split_arg_string(os.environ["COMP_WORDS"])[: int(os.environ["COMP_CWORD"]) + 1]
         words += [""] * (int(os.environ["COMP_CWORD"]) + 1 - len(words))
         line = "\n".join(words)
@@ -70,7 +70,7 @@ def complete_config_name(context: Context, arguments: list[str], incomplete: str
 
 
 def _chosen(context: Context, groups: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the groups and existing choices that earlier words name."""
+    """Yield the config groups and the existing choices that earlier words of the command line name."""
     from ulskip_cli.core.composition import group_choices
 
     for text in context.params.get("overrides") or ():

@@ -21,7 +21,7 @@ MAX_DEFAULT = 40  # characters of a default value that help shows
 
 @dataclass(frozen=True)
 class CommandKeys:
-    """The configuration that a command reads: primary file, groups, and keys outside of groups, where None means all."""
+    """The configuration that a command reads: primary file, config groups, and keys outside of groups (None means all)."""
 
     primary: str
     groups: tuple[str, ...]
@@ -98,7 +98,7 @@ def config(
 
 
 def known_keys(command: CommandKeys, chosen: Mapping[str, str], extra_dir: Path | None = None) -> "list[ConfigKey]":
-    """Return all keys that a command reads; a group has the keys of its chosen or default choice."""
+    """Return all keys that a command reads; a config group contributes the keys of its chosen or default choice."""
     from ulskip_cli.core import config_reference as reference
 
     keys = [key for key in reference.top_level_keys(command.primary) if command.reads(key.name)]

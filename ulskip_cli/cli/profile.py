@@ -25,6 +25,6 @@ def profile_table(seconds: Mapping[str, float]) -> Table:
 
 
 def beside_the_model(seconds: Mapping[str, float]) -> float:
-    """Return the seconds of all phases that are neither start nor imports and do not run the model."""
+    """Return the total seconds of phases that do not run the model, without program start and imports."""
     beside = [label for label in seconds if label not in BEFORE and not label.split(": ")[-1].startswith(MODEL_RUNS)]
     return sum(seconds[label] for label in beside)

@@ -42,7 +42,7 @@ class ProgressBars:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """Begin a phase; one with a total of 0 is short and not shown."""
+        """Begin a phase; a phase with a total of 0 is short and not shown."""
         self._finish_last()
         if total and self._has_lines:
             self.note(f"{self._prefix}{label} ({total})")

@@ -24,7 +24,7 @@ def make_console() -> Console:
 
 
 def print_commented(*configs: "Config | TrainingConfig") -> None:
-    """Print a configuration as YAML with comments; of several points, print the first and say how many there are."""
+    """Print a configuration as YAML with comments; for several points, print the first and the number of points."""
     from ulskip_cli.core.config_reference import to_commented_yaml
 
     if len(configs) > 1:

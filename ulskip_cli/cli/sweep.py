@@ -69,7 +69,7 @@ def _is_likely_here(record: "RunRecord") -> bool:
 
 
 def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool, workers: int = 1) -> None:
-    """Print the points of a sweep with their states, and the estimated time of unfinished ones with this many workers."""
+    """Print the points of a sweep with their states, and the estimated time of unfinished points with `workers` workers."""
     from ulskip_cli.cli.sweep_display import clock, time_left
 
     states = [status.describe(job) for job in jobs]

@@ -61,7 +61,7 @@ class SweepDisplay:
         self._running = [job.label]
 
     def job_settled(self, job: "Job", record: "RunRecord | None", ran: bool) -> None:
-        """Count a job that has its record, and show the result if this process ran it."""
+        """Count a job as settled, and show the result if this process ran the job."""
         row = record.to_row() if record else None
         self._states[job.id] = row.get("status", DONE) if row else DONE
         if row and is_done(row):
@@ -85,7 +85,7 @@ class SweepDisplay:
             self._tables_written_at = time.monotonic()
 
     def running(self, lines: Sequence[str]) -> None:
-        """Show what the workers run, one line each."""
+        """Show the running jobs, one line per job."""
         self._running = list(lines)
 
     def note(self, text: str) -> None:
@@ -138,7 +138,7 @@ def front(rows: Sequence[Row]) -> list[Row]:
 
 
 def time_left(seconds: float, unknown: int, total: int) -> str:
-    """Describe an estimate in words, with the number of points without an estimate.
+    """Format the estimated seconds of the remaining points, and the number of points without an estimate.
 
     >>> time_left(90, 0, 3), time_left(90, 1, 3), time_left(0, 3, 3)
     ('about 1:30', 'about 1:30 and 1 point of unknown length', 'unknown')
@@ -150,7 +150,7 @@ def time_left(seconds: float, unknown: int, total: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Format minutes and seconds, and hours if there are any.
+    """Format seconds as minutes:seconds, or as hours:minutes:seconds from one hour on.
 
     >>> clock(61), clock(3723)
     ('1:01', '1:02:03')

@@ -34,7 +34,7 @@ def config_dir() -> Path:
 
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
-    """Return the YAML files of a group by name: the shipped ones and those of a user's own folder."""
+    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder."""
     folders = [config_dir(), *([extra_dir] if extra_dir else [])]
     return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
@@ -72,7 +72,7 @@ def refuse_renamed(keys: Iterable[str]) -> None:
 
 
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
-    """Compose `configs/<primary>.yaml` with overrides, which may choose in `groups`, or raise UsageError."""
+    """Compose `configs/<primary>.yaml` with overrides of keys and `groups`; raise UsageError for an invalid override."""
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"--config-dir: expected a folder, got {extra_dir}")
     keys = [_key(text) for text in overrides]
@@ -104,7 +104,7 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
 
 @functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s, and the points of a grid differ in few choices
 def _compose_choices(primary: str, choices: tuple[str, ...], extra_dir: Path | None, stamps: object) -> DictConfig:
-    """Compose only the choices of groups. Callers must copy the result before they change it."""
+    """Compose only the choices of groups. Callers must not change the result, but a copy of it."""
     return _hydra_compose(primary, choices, extra_dir)
 
 

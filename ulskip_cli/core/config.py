@@ -31,7 +31,7 @@ _BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_laye
 
 
 def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
-    """Build a run's checked configuration from Hydra overrides and a user's folder of config groups, or raise UsageError."""
+    """Build a run's configuration from overrides and a user's config folder; raise UsageError for an invalid key or value."""
     config = compose_unvalidated(overrides, extra_dir)
     check_run(config)
     return config
@@ -54,7 +54,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
 
 
 def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
-    """Build a checked decoding configuration, greedy with some keys of `decoding` changed, or raise UsageError."""
+    """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for an invalid key or value."""
     refuse_renamed(f"decoding.{key}" for key in values)
     known = [one.name for one in fields(DecodingConfig) if one.name not in ("name", "description", "draft_tokens")]
     for key in values:
@@ -65,12 +65,12 @@ def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
 
 
 def instantiate(node: dict[str, Any], group: str) -> Any:
-    """Build the task or strategy that a config names in `_target_`; values that do not fit its fields are a UsageError."""
+    """Build the task or strategy that a config names in `_target_`; raise UsageError if a value does not fit its field."""
     return _convert(OmegaConf.create(options_of(node)), options_class(node, group), prefix=f"{group}.")
 
 
 def options_class(node: Mapping[str, Any], group: str) -> type:
-    """Return the dataclass that a task or strategy config names in `_target_`, or raise UsageError."""
+    """Return the dataclass that a task or strategy config names in `_target_`; raise UsageError if there is no such class."""
     target = str(node["_target_"])
     try:
         found = pkgutil.resolve_name(":".join(target.rsplit(".", 1)))
@@ -106,7 +106,7 @@ def identity(config: Config) -> str:
 
 
 def is_calibrated(strategy: dict[str, Any]) -> bool:
-    """Return True if a strategy needs no held-out examples: it is never calibrated, or its calibrated options are given."""
+    """Return True if a strategy needs no held-out examples: it has no calibrated options, or their values are set."""
     return getattr(instantiate(strategy, "strategy"), "is_calibrated", True)
 
 
@@ -117,7 +117,7 @@ def baseline_config(config: Config) -> Config:
 
 
 def without_drafts(decoding: DecodingConfig) -> DecodingConfig:
-    """Return the decoding without drafts that is the baseline of a drafting one; it chooses tokens in the same way."""
+    """Return the decoding of the baseline: it chooses tokens in the same way as `decoding`, but without drafts."""
     if not decoding.draft_tokens:
         return decoding
     return replace(decoding, name="sample" if decoding.do_sample else "greedy", draft_tokens=0)
@@ -129,7 +129,7 @@ def resolved_config(config: Config | TrainingConfig) -> dict[str, Any]:
 
 
 def recorded_config(config: Config | TrainingConfig) -> dict[str, Any]:
-    """Return the configuration that a row or a training stores: all keys except those of launcher and tracker."""
+    """Return the configuration that a row or a training.json stores: all keys except `launcher` and `tracker`."""
     return {key: value for key, value in resolved_config(config).items() if key not in _NOT_RECORDED}
 
 

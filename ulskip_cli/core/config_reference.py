@@ -50,7 +50,7 @@ def describe_choices(group: str, extra_dir: Path | None = None) -> dict[str, str
 
 
 def default_choices(primary: str) -> dict[str, str]:
-    """Return the choice that each group of `configs/<primary>.yaml` has if the command line names none."""
+    """Return the choice of each config group that `configs/<primary>.yaml` selects by default."""
     entries = yaml.safe_load((config_dir() / f"{primary}.yaml").read_text("utf-8"))["defaults"]
     return {group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items() if choice}
 
@@ -115,7 +115,7 @@ def _commented(schema: type, values: Mapping[str, Any], classes: Mapping[str, ty
 
 
 class _CompactDumper(yaml.SafeDumper):
-    """A dumper that writes lists, and texts with line breaks, in one line."""
+    """A YAML dumper that writes every list, and every text with line breaks, in one line."""
 
 
 _CompactDumper.add_representer(

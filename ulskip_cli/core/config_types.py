@@ -9,7 +9,7 @@ LIST, MAPPING = "a list, written [a,b]", "keys with values, written {a: 1, b: 2}
 
 
 def field_type(schema: type, key: str) -> Any:
-    """Return the type of a dotted key of a dataclass, or Any if the schema does not know it."""
+    """Return the type of a dotted key of a dataclass, or Any if the dataclass has no such key."""
     found: Any = schema
     for part in key.split("."):
         if not is_dataclass(found):

@@ -34,7 +34,7 @@ def packages() -> dict[str, str | None]:
 
 
 def machine(device: str = "cuda") -> dict[str, Any]:
-    """Describe the machine: processor, threads, instruction set, and the accelerator of a device (None if it has none)."""
+    """Describe the machine: processor, threads, instruction set, and the name of the CUDA accelerator (None for others)."""
     import torch
 
     place = torch.device(device)
@@ -60,7 +60,7 @@ def origin(device: str) -> dict[str, Any]:
 
 
 def is_like_here(measured: Mapping[str, Any], device: str, also: Sequence[str] = ()) -> bool:
-    """Return True if a row's `environment` describes a machine like this one; `also` names further keys to compare."""
+    """Return True if a row's `environment` describes a machine like this one; `also` lists further keys to compare."""
     here = machine(device)
     return all(measured.get(key) == here[key] for key in (*MACHINE, *also))
 
@@ -87,7 +87,7 @@ def offline_if_hub_unreachable() -> Iterator[None]:
 
 
 def check_hub_reachable() -> None:
-    """Look up the hub's host name, which raises OSError at once; the hub's own client retries for half a minute."""
+    """Raise OSError if the hub's host name cannot be resolved; the hub's own client would retry for half a minute."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 

@@ -11,7 +11,7 @@ class UsageError(Exception):
 
 
 class UnknownKey(UsageError):
-    """The chosen config groups have no such key; other choices in the groups may have it."""
+    """The chosen config groups do not have the key `key`; other choices of the groups may have it."""
 
     def __init__(self, message: str, key: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ def nearest(got: object, names: Iterable[str]) -> str | None:
 
 
 def require_choice(kind: str, got: str, known: Iterable[str]) -> str:
-    """Return `got` if it is one of `known`, else raise UsageError with the nearest name."""
+    """Return `got` if it is one of `known`; otherwise raise UsageError with the nearest known name."""
     choices = list(known)
     if got not in choices:
         raise unknown(kind, got, choices)

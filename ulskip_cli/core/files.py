@@ -31,7 +31,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Read the JSON object in a file; return None if there is no readable one."""
+    """Read the JSON object in a file; return None if the file is missing or contains no JSON object."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all, through a temporary file; raise StorageError if that fails."""
+    """Write a file completely or not at all, through a temporary file; raise StorageError if the write fails."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append a line in one write, first completing a line that a crash cut off; raise StorageError if that fails."""
+    """Append a line in one write; a line that a crash cut off is ended first. Raise StorageError if the write fails."""
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+", buffering=0) as stream:
@@ -97,7 +97,7 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock inside the block if it is free; yield True if it was acquired, or raise StorageError as `lock` does."""
+    """Hold a lock inside the block if the lock is free, and yield True if it is held; raise StorageError as `lock` does."""
     try:
         lock = _acquired(path, 0)
     except Timeout:

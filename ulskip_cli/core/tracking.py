@@ -31,7 +31,7 @@ def _is_installed(package: str) -> bool:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys with plain values; lists become JSON, and None is left out."""
+    """Yield dotted keys with plain values; lists become JSON texts, and keys with the value None are left out."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -62,7 +62,7 @@ class TrackedRun:
         self._try(start)
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers."""
+        """Log numbers, at a training step if `step` is given."""
         if self._tracker is not None:
             self._try(lambda: self._tracker.log(dict(values), step=step))
 

@@ -47,7 +47,8 @@ def check_training(config: TrainingConfig) -> None:
     for key in ("quantization", "device_map"):
         if getattr(config.model, key) is not None:
             raise UsageError(
-                f"model.{key} is not supported by ulskip train, which needs unquantized weights on one device; set it to null"
+                f"model.{key} is not supported by ulskip train, which needs unquantized weights on one device; "
+                f"use model.{key}=null"
             )
     if not train.ratios:
         raise UsageError("expected at least one number in train.ratios, got none; e.g. train.ratios=[1,2]")
@@ -106,4 +107,4 @@ def _check_shared(config: Config | TrainingConfig) -> None:
     check_installed(config.tracker)
     for key in ("quantization", "device_map", "adapter"):
         if getattr(config.model, key) is not None and config.model.source == "random":
-            raise UsageError(f"model.{key} requires pretrained weights; set it to null for model=random")
+            raise UsageError(f"model.{key} requires pretrained weights; use model.{key}=null with model=random")

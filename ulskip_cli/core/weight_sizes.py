@@ -17,17 +17,17 @@ class WeightSizes:
     layers: tuple[int, ...]
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
-        """Return S = (h + sum of all layers) / (heads * h + sum of the kept layers)."""
+        """Return (head + all layers) / (heads * head + kept layers), in bytes; a step runs the output head `heads` times."""
         return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """Return the predicted speedup over steps with different layers, given as pairs (number of steps, layers)."""
+        """Return the predicted speedup of a decoding; each pair is a number of steps and the layers that these steps run."""
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
 
 
 def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightSizes | None:
-    """Sort a checkpoint's tensors, (shape, bytes) by name, into layers and head; None if there is no stack of N layers.
+    """Sum a checkpoint's tensors ((shape, bytes) by name) by layer and head; return None unless one stack has N layers.
 
     If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
     """

@@ -15,7 +15,7 @@ SYNC_SECONDS = 1.0  # between two fsyncs; a killed process loses no finished bat
 
 @dataclass(frozen=True)
 class FinishedBatch:
-    """A finished batch as it is stored."""
+    """The stored output of one finished batch, and the run's state after the batch."""
 
     positions: list[int]  # indices of its prompts in the task
     output: BatchOutput
@@ -30,8 +30,8 @@ class BatchCheckpoints:
     def __init__(self, path: Path, origin: dict[str, Any], began: float | None = None) -> None:
         """Read the batches that an earlier attempt stored in `path`.
 
-        `began` is the start of this attempt in seconds of `time.monotonic`; None: now. Batches of another `origin` (code and
-        machine) are dropped, because a row has one provenance.
+        `began` is the start of this attempt in seconds of `time.monotonic`; None means now. Batches of another `origin` (code
+        and machine) are dropped, because a row has one provenance.
         """
         self._path, self._origin = path, json.loads(json.dumps(origin))
         self._synced_at = time.monotonic()
@@ -43,7 +43,7 @@ class BatchCheckpoints:
         self._begun = bool(lines)
 
     def batches(self, order: Sequence[int]) -> list[FinishedBatch]:
-        """Return the finished batches that match the start of `order` (prompt indices), and delete the others from the file."""
+        """Return the stored batches that match the start of `order` (prompt indices), and delete all other stored batches."""
         start, valid = 0, []
         for batch in self._kept:
             if list(order[start : start + len(batch.positions)]) != batch.positions:
@@ -64,7 +64,7 @@ class BatchCheckpoints:
         return before + time.monotonic() - self._began
 
     def add(self, positions: Sequence[int], output: BatchOutput, batch_size: int, peak_memory_bytes: int) -> None:
-        """Store a finished batch; raise StorageError if it cannot be written."""
+        """Store a finished batch; raise StorageError if the file cannot be written."""
         now = time.monotonic()
         sync = now - self._synced_at >= SYNC_SECONDS
         self._synced_at = now if sync else self._synced_at

@@ -86,13 +86,13 @@ class BenchmarkRunner:
         return [record]
 
     def _load(self, config: Config) -> LoadedModel:
-        """Return the loaded model; the full decoder of another model is released first."""
+        """Return the loaded model; the decoder of a previous model is released first."""
         if self._full and self._full[0] != _key(config):
             self._full = None
         return self.session.load(config.model, config.seed)
 
     def _full_decoder(self, config: Config, loaded: LoadedModel) -> Decoder:
-        """Return the decoder of the full model, kept for all points so that its steps are compiled once."""
+        """Return the decoder of the full model. All points share this decoder, so that its steps are compiled once."""
         if self._full is None:
             self._full = _key(config), Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
         return self._full[1]
@@ -113,7 +113,7 @@ def _key(config: Config) -> str:
 def _describe_sides(
     pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Return each side's step time and shares of the machine limits; with drafts, work and layer time are None."""
+    """Return step times and shares of the machine limits, for the full model and then the schedule; unknown values are None."""
     parameters, drafted = _parameters(loaded), pairs.strategy[0].drafts is not None
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
     depths = [sum(shares.values()) for shares in runs]
@@ -145,14 +145,14 @@ def _runs(plan: Plan, steps: int) -> dict[int, float]:
 
 
 def _kv_bytes(output: BatchOutput) -> float:
-    """Return the KV cache bytes of one sequence in the layers of its first stage, halfway through its new tokens."""
+    """Return the KV cache bytes of one sequence after half of its new tokens, in the layers of the first stage."""
     batch_size = len(output.token_ids)
     middle = output.prompt_tokens / batch_size + len(output.token_ids[0]) / 2
     return output.kept_kv_bytes / output.prompt_tokens * middle
 
 
 def _parameters(loaded: LoadedModel) -> WeightSizes | None:
-    """Return the number of weights by layer; None if quantization packs them into integers."""
+    """Return the number of weights by layer, or None if quantization packs the weights into integers."""
     model = loaded.model
     if not all(p.is_floating_point() for p in model.parameters()):
         return None

@@ -1,4 +1,4 @@
-"""Measure the numbers that a strategy requires on held-out examples, and store them for later runs."""
+"""Measure on held-out examples the option values that a strategy requires, and store them for later runs."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ class HeldOutEvaluator:
     _exiting: Decoder | None = None
 
     def output_lengths(self) -> list[int]:
-        """Return the output lengths (tokens) of the full model under the run's decoding."""
+        """Return the length in tokens of the full model's answer to each prompt, with the run's decoding settings."""
         baseline = baseline_config(self.config)
         decoder = Decoder(self.loaded.model, make_plan(baseline, self.loaded.metadata), self.loaded.tokenizer)
         report = self.progress.phase("calibrate: answers", len(self.workload.prompts))
@@ -57,12 +57,12 @@ class HeldOutEvaluator:
         return lengths
 
     def block_influence(self) -> list[float]:
-        """Return the block influence of every layer, over prompts and references."""
+        """Return the block influence of every layer, measured on prompts and references."""
         texts = [one.prompt_ids + one.response_ids for one in self.workload.encoded or []]
         return block_influence(self.loaded.model, texts, LOSS_BATCH, self.progress.phase("calibrate: influence", len(texts)))
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Return the references' decode loss in nats per token; prompts read by all layers are encoded once for all calls."""
+        """Return the decode loss of the references in nats per token; with prompt_layers=all, later calls reuse the prompts."""
         strategy = {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
         plan = make_plan(replace(self.config, strategy=strategy), self.loaded.metadata)
         decoder = Decoder(self.loaded.model, plan)
@@ -77,7 +77,7 @@ class HeldOutEvaluator:
         return self._losses[shared].of(decoder)
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
-        """Return the mean exit depth over the answers, under the run's decoding and batch size."""
+        """Return the mean exit depth over generated answers, with the run's decoding settings and batch size."""
         config = replace(self.config, strategy={**self.config.strategy, **options})
         plan = make_plan(config, self.loaded.metadata)
         assert plan.exits is not None
@@ -99,10 +99,10 @@ class HeldOutEvaluator:
 def calibrate_strategy(
     config: Config, loaded: LoadedModel, workload: Workload | None, progress: ProgressCallback
 ) -> tuple[Config, Row | None]:
-    """Return the configuration with calibrated strategy options, and the row's calibration entry (None: nothing to calibrate).
+    """Return the configuration with calibrated options, and the row's calibration entry (None if nothing was calibrated).
 
-    Options are measured on `workload`, the held-out examples, or read from the results folder if stored there. `workload` is
-    None without held-out examples or without a tokenizer.
+    The results folder stores the option values; if they are missing, they are measured on `workload`, the held-out examples.
+    `workload` is None if there are no held-out examples or no tokenizer.
     """
     strategy = instantiate(config.strategy, "strategy")
     if workload is None or not isinstance(strategy, NeedsCalibration) or strategy.is_calibrated:

@@ -29,7 +29,7 @@ class InvalidLogitsError(RunError):
 
 @dataclass(frozen=True)
 class GeneratedAnswers:
-    """The answers of a point."""
+    """The generated answers of a point, with decoder outputs and peak memory."""
 
     strategy: str
     generations: list[dict[str, Any]]  # one JSON object per example, in the task's order
@@ -45,7 +45,7 @@ def generate_answers(
     progress: ProgressCallback,
     checkpoints: BatchCheckpoints | None = None,
 ) -> GeneratedAnswers:
-    """Generate an answer to every example, longest prompts first; resume after the batches stored in `checkpoints`."""
+    """Generate an answer to every example, longest prompts first. Batches stored in `checkpoints` are not decoded again."""
     assert workload.task is not None
     name, examples = config.strategy["name"], workload.examples
     size = BatchSize(config.batch_size)
@@ -91,8 +91,8 @@ def score_answers(
 ) -> QualityScores:
     """Score answers by the task's metrics, and measure the decode loss of the references.
 
-    `scoring_decoder` measures the loss; with drafts it is the full model, because that decides the tokens. Raises
-    InvalidLogitsError if the loss is not finite, and RunError if the baseline's answers are not of the same examples.
+    `scoring_decoder` measures the loss; with drafts it is the full model, which then decides the tokens. Raises
+    InvalidLogitsError if the loss is not finite, and RunError if the baseline has another number of answers.
     """
     assert workload.encoded is not None
     assert workload.task is not None

@@ -11,14 +11,14 @@ from ulskip_cli.tasks import Example, Task
 
 @dataclass(frozen=True)
 class HeldOutExamples:
-    """Examples that are used for calibration and not evaluated, and the task that makes their prompts."""
+    """Examples for calibration, which are not evaluated, and the task that makes their prompts."""
 
     task: Task
     examples: Sequence[Example]
 
 
 def find_held_out(config: Config) -> HeldOutExamples | None:
-    """Return the calibration examples, None if none are needed; raise UsageError if they are needed but missing."""
+    """Return the calibration examples, or None if no calibration is needed; raise UsageError if needed examples are missing."""
     if is_calibrated(config.strategy):
         return None
     wanted, name = config.calibration.examples, config.strategy["name"]

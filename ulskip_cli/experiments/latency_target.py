@@ -1,4 +1,4 @@
-"""Time the cost of layers on this machine, and find the depth that meets a target speedup (ratio_basis=latency)."""
+"""Time decode steps of several depths on this machine, and find the depth that meets a target speedup."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +26,7 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class DepthMeasurement:
-    """The speedup of timed pairs at one mean depth."""
+    """The speedup that timed pairs measured at one mean depth."""
 
     depth: float  # mean layers per decode step
     speedup: float  # median of the pairs
@@ -42,7 +42,7 @@ class LatencyTargetFit:
     trials: tuple[DepthMeasurement, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fit as a row stores it, with the speedup predicted for its depth."""
+        """Return the fit as a row stores it, with the speedup that it predicts for `depth`."""
         return {
             **asdict(self.fit),
             "residuals": self.fit.residuals,
@@ -60,9 +60,9 @@ def fit_step_latency(
     context: DecodeContext,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> LatencyFit:
-    """Time decode steps at several depths in turn, and fit a straight line of seconds over depth.
+    """Time decode steps at several depths in turn, and fit a straight line to the seconds.
 
-    `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len], used in turn.
+    `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len]; the rounds use them in turn.
     """
     decoders = {count: Decoder(model, _plan(num_layers, count)) for count in counts(num_layers)}
     seconds: dict[int, list[float]] = {count: [] for count in decoders}
@@ -86,7 +86,7 @@ def solve_depth_for_speedup(
     """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and correct it by timed pairs.
 
     `measured(depth)` times pairs near that depth and returns the actual mean depth and the speedup of every pair. Raises
-    UsageError if the target cannot be reached.
+    NotApplicable, a UsageError, if the target cannot be reached.
     """
     fit.check(target_speedup)
     depth, offset = fit.depth(target_speedup), 0.0
@@ -112,7 +112,7 @@ def make_pair_timer(
     context: DecodeContext,
     speed: SpeedConfig,
 ) -> Callable[[float], tuple[float, Sequence[float]]]:
-    """Return the `measured` function of `solve_depth_for_speedup`, which times the full model and the plan of a depth."""
+    """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the plan `plan_of(depth)`."""
     known: dict[tuple[tuple[int, ...], ...], Decoder] = {}
 
     def decoder(plan: Plan) -> Decoder:
@@ -132,7 +132,7 @@ def make_pair_timer(
 
 
 def counts(num_layers: int) -> list[int]:
-    """Return the numbers of kept layers that are timed.
+    """Return the numbers of kept layers that `fit_step_latency` times.
 
     >>> counts(30)
     [30, 20, 10, 2]

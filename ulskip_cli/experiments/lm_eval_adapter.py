@@ -46,7 +46,7 @@ FIRST_TOKEN_ONLY = (
 
 @register_model("ulskip")
 class SkippingLM(HFLM):  # type: ignore[misc]
-    """A model of lm-evaluation-harness: a causal LM under one schedule. It generates text as `ulskip run` does.
+    """A causal LM with one schedule, as a model of lm-evaluation-harness. It generates text as `ulskip run` does.
 
     The kept layers score continuations and read their contexts. With an explicit `prompt_layers=all`, all layers read the
     context, so the full model scores the first token of every continuation.
@@ -61,11 +61,11 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         pretrained: str | None = None,
         **arguments: Any,
     ) -> None:
-        """Load the model and make the schedule; raise UsageError if the harness cannot evaluate them.
+        """Load the model and make the schedule; raise UsageError if the harness does not support the model or the strategy.
 
-        `overrides` and `arguments` are keys of our configuration, e.g. `model`, `strategy`, `ratio`; `arguments` may also be
-        arguments of the harness's `hf` model that do not concern the weights. `device` and `pretrained` are defaults of
-        `model.device` and `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits into memory.
+        `overrides` and `arguments` are keys of the ulskip configuration, e.g. `model`, `strategy`, `ratio`; `arguments` may
+        also contain arguments of the harness's `hf` model that do not concern the weights. `device` and `pretrained` are
+        defaults of `model.device` and `model.path`. With `batch_size="auto"`, `max_batch_size` is halved until a batch fits.
         """
         harness_arguments = {key: arguments.pop(key) for key in _HARNESS_KEYS if key in arguments}
         if device == HARNESS_DEVICE and not torch.cuda.is_available():
@@ -84,8 +84,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         strategy = instantiate(self.ulskip_config.strategy, "strategy")
         if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
             raise UsageError(
-                f"strategy={self.ulskip_config.strategy['name']} requires calibrated options; calibrate it with `ulskip run` "
-                "and pass the values in calibration.options of its row as strategy.KEY=VALUE"
+                f"strategy={self.ulskip_config.strategy['name']} requires calibrated options; calibrate with `ulskip run`, "
+                "and pass the values under calibration.options in the new row as strategy.KEY=VALUE"
             )
         self.loaded = load(self.ulskip_config.model, self.ulskip_config.seed)
         tokenizer = self.loaded.tokenizer
@@ -134,7 +134,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return [scores[i] for i in range(len(requests))]
 
     def _scored(self, requests: Sequence[ScoringRequest], positions: Sequence[int]) -> list[Score]:
-        """Score one batch in two passes: the contexts, then the continuations."""
+        """Score one batch in two passes: encode the contexts, then score the continuations."""
         responses = [requests[i][2] for i in positions]
         wholes = [
             (requests[i][1] + requests[i][2])[-(self.max_length + 1) :] for i in positions
@@ -156,7 +156,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """Generate token ids [batch, context and new tokens]."""
+        """Generate new tokens, and return context and new token ids, [batch, context + new tokens]."""
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
         ends = {self.tokenizer.decode([end]) for end in _as_list(self.loaded.model.generation_config.eos_token_id)}
         stops = [text for text in stop if text not in ends]
@@ -179,7 +179,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         return torch.cat([context, new.to(context.device)], dim=1)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return the model information that the harness stores with its results; the key `ulskip` contains our row."""
+        """Return the model information that the harness stores with its results; the key `ulskip` contains the ulskip row."""
         return {
             "model_num_parameters": self.loaded.model.num_parameters(),
             "model_dtype": str(self.loaded.model.dtype),

@@ -56,7 +56,8 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
     model = SkippingLM(overrides, arguments.get("batch_size", 1), arguments.get("max_batch_size", 64))
     if arguments.get("apply_chat_template") and not model.tokenizer.chat_template:
         raise UsageError(
-            f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has no chat template; remove it"
+            f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has no chat template; "
+            "remove the option"
         )
     if "use_cache" in arguments:  # answers of another model or schedule must not be reused
         arguments["use_cache"] += "_" + _digest([model.record().id, model.scoring_plan.prompt_layers])
@@ -84,7 +85,7 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
 def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> list[RunRecord]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no record.
 
-    `options` are further options that changed the answers; a row keeps them under `lm_eval_options`.
+    `options` are further harness options that change the answers; a row stores them under `lm_eval_options`.
     """
     shared = RunRecord.from_row(results["config"]["ulskip"])
     assert shared.lm_eval is not None
@@ -115,7 +116,7 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", read.get("batch_size", "1")):
         raise UsageError(f"--batch_size: expected a positive number, auto or auto:N, got {read['batch_size']}; use e.g. 8")
     if read.get("limit", 1) <= 0:
-        raise UsageError(f"--limit: expected a positive number of examples, or a share of them below 1, got {read['limit']:g}")
+        raise UsageError(f"--limit: expected a number of examples > 0, or a share of the task < 1, got {read['limit']:g}")
     for key in {"gen_kwargs", "metadata", "samples", "seed"} & read.keys():
         try:
             if key == "seed":
@@ -132,7 +133,7 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_seeds(text: str) -> dict[str, int | None]:
-    """Read one seed for all generators, or one for each; None leaves a generator unseeded.
+    """Parse one seed for all random generators, or one seed for each; None leaves a generator unseeded.
 
     >>> _read_seeds("0,None,8,52")["numpy_random_seed"] is None, _read_seeds("3")["fewshot_random_seed"]
     (True, 3)
@@ -150,7 +151,7 @@ def _find_tasks(manager: TaskManager, given: Sequence[str]) -> list[str]:
         names = [name] if Path(name).is_file() else manager.match_tasks([name])
         if not names:
             raise UsageError(
-                f"--tasks: expected a task of lm-evaluation-harness, got '{name}'; list them with `lm-eval ls tasks`"
+                f"--tasks: expected a task of lm-evaluation-harness, got '{name}'; list all tasks with `lm-eval ls tasks`"
             )
         found |= dict.fromkeys(names)
     return list(found)

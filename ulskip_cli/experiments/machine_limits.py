@@ -30,7 +30,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> MachineLimits:
 
 
 def read_bytes_per_second(device: torch.device) -> float:
-    """Return the bytes/s of reading a buffer once, by the faster of a sum and a dot product."""
+    """Return the bytes/s at which a buffer is read once, by a sum or a dot product, whichever is faster."""
     size = READ_BYTES
     if device.type == "cpu":
         size = min(size, int(MEMORY_SHARE * psutil.virtual_memory().available))

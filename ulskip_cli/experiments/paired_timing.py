@@ -23,7 +23,7 @@ SIDE_KEYS = ("engine", "linear_backend", "compiled")
 
 @dataclass(frozen=True)
 class TimedPairs:
-    """The outputs of all timed pairs, in the same order on both sides."""
+    """The outputs of all timed pairs: `full[i]` and `strategy[i]` are one pair."""
 
     full: list[BatchOutput]  # empty if only the schedule was timed
     strategy: list[BatchOutput]
@@ -31,11 +31,11 @@ class TimedPairs:
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
 
     def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
-        """Return the full model's value divided by the schedule's for every pair."""
+        """Return, for every pair, the full model's seconds divided by the schedule's seconds."""
         return [seconds(a) / seconds(b) for a, b in zip(self.full, self.strategy, strict=True)]
 
     def timing(self) -> PairedTiming:
-        """Summarize the pairs: median ratios with intervals, raw seconds, phases and cache bytes."""
+        """Summarize the pairs: median speedups with intervals, raw seconds, times of prefill and decode, and KV cache bytes."""
         ratios: dict[str, float] = {}
         if self.full:
             for key, seconds in (("measured_speedup", _seconds_per_token), ("end_to_end_speedup", _total_seconds_per_token)):
@@ -58,7 +58,7 @@ class TimedPairs:
 def time_pairs(
     full: Decoder | None, strategy: Decoder, workload: Workload, config: Config, progress: ProgressCallback
 ) -> TimedPairs:
-    """Time a schedule in pairs with the full model, or without it if `full` is None; halve batches that do not fit."""
+    """Time a schedule in pairs with the full model, or alone if `full` is None; halve batches that do not fit into memory."""
     size, total = BatchSize(config.batch_size), config.speed.warmup + config.speed.pairs
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
@@ -78,12 +78,12 @@ def measure_pairs(
     speed: SpeedConfig,
     on_pair: Callable[[int], None] = lambda done: None,
 ) -> TimedPairs:
-    """Alternate the two decoders over `batches` of (input_ids, attention_mask), each [batch, prompt_len], used in turn.
+    """Time both decoders on the same `batches` of (input_ids, attention_mask), each [batch, prompt_len], used in turn.
 
     Both generate exactly `speed.new_tokens` tokens with EOS suppressed. With drafts or early exit they stop at EOS, because
-    acceptance and confidence mean nothing past the end. The side that goes first alternates too, and the full model decodes
-    without drafts. Raises RunError if the sides ran on different linear backends or, without drafts and early exit, on
-    different engines.
+    acceptance and confidence mean nothing past the end. The decoder that starts alternates between pairs. The full model
+    decodes without drafts. Raises RunError if the decoders used different linear backends or, without drafts and early
+    exit, if they differ in engine or compilation.
     """
     forced = None if context.decoding.draft_tokens or strategy.exits else speed.new_tokens
     limited = replace(context, decoding=replace(context.decoding, max_new_tokens=speed.new_tokens))
@@ -112,14 +112,14 @@ def measure_pairs(
 
 
 def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
-    """Raise RunError if `SIDE_KEYS` differ between the sides; with drafts or early exit, check only the linear backend."""
+    """Raise RunError if `SIDE_KEYS` differ between the outputs; with drafts or early exit check only the linear backend."""
     own_engine = strategy.drafts is not None or strategy.exits is not None
     for key in ("linear_backend",) if own_engine else SIDE_KEYS:
         ran, other = getattr(full, key), getattr(strategy, key)
         if ran != other:
             raise RunError(
-                f"expected both sides of a timed pair to run with the same {key}, got {ran} for the full model and {other} for "
-                "the schedule; set decoding.engine=transformers"
+                f"expected the same {key} for both runs of a timed pair, got {ran} for the full model and {other} for the "
+                "schedule; decoding.engine=transformers runs both on one engine"
             )
 
 

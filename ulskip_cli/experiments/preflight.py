@@ -37,21 +37,21 @@ class ResolvedPoint:
 
     @property
     def identity(self) -> RunIdentity:
-        """The request of the point, as its row stores it."""
+        """The settings that identify the point, as its row stores them."""
         baseline_id = self.baseline.run_id if self.baseline else None
         return RunIdentity.of(self.config, self.run_id, baseline_id=baseline_id, dataset=self.task.data if self.task else None)
 
 
 @dataclass
 class Resolver:
-    """Resolves configurations; data and model files are read once for all points that share them."""
+    """Resolves configurations; data and model files are read once and reused for later points."""
 
     _data: dict[str, "_Data | UsageError"] = field(default_factory=dict)
     _metadata: dict[str, ModelMetadata] = field(default_factory=dict)
     _fingerprints: dict[str, str] = field(default_factory=dict)
 
     def resolve(self, config: Config) -> ResolvedPoint:
-        """Check a run and derive its point; raise NotApplicable or another UsageError that names the key."""
+        """Check a run and derive its point; raise a UsageError (or NotApplicable) that names the unsupported key."""
         metadata, plan = self.schedule(config)
         data = self.data(config)
         held_out = _held_out(config, plan)
@@ -70,7 +70,7 @@ class Resolver:
         )
 
     def schedule(self, config: Config) -> tuple[ModelMetadata, Plan]:
-        """Return the model's metadata and the plan, which need no data."""
+        """Return the model's metadata and the plan, without reading the task's data."""
         validation.check_run(config)
         if config.memory_budget is not None:
             raise UsageError("memory_budget= is not supported by a run; use batch_size=N, or `ulskip plan` with memory_budget=")
@@ -105,7 +105,7 @@ class Resolver:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def weights_fingerprint(self, config: Config) -> str:
-        """Return the fingerprint of a model's weights, read once."""
+        """Return the fingerprint of a model's weights; the files are read only at the first call."""
         key = str(config.model)
         if key not in self._fingerprints:
             self._fingerprints[key] = fingerprint(config.model)
@@ -118,7 +118,7 @@ def resolve(config: Config) -> ResolvedPoint:
 
 
 def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> ResolvedPoint:
-    """Resolve a benchmark, which reads no task; raise UsageError that names the key."""
+    """Resolve a benchmark, which reads no task; raise a UsageError that names the key if a value is not supported."""
     resolver = resolver or Resolver()
     metadata, plan = resolver.schedule(config)
     speed, context = config.speed, metadata.context
@@ -136,7 +136,7 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
             f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
-            f"got {speed.prompt_tokens} + {speed.new_tokens}; lower one of them"
+            f"got {speed.prompt_tokens} + {speed.new_tokens}; lower one of the two"
         )
     check_generate_options(config)
     return ResolvedPoint(

@@ -45,7 +45,7 @@ RENAMED_KEYS = {  # keys of row version 1 and their names since version 2
 
 
 def upgrade_row(row: Mapping[str, Any]) -> Row:
-    """Return a row of any earlier version with this version's key names, also inside the `full` side of a benchmark."""
+    """Return a row of any earlier version with this version's key names, also in the `full` object of a benchmark."""
     upgraded = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
     if isinstance(upgraded.get("full"), dict):
         upgraded["full"] = {RENAMED_KEYS.get(key, key): value for key, value in upgraded["full"].items()}
@@ -53,13 +53,13 @@ def upgrade_row(row: Mapping[str, Any]) -> Row:
 
 
 def is_done(row: Mapping[str, Any]) -> bool:
-    """True for the row of a finished run; the oldest rows have no status and are finished."""
+    """True for the row of a finished run. Rows of the oldest versions have no status; their runs are finished."""
     return bool(row.get("status", DONE) == DONE)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The record of one run. A failed or inapplicable run has a reason and no measurements: those sections are None."""
+    """The record of one run. A failed or inapplicable run has a reason, and its sections of measurements are None."""
 
     identity: RunIdentity
     status: str = DONE
@@ -88,7 +88,7 @@ class RunRecord:
         return self.status == DONE
 
     def to_row(self) -> Row:
-        """Return a flat JSON object; a failed run omits an unknown `dataset` or `chat`, so that it fits any group of rows."""
+        """Return a flat JSON object. A failed run omits an unknown `dataset` or `chat`, so that its row fits any group."""
         row: Row = {key: getattr(self, key) for key in _OWN_KEYS if getattr(self, key) is not None}
         for name in _SECTIONS:
             section = getattr(self, name)
@@ -157,7 +157,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 
 def _read_section(kind: type, rest: dict[str, Any]) -> Any:
-    """Return one section and remove its keys from `rest`; None if the row has none of them."""
+    """Return one section and remove its keys from `rest`; return None if the row contains none of the keys."""
     hints = _hints(kind)
     found = {key: rest.pop(key) for key in hints if key in rest}
     if kind is QualityScores:

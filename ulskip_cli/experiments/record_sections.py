@@ -10,7 +10,7 @@ from ulskip_cli.strategies.plan import target_speedup
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The request of a run: model, task, strategy and settings."""
+    """The settings that identify a run: model, task, strategy and options."""
 
     id: str
     experiment: str | None = None
@@ -109,7 +109,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class PairedTiming:
-    """The full model and the strategy timed in turns: speedups with intervals, raw samples, phases, KV cache bytes."""
+    """Timed pairs of the full model and the strategy: speedups with intervals, raw seconds, KV cache bytes."""
 
     measured_speedup: float | None = None
     measured_speedup_low: float | None = None
@@ -157,7 +157,7 @@ class LmEvalScores:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that a result depends on in addition to its request: engine, device, weights, environment."""
+    """Everything that a result depends on besides its settings: engine, device, weights, environment."""
 
     finished_at: str | None = None
     engine: str | None = None

@@ -21,7 +21,7 @@ _RUN_ID = re.compile(r"[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class RescoredRun:
-    """A run with its new scores, and their differences from its stored row."""
+    """A run with new scores, and the differences between the new scores and the stored row."""
 
     folder: ResultsFolder
     record: RunRecord
@@ -29,14 +29,14 @@ class RescoredRun:
     changed: dict[str, tuple[float, float]]  # old and new value by row key
 
     def save(self) -> None:
-        """Append the record to runs.jsonl if a score is new or changed; its settings and measurements stay unchanged."""
+        """Append the record to runs.jsonl if a score is new or changed; settings and measurements of the row stay unchanged."""
         if self.added or self.changed:
             self.folder.append(self.record)
 
 
 @dataclass(frozen=True)
 class ExtraMetrics:
-    """Metrics to compute in addition to those of a run."""
+    """Metrics to compute in addition to the run's own metrics."""
 
     names: Sequence[str] = ()
     comet_model: str | None = None  # None: the task's
@@ -50,7 +50,7 @@ class ExtraMetrics:
 
 
 def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRecord]]:
-    """Find runs by results folder, generations file or run id; raise UsageError if none has complete generations."""
+    """Find runs by results folder, generations file or run id; raise UsageError if no run has stored generations."""
     path = Path(target).expanduser()
     if path.is_dir():
         folders, run_id = [ResultsFolder(path)], None
@@ -74,7 +74,7 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRe
 
 
 def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> RescoredRun:
-    """Score a run's stored generations by its own and the extra metrics; raise UsageError if its row has no configuration."""
+    """Score a run's stored generations by its own and the extra metrics; raise UsageError if the row has no configuration."""
     config = record.provenance.config if record.provenance else {}
     if "task" not in config:
         raise UsageError(f"{folder.runs_path}: expected config.task in row {record.id}, got none; repeat the run to score it")
@@ -95,7 +95,7 @@ def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> Re
 
 
 def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
-    """Return the answers of a run, and those of its baseline if both are stored."""
+    """Return the answers of a run, with the answers of its baseline if the results folder contains them."""
     row = record.to_row()
     generations = _stored_generations(folder, row)
     baseline = record.identity.baseline_id
@@ -109,7 +109,7 @@ def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
 
 
 def _stored_generations(folder: ResultsFolder, row: Row) -> list[dict[str, Any]]:
-    """Return the generations of a row's run, none if the file is missing; raise UsageError if the file is incomplete."""
+    """Return a run's generations, or an empty list if the file is missing; raise UsageError if the file is incomplete."""
     path, found, expected = folder.generations_path(row["id"]), folder.generations(row["id"]), row.get("num_examples")
     if path.is_file() and expected is not None and len(found) != expected:
         raise UsageError(f"{path}: expected {expected} answers, got {len(found)}; restore the file or repeat the run")

@@ -38,7 +38,7 @@ class ResultsFolder:
         return cls(Path(config.results_dir) / config.name)
 
     def check_writable(self) -> None:
-        """Create the folder before a long run; raise UsageError if it cannot be created or written to."""
+        """Create the folder before a long run; raise UsageError if the folder cannot be created or written to."""
         try:
             self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class ResultsFolder:
             ) from None
 
     def remove_if_empty(self) -> None:
-        """Remove the folder if `check_writable` created it and nothing was written into it since."""
+        """Remove the folder if `check_writable` created the folder and it is still empty."""
         if self._is_new:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
@@ -63,7 +63,7 @@ class ResultsFolder:
         return self.path / "runs.jsonl"
 
     def rows(self) -> list[Row]:
-        """Return the newest row of every point, failed ones included; unreadable lines are skipped."""
+        """Return the newest row of every point, also of failed points; unreadable lines are skipped."""
         return self.rows_and_broken()[0]
 
     def rows_and_broken(self) -> tuple[list[Row], int]:
@@ -75,14 +75,14 @@ class ResultsFolder:
         return newest_rows(rows), len(lines) - len(rows)
 
     def record(self, run_id: str, accept: Callable[[RunRecord], bool] = lambda record: True) -> RunRecord | None:
-        """Return the newest finished record of a point that `accept` accepts; None if it or its generations are missing."""
+        """Return a point's newest finished record that `accept` accepts; None if no record or no generations are found."""
         if not self.generations_path(run_id).is_file():
             return None
         finished = (row for row in reversed(read_jsonl(self.runs_path)) if row.get("id") == run_id and is_done(row))
         return next((record for row in finished if accept(record := RunRecord.from_row(row))), None)
 
     def quarantine_corrupt_lines(self) -> str | None:
-        """Move unreadable lines, e.g. after a crash, from runs.jsonl to another file; return a message about them, or None."""
+        """Move unreadable lines, e.g. after a crash, from runs.jsonl to another file; return a message if lines were moved."""
         if not self.runs_path.is_file() or not _corrupt_lines(self.runs_path.read_bytes()):
             return None
         with self._lock_rows():
@@ -103,7 +103,7 @@ class ResultsFolder:
         return lock(self.path / ".locks" / "rows.lock")
 
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
-        """Lock a point for this process; at most one process on any machine gets True."""
+        """Lock a point; the context value is True in only one process, also across machines that share the folder."""
         return try_lock(self.path / ".locks" / f"{run_id}.lock")
 
     def generations_path(self, run_id: str) -> Path:
@@ -111,7 +111,7 @@ class ResultsFolder:
         return self.path / "generations" / f"{run_id}.jsonl"
 
     def checkpoint_path(self, run_id: str) -> Path:
-        """Return the path of the finished batches of an unfinished point."""
+        """Return the path of the file in which an unfinished point stores its finished batches."""
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
     def generations(self, run_id: str) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ class ResultsFolder:
         return read_jsonl(self.generations_path(run_id))
 
     def save(self, config: Config, record: RunRecord, generations: Sequence[dict[str, Any]] | None = None) -> None:
-        """Write a finished run, its row last, so that a row implies that everything is stored; then log it to the tracker."""
+        """Write a finished run and log it to the tracker. The row is written last: if it exists, all other files exist."""
         write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         if generations is not None:
             self.save_generations(record.id, generations)
@@ -132,7 +132,7 @@ class ResultsFolder:
         write_atomic(self.generations_path(run_id), "".join(lines))
 
     def append(self, record: RunRecord) -> None:
-        """Append a row, which replaces earlier rows of its point; raise StorageError if the folder cannot be written."""
+        """Append a row, which replaces earlier rows of the same point; raise StorageError if the folder cannot be written."""
         line = json.dumps(record.to_row(), ensure_ascii=False)
         with self._lock_rows():
             append_line(self.runs_path, line)
@@ -159,7 +159,7 @@ def newest_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def parse_row(line: str | bytes) -> Row | None:
-    """Parse a line of runs.jsonl, with the key names of this version; None if it is not a row."""
+    """Parse a line of runs.jsonl and upgrade its key names to this version; return None if the line is not a row."""
     try:
         found = json.loads(line)
     except ValueError:

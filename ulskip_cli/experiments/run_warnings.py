@@ -1,4 +1,4 @@
-"""Warnings of a finished run: one line for each difference between the request and the run."""
+"""Warnings of a finished run: one line for each difference between the requested settings and the actual run."""
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.experiments.record import RunRecord

@@ -70,7 +70,7 @@ class Session:
         return workload, encode_workload(replace(point, task=held_out.task, examples=held_out.examples), tokenizer)
 
     def load(self, config: ModelConfig, seed: int) -> LoadedModel:
-        """Return the loaded model, from memory if it was the last one loaded."""
+        """Return the loaded model; the last loaded model is kept in memory and not loaded again."""
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
             self._models.clear()  # two models may not fit into memory
@@ -81,7 +81,7 @@ class Session:
         return self._models[key]
 
     def solve_depth(self, config: Config, loaded: LoadedModel, workload: Workload) -> LatencyTargetFit | None:
-        """Find the mean depth whose measured speedup meets the target; None unless ratio_basis=latency."""
+        """Find the mean depth whose measured speedup meets the target; return None unless ratio_basis=latency."""
         if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
             return None
         batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
@@ -98,7 +98,7 @@ class Session:
 
 @dataclass(frozen=True)
 class ScheduleProvenance:
-    """The origin of a schedule: timing on this machine, or calibration on held-out examples."""
+    """The measurements that decided a schedule: timing on this machine, or calibration on held-out examples."""
 
     latency: LatencyTargetFit | None = None
     calibration: dict[str, Any] | None = None
@@ -117,9 +117,9 @@ class PreparedRun:
 
 
 def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None = None) -> list[RunRecord]:
-    """Run one point, and its full baseline first if none is stored; return their records, the point's own last.
+    """Run one point, and its full baseline first if none is stored; return the records, the point's own record last.
 
-    A given `baseline` may come from any machine; a stored one is used only if it was measured on a machine like this one.
+    A given `baseline` may come from any machine; a stored baseline must come from a machine like this one.
     Raises UsageError for an unsupported request, and RunError if the run fails.
     """
     started_at = time.monotonic()
@@ -196,7 +196,7 @@ def _make_record(
     timed: TimedPairs | None,
     baseline: RunRecord | None,
 ) -> RunRecord:
-    """Return the record of a measured point, without its quality."""
+    """Return the record of a measured point, without quality scores."""
     asked = replace(run.point.identity, chat=run.workload.chat, prompt_layers=run.plan.prompt_layers)
     outputs, source = (answers.outputs, "evaluation") if answers else (timed.strategy if timed else [], "timed pairs")
     natural = (
@@ -214,7 +214,7 @@ def _make_record(
 
 
 def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[BatchOutput]) -> ScheduleRecord:
-    """Return the schedule section of a row; `outputs` give the mean depth up to EOS with early exit or later stages."""
+    """Return the schedule section of a row; early exit and later stages take their mean depth up to EOS from `outputs`."""
     exits = sum_exits(outputs)
     evaluated = exits.mean_depth
     if plan.later_stages and outputs:

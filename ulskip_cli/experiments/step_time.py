@@ -8,7 +8,7 @@ from ulskip_cli.core.weight_sizes import WeightSizes
 
 @dataclass(frozen=True)
 class StepWork:
-    """The minimal bytes and operations of one decode step; None if the sizes of the weights are unknown."""
+    """The minimal bytes and floating-point operations of one decode step; None if the sizes of the weights are unknown."""
 
     bytes: int | None  # weights of head and kept layers, and the KV cache halfway through the new tokens
     flops: int | None  # 2 per weight and sequence, without attention over the KV cache
@@ -22,10 +22,10 @@ class StepWork:
         kv_bytes: float,
         batch_size: int,
     ) -> "StepWork":
-        """Sum the work of the layers that run.
+        """Sum the work of the output head and of the layers that run.
 
-        `weights` are bytes and `parameters` counts by layer; `runs` is the share of steps that run each layer; `kv_bytes` are
-        keys and values of one sequence in those layers, halfway through its new tokens.
+        `weights` are bytes by layer, `parameters` are counts by layer, and `runs` is the share of steps that run each layer.
+        `kv_bytes` is the KV cache size of one sequence in these layers after half of its new tokens.
         """
         return cls(
             bytes=None if weights is None else round(_sum(weights, runs) + batch_size * kv_bytes),
@@ -35,7 +35,7 @@ class StepWork:
 
 @dataclass(frozen=True)
 class StepTimeBreakdown:
-    """The time of one decode step."""
+    """The seconds of one decode step, divided into output head, layers and the rest."""
 
     step_seconds: float
     head_seconds: float  # final norm and output head, timed separately
@@ -43,7 +43,7 @@ class StepTimeBreakdown:
 
     @property
     def other_seconds(self) -> float | None:
-        """The rest of the step: embedding, masks, token selection, the loop. A negative value is noise of the clock."""
+        """Seconds of the rest of the step: embedding, masks, token selection, the loop. Timing noise can make it negative."""
         return None if self.layers_seconds is None else self.step_seconds - self.head_seconds - self.layers_seconds
 
     def as_dict(self) -> dict[str, float | None]:
@@ -57,7 +57,7 @@ class StepTimeBreakdown:
 
 
 def layer_seconds(full_seconds: float, strategy_seconds: float, num_layers: float, num_kept: float) -> float | None:
-    """Return the seconds that one layer adds to a step, the slope between two depths; None if the depths are equal.
+    """Return the seconds that one layer adds to a step (time difference / depth difference); None if the depths are equal.
 
     >>> layer_seconds(7.0, 4.0, 6, 3)
     1.0

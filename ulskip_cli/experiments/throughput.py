@@ -1,4 +1,4 @@
-"""Tokens/s, draft and exit statistics, summed over all batches of a point."""
+"""Compute tokens/s, draft statistics and exit statistics over all batches of a point."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from ulskip_cli.strategies.exit_rule import MISSING_KV
 def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughput:
     """Compute tokens/s in both conventions; neither counts padding or ids after an EOS token.
 
-    `decode_tokens_per_second` divides the ids after each sequence's first by the decode time only.
+    `decode_tokens_per_second` divides the decoded ids (all but each sequence's first) by the decode time only.
     `total_tokens_per_second` divides prompt and generated ids by prefill and decode time, as the paper counts.
     """
     prompt_tokens = sum(output.prompt_tokens for output in outputs)

@@ -1,4 +1,4 @@
-"""A finished point as a run of the experiment tracker that `tracker=` names."""
+"""Log a finished point as a run of the experiment tracker that `tracker=` names."""
 
 from pathlib import Path
 from typing import Any

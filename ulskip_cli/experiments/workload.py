@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prom
 
 @dataclass(frozen=True)
 class Workload:
-    """A task's examples as token ids of one model; without a task, random prompts are timed."""
+    """A task's examples as token ids of one model. Without a task there are no examples, and random prompts are timed."""
 
     task: Task | None  # None for a benchmark
     examples: Sequence[Example]
@@ -53,13 +53,14 @@ def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | N
     encoded = encode(formatter, tokenizer, point.examples, max_positions, new_tokens, task.may_truncate_source)
     if config.speed.enabled and max_positions is not None and config.speed.new_tokens >= max_positions:
         raise UsageError(
-            f"expected speed.new_tokens below the model's context of {max_positions}, got {config.speed.new_tokens}; lower it"
+            f"expected speed.new_tokens below the model's context of {max_positions}, got {config.speed.new_tokens}; "
+            "lower speed.new_tokens"
         )
     return Workload(task, point.examples, encoded, pad_token_id(tokenizer), formatter.template.chat, max_positions)
 
 
 def timed_prompts(workload: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config) -> list[Batch]:
-    """Return batches for timing: the task's prompts, or random ones for weights without a tokenizer."""
+    """Return batches for timing: the task's prompts, or random prompts if the weights have no tokenizer."""
     if workload.encoded is None:
         return _random_prompts(model, (batch_size, config.speed.prompt_tokens), count, config.seed)
     room = None if workload.max_positions is None else max(1, workload.max_positions - config.speed.new_tokens)
@@ -68,7 +69,7 @@ def timed_prompts(workload: Workload, batch_size: int, count: int, model: PreTra
 
 
 def prompt_batches(prompts: Sequence[list[int]], pad_token_id: int, batch_size: int, count: int) -> list[Batch]:
-    """Return `count` full batches; the given prompts are repeated as often as needed."""
+    """Return `count` full batches; prompts are repeated if there are too few."""
     starts = range(0, count * batch_size, batch_size)
     return [padded([prompts[i % len(prompts)] for i in range(at, at + batch_size)], pad_token_id, left=True) for at in starts]
 

@@ -1,4 +1,4 @@
-"""The model card of an export and the page about serving a pair, made from templates. Imports no torch."""
+"""Make the model card of an export, and the page about serving a prefill/decode pair, from templates. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class CardFacts:
 
 
 def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
-    """Return the model card."""
+    """Return the model card of an export, with its metadata."""
     model = point.config.model
     is_hub = model.source == "hf" and not Path(model.path).expanduser().exists()
     base, tags = [point.model_name] if is_hub else None, ["ulskip", "layer-skipping"]
@@ -55,14 +55,14 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
 
 
 def serving_page(plan: Plan) -> str:
-    """Return the page about serving a pair, in Markdown."""
+    """Return the page about serving a prefill/decode pair, in Markdown."""
     text = (_TEMPLATES / "serving.md").read_text("utf-8")
     page: str = jinja2.Template(text, keep_trailing_newline=True).render(plan=plan)
     return page
 
 
 def source_license(folder: Path) -> str | None:
-    """Return the license in the source's own card; None without one."""
+    """Return the license in the source model's card, or None if the card states no license."""
     try:
         name = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.license if (folder / CARD).is_file() else None
     except (ValueError, yaml.YAMLError):  # not UTF-8, or no valid metadata
@@ -71,9 +71,9 @@ def source_license(folder: Path) -> str | None:
 
 
 def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str) -> list[Row]:
-    """Return the newest row of this schedule of this model for each task and machine.
+    """Return the newest row with this model and schedule for each task and machine.
 
-    `folder` may contain one experiment or several, or not exist; `training` is the training of the weights, as in a row.
+    `folder` may contain one experiment or several, or not exist. `training` describes how the weights were trained.
     """
     files = [folder / "runs.jsonl", *sorted(folder.glob("*/runs.jsonl"))]
     rows = [row for file in files for row in ResultsFolder(file.parent).rows() if is_done(row)]

@@ -29,7 +29,7 @@ _GENERATION = "generation_config.json"
 
 
 def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
-    """Write the kept layers as a checkpoint, and for a pair also the full model; return the record with `to`.
+    """Write the kept layers as a checkpoint, and for a pair also the full model; return the record of the export.
 
     The target stays unchanged if the model cannot be exported (UsageError) or the export differs from the view (RunError).
     """
@@ -38,7 +38,7 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
         progress.phase("read the model", 0)
         source = source_folder(point.config.model, scratch=folder.parent)
         if point.to.resolve() == source.resolve():
-            raise UsageError(f"expected --to outside the exported model, got its folder {point.to}; use another folder")
+            raise UsageError(f"expected --to outside the exported model, got the model's folder {point.to}; use another folder")
         weights = _write_model(point, source, plan.kept_layers, folder, progress)
         if point.is_pair:
             _write_model(point, source, range(plan.num_layers), folder / card.PREFILL, progress)

@@ -1,6 +1,6 @@
 """The config.json of a model with fewer layers, and checks of config and tensors without weights in memory.
 
-Only the entries about layers differ from the source's config.json, so every program that reads the source reads the export.
+Only entries about layers differ from the source's config.json, so programs that read the source can read the export.
 Some models cannot be described this way: GPT-2 can scale the attention of a layer by its index. Therefore the model of the new
 config and the view are both built on the meta device and compared module by module.
 """
@@ -30,8 +30,8 @@ def shallow_config(
 ) -> tuple[dict[str, Any], int]:
     """Return the config.json of a model of the kept layers of a checkpoint, and the checkpoint's number of layers.
 
-    `dtype` is the dtype of the export; None keeps the source's. Raises UsageError if the source cannot be read or is quantized,
-    or if a config cannot describe the kept layers.
+    `dtype` is the dtype of the export; None keeps the source's dtype. Raises UsageError if the source cannot be read or is
+    quantized, or if a config cannot describe the kept layers.
     """
     try:
         source = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -86,7 +86,7 @@ def _properties(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _shorten(
     values: dict[str, Any], source: PreTrainedConfig, view: PreTrainedConfig, num_layers: int, kept: Sequence[int]
 ) -> None:
-    """Change the number of layers and every list with one entry per layer in place."""
+    """Change `values` in place: set the number of layers, and shorten every list with one entry per layer."""
     text_source, text_view = (config.get_text_config(decoder=True) for config in (source, view))
     nested = next((key for key in source.sub_configs if getattr(source, key, None) is text_source), None)
     text = values if nested is None else values.setdefault(nested, {})
@@ -103,7 +103,7 @@ def _shorten(
 
 
 def check_tensors(folder: Path, name: str, trust_remote_code: bool = False) -> None:
-    """Raise UsageError if a checkpoint lacks tensors of its model or has other shapes; its weights are not read."""
+    """Raise UsageError if a checkpoint lacks tensors or has tensors of wrong shapes; the weights are not read."""
     silence_transformers()
     options: dict[str, Any] = {"device_map": "meta", "use_safetensors": True, "ignore_mismatched_sizes": True}
     model, loading_info = AutoModelForCausalLM.from_pretrained(

@@ -45,7 +45,7 @@ class GgufTensors:
     dtype: torch.dtype | None  # of matrices; None: that of the source. Vectors are float32
 
     def array(self, name: str) -> tuple[np.ndarray[Any, Any], torch.dtype]:
-        """Return a tensor and its dtype; numpy has no bfloat16, so it is viewed as uint16."""
+        """Return a tensor and its dtype; a bfloat16 tensor becomes uint16 with the same bits, because numpy has no bfloat16."""
         tensor = self.reader.read([name])[name]
         heads = self.config["num_attention_heads"]
         for part, count in (("q_proj", heads), ("k_proj", self.config.get("num_key_value_heads") or heads)):
@@ -62,7 +62,7 @@ class GgufTensors:
 
 
 def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
-    """Write the kept layers as a GGUF file, load it and compare it with the view; raise RunError if they differ."""
+    """Write the kept layers as a GGUF file, load the file and compare it with the view; raise RunError if they differ."""
     plan, model = point.plan, point.config.model
     with staged(point.to, is_folder=False) as file:
         progress.phase("write gguf", 0)
@@ -122,7 +122,7 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
 
 
 def unsupported_reason(config: dict[str, Any]) -> str | None:
-    """Return the property of a config.json that GGUF's architecture `llama` does not support; None if it supports all."""
+    """Return a property of a config.json that GGUF's architecture `llama` does not support, or None if there is none."""
     kind, window, activation = config.get("model_type"), config.get("sliding_window"), config.get("hidden_act", "silu")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
@@ -137,7 +137,7 @@ def unsupported_reason(config: dict[str, Any]) -> str | None:
 
 
 def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
-    """Return llama.cpp's name for a pre-tokenizer, or raise UsageError; `spec` is its entry in tokenizer.json."""
+    """Return llama.cpp's name for the pre-tokenizer `spec` of a tokenizer.json; raise UsageError if there is no name."""
     parts: list[dict[str, Any]] = spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
@@ -150,7 +150,7 @@ def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
 
 
 def _write_tensors(writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[str, str]) -> tuple[int, torch.dtype]:
-    """Write one tensor at a time; return the number of parameters and the most common dtype by bytes."""
+    """Write one tensor at a time; return the number of parameters, and the dtype with the most bytes."""
     name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, tensors.config["num_hidden_layers"])
     parameters, bytes_by_dtype = 0, Counter[torch.dtype]()
     for name, new_name in new_names.items():

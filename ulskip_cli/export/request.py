@@ -56,7 +56,7 @@ class ResolvedExport:
 
     @property
     def dtype(self) -> str | None:
-        """The configured dtype; None: that of the source."""
+        """The configured dtype; None means the source's dtype."""
         return None if self.config.model.dtype == "auto" else self.config.model.dtype
 
 
@@ -85,12 +85,12 @@ def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRe
 
 
 def exportable_plan(config: Config) -> Plan:
-    """Make the plan of a configuration, or raise UsageError if its layers depend on a run or on the token."""
+    """Make the plan of a configuration; raise UsageError if its layers depend on a measurement of a run or on the token."""
     name = config.strategy["name"]
     if config.ratio_basis == "latency":
         raise UsageError(
-            "export is not supported with ratio_basis=latency, because only a run determines its layers; use ratio_basis=cost, "
-            "or strategy=custom strategy.layers=[...] with the kept_layers of a run's row"
+            "export is not supported with ratio_basis=latency, because only a run determines the layers; use ratio_basis=cost, "
+            "or strategy=custom strategy.layers=[...] with the kept_layers that `ulskip run` stored"
         )
     plan = make_plan(config, read_metadata(config.model))
     if plan.exits:
@@ -101,14 +101,14 @@ def exportable_plan(config: Config) -> Plan:
     strategy = configuration.instantiate(config.strategy, "strategy")
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
         raise UsageError(
-            f"export requires the calibrated options of strategy={name}, got none; calibrate it with "
-            "`ulskip run`, and pass the row's kept_layers as strategy=custom strategy.layers=[...]"
+            f"export requires the calibrated options of strategy={name}, got none; calibrate with "
+            "`ulskip run`, and pass the kept_layers of the stored row as strategy=custom strategy.layers=[...]"
         )
     return plan
 
 
 def _target(request: ExportRequest) -> Path:
-    """Return the folder or file to write; the file gets a default name if `--to` has another suffix."""
+    """Return the folder or file to write; if `--to` lacks the format's suffix, add a default file name to it."""
     if request.format == "hf":
         return request.to
     name = _FILE_NAMES[request.format]
@@ -120,6 +120,6 @@ def _require_plain_weights(config: Config) -> None:
     if config.model.source == "random":
         raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
     if config.model.quantization:
-        raise UsageError("export is not supported with model.quantization; remove it, and quantize the exported model")
+        raise UsageError("export is not supported with model.quantization; set it to null, and quantize the exported model")
     if config.decoding.draft_tokens:
         raise UsageError("export is not supported with decoding.draft_tokens; use decoding.draft_tokens=0")

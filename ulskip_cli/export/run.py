@@ -1,4 +1,4 @@
-"""Export of a schedule in one of the formats. Only formats with weights import torch."""
+"""Export a schedule in one of the formats. Only formats that contain weights import torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from ulskip_cli.export.staging import staged
 def export(
     overrides: Sequence[str], config_dir: Path | None, request: ExportRequest, progress: ProgressCallback | None = None
 ) -> Row:
-    """Export the schedule of a configuration and return a record; its key `to` is the folder or file.
+    """Export the schedule of a configuration and return a record; the record's key `to` is the written folder or file.
 
     The target stays unchanged if the request is invalid (UsageError) or the result differs from the view (RunError).
     """

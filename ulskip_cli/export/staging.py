@@ -1,4 +1,4 @@
-"""A scratch folder for an export, which replaces the target when the export is complete. Imports no torch."""
+"""Write an export into a scratch folder, and replace the target when the export is complete. Imports no torch."""
 
 import contextlib
 import glob
@@ -34,7 +34,7 @@ def check_target(target: Path, is_folder: bool) -> None:
 
 @contextlib.contextmanager
 def staged(target: Path, is_folder: bool) -> Iterator[Path]:
-    """Yield a path in a hidden folder next to the target; it replaces the target if the block succeeds.
+    """Yield a path in a hidden folder next to the target; the content of the path replaces the target if the block succeeds.
 
     After a failure the target is unchanged, and the scratch folder and all created parent folders are removed.
     """
@@ -72,12 +72,12 @@ def _check_contents(folder: Path) -> None:
     others = sorted(found - known - {RECORD})
     if others:
         raise UsageError(
-            f"expected only an earlier export in --to {folder}, got also {others[0]}; move it, or use another path"
+            f"expected only an earlier export in --to {folder}, got also {others[0]}; move that file, or use another path"
         )
 
 
 def _replace(target: Path, staging: Path) -> None:
-    """Move the new file or folder to the target; restore an earlier folder if that fails."""
+    """Move the new file or folder to the target; restore an earlier folder if the move fails."""
     if not target.is_dir():
         staging.replace(target)
         return

@@ -1,4 +1,4 @@
-"""Copying of weights from the safetensors of one checkpoint to another, with one shard in memory at a time.
+"""Copy weights from the safetensors of one checkpoint to another, with one shard in memory at a time.
 
 `save_pretrained` would convert a checkpoint with several dtypes to one and require the whole model in memory.
 """
@@ -35,7 +35,7 @@ class CheckpointReader:
     """The tensors of a checkpoint by name, read on demand and converted to a narrower dtype."""
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Find the safetensors files; floating-point tensors wider than `dtype` are converted to it."""
+        """Find the safetensors files; floating-point tensors wider than `dtype` are read as `dtype`."""
         self.dtype = dtype
         self.files: dict[str, Path]
         if (folder / WEIGHTS).is_file():
@@ -51,7 +51,7 @@ class CheckpointReader:
             raise UsageError(f"expected {missing[0]} in {folder}, as in {INDEX}, got no such file; use a complete checkpoint")
 
     def read(self, names: Iterable[str], device: str = "cpu") -> dict[str, Tensor]:
-        """Return tensors by name; on the device `meta` they have only shapes and dtypes."""
+        """Return tensors by name; tensors on the device `meta` have only shapes and dtypes."""
         by_file: dict[Path, list[str]] = defaultdict(list)
         for name in names:
             by_file[self.files[name]].append(name)
@@ -62,7 +62,7 @@ class CheckpointReader:
         return tensors
 
     def _narrow(self, tensor: Tensor) -> Tensor:
-        """Convert only wider dtypes, because from_pretrained widens narrower ones without loss."""
+        """Convert a tensor that is wider than `dtype`; from_pretrained widens narrower tensors without loss."""
         if self.dtype is None or not tensor.is_floating_point() or tensor.element_size() <= self.dtype.itemsize:
             return tensor
         return tensor.to(self.dtype)
@@ -75,10 +75,10 @@ def write_shards(
     max_shard_bytes: int,
     begin: Callable[[int], ReportProgress] = lambda total: NullProgress().phase("", total),
 ) -> WrittenWeights:
-    """Write the tensors in `new_names`, which maps old to new names, as one safetensors file or as several with an index.
+    """Write the tensors in `new_names` (old to new names) as one safetensors file, or as several files with an index.
 
-    A file exceeds `max_shard_bytes` only if it contains a single tensor. `begin` gets the number of files; the function that it
-    returns gets the number of written files.
+    A file exceeds `max_shard_bytes` only if it contains a single tensor. `begin` gets the number of files, and returns a
+    function that gets the number of written files.
     """
     shapes = reader.read(new_names, "meta")
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_bytes)

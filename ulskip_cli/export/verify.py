@@ -1,4 +1,4 @@
-"""Verification of an exported folder: transformers loads it, and its logits and greedy tokens must equal the view's."""
+"""Verify an exported folder: load it with transformers, and compare logits and greedy tokens with the view."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, 
 def compare_with_view(
     model: PreTrainedModel, kept: Sequence[int], folder: Path, trust_remote_code: bool = False
 ) -> tuple[int, int]:
-    """Return the numbers of positions and tokens of an export that equal the view's; raise RunError if one differs."""
+    """Compare an export with the view; return the numbers of equal positions and tokens, or raise RunError if any differs."""
     view = shallow_view.shallow_view(model, kept)
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
@@ -75,7 +75,7 @@ def random_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 def _greedy_tokens(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return greedy tokens [prompts, new_tokens], also after EOS."""
+    """Return greedy tokens [prompts, new_tokens]; generation continues after EOS."""
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None, top_k=50)
     output: Tensor = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
     return output[:, input_ids.shape[1] :]

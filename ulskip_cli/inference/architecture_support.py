@@ -32,7 +32,7 @@ _EXTRA_INPUTS = ("prev_router", "previous_", "block_states")
 
 
 def unsupported_reason(model: PreTrainedModel) -> str | None:
-    """Return the reason why layers of a model cannot be skipped; None if they can."""
+    """Return the reason why layers of a model cannot be skipped, or None if they can be skipped."""
     if model.config.is_encoder_decoder or not model.can_generate():
         return "it is not a decoder-only causal LM"
     text_config = model.config.get_text_config(decoder=True)
@@ -57,7 +57,7 @@ def refusal(model: PreTrainedModel, reason: str) -> UsageError:
 
 
 def extra_layer_inputs(layer: nn.Module) -> str | None:
-    """Return the first argument of a layer, other than the hidden states, that earlier layers compute; None if it has none."""
+    """Return the name of a layer's first argument, besides the hidden states, that earlier layers compute; None without one."""
     names = inspect.signature(layer.forward).parameters
     return next((name for name in names if name.startswith(_EXTRA_INPUTS)), None)
 
@@ -68,12 +68,12 @@ def is_recurrent(cache: DynamicCache) -> bool:
 
 
 def is_all_recurrent(cache: DynamicCache) -> bool:
-    """Return True if no layer has keys and values; the mask of a step then covers the new tokens only."""
+    """Return True if no layer has keys and values; the attention mask of a step then covers only the new tokens."""
     return is_recurrent(cache) and not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 
 def missing_attention_layers(full: DynamicCache, kept: DynamicCache, layers: Sequence[int]) -> str | None:
-    """Return the reason why a view of `layers` lacks attention, or None; `full` and `kept` are caches of model and view."""
+    """Return an error text (or None) if `layers` have no attention layer; `full` and `kept` are caches of model and view."""
     attention = [i for i, layer in enumerate(full.layers) if isinstance(layer, CacheLayerMixin)]
     if not attention or any(isinstance(layer, CacheLayerMixin) for layer in kept.layers):
         return None

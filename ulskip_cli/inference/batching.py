@@ -1,4 +1,4 @@
-"""Batches whose size is halved after an out-of-memory error."""
+"""Make batches, and halve the batch size after an out-of-memory error."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class BatchSize:
-    """The configured and the current batch size; once halved, the current size is kept for later batches."""
+    """The configured and the current batch size; later batches keep a size that was halved."""
 
     asked: int
     used: int = 0
@@ -26,7 +26,7 @@ class BatchSize:
         self.used = self.used or self.asked
 
     def halve(self, error: BaseException) -> None:
-        """Halve the size after an out-of-memory error; raise RunError at 1."""
+        """Halve the size after an out-of-memory error; raise RunError if the size is already 1."""
         if self.used == 1:
             raise RunError(
                 f"out of memory at batch size 1 ({(str(error) or type(error).__name__).splitlines()[0][:120]}); "
@@ -52,7 +52,7 @@ def in_batches(
 
 
 def run_with_oom_retry(size: BatchSize, work: Callable[[int], Result]) -> Result:
-    """Call `work` with the batch size; halve the size and call again while memory runs out, or raise RunError at 1."""
+    """Call `work` with the batch size; halve the size and retry while memory runs out, and raise RunError at size 1."""
     while True:
         try:
             return work(size.used)

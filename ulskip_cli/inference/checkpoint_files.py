@@ -1,4 +1,4 @@
-"""The folder with the files of a checkpoint; files of a hub model are downloaded first."""
+"""Find the folder with the files of a checkpoint, and download the files of a hub model."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.saf
 
 
 def folder_of(model: ModelConfig) -> Path:
-    """Return the folder with a model's files; download them from the hub if needed, or raise UsageError."""
+    """Return the folder with a model's files, downloaded if needed; raise UsageError for random weights or a failed download."""
     if model.source == "random":
         raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
     path, revision = origin(model)
@@ -32,5 +32,5 @@ def folder_of(model: ModelConfig) -> Path:
     except Exception as error:
         reason = str(error).split("\n")[0].strip()[:120]
         raise UsageError(
-            f"cannot download model.path={path} from the Hugging Face hub ({reason}); correct it, or set it to a local folder"
+            f"cannot download model.path={path} from the Hugging Face hub ({reason}); correct the id, or give a local folder"
         ) from None

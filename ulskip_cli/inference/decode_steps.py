@@ -32,7 +32,7 @@ class Steps(Protocol):
 
 
 class StagedSteps:
-    """Steps of several stages over one cache; `later` has the first step and a constructor of every later stage."""
+    """Decode steps of several stages on one cache. `later` contains each later stage's first step and a constructor."""
 
     def __init__(self, first: Steps, later: Sequence[tuple[int, Callable[[Any], Steps]]]) -> None:
         self._now, self._later, self._step = first, list(later), 0
@@ -55,12 +55,12 @@ class StagedSteps:
 
 
 class EagerSteps:
-    """Eager steps over preallocated buffers; each step reads only the filled part."""
+    """Eager decode steps with a KV cache in preallocated buffers; each step reads only the filled part of the buffers."""
 
     can_shrink = True
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int) -> None:
-        """Take over the pruned cache of a prompt; `mask` is [batch, prompt_len], and `length` new tokens include the first."""
+        """Take over a prompt's pruned cache; `mask` is [batch, prompt_len], and `length` counts all new tokens."""
         self.view = view
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + length - 1)
         self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several=False)
@@ -73,7 +73,7 @@ class EagerSteps:
         return logits[:, -1]
 
     def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> "EagerSteps":
-        """Continue with a shallower view; `kept` are its layers as indices into the current view."""
+        """Continue with a shallower view; `kept` are the indices of the remaining layers in the current view."""
         self.view = view
         self.cache.layers = [self.cache.layers[i] for i in kept]
         return self
@@ -119,7 +119,7 @@ class CompiledSteps:
         self.compile_seconds = time.perf_counter() - began
 
     def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> "CompiledSteps":
-        """Continue from the steps of the previous stage; `kept` are indices into its layers."""
+        """Continue from the previous stage; `kept` are the indices of the remaining layers in that stage."""
         end = before.cursor.length
         held = DynamicCache()
         held.layers = [before.cache.layers[i].filled(end) for i in kept]
@@ -129,7 +129,7 @@ class CompiledSteps:
         return self
 
     def begin(self, cache: DynamicCache, mask: Tensor, length: int) -> None:
-        """Start another batch of the same size; the arguments are those of `EagerSteps`."""
+        """Start another batch of the same size; `EagerSteps.__init__` describes the arguments."""
         self.mask, self.length = mask, length
         self.prompt_len = self.cursor.length = mask.shape[1]
         for layer, held in zip(self.cache.layers, cache.layers, strict=True):

@@ -1,4 +1,4 @@
-"""Generation under one schedule: choice of the engine, times of the phases, and truncation at EOS and stop strings."""
+"""Generate with one schedule: choose the engine, time the phases, and truncate outputs at EOS and stop strings."""
 
 import copy
 import functools
@@ -34,7 +34,7 @@ class DecodeContext:
 
 
 class Decoder:
-    """Generation with a model under one schedule; only stop strings require the tokenizer, and the model is not changed."""
+    """Generates with a model and one schedule. Only stop strings require the tokenizer, and the model is not changed."""
 
     def __init__(self, model: PreTrainedModel, plan: Plan, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.model = model
@@ -59,7 +59,7 @@ class Decoder:
         return self.stages[0].view
 
     def with_stage_switch(self, first_step: int) -> "Decoder":
-        """Return a decoder whose second stage begins at `first_step`; it shares compiled steps and packed weights."""
+        """Return a decoder whose second stage begins at `first_step`; both decoders share compiled steps and packed weights."""
         first, second = self.stages
         moved = copy.copy(self)
         moved.stages = (first, replace(second, first_step=first_step))
@@ -71,7 +71,7 @@ class Decoder:
         return moved
 
     def with_exit_rule(self, rule: ExitRule) -> "Decoder":
-        """Return a decoder with another exit rule; it shares packed weights."""
+        """Return a decoder with another exit rule; both decoders share packed weights."""
         other = copy.copy(self)
         engine = self._engines["early_exit"]
         assert isinstance(engine, early_exit.EarlyExitEngine)
@@ -95,11 +95,11 @@ class Decoder:
             return "transformers", "decoding.engine=transformers"
         reason = fast.unsupported_reason(self.model, decoding)
         if reason and decoding.engine == "fast":
-            raise UsageError(f"decoding.engine=fast is not supported with {reason}; use decoding.engine=auto")
+            raise UsageError(f"decoding.engine=fast is not supported with {reason}; decoding.engine=auto selects another")
         return ("transformers" if reason else "fast"), reason
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
-        """Return the linear backend that decodes with `decoding`, or raise UsageError."""
+        """Return the linear backend that decodes with `decoding`; raise UsageError if no engine supports `decoding`."""
         engine, _ = self.engine(decoding)
         return LinearBackend(TORCH, "the engine is transformers") if engine == "transformers" else self._linear_backend
 
@@ -189,7 +189,7 @@ def generate_all(
     on_tokens: Callable[[int, int], None] | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[Sequence[int], BatchOutput]]:
-    """Generate in batches of prompts of similar length, longest first; yield the prompts' indices and the output.
+    """Generate in batches of similar prompt length, longest first; yield the indices of each batch's prompts and the output.
 
     The first `skip` prompts in this order are left out. After every step `on_tokens` gets the numbers of finished prompts and
     generated tokens. The sampling seed of a batch depends only on the seed and the batch's first prompt.
@@ -216,7 +216,7 @@ def longest_first(prompts: Sequence[list[int]]) -> list[int]:
 
 
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """Truncate a text before its first stop string; return it with True if it has one.
+    """Truncate a text before its first stop string; return the text, and True if a stop string was found.
 
     >>> until_stop("a b. END c", ["END"])
     ('a b. ', True)

@@ -65,8 +65,8 @@ def confidences(
 ) -> Iterator[tuple[int, Tensor | None, Tensor]]:
     """Yield depth, confidence [batch, response_len - 1] and logits [batch, response_len - 1, vocab_size] of each check.
 
-    A batch exits together, so each sequence gets the lowest confidence of the unfinished ones. The confidence is None after the
-    last layer and at the first check of `cosine`. The arguments are those of `hidden_states`.
+    A batch exits together, so each sequence gets the lowest confidence of all unfinished sequences. The confidence is None
+    after the last layer and at the first check of `cosine`. `hidden_states` describes the arguments.
     """
     before: Tensor | None = None
     counts = response_mask[:, 1:].bool()

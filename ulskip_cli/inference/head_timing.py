@@ -1,4 +1,4 @@
-"""The time of the final norm and the output head in a decode step."""
+"""Measure the time of the final norm and the output head in a decode step."""
 
 from statistics import median
 

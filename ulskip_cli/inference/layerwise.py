@@ -45,7 +45,7 @@ class LayerwiseModel:
                 self._chain = []
 
     def enter(self, input_ids: Tensor, cache: DynamicCache, **options: Any) -> LayerInputs:
-        """Run the part before the layers on `input_ids` [batch, count]; it reads only the length of `cache`."""
+        """Run the part before the layers on `input_ids` [batch, count]; only the length of `cache` is read."""
         recorded: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._recorded = recorded
         try:
@@ -55,7 +55,7 @@ class LayerwiseModel:
         raise AssertionError("expected a forward pass that reaches the last layer")
 
     def layer(self, index: int, hidden: Tensor, inputs: LayerInputs) -> Tensor:
-        """Run one layer on `hidden` [batch, count, hidden_size] with the model's other arguments; return the same shape."""
+        """Run one layer on `hidden` [batch, count, hidden_size] with the arguments in `inputs`; return the same shape."""
         args, options = inputs.calls[index]
         output = self.layers[index](hidden, *args, **options)
         after: Tensor = output[0] if self._in_tuples else output
@@ -95,7 +95,7 @@ class _EnteredError(Exception):
 
 
 class _RecordingLayer(nn.Module):
-    """A layer that records its arguments and returns its hidden state unchanged; the last one ends the forward pass."""
+    """A layer that records its arguments and returns its input unchanged; the last layer ends the forward pass."""
 
     def __init__(self, layer: nn.Module, layerwise: LayerwiseModel, is_last: bool, in_tuples: bool) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class _ReplayLayer(nn.Module):
 
 
 def _probe(model: PreTrainedModel) -> tuple[bool, list[Call]]:
-    """Run one step; return True if layers return tuples, and the calls of the modules after the layers."""
+    """Run one step; return whether layers return tuples, and the calls of the modules after the layers."""
     kinds: list[bool] = []
     last = shallow_view.decoder_layers(model)[-1]
     hook = last.register_forward_hook(lambda module, args, output: kinds.append(isinstance(output, tuple)))

@@ -33,7 +33,7 @@ def unsupported_reason() -> str | None:
 
 
 def build_failure() -> str | None:
-    """Return the reason why this process failed to build or load the kernel; None without a failure."""
+    """Return the reason why this process failed to build or load the kernel, or None if it did not fail."""
     return _failures.get(shlex.join(_compiler()))
 
 
@@ -43,7 +43,7 @@ def is_loaded() -> bool:
 
 
 def load(on_build: Callable[[], object] = lambda: None) -> str | None:
-    """Load the kernel once per process; return None, or the reason why it cannot be used.
+    """Load the kernel once per process; return None, or the reason why the kernel cannot be used.
 
     The first call on a machine calls `on_build` and compiles for about ten seconds. A failed build is not repeated.
     """
@@ -77,7 +77,7 @@ def pack(weight: Tensor) -> Tensor:
 def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     """Multiply `hidden` [..., in_features] by a weight from `pack`; return [..., out_features], accumulated in float32.
 
-    Both are on the CPU, in float32, or in bfloat16 with an even number of in_features. The kernel must be loaded.
+    Both tensors are on the CPU, in float32, or in bfloat16 with an even in_features. The kernel must be loaded.
     """
     product: Tensor = torch.ops.ulskip.linear(hidden, packed, bias, out_features)
     return product

@@ -32,7 +32,7 @@ class LoadedModel:
 
 
 def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
-    """Load a model, or raise UsageError, or RunError if out of memory; `seed` is that of random weights."""
+    """Load a model; raise UsageError if it cannot be loaded, or RunError if out of memory. `seed` is for random weights."""
     silence_transformers()
     device = pick_device(config.device)
     if config.source == "random":
@@ -52,7 +52,7 @@ def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase 
 
 
 def source_notes(config: ModelConfig) -> dict[str, Any]:
-    """Return `quantization`, `training` and `trained_for` of the weights, read without loading them."""
+    """Return the values of `quantization`, `training` and `trained_for` for a row, without loading the weights."""
     if config.source == "random":
         return {"quantization": None, "training": "none: random weights", "trained_for": None}
     path, _ = origin(config)
@@ -65,7 +65,7 @@ def source_notes(config: ModelConfig) -> dict[str, Any]:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model, or raise UsageError; None for random weights."""
+    """Load the tokenizer of a model (None for random weights); raise UsageError if it cannot be loaded."""
     if config.source == "random":
         return None
     silence_transformers()
@@ -76,7 +76,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
 
 
 def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadata:
-    """Return the metadata of a loaded model with the exact bytes of its weights; a tied head counts once."""
+    """Return the metadata of a loaded model with the exact bytes of the weights; a tied head counts only once."""
     depth = shallow_view.num_layers(model)
     tensors = {name: (list(p.shape), num_bytes(p)) for name, p in model.named_parameters()}
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
@@ -85,7 +85,7 @@ def loaded_metadata(model: PreTrainedModel, config: ModelConfig) -> ModelMetadat
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device with a name, or raise UsageError; `auto` prefers CUDA, then MPS, then the CPU."""
+    """Return a device by name (`auto` prefers CUDA, then MPS, then the CPU); raise UsageError if it is not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -98,7 +98,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def training_note(path: str) -> str:
-    """Describe the training of the weights for layer skipping, read from the training.json in their folder."""
+    """Describe how weights were trained for layer skipping; the model folder's training.json contains this."""
     training = _read_record(Path(path))
     if training is None:
         return "not stated; presumably without skipping"
@@ -185,7 +185,8 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
         ) from None
     if not isinstance(merged, PreTrainedModel):
         raise UsageError(
-            f"model.adapter={config.adapter} is not supported: it wraps the model; use an adapter of the layers, such as LoRA"
+            f"model.adapter={config.adapter} is not supported, because this adapter wraps the model; "
+            "use an adapter of the layers, such as LoRA"
         )
     return merged
 
@@ -211,7 +212,7 @@ def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: An
 
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
-    """Create a model with random weights from its config.json, or raise UsageError; `changes` override values of the config."""
+    """Create a model with random weights from config.json and `changes`; raise UsageError for an unknown model_type."""
     shape = {**json.loads(find_config(config).read_text("utf-8")), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
     shape.pop("dtype", None)
@@ -226,5 +227,5 @@ def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedMo
     except ValueError as error:
         raise UsageError(
             f"expected a model_type with a causal LM in transformers, got '{shape['model_type']}' in {find_config(config)} "
-            f"({str(error).splitlines()[0][:200]}); use one such as llama"
+            f"({str(error).splitlines()[0][:200]}); use a model_type such as llama"
         ) from None

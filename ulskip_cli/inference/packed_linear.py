@@ -18,7 +18,7 @@ PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
 
 @dataclass(frozen=True)
 class LinearBackend:
-    """The matrix product of the decode steps of a model and all of its views."""
+    """The implementation of the matrix products in decode steps, for a model and all of its views."""
 
     name: str  # `panels` (linear.cpp) or `onednn`, both with packed weights, or `torch`
     reason: str | None = None  # the reason why it is not `panels`
@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
         self.weight, self.bias = source.weight, source.bias  # for modules that read them
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Multiply [..., in_features] to [..., out_features]."""
+        """Multiply `hidden` [..., in_features] by the weight; return [..., out_features]."""
         packed, bias = self.weight_packed, self.bias
         assert isinstance(packed, Tensor)
         assert bias is None or isinstance(bias, Tensor)
@@ -58,8 +58,8 @@ _chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDic
 def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
     """Choose the linear backend of a loaded model and all of its views.
 
-    Later calls return the first choice, so that the full model and its schedules run on one backend. The first call compiles
-    the kernel, after `on_build`, if the model can use it.
+    Later calls return the first choice, so that the full model and its schedules run on one backend. If the model can use the
+    kernel, the first call calls `on_build` and compiles the kernel.
     """
     layers = {id(module): module for module in model.modules() if _is_linear(module)}.values()
     weights = [_weight(module) for module in layers]

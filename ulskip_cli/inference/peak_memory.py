@@ -1,4 +1,4 @@
-"""The peak memory of a block of code."""
+"""Measure the peak memory of a block of code."""
 
 import threading
 from types import TracebackType

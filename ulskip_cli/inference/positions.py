@@ -17,10 +17,10 @@ def takes_positions(view: PreTrainedModel) -> bool:
 
 
 class PositionsAndMasks:
-    """The position ids and masks of a batch for passes over one token or, with `several`, over more."""
+    """The position ids and masks of a batch for passes over one token or, with `several`, over several tokens."""
 
     def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int, several: bool = True) -> None:
-        """Prepare positions and masks of the `steps` tokens after the prompt; `mask` [batch, prompt_len] is the prompt's."""
+        """Prepare positions and masks of `steps` tokens after the prompt; `mask` [batch, prompt_len] is the prompt's mask."""
         self.prompt_len = mask.shape[1]
         self._single: Masks = None
         self._several: Masks = None

@@ -28,7 +28,7 @@ KINDS = {
 
 
 def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a key of `KINDS`, or raise UsageError; `dtype` is the compute dtype."""
+    """Return `from_pretrained` arguments for a key of `KINDS`; raise UsageError without its package. `dtype` is for compute."""
     kind = KINDS[name]
     if importlib.util.find_spec(kind.package) is None:
         raise UsageError(
@@ -51,7 +51,7 @@ def loading_options(name: str, dtype: str, device: torch.device) -> dict[str, An
 
 
 def num_bytes(tensor: Tensor) -> int:
-    """Return the bytes of a tensor, or of the tensors that a quantized tensor consists of."""
+    """Return the bytes of a tensor; for a quantized tensor, sum the bytes of its parts."""
     if not is_traceable_wrapper_subclass(tensor):
         return tensor.numel() * tensor.element_size()
     names, _ = tensor.__tensor_flatten__()

@@ -1,4 +1,4 @@
-"""The choice of the next tokens from logits, greedy or by sampling."""
+"""Choose the next tokens from logits, greedily or by sampling."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 
 
 class TokenSampler:
-    """Greedy or sampled choice of tokens with transformers' logits processors; EOS is suppressed before `min_new_tokens`."""
+    """Chooses tokens greedily or by sampling, with transformers' logits processors; suppresses EOS before `min_new_tokens`."""
 
     def __init__(
         self, decoding: DecodingConfig, prompt_len: int, eos_token_ids: Sequence[int], min_new_tokens: int, device: torch.device

@@ -18,7 +18,7 @@ from ulskip_cli.tasks.encoding import EncodedExample
 
 @dataclass
 class ReferenceLoss:
-    """A computation of the decode loss of several schedules on the same examples."""
+    """Computes the decode loss of several schedules on the same examples."""
 
     examples: Sequence[EncodedExample]
     size: BatchSize
@@ -28,7 +28,7 @@ class ReferenceLoss:
     _held: dict[int, EncodedPrompt] = field(default_factory=dict)
 
     def of(self, decoder: Decoder, on_batch: Callable[[int], None] = lambda done: None) -> float:
-        """Return the mean cross-entropy per reference token in nats, EOS included; `on_batch` gets the examples done."""
+        """Return the mean cross-entropy per reference token in nats; `on_batch` gets the number of done examples."""
         self.exits = ExitStats()
         lengths = [len(one.prompt_ids) + len(one.response_ids) for one in self.examples]
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])

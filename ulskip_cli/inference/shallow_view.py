@@ -44,9 +44,9 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """Return a model of the `kept` layers that shares the weights of `model`, or raise UsageError.
+    """Return a model of the `kept` layers that shares `model`'s weights; raise UsageError if these layers cannot run alone.
 
-    It is a normal Hugging Face model with `generate`, cache and compilation. `train()` and `to()` also change `model`.
+    The view is a normal Hugging Face model with `generate`, cache and compilation. Its `train()` and `to()` change `model` too.
     """
     path, stack = _stack(model)
     kept = schedule.checked(len(stack), kept)
@@ -73,7 +73,7 @@ def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel
 
 
 def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """Return a module that shares all parts but the replaced ones; `replacement` returns None to search inside a part."""
+    """Return a copy of a module with some parts replaced and all others shared; `replacement` returns None to search inside."""
     found = replacement(module)
     if found is not None:
         return found
@@ -90,7 +90,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
-    """Drop the keys and values of every layer that is not in `kept`, or raise ValueError if one was dropped before."""
+    """Drop the keys and values of every layer not in `kept`; raise ValueError if a kept layer was dropped before."""
     held: tuple[int, ...] = getattr(cache, "kept_layers", tuple(range(len(cache.layers))))
     missing = sorted(set(kept) - set(held))
     if missing:
@@ -102,7 +102,7 @@ def prune_cache(cache: DynamicCache, kept: Sequence[int]) -> None:
 
 
 def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
-    """Return a second cache with the keys and values of the `kept` layers; new tokens in it do not change the first."""
+    """Return a second cache with the keys and values of the `kept` layers; new tokens in it do not change `cache`."""
     fork = copy.copy(cache)
     prune_cache(fork, kept)
     fork.layers = [_forked(layer) for layer in fork.layers]
@@ -110,7 +110,7 @@ def fork_cache(cache: DynamicCache, kept: Sequence[int]) -> DynamicCache:
 
 
 def kv_bytes(cache: DynamicCache, layers: Sequence[int] | None = None) -> int:
-    """Return the exact bytes of keys, values and recurrent states in all or some layers of a cache."""
+    """Return the exact bytes of keys, values and recurrent states in the given `layers` of a cache, or in all layers."""
     chosen = cache.layers if layers is None else [cache.layers[i] for i in layers]
     tensors = [getattr(layer, name, None) for layer in chosen for name in ("keys", "values")]
     states = [one for layer in chosen for held in vars(layer).values() if isinstance(held, dict) for one in held.values()]
@@ -221,7 +221,7 @@ def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
     if "forward" in module.__dict__ and hook is None:
         raise UsageError(
             f"expected the original forward method of {type(module).__name__}, got one that other code has replaced; "
-            "restore it with: del module.forward"
+            "restore the method with: del module.forward"
         )
     shell = copy.copy(module)
     shell.__dict__ = {name: value for name, value in module.__dict__.items() if name not in _COMPILED}
@@ -240,7 +240,7 @@ def _unhook(shell: nn.Module) -> None:
 
 
 def _renumbered(module: nn.Module, index: int) -> nn.Module:
-    """Return a copy of `module` with another layer index that shares the parts without an index."""
+    """Return a copy of `module` with another layer index; the copy shares all parts that have no layer index."""
     if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
         return module
     shell = _shell(module, {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None})

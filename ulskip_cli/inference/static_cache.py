@@ -63,17 +63,17 @@ class FixedLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class StaticLayer(FixedLayer):
-    """A fixed layer for compiled steps; write position and read length are tensors, and a mask hides empty positions."""
+    """A `FixedLayer` for compiled steps: write position and read length are tensors, and a mask hides empty positions."""
 
     def filled(self, length: int) -> DynamicLayer:
-        """Return the first `length` positions as a layer that shares the memory."""
+        """Return a layer with the first `length` positions, in the same memory."""
         layer = DynamicLayer()
         layer.keys, layer.values = self.keys[:, :, :length], self.values[:, :, :length]
         layer.is_initialized = True
         return layer
 
     def begin(self, source: DynamicLayer) -> None:
-        """Copy the keys and values of another prompt."""
+        """Copy the keys and values of a new batch's prompt into the buffers."""
         start = self.cursor.length - source.keys.shape[-2]
         for buffer, held in ((self.keys, source.keys), (self.values, source.values)):
             buffer[:, :, :start] = 0
@@ -89,7 +89,7 @@ class StaticLayer(FixedLayer):
 
 
 class UnplacedLayer(StaticLayer):
-    """A static layer for models without position ids, which derive attention masks from the padding mask."""
+    """A `StaticLayer` for models without position ids; these models derive attention masks from the padding mask."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number and the offset of the keys that a step reads."""
@@ -101,7 +101,7 @@ class UnplacedLayer(StaticLayer):
 
 
 def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
-    """Convert a cache in place to buffers of `capacity` positions; TypeError if it contains more than keys and values."""
+    """Convert a cache in place to buffers of `capacity` positions; raise TypeError if it contains more than keys and values."""
     if not can_fix(cache):
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise TypeError(f"expected a cache of keys and values only, got {', '.join(kinds)}; use decoding.engine=transformers")
@@ -119,8 +119,8 @@ def can_fix(cache: DynamicCache) -> bool:
 def step_masks(model: PreTrainedModel, cache: DynamicCache, attention_mask: Tensor, new_tokens: int) -> Masks:
     """Return the attention masks of all steps after the prompt in `cache`; `attention_mask` is [batch, prompt_len].
 
-    They are additive, [batch, 1, new_tokens, prompt_len + new_tokens], or None if no position is masked. For a model with
-    several attention types, the result maps each type to its mask.
+    The masks are additive, [batch, 1, new_tokens, prompt_len + new_tokens], or None if no position is masked. For a model
+    with several attention types, the result maps each type to a mask.
     """
     batch, dtype = attention_mask.shape[0], model.dtype
     ahead = attention_mask.new_ones(batch, new_tokens)

@@ -34,7 +34,7 @@ def response_logits(
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """The result of the first pass, which several second passes can use."""
+    """The KV cache and the last logits of a prompt, which several second passes can use."""
 
     first_logits: Tensor  # [batch, 1, vocab_size], predict the first response token
     cache: DynamicCache

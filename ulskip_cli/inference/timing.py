@@ -1,4 +1,4 @@
-"""Clocks for devices and statistics of timings."""
+"""Read the clock after a device has finished its work, and compute statistics of timings."""
 
 import time
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def now(device: torch.device) -> float:
 
 
 class AccumulatingTimer:
-    """A sum of many short durations; on CUDA, only reading the sum synchronises."""
+    """A timer that sums many short durations; on CUDA, it synchronises only when the sum is read."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
@@ -27,7 +27,7 @@ class AccumulatingTimer:
         self._total = self._began = 0.0
 
     def begin(self) -> None:
-        """Begin an interval."""
+        """Begin to measure a duration."""
         if self._on_cuda:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             self._events.append((begin, end))
@@ -36,7 +36,7 @@ class AccumulatingTimer:
             self._began = time.perf_counter()
 
     def end(self) -> None:
-        """End the interval."""
+        """End the measurement of a duration."""
         if self._on_cuda:
             self._events[-1][1].record()
         else:
@@ -44,7 +44,7 @@ class AccumulatingTimer:
 
     @property
     def seconds(self) -> float:
-        """The sum of all intervals in seconds."""
+        """The sum of all durations in seconds."""
         if self._events:
             torch.cuda.synchronize()
         milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._events)

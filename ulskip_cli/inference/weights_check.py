@@ -17,7 +17,7 @@ _WEIGHTS = re.compile(r"(^|[._])(q?weight|bias)$")
 
 
 def check_weights(model: PreTrainedModel, loading_info: Mapping[str, Any], path: str) -> None:
-    """Raise UsageError if a checkpoint lacks tensors of its model, or has other shapes or surplus tensors in decoder layers.
+    """Raise UsageError if a checkpoint lacks tensors, has tensors of wrong shapes, or has surplus tensors in decoder layers.
 
     Surplus tensors of other tasks (a classification head, a vision tower) are ignored.
     """

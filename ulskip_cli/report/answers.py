@@ -1,4 +1,4 @@
-"""Stored answers for the page: the examples, the answers of every run, and the words in which two answers differ."""
+"""Read stored answers for the HTML page: the examples, the answers of every run, and the words in which answers differ."""
 
 import re
 from collections import defaultdict
@@ -31,7 +31,7 @@ class Answers:
 
 
 def collect(groups: Sequence[Group], rows: Sequence[Row], most: int = MAX_EXAMPLES) -> Answers:
-    """Read the answers to the first `most` examples of each data set; runs refer to rows by position."""
+    """Read the answers to the first `most` examples of each data set; runs refer to rows by their index in `rows`."""
     if most == 0:
         return Answers([], [], {}, "The page has no answers, because --examples is 0.")
     labels = {id(row): _label(group, row) for group in groups for row in group.rows}
@@ -66,7 +66,7 @@ def _note(sets: Sequence[dict[str, Any]], stored: Sequence[int]) -> str:
 
 
 def _data_set(rows: dict[int, Row], labels: dict[int, str], texts: dict[str, int], most: int) -> dict[str, Any]:
-    """Return the examples and runs of one data set, without runs on other examples."""
+    """Return the examples of one data set and the runs on them; runs that answered other examples are left out."""
 
     def position(text: str) -> int:
         return texts.setdefault(text, len(texts))
@@ -100,7 +100,7 @@ def _data_set(rows: dict[int, Row], labels: dict[int, str], texts: dict[str, int
 
 
 def _baseline(row: Row, others: Sequence[Row]) -> int | None:
-    """Return the position of a row's baseline, or else of any full run of the same model."""
+    """Return the index of the row's baseline in `others`, or else the index of any full run of the same model."""
     wanted = row.get("baseline_id") or (row["id"] if row["strategy"] == "full" else None)
     fulls = [i for i, one in enumerate(others) if one["strategy"] == "full" and one.get("model") == row.get("model")]
     return next((i for i in fulls if others[i]["id"] == wanted), next(iter(fulls), None))
@@ -120,7 +120,7 @@ def _changes(sets: Sequence[dict[str, Any]], texts: Sequence[str]) -> dict[str, 
 
 
 def compare_texts(base: str, text: str) -> list[int]:
-    """Return the percent of equal words, then triples of lengths in characters: equal, only in `base`, only in `text`.
+    """Return the percentage of equal words, then triples of character counts: in both, only in `base`, only in `text`.
 
     >>> compare_texts("a b c", "a c")
     [80, 1, 3, 1, 1, 0, 0]

@@ -1,4 +1,4 @@
-"""The report of `ulskip bench`: decoding speed, step time by part, the paper's figures and a plot."""
+"""Write the report of `ulskip bench`: decoding speed, step time by part, the paper's values and a plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def _share(key: str) -> Cell:
 
 
 def _milliseconds(key: str) -> Cell:
-    """Show the time of a part; a negative one is noise of the clock and is left out."""
+    """Make cells that show the milliseconds of one part of a step; a negative time is timing noise and is not shown."""
     return lambda row: MISSING if (own := row["step_time_breakdown"][key]) is None or own < 0 else f"{1000 * own:.3g}"
 
 
@@ -73,7 +73,7 @@ def write_bench_report(folder: ResultsFolder) -> list[Path]:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Sort by model, batch size and engine, then by depth."""
+    """Sort rows by model, batch size, engine, layer ratio (lowest first) and strategy."""
     return sorted(rows, key=lambda row: (row["model"], row["batch_size"], decoded_by(row), row["layer_ratio"], row["strategy"]))
 
 
@@ -117,7 +117,7 @@ def _shared(rows: Sequence[Row]) -> str:
 
 
 def _sides(rows: Sequence[Row]) -> list[Row]:
-    """List both sides of every row, with one full side per batch size and engine."""
+    """Return one row per schedule, and one row for the full model per batch size, engine and setting."""
     sides: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["layer_ratio"] == 1):  # the full side of a pair has the time of its layers
         shape = {"kept_layers": range(row["num_layers"]), "later_stages": [], "layer_ratio": 1.0}

@@ -89,7 +89,7 @@ class Report:
 
     @cached_property
     def table4(self) -> list[Section]:
-        """The rows in the layout of the paper's table 4."""
+        """The report's rows in the layout of the paper's table 4."""
         return paper.table4(self.rows)
 
     @cached_property
@@ -105,9 +105,7 @@ class Report:
         self.comparison = compare.compare(new, old, scorer)
         if not self.comparison.pairs:
             names = ", ".join(f"'{own}'" for own in self.paths[:3]) + (" and others" if len(self.paths) > 3 else "")
-            raise UsageError(
-                f"expected points that both sides have, got none in '{path}' and {names}; compare runs of one task"
-            )
+            raise UsageError(f"expected points that '{path}' and {names} both contain, got none; compare runs of one task")
         self.verdicts = claims.Judge(self.options.gate, scorer, self.options.tolerance).judge(new, old)
         if self.verdicts:
             self.sections.append(claims.claims_section("Claims", self.verdicts))
@@ -130,7 +128,7 @@ class Report:
         return {**found, "files": list(map(str, written))}
 
     def text(self, form: str, layout: str) -> str:
-        """Return the table of a layout in a format, complete."""
+        """Return the complete table of a layout in an output format."""
         if layout == "table4":
             return {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}[form](self.table4)
         if form == "csv":

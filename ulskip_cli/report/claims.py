@@ -1,4 +1,4 @@
-"""The paper's claims about unified skipping, each with figures and a verdict."""
+"""Judge the paper's claims about unified skipping; each claim gets the measured values and a verdict."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ CLAIM_KEYS = ("model", "task", "pair", "dataset", "decoding")  # settings that b
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's figures on one side, with a verdict: holds, does not hold, or a tie if the interval allows both."""
+    """The measured values for a claim, and a verdict: holds, does not hold, or a tie if the interval allows both."""
 
     figures: str
     verdict: str
@@ -36,14 +36,14 @@ class ClaimVerdict:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the paper's claims by thresholds."""
+    """Judges the paper's claims with a quality gate and a tolerance for repeated measurements."""
 
     gate: float  # share of full's quality that counts as kept
     scorer: Scorer
     tolerance: float = TOLERANCE  # relative difference allowed between two measurements of a speedup
 
     def judge(self, new: Sequence[Row], old: Sequence[Row]) -> list[ClaimVerdict]:
-        """Judge the paper's claims on both sides, and the claim that `new` repeats `old`; `old` may be empty."""
+        """Judge the paper's claims on new and on old rows, and the claim that `new` repeats `old`; `old` may be empty."""
         groups, former = grouped(done(new)), grouped(done(old))
         rest = [key for key in (*SETTINGS, *setting_keys([*new, *old])) if key not in (*CLAIM_KEYS, "folder")]
         keys = [*CLAIM_KEYS, *shared_keys(done(new), done(old), rest)[0]]
@@ -61,7 +61,7 @@ class Judge:
         return found
 
     def _own(self, group: Group) -> Iterator[tuple[str, Verdict]]:
-        """Judge the claims about one side."""
+        """Judge the paper's claims on the rows of one group."""
         points, metric, judged = _points(group), primary(group.rows), quality(group, self.gate)
         for (target, approach), row in points.items():
             if row["strategy"] != PAPER_STRATEGY:
@@ -85,7 +85,7 @@ class Judge:
         return apart, f"{own[metric]:.2f} against {other[metric]:.2f}, {apart.text('+.2f')}"
 
     def _again(self, group: Group, before: Group) -> Iterator[tuple[str, Verdict]]:
-        """Judge the claims that a repeated measurement gives the same result."""
+        """Judge the claims that the rows of `group` repeat the scores and speedups of `before`."""
         old, metric = _points(before), primary(group.rows)
         for (target, approach), row in _points(group).items():
             former = old.get((target, approach))
@@ -109,12 +109,12 @@ def _setting(group: Group, keys: Sequence[str]) -> list[str]:
 
 
 def _points(group: Group) -> dict[tuple[float, str], Row]:
-    """Find the finished row of every target and approach at its smallest batch size."""
+    """Return the finished row with the smallest batch size, by target and approach."""
     return {point: by_batch[min(by_batch)] for point, by_batch in sorted(group.points().items())}
 
 
 def _unchanged(apart: Difference) -> str:
-    """Judge an unchanged score: it holds if the answers are equal, and is a tie if the interval contains zero."""
+    """Judge the claim that a score is unchanged: it holds at a zero difference, and is a tie if the interval contains zero."""
     if apart.low is None or apart.high is None:
         return HOLDS if apart.value == 0 else TIE
     return HOLDS if apart.low == apart.high == 0 else TIE if apart.low <= 0 <= apart.high else FAILS

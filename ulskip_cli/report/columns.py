@@ -62,7 +62,7 @@ def number(key: str, form: str = ".2f") -> Cell:
 
 
 def computed(value: Callable[[Row], Any], form: str) -> Cell:
-    """Make cells that show a value computed from the row."""
+    """Make cells that show a value that `value` computes from the row."""
     return lambda row: absent(row) if (own := value(row)) is None else format(own, form)
 
 
@@ -72,7 +72,7 @@ def text(key: str) -> Cell:
 
 
 def words(row: Row, key: str) -> str | None:
-    """Return the value under a key as words (a dict as the sequence of its values); None if it is empty."""
+    """Return the value under a key as words; a dict gives its values in order, an empty dict or None gives None."""
     value = row.get(key)
     if isinstance(value, dict):
         return " ".join(map(str, value.values())) or None
@@ -80,21 +80,21 @@ def words(row: Row, key: str) -> str | None:
 
 
 def interval(row: Row) -> str:
-    """Show the interval of the measured speedup."""
+    """Format the interval of the measured speedup."""
     if row.get("measured_speedup") is None:
         return absent(row)
     return f"{row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f}"
 
 
 def num_pairs(row: Row) -> int | None:
-    """Count the timed pairs of a measured speedup; None if the row does not store them."""
+    """Count the timed pairs of a measured speedup; return None if the row stores no pairs."""
     return len(((row.get("pairs") or {}).get("strategy") or {}).get("decode_seconds") or ()) or None
 
 
 def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
-    """Compute the decoded tokens per second of one side of the timed pairs, summed over the batch.
+    """Compute tokens/s of the strategy or the full model in timed pairs, summed over the batch.
 
-    None for rows without pairs. None also for the full side of pairs that stop at EOS: rows lack its number of tokens.
+    None for rows without pairs. None also for the full model if pairs stop at EOS: rows lack its number of tokens.
     """
     seconds = row.get("time_per_output_token_seconds")
     if not seconds:
@@ -109,12 +109,12 @@ def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
 
 
 def few_examples(row: Row) -> bool:
-    """Return True if a row has too few examples for a significance test; rows without the number have enough."""
+    """Return True if a row has too few examples for a significance test; an unknown number counts as enough."""
     return 0 < (row.get("num_examples") or 0) < MIN_FOR_STARS
 
 
 def starred(row: Row, key: str) -> bool:
-    """Return True if a score differs significantly from full's."""
+    """Return True if a score differs significantly from the full model's score."""
     compared = (row.get("vs_baseline") or {}).get(key)
     return bool(compared and not few_examples(row) and compared["p_value"] is not None and compared["p_value"] < 0.05)
 
@@ -125,13 +125,13 @@ def _quality(key: str) -> Cell:
 
 
 def kv_share(row: Row) -> float | None:
-    """Compute the kept share of the prompt's KV cache; None if the row lacks it."""
+    """Compute the kept share of the prompt's KV cache; return None if the row lacks the sizes."""
     total, kept = row.get("prompt_kv_bytes"), row.get("kept_kv_bytes")
     return kept / total if total and kept is not None else None
 
 
 def layers(row: Row) -> str:
-    """Show kept and all layers, e.g. 6/12; a depth that varies by step is averaged over the evaluated answers."""
+    """Format kept and all layers, e.g. 6/12. If the depth varies between steps, show its mean over the evaluated answers."""
     if row.get("kept_layers") is None:
         return absent(row)
     varies = row.get("later_stages") or row.get("exit_depths")
@@ -187,7 +187,7 @@ def needed(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
 
 
 def _harness_columns(rows: Sequence[Row]) -> list[Column]:
-    """Make the columns of lm-evaluation-harness metrics, in their own units with standard errors."""
+    """Make the columns of lm-evaluation-harness metrics, in the harness's units, with standard errors."""
 
     def show(key: str, row: Row) -> str:
         scores = row.get("lm_eval") or {}
@@ -205,7 +205,7 @@ def axes_of(rows: Sequence[Row]) -> list[str]:
 
 
 def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
-    """Select the axes in which rows differ; strategy options only if one strategy has several sets."""
+    """Select the axes in which rows differ; `strategy_options` only if one strategy occurs with different options."""
     found = [key for key in axes if len({str(row.get(key)) for row in rows if knows(row, key)}) > 1]
     one_each = len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len(
         {row["strategy"] for row in rows}

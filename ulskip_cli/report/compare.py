@@ -28,7 +28,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """All points that both sides have, in the order of the new side, and the number of unmatched points."""
+    """The points that both new and old rows contain, in the order of the new rows, and the number of unmatched points."""
 
     pairs: list[Row]  # see `_pair`; `quality` and `speedup_ratio` are Differences or None
     only_old: int
@@ -41,7 +41,7 @@ class Comparison:
 
 
 def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Comparison:
-    """Match the finished points of two sides and compare each pair."""
+    """Match the finished points of new and old rows, and compare each pair."""
     new, old = done(new), done(old)
     keys, differs = shared_keys(new, old, (*POINT_KEYS, *setting_keys([*new, *old])))
     sides = [pd.DataFrame([[str(row.get(key)) for key in keys] for row in side], columns=keys) for side in (new, old)]
@@ -55,14 +55,14 @@ def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Compariso
 
 
 def shared_keys(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the keys that both sides have into those with a common value and those without one."""
+    """Split the keys that both lists of rows contain into keys with a common value and keys without a common value."""
     mine, theirs = ({key: {str(row[key]) for row in side if key in row} for key in keys} for side in (new, old))
     known = [key for key in keys if mine[key] and theirs[key]]
     return [key for key in known if mine[key] & theirs[key]], [key for key in known if not mine[key] & theirs[key]]
 
 
 def _pair(old: Row, new: Row, scorer: Scorer | None) -> Row:
-    """Compare one point on both sides: new minus old, where positive is better."""
+    """Compare the new and the old row of a point: new minus old, where positive is better."""
     metric = primary([new, old])
     keys = [*([metric] if metric else []), "measured_speedup", "total_tokens_per_second"]
     apart = None

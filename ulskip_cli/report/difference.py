@@ -1,4 +1,4 @@
-"""Differences of two points with 95% intervals, from their stored answers, else from their rows."""
+"""Differences between two points with 95% intervals, computed from stored answers, or from rows if answers are missing."""
 
 import math
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ class Difference:
     how: str  # the source of the interval
 
     def verdict(self, null: float = 0.0) -> str:
-        """Return `holds` if the value is above `null` (no difference), else `does not hold` or a tie."""
+        """Return `holds` if the interval is above `null` (no difference), `does not hold` if it is below, or else a tie."""
         if self.low is None or self.high is None:
             return TIE
         return HOLDS if self.low > null else FAILS if self.high < null else TIE
 
     def text(self, form: str) -> str:
-        """Format the value with its interval."""
+        """Format the value with its interval, or with the reason for a missing interval."""
         if self.low is None or self.high is None:
             return f"{self.value:{form}} ({self.how})"
         if self.low == self.high:
@@ -43,7 +43,7 @@ class Difference:
 
 
 class Scorer:
-    """Comparison of the quality of points, with a cache of answers and results."""
+    """Compares the quality of points; answers and results are cached."""
 
     def __init__(self) -> None:
         self._read = cache(lambda folder, run_id: read_answers({"folder": folder, "id": run_id}))
@@ -80,7 +80,7 @@ class Scorer:
 
 
 def from_rows(own: Row, other: Row, metric: str) -> Difference:
-    """Compute `own` minus `other` from intervals against the same full model, taken as independent (see `apart`)."""
+    """Compute `own` minus `other` from two intervals against the same full model, treated as independent (see `apart`)."""
     value = float(own[metric]) - float(other[metric])
     errors = [error for row in (own, other) if (error := standard_error(row, metric)) is not None]
     # A full row has no interval against itself, and needs none.
@@ -101,7 +101,7 @@ def _better(one: Difference, metric: str) -> Difference:
 
 
 def speed_ratio(own: Row, other: Row) -> Difference | None:
-    """Divide one measured speedup by another, with a 95% interval; None if one was not measured."""
+    """Divide `own`'s measured speedup by `other`'s, with a 95% interval; return None if a speedup was not measured."""
     if own.get("measured_speedup") is None or other.get("measured_speedup") is None:
         return None
     value = own["measured_speedup"] / other["measured_speedup"]
@@ -113,7 +113,7 @@ def speed_ratio(own: Row, other: Row) -> Difference | None:
 
 
 def _log_error(row: Row) -> float | None:
-    """Compute the standard error of a speedup's logarithm from its interval and coverage."""
+    """Compute the standard error of a speedup's logarithm from the speedup's interval and coverage."""
     coverage = row.get("speedup_interval_coverage")
     if coverage == 0:
         return None
@@ -122,5 +122,5 @@ def _log_error(row: Row) -> float | None:
 
 
 def shared_metric(rows: Sequence[Row], metric: str | None) -> str | None:
-    """Return the metric if every row has it."""
+    """Return `metric` if every row has a score under this key; otherwise return None."""
     return metric if metric and all(row.get(metric) is not None for row in rows) else None

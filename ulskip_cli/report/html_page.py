@@ -73,7 +73,7 @@ class Field:
     facet: bool = False  # the page offers its values as a filter
 
     def order(self, value: Any) -> str:
-        """Return the text that a cell is sorted and filtered by."""
+        """Return the text by which the page sorts and filters a cell."""
         first = value[0] if isinstance(value, tuple) else value
         return "" if first is None else f"{first:.10g}" if isinstance(first, (int, float)) else str(first)
 
@@ -92,7 +92,7 @@ def real_minus(text: str) -> str:
 
 
 def points(groups: Sequence[Group], rows: Sequence[Row], gate: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the columns of the table of points, each with the values to filter by, and its rows."""
+    """Return the columns of the table of points (with the values to filter by), and the rows of the table."""
     judged: dict[int, Quality] = {}
     labels: dict[int, str] = {}
     for group in groups:
@@ -161,7 +161,7 @@ def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
 
 
 def _score(key: str) -> Field:
-    """Make the column of a metric, with a star if the score differs from the full model's."""
+    """Make the column of a metric; a star marks a score that differs significantly from the full model's score."""
 
     def value(row: Row) -> tuple[Any, ...] | None:
         return None if row.get(key) is None else (row[key], starred(row, key))
@@ -171,7 +171,7 @@ def _score(key: str) -> Field:
 
 
 def _axis(rows: Sequence[Row], key: str) -> Field:
-    """Make the column of a setting in which rows differ; it holds numbers if all values are numbers, else words."""
+    """Make the column of a setting in which rows differ; the cells are numbers if all values are numbers, otherwise words."""
     known = [own for row in rows if (own := row.get(key)) is not None]
     if all(isinstance(own, (int, float)) and not isinstance(own, bool) for own in known):
         return Field(key, setting_title(key), "number", lambda row: row.get(key), form=".10g", facet=True)

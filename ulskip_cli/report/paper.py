@@ -1,4 +1,4 @@
-"""Our rows in the layout of the paper's table 4, and a comparison with the paper's values."""
+"""Arrange measured rows in the layout of the paper's table 4, and compare them with the paper's values."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -95,7 +95,7 @@ def markdown(sections: Sequence[Section]) -> str:
 
 
 def to_csv(sections: Sequence[Section]) -> str:
-    """Write the tables as one CSV with the shown cells and the setting in the first column."""
+    """Write the tables as one CSV; the first column is the setting, the others are the cells as shown."""
     heads = dict.fromkeys(["setting", *(column.head for one in sections for column in one.columns)])
     lines = [
         {"setting": one.title, **{column.head: cell for column, cell in zip(one.columns, cells, strict=True)}}
@@ -112,7 +112,7 @@ def latex(sections: Sequence[Section]) -> str:
 
 
 def write_paper_report(folder: ResultsFolder) -> list[Path]:
-    """Write table4.md, and plot quality for the newest row's setting at its smallest batch size; return the files."""
+    """Write table4.md, plot the quality of the newest row's group at its smallest batch size, and return the files."""
     from ulskip_cli.report.plots import save_quality
 
     rows = with_settings(folder.rows())
@@ -126,7 +126,7 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
 
 
 def published(target: float, approach: str) -> Row:
-    """Return the paper's values for a target and approach, absolute and relative to full, or an empty dict."""
+    """Return the paper's values for a target and approach, absolute and relative to the full model, or an empty dict."""
     if (target, approach) not in TABLE_4:
         return {}
     (bleu, *speeds), (full_bleu, *full_speeds) = TABLE_4[target, approach], TABLE_4[1, "full"]
@@ -138,7 +138,7 @@ def published(target: float, approach: str) -> Row:
 
 
 def beside_paper(groups: Sequence[Group], gate: float) -> list[Section]:
-    """Compare every timed setting with the paper; the caveat follows the last table."""
+    """Make one table per timed setting with the paper's and the measured values; the last table's note has the caveat."""
     timed = [group for group in groups if any(row.get("total_tokens_per_second") for row in done(group.rows))]
     named = [(f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}", group) for group in timed]
     made = [_beside_ours(title, group, gate) for title, group in named]
@@ -146,7 +146,7 @@ def beside_paper(groups: Sequence[Group], gate: float) -> list[Section]:
 
 
 def _beside_ours(title: str, group: Group, gate: float) -> Section:
-    """Make one table with the paper's values and those of one setting, one line per target and approach."""
+    """Make one table with the paper's and one setting's values, one line per target and approach."""
     metric, judged, ours = primary(group.rows), quality(group, gate), group.points()
     lines = []
     for target, approach in sorted({*TABLE_4, *ours}, key=point_order):
@@ -190,17 +190,17 @@ def _over_full(row: Row, group: Group) -> float | None:
 
 
 def _paper(key: str, form: str) -> Cell:
-    """Show the paper's value; N/A if its table lacks the cell, a dash if it lacks the whole line."""
+    """Make cells with the paper's value: N/A if the paper lacks the value, a dash if the paper lacks target and approach."""
     return lambda line: number(key, form)({key: line.get(key), "status": "n/a" if line.get("paper") else None})
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:
-    """Select the benchmark rows that are comparable with the paper: its model shape, or its preset on another shape."""
+    """Select the benchmark rows with the paper's model shape or of the paper's experiment; only these are comparable."""
     return [row for row in rows if row["model"] in SHAPES or row["experiment"] == EXPERIMENT]
 
 
 def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Section:
-    """Make one table with the paper's speeds and those of a benchmark; each label (engine) gets two columns."""
+    """Make one table with the paper's and a benchmark's speeds; each label (engine) has two columns."""
     names = list(dict.fromkeys(labels))
     lines = []
     for target, approach in TABLE_4:
@@ -219,7 +219,7 @@ def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Sect
 
 
 def _ours(rows: Sequence[Row], target: float, approach: str, label: str) -> Row:
-    """Return our tokens/s and speedup of one cell, or an empty dict if it was not measured."""
+    """Return the measured tokens/s and speedup of a target and approach, or an empty dict if no row measured them."""
     if approach == "full":
         speeds = [row["full"]["total_tokens_per_second"] for row in rows]
         return {label: median(speeds), f"{label}_x": 1.0} if speeds else {}

@@ -89,7 +89,7 @@ def panels(count: int, width: float, height: float, columns: int = 2, **options:
 
 
 def legend_below(figure: Any, handles: dict[str, Any]) -> None:
-    """Add one legend for all panels under them; `handles` by label."""
+    """Add one legend below all panels; `handles` maps labels to plotted artists."""
     if handles:
         columns = -(-len(handles) // -(-len(handles) // 5))  # rows of equal length, at most 5 each
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=1.6)
@@ -103,7 +103,7 @@ def limit_to(axes: Any, points: Sequence[tuple[float, float]]) -> None:
 
 
 def draw_interval(axes: Any, point: tuple[float, float], ends: tuple[float, float], colour: str, across: bool = False) -> None:
-    """Draw an interval through a point, vertical or `across`; an arrowhead marks an end beyond the limits of the axis."""
+    """Draw a vertical interval (horizontal with `across`) through a point; an arrowhead marks an end beyond the axis."""
     lowest, highest = axes.get_xlim() if across else axes.get_ylim()
     low, high = max(ends[0], lowest), min(ends[1], highest)
     look = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
@@ -120,5 +120,5 @@ def annotate(axes: Any, text: str, point: tuple[float, float], offset: tuple[flo
 
 
 def shortened(title: str, most: int = MAX_TITLE) -> str:
-    """Return a title of at most `most` characters; a long one loses its beginning."""
+    """Return a title of at most `most` characters; the beginning of a long title is cut."""
     return title if len(title) <= most else f"…{title[1 - most :]}"

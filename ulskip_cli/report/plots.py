@@ -23,7 +23,7 @@ _Plot = tuple[str, Any]  # caption and figure
 
 
 def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[SavedPlot]:
-    """Draw and save every plot that has rows; a line marks the quality gate, a share of the full model's quality."""
+    """Draw and save every plot that has rows; `gate` is the share of the full model's quality at which a line is drawn."""
     with plot_style.applied():
         drawn = {"quality": _quality(groups, gate), "targets": _targets(groups), "throughput": _throughput(groups)}
         drawn |= {"exits": _exits(groups), "layers": _kept_layers(groups)}
@@ -31,7 +31,7 @@ def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[Saved
 
 
 def save_quality(rows: Sequence[Row], path: Path, title: str = "") -> list[Path]:
-    """Plot quality against measured (else predicted) speedup; write no file without quality."""
+    """Plot quality against measured speedup, or predicted speedup if none was measured; write no file without quality."""
     with plot_style.applied():
         plot = None if primary(rows) == "decode_loss" else _quality([Group(title, list(rows))], GATE)
         return save_figure(plot[1], path) if plot else []
@@ -80,7 +80,7 @@ def learning_curve(record: Row, path: Path) -> list[Path]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = False) -> list[tuple[float, float]]:
-    """Return the points of speed and quality that no other point beats in both, slowest first."""
+    """Return the (speed, quality) points that no other point beats in both speed and quality, slowest first."""
     sign = -1 if lower_is_better else 1
     best, front = -math.inf, []
     for speed, value in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
@@ -91,7 +91,7 @@ def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = 
 
 
 def last_stage(row: Row) -> set[int]:
-    """Return the layers that run at the last position; with early exit, those that run on average."""
+    """Return the layers that the last step runs; with early exit, return as many first layers as a step runs on average."""
     if row.get("exit_depths") and row.get("mean_kept_layers"):
         return set(range(round(row["mean_kept_layers"])))
     stages = row.get("later_stages") or []
@@ -134,7 +134,7 @@ def _interval(row: Row) -> tuple[float, float]:
 
 
 def _scored(group: Group) -> list[Row]:
-    """Select rows with quality at the smallest batch size; only measured rows if any speedup was measured."""
+    """Select rows with quality at the smallest batch size; drop rows without a measured speedup if other rows have one."""
     metric = primary(group.rows)
     rows = [row for row in done(group.rows) if row["strategy"] != "full" and metric and row.get(metric) is not None]
     rows = [row for row in rows if row.get("measured_speedup") is not None] or rows
@@ -143,7 +143,7 @@ def _scored(group: Group) -> list[Row]:
 
 
 def _panel_per_group(found: Sequence[tuple[Group, list[Row]]]) -> tuple[Any, list[tuple[Any, Group, list[Row]]]]:
-    """Return a figure with one panel for each of the largest groups; too many rows are thinned out evenly."""
+    """Return a figure with one panel for each of the largest groups; of too many rows, only every n-th row is drawn."""
     ranked = sorted((i for i, (_, rows) in enumerate(found) if rows), key=lambda i: -len(found[i][1]))[:MAX_PANELS]
     if not ranked:
         return None, []
@@ -155,7 +155,7 @@ def _panel_per_group(found: Sequence[tuple[Group, list[Row]]]) -> tuple[Any, lis
 
 
 def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
-    """Draw the full model and the gate; return the full model's point, if known."""
+    """Draw the full model and the quality gate; return the full model's point, or an empty list without a full row."""
     row = next((row for row in done(group.rows) if row["strategy"] == "full" and row.get(metric) is not None), None)
     if row is None:
         return []

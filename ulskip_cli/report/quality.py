@@ -1,7 +1,7 @@
 """The share of the full model's quality that points keep, the quality gate, winners and ties.
 
-A point passes the gate if its primary metric is at least that share of the full model's. The verdict is sure if the whole 95%
-interval of the share is on one side of the gate. Only passing points can win. Points that the intervals do not separate tie.
+A point passes the gate if it keeps at least that share of the full model's primary metric. The verdict is sure if the whole
+95% interval of the share is above or below the gate. Only passing points can win. Points tie if intervals do not separate them.
 """
 
 import math
@@ -23,7 +23,7 @@ Z = 1.96  # half a 95% interval in standard errors
 
 @dataclass(frozen=True)
 class Quality:
-    """A point's primary metric, compared with the full model's."""
+    """A point's primary metric, compared with the full model's primary metric."""
 
     metric: str  # its row key
     value: float
@@ -40,7 +40,7 @@ class Quality:
 
     @property
     def sure(self) -> bool:
-        """True if the whole interval is on one side of the gate; False without an interval."""
+        """True if the whole interval is above or below the gate; False if the interval is unknown."""
         end = self.low if self.passes else self.high
         return end is not None and (end >= self.gate) is self.passes
 
@@ -66,7 +66,7 @@ class Winner:
 
     @property
     def tie(self) -> bool:
-        """True if the intervals do not separate several points."""
+        """True if several points win because their intervals do not separate them."""
         return len(self.rows) > 1
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Winner:
 
 
 def primary(rows: Iterable[Row]) -> str | None:
-    """Choose the row key of the primary metric: the task's first metric, else the first of `METRICS` in the rows."""
+    """Choose the row key of the primary metric: the task's first metric in the rows, or else the first of `METRICS`."""
     rows = list(rows)
     there = {key for key in METRICS if any(row.get(key) is not None for row in rows)}
     for row in rows:
@@ -105,7 +105,7 @@ def quality(group: Group, gate: float) -> dict[int, Quality]:
 
 
 def vs_baseline(row: Row, metric: str) -> dict[str, Any]:
-    """Get a row's paired comparison with the full model in a metric; empty if the row has none."""
+    """Return the row's stored comparison with the full model in a metric; empty if the row has no comparison."""
     return (row.get("vs_baseline") or {}).get(metric) or {}
 
 
@@ -166,7 +166,7 @@ def _kept(own: Quality) -> str:
 def apart(one: Row, other: Row, metric: str) -> bool:
     """Return True if the 95% interval of two points' difference excludes zero.
 
-    The interval comes from both points' intervals against full, taken as independent. They are not, so it is too wide.
+    Both points' intervals against the full model are treated as independent. They are not, so the result is too wide.
     """
     errors = [error for row in (one, other) if (error := standard_error(row, metric)) is not None]
     if not errors or one.get(metric) is None or other.get(metric) is None:
@@ -175,13 +175,13 @@ def apart(one: Row, other: Row, metric: str) -> bool:
 
 
 def standard_error(row: Row, metric: str) -> float | None:
-    """Compute the standard error of a row's difference from full; None without an interval."""
+    """Compute the standard error of a row's difference from the full model; return None if the row has no interval."""
     compared = vs_baseline(row, metric)
     return (compared["delta_high"] - compared["delta_low"]) / (2 * Z) if compared else None
 
 
 def called(group: Group, row: Row) -> str:
-    """Name a point: `unified 2x`."""
+    """Return the name of a point, e.g. `unified 2x`."""
     target = row.get("target_speedup")
     return f"{group.approach(row)} {target:g}x" if target else f"{group.approach(row)}, {len(row['kept_layers'])} layers"
 

@@ -58,13 +58,13 @@ class Group:
         return found
 
     def approach(self, row: Row) -> str:
-        """Name a row's strategy, with its options if the group has several sets of them."""
+        """Name a row's strategy, with its options if the group contains the strategy with different options."""
         name = str(row["strategy"])
         options = " ".join(str(value) for value in (row.get("strategy_options") or {}).values())
         return f"{name} {options}" if options and len(self._options[name]) > 1 else name
 
     def points(self) -> dict[tuple[float, str], dict[int, Row]]:
-        """Return the last row of every target and approach by batch size, in the order of the paper's table 4."""
+        """Return the last row of every target, approach and batch size, in the order of the paper's table 4."""
         found: dict[tuple[float, str], dict[int, Row]] = defaultdict(dict)
         rows = [row for row in self.rows if row.get("target_speedup") is not None]
         for row in sorted(rows, key=lambda row: point_order((row["target_speedup"], row["strategy"]))):
@@ -73,19 +73,19 @@ class Group:
 
 
 def point_order(point: tuple[float, str]) -> tuple[float, bool, str]:
-    """Return the sort key of a target and approach: by target, unified last."""
+    """Return the sort key of a target and approach: sort by target, then by name with unified last."""
     return point[0], point[1] == "unified", point[1]
 
 
 def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
-    """List the results folders among folders, parent folders or runs.jsonl files; all of `results_dir` by default."""
+    """List the results folders that folders, parent folders or runs.jsonl files name; by default, all in `results_dir`."""
     found: dict[Path, None] = {}
     for path in named or [results_dir]:
         own = path.parent if path.name == FILE else path
         below = [own] if (own / FILE).is_file() else sorted(file.parent for file in own.glob(f"*/{FILE}"))
         if not below:
             if (own / "generations").is_dir():
-                raise UsageError(f"expected finished points in '{path}', got none; repeat its command to resume the run")
+                raise UsageError(f"expected finished points in '{path}', got none; repeat the run's command to resume it")
             known = [str(file.parent) for file in sorted(results_dir.glob(f"*/{FILE}"))]
             more = f" and {len(known) - MAX_FOLDERS_NAMED} more" if len(known) > MAX_FOLDERS_NAMED else ""
             hint = f"known: {', '.join(known[:MAX_FOLDERS_NAMED])}{more}" if known else "make one with `ulskip sweep`"
@@ -95,7 +95,7 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Read all rows of some folders, with their `folder` and settings; warn about unreadable lines."""
+    """Read the rows of results folders, add folder and settings to each row, and warn about unreadable lines."""
     rows = []
     for path in paths:
         found, broken = ResultsFolder(path).rows_and_broken()
@@ -109,14 +109,14 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 
 
 def read_answers(row: Row) -> list[Row]:
-    """Read the stored answers of a row's run; empty if it stored none."""
+    """Read the stored answers of a row's run; return an empty list if the run stored no answers."""
     return ResultsFolder(Path(row["folder"])).generations(row["id"])
 
 
 def with_settings(rows: Sequence[Row]) -> list[Row]:
     """Copy rows and add the configuration keys in which they differ, e.g. `decoding.max_new_tokens`.
 
-    Only rows with the same choice in the group, e.g. `decoding=greedy`, are compared.
+    The keys of a config group are compared only between rows with the same choice, e.g. `decoding=greedy`.
 
     >>> one, other = (dict(config=dict(decoding=dict(name="greedy", max_new_tokens=n))) for n in (4, 24))
     >>> [row["decoding.max_new_tokens"] for row in with_settings([one, other])], with_settings([one, one]) == [one, one]
@@ -144,7 +144,7 @@ def _varying(kinds: Sequence[dict[str, Any]], own_keys: set[str]) -> list[str]:
 
 
 def knows(row: Row, key: str) -> bool:
-    """Return True if a row has a setting. In the row of an unfinished run, None means unknown.
+    """Return True if the value of a setting is known. None is a value, but means unknown in an unfinished run's row.
 
     >>> knows({"dataset": None}, "dataset"), knows({"dataset": None, "status": "failed"}, "dataset")
     (True, False)
@@ -190,7 +190,7 @@ def absent(row: Row) -> str:
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
-    """List why points have no result; reasons that differ only in `got NUMBER` are listed once, with their strategies."""
+    """List the reasons why points have no result, with strategies; reasons that differ only in `got NUMBER` are merged."""
     found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     first: dict[str, str] = {}
     for row in rows:
@@ -203,7 +203,7 @@ def reasons(rows: Sequence[Row]) -> list[str]:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Sort by model and pair, then by target speedup (else layer ratio), then by strategy."""
+    """Sort rows by model, pair, target speedup (layer ratio if a row has no target) and strategy."""
 
     def order(row: Row) -> tuple[str, str, float, str]:
         ratio = row.get("target_speedup") or row.get("layer_ratio") or 0.0
@@ -234,7 +234,7 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 
 def _assign(settings: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Map every combination of settings to its group: itself if complete, else the first match."""
+    """Map every combination of settings to a group: a complete one to itself, an incomplete one to the first match."""
     complete = [values for values in settings if _UNKNOWN not in values]
     found = {values: values for values in complete}
     for values in settings:

@@ -51,7 +51,7 @@ def terminal(rows: Sequence[Row], width: int) -> Table:
 
 
 def draw(section: Section, width: int, file: str) -> Table:
-    """Draw a table for a terminal; drop the least important columns that do not fit and name the file that has them."""
+    """Draw a table for a terminal; if columns do not fit, drop the least important ones and name the complete file."""
     shown, note = list(section.columns), section.note
     while True:
         for roomy in [True] * (width >= 100) + [False]:
@@ -145,7 +145,7 @@ def title(rows: Sequence[Row]) -> str:
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """State code, machine and weights, one line per kind of run."""
+    """State the code, the machine and the weights of the rows, one line per distinct combination."""
     return "  \n".join(dict.fromkeys(_provenance(row) for row in ordered(rows) if row.get("environment")))
 
 

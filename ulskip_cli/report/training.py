@@ -25,7 +25,7 @@ def training_lines(record: Row, output: Path) -> list[str]:
 def curve_label(key: str) -> str:
     """Return the label of one line of a learning curve.
 
-    Schedules are keyed by target ratio. Exits, and all lines of older records, are keyed by depth.
+    The key of a schedule is its target ratio. The key of an exit is its depth; older records use depths for all lines.
 
     >>> curve_label("2x"), curve_label("6")
     ('2x', '6 layers')

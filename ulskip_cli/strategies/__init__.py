@@ -27,18 +27,18 @@ class Strategy(Protocol):
 
 @runtime_checkable
 class PositionalStrategy(Protocol):
-    """Strategy whose depth depends on the position."""
+    """Strategy that runs fewer layers at later decode steps."""
 
     def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
-        """Return the stages of decoding; on average `num_kept` layers run over outputs of these lengths, in tokens."""
+        """Return stages of decoding that run `num_kept` layers per step on average, over outputs of `lengths` tokens."""
 
 
 @runtime_checkable
 class EarlyExitStrategy(Protocol):
-    """Strategy whose depth depends on the token."""
+    """Strategy that ends a decode step early when the model is confident of the token."""
 
     def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule:
-        """Return the rule by which a step may end, so that `num_kept` layers run on average."""
+        """Return the rule that ends steps early, so that a step runs `num_kept` layers on average."""
 
 
 class HeldOutMeasurements(Protocol):
@@ -62,7 +62,7 @@ class HeldOutMeasurements(Protocol):
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """Result of a calibration."""
+    """Option values that a calibration found, and its details for the row."""
 
     options: dict[str, Any]  # values for the calibrated options
     notes: dict[str, Any] = field(default_factory=dict)  # details for the row
@@ -70,7 +70,7 @@ class CalibrationResult:
 
 @runtime_checkable
 class NeedsCalibration(Protocol):
-    """Strategy with options that a run measures on held-out examples, unless they have values."""
+    """Strategy with options that a run measures on held-out examples, unless the configuration sets them."""
 
     # Further conditions that a calibration depends on, in addition to model and examples: `num_kept`, `decoding`, `batch_size`.
     calibrated_for: ClassVar[tuple[str, ...]]
@@ -81,4 +81,4 @@ class NeedsCalibration(Protocol):
         """True if the calibrated options have values."""
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """Measure values for the options."""
+        """Measure values for the strategy's options on held-out examples."""

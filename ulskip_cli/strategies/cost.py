@@ -1,4 +1,4 @@
-"""Cost models: speedup predicted from bytes of weights, latency as a straight line over depth, speedup of drafting."""
+"""Predict speedups from the bytes of weights, from step times at several depths, and from the acceptance of drafts."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ def num_kept_for_cost(
     kept_layers: Callable[[int], Sequence[int]],
     heads: Callable[[int], int] = lambda count: 1,
 ) -> int:
-    """Return the largest R whose predicted speedup reaches the target, or raise NotApplicable.
+    """Return the largest R whose predicted speedup reaches the target; raise NotApplicable if no R reaches it.
 
     `heads(R)` is the number of times that a step of R layers runs the output head.
     """
@@ -36,7 +36,7 @@ def num_kept_for_cost(
 
 @dataclass(frozen=True)
 class LatencyFit:
-    """The latency of a decode step on this machine, as a straight line over its depth."""
+    """A straight line fitted to the seconds of a decode step on this machine, by number of layers."""
 
     num_layers: int
     fixed_seconds: float  # part of a step that does not depend on its layers: head, embedding, loop
@@ -45,7 +45,7 @@ class LatencyFit:
 
     @classmethod
     def of(cls, num_layers: int, step_seconds: Mapping[int, float]) -> "LatencyFit":
-        """Fit seconds over depth by least squares; at least two depths are required."""
+        """Fit the measured seconds by least squares; this requires at least two numbers of layers."""
         counts, seconds = list(step_seconds), list(step_seconds.values())
         count_mean, seconds_mean = sum(counts) / len(counts), sum(seconds) / len(seconds)
         spread = sum((count - count_mean) ** 2 for count in counts)
@@ -54,21 +54,21 @@ class LatencyFit:
 
     @property
     def residuals(self) -> dict[int, float]:
-        """Relative error of the fit, measured / fitted - 1, by number of kept layers."""
+        """Relative error of the fit (measured seconds / fitted seconds - 1), by number of kept layers."""
         return {count: seconds / self._at(count) - 1 for count, seconds in self.step_seconds.items()}
 
     def share(self, depth: float) -> float:
-        """Return the time of a step of this depth as a share of a full step's."""
+        """Return the time of a step with `depth` layers, divided by the time of a full step."""
         return self._at(depth) / self._at(self.num_layers)
 
     def depth(self, target_speedup: float, offset: float = 0.0) -> float:
-        """Return the depth from 2 to N that reaches a speedup; `offset` is defined in `LatencyTargetFit`."""
+        """Return the number of layers, from 2 to N, that reaches a speedup; `LatencyTargetFit` defines `offset`."""
         full = self._at(self.num_layers)
         depth = ((1 / target_speedup - offset) * full - self.fixed_seconds) / self.layer_seconds
         return min(float(self.num_layers), max(float(MIN_KEPT), depth))
 
     def check(self, target_speedup: float) -> None:
-        """Raise NotApplicable if even two layers per step are too slow for the target, UsageError for a target below 1."""
+        """Raise NotApplicable if two layers per step are too slow for the target, and UsageError if the target is below 1."""
         if not math.isfinite(target_speedup) or target_speedup < 1:
             raise UsageError(f"expected ratio >= 1, got {target_speedup:g}")
         highest = 1 / self.share(MIN_KEPT)
@@ -83,10 +83,10 @@ class LatencyFit:
 
 
 def drafting_speedup(acceptance: float, draft_tokens: int, draft_cost: float) -> float:
-    """Return the predicted speedup of drafting at batch 1, if a check costs one step (Sec. 3, arXiv:2211.17192).
+    """Predict the speedup of drafting at batch 1, if verifying takes as long as a full step (Sec. 3, arXiv:2211.17192).
 
-    `acceptance` is the probability that a draft is accepted after all drafts before it were. `draft_cost` is the time of a
-    drafting step over that of a full step.
+    `acceptance` is the probability that a draft token is accepted if all earlier drafts were accepted. `draft_cost` is the
+    time of a drafting step divided by the time of a full step.
 
     >>> round(drafting_speedup(0.8, 4, 0.5), 2), drafting_speedup(1, 4, 0.25)
     (1.12, 2.5)

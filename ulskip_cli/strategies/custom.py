@@ -14,9 +14,9 @@ from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 @dataclass(frozen=True)
 class Custom:
-    """Keep exactly `layers`, or those of `file`."""
+    """Keep exactly the layers that `layers` or the schedule file `file` lists."""
 
-    layers: list[int] = option(list, "layers to keep, ascending numbers from 0; empty: those of strategy.file")
+    layers: list[int] = option(list, "layers to keep, ascending numbers from 0; empty: use strategy.file")
     file: str | None = option(None, "schedule file of `ulskip export --format schedule`; null: use strategy.layers")
     follows_ratio: ClassVar[bool] = False
 
@@ -38,7 +38,7 @@ class Custom:
         return schedule.checked(num_layers, self._listed)
 
     def stands_for(self) -> Mapping[str, Any]:
-        """Return the options that identify a result: the layers, from either source."""
+        """Return the options that identify a result: the layers, which come from `layers` or `file`."""
         return {"layers": list(self._listed)}
 
     @property

@@ -53,7 +53,7 @@ class EarlyExit:
         return ExitRule(num_layers, num_kept, self.confidence, self.threshold, horizon, *options)
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """Take T from the full model's longest answer, and find lam by bisection over answers at each threshold tried."""
+        """Set T to the full model's longest answer in tokens, and find lam by bisection on the mean depth of answers."""
         horizon = self.horizon or max(held_out.output_lengths())
         if num_kept == num_layers:
             return CalibrationResult({"threshold": NEVER, "horizon": horizon})

@@ -1,4 +1,4 @@
-"""Early exit in plans: the exit rule of a configuration, its output heads per step, and incompatible options."""
+"""Make the exit rule of a configuration, count the output heads per step, and refuse options that are not supported."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ def heads_per_step(strategy: Strategy, config: Config, num_layers: int) -> Calla
 
 
 def make_exit_rule(strategy: Strategy, config: Config, num_layers: int, num_kept: int) -> ExitRule | None:
-    """Return the exit rule of a configuration, or raise NotApplicable; None if its steps always run all kept layers."""
+    """Return the exit rule (None if no step can exit early); raise NotApplicable for options that it cannot use."""
     if not isinstance(strategy, EarlyExitStrategy) or num_kept == num_layers:
         return None
     rule = strategy.exit_rule(num_layers, num_kept, config.decoding.max_new_tokens)

@@ -13,7 +13,7 @@ MISSING_KV = "recompute"  # how the layers above an exit get the keys and values
 
 @dataclass(frozen=True)
 class ExitRule:
-    """Depths at which a decode step may end, as numbers of layers that have run, and the confidence that it needs."""
+    """Depths (numbers of layers) at which a decode step may end, and the confidence at which a step ends there."""
 
     num_layers: int  # N, the depth of a step that never exits
     target_depth: int  # R, for the mean depth over decode steps
@@ -34,7 +34,7 @@ class ExitRule:
 
     @property
     def checks(self) -> tuple[int, ...]:
-        """Depths with a check; the full depth needs none.
+        """Depths at which a step checks its confidence; there is no check at full depth.
 
         >>> ExitRule(12, 6, "softmax_max", None, 64, min_exit=3, every=4).checks
         (3, 7, 11)
@@ -52,7 +52,7 @@ class ExitRule:
         return FALLS_TO * self.threshold + (1 - FALLS_TO) * self.threshold * math.exp(-4 * step / self.horizon)
 
     def heads(self, depth: int) -> int:
-        """Return how often a step of this depth runs the output head: once per check, and once at the end without a check."""
+        """Return how often a step of this depth runs the output head: at each check and at full depth, once for cosine."""
         if self.confidence == "cosine":
             return 1
         checked = sum(check <= depth for check in self.checks)

@@ -10,7 +10,7 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory of a sequence, and the number of sequences that fit."""
+    """Memory of one sequence, and the number of sequences that fit into the budget."""
 
     sequence_bytes: int  # peak of a sequence if all prompts of a batch are encoded together, beams included
     decoding_bytes: int  # of a sequence after prefill
@@ -33,8 +33,8 @@ class MemoryPlan:
 def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> MemoryPlan:
     """Return the largest batches within `config.memory_budget`, or raise UsageError if one sequence does not fit.
 
-    During prefill a sequence holds the keys and values of every layer; afterwards those of the kept layers, for prompt and new
-    tokens. Beams multiply both, because `generate` encodes the prompt once per beam.
+    During prefill a sequence stores its prompt's keys and values in all layers that read the prompt. During decoding it
+    stores all its keys and values in the kept layers. Beams multiply both: `generate` encodes the prompt once per beam.
     """
     budget = parse_bytes(str(config.memory_budget))
     sizes = (
@@ -64,18 +64,18 @@ def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> Memor
         raise UsageError(
             f"expected memory_budget above the {weights / 2**20:,.1f} MiB of the weights plus the "
             f"{own.sequence_bytes / 2**20:,.1f} MiB of one sequence, got {budget / 2**20:,.1f} MiB; "
-            "raise it, or lower decoding.max_new_tokens"
+            "raise memory_budget, or lower decoding.max_new_tokens"
         )
     return MemoryPlan(budget, weights, prompt, new, own, footprint(metadata.num_layers))
 
 
 def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
-    """Return the number of layers whose keys and values stay after prefill: all layers if they verify drafts."""
+    """Return the number of layers that hold a KV cache after prefill: with drafts all layers, which verify them."""
     return num_layers if config.decoding.draft_tokens else num_kept
 
 
 def parse_bytes(text: str, key: str = "memory_budget=") -> int:
-    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`, or raise UsageError.
+    """Parse a number of bytes such as `24GiB`, `16 GB`, `800M` or `1000000`; raise UsageError for any other text.
 
     >>> parse_bytes("1.5KiB"), parse_bytes("2 kb")
     (1536, 2000)

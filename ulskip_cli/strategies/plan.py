@@ -41,29 +41,29 @@ class Plan:
     exits: ExitRule | None = None  # None without early exit
 
     def __post_init__(self) -> None:
-        """Check that later stages only drop layers; a layer that returned would lack keys and values of earlier steps."""
+        """Check that later stages only drop layers; an added layer would lack the keys and values of earlier steps."""
         for before, after in pairwise(self.stages):
             if not set(after.kept_layers) < set(before.kept_layers) or after.first_step <= before.first_step:
                 raise ValueError(f"expected fewer layers at a later step than {before}, got {after}")
 
     @classmethod
     def from_layers(cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Plan":
-        """Make a plan from a list of layers and the depth of a model, or raise UsageError."""
+        """Make a plan from a list of layers and the depth of a model; raise UsageError for an invalid list."""
         layers = schedule.checked(num_layers, kept)
         ratio = num_layers / len(layers)
         return cls("custom", num_layers, layers, prompt_layers, None, ratio, None, None, None, ())
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """All stages, the first included."""
+        """All stages of decoding: the first stage and `later_stages`."""
         return (Stage(0, self.kept_layers), *self.later_stages)
 
     def step_counts(self, steps: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Return for each stage the number of the first `steps` decode steps that use it, and its layers."""
+        """Return, for each stage, how many of the first `steps` decode steps use the stage, and the layers of the stage."""
         return schedule.step_counts(self.stages, steps)
 
     def mean_kept(self, steps: int) -> float:
-        """Return the mean number of layers over the first `steps` decode steps; with early exit the target depth."""
+        """Return the mean number of layers over the first `steps` decode steps; early exit returns its target depth."""
         if self.exits:
             return float(self.exits.target_depth)
         return schedule.mean_kept(self.stages, [steps + 1])
@@ -87,10 +87,10 @@ def target_speedup(config: Config) -> float | None:
 
 
 def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = None) -> Plan:
-    """Make the plan of a configuration for a model, or raise UsageError.
+    """Make the plan of a configuration for a model; raise UsageError if its settings do not fit the model or each other.
 
-    For ratio_basis=latency, `depth` is the measured mean number of layers. If it is not an integer, the first steps run one
-    layer more than the others.
+    For ratio_basis=latency, `depth` is the mean number of layers that reached the target in timings. If `depth` is not an
+    integer, the first steps run one layer more than the others.
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
     num_layers, per_layer = metadata.num_layers, metadata.kv_bytes_per_layer
@@ -179,7 +179,7 @@ def _stages_for_depth(strategy: Strategy, num_layers: int, count: int, depth: fl
 
 
 def _choose_timed_tokens(strategy: Strategy, stages: Sequence[Stage], count: int, tokens: int) -> int:
-    """Return the length of timed outputs: for a positional strategy the one nearest to `tokens` with a mean depth of R."""
+    """Return the length of timed outputs: `tokens`; a positional strategy needs the nearest length with a mean depth of R."""
     if not isinstance(strategy, PositionalStrategy):
         return tokens
     longest = max(tokens, 4 * stages[-1].first_step + 2)
@@ -232,7 +232,7 @@ def _chooses_own_depth(strategy: Strategy) -> bool:
 
 
 def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | None:
-    """Return True if weights were trained with the layers of a plan; None if their training is unknown."""
+    """Return True if weights were trained with the layers of a plan, and None if it is unknown how they were trained."""
     if trained_for is None:
         return None
     exits = trained_for.get("exits") or []

@@ -24,14 +24,14 @@ class Stage:
 
 
 def step_counts(stages: Sequence[Stage], steps: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Return for each stage the number of the first `steps` decode steps that use it, and its layers."""
+    """Return, for each stage, how many of the first `steps` decode steps use the stage, and the layers of the stage."""
     starts = [stage.first_step for stage in stages] + [steps]
     counts = [max(0, min(end, steps) - start) for start, end in pairwise(starts)]
     return [(count, stage.kept_layers) for count, stage in zip(counts, stages, strict=True)]
 
 
 def mean_kept(stages: Sequence[Stage], lengths: Sequence[int]) -> float:
-    """Return the mean number of layers per decode step over outputs of these lengths; prefill makes the first token.
+    """Return the mean number of layers per decode step over outputs of `lengths` tokens; prefill generates the first token.
 
     >>> mean_kept([Stage(0, (0, 1, 2)), Stage(2, (0, 2))], [5, 1])
     2.5
@@ -102,7 +102,7 @@ def last(num_layers: int, num_kept: int) -> tuple[int, ...]:
 
 
 def checked(num_layers: int, layers: Sequence[int]) -> tuple[int, ...]:
-    """Return distinct, ascending layers within 0..N-1 as a tuple; raise UsageError for any others."""
+    """Return the layers as a tuple; raise UsageError unless they are distinct, ascending and within 0..N-1."""
     kept = tuple(layers)
     if not kept:
         raise UsageError("expected at least one layer to keep, got none; list them, e.g. strategy.layers=[0,3,5]")
@@ -127,12 +127,12 @@ def without_one(kept: Sequence[int]) -> tuple[int, ...]:
 
 
 def longest_gap(kept: Sequence[int]) -> int:
-    """Return the largest number of neighbouring layers skipped between two kept ones."""
+    """Return the length of the longest block of skipped layers between two kept layers."""
     return max((b - a - 1 for a, b in pairwise(kept)), default=0)
 
 
 def is_unbalanced(num_layers: int, kept: Sequence[int]) -> bool:
-    """Return True if a skipped block is more than twice as long as necessary."""
+    """Return True if a block of skipped layers is more than twice as long as with even spacing."""
     if len(kept) < MIN_KEPT:
         return False
     shortest_possible = math.ceil((num_layers - len(kept)) / (len(kept) - 1))

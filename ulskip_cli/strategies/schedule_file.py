@@ -35,7 +35,7 @@ class ScheduleFile:
 
 
 def read(path: Path) -> ScheduleFile:
-    """Read a schedule file, or raise UsageError; one written by hand needs only `format`, `num_layers` and `kept_layers`."""
+    """Read a schedule file; raise UsageError if it is invalid or lacks `format`, `num_layers` or `kept_layers`."""
     try:
         values = json.loads(path.expanduser().read_text("utf-8"))
     except OSError as error:

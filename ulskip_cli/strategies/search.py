@@ -32,7 +32,7 @@ class Search:
         return bool(self.layers)
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """Return the found layers, or evenly spread ones before a search; another number of layers is a UsageError."""
+        """Return the layers found, or evenly spread layers before a search; raise UsageError if there are not `num_kept`."""
         if not self.layers:
             return schedule.even(num_layers, num_kept)
         if len(self.layers) != num_kept:
@@ -43,7 +43,7 @@ class Search:
         return schedule.checked(num_layers, self.layers)
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """Search: try near swaps before far ones, in random order within a distance, and start again after each improvement."""
+        """Swap one layer at a time, near layers first, and start again after each improvement until the budget is used."""
         rng, tried = random.Random(self.seed), 0
 
         def loss(layers: Sequence[int]) -> float:
@@ -71,7 +71,7 @@ class Search:
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[tuple[int, ...]]:
-    """Return every schedule that swaps one kept layer for a skipped one: near swaps first, in random order otherwise."""
+    """Return every schedule that swaps a kept layer for a skipped one, by distance; equal distances are in random order."""
     pairs = [(out, into) for out in kept for into in range(num_layers) if into not in kept]
     rng.shuffle(pairs)
     pairs.sort(key=lambda pair: abs(pair[0] - pair[1]))

@@ -36,11 +36,11 @@ class SkipDecode:
 
     @property
     def is_calibrated(self) -> bool:
-        """True if T has a value."""
+        """True if the horizon T has a value."""
         return self.horizon is not None
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
-        """Return the layers of the first step."""
+        """Return the layers of the first decode step, which runs the most layers."""
         return self._active(num_layers, self.depths(num_layers, num_kept)[0])
 
     def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
@@ -49,7 +49,7 @@ class SkipDecode:
         return self._stages(num_layers, num_kept, horizon)
 
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
-        """Find T from the lengths of held-out answers."""
+        """Find the T at which the held-out answers run R layers per step on average."""
         lengths = held_out.output_lengths()
         horizon, mean = self.horizon_for(num_layers, num_kept, lengths)
         return CalibrationResult(
@@ -65,14 +65,14 @@ class SkipDecode:
         if num_kept <= self.warmup_layers:
             raise UsageError(
                 f"expected strategy.warmup_layers below the {num_kept} kept layers, got {self.warmup_layers}; "
-                "lower it or the ratio"
+                "lower strategy.warmup_layers or the ratio"
             )
         most = min(num_layers, round(4 * num_kept / 3))
         fewest = max(2 * num_kept - most, self.warmup_layers + 1)
         return min(most, 2 * num_kept - fewest), fewest
 
     def horizon_for(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[float, float]:
-        """Find T by bisection; return it with its mean depth over outputs of these lengths, in tokens."""
+        """Find T by bisection; return T and the mean number of layers per step, over outputs of `lengths` tokens."""
 
         def mean(horizon: float) -> float:
             return schedule.mean_kept(self._stages(num_layers, num_kept, horizon), lengths)

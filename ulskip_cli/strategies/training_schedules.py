@@ -1,4 +1,4 @@
-"""Schedules and exits to train for, by target speedup."""
+"""Choose the schedules and the early exits that a training run trains, for each target speedup."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ TYPICAL_LENGTH = 32  # tokens of a response while the lengths of the data are un
 
 
 def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | None = None) -> dict[float, tuple[Stage, ...]]:
-    """Return the stages to train for each ratio, or raise UsageError; positional strategies average over response `lengths`."""
+    """Return the stages to train for each ratio, or raise UsageError; positional strategies use `lengths` (response tokens)."""
     strategy: Strategy = instantiate(config.strategy, "strategy")
     full_depth = (Stage(0, tuple(range(num_layers))),)
     if isinstance(strategy, EarlyExitStrategy):
@@ -21,8 +21,8 @@ def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | 
     if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated and not isinstance(strategy, PositionalStrategy):
         name = config.strategy["name"]
         raise UsageError(
-            f"training with strategy={name} requires calibrated options; run it with `ulskip run`, "
-            "and pass the values in calibration.options of its row as strategy.KEY=VALUE"
+            f"training with strategy={name} requires calibrated options; run `ulskip run strategy={name}`, "
+            "and pass the values under calibration.options in the new row as strategy.KEY=VALUE"
         )
 
     def stages(ratio: float) -> tuple[Stage, ...]:
@@ -37,7 +37,7 @@ def schedules(config: TrainingConfig, num_layers: int, lengths: Sequence[int] | 
 
 
 def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
-    """Return the depths at which a training for early exit computes a loss, the full depth last; empty for other strategies."""
+    """Return the depths at which early-exit training computes a loss, the full depth last; empty for other strategies."""
     strategy: Strategy = instantiate(config.strategy, "strategy")
     if not isinstance(strategy, EarlyExitStrategy):
         return ()

@@ -12,7 +12,7 @@ from ulskip_cli.tasks.prompts import Template
 
 
 class Task(Protocol):
-    """A set of examples, the prompts made from them, and the metrics of the answers."""
+    """Examples, the prompts made from the examples, and the metrics that score the answers."""
 
     @property
     def may_truncate_source(self) -> bool:
@@ -26,7 +26,7 @@ class Task(Protocol):
         """Return all examples in a fixed order."""
 
     def held_out(self) -> "Task | None":
-        """Return the task with calibration examples that no run evaluates; None if the task has none."""
+        """Return a task with calibration examples that no run evaluates; return None if the task has no such examples."""
 
     def template_for(self, has_chat: bool) -> Template:
         """Return the template for a model with or without a chat template."""

@@ -38,12 +38,12 @@ class PromptFormatter:
     def for_task(
         cls, task: Task, tokenizer: PreTrainedTokenizerBase | None, chat_options: Mapping[str, Any] | None
     ) -> PromptFormatter:
-        """Make the formatter of a task for a tokenizer; without a tokenizer it uses no chat template."""
+        """Make the formatter of a task for a tokenizer; without a tokenizer the formatter uses no chat template."""
         has_chat = tokenizer is not None and bool(tokenizer.chat_template)
         return cls(task.template_for(has_chat), tokenizer, chat_options or {})
 
     def format(self, example: Example) -> TextPair:
-        """Return the prompt that the model reads and the response that it should write, or raise UsageError."""
+        """Return the prompt and the expected response as texts; raise UsageError if the model's chat template fails."""
         prompt, response = self.template.prompt(example), self.template.response(example)
         if not self.template.chat:
             return prompt, response
@@ -56,14 +56,14 @@ class PromptFormatter:
             conversation = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.chat_options)
         except Exception as error:  # a chat template is a program and may raise anything
             raise UsageError(
-                f"the model's chat template failed ({str(error).strip()[:160]}); use task.template=plain"
+                f"the model's chat template failed ({str(error).strip()[:160]}); task.template=plain needs no chat template"
             ) from None
         if conversation.startswith(chat_prompt):
             return chat_prompt, conversation[len(chat_prompt) :].rstrip()
         return chat_prompt, f"{response}{self.tokenizer.eos_token or ''}"  # the chat template rewrites earlier messages
 
     def tokenize(self, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair]) -> list[EncodedExample]:
-        """Tokenize the results of `format`; add special tokens unless the chat template has added them."""
+        """Tokenize prompts and responses; special tokens are added unless the chat template has already added them."""
         chat = self.template.chat
         prompts = tokenizer([prompt for prompt, _ in pairs], add_special_tokens=not chat)["input_ids"]
         responses = tokenizer([response for _, response in pairs], add_special_tokens=False)["input_ids"]
@@ -81,8 +81,8 @@ def encode(
 ) -> list[EncodedExample]:
     """Encode examples so that each prompt and its new tokens fit into `context` positions; None is unlimited.
 
-    If `may_truncate_source`, the end of a long source is dropped, but never the instruction; else a prompt that is too long is
-    a UsageError. A response is truncated at the end of the context.
+    If `may_truncate_source`, the end of a long source is dropped, but never the instruction. Otherwise a prompt that is too
+    long raises UsageError. A response is truncated at the end of the context.
     """
     encoded = formatter.tokenize(tokenizer, [formatter.format(example) for example in examples])
     if context is None:
@@ -93,7 +93,8 @@ def encode(
             if not may_truncate_source:
                 raise UsageError(
                     f"example {example.id}: a prompt of {len(encoded[i].prompt_ids)} tokens and {max_new_tokens} new tokens "
-                    f"exceed the model's context of {context}; shorten it, lower decoding.max_new_tokens, or change the model"
+                    f"exceed the model's context of {context}; "
+                    "shorten the prompt, lower decoding.max_new_tokens, or change the model"
                 )
             shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
             encoded[i] = replace(formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True)
@@ -105,7 +106,7 @@ def encode(
 def truncate_source(
     formatter: PromptFormatter, tokenizer: PreTrainedTokenizerBase, example: Example, max_prompt_tokens: int
 ) -> Example:
-    """Keep the longest beginning of the source whose prompt has at most `max_prompt_tokens` tokens, or raise UsageError."""
+    """Keep as much of the source as fits into `max_prompt_tokens`; raise UsageError if the instruction alone is too long."""
 
     def fits(candidate: Example) -> bool:
         (encoded,) = formatter.tokenize(tokenizer, [formatter.format(candidate)])
@@ -126,7 +127,7 @@ def truncate_source(
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id of padding, else of EOS, else 0; the attention mask hides padding."""
+    """Return the padding id, or the EOS id if there is no padding id, or 0; the attention mask hides padding."""
     return next((int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
 
 

@@ -1,4 +1,4 @@
-"""A user's own task: prompts and references from a file or dataset, and metrics by name."""
+"""A user's own task: prompts and references from a file or dataset, and metrics chosen by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ class Jsonl(TaskOptions):
 
     @property
     def may_truncate_source(self) -> bool:
-        """Value of the `cut_source` key."""
+        """True if the option `cut_source` allows truncation of the source."""
         return self.cut_source
 
     @property

@@ -1,4 +1,4 @@
-"""English names of languages by ISO 639-1 code, for prompts: those of WMT's test sets and the larger ones of FLORES."""
+"""English names of languages by ISO 639-1 code, for prompts: the languages of WMT and the larger languages of FLORES."""
 
 LANGUAGES = {
     "af": "Afrikaans", "am": "Amharic", "ar": "Arabic", "az": "Azerbaijani", "be": "Belarusian", "bg": "Bulgarian",

@@ -21,7 +21,7 @@ class Example:
 
 
 def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str) -> list[Example]:
-    """Convert rows to examples; the id is the row's `id` or its index. A row without both texts is a UsageError."""
+    """Convert rows to examples; the id is the row's `id` or index. Raise UsageError if a row lacks source or reference."""
     if not rows:
         raise UsageError(f"expected at least one row in {origin}, got none; use other data")
     examples = []
@@ -37,7 +37,7 @@ def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, referenc
 
 
 def read_text(file: Path) -> str:
-    """Read a UTF-8 file, plain or gzipped, or raise UsageError."""
+    """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing or unreadable."""
     try:
         raw = file.read_bytes()
         return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig").replace("\r\n", "\n")
@@ -48,7 +48,7 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read a text file with one segment per line; an empty file or line is a UsageError."""
+    """Read a text file with one segment per line; raise UsageError for an empty file or an empty line."""
     text = read_text(file)
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:
@@ -60,7 +60,7 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """Read a file with one JSON object per line, plain or gzipped, or raise UsageError; blank lines are skipped."""
+    """Read a file with one JSON object per line, plain or gzipped; skip blank lines, and raise UsageError for other lines."""
     objects = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
@@ -83,7 +83,7 @@ def is_dataset(name: str) -> bool:
 
 
 def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Load a split of a hub dataset or folder: of `subset`, else of the first existing default subset, else of the only one."""
+    """Load a split of a hub dataset or folder. Without `subset`, use the first existing default subset, or the only subset."""
     import datasets
 
     datasets.disable_progress_bars()

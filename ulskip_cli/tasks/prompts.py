@@ -31,7 +31,7 @@ class Template:
 def choose_template(
     formats: Formats, name: str, has_chat: bool, prompt: str | None, response: str | None, fields: Mapping[str, str]
 ) -> Template:
-    """Choose a template, or raise UsageError; `auto`: `chat` if the model has a chat template, else the first of `formats`."""
+    """Choose a template; raise UsageError if it is invalid. `auto` is `chat` for chat models, otherwise the first format."""
     default = CHAT if has_chat and CHAT in formats else next(iter(formats), AUTO)
     chosen = default if name == AUTO else require_choice("task.template", name, [AUTO, *formats])
     if chosen == CHAT and not has_chat:

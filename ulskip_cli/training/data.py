@@ -25,7 +25,7 @@ _TOKENIZE_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """The (prompt, response) texts of a training."""
+    """The (prompt, response) texts of a training run."""
 
     train: list[TextPair]
     validation: list[TextPair]  # may be empty
@@ -38,7 +38,7 @@ class TrainingTexts:
 
 
 def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
-    """Load the training and validation texts, in the chat format of `tokenizer` if it has one; raise UsageError."""
+    """Load training and validation texts, in `tokenizer`'s chat format if there is one; raise UsageError for unusable data."""
     maker = _TextMaker(config, tokenizer)
     train = maker.texts(config.task, config.limit)
     formatter = maker.formatter(instantiate(config.task, "task"))
@@ -52,7 +52,8 @@ def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBa
         return TrainingTexts(train, validation, formatter)
     if config.train.held_out >= len(train):
         raise UsageError(
-            f"expected train.held_out below the number of examples, {len(train)}, got {config.train.held_out}; lower it"
+            f"expected train.held_out below the number of examples, {len(train)}, got {config.train.held_out}; "
+            "lower train.held_out"
         )
     chosen = set(random.Random(config.seed).sample(range(len(train)), config.train.held_out))
     held_out = [texts for i, texts in enumerate(train) if i in chosen]
@@ -77,7 +78,7 @@ def train_tokenizer(texts: Sequence[TextPair], vocab_size: int, max_length: int)
 
 
 class TokenPairs(Dataset[dict[str, Any]]):
-    """Prompts and responses as token ids with EOS; `num_too_long` examples exceed `max_length` and are left out."""
+    """Prompts and responses as token ids with EOS; `num_too_long` counts the examples dropped for exceeding `max_length`."""
 
     def __init__(
         self,
@@ -96,7 +97,8 @@ class TokenPairs(Dataset[dict[str, Any]]):
         self.num_too_long = len(encoded) - len(self.pairs)
         if not self.pairs:
             raise UsageError(
-                f"expected examples of at most train.max_length={max_length} tokens, got only longer ones; raise it"
+                f"expected examples of at most train.max_length={max_length} tokens, got only longer ones; "
+                "raise train.max_length"
             )
 
     def __len__(self) -> int:
@@ -137,7 +139,7 @@ class PairCollator:
     pad_token_id: int
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Build the tensors by their names in `LossBatch`; Trainer passes them on as keyword arguments."""
+        """Return the tensors of a batch by their `LossBatch` field names; Trainer passes the tensors as keyword arguments."""
         prompt_ids, prompt_mask = padded([one["prompt"] for one in examples], self.pad_token_id, left=True)
         response_ids, mask = padded([one["response"] for one in examples], self.pad_token_id, left=False)
         return {
@@ -210,7 +212,8 @@ class _TextMaker:
             return forward
         if not hasattr(task, "reversed"):
             raise UsageError(
-                f"train.reversed_share is not supported with task={node['name']}, which has one direction; set it to 0"
+                f"train.reversed_share is not supported with task={node['name']}, which has one direction; "
+                "use train.reversed_share=0"
             )
         other = task.reversed()
         formatter = self.formatter(other)

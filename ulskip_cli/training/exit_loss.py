@@ -19,10 +19,10 @@ CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 def exit_losses(
     model: PreTrainedModel, layerwise: LayerwiseModel, exits: Collection[int], batch: LossBatch, cross_entropy: CrossEntropy
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield each exit depth with the summed cross-entropy of a batch's responses in nats, if all tokens exit there.
+    """Yield each exit depth, and the cross-entropy of a batch's responses (summed, in nats) if all tokens exit there.
 
-    The prompt and the response run through every layer, so all keys and values are the full model's. The logits of one exit are
-    in memory at a time; the backward pass computes them again. `layerwise` is `model` split at its layers.
+    Prompt and response run through every layer, so all keys and values equal the full model's. Only one exit's logits are in
+    memory at a time; the backward pass computes the logits again. `layerwise` is `model` split at its layers.
     """
     prompt = encode_prompt(model, batch.prompt_ids, batch.prompt_mask)
     first = cross_entropy(prompt.first_logits, batch.labels[:, :1])

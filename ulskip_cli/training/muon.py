@@ -8,7 +8,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class MuonWithAdamW(Optimizer):
-    """Two torch optimizers with one set of parameter groups, so that schedulers and checkpoints see one optimizer."""
+    """Two torch optimizers that share parameter groups, so that schedulers and checkpoints handle them as one optimizer."""
 
     def __init__(self, module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> None:
         """Assign hidden matrices to Muon, with updates scaled like AdamW's, and embeddings, head and vectors to AdamW."""
@@ -37,7 +37,7 @@ class MuonWithAdamW(Optimizer):
         self._share_groups_and_state()
 
     def _share_groups_and_state(self) -> None:
-        """Let both optimizers use this optimizer's groups and state, because schedulers write to these."""
+        """Let both optimizers use this optimizer's groups and state, because schedulers change only this optimizer."""
         start = 0
         for one in self._optimizers:
             one.param_groups = self.param_groups[start : start + len(one.param_groups)]

@@ -20,17 +20,17 @@ _SET_BY_OWN_KEYS = (
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raise UsageError for a training that cannot work."""
+    """Raise UsageError for a configuration with which training would fail."""
     check_trainer_arguments(config.train.training_args or {})
     schedules(config, read_metadata(config.model).num_layers)
     instantiate(config.task, "task").examples()
 
 
 def check_trainer_arguments(extra: Mapping[str, Any]) -> None:
-    """Raise UsageError for Trainer arguments that have their own key or that the two-pass loss does not support."""
+    """Raise UsageError for Trainer arguments that ulskip's own keys set or that the two-pass loss does not support."""
     for key in extra:
         if key in _SET_BY_OWN_KEYS:
-            raise UsageError(f"train.training_args.{key} is not supported; use its own key, e.g. train.learning_rate or seed")
+            raise UsageError(f"train.training_args.{key} is not supported; use an ulskip key, e.g. train.learning_rate or seed")
     if any("checkpointing" in key and value for key, value in extra.items()):
         raise UsageError(
             "train.training_args: gradient checkpointing is not supported, because it drops the prompt's KV cache; lower "

@@ -13,7 +13,7 @@ _OPTIONAL = ("later_stages", "exits", "data")  # keys that records of earlier ve
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One evaluation during a training."""
+    """The validation losses at one step of a training run."""
 
     step: int
     validation_loss: dict[str, float]  # nats per token, by target ratio (`2x`) or by exit depth (`6`)
@@ -64,6 +64,6 @@ class TrainingRecord:
         return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contents of `training.json`, with lists for tuples."""
+        """Return the contents of `training.json`; tuples become lists."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL}

@@ -32,7 +32,7 @@ _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset
 
 
 def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
-    """Train a model, resume a killed training, or return the record of a finished one; raise UsageError or RunError."""
+    """Train, resume a killed run, or return a finished run's record; raise UsageError for bad settings, RunError for NaN."""
     output = Path(config.output)
     config = _limit_to_context(config)
     texts = load_training_texts(config, loading.load_tokenizer(config.model))
@@ -93,7 +93,7 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
 
 
 def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
-    """Return the record of this training if it is complete; otherwise make the output folder and return None."""
+    """Return the record of this training run if the run is complete; otherwise make the output folder and return None."""
     advice = f"set another output=DIR, or delete {output}"
     if (output / RECORD_FILE).is_file():
         values = json.loads((output / RECORD_FILE).read_text("utf-8"))
@@ -156,7 +156,7 @@ def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seco
 
 
 def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
-    """Save weights and tokenizer, and the record last: a folder with a record is complete."""
+    """Save weights and tokenizer, then the record. The record is last, so that a folder with a record is complete."""
     trained: Any = setup.module.model
     model = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
     dtype_name = setup.config.model.dtype

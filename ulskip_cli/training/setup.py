@@ -39,7 +39,7 @@ class TrainingSetup:
 
 
 def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: ProgressCallback) -> TrainingSetup:
-    """Load the model, tokenize the texts and build the loss; raise UsageError if the configuration does not suit them."""
+    """Load the model, tokenize the texts and build the loss; raise UsageError if model or texts do not fit the settings."""
     progress.phase(f"load {config.model.name}", 1)
     source = load_source_model(config, texts)
     depth = shallow_view.num_layers(source.model)
@@ -55,7 +55,7 @@ def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: Pro
 
 
 def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceModel:
-    """Load the model and its tokenizer; trained weights are float32, because bfloat16 would round small updates away."""
+    """Load model and tokenizer. Weights are trained in float32, because bfloat16 would round small updates to zero."""
     if config.model.source == "random":
         length = config.train.max_length or 2048
         tokenizer = train_tokenizer(texts.train, config.train.vocab_size, length)
@@ -72,7 +72,8 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
             source.model.set_attn_implementation(config.train.attention)
         except (ValueError, ImportError) as error:
             raise UsageError(
-                f"train.attention={config.train.attention} is not supported ({str(error).splitlines()[0]}); set it to null"
+                f"train.attention={config.train.attention} is not supported ({str(error).splitlines()[0]}); "
+                "use train.attention=null"
             ) from None
     return source
 
@@ -112,5 +113,5 @@ def _with_lora(model: PreTrainedModel, train: TrainOptions) -> Any:
     except ValueError as error:
         raise UsageError(
             f"expected train.lora.targets to name linear layers or all-linear, got {train.lora.targets} "
-            f"({str(error).splitlines()[0][:200]}); use train.lora.targets=all-linear"
+            f"({str(error).splitlines()[0][:200]}); train.lora.targets=all-linear adapts every linear layer"
         ) from None

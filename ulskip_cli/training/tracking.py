@@ -1,4 +1,4 @@
-"""A training as a run of the experiment tracker that `tracker=` names."""
+"""Log a training run to the experiment tracker that `tracker=` names."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]
         self._parameters, self._tracker = dict(flatten(recorded_config(config))), config.tracker
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the run, or the run of the checkpoint that is resumed."""
+        """Open a new tracker run, or continue the tracker run of the resumed checkpoint."""
         if not state.is_world_process_zero:
             return
         file = Path(args.output_dir) / "tracked_run.json"
@@ -31,7 +31,7 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]
             write_atomic(file, json.dumps({self._tracker: self.run.id}))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Log the numeric values of one log line."""
+        """Log the numbers that Trainer reports at this step."""
         if state.is_world_process_zero:
             self.run.log(
                 {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}, state.global_step

@@ -54,7 +54,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return rng.choices(list(self.schedules.values()), self.config.train.ratio_weights)[0]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Compute validation losses in nats per token, by target ratio (`2x`; `1x`: full depth) or exit depth (`6`)."""
+        """Compute validation losses in nats per token, by target ratio (`2x`; `1x` is full depth) or exit depth (`6`)."""
         module, validation = self.model, self.data.validation
         assert isinstance(module, TwoPassLoss) and validation is not None
         batch_size = self.args.per_device_train_batch_size
@@ -72,7 +72,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return losses
 
     def learning_curve(self) -> tuple[CurvePoint, ...]:
-        """Return all evaluations so far, the last one of each step."""
+        """Return the evaluations so far, one per step; of several evaluations at a step, the last counts."""
         curve: dict[int, CurvePoint] = {}
         for entry in self.state.log_history:
             losses = {key.removeprefix("eval_loss_"): round(value, 4) for key, value in entry.items() if "eval_loss_" in key}
@@ -88,7 +88,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     """A callback that shows the progress and writes the log."""
 
     def __init__(self, progress: ProgressCallback, log: Path) -> None:
-        """Append lines to `log`; a resumed training writes some steps again."""
+        """Append lines to the file `log`; a resumed training run writes some steps a second time."""
         self._progress, self._log = progress, log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -102,13 +102,13 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self._on_progress(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Append a line to the log."""
+        """Append Trainer's values at this step to the log file, as one line."""
         if state.is_world_process_zero:
             append_line(self._log, json.dumps({"step": state.global_step, **(logs or {})}))
 
 
 def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
-    """Make the arguments of Trainer for a configuration, or raise UsageError."""
+    """Make the arguments of Trainer for a configuration; raise UsageError if Trainer refuses one or it is unsupported."""
     train, extra = config.train, dict(config.train.training_args or {})
     check_trainer_arguments(extra)
     values: dict[str, Any] = {
@@ -150,7 +150,7 @@ def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) ->
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint, or None; remove newer incomplete ones, which a killed process leaves."""
+    """Return the newest complete checkpoint, or None; remove newer incomplete checkpoints, left by a killed process."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for checkpoint in found:
         try:

@@ -30,7 +30,7 @@ class LossWeights:
 
 
 class TwoPassLoss(nn.Module):
-    """The training loss of a causal LM as a module, whose `state_dict` holds only the trained tensors, each once."""
+    """The training loss of a causal LM as a module. Its `state_dict` contains each trained tensor once, and nothing else."""
 
     accepts_loss_kwargs = True  # Trainer then passes num_items_in_batch, so all tokens of a step have the same weight
 
@@ -42,10 +42,10 @@ class TwoPassLoss(nn.Module):
         teacher: nn.Module | None = None,
         exits: Collection[int] = (),
     ) -> None:
-        """Wrap a causal LM or peft's wrapper; views are built at their first use, when the weights are on their final device.
+        """Wrap a causal LM or peft's wrapper; views are built at first use, when the weights are on their final device.
 
-        `teacher` is a frozen causal LM to distill from, or the adapted model itself, whose adapters are then disabled; None
-        distills from the model at full depth. The early-exit loss is averaged over the depths `exits`.
+        `teacher` is a frozen causal LM to distill from. If `teacher` is the model with adapters itself, its adapters are
+        disabled; if None, the model at full depth is the teacher. The early-exit loss is averaged over the depths `exits`.
         """
         super().__init__()
         self.model = model
@@ -80,8 +80,8 @@ class TwoPassLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the mean `loss` of a batch, a scalar; Trainer passes the tensors of `LossBatch` by name.
 
-        `stages` is the schedule of the response, unused with exits. `num_items_in_batch` is the number of labels of the whole
-        optimizer step; None: of this batch.
+        `stages` is the schedule of the response; early-exit training does not use it. `num_items_in_batch` is the number of
+        labels in the whole optimizer step; None means the labels of this batch.
         """
         batch = LossBatch(prompt_ids, prompt_mask, response_ids, labels)
         total = depth_weighted_mean(self.exit_losses(batch)) if self.exits else self.schedule_loss(batch, stages)
@@ -106,7 +106,7 @@ class TwoPassLoss(nn.Module):
         return loss
 
     def exit_losses(self, batch: LossBatch) -> Iterator[tuple[int, Tensor]]:
-        """Compute the summed cross-entropy of a batch at every exit; yields depth and loss."""
+        """Yield the depth of every exit, and the cross-entropy of the batch at this exit (summed, in nats)."""
         if not self._layerwise:
             self._layerwise.append(LayerwiseModel(self.base))
         return exit_losses(self.base, self._layerwise[0], self.exits, batch, self._cross_entropy)
@@ -158,7 +158,7 @@ class TwoPassLoss(nn.Module):
         return predict_response([StageView(0, model, self.all_layers)], prompt, batch.response_ids, batch.is_labelled)
 
     def _teacher_logits(self, batch: LossBatch) -> Tensor | None:
-        """Predict the response with the teacher at full depth; None if the model distills from itself."""
+        """Return the teacher's logits of the response, or None without a separate teacher or without distillation."""
         if not self._teacher or not self.weights.distill:
             return None
         teacher: Any = self._teacher[0].to(batch.prompt_ids.device)

@@ -29,7 +29,7 @@ def exit_validation_losses(module: TwoPassLoss, pairs: TokenPairs, collator: Pai
 def _mean_losses(
     module: TwoPassLoss, losses: Callable[[LossBatch], Losses], pairs: TokenPairs, collator: PairCollator, batch_size: int
 ) -> dict[int, float]:
-    """Average summed losses over all response tokens, longest examples first."""
+    """Divide the summed losses by the number of response tokens; the longest examples are processed first."""
     totals: dict[int, float] = {}
     count, order = 0, sorted(range(len(pairs)), key=pairs.lengths().__getitem__, reverse=True)
     with torch.no_grad():

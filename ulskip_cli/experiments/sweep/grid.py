@@ -16,7 +16,7 @@ DEFAULT_EXPERIMENT = "reproduce"
 
 
 def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None) -> list[Config]:
-    """Return the configurations of a grid, each once, in the order of the overrides.
+    """Return the configurations of a grid in the order of the overrides, without duplicates.
 
     Overrides follow Hydra's sweep syntax: `ratio=2,3`, `ratio=range(2,6)`, `strategy=glob(*)`. If they name no experiment,
     `preset` is used. Without a preset, the default experiment is used if every override has a single value.
@@ -36,7 +36,7 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
 
 
 def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> list[list[str]]:
-    """Repeat the overrides for every experiment that they name; each experiment has its own grid."""
+    """Return one list of overrides for every experiment that the overrides name, because each experiment has its own grid."""
     for i, one in enumerate(parse_overrides(overrides)):
         if one.key_or_group == "experiment" and one.is_sweep_override():
             return [[*overrides[:i], f"experiment={name}", *overrides[i + 1 :]] for name in _values(one, extra_dir)]
@@ -44,7 +44,7 @@ def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> li
 
 
 def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
-    """Return the product of the values swept on the command line and in the experiment, inapplicable points included."""
+    """Return every combination of the values swept on the command line and in the experiment, also inapplicable points."""
     parsed = parse_overrides(overrides)
     fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
@@ -72,7 +72,7 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
 def _composed(
     texts: Sequence[str], swept: Sequence[str], presets: Container[str], extra_dir: Path | None
 ) -> tuple[Config, list[UnknownKey]]:
-    """Compose a point; drop keys of presets and swept groups that its choices lack, and return the errors for them."""
+    """Compose a point; drop keys of presets and swept groups that do not exist for its choices, and return their errors."""
     foreign: list[UnknownKey] = []
     while True:
         try:

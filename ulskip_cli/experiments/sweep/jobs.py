@@ -1,4 +1,4 @@
-"""Turn the points of a sweep into jobs: resolved, labelled, each after its full baseline. Imports no torch."""
+"""Turn the points of a sweep into jobs: resolve, label and order them, baselines first. Imports no torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ _UNLABELLED = ("description", "_target_", "sweep", "launcher", "name", "results_
 
 @dataclass(frozen=True)
 class Job:
-    """One point of a sweep, or a baseline that points need."""
+    """One job of a sweep: a point, or a full baseline that points compare with."""
 
     config: Config
     id: str  # of its row; the configuration's identity if data or weights cannot be read
@@ -28,22 +28,22 @@ class Job:
 
     @property
     def baseline(self) -> str | None:
-        """The identifier of the job whose row must exist first, or None."""
+        """The identifier of the baseline job that must finish before this job; None if the job has no baseline."""
         return self.point.baseline.run_id if self.point and self.point.baseline else None
 
     @property
     def identity(self) -> RunIdentity:
-        """The request of the job, equal for a finished and a failed run."""
+        """The settings that identify the job, equal for a finished and a failed run."""
         return self.point.identity if self.point else RunIdentity.of(self.config, self.id)
 
     def failure_record(self, error: BaseException) -> RunRecord:
-        """Return the record of a job that has no result."""
+        """Return the record of a job that failed or is not applicable."""
         status = NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED
         return RunRecord(self.identity, status, failure_reason(error), schedule=ScheduleRecord())
 
 
 def failure_reason(error: BaseException) -> str:
-    """Return an error as one line; an unexpected error is preceded by its type."""
+    """Return an error as one line; the line of an unexpected error begins with the error's type."""
     text = " ".join(str(error).split())[:300]
     expected = text and isinstance(error, (UsageError, RunError))
     return text if expected else f"{type(error).__name__}: {text}".removesuffix(": ")
@@ -79,7 +79,7 @@ def _resolve(config: Config, label: str, resolver: Resolver) -> Job:
 
 
 def _varying(points: Sequence[Config]) -> list[str]:
-    """Return the keys that vary; a key of a group varies only if it differs between points with the same choice."""
+    """Return the keys that vary. A key of a config group varies only if points with the same choice in the group differ."""
     values: dict[str, dict[str, set[str]]] = {}  # values by key and by choice in its group
     for point in points:
         flat = dict(_flat(resolved_config(point)))

@@ -14,7 +14,7 @@ from ulskip_cli.experiments.sweep.jobs import failure_reason
 
 @dataclass
 class SweepOutcome:
-    """The result of a grid."""
+    """The records and failures of a grid's points."""
 
     num_requested: int
     records: dict[str, RunRecord] = field(default_factory=dict)  # by identifier, in the order of the points, with baselines
@@ -41,7 +41,7 @@ class GridProgress(ProgressCallback, Protocol):
     """Progress of points that run one after another."""
 
     def point(self, number: int, total: int) -> None:
-        """Assign the following phases to one point of many."""
+        """Report the following phases as phases of point `number` of `total`."""
 
     def note(self, text: str) -> None:
         """Show a line to the user."""
@@ -50,9 +50,9 @@ class GridProgress(ProgressCallback, Protocol):
 def run_each(
     points: Sequence[ResolvedPoint], run_point: Callable[[ResolvedPoint], list[RunRecord]], progress: GridProgress
 ) -> SweepOutcome:
-    """Run points one after another; a failed point does not stop the others, and the error of a single point is raised.
+    """Run points one after another; a failed point does not stop the others. If there is only one point, its error is raised.
 
-    `run_point` stores the records of a point and returns them, its own last.
+    `run_point` stores a point's records and returns them, the baseline first and the point's own record last.
     """
     folders = {folder.path: folder for folder in (ResultsFolder.of(point.config) for point in points)}
     for folder in folders.values():

@@ -50,7 +50,7 @@ class SweepObserver(JobObserver, ProgressCallback, Protocol):
 
 
 def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserver) -> SweepOutcome:
-    """Run all jobs that are not finished, and return the records of all.
+    """Run all jobs that are not finished, and return the records of all jobs.
 
     Raises UsageError if the folder cannot be written or the launcher's package is missing, StorageError if a result cannot
     be stored, and RunError if workers die without finishing anything.
@@ -84,7 +84,7 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
 
 
 class _Tracker:
-    """A `JobObserver` that tracks which jobs are settled, by this process or others, and notifies the observer."""
+    """A `JobObserver` that tracks which jobs this or another process has settled, and notifies the sweep's observer."""
 
     def __init__(self, observer: SweepObserver, jobs: Sequence[Job], status: SweepStatus) -> None:
         self.observer, self.jobs, self.status = observer, jobs, status
@@ -97,7 +97,7 @@ class _Tracker:
         return [job for job in self.jobs if job.id not in self._settled]
 
     def update(self) -> None:
-        """Settle the jobs recorded by other processes since the last call; the first call settles those of earlier sweeps."""
+        """Settle the jobs that other processes recorded since the last call; the first call includes earlier sweeps."""
         self.status.refresh()
         for job in self.to_do:
             if self.status.state(job) != TO_DO:
@@ -144,7 +144,7 @@ def _supervise(pool: WorkerPool, policy: FailurePolicy, tracker: _Tracker) -> No
                 raise StorageError(message)
             if message is None:
                 num_deaths += 1
-                observer.note(f"worker {number} died; a new worker resumes its point after the last finished batch")
+                observer.note(f"worker {number} died; a new worker resumes the point after the last finished batch")
                 if num_deaths > (policy.max_retries + 1) * (len(workers) + 1):
                     logs = status.folder.path / "logs"
                     raise RunError(f"workers died {num_deaths} times without finishing a point; see {logs}")

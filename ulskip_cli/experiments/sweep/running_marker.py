@@ -25,11 +25,11 @@ class RunningMarker:
         self._written_at = 0.0
 
     def job_started(self, job: Job) -> None:
-        """Record the progress of this job from now on."""
+        """Write the progress of this job into its marker from now on."""
         self._path = marker_path(self._folder, job)
 
     def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
-        """Stop recording progress."""
+        """Stop writing the job's progress."""
         self._path = None
 
     def phase(self, label: str, total: int) -> ReportProgress:
@@ -45,7 +45,7 @@ class RunningMarker:
 
 @contextlib.contextmanager
 def marked(folder: ResultsFolder, job: Job, token: str) -> Iterator[int]:
-    """Keep a marker while a job runs, and yield its attempt number in the sweep. A leftover marker means that a worker died."""
+    """Keep a marker file while a job runs, and yield the number of the attempt. A leftover file means that a worker died."""
     path = marker_path(folder, job)
     before = read_marker(path)
     attempt = before.get("attempt", 0) + 1 if before.get("token") == token else 1
@@ -63,7 +63,7 @@ def marker_path(folder: ResultsFolder, job: Job) -> Path:
 
 
 def read_marker(path: Path) -> dict[str, Any]:
-    """Read a marker; return an empty dict if there is none."""
+    """Read a marker file; return an empty dict if the file is missing or unreadable."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

@@ -34,7 +34,7 @@ class JobState:
 
 
 class SweepStatus:
-    """Derives the states of jobs from the rows of a results folder, read as they are appended."""
+    """Derives the states of jobs from the rows of a results folder, and reads new rows as they are appended."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class SweepStatus:
         force: bool = False,
         since: int | None = None,
     ) -> None:
-        """Read the existing rows. With `force`, only rows appended from now on count.
+        """Read the existing rows. With `force`, only rows that this sweep appends count.
 
-        `is_like_here` accepts records whose times are comparable with this sweep's. `since` is the number of rows when the
-        sweep began, for a worker that joins it; None: the number of rows now.
+        `is_like_here` accepts records from machines whose times are comparable with this machine's. `since` is the number of
+        stored rows when the sweep began; None means that the sweep begins now.
         """
         self.folder = folder
         self.force = force
@@ -90,16 +90,16 @@ class SweepStatus:
         return FAILED if newest and newest.status == FAILED and self._is_fresh(job.id) else TO_DO
 
     def newest(self, job: Job) -> RunRecord | None:
-        """Return the last record of a job with any status."""
+        """Return the last record of a job, whatever its status."""
         records = self._records.get(job.id)
         return records[-1][1] if records else None
 
     def record(self, job: Job) -> RunRecord | None:
-        """Return the record that counts for a job; None if the job has to run."""
+        """Return the record that settles a job, or None if the job has to run."""
         return None if self.state(job) == TO_DO else self.finished(job.id) or self.newest(job)
 
     def has_no_result(self, run_id: str) -> bool:
-        """True if this sweep found that a point has no result."""
+        """True if the last record of a point in this sweep is failed or not applicable."""
         records = self._records.get(run_id, [])
         return bool(records) and not records[-1][1].is_done and self._is_fresh(run_id)
 
@@ -108,7 +108,7 @@ class SweepStatus:
         return any(self.state(job) == FAILED for job in jobs)
 
     def finished(self, run_id: str) -> RunRecord | None:
-        """Return the finished record of a point that counts for this sweep; its generations are stored."""
+        """Return a point's finished record if this sweep can use it and its generations are stored; otherwise None."""
         if not self.folder.generations_path(run_id).is_file():
             return None
         for index, record in reversed(self._records.get(run_id, ())):
@@ -118,12 +118,12 @@ class SweepStatus:
         return None
 
     def seconds_left(self, jobs: Sequence[Job]) -> tuple[float, int]:
-        """Estimate the seconds of jobs in sequence from similar runs, and count the jobs without an estimate."""
+        """Estimate the total seconds of jobs from similar runs, and count the jobs without an estimate."""
         estimates = [self._estimate(job) for job in jobs]
         return sum(one for one in estimates if one is not None), estimates.count(None)
 
     def describe(self, job: Job) -> JobState:
-        """Return a job's state with its time; a refused job counts as settled."""
+        """Return a job's state with its measured or estimated time; a refused job counts as settled."""
         record, state = self.record(job), self.state(job)
         if state == DONE:
             return JobState(state, record.wall_seconds if record else None)

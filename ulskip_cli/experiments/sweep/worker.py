@@ -32,7 +32,7 @@ class JobObserver(Protocol):
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """The treatment of failures in one sweep."""
+    """Settings that decide how one sweep treats failures."""
 
     token: str  # identifies the sweep
     fail_fast: bool = False  # stop at the first failure
@@ -41,7 +41,7 @@ class FailurePolicy:
 
 @dataclass
 class Worker:
-    """Runs jobs in order. A job that another worker has claimed is skipped and waited for at the end."""
+    """Runs jobs in order. The worker skips a job that another worker has claimed, and waits for it at the end."""
 
     jobs: Sequence[Job]  # all jobs of the sweep, a baseline before its points
     status: SweepStatus
@@ -65,7 +65,7 @@ class Worker:
             pending = left
 
     def _settle(self, job: Job) -> bool:
-        """Run a job that has no record; return False if another worker has claimed it or its baseline is missing."""
+        """Run a job that has no record; return False if another worker has claimed the job, or the baseline is missing."""
         if self.status.state(job) != TO_DO:
             self.observer.job_settled(job, self.status.record(job), ran=False)
             return True
@@ -96,7 +96,7 @@ class Worker:
             if job.refused:
                 raise job.refused
             if job.baseline and baseline is None:
-                raise RunError(f"expected a result of the full baseline {job.baseline}, got none; fix its failure first")
+                raise RunError(f"expected a result of the full baseline {job.baseline}, got none; fix that run first")
             record = self.run_job(job, baseline)
         except StorageError:
             raise
@@ -106,7 +106,7 @@ class Worker:
 
 
 def store_failure(job: Job, error: Exception, folder: ResultsFolder) -> RunRecord:
-    """Store the record of a job without a result and its traceback; raise StorageError if they cannot be written."""
+    """Store a failed job's record and traceback; raise StorageError if the results folder cannot be written."""
     record = job.failure_record(error)
     finished_at = datetime.now(UTC).isoformat(timespec="seconds")
     if not isinstance(error, NotApplicable):

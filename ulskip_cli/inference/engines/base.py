@@ -1,4 +1,4 @@
-"""The interface of engines, with their request and output, and the output of a decoder."""
+"""The interface of engines, the request and the output of an engine, and the output of a decoder."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 
 @dataclass(frozen=True)
 class DraftStats:
-    """Counts of speculative decoding, which can be added over batches."""
+    """Counts of speculative decoding; the counts of several batches can be added."""
 
     passes: int = 0  # verification passes of the full model; a pass of a batch counts once
     gained: int = 0  # tokens by which the passes extended each sequence of the batch
@@ -25,7 +25,7 @@ class DraftStats:
 
 @dataclass(frozen=True)
 class ExitStats:
-    """Exit depths of early exit, which can be added over batches."""
+    """Exit depths of early exit; the counts of several batches can be added."""
 
     depths: Mapping[int, int] = field(default_factory=dict)  # number of tokens by number of layers, without the first token
     check_seconds: float = 0.0
@@ -75,7 +75,7 @@ class Engine(Protocol):
     """A decode loop for one model and schedule."""
 
     def prepare(self, request: BatchRequest) -> float:
-        """Do the work that all batches of a shape share; return the seconds of compilation."""
+        """Do the work that all batches of one shape share, e.g. compile; return the seconds of compilation."""
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
@@ -83,7 +83,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class BatchOutput:
-    """The tokens of one batch and the duration of every phase."""
+    """The tokens of one batch and the seconds of every phase."""
 
     token_ids: list[list[int]]  # one list per sequence, including EOS, without padding
     hit_max_length: list[bool]  # the sequence ended at the length limit instead of EOS
@@ -107,7 +107,7 @@ class BatchOutput:
 
     @property
     def decoded_tokens(self) -> int:
-        """The number of tokens of all sequences without the first of each."""
+        """The number of tokens of all sequences, without the first token of each sequence."""
         return sum(max(0, len(ids) - 1) for ids in self.token_ids)
 
     @property
@@ -117,10 +117,10 @@ class BatchOutput:
 
     @property
     def step_seconds(self) -> float:
-        """The mean duration of a decode step."""
+        """The mean seconds of a decode step."""
         return self.decode_seconds / max(1, self.steps)
 
     @property
     def total_seconds(self) -> float:
-        """The duration from the call to the last token."""
+        """The seconds from the call to the last token."""
         return self.first_token_seconds + self.decode_seconds

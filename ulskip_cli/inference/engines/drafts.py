@@ -14,7 +14,7 @@ DECAY = 0.9  # weight of earlier checks after each check
 
 
 class DraftLength:
-    """A fixed draft length, or for `auto` the one with the largest `drafting_speedup` at the observed acceptance rate."""
+    """A fixed draft length, or for `auto` the length with the best `drafting_speedup` at the observed acceptance rate."""
 
     def __init__(self, setting: int | str, draft_cost: float) -> None:
         self.setting, self.draft_cost = setting, draft_cost
@@ -28,7 +28,7 @@ class DraftLength:
         return max(range(1, MAX_DRAFTS + 1), key=lambda k: drafting_speedup(acceptance, k, self.draft_cost))
 
     def update(self, accepted: int, drafted: int) -> None:
-        """Count the drafts of a check up to the first rejected one; later drafts were not tested."""
+        """Update the acceptance rate after a check; drafts after the first rejected draft do not count as tested."""
         self._accepted = DECAY * self._accepted + accepted
         self._checked = DECAY * self._checked + min(accepted + 1, drafted)
 
@@ -67,5 +67,5 @@ def verify_sampled(drafts: Tensor, draft_scores: Tensor, scores: Tensor) -> Draf
 
 
 def _prefix_length(flags: Tensor) -> Tensor:
-    """Count the true flags before the first false one: [batch, k] to [batch]."""
+    """Count the true flags before the first false flag of each row: [batch, k] to [batch]."""
     return flags.long().cumprod(dim=1).sum(dim=1)

@@ -26,9 +26,9 @@ from ulskip_cli.strategies.exit_rule import ExitRule
 def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:
     """Raise UsageError if this engine does not support a model, rule or option."""
     if rule.threshold is None:
-        raise UsageError("expected strategy.threshold for strategy=early_exit, got none; set it, or calibrate with: ulskip run")
+        raise UsageError("expected strategy.threshold for strategy=early_exit, got none; calibrate with: ulskip run")
     if reason := fast.unsupported_reason(model, decoding):
-        raise UsageError(f"strategy=early_exit is not supported with {reason}; change it, or use another strategy")
+        raise UsageError(f"strategy=early_exit is not supported with {reason}; use another model, option or strategy")
 
 
 class EarlyExitEngine:
@@ -43,7 +43,7 @@ class EarlyExitEngine:
         return LayerwiseModel(packed(self.model, self.linear_backend))
 
     def with_exit_rule(self, rule: ExitRule) -> "EarlyExitEngine":
-        """Return an engine with another exit rule that shares the packed weights."""
+        """Return an engine with another exit rule; both engines share the packed weights."""
         engine = EarlyExitEngine(self.model, rule, self.device, self.linear_backend)
         engine.__dict__["layerwise"] = self.layerwise
         return engine
@@ -66,7 +66,7 @@ class EarlyExitEngine:
 
 
 class ExitSteps:
-    """Decode steps that exit at a depth chosen by the rule."""
+    """Decode steps; the exit rule chooses the depth at which a step ends."""
 
     can_shrink = True
 
@@ -132,7 +132,7 @@ class ExitSteps:
         return self.layerwise.enter(self.ids[:, start:], self.cache, **self.positions.options(start, count))
 
     def _confident_logits(self, hidden: Tensor, before: Tensor | None, threshold: float) -> Tensor | None:
-        """Return the logits [batch, 1, vocab_size] if the least confident unfinished sequence reaches the threshold."""
+        """Return the logits [batch, 1, vocab_size] if the lowest confidence of unfinished sequences reaches the threshold."""
         self._check_timer.begin()
         logits: Tensor | None = None
         if self.rule.confidence == "cosine":

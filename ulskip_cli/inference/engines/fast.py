@@ -27,7 +27,7 @@ CHECK_STEPS = 8  # steps between checks for finished sequences on a GPU, because
 
 
 def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
-    """Return the model property or option that this engine does not support; None if it supports all."""
+    """Return the model property or option that this engine does not support, or None if everything is supported."""
     if decoding.num_beams > 1:
         return f"decoding.num_beams={decoding.num_beams}"
     if decoding.generate_kwargs:
@@ -63,7 +63,7 @@ class FastEngine:
         return replace(output, linear_backend=linear_backend_of(self.decode_models[0]), compiled=compiled)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights and compile the steps for this shape if compilation is on; raise RunError if it fails."""
+        """Pack the weights; compile the steps for this shape if compilation is on, and raise RunError if compiling fails."""
         decode_models = self.decode_models
         key = self._shape(request)
         if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:

@@ -39,7 +39,7 @@ def check(decoding: DecodingConfig) -> None:
         if key in REFUSED:
             raise UsageError(
                 f"decoding.generate_kwargs.{key} is not supported, because it changes the token counts or the decoding method; "
-                "remove it"
+                "remove that option"
             )
         if key not in passed:
             raise unknown("option of transformers' generate", key, sorted(passed))
@@ -55,12 +55,12 @@ def check(decoding: DecodingConfig) -> None:
     except (ValueError, TypeError, AttributeError) as error:
         reason = next((line for line in str(error).splitlines() if line.startswith("- ")), str(error).split("\n")[0])
         raise UsageError(
-            f"decoding.generate_kwargs is refused by transformers ({reason.removeprefix('- ')[:200]}); correct or remove it"
+            f"decoding.generate_kwargs is refused by transformers ({reason.removeprefix('- ')[:200]}); correct the option"
         ) from None
 
 
 def settings(decoding: DecodingConfig) -> dict[str, Any]:
-    """Convert a decoding configuration to options of `generate`, which override the defaults of a checkpoint."""
+    """Convert a decoding configuration to options of `generate`; the options override the checkpoint's own defaults."""
     chosen: dict[str, Any] = {
         "do_sample": decoding.do_sample,
         "num_beams": decoding.num_beams,

@@ -172,7 +172,7 @@ class DraftAndVerifyModels:
         return self._forward(self.full, self.cache, tokens)
 
     def rewind(self, length: int) -> None:
-        """Remove all tokens after the first `length` from the cache; the prompt counts."""
+        """Keep only the first `length` tokens in the cache, prompt included."""
         self.cursor.length = length
 
     def drop_finished(self, alive: Tensor) -> None:

@@ -38,13 +38,13 @@ def metric_keys() -> tuple[str, ...]:
 
 
 def quality_keys() -> tuple[str, ...]:
-    """Return the row keys that can measure quality, the preferred first: primary keys, other keys, then the decode loss."""
+    """Return the row keys that can measure quality in order of preference: primary keys, other keys, then the decode loss."""
     primary = [spec.primary for spec in _REGISTRY]
     return tuple(dict.fromkeys((*primary, *metric_keys(), DECODE_LOSS.key)))
 
 
 def row_key(key: str) -> RowKey:
-    """Return how reports show a metric or the decode loss: title, number format, and if lower values are better."""
+    """Return how reports show the number under a row key: title, number format, and whether lower values are better."""
     return _ROW_KEYS[key]
 
 
@@ -54,7 +54,7 @@ def metric_of(key: str) -> MetricSpec | None:
 
 
 def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metric]:
-    """Make the metrics that a task names and check that they can score its references, or raise UsageError."""
+    """Make the metrics that a task names; raise UsageError if a metric cannot score the task's references."""
     if not scoring.metrics:
         raise UsageError(f"expected at least one metric in task.metrics, got none; known: {', '.join(METRICS)}")
     made = [METRICS[require_choice("metric", name, METRICS)].make(scoring) for name in dict.fromkeys(scoring.metrics)]

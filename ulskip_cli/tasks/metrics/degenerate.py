@@ -7,7 +7,7 @@ MAX_PERIOD = 8
 
 
 def flags(token_ids: Sequence[int], text: str, hit_max_length: bool) -> list[str]:
-    """Return the flags that hold for one output: `empty`, `loop`, `hit_limit`.
+    """Return the flags that apply to one output: `empty`, `loop`, `hit_limit`.
 
     >>> flags([5, 6, 5, 6, 5, 6, 5, 6], "a b a b a b a b", hit_max_length=True)
     ['loop', 'hit_limit']
@@ -26,5 +26,5 @@ def ends_in_loop(token_ids: Sequence[int]) -> bool:
 
 
 def length_ratio(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return the number of words in all hypotheses divided by the number in all references."""
+    """Return the number of words in all hypotheses divided by the number of words in all references."""
     return sum(len(h.split()) for h in hypotheses) / max(1, sum(len(r.split()) for r in references))

@@ -59,7 +59,7 @@ class RowKey:
 
     @property
     def column_title(self) -> str:
-        """Title of the number as a table column."""
+        """Title of the table column that shows the number."""
         return self.short_title or self.title
 
 
@@ -75,5 +75,5 @@ class MetricSpec:
 
     @property
     def primary(self) -> str:
-        """Row key that decides in comparisons."""
+        """Row key of the number by which reports compare points."""
         return self.primary_key or self.row_keys[0].key

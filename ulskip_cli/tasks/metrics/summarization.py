@@ -30,7 +30,8 @@ class Rouge:
         unreadable = next((text for text in references if not _ROUGE_CHARACTER.search(text)), None)
         if unreadable is not None:
             raise UsageError(
-                f"metric rouge requires Latin letters or digits, got the reference {unreadable[:40]!r}; use task.metrics=[chrf]"
+                f"metric rouge requires Latin letters or digits, got the reference {unreadable[:40]!r}; "
+                "task.metrics=[chrf] scores any script"
             )
 
     def score(self, answers: Answers) -> Scores:

@@ -50,7 +50,7 @@ class Sacrebleu:
 
 
 def bleu(scoring: Scoring) -> Sacrebleu:
-    """Make BLEU with the task's tokenizer or sacrebleu's default for the language; an unknown tokenizer is a UsageError."""
+    """Make BLEU with the task's tokenizer or sacrebleu's default for the language; raise UsageError if it is unknown."""
     language = scoring.target_language or ""
     tokenize = scoring.tokenize
     if tokenize is not None and tokenize not in BLEU.TOKENIZERS:
@@ -71,7 +71,7 @@ def ter(scoring: Scoring) -> Sacrebleu:
 
 
 def compare(metric: SacrebleuMetric, answers: Answers) -> dict[str, Any]:
-    """Compare with the full model by the paired bootstrap of Koehn 2004: difference, its 95% interval and p-value.
+    """Compare with the full model by the paired bootstrap of Koehn 2004: difference of scores, 95% interval and p-value.
 
     The p-value comes from sacrebleu. The interval comes from sacrebleu's resampling, whose fixed seed draws the same
     segments for both systems.

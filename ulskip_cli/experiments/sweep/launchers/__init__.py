@@ -20,14 +20,14 @@ class WorkerPool(Protocol):
         """True while the worker runs or is queued."""
 
     def exit_message(self, number: int) -> str | None:
-        """Return the message of a worker that ended: empty on success, None if it died."""
+        """Return the message of a worker that ended: empty on success, None if the worker died."""
 
     def end(self) -> None:
         """Stop all workers."""
 
 
 def make_worker_pool(launcher: LauncherConfig, orders: WorkerSpec) -> WorkerPool:
-    """Return the workers of a launcher, none of them started; raise UsageError if its package is not installed."""
+    """Return a launcher's workers without starting them; raise UsageError if the launcher's package is not installed."""
     if launcher.name == "local":
         from ulskip_cli.experiments.sweep.launchers.local import Local
 

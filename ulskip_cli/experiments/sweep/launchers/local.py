@@ -16,7 +16,7 @@ END_SECONDS = 5.0
 
 
 class Local:
-    """Spawned processes; each reads its environment variables when it starts."""
+    """Workers as spawned processes; each process reads its environment variables when it starts."""
 
     def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
         self._devices = _devices()
@@ -26,7 +26,7 @@ class Local:
         self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
 
     def start(self, number: int) -> None:
-        """Start a process; its output goes to a log."""
+        """Start a worker's process; the process writes its output to a log file."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_main, args=(self._orders, number, theirs, str(self._log)), daemon=True)
@@ -47,7 +47,7 @@ class Local:
         self._processes[number] = process, ours
 
     def is_alive(self, number: int) -> bool:
-        """True while its process is alive."""
+        """True while the worker's process is alive."""
         return number in self._processes and self._processes[number][0].is_alive()
 
     def exit_message(self, number: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Workers as tasks on a Ray cluster; without an address, on a new cluster on this machine."""
+"""Workers as tasks on a Ray cluster; without an address, Ray starts a cluster on this machine."""
 
 import logging
 import os
@@ -81,7 +81,7 @@ class RayCluster:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Connect to the cluster's address once, or raise OSError; Ray's client would wait for minutes."""
+    """Raise OSError if the cluster's address does not accept a connection; Ray's own client would wait for minutes."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdigit() and "//" not in host:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()

@@ -16,7 +16,7 @@ from ulskip_cli.experiments.sweep.worker import FailurePolicy, RunJob, Worker
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """Everything that a worker process needs; it is pickled."""
+    """Everything that a worker process needs; the specification is pickled."""
 
     jobs: Sequence[Job]
     policy: FailurePolicy
@@ -32,7 +32,7 @@ class WorkerSpec:
 
 
 def serve(spec: WorkerSpec) -> str:
-    """Work until all jobs are settled; return an empty string, or the reason why no worker can continue."""
+    """Run jobs until all are settled; return an empty string, or the reason why no worker can continue."""
     os.environ.update(thread_environment(spec.threads))
     os.chdir(spec.folder)
     import torch
@@ -49,12 +49,12 @@ def serve(spec: WorkerSpec) -> str:
 
 
 def thread_environment(threads: int | None) -> dict[str, str]:
-    """Return environment variables that limit a worker's threads; OpenMP reads them once, when it is loaded."""
+    """Return environment variables that limit a worker's threads; OpenMP reads the variables only when it is loaded."""
     return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} if threads else {}
 
 
 def threads_per_worker(asked: int | None, workers: int) -> int | None:
-    """Return the threads of each worker on this machine; None leaves the number to torch."""
+    """Return the number of threads of each worker on this machine; None means torch's default."""
     if asked or workers == 1:
         return asked
     return max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
@@ -73,7 +73,7 @@ def status_for(jobs: Sequence[Job], force: bool, anywhere: bool, since: int | No
 
 
 def make_job_runner(progress: ProgressCallback) -> RunJob:
-    """Return a function that runs one job after another and keeps the weights loaded in between."""
+    """Return a function that runs one job per call and keeps the weights loaded between calls."""
     from ulskip_cli.experiments import runner
     from ulskip_cli.inference.batching import release
 

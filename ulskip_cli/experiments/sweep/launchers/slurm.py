@@ -11,7 +11,7 @@ MINUTES = 24 * 60
 
 
 class Slurm:
-    """Jobs of one submitit executor."""
+    """Workers as jobs of one submitit executor."""
 
     def __init__(self, launcher: LauncherConfig, orders: WorkerSpec) -> None:
         """Configure the executor; raise UsageError if submitit is not installed or rejects an option."""
@@ -32,7 +32,7 @@ class Slurm:
             self._executor.update_parameters(**options)
         except Exception as error:
             raise UsageError(
-                f"submitit refused launcher.executor or launcher.options ({' '.join(str(error).split())[:200]}); correct it"
+                f"submitit refused launcher.executor or launcher.options ({' '.join(str(error).split())[:200]}); correct them"
             ) from None
         self._orders = orders.with_threads(threads or (options.get("cpus_per_task") if not here else None))
         self._jobs: dict[int, Any] = {}
