@@ -52,6 +52,8 @@ def test_config_shows_one_choice_or_one_key(ulskip):
     out = ulskip("config", "strategy=early-exit")[1]
     assert "strategy.confidence" in out and "strategy.spacing" not in out
     assert json.loads(ulskip("config", "speed", "--json")[1])[0]["name"] == "speed.enabled"
+    assert json.loads(ulskip("config", "model.path", "--json")[1])[0]["default"] == "tiny"  # of the default choice
+    assert json.loads(ulskip("config", "decoding.num_beams", "--json")[1])[0]["default"] == 1
     key = json.loads(ulskip("config", "strategy.batch", "--json")[1])[0]
     assert (key["choices"], key["default"]) == (["min", "na"], "min")
 

@@ -15,4 +15,4 @@ def test_the_type_of_a_dotted_key():
 def test_types_are_named_in_plain_words():
     assert describe_type(field_type(Config, "limit")) == "a whole number or null"
     assert describe_type(field_type(Config, "decoding.draft_tokens")) == "a whole number or a text"
-    assert describe_type(field_type(Config, "decoding.generate_kwargs")).startswith("keys with values")
+    assert describe_type(field_type(Config, "decoding.generate_kwargs")).startswith("texts as keys")

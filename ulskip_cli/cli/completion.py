@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typer import Context
 from typer._click.shell_completion import CompletionItem, add_completion_class, split_arg_string
 from typer._completion_classes import BashComplete
+from typer._completion_shared import COMPLETION_SCRIPT_BASH, _completion_scripts
 
 Candidate = tuple[str, str]  # a completed word and its help text
 
@@ -30,6 +31,8 @@ class BashCompleteOverrides(BashComplete):
 def install_bash_completion() -> None:
     """Replace Typer's completion for bash; call it after Typer's own set-up."""
     add_completion_class(BashCompleteOverrides, "bash")
+    no_space = "    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace\n    return 0"
+    _completion_scripts["bash"] = COMPLETION_SCRIPT_BASH.replace("    return 0", no_space)
 
 
 def complete_override(context: Context, arguments: list[str], incomplete: str) -> list[Candidate]:

@@ -54,9 +54,15 @@ COMMAND_KEYS = {
         ("model", "strategy", "decoding", "experiment"),
         (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "speed", "tracker", "tracker_options"),
     ),
-    "plan": CommandKeys("config", ("model", "strategy", "decoding"), (*_SCHEDULE, "batch_size", "memory_budget")),
-    "export": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "results_dir", "calibration")),
-    "lm-eval": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "name", "results_dir", "tracker", "tracker_options")),
+    "plan": CommandKeys(
+        "config",
+        ("model", "strategy", "decoding"),
+        (*_SCHEDULE, "batch_size", "memory_budget", "speed.prompt_tokens", "speed.new_tokens"),
+    ),
+    "export": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "results_dir")),
+    "lm-eval": CommandKeys(
+        "config", ("model", "strategy", "decoding"), (*_SCHEDULE, "seed", "name", "results_dir", "tracker", "tracker_options")
+    ),
     "train": CommandKeys("train", ("model", "task", "strategy", "train")),
 }
 
@@ -73,8 +79,8 @@ class CommandWithKeys(TyperCommand):
 
 
 def config(
-    names: Annotated[
-        list[str] | None,
+    name: Annotated[
+        str | None,
         typer.Argument(
             help="A group, e.g. strategy; a choice, e.g. strategy=early_exit; or a key.",
             show_default=False,
@@ -87,14 +93,13 @@ def config(
     """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip config speed.pairs`."""
     from ulskip_cli.core import config_reference as reference
 
-    if not names:
+    group, _, choice = (name or "").partition("=")
+    if not name:
         _show_groups(config_dir, as_json)
-    for name in names or ():
-        group, _, choice = name.partition("=")
-        if group in reference.ALL_GROUPS:
-            _show_group(group, choice, config_dir, as_json)
-        else:
-            _show_keys(name, config_dir, as_json)
+    elif group in reference.ALL_GROUPS:
+        _show_group(group, choice, config_dir, as_json)
+    else:
+        _show_keys(name, config_dir, as_json)
 
 
 def known_keys(command: CommandKeys, chosen: Mapping[str, str], extra_dir: Path | None = None) -> "list[ConfigKey]":
@@ -170,9 +175,11 @@ def _show_keys(name: str, extra_dir: Path | None, as_json: bool) -> None:
     from ulskip_cli.core.errors import unknown
 
     keys = {key.name: key for primary in reference.PRIMARY for key in reference.top_level_keys(primary)}
-    for group in reference.ALL_GROUPS:
-        for choice in reference.group_choices(group, extra_dir):
-            keys = {key.name: key for key in reference.group_keys(group, choice, extra_dir)} | keys
+    group = name.partition(".")[0]
+    if group in reference.ALL_GROUPS:  # keys of the default choice first, because other choices have other defaults
+        default = {**reference.default_choices("train"), **reference.default_choices("config")}.get(group)
+        for choice in sorted(reference.group_choices(group, extra_dir), key=lambda one: one != default):
+            keys = keys | {key.name: key for key in reference.group_keys(group, choice, extra_dir) if key.name not in keys}
     found = [key for key in keys.values() if key.name == name or key.name.startswith(f"{name}.")]
     if not found:
         raise unknown("config group or key", name, [*reference.ALL_GROUPS, *keys], "`ulskip config` lists all")

@@ -35,6 +35,8 @@ def config_dir() -> Path:
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
     """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder."""
+    if extra_dir is not None and not extra_dir.is_dir():
+        raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
     folders = [config_dir(), *([extra_dir] if extra_dir else [])]
     return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
@@ -73,8 +75,7 @@ def refuse_renamed(keys: Iterable[str]) -> None:
 
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
     """Compose `configs/<primary>.yaml` with overrides of keys and `groups`; raise UsageError for an invalid override."""
-    if extra_dir is not None and not extra_dir.is_dir():
-        raise UsageError(f"--config-dir: expected a folder, got {extra_dir}")
+    group_choices("experiment", extra_dir)  # checks the folder
     keys = [_key(text) for text in overrides]
     if (
         "model.path" in keys
@@ -83,6 +84,7 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
     ):
         overrides = ["model=hf", *overrides]
     resolved = [_resolve_choice(override, groups, extra_dir) for override in overrides]
+    resolved = [text for text in resolved if text != "experiment=null"]  # Hydra refuses a group without a choice
     choices = [text for text in resolved if _key(text) in groups]
     chosen = _compose_choices(primary, tuple(choices), extra_dir, _file_stamps(extra_dir))
     known = list(_dotted_keys(chosen))
@@ -98,7 +100,10 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
         try:
             OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
         except OmegaConfBaseException:
-            raise UsageError(f"expected a value for {one.key_or_group}, got '{one.input_line}'") from None
+            raise UsageError(
+                f"expected a value for {one.key_or_group}, got '{one.input_line}'; "
+                f"to add a key, write +{one.key_or_group}.KEY=VALUE"
+            ) from None
     return config
 
 
@@ -131,20 +136,29 @@ def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | Non
     try:
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
             return compose(primary, [*overrides, *search])
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
-        raise UsageError(f"expected valid YAML in {place}, got an error: {error.problem}") from None
+        raise broken_yaml(error) from None
+
+
+def broken_yaml(error: yaml.MarkedYAMLError) -> UsageError:
+    """Build the error for a config file that is not valid YAML, with its line."""
+    mark = error.problem_mark
+    place = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
+    return UsageError(f"expected valid YAML in {place}, got an error: {error.problem}")
 
 
 def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) -> str:
     parsed = parse_overrides([text])[0]
     if parsed.is_sweep_override():
-        raise UsageError(f"expected one value, got several in '{text}'; use `ulskip sweep {text}`")
+        raise UsageError(
+            f"expected one value, got several in '{text}'; use `ulskip sweep {text}`, or write a list as {_key(text)}=[a,b]"
+        )
     key, value = parsed.key_or_group, parsed.value()
-    if key not in groups or (key == "experiment" and value is None):
+    if key == "experiment" and value is None:
+        return "experiment=null"
+    if key not in groups:
         return text
     known = group_choices(key, extra_dir)
     by_folded_name = {name.replace("-", "_"): name for name in known}

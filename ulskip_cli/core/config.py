@@ -46,7 +46,7 @@ def compose_unvalidated(overrides: Sequence[str], extra_dir: Path | None = None)
 def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) -> TrainingConfig:
     """Build the checked configuration of a training run; see `compose`."""
     composed = compose_untyped("train", TRAINING_GROUPS, overrides, extra_dir)
-    if not OmegaConf.is_list(composed.train.ratios):
+    if "ratios" in composed.train and not OmegaConf.is_list(composed.train.ratios):
         composed.train.ratios = [composed.train.ratios]
     config: TrainingConfig = _to_schema(composed, TrainingConfig)
     check_training(config)
@@ -73,9 +73,10 @@ def options_class(node: Mapping[str, Any], group: str) -> type:
     """Return the dataclass that a task or strategy config names in `_target_`; raise UsageError if there is no such class."""
     target = str(node["_target_"])
     try:
-        found = pkgutil.resolve_name(":".join(target.rsplit(".", 1)))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{group}={node.get('name')}: cannot import the class {target} of _target_ ({error})") from None
+        found = pkgutil.resolve_name(target)
+    except Exception as error:  # the module is the user's own and may fail in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(f"{group}={node.get('name')}: cannot import the class {target} of _target_ ({reason})") from None
     if not is_dataclass(found) or not isinstance(found, type):
         raise UsageError(f"{group}={node.get('name')}: expected _target_ to name a dataclass, got {target}")
     return found
@@ -135,7 +136,7 @@ def recorded_config(config: Config | TrainingConfig) -> dict[str, Any]:
 
 def to_yaml(config: Config | TrainingConfig) -> str:
     """Return the configuration as YAML, in the form that results folders store."""
-    return OmegaConf.to_yaml(OmegaConf.create(resolved_config(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(recorded_config(config)))
 
 
 def _to_schema(composed: DictConfig, schema: type) -> Any:
@@ -152,9 +153,12 @@ def _to_schema(composed: DictConfig, schema: type) -> Any:
 
 def _convert(values: DictConfig, schema: type, prefix: str = "") -> Any:
     """Convert values to an object of a dataclass, or raise UsageError with the key of a value that does not fit."""
-    merged = _merge(values, schema)
-    if merged is not None:
-        return OmegaConf.to_object(merged)
+    try:
+        merged = _merge(values, schema)
+        if merged is not None:
+            return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # a required key is missing, or a class has fields of unsupported types
+        raise UsageError(f"{prefix}{error.full_key or schema.__name__}: {str(error).splitlines()[0]}") from None
     key = _misfit(values, schema)
     branch, _, name = key.rpartition(".")
     known = [one.name for one in fields(field_type(schema, branch) if branch else schema)]
@@ -163,7 +167,7 @@ def _convert(values: DictConfig, schema: type, prefix: str = "") -> Any:
     got: Any = OmegaConf.to_container(values)
     for part in key.split("."):
         got = got[part]
-    expected = describe_type(field_type(schema, key))
+    expected = describe_type(field_type(schema, key)) or "of the type that its class declares"
     raise UsageError(f"expected {prefix}{key} to be {expected}, got {json.dumps(got, default=str)[:80]}")
 
 

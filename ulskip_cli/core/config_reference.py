@@ -6,16 +6,17 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ulskip_cli.core.composition import config_dir
+from ulskip_cli.core.composition import broken_yaml, config_dir
 from ulskip_cli.core.composition import group_choices as group_choices
 from ulskip_cli.core.config import GROUPS, TRAINING_GROUPS, options_class, resolved_config
 from ulskip_cli.core.config_schema import Config, DecodingConfig, LauncherConfig, ModelConfig, TrainingConfig, TrainOptions
-from ulskip_cli.core.config_types import describe_type
+from ulskip_cli.core.config_types import describe_type, type_hints
+from ulskip_cli.core.errors import UsageError, require_choice
 
 PRIMARY = {"config": (Config, GROUPS), "train": (TrainingConfig, TRAINING_GROUPS)}  # of configs/<primary>.yaml
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
@@ -73,10 +74,10 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, Any]:
     """Read the YAML file of a choice, merged over the choices of the same group in its `defaults` list."""
-    own: DictConfig = OmegaConf.load(group_choices(group, extra_dir)[choice])  # type: ignore[assignment]
-    bases = [entry for entry in own.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-    merged = OmegaConf.merge(*(read_choice(group, base, extra_dir) for base in bases), own)
+    merged = OmegaConf.merge(*_with_bases(group, choice, extra_dir, ()))
     values: dict[str, Any] = OmegaConf.to_container(merged)  # type: ignore[assignment]
+    if group in ("task", "strategy") and not {"_target_", "name"} <= values.keys():
+        raise UsageError(f"expected the keys _target_ and name in {group_choices(group, extra_dir)[choice]}")
     return values
 
 
@@ -86,8 +87,27 @@ def to_commented_yaml(config: Config | TrainingConfig) -> str:
     return "".join(_commented(type(config), resolved_config(config), classes, ""))
 
 
+def _with_bases(group: str, choice: str, extra_dir: Path | None, inside: tuple[str, ...]) -> Iterator[DictConfig]:
+    """Yield the file of a choice after the files that it is based on."""
+    file = group_choices(group, extra_dir)[require_choice(f"{group} in defaults", choice, group_choices(group, extra_dir))]
+    if choice in inside:
+        raise UsageError(f"expected defaults without a circle in {file}, got {' -> '.join([*inside, choice])}")
+    try:
+        own = OmegaConf.load(file)
+    except yaml.MarkedYAMLError as error:
+        raise broken_yaml(error) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"expected valid YAML in {file}, got an error: {str(error).splitlines()[0]}") from None
+    if not isinstance(own, DictConfig):
+        raise UsageError(f"expected keys with values in {file}")
+    for entry in own.pop("defaults", None) or []:
+        if isinstance(entry, str) and entry != "_self_":
+            yield from _with_bases(group, entry, extra_dir, (*inside, choice))
+    yield own
+
+
 def _keys(schema: type, values: Mapping[str, Any], prefix: str) -> Iterator[ConfigKey]:
-    hints, order = get_type_hints(schema), list(values)
+    hints, order = type_hints(schema), list(values)
     for one in sorted(fields(schema), key=lambda one: order.index(one.name) if one.name in order else len(order)):
         if one.name in _NOT_KEYS and prefix:
             continue
@@ -101,7 +121,7 @@ def _keys(schema: type, values: Mapping[str, Any], prefix: str) -> Iterator[Conf
 
 def _commented(schema: type, values: Mapping[str, Any], classes: Mapping[str, type], indent: str) -> Iterator[str]:
     known = {one.name: one for one in fields(schema)}
-    hints = get_type_hints(schema)
+    hints = type_hints(schema)
     for key, value in values.items():
         inner = classes.get(key) or hints.get(key)
         if isinstance(value, dict) and is_dataclass(inner):
@@ -119,7 +139,10 @@ class _CompactDumper(yaml.SafeDumper):
 
 
 _CompactDumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if len(text.splitlines()) > 1 else None
+    ),
 )
 _CompactDumper.add_representer(
     list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
@@ -127,8 +150,8 @@ _CompactDumper.add_representer(
 
 
 def _dump(values: Mapping[str, Any]) -> list[str]:
-    text = yaml.dump(values, Dumper=_CompactDumper, sort_keys=False, allow_unicode=True, width=10_000)
-    return text.splitlines()
+    text = yaml.dump(values, Dumper=_CompactDumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+    return str(text).rstrip("\n").split("\n")
 
 
 def _comment(one: "Field[Any]") -> str:

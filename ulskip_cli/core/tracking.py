@@ -30,6 +30,15 @@ def _is_installed(package: str) -> bool:
     return found is not None and found.origin is not None  # a folder `wandb/` of logged runs is found too, without origin
 
 
+@contextlib.contextmanager
+def _without_input() -> Iterator[None]:
+    before, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = before
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted keys with plain values; lists become JSON texts, and keys with the value None are left out."""
     for key, value in values.items():
@@ -106,7 +115,8 @@ class TrackedRun:
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # trackers print, and `--json` needs standard output for itself
+            # Trackers print, but `--json` needs standard output for itself; and they ask for a login, which blocks a run.
+            with contextlib.redirect_stdout(io.StringIO()), _without_input():
                 action()
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0][:200]

@@ -65,7 +65,10 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
     tracker = EvaluationTracker(output_path=str(output))
     results: dict[str, Any] = simple_evaluate(
         model=model,
-        model_args={"pretrained": config.model.path, "overrides": overrides},
+        model_args={
+            "pretrained": config.model.path,
+            "overrides": [text for text in overrides if not text.lstrip("+").startswith("tracker")],
+        },
         tasks=tasks,
         device=str(model.device),
         task_manager=manager,
@@ -104,7 +107,7 @@ def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None =
             task_version=results.get("versions", {}).get(task),
             lm_eval_options=dict(options) if options else None,
         )
-        asked = [shared.provenance.config, task, num_examples, asdict(replace(scores, lm_eval=None))]
+        asked = [shared.identity.id, task, num_examples, asdict(replace(scores, lm_eval=None))]
         identity = replace(shared.identity, id=_digest([ROW_VERSION, asked]), task=f"lm_eval:{task}")
         provenance = replace(shared.provenance, num_examples=num_examples)
         records.append(replace(shared, identity=identity, lm_eval=scores, provenance=provenance))
