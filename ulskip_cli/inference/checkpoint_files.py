@@ -16,7 +16,7 @@ _NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.saf
 
 
 def folder_of(model: ModelConfig) -> Path:
-    """Return the folder with a model's files, downloaded if needed; raise UsageError for random weights or a failed download."""
+    """Return the folder of a model's files, downloaded if needed; raise UsageError for random weights or a failed download."""
     if model.source == "random":
         raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
     path, revision = origin(model)
