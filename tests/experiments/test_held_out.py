@@ -20,7 +20,7 @@ def test_other_data_is_named_or_lies_behind_the_limit(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text("".join(f"{name}{i}\n" for i in range(9)))
     files = ["task.dataset=files", f"task.source_file={tmp_path}/a", f"task.reference_file={tmp_path}/a", "strategy=search"]
-    with pytest.raises(UsageError, match=r"strategy=search.* limit .*9.* calibration\.task="):
+    with pytest.raises(UsageError, match=r"strategy=search.* limit=N .*9.* calibration\.task="):
         find_held_out(compose(files))
     behind = find_held_out(compose([*files, "limit=4", "calibration.examples=3"]))
     assert [one.source for one in behind.examples] == ["a4", "a5", "a6"]
