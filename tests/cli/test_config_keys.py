@@ -87,3 +87,16 @@ def test_a_sweep_prints_the_configuration_of_its_first_point(ulskip):
     out = ulskip("sweep", "--print-config", "strategy=top_skip,unified", "ratio=2,3")[1]
     assert "4 points" in out.splitlines()[0]
     assert yaml.safe_load(out)["strategy"]["name"] == "top_skip"
+
+
+def test_help_shows_the_keys_of_the_named_choices(ulskip):
+    out = ulskip("run", "task=jsonl", "strategy=early_exit", "--help")[1]
+    assert "task.prompt_key" in out and "strategy.confidence" in out and "task.pair" not in out
+    assert "default: smollm2-135m" in out  # the model that task=jsonl selects
+
+
+def test_the_defaults_of_bench_in_help_are_those_of_its_experiment(ulskip):
+    from omegaconf import OmegaConf
+
+    preset = OmegaConf.load(reference.group_choices("experiment")["bench"])
+    assert COMMAND_KEYS["bench"].defaults == {"name": preset.name, **preset.sweep}

@@ -2,8 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +26,7 @@ class CommandKeys:
     primary: str
     groups: tuple[str, ...]
     top_level: tuple[str, ...] | None = None
+    defaults: Mapping[str, str] = field(default_factory=dict)  # those that differ from the configuration file's
 
     def reads(self, key: str) -> bool:
         """Return True if the command reads this key outside of groups."""
@@ -53,6 +54,7 @@ COMMAND_KEYS = {
         "config",
         ("model", "strategy", "decoding", "experiment"),
         (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "speed", "tracker", "tracker_options"),
+        {"name": "bench", "ratio": "2,3", "batch_size": "1,8", "decoding.engine": "auto,transformers"},  # experiment=bench
     ),
     "plan": CommandKeys(
         "config",
@@ -61,7 +63,10 @@ COMMAND_KEYS = {
     ),
     "export": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "results_dir")),
     "lm-eval": CommandKeys(
-        "config", ("model", "strategy", "decoding"), (*_SCHEDULE, "seed", "name", "results_dir", "tracker", "tracker_options")
+        "config",
+        ("model", "strategy", "decoding"),
+        (*_SCHEDULE, "seed", "name", "results_dir", "tracker", "tracker_options"),
+        {"name": "lm_eval"},
     ),
     "train": CommandKeys("train", ("model", "task", "strategy", "train")),
 }
@@ -70,12 +75,17 @@ COMMAND_KEYS = {
 class CommandWithKeys(TyperCommand):
     """A command whose `--help` lists its configuration keys below its options."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the words of the command line for `--help`, which is printed before they are parsed."""
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print usage, options and keys."""
+        """Print usage, options and keys, with the keys of those choices that the command line names."""
         print(f"{self.get_usage(ctx)}\n\n{inspect.cleandoc(self.help or '')}\n")
         options = [one for one in self.get_params(ctx) if isinstance(one, TyperOption)]
-        _print_panel("Options", {", ".join(sorted(one.opts, key=len)): one.help or "" for one in options})
-        _print_command_keys(COMMAND_KEYS[str(self.name)])
+        _print_panel("Options", {", ".join(sorted(one.opts, key=len)): _option_help(one) for one in options})
+        _print_command_keys(COMMAND_KEYS[str(self.name)], dict(_named_choices(ctx.meta["words"])))
 
 
 def config(
@@ -110,17 +120,34 @@ def known_keys(command: CommandKeys, chosen: Mapping[str, str], extra_dir: Path 
     for group, choice in {**reference.default_choices(command.primary), **chosen}.items():
         if group in command.groups:
             keys += reference.group_keys(group, choice, extra_dir)
-    return keys
+    return [replace(key, default=command.defaults.get(key.name, key.default)) for key in keys]
 
 
-def _print_command_keys(command: CommandKeys) -> None:
+def _option_help(one: TyperOption) -> str:
+    return (one.help or "") + (
+        f" [default: {one.default}]" if isinstance(one.default, str | int | Path) and one.default else ""
+    )
+
+
+def _named_choices(words: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the group choices that words such as `task=jsonl` name, after those that they imply."""
     from ulskip_cli.core import config_reference as reference
 
-    defaults = reference.default_choices(command.primary)
+    named = [(group, choice) for group, _, choice in (word.partition("=") for word in words)]
+    known = [(group, choice) for group, choice in named if choice in reference.group_choices(group)]
+    for group, choice in known:
+        yield from reference.implied_choices(group, choice).items()
+    yield from known
+
+
+def _print_command_keys(command: CommandKeys, chosen: Mapping[str, str]) -> None:
+    from ulskip_cli.core import config_reference as reference
+
+    defaults = {**reference.default_choices(command.primary), **chosen}
     groups = {f"{group}=": _choices_line(group, defaults.get(group)) for group in command.groups}
     _print_panel("Config groups, given as group=choice", groups)
     sections: dict[str, list[ConfigKey]] = {"": []}
-    for key in known_keys(command, {}):
+    for key in known_keys(command, chosen):
         sections.setdefault(key.name.partition(".")[0] if "." in key.name else "", []).append(key)
     for section, members in sections.items():
         choice = f" of {section}={defaults[section]}" if section in defaults else ""

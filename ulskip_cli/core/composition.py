@@ -62,7 +62,9 @@ def _spelled_as_key(text: str) -> str:
     groups = [path.parent.name for path in config_dir().glob(f"*/{word}.yaml")] if word.isidentifier() else []
     if groups:
         return f"did you mean {groups[0]}={word}?"
-    return f"write {word}" if text.startswith("-") and "=" in word else "an example is task=wmt ratio=2.0"
+    if "=" in word:
+        return f"write {word}" if text.startswith("-") else "quote a value with spaces, braces or colons, e.g. 'key=\"value\"'"
+    return "an example is task=wmt ratio=2.0"
 
 
 def refuse_renamed(keys: Iterable[str]) -> None:
@@ -152,9 +154,8 @@ def broken_yaml(error: yaml.MarkedYAMLError) -> UsageError:
 def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) -> str:
     parsed = parse_overrides([text])[0]
     if parsed.is_sweep_override():
-        raise UsageError(
-            f"expected one value, got several in '{text}'; use `ulskip sweep {text}`, or write a list as {_key(text)}=[a,b]"
-        )
+        listed = text.replace("=", "=[", 1) + "]"
+        raise UsageError(f"expected one value, got '{text}'; write a list as {listed}, a grid as `ulskip sweep {text}`")
     key, value = parsed.key_or_group, parsed.value()
     if key == "experiment" and value is None:
         return "experiment=null"

@@ -56,6 +56,13 @@ def default_choices(primary: str) -> dict[str, str]:
     return {group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items() if choice}
 
 
+def implied_choices(group: str, choice: str) -> dict[str, str]:
+    """Return the choices of other groups that a choice selects, such as the model of `task=cnn_dm`."""
+    entries = yaml.safe_load(group_choices(group)[choice].read_text("utf-8")).get("defaults", [])
+    overrides = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
+    return {str(key).removeprefix("override /").partition("@")[0]: value for key, value in overrides}
+
+
 def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[ConfigKey]:
     """Return the keys of a group with the values of one of its choices as defaults; experiments have no keys."""
     if group == "experiment":

@@ -45,7 +45,7 @@ def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -
 
 def nearest(got: object, names: Iterable[str]) -> str | None:
     """Return the known name that a misspelt one resembles most, or None if none is similar."""
-    near = difflib.get_close_matches(str(got), list(names), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(got), list(names), n=1, cutoff=0.6)
     return near[0] if near else None
 
 

