@@ -64,7 +64,7 @@ def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> Memor
         raise UsageError(
             f"expected memory_budget above the {weights / 2**20:,.1f} MiB of the weights plus the "
             f"{own.sequence_bytes / 2**20:,.1f} MiB of one sequence, got {budget / 2**20:,.1f} MiB; "
-            "raise memory_budget, or lower decoding.max_new_tokens"
+            "raise memory_budget, e.g. 24GiB, or lower decoding.max_new_tokens"
         )
     return MemoryPlan(budget, weights, prompt, new, own, footprint(metadata.num_layers))
 
