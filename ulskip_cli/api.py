@@ -75,7 +75,8 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
         )
     if not getattr(chosen, "is_calibrated", True):
         raise UsageError(
-            f"strategy={strategy} requires calibrated options; pass those in calibration.options of a row from evaluate"
+            f"strategy={strategy} requires calibrated options; run evaluate('strategy={strategy}', ...), and pass "
+            "the values under calibration.options of its row as keyword arguments"
         )
     kept: tuple[int, ...] = chosen.kept_layers(num_layers, chosen.num_kept(num_layers, ratio))
     return kept

@@ -61,7 +61,8 @@ def test_the_commented_yaml_is_the_configuration(compose):
         ("defaults: [mine]", "mine -> mine"),
         ("defaults: [nothing]", "nothing"),
         ("name: mine", r"_target_.*mine\.yaml"),
-        ("_target_: ulskip_cli.core.files.FREE_SPACE\nname: mine", "FREE_SPACE"),
+        ("_target_: ulskip_cli.strategies.full.Full", r"name.*mine\.yaml"),
+        ("_target_: ulskip_cli.core.files.lock\nname: mine", r"files\.lock"),
         ("_target_: no.such.Thing\nname: mine", r"no\.such\.Thing"),
     ],
 )

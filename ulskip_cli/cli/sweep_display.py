@@ -119,7 +119,7 @@ class SweepDisplay:
 
 
 def front(rows: Sequence[Row]) -> list[Row]:
-    """Return the Pareto front of speed and quality for each model, task and pair, ordered by speed."""
+    """Return the rows on the Pareto front of each model, task, language pair and batch size, in one list ordered by speed."""
     metric = _metric(rows)
     if metric is None:
         return []

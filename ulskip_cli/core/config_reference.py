@@ -83,8 +83,9 @@ def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> dict[
     """Read the YAML file of a choice, merged over the choices of the same group in its `defaults` list."""
     merged = OmegaConf.merge(*_with_bases(group, choice, extra_dir, ()))
     values: dict[str, Any] = OmegaConf.to_container(merged)  # type: ignore[assignment]
-    if group in ("task", "strategy") and not {"_target_", "name"} <= values.keys():
-        raise UsageError(f"expected the keys _target_ and name in {group_choices(group, extra_dir)[choice]}")
+    missing = [key for key in ("_target_", "name") if key not in values]
+    if group in ("task", "strategy") and missing:
+        raise UsageError(f"expected the key {missing[0]} in {group_choices(group, extra_dir)[choice]}, got none; add it")
     return values
 
 
@@ -98,7 +99,7 @@ def _with_bases(group: str, choice: str, extra_dir: Path | None, inside: tuple[s
     """Yield the file of a choice after the files that it is based on."""
     file = group_choices(group, extra_dir)[require_choice(f"{group} in defaults", choice, group_choices(group, extra_dir))]
     if choice in inside:
-        raise UsageError(f"expected defaults without a circle in {file}, got {' -> '.join([*inside, choice])}")
+        raise UsageError(f"expected defaults without a cycle in {file}, got {' -> '.join([*inside, choice])}")
     try:
         own = OmegaConf.load(file)
     except yaml.MarkedYAMLError as error:
@@ -106,7 +107,7 @@ def _with_bases(group: str, choice: str, extra_dir: Path | None, inside: tuple[s
     except (OSError, ValueError) as error:
         raise UsageError(f"expected valid YAML in {file}, got an error: {str(error).splitlines()[0]}") from None
     if not isinstance(own, DictConfig):
-        raise UsageError(f"expected keys with values in {file}")
+        raise UsageError(f"expected lines of the form `key: value` in {file}, got a list")
     for entry in own.pop("defaults", None) or []:
         if isinstance(entry, str) and entry != "_self_":
             yield from _with_bases(group, entry, extra_dir, (*inside, choice))

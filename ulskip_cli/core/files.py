@@ -1,6 +1,7 @@
 """Crash-safe files: atomic writes, appended lines, JSON lines, and locks between processes."""
 
 import contextlib
+import errno
 import json
 import os
 import uuid
@@ -12,7 +13,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from ulskip_cli.core.errors import StorageError
 
-FREE_SPACE = "what was written before is kept; free some space and run the same command again"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -82,7 +83,14 @@ def _storing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"cannot write {path} ({error.strerror or error}); {FREE_SPACE}") from None
+        raise StorageError(
+            f"cannot write {path} ({error.strerror or error}); what was written before is kept; {_remedy(error)} and run "
+            "the same command again"
+        ) from None
+
+
+def _remedy(error: OSError) -> str:
+    return "free some space" if error.errno in _NO_SPACE else "make the folder writable"
 
 
 @contextlib.contextmanager
@@ -113,7 +121,7 @@ def _acquired(path: Path, timeout: float) -> BaseFileLock:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"cannot write {path.parent} ({error.strerror or error})") from None
+        raise StorageError(f"cannot create {path.parent} ({error.strerror or error}); {_remedy(error)}") from None
     lock = FileLock(path)
     try:
         lock.acquire(timeout=timeout, poll_interval=0.01)

@@ -21,7 +21,7 @@ class WeightSizes:
         return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
-        """Return the predicted speedup of a decoding; each pair is a number of steps and the layers that these steps run."""
+        """Return the predicted speedup of decoding in stages; `steps` has the number of steps and the layers of every stage."""
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
 

@@ -105,7 +105,7 @@ class RunRecord:
         """Read a row of this or any earlier version; raise UsageError with the name of a missing or mistyped key."""
         rest = upgrade_row(row)
         if not rest.get("id"):
-            raise UsageError("expected the key id in a row, got none")
+            raise UsageError("expected a value for the key `id` of a row, got none")
         sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
         own = {key: _checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
         if own.get("status", DONE) not in STATUSES:

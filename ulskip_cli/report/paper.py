@@ -190,7 +190,7 @@ def _over_full(row: Row, group: Group) -> float | None:
 
 
 def _paper(key: str, form: str) -> Cell:
-    """Make cells with the paper's value: N/A if the paper lacks the value, a dash if the paper lacks target and approach."""
+    """Make cells with the paper's value; without one: N/A if the paper has the row's target and approach, else a dash."""
     return lambda line: number(key, form)({key: line.get(key), "status": "n/a" if line.get("paper") else None})
 
 

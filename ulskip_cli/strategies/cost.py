@@ -17,7 +17,7 @@ def num_kept_for_cost(
     kept_layers: Callable[[int], Sequence[int]],
     heads: Callable[[int], int] = lambda count: 1,
 ) -> int:
-    """Return the largest R whose predicted speedup reaches the target; raise NotApplicable if no R reaches it.
+    """Return the largest number R of kept layers whose predicted speedup reaches the target, or raise NotApplicable.
 
     `heads(R)` is the number of times that a step of R layers runs the output head.
     """

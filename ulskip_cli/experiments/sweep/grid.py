@@ -107,8 +107,8 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
     if isinstance(value, Glob):
         if override.key_or_group not in GROUPS:
             raise UsageError(
-                f"expected glob for a config group ({', '.join(GROUPS)}), got '{override.key_or_group}'; list its values, "
-                f"e.g. {override.key_or_group}=A,B"
+                f"glob(...) is supported only for a config group ({', '.join(GROUPS)}), not for {override.key_or_group}; "
+                f"list values, e.g. {override.key_or_group}=A,B"
             )
         names = group_choices(override.key_or_group, extra_dir)
         wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in value.include)]

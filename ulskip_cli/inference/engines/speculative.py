@@ -23,7 +23,7 @@ def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfi
     if view is model:
         raise UsageError(
             f"decoding.draft_tokens={decoding.draft_tokens} requires a schedule that skips layers, got one that keeps all; "
-            "use ratio=2 or decoding.draft_tokens=0"
+            "use a higher ratio or another strategy or decoding.draft_tokens=0"
         )
     if reason := fast.unsupported_reason(model, decoding):
         raise UsageError(
