@@ -36,9 +36,13 @@ def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
 
 
+def without_limit(overrides):
+    return [text for text in overrides if not text.startswith("limit=")]
+
+
 @pytest.mark.slow
 def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, tmp_path):
-    arguments = ["bench", "ratio=2", "batch_size=1,2", *overrides, "speed.prompt_tokens=4"]
+    arguments = ["bench", "ratio=2", "batch_size=1,2", *without_limit(overrides), "speed.prompt_tokens=4"]
     code, out, err = ulskip(*arguments)
     assert code == 0
     for part in ("transformers", "fast", "3/6", "Where the time of a step goes", f"written to {tmp_path / 'bench'}/"):
@@ -67,7 +71,7 @@ def test_a_failing_point_does_not_stop_a_bench(ulskip, overrides, monkeypatch):
         return real(self, point)
 
     monkeypatch.setattr(benchmark.BenchmarkRunner, "run_point", sometimes)
-    code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "decoding.engine=auto", *overrides)
+    code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "decoding.engine=auto", *without_limit(overrides))
     assert (code, "2/6" in out) == (1, True)
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
 
@@ -139,6 +143,7 @@ BAD = [
     ["bench", "ratoi=2"],
     ["bench", "ratio=2,99", "model=random"],
     ["bench", "model=random", "baseline=false"],
+    ["bench", "model=random", "limit=8"],
     ["bench", "model=random", "model.path=no-shape"],
     ["train", "train.ratios=9"],
     ["train", "train=nonsense"],
