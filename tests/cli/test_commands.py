@@ -26,7 +26,7 @@ def test_json_is_the_last_line_of_standard_output(ulskip, overrides):
 def test_a_profile_says_where_the_time_went(ulskip, overrides, tmp_path):
     code, out, err = ulskip("run", "--profile", "--json", *overrides)
     row = json.loads(out.splitlines()[-1])
-    phases = ["start", "compose and check", "imports", "encode", f"load {row['config']['model']['name']}"]
+    phases = ["start", "compose and check", "imports", "encode", f"load {row['model']}"]
     for name in ("full", "unified"):
         phases += [f"{name}: {what}" for what in ("warm up", "generate", "metrics", "decode loss", "timed pairs")]
     assert code == 0

@@ -31,7 +31,7 @@ def plan(
     if as_json:
         print(json.dumps(asdict(planned)))
         return
-    print("\n".join(plan_lines(planned, chosen.model.name)))
+    print("\n".join(plan_lines(planned, chosen.model.label)))
 
 
 def plan_lines(plan: Plan, model: str) -> list[str]:

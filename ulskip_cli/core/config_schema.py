@@ -47,6 +47,11 @@ class ModelConfig:
     adapter: str | None = option(None, "folder or hub id of a PEFT adapter")
     chat_options: dict[str, Any] | None = option(None, "variables of the chat template, e.g. {enable_thinking: false}")
 
+    @property
+    def label(self) -> str:
+        """The hub id, folder or shape of the model, or the name of its preset."""
+        return self.path if self.source in ("hf", "random") else self.name
+
 
 @dataclass
 class DecodingConfig:

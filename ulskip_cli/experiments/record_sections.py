@@ -40,7 +40,7 @@ class RunIdentity:
             experiment=config.name,
             identity=identity(config),
             baseline_id=baseline_id,
-            model=config.model.path if config.model.source in ("hf", "random") else config.model.name,
+            model=config.model.label,
             task=config.task["name"],
             dataset=dataset,
             pair=config.task.get("pair"),

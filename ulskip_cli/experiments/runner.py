@@ -74,7 +74,7 @@ class Session:
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
             self._models.clear()  # two models may not fit into memory
-            self.progress.phase(f"load {config.name}", 1)
+            self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self._tokenizers.get(str(config)))
             choose_linear_backend(loaded.model, lambda: self.progress.phase("compile the CPU kernel, once per machine", 0))
             self._models[key] = loaded

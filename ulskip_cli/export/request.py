@@ -46,8 +46,7 @@ class ResolvedExport:
     @property
     def model_name(self) -> str:
         """The hub id or folder of the model, or the name of a bundled model."""
-        model = self.config.model
-        return model.path if model.source in ("hf", "random") else model.name
+        return self.config.model.label
 
     @property
     def is_pair(self) -> bool:

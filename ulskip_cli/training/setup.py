@@ -40,7 +40,7 @@ class TrainingSetup:
 
 def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: ProgressCallback) -> TrainingSetup:
     """Load the model, tokenize the texts and build the loss; raise UsageError if model or texts do not fit the settings."""
-    progress.phase(f"load {config.model.name}", 1)
+    progress.phase(f"load {config.model.label}", 1)
     source = load_source_model(config, texts)
     depth = shallow_view.num_layers(source.model)
     on_progress = progress.phase("tokenize", len(texts.train))
