@@ -87,6 +87,11 @@ def test_values_of_a_strategy_are_checked_by_its_class():
     assert config.instantiate(config.compose(["strategy.spacing=reference"]).strategy, "strategy") == Unified("reference")
 
 
+def test_a_class_that_is_no_strategy_is_named():
+    with pytest.raises(UsageError, match=r"SpeedConfig.*follows_ratio"):
+        config.instantiate({"_target_": "ulskip_cli.core.config_schema.SpeedConfig", "name": "x"}, "strategy")
+
+
 def test_a_class_that_does_not_exist_is_named():
     with pytest.raises(UsageError, match=r"no\.such\.Thing"):
         config.instantiate({"_target_": "no.such.Thing", "name": "x"}, "strategy")

@@ -79,6 +79,8 @@ def options_class(node: Mapping[str, Any], group: str) -> type:
         raise UsageError(f"{group}={node.get('name')}: cannot import the class {target} of _target_ ({reason})") from None
     if not is_dataclass(found) or not isinstance(found, type):
         raise UsageError(f"{group}={node.get('name')}: expected _target_ to name a dataclass, got {target}")
+    if group == "strategy" and not hasattr(found, "follows_ratio"):
+        raise UsageError(f"strategy={node.get('name')}: expected {target} to define follows_ratio, num_kept and kept_layers")
     return found
 
 

@@ -57,7 +57,7 @@ def make_metrics(scoring: Scoring, references: Sequence[str] = ()) -> list[Metri
     """Make the metrics that a task names; raise UsageError if a metric cannot score the task's references."""
     if not scoring.metrics:
         raise UsageError(f"expected at least one metric in task.metrics, got none; known: {', '.join(METRICS)}")
-    made = [METRICS[require_choice("metric", name, METRICS)].make(scoring) for name in dict.fromkeys(scoring.metrics)]
+    made = [METRICS[require_choice("metric", name, METRICS)].make(scoring) for name in dict.fromkeys(map(str, scoring.metrics))]
     for metric in made:
         metric.check(references)
     return made
