@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
 
 from typer import Context
 from typer._click.shell_completion import CompletionItem, add_completion_class, split_arg_string
@@ -37,11 +36,11 @@ def install_bash_completion() -> None:
 
 def complete_override(context: Context, arguments: list[str], incomplete: str) -> list[Candidate]:
     """Return the overrides that a command accepts and that begin with `incomplete`."""
-    from ulskip_cli.cli.config_keys import COMMAND_KEYS, known_keys
+    from ulskip_cli.cli.config_keys import COMMAND_KEYS, known_keys, named_choices
     from ulskip_cli.core import config_reference as reference
 
     command = COMMAND_KEYS[str(context.command.name)]
-    chosen = dict(_chosen(context, command.groups))
+    chosen = dict(named_choices(context.params.get("overrides") or ()))
     name, equals, value = incomplete.partition("=")
     keys = {key.name: key for key in known_keys(command, chosen)}
     if not equals:
@@ -70,13 +69,3 @@ def complete_config_name(context: Context, arguments: list[str], incomplete: str
     if equals and group in reference.ALL_GROUPS:
         return [(f"{group}={choice}", text) for choice, text in reference.describe_choices(group).items()]
     return [(group, "config group") for group in reference.ALL_GROUPS]
-
-
-def _chosen(context: Context, groups: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the config groups and the existing choices that earlier words of the command line name."""
-    from ulskip_cli.core.composition import group_choices
-
-    for text in context.params.get("overrides") or ():
-        group, _, choice = text.partition("=")
-        if group in groups and choice in group_choices(group):
-            yield group, choice

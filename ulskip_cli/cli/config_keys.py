@@ -85,7 +85,7 @@ class CommandWithKeys(TyperCommand):
         print(f"{self.get_usage(ctx)}\n\n{inspect.cleandoc(self.help or '')}\n")
         options = [one for one in self.get_params(ctx) if isinstance(one, TyperOption)]
         _print_panel("Options", {", ".join(sorted(one.opts, key=len)): _option_help(one) for one in options})
-        _print_command_keys(COMMAND_KEYS[str(self.name)], dict(_named_choices(ctx.meta["words"])))
+        _print_command_keys(COMMAND_KEYS[str(self.name)], dict(named_choices(ctx.meta["words"])))
 
 
 def config(
@@ -129,7 +129,7 @@ def _option_help(one: TyperOption) -> str:
     )
 
 
-def _named_choices(words: Iterable[str]) -> Iterator[tuple[str, str]]:
+def named_choices(words: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield the group choices that words such as `task=jsonl` name, after those that they imply."""
     from ulskip_cli.core import config_reference as reference
 
@@ -190,7 +190,7 @@ def _show_group(group: str, choice: str, extra_dir: Path | None, as_json: bool) 
         return
     _print_panel(f"Choices of {group}", {f"{group}={name}": text for name, text in described.items()})
     if group not in ("task", "strategy") and not choice:
-        default = {**reference.default_choices("train"), **reference.default_choices("config")}.get(group)
+        default = reference.default_choice(group)
         keys = {name: members for name, members in keys.items() if name == default}
     for name, members in keys.items():
         if members:
@@ -204,7 +204,7 @@ def _show_keys(name: str, extra_dir: Path | None, as_json: bool) -> None:
     keys = {key.name: key for primary in reference.PRIMARY for key in reference.top_level_keys(primary)}
     group = name.partition(".")[0]
     if group in reference.ALL_GROUPS:  # keys of the default choice first, because other choices have other defaults
-        default = {**reference.default_choices("train"), **reference.default_choices("config")}.get(group)
+        default = reference.default_choice(group)
         for choice in sorted(reference.group_choices(group, extra_dir), key=lambda one: one != default):
             keys = keys | {key.name: key for key in reference.group_keys(group, choice, extra_dir) if key.name not in keys}
     found = [key for key in keys.values() if key.name == name or key.name.startswith(f"{name}.")]

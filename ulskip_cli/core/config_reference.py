@@ -56,6 +56,11 @@ def default_choices(primary: str) -> dict[str, str]:
     return {group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items() if choice}
 
 
+def default_choice(group: str) -> str | None:
+    """Return the choice of a config group that is selected by default, or None for experiments."""
+    return {**default_choices("train"), **default_choices("config")}.get(group)
+
+
 def implied_choices(group: str, choice: str) -> dict[str, str]:
     """Return the choices of other groups that a choice selects, such as the model of `task=cnn_dm`."""
     entries = yaml.safe_load(group_choices(group)[choice].read_text("utf-8")).get("defaults", [])
