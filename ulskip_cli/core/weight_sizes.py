@@ -15,10 +15,16 @@ class WeightSizes:
 
     head: int  # h, final norm and output head
     layers: tuple[int, ...]
+    patch: int = 0  # the patch at each gap
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
-        """Return (head + all layers) / (heads * head + kept layers), in bytes; a step runs the output head `heads` times."""
-        return (self.head + sum(self.layers)) / (heads * self.head + sum(self.layers[i] for i in kept))
+        """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in bytes.
+
+        A step runs the output head `heads` times.
+        """
+        num_gaps = sum(after != before + 1 for before, after in zip([-1, *kept], [*kept, len(self.layers)], strict=True))
+        step = heads * self.head + sum(self.layers[i] for i in kept) + num_gaps * self.patch
+        return (self.head + sum(self.layers)) / step
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
         """Return the predicted speedup of decoding in stages; `steps` has the number of steps and the layers of every stage."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from ulskip_cli.core.config import baseline_config, instantiate, resolved_config
+from ulskip_cli.core.config import PATCH_KEYS, baseline_config, drop_unused, instantiate, resolved_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.patches import patch_options
 from ulskip_cli.experiments.record import ROW_VERSION, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload
@@ -23,12 +24,14 @@ from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.engines.base import ExitStats
 from ulskip_cli.inference.loading import LoadedModel
+from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.strategies import NeedsCalibration
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 LOSS_BATCH = 16  # examples per batch
+SEARCH_RIDGE = 0.3  # of the patches in a search
 KEPT_PROMPT_BYTES = 2**30  # limit of the KV cache of encoded prompts that is kept between calls
 
 
@@ -42,6 +45,7 @@ class HeldOutEvaluator:
     progress: ProgressCallback
     _losses: dict[bool, ReferenceLoss] = field(default_factory=dict)
     _exiting: Decoder | None = None
+    _patching: tuple[PatchFitter, ReferenceLoss] | None = None
 
     def output_lengths(self) -> list[int]:
         """Return the length in tokens of the full model's answer to each prompt, with the run's decoding settings."""
@@ -63,8 +67,7 @@ class HeldOutEvaluator:
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
         """Return the decode loss of the references in nats per token; with prompt_layers=all, later calls reuse the prompts."""
-        strategy = {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
-        plan = make_plan(replace(self.config, strategy=strategy), self.loaded.metadata)
+        plan = make_plan(replace(self.config, strategy=custom(kept_layers)), self.loaded.metadata)
         decoder = Decoder(self.loaded.model, plan)
         shared = plan.prompt_layers == "all"
         if not shared or shared not in self._losses:
@@ -75,6 +78,18 @@ class HeldOutEvaluator:
                 KEPT_PROMPT_BYTES if shared else 0,
             )
         return self._losses[shared].of(decoder)
+
+    def patched_decode_loss(self, kept_layers: Sequence[int]) -> float:
+        """Return the decode loss of half of the references in nats per token, with patches fitted on the other half."""
+        plan = make_plan(replace(self.config, strategy=custom(kept_layers)), self.loaded.metadata)
+        encoded, pad = self.workload.encoded or [], self.workload.pad_token_id
+        if self._patching is None:
+            loss = ReferenceLoss(encoded[::2], BatchSize(LOSS_BATCH), pad, KEPT_PROMPT_BYTES)
+            fitted_on = encoded[1::2] or encoded
+            self._patching = PatchFitter(self.loaded.model, fitted_on, pad, plan.prompt_layers, LOSS_BATCH), loss
+        fitter, loss = self._patching
+        adapter = fitter.fit(plan.kept_layers, patch_options(self.config, SEARCH_RIDGE))
+        return loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
         """Return the mean exit depth over generated answers, with the run's decoding settings and batch size."""
@@ -94,6 +109,11 @@ class HeldOutEvaluator:
         if done == 1:
             self._report_search = self.progress.phase("calibrate: search", total)
         self._report_search(done)
+
+
+def custom(kept_layers: Sequence[int]) -> dict[str, Any]:
+    """Return the strategy config of a list of layers."""
+    return {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
 
 
 def calibrate_strategy(
@@ -153,6 +173,9 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
 def _key(config: Config, strategy: NeedsCalibration, num_kept: int, workload: Workload) -> str:
     """Return a hash of everything that a calibration depends on, as 12 hexadecimal digits."""
     plain = resolved_config(config)
+    patched = {key: plain["strategy"].get(key) for key in PATCH_KEYS} if getattr(strategy, "search_patch", False) else None
+    plain["strategy"]["patch"] = "none"  # it changes only a search with patches
+    drop_unused(plain)
     depends: dict[str, Any] = {"num_kept": num_kept, "decoding": plain["decoding"], "batch_size": config.batch_size}
     parts = [
         ROW_VERSION,
@@ -162,5 +185,6 @@ def _key(config: Config, strategy: NeedsCalibration, num_kept: int, workload: Wo
         {name: depends[name] for name in strategy.calibrated_for},
         config.prompt_layers,
         [(one.prompt_ids, one.response_ids) for one in workload.encoded or []],
+        *([patched] if patched else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

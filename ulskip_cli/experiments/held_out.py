@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ulskip_cli.core.config import instantiate, is_calibrated
+from ulskip_cli.core.config import instantiate, needs_held_out
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks import Example, Task
@@ -19,7 +19,7 @@ class HeldOutExamples:
 
 def find_held_out(config: Config) -> HeldOutExamples | None:
     """Return the calibration examples, or None if no calibration is needed; raise UsageError if needed examples are missing."""
-    if is_calibrated(config.strategy):
+    if not needs_held_out(config.strategy):
         return None
     wanted, name = config.calibration.examples, config.strategy["name"]
     task: Task = instantiate(config.task, "task")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from ulskip_cli.core.config import identity
+from ulskip_cli.core.config import identity, shown_options
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.strategies.plan import target_speedup
 
@@ -45,7 +45,7 @@ class RunIdentity:
             dataset=dataset,
             pair=config.task.get("pair"),
             strategy=config.strategy["name"],
-            strategy_options={k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "description")},
+            strategy_options=shown_options(config.strategy),
             decoding=config.decoding.name,
             draft_tokens=config.decoding.draft_tokens,
             batch_size=config.batch_size,
@@ -70,6 +70,8 @@ class ScheduleRecord:
     predicted_speedup: float | None = None
     latency_fit: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    patch: dict[str, Any] | None = None
+    skip_adapter: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from ulskip_cli.experiments.latency_target import (
     solve_depth_for_speedup,
 )
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
+from ulskip_cli.experiments.patches import calibrate_patches
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import Provenance, ScheduleRecord
@@ -42,6 +43,7 @@ from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.packed_linear import choose_linear_backend
+from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan, is_trained_for, make_plan
@@ -102,6 +104,8 @@ class ScheduleProvenance:
 
     latency: LatencyTargetFit | None = None
     calibration: dict[str, Any] | None = None
+    patch: dict[str, Any] | None = None
+    skip_adapter: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class PreparedRun:
     plan: Plan
     found: ScheduleProvenance
     started_at: float  # seconds on the clock of `time.monotonic`
+    adapter: SkipAdapter | None = None  # corrects the views that skip layers
 
 
 def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None = None) -> list[RunRecord]:
@@ -130,7 +135,10 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
     config, calibration = calibrate_strategy(point.config, loaded, held_out, session.progress)
     latency = session.solve_depth(config, loaded, workload)
     plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
-    run = PreparedRun(point, loaded, workload, plan, ScheduleProvenance(latency, calibration), started_at)
+    patches, patch = calibrate_patches(config, loaded, held_out, plan, session.progress)
+    trained, skip_adapter = load_adapter(config.model, plan)
+    found = ScheduleProvenance(latency, calibration, patch, skip_adapter)
+    run = PreparedRun(point, loaded, workload, plan, found, started_at, patches or trained)
     if plan.keeps_all or point.baseline is None:
         return [_measure(run, session.progress)]
     baseline = baseline or stored_baseline(point)
@@ -158,7 +166,7 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     config, loaded, point, plan = run.point.config, run.loaded, run.point, run.plan
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)
-    decoder = Decoder(loaded.model, plan, loaded.tokenizer)
+    decoder = Decoder(loaded.model, plan, loaded.tokenizer, run.adapter)
     full = decoder
     if not plan.keeps_all:
         full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata), loaded.tokenizer)
@@ -230,6 +238,8 @@ def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[Batch
         predicted_speedup=plan.predicted_speedup,
         latency_fit=found.latency.as_dict() if found.latency else None,
         calibration=found.calibration,
+        patch=found.patch,
+        skip_adapter=found.skip_adapter,
     )
 
 

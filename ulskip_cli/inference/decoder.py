@@ -19,6 +19,7 @@ from ulskip_cli.inference.engines.hf_generate import TransformersEngine
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.plan import Plan
@@ -36,18 +37,25 @@ class DecodeContext:
 class Decoder:
     """Generates with a model and one schedule. Only stop strings require the tokenizer, and the model is not changed."""
 
-    def __init__(self, model: PreTrainedModel, plan: Plan, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: Plan,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter: SkipAdapter | None = None,
+    ) -> None:
+        """Build the views of a plan; `adapter` corrects those that skip layers."""
         self.model = model
         self.tokenizer = tokenizer
         self.device = shallow_view.input_device(model)
-        self.prompt_model, self.stages = _stage_views(model, plan)
+        self.prompt_model, self.stages = _stage_views(model, plan, adapter)
         self._linear_backend = choose_linear_backend(model)
         backend = self._linear_backend.name
         draft_cost = 1 / (plan.predicted_speedup or plan.layer_ratio)
         self._engines: dict[str, Engine] = {
             "fast": fast.FastEngine(self.prompt_model, self.stages, self.device, backend),
             "transformers": TransformersEngine(self.prompt_model, self.stages, self.device, tokenizer),
-            "speculative": speculative.SpeculativeEngine(model, self.view, plan.kept_layers, self.device, draft_cost, backend),
+            "speculative": speculative.SpeculativeEngine(model, self.stages[0], self.device, draft_cost, backend),
         }
         self.exits = plan.exits
         if plan.exits:
@@ -225,12 +233,17 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(found)], True) if found else (text, False)
 
 
-def _stage_views(model: PreTrainedModel, plan: Plan) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
+def _stage_views(
+    model: PreTrainedModel, plan: Plan, adapter: SkipAdapter | None
+) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
     everything = tuple(range(plan.num_layers))
-    views = {
-        stage.kept_layers: model if stage.kept_layers == everything else shallow_view.shallow_view(model, stage.kept_layers)
-        for stage in plan.stages
-    }
+
+    def view(kept: tuple[int, ...]) -> PreTrainedModel:
+        if kept == everything:
+            return model
+        return shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, kept)
+
+    views = {stage.kept_layers: view(stage.kept_layers) for stage in plan.stages}
     prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
     stages = [
         StageView(stage.first_step, views[stage.kept_layers], tuple(prompt_layers.index(layer) for layer in stage.kept_layers))

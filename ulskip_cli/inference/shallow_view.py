@@ -43,14 +43,17 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(_stack(model)[1])
 
 
-def shallow_view(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+def shallow_view(
+    model: PreTrainedModel, kept: Sequence[int], adapt: Callable[[int, nn.Module], nn.Module] = lambda place, layer: layer
+) -> PreTrainedModel:
     """Return a model of the `kept` layers that shares `model`'s weights; raise UsageError if these layers cannot run alone.
 
     The view is a normal Hugging Face model with `generate`, cache and compilation. Its `train()` and `to()` change `model` too.
+    `adapt` gets each kept layer with its index in the view, and returns the layer that the view runs instead.
     """
     path, stack = _stack(model)
     kept = schedule.checked(len(stack), kept)
-    layers = nn.ModuleList(_renumbered(stack[old], new) for new, old in enumerate(kept))
+    layers = nn.ModuleList(adapt(new, _renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
     configs: dict[int, PreTrainedConfig] = {}  # the copy of each config, by id, because modules share configs
 
@@ -81,6 +84,36 @@ def substituted(module: nn.Module, replacement: Callable[[nn.Module], nn.Module 
     if all(children[name] is module._modules[name] for name in children):
         return module
     return _shell(module, children)
+
+
+def detached(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model that shares its parameters, and no module: a module that is replaced stays in the original."""
+    copies: dict[int, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        if id(module) not in copies:
+            children = {name: copied(child) for name, child in module._modules.items() if child is not None}
+            copies[id(module)] = _shell(module, children)
+            copies[id(module)]._parameters = dict(module._parameters)
+        return copies[id(module)]
+
+    found = copied(model)
+    assert isinstance(found, PreTrainedModel)
+    return found
+
+
+def as_subclass(module: nn.Module, change: Callable[[type], type], children: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a copy of a module that shares its parameters, of the class that `change` derives from its own."""
+    shell = _shell(module, children)
+    hook = shell.__dict__.get("_hf_hook")
+    if hook is not None:
+        _unhook(shell)
+    shell.__class__ = change(type(module))
+    if hook is not None:
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(shell, hook)
+    return shell
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -53,6 +53,9 @@ class HeldOutMeasurements(Protocol):
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
         """Return the mean cross-entropy of the references in nats per token if decode steps run these layers."""
 
+    def patched_decode_loss(self, kept_layers: Sequence[int]) -> float:
+        """Return the decode loss with patches at the gaps, fitted on examples that the loss does not use."""
+
     def mean_depth(self, options: Mapping[str, Any]) -> float:
         """Generate answers with these strategy options and return the mean number of layers per decode step."""
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ulskip_cli.strategies import schedule
+from ulskip_cli.strategies.patching import Patchable
 
 
 @dataclass(frozen=True)
-class BottomSkip:
+class BottomSkip(Patchable):
     """Keep the last R layers."""
 
     follows_ratio: ClassVar[bool] = True

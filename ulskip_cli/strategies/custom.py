@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies import schedule, schedule_file
+from ulskip_cli.strategies.patching import Patchable
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 
 @dataclass(frozen=True)
-class Custom:
+class Custom(Patchable):
     """Keep exactly the layers that `layers` or the schedule file `file` lists."""
 
     layers: list[int] = option(list, "layers to keep, ascending numbers from 0; empty: use strategy.file")

@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from ulskip_cli.core.config import instantiate, options_of
+from ulskip_cli.core.config import instantiate, shown_options
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.model_metadata import ModelMetadata, adapter_records
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies import NeedsCalibration, PositionalStrategy, Strategy, schedule
 from ulskip_cli.strategies.cost import num_kept_for_cost
 from ulskip_cli.strategies.early_exit_plan import heads_per_step, make_exit_rule
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, cached_layers, memory_plan
+from ulskip_cli.strategies.patching import NO_PATCH, patch_of, patch_parameters
 from ulskip_cli.strategies.schedule import Stage
 
 
@@ -93,6 +94,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     integer, the first steps run one layer more than the others.
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
+    metadata = with_patch_bytes(metadata, config)
     num_layers, per_layer = metadata.num_layers, metadata.kv_bytes_per_layer
     heads = heads_per_step(strategy, config, num_layers)
     basis, fallbacks = _usable_basis(strategy, config, metadata, depth)
@@ -117,11 +119,22 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         warnings=(*fallbacks, *_schedule_warnings(strategy, config, num_layers, kept)),
         memory=None if config.memory_budget is None else memory_plan(config, metadata, len(kept)),
         later_stages=stages[1:],
-        options=options_of(config.strategy),
+        options=shown_options(config.strategy),
         target_kept=count,
         timed_tokens=timed_tokens,
         exits=exits,
     )
+
+
+def with_patch_bytes(metadata: ModelMetadata, config: Config) -> ModelMetadata:
+    """Return the metadata with the bytes of the patch that a decode step reads at every gap."""
+    kind, rank = patch_of(config.strategy), config.strategy.get("patch_rank", 0)
+    for record in adapter_records(config.model):
+        kind, rank = record["kind"], record.get("rank") or 0
+    if metadata.weights is None or not metadata.hidden_size or kind == NO_PATCH:
+        return metadata
+    count = patch_parameters(kind, metadata.hidden_size, rank)
+    return replace(metadata, weights=replace(metadata.weights, patch=count * (metadata.weight_bytes or 2)))
 
 
 def _usable_basis(

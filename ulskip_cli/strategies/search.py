@@ -9,15 +9,17 @@ from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
+from ulskip_cli.strategies.patching import Patchable
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Patchable):
     """Keep the best R layers that a search with a fixed budget finds."""
 
     layers: list[int] = option(list, "layers found by an earlier search, ascending; empty: the run searches")
     budget: int = option(100, "number of schedules whose loss the search measures", minimum=1)
     seed: int = option(1, "seed for the order in which the search tries schedules")
+    search_patch: bool = option(False, "measure each schedule with patches at its gaps (strategy.patch, or full)")
     follows_ratio: ClassVar[bool] = True
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept",)
     stand_in: ClassVar[str] = "evenly spread layers, the start of the search"
@@ -50,7 +52,7 @@ class Search:
             nonlocal tried
             tried += 1
             held_out.tell(tried, self.budget)
-            return held_out.decode_loss(layers)
+            return held_out.patched_decode_loss(layers) if self.search_patch else held_out.decode_loss(layers)
 
         best = schedule.even(num_layers, num_kept)
         best_loss = loss(best)

@@ -13,13 +13,14 @@ from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
+from ulskip_cli.strategies.patching import Patchable
 from ulskip_cli.strategies.schedule import Stage
 
 MAX_HORIZON = 100_000  # steps
 
 
 @dataclass(frozen=True)
-class SkipDecode:
+class SkipDecode(Patchable):
     """Keep fewer layers at later positions, and R layers on average."""
 
     warmup_layers: int = option(1, "number of first layers that always run", minimum=1)

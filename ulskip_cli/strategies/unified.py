@@ -6,12 +6,13 @@ from typing import ClassVar
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import schedule
+from ulskip_cli.strategies.patching import Patchable
 
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
 
 
 @dataclass(frozen=True)
-class Unified:
+class Unified(Patchable):
     """Keep R layers at equal distances; `spacing` selects how non-integer distances are rounded."""
 
     spacing: str = option(

@@ -1,5 +1,6 @@
 """Load training texts, tokenize and batch them, and order the examples of an epoch."""
 
+import copy
 import hashlib
 import json
 import random
@@ -93,8 +94,17 @@ class TokenPairs(Dataset[dict[str, Any]]):
             chunk = texts[start : start + _TOKENIZE_AT_ONCE]
             encoded += [(one.prompt_ids, one.response_ids) for one in formatter.tokenize(tokenizer, chunk)]
             on_progress(start + len(chunk))
-        self.pairs = [pair for pair in encoded if max_length is None or len(pair[0]) + len(pair[1]) <= max_length]
-        self.num_too_long = len(encoded) - len(self.pairs)
+        self._set_pairs(encoded, max_length)
+
+    def with_pairs(self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None) -> "TokenPairs":
+        """Return other pairs of token ids as a dataset, without those that are too long."""
+        other = copy.copy(self)
+        other._set_pairs(pairs, max_length)
+        return other
+
+    def _set_pairs(self, pairs: Sequence[tuple[list[int], list[int]]], max_length: int | None) -> None:
+        self.pairs = [pair for pair in pairs if max_length is None or len(pair[0]) + len(pair[1]) <= max_length]
+        self.num_too_long = len(pairs) - len(self.pairs)
         if not self.pairs:
             raise UsageError(
                 f"expected examples of at most train.max_length={max_length} tokens, got only longer ones; "
@@ -111,6 +121,10 @@ class TokenPairs(Dataset[dict[str, Any]]):
     def lengths(self) -> list[int]:
         """Return the number of tokens of every example."""
         return [len(prompt) + len(response) for prompt, response in self.pairs]
+
+    def prompt_lengths(self) -> list[int]:
+        """Return the number of tokens of every prompt."""
+        return [len(prompt) for prompt, _ in self.pairs]
 
     def response_lengths(self) -> list[int]:
         """Return the number of tokens of every response."""
@@ -167,8 +181,10 @@ class TokenizedData:
 class SimilarLengthSampler(Sampler[int]):
     """A sampler that batches examples of similar length, in an order that depends only on seed and epoch."""
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, same_batches: bool = False) -> None:
+        """`same_batches` batches neighbours in length, the same ones in every epoch."""
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.same_batches = same_batches
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; the data loader calls this before every epoch."""
@@ -179,7 +195,8 @@ class SimilarLengthSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = random.Random(f"{self.seed} {self.epoch}")
-        order = sorted(range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(0.8, 1.2))
+        noise = 0.0 if self.same_batches else 0.2
+        order = sorted(range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(1 - noise, 1 + noise))
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         rest = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         rng.shuffle(batches)

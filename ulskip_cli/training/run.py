@@ -21,6 +21,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading
+from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.record import RECORD_FILE, TrainingRecord
 from ulskip_cli.training.setup import TrainingSetup, prepare_training
@@ -28,6 +29,9 @@ from ulskip_cli.training.tracking import TrackerCallback
 from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
 
 _NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "held_out")  # they change no weight
+_ADAPTER_KEYS = (  # they change no weight of other methods
+    *("patch", "patch_rank", "patch_learning_rate", "patch_examples", "start", "responses", "own", "on_policy"),
+)
 _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset, they keep the identity of older trainings
 
 
@@ -85,6 +89,8 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
         if canonical["model"][key] is None:
             canonical["model"].pop(key)
     for key in _NOT_IDENTITY:
+        canonical["train"].pop(key)
+    for key in _ADAPTER_KEYS if config.train.method != "adapter" else ():
         canonical["train"].pop(key)
     for group in ("model", "strategy", "train"):
         canonical[group].pop("description", None)
@@ -157,6 +163,9 @@ def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seco
 
 def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     """Save weights and tokenizer, then the record. The record is last, so that a folder with a record is complete."""
+    if isinstance(setup.module, AdapterLoss):
+        _save_adapter(setup, setup.module, output, record)
+        return
     trained: Any = setup.module.model
     model = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
     dtype_name = setup.config.model.dtype
@@ -166,5 +175,36 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
     setup.source.tokenizer.save_pretrained(output)
     for file in output.glob("*.safetensors"):  # safetensors makes its files readable only by their owner
         file.chmod((output / "config.json").stat().st_mode)
+    _finish(output, record)
+
+
+def _save_adapter(setup: TrainingSetup, module: AdapterLoss, output: Path, record: TrainingRecord) -> None:
+    """Save the adapter's tensors and its record, then the training's record."""
+    model, train = setup.config.model, setup.config.train
+    base = {"model": model.label, "fingerprint": fingerprint(model)}
+    kept = {f"{ratio:g}": [stage.kept_layers for stage in stages] for ratio, stages in setup.schedules.items()}
+    module.adapter(
+        {
+            "base": base,
+            "kind": train.patch,
+            "rank": train.patch_rank if train.patch == "low_rank" else None,
+            "strategy": record.strategy,
+            "ratios": kept,
+            "lora_rank": train.lora.rank,
+            "training": {
+                "steps": record.steps,
+                "examples": record.examples,
+                "tokens": sum(setup.data.train.response_lengths()),
+                "responses": train.responses,
+                "start": train.start,
+                "on_policy": train.on_policy,
+                "identity": record.identity,
+            },
+        }
+    ).save(output)
+    _finish(output, record)
+
+
+def _finish(output: Path, record: TrainingRecord) -> None:
     write_atomic(output / RECORD_FILE, json.dumps(record.to_json(), indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(output / "checkpoints")

@@ -1,20 +1,33 @@
 """Prepare a training: load the model and tokenizer, tokenize the texts, make the schedules and the loss module."""
 
 import copy
+import random
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading, shallow_view
+from ulskip_cli.inference.own_responses import generate_own_responses
+from ulskip_cli.inference.patch_fit import PatchFitter, PatchOptions
+from ulskip_cli.inference.skip_adapter import combined, zero_adapter
 from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
+from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
+from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TokenizedData, TokenPairs, TrainingTexts, collator_for, train_tokenizer
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout
+
+FROZEN_SHARE = 0.4  # of the free memory, for the prompts' keys and values in the training of a skip adapter
+OWN_RESPONSES = "own_responses.jsonl"
+DEFAULT_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,13 @@ def prepare_training(config: TrainingConfig, texts: TrainingTexts, progress: Pro
     stages_by_ratio = schedules(config, depth, train.response_lengths())
     held_out = texts.validation
     validation = TokenPairs(source.tokenizer, held_out, texts.formatter, max_length) if held_out else None
+    if config.train.method == "adapter":
+        train = adapter_responses(config, source, train, progress)
     data = TokenizedData(train, validation, collator_for(source.tokenizer))
-    module = build_loss(config, source.model, trained_exits(config, depth))
+    if config.train.method == "adapter":
+        module: TwoPassLoss = build_adapter_loss(config, source.model, data, stages_by_ratio, progress)
+    else:
+        module = build_loss(config, source.model, trained_exits(config, depth))
     return TrainingSetup(config, texts, source, data, stages_by_ratio, module)
 
 
@@ -63,8 +81,9 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
         model = loading.random_model(replace(config.model, dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids)
         source = SourceModel(model, tokenizer, None)
     else:
-        dtype = config.model.dtype if config.train.method == "lora" else "float32"  # peft's adapters are always float32
-        loaded = loading.load(replace(config.model, dtype=dtype, device="cpu"))
+        dtype = "float32" if config.train.method == "full" else config.model.dtype  # adapters are always float32
+        device = config.model.device if config.train.method == "adapter" else "cpu"
+        loaded = loading.load(replace(config.model, dtype=dtype, device=device))
         assert loaded.tokenizer is not None
         source = SourceModel(loaded.model, loaded.tokenizer, loading.training_record(config.model))
     if config.train.attention:
@@ -76,6 +95,49 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
                 "use train.attention=null"
             ) from None
     return source
+
+
+def adapter_responses(
+    config: TrainingConfig, source: SourceModel, references: TokenPairs, progress: ProgressCallback
+) -> TokenPairs:
+    """Return the prompts of `references` with the responses that `train.responses` names, of two or more tokens."""
+    responses = [[response] if config.train.responses != "own" else [] for _, response in references.pairs]
+    if config.train.responses != "reference":
+        length = config.train.own.max_new_tokens or config.task.get("max_new_tokens") or DEFAULT_NEW_TOKENS
+        file = Path(config.train.own.file or Path(config.output) / OWN_RESPONSES).expanduser()
+        context = (pad_token_id(source.tokenizer), length, config.seed)
+        prompts = [prompt for prompt, _ in references.pairs]
+        own = generate_own_responses(source.model, source.tokenizer, prompts, config.train.own, context, file, progress)
+        responses = [[*one, *more] for one, more in zip(responses, own, strict=True)]
+    pairs = [(prompt, one) for (prompt, _), found in zip(references.pairs, responses, strict=True) for one in found]
+    usable = [pair for pair in pairs if len(pair[1]) > 1]  # the full model predicts the first token
+    if not usable:
+        raise UsageError("expected responses of at least two tokens to train a skip adapter, got none; use other data")
+    return references.with_pairs(usable, config.train.max_length)
+
+
+def build_adapter_loss(
+    config: TrainingConfig,
+    model: PreTrainedModel,
+    data: TokenizedData,
+    stages_by_ratio: Mapping[float, tuple[Stage, ...]],
+    progress: ProgressCallback,
+) -> AdapterLoss:
+    """Build the loss of a skip adapter, which starts from patches in closed form or from zero."""
+    train = config.train
+    kept_sets = list(dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages))
+    model.requires_grad_(False)
+    if train.start == "patch" and train.patch != "none":
+        progress.phase("fit patches", 0)
+        chosen = random.Random(config.seed).sample(data.train.pairs, min(train.patch_examples, len(data.train)))
+        examples = [EncodedExample(prompt, response) for prompt, response in chosen]
+        fitter = PatchFitter(model, examples, data.collator.pad_token_id)
+        start = combined([fitter.fit(kept, PatchOptions(train.patch, train.patch_rank)) for kept in kept_sets])
+    else:
+        start = zero_adapter(model, kept_sets, train.patch, train.patch_rank)
+    weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
+    free = psutil.virtual_memory().available
+    return AdapterLoss(model, kept_sets, start, train.lora, weights, int(FROZEN_SHARE * free))
 
 
 def build_loss(config: TrainingConfig, model: PreTrainedModel, exits: tuple[int, ...]) -> TwoPassLoss:

@@ -16,6 +16,7 @@ from ulskip_cli.core.files import append_line
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading
 from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import SimilarLengthSampler
 from ulskip_cli.training.muon import MuonFactory
 from ulskip_cli.training.preflight import check_trainer_arguments
@@ -81,7 +82,23 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         return tuple(curve.values())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SimilarLengthSampler(self.data.train.lengths(), self.args.per_device_train_batch_size, self.config.seed)
+        train, batch_size = self.data.train, self.args.per_device_train_batch_size
+        if self.config.train.method == "adapter":  # the frozen model's outputs are kept by batch, and prompts have neighbours
+            return SimilarLengthSampler(train.prompt_lengths(), batch_size, self.config.seed, same_batches=True)
+        return SimilarLengthSampler(train.lengths(), batch_size, self.config.seed)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the optimizer; the patches of a skip adapter have a learning rate of their own."""
+        made: Any = self.optimizer
+        if made is None and isinstance(self.model, AdapterLoss):
+            train, module = self.config.train, self.model
+            patches = list(module.patches.parameters())
+            known = {id(one) for one in patches}
+            rest = [one for one in module.parameters() if one.requires_grad and id(one) not in known]
+            groups = [{"params": rest, "lr": train.learning_rate}, {"params": patches, "lr": train.patch_learning_rate}]
+            groups = [group for group in groups if group["params"]]
+            self.optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, weight_decay=train.weight_decay)
+        return super().create_optimizer(*args, **kwargs)
 
 
 class TrainingMonitor(TrainerCallback):  # type: ignore[misc]

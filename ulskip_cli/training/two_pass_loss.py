@@ -134,6 +134,10 @@ class TwoPassLoss(nn.Module):
             )
         return result
 
+    def plain(self) -> "TwoPassLoss":
+        """Return the module that measures validation losses: the cross-entropy alone, in evaluation mode."""
+        return TwoPassLoss(self.model, self.prompt_layers, exits=self.exits).eval()
+
     def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
         if kept == self.all_layers:
             return self.base

@@ -16,13 +16,13 @@ def validation_loss(
     module: TwoPassLoss, stages: tuple[Stage, ...], pairs: TokenPairs, collator: PairCollator, batch_size: int
 ) -> float:
     """Return the validation loss under one schedule, in nats per token."""
-    plain = TwoPassLoss(module.model, module.prompt_layers).eval()
+    plain = module.plain()
     return _mean_losses(module, lambda batch: [(0, plain.schedule_loss(batch, stages))], pairs, collator, batch_size)[0]
 
 
 def exit_validation_losses(module: TwoPassLoss, pairs: TokenPairs, collator: PairCollator, batch_size: int) -> dict[int, float]:
     """Return the validation loss at each exit depth in nats per token, if every token exits at that depth."""
-    plain = TwoPassLoss(module.model, module.prompt_layers, exits=module.exits).eval()
+    plain = module.plain()
     return _mean_losses(module, plain.exit_losses, pairs, collator, batch_size)
 
 

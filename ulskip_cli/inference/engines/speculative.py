@@ -9,13 +9,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference import shallow_view, static_cache
+from ulskip_cli.inference import static_cache
 from ulskip_cli.inference.engines import fast
 from ulskip_cli.inference.engines.base import BatchRequest, DraftStats, EngineOutput
 from ulskip_cli.inference.engines.drafts import DraftLength, DraftVerification, verify_greedy, verify_sampled
 from ulskip_cli.inference.packed_linear import linear_backend_of, packed
 from ulskip_cli.inference.positions import PositionsAndMasks
 from ulskip_cli.inference.sampling import TokenSampler
+from ulskip_cli.inference.shallow_view import StageView
 
 
 def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfig) -> None:
@@ -32,25 +33,18 @@ def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfi
 
 
 class SpeculativeEngine:
-    """Lossless speculative decoding; `view` runs the layers `kept` of `model`."""
+    """Lossless speculative decoding; the view of a stage drafts, and `model` verifies."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        view: PreTrainedModel,
-        kept: tuple[int, ...],
-        device: torch.device,
-        draft_cost: float,
-        linear_backend: str,
+        self, model: PreTrainedModel, stage: StageView, device: torch.device, draft_cost: float, linear_backend: str
     ) -> None:
-        self.model, self.view, self.kept, self.device, self.draft_cost = model, view, kept, device, draft_cost
+        self.model, self.view, self.kept, self.device, self.draft_cost = model, stage.view, stage.kept, device, draft_cost
         self.linear_backend = linear_backend
 
     @functools.cached_property
     def decode_models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
         """The full model and the view of the decode steps, which share the weights of the linear backend."""
-        full = packed(self.model, self.linear_backend)
-        return full, self.view if full is self.model else shallow_view.shallow_view(full, self.kept)
+        return packed(self.model, self.linear_backend), packed(self.view, self.linear_backend)
 
     def prepare(self, request: BatchRequest) -> float:
         """Pack the weights; the steps are never compiled."""

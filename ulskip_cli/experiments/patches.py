@@ -1,0 +1,155 @@
+"""Compute the patches of a plan on held-out examples, and store them as a skip adapter for later runs."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ulskip_cli.core.config import drop_unused, resolved_config
+from ulskip_cli.core.config_schema import Config, OwnResponses
+from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.experiments.record import ROW_VERSION, Row
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.workload import Workload
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.loading import LoadedModel
+from ulskip_cli.inference.own_responses import generate_own_responses
+from ulskip_cli.inference.patch_fit import PatchFitter, PatchOptions
+from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.inference.skip_adapter import RECORD, SkipAdapter, combined
+from ulskip_cli.strategies.patching import NO_PATCH, patch_of
+from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.tasks.encoding import EncodedExample
+
+RIDGES = (0.03, 0.1, 0.3, 1.0)
+CHOICE_SHARE = 5  # one example in five chooses the ridge
+LOSS_BATCH = 16
+KEPT_PROMPT_BYTES = 2**30
+
+
+def patch_options(config: Config, ridge: float) -> PatchOptions:
+    """Return the options of a configuration's patches."""
+    calibration, kind = config.calibration, patch_of(config.strategy)
+    return PatchOptions(
+        kind="full" if kind == NO_PATCH else kind,
+        rank=config.strategy["patch_rank"],
+        ridge=ridge,
+        centered=calibration.patch_centered,
+        weighting=calibration.patch_weights,
+        sequential=calibration.patch_order == "sequential",
+    )
+
+
+def calibrate_patches(
+    config: Config, loaded: LoadedModel, held_out: Workload | None, plan: Plan, progress: ProgressCallback
+) -> tuple[SkipAdapter | None, Row | None]:
+    """Return the patches of a plan with their record, or None without patches; measure them if they are not stored."""
+    kind = patch_of(config.strategy)
+    if kind == NO_PATCH or plan.keeps_all:
+        return None, None
+    if held_out is None or not held_out.encoded:
+        raise NotApplicable(f"strategy.patch={kind} requires examples as text, which random weights do not have")
+    kept_sets = [stage.kept_layers for stage in plan.stages if len(stage.kept_layers) < plan.num_layers]
+    key = _key(config, kept_sets, held_out)
+    folder = ResultsFolder.of(config).path / "calibrations" / key
+    if not (folder / RECORD).is_file():
+        began = time.monotonic()
+        fit = _PatchCalibration(config, loaded, held_out, plan, progress)
+        adapter, notes = fit.run(kept_sets, folder.with_name(f"{key}.responses.jsonl"))
+        record = {
+            "base": {"model": config.model.label, "fingerprint": fingerprint(config.model)},
+            "kind": kind,
+            "rank": config.strategy["patch_rank"] if kind == "low_rank" else None,
+            "strategy": plan.strategy,
+            "prompt_layers": plan.prompt_layers,
+            **notes,
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        replace(adapter, record=record).save(folder)
+    stored = SkipAdapter.load(folder)
+    return stored, {"id": key, **stored.record}
+
+
+@dataclass
+class _PatchCalibration:
+    config: Config
+    loaded: LoadedModel
+    workload: Workload
+    plan: Plan
+    progress: ProgressCallback
+
+    def run(self, kept_sets: Sequence[tuple[int, ...]], responses_file: Path) -> tuple[SkipAdapter, Row]:
+        """Choose the ridge by the decode loss of every fifth example, then fit on all examples."""
+        encoded = self._responses(responses_file)
+        chosen_on = encoded[::CHOICE_SHARE] if len(encoded) > 1 else encoded
+        fitted_on = [one for i, one in enumerate(encoded) if i % CHOICE_SHARE] or encoded
+        losses: dict[float, float] = {}
+        ridges = RIDGES if patch_of(self.config.strategy) != "bias" else RIDGES[:1]
+        if len(ridges) > 1:
+            fitter = self._fitter(fitted_on)
+            held = KEPT_PROMPT_BYTES if self.plan.prompt_layers == "all" else 0
+            loss = ReferenceLoss(chosen_on, BatchSize(LOSS_BATCH), self.workload.pad_token_id, held)
+            report = self.progress.phase("calibrate: patches", len(ridges) + 1)
+            for ridge in ridges:
+                adapter = self._fit(fitter, kept_sets, ridge)
+                losses[ridge] = loss.of(Decoder(self.loaded.model, self.plan, adapter=adapter))
+                report(len(losses))
+            del fitter
+        ridge = min(losses, key=losses.__getitem__) if losses else ridges[0]
+        fitter = self._fitter(encoded)
+        adapter = self._fit(fitter, kept_sets, ridge)
+        size = sum(tensor.numel() for tensor in adapter.tensors.values()) * self.loaded.model.dtype.itemsize
+        return adapter, {
+            "ridge": ridge if losses else None,
+            "ridge_losses": {f"{one:g}": round(value, 4) for one, value in losses.items()},
+            "examples": len(encoded),
+            "tokens": fitter.num_positions,
+            "responses": self.config.calibration.responses,
+            "bytes": size if patch_of(self.config.strategy) != "folded" else 0,
+        }
+
+    def _fit(self, fitter: PatchFitter, kept_sets: Sequence[tuple[int, ...]], ridge: float) -> SkipAdapter:
+        return combined([fitter.fit(kept, patch_options(self.config, ridge)) for kept in kept_sets])
+
+    def _fitter(self, examples: Sequence[EncodedExample]) -> PatchFitter:
+        return PatchFitter(self.loaded.model, examples, self.workload.pad_token_id, self.plan.prompt_layers, LOSS_BATCH)
+
+    def _responses(self, file: Path) -> list[EncodedExample]:
+        encoded, wanted = self.workload.encoded or [], self.config.calibration.responses
+        if wanted == "reference":
+            return list(encoded)
+        assert self.loaded.tokenizer is not None
+        prompts = [one.prompt_ids for one in encoded]
+        context = (self.workload.pad_token_id, self.config.decoding.max_new_tokens, self.config.seed)
+        own = generate_own_responses(
+            self.loaded.model, self.loaded.tokenizer, prompts, OwnResponses(), context, file, self.progress
+        )
+        answered = [EncodedExample(prompt, answers[0]) for prompt, answers in zip(prompts, own, strict=True)]
+        return answered if wanted == "own" else [one for pair in zip(encoded, answered, strict=True) for one in pair]
+
+
+def _key(config: Config, kept_sets: Sequence[tuple[int, ...]], held_out: Workload) -> str:
+    """Return a hash of everything on which patches depend, as 12 hexadecimal digits."""
+    plain: dict[str, Any] = resolved_config(config)
+    plain["model"].pop("description")
+    drop_unused(plain)
+    calibration = {key: value for key, value in plain["calibration"].items() if key not in ("examples", "task")}
+    own = [config.decoding.max_new_tokens, config.seed] if config.calibration.responses != "reference" else []
+    parts = [
+        ROW_VERSION,
+        plain["model"],
+        fingerprint(config.model),
+        [plain["strategy"].get(key) for key in ("patch", "patch_rank")],
+        kept_sets,
+        config.prompt_layers,
+        calibration,
+        own,
+        [(one.prompt_ids, one.response_ids) for one in held_out.encoded or []],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

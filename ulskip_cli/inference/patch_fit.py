@@ -1,0 +1,262 @@
+"""Compute gap patches in closed form: least squares from the states of a view to those of the full model, gap by gap.
+
+A gap patch is the ridge regression of the difference between the full model's states and the view's on the view's states, at
+the positions of a response. A folded patch regresses on the output of the last linear layer in front of the gap instead
+(ReplaceMe, arXiv:2505.02819). Both need no training.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.batching import padded
+from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
+from ulskip_cli.inference.skip_adapter import SkipAdapter
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
+from ulskip_cli.strategies.patching import gaps
+from ulskip_cli.tasks.encoding import EncodedExample
+
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """The kind of patch and the details of its regression."""
+
+    kind: str  # bias, low_rank, full or folded
+    rank: int = 32  # of low_rank
+    ridge: float = 0.1  # lambda, as a multiple of the mean variance of the inputs
+    centered: bool = True  # fit a bias too
+    weighting: str = "none"  # weight of a position: none, or norm for 1 / |Y|^2
+    sequential: bool = True  # fit on states that the earlier patches have corrected; False: on the full model's own states
+
+
+@dataclass
+class RidgeRegression:
+    """Sums of a weighted regression of `d` on `x`, accumulated in float64."""
+
+    gram: Tensor  # [inputs, inputs]
+    cross: Tensor  # [inputs, outputs]
+    x_sum: Tensor
+    d_sum: Tensor
+    weight: float = 0.0
+
+    @classmethod
+    def empty(cls, inputs: int, outputs: int) -> "RidgeRegression":
+        """Start with no positions."""
+        shapes = ((inputs, inputs), (inputs, outputs), (inputs,), (outputs,))
+        gram, cross, x_sum, d_sum = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+        return cls(gram, cross, x_sum, d_sum)
+
+    def add(self, x: Tensor, d: Tensor, weights: Tensor | None) -> None:
+        """Add positions: `x` [count, inputs], `d` [count, outputs], `weights` [count]."""
+        x, d = x.double().cpu(), d.double().cpu()
+        weighted = x if weights is None else x * weights.double().cpu()[:, None]
+        self.gram += weighted.T @ x
+        self.cross += weighted.T @ d
+        self.x_sum += weighted.sum(0)
+        self.d_sum += (d if weights is None else d * weights.double().cpu()[:, None]).sum(0)
+        self.weight += len(x) if weights is None else float(weights.sum())
+
+    def solve(self, options: PatchOptions) -> dict[str, Tensor]:
+        """Return `weight` [inputs, outputs] and `bias` [outputs] of `d = x weight + bias`, of rank `options.rank` if low_rank.
+
+        The ridge is `options.ridge` times the mean of the Gram matrix's diagonal.
+        """
+        x_mean, d_mean = self.x_sum / self.weight, self.d_sum / self.weight
+        if options.kind == "bias":
+            return {"bias": d_mean}
+        gram, cross = self.gram, self.cross
+        if options.centered:
+            gram = gram - self.weight * torch.outer(x_mean, x_mean)
+            cross = cross - self.weight * torch.outer(x_mean, d_mean)
+        scale = gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        weight = torch.linalg.solve(gram + options.ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross)
+        parts = {"weight": weight}
+        if options.kind == "low_rank":  # the best map of this rank for these inputs
+            vectors = torch.linalg.eigh(weight.T @ gram @ weight)[1][:, -options.rank :]
+            parts = {"down": weight @ vectors, "up": vectors.T}
+            weight = parts["down"] @ parts["up"]
+        return {**parts, "bias": d_mean - x_mean @ weight} if options.centered else parts
+
+
+@dataclass
+class _Batch:
+    """The inputs of one batch's regression; a student pass appends to a fork of `cache`."""
+
+    input_ids: Tensor  # [batch, count]
+    mask: Tensor  # [batch, cached_len + count]
+    counted: Tensor  # [batch, count], True at the positions of the regression
+    prompt: EncodedPrompt | None  # None if the kept layers encode the prompts
+    teacher: dict[int, Tensor] = field(default_factory=dict)  # by depth: [positions, hidden_size]
+
+
+class PatchFitter:
+    """Fits patches of several schedules on the same examples; the prompts and the full model's states are computed once."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        examples: Sequence[EncodedExample],
+        pad_token_id: int,
+        prompt_layers: str = "all",
+        batch_size: int = 16,
+    ) -> None:
+        """Encode the prompts; `examples` need responses of at least two tokens, because the prompt predicts the first."""
+        self.model, self.prompt_layers = model, prompt_layers
+        self.device = shallow_view.input_device(model)
+        self.full = LayerwiseModel(model)
+        self.num_layers = len(self.full.layers)
+        usable = [one for one in examples if len(one.response_ids) > 1]
+        if not usable:
+            raise UsageError("expected responses of at least two tokens to fit patches, got none; use other held-out examples")
+        usable.sort(key=lambda one: -len(one.prompt_ids) - len(one.response_ids))
+        chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
+        with torch.inference_mode():
+            self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
+
+    @property
+    def num_positions(self) -> int:
+        """The number of positions in the regression."""
+        return sum(int(batch.counted.sum()) for batch in self.batches)
+
+    def _batch(self, examples: Sequence[EncodedExample], pad_token_id: int) -> _Batch:
+        prompts = padded([one.prompt_ids for one in examples], pad_token_id, left=True)
+        responses = padded([one.response_ids[:-1] for one in examples], pad_token_id, left=False)
+        (prompt_ids, prompt_mask), (ids, mask) = ((one.to(self.device) for one in pair) for pair in (prompts, responses))
+        if self.prompt_layers == "all":
+            prompt = encode_prompt(self.model, prompt_ids, prompt_mask)
+            return _Batch(ids, torch.cat([prompt_mask, mask], 1), mask.bool(), prompt)
+        whole = torch.cat([prompt_mask, mask], 1)
+        return _Batch(torch.cat([prompt_ids, ids], 1), whole, whole.bool(), None)
+
+    def _enter(self, layerwise: LayerwiseModel, model: PreTrainedModel, batch: _Batch, kept: Sequence[int]) -> LayerInputs:
+        if batch.prompt is None:
+            cache: DynamicCache = shallow_view.new_cache(model)
+        else:
+            cache = shallow_view.fork_cache(batch.prompt.cache, kept)
+        return layerwise.enter(batch.input_ids, cache, **shallow_view.placing(model, batch.mask, batch.input_ids.shape[1]))
+
+    def _teach(self, depths: Sequence[int]) -> None:
+        """Compute the full model's states at `depths` where they are missing."""
+        for batch in self.batches:
+            missing = set(depths) - batch.teacher.keys()
+            if not missing:
+                continue
+            entry = self._enter(self.full, self.model, batch, range(self.num_layers))
+            hidden = entry.hidden
+            for index in range(max(missing) + 1):
+                if index in missing:
+                    batch.teacher[index] = hidden[batch.counted]
+                if index < max(missing):
+                    hidden = self.full.layer(index, hidden, entry)
+
+    @torch.inference_mode()
+    def fit(self, kept: Sequence[int], options: PatchOptions) -> SkipAdapter:
+        """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot be folded."""
+        ends = gaps(kept, self.num_layers)
+        if not options.sequential:
+            self._teach([*ends, *(before + 1 for before in kept)])
+        self._teach(ends)
+        view = shallow_view.shallow_view(self.model, kept)
+        layerwise = LayerwiseModel(view)
+        entries = [self._enter(layerwise, view, batch, kept) for batch in self.batches]
+        states = [entry.hidden for entry in entries]
+        tensors: dict[str, Tensor] = {}
+        outputs: list[Tensor] = []
+        for place, layer in enumerate([*kept, self.num_layers]):
+            if layer in ends:
+                before = kept[place - 1] if place else -1
+                inputs = outputs if options.kind == "folded" else states
+                if options.kind == "folded" and not place:
+                    raise UsageError(
+                        "strategy.patch=folded requires layer 0 to be kept, because the patch changes the layer before a gap; "
+                        "use strategy.patch=full"
+                    )
+                parts = self._regress(inputs, states, layer, before, options)
+                states = [state + _apply(parts, x) for state, x in zip(states, inputs, strict=True)]
+                path = foldable_module(layerwise.layers[place - 1])[0] if options.kind == "folded" else ""
+                tensors |= _named(parts, layer, before, path)
+            if layer == self.num_layers:
+                break
+            folds = options.kind == "folded" and [*kept, self.num_layers][place + 1] in ends
+            ran = [self._run(layerwise, place, state, entry, folds) for state, entry in zip(states, entries, strict=True)]
+            states, outputs = [state for state, _ in ran], [output for _, output in ran]
+        return SkipAdapter(self.num_layers, (tuple(kept),), {name: tensor.float() for name, tensor in tensors.items()})
+
+    def _run(
+        self, layerwise: LayerwiseModel, place: int, state: Tensor, entry: LayerInputs, records: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Run one layer; return its output and, if `records`, that of the linear layer into which a patch folds."""
+        if not records:
+            return layerwise.layer(place, state, entry), state
+        _, module = foldable_module(layerwise.layers[place])
+        seen: list[Tensor] = []
+        hook = module.register_forward_hook(lambda _, args, output: seen.append(output))
+        try:
+            after = layerwise.layer(place, state, entry)
+        finally:
+            hook.remove()
+        return after, seen[-1].view(after.shape)
+
+    def _regress(
+        self, inputs: Sequence[Tensor], states: Sequence[Tensor], layer: int, before: int, options: PatchOptions
+    ) -> dict[str, Tensor]:
+        sums: RidgeRegression | None = None
+        for batch, x, state in zip(self.batches, inputs, states, strict=True):
+            target = batch.teacher[layer]
+            x, state = x[batch.counted], state[batch.counted]
+            if not options.sequential:
+                x = state = batch.teacher[before + 1]
+            sums = sums or RidgeRegression.empty(x.shape[1], target.shape[1])
+            weights = None
+            if options.weighting == "norm":
+                weights = target.double().pow(2).mean(1).clamp_min(1e-12).reciprocal()
+            sums.add(x, target.double() - state.double(), weights)
+        assert sums is not None
+        return sums.solve(options)
+
+
+def foldable_module(layer: nn.Module) -> tuple[str, nn.Module]:
+    """Return the path and module of the last linear layer, whose output a decoder layer adds to its hidden state.
+
+    Raises UsageError if the last linear layer is not added as it is, as in a layer with a norm behind its MLP.
+    """
+    linears = [(name, module) for name, module in layer.named_modules() if type(module) in (nn.Linear, Conv1D)]
+    if not linears:
+        raise UsageError("strategy.patch=folded requires linear layers without quantization; use strategy.patch=full")
+    return linears[-1]
+
+
+def _apply(parts: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Apply a solved map to `x` [..., inputs] in its dtype."""
+    matrices = [parts[name].to(x) for name in ("weight", "down", "up") if name in parts]
+    correction: Tensor | float = 0.0
+    if matrices:
+        product = x
+        for matrix in matrices:
+            product = product @ matrix
+        correction = product
+    if "bias" in parts:
+        correction = correction + parts["bias"].to(x)
+    assert isinstance(correction, Tensor)
+    return correction
+
+
+def _named(parts: Mapping[str, Tensor], layer: int, before: int, folded_into: str) -> dict[str, Tensor]:
+    """Return the tensors of a patch by their names in a `SkipAdapter` with one set."""
+    if folded_into:
+        return {f"fold.0.{before}.{folded_into}.{name}": tensor for name, tensor in parts.items()}
+    prefix = f"patch.0.{layer}."
+    if "down" in parts:
+        names = {"down.weight": parts["down"].T, "linear.weight": parts["up"].T}
+    elif "weight" in parts:
+        names = {"linear.weight": parts["weight"].T}
+    else:
+        return {prefix + "bias": parts["bias"]}
+    bias = parts.get("bias", torch.zeros(len(names["linear.weight"]), dtype=torch.float64))
+    return {prefix + name: tensor for name, tensor in {**names, "linear.bias": bias}.items()}

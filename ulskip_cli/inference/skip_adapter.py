@@ -1,0 +1,206 @@
+"""Skip adapters: corrections of a model's views, which leave the model itself unchanged, and the folder that stores them.
+
+An adapter contains gap patches, which `patch_fit.py` computes or training makes, and LoRA matrices on kept layers.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.model_metadata import adapter_records
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.gap_patch import KINDS, GapPatch, patched_layer
+from ulskip_cli.strategies.patching import gaps
+from ulskip_cli.strategies.plan import Plan
+
+WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SkipAdapter:
+    """The corrections of the views of one model, for one or several sets of kept layers.
+
+    Names in `tensors`: `patch.SET.LAYER.*` is the state of the `GapPatch` in front of a layer (or, with the model's number of
+    layers, behind the last kept layer); `fold.SET.LAYER.MODULE.weight` [out, out] and `.bias` change the output of a linear
+    module to `y + y F + b`; `lora.LAYER.MODULE.A` [rank, in] and `.B` [out, rank] add `B A` to a weight, in every set. SET is
+    an index into `kept_sets`, LAYER a layer of the model, MODULE a path in that layer.
+    """
+
+    num_layers: int
+    kept_sets: tuple[tuple[int, ...], ...]
+    tensors: Mapping[str, Tensor]
+    record: Mapping[str, Any] = field(default_factory=dict)  # base model, kind, and how the adapter was made
+
+    def view(self, model: PreTrainedModel, kept: tuple[int, ...]) -> PreTrainedModel:
+        """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other layers or an unfit model."""
+        if kept not in self.kept_sets:
+            raise UsageError(f"expected kept layers of the skip adapter, {self.kept_sets}, got {kept}; use another adapter")
+        index = self.kept_sets.index(kept)
+        patches = self.by_layer(f"patch.{index}.")
+        lora, folds = self.by_layer("lora."), self.by_layer(f"fold.{index}.")
+
+        def adapt(place: int, layer: nn.Module) -> nn.Module:
+            device = next(layer.parameters()).device
+
+            def patch(at: int) -> nn.Module | None:
+                if at not in patches:
+                    return None
+                return GapPatch.from_tensors(patches[at]).to(device, model.dtype).requires_grad_(False).eval()
+
+            last = place == len(kept) - 1
+            changed = with_linears(layer, by_module({**lora.get(kept[place], {}), **folds.get(kept[place], {})}))
+            return patched_layer(changed, patch(kept[place]), patch(self.num_layers) if last else None)
+
+        try:
+            with torch.no_grad():
+                return shallow_view.shallow_view(model, kept, adapt)
+        except (RuntimeError, AttributeError, KeyError) as error:
+            raise UsageError(f"the skip adapter does not fit this model ({str(error).splitlines()[0][:160]})") from None
+
+    def save(self, folder: Path) -> None:
+        """Write the folder; the record is last, so that a folder with a record is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.tensors.items()}
+        staged = folder / f".{WEIGHTS}.part"
+        save_file(tensors, staged, metadata={"format": "pt"})
+        staged.chmod(folder.stat().st_mode & 0o666)  # safetensors makes its files readable only by their owner
+        staged.replace(folder / WEIGHTS)
+        record = {"format": FORMAT, "num_layers": self.num_layers, "kept_sets": self.kept_sets, **self.record}
+        write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "SkipAdapter":
+        """Read an adapter; raise UsageError if the folder holds none."""
+        try:
+            record = json.loads((folder / RECORD).read_text("utf-8"))
+            tensors = load_file(folder / WEIGHTS)
+            kept_sets = tuple(tuple(layers) for layers in record.pop("kept_sets"))
+            if record.pop("format") != FORMAT:
+                raise UsageError(f"expected the skip adapter {folder} to have format {FORMAT}; use another version of ulskip")
+            return cls(record.pop("num_layers"), kept_sets, tensors, record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+            raise UsageError(
+                f"expected a skip adapter in {folder}, got an error: {reason}; make one with `ulskip train train=adapter`"
+            ) from None
+
+    def by_layer(self, prefix: str) -> dict[int, dict[str, Tensor]]:
+        """Return the tensors whose name begins with `prefix`, by layer and by the rest of their name."""
+        found: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in self.tensors.items():
+            if name.startswith(prefix):
+                layer, _, rest = name.removeprefix(prefix).partition(".")
+                found[int(layer)][rest] = tensor
+        return found
+
+
+def load_adapter(model: ModelConfig, plan: Plan) -> tuple[SkipAdapter | None, dict[str, Any] | None]:
+    """Return the adapter of `model.skip_adapter` for a plan and its entry in a row, or None if there is none.
+
+    Raises UsageError if the adapters are of another model, or none has the plan's layers.
+    """
+    records = adapter_records(model)
+    wanted = {stage.kept_layers for stage in plan.stages if len(stage.kept_layers) < plan.num_layers}
+    if not records or not wanted:
+        return None, None
+    known = []
+    for name, record in zip(model.skip_adapter, records, strict=True):
+        kept_sets = {tuple(layers) for layers in record["kept_sets"]}
+        known += sorted(kept_sets)
+        if wanted <= kept_sets:
+            adapter = SkipAdapter.load(Path(name).expanduser())
+            size = sum(tensor.nbytes for tensor in adapter.tensors.values())
+            return adapter, {"path": name, "bytes": size, **{key: value for key, value in record.items() if key != "kept_sets"}}
+    raise UsageError(
+        f"expected kept layers that model.skip_adapter corrects, {' or '.join(map(_listed, known))}, got "
+        f"{' and '.join(map(_listed, sorted(wanted)))}; use strategy=custom strategy.layers={_listed(known[0])}, or another "
+        "adapter"
+    )
+
+
+def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
+    """Return one adapter with the sets of several adapters of the same model, which must have no LoRA."""
+    kept_sets: list[tuple[int, ...]] = []
+    tensors: dict[str, Tensor] = {}
+    for adapter in adapters:
+        for name, tensor in adapter.tensors.items():
+            kind, index, rest = name.split(".", 2)
+            tensors[f"{kind}.{int(index) + len(kept_sets)}.{rest}"] = tensor
+        kept_sets += adapter.kept_sets
+    return SkipAdapter(adapters[0].num_layers, tuple(kept_sets), tensors)
+
+
+def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], kind: str, rank: int) -> SkipAdapter:
+    """Return an adapter whose patches change nothing; kind none and folded have no patches."""
+    num_layers, hidden_size = shallow_view.num_layers(model), model.config.get_text_config(decoder=True).hidden_size
+    tensors: dict[str, Tensor] = {}
+    for index, kept in enumerate(kept_sets):
+        for layer in gaps(kept, num_layers) if kind in KINDS else ():
+            state = GapPatch(kind, hidden_size, rank).state_dict()
+            tensors |= {f"patch.{index}.{layer}.{name}": tensor for name, tensor in state.items()}
+    return SkipAdapter(num_layers, tuple(kept_sets), tensors)
+
+
+def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of one layer by module and by the rest of their name."""
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
+        found[module][part] = tensor
+    return found
+
+
+def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
+    """Return a copy of a layer in which the modules at some paths have changed weights; see `changed_linear`."""
+    if not changes:
+        return layer
+    replaced: dict[int, nn.Module] = {}
+    for path, parts in changes.items():
+        module = layer.get_submodule(path)
+        replaced[id(module)] = changed_linear(module, parts)
+    return shallow_view.substituted(layer, lambda module: replaced.get(id(module)))
+
+
+def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
+    """Return a linear layer with weights of its own: those of `module` with a fold (weight, bias), plus LoRA (A, B)."""
+    if type(module) not in (nn.Linear, Conv1D):
+        raise UsageError(
+            f"the skip adapter changes the weights of linear layers, and {type(module).__name__} has none that can be changed; "
+            "use an adapter with patches of kind full, low_rank or bias, and no model.quantization"
+        )
+    source: Any = module
+    weight = source.weight.t() if isinstance(module, Conv1D) else source.weight  # [out, in]
+    outputs, inputs = weight.shape
+    wide = weight.detach().float()
+    bias = None if source.bias is None else source.bias.detach().float()
+    if "weight" in parts:
+        fold = parts["weight"].to(wide)
+        wide = wide + fold.t() @ wide
+        bias = bias if bias is None else bias + bias @ fold
+    if "bias" in parts:
+        bias = parts["bias"].to(wide) if bias is None else bias + parts["bias"].to(wide)
+    if "A" in parts:
+        wide = wide + parts["B"].to(wide) @ parts["A"].to(wide)
+    changed = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    changed.weight = nn.Parameter(wide.to(weight.dtype), requires_grad=False)
+    if bias is not None:
+        changed.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
+    return changed
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return f"[{','.join(map(str, layers))}]"

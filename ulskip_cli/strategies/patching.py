@@ -1,0 +1,42 @@
+"""Options of static strategies for patches at their gaps, and the bytes of the patches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ulskip_cli.core.config_schema import PATCHES, option
+
+NO_PATCH = "none"
+OPTIONS = ("patch", "patch_rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patchable:
+    """A strategy whose gaps may have patches, which correct the hidden states behind skipped layers (docs/adapters.md)."""
+
+    patch: str = option(NO_PATCH, "correction behind skipped layers, measured on held-out examples", choices=PATCHES)
+    patch_rank: int = option(32, "rank of patch=low_rank", minimum=1)
+
+
+def patch_of(strategy: Mapping[str, Any]) -> str:
+    """Return the kind of patch that a strategy config asks for, or `none`."""
+    return str(strategy.get("patch") or NO_PATCH)
+
+
+def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
+    """Return the kept layers behind a gap; `num_layers` stands for a gap behind the last kept layer.
+
+    >>> gaps((0, 1, 4, 6), 8)
+    [4, 6, 8]
+    """
+    return [after for before, after in zip([-1, *kept], [*kept, num_layers], strict=True) if after != before + 1]
+
+
+def patch_parameters(kind: str, hidden_size: int, rank: int) -> int:
+    """Return the number of parameters of one patch that a decode step reads; a folded patch adds none.
+
+    >>> patch_parameters("full", 10, 2), patch_parameters("low_rank", 10, 2), patch_parameters("folded", 10, 2)
+    (110, 50, 0)
+    """
+    matrices = {"full": hidden_size * hidden_size, "low_rank": 2 * rank * hidden_size}
+    return matrices.get(kind, 0) + (hidden_size if kind in ("bias", "low_rank", "full") else 0)

@@ -1,0 +1,212 @@
+"""The loss of a skip adapter: patches and LoRA in the views of a frozen model, trained towards the model's own distribution.
+
+The prompt's keys and values and the full model's states come from the frozen model, so they are computed once and kept. A
+step costs the response tokens alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ulskip_cli.core.config_schema import LoraOptions
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.exit_scoring import hidden_states
+from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
+from ulskip_cli.inference.layerwise import LayerwiseModel
+from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
+from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.training.data import LossBatch
+from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss
+
+_ADAPTER = "default"  # peft's name of the adapter
+
+
+@dataclass(frozen=True)
+class FrozenBatch:
+    """What the frozen model computes for one batch, which does not change in training."""
+
+    prompt: EncodedPrompt  # the prompts without repetitions, with the keys and values of the layers in any kept set
+    rows: Tensor  # [batch], the prompt of each response
+    states: Tensor | None  # [positions, hidden_size] behind the last layer, at the labelled positions but the first ones
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the stored tensors."""
+        return shallow_view.kv_bytes(self.prompt.cache) + (0 if self.states is None else self.states.nbytes)
+
+    def repeated(self) -> EncodedPrompt:
+        """Return the prompt of every response."""
+        return repeat_prompt(self.prompt, self.rows)
+
+
+def repeat_prompt(prompt: EncodedPrompt, rows: Tensor) -> EncodedPrompt:
+    """Return an encoded prompt with the sequences `rows` [batch]; the cache of `prompt` is not changed."""
+    held = getattr(prompt.cache, "kept_layers", tuple(range(len(prompt.cache.layers))))
+    cache = shallow_view.fork_cache(prompt.cache, held)
+    cache.batch_select_indices(rows)
+    return EncodedPrompt(prompt.first_logits[rows], cache, prompt.mask[rows])
+
+
+class FrozenOutputs:
+    """The frozen model's outputs for the batches of a training, of which the first `max_bytes` are kept."""
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int], max_bytes: int) -> None:
+        self.model, self.layers, self.max_bytes = model, tuple(layers), max_bytes
+        self.layerwise = LayerwiseModel(model)
+        self._kept: dict[tuple[bytes, ...], FrozenBatch] = {}
+        self._bytes = 0
+
+    @torch.no_grad()
+    def of(self, batch: LossBatch, with_states: bool, keep: bool = True) -> FrozenBatch:
+        """Return the outputs for a batch; `with_states` asks for the states that predict the response."""
+        key = tuple(one.cpu().numpy().tobytes() for one in (batch.prompt_ids, batch.response_ids))
+        if key in self._kept:
+            return self._kept[key]
+        _, rows = torch.unique(torch.cat([batch.prompt_ids, batch.prompt_mask], 1), dim=0, return_inverse=True)
+        first = torch.tensor([int((rows == i).nonzero()[0]) for i in range(int(rows.max()) + 1)], device=rows.device)
+        prompt = encode_prompt(self.model, batch.prompt_ids[first], batch.prompt_mask[first])
+        states = None
+        if with_states and batch.response_ids.shape[1] > 1:
+            repeated = repeat_prompt(prompt, rows)
+            every = hidden_states(self.model, self.layerwise, repeated, batch.response_ids, batch.is_labelled)
+            states = next(hidden for depth, hidden in every if depth == len(self.layerwise.layers))
+            states = states[batch.is_labelled[:, 1:]]
+        shallow_view.prune_cache(prompt.cache, self.layers)
+        found = FrozenBatch(prompt, rows, states)
+        if keep and self._bytes + found.nbytes <= self.max_bytes:
+            self._kept[key] = found
+            self._bytes += found.nbytes
+        return found
+
+
+class AdapterLoss(TwoPassLoss):
+    """The loss of a skip adapter as a module; its trained parameters are the patches and the LoRA matrices."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        kept_sets: Sequence[tuple[int, ...]],
+        start: SkipAdapter,
+        lora: LoraOptions,
+        weights: LossWeights,
+        max_bytes: int,
+    ) -> None:
+        """Make trainable views of `kept_sets`; `start` has a patch at every gap. The model is frozen, but not changed."""
+        layers = sorted(set().union(*kept_sets))
+        lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, lora)
+        super().__init__(lora_model, "all", weights)
+        self._frozen = [model]  # a list hides the model from nn.Module
+        self.kept_sets, self.start = tuple(kept_sets), start
+        self.cached_layers = layers
+        self.outputs = FrozenOutputs(model, layers, max_bytes)
+        self.patches = nn.ModuleDict()
+        for index in range(len(kept_sets)):
+            for layer, tensors in start.by_layer(f"patch.{index}.").items():
+                self.patches[f"{index}-{layer}"] = GapPatch.from_tensors(tensors).to(model.device)
+
+    def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
+        """Compute the loss of a batch under a schedule, summed over the labelled positions."""
+        weights = self.weights
+        frozen = self.outputs.of(batch, with_states=weights.distill > 0)
+        logits = self.adapted_logits(batch, stages, frozen.repeated())
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if weights.cross_entropy:
+            loss = loss + weights.cross_entropy * self._cross_entropy(logits, batch.labels)
+        if weights.distill and frozen.states is not None:
+            student = torch.log_softmax(logits[:, 1:][batch.is_labelled[:, 1:]].float(), dim=-1)
+            with torch.no_grad():
+                teacher = torch.log_softmax(self.outputs.layerwise.logits(frozen.states[None])[0].float(), dim=-1)
+            loss = loss + weights.distill * nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+        return loss
+
+    def adapted_logits(self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt) -> Tensor:
+        """Return the logits [batch, response_len, vocab_size] of the adapted views; `prompt` has `cached_layers`."""
+        everything = self.all_layers
+        if stages[0].kept_layers == everything:
+            full = encode_prompt(self._frozen[0], batch.prompt_ids, batch.prompt_mask)
+            return predict_response([StageView(0, self._frozen[0], everything)], full, batch.response_ids, batch.is_labelled)
+        return predict_response(self.stage_views(stages), prompt, batch.response_ids, batch.is_labelled)
+
+    def stage_views(self, stages: tuple[Stage, ...]) -> list[StageView]:
+        """Return the adapted views of a schedule, on a cache of the prompt with every cached layer."""
+        return [StageView(one.first_step, self._view(one.kept_layers), one.kept_layers) for one in stages]
+
+    def plain(self) -> "AdapterLoss":
+        """Return the module that measures validation losses: the cross-entropy alone, in evaluation mode."""
+        other = object.__new__(AdapterLoss)
+        other.__dict__ = {**self.__dict__, "weights": LossWeights()}
+        return other.eval()
+
+    def adapter(self, record: dict[str, Any]) -> SkipAdapter:
+        """Return the trained tensors as an adapter."""
+        tensors: dict[str, Tensor] = {name: one for name, one in self.start.tensors.items() if name.startswith("fold.")}
+        for name, patch in self.patches.items():
+            place = name.replace("-", ".")
+            tensors |= {f"patch.{place}.{key}": tensor for key, tensor in patch.state_dict().items()}
+        for path, (layer, name) in self.lora_paths.items():
+            module: Any = self.model.get_submodule(path)
+            scale = module.scaling[_ADAPTER]
+            tensors[f"lora.{layer}.{name}.A"] = module.lora_A[_ADAPTER].weight
+            tensors[f"lora.{layer}.{name}.B"] = scale * module.lora_B[_ADAPTER].weight
+        return SkipAdapter(len(self.all_layers), self.kept_sets, tensors, record)
+
+    def _patch(self, name: str) -> nn.Module | None:
+        return self.patches[name] if name in self.patches else None  # noqa: SIM401 (nn.ModuleDict has no get)
+
+    def _view(self, kept: tuple[int, ...]) -> PreTrainedModel:
+        if kept == self.all_layers:
+            return self._frozen[0]
+        if kept not in self._views:
+            index, last = self.kept_sets.index(kept), len(kept) - 1
+
+            def adapt(place: int, layer: nn.Module) -> nn.Module:
+                after = self._patch(f"{index}-{len(self.all_layers)}") if place == last else None
+                return patched_layer(layer, self._patch(f"{index}-{kept[place]}"), after)
+
+            self._views[kept] = shallow_view.shallow_view(self.base, kept, adapt)
+        return self._views[kept]
+
+
+def _folded(model: PreTrainedModel, start: SkipAdapter) -> PreTrainedModel:
+    """Return a copy of a model that shares its weights, except those into which patches are folded."""
+    folds = start.by_layer("fold.0.")
+    stack = shallow_view.decoder_layers(model)
+    changed = {id(stack[layer]): with_linears(stack[layer], by_module(tensors)) for layer, tensors in folds.items()}
+    found = shallow_view.substituted(model, lambda one: changed.get(id(one)))
+    assert isinstance(found, PreTrainedModel)
+    return found
+
+
+def _with_lora(
+    model: PreTrainedModel, layers: Sequence[int], lora: LoraOptions
+) -> tuple[PreTrainedModel, dict[str, tuple[int, str]]]:
+    """Return a copy of a model that shares its weights, with LoRA on `layers`, and the paths of the adapted modules."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    copied = shallow_view.detached(model)
+    paths: dict[str, tuple[int, str]] = {}
+    stack = shallow_view.decoder_layers(copied)
+    prefix = next(name for name, module in copied.named_modules() if module is stack[0]).rpartition(".")[0]
+    wanted = None if lora.targets == "all-linear" else lora.targets.split(",")
+    for layer in layers:
+        for name, module in stack[layer].named_modules():
+            if type(module) in (nn.Linear, Conv1D) and (wanted is None or name.rpartition(".")[2] in wanted):
+                paths[f"{prefix}.{layer}.{name}"] = (layer, name)
+    if lora.rank and not paths:
+        raise UsageError(
+            f"expected train.lora.targets to name linear layers or all-linear, got {lora.targets}; "
+            "train.lora.targets=all-linear adapts every linear layer"
+        )
+    if not lora.rank:
+        return copied.requires_grad_(False), {}
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(paths))
+    inject_adapter_in_model(config, copied, _ADAPTER)
+    return copied, paths
