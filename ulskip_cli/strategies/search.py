@@ -1,9 +1,10 @@
-"""Search: start from even spacing and swap single layers while the decode loss on held-out examples falls."""
+"""Search: start from a simple schedule and swap single layers while the decode loss on held-out examples falls."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
@@ -54,10 +55,16 @@ class Search(Patchable):
             held_out.tell(tried, self.budget)
             return held_out.patched_decode_loss(layers) if self.search_patch else held_out.decode_loss(layers)
 
-        best = schedule.even(num_layers, num_kept)
-        best_loss = loss(best)
-        path = [{"tried": tried, "loss": best_loss, "layers": list(best)}]
-        seen = {best}
+        best, best_loss = schedule.even(num_layers, num_kept), math.inf
+        path: list[dict[str, Any]] = []
+        # With patches, one skipped block is better than even spacing if few layers are skipped.
+        starts = [best, *(without_block(num_layers, num_kept) if self.search_patch else ())][: self.budget]
+        for start in starts:
+            start_loss = loss(start)
+            if start_loss < best_loss:
+                best, best_loss = start, start_loss
+                path.append({"tried": tried, "loss": best_loss, "layers": list(best)})
+        seen = set(starts)
         while tried < self.budget:
             candidates = [one for one in swaps(best, num_layers, rng) if one not in seen]
             for candidate in candidates[: self.budget - tried]:
@@ -70,6 +77,21 @@ class Search(Patchable):
             else:
                 break  # no swap improves the loss, or the budget is used up
         return CalibrationResult({"layers": list(best)}, {"path": path, "tried": tried})
+
+
+def without_block(num_layers: int, num_kept: int, count: int = 6) -> list[tuple[int, ...]]:
+    """Return up to `count` schedules that skip one block of layers, at even distances, and keep the first and last layer.
+
+    >>> without_block(6, 4)
+    [(0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)]
+    """
+    skipped = num_layers - num_kept
+    first, last = 1, num_layers - 1 - skipped
+    if not skipped or last < first:
+        return []
+    steps = min(count, last - first + 1)
+    begins = sorted({first + round(i * (last - first) / max(1, steps - 1)) for i in range(steps)})
+    return [tuple(i for i in range(num_layers) if not begin <= i < begin + skipped) for begin in begins]
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[tuple[int, ...]]:

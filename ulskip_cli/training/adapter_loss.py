@@ -5,7 +5,7 @@ step costs the response tokens alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.strategies.schedule import Stage
-from ulskip_cli.training.data import LossBatch
+from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss
 
 _ADAPTER = "default"  # peft's name of the adapter
@@ -65,7 +65,7 @@ class FrozenOutputs:
         self._bytes = 0
 
     @torch.no_grad()
-    def of(self, batch: LossBatch, with_states: bool, keep: bool = True) -> FrozenBatch:
+    def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Return the outputs for a batch; `with_states` asks for the states that predict the response."""
         key = tuple(one.cpu().numpy().tobytes() for one in (batch.prompt_ids, batch.response_ids))
         if key in self._kept:
@@ -75,16 +75,20 @@ class FrozenOutputs:
         prompt = encode_prompt(self.model, batch.prompt_ids[first], batch.prompt_mask[first])
         states = None
         if with_states and batch.response_ids.shape[1] > 1:
-            repeated = repeat_prompt(prompt, rows)
-            every = hidden_states(self.model, self.layerwise, repeated, batch.response_ids, batch.is_labelled)
-            states = next(hidden for depth, hidden in every if depth == len(self.layerwise.layers))
-            states = states[batch.is_labelled[:, 1:]]
+            states = self.states(repeat_prompt(prompt, rows), batch)
         shallow_view.prune_cache(prompt.cache, self.layers)
         found = FrozenBatch(prompt, rows, states)
-        if keep and self._bytes + found.nbytes <= self.max_bytes:
+        if self._bytes + found.nbytes <= self.max_bytes:
             self._kept[key] = found
             self._bytes += found.nbytes
         return found
+
+    @torch.no_grad()
+    def states(self, prompt: EncodedPrompt, batch: LossBatch) -> Tensor:
+        """Return the states [positions, hidden_size] behind the last layer that predict the labelled tokens but the first."""
+        every = hidden_states(self.model, self.layerwise, prompt, batch.response_ids, batch.is_labelled)
+        last = next(hidden for depth, hidden in every if depth == len(self.layerwise.layers))
+        return last[batch.is_labelled[:, 1:]]
 
 
 class AdapterLoss(TwoPassLoss):
@@ -98,19 +102,31 @@ class AdapterLoss(TwoPassLoss):
         lora: LoraOptions,
         weights: LossWeights,
         max_bytes: int,
+        on_policy: bool = False,
     ) -> None:
-        """Make trainable views of `kept_sets`; `start` has a patch at every gap. The model is frozen, but not changed."""
+        """Make trainable views of `kept_sets`; `start` has a patch at every gap. The model is frozen, but not changed.
+
+        `on_policy` keeps the prompts' keys and values of every layer, because the full model reads continuations.
+        """
         layers = sorted(set().union(*kept_sets))
         lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, lora)
         super().__init__(lora_model, "all", weights)
         self._frozen = [model]  # a list hides the model from nn.Module
         self.kept_sets, self.start = tuple(kept_sets), start
         self.cached_layers = layers
-        self.outputs = FrozenOutputs(model, layers, max_bytes)
+        self.outputs = FrozenOutputs(model, self.all_layers if on_policy else layers, max_bytes)
         self.patches = nn.ModuleDict()
         for index in range(len(kept_sets)):
             for layer, tensors in start.by_layer(f"patch.{index}.").items():
                 self.patches[f"{index}-{layer}"] = GapPatch.from_tensors(tensors).to(model.device)
+
+    def forward(self, *args: Any, on_policy_seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the mean `loss` of a batch, a scalar; with a seed, on continuations that the adapted views sample."""
+        if on_policy_seed is None:
+            return super().forward(*args, **kwargs)
+        names = [one.name for one in fields(LossBatch)]
+        batch = LossBatch(**{name: kwargs[name] for name in names})
+        return {"loss": self.on_policy_loss(batch, kwargs["stages"], on_policy_seed)}
 
     def schedule_loss(self, batch: LossBatch, stages: tuple[Stage, ...]) -> Tensor:
         """Compute the loss of a batch under a schedule, summed over the labelled positions."""
@@ -121,11 +137,48 @@ class AdapterLoss(TwoPassLoss):
         if weights.cross_entropy:
             loss = loss + weights.cross_entropy * self._cross_entropy(logits, batch.labels)
         if weights.distill and frozen.states is not None:
-            student = torch.log_softmax(logits[:, 1:][batch.is_labelled[:, 1:]].float(), dim=-1)
-            with torch.no_grad():
-                teacher = torch.log_softmax(self.outputs.layerwise.logits(frozen.states[None])[0].float(), dim=-1)
-            loss = loss + weights.distill * nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+            loss = loss + weights.distill * self._divergence(frozen.states, logits, batch)
         return loss
+
+    def on_policy_loss(self, batch: LossBatch, stages: tuple[Stage, ...], seed: int) -> Tensor:
+        """Compute the mean divergence from the full model on continuations that the adapted views sample themselves."""
+        prompt = self.outputs.of(batch, with_states=self.weights.distill > 0).repeated()
+        sampled = self._continue(batch, prompt, stages, seed)
+        logits = self.adapted_logits(sampled, stages, prompt)
+        states = self.outputs.states(prompt, sampled)
+        return self._divergence(states, logits, sampled) / sampled.is_labelled.sum()
+
+    def _divergence(self, states: Tensor, logits: Tensor, batch: LossBatch) -> Tensor:
+        """Return the KL divergence from the full model's predictions to `logits`, summed over the positions of `states`."""
+        student = torch.log_softmax(logits[:, 1:][batch.is_labelled[:, 1:]].float(), dim=-1)
+        with torch.no_grad():
+            teacher = torch.log_softmax(self.outputs.layerwise.logits(states[None])[0].float(), dim=-1)
+        return nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+
+    @torch.no_grad()
+    def _continue(self, batch: LossBatch, prompt: EncodedPrompt, stages: tuple[Stage, ...], seed: int) -> LossBatch:
+        """Sample a continuation of every prompt, as long as the longest response of the batch."""
+        generator = torch.Generator(batch.prompt_ids.device).manual_seed(seed)
+        eos = self._frozen[0].generation_config.eos_token_id
+        ends = torch.tensor([] if eos is None else eos, dtype=torch.long, device=batch.prompt_ids.device).flatten()
+        views = self.stage_views(stages)
+        cache, view, mask = shallow_view.fork_cache(prompt.cache, views[0].kept), views[0].view, prompt.mask
+        logits, tokens, labels = prompt.first_logits[:, -1], [], []
+        done = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        for step in range(batch.response_ids.shape[1]):
+            token = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)
+            tokens.append(token)
+            labels.append(token.masked_fill(done[:, None], IGNORED_LABEL))
+            done |= torch.isin(token[:, 0], ends)
+            if done.all():
+                break
+            for stage in views[1:]:
+                if stage.first_step == step:
+                    shallow_view.prune_cache(cache, stage.kept)
+                    view = stage.view
+            mask = torch.cat([mask, torch.ones_like(token)], 1)
+            logits = shallow_view.forward_with_cache(view, token, mask, cache)[:, -1]
+        return LossBatch(batch.prompt_ids, batch.prompt_mask, torch.cat(tokens, 1), torch.cat(labels, 1))
 
     def adapted_logits(self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt) -> Tensor:
         """Return the logits [batch, response_len, vocab_size] of the adapted views; `prompt` has `cached_layers`."""

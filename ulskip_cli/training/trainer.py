@@ -46,8 +46,11 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss under the schedule of this step."""
-        stages = self.draw_schedule(self.state.global_step)
-        return super().compute_loss(model, {**inputs, "stages": stages}, *args, **kwargs)
+        step, train = self.state.global_step, self.config.train
+        inputs = {**inputs, "stages": self.draw_schedule(step)}
+        if train.method == "adapter" and random.Random(f"{self.config.seed} {step} on policy").random() < train.on_policy:
+            inputs["on_policy_seed"] = self.config.seed * 1_000_003 + step
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def draw_schedule(self, step: int) -> tuple[Stage, ...]:
         """Draw the schedule of a step from only the seed and the step, so that all processes and resumed trainings agree."""
