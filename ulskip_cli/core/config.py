@@ -27,7 +27,7 @@ TRAINING_GROUPS = ("model", "task", "strategy", "train")
 _NOT_RECORDED = ("launcher", "tracker", "tracker_options")
 _NOT_IDENTITY = ("name", "results_dir", "sweep", "memory_budget", *_NOT_RECORDED)  # they change no result
 PATCH_KEYS = ("patch", "patch_rank")
-_PATCH_CALIBRATION = ("responses", "patch_weights", "patch_order", "patch_centered")
+_PATCH_CALIBRATION = ("responses", "patch_tokens", "patch_weights", "patch_order", "patch_centered")
 _NOT_OPTIONS = ("_target_", "name", "description")
 _BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
 

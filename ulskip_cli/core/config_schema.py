@@ -97,7 +97,10 @@ class CalibrationConfig:
 
     examples: int = option(64, "number of held-out examples", minimum=1)
     task: dict[str, Any] | None = option(None, "task keys that differ for held-out examples, e.g. {source_file: val.de}")
-    responses: str = option("reference", "responses from which patches are computed", choices=RESPONSES)
+    responses: str = option(
+        "auto", "responses for patches; auto: own ones if the references are few", choices=("auto", *RESPONSES)
+    )
+    patch_tokens: int = option(4000, "tokens of responses below which auto adds the model's own answers", minimum=1)
     patch_weights: str = option("none", "weights of positions; norm: 1 over the squared norm", choices=PATCH_WEIGHTS)
     patch_order: str = option("sequential", "states for a patch; sequential: with earlier patches", choices=PATCH_ORDERS)
     patch_centered: bool = option(True, "give patches a bias")

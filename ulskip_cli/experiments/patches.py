@@ -29,6 +29,7 @@ from ulskip_cli.tasks.encoding import EncodedExample
 
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 CHOICE_SHARE = 5  # one example in five chooses the ridge
+MAX_SAMPLES = 32  # own answers per prompt
 LOSS_BATCH = 16
 KEPT_PROMPT_BYTES = 2**30
 
@@ -121,17 +122,32 @@ class _PatchCalibration:
         return PatchFitter(self.loaded.model, examples, self.workload.pad_token_id, self.plan.prompt_layers, LOSS_BATCH)
 
     def _responses(self, file: Path) -> list[EncodedExample]:
-        encoded, wanted = self.workload.encoded or [], self.config.calibration.responses
-        if wanted == "reference":
-            return list(encoded)
+        """Return references, or own answers, or both; `auto` adds own answers until there are `patch_tokens` tokens."""
+        encoded, calibration = self.workload.encoded or [], self.config.calibration
+        wanted = calibration.responses
+        references = [] if wanted == "own" else list(encoded)
+        samples = 0 if wanted in ("reference", "auto") else 1
+        found = [*references, *self._own_responses(samples, file)]
+        while wanted == "auto" and samples < MAX_SAMPLES and _num_tokens(found) < calibration.patch_tokens:
+            samples += 1
+            found = [*references, *self._own_responses(samples, file)]
+        return found
+
+    def _own_responses(self, samples: int, file: Path) -> list[EncodedExample]:
+        if not samples:
+            return []
         assert self.loaded.tokenizer is not None
-        prompts = [one.prompt_ids for one in encoded]
+        prompts = [one.prompt_ids for one in self.workload.encoded or []]
         context = (self.workload.pad_token_id, self.config.decoding.max_new_tokens, self.config.seed)
-        own = generate_own_responses(
-            self.loaded.model, self.loaded.tokenizer, prompts, OwnResponses(), context, file, self.progress
-        )
-        answered = [EncodedExample(prompt, answers[0]) for prompt, answers in zip(prompts, own, strict=True)]
-        return answered if wanted == "own" else [one for pair in zip(encoded, answered, strict=True) for one in pair]
+        options = OwnResponses(samples)
+        own = generate_own_responses(self.loaded.model, self.loaded.tokenizer, prompts, options, context, file, self.progress)
+        return [
+            EncodedExample(prompt, answers[i]) for i in range(samples) for prompt, answers in zip(prompts, own, strict=True)
+        ]
+
+
+def _num_tokens(examples: Sequence[EncodedExample]) -> int:
+    return sum(len(one.response_ids) for one in examples)
 
 
 def _key(config: Config, kept_sets: Sequence[tuple[int, ...]], held_out: Workload) -> str:

@@ -1,0 +1,185 @@
+"""Measure the decode loss of gap patches: each option of the fit alone, the number of tokens, and kinds by schedule.
+
+    python benchmarks/patches.py --data PATH/cnn_dm --work runs/skip_adapters --part options|tokens|kinds
+
+PATH holds train.jsonl.gz and validation.jsonl.gz. Patches are fitted on training articles. Losses are measured on the first
+20 validation articles, and on 20 of the last 100, which choose options. Finished measurements are kept in the JSON file.
+"""
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ulskip_cli.core import environment
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import OwnResponses
+from ulskip_cli.core.files import read_object, write_atomic
+from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.workload import encode_workload
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.block_influence import block_influence
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.loading import load, load_tokenizer
+from ulskip_cli.inference.own_responses import generate_own_responses
+from ulskip_cli.inference.patch_fit import PatchFitter, PatchOptions
+from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.strategies import schedule
+from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.tasks.encoding import EncodedExample
+
+FITTED, REPORTED, CHOOSING = 60, 20, 20
+OPTIONS = {
+    "as default": {},
+    "no bias": {"centered": False},
+    "weights 1/|Y|^2": {"weighting": "norm"},
+    "ridge 0.01": {"ridge": 0.01},
+    "ridge 0.03": {"ridge": 0.03},
+    "ridge 0.3": {"ridge": 0.3},
+    "ridge 1": {"ridge": 1.0},
+    "ridge 3": {"ridge": 3.0},
+    "all at once": {"sequential": False},
+    **{f"rank {rank}": {"kind": "low_rank", "rank": rank} for rank in (8, 32, 128)},
+}
+KINDS = {"bias": 0.1, "low_rank": 0.3, "full": 0.3, "folded": 1.0}
+KEPT = (27, 24, 20, 15)
+FEWER_TOKENS = (40, 20, 10, 5, 2, 1)  # one batch of prompts in so many
+
+
+class Measurement:
+    """A model with encoded articles, and the JSON file that keeps finished measurements."""
+
+    def __init__(self, data: Path, work: Path, file: Path) -> None:
+        self.data, self.work, self.file = data, work, file
+        self.config = compose(["model=smollm2-135m", "task=cnn_dm", "task.max_article_words=250"])
+        self.tokenizer = load_tokenizer(self.config.model)
+        self.loaded = load(self.config.model, 1, self.tokenizer)
+        self.model, self.found = self.loaded.model, read_object(file) or {}
+        self.pad = 0
+        validation = self.encoded("validation.jsonl.gz")
+        self.losses = {
+            "report": self.loss_of(validation[:REPORTED]),
+            "choose": self.loss_of(validation[-CHOOSING:]),
+        }
+
+    def encoded(self, name: str) -> list[EncodedExample]:
+        config = replace(self.config, task={**self.config.task, "file": str(self.data / name)})
+        workload = encode_workload(resolve(config), self.tokenizer)
+        self.pad = workload.pad_token_id
+        return workload.encoded or []
+
+    def loss_of(self, examples: list[EncodedExample]) -> ReferenceLoss:
+        return ReferenceLoss(examples, BatchSize(10), self.pad, 2**31)
+
+    def measure(self, name: str, kept: tuple[int, ...], fitter: PatchFitter | None, options: PatchOptions | None) -> None:
+        """Measure one schedule with patches, unless it is known."""
+        if name in self.found:
+            return
+        began = time.monotonic()
+        adapter = fitter.fit(kept, options) if fitter and options else None
+        seconds = time.monotonic() - began
+        decoder = Decoder(self.model, Plan.from_layers(30, kept), adapter=adapter)
+        losses = {key: round(loss.of(decoder), 4) for key, loss in self.losses.items()}
+        self.found[name] = {
+            "kept_layers": kept,
+            **losses,
+            "tokens": fitter and fitter.num_positions,
+            "seconds": round(seconds, 1),
+        }
+        self.found["environment"] = {**environment.code(), **environment.machine(str(self.model.device))}
+        write_atomic(self.file, json.dumps(self.found, indent=1) + "\n")
+        print(name, losses, f"{seconds:.1f} s", flush=True)
+
+    def fitter(self, examples: list[EncodedExample]) -> PatchFitter:
+        return PatchFitter(self.model, examples, self.pad)
+
+    def own(self, examples: list[EncodedExample]) -> list[EncodedExample]:
+        """Return the prompts with the model's own greedy answers, which are stored."""
+        context, file = (self.pad, self.config.decoding.max_new_tokens, 1), self.work / f"patches-own-{len(examples)}.jsonl"
+        prompts = [one.prompt_ids for one in examples]
+        answers = generate_own_responses(self.model, self.tokenizer, prompts, OwnResponses(), context, file, NullProgress())
+        return [EncodedExample(prompt, found[0]) for prompt, found in zip(prompts, answers, strict=True)]
+
+
+def with_batches(fitter: PatchFitter, batches: list) -> PatchFitter:
+    other = copy.copy(fitter)
+    other.batches = batches
+    return other
+
+
+def measure_options(one: Measurement) -> None:
+    train = one.encoded("train.jsonl.gz")[:FITTED]
+    reference = one.fitter(train)
+    own = one.fitter(one.own(train))
+    both = with_batches(reference, reference.batches + own.batches)
+    for count in (24, 20):
+        kept = schedule.even(30, count)
+        for name, changes in OPTIONS.items():
+            one.measure(f"options {count}: {name}", kept, reference, replace(PatchOptions("full"), **changes))
+        for name, fitter in (("own answers", own), ("references and own answers", both)):
+            one.measure(f"options {count}: {name}", kept, fitter, PatchOptions("full"))
+
+
+def measure_tokens(one: Measurement) -> None:
+    train = one.encoded("train.jsonl.gz")
+    reference, own = one.fitter(train), one.fitter(one.own(train))
+    both = reference.batches + own.batches
+    for count in (24, 20):
+        for fewer in FEWER_TOKENS:
+            fitter = with_batches(reference, both[fewer // 2 :: fewer] or both[:1])
+            for kind, ridge in (("full", 0.3), ("low_rank", 0.3)):
+                name = f"tokens {count}: {kind} {fitter.num_positions}"
+                one.measure(name, schedule.even(30, count), fitter, PatchOptions(kind, ridge=ridge))
+
+
+def measure_kinds(one: Measurement) -> None:
+    train = one.encoded("train.jsonl.gz")
+    reference, own = one.fitter(train), one.fitter(one.own(train))
+    fitter = with_batches(reference, reference.batches + own.batches)
+    texts = [example.prompt_ids + example.response_ids for example in train[:64]]
+    if "influence" not in one.found:
+        one.found["influence"] = block_influence(one.model, texts, 8)
+    ranked = sorted(range(30), key=lambda layer: (-one.found["influence"][layer], layer))
+    one.measure("full", tuple(range(30)), None, None)
+    for count in KEPT:
+        sets = {"unified": schedule.even(30, count), "block_influence": tuple(sorted(ranked[:count]))}
+        found = searched(count)
+        if found:
+            sets["search"] = found
+        for strategy, kept in sets.items():
+            one.measure(f"kinds {count}: {strategy} none", kept, None, None)
+            for kind, ridge in KINDS.items():
+                if kind != "folded" or kept[0] == 0:
+                    one.measure(f"kinds {count}: {strategy} {kind}", kept, fitter, PatchOptions(kind, ridge=ridge))
+
+
+def searched(count: int) -> tuple[int, ...] | None:
+    """Read the layers that a search with patches found, from the calibrations of the recipe."""
+    folder = ResultsFolder.of(compose(["name=skip_adapters"])).path / "calibrations"
+    for file in sorted(folder.glob("*.json")):
+        found = json.loads(file.read_text("utf-8"))
+        if found.get("strategy") == "search" and found.get("num_kept") == count:
+            return tuple(found["options"]["layers"])
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/skip_adapters"))
+    parser.add_argument("--part", choices=("options", "tokens", "kinds"), required=True)
+    parser.add_argument("--to", type=Path, default=Path("benchmarks/results/patches-smollm2-135m.json"))
+    args = parser.parse_args()
+    one = Measurement(args.data, args.work, args.to)
+    with torch.inference_mode():
+        {"options": measure_options, "tokens": measure_tokens, "kinds": measure_kinds}[args.part](one)
+
+
+if __name__ == "__main__":
+    main()

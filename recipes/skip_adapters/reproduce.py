@@ -1,0 +1,109 @@
+"""Measure what patches and skip adapters recover on a pretrained model: SmolLM2-135M on CNN/DM, on two cores.
+
+    python recipes/skip_adapters/reproduce.py --data PATH/cnn_dm --work runs/skip_adapters
+
+PATH holds train.jsonl.gz (100 articles) and validation.jsonl.gz (300). Patches and adapters learn from the training
+articles. The last 100 validation articles choose options, and the first 100 are reported. The recipe takes about three hours
+on two cores. If it is interrupted, the same command resumes. --train and --evaluate run one half.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+from pathlib import Path
+
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.files import write_atomic
+
+NAME = "skip_adapters"
+WORDS, WINDOWS, CHOOSING = 250, 3, 100
+RATIOS = {24: 1.25, 20: 1.5, 15: 2}
+# More text, not more epochs: up to three windows of every article, with the reference and two own answers each.
+TRAIN = ["model=smollm2-135m", "train=adapter", "train.responses=both", "train.own.samples=2", "train.max_length=640",
+         "train.precision=bf16", "train.lora.rank=32", "train.lora.alpha=64", "train.epochs=4", "train.save_every=30",
+         "train.log_every=10", "train.evaluate_every=90"]  # fmt: skip
+
+
+def call(*arguments: str) -> None:
+    print("ulskip", *arguments, flush=True)
+    if code := invoke(list(arguments)):
+        sys.exit(code)
+
+
+def prepare(data: Path, work: Path) -> None:
+    """Write the windows of the training articles, and the validation articles that are reported and that choose options."""
+    work.mkdir(parents=True, exist_ok=True)
+    link = work / "train.jsonl.gz"
+    if not link.exists():
+        link.symlink_to((data / link.name).resolve())
+    with gzip.open(link, "rt", encoding="utf-8") as lines:
+        articles = [json.loads(line) for line in lines]
+    windows = []
+    for article in articles:
+        words = article["article"].split()
+        for i in range(WINDOWS):
+            part = words[i * WORDS : (i + 1) * WORDS]
+            if len(part) >= WORDS // 2:
+                windows.append({"id": f"{article['id']}-{i}", "article": " ".join(part), "highlights": article["highlights"]})
+    write_atomic(work / "windows.jsonl", "".join(json.dumps(one) + "\n" for one in windows))
+    with gzip.open(data / "validation.jsonl.gz", "rt", encoding="utf-8") as lines:
+        validation = list(lines)
+    write_atomic(work / "choose.jsonl", "".join(validation[-CHOOSING:]))
+    write_atomic(work / "report.jsonl", "".join(validation[:-CHOOSING]))
+
+
+def task(work: Path, name: str) -> list[str]:
+    return ["task=cnn_dm", f"task.max_article_words={WORDS}", "task.max_new_tokens=96", f"task.file={work}/{name}"]
+
+
+def train(work: Path, only: str) -> None:
+    """Train an adapter for each ratio, and at 1.5x adapters on references and on own answers alone."""
+    validation = f"train.validation={{file:{work}/choose.jsonl,limit:20}}"
+    trainings = {f"u{count}": (ratio, []) for count, ratio in RATIOS.items()}
+    trainings |= {f"u20-{kind}": (RATIOS[20], [f"train.responses={kind}"]) for kind in ("reference", "own")}
+    for name, (ratio, more) in trainings.items():
+        if not only or name in only.split(","):
+            call("train", *TRAIN, *task(work, "windows.jsonl"), f"train.own.file={work}/own.jsonl", validation,
+                 "strategy=unified", f"train.ratios={ratio}", *more, f"output={work}/{name}")  # fmt: skip
+
+
+def evaluate(work: Path, limit: int) -> None:
+    """Evaluate the full model, patches and adapters, also with the prompt through the kept layers alone."""
+    common = ["model=smollm2-135m", *task(work, "report.jsonl"), f"limit={limit}", f"name={NAME}", "batch_size=20",
+              f"calibration.task={{file:{work}/train.jsonl.gz}}", "speed.enabled=false"]  # fmt: skip
+    patched = [*common, "calibration.examples=100", "calibration.responses=both"]
+    ratios = ",".join(f"{ratio:g}" for ratio in RATIOS.values())
+    for strategy in ("unified", "search"):
+        if strategy == "search":
+            patched = [*patched, "calibration.examples=64", "strategy.search_patch=true", "strategy.budget=60"]
+        call("sweep", *patched, f"strategy={strategy}", f"ratio={ratios}", "strategy.patch=none,full")
+    for count, ratio in RATIOS.items():
+        for name in (f"u{count}", f"u{count}-own", f"u{count}-reference"):
+            if (work / name / "adapter.json").is_file():
+                call("sweep", *common, f"model.skip_adapter={work}/{name}", "strategy=unified", f"ratio={ratio:g}")
+    for count in (24, 20):
+        kept = ["prompt_layers=kept", "strategy=unified", f"ratio={RATIOS[count]:g}"]
+        call("sweep", *patched[:-3], *kept, "strategy.patch=none,full")
+        if (work / f"u{count}" / "adapter.json").is_file():
+            call("sweep", *common, *kept, f"model.skip_adapter={work}/u{count}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/skip_adapters"))
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--only", default="", help="train these adapters alone: u20,u20-own,...")
+    parser.add_argument("--train", action="store_true", help="train alone")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate alone")
+    args = parser.parse_args()
+    prepare(args.data, args.work)
+    if not args.evaluate:
+        train(args.work, args.only)
+    if not args.train:
+        evaluate(args.work, args.limit)
+
+
+if __name__ == "__main__":
+    main()
