@@ -86,10 +86,10 @@ class _PatchCalibration:
     progress: ProgressCallback
 
     def run(self, kept_sets: Sequence[tuple[int, ...]], responses_file: Path) -> tuple[SkipAdapter, Row]:
-        """Choose the ridge by the decode loss of every fifth example, then fit on all examples."""
-        encoded = self._responses(responses_file)
-        chosen_on = encoded[::CHOICE_SHARE] if len(encoded) > 1 else encoded
-        fitted_on = [one for i, one in enumerate(encoded) if i % CHOICE_SHARE] or encoded
+        """Choose the ridge by the decode loss of every fifth prompt's responses, then fit on all of them."""
+        encoded, num_prompts = self._responses(responses_file), len(self.workload.prompts)
+        chosen_on = [one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE == 0]
+        fitted_on = [one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE] or encoded
         losses: dict[float, float] = {}
         ridges = RIDGES if patch_of(self.config.strategy) != "bias" else RIDGES[:1]
         if len(ridges) > 1:

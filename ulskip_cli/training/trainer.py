@@ -92,8 +92,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Make the optimizer; the patches of a skip adapter have a learning rate of their own."""
-        made: Any = self.optimizer
-        if made is None and isinstance(self.model, AdapterLoss):
+        if getattr(self, "optimizer", None) is None and isinstance(self.model, AdapterLoss):
             train, module = self.config.train, self.model
             patches = list(module.patches.parameters())
             known = {id(one) for one in patches}
