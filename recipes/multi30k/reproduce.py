@@ -62,7 +62,7 @@ class FineTuned:
 
     @property
     def is_evaluated_at_full_depth(self) -> bool:
-        """True if the quality at 1x is of interest; an adapter leaves the base as it is."""
+        """True if the checkpoint is also evaluated at 1x; with an adapter, 1x is the base."""
         return self.method == "full" and 1 not in self.ratios and bool(self.variant or self.strategy in ADAPTER_RATIOS)
 
 
@@ -166,7 +166,7 @@ class Reproduction:
         return list([row for row in found if not (row.get("patch") or row.get("skip_adapter"))][-1]["kept_layers"])
 
     def layers(self, strategy: str, ratio: float) -> list[str]:
-        """Return the option with the layers that search found on the base; search first if there are no results yet."""
+        """Return the option with the layers that search found on the base, or nothing; a search that is missing runs first."""
         if strategy != "search":
             return []
         self.evaluate(self.base, "search", ratio)
