@@ -1,143 +1,25 @@
-"""Write the page, the table and the plot of the Multi30k reproduction from its rows and comparisons.
+"""Write the page, the tables and the plot of the Multi30k reproduction from its rows and texts.
 
     python recipes/multi30k/report.py --results results/multi30k
 
-A comparison needs the generated texts, which are not committed; comparisons.json stores its result.
+Quality is judged on test_2016_flickr and test_2017_flickr together (`both`). Texts are necessary only for new rows. To compute
+everything again from the committed hypotheses, remove comparisons.json and add --data PATH/multi30k for the references.
 """
 
 import argparse
 import json
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
-from sacrebleu.metrics.bleu import BLEU
+from rows import BASE, PATCHED, Rows
+from tables import BASELINES, NAMES, RATIOS, adapters, interval, summary, table4, variants, without_training
 
-from ulskip_cli.core.files import read_jsonl, write_atomic
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.report import plot_style
-from ulskip_cli.report.columns import paired_tokens_per_second
 from ulskip_cli.report.tables import provenance
-from ulskip_cli.tasks.metrics.scores import Answers
-from ulskip_cli.tasks.metrics.translation import compare
 
-NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip",
-         "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search",
-}  # fmt: skip
-BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip", "search")
-MEASURED_FIRST = ("block_influence", "search")
-RATIOS = (2.0, 3.0, 6.0)
 NAMED_BELOW = ("bottom_skip", "skip_decode")  # in the plot: right of their last point lies another line
-COMPARISONS = "comparisons.json"
-Row = dict[str, Any]
-
-
-class Rows:
-    """Rows of quality by checkpoint and schedule, rows of speed by schedule and batch size, and comparisons."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.comparisons: dict[str, Row] = kept_comparisons(folder)
-        self.quality: dict[tuple[str, str, float], Row] = {}
-        self.speed: dict[tuple[str, float, int], Row] = {}
-        for row in {row["id"]: row for row in read_jsonl(folder / "runs.jsonl")}.values():
-            target = row["target_speedup"]
-            if row["config"]["speed"]["enabled"]:
-                if row["strategy"] == "full" and Path(row["model"]).name != "full-1x-s1":
-                    continue  # the baselines of the pairs
-                self.speed[row["strategy"], target, row["batch_size"]] = row
-            else:
-                self.quality[Path(row["model"]).name, row["strategy"], target] = row
-
-    def tuned(self, strategy: str, ratio: float, seed: int = 1) -> Row | None:
-        if strategy == "early_exit":  # one training for all ratios
-            return self.quality.get((f"early_exit-2+3+6x-s{seed}", strategy, ratio))
-        return self.quality.get((f"{strategy}-{ratio:g}x-s{seed}", strategy, ratio))
-
-    def seeds(self, strategy: str, ratio: float) -> list[Row]:
-        return [row for seed in range(1, 10) if (row := self.tuned(strategy, ratio, seed))]
-
-    def bleu(self, strategy: str, ratio: float) -> float:
-        return mean(row["bleu"] for row in self.seeds(strategy, ratio))
-
-    def difference(self, one: Row, other: Row) -> Row:
-        """Compute BLEU of `one` minus BLEU of `other`, with sacrebleu's paired bootstrap."""
-        ids = f"{one['id']} {other['id']}"
-        if ids not in self.comparisons:
-            self.comparisons[ids] = self.compare(one, other)
-        return self.comparisons[ids]
-
-    def compare(self, one: Row, other: Row) -> Row:
-        own, others = (read_jsonl(self.folder / "generations" / f"{row['id']}.jsonl") for row in (one, other))
-        hypotheses, rest = ([text["hypothesis"] for text in texts] for texts in (own, others))
-        references, sources = ([text[key] for text in own] for key in ("reference", "source"))
-        return compare(BLEU(), Answers(hypotheses, references, sources, rest))
-
-
-def kept_comparisons(folder: Path) -> dict[str, Row]:
-    file = folder / COMPARISONS
-    return dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
-
-
-def markdown(heads: list[str], lines: list[list[str]], words: int = 2) -> str:
-    rule = ["---"] * words + ["---:"] * (len(heads) - words)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
-
-
-def spread(rows: list[Row]) -> str:
-    values = [row["bleu"] for row in rows]
-    ends = f" ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{ends}"
-
-
-def depth(rows: list[Row]) -> str:
-    """Format the layers of a decode step; if the depth varies, its mean over the evaluated answers."""
-    means = [row["evaluated_mean_kept_layers"] for row in rows if row.get("evaluated_mean_kept_layers")]
-    return f"{mean(means):.1f}" if means else str(len(rows[0]["kept_layers"]))
-
-
-def clock(row: Row) -> str:
-    """Format a measured speedup with its interval."""
-    return f"{row['measured_speedup']:.2f} ({row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f})"
-
-
-def varying(row: Row) -> str:
-    """Format the mean number of layers if it differs from the target."""
-    mean = row.get("evaluated_mean_kept_layers")
-    return f" ({mean:.1f} layers)" if mean and f"{mean:.1f}" != f"{row['target_kept_layers']:.1f}" else ""
-
-
-def table4(rows: Rows) -> str:
-    batches = sorted({batch for _, _, batch in rows.speed})
-    control, lines = rows.bleu("full", 1.0), []
-    for ratio in (1.0, *RATIOS):
-        for strategy in ("full",) if ratio == 1 else (*BASELINES, "unified"):
-            found, untrained = rows.seeds(strategy, ratio), rows.quality.get(("base", strategy, ratio))
-            if not found:
-                continue
-            timed = [rows.speed.get((strategy, ratio, batch)) for batch in batches]
-            speeds = [f"{paired_tokens_per_second(row):.0f}" if row else "–" for row in timed]
-            share = rows.bleu(strategy, ratio) / control
-            layers = f"{depth(found)}/{found[0]['num_layers']}"
-            before = f"{untrained['bleu']:.1f}" if untrained else "–"
-            measured = clock(timed[0]) if timed and timed[0] else "–"
-            lines.append([f"{ratio:g}x", NAMES[strategy], layers, before, spread(found), f"{share:.1%}", measured, *speeds])
-    speeds = [f"tok/s, batch {batch}" for batch in batches]
-    return markdown(["target", "approach", "layers", "BLEU before", "BLEU", "of control", "measured", *speeds], lines)
-
-
-def summary(rows: Rows) -> str:
-    """Tabulate BLEU after fine-tuning and its share of the control's, one line per strategy."""
-    control = rows.bleu("full", 1.0)
-
-    def cell(strategy: str, ratio: float) -> str:
-        if not rows.seeds(strategy, ratio):
-            return "–"
-        return f"{rows.bleu(strategy, ratio):.1f} ({rows.bleu(strategy, ratio) / control:.1%})"
-
-    lines = [[NAMES[name], *(cell(name, ratio) for ratio in RATIOS)] for name in ("unified", *BASELINES)]
-    full = [NAMES["full"], *[f"{control:.1f} (100.0%)"] * len(RATIOS)]
-    return markdown(["strategy", *(f"BLEU at {ratio:g}x" for ratio in RATIOS)], [full, *lines], 1)
 
 
 def plot(rows: Rows, file: Path) -> None:
@@ -149,18 +31,21 @@ def plot(rows: Rows, file: Path) -> None:
 def drawn(rows: Rows) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    control, grey = rows.bleu("full", 1.0), plot_style.strategy_colour("full")
-    axes.axhline(control, color=grey, linestyle="--", linewidth=1)
-    axes.plot([1], [control], "D", color=grey, markersize=5)
-    plot_style.annotate(axes, "full model, fine-tuned with the same budget", (1, control), (6, 5), fontsize=9)
+    (name, best), grey = rows.better, plot_style.strategy_colour("full")
+    axes.axhline(best, color=grey, linestyle="--", linewidth=1)
+    axes.plot([1], [best], "D", color=grey, markersize=5)
+    label = "full model, fine-tuned with the same budget" if name == "control" else "full model, not fine-tuned"
+    plot_style.annotate(axes, label, (1, best), (6, 5), fontsize=9)
     for strategy in ("unified", *BASELINES):
-        xs, ys, colour = [], [], plot_style.strategy_colour(strategy)
+        colour = plot_style.strategy_colour(strategy)
+        xs: list[float] = []
+        ys: list[float] = []
         for ratio in RATIOS:
             found, timed = rows.seeds(strategy, ratio), rows.speed.get((strategy, ratio, 1))
             if not found:
                 continue
-            x = timed["measured_speedup"] if timed else found[0]["predicted_speedup"]
-            axes.scatter([x] * len(found), [row["bleu"] for row in found], color=colour, s=10, alpha=0.6)
+            x = timed["measured_speedup"] if timed else found[0].row["predicted_speedup"]
+            axes.scatter([x] * len(found), [point.bleu for point in found], color=colour, s=10, alpha=0.6)
             xs, ys = [*xs, x], [*ys, rows.bleu(strategy, ratio)]
         if not xs:
             continue
@@ -173,59 +58,46 @@ def drawn(rows: Rows) -> Figure:
         "have the targets 2x, 3x and 6x; a small dot is one seed"
     )
     axes.set_xlabel(f"{'measured' if rows.speed else 'predicted'} speedup over the full model")
-    axes.set_ylabel("BLEU")
+    axes.set_ylabel("BLEU on both test sets")
     axes.set_xlim(0.9, axes.get_xlim()[1] + 0.3)
-    axes.set_ylim(top=control + 2)
+    axes.set_ylim(top=best + 2)
     axes.xaxis.set_major_formatter("{x:g}x")
     return figure
 
 
 def claims(rows: Rows) -> str:
-    """Judge the paper's claim at every ratio by the confidence interval of the difference."""
+    """Judge the paper's claim at every ratio by the confidence interval of the difference on both test sets."""
     lines = []
     for ratio in RATIOS:
         unified = rows.tuned("unified", ratio)
         for strategy in BASELINES:
             other = rows.tuned(strategy, ratio)
-            if not unified or not other:
+            d = rows.difference(unified, other) if unified and other else None
+            if not (unified and other and d):
                 continue
-            d = rows.difference(unified, other)
             word = "holds" if d["delta_low"] > 0 else "does not hold" if d["delta_high"] < 0 else "is undecided"
             seeds = [(rows.tuned("unified", ratio, s), rows.tuned(strategy, ratio, s)) for s in (2, 3)]
-            again = ", ".join(f"{u['bleu'] - t['bleu']:+.1f}" for u, t in seeds if u and t)
+            again = ", ".join(f"{u.bleu - t.bleu:+.1f}" for u, t in seeds if u and t)
             lines.append(
-                f"- {ratio:g}x, unified against {NAMES[strategy]}: the claim **{word}**. BLEU {unified['bleu']:.1f} against "
-                f"{other['bleu']:.1f}: {d['delta']:+.1f} ({d['delta_low']:+.1f} to {d['delta_high']:+.1f})."
-                + (f" Seeds 2 and 3: {again}." if again else "")
+                f"- {ratio:g}x, unified against {NAMES[strategy]}: the claim **{word}**. BLEU {unified.bleu:.1f} against "
+                f"{other.bleu:.1f}: {interval(d)}." + (f" Seeds 2 and 3: {again}." if again else "")
             )
-    kept = [f"{rows.bleu('unified', r) / rows.bleu('full', 1.0):.1%} at {r:g}x" for r in RATIOS if rows.seeds("unified", r)]
-    return "\n".join([*lines, f"- Unified keeps {', '.join(kept)} of the control's BLEU.", f"- {most_kept(rows)}"])
+    name, best = rows.better
+    kept = [f"{rows.bleu('unified', ratio) / best:.1%} at {ratio:g}x" for ratio in RATIOS if rows.seeds("unified", ratio)]
+    if kept:
+        lines.append(f"- Unified keeps {', '.join(kept)} of the BLEU of the {name}, the better full model ({best:.1f}).")
+    return "\n".join([*lines, *most_kept(rows)])
 
 
-def most_kept(rows: Rows) -> str:
+def most_kept(rows: Rows) -> list[str]:
     """Name the best checkpoint at every ratio, with all training options."""
     told = []
     for ratio in RATIOS:
-        tuned = [(row["bleu"], name) for (name, _, target), row in rows.quality.items() if target == ratio and name != "base"]
-        if tuned:
-            bleu, name = max(tuned)
-            told.append(f"{bleu / rows.bleu('full', 1.0):.1%} at {ratio:g}x (`{name}`)")
-    return f"The best checkpoints keep {', '.join(told)}."
-
-
-def variants(rows: Rows) -> str:
-    """Compare each training option with plain fine-tuning under the same schedule, seed 1."""
-    lines = []
-    for (weights, strategy, ratio), row in rows.quality.items():
-        plain = rows.tuned(strategy, ratio)
-        if plain is None or weights == "base" or Path(plain["model"]).name == weights or weights.endswith(("s2", "s3")):
-            continue
-        d = rows.difference(row, plain)
-        shown = f"{d['delta']:+.1f} ({d['delta_low']:+.1f} to {d['delta_high']:+.1f})"
-        share = f"{row['bleu'] / rows.bleu('full', 1.0):.1%}"
-        lines.append([f"`{weights}`", f"{ratio:g}x", f"{row['bleu']:.1f}", shown, share])
-    heads = ["checkpoint", "at", "BLEU", "minus plain", "of control"]
-    return markdown(heads, sorted(lines, key=lambda line: (line[0], line[1]))) if lines else ""
+        tuned = [(point.bleu, name) for (name, _, target), point in rows.points.items() if target == ratio]
+        if trained := [(bleu, name) for bleu, name in tuned if name not in (BASE, PATCHED)]:
+            bleu, name = max(trained)
+            told.append(f"{bleu / rows.better[1]:.1%} at {ratio:g}x (`{name}`)")
+    return [f"- The best checkpoints keep {', '.join(told)}."] if told else []
 
 
 def two_layers(rows: Rows, folder: Path) -> str:
@@ -242,8 +114,8 @@ def two_layers(rows: Rows, folder: Path) -> str:
     others = "; ".join(f"{name} {place[pair][1]:.2f}, rank {place[pair][0]}" for name, pair in named.items())
     without_first = next(row for row in ranked if 0 not in row["kept_layers"])
     found = rows.tuned("search", 6.0)
-    layers = " and ".join(map(str, found["kept_layers"])) if found else ""
-    after = f" Fine-tuned with the same budget, layers {layers} reach {found['bleu']:.1f} BLEU." if found else ""
+    layers = " and ".join(map(str, found.row["kept_layers"])) if found else ""
+    after = f" Fine-tuned with the same budget, layers {layers} reach {found.bleu:.1f} BLEU." if found else ""
     return (
         f"`pairs.json` has the validation loss of the base, before any fine-tuning, with two layers in decoding. Of all "
         f"{len(ranked)} pairs, the best are {best}. For comparison: {others}. The best pair without layer 0 has "
@@ -252,42 +124,40 @@ def two_layers(rows: Rows, folder: Path) -> str:
     )
 
 
-def without_training(rows: Rows) -> str:
-    """Tabulate BLEU and decode loss of every strategy on the base."""
-    lines = []
-    for strategy in ("unified", *BASELINES, "block_influence"):
-        found = [rows.quality.get(("base", strategy, ratio)) for ratio in RATIOS]
-        cells = [f"{row['bleu']:.1f} / {row['decode_loss']:.2f}{varying(row)}" if row else "–" for row in found]
-        kept = found[-1]["kept_layers"] if strategy in MEASURED_FIRST and found[-1] else None
-        if any(found):
-            lines.append([NAMES[strategy], *cells, " and ".join(map(str, kept)) if kept else "–"])
-    heads = ["approach", *(f"BLEU / decode loss at {ratio:g}x" for ratio in RATIOS), "kept at 6x"]
-    return markdown(heads, lines, 1) if lines else ""
-
-
 def section(title: str, *parts: str) -> list[str]:
     """Make a heading with its parts; empty if the last part is empty."""
     return [f"## {title}", *parts] if parts[-1] else []
 
 
 def page(rows: Rows, folder: Path) -> str:
-    sample = next(iter(rows.quality.values()))
-    every = [*rows.quality.values(), *rows.speed.values()]
+    sample = next(iter(rows.points.values())).row
+    every = [*(row for point in rows.points.values() for row in point.rows), *rows.speed.values()]
+    full = ", ".join(f"{name} {bleu:.1f}" for name, bleu in rows.full_models.items())
     parts = [
         "# Multi30k, German to English: does the claim hold?",
         f"The paper's claim: at the same number of kept layers, unified skipping keeps more quality than other strategies. "
         f"We trained one base of {sample['num_layers']} layers from random weights at full depth. Then we fine-tuned it under "
-        f"each schedule, and at full depth as the control, with the same budget (half an epoch). All checkpoints decode the "
-        f"{sample['num_examples']} sentences of test_2016_flickr greedily. `recipes/multi30k/reproduce.py` repeats the "
-        f"experiment. The text and the weights are not part of this repository (CC BY-NC-SA 4.0).",
+        f"each schedule, and at full depth as the control, with the same budget (half an epoch). All checkpoints decode "
+        f"test_2016_flickr and test_2017_flickr greedily, {sample['num_examples']:,} sentences each. "
+        f"`recipes/multi30k/reproduce.py` repeats the experiment. The text and the weights are not part of this repository "
+        f"(CC BY-NC-SA 4.0); `answers.jsonl.gz` has the hypotheses.",
+        f"Both: BLEU of the sentences of both test sets together. All claims and comparisons are judged on it, by sacrebleu's "
+        f"paired bootstrap with 95% intervals. BLEU of the full models on both: {full}. A single share is of the better one.",
         table4(rows),
-        "BLEU before: the base without fine-tuning. Layers: kept layers of a decode step, a mean if they vary. "
+        "Before: the base without fine-tuning. Layers: kept layers of a decode step, a mean if they vary. "
         "Measured: decode speedup over the full model at batch size 1 with the weights of seed 1, the median of timed pairs "
         "with its interval. Both sides of a pair decode the same number of tokens, but early exit stops at EOS. Tok/s: decoded "
         "tokens per second in these pairs.",
         "![BLEU against measured speedup](quality.png)",
-        "## The claims",
-        claims(rows),
+        *section("The claims", claims(rows)),
+        *section(
+            "Adapters against fine-tuning",
+            "A skip adapter corrects the views of the base, which stays unchanged: its quality at 1x is that of the base. "
+            "Patches alone are computed in closed form, without training. An adapter is trained on the references and the "
+            "base's own answers, or on the references alone. Minus fine-tuned: the difference of seed 1 with its interval. "
+            "Predicted: speedup by bytes of weights, patches included.",
+            adapters(rows),
+        ),
         *section(
             "Without fine-tuning",
             "The base without any training for skipping. Block influence and search measured the layers on the validation set "
@@ -307,20 +177,25 @@ def page(rows: Rows, folder: Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write(folder: Path) -> None:
-    rows = Rows(folder)
+def write(folder: Path, data: Path | None = None) -> None:
+    rows = Rows(folder, data)
+    if not rows.full_models:
+        raise SystemExit(
+            f"expected the base or the control on both test sets in {folder}, got neither; run reproduce.py --only base"
+        )
     plot(rows, folder / "quality")
     write_atomic(folder / "table4.md", table4(rows) + "\n")
     write_atomic(folder / "summary.md", summary(rows) + "\n")
     write_atomic(folder / "README.md", page(rows, folder))
-    write_atomic(folder / COMPARISONS, json.dumps(rows.comparisons, indent=1) + "\n")
+    rows.save()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("results/multi30k"))
+    parser.add_argument("--data", type=Path, help="folder of Multi30k; required if neither generations nor comparisons exist")
     args = parser.parse_args()
-    write(args.results)
+    write(args.results, args.data)
     print(f"written to {args.results}/README.md")
 
 

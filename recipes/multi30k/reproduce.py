@@ -1,45 +1,69 @@
-"""Test the paper's claim on Multi30k: train a base, fine-tune checkpoints for each strategy, evaluate them.
+"""Test the paper's claim on Multi30k: train a base, then fine-tuned checkpoints and skip adapters for each strategy.
 
     python recipes/multi30k/reproduce.py --data PATH/multi30k --work runs/multi30k
 
-PATH holds train.{de,en}.gz, val.{de,en} and test_2016_flickr.{de,en}. The recipe takes hours on one core
-(OMP_NUM_THREADS=1). If it is interrupted, the same command resumes and skips finished trainings and evaluations. The text
-is CC BY-NC-SA 4.0, so neither it nor the weights are part of this repository; tables and plots are.
+PATH holds train.{de,en}.gz, val.{de,en}, test_2016_flickr.{de,en} and test_2017_flickr.{de,en}. Every checkpoint is evaluated
+on both test sets. The recipe takes hours on one core (OMP_NUM_THREADS=1). If it is interrupted, the same command resumes and
+skips finished trainings and evaluations. The text is CC BY-NC-SA 4.0, so neither it nor the weights are part of this
+repository; tables, plots and hypotheses are.
 """
 
 import argparse
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.results import ResultsFolder
 
+TESTS = {"test": "test_2016_flickr", "test_2017_flickr": "test_2017_flickr"}  # name in the work folder: name of the data
 FILES = {
     "train.de": "train.de.gz", "train.en": "train.en.gz", "val.de": "val.de", "val.en": "val.en",
-    "test.de": "test_2016_flickr.de", "test.en": "test_2016_flickr.en",
+    **{f"{link}.{language}": f"{test}.{language}" for link, test in TESTS.items() for language in ("de", "en")},
 }  # fmt: skip
 BASE = ["model=random", "model.path=llama-12x128", "strategy=full", "train=scratch", "train.ratios=1", "train.epochs=6",
         "train.vocab_size=6000", "train.learning_rate=4e-3", "train.dropout=0.1", "train.evaluate_every=453"]  # fmt: skip
 FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1"]
+ADAPTER = ["train=adapter", "train.epochs=2", "train.batch_size=32", "train.learning_rate=2e-3", "train.lora.rank=32",
+           "train.lora.alpha=64", "train.max_length=128", "train.precision=float32"]  # fmt: skip
+PATCH = ["strategy.patch=full"]  # computed at evaluation, without training
+CALIBRATION_EXAMPLES = 100
+ADAPTER_RATIOS = {"unified": (2, 3, 6), "search": (3, 6)}
+BASE_NAME, PATCHES = "base", "patches"  # names in --only besides the checkpoints
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A checkpoint that is fine-tuned from the base, with the schedules of its training and evaluation."""
+    """A checkpoint or skip adapter that is trained from the base, with the schedules of its training and evaluation."""
 
     strategy: str
     ratios: tuple[float, ...]
     seed: int = 1
     variant: str = ""
     options: tuple[str, ...] = ()
+    method: str = "full"  # full: every weight | adapter: the base is unchanged
 
     @property
     def name(self) -> str:
         ratios = "+".join(f"{ratio:g}" for ratio in self.ratios)
-        return "-".join(filter(None, [self.strategy, f"{ratios}x", self.variant, f"s{self.seed}"]))
+        method = "adapter" if self.method == "adapter" else ""
+        return "-".join(filter(None, [method, self.strategy, f"{ratios}x", self.variant, f"s{self.seed}"]))
+
+    @property
+    def recipe(self) -> list[str]:
+        return [*(ADAPTER if self.method == "adapter" else FINE_TUNE), *self.options]
+
+    def weights(self, work: Path) -> list[str]:
+        if self.method == "adapter":
+            return [f"model.path={work / BASE_NAME}", f"model.skip_adapter={work / self.name}"]
+        return [f"model.path={work / self.name}"]
+
+    @property
+    def is_evaluated_at_full_depth(self) -> bool:
+        """True if the checkpoint is also evaluated at 1x; with an adapter, 1x is the base."""
+        return self.method == "full" and 1 not in self.ratios and bool(self.variant or self.strategy in ADAPTER_RATIOS)
 
 
 def contest(seed: int) -> list[FineTuned]:
@@ -69,6 +93,17 @@ def options() -> list[FineTuned]:
     ]
 
 
+def adapters(seed: int) -> list[FineTuned]:
+    """List the skip adapters, trained on the references and the base's own answers, or on the references alone."""
+    responses = {"": ("train.responses=both",), "reference": ("train.responses=reference",)}
+    return [
+        FineTuned(strategy, (ratio,), seed, variant, chosen, "adapter")
+        for variant, chosen in responses.items()
+        for strategy, ratios in ADAPTER_RATIOS.items()
+        for ratio in ratios
+    ]
+
+
 def call(*arguments: str) -> None:
     print("ulskip", *arguments, flush=True)
     began = time.perf_counter()
@@ -77,38 +112,102 @@ def call(*arguments: str) -> None:
     print(f"  {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def files(folder: Path, part: str) -> dict[str, str]:
-    return {"source_file": f"{folder}/{part}.de", "reference_file": f"{folder}/{part}.en"}
+@dataclass(frozen=True)
+class Reproduction:
+    """The trainings and evaluations in one work folder; finished ones are not repeated."""
+
+    work: Path
+    results: list[str] = field(default_factory=lambda: ["name=multi30k"])
+
+    @property
+    def base(self) -> list[str]:
+        return [f"model.path={self.work / BASE_NAME}"]
+
+    def files(self, part: str) -> dict[str, str]:
+        data = self.work / "data"
+        return {"source_file": f"{data}/{part}.de", "reference_file": f"{data}/{part}.en"}
+
+    def link(self, source: Path) -> None:
+        data = self.work / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        for name, file in FILES.items():
+            link = data / (name + ".gz" if file.endswith(".gz") else name)
+            if not link.exists():
+                link.symlink_to((source / file).resolve())
+
+    def train(self, weights: list[str], output: str, *more: str) -> None:
+        train = [f"task.{key}={file}.gz" for key, file in self.files("train").items()]
+        held_out = ",".join(f"{key}:{file}" for key, file in self.files("val").items())
+        validation = f"train.validation={{{held_out},limit:300}}"
+        call("train", *weights, *more, "task.dataset=files", *train, validation, f"output={self.work / output}")
+
+    def train_base(self) -> None:
+        self.train([], BASE_NAME, *BASE)
+
+    def task(self, test: str) -> list[str]:
+        test_files = [f"task.{key}={file}" for key, file in self.files(test).items()]
+        held_out = ",".join(f"{key}:{file}" for key, file in self.files("val").items())
+        calibration = [f"calibration.task={{{held_out}}}", f"calibration.examples={CALIBRATION_EXAMPLES}"]
+        return ["task.dataset=files", *test_files, *calibration]
+
+    def evaluate(self, weights: list[str], strategy: str, ratio: float | str, *more: str) -> None:
+        """Evaluate quality alone, on both test sets. Early exit decodes one sentence at a time: a batch shares its depth."""
+        batch = 1 if strategy == "early_exit" else 64
+        quality_only = [f"batch_size={batch}", "baseline=false", "speed.enabled=false"]
+        schedule = [f"strategy={strategy}", f"ratio={ratio}", *more]
+        for test in TESTS:
+            call("sweep", *weights, "model.dtype=float32", *self.task(test), *schedule, *self.results, *quality_only)
+
+    def found(self, ratio: float) -> list[int]:
+        """Read the layers that the newest search found on the base."""
+        wanted = (str(self.work / BASE_NAME), "search", ratio)
+        rows = ResultsFolder.of(compose(self.results)).rows()
+        found = [row for row in rows if (row["model"], row["strategy"], row["target_speedup"]) == wanted]
+        return list([row for row in found if not (row.get("patch") or row.get("skip_adapter"))][-1]["kept_layers"])
+
+    def layers(self, strategy: str, ratio: float) -> list[str]:
+        """Return the option with the layers that search found on the base, or nothing; a search that is missing runs first."""
+        if strategy != "search":
+            return []
+        self.evaluate(self.base, "search", ratio)
+        return [f"strategy.layers={self.found(ratio)}"]
+
+    def evaluate_base(self) -> None:
+        self.evaluate(self.base, "full", 1)
+        self.evaluate(self.base, "unified,top_skip,bottom_skip,skip_decode,block_influence,search", "2,3,6")
+        self.evaluate(self.base, "early_exit", "2,3,6")
+
+    def evaluate_patches(self) -> None:
+        for strategy, ratios in ADAPTER_RATIOS.items():
+            for ratio in ratios:
+                self.evaluate(self.base, strategy, ratio, *self.layers(strategy, ratio), *PATCH)
+
+    def make(self, one: FineTuned) -> None:
+        """Train and evaluate one checkpoint or adapter."""
+        layers = self.layers(one.strategy, one.ratios[0])
+        schedule = [f"strategy={one.strategy}", *layers, f"train.ratios=[{','.join(f'{ratio:g}' for ratio in one.ratios)}]"]
+        shared = [f"train.own.file={self.work / BASE_NAME}/own_responses.jsonl"] if one.method == "adapter" else []
+        self.train([*self.base, "model.dtype=float32"], one.name, *one.recipe, *shared, *schedule, f"seed={one.seed}")
+        for ratio in one.ratios:
+            self.evaluate(one.weights(self.work), "full" if ratio == 1 else one.strategy, ratio, *layers)
+        if one.is_evaluated_at_full_depth:
+            self.evaluate(one.weights(self.work), "full", 1)
+
+    def measure_speed(self) -> None:
+        """Time the fine-tuned checkpoints; the machine should be idle otherwise."""
+        timed = ["model.dtype=float32", *self.task("test"), "limit=64", "speed.pairs=21", *self.results]
+        for one in contest(1):
+            ratios = ",".join(f"{ratio:g}" for ratio in one.ratios)
+            batches = "1" if one.strategy == "early_exit" else "1,8"
+            schedule = [f"strategy={one.strategy}", *self.layers(one.strategy, one.ratios[0]), f"ratio={ratios}"]
+            call("sweep", *one.weights(self.work), *schedule, f"batch_size={batches}", *timed)
 
 
-def data_task(folder: Path, part: str) -> list[str]:
-    return ["task.dataset=files", *(f"task.{key}={file}" for key, file in files(folder, part).items())]
-
-
-def evaluate(weights: Path, task: list[str], strategy: str, ratio: float | str, *more: str) -> None:
-    """Evaluate quality alone. Early exit decodes one sentence at a time, because a batch would share its depth."""
-    batch = 1 if strategy == "early_exit" else 64
-    quality_only = [f"batch_size={batch}", "baseline=false", "speed.enabled=false"]
-    schedule = [f"strategy={strategy}", f"ratio={ratio}", *more]
-    call("sweep", f"model.path={weights}", "model.dtype=float32", *task, *schedule, "name=multi30k", *quality_only)
-
-
-def searched(base: Path, ratio: float) -> list[int]:
-    """Read the layers that search found on the base."""
-    rows = ResultsFolder.of(compose(["name=multi30k"])).rows()
-    found = [row for row in rows if (row["model"], row["strategy"], row["target_speedup"]) == (str(base), "search", ratio)]
-    return list(found[-1]["kept_layers"])
-
-
-def measure_speed(work: Path, task: list[str]) -> None:
-    """Time the fine-tuned checkpoints; the machine should be idle otherwise."""
-    timed = ["model.dtype=float32", *task, "limit=64", "speed.pairs=21", "name=multi30k"]
-    for one in contest(1):
-        ratios = ",".join(f"{ratio:g}" for ratio in one.ratios)
-        batches = "1" if one.strategy == "early_exit" else "1,8"
-        layers = [f"strategy.layers={searched(work / 'base', one.ratios[0])}"] if one.strategy == "search" else []
-        schedule = [f"strategy={one.strategy}", *layers, f"ratio={ratios}", f"batch_size={batches}"]
-        call("sweep", f"model.path={work / one.name}", *schedule, *timed)
+def checkpoints(seeds: int) -> dict[str, FineTuned]:
+    """Return all checkpoints and adapters by name, in the order of their training."""
+    again = [one for seed in range(2, seeds + 1) for one in contest(seed)]
+    every = [*contest(1), *options(), *again, *(one for seed in range(1, seeds + 1) for one in adapters(seed))]
+    return {one.name: one for one in every}
 
 
 def main() -> None:
@@ -116,40 +215,30 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="train these checkpoints alone, in this order: unified-2x-s1,...")
+    parser.add_argument("--only", default="", help="names in this order: base,patches,unified-2x-s1,adapter-unified-2x-s1,...")
+    parser.add_argument("--no-speed", action="store_true", help="train and evaluate without timing the checkpoints")
     parser.add_argument("--speed-only", action="store_true", help="time the trained checkpoints alone")
     args = parser.parse_args()
-    data = args.work / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    for name, file in FILES.items():
-        link = data / (name + ".gz" if file.endswith(".gz") else name)
-        if not link.exists():
-            link.symlink_to((args.data / file).resolve())
-    train = ["task.dataset=files", f"task.source_file={data}/train.de.gz", f"task.reference_file={data}/train.en.gz"]
-    validation = f"train.validation={{source_file:{data}/val.de,reference_file:{data}/val.en,limit:300}}"
-    held_out = ",".join(f"{key}:{file}" for key, file in files(data, "val").items())
-    test = [*data_task(data, "test"), f"calibration.task={{{held_out}}}", "calibration.examples=100"]
-
-    base = args.work / "base"
+    named = checkpoints(args.seeds)
+    chosen = args.only.split(",") if args.only else [BASE_NAME, PATCHES, *named]
+    if unknown := [name for name in chosen if name not in (BASE_NAME, PATCHES, *named)]:
+        parser.error(f"expected --only to have names of {', '.join([BASE_NAME, PATCHES, *named])}, got {', '.join(unknown)}")
+    if args.no_speed and args.speed_only:
+        parser.error("expected --no-speed or --speed-only, got both; leave out one of them")
+    reproduction = Reproduction(args.work)
+    reproduction.link(args.data)
     if args.speed_only:
-        return measure_speed(args.work, test)
-    call("train", *BASE, *train, validation, f"output={base}")
-    evaluate(base, test, "full", 1)
-    evaluate(base, test, "unified,top_skip,bottom_skip,skip_decode,block_influence,search", "2,3,6")
-    evaluate(base, test, "early_exit", "2,3,6")
-    again = [one for seed in range(2, args.seeds + 1) for one in contest(seed)]
-    named = {one.name: one for one in [*contest(1), *options(), *again]}
-    for one in [named[name] for name in args.only.split(",")] if args.only else named.values():
-        out, ratios = args.work / one.name, ",".join(f"{ratio:g}" for ratio in one.ratios)
-        layers = [f"strategy.layers={searched(base, one.ratios[0])}"] if one.strategy == "search" else []
-        call("train", f"model.path={base}", "model.dtype=float32", *FINE_TUNE, *train, validation, f"strategy={one.strategy}",
-             *layers, f"train.ratios=[{ratios}]", f"seed={one.seed}", *one.options, f"output={out}")  # fmt: skip
-        for ratio in one.ratios:
-            evaluate(out, test, "full" if ratio == 1 else one.strategy, ratio, *layers)
-        if one.variant and 1 not in one.ratios:
-            evaluate(out, test, "full", 1)
-    if not args.only:
-        measure_speed(args.work, test)
+        return reproduction.measure_speed()
+    reproduction.train_base()
+    for name in chosen:
+        if name == BASE_NAME:
+            reproduction.evaluate_base()
+        elif name == PATCHES:
+            reproduction.evaluate_patches()
+        else:
+            reproduction.make(named[name])
+    if not (args.only or args.no_speed):
+        reproduction.measure_speed()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.inference.loading import training_note
 from ulskip_cli.strategies.schedule import mean_kept
 from ulskip_cli.strategies.training_schedules import schedules
+from ulskip_cli.training import run
 from ulskip_cli.training.run import train
 
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
@@ -251,3 +253,13 @@ def test_weights_that_blow_up_are_not_saved(overrides, tmp_path):
             NullProgress(),
         )
     assert not (tmp_path / "out" / "training.json").exists()
+
+
+@pytest.mark.parametrize(
+    "strategy, identity", [("full", "5f95063d5990"), ("unified", "560f5da54344"), ("search", "7ad26b53fe1a")]
+)
+def test_trainings_keep_the_identity_that_they_had_before_skip_adapters(monkeypatch, strategy, identity):
+    monkeypatch.setattr(run, "fingerprint", lambda model: "weights")
+    data = ["task.dataset=files", "task.source_file=a", "task.reference_file=b", "output=x"]
+    config = compose_training(["model=random", "model.path=llama-12x128", "train=scratch", f"strategy={strategy}", *data])
+    assert run._identity(config, SimpleNamespace(sha256="texts")) == identity

@@ -14,7 +14,7 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import recorded_config
+from ulskip_cli.core.config import drop_unused, recorded_config
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import write_atomic
@@ -90,8 +90,10 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
             canonical["model"].pop(key)
     for key in _NOT_IDENTITY:
         canonical["train"].pop(key)
-    for key in _ADAPTER_KEYS if config.train.method != "adapter" else ():
-        canonical["train"].pop(key)
+    if config.train.method != "adapter":  # trainings that are older than skip adapters keep their identity
+        drop_unused(canonical)
+        for key in _ADAPTER_KEYS:
+            canonical["train"].pop(key)
     for group in ("model", "strategy", "train"):
         canonical[group].pop("description", None)
     text = json.dumps([canonical, texts.sha256, fingerprint(config.model)], sort_keys=True)

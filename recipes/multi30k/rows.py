@@ -1,0 +1,199 @@
+"""The rows of the Multi30k reproduction with their scores on both test sets, and paired comparisons.
+
+Generations contain the text of Multi30k (CC BY-NC-SA 4.0) and are not committed. answers.jsonl.gz stores the hypotheses alone,
+comparisons.json the scores that need texts, so that a report requires neither generations nor data.
+"""
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from sacrebleu.metrics.bleu import BLEU
+
+from ulskip_cli.core.files import read_jsonl, write_atomic
+from ulskip_cli.experiments.record import is_done, upgrade_row
+from ulskip_cli.tasks.loading import read_lines
+from ulskip_cli.tasks.metrics.scores import Answers
+from ulskip_cli.tasks.metrics.translation import compare
+
+TESTS = ("test_2016_flickr", "test_2017_flickr")
+LINKS = {"test": TESTS[0]}  # a row names the file in the work folder
+ANSWERS, COMPARISONS = "answers.jsonl.gz", "comparisons.json"
+BASE, PATCHED, ADAPTER = "base", "base with patches", "adapter-"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint under one schedule: one row for each test set, and BLEU of both test sets together."""
+
+    checkpoint: str
+    rows: tuple[Row, ...]  # in the order of TESTS
+    bleu: float
+
+    @property
+    def row(self) -> Row:
+        return self.rows[0]
+
+    @property
+    def ids(self) -> str:
+        return " ".join(row["id"] for row in self.rows)
+
+
+class Texts:
+    """The hypotheses of rows, from generations or the file of answers, and references, from generations or the data."""
+
+    def __init__(self, folder: Path, data: Path | None) -> None:
+        self.folder = folder
+        self.stored, self.read = read_answers(folder / ANSWERS), dict[str, list[str]]()
+        self.references = {test: read_lines(data / f"{test}.en") for test in TESTS} if data else {}
+
+    def hypotheses(self, row: Row) -> list[str] | None:
+        """Return the answers of a row, None if they are not stored; references beside them are remembered."""
+        file = self.folder / "generations" / f"{row['id']}.jsonl"
+        if row["id"] not in self.read and file.is_file():
+            texts = read_jsonl(file)
+            self.read[row["id"]] = [text["hypothesis"] for text in texts]
+            self.references.setdefault(test_set(row), [text["reference"] for text in texts])
+        return self.read.get(row["id"]) or self.stored.get(row["id"])
+
+    def pooled(self, rows: tuple[Row, ...]) -> tuple[list[str], list[str]] | None:
+        """Return the hypotheses and references of all test sets together; None if some are not known."""
+        found = [self.hypotheses(row) for row in rows]
+        references = [self.references.get(test) for test in TESTS]
+        known = [one for one in (*found, *references) if one is not None]
+        if len(known) < 2 * len(TESTS):
+            return None
+        texts = [text for one in known for text in one]
+        return texts[: len(texts) // 2], texts[len(texts) // 2 :]
+
+
+def test_set(row: Row) -> str:
+    name = Path(row["config"]["task"]["source_file"]).stem
+    return LINKS.get(name, name)
+
+
+def checkpoint_of(row: Row) -> str:
+    if row.get("skip_adapter"):
+        return Path(row["skip_adapter"]["path"]).name
+    return PATCHED if row.get("patch") else Path(row["model"]).name
+
+
+def read_answers(file: Path) -> dict[str, list[str]]:
+    """Read hypotheses by row id."""
+    found: dict[str, list[str]] = {}
+    ids: list[str] = []
+    for line in gzip.decompress(file.read_bytes()).decode().split("\n")[:-1] if file.exists() else ():
+        entry = json.loads(line)
+        if isinstance(entry, dict):
+            ids = entry["rows"]
+            found |= {row_id: [] for row_id in ids}
+        else:
+            for row_id, hypothesis in zip(ids, entry, strict=True):
+                found[row_id].append(hypothesis)
+    return found
+
+
+def write_answers(file: Path, answers: dict[str, dict[str, list[str]]]) -> None:
+    """Write hypotheses by test set and row id: a line with the ids, then a line for each sentence, which compresses best."""
+    lines: list[Any] = []
+    for test, rows in answers.items():
+        lines += [{"test": test, "rows": list(rows)}, *zip(*rows.values(), strict=True)]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomic(file, gzip.compress(text.encode(), mtime=0))
+
+
+class Rows:
+    """Points by checkpoint and schedule, rows of speed by schedule and batch size, and comparisons.
+
+    A point that lacks a row or whose score can neither be read nor computed is left out.
+    """
+
+    def __init__(self, folder: Path, data: Path | None = None) -> None:
+        self.folder, self.texts = folder, Texts(folder, data)
+        self.comparisons = read_comparisons(folder / COMPARISONS)
+        self.speed: dict[tuple[str, float, int], Row] = {}
+        quality: dict[tuple[str, str, float], dict[str, Row]] = {}
+        for row in filter(is_done, map(upgrade_row, read_jsonl(folder / "runs.jsonl"))):
+            checkpoint, strategy, target = checkpoint_of(row), row["strategy"], row["target_speedup"]
+            if row["config"]["speed"]["enabled"]:
+                # A row of strategy full is a baseline of the pairs, unless it belongs to the control.
+                if checkpoint == Path(row["model"]).name and (strategy != "full" or checkpoint == "full-1x-s1"):
+                    self.speed[strategy, target, row["batch_size"]] = row
+                continue
+            if row["config"].get("limit"):
+                continue  # a trial
+            rows = quality.setdefault((checkpoint, strategy, target), {})
+            if test_set(row) == TESTS[0] and rows.get(TESTS[0], row)["id"] != row["id"]:
+                rows.clear()  # rows of earlier weights
+            rows[test_set(row)] = row
+        self.points: dict[tuple[str, str, float], Point] = {}
+        whole = {key: tuple(rows[test] for test in TESTS) for key, rows in quality.items() if set(TESTS) <= set(rows)}
+        for rows_of_point in whole.values():
+            for row in rows_of_point:
+                self.texts.hypotheses(row)  # finds the references
+        for key, rows_of_point in whole.items():
+            bleu = self.pooled_bleu(rows_of_point)
+            if bleu is not None:
+                self.points[key] = Point(key[0], rows_of_point, bleu)
+
+    def pooled_bleu(self, rows: tuple[Row, ...]) -> float | None:
+        """Compute BLEU of both test sets together."""
+        known, ids = self.comparisons["pooled"], " ".join(row["id"] for row in rows)
+        if ids not in known:
+            texts = self.texts.pooled(rows)
+            if texts is None:
+                return None
+            known[ids] = BLEU().corpus_score(texts[0], [texts[1]]).score
+        return float(known[ids])
+
+    def tuned(self, strategy: str, ratio: float, seed: int = 1, prefix: str = "", variant: str = "") -> Point | None:
+        ratios = "2+3+6" if strategy == "early_exit" else f"{ratio:g}"  # early exit has one training for all ratios
+        return self.points.get((f"{prefix}{strategy}-{ratios}x{variant}-s{seed}", strategy, ratio))
+
+    def seeds(self, strategy: str, ratio: float, prefix: str = "", variant: str = "") -> list[Point]:
+        return [one for seed in range(1, 10) if (one := self.tuned(strategy, ratio, seed, prefix, variant))]
+
+    def bleu(self, strategy: str, ratio: float) -> float:
+        return mean(point.bleu for point in self.seeds(strategy, ratio))
+
+    @property
+    def full_models(self) -> dict[str, float]:
+        """BLEU of the control, which is the full model fine-tuned with the same budget, and of the base."""
+        control, base = self.seeds("full", 1.0), self.points.get((BASE, "full", 1.0))
+        known = {"control": mean(point.bleu for point in control)} if control else {}
+        return known | ({"base": base.bleu} if base else {})
+
+    @property
+    def better(self) -> tuple[str, float]:
+        """The name and BLEU of the better full model."""
+        return max(self.full_models.items(), key=lambda one: one[1])
+
+    def difference(self, one: Point, other: Point) -> Row | None:
+        """Compute pooled BLEU of `one` minus that of `other` by sacrebleu's paired bootstrap; None without texts."""
+        known, ids = self.comparisons["differences"], f"{one.ids} minus {other.ids}"
+        if ids not in known:
+            own, others = self.texts.pooled(one.rows), self.texts.pooled(other.rows)
+            if own is None or others is None:
+                return None
+            known[ids] = compare(BLEU(), Answers(own[0], own[1], [], others[0]))
+        return dict(known[ids])
+
+    def save(self) -> None:
+        """Write the comparisons, and the hypotheses of the points that have some."""
+        write_atomic(self.folder / COMPARISONS, json.dumps(self.comparisons, indent=1) + "\n")
+        found = {
+            test: {point.rows[i]["id"]: self.texts.hypotheses(point.rows[i]) for point in self.points.values()}
+            for i, test in enumerate(TESTS)
+        }
+        kept = {test: {key: texts for key, texts in rows.items() if texts is not None} for test, rows in found.items()}
+        write_answers(self.folder / ANSWERS, kept)
+
+
+def read_comparisons(file: Path) -> dict[str, dict[str, Any]]:
+    """Read pooled scores and differences by the ids of their rows; a file of an earlier form has none for both test sets."""
+    stored = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    return {key: dict(stored.get(key, {})) for key in ("pooled", "differences")}

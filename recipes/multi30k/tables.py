@@ -1,0 +1,161 @@
+"""Tables of the Multi30k reproduction in Markdown."""
+
+import re
+from statistics import mean
+
+from rows import ADAPTER, BASE, PATCHED, Point, Row, Rows
+
+from ulskip_cli.report.columns import paired_tokens_per_second
+
+NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip",
+         "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search",
+}  # fmt: skip
+BASELINES = ("early_exit", "skip_decode", "top_skip", "bottom_skip", "search")
+MEASURED_FIRST = ("block_influence", "search")
+RATIOS = (2.0, 3.0, 6.0)
+TEST_HEADS = ["2016", "2017", "both"]
+SHARE_HEADS = ["of control", "of base"]
+PLAIN = re.compile(r"\w+-\dx-s\d")  # a checkpoint for one ratio without further options
+TRAINED = {  # by the beginning of a name and its variant
+    ("", ""): "fine-tuned",
+    (ADAPTER, ""): "adapter",
+    (ADAPTER, "-reference"): "adapter, references alone",
+}
+
+
+def markdown(heads: list[str], lines: list[list[str]], words: int = 2) -> str:
+    rule = ["---"] * words + ["---:"] * (len(heads) - words)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
+
+
+def spread(values: list[float]) -> str:
+    ends = f" ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{ends}"
+
+
+def scores(points: list[Point]) -> list[str]:
+    """Format BLEU on each test set, a mean over seeds, and on both together with the range of the seeds."""
+    each = [mean(row["bleu"] for row in rows) for rows in zip(*(point.rows for point in points), strict=True)]
+    return [*(f"{value:.1f}" for value in each), spread([point.bleu for point in points])]
+
+
+def shares(rows: Rows, bleu: float) -> list[str]:
+    """Format the shares of the control's and of the base's BLEU."""
+    full = rows.full_models
+    return [f"{bleu / full[name]:.1%}" if name in full else "–" for name in ("control", "base")]
+
+
+def interval(difference: Row | None) -> str:
+    if difference is None:
+        return "–"
+    return f"{difference['delta']:+.1f} ({difference['delta_low']:+.1f} to {difference['delta_high']:+.1f})"
+
+
+def depth(points: list[Point]) -> str:
+    """Format the layers of a decode step; if the depth varies, its mean over the evaluated answers."""
+    rows = [row for point in points for row in point.rows]
+    means = [row["evaluated_mean_kept_layers"] for row in rows if row.get("evaluated_mean_kept_layers")]
+    return f"{mean(means):.1f}" if means else str(len(rows[0]["kept_layers"]))
+
+
+def clock(row: Row) -> str:
+    """Format a measured speedup with its interval."""
+    return f"{row['measured_speedup']:.2f} ({row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f})"
+
+
+def varying(row: Row) -> str:
+    """Format the mean number of layers if it differs from the target."""
+    mean = row.get("evaluated_mean_kept_layers")
+    return f" ({mean:.1f} layers)" if mean and f"{mean:.1f}" != f"{row['target_kept_layers']:.1f}" else ""
+
+
+def table4(rows: Rows) -> str:
+    batches, lines = sorted({batch for _, _, batch in rows.speed}), []
+    for ratio in (1.0, *RATIOS):
+        for strategy in ("full",) if ratio == 1 else (*BASELINES, "unified"):
+            found, untrained = rows.seeds(strategy, ratio), rows.points.get((BASE, strategy, ratio))
+            if not found:
+                continue
+            timed = [rows.speed.get((strategy, ratio, batch)) for batch in batches]
+            speeds = [f"{paired_tokens_per_second(row):.0f}" if row else "–" for row in timed]
+            layers = f"{depth(found)}/{found[0].row['num_layers']}"
+            before = f"{untrained.bleu:.1f}" if untrained else "–"
+            measured = clock(timed[0]) if timed and timed[0] else "–"
+            quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
+            lines.append([f"{ratio:g}x", NAMES[strategy], layers, *quality, measured, *speeds])
+    speeds = [f"tok/s, batch {batch}" for batch in batches]
+    heads = ["target", "approach", "layers", "both before", *TEST_HEADS, *SHARE_HEADS, "measured", *speeds]
+    return markdown(heads, lines)
+
+
+def summary(rows: Rows) -> str:
+    """Tabulate pooled BLEU and its share of the better full model's, one line per strategy."""
+    best = rows.better[1]
+
+    def cell(found: list[Point]) -> str:
+        bleu = mean(point.bleu for point in found) if found else 0.0
+        return f"{bleu:.1f} ({bleu / best:.1%})" if found else "–"
+
+    full = {"control": NAMES["full"], "base": "base"}
+    lines = [[full[name], *[f"{bleu:.1f} ({bleu / best:.1%})"] * len(RATIOS)] for name, bleu in rows.full_models.items()]
+    for prefix, name in (("", "{}"), (ADAPTER, "{}, skip adapter")):
+        for strategy in ("unified", *BASELINES):
+            found = [rows.seeds(strategy, ratio, prefix) for ratio in RATIOS]
+            if any(found):
+                lines.append([name.format(NAMES[strategy]), *map(cell, found)])
+    return markdown(["strategy", *(f"BLEU at {ratio:g}x" for ratio in RATIOS)], lines, 1)
+
+
+def adapters(rows: Rows) -> str:
+    """Compare skip adapters with fine-tuning and with the base, under the same schedules."""
+    untouched, lines = rows.points.get((BASE, "full", 1.0)), []
+    for ratio, strategy in ((ratio, strategy) for ratio in RATIOS for strategy in ("unified", "search")):
+        tuned = rows.tuned(strategy, ratio)
+        alone = {name: rows.points.get((name, strategy, ratio)) for name in (BASE, PATCHED)}
+        found = {"base, uncorrected": [alone[BASE]], "patches alone": [alone[PATCHED]]}
+        found |= {name: list(rows.seeds(strategy, ratio, *key)) for key, name in TRAINED.items()}
+        for name, points in ((name, [point for point in points if point]) for name, points in found.items()):
+            if not points:
+                continue
+            bleu = mean(point.bleu for point in points)
+            full = (
+                [rows.points.get((point.checkpoint, "full", 1.0)) for point in points] if name == "fine-tuned" else [untouched]
+            )
+            at_1x = spread([point.bleu for point in full if point]) if any(full) else "–"
+            minus = rows.difference(points[0], tuned) if tuned and tuned is not points[0] else None
+            speedup = points[0].row["predicted_speedup"]
+            lines.append([f"{ratio:g}x", NAMES[strategy], name, *scores(points), *shares(rows, bleu), interval(minus), at_1x,
+                          f"{speedup:.2f}" if speedup else "–"])  # fmt: skip
+    heads = ["target", "layers", "method", *TEST_HEADS, *SHARE_HEADS, "minus fine-tuned", "both at 1x", "predicted"]
+    has_adapters = any(name == PATCHED or name.startswith(ADAPTER) for name, _, _ in rows.points)
+    return markdown(heads, lines, 3) if has_adapters else ""
+
+
+def variants(rows: Rows) -> str:
+    """Compare each training option with plain fine-tuning under the same schedule, seed 1."""
+    lines = []
+    for (weights, strategy, ratio), point in rows.points.items():
+        plain = rows.tuned(strategy, ratio)
+        if plain is None or plain is point or weights in (BASE, PATCHED) or weights.startswith(ADAPTER):
+            continue
+        if PLAIN.fullmatch(weights) or not weights.endswith("-s1"):
+            continue
+        difference = interval(rows.difference(point, plain))
+        lines.append([f"`{weights}`", f"{ratio:g}x", *scores([point]), difference, *shares(rows, point.bleu)])
+    heads = ["checkpoint", "at", *TEST_HEADS, "minus plain", *SHARE_HEADS]
+    return markdown(heads, sorted(lines, key=lambda line: (line[0], line[1]))) if lines else ""
+
+
+def without_training(rows: Rows) -> str:
+    """Tabulate BLEU on each test set and decode loss of every strategy on the base."""
+    lines = []
+    for ratio in RATIOS:
+        for strategy in ("unified", *BASELINES, "block_influence"):
+            point = rows.points.get((BASE, strategy, ratio))
+            if not point:
+                continue
+            kept = ", ".join(map(str, point.row["kept_layers"])) if strategy in MEASURED_FIRST else "–"
+            losses = [f"{row['decode_loss']:.2f}{varying(row)}" for row in point.rows]
+            lines.append([f"{ratio:g}x", NAMES[strategy], *scores([point]), *losses, kept])
+    heads = ["target", "approach", *TEST_HEADS, "decode loss 2016", "decode loss 2017", "found layers"]
+    return markdown(heads, lines) if lines else ""
