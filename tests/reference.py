@@ -43,26 +43,55 @@ def stack_of(model):
     return getattr(body, "layers", None) or body.h
 
 
-def reference_logits(model, ids, mask, prompt_len, kept):
+def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=None):
     """Run all layers on the prompt and the kept layers on later positions, without a cache; [batch, len, vocab].
 
-    `kept` are the layers of all steps, or of stages: {first step: layers}.
+    `kept` are the layers of all steps, or of stages: {first step: layers}. At later positions, `patches` change the state in
+    front of a layer, or behind the last one: {layer: function}, or {first step: {layer: function}} of stages; `linears`
+    change the output of linear layers: {(layer, path): function of input and output}.
     """
     stages = kept if isinstance(kept, dict) else {0: kept}
-    kept_at = [stages[max(first for first in stages if first <= step)] for step in range(ids.shape[1] - prompt_len)]
+    corrected = (patches or {}) if isinstance(kept, dict) else {0: patches or {}}
+    first_steps = [max(first for first in stages if first <= step) for step in range(ids.shape[1] - prompt_len)]
+    layers = stack_of(model)
 
-    def where_kept(i):
-        runs = torch.tensor([True] * prompt_len + [i in layers for layers in kept_at])[:, None]
+    def where(chosen):
+        return torch.tensor([False] * prompt_len + [chosen(first) for first in first_steps])[:, None]
+
+    def patched(i, state):
+        for first, changes in corrected.items():
+            if i in changes:
+                state = torch.where(where(lambda one, first=first: one == first), changes[i](state), state)
+        return state
+
+    def enter(i):
+        def patch(module, args, kwargs):
+            if args:
+                return (patched(i, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": patched(i, kwargs["hidden_states"])}
+
+        return patch
+
+    def leave(i):
+        skips = where(lambda first: i not in stages[first])
 
         def mixed(module, args, kwargs, output):
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
-            chosen = torch.where(runs, after, before)
+            chosen = torch.where(skips, before, output[0] if isinstance(output, tuple) else output)
+            if i == len(layers) - 1:
+                chosen = patched(len(layers), chosen)
             return (chosen, *output[1:]) if isinstance(output, tuple) else chosen
 
         return mixed
 
-    hooks = [layer.register_forward_hook(where_kept(i), with_kwargs=True) for i, layer in enumerate(stack_of(model))]
+    def change(function):
+        decoded = where(lambda first: True)
+        return lambda module, args, output: torch.where(decoded, function(args[0], output), output)
+
+    hooks = [layer.register_forward_pre_hook(enter(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    hooks += [layer.register_forward_hook(leave(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    for (i, path), function in (linears or {}).items():
+        hooks.append(layers[i].get_submodule(path).register_forward_hook(change(function)))
     try:
         options = (
             {} if isinstance(model, transformers.BloomForCausalLM) else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
@@ -74,11 +103,11 @@ def reference_logits(model, ids, mask, prompt_len, kept):
             hook.remove()
 
 
-def reference_greedy(model, ids, mask, kept, steps):
+def reference_greedy(model, ids, mask, kept, steps, **corrections):
     """Generate greedy tokens with the reference, [batch, steps]."""
     prompt_len = ids.shape[1]
     for _ in range(steps):
-        token = reference_logits(model, ids, mask, prompt_len, kept)[:, -1].argmax(-1, keepdim=True)
+        token = reference_logits(model, ids, mask, prompt_len, kept, **corrections)[:, -1].argmax(-1, keepdim=True)
         ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
     return ids[:, prompt_len:]
 
@@ -102,9 +131,60 @@ def batch(padded):
     return ids * mask, mask
 
 
-def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS)):
+def is_near_tie(model, prompt, one, other, kept=range(NUM_LAYERS), **corrections):
     """Return True if the best two logits of the reference are within NEAR_TIE where two continuations first differ."""
     at = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
     whole = torch.cat([prompt, torch.tensor(one[:at], dtype=torch.long)])[None]
-    best = reference_logits(model, whole, torch.ones_like(whole), len(prompt), kept)[0, -1].topk(2).values
+    best = reference_logits(model, whole, torch.ones_like(whole), len(prompt), kept, **corrections)[0, -1].topk(2).values
     return float(best[0] - best[1]) < NEAR_TIE
+
+
+def linear_paths(layer):
+    """Return the paths of a decoder layer's linear layers."""
+    return [name for name, module in layer.named_modules() if type(module).__name__ in ("Linear", "Conv1D")]
+
+
+def random_corrections(model, kept, kind, seed=0):
+    """Draw the tensors of a skip adapter with one set, and the same corrections as functions for `reference_logits`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return 0.1 * torch.randn(*shape, generator=generator)
+
+    def low_rank(down, up, bias):
+        return lambda h: h + (h @ down.T) @ up.T + bias
+
+    tensors, patches, linears = {}, {}, {}
+    if kind == "lora":
+        for layer in kept:
+            for path in linear_paths(stack_of(model)[layer]):
+                weight = stack_of(model)[layer].get_submodule(path).weight
+                outputs, inputs = (
+                    weight.shape if type(stack_of(model)[layer].get_submodule(path)).__name__ == "Linear" else weight.T.shape
+                )
+                down, up = draw(2, inputs), draw(outputs, 2)
+                tensors |= {f"lora.{layer}.{path}.A": down, f"lora.{layer}.{path}.B": up}
+                linears[layer, path] = lambda x, y, down=down, up=up: y + (x @ down.T) @ up.T
+        return tensors, {"linears": linears}
+    for before, after in zip([-1, *kept], [*kept, NUM_LAYERS], strict=True):
+        if after == before + 1 or (kind == "folded" and before < 0):
+            continue
+        matrix, bias, prefix = draw(32, 32), draw(32), f"patch.0.{after}"
+        if kind == "folded":
+            path = linear_paths(stack_of(model)[before])[-1]
+            tensors |= {f"fold.0.{before}.{path}.weight": matrix, f"fold.0.{before}.{path}.bias": bias}
+            linears[before, path] = lambda x, y, matrix=matrix, bias=bias: y + y @ matrix + bias
+        elif kind == "bias":
+            tensors[f"{prefix}.bias"] = bias
+            patches[after] = lambda h, bias=bias: h + bias
+        elif kind == "low_rank":
+            tensors |= {
+                f"{prefix}.down.weight": matrix[:3],
+                f"{prefix}.linear.weight": matrix[:, :3],
+                f"{prefix}.linear.bias": bias,
+            }
+            patches[after] = low_rank(matrix[:3], matrix[:, :3], bias)
+        else:
+            tensors |= {f"{prefix}.linear.weight": matrix, f"{prefix}.linear.bias": bias}
+            patches[after] = lambda h, matrix=matrix, bias=bias: h + h @ matrix.T + bias
+    return tensors, {"patches": patches, "linears": linears}

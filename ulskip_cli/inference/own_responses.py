@@ -1,10 +1,12 @@
 """The frozen model's own answers to the training prompts, generated once and stored beside the training."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
@@ -30,10 +32,17 @@ def generate_own_responses(
 ) -> list[list[list[int]]]:
     """Return for each prompt `options.samples` answers as token ids, with EOS where the model generated it.
 
-    `context` has the padding id, the maximal length and the seed. Finished answers are read from `file`, which gets the rest.
+    `context` has the padding id, the maximal length and the seed. Finished answers are read from `file`, which gets the rest;
+    raises UsageError if its answers are of other prompts, settings or weights.
     """
     pad_token_id, max_new_tokens, seed = context
-    found = {(row["prompt"], row["sample"]): row["token_ids"] for row in read_jsonl(file)}
+    key, rows = _key(model, prompts, options, max_new_tokens, seed), read_jsonl(file)
+    if any(row.get("key") != key for row in rows):
+        raise UsageError(
+            f"expected {file} to hold answers of this model to these prompts, with the same seed, length and temperature, got "
+            "others; use another train.own.file, or remove it"
+        )
+    found = {(row["prompt"], row["sample"]): row["token_ids"] for row in rows}
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)), tokenizer)
     report = progress.phase("own answers", len(prompts) * options.samples)
@@ -47,8 +56,16 @@ def generate_own_responses(
         for positions, output in generate_all(decoder, prompts, how, BatchSize(BATCH_SIZE), skip=finished):
             for position, ids in zip(positions, output.token_ids, strict=True):
                 found[position, sample] = ids
-                append_line(file, json.dumps({"prompt": position, "sample": sample, "token_ids": ids}))
+                append_line(file, json.dumps({"prompt": position, "sample": sample, "token_ids": ids, "key": key}))
             report(len(found))
     if not any(found.values()):
         raise UsageError("expected answers of the model to train on, got only empty ones; use train.responses=reference")
     return [[found[i, sample] for sample in range(options.samples)] for i in range(len(prompts))]
+
+
+def _key(model: PreTrainedModel, prompts: Sequence[list[int]], options: OwnResponses, max_new_tokens: int, seed: int) -> str:
+    """Return a hash of everything on which answers depend, as 12 hexadecimal digits; about 64 values stand for a tensor."""
+    plain = [one for one in model.parameters() if type(one) is nn.Parameter and one.device.type != "meta"]  # not quantized
+    weights = [one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist() for one in plain]
+    parts = [list(prompts), options.temperature, max_new_tokens, seed, weights]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -22,6 +22,8 @@ from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.strategies.patching import gaps
 from ulskip_cli.tasks.encoding import EncodedExample
 
+_LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
+
 
 @dataclass(frozen=True)
 class PatchOptions:
@@ -74,7 +76,8 @@ class RidgeRegression:
         if options.centered:
             gram = gram - self.weight * torch.outer(x_mean, x_mean)
             cross = cross - self.weight * torch.outer(x_mean, d_mean)
-        scale = gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        least = _LEAST_VARIANCE * self.gram.diagonal().mean() + torch.finfo(torch.float64).tiny  # of inputs that do not vary
+        scale = gram.diagonal().mean().clamp_min(least)
         weight = torch.linalg.solve(gram + options.ridge * scale * torch.eye(len(gram), dtype=gram.dtype), cross)
         parts = {"weight": weight}
         if options.kind == "low_rank":  # the best map of this rank for these inputs
@@ -160,7 +163,7 @@ class PatchFitter:
         """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot be folded."""
         ends = gaps(kept, self.num_layers)
         if not options.sequential:
-            self._teach([*ends, *(before + 1 for before in kept)])
+            self._teach([0, *ends, *(before + 1 for before in kept)])
         self._teach(ends)
         view = shallow_view.shallow_view(self.model, kept)
         layerwise = LayerwiseModel(view)

@@ -49,7 +49,10 @@ class SkipAdapter:
         """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other layers or an unfit model."""
         if kept not in self.kept_sets:
             raise UsageError(f"expected kept layers of the skip adapter, {self.kept_sets}, got {kept}; use another adapter")
-        index = self.kept_sets.index(kept)
+        index, num_layers = self.kept_sets.index(kept), shallow_view.num_layers(model)
+        if num_layers != self.num_layers:
+            raise UsageError(f"expected a model of {self.num_layers} layers for the skip adapter, got {num_layers}")
+        width = model.config.get_text_config(decoder=True).hidden_size
         patches = self.by_layer(f"patch.{index}.")
         lora, folds = self.by_layer("lora."), self.by_layer(f"fold.{index}.")
 
@@ -59,7 +62,9 @@ class SkipAdapter:
             def patch(at: int) -> nn.Module | None:
                 if at not in patches:
                     return None
-                return GapPatch.from_tensors(patches[at]).to(device, model.dtype).requires_grad_(False).eval()
+                made = GapPatch.from_tensors(patches[at]).to(device, model.dtype).requires_grad_(False).eval()
+                made(torch.zeros(width, dtype=model.dtype, device=device))  # raises RuntimeError if the widths differ
+                return made
 
             last = place == len(kept) - 1
             changed = with_linears(layer, by_module({**lora.get(kept[place], {}), **folds.get(kept[place], {})}))

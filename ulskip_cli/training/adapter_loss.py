@@ -4,6 +4,7 @@ The prompt's keys and values and the full model's states come from the frozen mo
 step costs the response tokens alone.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -67,7 +68,8 @@ class FrozenOutputs:
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Return the outputs for a batch; `with_states` asks for the states that predict the response."""
-        key = tuple(one.cpu().numpy().tobytes() for one in (batch.prompt_ids, batch.response_ids))
+        tensors = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.labels)
+        key = (bytes([with_states]), *(one.cpu().numpy().tobytes() for one in tensors))
         if key in self._kept:
             return self._kept[key]
         _, rows = torch.unique(torch.cat([batch.prompt_ids, batch.prompt_mask], 1), dim=0, return_inverse=True)
@@ -183,7 +185,7 @@ class AdapterLoss(TwoPassLoss):
     def adapted_logits(self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt) -> Tensor:
         """Return the logits [batch, response_len, vocab_size] of the adapted views; `prompt` has `cached_layers`."""
         everything = self.all_layers
-        if stages[0].kept_layers == everything:
+        if all(stage.kept_layers == everything for stage in stages):
             full = encode_prompt(self._frozen[0], batch.prompt_ids, batch.prompt_mask)
             return predict_response([StageView(0, self._frozen[0], everything)], full, batch.response_ids, batch.is_labelled)
         return predict_response(self.stage_views(stages), prompt, batch.response_ids, batch.is_labelled)
@@ -261,5 +263,10 @@ def _with_lora(
     if not lora.rank:
         return copied.requires_grad_(False), {}
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(paths))
-    inject_adapter_in_model(config, copied, _ADAPTER)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects it for Conv1D
+        inject_adapter_in_model(config, copied, _ADAPTER)
+    for parameter in copied.parameters():
+        if parameter.requires_grad:  # bfloat16 would round small updates to zero
+            parameter.data = parameter.data.float()
     return copied, paths

@@ -1,0 +1,263 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from reference import (
+    NEW_STYLE,
+    NUM_LAYERS,
+    batch,
+    build_model,
+    is_near_tie,
+    random_corrections,
+    random_ids,
+    reference_greedy,
+    reference_logits,
+    stack_of,
+)  # fmt: skip
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
+from ulskip_cli.inference.teacher_forcing import response_logits
+from ulskip_cli.strategies.plan import Stage, make_plan
+
+KINDS = ("bias", "low_rank", "full", "folded", "lora")
+KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
+EVERY = tuple(range(NUM_LAYERS))
+LENGTH = 10
+FAST = DecodingConfig(name="g", max_new_tokens=LENGTH, engine="fast")
+SLOW = replace(FAST, engine="transformers")
+NEAR = {"rtol": 2e-4, "atol": 2e-4}
+
+
+def corrected(model, kind, kept=KEPT, seed=0):
+    """A random adapter of one set, and its corrections as functions."""
+    tensors, corrections = random_corrections(model, kept, kind, seed)
+    return SkipAdapter(NUM_LAYERS, (kept,), tensors), corrections
+
+
+def decoder_for(model, adapter, kept=KEPT, *overrides):
+    layers = f"strategy.layers={list(kept)}"
+    plan = make_plan(compose(["strategy=custom", layers, *overrides]), ModelMetadata(NUM_LAYERS, None, None))
+    return Decoder(model, plan, adapter=adapter)
+
+
+def tokens(decoder, ids, mask, decoding=FAST, **options):
+    return decoder.generate(ids, mask, DecodeContext(decoding, 0, 5), **options).token_ids
+
+
+def assert_equal_or_near_tie(model, ids, mask, got, expected, kept, corrections):
+    """Assert equal tokens; at most one sequence may differ, and only at a near-tie of the reference."""
+    different = [i for i, (one, other) in enumerate(zip(got, expected, strict=True)) if one != other]
+    assert len(different) <= 1
+    for i in different:
+        assert is_near_tie(model, ids[i][mask[i].bool()], got[i], expected[i], kept, **corrections)
+
+
+@pytest.mark.parametrize("kept", [KEPT, (0, 3, 5), (0, 1)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_teacher_forced_logits_equal_the_uncached_reference(model, kind, kept):
+    adapter, corrections = corrected(model, kind, kept)
+    (prompt, mask), response = batch(True), random_ids(5, 6, seed=1)
+    with torch.no_grad():
+        got = response_logits(model, [StageView(0, adapter.view(model, kept), kept)], prompt, mask, response)
+    ids, whole = torch.cat([prompt, response], 1), torch.cat([mask, torch.ones_like(response)], 1)
+    expected = reference_logits(model, ids, whole, 9, kept, **corrections)[:, 8:-1]
+    torch.testing.assert_close(got, expected, **NEAR)
+    plain = reference_logits(model, ids, whole, 9, kept)[:, 8:-1]
+    assert torch.equal(plain[:, 0], expected[:, 0])  # the full model predicts the first token
+    assert not torch.allclose(plain[:, 1:], expected[:, 1:], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_of_both_engines_equal_the_uncached_reference(model, kind):
+    adapter, corrections = corrected(model, kind)
+    decoder = decoder_for(model, adapter)
+    ids, mask = batch(True)
+    expected = reference_greedy(model, ids, mask, KEPT, LENGTH, **corrections).tolist()
+    for decoding in (FAST, SLOW):
+        assert_equal_or_near_tie(model, ids, mask, tokens(decoder, ids, mask, decoding), expected, KEPT, corrections)
+    assert tokens(decoder_for(model, None), ids, mask) != expected
+
+
+def test_each_stage_has_patches_of_its_own(model):
+    stages = {0: (0, 2, 3, 5), 3: (0, 2, 5), 7: (0, 5)}
+    parts = [corrected(model, "full", kept, seed) for seed, kept in enumerate(stages.values())]
+    adapter = combined([one for one, _ in parts])
+    corrections = {"patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}}
+    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]), ModelMetadata(NUM_LAYERS, None, None))
+    later = tuple(Stage(step, kept) for step, kept in stages.items() if step)
+    decoder = Decoder(model, replace(plan, later_stages=later), adapter=adapter)
+    ids, mask = batch(True)
+    expected = reference_greedy(model, ids, mask, stages, LENGTH, **corrections).tolist()
+    for decoding in (FAST, SLOW):
+        assert_equal_or_near_tie(model, ids, mask, tokens(decoder, ids, mask, decoding), expected, stages, corrections)
+
+
+def beam_search(model, ids, kept, beams, steps, corrections):
+    """Search with the uncached reference for the best sequence of `steps` tokens after one prompt."""
+    found = [(0.0, ids)]
+    for _ in range(steps):
+        whole = torch.cat([one for _, one in found])
+        logits = reference_logits(model, whole, torch.ones_like(whole), ids.shape[1], kept, **corrections)[:, -1]
+        scores = logits.log_softmax(-1) + torch.tensor([score for score, _ in found])[:, None]
+        best = scores.flatten().topk(beams)
+        rows = [(at // scores.shape[1], at % scores.shape[1]) for at in best.indices.tolist()]
+        found = [
+            (score, torch.cat([whole[row : row + 1], torch.tensor([[token]])], 1))
+            for score, (row, token) in zip(best.values.tolist(), rows, strict=True)
+        ]
+    return found[0][1][0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("kind", ["full", "folded", "lora"])
+def test_beam_search_equals_an_uncached_search(model, kind):
+    adapter, corrections = corrected(model, kind)
+    ids, mask = batch(False)
+    beams = DecodingConfig(name="b", num_beams=3, max_new_tokens=6)
+    got = tokens(decoder_for(model, adapter), ids[:2], mask[:2], beams)
+    assert got == [beam_search(model, ids[i : i + 1], KEPT, 3, 6, corrections) for i in range(2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_prompt_layers_kept_the_corrections_apply_to_the_prompt_too(model, kind):
+    adapter, corrections = corrected(model, kind)
+    decoder = decoder_for(model, adapter, KEPT, "prompt_layers=kept")
+    ids, mask = batch(False)
+    got = tokens(decoder, ids, mask)
+    for i, row in enumerate(got):
+        whole = torch.cat([ids[i], torch.tensor(row)])[None]
+        logits = reference_logits(model, whole, torch.ones_like(whole), 0, KEPT, **corrections)[0, 8:-1]
+        best = logits.topk(2).values
+        chosen = logits[torch.arange(LENGTH), torch.tensor(row)]
+        assert ((best[:, 0] - chosen) < 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", ["full", "folded", "lora"])
+def test_corrected_drafts_give_the_full_models_tokens(model, kind):
+    adapter, _ = corrected(model, kind)
+    ids, mask = batch(True)
+    expected = reference_greedy(model, ids, mask, EVERY, LENGTH).tolist()
+    drafted = replace(DecodingConfig(name="d", max_new_tokens=LENGTH), draft_tokens=3)
+    assert_equal_or_near_tie(model, ids, mask, tokens(decoder_for(model, adapter), ids, mask, drafted), expected, EVERY, {})
+
+
+def test_patches_that_repair_the_view_make_every_draft_accepted(llama):
+    """Layers that add a constant are replaced exactly by a bias."""
+    constant = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for i in (1, 4):
+            layer = stack_of(llama)[i]
+            for weight in layer.parameters():
+                weight.zero_()
+            layer.mlp.down_proj.bias = torch.nn.Parameter(constant.clone())
+    kept = (0, 2, 3, 5)
+    adapter = SkipAdapter(NUM_LAYERS, (kept,), {"patch.0.2.bias": constant, "patch.0.5.bias": constant})
+    ids, mask = batch(True)
+    drafted = DecodingConfig(name="d", max_new_tokens=11, draft_tokens=4)
+    with_patches, without = (
+        decoder_for(llama, one, kept).generate(ids, mask, DecodeContext(drafted, 0)).drafts for one in (adapter, None)
+    )
+    assert with_patches.accepted == with_patches.drafted > 0
+    assert without.accepted < without.drafted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "low_rank", "folded"])
+def test_compiled_steps_give_the_same_tokens(kind):
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        pytest.skip(f"no C++ compiler: {error}")
+    model = build_model("llama")
+    decoder, (ids, mask) = decoder_for(model, corrected(model, kind)[0]), batch(True)
+    compiled = decoder.generate(ids, mask, DecodeContext(replace(FAST, compile="on"), 0))
+    assert compiled.compiled
+    assert compiled.token_ids == tokens(decoder, ids, mask, SLOW)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_full_model_is_bit_identical(model, kind):
+    ids, mask = batch(True)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits
+    full = tokens(decoder_for(model, None, EVERY), ids, mask)
+    adapter, _ = corrected(model, kind)
+    tokens(decoder_for(model, adapter), ids, mask)
+    assert model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model(ids, attention_mask=mask).logits, logits)
+    assert tokens(decoder_for(model, adapter, EVERY), ids, mask) == full
+
+
+@pytest.mark.parametrize("kind", ["bias", "low_rank", "full"])
+def test_a_zero_adapter_changes_nothing(model, kind):
+    ids = random_ids(2, 5)
+    adapter = zero_adapter(model, [KEPT, (0, 5)], kind, rank=3)
+    assert adapter.tensors
+    for kept in (KEPT, (0, 5)):
+        with torch.no_grad():
+            assert torch.equal(adapter.view(model, kept)(ids).logits, shallow_view.shallow_view(model, kept)(ids).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stored_adapter_is_equal_and_readable_by_others(model, kind, tmp_path):
+    adapter = replace(corrected(model, kind)[0], record={"kind": kind})
+    adapter.save(tmp_path / "adapter")
+    loaded = SkipAdapter.load(tmp_path / "adapter")
+    assert (loaded.num_layers, loaded.kept_sets, loaded.record) == (NUM_LAYERS, (KEPT,), {"kind": kind})
+    assert loaded.tensors.keys() == adapter.tensors.keys()
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in adapter.tensors.items())
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "adapter").iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_folder_without_an_adapter_is_refused_by_its_name(llama, tmp_path):
+    with pytest.raises(UsageError, match=str(tmp_path)):
+        SkipAdapter.load(tmp_path)
+    corrected(llama, "full")[0].save(tmp_path / "cut")
+    file = tmp_path / "cut" / "adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UsageError, match="cut"):
+        SkipAdapter.load(tmp_path / "cut")
+    corrected(llama, "full")[0].save(tmp_path / "later")
+    record = tmp_path / "later" / "adapter.json"
+    record.write_text(record.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(UsageError, match="later"):
+        SkipAdapter.load(tmp_path / "later")
+
+
+def test_other_layers_are_refused(llama):
+    with pytest.raises(UsageError, match=r"\(0, 5\)"):
+        corrected(llama, "full")[0].view(llama, (0, 5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_of_another_shape_is_refused(llama, kind):
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**NEW_STYLE, "hidden_size": 16, "intermediate_size": 24}))
+    with pytest.raises(UsageError):
+        corrected(llama, kind)[0].view(other, KEPT)
+
+
+def test_an_adapter_of_another_depth_is_refused(llama):
+    other = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**NEW_STYLE, "num_hidden_layers": 7}))
+    with pytest.raises(UsageError, match="7"):
+        corrected(llama, "full")[0].view(other, KEPT)
+
+
+def test_a_bfloat16_model_has_a_bfloat16_view(llama):
+    llama.to(torch.bfloat16)
+    for kind in KINDS:
+        view = corrected(llama, kind)[0].view(llama, KEPT)
+        assert {parameter.dtype for parameter in view.parameters()} == {torch.bfloat16}
+        assert torch.isfinite(view(random_ids(1, 4)).logits).all()

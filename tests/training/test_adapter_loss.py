@@ -1,0 +1,184 @@
+import copy
+
+import pytest
+import torch
+from reference import NUM_LAYERS, linear_paths, random_corrections, random_ids, reference_logits, stack_of
+from torch.nn import functional
+
+from ulskip_cli.core.config_schema import LoraOptions
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
+from ulskip_cli.inference.teacher_forcing import response_logits
+from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.training.adapter_loss import AdapterLoss
+from ulskip_cli.training.two_pass_loss import LossWeights
+
+EVERY, KEPT = tuple(range(NUM_LAYERS)), (1, 2, 4)
+PLENTY = 10**9  # bytes
+CROSS_ENTROPY, DISTILL = LossWeights(), LossWeights(cross_entropy=0.0, distill=1.0)
+
+
+def batch(rows=3, seed=0):
+    """Prompts padded on the left, responses on the right; the first two rows have one prompt."""
+    prompt, response = random_ids(rows, 7, seed), random_ids(rows, 5, seed=seed + 1)
+    mask, labels = torch.ones_like(prompt), response.clone()
+    prompt[1] = prompt[0]
+    mask[:2, :3] = 0
+    labels[1, 3:] = -100
+    return {"prompt_ids": prompt * mask, "prompt_mask": mask, "response_ids": response, "labels": labels}
+
+
+def through(kept):
+    return (Stage(0, kept),)
+
+
+def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY):
+    model.requires_grad_(False)
+    torch.manual_seed(0)
+    return AdapterLoss(model, adapter.kept_sets, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes)
+
+
+def random_adapter(model, kind="full", kept=KEPT, seed=0):
+    return SkipAdapter(NUM_LAYERS, (kept,), random_corrections(model, kept, kind, seed)[0])
+
+
+def reference(model, inputs, kept, corrections):
+    ids = torch.cat([inputs["prompt_ids"], inputs["response_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], torch.ones_like(inputs["response_ids"])], 1)
+    return reference_logits(model, ids, mask, 7, kept, **corrections)[:, 6:-1]
+
+
+@pytest.mark.parametrize("max_bytes", [PLENTY, 0])
+@pytest.mark.parametrize("kind", ["bias", "low_rank", "full", "folded"])
+def test_the_loss_is_that_of_an_uncached_reference(model, kind, max_bytes):
+    tensors, corrections = random_corrections(model, KEPT, kind)
+    module, inputs = made(model, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), max_bytes=max_bytes), batch()
+    expected = functional.cross_entropy(reference(model, inputs, KEPT, corrections).flatten(0, 1), inputs["labels"].flatten())
+    for _ in range(2):  # the second time with stored outputs of the frozen model
+        loss = module(**inputs, stages=through(KEPT))["loss"]
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_distillation_is_the_divergence_from_the_full_model(model):
+    tensors, corrections = random_corrections(model, KEPT, "full")
+    module, inputs = made(model, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), DISTILL), batch()
+    student, teacher = (reference(model, inputs, kept, found) for kept, found in ((KEPT, corrections), (EVERY, {})))
+    chosen = inputs["labels"] != -100
+    divergence = functional.kl_div(
+        student.log_softmax(-1)[chosen], teacher.log_softmax(-1)[chosen], reduction="sum", log_target=True
+    )
+    for _ in range(2):
+        loss = module(**inputs, stages=through(KEPT))["loss"]
+        torch.testing.assert_close(loss, divergence / chosen.sum(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_validation_on_training_data_does_not_turn_distillation_off(llama):
+    module, inputs = made(llama, random_adapter(llama), DISTILL), batch()
+    plain = module.plain()
+    plain(**inputs, stages=through(KEPT))
+    module.train()
+    assert module(**inputs, stages=through(KEPT))["loss"] > 0.01
+
+
+def test_a_schedule_that_begins_with_every_layer_is_corrected_in_later_stages(llama):
+    stages = (Stage(0, EVERY), Stage(2, (0, 2, 5)))
+    tensors, corrections = random_corrections(llama, (0, 2, 5), "full")
+    adapter = combined([SkipAdapter(NUM_LAYERS, (EVERY,), {}), SkipAdapter(NUM_LAYERS, ((0, 2, 5),), tensors)])
+    inputs = batch()
+    patches = {"patches": {2: corrections["patches"]}}
+    logits = reference(llama, inputs, {0: EVERY, 2: (0, 2, 5)}, patches)
+    expected = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+    loss = made(llama, adapter)(**inputs, stages=stages)["loss"]
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def trained(module, inputs, kept, steps=8, rate=3e-3):
+    optimizer = torch.optim.AdamW([one for one in module.parameters() if one.requires_grad], lr=rate)
+    losses = []
+    for _ in range(steps):
+        loss = module(**inputs, stages=through(kept))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("weights", [CROSS_ENTROPY, DISTILL], ids=["references", "distillation"])
+def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, weights):
+    inputs, ids = batch(), random_ids(2, 6)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        logits = model(ids).logits
+    module = made(model, zero_adapter(model, [KEPT], "full", 0), weights)
+    losses = trained(module, inputs, KEPT)
+    assert losses[-1] < losses[0]
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, logits)
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("full", 2), ("low_rank", 0), ("bias", 2), ("none", 2), ("folded", 2)])
+def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path):
+    start = zero_adapter(model, [KEPT], kind, 3) if kind != "folded" else random_adapter(model, "folded")
+    module, inputs = made(model, start, rank=rank), batch()
+    trained(module, inputs, KEPT, steps=3)
+    module.adapter({"kind": kind}).save(tmp_path)
+    view = SkipAdapter.load(tmp_path).view(model, KEPT)
+    with torch.no_grad():
+        prompt = inputs["prompt_ids"], inputs["prompt_mask"], inputs["response_ids"], inputs["labels"] != -100
+        logits = response_logits(model, [StageView(0, view, KEPT)], *prompt)
+        loss = functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+        expected = module.eval()(**inputs, stages=through(KEPT))["loss"]
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
+    sets = [(0, 2, 5), (0, 5)]
+    module = made(llama, zero_adapter(llama, sets, "full", 0))
+    before = module(**batch(), stages=through(sets[1]))["loss"]
+    optimizer = torch.optim.SGD(module.patches.parameters(), lr=1.0)
+    module(**batch(), stages=through(sets[0]))["loss"].backward()
+    optimizer.step()
+    assert torch.equal(module(**batch(), stages=through(sets[1]))["loss"], before)
+    names = {name.split(".")[0] + "." + name.split(".")[1] for name in module.adapter({}).tensors}
+    assert {"patch.0", "patch.1", "lora.0", "lora.2", "lora.5"} == names
+
+
+def test_checkpoints_contain_the_trained_tensors_alone(llama):
+    module = made(llama, random_adapter(llama))
+    names = set(module.state_dict())
+    assert all("lora_" in name or name.startswith("patches.") for name in names)
+    assert names == {name for name, one in module.named_parameters() if one.requires_grad}
+    other = made(copy.deepcopy(llama), zero_adapter(llama, [KEPT], "full", 0))
+    other.load_state_dict(copy.deepcopy(module.state_dict()))
+    inputs = batch()
+    assert torch.equal(other(**inputs, stages=through(KEPT))["loss"], module(**inputs, stages=through(KEPT))["loss"])
+
+
+def test_a_bfloat16_model_has_adapters_in_float32(llama):
+    llama.to(torch.bfloat16)
+    module = made(llama, random_adapter(llama))
+    assert {one.dtype for one in module.parameters() if one.requires_grad} == {torch.float32}
+    losses = trained(module, batch(), KEPT, steps=3)
+    assert losses[-1] < losses[0]
+
+
+def test_lora_targets_name_linear_layers(llama):
+    adapter = random_adapter(llama)
+    options = LoraOptions(rank=2, targets="q_proj,down_proj")
+    module = AdapterLoss(llama.requires_grad_(False), [KEPT], adapter, options, CROSS_ENTROPY, PLENTY)
+    found = {name for name in module.adapter({}).tensors if name.startswith("lora.")}
+    assert found == {
+        f"lora.{layer}.{path}.{part}" for layer in KEPT for path in ("self_attn.q_proj", "mlp.down_proj") for part in "AB"
+    }
+    with pytest.raises(UsageError, match=r"train\.lora\.targets"):
+        AdapterLoss(llama, [KEPT], adapter, LoraOptions(rank=2, targets="nosuch"), CROSS_ENTROPY, PLENTY)
+
+
+def test_all_linear_adapts_every_linear_layer_of_kept_layers(model):
+    module = made(model, random_adapter(model))
+    expected = {f"lora.{layer}.{path}.A" for layer in KEPT for path in linear_paths(stack_of(model)[layer])}
+    assert {name for name in module.adapter({}).tensors if name.endswith(".A")} == expected
