@@ -106,8 +106,6 @@ def _check_patches(config: Config) -> None:
         raise NotApplicable(
             f"strategy.patch={kind} is not supported with model.skip_adapter, which has patches of its own; set one of them"
         )
-    if kind == "folded" and not config.calibration.patch_centered:
-        return
     if kind == "folded" and config.calibration.patch_order == "joint":
         raise NotApplicable("strategy.patch=folded is fitted in order; use calibration.patch_order=sequential")
     if kind == "folded" and config.model.quantization:

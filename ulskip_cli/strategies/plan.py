@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from ulskip_cli.core.config import instantiate, shown_options
-from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, adapter_records
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies import NeedsCalibration, PositionalStrategy, Strategy, schedule
@@ -123,6 +123,28 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         target_kept=count,
         timed_tokens=timed_tokens,
         exits=exits,
+    )
+
+
+def adapter_of(model: ModelConfig, plan: Plan) -> tuple[str, dict[str, Any]] | None:
+    """Return the folder and record of the skip adapter for a plan's layers, or None if there is none.
+
+    Raises UsageError if the adapters are of another model, or none has the plan's layers.
+    """
+    records = adapter_records(model)
+    wanted = {stage.kept_layers for stage in plan.stages if len(stage.kept_layers) < plan.num_layers}
+    if not records or not wanted:
+        return None
+    known: list[tuple[int, ...]] = []
+    for name, record in zip(model.skip_adapter, records, strict=True):
+        kept_sets = {tuple(layers) for layers in record["kept_sets"]}
+        known += sorted(kept_sets)
+        if wanted <= kept_sets:
+            return name, record
+    raise UsageError(
+        f"expected kept layers that model.skip_adapter corrects, {' or '.join(map(_listed, known))}, got "
+        f"{' and '.join(map(_listed, sorted(wanted)))}; use strategy=custom strategy.layers={_listed(known[0])}, or another "
+        "adapter"
     )
 
 
@@ -254,3 +276,7 @@ def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | 
     trained = list((trained_for["kept_layers"] or {}).values()) + [list(range(depth)) for depth in exits]
     trained += [one["kept_layers"] for later in (trained_for.get("later_stages") or {}).values() for one in later]
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return f"[{','.join(map(str, layers))}]"
