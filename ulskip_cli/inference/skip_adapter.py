@@ -168,7 +168,7 @@ def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) 
 
 
 def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
-    """Return a layer of the same class with weights of its own: those of `module` with a fold (weight, bias), plus LoRA (A, B)."""
+    """Return a layer of the class of `module` with its weights changed by a fold (weight, bias) and LoRA (A, B)."""
     if type(module) not in (nn.Linear, Conv1D):
         raise UsageError(
             f"the skip adapter changes the weights of linear layers, and {type(module).__name__} has none that can be changed; "
@@ -178,8 +178,9 @@ def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
     transposed = type(module) is Conv1D
     weight = changed_weight(source.weight.detach(), parts, transposed)
     bias = changed_bias(None if source.bias is None else source.bias.detach(), parts, weight.dtype)
+    inputs, outputs = weight.shape if transposed else weight.shape[::-1]
     with torch.device("meta"):
-        changed: Any = Conv1D(*weight.shape[::-1]) if transposed else nn.Linear(*weight.shape[::-1], bias=bias is not None)
+        changed: nn.Module = Conv1D(outputs, inputs) if transposed else nn.Linear(inputs, outputs, bias=bias is not None)
     changed.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         changed.bias = nn.Parameter(bias, requires_grad=False)

@@ -16,7 +16,7 @@ from ulskip_cli.strategies.cost import num_kept_for_cost
 from ulskip_cli.strategies.early_exit_plan import heads_per_step, make_exit_rule
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, cached_layers, memory_plan
-from ulskip_cli.strategies.patching import NO_PATCH, patch_of, patch_parameters
+from ulskip_cli.strategies.patching import NO_PATCH, patch_kind, patch_parameters
 from ulskip_cli.strategies.schedule import Stage
 
 
@@ -150,9 +150,7 @@ def adapter_of(model: ModelConfig, plan: Plan) -> tuple[str, dict[str, Any]] | N
 
 def with_patch_bytes(metadata: ModelMetadata, config: Config) -> ModelMetadata:
     """Return the metadata with the bytes of the patch that a decode step reads at every gap."""
-    kind, rank = patch_of(config.strategy), config.strategy.get("patch_rank", 0)
-    for record in adapter_records(config.model):
-        kind, rank = record["kind"], record.get("rank") or 0
+    kind, rank = patch_kind(config)
     if metadata.weights is None or not metadata.hidden_size or kind == NO_PATCH:
         return metadata
     count = patch_parameters(kind, metadata.hidden_size, rank)
