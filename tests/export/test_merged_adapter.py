@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import transformers
 from reference import NEW_STYLE, OLD_STYLE, build_model, random_ids
 from safetensors.torch import load_file
 
+from ulskip_cli.api import generate
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
@@ -185,3 +187,19 @@ def test_the_card_shows_the_rows_of_the_adapter_alone(model_folder, tmp_path, qu
     assert invoke(["run", *point, *quick, given]) == 0
     (again,) = run_export([*point, given], None, ExportRequest(tmp_path / "one"))["results"]
     assert again not in measured  # the newest row of a task and machine
+
+
+def test_the_code_in_serving_md_generates_the_tokens_of_the_corrected_view(model_folder, stored, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    adapter = fitted(model)
+    source, folder = stored(model, adapter, max_shard_size="5GB")
+    export(source, tmp_path / "pair", f"model.skip_adapter={folder}")
+    page = (tmp_path / "pair" / "SERVING.md").read_text()
+    assert "contain a skip adapter" in page
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code.replace('FOLDER, KEPT = ".",', f"FOLDER, KEPT = {str(tmp_path / 'pair')!r},"), names)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    for text in ("the cat sat", "der Hund schläft im Haus"):
+        (expected,) = generate(model, tokenizer, [text], skip_adapter=adapter, max_new_tokens=8)
+        assert names["answer"](text, 8) == expected.token_ids

@@ -49,6 +49,14 @@ class SkipAdapter:
         if kept not in self.kept_sets:
             raise UsageError(f"expected kept layers of the skip adapter, {self.kept_sets}, got {kept}; use another adapter")
         patches, changes = self.by_layer(f"patch.{self.kept_sets.index(kept)}."), self.linear_changes(kept)
+        hidden_size = model.config.get_text_config(decoder=True).hidden_size
+        for width in {
+            tensor.numel() for tensors in patches.values() for name, tensor in tensors.items() if name.endswith("bias")
+        }:
+            if width != hidden_size:
+                raise UsageError(
+                    f"expected patches of this model's hidden size {hidden_size}, got {width}; use another adapter"
+                )
 
         def adapt(place: int, layer: nn.Module) -> nn.Module:
             device = next(layer.parameters()).device
