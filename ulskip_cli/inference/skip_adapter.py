@@ -155,6 +155,13 @@ def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], k
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
 
 
+def timing_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], kind: str, rank: int) -> SkipAdapter | None:
+    """Return patches that change nothing and cost the time of patches of a kind, or None for a kind without such cost."""
+    num_layers = shallow_view.num_layers(model)
+    corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]
+    return zero_adapter(model, corrected, kind, rank) if kind in KINDS and corrected else None
+
+
 def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of one layer by module and by the rest of their name."""
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)

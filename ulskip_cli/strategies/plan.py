@@ -16,7 +16,7 @@ from ulskip_cli.strategies.cost import num_kept_for_cost
 from ulskip_cli.strategies.early_exit_plan import heads_per_step, make_exit_rule
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, cached_layers, memory_plan
-from ulskip_cli.strategies.patching import NO_PATCH, patch_kind, patch_parameters
+from ulskip_cli.strategies.patching import NO_PATCH, gaps, patch_kind, patch_parameters
 from ulskip_cli.strategies.schedule import Stage
 
 
@@ -40,6 +40,7 @@ class Plan:
     target_kept: int = 0  # R, the requested mean number of layers per step
     timed_tokens: int = 32  # per sequence in timed pairs; positional strategies need a length with a mean depth of R
     exits: ExitRule | None = None  # None without early exit
+    patch_bytes: int | None = 0  # bytes of patches that a first step reads; None if unknown
 
     def __post_init__(self) -> None:
         """Check that later stages only drop layers; an added layer would lack the keys and values of earlier steps."""
@@ -123,6 +124,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         target_kept=count,
         timed_tokens=timed_tokens,
         exits=exits,
+        patch_bytes=_patch_bytes(metadata, config, len(gaps(kept, num_layers))),
     )
 
 
@@ -150,11 +152,19 @@ def adapter_of(model: ModelConfig, plan: Plan) -> tuple[str, dict[str, Any]] | N
 
 def with_patch_bytes(metadata: ModelMetadata, config: Config) -> ModelMetadata:
     """Return the metadata with the bytes of the patch that a decode step reads at every gap."""
-    kind, rank = patch_kind(config)
-    if metadata.weights is None or not metadata.hidden_size or kind == NO_PATCH:
+    patch = _patch_bytes(metadata, config, 1)
+    if metadata.weights is None or not patch:
         return metadata
-    count = patch_parameters(kind, metadata.hidden_size, rank)
-    return replace(metadata, weights=replace(metadata.weights, patch=count * (metadata.weight_bytes or 2)))
+    return replace(metadata, weights=replace(metadata.weights, patch=patch))
+
+
+def _patch_bytes(metadata: ModelMetadata, config: Config, num_gaps: int) -> int | None:
+    kind, rank = patch_kind(config)
+    if kind == NO_PATCH:
+        return 0
+    if not metadata.hidden_size:
+        return None
+    return num_gaps * patch_parameters(kind, metadata.hidden_size, rank) * (metadata.weight_bytes or 2)
 
 
 def _usable_basis(
