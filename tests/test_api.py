@@ -10,6 +10,7 @@ import ulskip_cli
 from ulskip_cli import api
 from ulskip_cli.core import config
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,36 @@ def test_an_evaluation_is_a_run(model_folder, tmp_path):
     with pytest.raises(UsageError, match="ratio=9"):
         api.evaluate(f"model.path={model_folder}", "ratio=9", f"results_dir={tmp_path}/other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):
+    model, tokenizer = loaded
+    shifts = {f"patch.0.{layer}.bias": 9 * torch.randn(32, generator=torch.Generator().manual_seed(layer)) for layer in (3, 5)}
+    adapter = SkipAdapter(6, ((0, 3, 5),), shifts, {"kind": "bias"})
+    adapter.save(tmp_path / "adapter")
+    expected = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), skip_adapter=adapter, max_new_tokens=6)
+    for given in (adapter, tmp_path / "adapter", str(tmp_path / "adapter")):
+        assert api.generate(model, tokenizer, ["the cat sat"], skip_adapter=given, max_new_tokens=6) == expected
+    (plain,) = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), max_new_tokens=6)
+    (full,) = api.generate(model, tokenizer, ["the cat sat"], max_new_tokens=6)
+    assert expected[0].token_ids[0] == plain.token_ids[0] == full.token_ids[0]
+    assert expected[0].token_ids != plain.token_ids
+    assert api.generate(model, tokenizer, ["the cat sat"], range(6), skip_adapter=adapter, max_new_tokens=6) == [full]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "kept", "match"),
+    [
+        (SkipAdapter(6, ((0, 5), (0, 3, 5)), {}), None, r"\(0, 3, 5\)"),
+        (SkipAdapter(6, ((0, 3, 5),), {}), (0, 5), r"\(0, 5\)"),
+        (SkipAdapter(8, ((0, 3, 5),), {}), None, "6 layers.* 8"),
+        (SkipAdapter(6, ((0, 3, 5),), {"patch.0.3.bias": torch.zeros(7)}), None, "7"),
+        ("nowhere", None, "nowhere"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(loaded, adapter, kept, match):
+    with pytest.raises(UsageError, match=match):
+        api.generate(*loaded, ["a"], kept, skip_adapter=adapter, max_new_tokens=3)
 
 
 def test_every_function_is_documented():

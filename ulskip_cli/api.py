@@ -20,10 +20,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ulskip_cli.experiments.record import Row
     from ulskip_cli.experiments.runner import Session
+    from ulskip_cli.inference.skip_adapter import SkipAdapter
 
 __all__ = ["Answer", "evaluate", "generate", "kept_layers", "shallow_view"]
 
@@ -108,6 +111,7 @@ def generate(
     *,
     prompt_layers: str = "all",
     batch_size: int = 8,
+    skip_adapter: "str | Path | SkipAdapter | None" = None,
     **decoding: Any,
 ) -> list[Answer]:
     """Answer prompts: all layers encode each prompt and choose the first token, the kept layers decode the others.
@@ -116,9 +120,11 @@ def generate(
         model: a model in evaluation mode, as `from_pretrained` returns it.
         tokenizer: the tokenizer of the model.
         prompts: texts as the model reads them; no chat template is applied.
-        kept: the layers of a decode step; None keeps all.
+        kept: the layers of a decode step; None keeps those of `skip_adapter`, or all without one.
         prompt_layers: `all`, or `kept` to encode prompts with the kept layers too.
         batch_size: the number of prompts in a batch; it is halved if a batch does not fit into memory.
+        skip_adapter: the folder of a skip adapter of this model, or a loaded `ulskip_cli.inference.skip_adapter.SkipAdapter`.
+            It corrects the decode steps, and the model stays unchanged.
         **decoding: keys of `decoding`, e.g. `max_new_tokens=32`, `num_beams=4`, `do_sample=True`, `stop=["END"]`, and
             `seed` for sampling; greedy decoding by default.
 
@@ -126,7 +132,8 @@ def generate(
         One answer per prompt, in their order.
 
     Raises:
-        UsageError: an option is unknown or out of range, a prompt has no tokens, or the architecture is not supported.
+        UsageError: an option is unknown or out of range, a prompt has no tokens, the architecture is not supported, or the
+            skip adapter does not fit the model or the layers.
     """
     from ulskip_cli.core.config import decoding_of
     from ulskip_cli.core.config_schema import PROMPT_LAYERS
@@ -145,7 +152,10 @@ def generate(
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
     depth = shallow_view.num_layers(model)
-    decoder = Decoder(model, Plan.from_layers(depth, range(depth) if kept is None else kept, prompt_layers), tokenizer)
+    adapter = None if skip_adapter is None else _read_adapter(skip_adapter, depth)
+    if kept is None:
+        kept = range(depth) if adapter is None else _only_set(adapter)
+    decoder = Decoder(model, Plan.from_layers(depth, kept, prompt_layers), tokenizer, adapter)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
     if [] in ids:
         at = ids.index([])
@@ -157,6 +167,31 @@ def generate(
             text, stopped = until_stop(tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop)
             answers[position] = Answer(text, tokens, hit and not stopped)
     return [answers[i] for i in range(len(ids))]
+
+
+def _read_adapter(given: "str | Path | SkipAdapter", num_layers: int) -> "SkipAdapter":
+    from pathlib import Path
+
+    from ulskip_cli.core.errors import UsageError
+    from ulskip_cli.inference.skip_adapter import SkipAdapter
+
+    adapter = given if isinstance(given, SkipAdapter) else SkipAdapter.load(Path(given).expanduser())
+    if adapter.num_layers != num_layers:
+        raise UsageError(
+            f"expected a skip adapter of a model with {num_layers} layers, got one for {adapter.num_layers}; use the adapter's "
+            "own model"
+        )
+    return adapter
+
+
+def _only_set(adapter: "SkipAdapter") -> tuple[int, ...]:
+    from ulskip_cli.core.errors import UsageError
+
+    if len(adapter.kept_sets) > 1:
+        raise UsageError(
+            f"expected kept= with layers of the skip adapter, which has several sets; use one of {adapter.kept_sets}"
+        )
+    return adapter.kept_sets[0]
 
 
 def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":

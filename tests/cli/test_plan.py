@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +25,20 @@ def test_a_memory_budget_is_shown_beside_full():
     assert "8.00 GiB of 16.00 GiB" in text
     assert "900; full 450" in text
     assert "1,700; full 450" in text
+
+
+def test_patches_are_shown_with_their_bytes():
+    plan = Plan("unified", 6, (0, 2, 5), "all", 2.0, 2.0, None, 600, 300, ())
+    assert "patches" not in "\n".join(plan_lines(plan, "tiny"))
+    (line,) = [
+        line for line in plan_lines(replace(plan, options={"patch": "full"}, patch_bytes=8448), "m") if "patches" in line
+    ]
+    assert "full, 2 gaps, 8,448 bytes" in line
+    (line,) = [
+        line for line in plan_lines(replace(plan, options={"patch": "full"}, patch_bytes=None), "m") if "patches" in line
+    ]
+    assert "unknown" in line
+    assert "skip adapter, 2 gaps, 256 bytes" in "\n".join(plan_lines(replace(plan, patch_bytes=256), "tiny"))
 
 
 def test_exits_are_shown_instead_of_a_schedule():

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.benchmark import BenchmarkRunner
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.preflight import resolve_benchmark
 from ulskip_cli.experiments.runner import Session
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 
@@ -80,6 +82,44 @@ def test_work_and_shares_are_exact(bench, point):
         assert side["flop_share"] == pytest.approx(side["step_flops"] / side["step_time_breakdown"]["step_seconds"] / 1e10)
 
 
+@pytest.mark.parametrize(("kind", "size"), [("full", 32 * 32 + 32), ("low_rank", 2 * 4 * 32 + 32), ("bias", 32), ("folded", 0)])
+def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, monkeypatch, kind, size):
+    from ulskip_cli.experiments import benchmark as module
+
+    adapters, real = [], module.Decoder
+    monkeypatch.setattr(module, "Decoder", lambda *args, **more: adapters.append(more.get("adapter")) or real(*args, **more))
+    row = bench.run(point("ratio=2", f"strategy.patch={kind}", "strategy.patch_rank=4"))
+    rank = 4 if kind == "low_rank" else None
+    assert row["patch"] == {"kind": kind, "rank": rank, "values": "zero", "bytes": 2 * 4 * size}
+    weights = HEAD + NORM + 3 * LAYER + 2 * size  # two gaps
+    assert row["step_flops"] == 2 * 2 * weights
+    assert row["step_bytes"] == round(4 * weights + 2 * 3 * KV * (5 + 3 / 2))
+    assert row["full"]["step_flops"] == 2 * 2 * (HEAD + NORM + 6 * LAYER)
+    tensors = [tensor for adapter in adapters if adapter for tensor in adapter.tensors.values()]
+    assert sum(tensor.numel() for tensor in tensors) == 2 * size
+    assert not any(
+        tensor.any() for adapter in adapters if adapter for name, tensor in adapter.tensors.items() if "down" not in name
+    )
+
+
+def test_a_skip_adapter_is_timed(bench, model_folder, tmp_path, monkeypatch):
+    from ulskip_cli.experiments import benchmark as module
+
+    pretrained = [f"model.path={model_folder}", f"results_dir={tmp_path}", *QUICK]
+    shifts = {f"patch.0.{layer}.bias": torch.ones(32) for layer in (2, 5)}
+    base = {"model": "m", "fingerprint": fingerprint(compose(pretrained).model)}
+    SkipAdapter(6, ((0, 2, 5),), shifts, {"base": base, "kind": "bias"}).save(tmp_path / "adapter")
+    adapters, real = [], module.Decoder
+    monkeypatch.setattr(module, "Decoder", lambda *args, **more: adapters.append(more.get("adapter")) or real(*args, **more))
+    row = bench.run(compose([*pretrained, "ratio=2", f"model.skip_adapter={tmp_path / 'adapter'}"]))
+    assert row["skip_adapter"]["path"] == str(tmp_path / "adapter")
+    assert row["patch"] is None
+    assert all(torch.equal(adapters[0].tensors[name], tensor) for name, tensor in shifts.items())
+    assert row["step_bytes"] - row["full"]["step_bytes"] == -3 * 4 * LAYER + 2 * 4 * 32 - round(2 * 3 * KV * (5 + 3 / 2))
+    with pytest.raises(UsageError, match=r"\[0,2,5\], got \[0,5\]"):
+        bench.run(compose([*pretrained, "ratio=3", f"model.skip_adapter={tmp_path / 'adapter'}"]))
+
+
 def test_a_layer_counts_in_the_steps_that_run_it():
     from ulskip_cli.experiments.benchmark import _runs
     from ulskip_cli.strategies.plan import Stage
@@ -112,7 +152,7 @@ def test_weights_machine_limits_and_the_full_model_are_shared(bench, point, quic
 
     made = []
     real = module.Decoder
-    monkeypatch.setattr(module, "Decoder", lambda model, plan: made.append(len(plan.kept_layers)) or real(model, plan))
+    monkeypatch.setattr(module, "Decoder", lambda model, plan, **more: made.append(len(plan.kept_layers)) or real(model, plan))
     rows = [bench.run(point(f"ratio={ratio}")) for ratio in (2, 3)]
     assert sorted(made) == [2, 3, 6]
     assert quick_limits == [(torch.device("cpu"), torch.float32)]

@@ -94,3 +94,20 @@ def test_pairs_are_those_of_the_depths_plan(llama):
         had, ratios = measured(depth)
         assert had == depth
         assert len(ratios) == latency_target.MEET_PAIRS
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("full", 2), ("low_rank", 3), ("folded", 0), ("none", 0)])
+def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, kind, parts):
+    made, real = [], latency_target.Decoder
+    monkeypatch.setattr(latency_target, "Decoder", lambda *args, **more: made.append(more) or real(*args, **more))
+    config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9"])
+    ids = random_ids(2, 5)
+    plan_of = partial(make_plan, config, ModelMetadata(NUM_LAYERS, None, None))
+    context = DecodeContext(config.decoding, 0)
+    measured = make_pair_timer(llama, plan_of, [(ids, torch.ones_like(ids))], context, config.speed, (kind, 4))
+    measured(3.5)
+    full, shallow = made
+    assert full["adapter"] is None
+    tensors = shallow["adapter"].tensors if shallow["adapter"] else {}
+    assert len(tensors) == (2 + 2) * parts  # at the gaps of 4 layers and of 3
+    assert not any(tensor.any() for name, tensor in tensors.items() if "down" not in name)

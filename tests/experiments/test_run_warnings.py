@@ -73,6 +73,8 @@ def test_weights_trained_for_other_layers_are_reported(warned):
     (line,) = warned("ratio=2", provenance=untrained)
     assert line.startswith("unified with 6 of 12 layers")
     assert warned("strategy=full", provenance=untrained) == ()
+    for corrected in (ScheduleRecord(skip_adapter={"path": "a"}), ScheduleRecord(patch={"kind": "full"})):
+        assert warned("ratio=2", provenance=untrained, schedule=corrected) == ()
 
 
 def test_a_record_without_measurements_needs_no_adjustments():

@@ -5,7 +5,6 @@ import torch
 from reference import build_model, random_ids, reference_greedy
 
 from ulskip_cli.core.config_schema import OwnResponses
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.inference import own_responses
 from ulskip_cli.inference.decoder import Decoder
@@ -84,17 +83,22 @@ def test_the_seed_changes_sampled_answers_only(file):
     assert [rows[1] for rows in one] != [rows[1] for rows in other]
 
 
-@pytest.mark.parametrize("changes", [{"prompts": PROMPTS[::-1]}, {"prompts": PROMPTS[:5]}, {"seed": 2}, {"temperature": 0.5}])
-def test_a_file_of_other_prompts_or_settings_is_refused_by_its_name(file, changes):
-    answers(file)
-    stored = file.read_bytes()
-    with pytest.raises(UsageError, match=file.name):
-        answers(file, **changes)
-    assert file.read_bytes() == stored
+def test_fewer_prompts_in_another_order_use_the_stored_answers(file, monkeypatch):
+    found = answers(file)
+    forbid_generation(monkeypatch)
+    assert answers(file, prompts=PROMPTS[5::-1]) == found[5::-1]
 
 
-def test_a_file_of_another_model_is_refused_by_its_name(file):
-    answers(file)
-    with pytest.raises(UsageError, match=file.name):
-        model = build_model("gpt2")
-        generate_own_responses(model, None, PROMPTS, OwnResponses(samples=2), (0, LENGTH, 1), file, NullProgress())
+@pytest.mark.parametrize("changes", [{"seed": 2}, {"temperature": 0.5}])
+def test_answers_of_other_settings_are_added_to_the_file(file, changes):
+    found = answers(file)
+    assert answers(file, **changes) == answers(file.with_name("other.jsonl"), **changes) != found
+    assert answers(file) == found
+
+
+def test_answers_of_another_model_are_added_to_the_file(file):
+    found = answers(file)
+    others = generate_own_responses(
+        build_model("gpt2"), None, PROMPTS, OwnResponses(samples=2), (0, LENGTH, 1), file, NullProgress()
+    )
+    assert others != found == answers(file)

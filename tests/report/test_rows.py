@@ -8,6 +8,7 @@ from ulskip_cli.experiments.record import FAILED, RunRecord
 from ulskip_cli.experiments.record_sections import RunIdentity
 from ulskip_cli.report.columns import AXES, starred, varying
 from ulskip_cli.report.rows import (
+    Group,
     absent,
     done,
     find_folders,
@@ -152,3 +153,37 @@ def test_a_failed_row_with_empty_settings_joins_the_group_of_its_sweep():
 def test_a_row_without_its_number_of_examples_keeps_its_stars():
     assert starred(sweep_row(num_examples=None), "bleu")
     assert not starred(sweep_row(num_examples=9), "bleu")
+
+
+def patched(kind, rank=None, **more):
+    options = {"patch": kind, **({"patch_rank": rank} if rank else {})}
+    return {**sweep_row(), "strategy_options": options, "patch": {"id": "x", "kind": kind, "rank": rank}, **more}
+
+
+def adapted(*folders, target=2.0):
+    model = {"name": "hf", "skip_adapter": list(folders)}
+    return {**sweep_row(target=target), "skip_adapter": {"path": folders[0], "kind": "full"}, "config": {"model": model}}
+
+
+def test_patches_and_adapters_are_points_of_their_own():
+    rows = [sweep_row("full"), sweep_row(), patched("full"), patched("low_rank", 8), patched("low_rank", 16), adapted("a/one")]
+    (group,) = grouped(with_settings(rows))
+    names = ["full patch", "low_rank 16 patch", "low_rank 8 patch", "adapter"]
+    found = {approach for target, approach in group.points() if target == 2.0}
+    assert found == {"unified", *(f"unified + {name}" for name in names)}
+    failed = not_applicable("unified") | {"strategy_options": {"patch": "bias"}}
+    assert Group("", [failed]).approach(failed) == "unified + bias patch"
+
+
+def test_two_adapters_of_a_point_are_named():
+    one_each = Group("", [adapted("a/two", "a/three"), adapted("a/three", target=3.0)])
+    assert {approach for _, approach in one_each.points()} == {"unified + adapter"}
+    (group,) = grouped(with_settings([sweep_row(), adapted("a/one"), adapted("b/other")]))
+    assert {approach for _, approach in group.points()} == {"unified", "unified + adapter one", "unified + adapter other"}
+
+
+def test_patches_of_different_calibrations_are_in_different_groups():
+    config = {"config": {"model": {"name": "hf"}, "calibration": {"responses": "own"}}}
+    other = {"config": {"model": {"name": "hf"}, "calibration": {"responses": "both"}}}
+    groups = grouped(with_settings([patched("full", **config), patched("full", **other)]))
+    assert [group.label.rpartition(" · ")[2] for group in groups] == ["responses own", "responses both"]

@@ -10,6 +10,7 @@ from ulskip_cli.cli.show import print_commented
 from ulskip_cli.core import config
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import Footprint, MemoryPlan
+from ulskip_cli.strategies.patching import gaps
 from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
@@ -48,6 +49,9 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
         "KV bytes per token": cache,
         "prompt_layers": "all layers encode the prompt" if plan.prompt_layers == "all" else "the kept layers encode the prompt",
     }
+    if (patch := plan.options.get("patch")) or plan.patch_bytes != 0:
+        read = UNKNOWN if plan.patch_bytes is None else f"{plan.patch_bytes:,} bytes in each decode step"
+        facts["patches"] = f"{patch or 'of the skip adapter'}, {len(gaps(plan.kept_layers, plan.num_layers))} gaps, {read}"
     if plan.memory is not None:
         facts |= _memory_facts(plan.memory, plan.strategy)
     width = max(map(len, facts))

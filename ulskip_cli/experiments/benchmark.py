@@ -11,6 +11,7 @@ from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
+from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.machine_limits import MachineLimits
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
@@ -26,7 +27,9 @@ from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.head_timing import head_seconds
 from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.strategies.plan import Plan, make_plan
+from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter, timing_adapter
+from ulskip_cli.strategies.patching import NO_PATCH, gaps, patch_kind, patch_of, patch_parameters
+from ulskip_cli.strategies.plan import Plan, make_plan, with_patch_bytes
 
 
 @dataclass
@@ -44,14 +47,15 @@ class BenchmarkRunner:
         limits = self._measure_limits(loaded)
         latency = self.session.solve_depth(config, loaded, RANDOM_PROMPTS)
         plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
-        strategy = Decoder(loaded.model, plan)
+        adapter, found = timed_correction(config, loaded, plan, latency)
+        strategy = Decoder(loaded.model, plan, adapter=adapter)
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
         fixed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
         pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
         progress.phase(f"{plan.strategy}: step time", 0)
         sides = (pairs.full[0], full), (pairs.strategy[0], strategy)
         heads = [head_seconds(decoder, output.linear_backend, pairs.batch_size) for output, decoder in sides]
-        full_side, own_side = _describe_sides(pairs, plan, loaded, limits, heads)
+        full_side, own_side = _describe_sides(pairs, plan, loaded, limits, heads, config)
         details = BenchmarkDetails(
             timed_prompt_tokens=config.speed.prompt_tokens,
             timed_new_tokens=plan.timed_tokens,
@@ -68,7 +72,7 @@ class BenchmarkRunner:
         throughput = measure_throughput(pairs.strategy, "timed pairs")
         record = RunRecord(
             identity=replace(point.identity, task=None, pair=None, prompt_layers=plan.prompt_layers),
-            schedule=describe_schedule(plan, ScheduleProvenance(latency), []),
+            schedule=describe_schedule(plan, found, []),
             throughput=replace(throughput, compile_seconds=pairs.compile_seconds),
             timing=pairs.timing(),
             benchmark=details,
@@ -106,15 +110,37 @@ class BenchmarkRunner:
         return self._limits[key]
 
 
+def timed_correction(
+    config: Config, loaded: LoadedModel, plan: Plan, latency: LatencyTargetFit | None = None
+) -> tuple[SkipAdapter | None, ScheduleProvenance]:
+    """Return the adapter that a benchmark times, and the provenance of its schedule.
+
+    For `strategy.patch` it contains zeros, because random prompts give no patches, and their values cost no time.
+    """
+    trained, entry = load_adapter(config.model, plan)
+    kind, rank = patch_of(config.strategy), patch_kind(config)[1]
+    if trained is not None or kind == NO_PATCH or plan.keeps_all:
+        return trained, ScheduleProvenance(latency, skip_adapter=entry)
+    patch = {"kind": kind, "rank": rank if kind == "low_rank" else None, "values": "zero", "bytes": plan.patch_bytes}
+    sets = [stage.kept_layers for stage in plan.stages]
+    return timing_adapter(loaded.model, sets, kind, rank), ScheduleProvenance(latency, patch=patch)
+
+
 def _key(config: Config) -> str:
     return f"{config.model} {config.seed}"
 
 
 def _describe_sides(
-    pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float]
+    pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float], config: Config
 ) -> list[dict[str, Any]]:
     """Return step times and shares of the machine limits, for the full model and then the schedule; unknown values are None."""
-    parameters, drafted = _parameters(loaded), pairs.strategy[0].drafts is not None
+    weights, parameters = loaded.metadata.weights, _parameters(loaded)
+    drafted, patches = pairs.strategy[0].drafts is not None, (0.0, _patches(plan, pairs.full[0].steps))
+    if patches[1] and weights is not None:
+        weights = with_patch_bytes(loaded.metadata, config).weights
+        hidden_size = loaded.model.config.get_text_config(decoder=True).hidden_size
+        kind, rank = patch_kind(config)
+        parameters = parameters and replace(parameters, patch=patch_parameters(kind, hidden_size, rank))
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
     depths = [sum(shares.values()) for shares in runs]
     seconds = [median(output.step_seconds for output in outputs) for outputs in (pairs.full, pairs.strategy)]
@@ -122,8 +148,8 @@ def _describe_sides(
     sides = []
     for i, outputs in enumerate((pairs.full, pairs.strategy)):
         kv_bytes = _kv_bytes(outputs[0]) * depths[i] / (plan.num_kept if i else plan.num_layers)
-        known = (None, None) if drafted and i else (loaded.metadata.weights, parameters)
-        work = StepWork.of(*known, runs[i], kv_bytes, len(outputs[0].token_ids))
+        known = (None, None) if drafted and i else (weights, parameters)
+        work = StepWork.of(*known, runs[i], kv_bytes, len(outputs[0].token_ids), patches[i])
         breakdown = StepTimeBreakdown(seconds[i], heads[i], None if per_layer is None else per_layer * depths[i])
         sides.append({**_shares(work, seconds[i], limits), "step_time_breakdown": breakdown.as_dict()})
     return sides
@@ -142,6 +168,11 @@ def _runs(plan: Plan, steps: int) -> dict[int, float]:
     """Return the share of decode steps that run each layer."""
     by_stage = plan.step_counts(steps)
     return {layer: sum(count for count, kept in by_stage if layer in kept) / steps for layer in plan.kept_layers}
+
+
+def _patches(plan: Plan, steps: int) -> float:
+    """Return the mean number of gaps in a decode step."""
+    return sum(count * len(gaps(kept, plan.num_layers)) for count, kept in plan.step_counts(steps)) / steps
 
 
 def _kv_bytes(output: BatchOutput) -> float:

@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 from ulskip_cli.core.config_schema import SpeedConfig
 from ulskip_cli.experiments.paired_timing import measure_pairs
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.inference.skip_adapter import timing_adapter
 from ulskip_cli.inference.timing import median_interval
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
+from ulskip_cli.strategies.patching import NO_PATCH
 from ulskip_cli.strategies.plan import Plan
 
 NEW_TOKENS = 24  # generated for each timed sequence
@@ -111,14 +113,18 @@ def make_pair_timer(
     batches: Batches,
     context: DecodeContext,
     speed: SpeedConfig,
+    patch: tuple[str, int] = (NO_PATCH, 0),
 ) -> Callable[[float], tuple[float, Sequence[float]]]:
-    """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the plan `plan_of(depth)`."""
+    """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the plan `plan_of(depth)`.
+
+    The plan runs with patches of the kind and rank in `patch` that change nothing, because the layers are not known yet.
+    """
     known: dict[tuple[tuple[int, ...], ...], Decoder] = {}
 
     def decoder(plan: Plan) -> Decoder:
         sets = tuple(stage.kept_layers for stage in plan.stages)
         if sets not in known:
-            known[sets] = Decoder(model, plan)
+            known[sets] = Decoder(model, plan, adapter=timing_adapter(model, sets, *patch))
         return known[sets].with_stage_switch(plan.later_stages[0].first_step) if plan.later_stages else known[sets]
 
     def measured(depth: float) -> tuple[float, Sequence[float]]:

@@ -23,8 +23,10 @@ from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.scoring import given_logits
+from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies import NeedsCalibration
+from ulskip_cli.strategies.patching import NO_PATCH, not_computed, patch_of
 from ulskip_cli.strategies.plan import make_plan
 
 ScoringRequest = tuple[Any, list[int], list[int]]  # texts of the request, token ids of its context and of its continuation
@@ -87,6 +89,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
                 f"strategy={self.ulskip_config.strategy['name']} requires calibrated options; calibrate with `ulskip run`, "
                 "and pass the values under calibration.options in the new row as strategy.KEY=VALUE"
             )
+        if (patch := patch_of(self.ulskip_config.strategy)) != NO_PATCH:
+            raise not_computed("lm-eval", patch)
         self.loaded = load(self.ulskip_config.model, self.ulskip_config.seed)
         tokenizer = self.loaded.tokenizer
         if tokenizer is None:
@@ -97,8 +101,9 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         asked = any(text.startswith("prompt_layers=") for text in overrides)
         stays = asked or self.plan.keeps_all or self.plan.exits
         scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
-        self.decoder = Decoder(self.loaded.model, self.plan, tokenizer)
-        self.scorer = self.decoder if scoring == self.plan else Decoder(self.loaded.model, scoring, tokenizer)
+        adapter, self.skip_adapter = load_adapter(self.ulskip_config.model, self.plan)
+        self.decoder = Decoder(self.loaded.model, self.plan, tokenizer, adapter)
+        self.scorer = self.decoder if scoring == self.plan else Decoder(self.loaded.model, scoring, tokenizer, adapter)
         self.scoring_plan = scoring
         self.continuations = self.first_token_only = self._batches = 0
         super().__init__(
@@ -195,7 +200,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             warnings.append(f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}")
         return RunRecord(
             identity=replace(RunIdentity.of(config, shared_id), task=None, pair=None, prompt_layers=self.plan.prompt_layers),
-            schedule=describe_schedule(self.plan, ScheduleProvenance(), []),
+            schedule=describe_schedule(self.plan, ScheduleProvenance(skip_adapter=self.skip_adapter), []),
             lm_eval=LmEvalScores(lm_eval_version=lm_eval_version, scored_prompt_layers=self.scoring_plan.prompt_layers),
             provenance=describe_provenance(config, self.plan, self.loaded, self.decoder, 0),
             warnings=tuple(warnings),

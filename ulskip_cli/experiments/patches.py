@@ -112,6 +112,7 @@ class _PatchCalibration:
             "examples": len(encoded),
             "tokens": fitter.num_positions,
             "responses": self.config.calibration.responses,
+            "bias": any(bool(one.any()) for name, one in adapter.tensors.items() if name.endswith("bias")),
             "bytes": size if patch_of(self.config.strategy) != "folded" else 0,
         }
 

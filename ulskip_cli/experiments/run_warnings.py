@@ -45,6 +45,8 @@ def adjustments(config: Config, record: RunRecord) -> list[str]:
 def _untrained(plan: Plan, record: RunRecord) -> list[str]:
     if plan.keeps_all or record.provenance is None or record.provenance.trained_for_these_layers is not False:
         return []
+    if record.schedule and (record.schedule.skip_adapter or record.schedule.patch):  # made for these layers
+        return []
     count = plan.target_kept if plan.exits else plan.num_kept
     return [
         f"{plan.strategy} with {count} of {plan.num_layers} layers: the weights were trained for other layers, so quality "

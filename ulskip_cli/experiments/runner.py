@@ -46,6 +46,7 @@ from ulskip_cli.inference.packed_linear import choose_linear_backend
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
+from ulskip_cli.strategies.patching import patch_kind
 from ulskip_cli.strategies.plan import Plan, is_trained_for, make_plan
 
 
@@ -93,7 +94,8 @@ class Session:
         if key not in self._latencies:
             report = self.progress.phase("time the layers", WARM_UP + LINE_ROUNDS)
             self._latencies[key] = fit_step_latency(loaded.model, loaded.metadata.num_layers, batches, context, report)
-        time_pair = make_pair_timer(loaded.model, partial(make_plan, config, loaded.metadata), batches, context, config.speed)
+        plan_of = partial(make_plan, config, loaded.metadata)
+        time_pair = make_pair_timer(loaded.model, plan_of, batches, context, config.speed, patch_kind(config))
         report = self.progress.phase(f"solve depth for {config.ratio:g}x", MEET_ROUNDS)
         return solve_depth_for_speedup(self._latencies[key], config.ratio, time_pair, report)
 

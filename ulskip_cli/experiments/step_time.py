@@ -21,15 +21,17 @@ class StepWork:
         runs: Mapping[int, float],
         kv_bytes: float,
         batch_size: int,
+        patches: float = 0.0,
     ) -> "StepWork":
         """Sum the work of the output head and of the layers that run.
 
-        `weights` are bytes by layer, `parameters` are counts by layer, and `runs` is the share of steps that run each layer.
+        `weights` are bytes by layer, `parameters` are counts by layer, and `runs` is the share of steps that run each layer;
+        `patches` is the number of patches of a step.
         `kv_bytes` is the KV cache size of one sequence in these layers after half of its new tokens.
         """
         return cls(
-            bytes=None if weights is None else round(_sum(weights, runs) + batch_size * kv_bytes),
-            flops=None if parameters is None else round(2 * batch_size * _sum(parameters, runs)),
+            bytes=None if weights is None else round(_sum(weights, runs, patches) + batch_size * kv_bytes),
+            flops=None if parameters is None else round(2 * batch_size * _sum(parameters, runs, patches)),
         )
 
 
@@ -65,5 +67,5 @@ def layer_seconds(full_seconds: float, strategy_seconds: float, num_layers: floa
     return None if num_kept == num_layers else (full_seconds - strategy_seconds) / (num_layers - num_kept)
 
 
-def _sum(sizes: WeightSizes, runs: Mapping[int, float]) -> float:
-    return sizes.head + sum(share * sizes.layers[layer] for layer, share in runs.items())
+def _sum(sizes: WeightSizes, runs: Mapping[int, float], patches: float) -> float:
+    return sizes.head + patches * sizes.patch + sum(share * sizes.layers[layer] for layer, share in runs.items())

@@ -37,6 +37,7 @@ class CardFacts:
     quantization: str | None  # earlier quantization of the source's weights
     license: str | None  # of the source, from its own card
     rows: Sequence[Row]  # results of this schedule of this model
+    skip_adapter: Row | None = None  # the entry in a row of the skip adapter that is merged into the layers
 
 
 def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
@@ -49,15 +50,22 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
     )
     values: dict[str, Any] = {"point": point, "plan": point.plan, "facts": facts, "revision": model.revision}
     values |= {"rows": list(map(_cells, facts.rows)), "provenance": provenance(facts.rows)}
-    values |= {"serving": SERVING, "prefill": PREFILL}
+    values |= {"serving": SERVING, "prefill": PREFILL, "correction": _correction(facts.skip_adapter)}
     card: ModelCard = ModelCard.from_template(data, template_path=str(_TEMPLATES / "card.md"), **values)
     return card
 
 
-def serving_page(plan: Plan) -> str:
+def _correction(skip_adapter: Row | None) -> str:
+    entry = skip_adapter or {}
+    lora = entry.get("lora_rank")
+    parts = ["folded patches"] * (entry.get("kind") == "folded") + [f"LoRA of rank {lora}"] * bool(lora)
+    return " and ".join(parts) or "no patches"
+
+
+def serving_page(plan: Plan, has_adapter: bool = False) -> str:
     """Return the page about serving a prefill/decode pair, in Markdown."""
     text = (_TEMPLATES / "serving.md").read_text("utf-8")
-    page: str = jinja2.Template(text, keep_trailing_newline=True).render(plan=plan)
+    page: str = jinja2.Template(text, keep_trailing_newline=True).render(plan=plan, has_adapter=has_adapter)
     return page
 
 
@@ -70,8 +78,8 @@ def source_license(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str) -> list[Row]:
-    """Return the newest row with this model and schedule for each task and machine.
+def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str, skip_adapter: Row | None = None) -> list[Row]:
+    """Return the newest row with this model, schedule and skip adapter for each task and machine.
 
     `folder` may contain one experiment or several, or not exist. `training` describes how the weights were trained.
     """
@@ -79,7 +87,7 @@ def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str) -
     rows = [row for file in files for row in ResultsFolder(file.parent).rows() if is_done(row)]
     newest: dict[tuple[Any, ...], Row] = {}
     for row in sorted(rows, key=lambda row: str(row.get("finished_at"))):
-        if _matches(row, model, plan, training):
+        if _matches(row, model, plan, training) and _is_corrected(row, skip_adapter):
             machine = row.get("environment", {})
             newest[*(row.get(key) for key in _TASK_KEYS), *(machine.get(key) for key in _MACHINE_KEYS)] = row
     return sorted(newest.values(), key=lambda row: [str(row.get(key)) for key in _TASK_KEYS])
@@ -93,6 +101,15 @@ def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:
         and all(row.get(key) == value for key, value in {**expected, "training": training}.items())
         and not any(row.get(key) for key in ("later_stages", "exit_depths", "draft_tokens"))
     )
+
+
+def _is_corrected(row: Row, skip_adapter: Row | None) -> bool:
+    """Return True if a row was measured with an adapter, also if its run computed the adapter as `strategy.patch`."""
+    own = row.get("skip_adapter") or row.get("patch")
+    if own is None or skip_adapter is None:
+        return own is skip_adapter
+    shared = own.keys() & skip_adapter.keys() - {"path", "bytes"}
+    return "base" in shared and all(own[key] == skip_adapter[key] for key in shared)
 
 
 def _same(key: str, one: Any, other: Any) -> bool:

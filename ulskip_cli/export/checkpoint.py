@@ -17,11 +17,13 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import card, recipe, staging
 from ulskip_cli.export.config import CONFIG, check_tensors, shallow_config
+from ulskip_cli.export.merged_adapter import merged_reader
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.tensors import CheckpointReader, WrittenWeights, shallow_names, write_shards
 from ulskip_cli.export.verify import verify_checkpoint
 from ulskip_cli.inference.checkpoint_files import COMPANIONS, folder_of
 from ulskip_cli.inference.loading import load, source_notes
+from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.plan import is_trained_for
 
 RECORD_VERSION = 1
@@ -39,12 +41,13 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
         source = source_folder(point.config.model, scratch=folder.parent)
         if point.to.resolve() == source.resolve():
             raise UsageError(f"expected --to outside the exported model, got the model's folder {point.to}; use another folder")
-        weights = _write_model(point, source, plan.kept_layers, folder, progress)
+        adapter, adapter_entry = load_adapter(point.config.model, plan)
+        weights = _write_model(point, source, plan.kept_layers, folder, progress, adapter)
         if point.is_pair:
             _write_model(point, source, range(plan.num_layers), folder / card.PREFILL, progress)
-            (folder / card.SERVING).write_text(card.serving_page(plan), "utf-8")
+            (folder / card.SERVING).write_text(card.serving_page(plan, adapter is not None), "utf-8")
         (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
-        checked = verify_checkpoint(point, folder, weights.total_bytes, progress)
+        checked = verify_checkpoint(point, folder, weights.total_bytes, progress, adapter)
         notes = source_notes(point.config.model)
         facts = card.CardFacts(
             parameters=weights.parameters,
@@ -54,7 +57,8 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
             trained_for_these=is_trained_for(notes["trained_for"], plan),
             quantization=notes["quantization"],
             license=card.source_license(source),
-            rows=card.matching_rows(point.results, point.config.model, plan, notes["training"]),
+            rows=card.matching_rows(point.results, point.config.model, plan, notes["training"], adapter_entry),
+            skip_adapter=adapter_entry,
         )
         card.model_card(point, facts).save(folder / card.CARD)
         record = _record(point, facts, folder)
@@ -74,7 +78,12 @@ def source_folder(model: ModelConfig, scratch: Path) -> Path:
 
 
 def _write_model(
-    point: ResolvedExport, source: Path, kept: Sequence[int], folder: Path, progress: ProgressCallback
+    point: ResolvedExport,
+    source: Path,
+    kept: Sequence[int],
+    folder: Path,
+    progress: ProgressCallback,
+    adapter: SkipAdapter | None = None,
 ) -> WrittenWeights:
     trusted = point.config.model.trust_remote_code
     config, num_layers = shallow_config(source, kept, point.dtype, trusted)
@@ -84,8 +93,9 @@ def _write_model(
     if not (folder / _GENERATION).is_file():
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         GenerationConfig.from_model_config(model_config).save_pretrained(folder)
-    reader = CheckpointReader(source, getattr(torch, point.dtype) if point.dtype else None)
+    plain = CheckpointReader(source, getattr(torch, point.dtype) if point.dtype else None)
     check_tensors(source, point.model_name, trusted)
+    reader = plain if adapter is None else merged_reader(point, source, plain, adapter)
     new_names = shallow_names(reader.files, num_layers, kept)
     begin = partial(progress.phase, f"write {len(kept)} layers")
     return write_shards(reader, new_names, folder, point.max_shard_bytes, begin)
@@ -106,6 +116,7 @@ def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
         "record_version": RECORD_VERSION,
         "made_by": point.made_by,
         "model": {**asdict(model), "fingerprint": fingerprint(model)},
+        "skip_adapter": point.skip_adapter,
         "strategy": plan.strategy,
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),

@@ -33,31 +33,37 @@ def shallow_config(
     `dtype` is the dtype of the export; None keeps the source's dtype. Raises UsageError if the source cannot be read or is
     quantized, or if a config cannot describe the kept layers.
     """
-    try:
-        source = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        advice = "model.trust_remote_code=true to run its code" if "trust_remote_code" in str(error) else "another model"
-        reason = str(error).split("\n")[0][:160]
-        raise UsageError(f"transformers cannot read {folder / CONFIG} ({reason}); use {advice}") from None
+    source = read_config(folder, trust_remote_code)
     values = json.loads((folder / CONFIG).read_text("utf-8"))
     if values.get("quantization_config"):
         method = values["quantization_config"].get("quant_method")
         raise UsageError(
             f"expected a checkpoint without quantization, got {method} in {folder}; export the original checkpoint"
         )
-    full = _meta_model(source, trust_remote_code)
+    full = meta_model(source, trust_remote_code)
     num_layers = shallow_view.num_layers(full)
     view = shallow_view.shallow_view(full, kept)
     _shorten(values, source, view.config, num_layers, kept)
     if dtype is not None:
         values["torch_dtype" if "torch_dtype" in values else "dtype"] = dtype
-    rebuilt = _meta_model(type(source).from_dict(copy.deepcopy(values)), trust_remote_code)
+    rebuilt = meta_model(type(source).from_dict(copy.deepcopy(values)), trust_remote_code)
     if difference := first_difference(view, rebuilt):
         raise UsageError(
             f"{type(view).__name__} is not supported: no config describes {len(kept)} of its {num_layers} layers "
             f"({difference}); use --format schedule"
         )
     return values, num_layers
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Return the config of a checkpoint; raise UsageError if transformers cannot read it."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        advice = "model.trust_remote_code=true to run its code" if "trust_remote_code" in str(error) else "another model"
+        reason = str(error).split("\n")[0][:160]
+        raise UsageError(f"transformers cannot read {folder / CONFIG} ({reason}); use {advice}") from None
+    return config
 
 
 def first_difference(view: nn.Module, rebuilt: nn.Module) -> str | None:
@@ -112,7 +118,8 @@ def check_tensors(folder: Path, name: str, trust_remote_code: bool = False) -> N
     check_weights(model, loading_info, name)
 
 
-def _meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """Return a model without weights; raise UsageError if the config's model class cannot be built that way."""
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

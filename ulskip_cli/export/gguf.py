@@ -19,12 +19,14 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export.checkpoint import source_folder
 from ulskip_cli.export.config import check_tensors, shallow_config
+from ulskip_cli.export.merged_adapter import merged_reader
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.staging import staged
-from ulskip_cli.export.tensors import CheckpointReader, shallow_names
+from ulskip_cli.export.tensors import CheckpointReader, TensorReader, shallow_names
 from ulskip_cli.export.verify import DELETED, random_prompts
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.skip_adapter import load_adapter
 
 _LOGIT_TOLERANCE = 1e-3  # as a share of the largest logit; the file stores constants such as epsilon in float32
 _MODEL_TYPES = ("llama", "mistral")
@@ -40,7 +42,7 @@ _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
 class GgufTensors:
     """The tensors of a checkpoint in the layout of GGUF."""
 
-    reader: CheckpointReader
+    reader: TensorReader
     config: dict[str, Any]  # of the export
     dtype: torch.dtype | None  # of matrices; None: that of the source. Vectors are float32
 
@@ -70,7 +72,9 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
         config, num_layers = shallow_config(source, plan.kept_layers, point.dtype, model.trust_remote_code)
         if reason := unsupported_reason(config):
             raise UsageError(f"--format gguf does not support this model ({reason}); use --format hf")
-        reader = CheckpointReader(source)
+        adapter, _ = load_adapter(model, plan)
+        plain = CheckpointReader(source)
+        reader = plain if adapter is None else merged_reader(point, source, plain, adapter)
         check_tensors(source, point.model_name, model.trust_remote_code)
         tensors = GgufTensors(reader, config, getattr(torch, point.dtype) if point.dtype else None)
         new_names = shallow_names(reader.files, num_layers, plan.kept_layers)
@@ -85,9 +89,12 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
             progress.phase("check gguf", 0)
             loaded = load(model)
             assert loaded.tokenizer is not None
-            checked = compare_with_view(file, shallow_view.shallow_view(loaded.model, plan.kept_layers), loaded.tokenizer)
+            kept = plan.kept_layers
+            view = adapter.view(loaded.model, kept) if adapter else shallow_view.shallow_view(loaded.model, kept)
+            checked = compare_with_view(file, view, loaded.tokenizer)
     return {
         "to": str(point.to),
+        "skip_adapter": point.skip_adapter,
         "num_layers": plan.num_layers,
         "kept_layers": list(plan.kept_layers),
         "parameters": parameters,

@@ -13,9 +13,11 @@ from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.export import staging
 from ulskip_cli.strategies import NeedsCalibration
 from ulskip_cli.strategies.memory import parse_bytes
-from ulskip_cli.strategies.plan import Plan, make_plan
+from ulskip_cli.strategies.patching import NO_PATCH, not_computed, patch_of
+from ulskip_cli.strategies.plan import Plan, adapter_of, make_plan
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
+_MERGEABLE = ("folded", NO_PATCH)  # kinds of patches that a model without ulskip can contain; LoRA is merged too
 _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": "schedule.json"}
 
 
@@ -42,6 +44,7 @@ class ResolvedExport:
     max_shard_bytes: int
     check: bool | None
     made_by: str  # version and command
+    skip_adapter: str | None = None  # the folder of the skip adapter that is merged into the kept layers
 
     @property
     def model_name(self) -> str:
@@ -76,11 +79,12 @@ def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRe
             f"--format {request.format} is not supported with strategy={plan.strategy}, whose later steps run fewer layers; "
             "use --format schedule, or strategy=custom strategy.layers=[...] with the layers of one stage"
         )
+    skip_adapter = None if request.format == "schedule" else _mergeable_adapter(config, plan, request.format)
     if request.format in ("hf", "gguf"):
         _require_plain_weights(config)
     made_by = " ".join([f"ulskip {__version__}:", "ulskip export", *overrides])
     results = request.results or Path(config.results_dir)
-    return ResolvedExport(config, plan, request.format, to, results, max_shard_bytes, request.check, made_by)
+    return ResolvedExport(config, plan, request.format, to, results, max_shard_bytes, request.check, made_by, skip_adapter)
 
 
 def exportable_plan(config: Config) -> Plan:
@@ -113,6 +117,27 @@ def _target(request: ExportRequest) -> Path:
     name = _FILE_NAMES[request.format]
     suffixes = {Path(name).suffix, ".yml" if request.format == "mergekit" else Path(name).suffix}
     return request.to if request.to.suffix in suffixes else request.to / name
+
+
+def _mergeable_adapter(config: Config, plan: Plan, as_format: str) -> str | None:
+    """Return the folder of the plan's skip adapter, or None; raise UsageError if a checkpoint cannot contain its patches."""
+    patch = patch_of(config.strategy)
+    if patch == "folded" and not plan.keeps_all:
+        raise not_computed("export", patch)
+    folder, record = adapter_of(config.model, plan) or (None, {"kind": NO_PATCH})
+    kind = record["kind"] if plan.keeps_all or patch == NO_PATCH else patch
+    if kind not in _MERGEABLE:
+        source = f"model.skip_adapter={folder}" if folder else f"strategy.patch={kind}"
+        raise UsageError(
+            f"--format {as_format} supports patches of kind {' and '.join(_MERGEABLE)}, got {kind} ({source}); use patches of "
+            "kind folded, or --format schedule"
+        )
+    if folder and as_format == "mergekit":
+        raise UsageError(
+            f"--format mergekit is not supported with model.skip_adapter={folder}, because a recipe contains no weights; "
+            "use --format hf"
+        )
+    return folder
 
 
 def _require_plain_weights(config: Config) -> None:

@@ -36,6 +36,8 @@ def summary(record: Row) -> list[str]:
     """Return the lines that describe an export on the terminal."""
     to = record["to"]
     lines = [f"wrote {len(record['kept_layers'])} of {record['num_layers']} layers to {to}"]
+    if adapter := record.get("skip_adapter"):
+        lines.append(f"merged the skip adapter {adapter} into them")
     if record.get("prefill"):
         lines.append(f"wrote the full model, which encodes the prompts, to {to}/{record['prefill']}; see {to}/SERVING.md")
     if record.get("total_bytes"):

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -31,6 +32,15 @@ class WrittenWeights:
     total_bytes: int
 
 
+class TensorReader(Protocol):
+    """Tensors by name, from the files of a checkpoint."""
+
+    files: dict[str, Path]  # of each tensor
+
+    def read(self, names: Iterable[str], device: str = "cpu") -> dict[str, Tensor]:
+        """Return tensors by name; tensors on the device `meta` have only shapes and dtypes."""
+
+
 class CheckpointReader:
     """The tensors of a checkpoint by name, read on demand and converted to a narrower dtype."""
 
@@ -51,7 +61,7 @@ class CheckpointReader:
             raise UsageError(f"expected {missing[0]} in {folder}, as in {INDEX}, got no such file; use a complete checkpoint")
 
     def read(self, names: Iterable[str], device: str = "cpu") -> dict[str, Tensor]:
-        """Return tensors by name; tensors on the device `meta` have only shapes and dtypes."""
+        """Return tensors by name, from as many files as needed."""
         by_file: dict[Path, list[str]] = defaultdict(list)
         for name in names:
             by_file[self.files[name]].append(name)
@@ -69,7 +79,7 @@ class CheckpointReader:
 
 
 def write_shards(
-    reader: CheckpointReader,
+    reader: TensorReader,
     new_names: Mapping[str, str],
     folder: Path,
     max_shard_bytes: int,
@@ -108,7 +118,7 @@ def shallow_names(names: Iterable[str], num_layers: int, kept: Sequence[int]) ->
     {'h.0.w': 'h.0.w', 'h.2.w': 'h.1.w', 'norm': 'norm'}
     """
     names = list(names)
-    prefix = _stack_prefix(names, num_layers)
+    prefix = stack_prefix(names, num_layers)
     position = {layer: i for i, layer in enumerate(kept)}
     new_names: dict[str, str] = {}
     for name in names:
@@ -120,7 +130,7 @@ def shallow_names(names: Iterable[str], num_layers: int, kept: Sequence[int]) ->
     return new_names
 
 
-def _stack_prefix(names: Sequence[str], num_layers: int) -> str:
+def stack_prefix(names: Sequence[str], num_layers: int) -> str:
     """Return the part of a decoder layer's name before its index."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for name in names:

@@ -14,14 +14,20 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
 DELETED = "the export was deleted; --no-check exports without this comparison"
 _MAX_SHARE_OF_FREE_MEMORY = 0.7
 
 
-def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, progress: ProgressCallback) -> str:
-    """Compare an exported folder with the view if the request and the free memory allow it; describe the checks."""
+def verify_checkpoint(
+    point: ResolvedExport, folder: Path, exported_bytes: int, progress: ProgressCallback, adapter: SkipAdapter | None = None
+) -> str:
+    """Compare an exported folder with the view if the request and the free memory allow it; describe the checks.
+
+    `adapter` corrects the view.
+    """
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
     if point.check is False:
         return f"{structure}; logits were not compared (--no-check)"
@@ -32,18 +38,23 @@ def verify_checkpoint(point: ResolvedExport, folder: Path, exported_bytes: int, 
         return f"{structure}; logits were not compared, because model and export do not fit into memory together"
     progress.phase("compare with the model", 1)
     model = load(point.config.model).model
-    positions, tokens = compare_with_view(model, point.plan.kept_layers, folder, point.config.model.trust_remote_code)
+    kept, trusted = point.plan.kept_layers, point.config.model.trust_remote_code
+    positions, tokens = compare_with_view(model, kept, folder, trusted, adapter)
     return (
         f"{structure}; logits at {positions} positions of {NUM_PROMPTS} random prompts and {tokens} greedy tokens "
-        "are bit-identical to those of the source with these layers"
+        f"are bit-identical to those of the source with these layers{' and the skip adapter' if adapter else ''}"
     )
 
 
 def compare_with_view(
-    model: PreTrainedModel, kept: Sequence[int], folder: Path, trust_remote_code: bool = False
+    model: PreTrainedModel,
+    kept: Sequence[int],
+    folder: Path,
+    trust_remote_code: bool = False,
+    adapter: SkipAdapter | None = None,
 ) -> tuple[int, int]:
     """Compare an export with the view; return the numbers of equal positions and tokens, or raise RunError if any differs."""
-    view = shallow_view.shallow_view(model, kept)
+    view = shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, tuple(kept))
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
     )

@@ -15,7 +15,7 @@ from ulskip_cli.core.files import append_line, read_jsonl
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, longest_first
 from ulskip_cli.strategies.plan import Plan
 
 BATCH_SIZE = 16
@@ -32,40 +32,39 @@ def generate_own_responses(
 ) -> list[list[list[int]]]:
     """Return for each prompt `options.samples` answers as token ids, with EOS where the model generated it.
 
-    `context` has the padding id, the maximal length and the seed. Finished answers are read from `file`, which gets the rest;
-    raises UsageError if its answers are of other prompts, settings or weights.
+    `context` has the padding id, the maximal length and the seed. Answers of the same weights and settings are read from
+    `file`, which gets the rest.
     """
     pad_token_id, max_new_tokens, seed = context
-    key, rows = _key(model, prompts, options, max_new_tokens, seed), read_jsonl(file)
-    if any(row.get("key") != key for row in rows):
-        raise UsageError(
-            f"expected {file} to hold answers of this model to these prompts, with the same seed, length and temperature, got "
-            "others; use another train.own.file, or remove it"
-        )
+    key = _key(model, options, max_new_tokens, seed)
+    names = [hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] for ids in prompts]
+    rows = [row for row in read_jsonl(file) if row.get("key") == key]
     found = {(row["prompt"], row["sample"]): row["token_ids"] for row in rows}
     depth = shallow_view.num_layers(model)
     decoder = Decoder(model, Plan.from_layers(depth, range(depth)), tokenizer)
     report = progress.phase("own answers", len(prompts) * options.samples)
+    order = longest_first(prompts)
     for sample in range(options.samples):
         sampling: dict[str, Any] = {"do_sample": True, "temperature": options.temperature} if sample else {}
         decoding = DecodingConfig(name="own", max_new_tokens=max_new_tokens, **sampling)
-        finished = sum(one == sample for _, one in found)
-        if finished < len(prompts):
+        finished = next((i for i, at in enumerate(order) if (names[at], sample) not in found), len(order))
+        if finished < len(order):
             finished -= finished % BATCH_SIZE  # a batch that was stored in part is generated again, so that sampling repeats
         how = DecodeContext(decoding, pad_token_id, seed + 7919 * sample)
         for positions, output in generate_all(decoder, prompts, how, BatchSize(BATCH_SIZE), skip=finished):
             for position, ids in zip(positions, output.token_ids, strict=True):
-                found[position, sample] = ids
-                append_line(file, json.dumps({"prompt": position, "sample": sample, "token_ids": ids, "key": key}))
-            report(len(found))
-    if not any(found.values()):
+                found[names[position], sample] = ids
+                append_line(file, json.dumps({"prompt": names[position], "sample": sample, "token_ids": ids, "key": key}))
+            report(sum((name, one) in found for name in names for one in range(options.samples)))
+    answers = [[found[name, sample] for sample in range(options.samples)] for name in names]
+    if not any(one for several in answers for one in several):
         raise UsageError("expected answers of the model to train on, got only empty ones; use train.responses=reference")
-    return [[found[i, sample] for sample in range(options.samples)] for i in range(len(prompts))]
+    return answers
 
 
-def _key(model: PreTrainedModel, prompts: Sequence[list[int]], options: OwnResponses, max_new_tokens: int, seed: int) -> str:
+def _key(model: PreTrainedModel, options: OwnResponses, max_new_tokens: int, seed: int) -> str:
     """Return a hash of everything on which answers depend, as 12 hexadecimal digits; about 64 values stand for a tensor."""
     plain = [one for one in model.parameters() if type(one) is nn.Parameter and one.device.type != "meta"]  # not quantized
     weights = [one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist() for one in plain]
-    parts = [list(prompts), options.temperature, max_new_tokens, seed, weights]
+    parts = [options.temperature, max_new_tokens, seed, weights]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

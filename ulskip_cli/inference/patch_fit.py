@@ -6,7 +6,7 @@ the positions of a response. A folded patch regresses on the output of the last 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ulskip_cli.strategies.patching import gaps
 from ulskip_cli.tasks.encoding import EncodedExample
 
 _LEAST_VARIANCE = 1e-9  # of the inputs, as a share of their mean square
+_ROUNDINGS = 4  # rounding errors that a layer may add to a sum
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class PatchOptions:
     kind: str  # bias, low_rank, full or folded
     rank: int = 32  # of low_rank
     ridge: float = 0.1  # lambda, as a multiple of the mean variance of the inputs
-    centered: bool = True  # fit a bias too
+    centered: bool = True  # fit a bias too; a folded patch has one only if its linear layer has one
     weighting: str = "none"  # weight of a position: none, or norm for 1 / |Y|^2
     sequential: bool = True  # fit on states that the earlier patches have corrected; False: on the full model's own states
 
@@ -174,21 +175,27 @@ class PatchFitter:
         for place, layer in enumerate([*kept, self.num_layers]):
             if layer in ends:
                 before = kept[place - 1] if place else -1
-                inputs = outputs if options.kind == "folded" else states
+                inputs, path, how = states, "", options
                 if options.kind == "folded" and not place:
                     raise UsageError(
                         "strategy.patch=folded requires layer 0 to be kept, because the patch changes the layer before a gap; "
                         "use strategy.patch=full"
                     )
-                parts = self._regress(inputs, states, layer, before, options)
+                if options.kind == "folded":
+                    path, module = foldable_module(layerwise.layers[place - 1])
+                    inputs, how = outputs, replace(options, centered=options.centered and module.bias is not None)
+                parts = self._regress(inputs, states, layer, before, how)
                 states = [state + _apply(parts, x) for state, x in zip(states, inputs, strict=True)]
-                path = foldable_module(layerwise.layers[place - 1])[0] if options.kind == "folded" else ""
                 tensors |= _named(parts, layer, before, path)
             if layer == self.num_layers:
                 break
             folds = options.kind == "folded" and [*kept, self.num_layers][place + 1] in ends
+            first = states[0]
             ran = [self._run(layerwise, place, state, entry, folds) for state, entry in zip(states, entries, strict=True)]
             states, outputs = [state for state, _ in ran], [output for _, output in ran]
+            if folds:
+                fresh = self._enter(layerwise, view, self.batches[0], kept)  # the cache in `entries` has these positions
+                self._check_added(layerwise, place, first, fresh, states[0], outputs[0])
         return SkipAdapter(self.num_layers, (tuple(kept),), {name: tensor.float() for name, tensor in tensors.items()})
 
     def _run(
@@ -197,14 +204,36 @@ class PatchFitter:
         """Run one layer; return its output and, if `records`, that of the linear layer into which a patch folds."""
         if not records:
             return layerwise.layer(place, state, entry), state
-        _, module = foldable_module(layerwise.layers[place])
+        path, module = foldable_module(layerwise.layers[place])
         seen: list[Tensor] = []
         hook = module.register_forward_hook(lambda _, args, output: seen.append(output))
         try:
             after = layerwise.layer(place, state, entry)
         finally:
             hook.remove()
-        return after, seen[-1].view(after.shape)
+        if len(seen) != 1 or seen[0].numel() != after.numel():
+            raise _not_foldable(layerwise.layers[place], path)
+        return after, seen[0].view(after.shape)
+
+    def _check_added(
+        self, layerwise: LayerwiseModel, place: int, state: Tensor, entry: LayerInputs, after: Tensor, output: Tensor
+    ) -> None:
+        """Raise UsageError unless `after`, a layer's output, moves by exactly the vector that is added to `output`."""
+        path, module = foldable_module(layerwise.layers[place])
+        counted = self.batches[0].counted
+        size = output[counted].float().pow(2).mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        direction = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(0)).to(output.device)
+        added = (size * direction).to(output.dtype)
+        hook = module.register_forward_hook(lambda _, args, found: found + added)
+        try:
+            moved = layerwise.layer(place, state, entry)
+        finally:
+            hook.remove()
+        before, moved, output = (one[counted].double() for one in (after, moved, output))
+        rounding = torch.finfo(after.dtype).eps * (before.abs() + moved.abs() + output.abs() + added.double().abs())
+        error = (moved - before - added.double()).abs()
+        if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too
+            raise _not_foldable(layerwise.layers[place], path)
 
     def _regress(
         self, inputs: Sequence[Tensor], states: Sequence[Tensor], layer: int, before: int, options: PatchOptions
@@ -225,14 +254,18 @@ class PatchFitter:
 
 
 def foldable_module(layer: nn.Module) -> tuple[str, nn.Module]:
-    """Return the path and module of the last linear layer, whose output a decoder layer adds to its hidden state.
-
-    Raises UsageError if the last linear layer is not added as it is, as in a layer with a norm behind its MLP.
-    """
+    """Return the path and module of the last linear layer of a decoder layer; `PatchFitter` checks how its output is used."""
     linears = [(name, module) for name, module in layer.named_modules() if type(module) in (nn.Linear, Conv1D)]
     if not linears:
         raise UsageError("strategy.patch=folded requires linear layers without quantization; use strategy.patch=full")
     return linears[-1]
+
+
+def _not_foldable(layer: nn.Module, path: str) -> UsageError:
+    return UsageError(
+        f"patch=folded is not supported with {type(layer).__name__}, which does not add the output of its last linear layer "
+        f"({path}) to the hidden state as it is; use patch=full"
+    )
 
 
 def _apply(parts: Mapping[str, Tensor], x: Tensor) -> Tensor:

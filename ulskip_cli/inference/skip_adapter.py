@@ -20,11 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.core.model_metadata import adapter_records
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import KINDS, GapPatch, patched_layer
 from ulskip_cli.strategies.patching import gaps
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Plan, adapter_of
 
 WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
 FORMAT = 1
@@ -49,12 +48,11 @@ class SkipAdapter:
         """Return the corrected view of `kept`, one of `kept_sets`; raise UsageError for other layers or an unfit model."""
         if kept not in self.kept_sets:
             raise UsageError(f"expected kept layers of the skip adapter, {self.kept_sets}, got {kept}; use another adapter")
-        index, num_layers = self.kept_sets.index(kept), shallow_view.num_layers(model)
+        num_layers = shallow_view.num_layers(model)
         if num_layers != self.num_layers:
             raise UsageError(f"expected a model of {self.num_layers} layers for the skip adapter, got {num_layers}")
         width = model.config.get_text_config(decoder=True).hidden_size
-        patches = self.by_layer(f"patch.{index}.")
-        lora, folds = self.by_layer("lora."), self.by_layer(f"fold.{index}.")
+        patches, changes = self.by_layer(f"patch.{self.kept_sets.index(kept)}."), self.linear_changes(kept)
 
         def adapt(place: int, layer: nn.Module) -> nn.Module:
             device = next(layer.parameters()).device
@@ -67,7 +65,7 @@ class SkipAdapter:
                 return made
 
             last = place == len(kept) - 1
-            changed = with_linears(layer, by_module({**lora.get(kept[place], {}), **folds.get(kept[place], {})}))
+            changed = with_linears(layer, changes[kept[place]])
             return patched_layer(changed, patch(kept[place]), patch(self.num_layers) if last else None)
 
         try:
@@ -103,6 +101,11 @@ class SkipAdapter:
                 f"expected a skip adapter in {folder}, got an error: {reason}; make one with `ulskip train train=adapter`"
             ) from None
 
+    def linear_changes(self, kept: tuple[int, ...]) -> dict[int, dict[str, dict[str, Tensor]]]:
+        """Return the fold (weight, bias) and LoRA (A, B) of every changed module of `kept`, by layer and module."""
+        lora, folds = self.by_layer("lora."), self.by_layer(f"fold.{self.kept_sets.index(kept)}.")
+        return {layer: by_module({**lora.get(layer, {}), **folds.get(layer, {})}) for layer in kept}
+
     def by_layer(self, prefix: str) -> dict[int, dict[str, Tensor]]:
         """Return the tensors whose name begins with `prefix`, by layer and by the rest of their name."""
         found: dict[int, dict[str, Tensor]] = defaultdict(dict)
@@ -118,23 +121,13 @@ def load_adapter(model: ModelConfig, plan: Plan) -> tuple[SkipAdapter | None, di
 
     Raises UsageError if the adapters are of another model, or none has the plan's layers.
     """
-    records = adapter_records(model)
-    wanted = {stage.kept_layers for stage in plan.stages if len(stage.kept_layers) < plan.num_layers}
-    if not records or not wanted:
+    found = adapter_of(model, plan)
+    if found is None:
         return None, None
-    known = []
-    for name, record in zip(model.skip_adapter, records, strict=True):
-        kept_sets = {tuple(layers) for layers in record["kept_sets"]}
-        known += sorted(kept_sets)
-        if wanted <= kept_sets:
-            adapter = SkipAdapter.load(Path(name).expanduser())
-            size = sum(tensor.nbytes for tensor in adapter.tensors.values())
-            return adapter, {"path": name, "bytes": size, **{key: value for key, value in record.items() if key != "kept_sets"}}
-    raise UsageError(
-        f"expected kept layers that model.skip_adapter corrects, {' or '.join(map(_listed, known))}, got "
-        f"{' and '.join(map(_listed, sorted(wanted)))}; use strategy=custom strategy.layers={_listed(known[0])}, or another "
-        "adapter"
-    )
+    name, record = found
+    adapter = SkipAdapter.load(Path(name).expanduser())
+    size = sum(tensor.nbytes for tensor in adapter.tensors.values())
+    return adapter, {"path": name, "bytes": size, **{key: value for key, value in record.items() if key != "kept_sets"}}
 
 
 def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
@@ -160,6 +153,13 @@ def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], k
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
 
 
+def timing_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], kind: str, rank: int) -> SkipAdapter | None:
+    """Return patches that change nothing and cost the time of patches of a kind, or None for a kind without such cost."""
+    num_layers = shallow_view.num_layers(model)
+    corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]
+    return zero_adapter(model, corrected, kind, rank) if kind in KINDS and corrected else None
+
+
 def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of one layer by module and by the rest of their name."""
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -181,31 +181,41 @@ def with_linears(layer: nn.Module, changes: Mapping[str, Mapping[str, Tensor]]) 
 
 
 def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
-    """Return a linear layer with weights of its own: those of `module` with a fold (weight, bias), plus LoRA (A, B)."""
+    """Return a layer of the class of `module` with its weights changed by a fold (weight, bias) and LoRA (A, B)."""
     if type(module) not in (nn.Linear, Conv1D):
         raise UsageError(
             f"the skip adapter changes the weights of linear layers, and {type(module).__name__} has none that can be changed; "
             "use an adapter with patches of kind full, low_rank or bias, and no model.quantization"
         )
     source: Any = module
-    weight = source.weight.t() if isinstance(module, Conv1D) else source.weight  # [out, in]
-    outputs, inputs = weight.shape
-    wide = weight.detach().float()
-    bias = None if source.bias is None else source.bias.detach().float()
-    if "weight" in parts:
-        fold = parts["weight"].to(wide)
-        wide = wide + fold.t() @ wide
-        bias = bias if bias is None else bias + bias @ fold
-    if "bias" in parts:
-        bias = parts["bias"].to(wide) if bias is None else bias + parts["bias"].to(wide)
-    if "A" in parts:
-        wide = wide + parts["B"].to(wide) @ parts["A"].to(wide)
-    changed = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
-    changed.weight = nn.Parameter(wide.to(weight.dtype), requires_grad=False)
+    transposed = type(module) is Conv1D
+    weight = changed_weight(source.weight.detach(), parts, transposed)
+    bias = changed_bias(None if source.bias is None else source.bias.detach(), parts, weight.dtype)
+    inputs, outputs = weight.shape if transposed else weight.shape[::-1]
+    with torch.device("meta"):
+        changed: nn.Module = Conv1D(outputs, inputs) if transposed else nn.Linear(inputs, outputs, bias=bias is not None)
+    changed.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
-        changed.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
+        changed.bias = nn.Parameter(bias, requires_grad=False)
     return changed
 
 
-def _listed(layers: Sequence[int]) -> str:
-    return f"[{','.join(map(str, layers))}]"
+def changed_weight(weight: Tensor, parts: Mapping[str, Tensor], transposed: bool) -> Tensor:
+    """Return a weight [out, in], or [in, out] if `transposed` as in Conv1D, with a fold and LoRA added in float32."""
+    # The copy is aligned in memory, and the bits of a product can depend on that: an export must equal the view.
+    wide = (weight.t() if transposed else weight).to(torch.float32, copy=True)
+    if "weight" in parts:
+        wide = wide + parts["weight"].to(wide).t() @ wide
+    if "A" in parts:
+        wide = wide + parts["B"].to(wide) @ parts["A"].to(wide)
+    return (wide.t() if transposed else wide).to(weight.dtype).contiguous()
+
+
+def changed_bias(bias: Tensor | None, parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor | None:
+    """Return a bias [out] with a fold added in float32; None if neither the module nor the fold has a bias."""
+    wide = None if bias is None else bias.to(torch.float32, copy=True)
+    if wide is not None and "weight" in parts:
+        wide = wide + wide @ parts["weight"].to(wide)
+    if "bias" in parts:
+        wide = parts["bias"].float() if wide is None else wide + parts["bias"].to(wide)
+    return wide if wide is None else wide.to(dtype)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.rows import MISSING, absent, knows, setting_keys, setting_title
+from ulskip_cli.report.rows import MISSING, absent, knows, series_name, setting_keys, setting_title
 from ulskip_cli.tasks import metrics
 
 Cell = Callable[[Row], str]
@@ -142,7 +142,7 @@ def layers(row: Row) -> str:
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
 COLUMNS = (
-    Column("strategy", lambda row: row["strategy"], "strategy"),
+    Column("strategy", series_name, "strategy"),
     Column("layers", layers, "kept_layers"),
     Column("target", number("target_speedup", ".4g"), "target_speedup"),
     Column("layer\nratio", number("layer_ratio"), "layer_ratio"),

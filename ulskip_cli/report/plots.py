@@ -10,7 +10,7 @@ from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import plot_style
 from ulskip_cli.report.plot_style import FAINT, INK, MARKERS, SavedPlot, annotate, draw_interval, save_figure, strategy_colour
 from ulskip_cli.report.quality import GATE, LOWER_IS_BETTER, METRICS, called, primary, vs_baseline
-from ulskip_cli.report.rows import Group, done
+from ulskip_cli.report.rows import Group, done, series_name
 from ulskip_cli.report.training import curve_label
 
 MAX_PANELS = 4
@@ -111,8 +111,8 @@ def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
         if len(front) > 1:
             look = {"color": FAINT, "linewidth": 6, "alpha": 0.3, "zorder": 1, "solid_capstyle": "round"}
             handles.setdefault("Pareto front", axes.plot(*zip(*front, strict=True), **look)[0])
-        for strategy in dict.fromkeys(row["strategy"] for row in rows):
-            own = sorted((row for row in rows if row["strategy"] == strategy), key=_speedup)
+        for strategy in dict.fromkeys(map(series_name, rows)):
+            own = sorted((row for row in rows if series_name(row) == strategy), key=_speedup)
             handles.setdefault(strategy, _draw_strategy(axes, own, metric, strategy))
         for row in rows if len(rows) <= MAX_LABELS else ():
             label = f"{row['target_speedup']:g}x" if row.get("target_speedup") else f"{len(row['kept_layers'])} layers"
@@ -192,7 +192,7 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
     for axes, _, rows in panels:
         targets = sorted({row["target_speedup"] for row in rows})
         batches = sorted({row["batch_size"] for row in rows})
-        series = sorted({(row["strategy"], row["batch_size"]) for row in rows})
+        series = sorted({(series_name(row), row["batch_size"]) for row in rows})
         known: list[tuple[float, float]] = []
         ends = [1, targets[-1]]
         values = [row["measured_speedup"] for row in rows] + [
@@ -201,7 +201,7 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
         plot_style.limit_to(axes, [(ends[0], min(values)), (ends[1] + 0.1, max(values))])
         step = 0.5 * min((b - a for a, b in pairwise(targets)), default=0.5) / len(series)
         for i, (strategy, batch) in enumerate(series):
-            own = [row for row in rows if (row["strategy"], row["batch_size"]) == (strategy, batch)]
+            own = [row for row in rows if (series_name(row), row["batch_size"]) == (strategy, batch)]
             xs = [row["target_speedup"] + (i - (len(series) - 1) / 2) * step for row in own]
             marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], strategy_colour(strategy)
             axes.plot(xs, [row["measured_speedup"] for row in own], marker, markersize=4, color=colour)
@@ -233,8 +233,8 @@ def _throughput(groups: Sequence[Group]) -> _Plot | None:
     handles: dict[str, Any] = {}
     for axes, target in zip(each, targets, strict=True):
         own = [row for row in rows if row["strategy"] == "full" or row.get("target_speedup") == target]
-        for strategy in sorted({row["strategy"] for row in own}, key=lambda name: (name != "full", name)):
-            by_batch = {row["batch_size"]: row["total_tokens_per_second"] for row in own if row["strategy"] == strategy}
+        for strategy in sorted(set(map(series_name, own)), key=lambda name: (name != "full", name)):
+            by_batch = {row["batch_size"]: row["total_tokens_per_second"] for row in own if series_name(row) == strategy}
             look = {"marker": "o", "markersize": 4, "linewidth": 1.3, "linestyle": "--" if strategy == "full" else "-"}
             (line,) = axes.plot(*zip(*sorted(by_batch.items()), strict=True), color=strategy_colour(strategy), **look)
             handles.setdefault(strategy, line)

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ulskip_cli.core.config_schema import PATCHES, option
+from ulskip_cli.core.config_schema import PATCHES, Config, option
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import adapter_records
 
 NO_PATCH = "none"
 OPTIONS = ("patch", "patch_rank")
@@ -21,6 +23,22 @@ class Patchable:
 def patch_of(strategy: Mapping[str, Any]) -> str:
     """Return the kind of patch that a strategy config asks for, or `none`."""
     return str(strategy.get("patch") or NO_PATCH)
+
+
+def not_computed(command: str, kind: str) -> UsageError:
+    """Return the error of a command that cannot compute the patches of `strategy.patch`."""
+    return UsageError(
+        f"{command} does not compute the patches of strategy.patch={kind}; compute them with `ulskip run ... "
+        f"strategy.patch={kind}`, then replace strategy.patch by model.skip_adapter=results/NAME/calibrations/KEY"
+    )
+
+
+def patch_kind(config: Config) -> tuple[str, int]:
+    """Return the kind and rank of a configuration's patches, from `strategy.patch` or the record of `model.skip_adapter`."""
+    kind, rank = patch_of(config.strategy), config.strategy.get("patch_rank", 0)
+    for record in adapter_records(config.model):
+        kind, rank = record["kind"], record.get("rank") or 0
+    return kind, rank
 
 
 def gaps(kept: Sequence[int], num_layers: int) -> list[int]:

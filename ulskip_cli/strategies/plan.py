@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from ulskip_cli.core.config import instantiate, shown_options
-from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, adapter_records
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies import NeedsCalibration, PositionalStrategy, Strategy, schedule
@@ -16,7 +16,7 @@ from ulskip_cli.strategies.cost import num_kept_for_cost
 from ulskip_cli.strategies.early_exit_plan import heads_per_step, make_exit_rule
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, cached_layers, memory_plan
-from ulskip_cli.strategies.patching import NO_PATCH, patch_of, patch_parameters
+from ulskip_cli.strategies.patching import NO_PATCH, gaps, patch_kind, patch_parameters
 from ulskip_cli.strategies.schedule import Stage
 
 
@@ -40,6 +40,7 @@ class Plan:
     target_kept: int = 0  # R, the requested mean number of layers per step
     timed_tokens: int = 32  # per sequence in timed pairs; positional strategies need a length with a mean depth of R
     exits: ExitRule | None = None  # None without early exit
+    patch_bytes: int | None = 0  # bytes of patches that a first step reads; None if unknown
 
     def __post_init__(self) -> None:
         """Check that later stages only drop layers; an added layer would lack the keys and values of earlier steps."""
@@ -123,18 +124,47 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         target_kept=count,
         timed_tokens=timed_tokens,
         exits=exits,
+        patch_bytes=_patch_bytes(metadata, config, len(gaps(kept, num_layers))),
+    )
+
+
+def adapter_of(model: ModelConfig, plan: Plan) -> tuple[str, dict[str, Any]] | None:
+    """Return the folder and record of the skip adapter for a plan's layers, or None if there is none.
+
+    Raises UsageError if the adapters are of another model, or none has the plan's layers.
+    """
+    records = adapter_records(model)
+    wanted = {stage.kept_layers for stage in plan.stages if len(stage.kept_layers) < plan.num_layers}
+    if not records or not wanted:
+        return None
+    known: list[tuple[int, ...]] = []
+    for name, record in zip(model.skip_adapter, records, strict=True):
+        kept_sets = {tuple(layers) for layers in record["kept_sets"]}
+        known += sorted(kept_sets)
+        if wanted <= kept_sets:
+            return name, record
+    raise UsageError(
+        f"expected kept layers that model.skip_adapter corrects, {' or '.join(map(_listed, known))}, got "
+        f"{' and '.join(map(_listed, sorted(wanted)))}; use strategy=custom strategy.layers={_listed(known[0])}, or another "
+        "adapter"
     )
 
 
 def with_patch_bytes(metadata: ModelMetadata, config: Config) -> ModelMetadata:
     """Return the metadata with the bytes of the patch that a decode step reads at every gap."""
-    kind, rank = patch_of(config.strategy), config.strategy.get("patch_rank", 0)
-    for record in adapter_records(config.model):
-        kind, rank = record["kind"], record.get("rank") or 0
-    if metadata.weights is None or not metadata.hidden_size or kind == NO_PATCH:
+    patch = _patch_bytes(metadata, config, 1)
+    if metadata.weights is None or not patch:
         return metadata
-    count = patch_parameters(kind, metadata.hidden_size, rank)
-    return replace(metadata, weights=replace(metadata.weights, patch=count * (metadata.weight_bytes or 2)))
+    return replace(metadata, weights=replace(metadata.weights, patch=patch))
+
+
+def _patch_bytes(metadata: ModelMetadata, config: Config, num_gaps: int) -> int | None:
+    kind, rank = patch_kind(config)
+    if kind == NO_PATCH:
+        return 0
+    if not metadata.hidden_size:
+        return None
+    return num_gaps * patch_parameters(kind, metadata.hidden_size, rank) * (metadata.weight_bytes or 2)
 
 
 def _usable_basis(
@@ -254,3 +284,7 @@ def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | 
     trained = list((trained_for["kept_layers"] or {}).values()) + [list(range(depth)) for depth in exits]
     trained += [one["kept_layers"] for later in (trained_for.get("later_stages") or {}).values() for one in later]
     return all(list(stage.kept_layers) in trained for stage in plan.stages)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return f"[{','.join(map(str, layers))}]"

@@ -1,0 +1,205 @@
+import json
+import re
+
+import pytest
+import torch
+import transformers
+from reference import NEW_STYLE, OLD_STYLE, build_model, random_ids
+from safetensors.torch import load_file
+
+from ulskip_cli.api import generate
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.export.request import ExportRequest
+from ulskip_cli.export.run import export as run_export
+from ulskip_cli.export.run import summary
+from ulskip_cli.inference.patch_fit import PatchFitter, PatchOptions
+from ulskip_cli.inference.shallow_view import shallow_view
+from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
+from ulskip_cli.tasks.encoding import EncodedExample
+
+KEPT = (0, 1, 4)
+OVERRIDES = ["strategy=custom", f"strategy.layers={list(KEPT)}".replace(" ", "")]
+LINEARS = {"llama": "mlp.down_proj", "gpt2": "attn.c_proj", "bloom": "mlp.dense_4h_to_h"}
+
+
+def export(source, to, *overrides, **options):
+    return run_export([f"model.path={source}", *OVERRIDES, *overrides], None, ExportRequest(to, **options))
+
+
+def build(name):
+    if name == "gpt2":  # that of tests/reference.py has scales that no config describes
+        torch.manual_seed(0)
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**OLD_STYLE, n_embd=32, n_positions=128)).eval()
+    return build_model(name)
+
+
+def fitted(model, kind="folded"):
+    """Return an adapter whose patches are fitted on random tokens, with LoRA on one module of layer 4."""
+    examples = [EncodedExample(random_ids(1, 5 + i)[0].tolist(), random_ids(1, 9)[0].tolist()) for i in range(3)]
+    adapter = PatchFitter(model, examples, 0).fit(KEPT, PatchOptions(kind)) if kind != "none" else None
+    tensors = dict(adapter.tensors) if adapter else {}
+    name = LINEARS[model.config.model_type]
+    generator = torch.Generator().manual_seed(1)
+    module = model.get_submodule(name_of_layer(model, 4)).get_submodule(name)
+    inputs = outputs = 32
+    if model.config.model_type == "bloom":
+        inputs = 128
+    assert module.weight.numel() == inputs * outputs
+    tensors[f"lora.4.{name}.A"] = torch.randn(2, inputs, generator=generator)
+    tensors[f"lora.4.{name}.B"] = torch.randn(outputs, 2, generator=generator)
+    return SkipAdapter(6, (KEPT,), tensors, {"kind": kind, "rank": None, "lora_rank": 2})
+
+
+def name_of_layer(model, layer):
+    return next(name for name, _ in model.named_modules() if name.endswith(f".{layer}"))
+
+
+@pytest.fixture
+def stored(tmp_path, tokenizer):
+    """Return a function that saves a model and its adapter, and returns both folders."""
+
+    def save(model, adapter, **options):
+        source, folder = tmp_path / "source", tmp_path / "adapter"
+        model.save_pretrained(source, **{"max_shard_size": "30KB", **options})
+        tokenizer.save_pretrained(source)
+        base = {"model": str(source), "fingerprint": fingerprint(compose([f"model.path={source}"]).model)}
+        SkipAdapter(6, adapter.kept_sets, adapter.tensors, {"base": base, **adapter.record}).save(folder)
+        return source, folder
+
+    return save
+
+
+@pytest.mark.parametrize("kind", ["folded", "none"])
+@pytest.mark.parametrize("name", sorted(LINEARS))
+def test_an_export_with_an_adapter_is_the_corrected_view(name, kind, stored, tmp_path):
+    model = build(name)
+    adapter = fitted(model, kind)
+    source, folder = stored(model, adapter)
+    to, given = tmp_path / "out", f"model.skip_adapter={folder}"
+    record = export(source, to, given, "prompt_layers=kept", shard_size="20KB")
+    assert "bit-identical" in record["checked"]
+    assert "skip adapter" in record["checked"]
+    assert len(list(to.glob("*.safetensors"))) > 1
+    exported = transformers.AutoModelForCausalLM.from_pretrained(to).eval()
+    ids = random_ids(2, 9)
+    with torch.no_grad():
+        own, expected, plain = (one(ids).logits for one in (exported, adapter.view(model, KEPT), shallow_view(model, KEPT)))
+    assert torch.equal(own, expected)
+    assert not torch.allclose(own, plain, atol=1e-3)
+    assert json.loads((to / "ulskip_export.json").read_text())["skip_adapter"] == str(folder)
+    assert f"`{folder}`" in (to / "README.md").read_text()
+    assert str(folder) in "\n".join(summary(record))
+
+
+def test_the_prefill_model_of_a_pair_is_not_changed(stored, tmp_path):
+    model = build_model("llama")
+    source, folder = stored(model, fitted(model), max_shard_size="5GB")
+    given = f"model.skip_adapter={folder}"
+    export(source, tmp_path / "plain")
+    export(source, tmp_path / "out", given)
+    one, two = ((tmp_path / name / "prefill" / "model.safetensors").read_bytes() for name in ("plain", "out"))
+    assert one == two
+    decode = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out")]
+    changed = {name for name in decode[0] if not torch.equal(decode[0][name], decode[1][name])}
+    assert changed == {"model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight"}  # before a gap each
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "auto")])
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_weights_are_merged_in_the_dtype_of_the_run(model_folder, stored, tmp_path, form, saved, loaded):
+    if form == "gguf":
+        pytest.importorskip("gguf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    adapter = fitted(model)
+    source, folder = stored(model.to(getattr(torch, saved)), adapter)
+    record = export(
+        source, tmp_path / "out", f"model.skip_adapter={folder}", "prompt_layers=kept", f"model.dtype={loaded}", format=form
+    )
+    assert {"hf": "bit-identical", "gguf": "tensors"}[form] in record["checked"]
+    assert record["skip_adapter"] == str(folder)
+
+
+def test_a_bias_that_the_model_cannot_contain_is_refused(stored, tmp_path):
+    model = build_model("llama")
+    tensors = {**fitted(model).tensors, "fold.0.1.mlp.down_proj.bias": torch.ones(32)}
+    source, folder = stored(model, SkipAdapter(6, (KEPT,), tensors, {"kind": "folded"}))
+    with pytest.raises(UsageError, match=r"mlp\.down_proj.*strategy\.patch=folded"):
+        export(source, tmp_path / "out", f"model.skip_adapter={folder}", "prompt_layers=kept")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fold_has_a_bias_where_the_model_has_one():
+    biases = {name: [key for key in fitted(build(name)).tensors if key.endswith("bias")] for name in sorted(LINEARS)}
+    assert {name: len(keys) for name, keys in biases.items()} == {"bloom": 2, "gpt2": 2, "llama": 0}
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf", "mergekit"])
+@pytest.mark.parametrize("kind", ["bias", "low_rank", "full"])
+def test_patches_that_no_checkpoint_can_contain_are_refused(stored, tmp_path, kind, form):
+    model = build_model("llama")
+    adapter = zero_adapter(model, [KEPT], kind, 2)
+    source, folder = stored(model, SkipAdapter(6, (KEPT,), adapter.tensors, {"kind": kind, "rank": 2}))
+    for given in (f"model.skip_adapter={folder}", f"strategy.patch={kind}"):
+        with pytest.raises(UsageError, match=rf"--format {form} .*folded and none, got {kind}"):
+            export(source, tmp_path / "out", given, format=form)
+        record = export(source, tmp_path / "schedule.json", given, format="schedule")
+        assert record["kept_layers"] == list(KEPT)
+
+
+def test_what_an_export_cannot_compute_or_describe_is_refused(stored, tmp_path):
+    model = build_model("llama")
+    source, folder = stored(model, fitted(model))
+    remedy = r"`ulskip run \.\.\. strategy\.patch=folded`.*model\.skip_adapter=results/NAME/calibrations/KEY"
+    with pytest.raises(UsageError, match=remedy):
+        export(source, tmp_path / "out", "strategy.patch=folded")
+    with pytest.raises(UsageError, match=rf"--format mergekit.*model\.skip_adapter={folder}"):
+        export(source, tmp_path / "out", f"model.skip_adapter={folder}", format="mergekit")
+    with pytest.raises(UsageError, match=r"\[0,1,4\], got \[0,3,5\]"):
+        export(source, tmp_path / "out", f"model.skip_adapter={folder}", "strategy.layers=[0,3,5]")
+    other = tmp_path / "other"
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**NEW_STYLE)).save_pretrained(other)
+    with pytest.raises(UsageError, match="other weights"):
+        export(other, tmp_path / "out", f"model.skip_adapter={folder}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_of_another_model_is_refused(stored, tmp_path):
+    model = build_model("llama")
+    tensors = {"lora.4.mlp.other.A": torch.ones(2, 32), "lora.4.mlp.other.B": torch.ones(32, 2)}
+    source, folder = stored(model, SkipAdapter(6, (KEPT,), tensors, {"kind": "none"}))
+    with pytest.raises(UsageError, match=r"4\.mlp\.other"):
+        export(source, tmp_path / "out", f"model.skip_adapter={folder}", "prompt_layers=kept", check=False)
+
+
+def test_the_card_shows_the_rows_of_the_adapter_alone(model_folder, tmp_path, quick):
+    point = [f"model.path={model_folder}", *OVERRIDES, f"results_dir={tmp_path / 'results'}"]
+    assert invoke(["run", *point, *quick, "strategy.patch=folded", "calibration.examples=3"]) == 0
+    (folder,) = [path for path in (tmp_path / "results" / "default" / "calibrations").iterdir() if path.is_dir()]
+    assert json.loads((folder / "adapter.json").read_text())["bias"] is False
+    rows = [json.loads(line) for line in (tmp_path / "results" / "default" / "runs.jsonl").read_text().splitlines()]
+    given = f"model.skip_adapter={folder}"
+    measured = run_export([*point, given], None, ExportRequest(tmp_path / "one"))["results"]
+    assert measured == [row["id"] for row in rows if row.get("patch")]
+    assert run_export(point, None, ExportRequest(tmp_path / "two"))["results"] == []
+    assert invoke(["run", *point, *quick, given]) == 0
+    (again,) = run_export([*point, given], None, ExportRequest(tmp_path / "one"))["results"]
+    assert again not in measured  # the newest row of a task and machine
+
+
+def test_the_code_in_serving_md_generates_the_tokens_of_the_corrected_view(model_folder, stored, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    adapter = fitted(model)
+    source, folder = stored(model, adapter, max_shard_size="5GB")
+    export(source, tmp_path / "pair", f"model.skip_adapter={folder}")
+    page = (tmp_path / "pair" / "SERVING.md").read_text()
+    assert "contain a skip adapter" in page
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code.replace('FOLDER, KEPT = ".",', f"FOLDER, KEPT = {str(tmp_path / 'pair')!r},"), names)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    for text in ("the cat sat", "der Hund schläft im Haus"):
+        (expected,) = generate(model, tokenizer, [text], skip_adapter=adapter, max_new_tokens=8)
+        assert names["answer"](text, 8) == expected.token_ids
