@@ -147,7 +147,7 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     )  # fmt: skip
     assert mine[0, len(prompt) :].tolist() == answer.token_ids
     assert model.record().to_row()["skip_adapter"]["path"] == str(tmp_path)
-    with pytest.raises(UsageError, match="model.skip_adapter"):
+    with pytest.raises(UsageError, match=r"model\.skip_adapter"):
         lm_eval_adapter.SkippingLM(**{**asked, "ratio": 2}, **{"model.skip_adapter": str(tmp_path)})
 
 
