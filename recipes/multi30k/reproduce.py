@@ -31,7 +31,7 @@ ADAPTER = ["train=adapter", "train.epochs=2", "train.batch_size=32", "train.lear
 PATCH = ["strategy.patch=full"]  # computed at evaluation, without training
 CALIBRATION_EXAMPLES = 100
 ADAPTER_RATIOS = {"unified": (2, 3, 6), "search": (3, 6)}
-BASE_NAME, PATCHES = "base", "patches"  # names in --only besides the checkpoints
+BASE_NAME, BASE_FULL, PATCHES = "base", "base-1x", "patches"  # names in --only besides the checkpoints
 
 
 @dataclass(frozen=True)
@@ -215,23 +215,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/multi30k"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="names in this order: base,patches,unified-2x-s1,adapter-unified-2x-s1,...")
+    parser.add_argument(
+        "--only", default="", help="names in this order: base,base-1x,patches,unified-2x-s1,adapter-unified-2x-s1,..."
+    )
+    parser.add_argument("--name", default="multi30k", help="folder of the results")
     parser.add_argument("--no-speed", action="store_true", help="train and evaluate without timing the checkpoints")
     parser.add_argument("--speed-only", action="store_true", help="time the trained checkpoints alone")
     args = parser.parse_args()
     named = checkpoints(args.seeds)
     chosen = args.only.split(",") if args.only else [BASE_NAME, PATCHES, *named]
-    if unknown := [name for name in chosen if name not in (BASE_NAME, PATCHES, *named)]:
-        parser.error(f"expected --only to have names of {', '.join([BASE_NAME, PATCHES, *named])}, got {', '.join(unknown)}")
+    known = [BASE_NAME, BASE_FULL, PATCHES, *named]
+    if unknown := [name for name in chosen if name not in known]:
+        parser.error(f"expected --only to have names of {', '.join(known)}, got {', '.join(unknown)}")
     if args.no_speed and args.speed_only:
         parser.error("expected --no-speed or --speed-only, got both; leave out one of them")
-    reproduction = Reproduction(args.work)
+    reproduction = Reproduction(args.work, [f"name={args.name}"])
     reproduction.link(args.data)
     if args.speed_only:
         return reproduction.measure_speed()
     reproduction.train_base()
     for name in chosen:
-        if name == BASE_NAME:
+        if name == BASE_FULL:
+            reproduction.evaluate(reproduction.base, "full", 1)
+        elif name == BASE_NAME:
             reproduction.evaluate_base()
         elif name == PATCHES:
             reproduction.evaluate_patches()

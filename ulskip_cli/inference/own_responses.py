@@ -18,7 +18,7 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, longest_first
 from ulskip_cli.strategies.plan import Plan
 
-BATCH_SIZE = 16
+BATCH_SIZE = 32
 
 
 def generate_own_responses(
