@@ -92,8 +92,8 @@ class _PatchCalibration:
         fitted_on = [one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE] or encoded
         losses: dict[float, float] = {}
         ridges = RIDGES if patch_of(self.config.strategy) != "bias" else RIDGES[:1]
+        fitter = self._fitter(fitted_on)
         if len(ridges) > 1:
-            fitter = self._fitter(fitted_on)
             held = KEPT_PROMPT_BYTES if self.plan.prompt_layers == "all" else 0
             loss = ReferenceLoss(chosen_on, BatchSize(LOSS_BATCH), self.workload.pad_token_id, held)
             report = self.progress.phase("calibrate: patches", len(ridges) + 1)
@@ -101,9 +101,9 @@ class _PatchCalibration:
                 adapter = self._fit(fitter, kept_sets, ridge)
                 losses[ridge] = loss.of(Decoder(self.loaded.model, self.plan, adapter=adapter))
                 report(len(losses))
-            del fitter
         ridge = min(losses, key=losses.__getitem__) if losses else ridges[0]
-        fitter = self._fitter(encoded)
+        if fitted_on is not encoded:
+            fitter = fitter.joined(self._fitter(chosen_on))
         adapter = self._fit(fitter, kept_sets, ridge)
         size = sum(tensor.numel() for tensor in adapter.tensors.values()) * self.loaded.model.dtype.itemsize
         return adapter, {

@@ -5,6 +5,7 @@ the positions of a response. A folded patch regresses on the output of the last 
 (ReplaceMe, arXiv:2505.02819). Both need no training.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -122,6 +123,12 @@ class PatchFitter:
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
+
+    def joined(self, other: "PatchFitter") -> "PatchFitter":
+        """Return a fitter on the examples of both; they share the encoded prompts."""
+        both = copy.copy(self)
+        both.batches = self.batches + other.batches
+        return both
 
     @property
     def num_positions(self) -> int:
