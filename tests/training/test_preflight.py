@@ -45,3 +45,39 @@ def test_early_exit_trains_without_a_threshold_and_without_schedules_parts():
         check_training(compose_training(["strategy=early_exit", "strategy.min_exit=99"]))
     with pytest.raises(UsageError, match="prompt_layers=all"):
         check_training(compose_training(["strategy=early_exit", "prompt_layers=kept"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["train.ratios=[1,2]"], r"train\.ratios"),
+        (["train.ratios=1"], r"train\.ratios"),
+        (["prompt_layers=kept"], "prompt_layers=all"),
+        (["strategy=early_exit"], "strategy=early_exit"),
+        (["model=random", "model.path=x"], "model=random"),
+        (["train.full_weight=0.5"], r"train\.full_weight"),
+        (["train.dropout=0.1"], r"train\.lora\.dropout"),
+        (["train.label_smoothing=0.1"], r"train\.label_smoothing"),
+        (["train.freeze_embeddings=true"], r"train\.freeze_embeddings"),
+        (["train.optimizer=muon"], r"train\.optimizer"),
+        (["train.patch=folded", "train.ratios=[2,3]"], r"train\.patch=folded"),
+        (["train.patch=folded", "train.start=zero"], r"train\.start"),
+        (["train.patch=folded", "train.lora.rank=0"], r"train\.lora\.rank"),
+        (["train.patch=none", "train.lora.rank=0"], r"train\.lora\.rank"),
+        (["strategy.patch=full"], r"strategy\.patch"),
+        (["model.skip_adapter=x"], r"model\.skip_adapter"),
+    ],
+)
+def test_what_a_skip_adapter_would_ignore_is_refused_by_its_key(overrides, key):
+    check_training(compose_training(["train=adapter"]))
+    with pytest.raises(UsageError, match=key):
+        check_training(compose_training(["train=adapter", *overrides]))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_keys_of_skip_adapters_are_refused_with_other_methods(method):
+    for key in ("patch=bias", "patch_rank=8", "start=zero", "responses=own", "on_policy=0.5", "own.samples=2"):
+        with pytest.raises(UsageError, match=rf"train\.{key.split('=')[0].split('.')[0]}.*{method}"):
+            compose_training([f"train.method={method}", f"train.{key}"])
+    with pytest.raises(UsageError, match=r"train\.lora\.rank"):
+        compose_training(["train=lora", "train.lora.rank=0"])

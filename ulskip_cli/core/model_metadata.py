@@ -148,7 +148,7 @@ def adapter_records(model: ModelConfig) -> list[dict[str, Any]]:
         file = Path(name).expanduser() / "adapter.json"
         try:
             record = json.loads(file.read_text("utf-8"))
-            base, _ = record["base"]["fingerprint"], record["kept_sets"]
+            base, _, _ = record["base"]["fingerprint"], record["kept_sets"], record["kind"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 f"expected model.skip_adapter={name} to be a folder with adapter.json, got an error: {error}; make one with "

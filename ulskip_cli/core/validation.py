@@ -4,10 +4,11 @@ import operator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ulskip_cli.core.config_schema import AUTO, Config, DecodingConfig, TrainingConfig
+from ulskip_cli.core.config_schema import AUTO, Config, DecodingConfig, TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
 from ulskip_cli.core.tracking import check_installed
 
+ADAPTER_KEYS = ("patch", "patch_rank", "patch_learning_rate", "patch_examples", "start", "responses", "own", "on_policy")
 LIMITS = {
     "minimum": (operator.ge, ">="),
     "above": (operator.gt, ">"),
@@ -63,6 +64,42 @@ def check_training(config: TrainingConfig) -> None:
         )
     if train.validation and train.held_out:
         raise UsageError("expected train.validation or train.held_out, got both; set one of them")
+    if config.strategy.get("patch", "none") != "none":
+        raise UsageError("strategy.patch is not supported by ulskip train; use train=adapter train.patch=KIND")
+    if config.model.skip_adapter:
+        raise UsageError("model.skip_adapter is not supported by ulskip train, which starts from the model; leave it out")
+    if train.method == "adapter":
+        _check_adapter_training(config)
+    elif not train.lora.rank:
+        raise UsageError("train.lora.rank=0 trains nothing without patches; use train.lora.rank=16")
+    else:
+        for key in ADAPTER_KEYS:
+            default = getattr(TrainOptions(), key)
+            if getattr(train, key) != default:
+                raise UsageError(f"train.{key} is not supported with train.method={train.method}; use train=adapter")
+
+
+def _check_adapter_training(config: TrainingConfig) -> None:
+    train = config.train
+    refused = {
+        "model=random, whose weights no later run has; use pretrained weights": config.model.source == "random",
+        "prompt_layers=kept; use prompt_layers=all": config.prompt_layers == "kept",
+        "1 in train.ratios, because the full model stays unchanged; leave out 1": 1 in train.ratios,
+        "train.full_weight, because the full model stays unchanged; use train.full_weight=0": train.full_weight > 0,
+        "train.dropout; use train.lora.dropout": train.dropout > 0,
+        "train.label_smoothing; use train.label_smoothing=0": train.label_smoothing > 0,
+        "train.freeze_embeddings, which it never trains; use train.freeze_embeddings=false": train.freeze_embeddings,
+        "train.optimizer=muon; use train.optimizer=adamw": train.optimizer != "adamw",
+        "train.patch=folded and several train.ratios; train one adapter per ratio": (
+            train.patch == "folded" and len(train.ratios) > 1
+        ),
+        "train.patch=folded and train.start=zero; use train.start=patch": train.patch == "folded" and train.start == "zero",
+    }
+    for reason, found in refused.items():
+        if found:
+            raise UsageError(f"train.method=adapter is not supported with {reason}")
+    if not train.lora.rank and train.patch in ("none", "folded"):
+        raise UsageError(f"train.patch={train.patch} with train.lora.rank=0 trains nothing; use train.lora.rank=16")
 
 
 def check_decoding(decoding: DecodingConfig) -> None:

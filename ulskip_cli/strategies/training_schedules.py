@@ -50,6 +50,8 @@ def trained_exits(config: TrainingConfig, num_layers: int) -> tuple[int, ...]:
 def _check_early_exit_training(config: TrainingConfig, num_layers: int) -> None:
     trained_exits(config, num_layers)
     name = config.strategy["name"]
+    if config.train.method == "adapter":
+        raise UsageError(f"train.method=adapter is not supported with strategy={name}; use train.method=lora")
     for key in ("full_weight", "distill_weight"):
         if getattr(config.train, key):
             raise UsageError(f"train.{key} is not supported with strategy={name}, which trains every exit; set train.{key}=0")

@@ -20,18 +20,16 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.validation import ADAPTER_KEYS
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.record import RECORD_FILE, TrainingRecord
-from ulskip_cli.training.setup import TrainingSetup, prepare_training
+from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_training
 from ulskip_cli.training.tracking import TrackerCallback
 from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
 
 _NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "held_out")  # they change no weight
-_ADAPTER_KEYS = (  # they change no weight of other methods
-    *("patch", "patch_rank", "patch_learning_rate", "patch_examples", "start", "responses", "own", "on_policy"),
-)
 _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset, they keep the identity of older trainings
 
 
@@ -90,10 +88,11 @@ def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
             canonical["model"].pop(key)
     for key in _NOT_IDENTITY:
         canonical["train"].pop(key)
-    if config.train.method != "adapter":  # trainings that are older than skip adapters keep their identity
-        drop_unused(canonical)
-        for key in _ADAPTER_KEYS:
-            canonical["train"].pop(key)
+    for key in ADAPTER_KEYS if config.train.method != "adapter" else ():
+        canonical["train"].pop(key)
+    if config.train.method == "adapter":
+        canonical["train"]["own"].pop("file")
+    drop_unused(canonical)  # trainings that are older than skip adapters keep their identity
     for group in ("model", "strategy", "train"):
         canonical[group].pop("description", None)
     text = json.dumps([canonical, texts.sha256, fingerprint(config.model)], sort_keys=True)
@@ -115,7 +114,7 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     elif output.exists() and not output.is_dir():
         raise UsageError(f"expected output={output} to be a folder, got a file; {advice}")
     elif (
-        os.environ.get("RANK", "0") == "0" and output.exists() and any(output.iterdir())
+        os.environ.get("RANK", "0") == "0" and output.exists() and any(file.name != OWN_RESPONSES for file in output.iterdir())
     ):  # other ranks may start after rank 0 has written its first file
         raise UsageError(f"expected output={output} to be empty or to contain a training run, got other files; {advice}")
     try:

@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ulskip_cli.core.config import compose, compose_training
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.experiments import runner
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.training import setup, trainer
+from ulskip_cli.training.run import train
+
+QUICK = ["limit=12", "train.batch_size=4", "train.log_every=1", "train.max_steps=4", "train.lora.rank=2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_thread():
+    """Sums in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def overrides_for(model_folder, output, *changes):
+    model = [f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
+    return ["train=adapter", *model, f"output={output}", *QUICK, "train.responses=reference", *changes]
+
+
+def trained(model_folder, output, *changes):
+    return train(compose_training(overrides_for(model_folder, output, *changes)), NullProgress())
+
+
+def tensors(folder):
+    return load_file(Path(folder) / "adapter.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, tmp_path_factory):
+    """A short training of two ratios, on references and the model's own answers."""
+    output = tmp_path_factory.mktemp("adapter") / "out"
+    changes = ["train.ratios=[2,3]", "train.responses=both", "train.own.max_new_tokens=4", "train.validation={limit:12}"]
+    return output, trained(model_folder, output, *changes, "train.evaluate_every=2", "train.patch_learning_rate=1e-3")
+
+
+def test_the_folder_holds_the_adapter_and_its_records(finished, model_folder):
+    output, record = finished
+    names = {file.name for file in output.iterdir()}
+    assert names >= {"adapter.safetensors", "adapter.json", "training.json"}
+    assert not names & {"model.safetensors", "config.json", "checkpoints"}
+    stored = json.loads((output / "adapter.json").read_text())
+    assert stored["kept_sets"] == [[0, 2, 5], [0, 5]]
+    assert stored["base"]["model"] and stored["base"]["fingerprint"]
+    assert (stored["kind"], stored["lora_rank"], stored["training"]["steps"]) == ("full", 2, 4)
+    assert json.loads((output / "training.json").read_text()) == record.to_json()
+    prefixes = {".".join(name.split(".")[:3]) for name in tensors(output) if name.startswith("patch.")}
+    assert prefixes == {"patch.0.2", "patch.0.5", "patch.1.5"}
+    assert {name.split(".")[1] for name in tensors(output) if name.startswith("lora.")} == {"0", "2", "5"}
+
+
+def test_the_loss_of_every_ratio_falls_and_that_of_the_full_model_stays(finished):
+    _, record = finished
+    first, last = record.learning_curve[0].validation_loss, record.learning_curve[-1].validation_loss
+    assert first["1x"] == last["1x"]
+    assert last["2x"] < first["2x"] and last["3x"] < first["3x"]
+
+
+def test_a_finished_training_is_not_run_again(finished, model_folder):
+    output, record = finished
+    saved = (output / "adapter.safetensors").stat().st_mtime_ns
+    changes = ["train.ratios=[2,3]", "train.responses=both", "train.own.max_new_tokens=4", "train.validation={limit:12}"]
+    assert trained(model_folder, output, *changes, "train.evaluate_every=2", "train.patch_learning_rate=1e-3") == record
+    assert (output / "adapter.safetensors").stat().st_mtime_ns == saved
+    with pytest.raises(UsageError, match="output="):
+        trained(model_folder, output, *changes, "train.patch=low_rank")
+
+
+def test_interrupted_and_run_again_it_ends_with_equal_tensors(model_folder, tmp_path, monkeypatch):
+    changes = ["train.ratios=[2,3]", "train.save_every=2", "train.responses=own", "train.own.max_new_tokens=4"]
+    trained(model_folder, tmp_path / "whole", *changes)
+    compute = trainer.SkipTrainer.compute_loss
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return compute(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.SkipTrainer, "compute_loss", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained(model_folder, tmp_path / "cut", *changes)
+    assert not (tmp_path / "cut" / "adapter.json").exists()
+    assert trained(model_folder, tmp_path / "cut", *changes).resumed
+    whole, cut = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
+
+
+def test_a_training_killed_while_it_generates_answers_goes_on(model_folder, tmp_path, monkeypatch):
+    changes = ["train.responses=own", "train.own.max_new_tokens=4", "train.max_steps=1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(setup, "build_adapter_loss", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            trained(model_folder, tmp_path / "out", *changes)
+    stored = (tmp_path / "out" / "own_responses.jsonl").read_bytes()
+    trained(model_folder, tmp_path / "out", *changes)
+    assert (tmp_path / "out" / "own_responses.jsonl").read_bytes() == stored
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["train.start=zero"], ["train.patch=none"], ["train.patch=bias", "train.lora.rank=0"], ["train.patch=folded"],
+        ["train.patch=low_rank", "train.patch_rank=3", "train.start=zero"], ["strategy=skip_decode", "train.ratios=1.2"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, changes):
+    trained(model_folder, tmp_path / "adapter", *changes, "train.max_steps=2")
+    kept_sets = json.loads((tmp_path / "adapter" / "adapter.json").read_text())["kept_sets"]
+    kept = next(layers for layers in kept_sets if len(layers) < 6)
+    model = ["model=hf", f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
+    chosen = ["strategy=custom", f"strategy.layers={kept}", f"model.skip_adapter={tmp_path / 'adapter'}", "speed.enabled=false"]
+    config = compose([*model, *chosen, f"results_dir={tmp_path}", *quick])
+    row = runner.run_point(resolve(config), runner.Session())[-1].to_row()
+    assert row["skip_adapter"]["path"] == str(tmp_path / "adapter")
+    assert row["skip_adapter"]["bytes"] > 0 and row["decode_loss"] > 0
