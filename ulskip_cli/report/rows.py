@@ -120,7 +120,7 @@ def _adapter_names(row: Row) -> str | None:
     asked = ((row.get("config") or {}).get("model") or {}).get("skip_adapter")
     if found is None and (is_done(row) or not asked):
         return None
-    return ", ".join(Path(name).name for name in asked or [found["path"]])
+    return ", ".join(Path(name).name for name in asked or [(found or {})["path"]])
 
 
 def point_order(point: tuple[float, str]) -> tuple[float, bool, str]:
