@@ -118,7 +118,7 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     kept, base = plain.plan.kept_layers, {"model": "tiny", "fingerprint": fingerprint(compose(["model=tiny"]).model)}
     size, depth = plain.loaded.model.config.hidden_size, plain.plan.num_layers
     generator = torch.Generator().manual_seed(0)
-    shifts = {f"patch.0.{layer}.bias": torch.randn(size, generator=generator) for layer in gaps(kept, depth)}
+    shifts = {f"patch.0.{layer}.bias": 20 * torch.randn(size, generator=generator) for layer in gaps(kept, depth)}
     adapter = SkipAdapter(depth, (kept,), shifts, {"base": base, "kind": "bias"})
     adapter.save(tmp_path)
     model = lm_eval_adapter.SkippingLM(**asked, **{"model.skip_adapter": str(tmp_path)})
