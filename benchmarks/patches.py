@@ -1,6 +1,6 @@
 """Measure the decode loss of gap patches: each option of the fit alone, the number of tokens, and kinds by schedule.
 
-    python benchmarks/patches.py --data PATH/cnn_dm --work runs/skip_adapters --part options|tokens|kinds
+    python benchmarks/patches.py --data PATH/cnn_dm --work runs/skip_adapters --part options|tokens|kinds|adapters
 
 PATH holds train.jsonl.gz and validation.jsonl.gz. Patches are fitted on training articles. Losses are measured on the first
 20 validation articles, and on 20 of the last 100, which choose options. Finished measurements are kept in the JSON file.
@@ -30,8 +30,10 @@ from ulskip_cli.inference.loading import load, load_tokenizer
 from ulskip_cli.inference.own_responses import generate_own_responses
 from ulskip_cli.inference.patch_fit import PatchFitter, PatchOptions
 from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.search import without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
 FITTED, REPORTED, CHOOSING = 60, 20, 20
@@ -83,15 +85,15 @@ class Measurement:
             return
         began = time.monotonic()
         adapter = fitter.fit(kept, options) if fitter and options else None
-        seconds = time.monotonic() - began
+        self.measure_adapter(name, kept, adapter, fitter and fitter.num_positions, time.monotonic() - began)
+
+    def measure_adapter(
+        self, name: str, kept: tuple[int, ...], adapter: SkipAdapter | None, tokens: int | None, seconds: float
+    ) -> None:
+        """Measure one schedule with an adapter or none, and store the result."""
         decoder = Decoder(self.model, Plan.from_layers(30, kept), adapter=adapter)
         losses = {key: round(loss.of(decoder), 4) for key, loss in self.losses.items()}
-        self.found[name] = {
-            "kept_layers": kept,
-            **losses,
-            "tokens": fitter and fitter.num_positions,
-            "seconds": round(seconds, 1),
-        }
+        self.found[name] = {"kept_layers": kept, **losses, "tokens": tokens, "seconds": round(seconds, 1)}
         self.found["environment"] = {**environment.code(), **environment.machine(str(self.model.device))}
         write_atomic(self.file, json.dumps(self.found, indent=1) + "\n")
         print(name, losses, f"{seconds:.1f} s", flush=True)
@@ -149,14 +151,28 @@ def measure_kinds(one: Measurement) -> None:
     one.measure("full", tuple(range(30)), None, None)
     for count in KEPT:
         sets = {"unified": schedule.even(30, count), "block_influence": tuple(sorted(ranked[:count]))}
-        found = searched(count)
-        if found:
+        for block in without_block(30, count, 10):
+            one.measure(f"blocks {count}: {block}", block, fitter, PatchOptions("full", ridge=KINDS["full"]))
+        blocks = [found for name, found in one.found.items() if name.startswith(f"blocks {count}")]
+        sets["one block"] = tuple(min(blocks, key=lambda found: found["choose"])["kept_layers"])
+        if found := searched(count):
             sets["search"] = found
         for strategy, kept in sets.items():
             one.measure(f"kinds {count}: {strategy} none", kept, None, None)
             for kind, ridge in KINDS.items():
                 if kind != "folded" or kept[0] == 0:
                     one.measure(f"kinds {count}: {strategy} {kind}", kept, fitter, PatchOptions(kind, ridge=ridge))
+
+
+def measure_adapters(one: Measurement) -> None:
+    """Measure the trained adapters of the recipe."""
+    for file in sorted(one.work.glob("*/adapter.json")):
+        adapter = SkipAdapter.load(file.parent)
+        for kept in adapter.kept_sets:
+            training = adapter.record["training"]
+            name = f"adapters {len(kept)}: {file.parent.name}"
+            if name not in one.found:
+                one.measure_adapter(name, kept, adapter, training["tokens"], 0.0)
 
 
 def searched(count: int) -> tuple[int, ...] | None:
@@ -169,16 +185,54 @@ def searched(count: int) -> tuple[int, ...] | None:
     return None
 
 
+PARTS = {"options": measure_options, "tokens": measure_tokens, "kinds": measure_kinds, "adapters": measure_adapters}
+
+
+def table(heads: list[str], lines: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
+
+
+def cell(found: dict, name: str) -> str:
+    return f"{found[name]['report']:.2f}" if name in found else "–"
+
+
+def pages(found: dict) -> dict[str, str]:
+    """Return the tables of finished parts by name: decode losses in nats per token on the first 20 validation articles."""
+    kinds = [
+        [f"{count}/30", strategy, *(cell(found, f"kinds {count}: {strategy} {kind}") for kind in ("none", *KINDS))]
+        for count in KEPT
+        for strategy in ("unified", "one block", "block_influence", "search")
+    ]
+    for line in kinds:
+        trained = f"adapters {line[0].split('/')[0]}: u{line[0].split('/')[0]}"
+        line.append(cell(found, trained) if line[1] == "unified" else "–")
+    names = list(dict.fromkeys(name.split(": ")[1] for name in found if name.startswith("options")))
+    options = [[name, *(cell(found, f"options {count}: {name}") for count in (24, 20))] for name in names]
+    counts = sorted({int(name.split()[-1]) for name in found if name.startswith("tokens")})
+    parts = [(count, kind) for count in (24, 20) for kind in ("full", "low_rank")]
+    tokens = [[str(n), *(cell(found, f"tokens {count}: {kind} {n}") for count, kind in parts)] for n in counts]
+    made = {
+        "kinds": table(["layers", "strategy", "none", *KINDS, "adapter"], [line for line in kinds if set(line[2:]) != {"–"}]),
+        "options": table(["patch", "24 layers", "20 layers"], options),
+        "tokens": table(["tokens", *(f"{kind}, {count} layers" for count, kind in parts)], tokens),
+    }
+    note = f"Decode loss in nats per token; full depth {cell(found, 'full')}. ulskip {found['environment']['git_commit'][:10]}."
+    return {name: f"{text}\n\n{note}\n" for name, text in made.items() if text.count("\n") > 1}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/skip_adapters"))
-    parser.add_argument("--part", choices=("options", "tokens", "kinds"), required=True)
+    parser.add_argument("--part", choices=tuple(PARTS), required=True)
     parser.add_argument("--to", type=Path, default=Path("benchmarks/results/patches-smollm2-135m.json"))
     args = parser.parse_args()
     one = Measurement(args.data, args.work, args.to)
     with torch.inference_mode():
-        {"options": measure_options, "tokens": measure_tokens, "kinds": measure_kinds}[args.part](one)
+        PARTS[args.part](one)
+    for name, text in pages(one.found).items():
+        write_atomic(args.to.with_name(f"{args.to.stem}-{name}.md"), text)
 
 
 if __name__ == "__main__":
