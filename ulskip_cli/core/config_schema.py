@@ -189,6 +189,9 @@ class TrainOptions:
     start: str = option("patch", "first patches of a skip adapter: in closed form, or zero", choices=STARTS)
     responses: str = option("reference", "responses to train a skip adapter on", choices=RESPONSES)
     own: OwnResponses = field(default_factory=OwnResponses)
+    prompt_share: float = option(
+        0.0, "share of each prompt, at its end, that is trained on as a response too", minimum=0, below=1
+    )
     on_policy: float = option(0.0, "share of steps on continuations that the skip adapter samples itself", minimum=0, maximum=1)
     freeze_embeddings: bool = option(False, "do not train the embeddings")
     epochs: float = option(1.0, "passes over the examples", above=0)

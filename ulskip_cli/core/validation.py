@@ -8,7 +8,10 @@ from ulskip_cli.core.config_schema import AUTO, Config, DecodingConfig, Training
 from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
 from ulskip_cli.core.tracking import check_installed
 
-ADAPTER_KEYS = ("patch", "patch_rank", "patch_learning_rate", "patch_examples", "start", "responses", "own", "on_policy")
+ADAPTER_KEYS = (
+    *("patch", "patch_rank", "patch_learning_rate", "patch_examples", "start"),
+    *("responses", "own", "prompt_share", "on_policy"),
+)
 LIMITS = {
     "minimum": (operator.ge, ">="),
     "above": (operator.gt, ">"),

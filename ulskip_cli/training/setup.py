@@ -110,6 +110,9 @@ def adapter_responses(
         own = generate_own_responses(source.model, source.tokenizer, prompts, config.train.own, context, file, progress)
         responses = [[*one, *more] for one, more in zip(responses, own, strict=True)]
     pairs = [(prompt, one) for (prompt, _), found in zip(references.pairs, responses, strict=True) for one in found]
+    for prompt, _ in references.pairs if config.train.prompt_share else ():
+        cut = max(1, round(len(prompt) * (1 - config.train.prompt_share)))
+        pairs.append((prompt[:cut], prompt[cut:]))
     usable = [pair for pair in pairs if len(pair[1]) > 1]  # the full model predicts the first token
     if not usable:
         raise UsageError("expected responses of at least two tokens to train a skip adapter, got none; use other data")
