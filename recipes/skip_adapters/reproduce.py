@@ -22,8 +22,8 @@ WORDS, WINDOWS, CHOOSING = 250, 3, 100
 RATIOS = {24: 1.25, 20: 1.5, 15: 2}
 # More text, not more epochs: up to three windows of every article, with the reference and two own answers each.
 TRAIN = ["model=smollm2-135m", "train=adapter", "train.responses=both", "train.own.samples=2", "train.max_length=640",
-         "train.precision=bf16", "train.lora.rank=32", "train.lora.alpha=64", "train.epochs=4", "train.save_every=30",
-         "train.log_every=10", "train.evaluate_every=90"]  # fmt: skip
+         "train.precision=bf16", "train.lora.rank=32", "train.lora.alpha=64", "train.save_every=30",
+         "train.log_every=10"]  # fmt: skip
 
 
 def call(*arguments: str) -> None:
@@ -59,10 +59,15 @@ def task(work: Path, name: str) -> list[str]:
 
 
 def train(work: Path, only: str) -> None:
-    """Train an adapter for each ratio, and at 1.5x adapters on references and on own answers alone."""
+    """Train an adapter for each ratio, and at 1.5x one on halves of the prompts too, and with one source of responses."""
     validation = f"train.validation={{file:{work}/choose.jsonl,limit:20}}"
-    trainings = {f"u{count}": (ratio, []) for count, ratio in RATIOS.items()}
-    trainings |= {f"u20-{kind}": (RATIOS[20], [f"train.responses={kind}"]) for kind in ("reference", "own")}
+    trainings = {
+        "u24": (RATIOS[24], ["train.epochs=2", "limit=120"]),
+        "u20": (RATIOS[20], ["train.epochs=4", "train.evaluate_every=90"]),
+        "u20-text": (RATIOS[20], ["train.epochs=1", "train.prompt_share=0.5"]),
+        "u15": (RATIOS[15], ["train.epochs=2"]),
+        **{f"u20-{kind}": (RATIOS[20], ["train.epochs=2", f"train.responses={kind}"]) for kind in ("reference", "own")},
+    }
     for name, (ratio, more) in trainings.items():
         if not only or name in only.split(","):
             call("train", *TRAIN, *task(work, "windows.jsonl"), f"train.own.file={work}/own.jsonl", validation,
@@ -80,7 +85,7 @@ def evaluate(work: Path, limit: int) -> None:
             patched = [*patched, "calibration.examples=64", "strategy.search_patch=true", "strategy.budget=60"]
         call("sweep", *patched, f"strategy={strategy}", f"ratio={ratios}", "strategy.patch=none,full")
     for count, ratio in RATIOS.items():
-        for name in (f"u{count}", f"u{count}-own", f"u{count}-reference"):
+        for name in (f"u{count}", f"u{count}-text", f"u{count}-own", f"u{count}-reference"):
             if (work / name / "adapter.json").is_file():
                 call("sweep", *common, f"model.skip_adapter={work}/{name}", "strategy=unified", f"ratio={ratio:g}")
     for count in (24, 20):
@@ -93,8 +98,7 @@ def evaluate(work: Path, limit: int) -> None:
 def correction(row: dict) -> str:
     """Name the correction of a row's views."""
     if row.get("skip_adapter"):
-        training = row["skip_adapter"]["training"]
-        return f"adapter ({training['responses']})"
+        return f"adapter {Path(row['skip_adapter']['path']).name}"
     return f"patch ({row['patch']['kind']})" if row.get("patch") else "none"
 
 
