@@ -75,24 +75,21 @@ def train(work: Path, only: str) -> None:
 
 
 def evaluate(work: Path, limit: int) -> None:
-    """Evaluate the full model, patches and adapters, also with the prompt through the kept layers alone."""
-    common = ["model=smollm2-135m", *task(work, "report.jsonl"), f"limit={limit}", f"name={NAME}", "batch_size=20",
-              f"calibration.task={{file:{work}/train.jsonl.gz}}", "speed.enabled=false"]  # fmt: skip
-    patched = [*common, "calibration.examples=100", "calibration.responses=both"]
-    ratios = ",".join(f"{ratio:g}" for ratio in RATIOS.values())
-    for strategy in ("unified", "search"):
-        if strategy == "search":
-            patched = [*patched, "calibration.examples=64", "strategy.search_patch=true", "strategy.budget=60"]
-        call("sweep", *patched, f"strategy={strategy}", f"ratio={ratios}", "strategy.patch=none,full")
-    for count, ratio in RATIOS.items():
-        for name in (f"u{count}", f"u{count}-text", f"u{count}-own", f"u{count}-reference"):
-            if (work / name / "adapter.json").is_file():
-                call("sweep", *common, f"model.skip_adapter={work}/{name}", "strategy=unified", f"ratio={ratio:g}")
-    for count in (24, 20):
-        kept = ["prompt_layers=kept", "strategy=unified", f"ratio={RATIOS[count]:g}"]
-        call("sweep", *patched[:-3], *kept, "strategy.patch=none,full")
-        if (work / f"u{count}" / "adapter.json").is_file():
-            call("sweep", *common, *kept, f"model.skip_adapter={work}/u{count}")
+    """Evaluate adapters, patches and plain skipping; at 1.5x also with the prompt through the kept layers alone."""
+    common = ["model=smollm2-135m", *task(work, "report.jsonl"), f"limit={limit}", f"name={NAME}", "batch_size=25",
+              "strategy=unified", f"calibration.task={{file:{work}/train.jsonl.gz}}", "speed.enabled=false"]  # fmt: skip
+
+    def corrected(count: int, *more: str) -> None:
+        names = [name for name in (f"u{count}", f"u{count}-text") if (work / name / "adapter.json").is_file()]
+        for correction in [*(f"model.skip_adapter={work}/{name}" for name in names), "strategy.patch=full"]:
+            call("sweep", *common, f"ratio={RATIOS[count]:g}", correction, *more)
+
+    corrected(20)
+    corrected(20, "prompt_layers=kept")
+    call("sweep", *common, f"ratio={RATIOS[20]:g}", "prompt_layers=kept")
+    for count in (24, 15):
+        corrected(count)
+    call("sweep", *common, f"ratio={','.join(f'{ratio:g}' for ratio in RATIOS.values())}")
 
 
 def correction(row: dict) -> str:
