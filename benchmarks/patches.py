@@ -50,8 +50,8 @@ OPTIONS = {
     **{f"rank {rank}": {"kind": "low_rank", "rank": rank} for rank in (8, 32, 128)},
 }
 KINDS = {"bias": 0.1, "low_rank": 0.3, "full": 0.3, "folded": 1.0}
-KEPT = (27, 24, 20, 15)
-FEWER_TOKENS = (40, 20, 10, 5, 2, 1)  # one batch of prompts in so many
+KEPT = (24, 20, 15, 27)
+FEWER_TOKENS = (20, 8, 4, 2, 1)  # one batch of prompts in so many
 
 
 class Measurement:
@@ -142,16 +142,15 @@ def measure_tokens(one: Measurement) -> None:
 
 def measure_kinds(one: Measurement) -> None:
     train = one.encoded("train.jsonl.gz")
-    reference, own = one.fitter(train), one.fitter(one.own(train))
-    fitter = with_batches(reference, reference.batches + own.batches)
-    texts = [example.prompt_ids + example.response_ids for example in train[:64]]
+    fitter = one.fitter(train[:FITTED])
+    texts = [example.prompt_ids + example.response_ids for example in train[:32]]
     if "influence" not in one.found:
         one.found["influence"] = block_influence(one.model, texts, 8)
     ranked = sorted(range(30), key=lambda layer: (-one.found["influence"][layer], layer))
     one.measure("full", tuple(range(30)), None, None)
     for count in KEPT:
         sets = {"unified": schedule.even(30, count), "block_influence": tuple(sorted(ranked[:count]))}
-        for block in without_block(30, count, 10):
+        for block in without_block(30, count, 8):
             one.measure(f"blocks {count}: {block}", block, fitter, PatchOptions("full", ridge=KINDS["full"]))
         blocks = [found for name, found in one.found.items() if name.startswith(f"blocks {count}")]
         sets["one block"] = tuple(min(blocks, key=lambda found: found["choose"])["kept_layers"])
