@@ -186,7 +186,7 @@ class TrainOptions:
     patch_rank: int = option(32, "rank of train.patch=low_rank", minimum=1)
     patch_learning_rate: float = option(2e-4, "peak learning rate of the patches of a skip adapter", above=0)
     patch_examples: int = option(64, "examples from which train.start=patch computes the patches", minimum=1)
-    start: str = option("patch", "first patches of a skip adapter: in closed form, or zero", choices=STARTS)
+    start: str = option("patch", "start of a skip adapter: patch (in closed form), zero, or the folder of another adapter")
     responses: str = option("reference", "responses to train a skip adapter on", choices=RESPONSES)
     own: OwnResponses = field(default_factory=OwnResponses)
     prompt_share: float = option(

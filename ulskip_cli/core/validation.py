@@ -2,9 +2,10 @@
 
 import operator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config_schema import AUTO, Config, DecodingConfig, TrainingConfig, TrainOptions
+from ulskip_cli.core.config_schema import AUTO, STARTS, Config, DecodingConfig, TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
 from ulskip_cli.core.tracking import check_installed
 
@@ -95,6 +96,9 @@ def _check_adapter_training(config: TrainingConfig) -> None:
         "train.optimizer=muon; use train.optimizer=adamw": train.optimizer != "adamw",
         "train.patch=folded and several train.ratios; train one adapter per ratio": (
             train.patch == "folded" and len(train.ratios) > 1
+        ),
+        f"train.start={train.start}, which is no folder with adapter.json; use train.start=patch, zero or such a folder": (
+            train.start not in STARTS and not (Path(train.start).expanduser() / "adapter.json").is_file()
         ),
         "train.patch=folded and train.start=zero; use train.start=patch": train.patch == "folded" and train.start == "zero",
     }

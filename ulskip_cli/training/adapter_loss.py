@@ -121,6 +121,15 @@ class AdapterLoss(TwoPassLoss):
         for index in range(len(kept_sets)):
             for layer, tensors in start.by_layer(f"patch.{index}.").items():
                 self.patches[f"{index}-{layer}"] = GapPatch.from_tensors(tensors).to(model.device)
+        self._continue_lora(start)
+
+    def _continue_lora(self, start: SkipAdapter) -> None:
+        """Copy the LoRA matrices of an adapter that is trained further; B contains the scale there."""
+        for path, (layer, name) in self.lora_paths.items():
+            if f"lora.{layer}.{name}.A" in start.tensors:
+                module: Any = self.model.get_submodule(path)
+                module.lora_A[_ADAPTER].weight.data.copy_(start.tensors[f"lora.{layer}.{name}.A"])
+                module.lora_B[_ADAPTER].weight.data.copy_(start.tensors[f"lora.{layer}.{name}.B"] / module.scaling[_ADAPTER])
 
     def forward(self, *args: Any, on_policy_seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Return the mean `loss` of a batch, a scalar; with a seed, on continuations that the adapted views sample."""

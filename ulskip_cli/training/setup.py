@@ -3,7 +3,7 @@
 import copy
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import psutil
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ulskip_cli.core.config_schema import TrainingConfig, TrainOptions
+from ulskip_cli.core.config_schema import STARTS, TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import adapter_records
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.own_responses import generate_own_responses
 from ulskip_cli.inference.patch_fit import PatchFitter, PatchOptions
-from ulskip_cli.inference.skip_adapter import combined, zero_adapter
+from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
@@ -119,6 +120,20 @@ def adapter_responses(
     return references.with_pairs(usable, config.train.max_length)
 
 
+def trained_start(folder: Path, kept_sets: Sequence[tuple[int, ...]], config: TrainingConfig) -> SkipAdapter:
+    """Return the adapter that is trained further; raise UsageError if it is of other weights, layers or ranks."""
+    adapter_records(replace(config.model, skip_adapter=[str(folder)]))
+    start = SkipAdapter.load(folder)
+    asked = {"kept_sets": tuple(kept_sets), "kind": config.train.patch, "lora_rank": config.train.lora.rank}
+    found = {"kept_sets": start.kept_sets, **{key: start.record.get(key) for key in ("kind", "lora_rank")}}
+    for key, value in asked.items():
+        if found[key] != value:
+            raise UsageError(
+                f"expected train.start={folder} to have {key} {value}, got {found[key]}; use the settings of its training"
+            )
+    return start
+
+
 def build_adapter_loss(
     config: TrainingConfig,
     model: PreTrainedModel,
@@ -130,7 +145,9 @@ def build_adapter_loss(
     train = config.train
     kept_sets = list(dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages))
     model.requires_grad_(False)
-    if train.start == "patch" and train.patch != "none":
+    if train.start not in STARTS:
+        start = trained_start(Path(train.start).expanduser(), kept_sets, config)
+    elif train.start == "patch" and train.patch != "none":
         progress.phase("fit patches", 0)
         chosen = random.Random(config.seed).sample(data.train.pairs, min(train.patch_examples, len(data.train)))
         examples = [EncodedExample(prompt, response) for prompt, response in chosen]
