@@ -182,3 +182,23 @@ def test_all_linear_adapts_every_linear_layer_of_kept_layers(model):
     module = made(model, random_adapter(model))
     expected = {f"lora.{layer}.{path}.A" for layer in KEPT for path in linear_paths(stack_of(model)[layer])}
     assert {name for name in module.adapter({}).tensors if name.endswith(".A")} == expected
+
+
+def test_a_continuation_is_judged_by_the_full_model_on_the_same_tokens(llama):
+    """The mean divergence over a sampled continuation equals that of the uncached reference on its tokens."""
+    tensors, corrections = random_corrections(llama, KEPT, "full")
+    module = made(llama, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), DISTILL)
+    module.outputs.layers = EVERY  # as `on_policy` keeps them
+    inputs, seen = batch(), []
+    continued = module._continue
+    module._continue = lambda *args: seen.append(continued(*args)) or seen[-1]
+    loss = module(**inputs, stages=through(KEPT), on_policy_seed=3)["loss"]
+    (sampled,) = seen
+    assert not torch.equal(sampled.response_ids, inputs["response_ids"])
+    fresh = {**inputs, "response_ids": sampled.response_ids, "labels": sampled.labels}
+    student, teacher = reference(llama, fresh, KEPT, corrections), reference(llama, fresh, EVERY, {})
+    counted = sampled.is_labelled.clone()
+    counted[:, 0] = False  # the full model predicts the first token
+    logs = (functional.log_softmax(one[counted], -1) for one in (student, teacher))
+    expected = functional.kl_div(*logs, reduction="sum", log_target=True) / sampled.is_labelled.sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)

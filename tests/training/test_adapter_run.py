@@ -128,3 +128,36 @@ def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, c
     row = runner.run_point(resolve(config), runner.Session())[-1].to_row()
     assert row["skip_adapter"]["path"] == str(tmp_path / "adapter")
     assert row["skip_adapter"]["bytes"] > 0 and row["decode_loss"] > 0
+
+
+def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, tmp_path):
+    output, _ = finished
+    changes = ["train.ratios=[2,3]", f"train.start={output}", "train.learning_rate=1e-9", "train.patch_learning_rate=1e-9"]
+    trained(model_folder, tmp_path / "further", *changes)
+    before, after = tensors(output), tensors(tmp_path / "further")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", ["train.ratios=2", "train.patch=bias", "train.lora.rank=4", "train.start=nowhere"], ids=lambda text: text
+)
+def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder, tmp_path, change):
+    start = [] if change.startswith("train.start") else [f"train.start={finished[0]}"]
+    with pytest.raises(UsageError, match=r"train\.start"):
+        trained(model_folder, tmp_path / "other", "train.ratios=[2,3]", *start, change)
+
+
+def test_the_ends_of_prompts_are_responses_too(model_folder, tmp_path):
+    texts = trained(model_folder, tmp_path / "texts", "train.ratios=2", "train.prompt_share=0.5")
+    plain = trained(model_folder, tmp_path / "plain", "train.ratios=2")
+    assert texts.examples == 2 * plain.examples
+
+
+def test_on_policy_steps_are_drawn_again_in_a_second_training(model_folder, tmp_path):
+    for name, share in (("one", 1.0), ("two", 1.0), ("none", 0.0)):
+        trained(model_folder, tmp_path / name, "train.ratios=2", f"train.on_policy={share}")
+    one, two, none = (tensors(tmp_path / name) for name in ("one", "two", "none"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], none[name]) for name in one)
