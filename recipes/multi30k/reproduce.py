@@ -26,7 +26,7 @@ FILES = {
 BASE = ["model=random", "model.path=llama-12x128", "strategy=full", "train=scratch", "train.ratios=1", "train.epochs=6",
         "train.vocab_size=6000", "train.learning_rate=4e-3", "train.dropout=0.1", "train.evaluate_every=453"]  # fmt: skip
 FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1"]
-ADAPTER = ["train=adapter", "train.epochs=2", "train.batch_size=32", "train.learning_rate=2e-3", "train.lora.rank=32",
+ADAPTER = ["train=adapter", "train.epochs=1", "train.batch_size=32", "train.learning_rate=2e-3", "train.lora.rank=32",
            "train.lora.alpha=64", "train.max_length=128", "train.precision=float32"]  # fmt: skip
 PATCH = ["strategy.patch=full"]  # computed at evaluation, without training
 CALIBRATION_EXAMPLES = 100
