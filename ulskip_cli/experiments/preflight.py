@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from ulskip_cli.core import validation
-from ulskip_cli.core.config import baseline_config, identity, instantiate
+from ulskip_cli.core.config import baseline_config, identity, instantiate, is_calibrated
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.experiments.held_out import HeldOutExamples, find_held_out
 from ulskip_cli.experiments.record import ROW_VERSION
 from ulskip_cli.experiments.record_sections import RunIdentity
-from ulskip_cli.strategies.plan import Plan, make_plan
+from ulskip_cli.strategies.patching import NO_PATCH, patch_of
+from ulskip_cli.strategies.plan import Plan, adapter_of, make_plan
 from ulskip_cli.tasks import Example, Task, metrics
 
 
@@ -56,6 +57,7 @@ class Resolver:
         data = self.data(config)
         held_out = _held_out(config, plan)
         check_generate_options(config)
+        _check_corrections(config, plan)
         compared = config.baseline and not plan.keeps_all
         return ResolvedPoint(
             config,
@@ -152,6 +154,18 @@ def check_generate_options(config: Config) -> None:
         from ulskip_cli.inference.engines import generate_options
 
         generate_options.check(config.decoding)
+
+
+def _check_corrections(config: Config, plan: Plan) -> None:
+    """Refuse patches of random weights, and skip adapters for other layers where the plan's layers are known already."""
+    kind = patch_of(config.strategy)
+    if kind != NO_PATCH and config.model.source == "random":
+        raise NotApplicable(
+            f"strategy.patch={kind} requires examples as text, which model=random does not have; use `ulskip bench`, which "
+            "times patches as zeros"
+        )
+    if is_calibrated(config.strategy) and config.ratio_basis != "latency":
+        adapter_of(config.model, plan)
 
 
 @dataclass(frozen=True)
