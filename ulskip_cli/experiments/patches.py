@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -127,16 +128,14 @@ class _PatchCalibration:
         encoded, calibration = self.workload.encoded or [], self.config.calibration
         wanted = calibration.responses
         references = [] if wanted == "own" else list(encoded)
-        samples = 0 if wanted in ("reference", "auto") else 1
-        found = [*references, *self._own_responses(samples, file)]
-        while wanted == "auto" and samples < MAX_SAMPLES and _num_tokens(found) < calibration.patch_tokens:
-            samples += 1
-            found = [*references, *self._own_responses(samples, file)]
-        return found
+        missing = calibration.patch_tokens - _num_tokens(references)
+        if wanted == "reference" or (wanted == "auto" and missing <= 0):
+            return references
+        own = self._own_responses(1, file)
+        samples = min(MAX_SAMPLES, math.ceil(missing / max(1, _num_tokens(own)))) if wanted == "auto" else 1
+        return [*references, *(self._own_responses(samples, file) if samples > 1 else own)]
 
     def _own_responses(self, samples: int, file: Path) -> list[EncodedExample]:
-        if not samples:
-            return []
         assert self.loaded.tokenizer is not None
         prompts = [one.prompt_ids for one in self.workload.encoded or []]
         context = (self.workload.pad_token_id, self.config.decoding.max_new_tokens, self.config.seed)
