@@ -50,7 +50,7 @@ OPTIONS = {
     **{f"rank {rank}": {"kind": "low_rank", "rank": rank} for rank in (8, 32, 128)},
 }
 KINDS = {"bias": 0.1, "low_rank": 0.3, "full": 0.3, "folded": 1.0}
-KEPT = (24, 20, 15, 27)
+KEPT, BLOCKED = (24, 20, 15, 27), 24
 FEWER_TOKENS = (20, 8, 4, 2, 1)  # one batch of prompts in so many
 
 
@@ -148,19 +148,18 @@ def measure_kinds(one: Measurement) -> None:
         one.found["influence"] = block_influence(one.model, texts, 8)
     ranked = sorted(range(30), key=lambda layer: (-one.found["influence"][layer], layer))
     one.measure("full", tuple(range(30)), None, None)
-    for count in KEPT:
-        sets = {"unified": schedule.even(30, count), "block_influence": tuple(sorted(ranked[:count]))}
-        for block in without_block(30, count, 8):
-            one.measure(f"blocks {count}: {block}", block, fitter, PatchOptions("full", ridge=KINDS["full"]))
-        blocks = [found for name, found in one.found.items() if name.startswith(f"blocks {count}")]
-        sets["one block"] = tuple(min(blocks, key=lambda found: found["choose"])["kept_layers"])
-        if found := searched(count):
-            sets["search"] = found
-        for strategy, kept in sets.items():
-            one.measure(f"kinds {count}: {strategy} none", kept, None, None)
-            for kind, ridge in KINDS.items():
-                if kind != "folded" or kept[0] == 0:
-                    one.measure(f"kinds {count}: {strategy} {kind}", kept, fitter, PatchOptions(kind, ridge=ridge))
+    sets = {(count, "unified"): schedule.even(30, count) for count in KEPT}
+    for block in without_block(30, BLOCKED, 8):  # one block is better than even spacing where few layers are skipped
+        one.measure(f"blocks {BLOCKED}: {block}", block, fitter, PatchOptions("full", ridge=KINDS["full"]))
+    blocks = [found for name, found in one.found.items() if name.startswith(f"blocks {BLOCKED}")]
+    sets[BLOCKED, "one block"] = tuple(min(blocks, key=lambda found: found["choose"])["kept_layers"])
+    sets |= {(count, "block_influence"): tuple(sorted(ranked[:count])) for count in KEPT}
+    sets |= {(count, "search"): found for count in KEPT if (found := searched(count))}
+    for (count, strategy), kept in sets.items():
+        one.measure(f"kinds {count}: {strategy} none", kept, None, None)
+        for kind, ridge in KINDS.items():
+            if kind != "folded" or kept[0] == 0:
+                one.measure(f"kinds {count}: {strategy} {kind}", kept, fitter, PatchOptions(kind, ridge=ridge))
 
 
 def measure_adapters(one: Measurement) -> None:
