@@ -4,7 +4,7 @@
 
 PATH holds train.jsonl.gz (100 articles) and validation.jsonl.gz (300). Patches and adapters learn from the training
 articles. The last 100 validation articles choose options, and the first 100 are reported. The recipe takes about three hours
-on two cores. If it is interrupted, the same command resumes. --train and --evaluate run one half.
+on two cores. If it is interrupted, the same command resumes. --train and --evaluate run one half, --page neither.
 """
 
 import argparse
@@ -64,7 +64,16 @@ def train(work: Path, only: str) -> None:
     trainings = {
         "u24": (RATIOS[24], ["train.epochs=2", "limit=120"]),
         "u20": (RATIOS[20], ["train.epochs=4", "train.evaluate_every=90"]),
-        "u20-text": (RATIOS[20], ["train.epochs=1", "train.prompt_share=0.5"]),
+        "u20-text": (
+            RATIOS[20],
+            [
+                "train.epochs=1",
+                "train.prompt_share=0.5",
+                "train.responses=reference",
+                f"train.start={work}/u20",
+                "train.learning_rate=5e-4",
+            ],
+        ),
         "u15": (RATIOS[15], ["train.epochs=2"]),
         **{f"u20-{kind}": (RATIOS[20], ["train.epochs=2", f"train.responses={kind}"]) for kind in ("reference", "own")},
     }
@@ -133,12 +142,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="train these adapters alone: u20,u20-own,...")
     parser.add_argument("--train", action="store_true", help="train alone")
     parser.add_argument("--evaluate", action="store_true", help="evaluate alone")
+    parser.add_argument("--page", action="store_true", help="write the page of the stored rows alone")
     args = parser.parse_args()
-    prepare(args.data, args.work)
-    if not args.evaluate:
-        train(args.work, args.only)
-    if not args.train:
-        evaluate(args.work, args.limit)
+    if not args.page:
+        prepare(args.data, args.work)
+        if not args.evaluate:
+            train(args.work, args.only)
+        if not args.train:
+            evaluate(args.work, args.limit)
     folder = Path("results") / NAME
     rows = {row["id"]: row for row in read_jsonl(folder / "runs.jsonl") if row.get("decode_loss") is not None}
     if rows:
