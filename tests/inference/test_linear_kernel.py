@@ -45,6 +45,7 @@ def test_leading_dimensions_stay():
 def not_loaded(monkeypatch, tmp_path):
     """The commands of a process that has not loaded the kernel, on a machine that has not compiled it."""
     monkeypatch.setattr(linear_kernel, "is_loaded", lambda: False)
+    monkeypatch.setattr(linear_kernel, "_failures", {})  # those of earlier tests in this process
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path))
     commands = []
     run = subprocess.run
