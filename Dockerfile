@@ -1,7 +1,7 @@
 # CPU image. Build it with `docker build --tag ulskip .`, then:
-#   docker run --rm --volume ulskip-results:/home/ulskip/results ulskip                  the demo
-#   docker run --rm --volume ulskip-results:/home/ulskip/results ulskip plan ratio=3     any other command
-# To use a folder instead of a named volume: --user "$(id -u)" --volume "$PWD/results:/home/ulskip/results"
+#   docker run --rm --volume ulskip-results:/ulskip/results ulskip                  the demo
+#   docker run --rm --volume ulskip-results:/ulskip/results ulskip plan ratio=3     any other command
+# To use a folder instead of a named volume: --user "$(id -u)" --volume "$PWD/results:/ulskip/results"
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS wheel
@@ -26,10 +26,10 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels pip install --no-cache-dir --no-deps /wheels/*.whl
 
 # Every user may write here, so that --user works; the kernel is cached below HOME.
-RUN useradd --no-create-home --home-dir /home/ulskip ulskip && mkdir --mode 1777 /home/ulskip /home/ulskip/results
-ENV HOME=/home/ulskip
-WORKDIR /home/ulskip
+RUN useradd --no-create-home --home-dir /ulskip ulskip && mkdir --mode 1777 /ulskip /ulskip/results
+ENV HOME=/ulskip
+WORKDIR /ulskip
 USER ulskip
-VOLUME /home/ulskip/results
+VOLUME /ulskip/results
 ENTRYPOINT ["ulskip"]
 CMD ["run", "task=wmt", "ratio=2.0"]

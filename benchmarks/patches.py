@@ -27,8 +27,9 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.loading import load, load_tokenizer
-from ulskip_cli.inference.own_responses import generate_own_responses
-from ulskip_cli.inference.patch_fit import PatchFitter, PatchOptions
+from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
+from ulskip_cli.inference.patch_fit import PatchFitter
+from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies import schedule
@@ -103,9 +104,12 @@ class Measurement:
 
     def own(self, examples: list[EncodedExample]) -> list[EncodedExample]:
         """Return the prompts with the model's own greedy answers, which are stored."""
-        context, file = (self.pad, self.config.decoding.max_new_tokens, 1), self.work / f"patches-own-{len(examples)}.jsonl"
+        context, file = (
+            greedy_context(self.pad, self.config.decoding.max_new_tokens, 1),
+            self.work / f"patches-own-{len(examples)}.jsonl",
+        )
         prompts = [one.prompt_ids for one in examples]
-        answers = generate_own_responses(self.model, self.tokenizer, prompts, OwnResponses(), context, file, NullProgress())
+        answers = generate_own_responses(self.model, prompts, OwnResponses(), context, file, NullProgress())
         return [EncodedExample(prompt, found[0]) for prompt, found in zip(prompts, answers, strict=True)]
 
 

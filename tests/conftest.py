@@ -22,6 +22,15 @@ def model(request):
     return build_model(request.param)
 
 
+@pytest.fixture(scope="module")
+def single_thread():
+    """Compute with one thread, so that sums have one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def llama():
     """Return a tiny random Llama."""

@@ -135,6 +135,8 @@ def generate(
         UsageError: an option is unknown or out of range, a prompt has no tokens, the architecture is not supported, or the
             skip adapter does not fit the model or the layers.
     """
+    from pathlib import Path
+
     from ulskip_cli.core.config import decoding_of
     from ulskip_cli.core.config_schema import PROMPT_LAYERS
     from ulskip_cli.core.errors import UsageError, require_choice
@@ -142,6 +144,7 @@ def generate(
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, until_stop
     from ulskip_cli.inference.engines import generate_options
+    from ulskip_cli.inference.skip_adapter import SkipAdapter
     from ulskip_cli.strategies.plan import Plan
     from ulskip_cli.tasks.encoding import pad_token_id
 
@@ -152,7 +155,7 @@ def generate(
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
     depth = shallow_view.num_layers(model)
-    adapter = None if skip_adapter is None else _read_adapter(skip_adapter, depth)
+    adapter = SkipAdapter.load(Path(skip_adapter).expanduser()) if isinstance(skip_adapter, str | Path) else skip_adapter
     if kept is None:
         kept = range(depth) if adapter is None else _only_set(adapter)
     decoder = Decoder(model, Plan.from_layers(depth, kept, prompt_layers), tokenizer, adapter)
@@ -167,21 +170,6 @@ def generate(
             text, stopped = until_stop(tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop)
             answers[position] = Answer(text, tokens, hit and not stopped)
     return [answers[i] for i in range(len(ids))]
-
-
-def _read_adapter(given: "str | Path | SkipAdapter", num_layers: int) -> "SkipAdapter":
-    from pathlib import Path
-
-    from ulskip_cli.core.errors import UsageError
-    from ulskip_cli.inference.skip_adapter import SkipAdapter
-
-    adapter = given if isinstance(given, SkipAdapter) else SkipAdapter.load(Path(given).expanduser())
-    if adapter.num_layers != num_layers:
-        raise UsageError(
-            f"expected a skip adapter of a model with {num_layers} layers, got one for {adapter.num_layers}; use the adapter's "
-            "own model"
-        )
-    return adapter
 
 
 def _only_set(adapter: "SkipAdapter") -> tuple[int, ...]:

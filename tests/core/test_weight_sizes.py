@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.model_metadata import read_headers, read_metadata
-from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
+from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 
 sizes = st.builds(
     lambda head, layer, n: WeightSizes(head, (layer,) * n), st.integers(0, 10**9), st.integers(1, 10**8), st.integers(3, 80)
@@ -59,3 +59,13 @@ def test_headers_and_loaded_parameters_agree(model_folder):
 def test_steps_of_several_kinds_take_their_bytes():
     weights = WeightSizes(100, (100,) * 9)
     assert weights.staged_speedup([(3, range(4)), (1, range(9))]) == pytest.approx(4 * 1000 / (3 * 500 + 1000))
+
+
+@given(st.sets(st.integers(0, 9), min_size=1).map(sorted))
+def test_a_gap_ends_at_a_kept_layer_behind_a_skipped_one(kept):
+    expected = [layer for layer in [*kept, 10] if layer and layer - 1 not in kept]
+    assert gaps(kept, 10) == expected
+
+
+def test_without_skipped_layers_there_are_no_gaps():
+    assert gaps(range(10), 10) == []

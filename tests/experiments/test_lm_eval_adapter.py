@@ -12,18 +12,13 @@ import yaml
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 
-from ulskip_cli.api import generate
 from ulskip_cli.cli import lm_eval as command_module
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import ASSETS, fingerprint
+from ulskip_cli.core.model_metadata import ASSETS
 from ulskip_cli.experiments import lm_eval_adapter
 from ulskip_cli.experiments.lm_eval_run import evaluate, make_records
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import pick_device
-from ulskip_cli.inference.skip_adapter import SkipAdapter
-from ulskip_cli.strategies.patching import gaps
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -109,51 +104,6 @@ def test_continuations_are_scored_by_the_kept_layers_unless_all_are_asked_for(ev
     row = make_records(found)[0].to_row()
     assert row["scored_prompt_layers"] == "all"
     assert any("8 of" in warning and lm_eval_adapter.FIRST_TOKEN_ONLY in warning for warning in row["warnings"])
-
-
-@pytest.mark.parametrize("prompt_layers", ["kept", "all"])
-def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
-    asked = {"model": "tiny", "ratio": 3, "prompt_layers": prompt_layers, "device": "cpu"}
-    plain = lm_eval_adapter.SkippingLM(**asked)
-    kept, base = plain.plan.kept_layers, {"model": "tiny", "fingerprint": fingerprint(compose(["model=tiny"]).model)}
-    size, depth = plain.loaded.model.config.hidden_size, plain.plan.num_layers
-    generator = torch.Generator().manual_seed(0)
-    shifts = {f"patch.0.{layer}.bias": 20 * torch.randn(size, generator=generator) for layer in gaps(kept, depth)}
-    adapter = SkipAdapter(depth, (kept,), shifts, {"base": base, "kind": "bias"})
-    adapter.save(tmp_path)
-    model = lm_eval_adapter.SkippingLM(**asked, **{"model.skip_adapter": str(tmp_path)})
-    prompt, response = model.tok_encode("Der Hund schläft."), model.tok_encode(" The dog is sleeping.")
-    ids, view = torch.tensor([prompt + response]), adapter.view(plain.loaded.model, kept)
-    with torch.inference_mode():
-        if prompt_layers == "kept":
-            logits = view(ids).logits
-        else:
-            cache = plain.loaded.model(ids[:, : len(prompt)], use_cache=True)
-            first = cache.logits[:, -1:]
-            pruned = cache.cache if hasattr(cache, "cache") else cache.past_key_values
-            shallow_view.prune_cache(pruned, kept)
-            rest = shallow_view.forward_with_cache(view, ids[:, len(prompt) :], torch.ones_like(ids), pruned)
-            logits = torch.cat([torch.zeros(1, len(prompt) - 1, first.shape[-1]), first, rest], 1)
-    chances = torch.log_softmax(logits[0, len(prompt) - 1 : -1], -1)
-    expected = float(chances.gather(1, torch.tensor(response)[:, None]).sum())
-    ((score, _),) = model._loglikelihood_tokens([(None, prompt, response)], disable_tqdm=True)
-    ((other, _),) = plain._loglikelihood_tokens([(None, prompt, response)], disable_tqdm=True)
-    assert score == pytest.approx(expected, abs=1e-3)
-    assert abs(score - other) > 1e-2
-    mine = model._model_generate(torch.tensor([prompt]), len(prompt) + 8, [])
-    (answer,) = generate(
-        plain.loaded.model, model.tokenizer, ["Der Hund schläft."], kept, prompt_layers=prompt_layers, skip_adapter=adapter,
-        max_new_tokens=8,
-    )  # fmt: skip
-    assert mine[0, len(prompt) :].tolist() == answer.token_ids
-    assert model.record().to_row()["skip_adapter"]["path"] == str(tmp_path)
-    with pytest.raises(UsageError, match=r"model\.skip_adapter"):
-        lm_eval_adapter.SkippingLM(**{**asked, "ratio": 2}, **{"model.skip_adapter": str(tmp_path)})
-
-
-def test_patches_that_only_a_run_computes_are_refused():
-    with pytest.raises(UsageError, match=r"strategy\.patch=full.*`ulskip run \.\.\. .*model\.skip_adapter=results/"):
-        lm_eval_adapter.SkippingLM(model="tiny", ratio=3, **{"strategy.patch": "full"})
 
 
 def test_two_passes_score_as_one_at_full_depth(hf):

@@ -133,6 +133,24 @@ def test_the_adapter_of_the_plans_layers_is_chosen(config, adapter, tmp_path):
     assert row["skip_adapter"]["path"] == str(adapter)
 
 
+def test_adapters_with_patches_of_several_kinds_are_refused(config, adapter, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    record = json.loads((adapter / "adapter.json").read_text())
+    (other / "adapter.json").write_text(json.dumps({**record, "kept_sets": [[0, 5]], "kind": "full"}))
+    with pytest.raises(UsageError, match=r"model\.skip_adapter"):
+        resolve(config("ratio=2", f"model.skip_adapter=[{adapter},{other}]"))
+
+
+def test_a_search_with_patches_depends_on_the_options_of_the_fit(config, tmp_path):
+    searched = ["strategy=search", "strategy.search_patch=true", "strategy.budget=3", "ratio=2"]
+    orders = [config(*searched, f"calibration.patch_order={order}") for order in ("sequential", "joint")]
+    rows = [run(one)[-1] for one in orders]
+    assert rows[0]["id"] != rows[1]["id"]
+    assert rows[0]["calibration"]["id"] != rows[1]["calibration"]["id"]
+    assert rows[0]["calibration"]["notes"]["tried"] == 3
+
+
 def test_other_layers_and_other_weights_are_refused(config, adapter, tmp_path):
     with pytest.raises(UsageError, match=r"model\.skip_adapter.*\[0,2,5\].*\[0,5\]"):
         run(config("ratio=3", f"model.skip_adapter={adapter}"))

@@ -8,7 +8,7 @@ from ulskip_cli.core.config_schema import OwnResponses
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.inference import own_responses
 from ulskip_cli.inference.decoder import Decoder
-from ulskip_cli.inference.own_responses import generate_own_responses
+from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
 
 LENGTH = 6
 PROMPTS = [random_ids(1, 3 + i % 5, seed=i)[0].tolist() for i in range(10)]
@@ -29,7 +29,7 @@ def answers(file, samples=2, prompts=PROMPTS, seed=1, **changes):
     model = build_model("llama")
     model.generation_config.eos_token_id = changes.pop("eos", None)
     options = OwnResponses(samples=samples, **changes)
-    return generate_own_responses(model, None, prompts, options, (0, LENGTH, seed), file, NullProgress())
+    return generate_own_responses(model, prompts, options, greedy_context(0, LENGTH, seed), file, NullProgress())
 
 
 def forbid_generation(monkeypatch):
@@ -99,6 +99,6 @@ def test_answers_of_other_settings_are_added_to_the_file(file, changes):
 def test_answers_of_another_model_are_added_to_the_file(file):
     found = answers(file)
     others = generate_own_responses(
-        build_model("gpt2"), None, PROMPTS, OwnResponses(samples=2), (0, LENGTH, 1), file, NullProgress()
+        build_model("gpt2"), PROMPTS, OwnResponses(samples=2), greedy_context(0, LENGTH, 1), file, NullProgress()
     )
     assert others != found == answers(file)

@@ -1,28 +1,16 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose, identity
 from ulskip_cli.core.config_schema import PATCHES
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.strategies.patching import gaps, patch_of, patch_parameters
+from ulskip_cli.strategies.patching import patch_of, patch_parameters
 from ulskip_cli.strategies.plan import make_plan
 
 LAYERS = [100] * 6
 METADATA = ModelMetadata(6, None, WeightSizes(50, tuple(LAYERS)), hidden_size=3, weight_bytes=2)
 PATCHABLE = ["unified", "top_skip", "bottom_skip", "block_influence", "search", "skip_decode", "custom"]
-
-
-@given(st.sets(st.integers(0, 9), min_size=1).map(sorted))
-def test_a_gap_ends_at_a_kept_layer_behind_a_skipped_one(kept):
-    expected = [layer for layer in [*kept, 10] if layer and layer - 1 not in kept]
-    assert gaps(kept, 10) == expected
-
-
-def test_without_skipped_layers_there_are_no_gaps():
-    assert gaps(range(10), 10) == []
 
 
 @pytest.mark.parametrize("strategy", PATCHABLE)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.schedule import even
-from ulskip_cli.strategies.search import Search, swaps
+from ulskip_cli.strategies.search import Search, swaps, without_block
 
 
 class Landscape:
@@ -72,3 +72,27 @@ def test_what_was_found_is_kept_and_no_other_count():
         strategy.kept_layers(6, 4)
     with pytest.raises(UsageError, match=r"strategy\.budget"):
         Search(budget=0)
+
+
+def test_with_patches_the_search_starts_from_skipped_blocks_too():
+    class Patched(Landscape):
+        """Without patches every schedule is equally bad."""
+
+        patched_decode_loss = Landscape.decode_loss
+
+    seen = Patched((0, 1, 6, 7))
+    found = Search(budget=20, search_patch=True).calibrate(8, 4, seen)
+    assert found.options == {"layers": [0, 1, 6, 7]}
+    assert seen.asked[: 1 + len(without_block(8, 4))] == [even(8, 4), *without_block(8, 4)]
+
+
+@given(st.integers(3, 30), st.data())
+def test_skipped_blocks_lie_between_the_first_and_the_last_layer(num_layers, data):
+    num_kept = data.draw(st.integers(2, num_layers))
+    found = without_block(num_layers, num_kept)
+    assert len(found) == len(set(found)) <= 6
+    assert bool(found) == (num_kept < num_layers)
+    for kept in found:
+        skipped = sorted(set(range(num_layers)) - set(kept))
+        assert len(kept) == num_kept and {0, num_layers - 1} <= set(kept)
+        assert skipped == list(range(skipped[0], skipped[-1] + 1))

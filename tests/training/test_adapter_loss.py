@@ -36,7 +36,7 @@ def through(kept):
 def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY):
     model.requires_grad_(False)
     torch.manual_seed(0)
-    return AdapterLoss(model, adapter.kept_sets, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes)
+    return AdapterLoss(model, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes)
 
 
 def random_adapter(model, kind="full", kept=KEPT, seed=0):
@@ -169,13 +169,13 @@ def test_a_bfloat16_model_has_adapters_in_float32(llama):
 def test_lora_targets_name_linear_layers(llama):
     adapter = random_adapter(llama)
     options = LoraOptions(rank=2, targets="q_proj,down_proj")
-    module = AdapterLoss(llama.requires_grad_(False), [KEPT], adapter, options, CROSS_ENTROPY, PLENTY)
+    module = AdapterLoss(llama.requires_grad_(False), adapter, options, CROSS_ENTROPY, PLENTY)
     found = {name for name in module.adapter({}).tensors if name.startswith("lora.")}
     assert found == {
         f"lora.{layer}.{path}.{part}" for layer in KEPT for path in ("self_attn.q_proj", "mlp.down_proj") for part in "AB"
     }
     with pytest.raises(UsageError, match=r"train\.lora\.targets"):
-        AdapterLoss(llama, [KEPT], adapter, LoraOptions(rank=2, targets="nosuch"), CROSS_ENTROPY, PLENTY)
+        AdapterLoss(llama, adapter, LoraOptions(rank=2, targets="nosuch"), CROSS_ENTROPY, PLENTY)
 
 
 def test_all_linear_adapts_every_linear_layer_of_kept_layers(model):

@@ -13,16 +13,8 @@ from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.training import setup, trainer
 from ulskip_cli.training.run import train
 
+pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 QUICK = ["limit=12", "train.batch_size=4", "train.log_every=1", "train.max_steps=4", "train.lora.rank=2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def single_thread():
-    """Sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def overrides_for(model_folder, output, *changes):

@@ -22,6 +22,7 @@ from ulskip_cli.strategies.training_schedules import schedules
 from ulskip_cli.training import run
 from ulskip_cli.training.run import train
 
+pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
 QUICK = ["limit=16", "train.batch_size=4", "train.learning_rate=1e-3", "train.log_every=1"]
 LONG = [
     "train.epochs=8", "train.save_every=3", "train.evaluate_every=8", "train.validation={limit:16}",  # the training set
@@ -31,15 +32,6 @@ LONG_TRAININGS = {
     "unified": ["strategy=unified", "train.ratios=[1,2]", *LONG],
     "early_exit": ["strategy=early_exit", "strategy.min_exit=2", "strategy.every=2", *LONG],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def single_thread():
-    """Sums in the order of the subprocesses."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def overrides_for(model_folder, output):

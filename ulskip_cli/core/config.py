@@ -130,7 +130,7 @@ def drop_unused(plain: dict[str, Any]) -> None:
             strategy.pop(key, None)
     if not plain["model"]["skip_adapter"]:
         plain["model"].pop("skip_adapter")
-    for key in _PATCH_CALIBRATION if kind == "none" else ():
+    for key in _PATCH_CALIBRATION if kind == "none" and not searched else ():
         plain.get("calibration", {}).pop(key, None)
 
 
@@ -148,8 +148,7 @@ def baseline_config(config: Config) -> Config:
     """Return the configuration of the baseline: the same experiment with every layer kept and no drafts."""
     full: dict[str, Any] = yaml.safe_load((config_dir() / "strategy" / "full.yaml").read_text("utf-8"))
     model = replace(copy.deepcopy(config.model), skip_adapter=[])  # an adapter does not change the full model
-    baseline = replace(copy.deepcopy(config), strategy=full, model=model, decoding=without_drafts(config.decoding), **_BASELINE)
-    return baseline
+    return replace(copy.deepcopy(config), strategy=full, model=model, decoding=without_drafts(config.decoding), **_BASELINE)
 
 
 def without_drafts(decoding: DecodingConfig) -> DecodingConfig:

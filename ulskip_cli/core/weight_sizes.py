@@ -22,14 +22,23 @@ class WeightSizes:
 
         A step runs the output head `heads` times.
         """
-        num_gaps = sum(after != before + 1 for before, after in zip([-1, *kept], [*kept, len(self.layers)], strict=True))
-        step = heads * self.head + sum(self.layers[i] for i in kept) + num_gaps * self.patch
+        patches = self.patch * len(gaps(kept, len(self.layers)))
+        step = heads * self.head + sum(self.layers[i] for i in kept) + patches
         return (self.head + sum(self.layers)) / step
 
     def staged_speedup(self, steps: Sequence[tuple[int, Sequence[int]]]) -> float:
         """Return the predicted speedup of decoding in stages; `steps` has the number of steps and the layers of every stage."""
         total = sum(count for count, _ in steps)
         return total / sum(count / self.predicted_speedup(kept) for count, kept in steps)
+
+
+def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
+    """Return the kept layers behind a gap; `num_layers` stands for a gap behind the last kept layer.
+
+    >>> gaps((0, 1, 4, 6), 8)
+    [4, 6, 8]
+    """
+    return [after for before, after in zip([-1, *kept], [*kept, num_layers], strict=True) if after != before + 1]
 
 
 def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_layers: int, vocab_size: int) -> WeightSizes | None:

@@ -9,7 +9,7 @@ import torch
 
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
+from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.machine_limits import MachineLimits
@@ -28,8 +28,8 @@ from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.head_timing import head_seconds
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter, timing_adapter
-from ulskip_cli.strategies.patching import NO_PATCH, gaps, patch_kind, patch_of, patch_parameters
-from ulskip_cli.strategies.plan import Plan, make_plan, with_patch_bytes
+from ulskip_cli.strategies.patching import NO_PATCH, patch_kind, patch_of, patch_parameters
+from ulskip_cli.strategies.plan import Plan, make_plan
 
 
 @dataclass
@@ -137,7 +137,7 @@ def _describe_sides(
     weights, parameters = loaded.metadata.weights, _parameters(loaded)
     drafted, patches = pairs.strategy[0].drafts is not None, (0.0, _patches(plan, pairs.full[0].steps))
     if patches[1] and weights is not None:
-        weights = with_patch_bytes(loaded.metadata, config).weights
+        weights = replace(weights, patch=(plan.patch_bytes or 0) // len(gaps(plan.kept_layers, plan.num_layers)))
         hidden_size = loaded.model.config.get_text_config(decoder=True).hidden_size
         kind, rank = patch_kind(config)
         parameters = parameters and replace(parameters, patch=patch_parameters(kind, hidden_size, rank))

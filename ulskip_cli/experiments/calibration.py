@@ -4,18 +4,18 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from ulskip_cli.core.config import PATCH_KEYS, baseline_config, drop_unused, instantiate, resolved_config
+from ulskip_cli.core.config import baseline_config, drop_unused, instantiate, resolved_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.patches import patch_options
+from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES, LOSS_BATCH, patch_options
 from ulskip_cli.experiments.record import ROW_VERSION, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload
@@ -30,9 +30,7 @@ from ulskip_cli.strategies import NeedsCalibration
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
-LOSS_BATCH = 16  # examples per batch
 SEARCH_RIDGE = 0.3  # of the patches in a search
-KEPT_PROMPT_BYTES = 2**30  # limit of the KV cache of encoded prompts that is kept between calls
 
 
 @dataclass
@@ -173,7 +171,7 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
 def _key(config: Config, strategy: NeedsCalibration, num_kept: int, workload: Workload) -> str:
     """Return a hash of everything that a calibration depends on, as 12 hexadecimal digits."""
     plain = resolved_config(config)
-    patched = {key: plain["strategy"].get(key) for key in PATCH_KEYS} if getattr(strategy, "search_patch", False) else None
+    patched = asdict(patch_options(config, SEARCH_RIDGE)) if getattr(strategy, "search_patch", False) else None
     plain["strategy"]["patch"] = "none"  # it changes only a search with patches
     drop_unused(plain)
     depends: dict[str, Any] = {"num_kept": num_kept, "decoding": plain["decoding"], "batch_size": config.batch_size}

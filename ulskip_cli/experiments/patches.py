@@ -11,7 +11,6 @@ from typing import Any
 
 from ulskip_cli.core.config import drop_unused, resolved_config
 from ulskip_cli.core.config_schema import Config, OwnResponses
-from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import ROW_VERSION, Row
@@ -20,8 +19,9 @@ from ulskip_cli.experiments.workload import Workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.inference.own_responses import generate_own_responses
-from ulskip_cli.inference.patch_fit import PatchFitter, PatchOptions
+from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
+from ulskip_cli.inference.patch_fit import PatchFitter
+from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.inference.skip_adapter import RECORD, SkipAdapter, combined
 from ulskip_cli.strategies.patching import NO_PATCH, patch_of
@@ -31,8 +31,8 @@ from ulskip_cli.tasks.encoding import EncodedExample
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 CHOICE_SHARE = 5  # one example in five chooses the ridge
 MAX_SAMPLES = 32  # own answers per prompt
-LOSS_BATCH = 16
-KEPT_PROMPT_BYTES = 2**30
+LOSS_BATCH = 16  # examples per batch
+KEPT_PROMPT_BYTES = 2**30  # limit of the KV cache of encoded prompts that is kept between calls
 
 
 def patch_options(config: Config, ridge: float) -> PatchOptions:
@@ -55,8 +55,7 @@ def calibrate_patches(
     kind = patch_of(config.strategy)
     if kind == NO_PATCH or plan.keeps_all:
         return None, None
-    if held_out is None or not held_out.encoded:
-        raise NotApplicable(f"strategy.patch={kind} requires examples as text, which random weights do not have")
+    assert held_out is not None and held_out.encoded  # preflight refuses random weights and tasks without examples
     kept_sets = [stage.kept_layers for stage in plan.stages if len(stage.kept_layers) < plan.num_layers]
     key = _key(config, kept_sets, held_out)
     folder = ResultsFolder.of(config).path / "calibrations" / key
@@ -136,11 +135,9 @@ class _PatchCalibration:
         return [*references, *(self._own_responses(samples, file) if samples > 1 else own)]
 
     def _own_responses(self, samples: int, file: Path) -> list[EncodedExample]:
-        assert self.loaded.tokenizer is not None
         prompts = [one.prompt_ids for one in self.workload.encoded or []]
-        context = (self.workload.pad_token_id, self.config.decoding.max_new_tokens, self.config.seed)
-        options = OwnResponses(samples)
-        own = generate_own_responses(self.loaded.model, self.loaded.tokenizer, prompts, options, context, file, self.progress)
+        context = greedy_context(self.workload.pad_token_id, self.config.decoding.max_new_tokens, self.config.seed)
+        own = generate_own_responses(self.loaded.model, prompts, OwnResponses(samples), context, file, self.progress)
         return [
             EncodedExample(prompt, answers[i]) for i in range(samples) for prompt, answers in zip(prompts, own, strict=True)
         ]

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
 from ulskip_cli.core.errors import UsageError
@@ -23,34 +24,31 @@ BATCH_SIZE = 32
 
 def generate_own_responses(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     options: OwnResponses,
-    context: tuple[int, int, int],
+    context: DecodeContext,
     file: Path,
     progress: ProgressCallback,
 ) -> list[list[list[int]]]:
     """Return for each prompt `options.samples` answers as token ids, with EOS where the model generated it.
 
-    `context` has the padding id, the maximal length and the seed. Answers of the same weights and settings are read from
-    `file`, which gets the rest.
+    The settings of `context` decode the first answer, and with sampling the others. Answers of the same weights and settings
+    are read from `file`, which gets the rest.
     """
-    pad_token_id, max_new_tokens, seed = context
-    key = _key(model, options, max_new_tokens, seed)
+    key = _key(model, options, context)
     names = [hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] for ids in prompts]
     rows = [row for row in read_jsonl(file) if row.get("key") == key]
     found = {(row["prompt"], row["sample"]): row["token_ids"] for row in rows}
     depth = shallow_view.num_layers(model)
-    decoder = Decoder(model, Plan.from_layers(depth, range(depth)), tokenizer)
+    decoder = Decoder(model, Plan.from_layers(depth, range(depth)))
     report = progress.phase("own answers", len(prompts) * options.samples)
     order = longest_first(prompts)
     for sample in range(options.samples):
         sampling: dict[str, Any] = {"do_sample": True, "temperature": options.temperature} if sample else {}
-        decoding = DecodingConfig(name="own", max_new_tokens=max_new_tokens, **sampling)
         finished = next((i for i, at in enumerate(order) if (names[at], sample) not in found), len(order))
         if finished < len(order):
             finished -= finished % BATCH_SIZE  # a batch that was stored in part is generated again, so that sampling repeats
-        how = DecodeContext(decoding, pad_token_id, seed + 7919 * sample)
+        how = replace(context, decoding=replace(context.decoding, **sampling), seed=context.seed + 7919 * sample)
         for positions, output in generate_all(decoder, prompts, how, BatchSize(BATCH_SIZE), skip=finished):
             for position, ids in zip(positions, output.token_ids, strict=True):
                 found[names[position], sample] = ids
@@ -62,9 +60,14 @@ def generate_own_responses(
     return answers
 
 
-def _key(model: PreTrainedModel, options: OwnResponses, max_new_tokens: int, seed: int) -> str:
+def greedy_context(pad_token_id: int, max_new_tokens: int, seed: int) -> DecodeContext:
+    """Return the settings of greedy answers of at most `max_new_tokens` tokens."""
+    return DecodeContext(DecodingConfig(name="own", max_new_tokens=max_new_tokens), pad_token_id, seed)
+
+
+def _key(model: PreTrainedModel, options: OwnResponses, context: DecodeContext) -> str:
     """Return a hash of everything on which answers depend, as 12 hexadecimal digits; about 64 values stand for a tensor."""
     plain = [one for one in model.parameters() if type(one) is nn.Parameter and one.device.type != "meta"]  # not quantized
     weights = [one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist() for one in plain]
-    parts = [options.temperature, max_new_tokens, seed, weights]
+    parts = [options.temperature, context.decoding.max_new_tokens, context.seed, weights]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -104,16 +104,7 @@ def detached(model: PreTrainedModel) -> PreTrainedModel:
 
 def as_subclass(module: nn.Module, change: Callable[[type], type], children: Mapping[str, nn.Module]) -> nn.Module:
     """Return a copy of a module that shares its parameters, of the class that `change` derives from its own."""
-    shell = _shell(module, children)
-    hook = shell.__dict__.get("_hf_hook")
-    if hook is not None:
-        _unhook(shell)
-    shell.__class__ = change(type(module))
-    if hook is not None:
-        from accelerate.hooks import add_hook_to_module
-
-        add_hook_to_module(shell, hook)
-    return shell
+    return _shell(module, children, change(type(module)))
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -248,8 +239,8 @@ def _stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return outermost[0], stack
 
 
-def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
-    """Return a copy of a module that shares its parameters and buffers, with some children replaced."""
+def _shell(module: nn.Module, children: Mapping[str, nn.Module], kind: type | None = None) -> nn.Module:
+    """Return a copy of a module that shares its parameters and buffers, with some children replaced, of the class `kind`."""
     hook = module.__dict__.get("_hf_hook")
     if "forward" in module.__dict__ and hook is None:
         raise UsageError(
@@ -259,6 +250,8 @@ def _shell(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
     shell = copy.copy(module)
     shell.__dict__ = {name: value for name, value in module.__dict__.items() if name not in _COMPILED}
     shell._modules = {**module._modules, **children}
+    if kind is not None:
+        shell.__class__ = kind
     if hook is not None:  # a device map: accelerate binds forward to the source object
         from accelerate.hooks import add_hook_to_module
 

@@ -20,9 +20,9 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import KINDS, GapPatch, patched_layer
-from ulskip_cli.strategies.patching import gaps
 from ulskip_cli.strategies.plan import Plan, adapter_of
 
 WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
@@ -50,7 +50,10 @@ class SkipAdapter:
             raise UsageError(f"expected kept layers of the skip adapter, {self.kept_sets}, got {kept}; use another adapter")
         num_layers = shallow_view.num_layers(model)
         if num_layers != self.num_layers:
-            raise UsageError(f"expected a model of {self.num_layers} layers for the skip adapter, got {num_layers}")
+            raise UsageError(
+                f"expected a skip adapter of a model with {num_layers} layers, got one for {self.num_layers}; use the adapter's "
+                "own model"
+            )
         width = model.config.get_text_config(decoder=True).hidden_size
         patches, changes = self.by_layer(f"patch.{self.kept_sets.index(kept)}."), self.linear_changes(kept)
 

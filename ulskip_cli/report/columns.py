@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.rows import MISSING, absent, knows, series_name, setting_keys, setting_title
+from ulskip_cli.report.corrections import series_name
+from ulskip_cli.report.rows import MISSING, absent, knows, setting_keys, setting_title
 from ulskip_cli.tasks import metrics
 
 Cell = Callable[[Row], str]

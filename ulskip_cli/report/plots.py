@@ -8,9 +8,10 @@ from typing import Any
 
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import plot_style
+from ulskip_cli.report.corrections import series_name
 from ulskip_cli.report.plot_style import FAINT, INK, MARKERS, SavedPlot, annotate, draw_interval, save_figure, strategy_colour
 from ulskip_cli.report.quality import GATE, LOWER_IS_BETTER, METRICS, called, primary, vs_baseline
-from ulskip_cli.report.rows import Group, done, series_name
+from ulskip_cli.report.rows import Group, done
 from ulskip_cli.report.training import curve_label
 
 MAX_PANELS = 4

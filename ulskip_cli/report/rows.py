@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from ulskip_cli.core.config import PATCH_KEYS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.report.corrections import adapter_names, correction, own_options
 
 FILE = "runs.jsonl"
 MAX_FOLDERS_NAMED = 8
@@ -56,7 +56,7 @@ class Group:
     def _options(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = defaultdict(set)
         for row in self.rows:
-            found[str(row["strategy"])].add(json.dumps(_own_options(row), sort_keys=True))
+            found[str(row["strategy"])].add(json.dumps(own_options(row), sort_keys=True))
         return found
 
     @cached_property
@@ -64,7 +64,7 @@ class Group:
         """True for a strategy that some target and batch size has with several skip adapters."""
         found: dict[tuple[Any, ...], set[str]] = defaultdict(set)
         for row in self.rows:
-            if names := _adapter_names(row):
+            if names := adapter_names(row):
                 found[row["strategy"], row.get("target_speedup"), row["batch_size"]].add(names)
         several: dict[str, bool] = defaultdict(bool)
         for (name, *_), adapters in found.items():
@@ -77,10 +77,10 @@ class Group:
         Options and adapters are named if the group contains the strategy with different ones.
         """
         name = str(row["strategy"])
-        options = " ".join(str(value) for value in _own_options(row).values())
+        options = " ".join(str(value) for value in own_options(row).values())
         label = f"{name} {options}" if options and len(self._options[name]) > 1 else name
-        adapter = _adapter_names(row)
-        return f"{label} + adapter {adapter}" if adapter and self._adapters[name] else label + _correction(row)
+        adapter = adapter_names(row)
+        return f"{label} + adapter {adapter}" if adapter and self._adapters[name] else label + correction(row)
 
     def points(self) -> dict[tuple[float, str], dict[int, Row]]:
         """Return the last row of every target, approach and batch size, in the order of the paper's table 4."""
@@ -89,39 +89,6 @@ class Group:
         for row in sorted(rows, key=lambda row: point_order((row["target_speedup"], row["strategy"]))):
             found[row["target_speedup"], self.approach(row)][row["batch_size"]] = row
         return found
-
-
-def _own_options(row: Row) -> dict[str, Any]:
-    """Return the options of a row's strategy without those of its patches."""
-    return {key: value for key, value in (row.get("strategy_options") or {}).items() if key not in PATCH_KEYS}
-
-
-def series_name(row: Row) -> str:
-    """Return the strategy of a row, with the kind of its patches or `adapter`.
-
-    >>> series_name({"strategy": "unified", "patch": {"kind": "full", "rank": None}})
-    'unified + full patch'
-    """
-    return f"{row['strategy']}{_correction(row)}"
-
-
-def _correction(row: Row) -> str:
-    if _adapter_names(row):
-        return " + adapter"
-    options = row.get("strategy_options") or {}  # of an unfinished row, which has no patch
-    found = row.get("patch") or {"kind": options.get("patch"), "rank": options.get("patch_rank")}
-    kind = f"low_rank {found['rank']}" if found["kind"] == "low_rank" else found["kind"]
-    return f" + {kind} patch" if kind else ""
-
-
-def _adapter_names(row: Row) -> str | None:
-    """Return the names of the skip adapters of a row's configuration, or None if none corrected its layers."""
-    found = row.get("skip_adapter")
-    asked = ((row.get("config") or {}).get("model") or {}).get("skip_adapter")
-    if found is None and (is_done(row) or not asked):
-        return None
-    names = asked or ([] if found is None else [found["path"]])
-    return ", ".join(Path(name).name for name in names)
 
 
 def point_order(point: tuple[float, str]) -> tuple[float, bool, str]:

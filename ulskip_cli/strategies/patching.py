@@ -1,6 +1,6 @@
 """Options of static strategies for patches at their gaps, and the bytes of the patches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import adapter_records
 
 NO_PATCH = "none"
-OPTIONS = ("patch", "patch_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +34,13 @@ def not_computed(command: str, kind: str) -> UsageError:
 
 def patch_kind(config: Config) -> tuple[str, int]:
     """Return the kind and rank of a configuration's patches, from `strategy.patch` or the record of `model.skip_adapter`."""
-    kind, rank = patch_of(config.strategy), config.strategy.get("patch_rank", 0)
-    for record in adapter_records(config.model):
-        kind, rank = record["kind"], record.get("rank") or 0
-    return kind, rank
-
-
-def gaps(kept: Sequence[int], num_layers: int) -> list[int]:
-    """Return the kept layers behind a gap; `num_layers` stands for a gap behind the last kept layer.
-
-    >>> gaps((0, 1, 4, 6), 8)
-    [4, 6, 8]
-    """
-    return [after for before, after in zip([-1, *kept], [*kept, num_layers], strict=True) if after != before + 1]
+    found = {(str(record["kind"]), record.get("rank") or 0) for record in adapter_records(config.model)}
+    if len(found) > 1:
+        raise UsageError(
+            f"expected adapters in model.skip_adapter with patches of one kind and rank, got {sorted(found)}; "
+            "name only adapters of one kind"
+        )
+    return found.pop() if found else (patch_of(config.strategy), config.strategy.get("patch_rank", 0))
 
 
 def patch_parameters(kind: str, hidden_size: int, rank: int) -> int:

@@ -10,13 +10,13 @@ from ulskip_cli.core.config import instantiate, shown_options
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, adapter_records
-from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 from ulskip_cli.strategies import NeedsCalibration, PositionalStrategy, Strategy, schedule
 from ulskip_cli.strategies.cost import num_kept_for_cost
 from ulskip_cli.strategies.early_exit_plan import heads_per_step, make_exit_rule
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, cached_layers, memory_plan
-from ulskip_cli.strategies.patching import NO_PATCH, gaps, patch_kind, patch_parameters
+from ulskip_cli.strategies.patching import NO_PATCH, patch_kind, patch_parameters
 from ulskip_cli.strategies.schedule import Stage
 
 
@@ -95,7 +95,9 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     integer, the first steps run one layer more than the others.
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
-    metadata = with_patch_bytes(metadata, config)
+    patch = _patch_bytes(metadata, config)
+    if metadata.weights and patch:
+        metadata = replace(metadata, weights=replace(metadata.weights, patch=patch))
     num_layers, per_layer = metadata.num_layers, metadata.kv_bytes_per_layer
     heads = heads_per_step(strategy, config, num_layers)
     basis, fallbacks = _usable_basis(strategy, config, metadata, depth)
@@ -124,7 +126,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         target_kept=count,
         timed_tokens=timed_tokens,
         exits=exits,
-        patch_bytes=_patch_bytes(metadata, config, len(gaps(kept, num_layers))),
+        patch_bytes=None if patch is None else patch * len(gaps(kept, num_layers)),
     )
 
 
@@ -150,21 +152,14 @@ def adapter_of(model: ModelConfig, plan: Plan) -> tuple[str, dict[str, Any]] | N
     )
 
 
-def with_patch_bytes(metadata: ModelMetadata, config: Config) -> ModelMetadata:
-    """Return the metadata with the bytes of the patch that a decode step reads at every gap."""
-    patch = _patch_bytes(metadata, config, 1)
-    if metadata.weights is None or not patch:
-        return metadata
-    return replace(metadata, weights=replace(metadata.weights, patch=patch))
-
-
-def _patch_bytes(metadata: ModelMetadata, config: Config, num_gaps: int) -> int | None:
+def _patch_bytes(metadata: ModelMetadata, config: Config) -> int | None:
+    """Return the bytes of the patch that a decode step reads at every gap; None if they are unknown."""
     kind, rank = patch_kind(config)
     if kind == NO_PATCH:
         return 0
     if not metadata.hidden_size:
         return None
-    return num_gaps * patch_parameters(kind, metadata.hidden_size, rank) * (metadata.weight_bytes or 2)
+    return patch_parameters(kind, metadata.hidden_size, rank) * (metadata.weight_bytes or 2)
 
 
 def _usable_basis(

@@ -32,7 +32,7 @@ _ADAPTER = "default"  # peft's name of the adapter
 
 @dataclass(frozen=True)
 class FrozenBatch:
-    """What the frozen model computes for one batch, which does not change in training."""
+    """The outputs of the frozen model for one batch; training does not change them."""
 
     prompt: EncodedPrompt  # the prompts without repetitions, with the keys and values of the layers in any kept set
     rows: Tensor  # [batch], the prompt of each response
@@ -99,26 +99,24 @@ class AdapterLoss(TwoPassLoss):
     def __init__(
         self,
         model: PreTrainedModel,
-        kept_sets: Sequence[tuple[int, ...]],
         start: SkipAdapter,
         lora: LoraOptions,
         weights: LossWeights,
         max_bytes: int,
         on_policy: bool = False,
     ) -> None:
-        """Make trainable views of `kept_sets`; `start` has a patch at every gap. The model is frozen, but not changed.
+        """Make trainable views of the sets of `start`, which has a patch at every gap. The model is frozen, but not changed.
 
         `on_policy` keeps the prompts' keys and values of every layer, because the full model reads continuations.
         """
-        layers = sorted(set().union(*kept_sets))
+        layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, lora)
         super().__init__(lora_model, "all", weights)
         self._frozen = [model]  # a list hides the model from nn.Module
-        self.kept_sets, self.start = tuple(kept_sets), start
-        self.cached_layers = layers
+        self.start = start
         self.outputs = FrozenOutputs(model, self.all_layers if on_policy else layers, max_bytes)
         self.patches = nn.ModuleDict()
-        for index in range(len(kept_sets)):
+        for index in range(len(start.kept_sets)):
             for layer, tensors in start.by_layer(f"patch.{index}.").items():
                 self.patches[f"{index}-{layer}"] = GapPatch.from_tensors(tensors).to(model.device)
         self._continue_lora(start)
@@ -192,7 +190,7 @@ class AdapterLoss(TwoPassLoss):
         return LossBatch(batch.prompt_ids, batch.prompt_mask, torch.cat(tokens, 1), torch.cat(labels, 1))
 
     def adapted_logits(self, batch: LossBatch, stages: tuple[Stage, ...], prompt: EncodedPrompt) -> Tensor:
-        """Return the logits [batch, response_len, vocab_size] of the adapted views; `prompt` has `cached_layers`."""
+        """Return the logits [batch, response_len, vocab_size] of the adapted views; `prompt` has every kept layer."""
         everything = self.all_layers
         if all(stage.kept_layers == everything for stage in stages):
             full = encode_prompt(self._frozen[0], batch.prompt_ids, batch.prompt_mask)
@@ -220,7 +218,7 @@ class AdapterLoss(TwoPassLoss):
             scale = module.scaling[_ADAPTER]
             tensors[f"lora.{layer}.{name}.A"] = module.lora_A[_ADAPTER].weight
             tensors[f"lora.{layer}.{name}.B"] = scale * module.lora_B[_ADAPTER].weight
-        return SkipAdapter(len(self.all_layers), self.kept_sets, tensors, record)
+        return SkipAdapter(len(self.all_layers), self.start.kept_sets, tensors, record)
 
     def _patch(self, name: str) -> nn.Module | None:
         return self.patches[name] if name in self.patches else None  # noqa: SIM401 (nn.ModuleDict has no get)
@@ -229,7 +227,7 @@ class AdapterLoss(TwoPassLoss):
         if kept == self.all_layers:
             return self._frozen[0]
         if kept not in self._views:
-            index, last = self.kept_sets.index(kept), len(kept) - 1
+            index, last = self.start.kept_sets.index(kept), len(kept) - 1
 
             def adapt(place: int, layer: nn.Module) -> nn.Module:
                 after = self._patch(f"{index}-{len(self.all_layers)}") if place == last else None

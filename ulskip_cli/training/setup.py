@@ -16,8 +16,9 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import adapter_records
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading, shallow_view
-from ulskip_cli.inference.own_responses import generate_own_responses
-from ulskip_cli.inference.patch_fit import PatchFitter, PatchOptions
+from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
+from ulskip_cli.inference.patch_fit import PatchFitter
+from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
@@ -106,9 +107,9 @@ def adapter_responses(
     if config.train.responses != "reference":
         length = config.train.own.max_new_tokens or config.task.get("max_new_tokens") or DEFAULT_NEW_TOKENS
         file = Path(config.train.own.file or Path(config.output) / OWN_RESPONSES).expanduser()
-        context = (pad_token_id(source.tokenizer), length, config.seed)
+        context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
         prompts = [prompt for prompt, _ in references.pairs]
-        own = generate_own_responses(source.model, source.tokenizer, prompts, config.train.own, context, file, progress)
+        own = generate_own_responses(source.model, prompts, config.train.own, context, file, progress)
         responses = [[*one, *more] for one, more in zip(responses, own, strict=True)]
     pairs = [(prompt, one) for (prompt, _), found in zip(references.pairs, responses, strict=True) for one in found]
     for prompt, _ in references.pairs if config.train.prompt_share else ():
@@ -157,7 +158,7 @@ def build_adapter_loss(
         start = zero_adapter(model, kept_sets, train.patch, train.patch_rank)
     weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
     free = psutil.virtual_memory().available
-    return AdapterLoss(model, kept_sets, start, train.lora, weights, int(FROZEN_SHARE * free), train.on_policy > 0)
+    return AdapterLoss(model, start, train.lora, weights, int(FROZEN_SHARE * free), train.on_policy > 0)
 
 
 def build_loss(config: TrainingConfig, model: PreTrainedModel, exits: tuple[int, ...]) -> TwoPassLoss:
