@@ -51,8 +51,8 @@ class SkipAdapter:
         num_layers = shallow_view.num_layers(model)
         if num_layers != self.num_layers:
             raise UsageError(
-                f"expected a skip adapter of a model with {num_layers} layers, got one for {self.num_layers}; use the adapter's "
-                "own model"
+                f"expected a skip adapter of a model with {num_layers} layers, got one for {self.num_layers}; "
+                "use the adapter's own model"
             )
         width = model.config.get_text_config(decoder=True).hidden_size
         patches, changes = self.by_layer(f"patch.{self.kept_sets.index(kept)}."), self.linear_changes(kept)
