@@ -7,7 +7,6 @@ PATH holds train.jsonl.gz and validation.jsonl.gz. Patches are fitted on trainin
 """
 
 import argparse
-import copy
 import json
 import time
 from dataclasses import replace
@@ -47,7 +46,7 @@ OPTIONS = {
     "ridge 0.3": {"ridge": 0.3},
     "ridge 1": {"ridge": 1.0},
     "ridge 3": {"ridge": 3.0},
-    "all at once": {"sequential": False},
+    "in order": {"order": "sequential"},
     **{f"rank {rank}": {"kind": "low_rank", "rank": rank} for rank in (8, 32, 128)},
 }
 KINDS = {"bias": 0.1, "low_rank": 0.3, "full": 0.3, "folded": 1.0}
@@ -113,17 +112,11 @@ class Measurement:
         return [EncodedExample(prompt, found[0]) for prompt, found in zip(prompts, answers, strict=True)]
 
 
-def with_batches(fitter: PatchFitter, batches: list) -> PatchFitter:
-    other = copy.copy(fitter)
-    other.batches = batches
-    return other
-
-
 def measure_options(one: Measurement) -> None:
     train = one.encoded("train.jsonl.gz")[:FITTED]
     reference = one.fitter(train)
     own = one.fitter(one.own(train))
-    both = with_batches(reference, reference.batches + own.batches)
+    both = reference.with_batches(reference.batches + own.batches)
     for count in (24, 20):
         kept = schedule.even(30, count)
         for name, changes in OPTIONS.items():
@@ -138,7 +131,7 @@ def measure_tokens(one: Measurement) -> None:
     both = reference.batches + own.batches
     for count in (24, 20):
         for fewer in FEWER_TOKENS:
-            fitter = with_batches(reference, both[fewer // 2 :: fewer] or both[:1])
+            fitter = reference.with_batches(both[fewer // 2 :: fewer] or both[:1])
             for kind, ridge in (("full", 0.3), ("low_rank", 0.3)):
                 name = f"tokens {count}: {kind} {fitter.num_positions}"
                 one.measure(name, schedule.even(30, count), fitter, PatchOptions(kind, ridge=ridge))

@@ -120,7 +120,7 @@ def linear_llama():
 def test_a_skipped_linear_map_is_recovered():
     model, matrix = linear_llama()
     kept, pairs = (0, 2, 4, 5), examples(60)
-    adapter = PatchFitter(model, pairs, 0).fit(kept, PatchOptions("full", ridge=1e-12))
+    adapter = PatchFitter(model, pairs, 0).fit(kept, PatchOptions("full", ridge=1e-12, order="sequential"))
     for layer in (2, 4):
         torch.testing.assert_close(adapter.tensors[f"patch.0.{layer}.linear.weight"].T, matrix, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(
@@ -133,7 +133,7 @@ def test_a_skipped_linear_map_is_recovered():
         expected = response_logits(model, one_stage(model, every), prompt, torch.ones_like(prompt), response)
         got = response_logits(model, one_stage(adapter.view(model, kept), kept), prompt, torch.ones_like(prompt), response)
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
-    joint = PatchFitter(model, pairs, 0).fit(kept, PatchOptions("full", ridge=1e-12, sequential=False))
+    joint = PatchFitter(model, pairs, 0).fit(kept, PatchOptions("full", ridge=1e-12, order="joint"))
     torch.testing.assert_close(dict(joint.tensors), dict(adapter.tensors), rtol=1e-2, atol=1e-2)
 
 
@@ -156,10 +156,10 @@ def test_a_fitter_fits_several_kinds_and_layers_in_any_order(llama):
 
 
 @pytest.mark.parametrize("kept", [(1, 2, 4), (3,), (4, 5)], ids=str)
-@pytest.mark.parametrize("sequential", [True, False])
-def test_the_first_layer_may_be_skipped(llama, kept, sequential):
+@pytest.mark.parametrize("order", ["sequential", "joint"])
+def test_the_first_layer_may_be_skipped(llama, kept, order):
     pairs = own_answers(llama, examples())
-    adapter = PatchFitter(llama, pairs, 0).fit(kept, PatchOptions("full", sequential=sequential))
+    adapter = PatchFitter(llama, pairs, 0).fit(kept, PatchOptions("full", order=order))
     assert decode_loss(llama, adapter, pairs, kept) < decode_loss(llama, None, pairs, kept)
 
 

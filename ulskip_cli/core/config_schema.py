@@ -14,7 +14,7 @@ RESPONSES = ("reference", "own", "both")
 STARTS = ("patch", "zero")
 PATCHES = ("none", "bias", "low_rank", "full", "folded")
 PATCH_WEIGHTS = ("none", "norm")
-PATCH_ORDERS = ("sequential", "joint")
+PATCH_ORDERS = ("auto", "sequential", "joint")
 TEACHERS = ("self", "initial")
 RATIO_BASES = ("layers", "cost", "latency")
 PROMPT_LAYERS = ("all", "kept")
@@ -102,7 +102,9 @@ class CalibrationConfig:
     )
     patch_tokens: int = option(4000, "tokens of responses below which auto adds the model's own answers", minimum=1)
     patch_weights: str = option("none", "weights of positions; norm: 1 over the squared norm", choices=PATCH_WEIGHTS)
-    patch_order: str = option("sequential", "states for a patch; sequential: with earlier patches", choices=PATCH_ORDERS)
+    patch_order: str = option(
+        "auto", "states for a patch; joint: the full model's; sequential: the view's", choices=PATCH_ORDERS
+    )
     patch_centered: bool = option(True, "give patches a bias")
 
 

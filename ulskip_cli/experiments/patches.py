@@ -44,7 +44,7 @@ def patch_options(config: Config, ridge: float) -> PatchOptions:
         ridge=ridge,
         centered=calibration.patch_centered,
         weighting=calibration.patch_weights,
-        sequential=calibration.patch_order == "sequential",
+        order=calibration.patch_order,
     )
 
 

@@ -7,7 +7,7 @@ the positions of a response. A folded patch regresses on the output of the last 
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,6 +25,7 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.tasks.encoding import EncodedExample
 
+_KEPT_PATCH_BYTES = 2**30  # limit of the joint patches that are kept
 _ROUNDINGS = 4  # rounding errors that a layer may add to a sum
 
 
@@ -60,14 +61,19 @@ class PatchFitter:
             raise UsageError("expected responses of at least two tokens to fit patches, got none; use other held-out examples")
         usable.sort(key=lambda one: -len(one.prompt_ids) - len(one.response_ids))
         chunks = [usable[i : i + batch_size] for i in range(0, len(usable), batch_size)]
+        self._fitted: dict[tuple[int, int, PatchOptions], dict[str, Tensor]] = {}  # joint patches by the gap's ends
         with torch.inference_mode():
             self.batches = [self._batch(chunk, pad_token_id) for chunk in chunks]
 
     def joined(self, other: "PatchFitter") -> "PatchFitter":
         """Return a fitter on the examples of both; they share the encoded prompts."""
-        both = copy.copy(self)
-        both.batches = self.batches + other.batches
-        return both
+        return self.with_batches(self.batches + other.batches)
+
+    def with_batches(self, batches: Sequence[_Batch]) -> "PatchFitter":
+        """Return a fitter on other batches of the same model."""
+        found = copy.copy(self)
+        found.batches, found._fitted = list(batches), {}
+        return found
 
     @property
     def num_positions(self) -> int:
@@ -91,7 +97,7 @@ class PatchFitter:
             cache = shallow_view.fork_cache(batch.prompt.cache, kept)
         return layerwise.enter(batch.input_ids, cache, **shallow_view.placing(model, batch.mask, batch.input_ids.shape[1]))
 
-    def _teach(self, depths: Sequence[int]) -> None:
+    def _teach(self, depths: Collection[int]) -> None:
         """Compute the full model's states at `depths` where they are missing."""
         for batch in self.batches:
             missing = set(depths) - batch.teacher.keys()
@@ -109,8 +115,30 @@ class PatchFitter:
     def fit(self, kept: Sequence[int], options: PatchOptions) -> SkipAdapter:
         """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot be folded."""
         ends = gaps(kept, self.num_layers)
-        if not options.sequential:
-            self._teach([0, *ends, *(before + 1 for before in kept)])
+        tensors = self._fit_joint(kept, ends, options) if options.joint else self._fit_in_order(kept, ends, options)
+        return SkipAdapter(self.num_layers, (tuple(kept),), {name: tensor.float() for name, tensor in tensors.items()})
+
+    def _fit_joint(self, kept: Sequence[int], ends: Collection[int], options: PatchOptions) -> dict[str, Tensor]:
+        """Return patches that map the full model's states before a gap to those behind it.
+
+        The patch of a gap does not depend on other gaps, so it is kept for other schedules.
+        """
+        before = {layer: max((one for one in kept if one < layer), default=-1) for layer in ends}
+        self._teach([*ends, *(layer + 1 for layer in before.values())])
+        tensors: dict[str, Tensor] = {}
+        for layer in ends:
+            key = (before[layer], layer, options)
+            parts = self._fitted.get(key)
+            if parts is None:
+                inputs = [batch.teacher[before[layer] + 1] for batch in self.batches]
+                parts = self._regress(inputs, inputs, layer, options)
+                if len(self._fitted) * sum(one.nbytes for one in parts.values()) < _KEPT_PATCH_BYTES:
+                    self._fitted[key] = parts
+            tensors |= _named(parts, layer, before[layer], "")
+        return tensors
+
+    def _fit_in_order(self, kept: Sequence[int], ends: Collection[int], options: PatchOptions) -> dict[str, Tensor]:
+        """Return patches that map the view's states, corrected by the earlier patches, to the full model's."""
         self._teach(ends)
         view = shallow_view.shallow_view(self.model, kept)
         layerwise = LayerwiseModel(view)
@@ -130,7 +158,7 @@ class PatchFitter:
                 if options.kind == "folded":
                     path, module = foldable_module(layerwise.layers[place - 1])
                     inputs, how = outputs, replace(options, centered=options.centered and module.bias is not None)
-                parts = self._regress(inputs, states, layer, before, how)
+                parts = self._regress(self._counted(inputs), self._counted(states), layer, how)
                 states = [state + _apply(parts, x) for state, x in zip(states, inputs, strict=True)]
                 tensors |= _named(parts, layer, before, path)
             if layer == self.num_layers:
@@ -142,7 +170,7 @@ class PatchFitter:
             if folds:
                 fresh = self._enter(layerwise, view, self.batches[0], kept)  # the cache in `entries` has these positions
                 self._check_added(layerwise, place, first, fresh, states[0], outputs[0])
-        return SkipAdapter(self.num_layers, (tuple(kept),), {name: tensor.float() for name, tensor in tensors.items()})
+        return tensors
 
     def _run(
         self, layerwise: LayerwiseModel, place: int, state: Tensor, entry: LayerInputs, records: bool
@@ -181,15 +209,17 @@ class PatchFitter:
         if not bool((error <= _ROUNDINGS * rounding).all()):  # NaN is refused too
             raise _not_foldable(layerwise.layers[place], path)
 
+    def _counted(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Return the states [positions, width] at the positions of the regression, for each batch."""
+        return [state[batch.counted] for state, batch in zip(states, self.batches, strict=True)]
+
     def _regress(
-        self, inputs: Sequence[Tensor], states: Sequence[Tensor], layer: int, before: int, options: PatchOptions
+        self, inputs: Sequence[Tensor], states: Sequence[Tensor], layer: int, options: PatchOptions
     ) -> dict[str, Tensor]:
+        """Regress the full model's states before `layer` minus `states` on `inputs`, both [positions, width] for each batch."""
         sums: RidgeRegression | None = None
         for batch, x, state in zip(self.batches, inputs, states, strict=True):
             target = batch.teacher[layer]
-            x, state = x[batch.counted], state[batch.counted]
-            if not options.sequential:
-                x = state = batch.teacher[before + 1]
             sums = sums or RidgeRegression.empty(x.shape[1], target.shape[1])
             weights = None
             if options.weighting == "norm":

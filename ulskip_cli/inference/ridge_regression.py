@@ -17,7 +17,12 @@ class PatchOptions:
     ridge: float = 0.1  # lambda, as a multiple of the mean variance of the inputs
     centered: bool = True  # fit a bias too; a folded patch has one only if its linear layer has one
     weighting: str = "none"  # weight of a position: none, or norm for 1 / |Y|^2
-    sequential: bool = True  # fit on states that the earlier patches have corrected; False: on the full model's own states
+    order: str = "auto"  # joint: fit on the full model's states; sequential: on states that the earlier patches have corrected
+
+    @property
+    def joint(self) -> bool:
+        """Whether patches are fitted on the full model's states; a folded patch is not, because its inputs are the view's."""
+        return self.order == "joint" or (self.order == "auto" and self.kind != "folded")
 
 
 @dataclass
