@@ -30,7 +30,7 @@ from ulskip_cli.strategies import NeedsCalibration
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
-SEARCH_RIDGE = 0.3  # of the patches in a search
+SEARCH_RIDGE = 0.1  # of the patches in a search
 
 
 @dataclass

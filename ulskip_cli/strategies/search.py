@@ -10,6 +10,7 @@ from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
+from ulskip_cli.strategies.block_influence import BlockInfluence
 from ulskip_cli.strategies.patching import Patchable
 
 
@@ -57,8 +58,10 @@ class Search(Patchable):
 
         best, best_loss = schedule.even(num_layers, num_kept), math.inf
         path: list[dict[str, Any]] = []
-        # With patches, one skipped block is better than even spacing if few layers are skipped.
-        starts = [best, *(without_block(num_layers, num_kept) if self.search_patch else ())][: self.budget]
+        starts = [best]
+        if self.search_patch:  # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
+            influence = BlockInfluence(scores=held_out.block_influence()).kept_layers(num_layers, num_kept)
+            starts = list(dict.fromkeys([influence, *without_block(num_layers, num_kept), best]))[: self.budget]
         for start in starts:
             start_loss = loss(start)
             if start_loss < best_loss:
