@@ -10,7 +10,8 @@ from ulskip_cli.export.request import ExportRequest
 from ulskip_cli.export.run import export as run_export
 
 gguf = pytest.importorskip("gguf")
-from ulskip_cli.export.gguf import pre_tokenizer_name, unsupported_reason  # noqa: E402 - needs gguf
+from ulskip_cli.export.gguf import pre_tokenizer_name  # noqa: E402 - needs gguf
+from ulskip_cli.inference.gguf_file import unsupported_reason  # noqa: E402
 
 OVERRIDES = ["strategy=custom", "strategy.layers=[0,3,5]"]
 

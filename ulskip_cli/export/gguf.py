@@ -3,15 +3,11 @@
 import contextlib
 import io
 import json
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.errors import RunError, UsageError
@@ -22,45 +18,15 @@ from ulskip_cli.export.config import check_tensors, shallow_config
 from ulskip_cli.export.merged_adapter import merged_reader
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.staging import staged
-from ulskip_cli.export.tensors import CheckpointReader, TensorReader, shallow_names
+from ulskip_cli.export.tensors import CheckpointReader, shallow_names
 from ulskip_cli.export.verify import DELETED, random_prompts
 from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.gguf_file import GgufTensors, unsupported_reason, write_model
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.skip_adapter import load_adapter
 
 _LOGIT_TOLERANCE = 1e-3  # as a share of the largest logit; the file stores constants such as epsilon in float32
-_MODEL_TYPES = ("llama", "mistral")
-_FILE_TYPES = {
-    torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
-}
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-@dataclass(frozen=True)
-class GgufTensors:
-    """The tensors of a checkpoint in the layout of GGUF."""
-
-    reader: TensorReader
-    config: dict[str, Any]  # of the export
-    dtype: torch.dtype | None  # of matrices; None: that of the source. Vectors are float32
-
-    def array(self, name: str) -> tuple[np.ndarray[Any, Any], torch.dtype]:
-        """Return a tensor and its dtype; a bfloat16 tensor becomes uint16 with the same bits, because numpy has no bfloat16."""
-        tensor = self.reader.read([name])[name]
-        heads = self.config["num_attention_heads"]
-        for part, count in (("q_proj", heads), ("k_proj", self.config.get("num_key_value_heads") or heads)):
-            if f".{part}." in name:
-                tensor = _interleaved(tensor, count)
-        tensor = (tensor.to(self.dtype) if self.dtype else tensor).contiguous()
-        if tensor.dim() == 1:
-            tensor = tensor.float()
-        if tensor.dtype not in _FILE_TYPES:
-            raise UsageError(
-                f"--format gguf does not support {tensor.dtype} ({name}); use model.dtype=float32, float16 or bfloat16"
-            )
-        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy(), tensor.dtype
 
 
 def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
@@ -76,14 +42,15 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
         plain = CheckpointReader(source)
         reader = plain if adapter is None else merged_reader(point, source, plain, adapter)
         check_tensors(source, point.model_name, model.trust_remote_code)
-        tensors = GgufTensors(reader, config, getattr(torch, point.dtype) if point.dtype else None)
+        tensors = GgufTensors(
+            lambda name: reader.read([name])[name], config, getattr(torch, point.dtype) if point.dtype else None
+        )
         new_names = shallow_names(reader.files, num_layers, plan.kept_layers)
         writer = gguf.GGUFWriter(file, "llama")
         writer.add_name(f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers")
         writer.add_description("exported by ulskip")
-        _add_shape(writer, config)
         _add_tokenizer(writer, AutoTokenizer.from_pretrained(source), config["vocab_size"])
-        parameters, dtype = _write_tensors(writer, tensors, new_names)
+        parameters, dtype = write_model(writer, tensors, new_names)
         checked = "the file was not compared with the kept layers (--no-check)"
         if point.check is not False:
             progress.phase("check gguf", 0)
@@ -128,21 +95,6 @@ def compare_with_view(file: Path, view: PreTrainedModel, tokenizer: PreTrainedTo
     return f"transformers loads the file; its {len(expected)} tensors and {len(own)} tokens equal those of the source"
 
 
-def unsupported_reason(config: dict[str, Any]) -> str | None:
-    """Return a property of a config.json that GGUF's architecture `llama` does not support, or None if there is none."""
-    kind, window, activation = config.get("model_type"), config.get("sliding_window"), config.get("hidden_act", "silu")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    reasons = {
-        f"expected model_type={' or '.join(_MODEL_TYPES)}, got {kind}": kind not in _MODEL_TYPES,
-        f"expected rope_type=default, got {rope_type}": rope_type != "default",
-        "expected attention_bias=false and mlp_bias=false": config.get("attention_bias") or config.get("mlp_bias"),
-        f"expected sliding_window=null, got {window}": kind == "mistral" and window,
-        f"expected hidden_act=silu, got {activation}": activation != "silu",
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
 def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
     """Return llama.cpp's name for the pre-tokenizer `spec` of a tokenizer.json; raise UsageError if there is no name."""
     parts: list[dict[str, Any]] = spec["pretokenizers"] if spec and spec["type"] == "Sequence" else [spec or {}]
@@ -154,45 +106,6 @@ def pre_tokenizer_name(spec: dict[str, Any] | None) -> str:
     if kinds == ["Split", "ByteLevel"] and parts[0]["pattern"].get("Regex") == _LLAMA3:
         return "llama-bpe"
     raise UsageError(f"--format gguf does not support the pre-tokenizer {kinds}; use --format hf")
-
-
-def _write_tensors(writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[str, str]) -> tuple[int, torch.dtype]:
-    """Write one tensor at a time; return the number of parameters, and the dtype with the most bytes."""
-    name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, tensors.config["num_hidden_layers"])
-    parameters, bytes_by_dtype = 0, Counter[torch.dtype]()
-    for name, new_name in new_names.items():
-        gguf_name = name_map.get_name(new_name, try_suffixes=(".weight", ".bias"))
-        if gguf_name is None:
-            raise UsageError(f"--format gguf does not support the tensor {new_name}; use --format hf")
-        array, dtype = tensors.array(name)
-        parameters += array.size
-        bytes_by_dtype[dtype] += array.nbytes
-        writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, _FILE_TYPES[dtype][0])
-    ((main_dtype, _),) = bytes_by_dtype.most_common(1)
-    writer.add_file_type(_FILE_TYPES[main_dtype][1])
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
-        write()
-    for name in new_names:
-        writer.write_tensor_data(tensors.array(name)[0])
-    writer.close()
-    return parameters, main_dtype
-
-
-def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    rope = config.get("rope_parameters") or {}
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
-    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
-        add(head_dim)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
@@ -220,8 +133,3 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
     writer.add_add_eos_token(bool(encoded) and encoded[-1] == tokenizer.eos_token_id)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
-
-
-def _interleaved(weight: Tensor, heads: int) -> Tensor:
-    """Reorder [heads * head_dim, width] so that the two rows of each rotation are adjacent."""
-    return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
