@@ -54,7 +54,7 @@ COMMAND_KEYS = {
         "config",
         ("model", "strategy", "decoding", "experiment"),
         (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "speed", "tracker", "tracker_options"),
-        {"name": "bench", "ratio": "2,3", "batch_size": "1,8", "decoding.engine": "auto,transformers"},  # experiment=bench
+        {"name": "bench", "ratio": "2,3", "batch_size": "1,8", "engine": "auto,transformers"},  # experiment=bench
     ),
     "plan": CommandKeys(
         "config",

@@ -15,6 +15,7 @@ from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
 RENAMED_KEYS = {
     "memory": "memory_budget",
     "decoding.options": "decoding.generate_kwargs",
+    "decoding.engine": "engine",
     "launcher.deaths": "launcher.max_retries",
     "train.arguments": "train.training_args",
     "train.accumulation": "train.gradient_accumulation_steps",

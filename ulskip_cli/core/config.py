@@ -19,10 +19,11 @@ from ulskip_cli.core.composition import group_choices as group_choices
 from ulskip_cli.core.composition import parse_overrides as parse_overrides
 from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
 from ulskip_cli.core.config_types import describe_type, field_type
+from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError, require_choice, unknown
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
 
-GROUPS = ("model", "task", "strategy", "decoding", "launcher", "experiment")
+GROUPS = ("model", "task", "strategy", "decoding", "engine", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
 _NOT_RECORDED = ("launcher", "tracker", "tracker_options")
 _NOT_IDENTITY = ("name", "results_dir", "sweep", "memory_budget", *_NOT_RECORDED)  # they change no result
@@ -111,11 +112,20 @@ def identity(config: Config) -> str:
     for key in _NOT_IDENTITY:
         canonical.pop(key)
     drop_unused(canonical)
+    _place_engine(canonical)
     for group in ("model", "task", "strategy", "decoding"):
         canonical[group].pop("description", None)
     if not needs_held_out(config.strategy):
         canonical.pop("calibration")
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _place_engine(canonical: dict[str, Any]) -> None:
+    """Move an engine of torch to the place and the name that it had in earlier versions, so that identities stay the same."""
+    engine = canonical.pop("engine")
+    if ENGINES[engine["name"]].is_runtime:
+        canonical["engine"] = {key: engine[key] for key in ("name", "weights")}
+    canonical["decoding"]["engine"] = "fast" if engine["name"] == "torch" else engine["name"]
 
 
 def drop_unused(plain: dict[str, Any]) -> None:

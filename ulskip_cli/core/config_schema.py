@@ -6,6 +6,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from ulskip_cli.core.engines import ENGINES
+
 AUTO = "auto"
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -20,7 +22,6 @@ RATIO_BASES = ("layers", "cost", "latency")
 PROMPT_LAYERS = ("all", "kept")
 MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
 LAUNCHERS = ("inline", "local", "submitit", "ray")
-ENGINES = ("auto", "fast", "transformers")
 COMPILES = ("auto", "on", "off")
 TRACKERS = ("none", "trackio", "wandb", "mlflow", "tensorboard")
 QUANTIZATIONS = ("torchao-int8", "bnb-int8", "bnb-nf4")
@@ -61,7 +62,7 @@ class ModelConfig:
 
 @dataclass
 class DecodingConfig:
-    """Options of decoding: how the next token is chosen, and by which engine. Presets are in `configs/decoding/`."""
+    """Options of decoding: how the next token is chosen. Presets are in `configs/decoding/`."""
 
     name: str = MISSING
     description: str = ""
@@ -74,10 +75,18 @@ class DecodingConfig:
     top_k: int = option(0, "sample from the k most likely tokens; 0: from all", minimum=0)
     max_new_tokens: int = option(64, "maximum length of an answer, in tokens", minimum=1)
     stop: list[str] = option(list, "strings that end an answer")
-    engine: str = option("auto", "decoding engine; auto: fast if it supports the options, else transformers", choices=ENGINES)
-    compile: str = option("auto", "compile the fast engine's steps; auto: on a GPU", choices=COMPILES)
+    compile: str = option("auto", "compile the steps of engine=torch; auto: on a GPU", choices=COMPILES)
     generate_kwargs: dict[str, Any] | None = option(None, "further arguments of transformers' generate")
     draft_tokens: int | str = option(0, "tokens that the kept layers draft per check; 0: none; auto: chosen while decoding")
+
+
+@dataclass
+class EngineConfig:
+    """The library that decodes. Presets are in `configs/engine/`."""
+
+    name: str = option("auto", "engine; auto: torch if it supports the options, else transformers", choices=tuple(ENGINES))
+    description: str = ""
+    weights: str | None = option(None, "format of the weights, e.g. q4_0; null: that of the model")
 
 
 @dataclass
@@ -130,6 +139,7 @@ class Config:
     task: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     name: str = option("default", "folder of the results under results_dir")

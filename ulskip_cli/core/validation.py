@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.config_schema import AUTO, STARTS, Config, DecodingConfig, TrainingConfig, TrainOptions
+from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.engines import check_installed as check_engine_installed
 from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
 from ulskip_cli.core.tracking import check_installed
 
@@ -42,6 +44,7 @@ def check_run(config: Config) -> None:
     _check_decoding_together(config.decoding)
     _check_drafts(config)
     _check_patches(config)
+    _check_engine(config)
     if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
         raise UsageError(f"expected name to be a folder name without slashes or a leading dot, got '{config.name}'")
 
@@ -134,7 +137,6 @@ def _check_drafts(config: Config) -> None:
         "beam search; set decoding.num_beams=1": decoding.num_beams > 1,
         "stop strings; set decoding.stop=[]": bool(decoding.stop),
         "arguments of transformers' generate; set decoding.generate_kwargs=null": bool(decoding.generate_kwargs),
-        "other engines; set decoding.engine=auto": decoding.engine != "auto",
         "compiled steps; set decoding.compile=auto": decoding.compile == "on",
         "prompt_layers=kept, because all layers verify the drafts; set prompt_layers=all": config.prompt_layers == "kept",
         "ratio_basis=latency, which times steps without drafts; set ratio_basis=cost": config.ratio_basis == "latency",
@@ -142,6 +144,34 @@ def _check_drafts(config: Config) -> None:
     for reason, found in refused.items():
         if found:
             raise NotApplicable(f"decoding.draft_tokens={drafts} is incompatible with {reason}, or decoding.draft_tokens=0")
+
+
+def _check_engine(config: Config) -> None:
+    name, weights, spec, decoding = config.engine.name, config.engine.weights, ENGINES[config.engine.name], config.decoding
+    if weights is not None and not spec.is_runtime:
+        raise UsageError(f"engine.weights={weights} is not supported with engine={name}; use model.dtype or model.quantization")
+    if weights is not None:
+        require_choice("engine.weights", weights, spec.weights)
+    strategy, patch = config.strategy["name"], config.strategy.get("patch", "none")
+    refused = {
+        "draft_tokens; use engine=auto": decoding.draft_tokens and name != "auto",
+        "early_exit; use engine=auto": strategy == "early_exit" and (spec.is_runtime or name == "transformers"),
+    }
+    if spec.is_runtime:
+        refused |= {
+            "skip_decode, whose steps run different layers; use engine=torch": strategy == "skip_decode",
+            "beam search; use engine=transformers": decoding.num_beams > 1,
+            "stop strings; use engine=transformers": bool(decoding.stop),
+            "decoding.generate_kwargs; use engine=transformers": bool(decoding.generate_kwargs),
+            "decoding.compile=on; use decoding.compile=auto": decoding.compile == "on",
+            f"strategy.patch={patch}, only with folded ones; use strategy.patch=folded": patch not in ("none", "folded"),
+            "model.quantization; use engine.weights": bool(config.model.quantization),
+            "model.device_map; use engine=torch": bool(config.model.device_map),
+        }
+    for reason, found in refused.items():
+        if found:
+            raise NotApplicable(f"engine={name} is not supported with {reason}")
+    check_engine_installed(name)
 
 
 def _check_patches(config: Config) -> None:

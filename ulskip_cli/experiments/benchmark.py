@@ -48,7 +48,7 @@ class BenchmarkRunner:
         latency = self.session.solve_depth(config, loaded, RANDOM_PROMPTS)
         plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
         adapter, found = timed_correction(config, loaded, plan, latency)
-        strategy = Decoder(loaded.model, plan, adapter=adapter)
+        strategy = Decoder(loaded.model, plan, adapter=adapter, engine=config.engine)
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
         fixed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
         pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
@@ -83,7 +83,7 @@ class BenchmarkRunner:
             engine = pairs.strategy[0].engine
             warnings.append(
                 f"decoding.compile=on had no effect: the {engine} engine does not compile this model's steps, so they were "
-                "timed uncompiled; use decoding.engine=fast if it supports the model"
+                "timed uncompiled; use engine=torch if it supports the model"
             )
         record = replace(record, warnings=tuple(warnings))
         ResultsFolder.of(config).save(config, record)
@@ -98,7 +98,8 @@ class BenchmarkRunner:
     def _full_decoder(self, config: Config, loaded: LoadedModel) -> Decoder:
         """Return the decoder of the full model. All points share this decoder, so that its steps are compiled once."""
         if self._full is None:
-            self._full = _key(config), Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
+            plan = make_plan(baseline_config(config), loaded.metadata)
+            self._full = _key(config), Decoder(loaded.model, plan, engine=config.engine)
         return self._full[1]
 
     def _measure_limits(self, loaded: LoadedModel) -> MachineLimits:
@@ -127,7 +128,7 @@ def timed_correction(
 
 
 def _key(config: Config) -> str:
-    return f"{config.model} {config.seed}"
+    return f"{config.model} {config.seed} {config.engine}"
 
 
 def _describe_sides(

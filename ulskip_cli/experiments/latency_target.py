@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.config_schema import SpeedConfig
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.experiments.paired_timing import measure_pairs
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.skip_adapter import timing_adapter
 from ulskip_cli.inference.timing import median_interval
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.strategies.patching import NO_PATCH
+from ulskip_cli.strategies.patching import patch_kind
 from ulskip_cli.strategies.plan import Plan
 
 NEW_TOKENS = 24  # generated for each timed sequence
@@ -56,7 +56,7 @@ class LatencyTargetFit:
 
 
 def fit_step_latency(
-    model: PreTrainedModel,
+    make_decoder: Callable[[Plan], Decoder],
     num_layers: int,
     batches: Batches,
     context: DecodeContext,
@@ -66,7 +66,7 @@ def fit_step_latency(
 
     `batches` are (input_ids, attention_mask) pairs, each [batch, prompt_len]; the rounds use them in turn.
     """
-    decoders = {count: Decoder(model, _plan(num_layers, count)) for count in counts(num_layers)}
+    decoders = {count: make_decoder(_plan(num_layers, count)) for count in counts(num_layers)}
     seconds: dict[int, list[float]] = {count: [] for count in decoders}
     for i in range(WARM_UP + LINE_ROUNDS):
         ids, mask = batches[i % len(batches)]
@@ -112,27 +112,27 @@ def make_pair_timer(
     plan_of: Callable[[float], Plan],
     batches: Batches,
     context: DecodeContext,
-    speed: SpeedConfig,
-    patch: tuple[str, int] = (NO_PATCH, 0),
+    config: Config,
 ) -> Callable[[float], tuple[float, Sequence[float]]]:
     """Return the `measured` function of `solve_depth_for_speedup`; it times the full model and the plan `plan_of(depth)`.
 
-    The plan runs with patches of the kind and rank in `patch` that change nothing, because the layers are not known yet.
+    The plan runs with patches of the configured kind that change nothing, because the layers are not known yet.
     """
     known: dict[tuple[tuple[int, ...], ...], Decoder] = {}
 
     def decoder(plan: Plan) -> Decoder:
         sets = tuple(stage.kept_layers for stage in plan.stages)
         if sets not in known:
-            known[sets] = Decoder(model, plan, adapter=timing_adapter(model, sets, *patch))
+            adapter = timing_adapter(model, sets, *patch_kind(config))
+            known[sets] = Decoder(model, plan, adapter=adapter, engine=config.engine)
         return known[sets].with_stage_switch(plan.later_stages[0].first_step) if plan.later_stages else known[sets]
 
     def measured(depth: float) -> tuple[float, Sequence[float]]:
         plan = plan_of(depth)
         full = decoder(_plan(plan.num_layers, plan.num_layers))
-        few = replace(speed, pairs=MEET_PAIRS, warmup=1)
+        few = replace(config.speed, pairs=MEET_PAIRS, warmup=1)
         pairs = measure_pairs(full, decoder(plan), batches, context, few)
-        return plan.mean_kept(speed.new_tokens - 1), pairs.ratios(lambda output: output.decode_seconds)
+        return plan.mean_kept(config.speed.new_tokens - 1), pairs.ratios(lambda output: output.decode_seconds)
 
     return measured
 

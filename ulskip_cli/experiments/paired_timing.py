@@ -119,7 +119,7 @@ def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:
         if ran != other:
             raise RunError(
                 f"expected the same {key} for both runs of a timed pair, got {ran} for the full model and {other} for the "
-                "schedule; decoding.engine=transformers runs both on one engine"
+                "schedule; engine=transformers runs both on one engine"
             )
 
 

@@ -164,6 +164,7 @@ class Provenance:
     finished_at: str | None = None
     engine: str | None = None
     engine_reason: str | None = None
+    engine_build: dict[str, Any] | None = None  # of engines on other libraries: version, build, weights, threads
     linear_backend: str | None = None
     linear_backend_reason: str | None = None
     device: str | None = None

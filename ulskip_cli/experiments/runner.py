@@ -46,7 +46,6 @@ from ulskip_cli.inference.packed_linear import choose_linear_backend
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.strategies.patching import patch_kind
 from ulskip_cli.strategies.plan import Plan, is_trained_for, make_plan
 
 
@@ -90,12 +89,13 @@ class Session:
         batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
         context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
         shapes = [tuple(ids.shape) for ids, _ in batches]  # [batch, prompt_len]
-        key = f"{config.model} {config.decoding} {shapes} {choose_linear_backend(loaded.model).name}"
+        key = f"{config.model} {config.decoding} {config.engine} {shapes} {choose_linear_backend(loaded.model).name}"
         if key not in self._latencies:
             report = self.progress.phase("time the layers", WARM_UP + LINE_ROUNDS)
-            self._latencies[key] = fit_step_latency(loaded.model, loaded.metadata.num_layers, batches, context, report)
+            make = partial(Decoder, loaded.model, engine=config.engine)
+            self._latencies[key] = fit_step_latency(make, loaded.metadata.num_layers, batches, context, report)
         plan_of = partial(make_plan, config, loaded.metadata)
-        time_pair = make_pair_timer(loaded.model, plan_of, batches, context, config.speed, patch_kind(config))
+        time_pair = make_pair_timer(loaded.model, plan_of, batches, context, config)
         report = self.progress.phase(f"solve depth for {config.ratio:g}x", MEET_ROUNDS)
         return solve_depth_for_speedup(self._latencies[key], config.ratio, time_pair, report)
 
@@ -168,10 +168,11 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     config, loaded, point, plan = run.point.config, run.loaded, run.point, run.plan
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)
-    decoder = Decoder(loaded.model, plan, loaded.tokenizer, run.adapter)
+    decoder = Decoder(loaded.model, plan, loaded.tokenizer, run.adapter, config.engine)
     full = decoder
     if not plan.keeps_all:
-        full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata), loaded.tokenizer)
+        whole = make_plan(baseline_config(config), loaded.metadata)
+        full = Decoder(loaded.model, whole, loaded.tokenizer, engine=config.engine)
     backend = decoder.linear_backend(config.decoding).name
     origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend}
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
@@ -253,6 +254,7 @@ def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=engine,
         engine_reason=engine_reason,
+        engine_build=decoder.runtime_engine.build if decoder.runtime_engine else None,
         linear_backend=backend.name,
         linear_backend_reason=backend.reason,
         device=str(loaded.model.device),

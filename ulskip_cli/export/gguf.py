@@ -21,7 +21,7 @@ from ulskip_cli.export.staging import staged
 from ulskip_cli.export.tensors import CheckpointReader, shallow_names
 from ulskip_cli.export.verify import DELETED, random_prompts
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.gguf_file import GgufTensors, unsupported_reason, write_model
+from ulskip_cli.inference.gguf_file import DTYPES, TYPES, GgufTensors, unsupported_reason, write_model
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.skip_adapter import load_adapter
 
@@ -42,15 +42,14 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
         plain = CheckpointReader(source)
         reader = plain if adapter is None else merged_reader(point, source, plain, adapter)
         check_tensors(source, point.model_name, model.trust_remote_code)
-        tensors = GgufTensors(
-            lambda name: reader.read([name])[name], config, getattr(torch, point.dtype) if point.dtype else None
-        )
+        type_ = TYPES[getattr(torch, point.dtype)] if point.dtype else None
+        tensors = GgufTensors(lambda name: reader.read([name])[name], config, type_, type_)
         new_names = shallow_names(reader.files, num_layers, plan.kept_layers)
         writer = gguf.GGUFWriter(file, "llama")
         writer.add_name(f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers")
         writer.add_description("exported by ulskip")
         _add_tokenizer(writer, AutoTokenizer.from_pretrained(source), config["vocab_size"])
-        parameters, dtype = write_model(writer, tensors, new_names)
+        parameters, main_type = write_model(writer, tensors, new_names)
         checked = "the file was not compared with the kept layers (--no-check)"
         if point.check is not False:
             progress.phase("check gguf", 0)
@@ -66,7 +65,7 @@ def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
         "kept_layers": list(plan.kept_layers),
         "parameters": parameters,
         "total_bytes": point.to.stat().st_size,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(DTYPES[main_type]).removeprefix("torch."),
         "checked": checked,
     }
 

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
+from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.engines import early_exit, fast, speculative
 from ulskip_cli.inference.engines.base import BatchOutput, BatchRequest, Engine, EngineOutput
 from ulskip_cli.inference.engines.hf_generate import TransformersEngine
+from ulskip_cli.inference.engines.runtime import RuntimeEngine
+from ulskip_cli.inference.engines.runtimes import runtime_maker
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.inference.shallow_view import StageView
@@ -43,9 +46,11 @@ class Decoder:
         plan: Plan,
         tokenizer: PreTrainedTokenizerBase | None = None,
         adapter: SkipAdapter | None = None,
+        engine: EngineConfig | None = None,
     ) -> None:
-        """Build the views of a plan; `adapter` corrects those that skip layers."""
+        """Build the views of a plan; `adapter` corrects those that skip layers, and `engine` decodes (None: auto)."""
         self.model = model
+        self._asked = engine or EngineConfig()
         self.tokenizer = tokenizer
         self.device = shallow_view.input_device(model)
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
@@ -53,11 +58,14 @@ class Decoder:
         backend = self._linear_backend.name
         draft_cost = 1 / (plan.predicted_speedup or plan.layer_ratio)
         self._engines: dict[str, Engine] = {
-            "fast": fast.FastEngine(self.prompt_model, self.stages, self.device, backend),
+            "torch": fast.FastEngine(self.prompt_model, self.stages, self.device, backend),
             "transformers": TransformersEngine(self.prompt_model, self.stages, self.device, tokenizer),
             "speculative": speculative.SpeculativeEngine(model, self.stages[0], self.device, draft_cost, backend),
         }
         self.exits = plan.exits
+        if ENGINES[self._asked.name].is_runtime:
+            make = runtime_maker(self._asked, self.prompt_model, self.stages[0])
+            self._engines[self._asked.name] = RuntimeEngine(self._asked.name, make)
         if plan.exits:
             self._engines["early_exit"] = early_exit.EarlyExitEngine(model, plan.exits, self.device, backend)
 
@@ -71,11 +79,11 @@ class Decoder:
         first, second = self.stages
         moved = copy.copy(self)
         moved.stages = (first, replace(second, first_step=first_step))
-        engine = copy.copy(self._engines["fast"])
+        engine = copy.copy(self._engines["torch"])
         assert isinstance(engine, fast.FastEngine)
         engine.stages = moved.stages
         slow = TransformersEngine(self.prompt_model, moved.stages, self.device, self.tokenizer)
-        moved._engines = {**self._engines, "fast": engine, "transformers": slow}
+        moved._engines = {**self._engines, "torch": engine, "transformers": slow}
         return moved
 
     def with_exit_rule(self, rule: ExitRule) -> "Decoder":
@@ -99,16 +107,27 @@ class Decoder:
         if decoding.draft_tokens:
             speculative.check(self.model, self.view, decoding)
             return "speculative", None
-        if decoding.engine == "transformers":
-            return "transformers", "decoding.engine=transformers"
+        asked = self._asked.name
+        if asked == "transformers":
+            return "transformers", "engine=transformers"
+        if self.runtime_engine:
+            return asked, f"engine={asked}"
         reason = fast.unsupported_reason(self.model, decoding)
-        if reason and decoding.engine == "fast":
-            raise UsageError(f"decoding.engine=fast is not supported with {reason}; decoding.engine=auto selects another")
-        return ("transformers" if reason else "fast"), reason
+        if reason and asked == "torch":
+            raise UsageError(f"engine=torch is not supported with {reason}; engine=auto selects another")
+        return ("transformers" if reason else "torch"), reason
+
+    @property
+    def runtime_engine(self) -> RuntimeEngine | None:
+        """The engine of another library that decodes, or None."""
+        engine = self._engines.get(self._asked.name)
+        return engine if isinstance(engine, RuntimeEngine) else None
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
         """Return the linear backend that decodes with `decoding`; raise UsageError if no engine supports `decoding`."""
         engine, _ = self.engine(decoding)
+        if self.runtime_engine:
+            return LinearBackend(engine, f"the engine is {engine}")
         return LinearBackend(TORCH, "the engine is transformers") if engine == "transformers" else self._linear_backend
 
     def generate(

@@ -1,5 +1,6 @@
 """GGUF files of Llama and Mistral models: the shape and the tensors. llama.cpp reads such files."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +9,29 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from ulskip_cli.core.errors import UsageError
 
 _MODEL_TYPES = ("llama", "mistral")
+_F32, _F16, _BF16 = Type.F32, Type.F16, Type.BF16
+TYPES = {torch.float32: _F32, torch.float16: _F16, torch.bfloat16: _BF16}
+DTYPES = {type_: dtype for dtype, type_ in TYPES.items()}
 _FILE_TYPES = {
-    torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
-    torch.float16: (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    torch.bfloat16: (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    _F32: gguf.LlamaFileType.ALL_F32,
+    _F16: gguf.LlamaFileType.MOSTLY_F16,
+    _BF16: gguf.LlamaFileType.MOSTLY_BF16,
+    Type.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
+    Type.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0,
+}
+# Formats by name: the types of matrices, and of embedding and head, which lose more by four bits.
+FORMATS = {
+    "f32": (_F32, _F32),
+    "f16": (_F16, _F16),
+    "bf16": (_BF16, _BF16),
+    "q8_0": (Type.Q8_0, Type.Q8_0),
+    "q4_0": (Type.Q4_0, Type.Q8_0),
 }
 
 
@@ -26,21 +41,26 @@ class GgufTensors:
 
     read: Callable[[str], Tensor]  # a tensor by its name
     config: dict[str, Any]  # of the written model
-    dtype: torch.dtype | None  # of matrices; None: that of the source. Vectors are float32
+    matrices: Type | None = None  # None: the type of each tensor. Vectors are float32
+    head: Type | None = None  # of embedding and head
 
-    def array(self, name: str) -> tuple[np.ndarray[Any, Any], torch.dtype]:
-        """Return a tensor and its dtype; a bfloat16 tensor becomes uint16 with the same bits, because numpy has no bfloat16."""
+    def array(self, name: str) -> tuple[np.ndarray[Any, Any], Type]:
+        """Return a tensor's values and type; numpy has no bfloat16 and no blocks, so these are unsigned integers."""
         tensor = self.read(name)
         heads = self.config["num_attention_heads"]
         for part, count in (("q_proj", heads), ("k_proj", self.config.get("num_key_value_heads") or heads)):
             if f".{part}." in name:
                 tensor = _interleaved(tensor, count)
-        tensor = (tensor.to(self.dtype) if self.dtype else tensor).contiguous()
-        if tensor.dim() == 1:
-            tensor = tensor.float()
-        if tensor.dtype not in _FILE_TYPES:
+        if tensor.dtype not in TYPES:
             raise UsageError(f"GGUF does not support {tensor.dtype} ({name}); use model.dtype=float32, float16 or bfloat16")
-        return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy(), tensor.dtype
+        wanted = self.head if "embed" in name or "lm_head" in name else self.matrices
+        found = _F32 if tensor.dim() == 1 else wanted or TYPES[tensor.dtype]
+        if found not in DTYPES:
+            if tensor.shape[-1] % 32:
+                raise UsageError(f"{found.name} requires rows of a multiple of 32 weights, got {tensor.shape[-1]} ({name})")
+            return gguf.quants.quantize(tensor.float().numpy(), found), found
+        tensor = tensor.to(DTYPES[found]).contiguous()
+        return (tensor.view(torch.uint16) if found is _BF16 else tensor).numpy(), found
 
 
 def unsupported_reason(config: dict[str, Any]) -> str | None:
@@ -58,30 +78,31 @@ def unsupported_reason(config: dict[str, Any]) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def write_model(writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[str, str]) -> tuple[int, torch.dtype]:
+def write_model(writer: gguf.GGUFWriter, tensors: GgufTensors, new_names: dict[str, str]) -> tuple[int, Type]:
     """Write shape and tensors; `new_names` maps a name of `tensors` to a name in the written model.
 
-    One tensor is in memory at a time. Return the number of parameters, and the dtype with the most bytes.
+    One tensor is in memory at a time. Return the number of parameters, and the type with the most bytes.
     """
     _add_shape(writer, tensors.config)
     name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, tensors.config["num_hidden_layers"])
-    parameters, bytes_by_dtype = 0, Counter[torch.dtype]()
+    parameters, bytes_by_type = 0, Counter[Type]()
     for name, new_name in new_names.items():
         gguf_name = name_map.get_name(new_name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
             raise UsageError(f"GGUF does not support the tensor {new_name}")
-        array, dtype = tensors.array(name)
-        parameters += array.size
-        bytes_by_dtype[dtype] += array.nbytes
-        writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, _FILE_TYPES[dtype][0])
-    ((main_dtype, _),) = bytes_by_dtype.most_common(1)
-    writer.add_file_type(_FILE_TYPES[main_dtype][1])
+        array, found = tensors.array(name)
+        shape = array.shape if found in DTYPES else gguf.quant_shape_from_byte_shape(array.shape, found)
+        parameters += math.prod(shape)
+        bytes_by_type[found] += array.nbytes
+        writer.add_tensor_info(gguf_name, array.shape, array.dtype, array.nbytes, found)
+    ((main_type, _),) = bytes_by_type.most_common(1)
+    writer.add_file_type(_FILE_TYPES[main_type])
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
         write()
     for name in new_names:
         writer.write_tensor_data(tensors.array(name)[0])
     writer.close()
-    return parameters, main_dtype
+    return parameters, main_type
 
 
 def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:

@@ -30,7 +30,6 @@ def make_exit_rule(strategy: Strategy, config: Config, num_layers: int, num_kept
         "stop=[]": bool(decoding.stop),
         "generate_kwargs=null": bool(decoding.generate_kwargs),
         "draft_tokens=0": bool(decoding.draft_tokens),
-        "engine=auto": decoding.engine == "transformers",
         "compile=auto": decoding.compile == "on",
     }
     for supported, is_set in refused.items():

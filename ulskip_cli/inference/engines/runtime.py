@@ -1,0 +1,138 @@
+"""Engines around another library's runtime: the common loop, the export of a view for the runtime, and its cache on disk."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import cache_dir
+from ulskip_cli.inference.decode_steps import Steps
+from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput
+from ulskip_cli.inference.engines.fast import decode_steps
+from ulskip_cli.inference.gap_patch import GapPatch
+from ulskip_cli.inference.sampling import TokenSampler
+from ulskip_cli.inference.timing import now
+
+
+class Runtime(Steps, Protocol):
+    """A model in another library: it encodes prompts, and each call is a decode step of all sequences."""
+
+    kv_bytes: tuple[int, int]  # of the last prompts: in the layers that encoded them, and in those that decode
+
+    def fits(self, batch_size: int, num_tokens: int) -> bool:
+        """Return True if this many sequences of this length fit into the allocated memory."""
+
+    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Start a batch; return the logits [batch, vocab_size] after prompts [batch, prompt_len], padded on the left."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the version and the build of the library, as a row stores them."""
+
+
+class RuntimeEngine:
+    """Greedy decoding and sampling with a runtime. Tokens are chosen by the same code as in the torch engine."""
+
+    def __init__(self, name: str, make: Callable[[int, int], Runtime]) -> None:
+        """`make(batch_size, num_tokens)` loads a model with room for that many sequences of that length."""
+        self.name = name
+        self._make = make
+        self._runtime: Runtime | None = None
+
+    def prepare(self, request: BatchRequest) -> float:
+        """Export the view unless it is cached, and load it; return the seconds."""
+        batch, prompt_len = request.input_ids.shape
+        began, length = time.perf_counter(), prompt_len + request.length
+        if self._runtime is not None and self._runtime.fits(batch, length):
+            return 0.0
+        self._runtime = None  # frees its memory first
+        self._runtime = self._make(batch, length)
+        return time.perf_counter() - began
+
+    def run(self, request: BatchRequest) -> EngineOutput:
+        """Generate for one batch."""
+        runtime, ids, length = self.runtime(request), request.input_ids, request.length
+        batch, prompt_len = ids.shape
+        logits = runtime.encode(ids, request.attention_mask)
+        prefilled_at = now(ids.device)
+        minimum = length if request.forced else 0
+        sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, minimum, ids.device)
+        tokens = torch.full((batch, prompt_len + length), request.pad_token_id, dtype=torch.long)
+        tokens[:, :prompt_len] = ids
+        tokens[:, prompt_len] = sampler(tokens[:, :prompt_len], logits)
+        first_at = now(ids.device)
+        if request.on_step:
+            request.on_step(batch)
+        decode_steps(tokens, request, runtime, sampler)
+        end = now(ids.device)
+        return EngineOutput(
+            tokens[:, prompt_len:].tolist(), prefilled_at, first_at, end, *runtime.kv_bytes, linear_backend=self.name
+        )
+
+    def runtime(self, request: BatchRequest) -> Runtime:
+        """Return the loaded runtime with room for a batch."""
+        self.prepare(request)
+        assert self._runtime is not None
+        return self._runtime
+
+    @property
+    def build(self) -> dict[str, Any] | None:
+        """The version and build of the library, and the format of the weights; None before the first batch."""
+        return None if self._runtime is None else {**self._runtime.describe(), "threads": torch.get_num_threads()}
+
+    def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
+        """Return the teacher-forced cross-entropy [batch, response_len] of responses, padded on the right, after prompts."""
+        batch, length = response_ids.shape
+        if self._runtime is None or not self._runtime.fits(batch, input_ids.shape[1] + length):
+            self._runtime = None
+            self._runtime = self._make(batch, input_ids.shape[1] + length)
+        logits, found = self._runtime.encode(input_ids, mask), []
+        for i in range(length):
+            found.append(torch.nn.functional.cross_entropy(logits.float(), response_ids[:, i], reduction="none"))
+            if i < length - 1:
+                logits = self._runtime(response_ids[:, i : i + 1])
+        return torch.stack(found, 1)
+
+
+def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
+    """Return the weights of a view by name, tied ones once; raise UsageError if the view has patches that do not fold."""
+    kinds = {module.kind for module in view.modules() if isinstance(module, GapPatch)}
+    if kinds:
+        raise UsageError(
+            f"engine={engine} supports patches of kind folded, got {', '.join(sorted(kinds))}; use strategy.patch=folded, or "
+            "engine=torch"
+        )
+    tied = set(getattr(view, "_tied_weights_keys", None) or ()) if view.config.tie_word_embeddings else set()
+    return {name: tensor for name, tensor in view.state_dict().items() if name not in tied}
+
+
+def cached_export(
+    engine: str, tensors: Mapping[str, Tensor], settings: Sequence[Any], suffix: str, write: Callable[[Path], None]
+) -> Path:
+    """Return the file or folder that `write` makes from `tensors` and `settings`; an earlier one is used again.
+
+    If `write` fails, nothing is left behind.
+    """
+    key = hashlib.blake2b(repr(list(settings)).encode(), digest_size=10)
+    for name, tensor in tensors.items():
+        key.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        key.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    target = cache_dir() / "engines" / engine / f"{key.hexdigest()}{suffix}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = target.with_name(f"{target.name}.{time.time_ns()}.part")
+        try:
+            write(staging)
+            staging.replace(target)
+        finally:
+            if staging.is_dir():
+                shutil.rmtree(staging)
+            else:
+                staging.unlink(missing_ok=True)
+    return target
