@@ -117,8 +117,8 @@ def _check(model, made):
 def _differs(model, decoder, kept, ids):
     """Compare tokens and logits under a schedule with the reference; None if they agree."""
     ones = torch.ones_like(ids)
-    slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
-    (tokens,) = decoder.generate(ids, ones, DecodeContext(slow, 0)).token_ids
+    slow = DecodingConfig(name="g", max_new_tokens=STEPS)
+    (tokens,) = decoder.with_engine("transformers").generate(ids, ones, DecodeContext(slow, 0)).token_ids
     response = torch.tensor([tokens])
     whole = torch.cat([ids, response], 1)
     expected = reference_logits(model, whole[:, :-1], PROMPT_LEN, kept)[:, PROMPT_LEN - 1 :]
@@ -156,30 +156,30 @@ def _kept_sets_of_one_kind(model):
 
 
 def _engines_differ(decoder):
-    """Compare the fast engine with transformers' generate on one batch; None if they agree."""
+    """Compare the torch engine with transformers' generate on one batch; None if they agree."""
     ids = random_ids(3, PROMPT_LEN, seed=1)
-    slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
+    context = DecodeContext(DecodingConfig(name="g", max_new_tokens=STEPS), 0)
     tokens = [
-        decoder.generate(ids, torch.ones_like(ids), DecodeContext(replace(slow, engine=engine), 0)).token_ids
-        for engine in ("transformers", "fast")
+        decoder.with_engine(engine).generate(ids, torch.ones_like(ids), context).token_ids
+        for engine in ("transformers", "torch")
     ]
     num_equal = sum(a == b for a, b in zip(*tokens, strict=True))
     if num_equal >= 2:  # one may be a near tie
         return None
-    return f"{3 - num_equal} of 3 answers of the fast engine differ from those of generate"
+    return f"{3 - num_equal} of 3 answers of the torch engine differ from those of generate"
 
 
 def _padding(model, decoder):
     """Check if left padding changes answers, and if it does so for the full model too; None if it does not."""
-    slow = DecodingConfig(name="g", max_new_tokens=STEPS, engine="transformers")
-    full = decoder_for(model, tuple(range(NUM_LAYERS)))
+    context = DecodeContext(DecodingConfig(name="g", max_new_tokens=STEPS), 0)
+    decoder, full = (one.with_engine("transformers") for one in (decoder, decoder_for(model, tuple(range(NUM_LAYERS)))))
 
     def changed(one, seed=2):
         ids = random_ids(2, PROMPT_LEN, seed=seed)
         mask = torch.ones_like(ids)
         mask[0, :4] = 0
-        together = one.generate(ids * mask, mask, DecodeContext(slow, 0)).token_ids[0]
-        (alone,) = one.generate(ids[:1, 4:], mask[:1, 4:], DecodeContext(slow, 0)).token_ids
+        together = one.generate(ids * mask, mask, context).token_ids[0]
+        (alone,) = one.generate(ids[:1, 4:], mask[:1, 4:], context).token_ids
         return together != alone
 
     try:

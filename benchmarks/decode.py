@@ -52,8 +52,8 @@ def make_sides(decoder, decoding, tokens, pad, with_compiled):
     """Make the sides by name: functions that return the decode seconds of a batch."""
 
     def engine(**changes):
-        context = DecodeContext(replace(decoding, engine="fast", **changes), pad)
-        return lambda ids, mask: decoder.generate(ids, mask, context, forced_length=tokens).decode_seconds
+        context, fast = DecodeContext(replace(decoding, **changes), pad), decoder.with_engine("torch")
+        return lambda ids, mask: fast.generate(ids, mask, context, forced_length=tokens).decode_seconds
 
     def own(**options):
         return lambda ids, mask: plain_generate(decoder.view, ids, mask, tokens, pad, **options)
@@ -61,13 +61,13 @@ def make_sides(decoder, decoding, tokens, pad, with_compiled):
     found = {
         "generate": own(),
         "generate, static cache": own(**STATIC, disable_compile=True),
-        "fast": engine(compile="off"),
+        "torch": engine(compile="off"),
     }
     if with_compiled:
         everywhere = CompileConfig(mode="default")
         everywhere._compile_all_devices = True
         found["generate, compiled"] = own(**STATIC, compile_config=everywhere)
-        found["fast, compiled"] = engine(compile="on")
+        found["torch, compiled"] = engine(compile="on")
     return found
 
 

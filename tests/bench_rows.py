@@ -7,7 +7,7 @@ ENVIRONMENT = {
 ACCOUNT = {"step_seconds": 0.02, "head_seconds": 0.004, "layers_seconds": 0.012, "other_seconds": 0.004}
 
 
-def bench_row(target=2.0, batch=1, engine="fast", compiled=False, **more):
+def bench_row(target=2.0, batch=1, engine="torch", compiled=False, **more):
     kept, share = list(range(round(12 / target))), 0.25 * target
     side = {"bandwidth_share": share, "flop_share": 0.03, "step_time_breakdown": ACCOUNT}
     speeds = {"decode_tokens_per_second": 100.0 * target, "total_tokens_per_second": 150.0 * target}

@@ -4,7 +4,7 @@
 
 The recipe makes a virtual environment with torch and transformers, exports each model at 2x with prompt_layers=kept and as
 a pair, and answers the same prompts there and here, one at a time. Here it uses transformers' engine, which must agree in
-every token, and the fast engine, whose own matrix product may resolve near-ties differently. If it is interrupted, the
+every token, and the torch engine, whose own matrix product may resolve near-ties differently. If it is interrupted, the
 same command resumes. The page goes to results/export/README.md.
 """
 
@@ -26,7 +26,7 @@ from ulskip_cli.inference.decoder import DecodeContext, Decoder
 
 PLAIN = Path(__file__).parent / "plain.py"
 PACKAGES = ("torch", "transformers")
-HEADS = ("model", "dtype", "layers", "prompt through", "prompts", "tokens", "other answers", "of the fast engine")
+HEADS = ("model", "dtype", "layers", "prompt through", "prompts", "tokens", "other answers", "of the torch engine")
 
 
 def bare_python(folder: Path) -> Path:
@@ -43,8 +43,7 @@ def here(config: Config, prompts: list[list[int]], model, engine: str) -> list[l
     """Generate the tokens of every prompt here, one prompt at a time."""
     import torch
 
-    config.decoding.engine = engine
-    decoder = Decoder(model, exportable_plan(config))
+    decoder = Decoder(model, exportable_plan(config)).with_engine(engine)
     rows = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
@@ -72,7 +71,7 @@ def compare(model: str, layers: str, python: Path, work: Path, count: int, new_t
         [str(python), "-I", str(PLAIN), str(to), str(prompts_file), str(tokens_file)], check=True, stdout=subprocess.DEVNULL
     )
     there = json.loads(tokens_file.read_text())
-    rows = {engine: here(config, prompts, loaded.model, engine) for engine in ("transformers", "fast")}
+    rows = {engine: here(config, prompts, loaded.model, engine) for engine in ("transformers", "torch")}
     differ = {engine: sum(a != b for a, b in zip(rows[engine], there, strict=True)) for engine in rows}
     plan = exportable_plan(config)
     cells = (
@@ -84,7 +83,7 @@ def compare(model: str, layers: str, python: Path, work: Path, count: int, new_t
             len(prompts),
             sum(map(len, there)),
         ),
-        *(f"{differ[engine]}/{len(prompts)}" for engine in ("transformers", "fast")),
+        *(f"{differ[engine]}/{len(prompts)}" for engine in ("transformers", "torch")),
     )
     print(*cells, flush=True)
     return [str(cell) for cell in cells]
@@ -97,7 +96,7 @@ def page(rows: list[list[str]]) -> str:
     note = (
         "Each model was exported at 2x and loaded in an environment that has torch and transformers but no ulskip. Prompts of "
         "the bundled translation sample were decoded greedily, one at a time. Other answers: prompts whose tokens differ from "
-        "those of ulskip with transformers' engine. Of the fast engine: the same count with ulskip's own engine and kernel."
+        "those of ulskip with transformers' engine. Of the torch engine: the same count with ulskip's own engine and kernel."
     )
     where = (
         f"ulskip {facts['ulskip']} at {(facts['git_commit'] or 'no commit')[:10]}, torch {facts['packages']['torch']}, "

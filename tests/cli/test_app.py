@@ -45,7 +45,7 @@ def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, 
     arguments = ["bench", "ratio=2", "batch_size=1,2", *without_limit(overrides), "speed.prompt_tokens=4"]
     code, out, err = ulskip(*arguments)
     assert code == 0
-    for part in ("transformers", "fast", "3/6", "Where the time of a step goes", f"written to {tmp_path / 'bench'}/"):
+    for part in ("transformers", "torch", "3/6", "Where the time of a step goes", f"written to {tmp_path / 'bench'}/"):
         assert part in out
     assert "[1/4] machine limits" in err
     assert "[4/4] unified: timed pairs" in err
@@ -53,7 +53,7 @@ def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, 
     assert files - {".locks"} == {"runs.jsonl", "configs", "table.md", "table.csv", "bench.md", "speedup.png", "speedup.svg"}
     told = json.loads(ulskip(*arguments, "--json")[1].splitlines()[-1])
     assert [(row["batch_size"], row["engine"]) for row in told["rows"]] == [
-        (size, engine) for size in (1, 2) for engine in ("fast", "transformers")
+        (size, engine) for size in (1, 2) for engine in ("torch", "transformers")
     ]
     assert told["failed"] == []
 
@@ -71,7 +71,7 @@ def test_a_failing_point_does_not_stop_a_bench(ulskip, overrides, monkeypatch):
         return real(self, point)
 
     monkeypatch.setattr(benchmark.BenchmarkRunner, "run_point", sometimes)
-    code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "decoding.engine=auto", *without_limit(overrides))
+    code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "engine=auto", *without_limit(overrides))
     assert (code, "2/6" in out) == (1, True)
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
 

@@ -30,7 +30,7 @@ def complete(monkeypatch, capsys, *words):
         (["run", "strategy="], {"unified", "top_skip"}, {"strategy="}),
         (["run", "strategy=un"], {"unified"}, {"top_skip"}),
         (["sweep", "strategy=full,un"], {"full,unified"}, {"unified"}),
-        (["run", "decoding."], {"decoding.engine=", "decoding.num_beams="}, {"ratio="}),
+        (["run", "decoding."], {"decoding.compile=", "decoding.num_beams="}, {"ratio="}),
         (["run", "strategy=early_exit", "strategy."], {"strategy.batch="}, {"strategy.spacing="}),
         (["run", "prompt_layers="], {"all", "kept"}, set()),
         (["run", "baseline="], {"true", "false"}, set()),

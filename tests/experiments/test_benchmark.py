@@ -60,7 +60,7 @@ def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_pa
     assert (row["target_speedup"], row["layer_ratio"], row["kept_layers"]) == (2.0, 2.0, [0, 2, 5])
     for key in ("prefill_seconds", "time_per_output_token_seconds", "total_tokens_per_second", "prompt_kv_bytes"):
         assert row[key] > 0, key
-    assert (row["engine"], row["compiled"], row["task"], row["baseline_id"]) == ("fast", False, None, None)
+    assert (row["engine"], row["compiled"], row["task"], row["baseline_id"]) == ("torch", False, None, None)
     assert not {"bleu", "decode_loss", "vs_baseline"} & row.keys()
     assert (row["timed_batch_size"], row["timed_prompt_tokens"], row["timed_new_tokens"]) == (2, 5, 3)
     assert row["environment"]["packages"]["torch"]
@@ -163,8 +163,8 @@ def test_weights_machine_limits_and_the_full_model_are_shared(bench, point, quic
 
 
 def test_engines_are_compared_and_always_measured_anew(bench, point, tmp_path):
-    for engine in ("fast", "transformers", "fast"):
-        row = bench.run(point(f"decoding.engine={engine}"))
+    for engine in ("torch", "transformers", "torch"):
+        row = bench.run(point(f"engine={engine}"))
         assert row["engine"] == engine
     lines = (tmp_path / "b" / "runs.jsonl").read_text().splitlines()
     assert len(lines) == 3
@@ -184,7 +184,7 @@ def test_a_real_models_prompts_are_random_too(bench, model_folder, tmp_path, mon
 
 
 def test_compiling_that_has_no_effect_is_told(bench, point):
-    row = bench.run(point("decoding.engine=transformers", "decoding.compile=on"))
+    row = bench.run(point("engine=transformers", "decoding.compile=on"))
     (warning,) = row["warnings"]
     assert "decoding.compile=on" in warning and "the transformers engine" in warning
 
@@ -216,7 +216,7 @@ def test_drafts_are_no_steps_of_their_own(bench, point, monkeypatch):
     row = bench.run(point("decoding.draft_tokens=2"))
     assert backends == [row["full"]["linear_backend"], row["linear_backend"]] and len(set(backends)) == 1
     assert row["pairs"]["strategy"]["linear_backend"] == row["linear_backend"]
-    assert (row["engine"], row["full"]["engine"]) == ("speculative", "fast")
+    assert (row["engine"], row["full"]["engine"]) == ("speculative", "torch")
     assert 0 <= row["acceptance_rate"] <= 1
     assert (row["step_bytes"], row["bandwidth_share"], row["step_time_breakdown"]["layers_seconds"]) == (None, None, None)
     assert row["full"]["step_bytes"] > 0

@@ -40,7 +40,11 @@ def test_the_line_comes_from_steps_taken_in_turns(llama, monkeypatch):
     monkeypatch.setattr(Decoder, "generate", clocked)
     ids, done = random_ids(2, 5), []
     fit = fit_step_latency(
-        llama, NUM_LAYERS, [(ids, torch.ones_like(ids))], DecodeContext(DecodingConfig(name="g"), 0), done.append
+        partial(Decoder, llama),
+        NUM_LAYERS,
+        [(ids, torch.ones_like(ids))],
+        DecodeContext(DecodingConfig(name="g"), 0),
+        done.append,
     )
     assert (round(fit.fixed_seconds, 6), round(fit.layer_seconds, 6)) == (0.5, 0.25)
     assert done == list(range(1, WARM_UP + LINE_ROUNDS + 1))
@@ -88,7 +92,7 @@ def test_pairs_are_those_of_the_depths_plan(llama):
         partial(make_plan, config, facts),
         [(ids, torch.ones_like(ids))],
         DecodeContext(config.decoding, 0),
-        config.speed,
+        config,
     )
     for depth in (3.5, 3.25, 3.0):
         had, ratios = measured(depth)
@@ -100,11 +104,13 @@ def test_pairs_are_those_of_the_depths_plan(llama):
 def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, kind, parts):
     made, real = [], latency_target.Decoder
     monkeypatch.setattr(latency_target, "Decoder", lambda *args, **more: made.append(more) or real(*args, **more))
-    config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9"])
+    config = compose(
+        ["ratio=2", "ratio_basis=latency", "speed.new_tokens=9", f"strategy.patch={kind}", "strategy.patch_rank=4"]
+    )
     ids = random_ids(2, 5)
     plan_of = partial(make_plan, config, ModelMetadata(NUM_LAYERS, None, None))
     context = DecodeContext(config.decoding, 0)
-    measured = make_pair_timer(llama, plan_of, [(ids, torch.ones_like(ids))], context, config.speed, (kind, 4))
+    measured = make_pair_timer(llama, plan_of, [(ids, torch.ones_like(ids))], context, config)
     measured(3.5)
     full, shallow = made
     assert full["adapter"] is None

@@ -61,7 +61,7 @@ def test_with_drafts_full_goes_without_them_and_both_end_where_they_end(llama):
     drafting = DecodeContext(DecodingConfig(name="s", draft_tokens=2), 0)
     llama.generation_config.eos_token_id = plain.token_ids[0][3]
     pairs = measure_pairs(full, half, prompts, drafting, speed)
-    assert {output.engine for output in pairs.full} == {"fast"}
+    assert {output.engine for output in pairs.full} == {"torch"}
     assert {output.engine for output in pairs.strategy} == {"speculative"}
     assert all(one.token_ids == other.token_ids for one, other in zip(pairs.full, pairs.strategy, strict=True))
     assert len(pairs.full[0].token_ids[0]) <= 4
@@ -102,7 +102,7 @@ def pairs_that_ran(llama, monkeypatch, full, strategy):
         ({"linear_backend": "torch"}, {"linear_backend": "panels"}),
         ({"linear_backend": "torch"}, {"linear_backend": "panels", "engine": "speculative", "drafts": DraftStats()}),
         ({"linear_backend": "onednn"}, {"linear_backend": "torch", "engine": "early_exit", "exits": ExitStats()}),
-        ({"engine": "transformers"}, {"engine": "fast"}),
+        ({"engine": "transformers"}, {"engine": "torch"}),
         ({"compiled": True}, {"compiled": False}),
     ],
 )
@@ -117,7 +117,7 @@ def test_sides_that_ran_by_unlike_means_give_no_ratio(llama, monkeypatch, full, 
 )
 def test_drafts_and_exits_may_have_an_engine_of_their_own(llama, monkeypatch, own):
     ran = pairs_that_ran(llama, monkeypatch, {"compiled": True}, own).timing().pairs
-    assert [ran[side]["engine"] for side in ("full", "strategy")] == ["fast", own["engine"]]
+    assert [ran[side]["engine"] for side in ("full", "strategy")] == ["torch", own["engine"]]
     assert [ran[side]["compiled"] for side in ("full", "strategy")] == [True, False]
     assert ran["full"]["linear_backend"] == ran["strategy"]["linear_backend"]
 

@@ -47,12 +47,12 @@ def test_a_run_leaves_its_row_and_its_baselines(config, tmp_path):
     assert half["vs_baseline"]["bleu"]["full"] == pytest.approx(full["bleu"])
     assert half["environment"]["packages"]["torch"]
     assert half["config"]["ratio"] == 2.0
-    assert (half["engine"], half["engine_reason"], half["baseline_id"]) == ("fast", None, full["id"])
+    assert (half["engine"], half["engine_reason"], half["baseline_id"]) == ("torch", None, full["id"])
     assert half["linear_backend"] in ("panels", "onednn", "torch")
     assert (half["linear_backend_reason"] is None) == (half["linear_backend"] == "panels")
     for side in ("full", "strategy"):
         ran = half["pairs"][side]
-        assert (ran["engine"], ran["linear_backend"], ran["compiled"]) == ("fast", half["linear_backend"], False)
+        assert (ran["engine"], ran["linear_backend"], ran["compiled"]) == ("torch", half["linear_backend"], False)
     stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
     assert stored == [full, half]
     generated = (tmp_path / "default" / "generations" / f"{half['id']}.jsonl").read_text().splitlines()
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_generations(config, tmp_path):
 @pytest.mark.parametrize("overrides", [["decoding=self_speculative"], ["decoding=sample", "decoding.draft_tokens=auto"]])
 def test_a_drafted_run_has_the_full_models_quality_and_a_plain_baseline(config, tmp_path, overrides):
     full, drafted = run_point(config(*overrides, "ratio=2"), Session())
-    assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("fast", 0, "speculative")
+    assert (full["engine"], full["draft_tokens"], drafted["engine"]) == ("torch", 0, "speculative")
     assert full["decoding"] == ("sample" if "decoding=sample" in overrides else "greedy")
     assert drafted["draft_tokens"] == drafted["config"]["decoding"]["draft_tokens"] != 0
     assert 0 <= drafted["acceptance_rate"] <= 1 <= drafted["mean_accepted_length"]

@@ -47,7 +47,7 @@ def fake(monkeypatch):
 
 
 def record(config, **keys):
-    row = {"id": "p", "strategy": "unified", "target_speedup": 2.0, "engine": "fast", "bleu": 20.5, "kept_layers": [0, 2]}
+    row = {"id": "p", "strategy": "unified", "target_speedup": 2.0, "engine": "torch", "bleu": 20.5, "kept_layers": [0, 2]}
     return RunRecord.from_row({**row, "config": {"seed": 1}, "pairs": {"full": {"decode_seconds": [0.1]}}, **keys})
 
 
@@ -55,7 +55,7 @@ def test_a_row_becomes_parameters_and_metrics():
     config = compose(["tracker_options={project: mine}"])
     parameters, metrics = split_row(config, record(config, seed=1, vs_baseline={"bleu": {"delta": -1.5}}, chat=True))
     assert metrics == {"target_speedup": 2.0, "bleu": 20.5, "vs_baseline.bleu.delta": -1.5}
-    expected = {"id": "p", "engine": "fast", "kept_layers": "[0, 2]", "chat": True, "seed": 1, "model.name": "tiny"}
+    expected = {"id": "p", "engine": "torch", "kept_layers": "[0, 2]", "chat": True, "seed": 1, "model.name": "tiny"}
     assert {key: parameters.get(key) for key in expected} == expected
     assert not any(key.startswith(("tracker", "launcher", "pairs")) for key in parameters)
 

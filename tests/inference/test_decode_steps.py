@@ -10,7 +10,7 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.plan import Stage, make_plan
 
-COMPILED = DecodingConfig(name="g", max_new_tokens=10, engine="fast", compile="on")
+COMPILED = DecodingConfig(name="g", max_new_tokens=10, compile="on")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
         mask = torch.ones_like(ids)
         mask[1, : 3 * padded] = 0
         fast = decoder.generate(ids * mask, mask, DecodeContext(COMPILED, 0))
-        slow = decoder.generate(ids * mask, mask, DecodeContext(replace(COMPILED, engine="transformers"), 0))
+        slow = decoder.with_engine("transformers").generate(ids * mask, mask, DecodeContext(COMPILED, 0))
         assert fast.token_ids == slow.token_ids
         spent.append(fast.compile_seconds)
     assert spent[0] > 0
@@ -50,5 +50,5 @@ def test_compiled_stages_continue_from_the_previous_stage(llama, compiler):
     mask = torch.ones_like(ids)
     mask[1, :2] = 0
     fast = decoder.generate(ids * mask, mask, DecodeContext(COMPILED, 0))
-    slow = decoder.generate(ids * mask, mask, DecodeContext(replace(COMPILED, engine="transformers"), 0))
+    slow = decoder.with_engine("transformers").generate(ids * mask, mask, DecodeContext(COMPILED, 0))
     assert fast.token_ids == slow.token_ids

@@ -171,12 +171,14 @@ def test_all_schedules_of_a_model_use_one_engine(llama, monkeypatch):
 def test_each_option_selects_an_engine_that_supports_it(llama):
     decoder = decoder_for(llama, "ratio=2")
     ids = random_ids(1, 4)
-    for decoding, engine in (
-        (GREEDY, "fast"),
-        (DecodingConfig(name="t", engine="transformers"), "transformers"),
-        (DecodingConfig(name="b", num_beams=2), "transformers"),
+    beams = DecodingConfig(name="b", num_beams=2)
+    for decoding, asked, engine in (
+        (GREEDY, "auto", "torch"),
+        (GREEDY, "transformers", "transformers"),
+        (beams, "auto", "transformers"),
     ):
-        assert decoder.engine(decoding)[0] == engine
-        assert decoder.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0), forced_length=2).engine == engine
-    with pytest.raises(UsageError, match=r"decoding\.engine=fast.*num_beams=2"):
-        decoder.engine(DecodingConfig(name="b", num_beams=2, engine="fast"))
+        chosen = decoder.with_engine(asked)
+        assert chosen.engine(decoding)[0] == engine
+        assert chosen.generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0), forced_length=2).engine == engine
+    with pytest.raises(UsageError, match=r"engine=torch.*num_beams=2"):
+        decoder.with_engine("torch").engine(beams)

@@ -8,7 +8,9 @@ from rich.console import Console
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import benchmark
 
-ENGINES = [bench_row(target, batch, engine) for batch in (8, 1) for engine in ("transformers", "fast") for target in (3.0, 2.0)]
+ENGINES = [
+    bench_row(target, batch, engine) for batch in (8, 1) for engine in ("transformers", "torch") for target in (3.0, 2.0)
+]
 
 
 def shown(rows, width):
@@ -30,8 +32,8 @@ def test_the_tables_fit_a_terminal(width):
 def test_engines_stand_side_by_side_in_order():
     lines = [line.split() for line in shown(ENGINES, 120).splitlines() if line.strip().startswith(("1 ", "8 "))]
     assert [line[:3] for line in lines[:4]] == [
-        ["1", "fast", "6/12"],
-        ["1", "fast", "4/12"],
+        ["1", "torch", "6/12"],
+        ["1", "torch", "4/12"],
         ["1", "transformers", "6/12"],
         ["1", "transformers", "4/12"],
     ]
@@ -42,7 +44,7 @@ def test_the_account_has_full_once_for_a_batch_and_engine():
     _, account = benchmark.sections([bench_row(2.0), bench_row(3.0), bench_row(2.0, 8)])
     cells = account.cells
     assert [line[2] for line in cells] == ["12/12", "6/12", "4/12", "12/12", "6/12"]
-    assert cells[0] == ["1", "fast", "12/12", "40", "4", "12", "4", "20%", "2%"]
+    assert cells[0] == ["1", "torch", "12/12", "40", "4", "12", "4", "20%", "2%"]
     assert "head" in account.note
 
 
@@ -65,7 +67,7 @@ def test_what_is_not_known_is_a_dash():
     row = bench_row(1.0, strategy="full")
     row["full"] |= {"bandwidth_share": None, "step_time_breakdown": ACCOUNT | {"layers_seconds": None, "other_seconds": None}}
     _, account = benchmark.sections([row])
-    assert account.cells == [["1", "fast", "12/12", "20", "4", "–", "–", "–", "2%"]]
+    assert account.cells == [["1", "torch", "12/12", "20", "4", "–", "–", "–", "2%"]]
 
 
 def test_a_full_side_of_an_earlier_version_keeps_its_step_times():

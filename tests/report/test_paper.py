@@ -122,7 +122,7 @@ def test_only_the_papers_shape_and_trials_of_its_preset_are_compared():
 
 def test_a_bench_stands_beside_the_paper():
     rows = [bench_row(2.0, 8), bench_row(5.0, 8), bench_row(2.0, 8, compiled=True)]
-    section = paper.beside_bench("", rows, ["fast", "fast", "fast, compiled"])
+    section = paper.beside_bench("", rows, ["torch", "torch", "torch, compiled"])
     assert len(section.lines) == 3 * len(paper.TABLE_4) - 4  # early exit has batch 1 alone
     cells = {tuple(line[:3]): line[3:] for line in section.cells}
     assert cells["2x", "unified", "8"] == ["503", "1.66", "300", "1.60", "300", "1.60"]

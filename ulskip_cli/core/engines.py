@@ -1,6 +1,6 @@
 """The engines and what they support. Imports no torch and none of the engines' packages."""
 
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -14,6 +14,7 @@ class EngineSpec:
     weights: tuple[str, ...] = ()  # formats for engine.weights; the engines of torch use model.dtype and model.quantization
     modules: tuple[str, ...] = ()  # packages, of which one must be installed
     extra: str = ""  # of ulskip that installs them
+    variable: str = ""  # environment variable with the folder of an own build
 
     @property
     def is_runtime(self) -> bool:
@@ -25,16 +26,17 @@ ENGINES = {
     "auto": EngineSpec(),
     "torch": EngineSpec(),
     "transformers": EngineSpec(),
-    "llama_cpp": EngineSpec(("f32", "f16", "bf16", "q8_0", "q4_0"), ("llama_cpp", "xllamacpp"), "llama-cpp"),
+    "llama_cpp": EngineSpec(
+        ("f32", "f16", "bf16", "q8_0", "q4_0"), ("llama_cpp", "xllamacpp"), "llama-cpp", "LLAMA_CPP_LIB_PATH"
+    ),
 }
 
 
 def check_installed(engine: str) -> None:
     """Raise UsageError if the packages of an engine are missing."""
     spec = ENGINES[engine]
-    missing: Sequence[str] = spec.modules if not any(find_spec(name) for name in spec.modules) else ()
-    if missing:
+    if spec.is_runtime and not any(find_spec(name) for name in spec.modules) and not os.environ.get(spec.variable):
         raise UsageError(
-            f"engine={engine} requires the package {' or '.join(missing)}, which is not installed; "
+            f"engine={engine} requires the package {' or '.join(spec.modules)}, which is not installed; "
             f"run: pip install 'ulskip[{spec.extra}]'"
         )

@@ -45,10 +45,17 @@ RENAMED_KEYS = {  # keys of row version 1 and their names since version 2
 
 
 def upgrade_row(row: Mapping[str, Any]) -> Row:
-    """Return a row of any earlier version with this version's key names, also in the `full` object of a benchmark."""
-    upgraded = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
+    """Return a row of any earlier version with this version's names, also in the `full` object of a benchmark."""
+    upgraded = _with_new_names(row)
     if isinstance(upgraded.get("full"), dict):
-        upgraded["full"] = {RENAMED_KEYS.get(key, key): value for key, value in upgraded["full"].items()}
+        upgraded["full"] = _with_new_names(upgraded["full"])
+    return upgraded
+
+
+def _with_new_names(row: Mapping[str, Any]) -> Row:
+    upgraded = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
+    if upgraded.get("engine") == "fast":  # the name of the torch engine before other engines existed
+        upgraded["engine"] = "torch"
     return upgraded
 
 

@@ -86,6 +86,12 @@ class Decoder:
         moved._engines = {**self._engines, "torch": engine, "transformers": slow}
         return moved
 
+    def with_engine(self, name: str) -> "Decoder":
+        """Return a decoder with the engine auto, torch or transformers; both decoders share views and packed weights."""
+        other = copy.copy(self)
+        other._asked = EngineConfig(name)
+        return other
+
     def with_exit_rule(self, rule: ExitRule) -> "Decoder":
         """Return a decoder with another exit rule; both decoders share packed weights."""
         other = copy.copy(self)

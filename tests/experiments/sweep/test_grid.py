@@ -61,7 +61,7 @@ def test_what_is_given_wins_over_the_preset():
 
 def test_a_preset_stands_where_no_experiment_is_named():
     bench = points(["model=random"], preset="bench")
-    assert [(one.batch_size, one.decoding.engine, one.ratio) for one in bench[:3]] == [
+    assert [(one.batch_size, one.engine.name, one.ratio) for one in bench[:3]] == [
         (1, "auto", 2.0),
         (1, "auto", 3.0),
         (1, "transformers", 2.0),

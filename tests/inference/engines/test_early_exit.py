@@ -17,7 +17,7 @@ from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 10
-GREEDY = DecodingConfig(name="greedy", max_new_tokens=LENGTH, engine="fast")
+GREEDY = DecodingConfig(name="greedy", max_new_tokens=LENGTH)
 NEVER, ALWAYS = 2.0, 0.0
 
 

@@ -11,7 +11,7 @@ from ulskip_cli.inference.engines.fast import unsupported_reason
 from ulskip_cli.strategies.plan import Stage, make_plan
 
 LENGTH = 14
-FAST = DecodingConfig(name="g", max_new_tokens=LENGTH, engine="fast")
+FAST = DecodingConfig(name="g", max_new_tokens=LENGTH)
 DECODINGS = {
     "greedy": FAST,
     "sampled": replace(FAST, do_sample=True, temperature=0.8, top_p=0.9, top_k=50),
@@ -40,8 +40,8 @@ def both(decoder, decoding, padded):
     """Generate one batch by both engines."""
     ids, mask = batch(padded)
     fast = decoder.generate(ids, mask, DecodeContext(decoding, 0, 5))
-    slow = decoder.generate(ids, mask, DecodeContext(replace(decoding, engine="transformers"), 0, 5))
-    assert (fast.engine, slow.engine) == ("fast", "transformers")
+    slow = decoder.with_engine("transformers").generate(ids, mask, DecodeContext(decoding, 0, 5))
+    assert (fast.engine, slow.engine) == ("torch", "transformers")
     assert (fast.prompt_kv_bytes, fast.kept_kv_bytes) == (slow.prompt_kv_bytes, slow.kept_kv_bytes)
     return ids, mask, fast.token_ids, slow.token_ids
 
@@ -92,11 +92,10 @@ def test_prompts_longer_than_the_sliding_window():
     decoder, (ids, mask) = decoder_for(model, "ratio=2"), batch(True)
     assert model.config.sliding_window < ids.shape[1]
     longer = replace(FAST, max_new_tokens=40)
-    slow = replace(longer, engine="transformers")
-    assert (
-        decoder.generate(ids, mask, DecodeContext(longer, 0)).token_ids
-        == decoder.generate(ids, mask, DecodeContext(slow, 0)).token_ids
+    fast, slow = (
+        decoder.with_engine(engine).generate(ids, mask, DecodeContext(longer, 0)) for engine in ("torch", "transformers")
     )
+    assert fast.token_ids == slow.token_ids
 
 
 def test_finished_sequences_are_dropped_from_the_batch(llama):
@@ -109,7 +108,7 @@ def test_finished_sequences_are_dropped_from_the_batch(llama):
     )
     rows = decoder.generate(ids, mask, DecodeContext(FAST, 0)).token_ids
     hook.remove()
-    slow = decoder.generate(ids, mask, DecodeContext(replace(FAST, engine="transformers"), 0)).token_ids
+    slow = decoder.with_engine("transformers").generate(ids, mask, DecodeContext(FAST, 0)).token_ids
     assert rows == slow
     assert sizes[0] == 5
     assert sizes[-1] <= 2
@@ -119,7 +118,7 @@ def test_a_forced_length_continues_past_eos(llama):
     decoder, (ids, mask) = decoder_for(llama, "ratio=2"), batch(False)
     llama.generation_config.eos_token_id = decoder.generate(ids, mask, DecodeContext(FAST, 0)).token_ids[0][0]
     forced = decoder.generate(ids, mask, DecodeContext(FAST, 0), forced_length=6)
-    slow = decoder.generate(ids, mask, DecodeContext(replace(FAST, engine="transformers"), 0), forced_length=6)
+    slow = decoder.with_engine("transformers").generate(ids, mask, DecodeContext(FAST, 0), forced_length=6)
     assert forced.token_ids == slow.token_ids
     assert {len(row) for row in forced.token_ids} == {6}
 

@@ -9,7 +9,8 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint8, c_uint32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ import numpy as np
 from ulskip_cli.core.errors import RunError, UsageError
 
 _F32, _F16 = 0, 1  # ggml_type
-_PACKAGES = {"llama-cpp-python": ("llama_cpp", "lib/libllama.so"), "xllamacpp": ("xllamacpp", "*.so")}
+_FILE = "libllama.dylib" if sys.platform == "darwin" else "libllama.so"
+_PACKAGES = {"llama-cpp-python": ("llama_cpp", f"lib/{_FILE}"), "xllamacpp": ("xllamacpp", "*.so")}
 
 
 class _ModelParams(ctypes.Structure):
@@ -93,25 +95,36 @@ class LlamaLibrary:
 
 @functools.cache
 def load_library() -> LlamaLibrary:
-    """Load the library of the first installed package; raise UsageError if none is installed."""
+    """Load the library in LLAMA_CPP_LIB_PATH or in the first installed package; raise UsageError if there is none."""
+    for package, version, file in _libraries():
+        try:
+            functions = ctypes.CDLL(str(file))
+            for name, (result, arguments) in _SIGNATURES.items():
+                function = getattr(functions, name)
+                function.restype, function.argtypes = result, arguments
+        except (AttributeError, OSError) as error:
+            raise UsageError(f"expected llama.cpp's library in {package}, got {error}; install another version") from None
+        functions.llama_log_set(_SILENT, None)
+        functions.llama_backend_init()
+        return LlamaLibrary(functions, package, version)
+    raise UsageError(
+        "engine=llama_cpp requires llama.cpp's library, got none; run: pip install 'ulskip[llama-cpp]', or set "
+        "LLAMA_CPP_LIB_PATH to the folder with libllama.so of your own build"
+    )
+
+
+def _libraries() -> Iterator[tuple[str, str, Path]]:
+    """Return the source, the version and the file of every library found, the best first."""
+    if own := os.environ.get("LLAMA_CPP_LIB_PATH"):
+        file = Path(own).expanduser() / _FILE
+        if not file.is_file():
+            raise UsageError(f"expected {_FILE} in LLAMA_CPP_LIB_PATH={own}, got no such file; correct or unset the variable")
+        yield "LLAMA_CPP_LIB_PATH", str(file.resolve().name), file
     for package, (module, pattern) in _PACKAGES.items():
         spec = importlib.util.find_spec(module)
-        if spec is None or not spec.submodule_search_locations:
-            continue
-        for file in sorted(Path(spec.submodule_search_locations[0]).glob(pattern)):
-            functions = ctypes.CDLL(str(file))
-            try:
-                for name, (result, arguments) in _SIGNATURES.items():
-                    function = getattr(functions, name)
-                    function.restype, function.argtypes = result, arguments
-            except AttributeError as error:
-                raise UsageError(f"expected llama.cpp's function in {package}, got {error}; install another version") from None
-            functions.llama_log_set(_SILENT, None)
-            functions.llama_backend_init()
-            return LlamaLibrary(functions, package, importlib.metadata.version(package))
-    raise UsageError(
-        "engine=llama_cpp requires the package llama-cpp-python or xllamacpp, got neither; run: pip install 'ulskip[llama-cpp]'"
-    )
+        for folder in (spec and spec.submodule_search_locations) or []:
+            for file in sorted(Path(folder).glob(pattern)):
+                yield package, importlib.metadata.version(package), file
 
 
 _SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)(lambda level, text, data: None)

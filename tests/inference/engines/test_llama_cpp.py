@@ -1,0 +1,95 @@
+"""The llama.cpp engine against the torch engine."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from reference import NUM_LAYERS, batch, build_model, is_near_tie
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.inference.engines import runtime
+from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.tasks.encoding import EncodedExample
+
+pytest.importorskip("xllamacpp")
+
+LENGTH = 14
+GREEDY = DecodingConfig(name="g", max_new_tokens=LENGTH)
+ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "cache_dir", lambda: tmp_path)
+
+
+def decoders(model, *overrides, weights=None):
+    """Return decoders of the torch engine and of llama.cpp with one plan."""
+    plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
+    return Decoder(model, plan), Decoder(model, plan, engine=EngineConfig("llama_cpp", weights=weights))
+
+
+@pytest.mark.parametrize("overrides", [("strategy=full",), ("ratio=2",), ("ratio=2", "prompt_layers=kept")], ids=" ".join)
+def test_tokens_equal_those_of_the_torch_engine(overrides):
+    model, near_ties = build_model("llama"), 0
+    torch_decoder, decoder = decoders(model, *overrides)
+    kept = torch_decoder.stages[0].kept
+    for ends in (None, ENDS):
+        model.generation_config.eos_token_id = ends
+        for padded in (True, False):
+            ids, mask = batch(padded)
+            expected = torch_decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
+            got = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
+            assert (got.engine, got.linear_backend) == ("llama_cpp", "llama_cpp")
+            for i, (one, other) in enumerate(zip(got.token_ids, expected.token_ids, strict=True)):
+                if one != other:
+                    near_ties += 1
+                    assert is_near_tie(torch_decoder.prompt_model, ids[i][mask[i].bool()], one, other, kept)
+    assert near_ties <= 1  # of 20 sequences
+
+
+def test_sampling_uses_the_same_random_numbers():
+    torch_decoder, decoder = decoders(build_model("llama"), "ratio=2")
+    sampled = DecodeContext(replace(GREEDY, do_sample=True, temperature=0.8, top_p=0.9), 0, 5)
+    ids, mask = batch(True)
+    assert decoder.generate(ids, mask, sampled).token_ids == torch_decoder.generate(ids, mask, sampled).token_ids
+
+
+@pytest.mark.parametrize("overrides", [("strategy=full",), ("ratio=2",), ("ratio=2", "prompt_layers=kept")], ids=" ".join)
+def test_the_decode_loss_equals_that_of_torch(overrides):
+    examples = [EncodedExample([5, 6, 7, 8][:n], [9, 10, 11, 12, 13][:m]) for n, m in ((4, 5), (2, 3), (3, 1))]
+    torch_loss, loss = (ReferenceLoss(examples, BatchSize(2), 0).of(one) for one in decoders(build_model("llama"), *overrides))
+    assert loss == pytest.approx(torch_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["f16", "bf16", "q8_0", "q4_0"])
+def test_other_formats_change_the_loss_little(weights):
+    examples = [EncodedExample(list(range(5, 20)), list(range(20, 40)))]
+    torch_decoder, decoder = decoders(build_model("llama"), "strategy=full", weights=weights)
+    expected, loss = (ReferenceLoss(examples, BatchSize(1), 0).of(one) for one in (torch_decoder, decoder))
+    assert loss == pytest.approx(expected, rel=0.02 if weights != "q4_0" else 0.1)
+    assert decoder.runtime_engine.build["weights"] == weights
+
+
+def test_a_file_is_written_once_and_a_failed_one_leaves_nothing(tmp_path, monkeypatch):
+    ids, mask = batch(False)
+    model = build_model("llama")
+    for _ in range(2):
+        decoders(model, "ratio=2")[1].generate(ids, mask, DecodeContext(GREEDY, 0))
+    assert len(list((tmp_path / "engines" / "llama_cpp").iterdir())) == 2  # the full model and the view
+    with pytest.raises(ZeroDivisionError):
+        runtime.cached_export("x", {"a": torch.zeros(2)}, [], ".gguf", lambda file: file.write_text("half") / 0)
+    assert not list((tmp_path / "engines" / "x").iterdir())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "qwen2"])
+def test_other_architectures_are_refused(name):
+    ids, mask = batch(False)
+    with pytest.raises(UsageError, match=rf"engine=llama_cpp.*{name}.*engine=torch"):
+        decoders(build_model(name), "ratio=2")[1].generate(ids, mask, DecodeContext(GREEDY, 0))
