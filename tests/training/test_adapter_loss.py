@@ -9,8 +9,9 @@ from ulskip_cli.core.config_schema import LoraOptions
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
-from ulskip_cli.inference.teacher_forcing import response_logits
+from ulskip_cli.inference.teacher_forcing import encode_prompt, response_logits
 from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.training import frozen_outputs
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.two_pass_loss import LossWeights
 
@@ -188,7 +189,6 @@ def test_a_continuation_is_judged_by_the_full_model_on_the_same_tokens(llama):
     """The mean divergence over a sampled continuation equals that of the uncached reference on its tokens."""
     tensors, corrections = random_corrections(llama, KEPT, "full")
     module = made(llama, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), DISTILL)
-    module.outputs.layers = EVERY  # as `on_policy` keeps them
     inputs, seen = batch(), []
     continued = module._continue
     module._continue = lambda *args: seen.append(continued(*args)) or seen[-1]
@@ -202,3 +202,21 @@ def test_a_continuation_is_judged_by_the_full_model_on_the_same_tokens(llama):
     logs = (functional.log_softmax(one[counted], -1) for one in (student, teacher))
     expected = functional.kl_div(*logs, reduction="sum", log_target=True) / sampled.is_labelled.sum()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_is_encoded_once_for_all_its_responses(llama, monkeypatch):
+    encoded = []
+
+    def encode(model, ids, mask):
+        encoded.append(len(ids))
+        return encode_prompt(model, ids, mask)
+
+    monkeypatch.setattr(frozen_outputs, "encode_prompt", encode)
+    inputs, stages = batch(), through(KEPT)
+    module = made(llama, random_adapter(llama), DISTILL)
+    first = module(**inputs, stages=stages)["loss"]
+    assert torch.equal(module(**inputs, stages=stages)["loss"], first)
+    other = {**inputs, "response_ids": inputs["response_ids"].flip(0), "labels": inputs["labels"].flip(0)}
+    got = module(**other, stages=stages)["loss"]
+    assert encoded == [len({tuple(row.tolist()) for row in inputs["prompt_ids"]})]
+    torch.testing.assert_close(got, made(llama, random_adapter(llama), DISTILL, max_bytes=0)(**other, stages=stages)["loss"])

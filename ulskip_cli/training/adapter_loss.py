@@ -6,7 +6,7 @@ step costs the response tokens alone.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,80 +17,16 @@ from transformers.pytorch_utils import Conv1D
 from ulskip_cli.core.config_schema import LoraOptions
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.exit_scoring import hidden_states
 from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
-from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
 from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
+from ulskip_cli.training.frozen_outputs import FrozenOutputs
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss
 
 _ADAPTER = "default"  # peft's name of the adapter
-
-
-@dataclass(frozen=True)
-class FrozenBatch:
-    """The outputs of the frozen model for one batch; training does not change them."""
-
-    prompt: EncodedPrompt  # the prompts without repetitions, with the keys and values of the layers in any kept set
-    rows: Tensor  # [batch], the prompt of each response
-    states: Tensor | None  # [positions, hidden_size] behind the last layer, at the labelled positions but the first ones
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the stored tensors."""
-        return shallow_view.kv_bytes(self.prompt.cache) + (0 if self.states is None else self.states.nbytes)
-
-    def repeated(self) -> EncodedPrompt:
-        """Return the prompt of every response."""
-        return repeat_prompt(self.prompt, self.rows)
-
-
-def repeat_prompt(prompt: EncodedPrompt, rows: Tensor) -> EncodedPrompt:
-    """Return an encoded prompt with the sequences `rows` [batch]; the cache of `prompt` is not changed."""
-    held = getattr(prompt.cache, "kept_layers", tuple(range(len(prompt.cache.layers))))
-    cache = shallow_view.fork_cache(prompt.cache, held)
-    cache.batch_select_indices(rows)
-    return EncodedPrompt(prompt.first_logits[rows], cache, prompt.mask[rows])
-
-
-class FrozenOutputs:
-    """The frozen model's outputs for the batches of a training, of which the first `max_bytes` are kept."""
-
-    def __init__(self, model: PreTrainedModel, layers: Sequence[int], max_bytes: int) -> None:
-        self.model, self.layers, self.max_bytes = model, tuple(layers), max_bytes
-        self.layerwise = LayerwiseModel(model)
-        self._kept: dict[tuple[bytes, ...], FrozenBatch] = {}
-        self._bytes = 0
-
-    @torch.no_grad()
-    def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
-        """Return the outputs for a batch; `with_states` asks for the states that predict the response."""
-        tensors = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.labels)
-        key = (bytes([with_states]), *(one.cpu().numpy().tobytes() for one in tensors))
-        if key in self._kept:
-            return self._kept[key]
-        _, rows = torch.unique(torch.cat([batch.prompt_ids, batch.prompt_mask], 1), dim=0, return_inverse=True)
-        first = torch.tensor([int((rows == i).nonzero()[0]) for i in range(int(rows.max()) + 1)], device=rows.device)
-        prompt = encode_prompt(self.model, batch.prompt_ids[first], batch.prompt_mask[first])
-        states = None
-        if with_states and batch.response_ids.shape[1] > 1:
-            states = self.states(repeat_prompt(prompt, rows), batch)
-        shallow_view.prune_cache(prompt.cache, self.layers)
-        found = FrozenBatch(prompt, rows, states)
-        if self._bytes + found.nbytes <= self.max_bytes:
-            self._kept[key] = found
-            self._bytes += found.nbytes
-        return found
-
-    @torch.no_grad()
-    def states(self, prompt: EncodedPrompt, batch: LossBatch) -> Tensor:
-        """Return the states [positions, hidden_size] behind the last layer that predict the labelled tokens but the first."""
-        every = hidden_states(self.model, self.layerwise, prompt, batch.response_ids, batch.is_labelled)
-        last = next(hidden for depth, hidden in every if depth == len(self.layerwise.layers))
-        return last[batch.is_labelled[:, 1:]]
 
 
 class AdapterLoss(TwoPassLoss):
@@ -103,18 +39,14 @@ class AdapterLoss(TwoPassLoss):
         lora: LoraOptions,
         weights: LossWeights,
         max_bytes: int,
-        on_policy: bool = False,
     ) -> None:
-        """Make trainable views of the sets of `start`, which has a patch at every gap. The model is frozen, but not changed.
-
-        `on_policy` keeps the prompts' keys and values of every layer, because the full model reads continuations.
-        """
+        """Make trainable views of the sets of `start`, which has a patch at every gap. The model is frozen, but not changed."""
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, lora)
         super().__init__(lora_model, "all", weights)
         self._frozen = [model]  # a list hides the model from nn.Module
         self.start = start
-        self.outputs = FrozenOutputs(model, self.all_layers if on_policy else layers, max_bytes)
+        self.outputs = FrozenOutputs(model, max_bytes)
         self.patches = nn.ModuleDict()
         for index in range(len(start.kept_sets)):
             for layer, tensors in start.by_layer(f"patch.{index}.").items():

@@ -158,7 +158,7 @@ def build_adapter_loss(
         start = zero_adapter(model, kept_sets, train.patch, train.patch_rank)
     weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
     free = psutil.virtual_memory().available
-    return AdapterLoss(model, start, train.lora, weights, int(FROZEN_SHARE * free), train.on_policy > 0)
+    return AdapterLoss(model, start, train.lora, weights, int(FROZEN_SHARE * free))
 
 
 def build_loss(config: TrainingConfig, model: PreTrainedModel, exits: tuple[int, ...]) -> TwoPassLoss:
