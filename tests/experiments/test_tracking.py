@@ -124,7 +124,7 @@ def test_tensorboard_stores_parameters_and_metrics(tmp_path):
     ResultsFolder.of(config).save(config, record(config), [])
     folder = tmp_path / "default" / "tensorboard" / "ulskip" / "unified-2x-p"
     assert b"bleu" in b"".join(path.read_bytes() for path in folder.glob("events*"))
-    assert any("engine: fast" in path.read_text() for path in folder.glob("*/hparams.yml"))
+    assert any("engine: torch" in path.read_text() for path in folder.glob("*/hparams.yml"))
 
 
 @pytest.mark.filterwarnings("default")

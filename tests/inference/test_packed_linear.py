@@ -138,7 +138,7 @@ def test_a_view_is_not_packed_if_the_full_model_does_not_fit(llama, monkeypatch)
 
 
 def test_transformers_engine_runs_on_plain_weights(llama):
-    decoder, slow = decoder_of(llama), replace(DECODING, engine="transformers")
+    decoder, slow = decoder_of(llama).with_engine("transformers"), DECODING
     ids = random_ids(1, 4)
     output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(slow, 0))
     assert (output.engine, output.linear_backend) == ("transformers", decoder.linear_backend(slow).name)

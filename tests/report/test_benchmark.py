@@ -89,9 +89,9 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     assert [file.name for file in files] == ["bench.md", "speedup.png", "speedup.svg"]
     text = files[0].read_text()
     assert text.startswith("# tiny · greedy")
-    assert "| 1 | fast | 6/12 | 2 | 1.80 | 1.90 | 1.88 to 1.92 | 100 | 200 | 50% |" in text
+    assert "| 1 | torch | 6/12 | 2 | 1.80 | 1.90 | 1.88 to 1.92 | 100 | 200 | 50% |" in text
     assert "10.0 GB/s and 200 GFLOP/s in a matrix product (cpu, float32, 2 threads)" in text
     assert "torch 2, transformers 5" in text
     assert "BLOOMZ-7B" in text
-    for drawn in ("fast, batch 1", "transformers, batch 8", "fast, compiled, batch 1"):
+    for drawn in ("torch, batch 1", "transformers, batch 8", "torch, compiled, batch 1"):
         assert f">{drawn}</text>" in files[2].read_text()

@@ -96,7 +96,7 @@ def test_the_clock_is_drawn_against_the_cost_model(tmp_path):
     png, svg = save_predictions(rows, tmp_path / "speedup", labels, "a title")
     assert png.read_bytes().startswith(b"\x89PNG")
     drawn = svg.read_text("utf-8")
-    for text in ("fast, batch 1", "transformers, batch 8", "fast, batch 8", "measured decode speedup", "a title"):
+    for text in ("torch, batch 1", "transformers, batch 8", "torch, batch 8", "measured decode speedup", "a title"):
         assert f">{text}</text>" in drawn
     assert "batch 2" not in drawn
     assert save_predictions(rows[-1:], tmp_path / "none", ["torch"]) == []

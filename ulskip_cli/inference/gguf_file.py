@@ -54,7 +54,7 @@ class GgufTensors:
         if tensor.dtype not in TYPES:
             raise UsageError(f"GGUF does not support {tensor.dtype} ({name}); use model.dtype=float32, float16 or bfloat16")
         wanted = self.head if "embed" in name or "lm_head" in name else self.matrices
-        found = _F32 if tensor.dim() == 1 else wanted or TYPES[tensor.dtype]
+        found = _F32 if tensor.dim() == 1 else TYPES[tensor.dtype] if wanted is None else wanted
         if found not in DTYPES:
             if tensor.shape[-1] % 32:
                 raise UsageError(f"{found.name} requires rows of a multiple of 32 weights, got {tensor.shape[-1]} ({name})")

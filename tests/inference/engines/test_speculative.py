@@ -41,8 +41,8 @@ def agreeing(model, kept):
 
 def by_generate(model, ids, mask, decoding=DRAFTED, **options):
     """The full model's own tokens, by transformers' generate."""
-    plain = replace(without_drafts(decoding), engine="transformers")
-    return decoder_for(model).generate(ids, mask, DecodeContext(plain, 0), **options).token_ids
+    plain = without_drafts(decoding)
+    return decoder_for(model).with_engine("transformers").generate(ids, mask, DecodeContext(plain, 0), **options).token_ids
 
 
 def compared(model, kept):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 
 from transformers import PreTrainedModel
 
@@ -10,10 +9,10 @@ from ulskip_cli.core.config_schema import EngineConfig
 from ulskip_cli.inference.engines.runtime import Runtime
 from ulskip_cli.inference.shallow_view import StageView
 
-_CLASSES = {"llama_cpp": "LlamaCppRuntime"}
-
 
 def runtime_maker(engine: EngineConfig, prompt_model: PreTrainedModel, stage: StageView) -> Callable[[int, int], Runtime]:
     """Return the function that loads a view for a number of sequences of a length."""
-    module = import_module(f"ulskip_cli.inference.engines.{engine.name}")
-    return partial(getattr(module, _CLASSES[engine.name]), prompt_model, stage, engine.weights)
+    from ulskip_cli.inference.engines.llama_cpp import LlamaCppRuntime
+
+    classes = {"llama_cpp": LlamaCppRuntime}
+    return partial(classes[engine.name], prompt_model, stage, engine.weights)
