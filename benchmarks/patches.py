@@ -32,11 +32,11 @@ from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies import schedule
+from ulskip_cli.strategies.one_block import first_layers, spread, without_block
 from ulskip_cli.strategies.plan import Plan
-from ulskip_cli.strategies.search import without_block
 from ulskip_cli.tasks.encoding import EncodedExample
 
-FITTED, REPORTED, CHOOSING = 60, 20, 20
+REPORTED, CHOOSING = 20, 20
 OPTIONS = {
     "as default": {},
     "no bias": {"centered": False},
@@ -49,8 +49,9 @@ OPTIONS = {
     "in order": {"order": "sequential"},
     **{f"rank {rank}": {"kind": "low_rank", "rank": rank} for rank in (8, 32, 128)},
 }
-KINDS = {"bias": 0.1, "low_rank": 0.3, "full": 0.3, "folded": 1.0}
-KEPT, BLOCKED = (24, 20, 15, 27), 24
+KINDS = {"bias": 0.1, "low_rank": 0.1, "full": 0.1, "folded": 1.0}
+KEPT, BLOCKS = (27, 24, 20, 15), 8
+OPTION_BLOCKS = {24: 11, 20: 5}  # first skipped layers for the options and the numbers of tokens
 FEWER_TOKENS = (20, 8, 4, 2, 1)  # one batch of prompts in so many
 
 
@@ -113,12 +114,12 @@ class Measurement:
 
 
 def measure_options(one: Measurement) -> None:
-    train = one.encoded("train.jsonl.gz")[:FITTED]
+    train = one.encoded("train.jsonl.gz")
     reference = one.fitter(train)
     own = one.fitter(one.own(train))
     both = reference.with_batches(reference.batches + own.batches)
-    for count in (24, 20):
-        kept = schedule.even(30, count)
+    for count in OPTION_BLOCKS:
+        kept = without_block(30, count, OPTION_BLOCKS[count])
         for name, changes in OPTIONS.items():
             one.measure(f"options {count}: {name}", kept, reference, replace(PatchOptions("full"), **changes))
         for name, fitter in (("own answers", own), ("references and own answers", both)):
@@ -129,34 +130,35 @@ def measure_tokens(one: Measurement) -> None:
     train = one.encoded("train.jsonl.gz")
     reference, own = one.fitter(train), one.fitter(one.own(train))
     both = reference.batches + own.batches
-    for count in (24, 20):
+    for count in OPTION_BLOCKS:
         for fewer in FEWER_TOKENS:
             fitter = reference.with_batches(both[fewer // 2 :: fewer] or both[:1])
-            for kind, ridge in (("full", 0.3), ("low_rank", 0.3)):
+            for kind, ridge in (("full", 0.1), ("low_rank", 0.1)):
                 name = f"tokens {count}: {kind} {fitter.num_positions}"
-                one.measure(name, schedule.even(30, count), fitter, PatchOptions(kind, ridge=ridge))
+                one.measure(name, without_block(30, count, OPTION_BLOCKS[count]), fitter, PatchOptions(kind, ridge=ridge))
 
 
 def measure_kinds(one: Measurement) -> None:
     train = one.encoded("train.jsonl.gz")
-    fitter = one.fitter(train[:FITTED])
+    fitter = one.fitter(train)
     texts = [example.prompt_ids + example.response_ids for example in train[:32]]
     if "influence" not in one.found:
         one.found["influence"] = block_influence(one.model, texts, 8)
     ranked = sorted(range(30), key=lambda layer: (-one.found["influence"][layer], layer))
     one.measure("full", tuple(range(30)), None, None)
     sets = {(count, "unified"): schedule.even(30, count) for count in KEPT}
-    for block in without_block(30, BLOCKED, 8):  # one block is better than even spacing where few layers are skipped
-        one.measure(f"blocks {BLOCKED}: {block}", block, fitter, PatchOptions("full", ridge=KINDS["full"]))
-    blocks = [found for name, found in one.found.items() if name.startswith(f"blocks {BLOCKED}")]
-    sets[BLOCKED, "one block"] = tuple(min(blocks, key=lambda found: found["choose"])["kept_layers"])
     sets |= {(count, "block_influence"): tuple(sorted(ranked[:count])) for count in KEPT}
+    for count in KEPT:
+        for first in spread(first_layers(30, count), BLOCKS):
+            kept = without_block(30, count, first)
+            one.measure(f"block {count}: {first}", kept, fitter, PatchOptions("full", ridge=KINDS["full"]))
+        blocks = [found for name, found in one.found.items() if name.startswith(f"block {count}:")]
+        sets[count, "one_block"] = tuple(min(blocks, key=lambda found: found["choose"])["kept_layers"])
     sets |= {(count, "search"): found for count in KEPT if (found := searched(count))}
     for (count, strategy), kept in sets.items():
         one.measure(f"kinds {count}: {strategy} none", kept, None, None)
         for kind, ridge in KINDS.items():
-            if kind != "folded" or kept[0] == 0:
-                one.measure(f"kinds {count}: {strategy} {kind}", kept, fitter, PatchOptions(kind, ridge=ridge))
+            one.measure(f"kinds {count}: {strategy} {kind}", kept, fitter, PatchOptions(kind, ridge=ridge))
 
 
 def measure_adapters(one: Measurement) -> None:
@@ -197,11 +199,13 @@ def pages(found: dict) -> dict[str, str]:
     kinds = [
         [f"{count}/30", strategy, *(cell(found, f"kinds {count}: {strategy} {kind}") for kind in ("none", *KINDS))]
         for count in KEPT
-        for strategy in ("unified", "one block", "block_influence", "search")
+        for strategy in ("unified", "block_influence", "one_block", "search")
     ]
+    sets = {name: found[name]["kept_layers"] for name in found if name.startswith("kinds")}
+    trained = {tuple(found[name]["kept_layers"]): name for name in found if name.startswith("adapters")}
     for line in kinds:
-        trained = f"adapters {line[0].split('/')[0]}: u{line[0].split('/')[0]}"
-        line.append(cell(found, trained) if line[1] == "unified" else "–")
+        kept = sets.get(f"kinds {line[0].split('/')[0]}: {line[1]} none", ())
+        line.append(cell(found, trained.get(tuple(kept), "")))
     names = list(dict.fromkeys(name.split(": ")[1] for name in found if name.startswith("options")))
     options = [[name, *(cell(found, f"options {count}: {name}") for count in (24, 20))] for name in names]
     counts = sorted({int(name.split()[-1]) for name in found if name.startswith("tokens")})

@@ -10,7 +10,7 @@ from ulskip_cli.strategies.plan import make_plan
 
 LAYERS = [100] * 6
 METADATA = ModelMetadata(6, None, WeightSizes(50, tuple(LAYERS)), hidden_size=3, weight_bytes=2)
-PATCHABLE = ["unified", "top_skip", "bottom_skip", "block_influence", "search", "skip_decode", "custom"]
+PATCHABLE = ["unified", "top_skip", "bottom_skip", "block_influence", "one_block", "search", "skip_decode", "custom"]
 
 
 @pytest.mark.parametrize("strategy", PATCHABLE)

@@ -171,7 +171,7 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
 def _key(config: Config, strategy: NeedsCalibration, num_kept: int, workload: Workload) -> str:
     """Return a hash of everything that a calibration depends on, as 12 hexadecimal digits."""
     plain = resolved_config(config)
-    patched = asdict(patch_options(config, SEARCH_RIDGE)) if getattr(strategy, "search_patch", False) else None
+    patched = asdict(patch_options(config, SEARCH_RIDGE)) if getattr(strategy, "measures_patches", False) else None
     plain["strategy"]["patch"] = "none"  # it changes only a search with patches
     drop_unused(plain)
     depends: dict[str, Any] = {"num_kept": num_kept, "decoding": plain["decoding"], "batch_size": config.batch_size}

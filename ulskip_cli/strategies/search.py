@@ -11,7 +11,10 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
 from ulskip_cli.strategies.block_influence import BlockInfluence
+from ulskip_cli.strategies.one_block import first_layers, spread, without_block
 from ulskip_cli.strategies.patching import Patchable
+
+BLOCKS = 6  # skipped blocks from which a search with patches starts
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Search(Patchable):
 
     def __post_init__(self) -> None:
         check_fields(self, "strategy.")
+
+    @property
+    def measures_patches(self) -> bool:
+        """True if the calibration measures losses with patches in place."""
+        return self.search_patch
 
     @property
     def is_calibrated(self) -> bool:
@@ -61,7 +69,10 @@ class Search(Patchable):
         starts = [best]
         if self.search_patch:  # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
             influence = BlockInfluence(scores=held_out.block_influence()).kept_layers(num_layers, num_kept)
-            starts = list(dict.fromkeys([influence, *without_block(num_layers, num_kept), best]))[: self.budget]
+            blocks = [
+                without_block(num_layers, num_kept, first) for first in spread(first_layers(num_layers, num_kept), BLOCKS)
+            ]
+            starts = list(dict.fromkeys([influence, *blocks, best]))[: self.budget]
         for start in starts:
             start_loss = loss(start)
             if start_loss < best_loss:
@@ -80,21 +91,6 @@ class Search(Patchable):
             else:
                 break  # no swap improves the loss, or the budget is used up
         return CalibrationResult({"layers": list(best)}, {"path": path, "tried": tried})
-
-
-def without_block(num_layers: int, num_kept: int, count: int = 6) -> list[tuple[int, ...]]:
-    """Return up to `count` schedules that skip one block of layers, at even distances, and keep the first and last layer.
-
-    >>> without_block(6, 4)
-    [(0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)]
-    """
-    skipped = num_layers - num_kept
-    first, last = 1, num_layers - 1 - skipped
-    if not skipped or last < first:
-        return []
-    steps = min(count, last - first + 1)
-    begins = sorted({first + round(i * (last - first) / max(1, steps - 1)) for i in range(steps)})
-    return [tuple(i for i in range(num_layers) if not begin <= i < begin + skipped) for begin in begins]
 
 
 def swaps(kept: Sequence[int], num_layers: int, rng: random.Random) -> list[tuple[int, ...]]:
