@@ -37,7 +37,7 @@ def test_engines_stand_side_by_side_in_order():
         ["1", "transformers", "6/12"],
         ["1", "transformers", "4/12"],
     ]
-    assert lines[0][3:] == ["2", "1.80", "1.90", "1.88", "to", "1.92", "100", "200", "50%"]
+    assert lines[0][3:] == ["2", "1.80", "1.90", "1.88", "to", "1.92", "100", "200", "2.0", "50%"]
 
 
 def test_the_account_has_full_once_for_a_batch_and_engine():
@@ -89,7 +89,7 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     assert [file.name for file in files] == ["bench.md", "speedup.png", "speedup.svg"]
     text = files[0].read_text()
     assert text.startswith("# tiny · greedy")
-    assert "| 1 | torch | 6/12 | 2 | 1.80 | 1.90 | 1.88 to 1.92 | 100 | 200 | 50% |" in text
+    assert "| 1 | torch | 6/12 | 2 | 1.80 | 1.90 | 1.88 to 1.92 | 100 | 200 | 2.0 | 50% |" in text
     assert "10.0 GB/s and 200 GFLOP/s in a matrix product (cpu, float32, 2 threads)" in text
     assert "torch 2, transformers 5" in text
     assert "BLOOMZ-7B" in text

@@ -1,17 +1,20 @@
 """The engines and what they support. Imports no torch and none of the engines' packages."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.weight_sizes import WeightSizes
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     """The properties of an engine."""
 
-    weights: tuple[str, ...] = ()  # formats for engine.weights; the engines of torch use model.dtype and model.quantization
+    # Formats for engine.weights: bits per weight of the layers, and of embedding and head. The engines of torch have none.
+    weights: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     modules: tuple[str, ...] = ()  # packages, of which one must be installed
     extra: str = ""  # of ulskip that installs them
     variable: str = ""  # environment variable with the folder of an own build
@@ -22,12 +25,13 @@ class EngineSpec:
         return bool(self.modules)
 
 
+_FLOATS = {"f32": (32, 32), "f16": (16, 16), "bf16": (16, 16)}
 ENGINES = {
     "auto": EngineSpec(),
     "torch": EngineSpec(),
     "transformers": EngineSpec(),
     "llama_cpp": EngineSpec(
-        ("f32", "f16", "bf16", "q8_0", "q4_0"), ("llama_cpp", "xllamacpp"), "llama-cpp", "LLAMA_CPP_LIB_PATH"
+        {**_FLOATS, "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}, ("llama_cpp", "xllamacpp"), "llama-cpp", "LLAMA_CPP_LIB_PATH"
     ),
 }
 
@@ -40,3 +44,11 @@ def check_installed(engine: str) -> None:
             f"engine={engine} requires the package {' or '.join(spec.modules)}, which is not installed; "
             f"run: pip install 'ulskip[{spec.extra}]'"
         )
+
+
+def in_format(weights: WeightSizes | None, engine: str, name: str | None, bits: float) -> WeightSizes | None:
+    """Return sizes of weights of `bits` bits each in the format `name` of an engine; None keeps the model's own format."""
+    if weights is None or name is None:
+        return weights
+    layers, head = (one / bits for one in ENGINES[engine].weights[name])
+    return replace(weights, head=round(weights.head * head), layers=tuple(round(layer * layers) for layer in weights.layers))

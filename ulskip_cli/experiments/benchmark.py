@@ -9,6 +9,7 @@ import torch
 
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.engines import in_format
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
@@ -132,10 +133,12 @@ def _key(config: Config) -> str:
 
 
 def _describe_sides(
-    pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float], config: Config
+    pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float | None], config: Config
 ) -> list[dict[str, Any]]:
     """Return step times and shares of the machine limits, for the full model and then the schedule; unknown values are None."""
     weights, parameters = loaded.metadata.weights, _parameters(loaded)
+    if config.engine.weights:
+        weights = in_format(parameters, config.engine.name, config.engine.weights, 8)  # from one byte per weight
     drafted, patches = pairs.strategy[0].drafts is not None, (0.0, _patches(plan, pairs.full[0].steps))
     if patches[1] and weights is not None:
         weights = replace(weights, patch=(plan.patch_bytes or 0) // len(gaps(plan.kept_layers, plan.num_layers)))

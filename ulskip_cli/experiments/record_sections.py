@@ -164,7 +164,8 @@ class Provenance:
     finished_at: str | None = None
     engine: str | None = None
     engine_reason: str | None = None
-    engine_build: dict[str, Any] | None = None  # of engines on other libraries: version, build, weights, threads
+    engine_weights: str | None = None  # format of the weights of engines on other libraries
+    engine_build: dict[str, Any] | None = None  # of these engines: package, version, instruction sets, threads
     linear_backend: str | None = None
     linear_backend_reason: str | None = None
     device: str | None = None

@@ -250,11 +250,13 @@ def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.linear_backend(config.decoding)
+    build = decoder.runtime_engine.build if decoder.runtime_engine else None
     return Provenance(
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=engine,
         engine_reason=engine_reason,
-        engine_build=decoder.runtime_engine.build if decoder.runtime_engine else None,
+        engine_weights=build.pop("weights") if build else None,
+        engine_build=build,
         linear_backend=backend.name,
         linear_backend_reason=backend.reason,
         device=str(loaded.model.device),

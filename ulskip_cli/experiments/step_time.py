@@ -40,13 +40,15 @@ class StepTimeBreakdown:
     """The seconds of one decode step, divided into output head, layers and the rest."""
 
     step_seconds: float
-    head_seconds: float  # final norm and output head, timed separately
+    head_seconds: float | None  # final norm and output head, timed separately; None if they cannot be timed
     layers_seconds: float | None  # None if no layer is skipped, because the cost of a layer is then unknown
 
     @property
     def other_seconds(self) -> float | None:
         """Seconds of the rest of the step: embedding, masks, token selection, the loop. Timing noise can make it negative."""
-        return None if self.layers_seconds is None else self.step_seconds - self.head_seconds - self.layers_seconds
+        if self.layers_seconds is None or self.head_seconds is None:
+            return None
+        return self.step_seconds - self.head_seconds - self.layers_seconds
 
     def as_dict(self) -> dict[str, float | None]:
         """Return the breakdown as a row stores it."""

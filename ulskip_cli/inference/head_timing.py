@@ -13,8 +13,10 @@ from ulskip_cli.inference.timing import now
 ROUNDS, WARM_UP = 11, 2
 
 
-def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float:
-    """Return the median seconds of final norm and output head in a decode step."""
+def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float | None:
+    """Return the median seconds of final norm and output head in a decode step; None if another library than torch decodes."""
+    if decoder.runtime_engine:
+        return None
     device = decoder.device
     model = packed(decoder.view, linear_backend)
     ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)

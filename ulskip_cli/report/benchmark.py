@@ -9,11 +9,12 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Row, upgrade_row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import paper, tables
-from ulskip_cli.report.columns import Cell, Column, Section, interval, layers, number, text, varying
+from ulskip_cli.report.columns import Cell, Column, Section, interval, layers, needed, number, text, varying
 from ulskip_cli.report.rows import MISSING
 
 FILE = "bench.md"
 BANDWIDTH = "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of this machine's read bandwidth"
+OVER_GENERATE = "Over generate: tok/s divided by those of the full model with engine=transformers at the same batch size."
 ACCOUNT = (
     "Milliseconds of a decode step. Head: the final norm and the output head, timed alone. Layers time: the time per layer, "
     "from the difference between full and the strategy, times the layers that run. Other: the rest of the step. A dash marks a "
@@ -38,6 +39,7 @@ SPEED = (
     Column("inter-\nval", interval, "measured_speedup"),
     Column("full\ntok/s", lambda row: f"{row['full']['decode_tokens_per_second']:.0f}", "full"),
     Column("tok/s", number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
+    Column("over\ngenerate", number("over_generate", ".1f"), "over_generate", leaves=2),
     Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share", leaves=1),
 )
 PARTS = {"step": "step_seconds", "head": "head_seconds", "layers\ntime": "layers_seconds", "other": "other_seconds"}
@@ -78,8 +80,9 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def decoded_by(row: Row) -> str:
-    """Return the name of the engine, and `compiled` if its steps are compiled."""
-    return f"{row['engine']}, compiled" if row["compiled"] else str(row["engine"])
+    """Return the name of the engine, the format of its weights, and `compiled` if its steps are compiled."""
+    name = " ".join([str(row["engine"]), *([row["engine_weights"]] if row.get("engine_weights") else [])])
+    return f"{name}, compiled" if row["compiled"] else name
 
 
 def machine_limits(rows: Sequence[Row]) -> str:
@@ -94,13 +97,14 @@ def machine_limits(rows: Sequence[Row]) -> str:
 
 def sections(rows: Sequence[Row]) -> list[Section]:
     """Make the tables of benchmark rows."""
-    rows = ordered(rows)
+    rows = _over_generate(ordered(rows))
     first = [Column("batch", text("batch_size"), "batch_size"), Column("engine", decoded_by, "engine")]
     varied = varying(rows, AXES)
     axes = [*first, *(Column(key.removeprefix("timed_").replace("_", "\n"), text(key), key) for key in varied)]
-    measured = tables.sentences([tables.MEASURED, *tables.interval_notes(rows), f"{BANDWIDTH}: {machine_limits(rows)}"])
+    over = [OVER_GENERATE] if any(row["over_generate"] for row in rows) else []
+    measured = tables.sentences([tables.MEASURED, *over, *tables.interval_notes(rows), f"{BANDWIDTH}: {machine_limits(rows)}"])
     found = [
-        Section(f"Decoding speed: {_shared(rows)}", rows, [*axes, *SPEED], measured, words=1),
+        Section(f"Decoding speed: {_shared(rows)}", rows, [*axes, *needed(SPEED, rows)], measured, words=1),
         Section("Where the time of a step goes", _sides(rows), [*axes, *STEP], ACCOUNT, words=1),
     ]
     beside = paper.comparable(rows)
@@ -108,6 +112,18 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         title = f"{paper.BENCH_TITLE}: {_shared(beside)}"
         found.append(paper.beside_bench(title, beside, [decoded_by(row) for row in beside]))
     return found
+
+
+def _over_generate(rows: Sequence[Row]) -> list[Row]:
+    """Add each row's tokens/s relative to generate's at full depth, if it was timed on the same model and batch size."""
+    by = ("model", "dtype", "batch_size")
+    base = {
+        tuple(row[key] for key in by): row["full"]["decode_tokens_per_second"]
+        for row in rows
+        if row["engine"] == "transformers" and row.get("full")
+    }
+    found = [(row, base.get(tuple(row[key] for key in by))) for row in rows]
+    return [{**row, "over_generate": row["decode_tokens_per_second"] / rate if rate else None} for row, rate in found]
 
 
 def _shared(rows: Sequence[Row]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ulskip_cli.core.config import instantiate, shown_options
 from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.engines import in_format
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, adapter_records
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
@@ -96,6 +97,8 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
     patch = _patch_bytes(metadata, config)
+    weights = in_format(metadata.weights, config.engine.name, config.engine.weights, 16)
+    metadata = replace(metadata, weights=weights)
     if metadata.weights and patch:
         metadata = replace(metadata, weights=replace(metadata.weights, patch=patch))
     num_layers, per_layer = metadata.num_layers, metadata.kv_bytes_per_layer

@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ulskip_cli.core import engines
+from ulskip_cli.core.config import baseline_config, compose, identity
+from ulskip_cli.core.engines import ENGINES, in_format
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.weight_sizes import WeightSizes
+
+LLAMA = "engine=llama_cpp"
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["decoding.engine=fast"], "engine"),
+        (["engine=lama_cpp"], "lama_cpp.*llama_cpp"),
+        ([LLAMA, "engine.weights=q5"], r"engine\.weights.*q5.*q8_0"),
+        (["engine.weights=q4_0"], r"engine\.weights=q4_0.*model\.dtype"),
+        ([LLAMA, "decoding=beam"], "beam.*engine=transformers"),
+        ([LLAMA, "decoding.stop=[x]"], "engine=transformers"),
+        ([LLAMA, "decoding=self_speculative"], "engine=auto"),
+        ([LLAMA, "strategy=early_exit", "batch_size=1"], "engine=auto"),
+        ([LLAMA, "strategy=skip_decode"], "engine=torch"),
+        ([LLAMA, "strategy.patch=full"], r"strategy\.patch=folded"),
+        ([LLAMA, "model.quantization=bnb-nf4"], r"engine\.weights"),
+        ([LLAMA, "decoding.compile=on"], r"decoding\.compile=auto"),
+    ],
+    ids=" ".join,
+)
+def test_what_an_engine_does_not_support_is_refused_with_what_does(overrides, named):
+    with pytest.raises(UsageError, match=named):
+        compose(overrides)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"xllamacpp.*ulskip\[llama-cpp\]"):
+        compose([LLAMA])
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", "folder")
+    assert compose([LLAMA]).engine.name == "llama_cpp"
+
+
+def test_presets_set_the_weights_and_the_baseline_has_the_same_engine():
+    config = compose(["engine=llama_cpp_q4_0"])
+    assert (config.engine.name, config.engine.weights) == ("llama_cpp", "q4_0")
+    assert baseline_config(config).engine == config.engine
+
+
+def test_engine_and_weights_are_part_of_the_identity():
+    choices = [[], ["engine=transformers"], ["engine=torch"], [LLAMA], ["engine=llama_cpp_q4_0"], ["engine=llama_cpp_q8_0"]]
+    assert len({identity(compose(one)) for one in choices}) == len(choices)
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=2, max_size=8), st.integers(1, 10**9))
+def test_a_smaller_format_reads_fewer_bytes_and_gives_the_head_a_larger_share(layers, head):
+    sizes = WeightSizes(64 * head, tuple(64 * one for one in layers))
+    assert in_format(sizes, "llama_cpp", None, 16) == sizes and in_format(None, "llama_cpp", "q4_0", 16) is None
+    assert in_format(sizes, "llama_cpp", "bf16", 16) == sizes
+    eight, four = (in_format(sizes, "llama_cpp", name, 16) for name in ("q8_0", "q4_0"))
+    assert eight.head == four.head and sum(four.layers) < sum(eight.layers) < sum(sizes.layers)
+    kept = range(len(layers) // 2)
+    assert four.predicted_speedup(kept) <= eight.predicted_speedup(kept) + 1e-6
+
+
+def test_every_runtime_names_formats_and_an_extra():
+    for name, spec in ENGINES.items():
+        assert spec.is_runtime == bool(spec.weights) == bool(spec.extra), name
