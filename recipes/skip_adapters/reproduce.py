@@ -3,7 +3,7 @@
     python recipes/skip_adapters/reproduce.py --data PATH/cnn_dm --work runs/skip_adapters
 
 PATH holds train.jsonl.gz (100 articles) and validation.jsonl.gz (300). Patches and adapters learn from the training
-articles. The last 100 validation articles choose options, and the first 100 are reported. The recipe takes about three hours
+articles. The last 100 validation articles choose options, and the first 100 are reported. The recipe takes about four hours
 on two cores. If it is interrupted, the same command resumes. --train and --evaluate run one half, --page neither.
 """
 
@@ -20,10 +20,15 @@ from ulskip_cli.report.tables import provenance
 NAME = "skip_adapters"
 WORDS, WINDOWS, CHOOSING = 250, 3, 100
 RATIOS = {24: 1.25, 20: 1.5, 15: 2}
-# More text, not more epochs: up to three windows of every article, with the reference and two own answers each.
-TRAIN = ["model=smollm2-135m", "train=adapter", "train.responses=both", "train.own.samples=2", "train.max_length=640",
-         "train.precision=bf16", "train.lora.rank=32", "train.lora.alpha=64", "train.save_every=30",
-         "train.log_every=10"]  # fmt: skip
+# The layers of an adapter: found on training articles by strategy=block_influence, and by strategy=search with patches.
+LAYERS = {
+    24: [*range(12), 16, *range(18, 25), *range(26, 30)],
+    20: [*range(4), *range(13, 20), *range(21, 30)],
+}
+# More text, not more epochs: three windows of every article, each with its reference, five own answers and its second half.
+TRAIN = ["model=smollm2-135m", "train=adapter", "train.responses=both", "train.own.samples=5", "train.prompt_share=0.5",
+         "train.epochs=1", "train.max_length=640", "train.precision=bf16", "train.lora.rank=32", "train.lora.alpha=64",
+         "train.save_every=30", "train.evaluate_every=120", "train.log_every=10"]  # fmt: skip
 
 
 def call(*arguments: str) -> None:
@@ -58,47 +63,32 @@ def task(work: Path, name: str) -> list[str]:
     return ["task=cnn_dm", f"task.max_article_words={WORDS}", "task.max_new_tokens=96", f"task.file={work}/{name}"]
 
 
+def layers(count: int) -> list[str]:
+    return ["strategy=search", f"strategy.layers={str(LAYERS[count]).replace(' ', '')}"]
+
+
 def train(work: Path, only: str) -> None:
-    """Train an adapter for each ratio, and at 1.5x one on halves of the prompts too, and with one source of responses."""
+    """Train an adapter for each set of layers, and one with each source of responses alone."""
     validation = f"train.validation={{file:{work}/choose.jsonl,limit:20}}"
-    trainings = {
-        "u24": (RATIOS[24], ["train.epochs=2", "limit=120"]),
-        "u20": (RATIOS[20], ["train.epochs=4", "train.evaluate_every=90"]),
-        "u20-text": (
-            RATIOS[20],
-            [
-                "train.epochs=1",
-                "train.prompt_share=0.5",
-                "train.responses=reference",
-                f"train.start={work}/u20",
-                "train.learning_rate=5e-4",
-            ],
-        ),
-        "u15": (RATIOS[15], ["train.epochs=2"]),
-        **{f"u20-{kind}": (RATIOS[20], ["train.epochs=2", f"train.responses={kind}"]) for kind in ("reference", "own")},
-    }
-    for name, (ratio, more) in trainings.items():
+    trainings = {f"adapter-{count}": (count, []) for count in LAYERS}
+    trainings |= {f"adapter-20-{kind}": (20, [f"train.responses={kind}"]) for kind in ("reference", "own")}
+    for name, (count, more) in trainings.items():
         if not only or name in only.split(","):
             call("train", *TRAIN, *task(work, "windows.jsonl"), f"train.own.file={work}/own.jsonl", validation,
-                 "strategy=unified", f"train.ratios={ratio}", *more, f"output={work}/{name}")  # fmt: skip
+                 *layers(count), f"train.ratios={RATIOS[count]}", *more, f"output={work}/{name}")  # fmt: skip
 
 
 def evaluate(work: Path, limit: int) -> None:
     """Evaluate adapters, patches and plain skipping; at 1.5x also with the prompt through the kept layers alone."""
     common = ["model=smollm2-135m", *task(work, "report.jsonl"), f"limit={limit}", f"name={NAME}", "batch_size=25",
-              "strategy=unified", f"calibration.task={{file:{work}/train.jsonl.gz}}", "speed.enabled=false"]  # fmt: skip
-
-    def corrected(count: int, *more: str) -> None:
-        names = [name for name in (f"u{count}", f"u{count}-text") if (work / name / "adapter.json").is_file()]
-        for correction in [*(f"model.skip_adapter={work}/{name}" for name in names), "strategy.patch=full"]:
-            call("sweep", *common, f"ratio={RATIOS[count]:g}", correction, *more)
-
-    corrected(20)
-    corrected(20, "prompt_layers=kept")
-    call("sweep", *common, f"ratio={RATIOS[20]:g}", "prompt_layers=kept")
-    for count in (24, 15):
-        corrected(count)
-    call("sweep", *common, f"ratio={','.join(f'{ratio:g}' for ratio in RATIOS.values())}")
+              f"calibration.task={{file:{work}/train.jsonl.gz}}", "calibration.examples=100",
+              "speed.enabled=false"]  # fmt: skip
+    for file in sorted(work.glob("adapter-*/adapter.json")):
+        count = int(file.parent.name.split("-")[1])
+        call("sweep", *common, *layers(count), f"ratio={RATIOS[count]:g}", f"model.skip_adapter={file.parent}")
+    ratios = ",".join(f"{ratio:g}" for ratio in RATIOS.values())
+    call("sweep", *common, "strategy=one_block", f"ratio={ratios}", "strategy.patch=full,none")
+    call("sweep", *common, *layers(20), f"ratio={RATIOS[20]:g}", "strategy.patch=full", "prompt_layers=all,kept")
 
 
 def correction(row: dict) -> str:
@@ -139,7 +129,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/skip_adapters"))
     parser.add_argument("--limit", type=int, default=100)
-    parser.add_argument("--only", default="", help="train these adapters alone: u20,u20-own,...")
+    parser.add_argument("--only", default="", help="train these adapters alone: adapter-20,adapter-20-own,...")
     parser.add_argument("--train", action="store_true", help="train alone")
     parser.add_argument("--evaluate", action="store_true", help="evaluate alone")
     parser.add_argument("--page", action="store_true", help="write the page of the stored rows alone")
