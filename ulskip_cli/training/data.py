@@ -122,9 +122,9 @@ class TokenPairs(Dataset[dict[str, Any]]):
         """Return the number of tokens of every example."""
         return [len(prompt) + len(response) for prompt, response in self.pairs]
 
-    def prompt_lengths(self) -> list[int]:
-        """Return the number of tokens of every prompt."""
-        return [len(prompt) for prompt, _ in self.pairs]
+    def response_lengths(self) -> list[int]:
+        """Return the number of tokens of every response."""
+        return [len(response) for _, response in self.pairs]
 
     def response_lengths(self) -> list[int]:
         """Return the number of tokens of every response."""
@@ -181,10 +181,8 @@ class TokenizedData:
 class SimilarLengthSampler(Sampler[int]):
     """A sampler that batches examples of similar length, in an order that depends only on seed and epoch."""
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, same_batches: bool = False) -> None:
-        """`same_batches` batches neighbours in length, the same ones in every epoch."""
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-        self.same_batches = same_batches
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; the data loader calls this before every epoch."""
@@ -195,8 +193,7 @@ class SimilarLengthSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = random.Random(f"{self.seed} {self.epoch}")
-        noise = 0.0 if self.same_batches else 0.2
-        order = sorted(range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(1 - noise, 1 + noise))
+        order = sorted(range(len(self.lengths)), key=lambda i: self.lengths[i] * rng.uniform(0.8, 1.2))
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         rest = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         rng.shuffle(batches)

@@ -86,9 +86,9 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         train, batch_size = self.data.train, self.args.per_device_train_batch_size
-        if self.config.train.method == "adapter":  # the frozen model's outputs are kept by batch, and prompts have neighbours
-            return SimilarLengthSampler(train.prompt_lengths(), batch_size, self.config.seed, same_batches=True)
-        return SimilarLengthSampler(train.lengths(), batch_size, self.config.seed)
+        # A step of a skip adapter costs the response alone, because the outputs for prompts are kept.
+        lengths = train.response_lengths() if self.config.train.method == "adapter" else train.lengths()
+        return SimilarLengthSampler(lengths, batch_size, self.config.seed)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Make the optimizer; the patches of a skip adapter have a learning rate of their own."""
