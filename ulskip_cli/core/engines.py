@@ -26,6 +26,7 @@ ENGINES = {
     "torch": EngineSpec(),
     "transformers": EngineSpec(),
     "llama_cpp": EngineSpec(("f32", "f16", "bf16", "q8_0", "q4_0"), ("llama_cpp", "xllamacpp"), "llama-cpp"),
+    "openvino": EngineSpec(("f32", "f16", "int8", "int4"), ("openvino",), "openvino"),
 }
 
 

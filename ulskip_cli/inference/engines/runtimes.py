@@ -10,7 +10,7 @@ from ulskip_cli.core.config_schema import EngineConfig
 from ulskip_cli.inference.engines.runtime import Runtime
 from ulskip_cli.inference.shallow_view import StageView
 
-_CLASSES = {"llama_cpp": "LlamaCppRuntime"}
+_CLASSES = {"llama_cpp": "LlamaCppRuntime", "openvino": "OpenVinoRuntime"}
 
 
 def runtime_maker(engine: EngineConfig, prompt_model: PreTrainedModel, stage: StageView) -> Callable[[int, int], Runtime]:
