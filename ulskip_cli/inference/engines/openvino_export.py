@@ -1,6 +1,8 @@
 """Models as OpenVINO files whose requests contain the KV cache: tracing, states, and formats of the weights."""
 
+import contextlib
 import copy
+import io
 import logging
 import os
 import warnings
@@ -245,12 +247,14 @@ def _compressed(model: openvino.Model, weights: str) -> openvino.Model:
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    if weights == "int8":
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    adjusted = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
-    return nncf.compress_weights(
-        model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=GROUP_SIZE, ratio=1.0, advanced_parameters=adjusted
-    )
+    options: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
+    if weights == "int4":
+        fallback = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
+        options = {
+            "mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": GROUP_SIZE, "ratio": 1.0, "advanced_parameters": fallback
+        }  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):  # nncf prints a progress bar
+        return nncf.compress_weights(model, **options)
 
 
 def _refusal(model: PreTrainedModel, reason: str) -> UsageError:
