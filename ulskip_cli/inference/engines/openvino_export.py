@@ -244,8 +244,12 @@ def _check(model: PreTrainedModel, masks: Masks, converted: openvino.Model) -> N
 def _compressed(model: openvino.Model, weights: str) -> openvino.Model:
     """Return a model with weights in int8, or in int4 with embeddings and head in int8."""
     os.environ.setdefault("NNCF_CI", "1")  # no telemetry
-    import nncf
-
+    try:
+        import nncf
+    except ImportError:
+        raise UsageError(
+            f"engine.weights={weights} requires the package nncf, which is not installed; run: pip install 'ulskip[openvino]'"
+        ) from None
     logging.getLogger("nncf").setLevel(logging.ERROR)
     options: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
     if weights == "int4":
