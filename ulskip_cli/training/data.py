@@ -126,10 +126,6 @@ class TokenPairs(Dataset[dict[str, Any]]):
         """Return the number of tokens of every response."""
         return [len(response) for _, response in self.pairs]
 
-    def response_lengths(self) -> list[int]:
-        """Return the number of tokens of every response."""
-        return [len(response) for _, response in self.pairs]
-
 
 @dataclass(frozen=True)
 class LossBatch:

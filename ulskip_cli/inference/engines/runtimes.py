@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -12,7 +13,9 @@ from ulskip_cli.inference.shallow_view import StageView
 
 def runtime_maker(engine: EngineConfig, prompt_model: PreTrainedModel, stage: StageView) -> Callable[[int, int], Runtime]:
     """Return the function that loads a view for a number of sequences of a length."""
-    from ulskip_cli.inference.engines.llama_cpp import LlamaCppRuntime
-
-    classes = {"llama_cpp": LlamaCppRuntime}
-    return partial(classes[engine.name], prompt_model, stage, engine.weights)
+    runtime: Any
+    if engine.name == "llama_cpp":
+        from ulskip_cli.inference.engines.llama_cpp import LlamaCppRuntime as runtime
+    else:
+        from ulskip_cli.inference.engines.openvino import OpenVinoRuntime as runtime
+    return partial(runtime, prompt_model, stage, engine.weights)

@@ -1,0 +1,148 @@
+import pytest
+import torch
+from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_ids
+
+pytest.importorskip("openvino")
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.inference.engines import openvino, openvino_export
+from ulskip_cli.inference.shallow_view import StageView, new_cache
+from ulskip_cli.strategies.plan import make_plan
+
+LENGTH = 20
+ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cache(tmp_path_factory):
+    """Keep the exports of this module in one folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ULSKIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def decoder_for(model, overrides, engine):
+    plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
+    return Decoder(model, plan, engine=EngineConfig(engine))
+
+
+def runtime_for(model, weights="f32", kept=(0, 3, 5)):
+    view = shallow_view.shallow_view(model, kept)
+    return openvino.OpenVinoRuntime(view, StageView(0, view, tuple(range(len(kept)))), weights, 5, 20), view
+
+
+@pytest.mark.parametrize(
+    "name, overrides",
+    [
+        ("llama", ("strategy=full",)),
+        ("llama", ("ratio=2",)),
+        ("qwen2", ("ratio=2",)),
+        ("gpt2", ("ratio=2",)),
+        ("gpt2", ("ratio=2", "prompt_layers=kept")),
+    ],
+)
+def test_tokens_equal_those_of_torch(name, overrides, monkeypatch):
+    monkeypatch.setattr(openvino, "MASKED_STEPS", 8)
+    model, near_ties = build_model(name), 0
+    ours, torchs = decoder_for(model, overrides, "openvino"), decoder_for(model, overrides, "torch")
+    for ends in (None, ENDS):  # sequences that end are dropped from the batch
+        model.generation_config.eos_token_id = ends
+        for padded in (True, False):
+            ids, mask = batch(padded)
+            context = DecodeContext(DecodingConfig(max_new_tokens=LENGTH), 0)
+            got, wanted = ours.generate(ids, mask, context), torchs.generate(ids, mask, context)
+            assert (got.engine, wanted.engine) == ("openvino", "torch")
+            if name != "qwen2":  # torch keeps only the sliding window of a prompt
+                assert (got.prompt_kv_bytes, got.kept_kv_bytes) == (wanted.prompt_kv_bytes, wanted.kept_kv_bytes)
+            for i, (one, other) in enumerate(zip(got.token_ids, wanted.token_ids, strict=True)):
+                if one != other:
+                    near_ties += 1
+                    kept = torchs.stages[0].kept if torchs.prompt_model is model else range(NUM_LAYERS)
+                    assert is_near_tie(torchs.prompt_model, ids[i][mask[i].bool()], one, other, kept)
+    assert near_ties <= 1  # of 20 sequences
+
+
+def test_a_sequence_continues_after_others_are_dropped():
+    (ids, mask), following = batch(True), random_ids(5, 2, seed=1)
+    runtime, _ = runtime_for(build_model("llama"))
+    runtime.encode(ids, mask)
+    runtime(following[:, :1])
+    wanted = runtime(following[:, 1:])
+    alive = torch.tensor([1, 3, 4])
+    runtime.encode(ids, mask)
+    runtime(following[:, :1])
+    runtime.drop_finished(alive)
+    assert torch.allclose(runtime(following[alive, 1:]), wanted[alive], atol=1e-4)
+
+
+def test_losses_are_those_of_the_view():
+    model = build_model("llama")
+    ours, torchs = (decoder_for(model, ("ratio=2", "prompt_layers=kept"), engine) for engine in ("openvino", "torch"))
+    (ids, mask), response = batch(True), random_ids(5, 4, seed=1)
+    with torch.inference_mode():
+        got = ours.runtime_engine.losses(ids, mask, response)
+        whole, seen = torch.cat([ids, response], 1), torch.cat([mask, torch.ones_like(response)], 1)
+        logits = shallow_view.forward_with_cache(torchs.view, whole, seen, new_cache(torchs.view))
+    wanted = torch.nn.functional.cross_entropy(logits[:, 8:-1].transpose(1, 2), response, reduction="none")
+    assert torch.allclose(got, wanted, atol=1e-4)
+
+
+def test_fewer_bits_add_rounding_errors_and_make_files_smaller():
+    pytest.importorskip("nncf")
+    model, (ids, mask) = build_model("llama"), batch(True)
+    errors, sizes = {}, {}
+    for weights in ("f32", "f16", "int8", "int4"):
+        runtime, view = runtime_for(model, weights)
+        got = runtime.encode(ids, mask)
+        with torch.no_grad():
+            wanted = shallow_view.forward_with_cache(view, ids, mask, new_cache(view), last_only=True)[:, -1]
+        errors[weights] = float((got - wanted).norm() / wanted.norm())
+        sizes[weights] = openvino_export.export(view, weights).with_suffix(".bin").stat().st_size
+        assert runtime.describe()["weights"] == weights
+    assert errors["f32"] < 1e-5
+    assert errors["f32"] < errors["f16"] < 0.05
+    assert errors["int8"] < errors["int4"] < 0.5
+    assert sizes["f32"] > sizes["f16"] > sizes["int8"] > sizes["int4"]
+
+
+def test_an_export_is_used_again_unless_a_layer_differs(monkeypatch):
+    class Converted(Exception):
+        pass
+
+    def converted(model):
+        raise Converted
+
+    model = build_model("llama")
+    runtime_for(model)
+    monkeypatch.setattr(openvino_export, "_converted", converted)
+    runtime_for(build_model("llama"))
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight[0, 0] += 1
+    with pytest.raises(Converted):
+        runtime_for(model)
+
+
+def test_bfloat16_weights_are_stored_as_f16():
+    model = build_model("llama").bfloat16()
+    assert openvino_export.default_weights(model) == "f16"
+    runtime, _ = runtime_for(model, None)
+    assert torch.isfinite(runtime.encode(*batch(True))).all()
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name, reason", [("bloom", "position"), ("mixtral", "histc")])
+def test_unsupported_models_are_refused(name, reason):
+    with pytest.raises(UsageError, match=rf"engine=openvino .*{reason}.*engine=torch"):
+        runtime_for(build_model(name))
+
+
+def test_a_conversion_with_other_logits_is_refused(monkeypatch):
+    monkeypatch.setattr(openvino_export, "_LARGEST_ERROR", 0.0)
+    model = build_model("llama")
+    with pytest.raises(UsageError, match="logits"):
+        openvino_export._converted(model)
