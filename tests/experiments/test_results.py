@@ -11,6 +11,10 @@ from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
 
 
+def answer(text):
+    return {"source": "s", "reference": "r", "hypothesis": text}
+
+
 def record(run_id, **keys):
     return RunRecord.from_row({"id": run_id, "strategy": "unified", **keys})
 
@@ -22,10 +26,10 @@ def folder_in(tmp_path, name="x"):
 def test_saved_runs_are_read_back_the_newest_winning(tmp_path):
     folder, config = folder_in(tmp_path), compose([])
     for bleu in (1, 2):
-        folder.save(config, record("p", bleu=bleu), [{"hypothesis": "ü"}])
+        folder.save(config, record("p", bleu=bleu), [answer("ü")])
     folder.save(config, record("q", bleu=3), [])
     assert [(row["id"], row["bleu"]) for row in folder.rows()] == [("p", 2), ("q", 3)]
-    assert folder.generations("p") == [{"hypothesis": "ü"}]
+    assert folder.generations("p") == [answer("ü")]
     assert len((folder.path / "runs.jsonl").read_text().splitlines()) == 3
     assert (folder.path / "configs" / "p.yaml").read_text().startswith("model:")
 
@@ -60,8 +64,19 @@ def test_a_cut_off_line_costs_only_itself(tmp_path):
 
 def test_unusual_line_separators_stay_inside_their_row(tmp_path):
     folder = folder_in(tmp_path)
-    folder.save(compose([]), record("p"), [{"hypothesis": "a\u2028b\x85c"}, {"hypothesis": "d"}])
+    folder.save(compose([]), record("p"), [answer("a\u2028b\x85c"), answer("d")])
     assert [row["hypothesis"] for row in folder.generations("p")] == ["a\u2028b\x85c", "d"]
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "{", '{"source": "s", "reference": "r"}', '{"source": 1, "reference": "r", "hypothesis": "h"}']
+)
+def test_a_line_that_is_no_answer_is_refused_by_file_and_number(tmp_path, line):
+    folder = folder_in(tmp_path)
+    folder.save_generations("p", [answer("a")])
+    append_line(folder.generations_path("p"), line)
+    with pytest.raises(UsageError, match=r"p\.jsonl, \w+ 2\b"):
+        folder.generations("p")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):

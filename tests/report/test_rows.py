@@ -50,6 +50,15 @@ def test_rows_know_their_folder_and_answers_are_read_on_demand(tmp_path):
     assert read_answers(by_id["full-1-1"]) == []
 
 
+def test_damaged_answers_are_left_out_with_a_warning(tmp_path, capsys):
+    path = write_folder(tmp_path / "one", small_sweep(), {"unified-2-1": ["a", "b"]})
+    with (path / "generations" / "unified-2-1.jsonl").open("a") as stream:
+        stream.write('{"hypothesis": 5}')
+    row = next(row for row in read_rows([path]) if row["id"] == "unified-2-1")
+    assert read_answers(row) == []
+    assert "unified-2-1.jsonl" in capsys.readouterr().err
+
+
 def test_lines_that_are_no_rows_are_left_out_with_a_word(tmp_path, capsys):
     write_folder(tmp_path / "x", small_sweep())
     with (tmp_path / "x" / "runs.jsonl").open("a") as stream:

@@ -21,8 +21,10 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line, lock, read_jsonl, try_lock, write_atomic
 from ulskip_cli.experiments import tracking
 from ulskip_cli.experiments.record import Row, RunRecord, is_done, upgrade_row
+from ulskip_cli.tasks.loading import read_objects
 
 BROKEN_FILE = "runs.broken.jsonl"
+ANSWER_KEYS = ("source", "reference", "hypothesis")
 
 
 class ResultsFolder:
@@ -115,8 +117,17 @@ class ResultsFolder:
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
     def generations(self, run_id: str) -> list[dict[str, Any]]:
-        """Return the generations of every example, in the task's order."""
-        return read_jsonl(self.generations_path(run_id))
+        """Return the generations of every example, in the task's order; raise UsageError for a line that is no answer."""
+        path = self.generations_path(run_id)
+        if not path.is_file():
+            return []
+        answers = read_objects(path)
+        for number, answer in enumerate(answers, start=1):
+            wrong = [key for key in ANSWER_KEYS if not isinstance(answer.get(key), str)]
+            if wrong:
+                got = json.dumps(answer.get(wrong[0]), default=str)[:60]
+                raise UsageError(f"{path}, answer {number}: expected text under the key {wrong[0]}, got {got}; repeat the run")
+        return answers
 
     def save(self, config: Config, record: RunRecord, generations: Sequence[dict[str, Any]] | None = None) -> None:
         """Write a finished run and log it to the tracker. The row is written last: if it exists, all other files exist."""

@@ -128,8 +128,12 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 
 
 def read_answers(row: Row) -> list[Row]:
-    """Read the stored answers of a row's run; return an empty list if the run stored no answers."""
-    return ResultsFolder(Path(row["folder"])).generations(row["id"])
+    """Read the stored answers of a row's run; return an empty list if there are none, with a warning if one is damaged."""
+    try:
+        return ResultsFolder(Path(row["folder"])).generations(row["id"])
+    except UsageError as error:
+        print(f"ulskip: the report leaves out the answers of {row['id']}: {error}", file=sys.stderr)
+        return []
 
 
 def with_settings(rows: Sequence[Row]) -> list[Row]:
