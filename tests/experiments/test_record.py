@@ -28,6 +28,7 @@ KNOWN = {key for kind in SECTIONS.values() for key in typing.get_type_hints(kind
 
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**40), 2**40)
 texts = st.text(max_size=8)
+names = st.from_regex(r"[a-z0-9][a-z0-9 .-]{0,8}", fullmatch=True)
 new_names = texts.filter(lambda key: key not in {*KNOWN, *RENAMED_KEYS, *metric_keys()})
 jsons = st.recursive(st.none() | st.booleans() | numbers | texts, lambda inner: st.lists(inner, max_size=2), max_leaves=3)
 
@@ -53,7 +54,7 @@ def sections(kind):
     if kind is QualityScores:
         chosen["scores"] = st.dictionaries(st.sampled_from(metric_keys()), numbers, max_size=3)
     if kind is SECTIONS["identity"]:
-        chosen["id"] = st.text(min_size=1, max_size=8)
+        chosen |= {"id": names, "baseline_id": st.none() | names}
     return st.builds(kind, **chosen)
 
 
@@ -124,6 +125,11 @@ BAD = [
     ({"id": ""}, "id"),
     ({"id": None}, "id"),
     ({"id": 7}, "id"),
+    ({"id": "../../secret"}, "id"),
+    ({"id": "/secret"}, "id"),
+    ({"id": ".locks"}, "id"),
+    ({"id": "a\u001b[31m"}, "id"),
+    ({"id": "a", "baseline_id": "../a"}, "baseline_id"),
     ({"id": "a", "status": "finished"}, "status"),
     ({"id": "a", "status": 1}, "status"),
     ({"id": "a", "kept_layers": "0, 5"}, "kept_layers"),

@@ -25,7 +25,9 @@ def stored(folder, point, hypotheses, baseline=None):
         "config": {"task": TASK},
         "num_examples": len(rows),
         "decode_loss": 1.5,
-        **{"measured_speedup": 1.6, "measured_speedup_low": 1.5, "measured_speedup_high": 1.7},
+        "measured_speedup": 1.6,
+        "measured_speedup_low": 1.5,
+        "measured_speedup_high": 1.7,
     }
     ResultsFolder(folder).append(rescore(ResultsFolder(folder), RunRecord.from_row(row), ExtraMetrics()).record)
 
@@ -130,6 +132,14 @@ def test_a_run_is_scored_without_a_comparison_if_its_baseline_has_no_generations
     (folder / "generations" / "aaaaaaaaaaaa.jsonl").unlink()
     ((where, record),) = find_runs("bbbbbbbbbbbb", folder.parent)
     assert rescore(where, record, ExtraMetrics(["ter"])).added == ["ter"]
+
+
+def test_no_file_outside_of_the_folder_is_read(folder, ulskip):
+    (folder / "generations" / "aaaaaaaaaaaa.jsonl").rename(folder.parent / "secret.jsonl")
+    line = (folder / "runs.jsonl").read_text().splitlines()[0]
+    (folder / "runs.jsonl").write_text(line.replace("aaaaaaaaaaaa", "../../secret"))
+    code, _, err = ulskip("score", folder)
+    assert (code, str(folder) in err) == (2, True)
 
 
 def test_a_target_without_runs_is_refused(folder):

@@ -1,16 +1,21 @@
 """The typed sections of a `RunRecord`. Their field names are the keys of a row; docs/results.md describes them."""
 
+import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ulskip_cli.core.config import identity, shown_options
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.plan import target_speedup
+
+_FILE_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+=-]{0,127}")
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The settings that identify a run: model, task, strategy and options."""
+    """The settings that identify a run. `id` and `baseline_id` name files, so they contain no path."""
 
     id: str
     experiment: str | None = None
@@ -30,6 +35,13 @@ class RunIdentity:
     prompt_layers: str | None = None
     target_speedup: float | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("id", "baseline_id"):
+            name = getattr(self, key)
+            if name is not None and not _FILE_STEM.fullmatch(name):
+                got = json.dumps(name)[:60]
+                raise UsageError(f"expected the key {key} of a row to contain letters, digits and -_.+= only, got {got}")
 
     @classmethod
     def of(cls, config: Config, run_id: str, *, baseline_id: str | None = None, dataset: str | None = None) -> Self:

@@ -175,8 +175,14 @@ def parse_row(line: str | bytes) -> Row | None:
         found = json.loads(line)
     except ValueError:
         return None
-    is_row = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("id", "strategy"))
-    return upgrade_row(found) if is_row else None
+    if not isinstance(found, dict) or not isinstance(found.get("strategy"), str):
+        return None
+    row = upgrade_row(found)
+    try:
+        RunRecord.from_row(row)
+    except UsageError:
+        return None
+    return row
 
 
 def _corrupt_lines(content: bytes) -> list[bytes]:
