@@ -1,13 +1,16 @@
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.results import ResultsFolder
 
 
@@ -16,7 +19,7 @@ def answer(text):
 
 
 def record(run_id, **keys):
-    return RunRecord.from_row({"id": run_id, "strategy": "unified", **keys})
+    return RunRecord.from_row({"id": run_id, "strategy": "unified", "batch_size": 1, **keys})
 
 
 def folder_in(tmp_path, name="x"):
@@ -60,6 +63,24 @@ def test_a_cut_off_line_costs_only_itself(tmp_path):
         stream.write('{"id": "half')
     folder.save(compose([]), record("q"), [])
     assert [row["id"] for row in folder.rows()] == ["p", "q"]
+
+
+def test_a_refused_line_is_named_by_file_number_and_key(tmp_path):
+    folder = folder_in(tmp_path)
+    for line in ('{"id": "p", "strategy": "s"}', "[]", "[" * 100_000, '{"id": "q", "strategy": "\\ud800", "batch_size": 1}'):
+        append_line(folder.runs_path, line)
+    folder.append(record("r"))
+    rows, refused = folder.read()
+    assert [row["id"] for row in rows] == ["r"]
+    assert [f"{folder.runs_path}, line {i}: " in message for i, message in enumerate(refused, start=1)] == [True] * 4
+    assert "batch_size" in refused[0]
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path):
+    folder = folder_in(tmp_path)
+    with pytest.raises(RunError, match="bleu"):
+        folder.append(replace(record("p"), quality=QualityScores({"bleu": math.nan})))
+    assert not folder.runs_path.exists()
 
 
 def test_unusual_line_separators_stay_inside_their_row(tmp_path):
@@ -108,7 +129,15 @@ def test_any_object_survives_a_line(rows):
 
 def test_a_row_of_an_earlier_version_is_read_with_the_names_of_this_one(tmp_path):
     folder = folder_in(tmp_path)
-    old = {"id": "p", "strategy": "unified", "point_seconds": 2.0, "against_full": {}, "product": "torch", "mine": 1}
+    old = {
+        "id": "p",
+        "strategy": "unified",
+        "batch_size": 1,
+        "point_seconds": 2.0,
+        "against_full": {},
+        "product": "torch",
+        "mine": 1,
+    }
     append_line(folder.runs_path, json.dumps(old))
     folder.save_generations("p", [])
     (row,) = folder.rows()

@@ -64,7 +64,9 @@ def test_lines_that_are_no_rows_are_left_out_with_a_word(tmp_path, capsys):
     with (tmp_path / "x" / "runs.jsonl").open("a") as stream:
         stream.write('{"id": "alone"}\nrubbish\n')
     assert len(read_rows([tmp_path / "x"])) == len(small_sweep())
-    assert "2 lines of" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    file, last = tmp_path / "x" / "runs.jsonl", len(small_sweep())
+    assert all(f"{file}, line {last + i}: " in err for i in (1, 2))
 
 
 def test_a_sweep_that_was_stopped_before_its_first_point_is_told(tmp_path):

@@ -63,7 +63,7 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRe
             f"expected a results folder, a run id or a generations file, got '{target}'; "
             f"run ids are searched in {results_dir}/, set another folder with --results-dir"
         )
-    found = [(folder, row) for folder in folders for row in folder.rows() if run_id in (None, row["id"])]
+    found = [(folder, row) for folder in folders for row in folder.rows(warn=True) if run_id in (None, row["id"])]
     finished = [(folder, RunRecord.from_row(row)) for folder, row in found if is_done(row)]
     stored = [(folder, record) for folder, record in finished if _stored_generations(folder, record.id, record)]
     if not stored:

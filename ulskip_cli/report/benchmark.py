@@ -22,7 +22,7 @@ ACCOUNT = (
 
 
 def _share(key: str) -> Cell:
-    return lambda row: MISSING if row[key] is None else f"{row[key]:.0%}"
+    return lambda row: MISSING if row.get(key) is None else f"{row[key]:.0%}"
 
 
 def _milliseconds(key: str) -> Cell:
@@ -123,7 +123,7 @@ def _sides(rows: Sequence[Row]) -> list[Row]:
         shape = {"kept_layers": range(row["num_layers"]), "later_stages": [], "layer_ratio": 1.0}
         shape |= {"strategy": "full", "strategy_options": {}, "draft_tokens": 0, "prompt_layers": "all"}
         full = {**row, **upgrade_row(row["full"]), **shape}
-        sides.setdefault(str([decoded_by(full), *(full[key] for key in ("batch_size", *AXES))]), full)
+        sides.setdefault(str([decoded_by(full), *(full.get(key) for key in ("batch_size", *AXES))]), full)
         if row["layer_ratio"] > 1:
             sides[row["id"]] = row
     return ordered(list(sides.values()))

@@ -114,14 +114,10 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Read the rows of results folders, add folder and settings to each row, and warn about unreadable lines."""
+    """Read the rows of results folders, add folder and settings to each row, and warn about refused lines."""
     rows = []
     for path in paths:
-        found, broken = ResultsFolder(path).rows_and_broken()
-        rows += [{**row, "folder": str(path)} for row in found]
-        if broken:
-            lines = f"{broken} line{'s' * (broken > 1)}"
-            print(f"ulskip: skipped {lines} of {path / FILE} that cannot be read; repeat those runs", file=sys.stderr)
+        rows += [{**row, "folder": str(path)} for row in ResultsFolder(path).rows(warn=True)]
     if not rows:
         raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}, got none; run `ulskip sweep` first")
     return with_settings(rows)
