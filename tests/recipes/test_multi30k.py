@@ -61,8 +61,15 @@ def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [
         {
-            **{"id": f"p{i}", "model": model, "strategy": "search", "target_speedup": 6.0, "batch_size": 1},
-            **{"kept_layers": kept, "num_layers": 12, "layer_ratio": 6.0, **more},
+            "id": f"p{i}",
+            "model": model,
+            "strategy": "search",
+            "target_speedup": 6.0,
+            "batch_size": 1,
+            "kept_layers": kept,
+            "num_layers": 12,
+            "layer_ratio": 6.0,
+            **more,
         }
         for i, (model, kept, more) in enumerate(
             [
