@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ulskip_cli.cli.app import invoke
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.report.benchmark import write_bench_report
+from ulskip_cli.report.tables import write_tables
 
 RESULTS = Path(__file__).parents[2] / "results"
 FOLDERS = ["baselines", "demo", "latency/tiny", "lossless-tiny", "skip_adapters", "reproduce"]
@@ -70,6 +74,42 @@ def monkeypatch_session():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ULSKIP_DEBUG", "1")
         yield
+
+
+UNSAFE = "\x1b]0;x\x07\x9b\u202e\n"
+
+
+@pytest.mark.parametrize("form", [[], ["--layout", "long"], ["--html"], *FORMATS[2:], ["--format", "markdown"]], ids=" ".join)
+@pytest.mark.parametrize("folder", ["demo", "latency/tiny"])
+def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulskip, form, folder):
+    rows = some_rows(folder)
+    texts = (
+        "model",
+        "strategy",
+        "task",
+        "dataset",
+        "pair",
+        "decoding",
+        "device",
+        "dtype",
+        "engine",
+        "training",
+        "prompt_layers",
+    )
+    for i, row in enumerate(rows):
+        row |= {key: f"{i}{UNSAFE}|{row[key]}" for key in texts if isinstance(row.get(key), str)}
+        row["environment"] = {**row["environment"], "ulskip": UNSAFE, "processor": UNSAFE}
+    rows.append({**rows[0], "id": "failed", "status": "failed", "reason": UNSAFE})
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = ulskip("report", tmp_path, "--no-plots", *form)
+    assert code == 0, err
+    write_tables(ResultsFolder(tmp_path))
+    if folder.startswith("latency"):
+        write_bench_report(ResultsFolder(tmp_path))
+    texts = [out, *(file.read_text() for file in tmp_path.rglob("*.*") if file.suffix in (".md", ".csv", ".tex", ".html"))]
+    assert not {one for one in UNSAFE if one != "\n" and not one.isprintable()} & set("".join(texts))
+    for table in (tmp_path / "table.md").read_text().split("\n\n"):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines() if line.startswith("|")}) <= 1
 
 
 def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip):

@@ -10,7 +10,7 @@ from ulskip_cli.experiments.record import Row, upgrade_row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.columns import Cell, Column, Section, interval, layers, number, text, varying
-from ulskip_cli.report.rows import MISSING
+from ulskip_cli.report.rows import MISSING, displayed
 
 FILE = "bench.md"
 BANDWIDTH = "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of this machine's read bandwidth"
@@ -73,8 +73,12 @@ def write_bench_report(folder: ResultsFolder) -> list[Path]:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Sort rows by model, batch size, engine, layer ratio (lowest first) and strategy."""
-    return sorted(rows, key=lambda row: (row["model"], row["batch_size"], decoded_by(row), row["layer_ratio"], row["strategy"]))
+    """Sort rows for display by model, batch size, engine, layer ratio (lowest first) and strategy."""
+
+    def order(row: Row) -> tuple[str, int, str, float, str]:
+        return row["model"], row["batch_size"], decoded_by(row), row["layer_ratio"], row["strategy"]
+
+    return sorted(map(displayed, rows), key=order)
 
 
 def decoded_by(row: Row) -> str:
