@@ -144,7 +144,9 @@ class Report:
         parts = [title, "## Layout of the paper's table 4", table4]
         for label, own in self.winners.items():
             parts.append(f"## Winners{f', {label}' if len(self.winners) > 1 else ''}")
-            parts.append(f"Winners are chosen among points that keep {self.options.gate:.0%} of full's quality.")
+            parts.append(
+                f"Winners are chosen among points that keep {self.options.gate:.0%} of full's quality by their whole interval."
+            )
             parts.append("\n".join(map(_winner_line, own)))
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]
