@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_rows import not_applicable, small_sweep, sweep_row
+from report_rows import not_applicable, small_sweep, sweep_row, write_folder
 
 from ulskip_cli.report.quality import apart, primary, quality, winners
 from ulskip_cli.report.rows import Group, grouped
@@ -88,6 +88,16 @@ def test_a_point_whose_interval_may_not_pass_wins_nothing(more):
     rows = [sweep_row("full"), {**sweep_row(bleu=29.0), **sweep_row(bleu=more.get("bleu", 29.0)), **more}]
     assert judged(rows[1]).passes
     assert [one.rows for one in winners(Group("", rows), 0.9)] == [[], []]
+
+
+def test_a_share_of_a_low_bleu_is_called_so(tmp_path, ulskip):
+    low = {"full": 4.0, "delta": 0.0, "delta_low": -0.1, "delta_high": 0.1, "p_value": 0.9}
+    rows = [sweep_row("full", bleu=4.0) | {"bleu": 4.0}, sweep_row(bleu=4.0, vs_baseline={"bleu": low})]
+    assert all("4.0" in one.note for one in winners(Group("", rows), 0.9) if one.rows)
+    code, _, err = ulskip("report", write_folder(tmp_path / "x", rows), "--no-plots")
+    assert (code, "4.0" in err) == (0, True)
+    code, _, err = ulskip("report", write_folder(tmp_path / "y", small_sweep()), "--no-plots")
+    assert (code, err) == (0, "")
 
 
 @pytest.mark.parametrize(("metric", "score", "full"), [("bleu", 42.0, 30.0), ("bleu", 3.0, 0.2), ("decode_loss", 0.001, 2.0)])

@@ -77,6 +77,8 @@ class SideValues(TypedDict):
     """The raw seconds of one side of timed pairs."""
 
     decode_seconds: Annotated[list[Positive], NotEmpty()]
+    decoded_tokens: NotRequired[list[Count]]
+    generated_tokens: NotRequired[list[Count]]
 
 
 class PairValues(TypedDict):

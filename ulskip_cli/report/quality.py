@@ -19,6 +19,7 @@ GATE = 0.9
 METRICS = {key: metrics.row_key(key).title for key in metrics.quality_keys()}
 LOWER_IS_BETTER = {key for key in METRICS if metrics.row_key(key).lower_is_better}
 _PRIMARY_KEYS = {name: spec.primary for name, spec in metrics.METRICS.items()}  # row keys by the names in configurations
+MIN_BLEU = 10.0  # translations below it have little in common with their references
 HIGHEST_SCORE = 100.0  # of all metrics where higher is better
 MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
 Z = 1.96  # half a 95% interval in standard errors
@@ -51,6 +52,13 @@ class Quality:
     def can_win(self) -> bool:
         """True if the whole interval is above the gate."""
         return self.passes and self.sure
+
+    @property
+    def caveat(self) -> str:
+        """A warning if the full model's score is so low that a share of it says nothing; otherwise empty."""
+        if self.metric != "bleu" or self.full >= MIN_BLEU:
+            return ""
+        return f"a share of full's BLEU of {self.full:.1f} says little about quality, because it is below {MIN_BLEU:g}"
 
     @property
     def word(self) -> str:
@@ -161,7 +169,8 @@ def _nothing(title: str, metric: str, gate: float, rows: Sequence[Row], judged: 
 def _fastest(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quality]) -> Winner:
     ranked = sorted(rows, key=lambda row: -row["measured_speedup"])
     equal = [row for row in ranked if row["measured_speedup_high"] >= ranked[0]["measured_speedup_low"]]
-    note = "" if ranked[0]["measured_speedup_low"] > 1 else "its interval includes 1x, so it may not be faster than full"
+    notes = [] if ranked[0]["measured_speedup_low"] > 1 else ["its interval includes 1x, so it may not be faster than full"]
+    note = "; ".join(filter(None, [*notes, judged[id(ranked[0])].caveat]))
     figures = [f"{speed(row)}, {_kept(judged[id(row)])}" for row in equal]
     return Winner(title, equal, [called(group, row) for row in equal], figures, note)
 
@@ -172,7 +181,8 @@ def _best(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quali
     rivals = {row["strategy"] for row in group.rows if row.get("target_speedup") == first["target_speedup"]}
     notes = ["the only point that passes"] if not others and len(rivals) > 1 else []
     figures = [f"{judged[id(row)].value:.2f}, {_kept(judged[id(row)])}" for row in equal]
-    return Winner(title, equal, [called(group, row) for row in equal], figures, ", ".join(notes))
+    note = "; ".join(filter(None, [*notes, judged[id(first)].caveat]))
+    return Winner(title, equal, [called(group, row) for row in equal], figures, note)
 
 
 def _kept(own: Quality) -> str:
