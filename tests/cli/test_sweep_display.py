@@ -11,6 +11,8 @@ def row(speedup, bleu, **keys):
         "model": "m",
         "batch_size": 1,
         "measured_speedup": speedup,
+        "measured_speedup_low": speedup,
+        "measured_speedup_high": speedup,
         "bleu": bleu,
         "strategy": "s",
         "target_speedup": 2.0,

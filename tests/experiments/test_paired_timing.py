@@ -1,4 +1,5 @@
 from dataclasses import fields, replace
+from statistics import median
 
 import pytest
 import torch
@@ -33,6 +34,20 @@ def test_ratios_are_taken_pair_by_pair():
     assert timing.end_to_end_speedup == 7 / 4
     assert timing.measured_speedup_low <= 2.0 <= timing.measured_speedup_high
     assert timing.pairs["full"]["decode_seconds"] == [4, 9, 6]
+
+
+def test_speedups_of_sides_that_stop_at_eos_are_recomputed_from_the_row():
+    full = [replace(output(1, seconds), token_ids=[[1] * tokens]) for seconds, tokens in ((4.0, 9), (5.0, 6), (3.0, 8))]
+    strategy = [replace(output(1, seconds), token_ids=[[1] * tokens]) for seconds, tokens in ((2.0, 3), (1.0, 5), (2.0, 7))]
+    timing = TimedPairs(full, strategy).timing()
+
+    def ratio(seconds, tokens):
+        columns = [[timing.pairs[side][key] for key in (*seconds, tokens)] for side in ("full", "strategy")]
+        each = [[sum(values) / count for *values, count in zip(*side, strict=True)] for side in columns]
+        return median(own / other for own, other in zip(*each, strict=True))
+
+    assert ratio(["decode_seconds"], "decoded_tokens") == pytest.approx(timing.measured_speedup)
+    assert ratio(["first_token_seconds", "decode_seconds"], "generated_tokens") == pytest.approx(timing.end_to_end_speedup)
 
 
 def test_a_schedule_that_was_timed_alone_has_no_ratio():

@@ -1,12 +1,13 @@
 import json
 import math
+import re
 import types
 import typing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose
@@ -14,6 +15,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments import record as module
 from ulskip_cli.experiments.record import RENAMED_KEYS, STATUSES, RunRecord, is_done, upgrade_row
 from ulskip_cli.experiments.record_sections import QualityScores
+from ulskip_cli.experiments.row_values import Bounds, NotEmpty, NumberedKeys, hints_of
 from ulskip_cli.tasks.metrics import metric_keys
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -24,37 +26,75 @@ SECTIONS = {
     if isinstance(kind, type) and one.type in (kind.__name__, f"{kind.__name__} | None", kind, kind | None)
     if hasattr(kind, "__dataclass_fields__")
 }
-KNOWN = {key for kind in SECTIONS.values() for key in typing.get_type_hints(kind)} | {one.name for one in fields(RunRecord)}
+KNOWN = {key for kind in SECTIONS.values() for key in hints_of(kind)} | {one.name for one in fields(RunRecord)}
 
-numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**40), 2**40)
+numbers = st.floats(-1e30, 1e30) | st.integers(-(2**40), 2**40)
 texts = st.text(max_size=8)
+names = st.from_regex(r"[a-z0-9][a-z0-9 .-]{0,8}", fullmatch=True)
 new_names = texts.filter(lambda key: key not in {*KNOWN, *RENAMED_KEYS, *metric_keys()})
 jsons = st.recursive(st.none() | st.booleans() | numbers | texts, lambda inner: st.lists(inner, max_size=2), max_leaves=3)
 
 
 def values(hint):
-    """Values of a field with this annotation."""
+    """Values of a field with this annotation, small enough for all bounds."""
+    plain, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if hint is typing.Any:
         return jsons
-    if isinstance(hint, types.UnionType):
-        return st.one_of([values(part) for part in typing.get_args(hint)])
-    plain, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if plain in (types.UnionType, typing.Union):
+        return st.one_of([values(part) for part in arguments])
+    if plain is typing.Annotated:
+        return annotated(*arguments)
+    if typing.is_typeddict(plain):
+        return st.fixed_dictionaries({key: values(own) for key, own in hints_of(plain).items()})
     if plain is dict:
         return st.dictionaries(new_names, values(arguments[1]), max_size=2)
     if plain is list:
-        return st.lists(values(arguments[0]), max_size=2)
-    return {str: texts, bool: st.booleans(), int: st.integers(), float: numbers, types.NoneType: st.none()}[plain]
+        return st.lists(values(arguments[0]), min_size=1, max_size=2)
+    return {str: texts, bool: st.booleans(), int: numbers.filter(lambda n: isinstance(n, int)), float: numbers}.get(
+        plain, st.none()
+    )
+
+
+def annotated(base, rule, *_):
+    """Values of a type that a rule restricts."""
+    if isinstance(rule, Bounds):
+        low, high = max(rule.low, rule.above, -(2.0**40)), min(rule.high, 2.0**40)
+        floats = st.floats(low, high).filter(lambda one: one in rule)
+        return st.integers(math.ceil(low), math.floor(high)) if base is int else floats
+    if isinstance(rule, NumberedKeys):
+        return st.dictionaries(st.integers(0, 40).map(str), values(typing.get_args(base)[1]), max_size=2)
+    return values(base if isinstance(rule, NotEmpty) else getattr(rule, "kind", rule))
+
+
+def in_order(section):
+    """A section whose intervals are ascending and whose layers exist."""
+    held = {one.name: getattr(section, one.name) for one in fields(section)}
+    for key in ("measured_speedup", "end_to_end_speedup"):
+        if key in held:
+            ends = sorted([held[f"{key}_low"] or 1.0, held[f"{key}_high"] or 1.0])
+            held |= {f"{key}_low": ends[0], f"{key}_high": ends[1]}
+    for one in held.get("vs_baseline", {}).values():
+        one["delta_low"], one["delta_high"] = sorted([one["delta_low"], one["delta_high"]])
+    if "kept_layers" in held:
+        layers = [*(held["kept_layers"] or ()), *(layer for one in held["later_stages"] for layer in one["kept_layers"])]
+        held |= {"num_layers": max([0, *layers]) + 1, "layer_ratio": held["layer_ratio"] or 1.0}
+        assume(held["num_layers"] <= 10**5)
+    return replace(section, **held)
 
 
 def sections(kind):
     """Instances of one section of a record."""
-    hints = typing.get_type_hints(kind)
-    chosen = {key: values(hint) for key, hint in hints.items()}
+    chosen = {key: values(hint) for key, hint in hints_of(kind).items()}
     if kind is QualityScores:
         chosen["scores"] = st.dictionaries(st.sampled_from(metric_keys()), numbers, max_size=3)
     if kind is SECTIONS["identity"]:
-        chosen["id"] = st.text(min_size=1, max_size=8)
-    return st.builds(kind, **chosen)
+        chosen |= {"id": names, "baseline_id": st.none() | names}
+    if kind is SECTIONS["schedule"]:
+        chosen["kept_layers"] = st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=3)
+        chosen["later_stages"] = st.lists(st.fixed_dictionaries({"first_step": st.integers(0, 9), "kept_layers": st.just([1])}))
+    if kind is SECTIONS["benchmark"]:
+        chosen["machine_limits"] = st.none()  # needs many other keys
+    return st.builds(kind, **chosen).map(in_order)
 
 
 records = st.builds(
@@ -109,11 +149,12 @@ def test_rows_are_committed():
 
 
 def test_the_old_names_of_keys_are_read_in_both_sides_of_a_benchmark():
-    old = {"id": "a", "full": {"product": "torch", "account": {"step_seconds": 1.0}}, "account": {"step_seconds": 0.5}}
-    record = RunRecord.from_row({**old, "ceilings": {"bytes_per_second": 1.0}, "sources_cut": 3, "head_share": 0.25})
-    assert record.benchmark.full == {"linear_backend": "torch", "step_time_breakdown": {"step_seconds": 1.0}}
-    assert record.benchmark.step_time_breakdown == {"step_seconds": 0.5}
-    assert record.benchmark.machine_limits == {"bytes_per_second": 1.0}
+    step = {"step_seconds": 1.0, "head_seconds": 0.5, "layers_seconds": 0.5, "other_seconds": None}
+    side = {"decode_tokens_per_second": 1.0, "total_tokens_per_second": 1.0, "bandwidth_share": 0.5, "flop_share": None}
+    old = {"id": "a", "full": {**side, "product": "torch", "account": step}, "account": step}
+    record = RunRecord.from_row({**old, "sources_cut": 3, "head_share": 0.25})
+    assert record.benchmark.full == {**side, "linear_backend": "torch", "step_time_breakdown": step}
+    assert record.benchmark.step_time_breakdown == step
     assert (record.quality.num_truncated_sources, record.throughput.exit_check_fraction) == (3, 0.25)
     assert not RENAMED_KEYS.keys() & record.to_row().keys()
     assert upgrade_row(record.to_row()) == record.to_row()
@@ -125,6 +166,11 @@ BAD = [
     ({"id": ""}, "id"),
     ({"id": None}, "id"),
     ({"id": 7}, "id"),
+    ({"id": "../../secret"}, "id"),
+    ({"id": "/secret"}, "id"),
+    ({"id": ".locks"}, "id"),
+    ({"id": "a\u001b[31m"}, "id"),
+    ({"id": "a", "baseline_id": "../a"}, "baseline_id"),
     ({"id": "a", "status": "finished"}, "status"),
     ({"id": "a", "status": 1}, "status"),
     ({"id": "a", "kept_layers": "0, 5"}, "kept_layers"),
@@ -134,12 +180,26 @@ BAD = [
     ({"id": "a", "environment": []}, "environment"),
     ({"id": "a", "warnings": "one"}, "warnings"),
     ({"id": "a", "point_seconds": "4"}, "wall_seconds"),
+    ({"id": "a", "point_seconds": math.nan}, "wall_seconds"),
+    ({"id": "a", "point_seconds": 10**400}, "wall_seconds"),
+    ({"id": "a", "later_stages": [{"first_step": 0, "kept_layers": [0.5]}]}, "later_stages[0].kept_layers[0]"),
+    ({"id": "a", "pairs": {"strategy": {"decode_seconds": []}}}, "pairs.strategy.decode_seconds"),
+    ({"id": "a", "pairs": {"full": {"decode_seconds": [1.0]}}}, "pairs.strategy"),
+    ({"id": "a", "vs_baseline": {"bleu": {"full": 1.0}}}, "vs_baseline.bleu.delta"),
+    ({"id": "a", "exit_depths": {"one": 1}}, "exit_depths.one"),
+    ({"id": "a", "config": {"task": []}}, "config.task"),
+    ({"id": "a", "environment": {"threads": 2}}, "environment.ulskip"),
+    ({"id": "a", "measured_speedup": 2.0}, "measured_speedup_low"),
+    ({"id": "a", "measured_speedup": -2.0}, "measured_speedup"),
+    ({"id": "a", "measured_speedup": 2.0, "measured_speedup_low": 3.0, "measured_speedup_high": 1.0}, "measured_speedup"),
+    ({"id": "a", "kept_layers": [0, 5], "num_layers": 5, "layer_ratio": 2.5}, "kept_layers"),
+    ({"id": "a", "machine_limits": {"bytes_per_second": 1.0, "flops_per_second": 1.0}}, "model"),
 ]
 
 
 @pytest.mark.parametrize(("row", "key"), BAD, ids=str)
 def test_a_row_that_cannot_be_read_is_refused_by_the_name_of_its_key(row, key):
-    with pytest.raises(UsageError, match=rf"\b{key}\b"):
+    with pytest.raises(UsageError, match=rf"\bkey {re.escape(key)} "):
         RunRecord.from_row(row)
 
 

@@ -21,11 +21,14 @@ def stored(folder, point, hypotheses, baseline=None):
     row = {
         "id": point,
         "strategy": "unified",
+        "batch_size": 1,
         "baseline_id": baseline,
         "config": {"task": TASK},
         "num_examples": len(rows),
         "decode_loss": 1.5,
         "measured_speedup": 1.6,
+        "measured_speedup_low": 1.5,
+        "measured_speedup_high": 1.7,
     }
     ResultsFolder(folder).append(rescore(ResultsFolder(folder), RunRecord.from_row(row), ExtraMetrics()).record)
 
@@ -107,14 +110,39 @@ def test_incomplete_generations_of_the_baseline_are_an_error(folder):
     file = folder / "generations" / "aaaaaaaaaaaa.jsonl"
     file.write_text(file.read_text()[:-20])  # the last line is cut in the middle
     ((where, record),) = find_runs("bbbbbbbbbbbb", folder.parent)
-    with pytest.raises(UsageError, match=rf"{file.name}.* 4 .* 3"):
+    with pytest.raises(UsageError, match=rf"{file.name}.* 4\b"):
         rescore(where, record, ExtraMetrics(["ter"]))
+
+
+def test_a_missing_file_of_answers_is_an_error_and_writes_no_row(folder, ulskip):
+    file, rows = folder / "generations" / "bbbbbbbbbbbb.jsonl", (folder / "runs.jsonl").read_bytes()
+    file.unlink()
+    code, _, err = ulskip("score", folder, "--metric", "ter")
+    assert (code, str(file) in err) == (2, True)
+    assert (folder / "runs.jsonl").read_bytes() == rows
+
+
+def test_runs_that_were_never_scored_need_no_answers(folder, ulskip):
+    ResultsFolder(folder).append(
+        RunRecord.from_row({"id": "cccccccccccc", "strategy": "unified", "batch_size": 1, "predicted_speedup": 2.0})
+    )
+    code, out, err = ulskip("score", folder, "--metric", "ter", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["rows"]) == 2
 
 
 def test_a_run_is_scored_without_a_comparison_if_its_baseline_has_no_generations(folder):
     (folder / "generations" / "aaaaaaaaaaaa.jsonl").unlink()
     ((where, record),) = find_runs("bbbbbbbbbbbb", folder.parent)
     assert rescore(where, record, ExtraMetrics(["ter"])).added == ["ter"]
+
+
+def test_no_file_outside_of_the_folder_is_read(folder, ulskip):
+    (folder / "generations" / "aaaaaaaaaaaa.jsonl").rename(folder.parent / "secret.jsonl")
+    line = (folder / "runs.jsonl").read_text().splitlines()[0]
+    (folder / "runs.jsonl").write_text(line.replace("aaaaaaaaaaaa", "../../secret"))
+    code, _, err = ulskip("score", folder)
+    assert (code, str(folder) in err) == (2, True)
 
 
 def test_a_target_without_runs_is_refused(folder):

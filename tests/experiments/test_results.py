@@ -1,18 +1,25 @@
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.results import ResultsFolder
 
 
+def answer(text):
+    return {"source": "s", "reference": "r", "hypothesis": text}
+
+
 def record(run_id, **keys):
-    return RunRecord.from_row({"id": run_id, "strategy": "unified", **keys})
+    return RunRecord.from_row({"id": run_id, "strategy": "unified", "batch_size": 1, **keys})
 
 
 def folder_in(tmp_path, name="x"):
@@ -22,10 +29,10 @@ def folder_in(tmp_path, name="x"):
 def test_saved_runs_are_read_back_the_newest_winning(tmp_path):
     folder, config = folder_in(tmp_path), compose([])
     for bleu in (1, 2):
-        folder.save(config, record("p", bleu=bleu), [{"hypothesis": "ü"}])
+        folder.save(config, record("p", bleu=bleu), [answer("ü")])
     folder.save(config, record("q", bleu=3), [])
     assert [(row["id"], row["bleu"]) for row in folder.rows()] == [("p", 2), ("q", 3)]
-    assert folder.generations("p") == [{"hypothesis": "ü"}]
+    assert folder.generations("p") == [answer("ü")]
     assert len((folder.path / "runs.jsonl").read_text().splitlines()) == 3
     assert (folder.path / "configs" / "p.yaml").read_text().startswith("model:")
 
@@ -58,10 +65,39 @@ def test_a_cut_off_line_costs_only_itself(tmp_path):
     assert [row["id"] for row in folder.rows()] == ["p", "q"]
 
 
+def test_a_refused_line_is_named_by_file_number_and_key(tmp_path):
+    folder = folder_in(tmp_path)
+    for line in ('{"id": "p", "strategy": "s"}', "[]", "[" * 100_000, '{"id": "q", "strategy": "\\ud800", "batch_size": 1}'):
+        append_line(folder.runs_path, line)
+    folder.append(record("r"))
+    rows, refused = folder.read()
+    assert [row["id"] for row in rows] == ["r"]
+    assert [f"{folder.runs_path}, line {i}: " in message for i, message in enumerate(refused, start=1)] == [True] * 4
+    assert "batch_size" in refused[0]
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path):
+    folder = folder_in(tmp_path)
+    with pytest.raises(RunError, match="bleu"):
+        folder.append(replace(record("p"), quality=QualityScores({"bleu": math.nan})))
+    assert not folder.runs_path.exists()
+
+
 def test_unusual_line_separators_stay_inside_their_row(tmp_path):
     folder = folder_in(tmp_path)
-    folder.save(compose([]), record("p"), [{"hypothesis": "a\u2028b\x85c"}, {"hypothesis": "d"}])
+    folder.save(compose([]), record("p"), [answer("a\u2028b\x85c"), answer("d")])
     assert [row["hypothesis"] for row in folder.generations("p")] == ["a\u2028b\x85c", "d"]
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "{", '{"source": "s", "reference": "r"}', '{"source": 1, "reference": "r", "hypothesis": "h"}']
+)
+def test_a_line_that_is_no_answer_is_refused_by_file_and_number(tmp_path, line):
+    folder = folder_in(tmp_path)
+    folder.save_generations("p", [answer("a")])
+    append_line(folder.generations_path("p"), line)
+    with pytest.raises(UsageError, match=r"p\.jsonl, \w+ 2\b"):
+        folder.generations("p")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
@@ -93,7 +129,15 @@ def test_any_object_survives_a_line(rows):
 
 def test_a_row_of_an_earlier_version_is_read_with_the_names_of_this_one(tmp_path):
     folder = folder_in(tmp_path)
-    old = {"id": "p", "strategy": "unified", "point_seconds": 2.0, "against_full": {}, "product": "torch", "mine": 1}
+    old = {
+        "id": "p",
+        "strategy": "unified",
+        "batch_size": 1,
+        "point_seconds": 2.0,
+        "against_full": {},
+        "product": "torch",
+        "mine": 1,
+    }
     append_line(folder.runs_path, json.dumps(old))
     folder.save_generations("p", [])
     (row,) = folder.rows()

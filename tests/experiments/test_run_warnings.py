@@ -77,6 +77,15 @@ def test_weights_trained_for_other_layers_are_reported(warned):
         assert warned("ratio=2", provenance=untrained, schedule=corrected) == ()
 
 
+@pytest.mark.parametrize(
+    ("measured", "overrides", "count"), [(1.53, [], 1), (0.3, [], 1), (0.9, [], 0), (1.53, ["decoding.draft_tokens=2"], 0)]
+)
+def test_a_prediction_that_is_far_off_is_reported(warned, measured, overrides, count):
+    lines = warned(*overrides, schedule=ScheduleRecord(predicted_speedup=0.65), timing=PairedTiming(measured_speedup=measured))
+    assert len(lines) == count
+    assert all("0.65" in line and f"{measured:.2f}" in line for line in lines)
+
+
 def test_a_record_without_measurements_needs_no_adjustments():
     config = compose([])
     assert adjustments(config, RunRecord(RunIdentity.of(config, "0" * 12))) == []

@@ -8,6 +8,10 @@ from ulskip_cli.export.card import matching_rows, source_license
 from ulskip_cli.strategies.plan import make_plan
 
 TRAINING = "with skipping"
+ENVIRONMENT = {
+    "ulskip": "0", "packages": {"torch": "2", "transformers": "5"}, "accelerator": None, "processor": "p", "threads": 2,
+    "instruction_set": "AVX2",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -21,7 +25,7 @@ def row(config):
     return {
         "id": "a", "finished_at": "2026-01-01", "task": "wmt", "pair": "de-en", "batch_size": 8, "decoding": "greedy",
         "num_layers": 12, "kept_layers": list(plan.kept_layers), "prompt_layers": "all", "training": TRAINING,
-        "strategy": "unified", "environment": {"processor": "p", "threads": 2}, "config": resolved_config(config),
+        "strategy": "unified", "layer_ratio": 2.0, "environment": ENVIRONMENT, "config": resolved_config(config),
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ ROW = {
     "environment": {"git_commit": "c", "processor": "p", "threads": 1, "instruction_set": "i", "accelerator": None,
                     "ulskip": "0", "packages": {"torch": "t", "transformers": "f"}},
 }  # fmt: skip
+TEXTS = {"source": "s", "reference": "r", "hypothesis": "h"}
 
 
 def test_the_expected_speedup_is_the_formulas_at_the_acceptance_seen():
@@ -29,7 +30,7 @@ def test_the_page_counts_answers_that_differ(tmp_path):
     folder.append(RunRecord.from_row({**ROW, "id": "full", "draft_tokens": 0, "acceptance_rate": None}))
     for point, count, ids in (("full", None, [1, 2, 3]), ("same", 2, [1, 2, 3]), ("other", "auto", [1, 2, 4])):
         folder.generations_path(point).parent.mkdir(exist_ok=True)
-        folder.generations_path(point).write_text("".join(json.dumps({"token_ids": [i]}) + "\n" for i in ids))
+        folder.generations_path(point).write_text("".join(json.dumps(TEXTS | {"token_ids": [i]}) + "\n" for i in ids))
         if count:
             folder.append(RunRecord.from_row({**ROW, "id": point, "draft_tokens": count}))
     page = lossless.page(folder)

@@ -60,12 +60,24 @@ def commands(tmp_path, monkeypatch):
 def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [
-        {"id": str(kept), "model": model, "strategy": "search", "target_speedup": 6.0, "kept_layers": kept, **more}
-        for model, kept, more in (
-            ("runs/base", [0, 7], {}),
-            ("runs/base", [0, 8], {}),
-            ("runs/base", [0, 9], {"patch": {"kind": "full"}}),
-            ("runs/other", [0, 4], {}),
+        {
+            "id": f"p{i}",
+            "model": model,
+            "strategy": "search",
+            "target_speedup": 6.0,
+            "batch_size": 1,
+            "kept_layers": kept,
+            "num_layers": 12,
+            "layer_ratio": 6.0,
+            **more,
+        }
+        for i, (model, kept, more) in enumerate(
+            [
+                ("runs/base", [0, 7], {}),
+                ("runs/base", [0, 8], {}),
+                ("runs/base", [0, 9], {"patch": {"kind": "full", "rank": None}}),
+                ("runs/other", [0, 4], {}),
+            ]
         )
     ]
     (tmp_path / "results" / "multi30k").mkdir(parents=True)
@@ -114,7 +126,7 @@ CHECKPOINTS = {  # strategy, target, hypotheses on test_2016_flickr and test_201
     "top_skip-2x-s1": ("top_skip", 2.0, ENDS, REFERENCES, {}),
     "bottom_skip-2x-s1": ("bottom_skip", 2.0, ENDS, ENDS, {}),
     "adapter-unified-2x-s1": ("unified", 2.0, REFERENCES, ENDS, {"skip_adapter": {"path": "runs/adapter-unified-2x-s1"}}),
-    "patched": ("unified", 2.0, ENDS, ENDS, {"patch": {"kind": "full"}}),
+    "patched": ("unified", 2.0, ENDS, ENDS, {"patch": {"kind": "full", "rank": None}}),
 }
 
 

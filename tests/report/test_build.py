@@ -32,7 +32,7 @@ def report(capsys, tmp_path):
 def test_tables_and_pictures_are_written_and_shown(report, folder):
     code, out, err = report(folder)
     assert (code, err) == (0, "")
-    assert "fastest at batch 1: unified 3x, 2.70x" in out
+    assert "fastest at batch 1: unified 2x, 1.80x" in out
     assert "N/A" in out
     assert f"written to {folder / 'report'}/" in out
     written = {file.name for file in (folder / "report").iterdir()}

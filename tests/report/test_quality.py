@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_rows import not_applicable, small_sweep, sweep_row
+from report_rows import not_applicable, small_sweep, sweep_row, write_folder
 
 from ulskip_cli.report.quality import apart, primary, quality, winners
 from ulskip_cli.report.rows import Group, grouped
@@ -41,7 +41,7 @@ def test_without_a_full_model_there_is_no_judgement():
 
 
 def test_winners_are_named_among_what_passes():
-    found = {one.title: one for one in winners(Group("", small_sweep()), 0.9)}
+    found = {one.title: one for one in winners(Group("", small_sweep(unified_3=28.5)), 0.9)}
     assert found["fastest at batch 1"].names == ["unified 3x"]
     assert found["best BLEU at 2x"].names == ["unified 2x"]
     assert found["best BLEU at 2x"].names == ["unified 2x"] and "only" in found["best BLEU at 2x"].note
@@ -51,7 +51,7 @@ def test_winners_are_named_among_what_passes():
 
 
 def test_what_the_intervals_do_not_tell_apart_is_a_tie():
-    rows = small_sweep(batches=(1,), top_skip_3=27.4)
+    rows = small_sweep(batches=(1,), unified_3=28.5, top_skip_3=28.4)
     found = {one.title: one for one in winners(Group("", rows), 0.9)}
     assert found["fastest at batch 1"].tie
     assert found["fastest at batch 1"].names == ["unified 3x", "top_skip 3x"]
@@ -83,10 +83,31 @@ def test_a_target_at_which_nothing_passes_is_told():
     assert found.names == [] and "90%" in found.note and "BLEU" in found.note
 
 
-def test_a_winner_that_may_not_pass_is_told():
-    (group,) = grouped(small_sweep(unified_2=27.3))
-    (best,) = [one for one in winners(group, 0.9) if one.title == "best BLEU at 2x"]
-    assert "interval" in best.note
+@pytest.mark.parametrize("more", [{"bleu": 27.3}, {"vs_baseline": {}}, {"num_examples": 4}], ids=str)
+def test_a_point_whose_interval_may_not_pass_wins_nothing(more):
+    rows = [sweep_row("full"), {**sweep_row(bleu=29.0), **sweep_row(bleu=more.get("bleu", 29.0)), **more}]
+    assert judged(rows[1]).passes
+    assert [one.rows for one in winners(Group("", rows), 0.9)] == [[], []]
+
+
+def test_a_share_of_a_low_bleu_is_called_so(tmp_path, ulskip):
+    low = {"full": 4.0, "delta": 0.0, "delta_low": -0.1, "delta_high": 0.1, "p_value": 0.9}
+    rows = [sweep_row("full", bleu=4.0) | {"bleu": 4.0}, sweep_row(bleu=4.0, vs_baseline={"bleu": low})]
+    assert all("4.0" in one.note for one in winners(Group("", rows), 0.9) if one.rows)
+    code, _, err = ulskip("report", write_folder(tmp_path / "x", rows), "--no-plots")
+    assert (code, "4.0" in err) == (0, True)
+    code, _, err = ulskip("report", write_folder(tmp_path / "y", small_sweep()), "--no-plots")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(("metric", "score", "full"), [("bleu", 42.0, 30.0), ("bleu", 3.0, 0.2), ("decode_loss", 0.001, 2.0)])
+def test_no_share_exceeds_what_the_metric_can_be(metric, score, full):
+    compared = {"full": full, "delta": score - full, "delta_low": -1e3, "delta_high": 1e3, "p_value": 0.5}
+    row = sweep_row(config={}, **{"bleu": None, "chrf": None, metric: score}) | {"vs_baseline": {metric: compared}}
+    own = quality(Group("", [row]), 0.9)[id(row)]
+    assert 0 <= own.low <= own.share <= own.high <= 10
+    if metric == "bleu":
+        assert own.high <= 100 / full
 
 
 def test_no_share_is_negative():

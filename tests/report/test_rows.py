@@ -50,12 +50,23 @@ def test_rows_know_their_folder_and_answers_are_read_on_demand(tmp_path):
     assert read_answers(by_id["full-1-1"]) == []
 
 
+def test_damaged_answers_are_left_out_with_a_warning(tmp_path, capsys):
+    path = write_folder(tmp_path / "one", small_sweep(), {"unified-2-1": ["a", "b"]})
+    with (path / "generations" / "unified-2-1.jsonl").open("a") as stream:
+        stream.write('{"hypothesis": 5}')
+    row = next(row for row in read_rows([path]) if row["id"] == "unified-2-1")
+    assert read_answers(row) == []
+    assert "unified-2-1.jsonl" in capsys.readouterr().err
+
+
 def test_lines_that_are_no_rows_are_left_out_with_a_word(tmp_path, capsys):
     write_folder(tmp_path / "x", small_sweep())
     with (tmp_path / "x" / "runs.jsonl").open("a") as stream:
         stream.write('{"id": "alone"}\nrubbish\n')
     assert len(read_rows([tmp_path / "x"])) == len(small_sweep())
-    assert "2 lines of" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    file, last = tmp_path / "x" / "runs.jsonl", len(small_sweep())
+    assert all(f"{file}, line {last + i}: " in err for i in (1, 2))
 
 
 def test_a_sweep_that_was_stopped_before_its_first_point_is_told(tmp_path):

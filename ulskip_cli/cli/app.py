@@ -18,6 +18,7 @@ from ulskip_cli.cli.completion import install_bash_completion
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.printable import printable
 
 app = typer.Typer(
     help="Make LLM inference faster by skipping layers, and measure the cost in quality.",
@@ -91,7 +92,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Show the versio
 def _complain(message: str, code: int) -> int:
     if not message:
         return code
-    print(f"ulskip: {' '.join(message.split())}", file=sys.stderr)
+    print(f"ulskip: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ulskip_cli.core.printable import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -50,6 +52,6 @@ def show_outcome(
         for table in make_tables(rows, console.width):
             console.print(table)
         for warning in sorted({text for row in rows for text in row["warnings"]}):
-            console.print(f"warning: {warning}", style="yellow", highlight=False)
+            console.print(f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False)
         console.print(f"written to {folder.path}/", highlight=False, soft_wrap=True)
     outcome.check()

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import make_console, print_commented, show_outcome
+from ulskip_cli.core.printable import printable
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.record import RunRecord
@@ -87,7 +89,13 @@ def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool, wo
         table.add_column(name, justify=justify, no_wrap=bool(name))  # type: ignore[arg-type]
     for job, known in zip(jobs, states, strict=True):
         took = "" if known.seconds is None else clock(known.seconds)
-        table.add_row(job.label, job.id, known.state, took if known.state == "done" or not took else f"~{took}", known.note)
+        table.add_row(
+            job.label,
+            job.id,
+            known.state,
+            took if known.state == "done" or not took else f"~{took}",
+            escape(printable(known.note)),
+        )
     console = make_console()
     console.print(table)
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())

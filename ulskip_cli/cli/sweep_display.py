@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ulskip_cli.cli.progress_bars import ProgressBars
+from ulskip_cli.core.printable import printable
 from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.experiments.record import DONE, Row, is_done
 
@@ -182,7 +183,7 @@ def _speedup(row: Row) -> float | None:
 
 def _outcome(row: Row | None) -> str:
     if row is None or not is_done(row):
-        return f"{row['status']}: {row['reason']}" if row else "settled elsewhere"
+        return printable(f"{row['status']}: {row['reason']}") if row else "settled elsewhere"
     metric, parts = _metric([row]), []
     if row.get("wall_seconds"):
         parts.append(f"{row['wall_seconds']:.1f} s")

@@ -134,4 +134,5 @@ def _total_seconds_per_token(output: BatchOutput) -> float:
 def _raw(outputs: Sequence[BatchOutput]) -> dict[str, Any]:
     keys = ("prefill_seconds", "first_token_seconds", "decode_seconds")
     seconds = {key: [round(getattr(output, key), 6) for output in outputs] for key in keys}
-    return {**seconds, **{key: getattr(outputs[0], key) for key in SIDE_KEYS}}
+    tokens = {key: [getattr(output, key) for output in outputs] for key in ("decoded_tokens", "generated_tokens")}
+    return {**seconds, **tokens, **{key: getattr(outputs[0], key) for key in SIDE_KEYS}}

@@ -4,10 +4,7 @@ A row is one flat JSON object in `runs.jsonl`. The field names of the sections (
 docs/results.md describes them. Rows of earlier versions are read with their own key names (`RENAMED_KEYS`).
 """
 
-import functools
-import json
-import types
-import typing
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -23,6 +20,7 @@ from ulskip_cli.experiments.record_sections import (
     ScheduleRecord,
     Throughput,
 )
+from ulskip_cli.experiments.row_values import accepts_none, checked, hints_of
 from ulskip_cli.tasks.metrics import metric_keys
 
 # Changes when keys change their name or meaning, or when the same configuration gives another result.
@@ -112,12 +110,13 @@ class RunRecord:
         """Read a row of this or any earlier version; raise UsageError with the name of a missing or mistyped key."""
         rest = upgrade_row(row)
         if not rest.get("id"):
-            raise UsageError("expected a value for the key `id` of a row, got none")
+            raise UsageError("expected a value for the key id of a row, got none")
         sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
-        own = {key: _checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
+        own = {key: checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
         if own.get("status", DONE) not in STATUSES:
             raise UsageError(f"expected the key status of a row to be one of {', '.join(STATUSES)}, got {own['status']!r}")
-        own["warnings"] = tuple(_checked("warnings", rest.pop("warnings", []), list))
+        own["warnings"] = tuple(checked("warnings", rest.pop("warnings", []), list[str]))
+        _check_together(upgrade_row(row))
         return cls(**{**sections, **own, "other": rest})
 
 
@@ -138,41 +137,46 @@ _SECTIONS: dict[str, type] = {
     "benchmark": BenchmarkDetails,
     "lm_eval": LmEvalScores,
 }
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-@functools.cache
-def _runtime_types(hint: Any) -> tuple[type, ...]:
-    if hint is Any:
-        return (object,)
-    if isinstance(hint, types.UnionType):
-        return tuple(one for part in typing.get_args(hint) for one in _runtime_types(part))
-    plain = typing.get_origin(hint) or hint
-    return (float, int) if plain is float else (plain,)
-
-
-def _checked(key: str, value: Any, hint: Any) -> Any:
-    accepted = _runtime_types(hint)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted and object not in accepted):
-        names = " or ".join(one.__name__ for one in accepted)
-        raise UsageError(f"expected the key {key} of a row to be {names}, got {json.dumps(value, default=str)[:60]}")
-    return value
+_HINTS = {key: hint for kind in _SECTIONS.values() for key, hint in hints_of(kind).items()}
+_NEEDS = {  # keys without which the value of another key means nothing
+    "kept_layers": ("num_layers", "layer_ratio"),
+    "measured_speedup": ("measured_speedup_low", "measured_speedup_high"),
+    "machine_limits": (
+        *("model", "dtype", "device", "engine", "environment", "prompt_layers", "timed_prompt_tokens", "timed_new_tokens"),
+        *("compiled", "kept_layers", "predicted_speedup", "decode_tokens_per_second", "total_tokens_per_second"),
+        *("end_to_end_speedup", "full", "step_time_breakdown"),
+    ),
+}
 
 
 def _read_section(kind: type, rest: dict[str, Any]) -> Any:
     """Return one section and remove its keys from `rest`; return None if the row contains none of the keys."""
-    hints = _hints(kind)
+    hints = hints_of(kind)
     found = {key: rest.pop(key) for key in hints if key in rest}
     if kind is QualityScores:
-        scores = {key: _checked(key, rest.pop(key), float | None) for key in metric_keys() if key in rest}
+        scores = {key: checked(key, rest.pop(key), float | None) for key in metric_keys() if key in rest}
         found |= {"scores": {key: value for key, value in scores.items() if value is not None}} if scores else {}
     if not found:
         return None
-    optional = {key for key, hint in hints.items() if type(None) in _runtime_types(hint)}
-    return kind(
-        **{key: _checked(key, value, hints[key]) for key, value in found.items() if value is not None or key in optional}
-    )
+    given = {key: value for key, value in found.items() if value is not None or accepts_none(hints[key])}
+    return kind(**{key: checked(key, value, hints[key]) for key, value in given.items()})
+
+
+def _check_together(row: Row) -> None:
+    """Raise UsageError for values of a row that contradict one another, or that need another value."""
+    for key, needed in _NEEDS.items():
+        missing = [one for one in needed if row.get(one) in (None, {})] if row.get(key) is not None else []
+        if missing:
+            raise UsageError(f"expected a value for the key {missing[0]} of a row with {key}, got none")
+    ends = {key: (row.get(f"{key}_low"), row.get(f"{key}_high")) for key in ("measured_speedup", "end_to_end_speedup")}
+    ends |= {f"vs_baseline.{key}": (one["delta_low"], one["delta_high"]) for key, one in (row.get("vs_baseline") or {}).items()}
+    for key, (low, high) in ends.items():
+        if low is not None and high is not None and low > high:
+            raise UsageError(f"expected the interval of the key {key} of a row to be ascending, got {low:g} to {high:g}")
+    schedules = [row, *(row.get("later_stages") or ())]
+    highest = max((layer for one in schedules for layer in one.get("kept_layers") or ()), default=-1)
+    if highest >= (row.get("num_layers") or math.inf):
+        raise UsageError(f"expected the key kept_layers of a row to be below num_layers={row['num_layers']}, got {highest}")
+    for key, value in (row.get("full") or {}).items():
+        if key in _HINTS:
+            checked(f"full.{key}", value, _HINTS[key])

@@ -8,7 +8,7 @@ from typing import Any
 
 from ulskip_cli.core.config import instantiate
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import Row, RunRecord, is_done
+from ulskip_cli.experiments.record import RunRecord, is_done
 from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
@@ -63,14 +63,20 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRe
             f"expected a results folder, a run id or a generations file, got '{target}'; "
             f"run ids are searched in {results_dir}/, set another folder with --results-dir"
         )
-    found = [(folder, row) for folder in folders for row in folder.rows() if run_id in (None, row["id"])]
-    stored = [(folder, row) for folder, row in found if is_done(row) and _stored_generations(folder, row)]
+    found = [(folder, row) for folder in folders for row in folder.rows(warn=True) if run_id in (None, row["id"])]
+    finished = [(folder, RunRecord.from_row(row)) for folder, row in found if is_done(row)]
+    stored = [(folder, record) for folder, record in finished if _stored_generations(folder, record.id, record)]
     if not stored:
         below = sorted(path.glob("*/runs.jsonl")) if run_id is None else []
         missing = "runs without generations" if found else "no run"
         advice = f"try {below[0].parent}" if below else "check the target and --results-dir"
         raise UsageError(f"expected runs with stored generations at '{target}', got {missing}; {advice}")
-    return [(folder, RunRecord.from_row(row)) for folder, row in stored]
+    scored = [(folder, record) for folder, record in finished if record.quality and record.quality.scores]
+    absent = [file for folder, record in scored if not (file := folder.generations_path(record.id)).is_file()]
+    if absent:
+        count = f"{len(absent)} of {len(scored)} scored runs"
+        raise UsageError(f"{absent[0]}: expected a file of answers, got none ({count}); restore it, or score runs by their id")
+    return stored
 
 
 def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> RescoredRun:
@@ -96,10 +102,9 @@ def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> Re
 
 def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
     """Return the answers of a run, with the answers of its baseline if the results folder contains them."""
-    row = record.to_row()
-    generations = _stored_generations(folder, row)
+    generations = _stored_generations(folder, record.id, record)
     baseline = record.identity.baseline_id
-    full = _stored_generations(folder, {**row, "id": baseline}) if baseline else []
+    full = _stored_generations(folder, baseline, record) if baseline else []
     return Answers(
         [one["hypothesis"] for one in generations],
         [one["reference"] for one in generations],
@@ -108,9 +113,10 @@ def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
     )
 
 
-def _stored_generations(folder: ResultsFolder, row: Row) -> list[dict[str, Any]]:
-    """Return a run's generations, or an empty list if the file is missing; raise UsageError if the file is incomplete."""
-    path, found, expected = folder.generations_path(row["id"]), folder.generations(row["id"]), row.get("num_examples")
+def _stored_generations(folder: ResultsFolder, run_id: str, record: RunRecord) -> list[dict[str, Any]]:
+    """Return the generations of a run that has as many examples as `record`, or an empty list if the file is missing."""
+    path, found = folder.generations_path(run_id), folder.generations(run_id)
+    expected = record.provenance.num_examples if record.provenance else None
     if path.is_file() and expected is not None and len(found) != expected:
         raise UsageError(f"{path}: expected {expected} answers, got {len(found)}; restore the file or repeat the run")
     return found

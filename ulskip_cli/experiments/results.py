@@ -10,6 +10,7 @@ table.md, table.csv   made from the rows (see `report`)
 
 import contextlib
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import Any
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import append_line, lock, read_jsonl, try_lock, write_atomic
+from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.files import append_line, lock, try_lock, write_atomic
 from ulskip_cli.experiments import tracking
 from ulskip_cli.experiments.record import Row, RunRecord, is_done, upgrade_row
+from ulskip_cli.tasks.loading import read_objects
 
 BROKEN_FILE = "runs.broken.jsonl"
+MAX_REFUSED = 5  # refused lines of a folder that are named
+ANSWER_KEYS = ("source", "reference", "hypothesis")
 
 
 class ResultsFolder:
@@ -62,24 +66,35 @@ class ResultsFolder:
         """The path of runs.jsonl."""
         return self.path / "runs.jsonl"
 
-    def rows(self) -> list[Row]:
-        """Return the newest row of every point, also of failed points; unreadable lines are skipped."""
-        return self.rows_and_broken()[0]
+    def rows(self, *, warn: bool = False) -> list[Row]:
+        """Return the newest row of every point, also of failed points; refused lines are skipped, with a warning if asked."""
+        rows, refused = self.read()
+        for message in refused[:MAX_REFUSED] if warn else ():
+            print(f"ulskip: skipped {message}", file=sys.stderr)
+        if warn and len(refused) > MAX_REFUSED:
+            print(f"ulskip: skipped {len(refused) - MAX_REFUSED} more lines of {self.runs_path}", file=sys.stderr)
+        return rows
 
-    def rows_and_broken(self) -> tuple[list[Row], int]:
-        """Return the newest row of every point and the number of unreadable lines."""
+    def read(self) -> tuple[list[Row], list[str]]:
+        """Return the newest row of every point, and a message with file, line and key for every line that is refused."""
         if not self.runs_path.is_file():
-            return [], 0
-        lines = [line for line in self.runs_path.read_text("utf-8", errors="replace").split("\n") if line.strip()]
-        rows = [row for line in lines if (row := parse_row(line)) is not None]
-        return newest_rows(rows), len(lines) - len(rows)
+            return [], []
+        rows, refused = [], []
+        for number, line in enumerate(self.runs_path.read_bytes().split(b"\n"), start=1):
+            try:
+                rows += [read_row(line)] if line.strip() else []
+            except UsageError as error:
+                refused.append(f"{self.runs_path}, line {number}: {error}")
+        return newest_rows(rows), refused
 
     def record(self, run_id: str, accept: Callable[[RunRecord], bool] = lambda record: True) -> RunRecord | None:
         """Return a point's newest finished record that `accept` accepts; None if no record or no generations are found."""
         if not self.generations_path(run_id).is_file():
             return None
-        finished = (row for row in reversed(read_jsonl(self.runs_path)) if row.get("id") == run_id and is_done(row))
-        return next((record for row in finished if accept(record := RunRecord.from_row(row))), None)
+        lines = reversed(self.runs_path.read_bytes().split(b"\n")) if self.runs_path.is_file() else ()
+        rows = (row for line in lines if run_id.encode() in line and (row := parse_row(line)))
+        finished = (RunRecord.from_row(row) for row in rows if row["id"] == run_id and is_done(row))
+        return next((record for record in finished if accept(record)), None)
 
     def quarantine_corrupt_lines(self) -> str | None:
         """Move unreadable lines, e.g. after a crash, from runs.jsonl to another file; return a message if lines were moved."""
@@ -95,7 +110,7 @@ class ResultsFolder:
             whole = [line for line in content.split(b"\n") if line.strip() and line not in set(corrupt)]
             write_atomic(self.runs_path, b"".join(line + b"\n" for line in whole))
         return (
-            f"moved {len(corrupt)} unreadable line{'s' * (len(corrupt) > 1)} of {self.runs_path}, probably cut by a crash, to "
+            f"moved {len(corrupt)} unreadable line{'s' * (len(corrupt) > 1)} of {self.runs_path}, e.g. cut by a crash, to "
             f"{BROKEN_FILE}; {len(whole)} rows are intact, and a sweep repeats missing points"
         )
 
@@ -115,8 +130,17 @@ class ResultsFolder:
         return self.path / "generations" / f"{run_id}.partial.jsonl"
 
     def generations(self, run_id: str) -> list[dict[str, Any]]:
-        """Return the generations of every example, in the task's order."""
-        return read_jsonl(self.generations_path(run_id))
+        """Return the generations of every example, in the task's order; raise UsageError for a line that is no answer."""
+        path = self.generations_path(run_id)
+        if not path.is_file():
+            return []
+        answers = read_objects(path)
+        for number, answer in enumerate(answers, start=1):
+            wrong = [key for key in ANSWER_KEYS if not isinstance(answer.get(key), str)]
+            if wrong:
+                got = json.dumps(answer.get(wrong[0]), default=str)[:60]
+                raise UsageError(f"{path}, answer {number}: expected text under the key {wrong[0]}, got {got}; repeat the run")
+        return answers
 
     def save(self, config: Config, record: RunRecord, generations: Sequence[dict[str, Any]] | None = None) -> None:
         """Write a finished run and log it to the tracker. The row is written last: if it exists, all other files exist."""
@@ -132,8 +156,14 @@ class ResultsFolder:
         write_atomic(self.generations_path(run_id), "".join(lines))
 
     def append(self, record: RunRecord) -> None:
-        """Append a row, which replaces earlier rows of the same point; raise StorageError if the folder cannot be written."""
-        line = json.dumps(record.to_row(), ensure_ascii=False)
+        """Append a row, which replaces earlier rows of the same point; raise StorageError if the folder cannot be written.
+
+        Raise RunError for a record that could not be read again.
+        """
+        try:
+            line = json.dumps(read_row(json.dumps(record.to_row())), ensure_ascii=False)
+        except UsageError as error:
+            raise RunError(f"cannot store run {record.id}: {error}") from None
         with self._lock_rows():
             append_line(self.runs_path, line)
 
@@ -159,13 +189,28 @@ def newest_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def parse_row(line: str | bytes) -> Row | None:
-    """Parse a line of runs.jsonl and upgrade its key names to this version; return None if the line is not a row."""
+    """Return the row in a line of runs.jsonl as `read_row` does, or None if the line is refused."""
+    try:
+        return read_row(line)
+    except UsageError:
+        return None
+
+
+def read_row(line: str | bytes) -> Row:
+    """Check a line of runs.jsonl and upgrade its key names to this version; raise UsageError if the line is not a row."""
     try:
         found = json.loads(line)
-    except ValueError:
-        return None
-    is_row = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("id", "strategy"))
-    return upgrade_row(found) if is_row else None
+        json.dumps(found, ensure_ascii=False).encode()  # fails for halves of characters, which no file can contain
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"expected a JSON object, got none ({str(error)[:80]}); repeat the run") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"expected a JSON object, got {json.dumps(found)[:60]}; repeat the run")
+    record = RunRecord.from_row(found)
+    row = upgrade_row(found)
+    missing = [key for key in ("strategy", "batch_size") if row.get(key) is None]
+    if missing:
+        raise UsageError(f"expected a value for the key {missing[0]} of row {record.id}, got none")
+    return row
 
 
 def _corrupt_lines(content: bytes) -> list[bytes]:

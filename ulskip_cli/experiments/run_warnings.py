@@ -7,10 +7,18 @@ from ulskip_cli.strategies.plan import Plan
 
 DEPTH_TOLERANCE = 0.05  # relative difference between the answers' mean depth and the target that needs no warning
 
+PREDICTION_FACTOR = 1.6  # between the measured and the predicted speedup; a larger one needs a warning
+
 
 def run_warnings(config: Config, plan: Plan, record: RunRecord) -> tuple[str, ...]:
     """Return the warnings of the plan and of the finished run."""
-    return (*plan.warnings, *_untrained(plan, record), *adjustments(config, record), *_depth_misses(config, record))
+    return (
+        *plan.warnings,
+        *_untrained(plan, record),
+        *adjustments(config, record),
+        *_depth_misses(config, record),
+        *_misprediction(record),
+    )
 
 
 def adjustments(config: Config, record: RunRecord) -> list[str]:
@@ -76,4 +84,17 @@ def _depth_misses(config: Config, record: RunRecord) -> list[str]:
     name = record.identity.strategy
     return [
         f"{name}: expected a mean depth of {target} layers, got {mean:.2f}, so the speedup differs from the target; {advice}"
+    ]
+
+
+def _misprediction(record: RunRecord) -> list[str]:
+    predicted = record.schedule.predicted_speedup if record.schedule else None
+    measured = record.timing.measured_speedup if record.timing else None
+    if not predicted or not measured or record.identity.draft_tokens:  # the prediction ignores drafts
+        return []
+    if 1 / PREDICTION_FACTOR <= measured / predicted <= PREDICTION_FACTOR:
+        return []
+    return [
+        f"{record.identity.strategy}: the cost model predicted a speedup of {predicted:.2f}, but {measured:.2f} was measured; "
+        "it counts only the bytes of weights that a step reads, so rely on the measured speedup"
     ]

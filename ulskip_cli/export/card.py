@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.printable import all_printable
 from ulskip_cli.experiments.record import Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.request import ResolvedExport
@@ -90,7 +91,7 @@ def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str, s
         if _matches(row, model, plan, training) and _is_corrected(row, skip_adapter):
             machine = row.get("environment", {})
             newest[*(row.get(key) for key in _TASK_KEYS), *(machine.get(key) for key in _MACHINE_KEYS)] = row
-    return sorted(newest.values(), key=lambda row: [str(row.get(key)) for key in _TASK_KEYS])
+    return sorted(map(all_printable, newest.values()), key=lambda row: [str(row.get(key)) for key in _TASK_KEYS])
 
 
 def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:

@@ -10,7 +10,7 @@ from ulskip_cli.experiments.record import Row, upgrade_row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.columns import Cell, Column, Section, interval, layers, needed, number, text, varying
-from ulskip_cli.report.rows import MISSING
+from ulskip_cli.report.rows import MISSING, displayed
 
 FILE = "bench.md"
 BANDWIDTH = "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of this machine's read bandwidth"
@@ -23,7 +23,7 @@ ACCOUNT = (
 
 
 def _share(key: str) -> Cell:
-    return lambda row: MISSING if row[key] is None else f"{row[key]:.0%}"
+    return lambda row: MISSING if row.get(key) is None else f"{row[key]:.0%}"
 
 
 def _milliseconds(key: str) -> Cell:
@@ -75,8 +75,12 @@ def write_bench_report(folder: ResultsFolder) -> list[Path]:
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Sort rows by model, batch size, engine, layer ratio (lowest first) and strategy."""
-    return sorted(rows, key=lambda row: (row["model"], row["batch_size"], decoded_by(row), row["layer_ratio"], row["strategy"]))
+    """Sort rows for display by model, batch size, engine, layer ratio (lowest first) and strategy."""
+
+    def order(row: Row) -> tuple[str, int, str, float, str]:
+        return row["model"], row["batch_size"], decoded_by(row), row["layer_ratio"], row["strategy"]
+
+    return sorted(map(displayed, rows), key=order)
 
 
 def decoded_by(row: Row) -> str:
@@ -139,7 +143,7 @@ def _sides(rows: Sequence[Row]) -> list[Row]:
         shape = {"kept_layers": range(row["num_layers"]), "later_stages": [], "layer_ratio": 1.0}
         shape |= {"strategy": "full", "strategy_options": {}, "draft_tokens": 0, "prompt_layers": "all"}
         full = {**row, **upgrade_row(row["full"]), **shape}
-        sides.setdefault(str([decoded_by(full), *(full[key] for key in ("batch_size", *AXES))]), full)
+        sides.setdefault(str([decoded_by(full), *(full.get(key) for key in ("batch_size", *AXES))]), full)
         if row["layer_ratio"] > 1:
             sides[row["id"]] = row
     return ordered(list(sides.values()))

@@ -19,7 +19,7 @@ from ulskip_cli.report.columns import Section
 from ulskip_cli.report.difference import Scorer
 from ulskip_cli.report.html_page import Page
 from ulskip_cli.report.plots import save_plots
-from ulskip_cli.report.quality import GATE, Winner, winners
+from ulskip_cli.report.quality import GATE, Winner, quality, winners
 from ulskip_cli.report.rows import Group, done, find_folders, grouped, ordered, read_rows, with_settings
 
 FOLDER = "report"
@@ -80,6 +80,9 @@ class Report:
         rows = ordered(read_rows(paths))
         groups = grouped(rows)
         found = {group.label: winners(group, options.gate) for group in groups}
+        for group in groups:
+            for caveat in sorted({one.caveat for one in quality(group, options.gate).values()} - {""}):
+                print(f"ulskip: {group.label}: {caveat}; use a stronger model or another metric", file=sys.stderr)
         made = cls(options, paths, rows, groups, {label: own for label, own in found.items() if own})
         if options.against == PAPER:
             made.sections = paper.beside_paper(groups, options.gate)
@@ -144,7 +147,9 @@ class Report:
         parts = [title, "## Layout of the paper's table 4", table4]
         for label, own in self.winners.items():
             parts.append(f"## Winners{f', {label}' if len(self.winners) > 1 else ''}")
-            parts.append(f"Winners are chosen among points that keep {self.options.gate:.0%} of full's quality.")
+            parts.append(
+                f"Winners are chosen among points that keep {self.options.gate:.0%} of full's quality by their whole interval."
+            )
             parts.append("\n".join(map(_winner_line, own)))
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]

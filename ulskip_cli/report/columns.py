@@ -95,7 +95,7 @@ def num_pairs(row: Row) -> int | None:
 def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
     """Compute tokens/s of the strategy or the full model in timed pairs, summed over the batch.
 
-    None for rows without pairs. None also for the full model if pairs stop at EOS: rows lack its number of tokens.
+    None for rows without pairs. None also for the full model if pairs stop at EOS, because earlier rows lack its tokens.
     """
     seconds = row.get("time_per_output_token_seconds")
     if not seconds:

@@ -108,7 +108,7 @@ def points(groups: Sequence[Group], rows: Sequence[Row], gate: float) -> tuple[l
         columns.append({"field": fields[i], "values": [fields[i].order(one) for one in sorted(values)]})
     drawn = []
     for row, line in zip(rows, lines, strict=True):
-        passes = row["strategy"] == "full" or (id(row) in judged and judged[id(row)].passes)
+        passes = row["strategy"] == "full" or (id(row) in judged and judged[id(row)].can_win)
         missing = None if is_done(row) else (absent(row), row.get("reason") or "no reason given")
         look = {"label": labels.get(id(row), row["strategy"]), "colour": strategy_colour(row["strategy"])}
         drawn.append({**look, "passes": passes, "missing": missing, "values": [line[i] for i in shown]})
@@ -121,7 +121,7 @@ def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
 
     def share(row: Row) -> tuple[Any, ...] | None:
         own = judged.get(id(row))
-        return (own.share, own.low, own.high, own.passes) if own else None
+        return (own.share, own.low, own.high, own.can_win) if own else None
 
     def measured(row: Row) -> tuple[Any, ...] | None:
         ends = (row.get("measured_speedup"), row.get("measured_speedup_low"), row.get("measured_speedup_high"))

@@ -196,7 +196,7 @@ def _paper(key: str, form: str) -> Cell:
 
 def comparable(rows: Sequence[Row]) -> list[Row]:
     """Select the benchmark rows with the paper's model shape or of the paper's experiment; only these are comparable."""
-    return [row for row in rows if row["model"] in SHAPES or row["experiment"] == EXPERIMENT]
+    return [row for row in rows if row["model"] in SHAPES or row.get("experiment") == EXPERIMENT]
 
 
 def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Section:
@@ -223,5 +223,5 @@ def _ours(rows: Sequence[Row], target: float, approach: str, label: str) -> Row:
     if approach == "full":
         speeds = [row["full"]["total_tokens_per_second"] for row in rows]
         return {label: median(speeds), f"{label}_x": 1.0} if speeds else {}
-    found = next((row for row in rows if (row["target_speedup"], row["strategy"]) == (target, approach)), None)
+    found = next((row for row in rows if (row.get("target_speedup"), row["strategy"]) == (target, approach)), None)
     return {label: found["total_tokens_per_second"], f"{label}_x": found["end_to_end_speedup"]} if found else {}

@@ -1,7 +1,8 @@
 """The share of the full model's quality that points keep, the quality gate, winners and ties.
 
 A point passes the gate if it keeps at least that share of the full model's primary metric. The verdict is sure if the whole
-95% interval of the share is above or below the gate. Only passing points can win. Points tie if intervals do not separate them.
+95% interval of the share is above or below the gate. Only points that surely pass can win. Points tie if intervals do not
+separate them. A share of fewer than `MIN_FOR_STARS` examples has no interval, because a bootstrap over them has no power.
 """
 
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.columns import num_pairs
+from ulskip_cli.report.columns import MIN_FOR_STARS, few_examples, num_pairs
 from ulskip_cli.report.rows import Group, done
 from ulskip_cli.tasks import metrics
 
@@ -18,6 +19,9 @@ GATE = 0.9
 METRICS = {key: metrics.row_key(key).title for key in metrics.quality_keys()}
 LOWER_IS_BETTER = {key for key in METRICS if metrics.row_key(key).lower_is_better}
 _PRIMARY_KEYS = {name: spec.primary for name, spec in metrics.METRICS.items()}  # row keys by the names in configurations
+MIN_BLEU = 10.0  # translations below it have little in common with their references
+HIGHEST_SCORE = 100.0  # of all metrics where higher is better
+MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
 Z = 1.96  # half a 95% interval in standard errors
 
 
@@ -43,6 +47,18 @@ class Quality:
         """True if the whole interval is above or below the gate; False if the interval is unknown."""
         end = self.low if self.passes else self.high
         return end is not None and (end >= self.gate) is self.passes
+
+    @property
+    def can_win(self) -> bool:
+        """True if the whole interval is above the gate."""
+        return self.passes and self.sure
+
+    @property
+    def caveat(self) -> str:
+        """A warning if the full model's score is so low that a share of it says nothing; otherwise empty."""
+        if self.metric != "bleu" or self.full >= MIN_BLEU:
+            return ""
+        return f"a share of full's BLEU of {self.full:.1f} says little about quality, because it is below {MIN_BLEU:g}"
 
     @property
     def word(self) -> str:
@@ -98,8 +114,8 @@ def quality(group: Group, gate: float) -> dict[int, Quality]:
         compared = vs_baseline(row, metric)
         full = compared["full"] if compared else fulls.get(row["batch_size"], next(iter(fulls.values()), None))
         if row.get(metric) is not None and full:
-            scores = [row[metric], *(full + compared[key] for key in ("delta_low", "delta_high") if compared)]
-            share, *ends = (max(0.0, _share(metric, score, full)) for score in scores)  # an interval may end below a score of 0
+            ends_of = ("delta_low", "delta_high") if compared and not few_examples(row) else ()
+            share, *ends = (_share(metric, score, full) for score in (row[metric], *(full + compared[key] for key in ends_of)))
             found[id(row)] = Quality(metric, row[metric], full, share, min(ends, default=None), max(ends, default=None), gate)
     return found
 
@@ -110,39 +126,51 @@ def vs_baseline(row: Row, metric: str) -> dict[str, Any]:
 
 
 def _share(metric: str, score: float, full: float) -> float:
-    if metric not in LOWER_IS_BETTER:
-        return score / full
-    return full / score if score > 0 else math.inf
+    """Return the kept share of full's quality. An interval of scores may exceed the range of the metric; a share does not."""
+    share = min(score, HIGHEST_SCORE) / full if metric not in LOWER_IS_BETTER else full / score if score > 0 else MAX_SHARE
+    return min(max(0.0, share), MAX_SHARE)
 
 
 def winners(group: Group, gate: float) -> list[Winner]:
-    """Find the fastest point at every batch size and the best quality at every target, among points that pass the gate."""
+    """Find the fastest point per batch size and the best quality per target, among points that surely pass the gate."""
     judged = quality(group, gate)
     rows = [row for row in done(group.rows) if row["strategy"] != "full" and id(row) in judged]
     if not rows:
         return []
     metric = judged[id(rows[0])].metric
-    nothing = f"no point keeps {gate:.0%} of full's {METRICS[metric]}"
     found = []
     timed = [row for row in done(group.rows) if row["strategy"] != "full" and row.get("measured_speedup") is not None]
     for batch in sorted({row["batch_size"] for row in timed}):
-        own = [row for row in timed if row["batch_size"] == batch and id(row) in judged and judged[id(row)].passes]
+        rivals = [row for row in timed if row["batch_size"] == batch and id(row) in judged]
+        own = [row for row in rivals if judged[id(row)].can_win]
         title = f"fastest at batch {batch}"
-        found.append(_fastest(title, group, own, judged) if own else Winner(title, [], [], [], nothing))
+        found.append(_fastest(title, group, own, judged) if own else _nothing(title, metric, gate, rivals, judged))
     scored = [row for row in rows if row.get("target_speedup")]
     smallest = min((row["batch_size"] for row in scored), default=None)
     scored = [row for row in scored if row["batch_size"] == smallest]
     for target in sorted({row["target_speedup"] for row in scored}):
-        own = [row for row in scored if row["target_speedup"] == target and judged[id(row)].passes]
+        rivals = [row for row in scored if row["target_speedup"] == target]
+        own = [row for row in rivals if judged[id(row)].can_win]
         title = f"best {METRICS[metric]} at {target:g}x"
-        found.append(_best(title, group, own, judged) if own else Winner(title, [], [], [], nothing))
+        found.append(_best(title, group, own, judged) if own else _nothing(title, metric, gate, rivals, judged))
     return found
+
+
+def _nothing(title: str, metric: str, gate: float, rows: Sequence[Row], judged: dict[int, Quality]) -> Winner:
+    unsure = [row for row in rows if judged[id(row)].passes]
+    note = f"no point {'surely ' * bool(unsure)}keeps {gate:.0%} of full's {METRICS[metric]}"
+    if any(few_examples(row) for row in unsure):
+        note += f"; fewer than {MIN_FOR_STARS} examples are too few for an interval, so raise limit"
+    elif unsure:
+        note += f"; the intervals of {len(unsure)} points include the gate or are not known, so use more examples"
+    return Winner(title, [], [], [], note)
 
 
 def _fastest(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quality]) -> Winner:
     ranked = sorted(rows, key=lambda row: -row["measured_speedup"])
     equal = [row for row in ranked if row["measured_speedup_high"] >= ranked[0]["measured_speedup_low"]]
-    note = "" if ranked[0]["measured_speedup_low"] > 1 else "its interval includes 1x, so it may not be faster than full"
+    notes = [] if ranked[0]["measured_speedup_low"] > 1 else ["its interval includes 1x, so it may not be faster than full"]
+    note = "; ".join(filter(None, [*notes, judged[id(ranked[0])].caveat]))
     figures = [f"{speed(row)}, {_kept(judged[id(row)])}" for row in equal]
     return Winner(title, equal, [called(group, row) for row in equal], figures, note)
 
@@ -152,11 +180,9 @@ def _best(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quali
     equal = [first, *(row for row in others if not apart(first, row, judged[id(first)].metric))]
     rivals = {row["strategy"] for row in group.rows if row.get("target_speedup") == first["target_speedup"]}
     notes = ["the only point that passes"] if not others and len(rivals) > 1 else []
-    if not judged[id(first)].sure:
-        known = judged[id(first)].low is not None
-        notes.append("its interval includes the gate" if known else "without an interval")
     figures = [f"{judged[id(row)].value:.2f}, {_kept(judged[id(row)])}" for row in equal]
-    return Winner(title, equal, [called(group, row) for row in equal], figures, ", ".join(notes))
+    note = "; ".join(filter(None, [*notes, judged[id(first)].caveat]))
+    return Winner(title, equal, [called(group, row) for row in equal], figures, note)
 
 
 def _kept(own: Quality) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.printable import all_printable, printable
 from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.corrections import adapter_names, correction, own_options
@@ -110,30 +111,33 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
             hint = f"known: {', '.join(known[:MAX_FOLDERS_NAMED])}{more}" if known else "make one with `ulskip sweep`"
             raise UsageError(f"expected a folder of results with {FILE}, or a folder of such folders, got '{path}'; {hint}")
         found.update(dict.fromkeys(below))
+    for path in found:
+        if not str(path).isprintable():
+            raise UsageError(f"expected a folder with a printable name, got '{printable(str(path))}'; rename it")
     return list(found)
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Read the rows of results folders, add folder and settings to each row, and warn about unreadable lines."""
+    """Read the rows of results folders, add folder and settings to each row, and warn about refused lines."""
     rows = []
     for path in paths:
-        found, broken = ResultsFolder(path).rows_and_broken()
-        rows += [{**row, "folder": str(path)} for row in found]
-        if broken:
-            lines = f"{broken} line{'s' * (broken > 1)}"
-            print(f"ulskip: skipped {lines} of {path / FILE} that cannot be read; repeat those runs", file=sys.stderr)
+        rows += [{**row, "folder": str(path)} for row in ResultsFolder(path).rows(warn=True)]
     if not rows:
         raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}, got none; run `ulskip sweep` first")
     return with_settings(rows)
 
 
 def read_answers(row: Row) -> list[Row]:
-    """Read the stored answers of a row's run; return an empty list if the run stored no answers."""
-    return ResultsFolder(Path(row["folder"])).generations(row["id"])
+    """Read the stored answers of a row's run; return an empty list if there are none, with a warning if one is damaged."""
+    try:
+        return ResultsFolder(Path(row["folder"])).generations(row["id"])
+    except UsageError as error:
+        print(f"ulskip: the report leaves out the answers of {row['id']}: {error}", file=sys.stderr)
+        return []
 
 
 def with_settings(rows: Sequence[Row]) -> list[Row]:
-    """Copy rows and add the configuration keys in which they differ, e.g. `decoding.max_new_tokens`.
+    """Copy rows for display (see `displayed`) and add the configuration keys in which they differ.
 
     The keys of a config group are compared only between rows with the same choice, e.g. `decoding=greedy`.
 
@@ -141,19 +145,24 @@ def with_settings(rows: Sequence[Row]) -> list[Row]:
     >>> [row["decoding.max_new_tokens"] for row in with_settings([one, other])], with_settings([one, one]) == [one, one]
     ([4, 24], True)
     """
-    found = [dict(row) for row in rows]
+    found = [displayed(row) for row in rows]
     for part, own_keys in _CONFIG_PARTS.items():
         choices: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
         for i, row in enumerate(rows):
             values = (row.get("config") or {}).get(part)
             if isinstance(values, dict) and any(row.get(key) is not None for key in _PART_NEEDS.get(part, ("config",))):
-                choices[str(values.get("name"))][i] = values
+                choices[str(values.get("name"))][i] = all_printable(values)
         for members in choices.values():
             kinds = {repr(values): values for values in members.values()}
             keys = _varying(list(kinds.values()), own_keys) if len(kinds) > 1 else []
             for i, values in members.items() if keys else ():
                 found[i].update({f"{part}.{key}": values[key] for key in keys})
     return found
+
+
+def displayed(row: Row) -> Row:
+    """Copy a row with texts that a terminal, Markdown and CSV can show; only the path of its folder stays as it is."""
+    return {**all_printable(row), **{key: row[key] for key in ("folder",) if key in row}}
 
 
 def _varying(kinds: Sequence[dict[str, Any]], own_keys: set[str]) -> list[str]:

@@ -31,6 +31,7 @@ CSV_KEYS = (
 STARS = "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05)."
 MEASURED = "Measured: decode seconds of the full model divided by those of the strategy, median of timed pairs."
 LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
+_MARKDOWN_SPECIAL = str.maketrans({"|": r"\|", "<": "&lt;"})
 _LATEX_NAMES = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum", "<": "textless", ">": "textgreater"}
 _LATEX_SPECIAL = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
@@ -83,7 +84,8 @@ def markdown(section: Section) -> str:
     heads = [column.head for column in section.columns]
     words = len(heads) if section.sentences else section.words
     rule = [*["---"] * words, *["---:"] * (len(heads) - words)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *section.cells))
+    cells = [[cell.translate(_MARKDOWN_SPECIAL) for cell in line] for line in section.cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *cells))
 
 
 def latex(section: Section, label: str) -> str:

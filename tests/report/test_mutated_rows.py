@@ -1,0 +1,121 @@
+"""A row is foreign input: with any one value changed, it is reported or refused, and the other rows are reported."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.report.benchmark import write_bench_report
+from ulskip_cli.report.tables import write_tables
+
+RESULTS = Path(__file__).parents[2] / "results"
+FOLDERS = ["baselines", "demo", "latency/tiny", "lossless-tiny", "skip_adapters", "reproduce"]
+MOST = 6  # rows of a folder
+DELETED = object()
+VALUES = [
+    *(DELETED, None, True, 0, -1, 1.5, -1e300, 1e300, 1e-300, math.nan, math.inf, 10**400, 10**9),
+    *("", "x", "7", "full", "failed", "../../secret", "\ud800", "\x1b[31m", "x" * 5000),
+    *([], [None], [1], ["a"], [-1], [[]], {}, {"a": None}, {"1": 1}),
+]
+FORMATS = [["--no-plots"], ["--html", "--no-plots"], ["--format", "csv", "--layout", "long"], ["--format", "latex"]]
+
+
+def some_rows(folder):
+    lines = (RESULTS / folder / "runs.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines[:: -(-len(lines) // MOST)]]
+
+
+ROWS = {folder: some_rows(folder) for folder in FOLDERS}
+
+
+def paths(value, path=()):
+    """The paths of all values in a row; of a list, of its first two elements."""
+    if path:
+        yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield from paths(one, (*path, key))
+
+
+@st.composite
+def mutations(draw):
+    """Rows of a folder, one of them with one changed or deleted value."""
+    rows = json.loads(json.dumps(ROWS[draw(st.sampled_from(FOLDERS))]))
+    inner = draw(st.sampled_from(rows))
+    *parents, key = draw(st.sampled_from(list(paths(inner))))
+    for parent in parents:
+        inner = inner[parent]
+    value = draw(st.sampled_from(VALUES))
+    if value is DELETED:
+        del inner[key]
+    else:
+        inner[key] = value
+    return rows
+
+
+@settings(max_examples=60, derandomize=True)
+@given(rows=mutations(), form=st.sampled_from(FORMATS))
+def test_a_changed_value_is_reported_or_refused(tmp_path_factory, monkeypatch_session, rows, form):
+    folder = tmp_path_factory.mktemp("mutated") / "x"
+    folder.mkdir()
+    (folder / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert invoke(["report", str(folder), *form]) == 0
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_session():
+    """Let unforeseen exceptions through."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ULSKIP_DEBUG", "1")
+        yield
+
+
+UNSAFE = "\x1b]0;x\x07\x9b\u202e\n"
+
+
+@pytest.mark.parametrize("form", [[], ["--layout", "long"], ["--html"], *FORMATS[2:], ["--format", "markdown"]], ids=" ".join)
+@pytest.mark.parametrize("folder", ["demo", "latency/tiny"])
+def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulskip, form, folder):
+    rows = some_rows(folder)
+    texts = (
+        "model",
+        "strategy",
+        "task",
+        "dataset",
+        "pair",
+        "decoding",
+        "device",
+        "dtype",
+        "engine",
+        "training",
+        "prompt_layers",
+    )
+    for i, row in enumerate(rows):
+        row |= {key: f"{i}{UNSAFE}|{row[key]}" for key in texts if isinstance(row.get(key), str)}
+        row["environment"] = {**row["environment"], "ulskip": UNSAFE, "processor": UNSAFE}
+    rows.append({**rows[0], "id": "failed", "status": "failed", "reason": UNSAFE})
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = ulskip("report", tmp_path, "--no-plots", *form)
+    assert code == 0, err
+    write_tables(ResultsFolder(tmp_path))
+    if folder.startswith("latency"):
+        write_bench_report(ResultsFolder(tmp_path))
+    texts = [out, *(file.read_text() for file in tmp_path.rglob("*.*") if file.suffix in (".md", ".csv", ".tex", ".html"))]
+    assert not {one for one in UNSAFE if one != "\n" and not one.isprintable()} & set("".join(texts))
+    for table in (tmp_path / "table.md").read_text().split("\n\n"):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines() if line.startswith("|")}) <= 1
+
+
+def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip):
+    rows = some_rows("baselines")
+    rows[2]["measured_speedup"] = "fast"
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = ulskip("report", tmp_path, "--format", "csv", "--layout", "long")
+    assert (code, len(out.splitlines())) == (0, len(rows))
+    assert all(text in err for text in (str(tmp_path / "runs.jsonl"), "line 3", "measured_speedup", '"fast"'))

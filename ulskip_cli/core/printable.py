@@ -1,0 +1,23 @@
+"""Text of other people's files without the characters that control a terminal or the direction of text."""
+
+from typing import Any
+
+
+def printable(text: str) -> str:
+    r"""Return a text on one line, with escapes in place of control characters.
+
+    >>> print(printable("a\n\x1b[31mred"))
+    a \x1b[31mred
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else " " if one.isspace() else repr(one)[1:-1] for one in text)
+
+
+def all_printable(value: Any) -> Any:
+    """Return a JSON value in which all texts and keys are printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): all_printable(one) for key, one in value.items()}
+    return [all_printable(one) for one in value] if isinstance(value, list) else value
