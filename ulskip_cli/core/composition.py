@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
+from ulskip_cli.core.registry import GROUPS_OF_CLASSES, allow_classes_of
 
 RENAMED_KEYS = {
     "memory": "memory_budget",
@@ -34,9 +36,14 @@ def config_dir() -> Path:
 
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
-    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder."""
+    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder.
+
+    The classes that the user's files name become allowed values of `_target_`.
+    """
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
+    if extra_dir is not None and group in GROUPS_OF_CLASSES:
+        allow_classes_of(extra_dir)
     folders = [config_dir(), *([extra_dir] if extra_dir else [])]
     return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
@@ -75,9 +82,22 @@ def refuse_renamed(keys: Iterable[str]) -> None:
                 raise UsageError(f"{old} was renamed: use {new}")
 
 
+def _refuse_fixed(keys: Iterable[str], groups: Sequence[str]) -> None:
+    """Raise UsageError for an override of a key that only a config file can set."""
+    for key in keys:
+        group, _, name = key.partition(".")
+        if group in groups and name in ("_target_", "name"):
+            raise UsageError(
+                f"{key} is not supported as an override, because it belongs to the file of {group}; use {group}=NAME"
+            )
+        if re.split(r"\W", key)[0] == "hydra":
+            raise UsageError(f"{key} is not supported as an override; add config files with --config-dir DIR")
+
+
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
     """Compose `configs/<primary>.yaml` with overrides of keys and `groups`; raise UsageError for an invalid override."""
-    group_choices("experiment", extra_dir)  # checks the folder
+    for group in GROUPS_OF_CLASSES:
+        group_choices(group, extra_dir)  # checks the folder
     keys = [_key(text) for text in overrides]
     if (
         "model.path" in keys
@@ -91,6 +111,7 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
     chosen = _compose_choices(primary, tuple(choices), extra_dir, _file_stamps(extra_dir))
     known = list(_dotted_keys(chosen))
     refuse_renamed([*keys, *known])
+    _refuse_fixed(keys, groups)
     for text in resolved:
         if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
             raise UnknownKey(str(_unknown_key(_key(text), known)), _key(text))
