@@ -6,6 +6,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ulskip_cli.core import interruption
 from ulskip_cli.core.progress import NullProgress, ReportProgress, throttled
 
 
@@ -43,6 +44,7 @@ class ProgressBars:
 
     def phase(self, label: str, total: int) -> ReportProgress:
         """Begin a phase; a phase with a total of 0 is short and not shown."""
+        interruption.check()
         self._finish_last()
         if total and self._has_lines:
             self.note(f"{self._prefix}{label} ({total})")

@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ulskip_cli.core import interruption
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
@@ -48,6 +49,7 @@ def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase 
     if config.adapter:
         model = _with_adapter(model, config)
     model = model.eval()
+    interruption.check()
     return LoadedModel(model, tokenizer, loaded_metadata(model, config), notes)
 
 
