@@ -37,7 +37,7 @@ def train(
             from ulskip_cli.training.run import train as run_training
 
             record = run_training(chosen, bars).to_json()
-    except Exception:
+    except BaseException:
         if is_new:
             with contextlib.suppress(OSError):
                 output.rmdir()  # fails, as it should, if something was written

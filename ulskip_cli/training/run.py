@@ -23,11 +23,12 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.validation import ADAPTER_KEYS
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
+from ulskip_cli.training.checkpoints import last_checkpoint
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.record import RECORD_FILE, TrainingRecord
 from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_training
 from ulskip_cli.training.tracking import TrackerCallback
-from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
+from ulskip_cli.training.trainer import SkipTrainer
 
 _NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "held_out")  # they change no weight
 _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset, they keep the identity of older trainings
@@ -54,7 +55,7 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
-    resume_from = last_checkpoint(checkpoints)
+    resume_from = last_checkpoint(checkpoints, progress)
     tracked = TrackerCallback(config, identity)
     trainer.add_callback(tracked)
     try:
