@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from ulskip_cli.core import files
-from ulskip_cli.core.errors import StorageError
-from ulskip_cli.core.files import append_line, lock, read_jsonl, read_object, try_lock, write_atomic
+from ulskip_cli.core.errors import StorageError, UsageError
+from ulskip_cli.core.files import append_line, lock, read_jsonl, read_object, try_lock, user_path, write_atomic
 
 HOLD = """
 import sys, time
@@ -84,3 +84,14 @@ def test_missing_and_broken_files_have_no_objects(tmp_path):
     (tmp_path / "broken.json").write_text("[1]")
     assert read_object(tmp_path / "broken.json") is None
     assert read_object(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\0b", "~nouser/x", "a" * 256, f"x/{'ä' * 128}", "a/" * 2100])
+def test_a_text_that_is_no_path_is_refused(text):
+    with pytest.raises(UsageError, match="output"):
+        user_path(text, "output")
+
+
+def test_a_path_of_a_user_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/x", "output") == tmp_path / "x"

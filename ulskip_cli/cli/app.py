@@ -18,7 +18,7 @@ from ulskip_cli.cli.completion import install_bash_completion
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core import interruption
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError, one_line
 
 app = typer.Typer(
     help="Make LLM inference faster by skipping layers, and measure the cost in quality.",
@@ -69,6 +69,10 @@ def invoke(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if os.environ.get("ULSKIP_DEBUG") or error.filename is None:
+            raise
+        return _complain(f"cannot read or write {error.filename} ({error.strerror}); use a path that is accessible", 1)
     except Exception as error:
         if os.environ.get("ULSKIP_DEBUG"):
             raise
@@ -97,7 +101,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Show the versio
 def _complain(message: str, code: int) -> int:
     if not message:
         return code
-    print(f"ulskip: {' '.join(message.split())}", file=sys.stderr)
+    print(f"ulskip: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -3,7 +3,6 @@
 A row, an override or an experiment cannot name other classes, because the import of a class runs its module.
 """
 
-import contextlib
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,8 +19,7 @@ def allow_classes_of(config_dir: Path) -> None:
     """Allow the classes that the task and strategy files in a user's config folder name; an unreadable file names none."""
     for group in GROUPS_OF_CLASSES:
         for file in (config_dir / group).glob("*.yaml"):
-            with contextlib.suppress(UsageError):
-                allow_classes([_class_in(file, file.stat().st_mtime_ns)])
+            allow_classes(_classes_in(file, file.stat().st_mtime_ns))
 
 
 def allow_classes(names: Iterable[str]) -> None:
@@ -51,8 +49,11 @@ def class_name(node: Mapping[str, Any], group: str, shipped_dir: Path) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _class_in(file: Path, stamp: int) -> str:
-    return str(read_mapping(file).get("_target_"))
+def _classes_in(file: Path, stamp: int) -> list[str]:
+    try:
+        return [str(read_mapping(file).get("_target_"))]
+    except UsageError:
+        return []
 
 
 @functools.cache

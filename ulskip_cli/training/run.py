@@ -17,9 +17,10 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import drop_unused, recorded_config
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.files import user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.typed_json import load_object, parse
 from ulskip_cli.core.validation import ADAPTER_KEYS
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
@@ -36,7 +37,7 @@ _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset
 
 def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
     """Train, resume a killed run, or return a finished run's record; raise UsageError for bad settings, RunError for NaN."""
-    output = Path(config.output)
+    output = user_path(config.output, "output")
     config = _limit_to_context(config)
     texts = load_training_texts(config, loading.load_tokenizer(config.model))
     identity = _identity(config, texts)
@@ -104,13 +105,13 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     """Return the record of this training run if the run is complete; otherwise make the output folder and return None."""
     advice = f"set another output=DIR, or delete {output}"
     if (output / RECORD_FILE).is_file():
-        values = json.loads((output / RECORD_FILE).read_text("utf-8"))
+        values = load_object(output / RECORD_FILE, "a training record")
         if values.get("identity") != identity:
             raise UsageError(f"output={output} contains a training run with other settings or data; {advice}")
-        return TrainingRecord.from_json(values)
+        return parse(values, TrainingRecord, output / RECORD_FILE)
     begun = output / "checkpoints" / "identity"
     if begun.is_file():
-        if begun.read_text("utf-8") != identity:
+        if begun.read_bytes() != identity.encode():
             raise UsageError(f"output={output} contains an unfinished training run with other settings or data; {advice}")
     elif output.exists() and not output.is_dir():
         raise UsageError(f"expected output={output} to be a folder, got a file; {advice}")

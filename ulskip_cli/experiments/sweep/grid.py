@@ -118,5 +118,5 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
         return chosen
     try:
         return [str(text) for text in override.sweep_string_iterator()]
-    except HydraException:
+    except (HydraException, ValueError):
         raise UsageError(f"expected a list, range, choice or glob, e.g. ratio=2,3, got '{override.input_line}'") from None
