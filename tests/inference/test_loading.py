@@ -3,6 +3,7 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
@@ -221,3 +222,9 @@ def test_an_odd_generation_config_is_named(content, model_folder, tmp_path):
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(UsageError, match=r"generation_config\.json"):
         load(ModelConfig(name="x", source="hf", path=str(tmp_path)))
+
+
+def test_random_weights_that_do_not_fit_into_memory_are_not_made(monkeypatch):
+    monkeypatch.setattr(loading.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    with pytest.raises(RunError, match=r"smollm2-135m.*GiB"):
+        load(ModelConfig(name="random", source="random", path="smollm2-135m", device="cpu"))

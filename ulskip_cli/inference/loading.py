@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -270,9 +271,25 @@ def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedMo
     torch.manual_seed(seed)
     try:
         full = AutoConfig.for_model(**shape)
+        _check_memory(full, getattr(torch, dtype), config)
         return AutoModelForCausalLM.from_config(full, dtype=getattr(torch, dtype))
-    except ValueError as error:
+    except (RunError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise UsageError(
-            f"expected a model_type with a causal LM in transformers, got '{shape['model_type']}' in {find_config(config)} "
-            f"({str(error).splitlines()[0][:200]}); use a model_type such as llama"
+            f"expected a model_type with a causal LM in transformers and its sizes, got '{shape['model_type']}' in "
+            f"{find_config(config)} ({' '.join(str(error).split())[:200]}); use a model_type such as llama"
         ) from None
+
+
+def _check_memory(shape: Any, dtype: torch.dtype, config: ModelConfig) -> None:
+    """Raise RunError if random weights of a shape do not fit into the free memory of their device."""
+    with torch.device("meta"):
+        parameters = AutoModelForCausalLM.from_config(shape, dtype=dtype).num_parameters()
+    device, needed = pick_device(config.device), parameters * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise RunError(
+            f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free on {device}; use model.dtype=bfloat16 or a smaller model"
+        )
