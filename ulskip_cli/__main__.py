@@ -13,7 +13,7 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:  # during the imports, or a second signal
-        interruption.ignore()
+        interruption.release()
         print(f"ulskip: {interruption.MESSAGE}", file=sys.stderr)
         sys.exit(interruption.exit_code())
 

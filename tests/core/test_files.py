@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 
@@ -95,3 +96,25 @@ def test_a_text_that_is_no_path_is_refused(text):
 def test_a_path_of_a_user_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("~/x", "output") == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_path_and_the_needed_bytes(error, tmp_path):
+    with (
+        pytest.raises(StorageError, match=rf"{tmp_path}/out.* 300 MiB") as caught,
+        files.enough_space(tmp_path / "out", 300 * 2**20),
+    ):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_while_writing_stays_itself(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.enough_space(tmp_path, 1):
+        raise ZeroDivisionError

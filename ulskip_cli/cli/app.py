@@ -39,7 +39,7 @@ def main() -> None:
     """Run the command; an error prints one line and exits with code 2 for invalid input, or with 1 for a failed run."""
     interruption.install()
     code = invoke(sys.argv[1:])
-    interruption.ignore()
+    interruption.release()
     sys.exit(code)
 
 

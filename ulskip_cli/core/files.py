@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ulskip_cli.core.errors import StorageError, UsageError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_FULL_DISK = ("No space left", "os error 28", "Disk quota", "inline_container")  # of safetensors and of torch.save
 _MAX_NAME, _MAX_PATH = 255, 4095  # bytes, of Linux and macOS
 
 
@@ -146,3 +148,20 @@ def user_path(text: str, key: str) -> Path:
     if longest > _MAX_NAME or len(os.fsencode(path)) > _MAX_PATH:
         raise UsageError(f"expected {key} to be a path, got a name of {longest} bytes, '{text[:40]}...'; use a shorter name")
     return path
+
+
+@contextlib.contextmanager
+def enough_space(folder: Path, needed: int) -> Iterator[None]:
+    """Raise StorageError with the path and the needed bytes if the disk becomes full inside the block."""
+    try:
+        yield
+    except Exception as error:  # each library that writes files has an exception of its own
+        is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
+        if not is_full and not any(text in str(error) for text in _FULL_DISK):
+            raise
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        raise StorageError(
+            f"cannot write {folder} (the disk is full): about {needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB "
+            "are free; free some space and run the same command again"
+        ) from None

@@ -26,10 +26,11 @@ def install() -> None:
             signal.signal(number, _interrupt)
 
 
-def ignore() -> None:
-    """Ignore the signals from now on, because the process is about to end."""
+def release() -> None:
+    """Let a signal end the process without a message from now on, because the command has ended."""
     for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def check() -> None:

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch.nn import Module
 from transformers import TrainerState
 
 from ulskip_cli.core.errors import StorageError
@@ -32,6 +33,11 @@ def last_checkpoint(folder: Path, progress: ProgressCallback) -> Path | None:
         else:
             return checkpoint
     return None
+
+
+def checkpoint_bytes(module: Module) -> int:
+    """Return the bytes of a checkpoint: the weights, and two moments of every trained weight."""
+    return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in module.parameters())
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -17,14 +17,14 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import drop_unused, recorded_config
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import user_path, write_atomic
+from ulskip_cli.core.files import enough_space, user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.typed_json import load_object, parse
 from ulskip_cli.core.validation import ADAPTER_KEYS
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
-from ulskip_cli.training.checkpoints import last_checkpoint
+from ulskip_cli.training.checkpoints import checkpoint_bytes, last_checkpoint
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.record import RECORD_FILE, TrainingRecord
 from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_training
@@ -60,7 +60,8 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
     tracked = TrackerCallback(config, identity)
     trainer.add_callback(tracked)
     try:
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        with enough_space(checkpoints, checkpoint_bytes(setup.module)):
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         _evaluate_last_step(trainer)
     finally:
         tracked.run.finish()
@@ -69,7 +70,8 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(f"expected finite weights, got NaN or infinity; lower train.learning_rate and remove {output}")
     if trainer.is_world_process_zero():
-        _save(setup, output, record)
+        with enough_space(output, sum(p.numel() * p.element_size() for p in setup.module.parameters())):
+            _save(setup, output, record)
     return record
 
 
