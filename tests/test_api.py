@@ -152,3 +152,33 @@ def test_every_function_is_documented():
     for name in api.__all__:
         assert getattr(api, name).__doc__
         assert f'id="{name}"' in page
+
+
+@pytest.mark.parametrize("num_layers", [12.5, 12.0, "12", None, [12], 10**9])
+def test_layers_are_whole_numbers(num_layers):
+    with pytest.raises(UsageError, match="num_layers"):
+        api.kept_layers(num_layers, 2)
+
+
+@pytest.mark.parametrize("ratio", ["2", None, True, float("nan"), [2]])
+def test_a_ratio_is_a_number(ratio):
+    with pytest.raises(UsageError, match="ratio"):
+        api.kept_layers(12, ratio)
+
+
+@pytest.mark.parametrize(
+    ("named", "options"),
+    [
+        ("list of prompts", {"prompts": "text"}),
+        (r"prompts\[0\]", {"prompts": [""]}),
+        (r"prompts\[1\]", {"prompts": ["a", 5]}),
+        (r"prompts\[0\]", {"prompts": [None]}),
+        ("batch_size", {"batch_size": 0}),
+        ("batch_size", {"batch_size": 1.5}),
+        ("kept", {"kept": [0, 1.5]}),
+        ("seed", {"seed": "x"}),
+    ],
+)
+def test_arguments_of_other_types_are_named(named, options, loaded):
+    with pytest.raises(UsageError, match=named):
+        api.generate(*loaded, **{"prompts": ["the cat"], **options})

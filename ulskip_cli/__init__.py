@@ -3,7 +3,20 @@
 The public functions are defined in `ulskip_cli.api`; importing them imports no torch.
 """
 
-from ulskip_cli.api import Answer, evaluate, generate, kept_layers, shallow_view
-from ulskip_cli.core.environment import __version__
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ulskip_cli.api import Answer, evaluate, generate, kept_layers, shallow_view
+    from ulskip_cli.core.environment import __version__
 
 __all__ = ["Answer", "__version__", "evaluate", "generate", "kept_layers", "shallow_view"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use, so that the command handles signals as soon as it starts."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ulskip_cli import api
+    from ulskip_cli.core import environment
+
+    return getattr(environment if name == "__version__" else api, name)

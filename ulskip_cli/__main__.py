@@ -1,5 +1,22 @@
-"""`python -m ulskip_cli`."""
+"""`python -m ulskip_cli`, and the command `ulskip`."""
 
-from ulskip_cli.cli.app import main
+import sys
 
-main()
+from ulskip_cli.core import interruption
+
+
+def main() -> None:
+    """Run the command; handle signals from the start, because the imports of the command take some time."""
+    interruption.install()
+    try:
+        from ulskip_cli.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:  # during the imports, or a second signal
+        interruption.release()
+        print(f"ulskip: {interruption.MESSAGE}", file=sys.stderr)
+        sys.exit(interruption.exit_code())
+
+
+if __name__ == "__main__":
+    main()

@@ -15,9 +15,10 @@ measures quality and speed. No function changes the given model. An invalid requ
 `ulskip_cli.core.errors.UsageError` with a one-line reason.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +67,12 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
 
     from ulskip_cli.core import config
     from ulskip_cli.core.errors import UsageError, require_choice
+    from ulskip_cli.core.model_metadata import MAX_LAYERS
 
+    if (num_layers := _whole(num_layers, "num_layers")) > MAX_LAYERS:
+        raise UsageError(f"expected num_layers <= {MAX_LAYERS}, got {num_layers}")
+    if not isinstance(ratio, SupportsFloat) or isinstance(ratio, bool):
+        raise UsageError(f"expected ratio to be a number, got {str(ratio)[:80]!r}")
     known = config.group_choices("strategy")
     require_choice("strategy", strategy, known)
     node: Any = OmegaConf.to_container(OmegaConf.load(known[strategy]))
@@ -81,7 +87,7 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
             f"strategy={strategy} requires calibrated options; run evaluate('strategy={strategy}', ...), and pass "
             "the values under calibration.options of its row as keyword arguments"
         )
-    kept: tuple[int, ...] = chosen.kept_layers(num_layers, chosen.num_kept(num_layers, ratio))
+    kept: tuple[int, ...] = chosen.kept_layers(num_layers, chosen.num_kept(num_layers, float(ratio)))
     return kept
 
 
@@ -100,7 +106,7 @@ def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedMo
     """
     from ulskip_cli.inference import shallow_view
 
-    return shallow_view.shallow_view(model, kept)
+    return shallow_view.shallow_view(model, [_whole(layer, "a layer in kept") for layer in kept])
 
 
 def generate(
@@ -150,14 +156,21 @@ def generate(
 
     if isinstance(prompts, str):
         raise UsageError(f"expected a list of prompts, got the string {prompts[:40]!r}; put it in a list: [prompt]")
+    prompts = list(prompts)
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise UsageError(f"expected prompts[{i}] to be a string, got {str(prompt)[:40]!r}; decode token ids first")
+    if _whole(batch_size, "batch_size") < 1:
+        raise UsageError(f"expected batch_size >= 1, got {batch_size}")
     require_choice("prompt_layers", prompt_layers, PROMPT_LAYERS)
-    seed = decoding.pop("seed", 1)
+    seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
     depth = shallow_view.num_layers(model)
     adapter = SkipAdapter.load(Path(skip_adapter).expanduser()) if isinstance(skip_adapter, str | Path) else skip_adapter
     if kept is None:
         kept = range(depth) if adapter is None else _only_set(adapter)
+    kept = [_whole(layer, "a layer in kept") for layer in kept]
     decoder = Decoder(model, Plan.from_layers(depth, kept, prompt_layers), tokenizer, adapter)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
     if [] in ids:
@@ -170,6 +183,16 @@ def generate(
             text, stopped = until_stop(tokenizer.decode(tokens, skip_special_tokens=True), chosen.stop)
             answers[position] = Answer(text, tokens, hit and not stopped)
     return [answers[i] for i in range(len(ids))]
+
+
+def _whole(value: Any, name: str) -> int:
+    """Return a whole number, also one of numpy or PyTorch; raise UsageError for any other value."""
+    from ulskip_cli.core.errors import UsageError
+
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"expected {name} to be a whole number, got {str(value)[:80]!r}") from None
 
 
 def _only_set(adapter: "SkipAdapter") -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -150,6 +151,28 @@ BAD = [
     ["train", "task=jsonl"],
     ["train", "model.quantization=torchao-int8"],
     ["train", "train.training_args={fsdp:full_shard}"],
+    ["train", "limit=4", "output="],
+    ["sweep", "ratio=range(1,3,0)", "--dry-run"],
+    ["sweep", "ratio=range(1,1000000000000)", "--dry-run"],
+    ["sweep", "ratio=range(1,100)", "seed=range(1,100)", "--dry-run"],
+    ["run", "model=random", "batch_size=100000000"],
+    ["run", "model=random", "ratio=nan", "--print-config"],
+    ["run", "model=random", "decoding=sample", "decoding.temperature=nan"],
+    ["run", "model=random", "decoding.repetition_penalty=inf"],
+    ["run", "model=random", "strategy.name=full"],
+    ["run", "model=random", "strategy.name=null"],
+    ["run", "model=random", "seed=99999999999999999999"],
+    ["run", "model=random", "results_dir="],
+    ["plan", f"model.path={'a' * 300}"],
+    ["plan", "model.path='~nouser/x'"],
+    ["plan", "a" * 300],
+    ["plan", "--config-dir", "a" * 300],
+    ["export", "model=tiny", "--to", "/"],
+    ["export", "model=tiny", "--to", "~nouser/x"],
+    ["export", "model=tiny", "--to", ""],
+    ["export", "model=tiny", "--to", "nowhere", "--shard-size", "0"],
+    ["report", ""],
+    ["report", "nowhere", "--output", ""],
 ]
 
 
@@ -160,6 +183,25 @@ def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments):
     assert out == ""
     assert err.startswith("ulskip: ")
     assert len(err.splitlines()) == 1
+    assert "ULSKIP_DEBUG" not in err
+
+
+@pytest.mark.parametrize("place", ["{}", "{}=1", "ratio={}", "strategy={}", "model.path={}", "--{}"])
+def test_a_value_of_5000_characters_is_not_echoed(ulskip, place):
+    code, _, err = ulskip("plan", "model=tiny", place.format("x" * 5000))
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert len(err) < 1000
+
+
+def test_an_operating_system_error_names_the_path(ulskip, monkeypatch):
+    from ulskip_cli.core import config
+
+    def fail(*args):
+        Path("/nowhere/at/all").read_text()
+
+    monkeypatch.setattr(config, "compose", fail)
+    code, _, err = ulskip("plan")
+    assert (code, "/nowhere/at/all" in err, "ULSKIP_DEBUG" in err) == (1, True, False)
 
 
 def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip, overrides, model_folder, tmp_path, quick):

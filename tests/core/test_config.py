@@ -87,14 +87,63 @@ def test_values_of_a_strategy_are_checked_by_its_class():
     assert config.instantiate(config.compose(["strategy.spacing=reference"]).strategy, "strategy") == Unified("reference")
 
 
-def test_a_class_that_is_no_strategy_is_named():
+def test_a_class_that_is_no_strategy_is_named(tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "x.yaml").write_text("_target_: ulskip_cli.core.config_schema.SpeedConfig\nname: x\n")
     with pytest.raises(UsageError, match=r"SpeedConfig.*follows_ratio"):
-        config.instantiate({"_target_": "ulskip_cli.core.config_schema.SpeedConfig", "name": "x"}, "strategy")
+        config.identity(config.compose(["strategy=x"], tmp_path))
 
 
-def test_a_class_that_does_not_exist_is_named():
-    with pytest.raises(UsageError, match=r"no\.such\.Thing"):
-        config.instantiate({"_target_": "no.such.Thing", "name": "x"}, "strategy")
+@pytest.mark.parametrize("group", ["task", "strategy", "calibration.task"])
+@pytest.mark.parametrize("target", ["planted.Thing", "ulskip_cli.core.config_schema.DecodingConfig", "", None, 3, ["a"]])
+def test_no_class_outside_the_registry_is_imported(group, target, tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="--config-dir"):
+        config.instantiate({"_target_": target, "name": "x"}, group)
+    with pytest.raises(UsageError, match="--config-dir"):
+        config.instantiate({"name": "x"}, group)
+
+
+OWN_STRATEGY = """
+from dataclasses import dataclass
+from ulskip_cli.strategies.top_skip import TopSkip
+
+@dataclass(frozen=True)
+class Mine(TopSkip):
+    pass
+"""
+
+
+def test_a_class_of_ones_own_is_allowed_only_by_a_file_in_the_config_folder(tmp_path, monkeypatch):
+    (tmp_path / "planted_strategy.py").write_text(OWN_STRATEGY)
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"_target_": "planted_strategy.Mine", "name": "mine"}
+    with pytest.raises(UsageError, match="planted_strategy"):
+        config.instantiate(node, "strategy")
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("_target_: planted_strategy.Mine\nname: mine\n")
+    chosen = config.compose(["strategy=mine"], tmp_path)
+    assert type(config.instantiate(chosen.strategy, "strategy")).__name__ == "Mine"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("strategy._target_=a.B", "+strategy._target_=a.B", "task._target_=a.B", "~task._target_"),
+        *("strategy.name=full", "decoding.name=beam", "+hydra.searchpath=[file:///tmp]", "hydra.verbose=true"),
+    ],
+)
+def test_keys_that_only_a_file_sets_are_no_overrides(override):
+    with pytest.raises(UsageError, match=r"_target_|\.name|hydra"):
+        config.compose([override])
+
+
+def test_the_name_of_a_shipped_strategy_belongs_to_its_class(tmp_path):
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "mine.yaml").write_text("_target_: ulskip_cli.strategies.top_skip.TopSkip\nname: full\n")
+    with pytest.raises(UsageError, match="strategy=full"):
+        config.identity(config.compose(["strategy=mine"], tmp_path))
 
 
 @pytest.mark.parametrize("override", ["name=other", "results_dir=elsewhere", "tracker_options={project: mine}"])

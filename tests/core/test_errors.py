@@ -1,6 +1,6 @@
 import pytest
 
-from ulskip_cli.core.errors import UsageError, require_choice, unknown
+from ulskip_cli.core.errors import UsageError, one_line, require_choice, unknown
 
 
 def test_a_near_name_is_suggested():
@@ -12,3 +12,13 @@ def test_one_of_returns_or_refuses():
     assert require_choice("x", "a", ["a", "b"]) == "a"
     with pytest.raises(UsageError, match="unknown x 'c'"):
         require_choice("x", "c", ["a", "b"])
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "x " * 2500, f"{'/x' * 2500} is no folder"])
+def test_a_long_value_is_cut(text):
+    assert len(one_line(text)) < 1300
+    assert len(str(unknown("key", text, ["a"]))) < 200
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert one_line("a\n\x1b[31mb\x07") == "a ?[31mb?"

@@ -1,11 +1,12 @@
+import errno
 import subprocess
 import sys
 
 import pytest
 
 from ulskip_cli.core import files
-from ulskip_cli.core.errors import StorageError
-from ulskip_cli.core.files import append_line, lock, read_jsonl, read_object, try_lock, write_atomic
+from ulskip_cli.core.errors import StorageError, UsageError
+from ulskip_cli.core.files import append_line, lock, read_jsonl, read_object, try_lock, user_path, write_atomic
 
 HOLD = """
 import sys, time
@@ -84,3 +85,36 @@ def test_missing_and_broken_files_have_no_objects(tmp_path):
     (tmp_path / "broken.json").write_text("[1]")
     assert read_object(tmp_path / "broken.json") is None
     assert read_object(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\0b", "~nouser/x", "a" * 256, f"x/{'ä' * 128}", "a/" * 2100])
+def test_a_text_that_is_no_path_is_refused(text):
+    with pytest.raises(UsageError, match="output"):
+        user_path(text, "output")
+
+
+def test_a_path_of_a_user_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/x", "output") == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_path_and_the_needed_bytes(error, tmp_path):
+    with (
+        pytest.raises(StorageError, match=rf"{tmp_path}/out.* 300 MiB") as caught,
+        files.enough_space(tmp_path / "out", 300 * 2**20),
+    ):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_while_writing_stays_itself(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.enough_space(tmp_path, 1):
+        raise ZeroDivisionError

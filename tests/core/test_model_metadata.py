@@ -90,7 +90,7 @@ def test_nested_and_unusual_configs(tmp_path):
     assert read_metadata(hf(tmp_path)).kv_bytes_per_layer is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"num_hidden_layers": "x"}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "[" * 100_000, '{"num_hidden_layers": "x"}'])
 def test_unreadable_configs_are_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UsageError, match=r"config\.json"):
@@ -135,3 +135,32 @@ def test_unknown_shapes_are_refused():
 def test_the_context_is_what_the_saved_config_says(name, context, tmp_path):
     build_model(name).config.save_pretrained(tmp_path)
     assert read_metadata(hf(tmp_path)).context == context
+
+
+WRONG_SIZES = ["64", "x", -8, 0, 12.0, True, {}]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("intermediate_size", "max_position_embeddings"),
+    ],
+)
+def test_a_size_that_is_no_positive_whole_number_is_named(key, tmp_path):
+    config = json.loads((ASSETS / "tiny" / "config.json").read_text("utf-8"))
+    for value in WRONG_SIZES:
+        (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(UsageError, match=rf"{key} .*{tmp_path}.*config\.json"):
+            read_metadata(ModelConfig(name="x", source="hf", path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_hidden_layers": 10**9}, {"dtype": ["a"]}, {"dtype": 5}, {"text_config": [1]}, {"text_config": None}],
+)
+def test_odd_values_of_a_config_are_named(changes, tmp_path):
+    config = json.loads((ASSETS / "tiny" / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(UsageError, match=rf"{tmp_path}.*config\.json"):
+        read_metadata(ModelConfig(name="x", source="hf", path=str(tmp_path)))

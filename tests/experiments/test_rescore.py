@@ -145,6 +145,16 @@ def test_no_file_outside_of_the_folder_is_read(folder, ulskip):
     assert (code, str(folder) in err) == (2, True)
 
 
+def test_a_row_cannot_name_a_class_to_import(folder, tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    ((where, record),) = find_runs("aaaaaaaaaaaa", folder.parent)
+    for task in ({**TASK, "_target_": "planted.Thing"}, {**TASK, "_target_": "planted.Thing", "name": "mine"}):
+        planted = RunRecord.from_row({**record.to_row(), "config": {"task": task}})
+        with pytest.raises(UsageError, match=r"planted\.Thing"):
+            rescore(where, planted, ExtraMetrics())
+
+
 def test_a_target_without_runs_is_refused(folder):
     for target in ("nowhere", "cccccccccccc"):
         with pytest.raises(UsageError, match=target):

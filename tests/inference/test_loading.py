@@ -3,6 +3,7 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
@@ -177,6 +178,8 @@ def test_devices():
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(UsageError, match=r"model\.device=nonsense"):
         pick_device("nonsense")
+    with pytest.raises(UsageError, match=r"model\.device=meta"):
+        pick_device("meta")
 
 
 def test_the_training_note_describes_the_training_record(tmp_path):
@@ -190,3 +193,38 @@ def test_the_training_note_describes_the_training_record(tmp_path):
     }
     (tmp_path / "training.json").write_text(json.dumps(longer))
     assert training_note(str(tmp_path)).endswith(", 15 steps")  # those without skipping are not counted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"steps": "many"}, {"strategy": 5}, {"kept_counts": 3}, {"exits": "abc"}, {"later_stages": [1]}),
+        *({"kept_layers": {"2": "x"}}, {"ratios": "x"}, {"based_on": {"x": 1}}),
+    ],
+    ids=str,
+)
+def test_a_training_record_of_other_types_is_named(change, tmp_path):
+    record = {"strategy": "unified", "kept_counts": [12, 6], "steps": 10, **change}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=rf"{next(iter(change))}.*training\.json"):
+        training_note(str(tmp_path))
+    for content in ("{", "[1]", '{"strategy": "unified"}'):
+        (tmp_path / "training.json").write_text(content)
+        with pytest.raises(UsageError, match=r"training\.json"):
+            training_note(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"eos_token_id": "x"}', '{"eos_token_id": [1, "x"]}'])
+def test_an_odd_generation_config_is_named(content, model_folder, tmp_path):
+    for file in model_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"generation_config\.json"):
+        load(ModelConfig(name="x", source="hf", path=str(tmp_path)))
+
+
+def test_random_weights_that_do_not_fit_into_memory_are_not_made(monkeypatch):
+    monkeypatch.setattr(loading.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    with pytest.raises(RunError, match=r"smollm2-135m.*GiB"):
+        load(ModelConfig(name="random", source="random", path="smollm2-135m", device="cpu"))

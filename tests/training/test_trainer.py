@@ -11,7 +11,7 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.training.run import train
-from ulskip_cli.training.trainer import last_checkpoint, training_arguments
+from ulskip_cli.training.trainer import training_arguments
 
 
 def test_an_argument_that_trainer_does_not_know_is_named(tmp_path):
@@ -23,15 +23,6 @@ def test_settings_arrive(tmp_path):
     made = training_arguments(compose_training(["train=paper"]), tmp_path, False)
     assert (made.learning_rate, made.num_train_epochs, made.gradient_accumulation_steps) == (2e-5, 2, 16)
     assert (made.warmup_steps, made.lr_scheduler_type, made.per_device_train_batch_size) == (0.03, "cosine", 1)
-
-
-def test_the_newest_whole_checkpoint_is_found(tmp_path):
-    for step, state in ((5, '{"global_step": 5}'), (20, '{"global_step": 20}'), (100, '{"global')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
-    assert not (tmp_path / "checkpoint-100").exists()
-    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from ulskip_cli import __version__
 from ulskip_cli.cli import config_keys, export, lists, lm_eval, plan, report, run, score, sweep, train
 from ulskip_cli.cli.completion import install_bash_completion
 from ulskip_cli.cli.config_keys import CommandWithKeys
+from ulskip_cli.core import interruption
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError, one_line
 from ulskip_cli.core.printable import printable
 
 app = typer.Typer(
@@ -32,13 +33,15 @@ for command in (run.run, sweep.sweep, run.bench, train.train, plan.plan, export.
 for other in (score.score, report.report, config_keys.config, lists.models, lists.tasks, lists.strategies, lists.env):
     app.command()(other)
 
-INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns Ctrl-C into it
-INTERRUPTED = "interrupted; what was finished is kept, and the same command carries on"
+INTERRUPT_CODE = 130  # 128 + SIGINT, as shells have it; Typer turns a KeyboardInterrupt into it
 
 
 def main() -> None:
     """Run the command; an error prints one line and exits with code 2 for invalid input, or with 1 for a failed run."""
-    sys.exit(invoke(sys.argv[1:]))
+    interruption.install()
+    code = invoke(sys.argv[1:])
+    interruption.release()
+    sys.exit(code)
 
 
 def invoke(arguments: Sequence[str]) -> int:
@@ -52,7 +55,10 @@ def invoke(arguments: Sequence[str]) -> int:
         command = typer.main.get_command(app)  # registers Typer's own completion for bash
         install_bash_completion()
         code = command(list(arguments), prog_name="ulskip", standalone_mode=False)
-        return _complain(INTERRUPTED, code) if code == INTERRUPT_CODE else code if isinstance(code, int) else 0
+        interruption.check()
+        if code == INTERRUPT_CODE:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
     except ClickUsageError as error:
         return _complain(error.format_message().rstrip(".") + _advice(error), 2)
     except (UsageError, RunError) as error:
@@ -60,10 +66,14 @@ def invoke(arguments: Sequence[str]) -> int:
     except ClickException as error:
         return _complain(error.format_message(), error.exit_code)
     except KeyboardInterrupt:
-        return _complain(INTERRUPTED, INTERRUPT_CODE)
+        return _complain(interruption.MESSAGE, interruption.exit_code())
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if os.environ.get("ULSKIP_DEBUG") or error.filename is None:
+            raise
+        return _complain(f"cannot read or write {error.filename} ({error.strerror}); use a path that is accessible", 1)
     except Exception as error:
         if os.environ.get("ULSKIP_DEBUG"):
             raise
@@ -92,7 +102,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Show the versio
 def _complain(message: str, code: int) -> int:
     if not message:
         return code
-    print(f"ulskip: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"ulskip: {printable(one_line(message))}", file=sys.stderr)
     return code
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_commented
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
@@ -14,13 +14,19 @@ from ulskip_cli.core.errors import UsageError
 
 def export(
     to: Annotated[
-        Path | None, typer.Option(help="Folder to write, or file for --format gguf and schedule.", show_default=False)
+        Path | None,
+        typer.Option(
+            **PATH,
+            help="Folder to write, or file for --format gguf and schedule.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_format: Annotated[str, typer.Option("--format", help="hf, gguf, mergekit or schedule.")] = "hf",
     results: Annotated[
-        Path | None, typer.Option(help="Folder of measured rows for the model card; default: results_dir.")
+        Path | None,
+        typer.Option(**PATH, help="Folder of measured rows for the model card; default: results_dir."),
     ] = None,
     shard_size: Annotated[str, typer.Option(help="Maximum size of a weights file.")] = "5GB",
     check: Annotated[
@@ -44,7 +50,7 @@ def export(
     from ulskip_cli.export import run
     from ulskip_cli.export.request import ExportRequest
 
-    request = ExportRequest(to.expanduser(), as_format, results, shard_size, check)
+    request = ExportRequest(to, as_format, results, shard_size, check)
     with ProgressBars() as bars:
         record = run.export(overrides or [], config_dir, request, bars)
     print(json.dumps(record, ensure_ascii=False) if as_json else "\n".join(run.summary(record)))

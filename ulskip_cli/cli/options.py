@@ -1,16 +1,28 @@
 """Options and arguments that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ulskip_cli.cli.completion import complete_override
+from ulskip_cli.core.files import user_path
+
+
+def parse_path(text: str) -> Path:
+    """Return the path of an option or an argument; raise UsageError if it is empty or cannot be a path."""
+    return user_path(text, "an option or argument")
+
+
+PATH: dict[str, Any] = {"parser": parse_path, "metavar": "PATH"}
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="key=value, e.g. task=wmt ratio=2.0", show_default=False, autocompletion=complete_override),
 ]
-ConfigDir = Annotated[Path | None, typer.Option(help="Folder of your own config groups, e.g. DIR/strategy/mine.yaml.")]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option(**PATH, help="Folder of your own config groups, e.g. DIR/strategy/mine.yaml."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the configuration as YAML with comments and stop.")]

@@ -1,12 +1,16 @@
 """Progress bars on standard error."""
 
+import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ulskip_cli.core.progress import NullProgress, ReportProgress, throttled
+from ulskip_cli.core import interruption
+from ulskip_cli.core.progress import NullProgress, ReportProgress, clock, throttled
+
+LINE_SECONDS = 30.0
 
 
 class ProgressBars:
@@ -43,13 +47,34 @@ class ProgressBars:
 
     def phase(self, label: str, total: int) -> ReportProgress:
         """Begin a phase; a phase with a total of 0 is short and not shown."""
+        interruption.check()
         self._finish_last()
         if total and self._has_lines:
             self.note(f"{self._prefix}{label} ({total})")
+        if total and self._has_lines:
+            return self._lines(f"{self._prefix}{label}", total)
         if not total or not self.is_drawn:
             return NullProgress().phase(label, total)
         task = self.bars.add_task(f"{self._prefix}{label}".replace("[", r"\["), total=total, note="")
         return throttled(total, lambda done, note: self.bars.update(task, completed=done, note=note))
+
+    def _lines(self, label: str, total: int) -> ReportProgress:
+        """Write a line with the rate and the time left every LINE_SECONDS, for output that goes into a file."""
+        first, began = None, time.monotonic()
+        written_at = began
+
+        def report(done: int, note: str = "") -> None:
+            nonlocal first, began, written_at
+            now = time.monotonic()
+            if first is None:  # a resumed phase does not begin at 0
+                first, began = done, now
+            if now - written_at >= LINE_SECONDS and first < done < total:
+                written_at = now
+                rate = (done - first) / (now - began)
+                parts = [f"{done} of {total}", note, f"{rate:.3g}/s", f"{clock((total - done) / rate)} left"]
+                self.note(f"{label}: {', '.join(part for part in parts if part)}")
+
+        return report
 
     def clear(self) -> None:
         """Remove all bars."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ulskip_cli.cli.options import Json
+from ulskip_cli.cli.options import ConfigDir, Json
 from ulskip_cli.cli.show import make_console
 
 
@@ -18,11 +18,14 @@ def score(
     bertscore_model: Annotated[str | None, typer.Option(help="Hub id or folder of the BERTScore model.")] = None,
     language: Annotated[str | None, typer.Option(help="Language of the answers, for a file that belongs to no run.")] = None,
     results_dir: Annotated[Path, typer.Option(help="Folder in which an id is looked up.")] = Path("results"),
+    config_dir: ConfigDir = None,
     as_json: Json = False,
 ) -> None:
     """Score stored generations again without running the model, optionally with further metrics."""
+    from ulskip_cli.core.config import group_choices
     from ulskip_cli.experiments import rescore
 
+    group_choices("task", config_dir)  # allows the classes of the user's own tasks
     extra = rescore.ExtraMetrics(metric or (), comet_model, bertscore_model)
     file = Path(target).expanduser()
     if file.is_file() and not (file.parent.parent / "runs.jsonl").is_file():

@@ -15,6 +15,7 @@ from rich.text import Text
 from ulskip_cli.cli.progress_bars import ProgressBars
 from ulskip_cli.core.printable import printable
 from ulskip_cli.core.progress import ReportProgress
+from ulskip_cli.core.progress import clock as clock
 from ulskip_cli.experiments.record import DONE, Row, is_done
 
 if TYPE_CHECKING:
@@ -148,17 +149,6 @@ def time_left(seconds: float, unknown: int, total: int) -> str:
         return "unknown"
     rest = f" and {unknown} point{'s' * (unknown > 1)} of unknown length" if unknown else ""
     return f"about {clock(seconds)}{rest}"
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as minutes:seconds, or as hours:minutes:seconds from one hour on.
-
-    >>> clock(61), clock(3723)
-    ('1:01', '1:02:03')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _front_table(rows: Sequence[Row]) -> Table:

@@ -3,11 +3,11 @@
 import contextlib
 import json
 import os
-from pathlib import Path
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_commented
 from ulskip_cli.core import config
+from ulskip_cli.core.files import user_path
 
 
 def train(
@@ -30,14 +30,14 @@ def train(
     from ulskip_cli.cli.progress_bars import ProgressBars
 
     first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
-    output = Path(chosen.output)
+    output = user_path(chosen.output, "output")
     is_new = not output.exists()
     try:
         with ProgressBars(enabled=first) as bars:
             from ulskip_cli.training.run import train as run_training
 
             record = run_training(chosen, bars).to_json()
-    except Exception:
+    except BaseException:
         if is_new:
             with contextlib.suppress(OSError):
                 output.rmdir()  # fails, as it should, if something was written

@@ -2,15 +2,17 @@
 
 import copy
 import functools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
+from ulskip_cli.core.registry import GROUPS_OF_CLASSES, allow_classes_of
+from ulskip_cli.core.yaml_files import read_mapping
 
 RENAMED_KEYS = {
     "memory": "memory_budget",
@@ -35,9 +37,14 @@ def config_dir() -> Path:
 
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
-    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder."""
+    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder.
+
+    The classes that the user's files name become allowed values of `_target_`.
+    """
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
+    if extra_dir is not None and group in GROUPS_OF_CLASSES:
+        allow_classes_of(extra_dir)
     folders = [config_dir(), *([extra_dir] if extra_dir else [])]
     return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
@@ -53,14 +60,14 @@ def parse_overrides(overrides: Sequence[str]) -> list[Any]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException:
-            raise UsageError(f"expected key=value, got '{text}'; {_spelled_as_key(text)}") from None
+            raise UsageError(f"expected key=value, got '{text[:80]}'; {_spelled_as_key(text)}") from None
     return parsed
 
 
 def _spelled_as_key(text: str) -> str:
     """Suggest `task=wmt` for `wmt` or `--task=wmt`, or else give an example."""
     word = text.lstrip("-")
-    groups = [path.parent.name for path in config_dir().glob(f"*/{word}.yaml")] if word.isidentifier() else []
+    groups = [path.parent.name for path in config_dir().glob("*/*.yaml") if path.stem == word]
     if groups:
         return f"did you mean {groups[0]}={word}?"
     if "=" in word:
@@ -76,9 +83,22 @@ def refuse_renamed(keys: Iterable[str]) -> None:
                 raise UsageError(f"{old} was renamed: use {new}")
 
 
+def _refuse_fixed(keys: Iterable[str], groups: Sequence[str]) -> None:
+    """Raise UsageError for an override of a key that only a config file can set."""
+    for key in keys:
+        group, _, name = key.partition(".")
+        if group in groups and name in ("_target_", "name"):
+            raise UsageError(
+                f"{key} is not supported as an override, because it belongs to the file of {group}; use {group}=NAME"
+            )
+        if re.split(r"\W", key)[0] == "hydra":
+            raise UsageError(f"{key} is not supported as an override; add config files with --config-dir DIR")
+
+
 def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
     """Compose `configs/<primary>.yaml` with overrides of keys and `groups`; raise UsageError for an invalid override."""
-    group_choices("experiment", extra_dir)  # checks the folder
+    for group in GROUPS_OF_CLASSES:
+        group_choices(group, extra_dir)  # checks the folder
     keys = [_key(text) for text in overrides]
     if (
         "model.path" in keys
@@ -92,6 +112,7 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
     chosen = _compose_choices(primary, tuple(choices), extra_dir, _file_stamps(extra_dir))
     known = list(_dotted_keys(chosen))
     refuse_renamed([*keys, *known])
+    _refuse_fixed(keys, groups)
     for text in resolved:
         if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
             raise UnknownKey(str(_unknown_key(_key(text), known)), _key(text))
@@ -141,15 +162,16 @@ def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | Non
             return compose(primary, [*overrides, *search])
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
-    except yaml.MarkedYAMLError as error:
-        raise broken_yaml(error) from None
 
 
-def broken_yaml(error: yaml.MarkedYAMLError) -> UsageError:
-    """Build the error for a config file that is not valid YAML, with its line."""
-    mark = error.problem_mark
-    place = f"{mark.name}, line {mark.line + 1}" if mark else "a config file"
-    return UsageError(f"expected valid YAML in {place}, got an error: {error.problem}")
+def check_choice(file: Path) -> None:
+    """Raise UsageError if a file of the user's config folder is not valid YAML, or if its `defaults` are no list of choices."""
+    values = read_mapping(file)
+    defaults = values.get("defaults") or []
+    if not isinstance(defaults, list) or not all(isinstance(one, str | dict) for one in defaults):
+        raise UsageError(f"expected defaults in {file} to be a list of choices, got {str(defaults)[:80]}")
+    if not isinstance(values.get("name", ""), str):
+        raise UsageError(f"expected name in {file} to be a text, got {str(values['name'])[:80]}")
 
 
 def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) -> str:
@@ -165,6 +187,8 @@ def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) ->
     known = group_choices(key, extra_dir)
     by_folded_name = {name.replace("-", "_"): name for name in known}
     name = by_folded_name.get(str(value).replace("-", "_"))
+    if name is not None and extra_dir is not None and known[name].is_relative_to(extra_dir):
+        check_choice(known[name])
     if name is None:
         raise unknown(key, value, known, f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}")
     return text.split("=", 1)[0] + "=" + name

@@ -21,6 +21,7 @@ from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
 from ulskip_cli.core.config_types import describe_type, field_type
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError, require_choice, unknown
+from ulskip_cli.core.registry import class_name
 from ulskip_cli.core.validation import check_decoding, check_run, check_training
 
 GROUPS = ("model", "task", "strategy", "decoding", "engine", "launcher", "experiment")
@@ -74,7 +75,7 @@ def instantiate(node: dict[str, Any], group: str) -> Any:
 
 def options_class(node: Mapping[str, Any], group: str) -> type:
     """Return the dataclass that a task or strategy config names in `_target_`; raise UsageError if there is no such class."""
-    target = str(node["_target_"])
+    target = class_name(node, group, config_dir())
     try:
         found = pkgutil.resolve_name(target)
     except Exception as error:  # the module is the user's own and may fail in any way

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ulskip_cli.core.composition import broken_yaml, config_dir
+from ulskip_cli.core.composition import check_choice, config_dir
 from ulskip_cli.core.composition import group_choices as group_choices
 from ulskip_cli.core.config import GROUPS, TRAINING_GROUPS, options_class, resolved_config
 from ulskip_cli.core.config_schema import Config, DecodingConfig, LauncherConfig, ModelConfig, TrainingConfig, TrainOptions
@@ -105,14 +105,9 @@ def _with_bases(group: str, choice: str, extra_dir: Path | None, inside: tuple[s
     file = group_choices(group, extra_dir)[require_choice(f"{group} in defaults", choice, group_choices(group, extra_dir))]
     if choice in inside:
         raise UsageError(f"expected defaults without a cycle in {file}, got {' -> '.join([*inside, choice])}")
-    try:
-        own = OmegaConf.load(file)
-    except yaml.MarkedYAMLError as error:
-        raise broken_yaml(error) from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"expected valid YAML in {file}, got an error: {str(error).splitlines()[0]}") from None
-    if not isinstance(own, DictConfig):
-        raise UsageError(f"expected lines of the form `key: value` in {file}, got a list")
+    check_choice(file)
+    own = OmegaConf.load(file)
+    assert isinstance(own, DictConfig)
     for entry in own.pop("defaults", None) or []:
         if isinstance(entry, str) and entry != "_self_":
             yield from _with_bases(group, entry, extra_dir, (*inside, choice))

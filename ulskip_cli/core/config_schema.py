@@ -147,7 +147,7 @@ class Config:
     ratio: float = option(2.0, "target speedup")
     ratio_basis: str = option("layers", "meaning of ratio: layers, predicted cost or measured latency", choices=RATIO_BASES)
     prompt_layers: str = option("all", "layers that encode the prompt", choices=PROMPT_LAYERS)
-    batch_size: int = option(8, "sequences decoded together", minimum=1)
+    batch_size: int = option(8, "sequences decoded together", minimum=1, maximum=65536)
     limit: int | None = option(None, "number of examples; null: all", minimum=1)
     seed: int = option(1, "seed for sampling and for random weights", minimum=0, maximum=2**63 - 1)
     baseline: bool = option(True, "also run the full model, as the baseline")

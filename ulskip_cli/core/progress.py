@@ -64,3 +64,14 @@ class Stopwatch:
         now = time.monotonic()
         self.seconds[self._label] = self.seconds.get(self._label, 0.0) + now - self._since
         self._since = now
+
+
+def clock(seconds: float) -> str:
+    """Format seconds as minutes:seconds, or as hours:minutes:seconds from one hour on.
+
+    >>> clock(61), clock(3723)
+    ('1:01', '1:02:03')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

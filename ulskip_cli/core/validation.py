@@ -1,14 +1,15 @@
 """Checks of a configuration that need no model: bounds, choices, and combinations of values."""
 
+import math
 import operator
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.config_schema import AUTO, STARTS, Config, DecodingConfig, TrainingConfig, TrainOptions
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.engines import check_installed as check_engine_installed
 from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
+from ulskip_cli.core.files import user_path
 from ulskip_cli.core.tracking import check_installed
 
 ADAPTER_KEYS = (
@@ -32,10 +33,13 @@ def check_fields(config: Any, prefix: str = "") -> None:
         elif value is not None and one.metadata:
             if one.metadata["choices"]:
                 require_choice(key, value, one.metadata["choices"])
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UsageError(f"expected {key} to be a finite number, got {number}")
             for name, limit in one.metadata["limits"].items():
                 holds, sign = LIMITS[name]
                 if not holds(value, limit):
-                    raise UsageError(f"expected {key} {sign} {limit:g}, got {value:g}")
+                    raise UsageError(f"expected {key} {sign} {limit}, got {str(value)[:80]}")
 
 
 def check_run(config: Config) -> None:
@@ -101,7 +105,7 @@ def _check_adapter_training(config: TrainingConfig) -> None:
             train.patch == "folded" and len(train.ratios) > 1
         ),
         f"train.start={train.start}, which is no folder with adapter.json; use train.start=patch, zero or such a folder": (
-            train.start not in STARTS and not (Path(train.start).expanduser() / "adapter.json").is_file()
+            train.start not in STARTS and not (user_path(train.start, "train.start") / "adapter.json").is_file()
         ),
         "train.patch=folded and train.start=zero; use train.start=patch": train.patch == "folded" and train.start == "zero",
     }

@@ -19,7 +19,7 @@ from typing import Any
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import append_line, lock, try_lock, write_atomic
+from ulskip_cli.core.files import append_line, lock, try_lock, user_path, write_atomic
 from ulskip_cli.experiments import tracking
 from ulskip_cli.experiments.record import Row, RunRecord, is_done, upgrade_row
 from ulskip_cli.tasks.loading import read_objects
@@ -39,7 +39,7 @@ class ResultsFolder:
     @classmethod
     def of(cls, config: Config) -> "ResultsFolder":
         """Return the folder that a configuration names."""
-        return cls(Path(config.results_dir) / config.name)
+        return cls(user_path(config.results_dir, "results_dir") / config.name)
 
     def check_writable(self) -> None:
         """Create the folder before a long run; raise UsageError if the folder cannot be created or written to."""

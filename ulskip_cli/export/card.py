@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.files import user_path
 from ulskip_cli.core.printable import all_printable
 from ulskip_cli.experiments.record import Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder
@@ -44,7 +45,7 @@ class CardFacts:
 def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
     """Return the model card of an export, with its metadata."""
     model = point.config.model
-    is_hub = model.source == "hf" and not Path(model.path).expanduser().exists()
+    is_hub = model.source == "hf" and not user_path(model.path, "model.path").exists()
     base, tags = [point.model_name] if is_hub else None, ["ulskip", "layer-skipping"]
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", license=facts.license, base_model=base, tags=tags

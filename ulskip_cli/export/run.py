@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ulskip_cli.core.files import enough_space
+from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import recipe
-from ulskip_cli.export.request import ExportRequest, resolve
+from ulskip_cli.export.request import ExportRequest, ResolvedExport, resolve
 from ulskip_cli.export.staging import staged
 
 
@@ -21,15 +23,25 @@ def export(
     if point.format == "hf":
         from ulskip_cli.export.checkpoint import export_checkpoint
 
-        return export_checkpoint(point, progress)
+        with enough_space(point.to, _bytes_of(point)):
+            return export_checkpoint(point, progress)
     if point.format == "gguf":
         from ulskip_cli.export.gguf import export_gguf
 
-        return export_gguf(point, progress)
+        with enough_space(point.to, _bytes_of(point)):
+            return export_gguf(point, progress)
     text = recipe.mergekit_recipe(point) if point.format == "mergekit" else recipe.schedule_file(point).to_json()
     with staged(point.to, is_folder=False) as file:
         file.write_text(text, "utf-8")
     return {"to": str(point.to), "kept_layers": list(point.plan.kept_layers), "num_layers": point.plan.num_layers}
+
+
+def _bytes_of(point: ResolvedExport) -> int:
+    """Return the bytes of the kept layers and the rest of the model, or 0 if they are unknown."""
+    metadata = read_metadata(point.config.model)
+    skipped = set(range(metadata.num_layers)) - set(point.plan.kept_layers)
+    layers = metadata.weights.layers if metadata.weights else ()
+    return (metadata.total_bytes or 0) - sum(layers[i] for i in skipped if i < len(layers))
 
 
 def summary(record: Row) -> list[str]:

@@ -20,6 +20,8 @@ _HEAD_BYTES = 65536
 
 def check_target(target: Path, is_folder: bool) -> None:
     """Raise UsageError if a target contains anything but an earlier export."""
+    if target.absolute() == target.absolute().parent:
+        raise UsageError(f"expected a new folder for --to, got {target}; use another path")
     if is_folder and target.is_dir():
         _check_contents(target)
     elif is_folder and target.exists():

@@ -5,6 +5,7 @@ from pathlib import Path
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import user_path
 from ulskip_cli.inference.loading import origin
 
 # Files that belong to the weights: tokenizer, chat template, generation config, licence.
@@ -20,7 +21,7 @@ def folder_of(model: ModelConfig) -> Path:
     if model.source == "random":
         raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
     path, revision = origin(model)
-    folder = Path(path).expanduser()
+    folder = user_path(path, "model.path")
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download

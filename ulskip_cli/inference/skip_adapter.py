@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.files import user_path, write_atomic
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import KINDS, GapPatch, patched_layer
@@ -128,7 +128,7 @@ def load_adapter(model: ModelConfig, plan: Plan) -> tuple[SkipAdapter | None, di
     if found is None:
         return None, None
     name, record = found
-    adapter = SkipAdapter.load(Path(name).expanduser())
+    adapter = SkipAdapter.load(user_path(name, "model.skip_adapter"))
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
     return adapter, {"path": name, "bytes": size, **{key: value for key, value in record.items() if key != "kept_sets"}}
 

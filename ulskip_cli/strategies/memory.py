@@ -82,7 +82,9 @@ def parse_bytes(text: str, key: str = "memory_budget=") -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text, re.IGNORECASE)
     if match is None:
-        raise UsageError(f"expected {key}<number of bytes>, e.g. 24GiB or 16GB, got '{text}'")
+        raise UsageError(f"expected {key}<number of bytes>, e.g. 24GiB or 16GB, got '{text[:80]}'")
     number, prefix, binary = match.groups()
     power = " kmgt".index(prefix.lower() or " ")
+    if not float(number):
+        raise UsageError(f"expected {key}<number of bytes> above 0, got '{text}'")
     return int(float(number) * (1024 if binary else 1000) ** power)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import user_path
 from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_jsonl
 from ulskip_cli.tasks.metrics.scores import Scoring
 from ulskip_cli.tasks.options import TaskOptions
@@ -48,7 +49,7 @@ class CnnDm(TaskOptions):
 
     def _rows(self) -> tuple[list[dict[str, Any]], str]:
         if self.file or self.dataset in SAMPLES:
-            path = Path(self.file).expanduser() if self.file else SAMPLES[self.dataset]
+            path = user_path(self.file, "task.file") if self.file else SAMPLES[self.dataset]
             return read_jsonl(path), str(path)
         if self.dataset == "cnn_dailymail":
             name, subset = CNN_DAILYMAIL

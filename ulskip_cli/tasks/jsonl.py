@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import user_path
 from ulskip_cli.tasks.loading import Example, examples_from_rows, load_dataset_rows, read_jsonl
 from ulskip_cli.tasks.metrics.scores import Scoring
 from ulskip_cli.tasks.options import TaskOptions
@@ -43,7 +44,7 @@ class Jsonl(TaskOptions):
             raise UsageError(
                 f"expected task.file=<jsonl with prompt and reference> or task.dataset=<hub id or folder>, got {given}"
             )
-        origin = str(Path(self.file).expanduser() if self.file else self.dataset)
+        origin = str(user_path(self.file, "task.file") if self.file else self.dataset)
         rows = read_jsonl(Path(origin)) if self.file else load_dataset_rows(origin, self.subset, self.split)
         return examples_from_rows(rows, self.prompt_key, self.reference_key, origin)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import user_path
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def read_objects(file: Path) -> list[dict[str, Any]]:
 
 def is_dataset(name: str) -> bool:
     """Return True for a hub id (owner/name) or the path of a local folder."""
-    return "/" in name or Path(name).expanduser().is_dir()
+    return "/" in name or user_path(name, "task.dataset").is_dir()
 
 
 def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ def load_dataset_rows(name: str, subset: str | None, split: str, default_subsets
 
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
-    folder = Path(name).expanduser()
+    folder = user_path(name, "task.dataset")
     is_local = folder.is_dir()
     try:
         if not is_local:

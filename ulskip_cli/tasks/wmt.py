@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import RunError, UsageError, unknown
+from ulskip_cli.core.files import user_path
 from ulskip_cli.tasks.languages import LANGUAGES
 from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_lines
 from ulskip_cli.tasks.metrics.scores import Scoring
@@ -77,7 +78,7 @@ class Wmt(TaskOptions):
         if self.dataset in SAMPLES:
             files = [SAMPLE / f"{self.dataset}.{language}" for language in (source, target)]
         elif self.dataset == "files":
-            files = [Path(str(file)).expanduser() for file in (self.source_file, self.reference_file)]
+            files = [user_path(str(file), "the file of a task") for file in (self.source_file, self.reference_file)]
         elif is_dataset(self.dataset):
             rows = load_dataset_rows(self.dataset, self.subset, self.split, (self.pair, f"{target}-{source}"))
             flat = [{**row, **(row.get("translation") or {})} for row in rows]

@@ -1,8 +1,7 @@
 """The record of a training run, which is stored as `training.json` beside the weights. Imports no torch."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ulskip_cli.strategies.schedule import Stage
@@ -46,22 +45,6 @@ class TrainingRecord:
     seconds: float  # wall time since the training was started or resumed
     resumed: bool
     data: dict[str, Any] | None = None  # provenance of the texts, which `recipes/tiny/embed.py` adds
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "TrainingRecord":
-        """Build a record from the contents of a `training.json` of this or an earlier version."""
-        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
-        known["ratios"], known["kept_counts"] = tuple(known["ratios"]), tuple(known["kept_counts"])
-        known["kept_layers"] = {ratio: tuple(layers) for ratio, layers in known["kept_layers"].items()}
-        known["learning_curve"] = tuple(CurvePoint(**point) for point in known["learning_curve"])
-        if known.get("exits") is not None:
-            known["exits"] = tuple(known["exits"])
-        if known.get("later_stages") is not None:
-            known["later_stages"] = {
-                ratio: tuple(Stage(stage["first_step"], tuple(stage["kept_layers"])) for stage in stages)
-                for ratio, stages in known["later_stages"].items()
-            }
-        return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
         """Return the contents of `training.json`; tuples become lists."""

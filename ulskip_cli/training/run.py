@@ -17,17 +17,19 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import drop_unused, recorded_config
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
-from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.files import enough_space, user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.typed_json import load_object, parse
 from ulskip_cli.core.validation import ADAPTER_KEYS
 from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
+from ulskip_cli.training.checkpoints import checkpoint_bytes, last_checkpoint
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.record import RECORD_FILE, TrainingRecord
 from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_training
 from ulskip_cli.training.tracking import TrackerCallback
-from ulskip_cli.training.trainer import SkipTrainer, last_checkpoint
+from ulskip_cli.training.trainer import SkipTrainer
 
 _NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "held_out")  # they change no weight
 _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset, they keep the identity of older trainings
@@ -35,7 +37,7 @@ _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset
 
 def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
     """Train, resume a killed run, or return a finished run's record; raise UsageError for bad settings, RunError for NaN."""
-    output = Path(config.output)
+    output = user_path(config.output, "output")
     config = _limit_to_context(config)
     texts = load_training_texts(config, loading.load_tokenizer(config.model))
     identity = _identity(config, texts)
@@ -54,11 +56,12 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
-    resume_from = last_checkpoint(checkpoints)
+    resume_from = last_checkpoint(checkpoints, progress)
     tracked = TrackerCallback(config, identity)
     trainer.add_callback(tracked)
     try:
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        with enough_space(checkpoints, checkpoint_bytes(setup.module)):
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         _evaluate_last_step(trainer)
     finally:
         tracked.run.finish()
@@ -67,7 +70,8 @@ def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
         raise RunError(f"expected finite weights, got NaN or infinity; lower train.learning_rate and remove {output}")
     if trainer.is_world_process_zero():
-        _save(setup, output, record)
+        with enough_space(output, sum(p.numel() * p.element_size() for p in setup.module.parameters())):
+            _save(setup, output, record)
     return record
 
 
@@ -103,13 +107,13 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     """Return the record of this training run if the run is complete; otherwise make the output folder and return None."""
     advice = f"set another output=DIR, or delete {output}"
     if (output / RECORD_FILE).is_file():
-        values = json.loads((output / RECORD_FILE).read_text("utf-8"))
+        values = load_object(output / RECORD_FILE, "a training record")
         if values.get("identity") != identity:
             raise UsageError(f"output={output} contains a training run with other settings or data; {advice}")
-        return TrainingRecord.from_json(values)
+        return parse(values, TrainingRecord, output / RECORD_FILE)
     begun = output / "checkpoints" / "identity"
     if begun.is_file():
-        if begun.read_text("utf-8") != identity:
+        if begun.read_bytes() != identity.encode():
             raise UsageError(f"output={output} contains an unfinished training run with other settings or data; {advice}")
     elif output.exists() and not output.is_dir():
         raise UsageError(f"expected output={output} to be a folder, got a file; {advice}")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import STARTS, TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_metadata import adapter_records
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading, shallow_view
@@ -106,7 +107,7 @@ def adapter_responses(
     responses = [[response] if config.train.responses != "own" else [] for _, response in references.pairs]
     if config.train.responses != "reference":
         length = config.train.own.max_new_tokens or config.task.get("max_new_tokens") or DEFAULT_NEW_TOKENS
-        file = Path(config.train.own.file or Path(config.output) / OWN_RESPONSES).expanduser()
+        file = user_path(str(config.train.own.file or Path(config.output) / OWN_RESPONSES), "train.own.file")
         context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
         prompts = [prompt for prompt, _ in references.pairs]
         own = generate_own_responses(source.model, prompts, config.train.own, context, file, progress)
@@ -147,7 +148,7 @@ def build_adapter_loss(
     kept_sets = list(dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages))
     model.requires_grad_(False)
     if train.start not in STARTS:
-        start = trained_start(Path(train.start).expanduser(), kept_sets, config)
+        start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
     elif train.start == "patch" and train.patch != "none":
         progress.phase("fit patches", 0)
         chosen = random.Random(config.seed).sample(data.train.pairs, min(train.patch_examples, len(data.train)))

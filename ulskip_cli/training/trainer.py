@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, progress: ProgressCallback, log: Path) -> None:
         """Append lines to the file `log`; a resumed training run writes some steps a second time."""
-        self._progress, self._log = progress, log
+        self._progress, self._log, self._loss = progress, log, ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the progress bar at the first step of this process."""
@@ -118,11 +117,13 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance the progress bar, and log the last step also if `train.log_every` does not fall on it."""
-        self._on_progress(state.global_step)
+        self._on_progress(state.global_step, self._loss)
         control.should_log |= state.global_step >= state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Append Trainer's values at this step to the log file, as one line."""
+        if "loss" in (logs or {}):
+            self._loss = f"loss {float(logs['loss']):.4g}"
         if state.is_world_process_zero:
             append_line(self._log, json.dumps({"step": state.global_step, **(logs or {})}))
 
@@ -167,15 +168,3 @@ def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) ->
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would break the views; several GPUs need torchrun
     return made
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint, or None; remove newer incomplete checkpoints, left by a killed process."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))  # Trainer writes it last
-            return checkpoint
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return None

@@ -1,9 +1,10 @@
 """Expand the grid of a sweep: overrides with several values become one configuration per point."""
 
 import contextlib
+import math
 from collections.abc import Container, Sequence
 from fnmatch import fnmatch
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
 from ulskip_cli.core.validation import check_run
 
 DEFAULT_EXPERIMENT = "reproduce"
+MAX_POINTS = 1000
 
 
 def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str | None = None) -> list[Config]:
@@ -52,6 +54,9 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
     grid = _composed(fixed, GROUPS, (), extra_dir)[0].sweep  # the points check the other keys
     presets = {key: text for key, text in grid.items() if key not in given}
     axes |= {key: _values(parse_overrides([f"{key}={text}"])[0], extra_dir) for key, text in presets.items()}
+    count = math.prod(map(len, axes.values()))
+    if count > MAX_POINTS:
+        raise UsageError(f"expected at most {MAX_POINTS} points in a sweep, got {count} or more; split it into several sweeps")
     swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
     found = []
     nowhere: dict[str, UnknownKey] | None = None  # keys that every point rejects
@@ -117,6 +122,6 @@ def _values(override: Any, extra_dir: Path | None) -> list[str]:
             raise UsageError(f"expected a pattern that matches one of {', '.join(names)}, got '{override.input_line}'")
         return chosen
     try:
-        return [str(text) for text in override.sweep_string_iterator()]
-    except HydraException:
+        return [str(text) for text in islice(override.sweep_string_iterator(), MAX_POINTS + 1)]
+    except (HydraException, ValueError):
         raise UsageError(f"expected a list, range, choice or glob, e.g. ratio=2,3, got '{override.input_line}'") from None

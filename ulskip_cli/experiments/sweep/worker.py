@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import RunRecord
@@ -87,6 +88,7 @@ class Worker:
         return True
 
     def _run(self, job: Job, baseline: RunRecord | None, attempt: int) -> None:
+        interruption.check()
         self.observer.job_started(job)
         try:
             if attempt > self.policy.max_retries + 1:

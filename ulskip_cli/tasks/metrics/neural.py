@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.files import user_path
 from ulskip_cli.tasks.metrics.bootstrap import compare
 from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
 
@@ -55,7 +56,7 @@ class Comet:
 
             files = [write(f"system{i}", texts) for i, texts in enumerate(systems)]
             sources, references = write("source", answers.sources), write("reference", answers.references)
-            local = Path(self.model).expanduser()
+            local = user_path(self.model, "a metric's model")
             options = {
                 "--model": str(local.resolve()) if local.is_file() else self.model,
                 "--batch_size": str(BATCH_SIZE),
@@ -94,7 +95,7 @@ class BertScore:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        if self.model and self.model.startswith((".", "/", "~")) and not Path(self.model).expanduser().exists():
+        if self.model and self.model.startswith((".", "/", "~")) and not user_path(self.model, "a metric's model").exists():
             raise UsageError(
                 f"expected task.bertscore_model to be a hub id or a folder, got {self.model}, which does not exist"
             )

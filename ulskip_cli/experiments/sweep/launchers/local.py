@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from multiprocessing.connection import Connection, wait
@@ -75,6 +76,7 @@ def _main(orders: WorkerSpec, number: int, told: Connection, log: str) -> None:
     with (Path(log) / f"worker-{number}.log").open("a", encoding="utf-8") as stream:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     told.send(serve(orders))
 

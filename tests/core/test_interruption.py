@@ -1,0 +1,81 @@
+"""Signals are sent by the process to itself at a chosen moment, so that the tests depend on no times."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+AT_IMPORT = """
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            os.kill(os.getpid(), signal.{})
+
+sys.meta_path.insert(0, Finder())
+"""
+IN_COMMAND = """
+from ulskip_cli.core import config
+
+def compose(*args):
+    exec("os.kill(os.getpid(), signal.{})")  # Python ends itself by SIGINT after a KeyboardInterrupt in exec
+    raise AssertionError
+
+config.compose = compose
+"""
+SWALLOWED = """
+from ulskip_cli.core import config
+real = config.compose
+
+def compose(*args):
+    try:
+        os.kill(os.getpid(), signal.{})
+    except BaseException:
+        pass
+    return real(*args)
+
+config.compose = compose
+"""
+
+
+def ran(moment, name, **options):
+    code = "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n" + moment.format(name) + "\nmain()"
+    command = [sys.executable, "-c", code, "plan", "model=random"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("moment", [AT_IMPORT, IN_COMMAND, SWALLOWED], ids=["import", "command", "swallowed"])
+@pytest.mark.parametrize(("name", "code"), SIGNALS.items())
+def test_a_signal_ends_the_command_with_one_line_and_its_exit_code(moment, name, code):
+    ended = ran(moment, name)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (code, 1), ended.stderr
+    assert ended.stderr.startswith("ulskip: interrupted")
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    ended = ran(SWALLOWED, "SIGHUP", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+SWALLOWING_SWEEP = """
+import ulskip_cli.experiments.runner as runner
+real = runner.load
+
+def load(*args):
+    try:
+        os.kill(os.getpid(), signal.{})
+    except BaseException:
+        pass
+    return real(*args)
+
+runner.load = load
+"""
+
+
+def test_a_sweep_ends_although_a_library_swallows_the_signal_while_it_loads(overrides, tmp_path):
+    code = "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n" + SWALLOWING_SWEEP.format("SIGTERM") + "\nmain()"
+    command = [sys.executable, "-c", code, "sweep", "ratio=2,3", *overrides]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.splitlines()[-1][:19]) == (143, "ulskip: interrupted")
+    assert not (tmp_path / "default" / "runs.jsonl").exists()

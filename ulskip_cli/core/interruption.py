@@ -1,0 +1,65 @@
+"""SIGINT, SIGTERM and SIGHUP end a command in the same way: as a KeyboardInterrupt, with the exit code that shells use.
+
+Ctrl-C sends SIGINT, Slurm and `kill` send SIGTERM, and a closed terminal sends SIGHUP. Imports nothing slow.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+MESSAGE = "interrupted; what was finished is kept, and the same command carries on"
+_received: list[int] = []
+
+
+class Interruption(KeyboardInterrupt):
+    """A signal came. Python ends a process by SIGINT after an unhandled KeyboardInterrupt, but not after a subclass."""
+
+
+def install() -> None:
+    """Handle the signals of this process from now on; a signal that nohup or a shell ignores stays ignored."""
+    sys.unraisablehook = _report_unraisable
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def release() -> None:
+    """Let a signal end the process without a message from now on, because the command has ended."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt if a signal came and a library swallowed its exception."""
+    if _received:
+        raise Interruption
+
+
+def exit_code() -> int:
+    """Return 128 + the number of the signal that came, as shells do; without a signal, that of SIGINT."""
+    return 128 + (_received[0] if _received else signal.SIGINT)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if not _received and number == getattr(signal, "SIGHUP", None):
+        _leave_terminal()
+    _received.append(number)
+    raise Interruption
+
+
+def _leave_terminal() -> None:
+    """Redirect output from the closed terminal, to which every write would fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if os.isatty(descriptor):
+            os.dup2(null, descriptor)
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Report an exception that Python ignores, but not an interruption, which `check` raises again."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
