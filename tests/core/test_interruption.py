@@ -39,10 +39,16 @@ config.compose = compose
 """
 
 
-def ran(moment, name, **options):
+def heed_all():
+    """Undo what a shell does to the processes that it starts in the background."""
+    for name in SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+def ran(moment, name, before=heed_all):
     code = "import os, signal, sys\nfrom ulskip_cli.__main__ import main\n" + moment.format(name) + "\nmain()"
     command = [sys.executable, "-c", code, "plan", "model=random"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=before)
 
 
 @pytest.mark.parametrize("moment", [AT_IMPORT, IN_COMMAND, SWALLOWED], ids=["import", "command", "swallowed"])
@@ -54,7 +60,7 @@ def test_a_signal_ends_the_command_with_one_line_and_its_exit_code(moment, name,
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored():
-    ended = ran(SWALLOWED, "SIGHUP", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    ended = ran(SWALLOWED, "SIGHUP", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
