@@ -12,6 +12,7 @@ STAGES = ["strategy=skip_decode", "strategy.horizon=8"]
         (["ratio_basis=latency"], "ratio_basis=cost"),
         (["strategy=early_exit", "strategy.threshold=0.5"], "strategy=early_exit"),
         (["strategy=block_influence"], "strategy=block_influence.*strategy=custom"),
+        (["engine=llama_cpp"], "engine=llama_cpp.*engine=auto"),
         (["strategy=search"], "strategy=search.*strategy=custom"),
         (["strategy=skip_decode"], "strategy=skip_decode.*strategy=custom"),
     ],

@@ -47,6 +47,12 @@ def check_installed(engine: str) -> None:
         )
 
 
+def refuse_runtime(command: str, engine: str) -> None:
+    """Raise UsageError if a command, which needs torch, is asked to decode with another library."""
+    if ENGINES[engine].is_runtime:
+        raise UsageError(f"{command} is not supported with engine={engine}; use engine=auto")
+
+
 def in_format(weights: WeightSizes | None, engine: str, name: str | None, bits: float) -> WeightSizes | None:
     """Return sizes of weights of `bits` bits each in the format `name` of an engine; None keeps the model's own format."""
     if weights is None or name is None:

@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core.config import compose, identity, instantiate
+from ulskip_cli.core.engines import refuse_runtime
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.experiments.record import ROW_VERSION, RunRecord
@@ -83,6 +84,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             raise UsageError(
                 "ratio_basis=latency is not supported with lm-evaluation-harness; use ratio_basis=cost or ratio_basis=layers"
             )
+        engine = self.ulskip_config.engine
+        refuse_runtime("lm-eval", engine.name)
         strategy = instantiate(self.ulskip_config.strategy, "strategy")
         if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
             raise UsageError(
@@ -102,8 +105,10 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         stays = asked or self.plan.keeps_all or self.plan.exits
         scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
         adapter, self.skip_adapter = load_adapter(self.ulskip_config.model, self.plan)
-        self.decoder = Decoder(self.loaded.model, self.plan, tokenizer, adapter)
-        self.scorer = self.decoder if scoring == self.plan else Decoder(self.loaded.model, scoring, tokenizer, adapter)
+        self.decoder = Decoder(self.loaded.model, self.plan, tokenizer, adapter, engine)
+        self.scorer = self.decoder
+        if scoring != self.plan:
+            self.scorer = Decoder(self.loaded.model, scoring, tokenizer, adapter, engine)
         self.scoring_plan = scoring
         self.continuations = self.first_token_only = self._batches = 0
         super().__init__(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.engines import refuse_runtime
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.model_metadata import read_metadata
@@ -90,6 +91,7 @@ def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRe
 def exportable_plan(config: Config) -> Plan:
     """Make the plan of a configuration; raise UsageError if its layers depend on a measurement of a run or on the token."""
     name = config.strategy["name"]
+    refuse_runtime("export", config.engine.name)
     if config.ratio_basis == "latency":
         raise UsageError(
             "export is not supported with ratio_basis=latency, because only a run determines the layers; use ratio_basis=cost, "
