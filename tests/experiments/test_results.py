@@ -76,6 +76,12 @@ def test_a_refused_line_is_named_by_file_number_and_key(tmp_path):
     assert "batch_size" in refused[0]
 
 
+def test_an_id_that_no_file_can_have_is_refused(tmp_path):
+    folder = folder_in(tmp_path)
+    append_line(folder.runs_path, json.dumps({"id": "p" * 300, "strategy": "s", "batch_size": 1}))
+    assert (folder.rows(), len(folder.read()[1])) == ([], 1)
+
+
 def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path):
     folder = folder_in(tmp_path)
     with pytest.raises(RunError, match="bleu"):

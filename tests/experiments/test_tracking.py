@@ -46,15 +46,20 @@ def fake(monkeypatch):
     return FakeTracker
 
 
+COMPARED = {"full": 22.0, "delta": -1.5, "delta_low": -2.0, "delta_high": -1.0, "p_value": 0.01}
+
+
 def record(config, **keys):
     row = {"id": "p", "strategy": "unified", "target_speedup": 2.0, "engine": "torch", "bleu": 20.5, "kept_layers": [0, 2]}
-    return RunRecord.from_row({**row, "config": {"seed": 1}, "pairs": {"full": {"decode_seconds": [0.1]}}, **keys})
+    row |= {"batch_size": 1, "num_layers": 4, "layer_ratio": 2.0}
+    return RunRecord.from_row({**row, "config": {"seed": 1}, "pairs": {"strategy": {"decode_seconds": [0.1]}}, **keys})
 
 
 def test_a_row_becomes_parameters_and_metrics():
     config = compose(["tracker_options={project: mine}"])
-    parameters, metrics = split_row(config, record(config, seed=1, vs_baseline={"bleu": {"delta": -1.5}}, chat=True))
-    assert metrics == {"target_speedup": 2.0, "bleu": 20.5, "vs_baseline.bleu.delta": -1.5}
+    parameters, metrics = split_row(config, record(config, seed=1, vs_baseline={"bleu": COMPARED}, chat=True))
+    compared = {f"vs_baseline.bleu.{key}": value for key, value in COMPARED.items()}
+    assert metrics == {"target_speedup": 2.0, "num_layers": 4, "layer_ratio": 2.0, "bleu": 20.5, **compared}
     expected = {"id": "p", "engine": "torch", "kept_layers": "[0, 2]", "chat": True, "seed": 1, "model.name": "tiny"}
     assert {key: parameters.get(key) for key in expected} == expected
     assert not any(key.startswith(("tracker", "launcher", "pairs")) for key in parameters)

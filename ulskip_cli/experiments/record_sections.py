@@ -32,7 +32,7 @@ from ulskip_cli.experiments.row_values import (
 )
 from ulskip_cli.strategies.plan import target_speedup
 
-_FILE_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+=-]{0,127}")
+_FILE_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+=-]*")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ulskip_cli.experiments.record import Row, RunRecord, is_done, upgrade_row
 from ulskip_cli.tasks.loading import read_objects
 
 BROKEN_FILE = "runs.broken.jsonl"
+MAX_ID = 128  # characters; an id names files
 MAX_REFUSED = 5  # refused lines of a folder that are named
 ANSWER_KEYS = ("source", "reference", "hypothesis")
 
@@ -207,6 +208,8 @@ def read_row(line: str | bytes) -> Row:
         raise UsageError(f"expected a JSON object, got {json.dumps(found)[:60]}; repeat the run")
     record = RunRecord.from_row(found)
     row = upgrade_row(found)
+    if max(len(record.id), len(record.identity.baseline_id or "")) > MAX_ID:
+        raise UsageError(f"expected the keys id and baseline_id of a row to have at most {MAX_ID} characters, got more")
     missing = [key for key in ("strategy", "batch_size") if row.get(key) is None]
     if missing:
         raise UsageError(f"expected a value for the key {missing[0]} of row {record.id}, got none")
