@@ -48,17 +48,17 @@ _POINT = (
     "tracker_options",
 )
 COMMAND_KEYS = {
-    "run": CommandKeys("config", ("model", "task", "strategy", "decoding", "experiment"), _POINT),
-    "sweep": CommandKeys("config", ("model", "task", "strategy", "decoding", "experiment", "launcher"), _POINT),
+    "run": CommandKeys("config", ("model", "task", "strategy", "decoding", "engine", "experiment"), _POINT),
+    "sweep": CommandKeys("config", ("model", "task", "strategy", "decoding", "engine", "experiment", "launcher"), _POINT),
     "bench": CommandKeys(
         "config",
-        ("model", "strategy", "decoding", "experiment"),
+        ("model", "strategy", "decoding", "engine", "experiment"),
         (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "speed", "tracker", "tracker_options"),
         {"name": "bench", "ratio": "2,3", "batch_size": "1,8", "engine": "auto,transformers"},  # experiment=bench
     ),
     "plan": CommandKeys(
         "config",
-        ("model", "strategy", "decoding"),
+        ("model", "strategy", "decoding", "engine"),
         (*_SCHEDULE, "batch_size", "memory_budget", "speed.prompt_tokens", "speed.new_tokens"),
     ),
     "export": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "results_dir")),

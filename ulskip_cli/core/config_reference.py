@@ -14,7 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from ulskip_cli.core.composition import check_choice, config_dir
 from ulskip_cli.core.composition import group_choices as group_choices
 from ulskip_cli.core.config import GROUPS, TRAINING_GROUPS, options_class, resolved_config
-from ulskip_cli.core.config_schema import Config, DecodingConfig, LauncherConfig, ModelConfig, TrainingConfig, TrainOptions
+from ulskip_cli.core.config_schema import (
+    Config,
+    DecodingConfig,
+    EngineConfig,
+    LauncherConfig,
+    ModelConfig,
+    TrainingConfig,
+    TrainOptions,
+)
 from ulskip_cli.core.config_types import describe_type, type_hints
 from ulskip_cli.core.errors import UsageError, require_choice
 
@@ -23,6 +31,7 @@ ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
 _GROUP_SCHEMAS: dict[str, type] = {
     "model": ModelConfig,
     "decoding": DecodingConfig,
+    "engine": EngineConfig,
     "launcher": LauncherConfig,
     "train": TrainOptions,
 }
