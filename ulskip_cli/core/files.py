@@ -136,8 +136,9 @@ def _acquired(path: Path, timeout: float) -> BaseFileLock:
         raise StorageError(f"cannot lock {path} ({reason}); use a writable folder that supports locks") from None
 
 
-def user_path(text: str, key: str) -> Path:
+def user_path(given: str | Path, key: str) -> Path:
     """Return the path that a user gave, with `~` replaced; raise UsageError if a text cannot be a path."""
+    text = str(given)
     try:
         path = Path(text).expanduser()
     except RuntimeError:

@@ -1,6 +1,7 @@
 """Outputs of the frozen model that a skip adapter is trained towards; prompts and responses are encoded once and kept."""
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,37 +52,50 @@ class FrozenOutputs:
 
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
-        """Return the outputs for a batch; `with_states` asks for the states that predict the response."""
+        """Return the outputs for a batch; `with_states` asks for the states that predict the response.
+
+        Prompts and responses run one by one, so that their outputs do not depend on the batches, which a resumed training
+        makes anew.
+        """
         keys = [_bytes(ids[mask.bool()]) for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)]
         names = list(dict.fromkeys(keys))
         rows = torch.tensor([names.index(key) for key in keys], device=batch.prompt_ids.device)
         first = [keys.index(name) for name in names]
-        prompt = self._encoded(names, batch.prompt_ids[first], batch.prompt_mask[first])
+        has_states = with_states and batch.response_ids.shape[1] > 1
+        if not self._separable:
+            prompt = encode_prompt(self.model, batch.prompt_ids[first], batch.prompt_mask[first])
+            return FrozenBatch(prompt, rows, self.states(repeat_prompt(prompt, rows), batch) if has_states else None)
+        prompts = [self._prompt(name, batch.prompt_ids[i], batch.prompt_mask[i]) for name, i in zip(names, first, strict=True)]
         states = None
-        if with_states and batch.response_ids.shape[1] > 1:
-            labels = torch.cat([batch.response_ids, batch.labels], 1)
-            of_rows = [key + _bytes(row) for key, row in zip(keys, labels, strict=True)]
-            if not all(key in self._states for key in of_rows):
-                found = self.states(repeat_prompt(prompt, rows), batch)
-                counts = batch.is_labelled[:, 1:].sum(1).tolist()
-                for key, one in zip(of_rows, torch.split(found, counts), strict=True):
-                    self._keep(self._states, key, one, one.nbytes)
-                return FrozenBatch(prompt, rows, found)
-            states = torch.cat([self._states[key] for key in of_rows])
-        return FrozenBatch(prompt, rows, states)
+        if has_states:
+            states = torch.cat([self._response(key, prompts[names.index(key)], batch, row) for row, key in enumerate(keys)])
+        return FrozenBatch(_joined(prompts), rows, states)
 
-    def _encoded(self, names: Sequence[bytes], ids: Tensor, mask: Tensor) -> EncodedPrompt:
-        """Encode the prompts that are not kept; return all, padded on the left to the length of the longest."""
-        missing = [i for i, name in enumerate(names) if name not in self._prompts]
-        found: dict[bytes, EncodedPrompt] = {}
-        if missing:
-            encoded = encode_prompt(self.model, ids[missing], mask[missing])
-            if any(type(layer) is not DynamicLayer for layer in encoded.cache.layers):  # cannot be cut into sequences
-                return encoded if len(missing) == len(names) else encode_prompt(self.model, ids, mask)
-            for row, i in enumerate(missing):
-                one = found[names[i]] = _sequence(encoded, row)
-                self._keep(self._prompts, names[i], one, shallow_view.kv_bytes(one.cache))
-        return _joined([found[name] if name in found else self._prompts[name] for name in names])
+    @functools.cached_property
+    def _separable(self) -> bool:
+        """True if a batch of sequences can be put together from their keys and values."""
+        return all(type(layer) is DynamicLayer for layer in shallow_view.new_cache(self.model).layers)
+
+    def _prompt(self, key: bytes, ids: Tensor, mask: Tensor) -> EncodedPrompt:
+        """Return one encoded prompt without padding."""
+        if key in self._prompts:
+            return self._prompts[key]
+        own = ids[mask.bool()][None]
+        prompt = encode_prompt(self.model, own, torch.ones_like(own))
+        self._keep(self._prompts, key, prompt, shallow_view.kv_bytes(prompt.cache))
+        return prompt
+
+    def _response(self, prompt_key: bytes, prompt: EncodedPrompt, batch: LossBatch, row: int) -> Tensor:
+        """Return the states [positions, hidden_size] of one response."""
+        length = int(batch.is_labelled[row].nonzero()[-1]) + 1 if batch.is_labelled[row].any() else 1
+        ids, labels = (one[row : row + 1, :length] for one in (batch.response_ids, batch.labels))
+        key = prompt_key + _bytes(torch.cat([ids, labels], 1))
+        if key not in self._states:
+            mask = prompt.mask
+            states = self.states(prompt, LossBatch(ids.new_zeros(mask.shape), mask, ids, labels))
+            self._keep(self._states, key, states, states.nbytes)
+            return states
+        return self._states[key]
 
     def _keep(self, kept: dict[bytes, Any], key: bytes, value: Any, size: int) -> None:
         if size <= self._free and key not in kept:
@@ -98,16 +112,6 @@ class FrozenOutputs:
 
 def _bytes(ids: Tensor) -> bytes:
     return bytes(ids.cpu().contiguous().numpy().tobytes())
-
-
-def _sequence(encoded: EncodedPrompt, row: int) -> EncodedPrompt:
-    """Return a copy of one sequence of a batch, without its padding."""
-    begin = int((encoded.mask[row] == 0).sum())
-    cache = copy.copy(encoded.cache)
-    cache.layers = [
-        _with_values(layer, *(one[row : row + 1, :, begin:].clone() for one in _values(layer))) for layer in cache.layers
-    ]
-    return EncodedPrompt(encoded.first_logits[row : row + 1].clone(), cache, encoded.mask[row : row + 1, begin:])
 
 
 def _joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
