@@ -35,6 +35,7 @@ def rows(folder):
     told = {}
     for row in found:
         row["config"].pop("name")
+        row["warnings"] = [text for text in row["warnings"] if "speedup" not in text]  # a clock decides these
         told[row["id"]] = {key: value for key, value in row.items() if not TIMES.search(key) or key == "target_speedup"}
     return told
 
