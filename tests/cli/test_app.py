@@ -16,7 +16,8 @@ def test_a_sweep_runs_each_point_once(ulskip, overrides, tmp_path):
     code, out, err = ulskip("sweep", *grid)
     assert (code, "generate" in err) == (0, False)
     assert (tmp_path / "default" / "runs.jsonl").read_text() == rows
-    assert out.count("unified") == 2
+    table = [line for line in out.splitlines() if line.startswith(" unified")]  # a warning may name it too
+    assert len(table) == 2
 
 
 def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
