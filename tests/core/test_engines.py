@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 from ulskip_cli.core import engines
 from ulskip_cli.core.config import baseline_config, compose, identity
 from ulskip_cli.core.engines import ENGINES, in_format
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.strategies.plan import make_plan
 
 LLAMA = "engine=llama_cpp"
 
@@ -26,8 +28,6 @@ def installed(monkeypatch):
         ([LLAMA, "decoding=beam"], "beam.*engine=transformers"),
         ([LLAMA, "decoding.stop=[x]"], "engine=transformers"),
         ([LLAMA, "decoding=self_speculative"], "engine=auto"),
-        ([LLAMA, "strategy=early_exit", "batch_size=1"], "engine=auto"),
-        ([LLAMA, "strategy=skip_decode"], "engine=torch"),
         ([LLAMA, "strategy.patch=full"], r"strategy\.patch=folded"),
         ([LLAMA, "model.quantization=bnb-nf4"], r"engine\.weights"),
         ([LLAMA, "decoding.compile=on"], r"decoding\.compile=auto"),
@@ -37,6 +37,26 @@ def installed(monkeypatch):
 def test_what_an_engine_does_not_support_is_refused_with_what_does(overrides, named):
     with pytest.raises(UsageError, match=named):
         compose(overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [(["strategy=early_exit", "batch_size=1"], "engine=auto"), (["strategy=skip_decode"], "engine=torch")],
+    ids=" ".join,
+)
+def test_schedules_of_several_depths_are_refused(overrides, named):
+    with pytest.raises(NotApplicable, match=rf"engine=llama_cpp.*{named}"):
+        make_plan(compose([LLAMA, *overrides]), ModelMetadata(12, None, None))
+
+
+def test_a_measured_depth_becomes_the_nearest_number_of_layers():
+    for engine, depths in (("auto", (4.4, 4.6)), ("llama_cpp", (4, 5))):
+        for asked, depth in zip((4.4, 4.6), depths, strict=True):
+            config = compose([f"engine={engine}", "ratio_basis=latency", "speed.new_tokens=11"])
+            plan = make_plan(config, ModelMetadata(12, None, None), asked)
+            assert plan.mean_kept(10) == pytest.approx(depth)
+            assert bool(plan.later_stages) == (engine == "auto")
+            assert any("engine=llama_cpp" in warning for warning in plan.warnings) == (engine == "llama_cpp")
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):

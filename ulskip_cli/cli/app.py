@@ -19,7 +19,6 @@ from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core import interruption
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError, one_line
-from ulskip_cli.core.printable import printable
 
 app = typer.Typer(
     help="Make LLM inference faster by skipping layers, and measure the cost in quality.",
@@ -102,7 +101,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Show the versio
 def _complain(message: str, code: int) -> int:
     if not message:
         return code
-    print(f"ulskip: {printable(one_line(message))}", file=sys.stderr)
+    print(f"ulskip: {one_line(message)}", file=sys.stderr)
     return code
 
 

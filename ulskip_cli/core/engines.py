@@ -37,7 +37,7 @@ ENGINES = {
 }
 
 
-def check_installed(engine: str) -> None:
+def require_packages(engine: str) -> None:
     """Raise UsageError if the packages of an engine are missing."""
     spec = ENGINES[engine]
     if spec.is_runtime and not any(find_spec(name) for name in spec.modules) and not os.environ.get(spec.variable):

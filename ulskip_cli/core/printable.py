@@ -15,9 +15,9 @@ def printable(text: str) -> str:
 
 
 def all_printable(value: Any) -> Any:
-    """Return a JSON value in which all texts and keys are printable."""
+    """Return a JSON value in which all texts and keys are printable; keys become texts, as in a file."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
-        return {printable(key): all_printable(one) for key, one in value.items()}
+        return {printable(str(key)): all_printable(one) for key, one in value.items()}
     return [all_printable(one) for one in value] if isinstance(value, list) else value

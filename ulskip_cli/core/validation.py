@@ -6,8 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from ulskip_cli.core.config_schema import AUTO, STARTS, Config, DecodingConfig, TrainingConfig, TrainOptions
-from ulskip_cli.core.engines import ENGINES
-from ulskip_cli.core.engines import check_installed as check_engine_installed
+from ulskip_cli.core.engines import ENGINES, require_packages
 from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.tracking import check_installed
@@ -156,14 +155,10 @@ def _check_engine(config: Config) -> None:
         raise UsageError(f"engine.weights={weights} is not supported with engine={name}; use model.dtype or model.quantization")
     if weights is not None:
         require_choice("engine.weights", weights, spec.weights)
-    strategy, patch = config.strategy["name"], config.strategy.get("patch", "none")
-    refused = {
-        "draft_tokens; use engine=auto": decoding.draft_tokens and name != "auto",
-        "early_exit; use engine=auto": strategy == "early_exit" and (spec.is_runtime or name == "transformers"),
-    }
+    patch = config.strategy.get("patch", "none")
+    refused = {"decoding.draft_tokens; use engine=auto": bool(decoding.draft_tokens) and name != "auto"}
     if spec.is_runtime:
         refused |= {
-            "skip_decode, whose steps run different layers; use engine=torch": strategy == "skip_decode",
             "beam search; use engine=transformers": decoding.num_beams > 1,
             "stop strings; use engine=transformers": bool(decoding.stop),
             "decoding.generate_kwargs; use engine=transformers": bool(decoding.generate_kwargs),
@@ -175,7 +170,7 @@ def _check_engine(config: Config) -> None:
     for reason, found in refused.items():
         if found:
             raise NotApplicable(f"engine={name} is not supported with {reason}")
-    check_engine_installed(name)
+    require_packages(name)
 
 
 def _check_patches(config: Config) -> None:

@@ -98,7 +98,7 @@ class StepValues(TypedDict):
 
 
 class LimitValues(TypedDict):
-    """What the machine reaches in a copy and in a matrix product."""
+    """The rates that the machine reaches in a copy and in a matrix product."""
 
     bytes_per_second: Positive
     flops_per_second: Positive

@@ -21,7 +21,7 @@ class PatchOptions:
 
     @property
     def joint(self) -> bool:
-        """Whether patches are fitted on the full model's states; a folded patch is not, because its inputs are the view's."""
+        """True if patches are fitted on the full model's states; a folded patch is not, because its inputs are the view's."""
         return self.order == "joint" or (self.order == "auto" and self.kind != "folded")
 
 

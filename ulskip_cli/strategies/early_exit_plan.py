@@ -25,6 +25,8 @@ def make_exit_rule(strategy: Strategy, config: Config, num_layers: int, num_kept
         raise NotApplicable(
             f"expected batch_size=1 with strategy.batch=na, got {config.batch_size}; set batch_size=1 or strategy.batch=min"
         )
+    if config.engine.name not in ("auto", "torch"):
+        raise NotApplicable(f"engine={config.engine.name} is not supported with strategy={name}; use engine=auto")
     refused = {
         "num_beams=1": decoding.num_beams > 1,
         "stop=[]": bool(decoding.stop),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import NUM_LAYERS, batch, build_model, is_near_tie
+from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_corrections
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
@@ -14,6 +14,7 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines import runtime
 from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -66,6 +67,28 @@ def test_the_decode_loss_equals_that_of_torch(overrides):
     examples = [EncodedExample([5, 6, 7, 8][:n], [9, 10, 11, 12, 13][:m]) for n, m in ((4, 5), (2, 3), (3, 1))]
     torch_loss, loss = (ReferenceLoss(examples, BatchSize(2), 0).of(one) for one in decoders(build_model("llama"), *overrides))
     assert loss == pytest.approx(torch_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["folded", "lora"])
+def test_a_skip_adapter_is_merged(kind):
+    model, kept = build_model("llama"), (0, 2, 4)
+    tensors, _ = random_corrections(model, kept, kind)
+    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,4]"]), ModelMetadata(NUM_LAYERS, None, None))
+    ids, mask = batch(True)
+    adapter = SkipAdapter(NUM_LAYERS, (kept,), tensors)
+    plain, corrected, got = (
+        Decoder(model, plan, adapter=one, engine=EngineConfig(engine)).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
+        for one, engine in ((None, "torch"), (adapter, "torch"), (adapter, "llama_cpp"))
+    )
+    assert got == corrected != plain
+
+
+def test_patches_that_do_not_fold_are_refused():
+    model, (ids, mask) = build_model("llama"), batch(True)
+    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,4]"]), ModelMetadata(NUM_LAYERS, None, None))
+    adapter = SkipAdapter(NUM_LAYERS, ((0, 2, 4),), random_corrections(model, (0, 2, 4), "full")[0])
+    with pytest.raises(UsageError, match=r"folded.*full.*engine=torch"):
+        Decoder(model, plan, adapter=adapter, engine=EngineConfig("llama_cpp")).generate(ids, mask, DecodeContext(GREEDY, 0))
 
 
 @pytest.mark.parametrize("weights", ["f16", "bf16", "q8_0", "q4_0"])

@@ -154,21 +154,34 @@ def run(
 
     `make_steps` makes the steps from the prompt's KV cache, and `decode` fills the token ids [batch, prompt_len + length].
     """
-    input_ids, length = request.input_ids, request.length
-    batch, prompt_len = input_ids.shape
     cache = shallow_view.new_cache(prompt_model)
-    logits = shallow_view.forward_with_cache(prompt_model, input_ids, request.attention_mask, cache, last_only=True)
+    logits = shallow_view.forward_with_cache(prompt_model, request.input_ids, request.attention_mask, cache, last_only=True)
     prefilled_at = now(device)
     prompt_bytes, kept_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, kept)
     shallow_view.prune_cache(cache, kept)
-    steps = make_steps(cache)
+    tokens, first_at, end = choose_tokens(request, logits[:, -1], make_steps(cache), decode)
+    return EngineOutput(tokens, prefilled_at, first_at, end, prompt_bytes, kept_bytes)
+
+
+def choose_tokens(
+    request: BatchRequest,
+    logits: Tensor,
+    steps: AnySteps,
+    decode: Callable[[Tensor, BatchRequest, AnySteps, TokenSampler], None],
+) -> tuple[list[list[int]], float, float]:
+    """Choose the tokens of a batch from the logits [batch, vocab_size] of its prompts and from the steps.
+
+    Return the tokens, and the times after the first and after the last one.
+    """
+    input_ids, length, device = request.input_ids, request.length, request.input_ids.device
+    batch, prompt_len = input_ids.shape
     sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, length if request.forced else 0, device)
     ids = torch.full((batch, prompt_len + length), request.pad_token_id, dtype=torch.long, device=device)
     ids[:, :prompt_len] = input_ids
-    ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits[:, -1])
+    ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits)
     first_at = now(device)
     if request.on_step:
         request.on_step(batch)
     decode(ids, request, steps, sampler)
     end = now(device)
-    return EngineOutput(ids[:, prompt_len:].tolist(), prefilled_at, first_at, end, prompt_bytes, kept_bytes)
+    return ids[:, prompt_len:].tolist(), first_at, end

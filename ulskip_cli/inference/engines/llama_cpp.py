@@ -3,6 +3,7 @@
 With prompt_layers=all the full model encodes the prompts, and the kept layers' keys and values move to the view's context.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -97,5 +98,4 @@ def write_gguf(model: PreTrainedModel, weights: str) -> Path:
         writer.add_tokenizer_model("no_vocab")
         write_model(writer, GgufTensors(tensors.__getitem__, config, *FORMATS[weights]), {name: name for name in tensors})
 
-    shape = {key: config.get(key) for key in ("num_attention_heads", "num_key_value_heads", "rope_parameters", "rms_norm_eps")}
-    return cached_export(ENGINE, tensors, [weights, gguf.__name__, shape], ".gguf", write)
+    return cached_export(ENGINE, tensors, [weights, version("gguf"), config], ".gguf", write)

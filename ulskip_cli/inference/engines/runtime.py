@@ -9,15 +9,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import cache_dir
 from ulskip_cli.inference.decode_steps import Steps
 from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput
-from ulskip_cli.inference.engines.fast import decode_steps
+from ulskip_cli.inference.engines.fast import choose_tokens, decode_steps
 from ulskip_cli.inference.gap_patch import GapPatch
-from ulskip_cli.inference.sampling import TokenSampler
 from ulskip_cli.inference.timing import now
 
 
@@ -47,38 +47,25 @@ class RuntimeEngine:
 
     def prepare(self, request: BatchRequest) -> float:
         """Export the view unless it is cached, and load it; return the seconds."""
+        began, longest = time.perf_counter(), max(request.length, request.decoding.max_new_tokens)
         batch, prompt_len = request.input_ids.shape
-        began, length = time.perf_counter(), prompt_len + request.length
-        if self._runtime is not None and self._runtime.fits(batch, length):
-            return 0.0
-        self._runtime = None  # frees its memory first
-        self._runtime = self._make(batch, length)
+        self._loaded(batch, prompt_len + longest)  # a warm-up is short, and the batches behind it need no other runtime
         return time.perf_counter() - began
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
-        runtime, ids, length = self.runtime(request), request.input_ids, request.length
-        batch, prompt_len = ids.shape
-        logits = runtime.encode(ids, request.attention_mask)
-        prefilled_at = now(ids.device)
-        minimum = length if request.forced else 0
-        sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, minimum, ids.device)
-        tokens = torch.full((batch, prompt_len + length), request.pad_token_id, dtype=torch.long)
-        tokens[:, :prompt_len] = ids
-        tokens[:, prompt_len] = sampler(tokens[:, :prompt_len], logits)
-        first_at = now(ids.device)
-        if request.on_step:
-            request.on_step(batch)
-        decode_steps(tokens, request, runtime, sampler)
-        end = now(ids.device)
-        return EngineOutput(
-            tokens[:, prompt_len:].tolist(), prefilled_at, first_at, end, *runtime.kv_bytes, linear_backend=self.name
-        )
+        batch, prompt_len = request.input_ids.shape
+        runtime = self._loaded(batch, prompt_len + request.length)
+        logits = runtime.encode(request.input_ids, request.attention_mask)
+        prefilled_at = now(request.input_ids.device)
+        tokens, first_at, end = choose_tokens(request, logits, runtime, decode_steps)
+        return EngineOutput(tokens, prefilled_at, first_at, end, *runtime.kv_bytes, linear_backend=self.name)
 
-    def runtime(self, request: BatchRequest) -> Runtime:
-        """Return the loaded runtime with room for a batch."""
-        self.prepare(request)
-        assert self._runtime is not None
+    def _loaded(self, batch_size: int, num_tokens: int) -> Runtime:
+        """Return the runtime with room for a batch; load it, or load it anew, where necessary."""
+        if self._runtime is None or not self._runtime.fits(batch_size, num_tokens):
+            self._runtime = None  # frees its memory first
+            self._runtime = self._make(batch_size, num_tokens)
         return self._runtime
 
     @property
@@ -89,14 +76,12 @@ class RuntimeEngine:
     def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
         """Return the teacher-forced cross-entropy [batch, response_len] of responses, padded on the right, after prompts."""
         batch, length = response_ids.shape
-        if self._runtime is None or not self._runtime.fits(batch, input_ids.shape[1] + length):
-            self._runtime = None
-            self._runtime = self._make(batch, input_ids.shape[1] + length)
-        logits, found = self._runtime.encode(input_ids, mask), []
+        runtime = self._loaded(batch, input_ids.shape[1] + length)
+        logits, found = runtime.encode(input_ids, mask), []
         for i in range(length):
-            found.append(torch.nn.functional.cross_entropy(logits.float(), response_ids[:, i], reduction="none"))
+            found.append(functional.cross_entropy(logits.float(), response_ids[:, i], reduction="none"))
             if i < length - 1:
-                logits = self._runtime(response_ids[:, i : i + 1])
+                logits = runtime(response_ids[:, i : i + 1])
         return torch.stack(found, 1)
 
 
