@@ -38,7 +38,7 @@ class ScheduleFile:
 def read(path: Path) -> ScheduleFile:
     """Read a schedule file; raise UsageError if it is invalid or lacks `format`, `num_layers` or `kept_layers`."""
     try:
-        values = json.loads(user_path(str(path), "a schedule file").read_text("utf-8"))
+        values = json.loads(user_path(path, "a schedule file").read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the schedule {path} ({error.strerror or error})") from None
     except ValueError as error:

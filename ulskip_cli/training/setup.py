@@ -107,7 +107,7 @@ def adapter_responses(
     responses = [[response] if config.train.responses != "own" else [] for _, response in references.pairs]
     if config.train.responses != "reference":
         length = config.train.own.max_new_tokens or config.task.get("max_new_tokens") or DEFAULT_NEW_TOKENS
-        file = user_path(str(config.train.own.file or Path(config.output) / OWN_RESPONSES), "train.own.file")
+        file = user_path(config.train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
         context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
         prompts = [prompt for prompt, _ in references.pairs]
         own = generate_own_responses(source.model, prompts, config.train.own, context, file, progress)
