@@ -86,6 +86,12 @@ def test_a_prediction_that_is_far_off_is_reported(warned, measured, overrides, c
     assert all("0.65" in line and f"{measured:.2f}" in line for line in lines)
 
 
+@pytest.mark.parametrize(("low", "count"), [(1.2, 0), (2.0, 1)])
+def test_an_interval_that_includes_the_prediction_does_not_contradict_it(warned, low, count):
+    timing = PairedTiming(measured_speedup=4.7, measured_speedup_low=low, measured_speedup_high=13.7)
+    assert len(warned(schedule=ScheduleRecord(predicted_speedup=1.68), timing=timing)) == count
+
+
 def test_a_record_without_measurements_needs_no_adjustments():
     config = compose([])
     assert adjustments(config, RunRecord(RunIdentity.of(config, "0" * 12))) == []

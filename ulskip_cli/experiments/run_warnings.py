@@ -89,10 +89,13 @@ def _depth_misses(config: Config, record: RunRecord) -> list[str]:
 
 def _misprediction(record: RunRecord) -> list[str]:
     predicted = record.schedule.predicted_speedup if record.schedule else None
-    measured = record.timing.measured_speedup if record.timing else None
-    if not predicted or not measured or record.identity.draft_tokens:  # the prediction ignores drafts
+    timing, measured = record.timing, record.timing.measured_speedup if record.timing else None
+    if not predicted or not timing or not measured or record.identity.draft_tokens:  # the prediction ignores drafts
         return []
     if 1 / PREDICTION_FACTOR <= measured / predicted <= PREDICTION_FACTOR:
+        return []
+    low, high = timing.measured_speedup_low, timing.measured_speedup_high
+    if low is not None and high is not None and low <= predicted <= high:  # disturbed timings contradict nothing
         return []
     return [
         f"{record.identity.strategy}: the cost model predicted a speedup of {predicted:.2f}, but {measured:.2f} was measured; "
