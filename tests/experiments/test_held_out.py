@@ -1,8 +1,9 @@
 import pytest
 
-from ulskip_cli.core.config import compose, instantiate
+from ulskip_cli.core.config import compose, identity, instantiate
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.held_out import find_held_out
+from ulskip_cli.experiments.preflight import resolve
 
 
 def test_bundled_samples_hold_out_examples_that_no_run_evaluates():
@@ -36,3 +37,17 @@ def test_what_is_evaluated_is_not_held_out(tmp_path):
     assert [one.source for one in rest.examples] == ["a7", "a8"]
     with pytest.raises(UsageError, match=r"calibration\.task"):
         find_held_out(compose([*files, "calibration.task={}"]))
+
+
+def test_offsets_separate_evaluated_and_held_out_examples(tmp_path):
+    (tmp_path / "a").write_text("".join(f"a{i}\n" for i in range(9)))
+    files = ["task.dataset=files", f"task.source_file={tmp_path}/a", f"task.reference_file={tmp_path}/a", "strategy=search"]
+    first = compose([*files, "limit=2", "calibration.offset=3", "calibration.examples=2"])
+    second = compose([*files, "offset=2", "limit=3", "calibration.examples=2"])
+    evaluated = [[one.source for one in resolve(config).examples] for config in (first, second)]
+    assert evaluated == [["a0", "a1"], ["a2", "a3", "a4"]]
+    assert [[one.source for one in find_held_out(config).examples] for config in (first, second)] == [["a5", "a6"]] * 2
+    with pytest.raises(UsageError, match=r"offset.*9"):
+        resolve(compose([*files, "offset=9"]))
+    assert identity(compose([*files, "offset=0", "calibration.offset=0"])) == identity(compose(files))
+    assert len({identity(compose([*files, extra])) for extra in ("limit=2", "offset=1", "calibration.offset=1")}) == 3

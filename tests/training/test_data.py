@@ -118,3 +118,10 @@ def test_a_tokenizer_learns_the_texts_and_gives_them_back():
     ids = tokenizer("der Hund ☃ schläft")["input_ids"]
     assert tokenizer.decode(ids) == "der Hund ☃ schläft"
     assert len(tokenizer) <= 300
+
+
+def test_an_offset_leaves_out_the_first_examples():
+    ten = load_training_texts(compose_training(["limit=10"])).train
+    assert load_training_texts(compose_training(["offset=4", "limit=6"])).train == ten[4:]
+    with pytest.raises(UsageError, match="offset"):
+        load_training_texts(compose_training(["offset=100000"]))

@@ -118,6 +118,9 @@ def identity(config: Config) -> str:
         canonical[group].pop("description", None)
     if not needs_held_out(config.strategy):
         canonical.pop("calibration")
+    for one in (canonical, canonical.get("calibration", {})):  # a default that earlier versions did not have
+        if not one.get("offset", 0):
+            one.pop("offset", None)
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
 

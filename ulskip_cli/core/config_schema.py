@@ -105,6 +105,7 @@ class CalibrationConfig:
     """Options of the calibration on held-out examples, which some strategies need before a run."""
 
     examples: int = option(64, "number of held-out examples", minimum=1)
+    offset: int = option(0, "number of held-out examples that are left out at the start", minimum=0)
     task: dict[str, Any] | None = option(None, "task keys that differ for held-out examples, e.g. {source_file: val.de}")
     responses: str = option(
         "auto", "responses for patches; auto: own ones if the references are few", choices=("auto", *RESPONSES)
@@ -148,6 +149,7 @@ class Config:
     ratio_basis: str = option("layers", "meaning of ratio: layers, predicted cost or measured latency", choices=RATIO_BASES)
     prompt_layers: str = option("all", "layers that encode the prompt", choices=PROMPT_LAYERS)
     batch_size: int = option(8, "sequences decoded together", minimum=1, maximum=65536)
+    offset: int = option(0, "number of examples that are left out at the start", minimum=0)
     limit: int | None = option(None, "number of examples; null: all", minimum=1)
     seed: int = option(1, "seed for sampling and for random weights", minimum=0, maximum=2**63 - 1)
     baseline: bool = option(True, "also run the full model, as the baseline")
@@ -239,6 +241,7 @@ class TrainingConfig:
     train: TrainOptions = field(default_factory=TrainOptions)
     output: str = option(MISSING, "folder of the trained model")
     prompt_layers: str = option("all", "layers that encode the prompt", choices=PROMPT_LAYERS)
+    offset: int = option(0, "number of training examples that are left out at the start", minimum=0)
     limit: int | None = option(None, "number of training examples; null: all", minimum=1)
     seed: int = option(1, "seed of the training", minimum=0, maximum=2**63 - 1)
     tracker: str = option("none", "experiment tracker to which losses are logged", choices=TRACKERS)

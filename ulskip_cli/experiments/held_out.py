@@ -17,26 +17,39 @@ class HeldOutExamples:
     examples: Sequence[Example]
 
 
+def evaluated_examples(config: Config, task: Task) -> list[Example]:
+    """Return the examples that a run evaluates: `limit` examples behind the first `offset`; raise UsageError if none is."""
+    examples = task.examples()
+    if config.offset >= len(examples):
+        raise UsageError(f"expected offset below the number of examples, {len(examples)}, got {config.offset}")
+    return examples[config.offset :][: config.limit]
+
+
 def find_held_out(config: Config) -> HeldOutExamples | None:
-    """Return the calibration examples, or None if no calibration is needed; raise UsageError if needed examples are missing."""
+    """Return the calibration examples, or None if no calibration is needed; raise UsageError if needed examples are missing.
+
+    They are the examples of `calibration.task` that are not evaluated, or the task's own held-out ones, or the examples behind
+    the evaluated ones; `calibration.offset` of them are left out.
+    """
     if not needs_held_out(config.strategy):
         return None
-    wanted, name = config.calibration.examples, config.strategy["name"]
+    name, offset = config.strategy["name"], config.calibration.offset
     task: Task = instantiate(config.task, "task")
+    chosen = slice(offset, offset + config.calibration.examples)
     if config.calibration.task is not None:
         other: Task = instantiate({**config.task, **config.calibration.task}, "calibration.task")
-        evaluated = {(one.source, one.reference) for one in task.examples()[: config.limit]}
-        named = [one for one in other.examples() if (one.source, one.reference) not in evaluated][:wanted]
+        evaluated = {(one.source, one.reference) for one in evaluated_examples(config, task)}
+        named = [one for one in other.examples() if (one.source, one.reference) not in evaluated][chosen]
         if not named:
             raise UsageError(
                 "expected examples in calibration.task that are not evaluated, got none; set other data in calibration.task"
             )
         return HeldOutExamples(other, named)
     held_out = task.held_out()
-    if held_out is not None:
-        return HeldOutExamples(held_out, held_out.examples()[:wanted])
+    if held_out is not None and (examples := held_out.examples()[chosen]):
+        return HeldOutExamples(held_out, examples)
     examples = task.examples()
-    behind = examples[config.limit :][:wanted] if config.limit is not None else []
+    behind = examples[config.offset + config.limit :][chosen] if config.limit is not None and held_out is None else []
     if not behind:
         raise UsageError(
             f"expected held-out examples to calibrate strategy={name}, got none; set limit=N below {len(examples)} to "

@@ -152,7 +152,7 @@ def _key(config: Config, kept_sets: Sequence[tuple[int, ...]], held_out: Workloa
     plain: dict[str, Any] = resolved_config(config)
     plain["model"].pop("description")
     drop_unused(plain)
-    calibration = {key: value for key, value in plain["calibration"].items() if key not in ("examples", "task")}
+    calibration = {key: value for key, value in plain["calibration"].items() if key not in ("examples", "offset", "task")}
     own = [config.decoding.max_new_tokens, config.seed] if config.calibration.responses != "reference" else []
     parts = [
         ROW_VERSION,

@@ -14,7 +14,7 @@ from ulskip_cli.core.config import baseline_config, identity, instantiate, is_ca
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
-from ulskip_cli.experiments.held_out import HeldOutExamples, find_held_out
+from ulskip_cli.experiments.held_out import HeldOutExamples, evaluated_examples, find_held_out
 from ulskip_cli.experiments.record import ROW_VERSION
 from ulskip_cli.experiments.record_sections import RunIdentity
 from ulskip_cli.strategies.patching import NO_PATCH, patch_of
@@ -83,7 +83,7 @@ class Resolver:
 
     def data(self, config: Config) -> "_Data":
         """Return the task and the examples of a run; raise UsageError if they cannot be read or scored."""
-        key = f"{config.task} {config.limit}"
+        key = f"{config.task} {config.offset} {config.limit}"
         if key not in self._data:
             try:
                 self._data[key] = _Data.read(config)
@@ -131,8 +131,10 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
         )
     if not speed.enabled:
         raise UsageError("speed.enabled=false is not supported by `ulskip bench`, which measures only speed; use `ulskip run`")
-    if config.limit is not None:
-        raise UsageError("limit= is not supported by `ulskip bench`, which uses random prompts; set speed.pairs for less work")
+    if config.limit is not None or config.offset:
+        raise UsageError(
+            "limit= and offset= are not supported by `ulskip bench`, which uses random prompts; set speed.pairs for less work"
+        )
     if not config.baseline:
         raise UsageError(
             "baseline=false is not supported by `ulskip bench`, which compares with the full model; use `ulskip run`"
@@ -178,7 +180,7 @@ class _Data:
     def read(cls, config: Config) -> Self:
         task: Task = instantiate(config.task, "task")
         metrics.make_metrics(task.scoring())  # a missing package is reported before a missing file
-        examples = task.examples()[: config.limit]
+        examples = evaluated_examples(config, task)
         metrics.make_metrics(task.scoring(), [example.reference for example in examples])
         return cls(task, examples, json.dumps([asdict(example) for example in examples], ensure_ascii=False))
 

@@ -41,7 +41,7 @@ class TrainingTexts:
 def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
     """Load training and validation texts, in `tokenizer`'s chat format if there is one; raise UsageError for unusable data."""
     maker = _TextMaker(config, tokenizer)
-    train = maker.texts(config.task, config.limit)
+    train = maker.texts(config.task, config.limit, config.offset)
     formatter = maker.formatter(instantiate(config.task, "task"))
     if config.train.validation:
         limit = config.train.validation.get("limit")
@@ -212,11 +212,13 @@ class _TextMaker:
         (encoded,) = formatter.tokenize(self.tokenizer, [formatter.format(example)])
         return truncate_source(formatter, self.tokenizer, example, max_length - len(encoded.response_ids))
 
-    def texts(self, node: dict[str, Any], limit: int | None) -> list[TextPair]:
-        """Make the texts of a task, plus `train.reversed_share` of its examples in the reverse direction."""
+    def texts(self, node: dict[str, Any], limit: int | None, offset: int = 0) -> list[TextPair]:
+        """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share` of them reversed."""
         task = instantiate(node, "task")
+        if offset >= (count := len(task.examples())):
+            raise UsageError(f"expected offset below the number of training examples, {count}, got {offset}")
         formatter = self.formatter(task)
-        forward = [formatter.format(self.shorten(formatter, task, example)) for example in task.examples()[:limit]]
+        forward = [formatter.format(self.shorten(formatter, task, example)) for example in task.examples()[offset:][:limit]]
         share = self.config.train.reversed_share
         if not share:
             return forward
@@ -227,5 +229,5 @@ class _TextMaker:
             )
         other = task.reversed()
         formatter = self.formatter(other)
-        chosen = random.Random(self.config.seed).sample(other.examples()[:limit], round(share * len(forward)))
+        chosen = random.Random(self.config.seed).sample(other.examples()[offset:][:limit], round(share * len(forward)))
         return forward + [formatter.format(example) for example in chosen]

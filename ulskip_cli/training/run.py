@@ -84,7 +84,7 @@ def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
 
 def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
     canonical = recorded_config(config)
-    for key in ("output", "task", "limit"):  # the texts are hashed instead of their paths
+    for key in ("output", "task", "limit", "offset"):  # the texts are hashed instead of their paths
         canonical.pop(key)
     canonical["model"].pop("path")  # the weights are hashed instead
     for key in _LATER_KEYS:
