@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ulskip_cli import __version__
-from ulskip_cli.cli import config_keys, export, lists, lm_eval, plan, report, run, score, sweep, train
+from ulskip_cli.cli import config_keys, export, lists, lm_eval, plan, report, run, score, sweep, train, tune
 from ulskip_cli.cli.completion import install_bash_completion
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core import interruption
@@ -27,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Overrides are key=value, e.g. ulskip run task=wmt ratio=2.0. `ulskip config` lists all keys.",
 )
-for command in (run.run, sweep.sweep, run.bench, train.train, plan.plan, export.export, lm_eval.lm_eval):
+for command in (run.run, sweep.sweep, run.bench, tune.tune, train.train, plan.plan, export.export, lm_eval.lm_eval):
     app.command(cls=CommandWithKeys)(command)
 for other in (score.score, report.report, config_keys.config, lists.models, lists.tasks, lists.strategies, lists.env):
     app.command()(other)

@@ -33,6 +33,11 @@ class CommandKeys:
         return self.top_level is None or key in self.top_level or key.partition(".")[0] in self.top_level
 
 
+_PRIMARY_TITLES = (
+    ("Other keys of run, sweep, bench and plan", "config"),
+    ("Further keys of tune", "tune"),
+    ("Other keys of train", "train"),
+)
 _SCHEDULE = ("ratio", "ratio_basis", "prompt_layers")
 _POINT = (
     *_SCHEDULE,
@@ -50,6 +55,14 @@ _POINT = (
 COMMAND_KEYS = {
     "run": CommandKeys("config", ("model", "task", "strategy", "decoding", "engine", "experiment"), _POINT),
     "sweep": CommandKeys("config", ("model", "task", "strategy", "decoding", "engine", "experiment", "launcher"), _POINT),
+    "tune": CommandKeys(
+        "tune",
+        ("model", "task", "decoding", "engine", "launcher"),
+        (
+            *("speedup", "quality", "budget", "choice_examples", "finalists", "patch", "candidates"),
+            *("prompt_layers", "batch_size", "limit", "seed", "name", "results_dir", "speed", "calibration"),
+        ),
+    ),
     "bench": CommandKeys(
         "config",
         ("model", "strategy", "decoding", "engine", "experiment"),
@@ -170,8 +183,10 @@ def _show_groups(extra_dir: Path | None, as_json: bool) -> None:
         print(json.dumps(groups))
         return
     _print_panel("Config groups and their choices", {f"{group}=": ", ".join(names) for group, names in groups.items()})
-    for title, primary in (("Other keys of run, sweep, bench and plan", "config"), ("Other keys of train", "train")):
-        _print_panel(title, {key.name: _meaning(key) for key in reference.top_level_keys(primary)})
+    for title, primary in _PRIMARY_TITLES:
+        shared = () if primary == "config" else {key.name for key in reference.top_level_keys("config")}
+        own = [key for key in reference.top_level_keys(primary) if primary != "tune" or key.name not in shared]
+        _print_panel(title, {key.name: _meaning(key) for key in own})
     print("`ulskip config strategy` describes the choices of a group and lists its keys.")
 
 

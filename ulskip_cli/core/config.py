@@ -17,7 +17,7 @@ from ulskip_cli.core.composition import compose_untyped, refuse_renamed
 from ulskip_cli.core.composition import config_dir as config_dir
 from ulskip_cli.core.composition import group_choices as group_choices
 from ulskip_cli.core.composition import parse_overrides as parse_overrides
-from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig
+from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig, TuneConfig
 from ulskip_cli.core.config_types import describe_type, field_type
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError, require_choice, unknown
@@ -54,6 +54,13 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
         composed.train.ratios = [composed.train.ratios]
     config: TrainingConfig = _to_schema(composed, TrainingConfig)
     check_training(config)
+    return config
+
+
+def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneConfig:
+    """Build the checked configuration of `ulskip tune`; see `compose`."""
+    config: TuneConfig = _to_schema(compose_untyped("tune", GROUPS, overrides, extra_dir), TuneConfig)
+    check_run(config)
     return config
 
 

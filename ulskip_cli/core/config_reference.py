@@ -22,11 +22,16 @@ from ulskip_cli.core.config_schema import (
     ModelConfig,
     TrainingConfig,
     TrainOptions,
+    TuneConfig,
 )
 from ulskip_cli.core.config_types import describe_type, type_hints
 from ulskip_cli.core.errors import UsageError, require_choice
 
-PRIMARY = {"config": (Config, GROUPS), "train": (TrainingConfig, TRAINING_GROUPS)}  # of configs/<primary>.yaml
+PRIMARY = {
+    "config": (Config, GROUPS),
+    "tune": (TuneConfig, GROUPS),
+    "train": (TrainingConfig, TRAINING_GROUPS),
+}  # of configs/<primary>.yaml
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
 _GROUP_SCHEMAS: dict[str, type] = {
     "model": ModelConfig,
@@ -61,7 +66,7 @@ def describe_choices(group: str, extra_dir: Path | None = None) -> dict[str, str
 
 def default_choices(primary: str) -> dict[str, str]:
     """Return the choice of each config group that `configs/<primary>.yaml` selects by default."""
-    entries = yaml.safe_load((config_dir() / f"{primary}.yaml").read_text("utf-8"))["defaults"]
+    entries = _primary_values(primary)["defaults"]
     return {group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items() if choice}
 
 
@@ -89,8 +94,18 @@ def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[C
 def top_level_keys(primary: str) -> list[ConfigKey]:
     """Return the keys of `configs/<primary>.yaml` outside the config groups, including nested ones such as `speed.pairs`."""
     schema, groups = PRIMARY[primary]
-    values = yaml.safe_load((config_dir() / f"{primary}.yaml").read_text("utf-8"))
+    values = _primary_values(primary)
     return [key for key in _keys(schema, values, "") if key.name.partition(".")[0] not in (*groups, "sweep")]
+
+
+def _primary_values(primary: str) -> dict[str, Any]:
+    """Read `configs/<primary>.yaml`, merged over the primary files that it is based on."""
+    own: dict[str, Any] = yaml.safe_load((config_dir() / f"{primary}.yaml").read_text("utf-8"))
+    merged: dict[str, Any] = {}
+    for base in own["defaults"]:
+        if isinstance(base, str) and base in PRIMARY:
+            merged = _primary_values(base)
+    return {**merged, **own, "defaults": [*merged.get("defaults", []), *own["defaults"]]}
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, Any]:

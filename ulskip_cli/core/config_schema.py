@@ -161,6 +161,21 @@ class Config:
 
 
 @dataclass
+class TuneConfig(Config):
+    """Configuration of `ulskip tune`: the model, the task, the wish, and the candidates that are compared."""
+
+    speedup: float | None = option(None, "wanted speedup over the full model, measured on this machine", above=1)
+    quality: float | None = option(None, "wanted share of the full model's score", above=0, maximum=1)
+    budget: float = option(30.0, "minutes after which no further candidate is tried", above=0)
+    choice_examples: int = option(50, "held-out examples that choose between candidates", minimum=4)
+    finalists: int = option(2, "candidates with the lowest decode loss that also generate answers", minimum=1)
+    patch: str = option(
+        "auto", "patches of the candidates; auto: full, or folded where only they run", choices=(AUTO, *PATCHES)
+    )
+    candidates: list[str] = option(list, "overrides of every candidate; the cheapest calibration first")
+
+
+@dataclass
 class LoraOptions:
     """LoRA adapters on the linear layers, merged into the weights after training."""
 

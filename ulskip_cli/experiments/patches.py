@@ -31,6 +31,7 @@ from ulskip_cli.tasks.encoding import EncodedExample
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 CHOICE_SHARE = 5  # one example in five chooses the ridge
 MAX_SAMPLES = 32  # own answers per prompt
+OWN_RESPONSES = "own_responses.jsonl"  # in calibrations/; patches of all schedules share them
 LOSS_BATCH = 16  # examples per batch
 KEPT_PROMPT_BYTES = 2**30  # limit of the KV cache of encoded prompts that is kept between calls
 
@@ -62,7 +63,7 @@ def calibrate_patches(
     if not (folder / RECORD).is_file():
         began = time.monotonic()
         fit = _PatchCalibration(config, loaded, held_out, plan, progress)
-        adapter, notes = fit.run(kept_sets, folder.with_name(f"{key}.responses.jsonl"))
+        adapter, notes = fit.run(kept_sets, folder.with_name(OWN_RESPONSES))
         record = {
             "base": {"model": config.model.label, "fingerprint": fingerprint(config.model)},
             "kind": kind,

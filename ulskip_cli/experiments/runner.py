@@ -129,6 +129,20 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
     A given `baseline` may come from any machine; a stored baseline must come from a machine like this one.
     Raises UsageError for an unsupported request, and RunError if the run fails.
     """
+    run = prepare_run(point, session)
+    if run.plan.keeps_all or point.baseline is None:
+        return [_measure(run, session.progress)]
+    baseline = baseline or stored_baseline(point)
+    if baseline is None:
+        full = make_plan(point.baseline.config, run.loaded.metadata)
+        full_run = replace(run, point=point.baseline, plan=full, found=ScheduleProvenance(), adapter=None)
+        baseline = _measure(full_run, session.progress)
+        run = replace(run, started_at=time.monotonic())
+    return [baseline, _measure(run, session.progress, baseline)]
+
+
+def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
+    """Encode and load, and decide the schedule and the corrections of a point by calibration and timing."""
     started_at = time.monotonic()
     workload, held_out = session.encode(point)
     loaded = session.load(point.config.model, point.config.seed)
@@ -140,16 +154,7 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
     patches, patch = calibrate_patches(config, loaded, held_out, plan, session.progress)
     trained, skip_adapter = load_adapter(config.model, plan)
     found = ScheduleProvenance(latency, calibration, patch, skip_adapter)
-    run = PreparedRun(point, loaded, workload, plan, found, started_at, patches or trained)
-    if plan.keeps_all or point.baseline is None:
-        return [_measure(run, session.progress)]
-    baseline = baseline or stored_baseline(point)
-    if baseline is None:
-        full = make_plan(point.baseline.config, loaded.metadata)
-        full_run = PreparedRun(point.baseline, loaded, workload, full, ScheduleProvenance(), started_at)
-        baseline = _measure(full_run, session.progress)
-        run = replace(run, started_at=time.monotonic())
-    return [baseline, _measure(run, session.progress, baseline)]
+    return PreparedRun(point, loaded, workload, plan, found, started_at, patches or trained)
 
 
 def stored_baseline(point: ResolvedPoint) -> RunRecord | None:

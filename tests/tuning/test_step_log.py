@@ -1,0 +1,37 @@
+from ulskip_cli.tuning.step_log import StepLog
+
+
+def test_a_finished_step_does_not_run_again(tmp_path):
+    path, runs = tmp_path / "deep" / "log.jsonl", []
+
+    def step(value):
+        runs.append(value)
+        return value
+
+    log = StepLog(path)
+    assert [log.once("a", lambda: step(1)), log.once("b", lambda: step({"c": [2]})), log.once("a", lambda: step(3))] == [
+        1,
+        {"c": [2]},
+        1,
+    ]
+    again = StepLog(path)
+    assert [again.once("a", lambda: step(4)), again.once("b", lambda: step(5))] == [1, {"c": [2]}]
+    assert runs == [1, {"c": [2]}]
+
+
+def test_a_step_that_a_crash_cut_runs_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = StepLog(path)
+    log.once("a", lambda: 1)
+    log.once("b", lambda: 2)
+    content = path.read_bytes()
+    path.write_bytes(content[:-7])
+    again = StepLog(path)
+    assert (again.once("a", lambda: 7), again.once("b", lambda: 8)) == (1, 8)
+    assert (StepLog(path).once("a", lambda: 9), StepLog(path).once("b", lambda: 9)) == (1, 8)
+
+
+def test_the_time_of_finished_steps_counts_after_an_interruption(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": "a", "value": 1, "seconds": 600.0}\n')
+    assert 10 <= StepLog(path).minutes < 11

@@ -1,0 +1,67 @@
+"""`ulskip tune`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.show import make_console, print_commented
+from ulskip_cli.core.config import compose_tuning
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ulskip_cli.cli.sweep_display import SweepDisplay
+    from ulskip_cli.experiments.sweep.jobs import Job
+
+
+def tune(
+    overrides: Overrides = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(**PATH, help="Folder into which the result is exported.", show_default=False),
+    ] = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Find the best layers and patches for a wish: speedup=1.5, or quality=0.95 of the full model's score.
+
+    After an interruption, the same command continues.
+    """
+    if print_config:
+        print_commented(compose_tuning(overrides or [], config_dir))
+        return
+    from ulskip_cli.tuning.request import resolve
+
+    request = resolve(overrides or [], config_dir)
+    from ulskip_cli.cli.progress_bars import ProgressBars
+    from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.export import staging
+
+    if to is not None:
+        staging.check_target(to, is_folder=True)
+    folder = ResultsFolder.of(request.config)
+    folder.check_writable()
+    from ulskip_cli.tuning.output import export_result, store
+    from ulskip_cli.tuning.search import Tuning
+
+    with ProgressBars() as bars:
+        result = Tuning(request, bars, _display).run()
+    store(result)
+    written = export_result(result, to, config_dir) if to is not None else []
+    if as_json:
+        print(json.dumps({**result.as_json(), "exported_to": str(to) if to else None}, ensure_ascii=False))
+        return
+    console = make_console()
+    for line in [*result.lines(), *written]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _display(jobs: "Sequence[Job]") -> "SweepDisplay":
+    from ulskip_cli.cli.sweep_display import SweepDisplay
+    from ulskip_cli.report import tables
+
+    return SweepDisplay(jobs, tables.write_tables)

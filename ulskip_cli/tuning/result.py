@@ -1,0 +1,138 @@
+"""The result of `ulskip tune`: what was kept, how fast and how good it is, how sure that is, and the command to run it."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+from ulskip_cli.core.errors import RunError
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.report.quality import METRICS, Quality, quality, speed
+from ulskip_cli.report.rows import Group
+from ulskip_cli.tuning.request import TuneRequest, describe
+from ulskip_cli.tuning.trials import Trial
+
+MERGEABLE = ("none", "folded")  # kinds of patches that an ordinary checkpoint can contain
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The chosen configuration with its measurements."""
+
+    request: TuneRequest
+    trial: Trial
+    choice_row: Row  # on the examples that chose
+    row: Row  # on the examples that chose nothing
+    trials: tuple[Trial, ...]
+    minutes: float
+
+    @property
+    def run_overrides(self) -> list[str]:
+        """The overrides that run the chosen layers and patches again, without calibration."""
+        layers = str(list(self.trial.kept_layers)).replace(" ", "")
+        overrides = [*self.request.overrides, "strategy=custom", f"strategy.layers={layers}"]
+        if self.trial.patch:
+            folder = ResultsFolder.of(self.request.config).path / "calibrations" / self.trial.patch
+            overrides.append(f"model.skip_adapter={folder}")
+        return overrides
+
+    @property
+    def patch_kind(self) -> str:
+        """The kind of the patches, or `none`."""
+        return str((self.row.get("patch") or {}).get("kind") or "none")
+
+    def meets_wish(self) -> bool:
+        """True if the speedup or the share of the score, as measured at the end, reaches the wish."""
+        config = self.request.config
+        if config.speedup:
+            return bool((self.row.get("measured_speedup") or 0.0) >= config.speedup)
+        return share_of(self.row) >= (config.quality or 0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
+        judged = judge(self.row, self.request.config.quality or 1.0)
+        return {
+            **describe(self.request),
+            "kept_layers": list(self.trial.kept_layers),
+            "candidate": self.trial.candidate,
+            "patch": self.trial.patch,
+            "meets_wish": self.meets_wish(),
+            "share": judged.share,
+            "share_low": judged.low,
+            "share_high": judged.high,
+            "run": self.run_overrides,
+            "row": {key: value for key, value in self.row.items() if key != "folder"},
+            "choice_row_id": self.choice_row["id"],
+            "trials": [asdict(trial) for trial in self.trials],
+            "minutes": round(self.minutes, 1),
+        }
+
+    def lines(self) -> list[str]:
+        """Return the result in five lines, and a sixth one with a command to export it."""
+        config, row = self.request.config, self.row
+        judged = judge(row, config.quality or 1.0)
+        layers = f"{len(self.trial.kept_layers)} of {self.request.num_layers}"
+        skipped = spans(sorted(set(range(self.request.num_layers)) - set(self.trial.kept_layers)))
+        title = METRICS[judged.metric]
+        run = ["ulskip", "run", *self.run_overrides]
+        export = ["ulskip", "export", *self.run_overrides, "--to", "DIR"]
+        if self.patch_kind not in MERGEABLE:
+            export += ["--format", "schedule"]
+        return [
+            f"layers:   {layers}, without {skipped or 'none'} ({self.trial.candidate})",
+            f"speed:    {speed(row)} over the full model, predicted {row['predicted_speedup']:.2f}x",
+            f"quality:  {title} {judged.value:.2f} of {judged.full:.2f}, {judged.text()}, on {row['num_examples']} examples "
+            "that chose nothing",
+            f"sure:     {self._sure(judged)}",
+            f"run:      {shlex.join(run)}",
+            f"export:   {shlex.join(export)}",
+        ]
+
+    def _sure(self, judged: Quality) -> str:
+        config, row = self.request.config, self.row
+        if config.speedup:
+            wish, key = config.speedup, "speedup"
+            low, value, high = (row[f"measured_speedup{end}"] for end in ("_low", "", "_high"))
+        else:
+            wish, key = config.quality or 1.0, "quality"
+            low, value, high = judged.low, judged.share, judged.high
+        return f"{key}={wish:g} is {verdict(wish, value, low, high)}"
+
+
+def verdict(wish: float, value: float, low: float | None, high: float | None) -> str:
+    """Tell how sure it is that a measured value with its interval reaches a wish.
+
+    >>> verdict(1.5, 1.6, 1.55, 1.7), verdict(1.5, 1.6, 1.4, 1.7), verdict(1.5, 1.4, 1.3, 1.45)
+    ('surely met', 'met, but the interval includes less', 'missed; this is the nearest')
+    """
+    if value >= wish:
+        unsure = "met, but the interval includes less" if low is not None else "met, without an interval: too few examples"
+        return "surely met" if low is not None and low >= wish else unsure
+    return "missed, but the interval includes it" if high is not None and high >= wish else "missed; this is the nearest"
+
+
+def judge(row: Row, gate: float) -> Quality:
+    """Return the quality of a row in comparison with its full model; raise RunError if the row has no score."""
+    found = quality(Group("", [row]), gate).get(id(row))
+    if found is None:
+        raise RunError(
+            f"run {row['id']} has no score to compare, because the full model's score is 0; use another task or model"
+        )
+    return found
+
+
+def share_of(row: Row) -> float:
+    """Return the share of the full model's score that a row keeps."""
+    return judge(row, 1.0).share
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Format layer numbers as ranges.
+
+    >>> spans([1, 2, 3, 7, 9, 10])
+    '1-3, 7, 9-10'
+    """
+    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,176 @@
+"""The steps of `ulskip tune`: time the layers, try candidates by decode loss, compare the best by the task's metric, report.
+
+Every step is stored in a `StepLog`, and every measured point is a row of the results folder, so that an interrupted tuning
+continues and ends with the same choice.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.errors import NotApplicable, RunError
+from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.sweep.jobs import Job, make_jobs
+from ulskip_cli.experiments.sweep.outcome import GridProgress
+from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sweep
+from ulskip_cli.report.difference import HOLDS, Scorer
+from ulskip_cli.report.quality import primary
+from ulskip_cli.strategies.schedule import MIN_KEPT
+from ulskip_cli.tuning.request import Candidate, TuneRequest
+from ulskip_cli.tuning.result import TuneResult, share_of
+from ulskip_cli.tuning.step_log import StepLog
+from ulskip_cli.tuning.trials import Trial, Trials, num_kept_for
+
+CLOSE = 0.98  # share of the wanted speedup that a measurement must reach; else one layer less is tried
+MAX_CORRECTIONS = 2
+TRIAL_SHARE, BISECT_SHARE = 0.5, 0.7  # of the budget, after which no further candidate or number of layers is tried
+FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best candidate at one number of layers, measured on the examples that choose."""
+
+    trial: Trial
+    candidate: Candidate
+    row: Row
+
+    @property
+    def num_kept(self) -> int:
+        """Number of kept layers."""
+        return len(self.trial.kept_layers)
+
+
+@dataclass
+class Tuning:
+    """Runs a request. `observe` returns the display of a sweep of jobs."""
+
+    request: TuneRequest
+    progress: GridProgress
+    observe: Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
+    trials: list[Trial] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder = ResultsFolder.of(self.request.config)
+        self._log = StepLog(self.folder.path / "tuning" / f"{self.request.key}.jsonl")
+        self._runner = Trials(Session(self.progress), self.request.num_layers)
+
+    def run(self) -> TuneResult:
+        """Run all steps that are not finished, and return the result; raise RunError if a measurement fails."""
+        for reason in self.request.refused:
+            self.progress.note(f"left out: {reason}")
+        chosen = self._fastest_enough() if self.request.config.speedup else self._good_enough()
+        (row,) = self._measure([self.request.at_the_end(self._config(chosen.candidate, chosen.num_kept))])
+        return TuneResult(self.request, chosen.trial, chosen.row, row, tuple(self.trials), self._log.minutes)
+
+    def _fastest_enough(self) -> Chosen:
+        """Return the best candidate with the largest number of layers that meets the wanted speedup."""
+        wanted, candidates = self.request.config.speedup or 1.0, self.request.candidates
+        num_kept = num_kept_for(self._log.once("speedup by layers", lambda: self._speedups(wanted)), wanted)
+        for _ in range(MAX_CORRECTIONS + 1):
+            chosen, finalists = self._best(candidates, num_kept)
+            measured = chosen.row.get("measured_speedup") or wanted
+            if num_kept == MIN_KEPT or measured >= CLOSE * wanted:
+                break
+            self.progress.note(f"{num_kept} layers: measured {measured:.2f}x, wanted {wanted:g}x; one layer less is tried")
+            num_kept, candidates = num_kept - 1, finalists
+        return chosen
+
+    def _good_enough(self) -> Chosen:
+        """Return the best candidate with the smallest number of layers that keeps the wanted quality, by bisection."""
+        wanted, candidates = self.request.config.quality or 1.0, self.request.candidates
+        few, many = MIN_KEPT, self.request.num_layers  # the answer is above `few` - 1 and, if anything passes, below `many`
+        tried: dict[int, Chosen] = {}
+        num_kept = max(few, min(many - 1, round(FIRST_SHARE * many)))
+        while few < many:
+            if tried and not self._in_time(f"{num_kept} layers", BISECT_SHARE):
+                break
+            tried[num_kept], candidates = self._best(candidates, num_kept)
+            share = share_of(tried[num_kept].row)
+            self.progress.note(f"{num_kept} layers: {share:.1%} of the full model's score, wanted {wanted:.1%}")
+            few, many = (few, num_kept) if share >= wanted else (num_kept + 1, many)
+            num_kept = (few + many) // 2
+        passing = [count for count, chosen in tried.items() if share_of(chosen.row) >= wanted]
+        return tried[min(passing) if passing else max(tried, key=lambda count: share_of(tried[count].row))]
+
+    def _best(self, candidates: Sequence[Candidate], num_kept: int) -> tuple[Chosen, tuple[Candidate, ...]]:
+        """Return the best candidate at a number of layers, and the candidates that were compared by the metric."""
+        ranked: list[tuple[Trial, Candidate]] = []
+        for candidate in candidates:
+            step = f"{candidate.label} at {num_kept} layers"
+            if ranked and not self._in_time(step, TRIAL_SHARE):
+                self.progress.note(f"left out for time: {step}; raise budget={self.request.config.budget:g}")
+                continue
+            found = self._log.once(step, lambda one=candidate: self._try(one, num_kept))  # type: ignore[misc]
+            if "refused" in found:
+                self.progress.note(f"left out: {step}: {found['refused']}")
+                continue
+            trial = Trial.from_step(found)
+            ranked.append((trial, candidate))
+            self.trials.append(trial)
+            best = min(ranked, key=lambda one: one[0].loss)[0]
+            word = "the best so far" if best is trial else f"best so far: {best.candidate}, {best.loss:.3f}"
+            self.progress.note(f"{step}: decode loss {trial.loss:.3f} ({word})")
+        if not ranked:
+            raise RunError(f"no candidate runs with {num_kept} layers; set other candidates=[...]")
+        ranked = _distinct(sorted(ranked, key=lambda one: one[0].loss))[: self.request.config.finalists]
+        self._runner.release()
+        rows = self._measure([self._config(candidate, num_kept) for _, candidate in ranked])
+        at = decide(rows)
+        return Chosen(*ranked[at], rows[at]), tuple(candidate for _, candidate in ranked)
+
+    def _try(self, candidate: Candidate, num_kept: int) -> dict[str, Any]:
+        try:
+            return self._runner.run(candidate, num_kept).as_step()
+        except NotApplicable as error:
+            return {"refused": str(error)}
+
+    def _speedups(self, wanted: float) -> dict[str, Any]:
+        try:
+            return self._runner.fit_latency(self.request.candidates[0].config, wanted)
+        except NotApplicable as error:
+            self.progress.note(f"{error}; the nearest is {MIN_KEPT} layers")
+            return {str(MIN_KEPT): 0.0}
+
+    def _in_time(self, step: str, share: float) -> bool:
+        """Decide once whether the budget has time for a step; a resumed tuning decides in the same way."""
+        return bool(self._log.once(f"time for {step}", lambda: self._log.minutes <= share * self.request.config.budget))
+
+    def _config(self, candidate: Candidate, num_kept: int) -> Config:
+        return candidate.at(self.request.num_layers, num_kept)
+
+    def _measure(self, configs: Sequence[Config]) -> list[Row]:
+        """Run points and their baselines as a sweep, and return the rows of the points with their folder."""
+        jobs = make_jobs(configs, Resolver())
+        with self.observe(jobs) as observer:
+            outcome = run_sweep(jobs, SweepOptions(), observer)
+        outcome.check()
+        ids = [Resolver().resolve(config).run_id for config in configs]
+        return [{**outcome.records[one].to_row(), "folder": str(self.folder.path)} for one in ids]
+
+
+def decide(rows: Sequence[Row]) -> int:
+    """Return the index of the best row; the rows are in the order of their decode loss.
+
+    A later row is better only if the interval of the metric's paired difference says so; otherwise the loss decides, which
+    varies less between examples.
+    """
+    best, metric, scorer = 0, primary(rows), Scorer()
+    for i in range(1, len(rows) if metric else 0):
+        assert metric is not None
+        if scorer.difference(rows[i], rows[best], metric).verdict() == HOLDS:
+            best = i
+    return best
+
+
+def _distinct(ranked: Sequence[tuple[Trial, Candidate]]) -> list[tuple[Trial, Candidate]]:
+    """Leave out candidates that chose the layers and the kind of patch of a better one."""
+    found: dict[tuple[object, ...], tuple[Trial, Candidate]] = {}
+    for trial, candidate in ranked:
+        found.setdefault((trial.kept_layers, candidate.config.strategy.get("patch")), (trial, candidate))
+    return list(found.values())

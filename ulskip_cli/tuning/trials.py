@@ -1,0 +1,83 @@
+"""Trials: the schedule of a candidate at a number of kept layers, and its decode loss on the examples that choose."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
+from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.runner import Session, prepare_run
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.tuning.request import Candidate
+
+NEAR = 0.99  # share of the wanted speedup that a number of layers must reach by the fitted line
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate at one number of kept layers."""
+
+    candidate: str  # its label
+    kept_layers: tuple[int, ...]
+    loss: float  # decode loss in nats per token
+    patch: str | None  # the id of its patches, which names their folder
+
+    @classmethod
+    def from_step(cls, value: Mapping[str, Any]) -> Self:
+        """Read a stored trial."""
+        return cls(**{**value, "kept_layers": tuple(value["kept_layers"])})
+
+    def as_step(self) -> dict[str, Any]:
+        """Return the trial as a stored step."""
+        return asdict(self)
+
+
+@dataclass
+class Trials:
+    """Runs trials in this process; the weights and the encoded prompts are kept between them."""
+
+    session: Session
+    num_layers: int
+    resolver: Resolver = field(default_factory=Resolver)
+    _loss: ReferenceLoss | None = None
+
+    def run(self, candidate: Candidate, num_kept: int) -> Trial:
+        """Calibrate a candidate, fit its patches, and measure its decode loss."""
+        run = prepare_run(self.resolver.resolve(candidate.at(self.num_layers, num_kept)), self.session)
+        decoder = Decoder(run.loaded.model, run.plan, run.loaded.tokenizer, run.adapter, run.point.config.engine)
+        examples = run.workload.encoded or []
+        if self._loss is None:
+            held = KEPT_PROMPT_BYTES if run.plan.prompt_layers == "all" else 0
+            self._loss = ReferenceLoss(examples, BatchSize(run.point.config.batch_size), run.workload.pad_token_id, held)
+        loss = self._loss.of(decoder, self.session.progress.phase(f"{candidate.label}: decode loss", len(examples)))
+        patch = (run.found.patch or {}).get("id")
+        return Trial(candidate.label, tuple(run.plan.kept_layers), loss, patch)
+
+    def fit_latency(self, config: Config, speedup: float) -> dict[str, Any]:
+        """Time the layers in pairs, and return the speedup at every number of kept layers, for `num_kept_for`."""
+        wanted = replace(config, ratio=speedup, ratio_basis="latency")
+        point = self.resolver.resolve(wanted)
+        workload, _ = self.session.encode(point)
+        loaded = self.session.load(config.model, config.seed)
+        found = self.session.solve_depth(wanted, loaded, workload)
+        assert found is not None
+        speedups = {count: 1 / (found.fit.share(count) + found.offset) for count in range(2, self.num_layers)}
+        return {str(count): round(speedup, 4) for count, speedup in speedups.items()}
+
+    def release(self) -> None:
+        """Free the weights before workers load them."""
+        self._loss = None
+        self.session = Session(self.session.progress)
+
+
+def num_kept_for(speedups: Mapping[str, float], wanted: float) -> int:
+    """Return the largest number of layers whose speedup is near the wanted one, or the smallest number if none is.
+
+    >>> num_kept_for({"2": 3.0, "3": 2.0, "4": 1.5}, 2.01), num_kept_for({"2": 3.0, "3": 2.0}, 9)
+    (3, 2)
+    """
+    enough = [int(count) for count, speedup in speedups.items() if speedup >= NEAR * wanted]
+    return max(enough, default=min(map(int, speedups)))
