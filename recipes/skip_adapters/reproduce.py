@@ -20,10 +20,11 @@ from ulskip_cli.report.tables import provenance
 NAME = "skip_adapters"
 WORDS, WINDOWS, CHOOSING = 250, 3, 100
 RATIOS = {24: 1.25, 20: 1.5, 15: 2}
-# The layers of an adapter: found on training articles by strategy=block_influence, and by strategy=search with patches.
+# The layers of an adapter: found on training articles by strategy=block_influence, search with patches, and one_block.
 LAYERS = {
     24: [*range(12), 16, *range(18, 25), *range(26, 30)],
     20: [*range(4), *range(13, 20), *range(21, 30)],
+    15: [0, 1, *range(17, 30)],
 }
 # More text, not more epochs: three windows of every article, each with its reference, five own answers and its second half.
 TRAIN = ["model=smollm2-135m", "train=adapter", "train.responses=both", "train.own.samples=5", "train.prompt_share=0.5",
