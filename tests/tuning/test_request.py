@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose
@@ -27,6 +27,7 @@ def write(path, count, name="p"):
     return f"task.file={path}"
 
 
+@settings(max_examples=30)
 @given(count=st.integers(16, 200), limit=st.none() | st.integers(1, 150), wanted=st.integers(4, 80))
 def test_one_file_is_divided_into_examples_that_report_choose_and_calibrate(tmp_path_factory, count, limit, wanted):
     file = write(tmp_path_factory.mktemp("data") / "a.jsonl", count)

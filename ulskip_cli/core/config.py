@@ -17,7 +17,7 @@ from ulskip_cli.core.composition import compose_untyped, refuse_renamed
 from ulskip_cli.core.composition import config_dir as config_dir
 from ulskip_cli.core.composition import group_choices as group_choices
 from ulskip_cli.core.composition import parse_overrides as parse_overrides
-from ulskip_cli.core.config_schema import Config, DecodingConfig, TrainingConfig, TuneConfig
+from ulskip_cli.core.config_schema import Config, DecodingConfig, EngineConfig, TrainingConfig, TuneConfig
 from ulskip_cli.core.config_types import describe_type, field_type
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError, require_choice, unknown
@@ -31,7 +31,13 @@ _NOT_IDENTITY = ("name", "results_dir", "sweep", "memory_budget", *_NOT_RECORDED
 PATCH_KEYS = ("patch", "patch_rank")
 _PATCH_CALIBRATION = ("responses", "patch_tokens", "patch_weights", "patch_order", "patch_centered")
 _NOT_OPTIONS = ("_target_", "name", "description")
-_BASELINE: dict[str, Any] = {"ratio": 1.0, "ratio_basis": "layers", "prompt_layers": "all", "baseline": True}
+_BASELINE: dict[str, Any] = {
+    "ratio": 1.0,
+    "ratio_basis": "layers",
+    "prompt_layers": "all",
+    "baseline": True,
+    "baseline_engine": None,
+}
 
 
 def compose(overrides: Sequence[str], extra_dir: Path | None = None) -> Config:
@@ -126,8 +132,10 @@ def identity(config: Config) -> str:
     if not needs_held_out(config.strategy):
         canonical.pop("calibration")
     for one in (canonical, canonical.get("calibration", {})):  # a default that earlier versions did not have
-        if not one.get("offset", 0):
+        if not one.get("offset"):
             one.pop("offset", None)
+    if not crosses_engines(config):
+        canonical.pop("baseline_engine")
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -169,7 +177,19 @@ def baseline_config(config: Config) -> Config:
     """Return the configuration of the baseline: the same experiment with every layer kept and no drafts."""
     full: dict[str, Any] = yaml.safe_load((config_dir() / "strategy" / "full.yaml").read_text("utf-8"))
     model = replace(copy.deepcopy(config.model), skip_adapter=[])  # an adapter does not change the full model
-    return replace(copy.deepcopy(config), strategy=full, model=model, decoding=without_drafts(config.decoding), **_BASELINE)
+    changes = {**_BASELINE, "engine": baseline_engine(config), "decoding": without_drafts(config.decoding)}
+    return replace(copy.deepcopy(config), strategy=full, model=model, **changes)
+
+
+def baseline_engine(config: Config) -> EngineConfig:
+    """Return the engine of the baseline."""
+    return EngineConfig(config.baseline_engine) if config.baseline_engine else copy.deepcopy(config.engine)
+
+
+def crosses_engines(config: Config) -> bool:
+    """Return True if the baseline runs in another engine or weights format than the point."""
+    own, other = config.engine, baseline_engine(config)
+    return (own.name, own.weights) != (other.name, other.weights)
 
 
 def without_drafts(decoding: DecodingConfig) -> DecodingConfig:

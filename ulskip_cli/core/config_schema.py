@@ -153,6 +153,7 @@ class Config:
     limit: int | None = option(None, "number of examples; null: all", minimum=1)
     seed: int = option(1, "seed for sampling and for random weights", minimum=0, maximum=2**63 - 1)
     baseline: bool = option(True, "also run the full model, as the baseline")
+    baseline_engine: str | None = option(None, "engine of the baseline; null: the same engine", choices=tuple(ENGINES))
     memory_budget: str | None = option(None, "memory budget of `ulskip plan`, with a unit, e.g. 24GiB")
     tracker: str = option("none", "experiment tracker to which finished points are logged", choices=TRACKERS)
     tracker_options: dict[str, Any] | None = option(None, "project of the tracker and options passed on to it")

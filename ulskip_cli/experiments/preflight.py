@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from ulskip_cli.core import validation
-from ulskip_cli.core.config import baseline_config, identity, instantiate, is_calibrated
+from ulskip_cli.core.config import baseline_config, crosses_engines, identity, instantiate, is_calibrated
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
@@ -58,7 +58,7 @@ class Resolver:
         held_out = _held_out(config, plan)
         check_generate_options(config)
         _check_corrections(config, plan)
-        compared = config.baseline and not plan.keeps_all
+        compared = config.baseline and (not plan.keeps_all or crosses_engines(config))
         return ResolvedPoint(
             config,
             data.task,
@@ -138,6 +138,11 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
     if not config.baseline:
         raise UsageError(
             "baseline=false is not supported by `ulskip bench`, which compares with the full model; use `ulskip run`"
+        )
+    if config.baseline_engine:
+        raise UsageError(
+            f"baseline_engine={config.baseline_engine} is not supported by `ulskip bench`, which compares within an engine; "
+            "use `ulskip run`, or `ulskip bench experiment=engines`"
         )
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(

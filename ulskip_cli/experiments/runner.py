@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import baseline_config, instantiate, recorded_config
+from ulskip_cli.core.config import baseline_config, crosses_engines, instantiate, recorded_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import fingerprint
@@ -130,7 +130,7 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
     Raises UsageError for an unsupported request, and RunError if the run fails.
     """
     run = prepare_run(point, session)
-    if run.plan.keeps_all or point.baseline is None:
+    if point.baseline is None or (run.plan.keeps_all and not crosses_engines(point.config)):
         return [_measure(run, session.progress)]
     baseline = baseline or stored_baseline(point)
     if baseline is None:
@@ -175,9 +175,9 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     folder = ResultsFolder.of(config)
     decoder = Decoder(loaded.model, plan, loaded.tokenizer, run.adapter, config.engine)
     full = decoder
-    if not plan.keeps_all:
-        whole = make_plan(baseline_config(config), loaded.metadata)
-        full = Decoder(loaded.model, whole, loaded.tokenizer, engine=config.engine)
+    if not plan.keeps_all or baseline:
+        reference = baseline_config(config)
+        full = Decoder(loaded.model, make_plan(reference, loaded.metadata), loaded.tokenizer, engine=reference.engine)
     backend = decoder.linear_backend(config.decoding).name
     origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend}
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
@@ -218,9 +218,12 @@ def _make_record(
     natural = (
         outputs if answers or run.plan.exits else []
     )  # random weights have no answers; their exits are counted in timed pairs
+    described = describe_schedule(run.plan, run.found, natural)
+    if crosses_engines(run.point.config):  # the cost model compares layers in one engine
+        described = replace(described, predicted_speedup=None)
     return RunRecord(
         identity=replace(asked, baseline_id=baseline.id if baseline else None),
-        schedule=describe_schedule(run.plan, run.found, natural),
+        schedule=described,
         throughput=measure_throughput(outputs, source) if outputs else None,
         timing=timed.timing() if timed else None,
         provenance=describe_provenance(

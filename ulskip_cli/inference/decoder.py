@@ -70,6 +70,11 @@ class Decoder:
             self._engines["early_exit"] = early_exit.EarlyExitEngine(model, plan.exits, self.device, backend)
 
     @property
+    def asked_engine(self) -> tuple[str, str | None]:
+        """The name and the weights format of the engine that the configuration asks for."""
+        return self._asked.name, self._asked.weights
+
+    @property
     def view(self) -> PreTrainedModel:
         """The view that runs the first decode steps."""
         return self.stages[0].view

@@ -17,6 +17,7 @@ from ulskip_cli.experiments.record import Row
 from ulskip_cli.report import answers, claims, compare, paper, screen, tables
 from ulskip_cli.report.columns import Section
 from ulskip_cli.report.difference import Scorer
+from ulskip_cli.report.frontier import frontiers
 from ulskip_cli.report.html_page import Page
 from ulskip_cli.report.plots import save_plots
 from ulskip_cli.report.quality import GATE, Winner, quality, winners
@@ -84,8 +85,10 @@ class Report:
             for caveat in sorted({one.caveat for one in quality(group, options.gate).values()} - {""}):
                 print(f"ulskip: {group.label}: {caveat}; use a stronger model or another metric", file=sys.stderr)
         made = cls(options, paths, rows, groups, {label: own for label, own in found.items() if own})
+        for one in frontiers(rows):
+            made.sections += one.sections()
         if options.against == PAPER:
-            made.sections = paper.beside_paper(groups, options.gate)
+            made.sections += paper.beside_paper(groups, options.gate)
         elif options.against:
             made._against(Path(options.against))
         return made

@@ -1,0 +1,175 @@
+"""The frontier: layers, engines and formats of weights compared with one full model, which ran in `baseline_engine`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.experiments.record import Row
+from ulskip_cli.report.columns import Column, Section, layers, text
+from ulskip_cli.report.corrections import series_name
+from ulskip_cli.report.difference import TIE, Scorer
+from ulskip_cli.report.plot_style import FAINT, MARKERS, annotate, limit_to, panels
+from ulskip_cli.report.quality import METRICS, Quality, quality
+from ulskip_cli.report.rows import MISSING, Group, done
+
+TARGETS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
+FULL, QUANTIZED, SKIPPING, BOTH = "full", "quantized", "skipping", "skipping and quantized"
+KINDS = (FULL, QUANTIZED, SKIPPING, BOTH)
+BITS_UNQUANTIZED = 16
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of a frontier."""
+
+    row: Row
+    speed: tuple[float, float, float]  # low, value, high, over the baseline
+    quality: Quality
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        skips = len(self.row["kept_layers"]) < self.row["num_layers"] or bool(self.row.get("later_stages"))
+        formats = ENGINES[self.row["engine"]].weights if self.row["engine"] in ENGINES else {}
+        bits = formats[self.row["engine_weights"]][0] if self.row.get("engine_weights") in formats else BITS_UNQUANTIZED
+        quantized = bits < BITS_UNQUANTIZED or bool(self.row.get("quantization"))
+        return {(False, False): FULL, (False, True): QUANTIZED, (True, False): SKIPPING, (True, True): BOTH}[skips, quantized]
+
+    @property
+    def engine(self) -> str:
+        """The engine and the format of its weights."""
+        return " ".join(filter(None, [self.row["engine"], self.row.get("engine_weights") or self.row.get("quantization")]))
+
+    @property
+    def name(self) -> str:
+        """The engine, and the strategy and layers if some are skipped."""
+        return self.engine if self.kind in (FULL, QUANTIZED) else f"{self.engine}, {series_name(self.row)} {layers(self.row)}"
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The points that share a baseline, the baseline first, then by speed."""
+
+    baseline: Row
+    points: tuple[Point, ...]
+
+    @cached_property
+    def beaten(self) -> dict[str, tuple[Point, bool]]:
+        """By row id, a point that is faster and better, the fastest such one, and whether both intervals say so too."""
+        found, scorer = {}, Scorer()
+        for own in self.points:
+            better = [one for one in self.points if one is not own and _beats(one, own)]
+            if better:
+                best = max(better, key=lambda one: (_sure(one, own, scorer), one.speed[1]))
+                found[own.row["id"]] = best, _sure(best, own, scorer)
+        return found
+
+    def best(self, target: float, kind: str | None = None) -> Point | None:
+        """Return the point of a kind with the best quality among those that reach a speedup; None if there is none."""
+        enough = [one for one in self.points if one.speed[1] >= target and kind in (None, one.kind)]
+        return max(enough, key=lambda one: (one.quality.share, one.speed[1]), default=None)
+
+    def sections(self) -> list[Section]:
+        """Make the tables of a report."""
+        of = " · ".join(str(self.baseline[key]) for key in ("model", "task", "pair", "dataset") if self.baseline.get(key))
+        return [self.targets(f"The best at each speedup: {of}"), self.table(f"Layers, engines and formats: {of}")]
+
+    def table(self, title: str) -> Section:
+        """Make the table of all points."""
+        heads = (
+            "engine",
+            "strategy",
+            "layers",
+            "speedup",
+            "interval",
+            METRICS[self.points[0].quality.metric],
+            "of baseline",
+            "",
+        )
+        lines = [dict(zip(heads, self._cells(one), strict=True)) for one in self.points]
+        note = (
+            f"Speedup and quality of every row are compared with {self.points[0].name} at full depth, in pairs and on the same "
+            "examples. Beaten by: another point is faster and better; with a question mark, an interval leaves that open."
+        )
+        return Section(title, lines, [Column(head or "verdict", text(head), head) for head in heads], note)
+
+    def _cells(self, one: Point) -> tuple[str, ...]:
+        low, value, high = one.speed
+        verdict = "front"
+        if one.row["id"] in self.beaten:
+            other, sure = self.beaten[one.row["id"]]
+            verdict = f"beaten by {other.name}{'' if sure else ' ?'}"
+        interval = MISSING if one.row is self.baseline else f"{low:.2f} to {high:.2f}"
+        own = one.quality
+        return (
+            *(one.engine, series_name(one.row), layers(one.row), f"{value:.2f}", interval),
+            *(f"{own.value:.1f}", own.text(), verdict),
+        )
+
+    def targets(self, title: str) -> Section:
+        """Make the table of the best point of each kind at each target speedup."""
+        heads, lines = ("speedup", *KINDS, "best"), []
+        for target in TARGETS:
+            best = self.best(target)
+            if best is None:
+                continue
+            of_kind = [self.best(target, kind) for kind in KINDS]
+            cells = [MISSING if one is None else f"{one.quality.share:.1%}" for one in of_kind]
+            lines.append(dict(zip(heads, (f"{target:g}x", *cells, f"{best.name}, {best.speed[1]:.2f}x"), strict=True)))
+        note = "Share of the baseline's score that the best measured point of each kind keeps at no less than this speedup."
+        return Section(title, lines, [Column(head, text(head), head) for head in heads], note, words=1)
+
+    def plot(self) -> Any:
+        """Draw quality against speedup: one colour for each engine and format, one marker for each kind."""
+        figure, (axes,) = panels(1, 7.6, 4.8)
+        limit_to(axes, [(one.speed[1], 100 * one.quality.share) for one in self.points])
+        front = sorted((one.speed[1], 100 * one.quality.share) for one in self.points if one.row["id"] not in self.beaten)
+        axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=6, alpha=0.3, zorder=1, solid_capstyle="round")
+        engines = list(dict.fromkeys(one.engine for one in self.points))
+        for i, engine in enumerate(engines):
+            own = [one for one in self.points if one.engine == engine]
+            xs, ys = [one.speed[1] for one in own], [100 * one.quality.share for one in own]
+            axes.plot(xs, ys, MARKERS[i % len(MARKERS)], color=f"C{i % 10}", label=engine)
+            for one, x, y in zip(own, xs, ys, strict=True):
+                annotate(axes, layers(one.row).partition("/")[0], (x, y), (5, 3), fontsize=7)
+        metric = METRICS[self.points[0].quality.metric]
+        axes.set(xlabel=f"decode speedup over {self.points[0].name} at full depth", ylabel=f"{metric}, % of the baseline")
+        axes.legend(title="numbers: kept layers", title_fontsize=8)
+        return figure
+
+
+def frontiers(rows: Sequence[Row]) -> list[Frontier]:
+    """Return a frontier for every full model with which rows of other engines are compared."""
+    finished = {row["id"]: row for row in done(rows)}
+    compared = [
+        row for row in finished.values() if row.get("baseline_id") in finished and row.get("measured_speedup") is not None
+    ]
+    baselines = {row["baseline_id"] for row in compared if (row.get("config") or {}).get("baseline_engine")}
+    members = {name: [row for row in compared if row["baseline_id"] == name] for name in baselines}
+    found = []
+    for name, own in members.items():
+        baseline = finished[name]
+        judged = quality(Group("", own), 1.0)
+        rest = [Point(row, _speed(row), judged[id(row)]) for row in own if id(row) in judged]
+        if rest:
+            score = rest[0].quality.full
+            kept = replace(rest[0].quality, value=score, share=1.0, low=None, high=None)
+            first = Point(baseline, (1.0, 1.0, 1.0), kept)
+            found.append(Frontier(baseline, (first, *sorted(rest, key=lambda one: one.speed[1]))))
+    return found
+
+
+def _speed(row: Row) -> tuple[float, float, float]:
+    return row["measured_speedup_low"], row["measured_speedup"], row["measured_speedup_high"]
+
+
+def _beats(one: Point, other: Point) -> bool:
+    return one.speed[1] > other.speed[1] and one.quality.share >= other.quality.share
+
+
+def _sure(one: Point, other: Point, scorer: Scorer) -> bool:
+    """Return True if the intervals say that one point is faster, and not worse, than another."""
+    difference = scorer.difference(one.row, other.row, one.quality.metric)
+    return one.speed[0] > other.speed[2] and (difference.verdict() != TIE or difference.low == difference.high)
