@@ -252,3 +252,16 @@ def test_weights_that_change_after_a_run_was_prepared_end_it(config):
     point = replace(resolve(config()), fingerprint="another")
     with pytest.raises(RunError, match="weights"):
         runner.run_point(point, Session())
+
+
+def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
+    overrides = ["engine=torch", "baseline_engine=transformers"]
+    session = Session()
+    full, whole = run_point(config(*overrides, "ratio=1"), session)
+    assert (full["engine"], whole["engine"], whole["baseline_id"]) == ("transformers", "torch", full["id"])
+    assert whole["kept_layers"] == full["kept_layers"] and whole["bleu"] == full["bleu"]
+    assert whole["measured_speedup"] is not None and whole["predicted_speedup"] is None
+    assert (whole["pairs"]["full"]["engine"], whole["pairs"]["strategy"]["engine"]) == ("transformers", "torch")
+    again, half = run_point(config(*overrides, "ratio=2"), session)
+    assert again["id"] == half["baseline_id"] == full["id"] and half["vs_baseline"]["bleu"]["full"] == full["bleu"]
+    assert resolve(config("engine=torch", "baseline_engine=torch")).run_id == resolve(config("engine=torch")).run_id

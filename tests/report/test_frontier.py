@@ -1,0 +1,83 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_rows import sweep_row
+
+from ulskip_cli.report.frontier import FULL, QUANTIZED, frontiers
+
+ASKED = {"task": {"metrics": ["bleu"]}, "baseline_engine": "torch"}
+
+
+def row(name, engine, speedup, bleu, **more):
+    """Return a row that is compared with the full model in torch."""
+    values = {"id": name, "engine": engine, "baseline_id": "base", "config": ASKED, "bleu": bleu, "speedup": speedup}
+    return sweep_row(**{"strategy": "unified", "target": 2.0, **values, **more})
+
+
+def every():
+    return [
+        sweep_row("full", id="base", engine="torch"),
+        row("torch-half", "torch", 1.8, 29.0, config={"task": {"metrics": ["bleu"]}}),
+        row(
+            "full-int4",
+            "llama_cpp",
+            2.5,
+            29.5,
+            engine_weights="q4_0",
+            strategy="unified",
+            target=1.0,
+            kept_layers=list(range(6)),
+        ),
+        row("half-int4", "llama_cpp", 4.0, 27.0, engine_weights="q4_0"),
+        row("half-bf16", "llama_cpp", 3.0, 26.0, engine_weights="bf16"),
+        sweep_row("unified", id="elsewhere", baseline_id="full-1-1"),
+    ]
+
+
+def test_points_of_one_baseline_are_judged_together():
+    (found,) = frontiers(every())
+    points = {one.row["id"]: one for one in found.points}
+    assert [one.row["id"] for one in found.points] == ["base", "torch-half", "full-int4", "half-bf16", "half-int4"]
+    kinds = {name: one.kind for name, one in points.items()}
+    assert kinds == {
+        "base": FULL,
+        "torch-half": "skipping",
+        "full-int4": QUANTIZED,
+        "half-int4": "skipping and quantized",
+        "half-bf16": "skipping",
+    }
+    assert points["base"].quality.share == 1 and points["base"].speed == (1, 1, 1)
+    assert {name: other.row["id"] for name, (other, _) in found.beaten.items()} == {
+        "torch-half": "full-int4",
+        "half-bf16": "half-int4",
+    }
+    assert found.best(2.0) is points["full-int4"] and found.best(3.5) is points["half-int4"] and found.best(5.0) is None
+    assert found.best(1.25, "skipping") is points["torch-half"] and found.best(1.25, FULL) is None
+    assert len(found.plot().axes) == 1
+
+
+def test_rows_without_such_a_baseline_have_no_frontier():
+    assert frontiers([sweep_row("full"), sweep_row("unified")]) == []
+    assert frontiers([one for one in every() if one["id"] != "base"]) == []
+
+
+@given(st.lists(st.tuples(st.floats(1.1, 9), st.floats(1, 40)), min_size=1, max_size=12))
+def test_what_is_not_beaten_is_the_front_and_the_best_of_a_target_is_on_it(points):
+    rows = [row(str(i), "torch", *one, batch=1) for i, one in enumerate(points)]
+    (found,) = frontiers([sweep_row("full", id="base", engine="torch"), row("x", "llama_cpp", 1.05, 20.0), *rows])
+    for one in found.points:
+        faster_and_better = [
+            other for other in found.points if other.speed[1] > one.speed[1] and other.quality.share >= one.quality.share
+        ]
+        assert bool(faster_and_better) is (one.row["id"] in found.beaten)
+    best = found.best(1.5)
+    if best:
+        assert all(one.quality.share <= best.quality.share for one in found.points if one.speed[1] >= 1.5)
+
+
+@pytest.mark.parametrize("title", ["a"])
+def test_tables_have_a_line_for_each_point_and_each_target_in_reach(title):
+    (found,) = frontiers(every())
+    table, targets = found.table(title), found.targets(title)
+    assert len(table.cells) == 5 and len(targets.cells) == 5
+    assert all(len(line) == len(table.columns) for line in table.cells)
