@@ -312,7 +312,17 @@ def damaged_examples(draw: st.DrawFn) -> Case:
         "wmt": "task.dataset=files task.source_file=data.jsonl task.reference_file=data.jsonl",
     }
     task = draw(st.sampled_from(sorted(keys)))
-    return Case(("sweep", f"task={task}", *keys[task].split(), "model=tiny", "--dry-run"), {"data.jsonl": data})
+    line = (
+        "sweep",
+        f"task={task}",
+        *keys[task].split(),
+        "model=tiny",
+        "strategy=unified",
+        "ratio=2",
+        "batch_size=1",
+        "--dry-run",
+    )
+    return Case(line, {"data.jsonl": data})
 
 
 @st.composite

@@ -3,8 +3,8 @@
     python benchmarks/soak.py [--count 10] [--seed 1]
 
 Each of SIGKILL, SIGTERM and SIGINT comes COUNT times, spread over the commands. A command that was interrupted runs again in
-the same folder, and is interrupted again, until it ends. The exit code is 1 if a row, a weight, an exported file or an exit code
-differs, or if a temporary file is left.
+the same folder, and is interrupted again, until it ends. The exit code is 1 if a row, a weight, an exported file or an exit
+code differs, or if a temporary file is left.
 """
 
 import argparse

@@ -197,6 +197,24 @@ def test_a_quantized_checkpoint_is_refused(model_folder, tmp_path):
         export(source, tmp_path / "out")
 
 
+def test_a_broken_training_record_is_refused_before_weights_are_written(model_folder, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    (source / "training.json").write_text('{"strategy": "unified"}')
+    monkeypatch.setattr("ulskip_cli.export.checkpoint.write_shards", None)
+    with pytest.raises(UsageError, match=r"steps.*training\.json"):
+        export(source, tmp_path / "out", "prompt_layers=kept", check=False)
+
+
+def test_a_config_that_transformers_refuses_is_named_with_its_key(model_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "mlp_bias": "x"}))
+    with pytest.raises(UsageError, match=r"config\.json.*mlp_bias.*'x'"):
+        export(source, tmp_path / "out", "prompt_layers=kept", check=False)
+
+
 @pytest.mark.parametrize("form", ["hf", "gguf"])
 def test_a_missing_tensor_is_named_also_without_the_comparison(model_folder, tmp_path, form):
     source, name = tmp_path / "source", "model.layers.3.mlp.up_proj.weight"
