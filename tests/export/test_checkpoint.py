@@ -16,6 +16,7 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.export import verify
 from ulskip_cli.export.request import ExportRequest
 from ulskip_cli.export.run import export as run_export
+from ulskip_cli.export.tensors import CheckpointReader as reader_of
 from ulskip_cli.inference.shallow_view import shallow_view
 
 KEPT = (0, 3, 5)
@@ -195,6 +196,42 @@ def test_a_quantized_checkpoint_is_refused(model_folder, tmp_path):
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="gptq"):
         export(source, tmp_path / "out")
+
+
+def test_a_broken_training_record_is_refused_before_weights_are_written(model_folder, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    (source / "training.json").write_text('{"strategy": "unified"}')
+    monkeypatch.setattr("ulskip_cli.export.checkpoint.write_shards", None)
+    with pytest.raises(UsageError, match=r"steps.*training\.json"):
+        export(source, tmp_path / "out", "prompt_layers=kept", check=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("model.safetensors", b"x" * 50, r"model\.safetensors.*safetensors file"),
+        ("model.safetensors.index.json", b"[]", r"index\.json"),
+        ("model.safetensors.index.json", b'{"weight_map": [1]}', r"weight_map.*index\.json"),
+    ],
+)
+def test_damaged_weights_are_named(model_folder, tmp_path, name, content, match):
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    reader_of(source)  # is complete
+    (source / "model.safetensors").unlink()
+    (source / name).write_bytes(content)
+    with pytest.raises(UsageError, match=match):
+        reader_of(source)
+
+
+def test_a_config_that_transformers_refuses_is_named_with_its_key(model_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(model_folder, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "mlp_bias": "x"}))
+    with pytest.raises(UsageError, match=r"config\.json.*mlp_bias.*'x'"):
+        export(source, tmp_path / "out", "prompt_layers=kept", check=False)
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf"])

@@ -30,8 +30,11 @@ def test_three_fields_are_enough(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("[", "JSON"),
-        ("[]", '"format": "ulskip-schedule"'),
+        ("[", r"s\.json.*Expecting value"),
+        ("[" * 100_000, "recursion"),
+        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0], "target_ratio": "2"}', "target_ratio"),
+        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0], "strategy_options": []}', "strategy_options"),
+        ("[]", r"JSON object.*\[\]"),
         ('{"format": "other"}', '"format": "ulskip-schedule"'),
         ('{"format": "ulskip-schedule", "format_version": 9}', "format_version.* 9"),
         ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0, "3"]}', "kept_layers"),

@@ -70,14 +70,20 @@ def invoke(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if os.environ.get("ULSKIP_DEBUG") or error.filename is None:
+        if os.environ.get("ULSKIP_DEBUG"):
             raise
+        if error.filename is None:  # of a connection or a library
+            return _unforeseen(error)
         return _complain(f"cannot read or write {error.filename} ({error.strerror}); use a path that is accessible", 1)
     except Exception as error:
         if os.environ.get("ULSKIP_DEBUG"):
             raise
-        first = str(error).strip().split("\n")[0][:300]
-        return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
+        return _unforeseen(error)
+
+
+def _unforeseen(error: Exception) -> int:
+    first = str(error).strip().split("\n")[0][:300]
+    return _complain(f"{type(error).__name__}: {first} (ULSKIP_DEBUG=1 shows the traceback)", 1)
 
 
 def _advice(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import platform
 import socket
 import subprocess
@@ -34,7 +35,7 @@ def packages() -> dict[str, str | None]:
 
 
 def machine(device: str = "cuda") -> dict[str, Any]:
-    """Describe the machine: processor, threads, instruction set, and the name of the CUDA accelerator (None for others)."""
+    """Describe the machine: processor, threads and how they wait, instruction set, and CUDA accelerator (None for others)."""
     import torch
 
     place = torch.device(device)
@@ -43,6 +44,7 @@ def machine(device: str = "cuda") -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "accelerator": torch.cuda.get_device_name(place) if has_gpu else None,
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ulskip_cli.core.config import without_drafts
 from ulskip_cli.core.config_schema import Config, SpeedConfig
+from ulskip_cli.core.cpu_load import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record_sections import PairedTiming
@@ -18,6 +19,7 @@ from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.timing import median_interval
 
+MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend", "compiled")
 
 
@@ -29,6 +31,7 @@ class TimedPairs:
     strategy: list[BatchOutput]
     compile_seconds: float = 0.0  # of the schedule's steps, warm-up included
     batch_size: int = 0  # smaller than requested if a batch did not fit into memory
+    other_cpus: float | None = None  # that other processes used meanwhile
 
     def ratios(self, seconds: Callable[[BatchOutput], float]) -> list[float]:
         """Return, for every pair, the full model's seconds divided by the schedule's seconds."""
@@ -47,6 +50,7 @@ class TimedPairs:
             **ratios,
             pairs={name: _raw(outputs) for name, outputs in sides.items()},
             timed_batch_size=self.batch_size,
+            other_cpus=self.other_cpus,
             prefill_seconds=median(output.prefill_seconds for output in self.strategy),
             time_to_first_token_seconds=median(output.first_token_seconds for output in self.strategy),
             time_per_output_token_seconds=median(output.step_seconds for output in self.strategy),
@@ -92,9 +96,12 @@ def measure_pairs(
         sides.insert(0, (full, replace(limited, decoding=without_drafts(limited.decoding))))
     timed: list[list[BatchOutput]] = [[] for _ in sides]
     compile_seconds = 0.0
+    meter = LoadMeter()
     for i in range(speed.warmup + speed.pairs):
         ids, mask = batches[i % len(batches)]
         pair: dict[int, BatchOutput] = {}
+        if i == speed.warmup:
+            meter = LoadMeter()
         for side in range(len(sides)) if i % 2 == 0 else reversed(range(len(sides))):
             decoder, how = sides[side]
             output = decoder.generate(ids, mask, how, forced_length=forced)
@@ -108,7 +115,7 @@ def measure_pairs(
         for side, output in pair.items() if i >= speed.warmup else ():
             timed[side].append(output)
         on_pair(i + 1)
-    return TimedPairs(timed[0] if full else [], timed[-1], compile_seconds)
+    return TimedPairs(timed[0] if full else [], timed[-1], compile_seconds, other_cpus=meter.other_cpus(MIN_LOAD_SECONDS))
 
 
 def _check_alike(full: BatchOutput, strategy: BatchOutput) -> None:

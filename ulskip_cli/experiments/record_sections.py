@@ -156,6 +156,7 @@ class PairedTiming:
     end_to_end_speedup_high: Speedup | None = None
     pairs: Annotated[dict[str, Any], PairValues] | None = None
     timed_batch_size: Count | None = None
+    other_cpus: Rate | None = None
     prefill_seconds: float | None = None
     time_to_first_token_seconds: float | None = None
     time_per_output_token_seconds: Positive | None = None

@@ -71,9 +71,9 @@ class ResultsFolder:
         """Return the newest row of every point, also of failed points; refused lines are skipped, with a warning if asked."""
         rows, refused = self.read()
         for message in refused[:MAX_REFUSED] if warn else ():
-            print(f"ulskip: skipped {message}", file=sys.stderr)
+            print(f"warning: skipped {message}", file=sys.stderr)
         if warn and len(refused) > MAX_REFUSED:
-            print(f"ulskip: skipped {len(refused) - MAX_REFUSED} more lines of {self.runs_path}", file=sys.stderr)
+            print(f"warning: skipped {len(refused) - MAX_REFUSED} more lines of {self.runs_path}", file=sys.stderr)
         return rows
 
     def read(self) -> tuple[list[Row], list[str]]:

@@ -144,6 +144,7 @@ class EnvironmentValues(TypedDict):
     accelerator: str | None
     processor: str | None
     threads: Count
+    wait_policy: NotRequired[str | None]
     instruction_set: str | None
 
 

@@ -1,6 +1,7 @@
 """Warnings of a finished run: one line for each difference between the requested settings and the actual run."""
 
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.cpu_load import is_crowded
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.inference import linear_kernel
 from ulskip_cli.strategies.plan import Plan
@@ -22,8 +23,8 @@ def run_warnings(config: Config, plan: Plan, record: RunRecord) -> tuple[str, ..
 
 
 def adjustments(config: Config, record: RunRecord) -> list[str]:
-    """Return the warnings about truncated sources, a reduced batch size, and a kernel that was not built."""
-    lines = []
+    """Return the warnings about truncated sources, a reduced batch size, a busy machine, and a kernel that was not built."""
+    lines = _disturbance(record)
     quality, timing, strategy = record.quality, record.timing, record.identity.strategy
     if quality and quality.num_truncated_sources and record.provenance:
         total = record.provenance.num_examples
@@ -48,6 +49,19 @@ def adjustments(config: Config, record: RunRecord) -> list[str]:
             "check the C++ compiler, or set ULSKIP_KERNEL=off"
         )
     return lines
+
+
+def _disturbance(record: RunRecord) -> list[str]:
+    timing, ran = record.timing, record.provenance
+    if not timing or not ran or timing.other_cpus is None:
+        return []
+    on_cpu = (ran.device or "cpu").startswith("cpu")  # beside another device, one thread starts the steps
+    if not is_crowded(timing.other_cpus, ran.environment.get("threads", 1) if on_cpu else 1):
+        return []
+    return [
+        f"{record.identity.strategy}: other processes used {timing.other_cpus:.1f} CPUs during the timed pairs, so the times "
+        "and speedups may be wrong; repeat the run when they have ended, or set OMP_NUM_THREADS to the number of free CPUs"
+    ]
 
 
 def _untrained(plan: Plan, record: RunRecord) -> list[str]:

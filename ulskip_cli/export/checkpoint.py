@@ -42,13 +42,13 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
         if point.to.resolve() == source.resolve():
             raise UsageError(f"expected --to outside the exported model, got the model's folder {point.to}; use another folder")
         adapter, adapter_entry = load_adapter(point.config.model, plan)
+        notes = source_notes(point.config.model)
         weights = _write_model(point, source, plan.kept_layers, folder, progress, adapter)
         if point.is_pair:
             _write_model(point, source, range(plan.num_layers), folder / card.PREFILL, progress)
             (folder / card.SERVING).write_text(card.serving_page(plan, adapter is not None), "utf-8")
         (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
         checked = verify_checkpoint(point, folder, weights.total_bytes, progress, adapter)
-        notes = source_notes(point.config.model)
         facts = card.CardFacts(
             parameters=weights.parameters,
             total_bytes=weights.total_bytes,

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.loading import silence_transformers
+from ulskip_cli.inference.loading import from_pretrained, silence_transformers
 from ulskip_cli.inference.weights_check import check_weights
 
 CONFIG = "config.json"
@@ -59,9 +59,9 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
     """Return the config of a checkpoint; raise UsageError if transformers cannot read it."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except Exception as error:  # each config class of transformers checks its values in its own way
         advice = "model.trust_remote_code=true to run its code" if "trust_remote_code" in str(error) else "another model"
-        reason = str(error).split("\n")[0][:160]
+        reason = " ".join(str(error).split())[:160]
         raise UsageError(f"transformers cannot read {folder / CONFIG} ({reason}); use {advice}") from None
     return config
 
@@ -112,9 +112,8 @@ def check_tensors(folder: Path, name: str, trust_remote_code: bool = False) -> N
     """Raise UsageError if a checkpoint lacks tensors or has tensors of wrong shapes; the weights are not read."""
     silence_transformers()
     options: dict[str, Any] = {"device_map": "meta", "use_safetensors": True, "ignore_mismatched_sizes": True}
-    model, loading_info = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, trust_remote_code=trust_remote_code, **options
-    )
+    options |= {"output_loading_info": True, "trust_remote_code": trust_remote_code}
+    model, loading_info = from_pretrained(name, AutoModelForCausalLM, folder, **options)
     check_weights(model, loading_info, name)
 
 

@@ -3,22 +3,24 @@
 `save_pretrained` would convert a checkpoint with several dtypes to one and require the whole model in memory.
 """
 
+import contextlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import NullProgress, ReportProgress
+from ulskip_cli.core.typed_json import load_object, parse
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LAYER = re.compile(r"^((?:[^.]+\.)*?)(\d+)\.")  # the outermost number, because experts have numbers inside a layer
@@ -41,6 +43,26 @@ class TensorReader(Protocol):
         """Return tensors by name; tensors on the device `meta` have only shapes and dtypes."""
 
 
+@dataclass(frozen=True)
+class _Index:
+    """The index of a checkpoint of several files."""
+
+    weight_map: dict[str, str]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; raise UsageError if it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(
+            f"expected {path} to be a safetensors file, got an error: {reason}; copy the checkpoint again"
+        ) from None
+
+
 class CheckpointReader:
     """The tensors of a checkpoint by name, read on demand and converted to a narrower dtype."""
 
@@ -49,11 +71,11 @@ class CheckpointReader:
         self.dtype = dtype
         self.files: dict[str, Path]
         if (folder / WEIGHTS).is_file():
-            with safe_open(folder / WEIGHTS, "pt") as file:
+            with _opened(folder / WEIGHTS) as file:
                 self.files = dict.fromkeys(file.keys(), folder / WEIGHTS)
         elif (folder / INDEX).is_file():
-            weight_map = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-            self.files = {name: folder / Path(file).name for name, file in weight_map.items()}
+            index = parse(load_object(folder / INDEX, "the index of weights"), _Index, folder / INDEX)
+            self.files = {name: folder / Path(file).name for name, file in index.weight_map.items()}
         else:
             raise UsageError(f"expected {WEIGHTS} or {INDEX} in {folder}, got neither; convert the model with save_pretrained")
         missing = sorted({file.name for file in self.files.values() if not file.is_file()})
@@ -67,7 +89,7 @@ class CheckpointReader:
             by_file[self.files[name]].append(name)
         tensors: dict[str, Tensor] = {}
         for path, found in by_file.items():
-            with safe_open(path, "pt") as file:  # maps the file, so that only used pages are read
+            with _opened(path) as file:  # maps the file, so that only used pages are read
                 tensors |= {name: self._narrow(file.get_tensor(name).to(device)) for name in found}
         return tensors
 

@@ -76,7 +76,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     silence_transformers()
     path, revision = origin(config)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(config, AutoTokenizer, path, padding_side="left", **options)
+    tokenizer: PreTrainedTokenizerBase = from_pretrained(config.path, AutoTokenizer, path, padding_side="left", **options)
     return tokenizer
 
 
@@ -187,7 +187,7 @@ def _pretrained(config: ModelConfig, path: str, revision: str | None, device: to
         options["device_map"] = config.device_map
     # Unlike transformers' own error, that of `check_weights` names the tensors with wrong shapes.
     options |= {"dtype": config.dtype, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, loading_info = _from_pretrained(config, AutoModelForCausalLM, path, **options)
+    model, loading_info = from_pretrained(config.path, AutoModelForCausalLM, path, **options)
     check_weights(model, loading_info, config.path)
     _check_end(model, config.path)
     try:
@@ -245,17 +245,18 @@ def silence_transformers() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _from_pretrained(config: ModelConfig, factory: Any, path: str, **options: Any) -> Any:
+def from_pretrained(name: str, factory: Any, path: str | Path, **options: Any) -> Any:
+    """Load a model or a tokenizer that errors call `name`; raise UsageError if it cannot be loaded."""
     is_model = factory is AutoModelForCausalLM
     kind, needed = ("model", "safetensors weights") if is_model else ("tokenizer", "tokenizer files")
     try:
         return factory.from_pretrained(path, **options)
     except MemoryError as error:
-        raise RunError(f"out of memory: {config.path} does not fit into memory ({error}); {_SMALLER}") from None
+        raise RunError(f"out of memory: {name} does not fit into memory ({error}); {_SMALLER}") from None
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UsageError(
-            f"cannot load a {kind} from '{config.path}' ({reason}); set model.path to a folder or hub id with {needed}"
+            f"cannot load a {kind} from '{name}' ({reason}); set model.path to a folder or hub id with {needed}"
         ) from error
 
 

@@ -160,6 +160,7 @@ COLUMNS = (
     Column("total\ntok/s", number("total_tokens_per_second", ".0f"), "total_tokens_per_second", leaves=16),
     Column("accept-\nance", number("acceptance_rate"), "acceptance_rate"),
     Column("tokens\na check", number("mean_accepted_length"), "mean_accepted_length", leaves=10),
+    Column("other\nCPUs", number("other_cpus", ".1f"), "other_cpus", leaves=7),
     Column("KV\nkept", computed(kv_share, ".0%"), "prompt_kv_bytes", leaves=14),
 )
 # Settings that distinguish the rows of a folder; a setting gets a column only if it varies.

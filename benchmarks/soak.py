@@ -1,0 +1,209 @@
+"""Interrupt sweep, train and export at random moments, and compare what they write in the end with an undisturbed run.
+
+    python benchmarks/soak.py [--count 10] [--seed 1]
+
+Each of SIGKILL, SIGTERM and SIGINT comes COUNT times, spread over the commands. A command that was interrupted runs again in
+the same folder, and is interrupted again, until it ends. The exit code is 1 if a row, a weight, an exported file or an exit
+code differs, or if a temporary file is left.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+QUICK = ["limit=6", "decoding.max_new_tokens=8", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=4"]
+GRID = ["model=tiny", "strategy=full,unified,top_skip", "ratio=2,3", "batch_size=1,4", *QUICK]
+TRAINING = [
+    "limit=24",
+    "train.batch_size=2",
+    "train.max_length=48",
+    "train.max_steps=8",
+    "train.save_every=2",
+    "train.ratios=1.5",
+]
+EXPORT = ["ratio=2", "prompt_layers=kept", "--check"]
+COMMANDS = ("sweep", "train", "export")
+MEASURED = re.compile(
+    r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^exit_check_fraction$|^other_cpus$|^warnings$|learning_curve"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders of one command: the undisturbed run and the interrupted one."""
+
+    command: str
+    model: Path
+
+    def line(self, folder: Path) -> list[str]:
+        """Return the command line that writes into a folder."""
+        given = {
+            "sweep": [f"results_dir={folder}", "name=x", *GRID],
+            "train": [f"model.path={self.model}", f"output={folder / 'x'}", *TRAINING],
+            "export": ["model=tiny", "--to", str(folder / "x"), "--results", str(folder / "none"), *EXPORT],
+        }
+        return [sys.executable, "-m", "ulskip_cli", self.command, *given[self.command]]
+
+
+def run(line: Sequence[str]) -> float:
+    """Run a command undisturbed, and return its seconds."""
+    began = time.monotonic()
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(line)} ended with exit code {done.returncode}: {done.stderr[-500:]}")
+    return time.monotonic() - began
+
+
+def interrupt(line: Sequence[str], number: signal.Signals, delay: float) -> tuple[int, str]:
+    """Start a command, send a signal after a delay, and return its exit code and its last line of error."""
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors) as process:
+        while number != signal.SIGKILL and process.poll() is None and not handles(process.pid, number):
+            time.sleep(0.01)  # the interpreter starts, which no program can change
+        end = time.monotonic() + delay
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.send_signal(number)
+        code = process.wait()
+        errors.seek(0)
+        return code, (errors.read().splitlines() or [""])[-1]
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Return True if the program handles the signal; Python itself handles SIGINT, so SIGTERM decides."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return True
+    caught = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt")), "0")
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def soak(place: Place, folder: Path, signals: Sequence[signal.Signals], chance: random.Random) -> Iterator[str]:
+    """Yield the differences of a command that is interrupted by each signal in turn."""
+    whole = folder / "whole"
+    seconds = run(place.line(whole))
+    print(f"{place.command}: {seconds:.1f} s undisturbed", flush=True)
+    codes: Counter[str] = Counter()
+    rounds, left = 0, list(signals)
+    while left:
+        own, ended = folder / f"round{rounds}", False
+        rounds += 1
+        while left and not ended:
+            code, told = interrupt(place.line(own), left[0], chance.uniform(0, seconds))
+            ended = code == 0
+            if not ended:
+                codes[left[0].name] += 1
+                if code != CODES[left.pop(0)]:
+                    yield f"{place.command}: exit code {code} ({told})"
+        if not ended:
+            run(place.line(own))
+        yield from (f"{place.command}, round {rounds}: {text}" for text in differences(place.command, whole, own))
+        shutil.rmtree(own)
+    print(f"{place.command}: interrupted by {dict(codes)} in {rounds} rounds", flush=True)
+
+
+def differences(command: str, whole: Path, own: Path) -> list[str]:
+    """List the differences between what two runs of a command wrote."""
+    want, got = files_of(whole), files_of(own)
+    lines = [f"{name} is missing" for name in sorted(want - got)] + [f"{name} is left over" for name in sorted(got - want)]
+    if command == "sweep":
+        lines += row_differences(rows_of(whole / "x"), rows_of(own / "x"))
+    for name in sorted(want & got):
+        if name.suffix in (".safetensors", ".model") or name.parent.name == "generations" or command == "export":
+            same = digest(whole / name, whole) == digest(own / name, own)
+            lines += [] if same else [f"{name} differs"]
+    if command == "train":
+        a, b = (unmeasured(json.loads((place / "x" / "training.json").read_text("utf-8"))) for place in (whole, own))
+        lines += [f"training.json differs in {key}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+    return lines
+
+
+def files_of(folder: Path) -> set[Path]:
+    """Return the files that a run wrote, without locks, logs and learning curves."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path for path in found if not {".locks", "logs"} & set(path.parts) and path.stem != "learning_curve"}
+
+
+def digest(file: Path, folder: Path) -> str:
+    """Return a hash of a file without the name of the folder that it is in."""
+    return hashlib.sha256(file.read_bytes().replace(str(folder).encode(), b"")).hexdigest()
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a results folder."""
+    return [json.loads(line) for line in (folder / "runs.jsonl").read_text("utf-8").splitlines()]
+
+
+def unmeasured(row: dict[str, Any]) -> dict[str, Any]:
+    """Remove measured times and memory from a row and from its calibration, and the names of folders."""
+    kept = {
+        key: unmeasured(value) if key == "calibration" and value else value
+        for key, value in row.items()
+        if not MEASURED.search(key) or key in ("target_speedup", "predicted_speedup")
+    }
+    if "config" in row:
+        kept["config"] = {key: value for key, value in row["config"].items() if key not in ("name", "results_dir", "output")}
+    return kept
+
+
+def row_differences(whole: list[dict[str, Any]], own: list[dict[str, Any]]) -> list[str]:
+    """List the differences between the rows of two sweeps, one line each."""
+    lines = [f"{point} has {count} rows" for point, count in Counter(row["id"] for row in own).items() if count > 1]
+    want, got = ({row["id"]: unmeasured(row) for row in rows} for rows in (whole, own))
+    lines += [f"{point} is lost" for point in want.keys() - got.keys()]
+    lines += [f"{point} is only in the interrupted sweep" for point in got.keys() - want.keys()]
+    for point in want.keys() & got.keys():
+        keys = {key for key in want[point] | got[point] if want[point].get(key) != got[point].get(key)}
+        lines += [f"{point} differs in {', '.join(sorted(keys))}"] if keys else []
+    return lines
+
+
+def spread(count: int, commands: Sequence[str], chance: random.Random) -> dict[str, list[signal.Signals]]:
+    """Spread `count` of each signal over the commands, in random order."""
+    found: dict[str, list[signal.Signals]] = {command: [] for command in commands}
+    for number, one in enumerate(one for one in SIGNALS for _ in range(count)):
+        found[commands[number % len(commands)]].append(one)
+    for signals in found.values():
+        chance.shuffle(signals)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10, help="number of each signal")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--commands", nargs="*", default=COMMANDS, choices=COMMANDS)
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    chance, found = random.Random(args.seed), []
+    with tempfile.TemporaryDirectory(prefix="ulskip-soak-") as name:
+        folder = Path(name)
+        made = ["export", "model=tiny", "ratio=4", "prompt_layers=kept", "--no-check", "--to", str(folder / "model")]
+        run([sys.executable, "-m", "ulskip_cli", *made])
+        for command, signals in spread(args.count, args.commands, chance).items():
+            for text in soak(Place(command, folder / "model"), folder / command, signals, chance):
+                print(text, flush=True)
+                found.append(text)
+    print(f"{args.count} of each signal with seed {args.seed}: {f'{len(found)} differences' if found else 'no difference'}")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

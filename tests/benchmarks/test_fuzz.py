@@ -1,0 +1,61 @@
+"""A hundred cases of benchmarks/fuzz.py, fixed by their seed, and its judgement of cases."""
+
+import fuzz
+import pytest
+from fuzz import Ending, problems
+from fuzz_cases import Case, damaged_inputs, lines
+
+SEED, LINES, INPUTS = 1, 80, 20
+
+
+def test_a_hundred_cases_end_as_they_should():
+    with fuzz.runner() as own:
+        cases = [*fuzz.draw(lines(), LINES, SEED), *fuzz.draw(damaged_inputs(fuzz.prepare(own)), INPUTS, SEED)]
+        endings = [own.run(case) for case in cases]
+    found = [(list(problems(ending)), case.arguments, ending.err[-500:]) for case, ending in zip(cases, endings, strict=True)]
+    assert len(found) == LINES + INPUTS
+    assert [one for one in found if one[0]] == []
+    assert {ending.code for ending in endings} >= {0, 2}
+
+
+ONE = "ulskip: expected ratio\n"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        Ending(None, "", "no end"),
+        Ending(3, "", ONE),
+        Ending(0, "", "Traceback (most recent call last):\n"),
+        Ending(1, "", "ulskip: KeyError: 'x' (ULSKIP_DEBUG=1 shows the traceback)\n"),
+        Ending(2, "", ""),
+        Ending(1, "", ONE * 2),
+        Ending(2, "", f"a log line\n{ONE}"),
+        Ending(2, "", ONE, ("here/out",)),
+        Ending(0, "", "", ("here/.table.md.0123abcd.tmp",)),
+    ],
+)
+def test_each_kind_of_problem_is_found(ending):
+    assert len(list(problems(ending))) == 1
+
+
+def test_a_good_end_has_no_problem():
+    for ending in (
+        Ending(0, "x", "warning\n", ("here/out",)),
+        Ending(1, "", f"load (1)\n{ONE}", ("here/out",)),
+        Ending(2, "", ONE),
+    ):
+        assert list(problems(ending)) == []
+
+
+def test_a_case_that_hangs_or_dies_is_a_finding_and_the_next_case_runs(monkeypatch):
+    with fuzz.runner() as own:
+        assert own.run(Case(("--version",))).code == 0
+        monkeypatch.setattr(fuzz, "SECONDS", -1.0)
+        assert own.run(Case(("plan", "model=tiny"))).code is None
+        monkeypatch.setattr(fuzz, "SECONDS", 30.0)
+        assert own.run(Case(("--version",))).code == 0
+
+
+def test_a_seed_gives_the_same_cases_again():
+    assert fuzz.draw(lines(), 5, 7) == fuzz.draw(lines(), 5, 7) != fuzz.draw(lines(), 5, 8)
