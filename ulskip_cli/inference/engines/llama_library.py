@@ -210,9 +210,17 @@ class LlamaContext:
         rows = [np.ctypeslib.as_array(self._c.llama_get_logits_ith(self._context, at), (self.vocab_size,)) for at in last]
         return np.stack(rows)
 
+    def num_tokens(self, sequence: int) -> int:
+        """Return the number of tokens of a sequence."""
+        return self._positions[sequence]
+
+    def state_bytes(self, sequence: int) -> int:
+        """Return the size of the serialized keys and values of one sequence."""
+        return int(self._c.llama_state_seq_get_size(self._context, sequence))
+
     def state(self, sequence: int) -> np.ndarray[Any, Any]:
         """Return the keys and values of one sequence as llama.cpp serializes them, in bytes."""
-        data = np.empty(self._c.llama_state_seq_get_size(self._context, sequence), np.uint8)
+        data = np.empty(self.state_bytes(sequence), np.uint8)
         size = self._c.llama_state_seq_get_data(self._context, data.ctypes.data_as(POINTER(c_uint8)), data.size, sequence)
         return data[:size]
 
