@@ -124,8 +124,9 @@ def page(rows: list[Count], builds: dict[str, dict[str, object]]) -> str:
     lines += [
         "",
         "Prompt: all layers encode the prompt, or the kept ones alone. Near-ties: sequences whose first difference is at a "
-        f"token where the torch engine's best two logits are closer than {NEAR_TIE:g}; largest gap: the largest such distance at "
-        "a first difference. Prompts of tiny: German sentences of the bundled sample; of smollm2-135m: 100 words of CNN/DM articles.",
+        f"token where the best two logits of torch are closer than {NEAR_TIE:g}; largest gap: the largest such distance at a "
+        "first difference. Prompts of tiny: German sentences of the bundled sample; of smollm2-135m: 100 words of CNN/DM "
+        "articles.",
         "",
         f"ulskip at {commit}, {facts['processor']}, {'; '.join(versions)}.",
     ]
