@@ -131,7 +131,8 @@ def page(folder: Path) -> str:
         "skipping minus full in the same format. By both: skipping in this format minus full in the torch engine. More than "
         "unquantized: by skipping in this format minus by skipping in the torch engine. Intervals: 95%, paired bootstrap over "
         "answers. tiny skips evenly and was trained for it; smollm2-135m skips layers 11 to 16 with a folded patch. The "
-        "weights of smollm2-135m were Q4_1 before they were stored in bfloat16, so a further 4-bit format rounds them a second time."
+        "weights of smollm2-135m were Q4_1 before they were stored in bfloat16, so a further 4-bit format rounds them a second "
+        "time."
     )
     parts = ["# Skipping on quantized weights", "\n".join(table), note, provenance(rows)]
     return "\n\n".join(parts) + "\n"
