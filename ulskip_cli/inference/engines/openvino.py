@@ -32,7 +32,7 @@ class OpenVinoRuntime:
         self.stages = stages
         self.views = [self._load(stage.view) for stage in stages]
         self.full = self.views[0] if prompt_model is stages[0].view else self._load(prompt_model)
-        self._now = 0  # index of the current stage
+        self._now, self._dropped = 0, False  # the current stage; True if `_rows` drops sequences in the next pass
         self.kv_bytes = (0, 0)
 
     def _load(self, model: PreTrainedModel) -> tuple[OpenVinoRequest, Masks]:
@@ -51,8 +51,8 @@ class OpenVinoRuntime:
         if full is not view:
             view.take_layers(full, self.stages[0].kept)
         self.kv_bytes = full.num_bytes(input_ids.numel()), view.num_bytes(input_ids.numel())
-        self._seen, self._next, self._rows = mask, mask.sum(1, keepdim=True), torch.arange(len(mask))
-        self._steps, self._step, self._now = dict[str, Tensor](), 0, 0
+        self._next, self._rows = mask.sum(1, keepdim=True), torch.arange(len(mask), dtype=torch.int32)
+        self._seen, self._steps, self._step, self._now, self._dropped = mask, dict[str, Tensor](), 0, 0, False
         return logits
 
     def switch_to_stage(self, stage: int) -> Self:
@@ -67,19 +67,20 @@ class OpenVinoRuntime:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
         view, every_mask = self.views[self._now]
         if not self._steps or self._step == MASKED_STEPS:
+            self._seen = torch.cat([self._seen, self._seen.new_ones(len(tokens), self._step)], 1)  # before the masked steps
             self._steps, self._step = every_mask.of_steps(self._seen, MASKED_STEPS), 0
-        end = self._seen.shape[1] + 1
+        end = self._seen.shape[1] + self._step + 1
         masks = {kind: one[:, :, self._step : self._step + 1, :end] for kind, one in self._steps.items()}
         logits = view(tokens, self._next, masks, self._rows)
-        self._seen = torch.cat([self._seen, torch.ones_like(self._next)], 1)
         self._next = self._next + 1
         self._step += 1
-        self._rows = torch.arange(len(tokens))
+        if self._dropped:
+            self._rows, self._dropped = torch.arange(len(tokens), dtype=torch.int32), False
         return logits
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""
-        self._seen, self._next, self._rows = self._seen[alive], self._next[alive], self._rows[alive]
+        self._seen, self._next, self._rows, self._dropped = self._seen[alive], self._next[alive], self._rows[alive], True
         self._steps = {kind: one[alive] for kind, one in self._steps.items()}
 
     def describe(self) -> dict[str, Any]:
