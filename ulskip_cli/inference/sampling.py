@@ -19,7 +19,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 class TokenSampler:
     """Chooses tokens greedily or by sampling, with transformers' logits processors; suppresses EOS before `min_new_tokens`.
 
-    transformers' own processor of EOS compares the whole vocabulary in each step, which takes longer than the choice.
+    transformers' processor of EOS compares the whole vocabulary in each step, which takes longer than the choice. Parallel
+    operations of torch would also leave threads that compete with those of another library for some time.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class TokenSampler:
         return self.pick(self.scores(ids, logits))
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Process the logits [batch, vocab_size] of the token after `ids` [batch, len]; return them in float32."""
+        """Process the logits [batch, vocab_size] of the token after `ids` [batch, len], partly in place; return float32."""
         scores = logits.float()
         if ids.shape[1] < self._min_length:
-            scores = scores.index_fill(-1, self._suppressed, float("-inf"))
+            scores.index_fill_(-1, self._suppressed, float("-inf"))
         processed: Tensor = self.processors(ids, scores)
         return processed
 
