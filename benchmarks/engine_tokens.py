@@ -105,8 +105,8 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
     return rows
 
 
-def page(rows: list[Count], builds: dict[str, dict[str, object]]) -> str:
-    """Return the page of all counts."""
+def page(rows: list[Count], builds: dict[str, dict[str, object]], facts: dict[str, object]) -> str:
+    """Return the page of all counts; `facts` describe the code and the machine."""
     lines = [
         f"# Tokens of every engine beside the torch engine's, float32, {NEW_TOKENS} new tokens",
         "",
@@ -118,9 +118,8 @@ def page(rows: list[Count], builds: dict[str, dict[str, object]]) -> str:
         other = row.sequences - row.equal - row.near_ties
         cells = [row.model, row.layers, row.prompt_layers, row.engine, row.sequences, row.equal, row.near_ties, other, gap]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    facts = {**environment.code(), **environment.machine()}
     versions = [f"{build['package']} {build['version']} ({', '.join(map(str, build['build']))})" for build in builds.values()]
-    commit = facts["git_commit"][:10] + " (modified)" * facts["git_dirty"]
+    commit = str(facts["git_commit"])[:10] + " (modified)" * bool(facts["git_dirty"])
     lines += [
         "",
         "Prompt: all layers encode the prompt, or the kept ones alone. Near-ties: sequences whose first difference is at a "
@@ -138,14 +137,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--models", default=",".join(PROMPTS))
     args = parser.parse_args()
+    facts = {**environment.code(), **environment.machine()}  # at the beginning, because a checkout can change during the run
     rows: list[Count] = []
     builds: dict[str, dict[str, object]] = {}
     for name in args.models.split(","):
         rows += count_model(name, args.data, builds)
-    text = page(rows, builds)
+    text = page(rows, builds, facts)
     print(text)
     write_atomic(RESULTS / "engine-tokens.md", text)
-    stored = {"rows": [vars(row) for row in rows], "builds": builds}
+    stored = {"rows": [vars(row) for row in rows], "builds": builds, "environment": facts}
     write_atomic(RESULTS / "engine-tokens.json", json.dumps(stored, indent=1) + "\n")
 
 
