@@ -39,7 +39,7 @@ def call(*arguments: str) -> None:
 def points(model: str, data: Path | None, work: Path) -> list[str]:
     """Return the overrides of a model: its task and schedule."""
     if model == "tiny":
-        return ["task=wmt", "ratio=2"]
+        return ["task=wmt", "strategy=unified", "ratio=2"]
     assert data, "--data is required for smollm2-135m"
     work.mkdir(parents=True, exist_ok=True)
     for name in ("train.jsonl.gz", "validation.jsonl.gz"):
@@ -55,7 +55,10 @@ def run(model: str, data: Path | None, work: Path) -> None:
     """Measure one model in every format, full and with skipping."""
     common = [f"model={model}", *points(model, data, work), f"name={NAME}", "speed.enabled=false"]
     for engine, weights in FORMATS.items():
-        call("sweep", *common, f"engine={engine}", *([f"engine.weights={','.join(weights)}"] if weights else []))
+        if weights:
+            call("sweep", *common, f"engine={engine}", f"engine.weights={','.join(weights)}")
+        else:
+            call("run", *common, f"engine={engine}")
 
 
 def scorer(kind: str, hypotheses: list[str], references: list[str]) -> Callable[[NDArray[np.int64]], float]:
