@@ -19,8 +19,7 @@ from ulskip_cli.core.config_schema import DecodingConfig
 class TokenSampler:
     """Chooses tokens greedily or by sampling, with transformers' logits processors; suppresses EOS before `min_new_tokens`.
 
-    transformers' processor of EOS compares the whole vocabulary in each step, which takes longer than the choice. Parallel
-    operations of torch would also leave threads that compete with those of another library for some time.
+    transformers' processor of EOS compares the whole vocabulary in each step, which takes longer than the choice.
     """
 
     def __init__(
