@@ -39,24 +39,18 @@ def test_what_an_engine_does_not_support_is_refused_with_what_does(overrides, na
         compose(overrides)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [(["strategy=early_exit", "batch_size=1"], "engine=auto"), (["strategy=skip_decode"], "engine=torch")],
-    ids=" ".join,
-)
-def test_schedules_of_several_depths_are_refused(overrides, named):
-    with pytest.raises(NotApplicable, match=rf"engine=llama_cpp.*{named}"):
-        make_plan(compose([LLAMA, *overrides]), ModelMetadata(12, None, None))
+def test_a_depth_that_the_tokens_decide_is_refused():
+    with pytest.raises(NotApplicable, match=r"engine=llama_cpp.*engine=auto"):
+        make_plan(compose([LLAMA, "strategy=early_exit", "batch_size=1"]), ModelMetadata(12, None, None))
 
 
-def test_a_measured_depth_becomes_the_nearest_number_of_layers():
-    for engine, depths in (("auto", (4.4, 4.6)), ("llama_cpp", (4, 5))):
-        for asked, depth in zip((4.4, 4.6), depths, strict=True):
-            config = compose([f"engine={engine}", "ratio_basis=latency", "speed.new_tokens=11"])
-            plan = make_plan(config, ModelMetadata(12, None, None), asked)
-            assert plan.mean_kept(10) == pytest.approx(depth)
-            assert bool(plan.later_stages) == (engine == "auto")
-            assert any("engine=llama_cpp" in warning for warning in plan.warnings) == (engine == "llama_cpp")
+@pytest.mark.parametrize("engine", ["auto", "llama_cpp"])
+def test_every_engine_runs_a_fractional_depth_in_two_stages(engine):
+    config = compose([f"engine={engine}", "ratio_basis=latency", "speed.new_tokens=11"])
+    plan = make_plan(config, ModelMetadata(12, None, None), 4.4)
+    assert plan.mean_kept(10) == pytest.approx(4.4)
+    assert len(plan.later_stages) == 1
+    assert not plan.warnings
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):

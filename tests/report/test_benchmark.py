@@ -95,3 +95,13 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     assert "BLOOMZ-7B" in text
     for drawn in ("torch, batch 1", "transformers, batch 8", "torch, compiled, batch 1"):
         assert f">{drawn}</text>" in files[2].read_text()
+
+
+def test_the_fastest_engine_of_each_batch_size_is_named():
+    rows = [bench_row(2.0, batch, engine) for batch in (1, 8) for engine in ("torch", "llama_cpp")]
+    for row in rows:
+        row["full"]["decode_tokens_per_second"] = 150.0 if (row["engine"], row["batch_size"]) == ("llama_cpp", 8) else 120.0
+    rows[0]["full"]["decode_tokens_per_second"] = 130.0
+    (line,) = benchmark.fastest(rows)
+    assert "torch at batch 1 (130 tok/s, 200 with 6/12 layers), llama_cpp at batch 8 (150 tok/s" in line
+    assert benchmark.fastest(rows[:1]) == benchmark.fastest([*rows, bench_row(model="other")]) == []

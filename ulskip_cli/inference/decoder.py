@@ -64,8 +64,8 @@ class Decoder:
         }
         self.exits = plan.exits
         if ENGINES[self._asked.name].is_runtime:
-            make = runtime_maker(self._asked, self.prompt_model, self.stages[0])
-            self._engines[self._asked.name] = RuntimeEngine(self._asked.name, make)
+            make = runtime_maker(self._asked, self.prompt_model, self.stages)
+            self._engines[self._asked.name] = RuntimeEngine(self._asked.name, self.stages, make)
         if plan.exits:
             self._engines["early_exit"] = early_exit.EarlyExitEngine(model, plan.exits, self.device, backend)
 
@@ -80,15 +80,16 @@ class Decoder:
         return self.stages[0].view
 
     def with_stage_switch(self, first_step: int) -> "Decoder":
-        """Return a decoder whose second stage begins at `first_step`; both decoders share compiled steps and packed weights."""
+        """Return a decoder whose second stage begins at `first_step`; both decoders share loaded views and compiled steps."""
         first, second = self.stages
         moved = copy.copy(self)
         moved.stages = (first, replace(second, first_step=first_step))
-        engine = copy.copy(self._engines["torch"])
-        assert isinstance(engine, fast.FastEngine)
-        engine.stages = moved.stages
         slow = TransformersEngine(self.prompt_model, moved.stages, self.device, self.tokenizer)
-        moved._engines = {**self._engines, "torch": engine, "transformers": slow}
+        moved._engines = {**self._engines, "transformers": slow}
+        for name, engine in self._engines.items():
+            if isinstance(engine, fast.FastEngine | RuntimeEngine):
+                moved._engines[name] = staged = copy.copy(engine)
+                staged.stages = moved.stages
         return moved
 
     def with_engine(self, name: str) -> "Decoder":

@@ -106,7 +106,9 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     varied = varying(rows, AXES)
     axes = [*first, *(Column(key.removeprefix("timed_").replace("_", "\n"), text(key), key) for key in varied)]
     over = [OVER_GENERATE] if any(row["over_generate"] for row in rows) else []
-    measured = tables.sentences([tables.MEASURED, *over, *tables.interval_notes(rows), f"{BANDWIDTH}: {machine_limits(rows)}"])
+    measured = tables.sentences(
+        [*fastest(rows), tables.MEASURED, *over, *tables.interval_notes(rows), f"{BANDWIDTH}: {machine_limits(rows)}"]
+    )
     found = [
         Section(f"Decoding speed: {_shared(rows)}", rows, [*axes, *needed(SPEED, rows)], measured, words=1),
         Section("Where the time of a step goes", _sides(rows), [*axes, *STEP], ACCOUNT, words=1),
@@ -116,6 +118,21 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         title = f"{paper.BENCH_TITLE}: {_shared(beside)}"
         found.append(paper.beside_bench(title, beside, [decoded_by(row) for row in beside]))
     return found
+
+
+def fastest(rows: Sequence[Row]) -> list[str]:
+    """Name the engine that is fastest with all layers at each batch size; empty unless engines of one model compare."""
+    timed = [row for row in rows if row.get("full")]
+    if len({decoded_by(row) for row in timed}) < 2 or varying(timed, ("model", *AXES)):
+        return []
+    parts = []
+    for batch in sorted({row["batch_size"] for row in timed}):
+        same = [row for row in timed if row["batch_size"] == batch]
+        best = decoded_by(max(same, key=lambda row: row["full"]["decode_tokens_per_second"]))
+        row = max((row for row in same if decoded_by(row) == best), key=lambda row: row["decode_tokens_per_second"])
+        rates = row["full"]["decode_tokens_per_second"], row["decode_tokens_per_second"]
+        parts.append(f"{best} at batch {batch} ({rates[0]:.0f} tok/s, {rates[1]:.0f} with {layers(row)} layers)")
+    return [f"Fastest with all layers: {', '.join(parts)}."]
 
 
 def _over_generate(rows: Sequence[Row]) -> list[Row]:

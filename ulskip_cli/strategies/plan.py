@@ -8,7 +8,7 @@ from typing import Any
 
 from ulskip_cli.core.config import instantiate, shown_options
 from ulskip_cli.core.config_schema import Config, ModelConfig
-from ulskip_cli.core.engines import ENGINES, in_format
+from ulskip_cli.core.engines import in_format
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, adapter_records
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
@@ -93,7 +93,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     """Make the plan of a configuration for a model; raise UsageError if its settings do not fit the model or each other.
 
     For ratio_basis=latency, `depth` is the mean number of layers that reached the target in timings. If `depth` is not an
-    integer, the first steps run one layer more than the others; an engine of another library runs the nearest number.
+    integer, the first steps run one layer more than the others.
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
     patch = _patch_bytes(metadata, config)
@@ -105,17 +105,10 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     heads = heads_per_step(strategy, config, num_layers)
     basis, fallbacks = _usable_basis(strategy, config, metadata, depth)
     depth = depth if basis == "latency" else None
-    if depth is not None and ENGINES[config.engine.name].is_runtime and not depth.is_integer():
-        asked, depth = depth, float(round(depth))
-        fallbacks += (
-            f"engine={config.engine.name} cannot change its layers between steps, so it runs {depth:g} layers instead of "
-            f"{asked:.2f}, and the speedup differs from the target; use engine=torch to meet it",
-        )
     count = _choose_count(strategy, config, metadata, basis, depth)
     stages = _choose_stages(strategy, config, num_layers, count, depth)
     exits = make_exit_rule(strategy, config, num_layers, count)
     _check_drafts(config, num_layers, stages)
-    _check_engine(config, stages)
 
     kept = stages[0].kept_layers
     timed_tokens = _choose_timed_tokens(strategy, stages, count, config.speed.new_tokens)
@@ -246,14 +239,6 @@ def _check_drafts(config: Config, num_layers: int, stages: Sequence[Stage]) -> N
         raise NotApplicable(
             f"decoding.draft_tokens is not supported with strategy={config.strategy['name']}, which changes its layers between "
             "steps; use another strategy, or set decoding.draft_tokens=0"
-        )
-
-
-def _check_engine(config: Config, stages: Sequence[Stage]) -> None:
-    if len(stages) > 1 and ENGINES[config.engine.name].is_runtime:
-        raise NotApplicable(
-            f"engine={config.engine.name} is not supported with strategy={config.strategy['name']}, which changes its layers "
-            "between steps; use engine=torch"
         )
 
 

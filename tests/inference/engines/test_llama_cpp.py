@@ -23,6 +23,15 @@ pytest.importorskip("xllamacpp")
 LENGTH = 14
 GREEDY = DecodingConfig(name="g", max_new_tokens=LENGTH)
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
+FRACTION = ("ratio=2", "ratio_basis=latency", f"speed.new_tokens={LENGTH}")  # runs 3.5 of 6 layers
+SCHEDULES = [
+    ("strategy=full",),
+    ("ratio=2",),
+    ("ratio=2", "prompt_layers=kept"),
+    ("ratio=2", "strategy=skip_decode", "strategy.horizon=8"),
+    FRACTION,
+    (*FRACTION, "prompt_layers=kept"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -32,15 +41,15 @@ def cache(tmp_path, monkeypatch):
 
 def decoders(model, *overrides, weights=None):
     """Return decoders of the torch engine and of llama.cpp with one plan."""
-    plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
+    plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None), 3.5)
     return Decoder(model, plan), Decoder(model, plan, engine=EngineConfig("llama_cpp", weights=weights))
 
 
-@pytest.mark.parametrize("overrides", [("strategy=full",), ("ratio=2",), ("ratio=2", "prompt_layers=kept")], ids=" ".join)
+@pytest.mark.parametrize("overrides", SCHEDULES, ids=" ".join)
 def test_tokens_equal_those_of_the_torch_engine(overrides):
     model, near_ties = build_model("llama"), 0
     torch_decoder, decoder = decoders(model, *overrides)
-    kept = torch_decoder.stages[0].kept
+    kept = {stage.first_step: stage.kept for stage in torch_decoder.stages}
     for ends in (None, ENDS):
         model.generation_config.eos_token_id = ends
         for padded in (True, False):
@@ -55,6 +64,16 @@ def test_tokens_equal_those_of_the_torch_engine(overrides):
     assert near_ties <= 1  # of 20 sequences
 
 
+def test_a_moved_switch_uses_the_loaded_views():
+    ids, mask = batch(True)
+    torch_decoder, decoder = decoders(build_model("llama"), *FRACTION)
+    for first_step in (2, 5):
+        moved = [one.with_stage_switch(first_step) for one in (torch_decoder, decoder)]
+        expected, got = (one.generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids for one in moved)
+        assert got == expected
+        assert moved[1].runtime_engine.build == decoder.runtime_engine.build is not None
+
+
 def test_sampling_uses_the_same_random_numbers():
     torch_decoder, decoder = decoders(build_model("llama"), "ratio=2")
     sampled = DecodeContext(replace(GREEDY, do_sample=True, temperature=0.8, top_p=0.9), 0, 5)
@@ -62,7 +81,7 @@ def test_sampling_uses_the_same_random_numbers():
     assert decoder.generate(ids, mask, sampled).token_ids == torch_decoder.generate(ids, mask, sampled).token_ids
 
 
-@pytest.mark.parametrize("overrides", [("strategy=full",), ("ratio=2",), ("ratio=2", "prompt_layers=kept")], ids=" ".join)
+@pytest.mark.parametrize("overrides", SCHEDULES, ids=" ".join)
 def test_the_decode_loss_equals_that_of_torch(overrides):
     examples = [EncodedExample([5, 6, 7, 8][:n], [9, 10, 11, 12, 13][:m]) for n, m in ((4, 5), (2, 3), (3, 1))]
     torch_loss, loss = (ReferenceLoss(examples, BatchSize(2), 0).of(one) for one in decoders(build_model("llama"), *overrides))

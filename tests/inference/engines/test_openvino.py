@@ -16,6 +16,8 @@ from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 20
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
+SKIP_DECODE = ("ratio=2", "strategy=skip_decode", "strategy.horizon=8")
+FRACTION = ("ratio=2", "ratio_basis=latency", f"speed.new_tokens={LENGTH}")  # runs 3.5 of 6 layers
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,13 +29,13 @@ def one_cache(tmp_path_factory):
 
 
 def decoder_for(model, overrides, engine):
-    plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
+    plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None), 3.5)
     return Decoder(model, plan, engine=EngineConfig(engine))
 
 
 def runtime_for(model, weights="f32", kept=(0, 3, 5)):
     view = shallow_view.shallow_view(model, kept)
-    return openvino.OpenVinoRuntime(view, StageView(0, view, tuple(range(len(kept)))), weights, 5, 20), view
+    return openvino.OpenVinoRuntime(view, [StageView(0, view, tuple(range(len(kept))))], weights, 5, 20), view
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,10 @@ def runtime_for(model, weights="f32", kept=(0, 3, 5)):
         ("qwen2", ("ratio=2",)),
         ("gpt2", ("ratio=2",)),
         ("gpt2", ("ratio=2", "prompt_layers=kept")),
+        ("llama", SKIP_DECODE),
+        ("qwen2", (*FRACTION, "strategy=top_skip")),  # the second stage has no sliding layer, so other masks
+        ("llama", FRACTION),
+        ("llama", (*FRACTION, "prompt_layers=kept")),
     ],
 )
 def test_tokens_equal_those_of_torch(name, overrides, monkeypatch):
@@ -62,9 +68,20 @@ def test_tokens_equal_those_of_torch(name, overrides, monkeypatch):
             for i, (one, other) in enumerate(zip(got.token_ids, wanted.token_ids, strict=True)):
                 if one != other:
                     near_ties += 1
-                    kept = torchs.stages[0].kept if torchs.prompt_model is model else range(NUM_LAYERS)
+                    kept = {stage.first_step: stage.kept for stage in torchs.stages}
                     assert is_near_tie(torchs.prompt_model, ids[i][mask[i].bool()], one, other, kept)
     assert near_ties <= 1  # of 20 sequences
+
+
+def test_a_moved_switch_uses_the_loaded_views():
+    model, (ids, mask) = build_model("llama"), batch(True)
+    ours, torchs = (decoder_for(model, FRACTION, engine) for engine in ("openvino", "torch"))
+    for first_step in (2, 5):
+        moved = [one.with_stage_switch(first_step) for one in (torchs, ours)]
+        context = DecodeContext(DecodingConfig(max_new_tokens=LENGTH), 0)
+        expected, got = (one.generate(ids, mask, context).token_ids for one in moved)
+        assert got == expected
+        assert moved[1].runtime_engine.build == ours.runtime_engine.build is not None
 
 
 def test_a_sequence_continues_after_others_are_dropped():

@@ -1,11 +1,13 @@
 """The llama.cpp engine: views as GGUF files, decoded by llama.cpp on the CPU.
 
-With prompt_layers=all the full model encodes the prompts, and the kept layers' keys and values move to the view's context.
+Each view has a context of its own. The keys and values of its layers move there from the full model, which encodes the prompts
+with prompt_layers=all, and from the view of the stage before.
 """
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gguf
 import torch
@@ -24,23 +26,24 @@ CAPACITY_STEP = 64  # tokens; contexts are allocated in these steps
 
 
 class LlamaCppRuntime:
-    """A view in llama.cpp, and the full model if it encodes the prompts."""
+    """The views of all stages in llama.cpp, and the full model if it encodes the prompts."""
 
     can_shrink = True
 
     def __init__(
-        self, prompt_model: PreTrainedModel, stage: StageView, weights: str | None, batch_size: int, num_tokens: int
+        self, prompt_model: PreTrainedModel, stages: Sequence[StageView], weights: str | None, batch_size: int, num_tokens: int
     ) -> None:
-        self.weights = weights or default_weights(stage.view)
+        self.weights = weights or default_weights(prompt_model)
         capacity = -(-num_tokens // CAPACITY_STEP) * CAPACITY_STEP
-        self._shape, exact = (batch_size, capacity), self.weights == "f32"
-        threads = torch.get_num_threads()
-        self.kept = stage.kept
-        self.view = LlamaContext(write_gguf(stage.view, self.weights), batch_size, capacity, threads, exact)
-        self.full = self.view
-        if prompt_model is not stage.view:
-            self.full = LlamaContext(write_gguf(prompt_model, self.weights), batch_size, capacity, threads, exact)
+        self._shape = batch_size, capacity
+        self.stages = stages
+        self.views = [self._load(stage.view) for stage in stages]
+        self.full = self.views[0] if prompt_model is stages[0].view else self._load(prompt_model)
+        self._now = 0  # index of the current stage
         self.kv_bytes = (0, 0)
+
+    def _load(self, model: PreTrainedModel) -> LlamaContext:
+        return LlamaContext(write_gguf(model, self.weights), *self._shape, torch.get_num_threads(), self.weights == "f32")
 
     def fits(self, batch_size: int, num_tokens: int) -> bool:
         """Return True if this many sequences of this length fit into the allocated memory."""
@@ -49,24 +52,36 @@ class LlamaCppRuntime:
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after prompts [batch, prompt_len], padded on the left."""
         prompts = [row[seen.bool()].tolist() for row, seen in zip(input_ids, mask, strict=True)]
-        self._sequences = list(range(len(prompts)))
-        for context in (self.view, self.full):
-            context.clear()
+        self._sequences, self._now = list(range(len(prompts))), 0
+        self.full.clear()
         logits = self.full.append(dict(enumerate(prompts)))
-        sizes = [0, 0]
-        for sequence, prompt in enumerate(prompts):
-            state = self.full.state(sequence)
-            kept = state
-            if self.full is not self.view:
-                kept = with_layers(state, self.kept, self.full.num_layers)
-                self.view.set_state(sequence, kept, len(prompt))
-            sizes = [sizes[0] + state.size, sizes[1] + kept.size]
-        self.kv_bytes = (sizes[0], sizes[1])
+        if self.full is self.views[0]:
+            size = sum(self.full.state_bytes(sequence) for sequence in self._sequences)
+            self.kv_bytes = size, size
+        else:
+            self.kv_bytes = self._move(self.full, self.stages[0].kept)
         return torch.from_numpy(logits)
+
+    def _move(self, source: LlamaContext, kept: Sequence[int]) -> tuple[int, int]:
+        """Move all sequences to the current view with the layers `kept` of `source`; return the bytes there and here."""
+        view, sizes = self.views[self._now], (0, 0)
+        view.clear()
+        for sequence in self._sequences:
+            state = source.state(sequence)
+            part = with_layers(state, kept, source.num_layers)
+            view.set_state(sequence, part, source.num_tokens(sequence))
+            sizes = sizes[0] + state.size, sizes[1] + part.size
+        return sizes
+
+    def switch_to_stage(self, stage: int) -> Self:
+        """Continue the batch with the view of a later stage, which takes over the keys and values of its layers."""
+        before, self._now = self._now, stage
+        self._move(self.views[before], [self.stages[before].kept.index(layer) for layer in self.stages[stage].kept])
+        return self
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        return torch.from_numpy(self.view.append(dict(zip(self._sequences, tokens.tolist(), strict=True))))
+        return torch.from_numpy(self.views[self._now].append(dict(zip(self._sequences, tokens.tolist(), strict=True))))
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""

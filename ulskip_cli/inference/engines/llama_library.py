@@ -68,7 +68,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_batch_init": (_Batch, [c_int32, c_int32, c_int32]),
     "llama_batch_free": (None, [_Batch]),
     "llama_decode": (c_int32, [c_void_p, _Batch]),
-    "llama_get_logits_ith": (POINTER(c_float), [c_void_p, c_int32]),
+    "llama_get_logits": (POINTER(c_float), [c_void_p]),
     "llama_state_seq_get_size": (c_size_t, [c_void_p, c_int32]),
     "llama_state_seq_get_data": (c_size_t, [c_void_p, POINTER(c_uint8), c_size_t, c_int32]),
     "llama_state_seq_set_data": (c_size_t, [c_void_p, POINTER(c_uint8), c_size_t, c_int32]),
@@ -194,8 +194,11 @@ class LlamaContext:
         self._positions = [0] * len(self._positions)
 
     def append(self, tokens: Mapping[int, Sequence[int]]) -> np.ndarray[Any, Any]:
-        """Append tokens to sequences by number; return the logits [sequences, vocab_size] after the last token of each."""
-        batch, count, last = self._batch, 0, []
+        """Append tokens to sequences by number; return the logits [sequences, vocab_size] after the last token of each.
+
+        The logits are in llama.cpp's buffer, which the next call overwrites.
+        """
+        batch, count = self._batch, 0
         for sequence, several in tokens.items():
             begin, final = self._positions[sequence], len(several) - 1
             for offset, token in enumerate(several):
@@ -203,16 +206,22 @@ class LlamaContext:
                 batch.seq_id[count][0], batch.logits[count] = sequence, offset == final
                 count += 1
             self._positions[sequence] += len(several)
-            last.append(count - 1)
         batch.n_tokens = count
         if code := self._c.llama_decode(self._context, batch):
             raise RunError(f"llama.cpp could not decode {count} tokens (code {code}); use a smaller batch_size")
-        rows = [np.ctypeslib.as_array(self._c.llama_get_logits_ith(self._context, at), (self.vocab_size,)) for at in last]
-        return np.stack(rows)
+        return np.ctypeslib.as_array(self._c.llama_get_logits(self._context), (len(tokens), self.vocab_size))
+
+    def num_tokens(self, sequence: int) -> int:
+        """Return the number of tokens of a sequence."""
+        return self._positions[sequence]
+
+    def state_bytes(self, sequence: int) -> int:
+        """Return the size of the serialized keys and values of one sequence."""
+        return int(self._c.llama_state_seq_get_size(self._context, sequence))
 
     def state(self, sequence: int) -> np.ndarray[Any, Any]:
         """Return the keys and values of one sequence as llama.cpp serializes them, in bytes."""
-        data = np.empty(self._c.llama_state_seq_get_size(self._context, sequence), np.uint8)
+        data = np.empty(self.state_bytes(sequence), np.uint8)
         size = self._c.llama_state_seq_get_data(self._context, data.ctypes.data_as(POINTER(c_uint8)), data.size, sequence)
         return data[:size]
 

@@ -1,9 +1,11 @@
 """The OpenVINO engine: views traced with the KV cache as states, decoded by OpenVINO on the CPU.
 
-With prompt_layers=all the full model encodes the prompts, and the kept layers' keys and values move to the view's request.
+Each view has a request of its own. The keys and values of its layers move there from the full model, which encodes the prompts
+with prompt_layers=all, and from the view of the stage before.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import openvino
 import torch
@@ -19,23 +21,22 @@ MASKED_STEPS = 64  # steps whose masks are computed at once
 
 
 class OpenVinoRuntime:
-    """A view in OpenVINO, and the full model if it encodes the prompts. Requests grow with the batch and the length."""
+    """The views of all stages in OpenVINO, and the full model if it encodes the prompts. Requests grow as necessary."""
 
     can_shrink = True
 
     def __init__(
-        self, prompt_model: PreTrainedModel, stage: StageView, weights: str | None, batch_size: int, num_tokens: int
+        self, prompt_model: PreTrainedModel, stages: Sequence[StageView], weights: str | None, batch_size: int, num_tokens: int
     ) -> None:
-        self.weights = weights or default_weights(stage.view)
-        exact = self.weights == "f32"
-        self.kept = stage.kept
-        self.view = OpenVinoRequest(export(stage.view, self.weights), exact)
-        self.masks = Masks(stage.view)
-        self.full, self.full_masks = self.view, self.masks
-        if prompt_model is not stage.view:
-            self.full = OpenVinoRequest(export(prompt_model, self.weights), exact)
-            self.full_masks = Masks(prompt_model)
+        self.weights = weights or default_weights(prompt_model)
+        self.stages = stages
+        self.views = [self._load(stage.view) for stage in stages]
+        self.full = self.views[0] if prompt_model is stages[0].view else self._load(prompt_model)
+        self._now, self._dropped = 0, False  # the current stage; True if `_rows` drops sequences in the next pass
         self.kv_bytes = (0, 0)
+
+    def _load(self, model: PreTrainedModel) -> tuple[OpenVinoRequest, Masks]:
+        return OpenVinoRequest(export(model, self.weights), self.weights == "f32"), Masks(model)
 
     def fits(self, batch_size: int, num_tokens: int) -> bool:
         """Return True, because the memory grows."""
@@ -43,40 +44,48 @@ class OpenVinoRuntime:
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after prompts [batch, prompt_len], padded on the left."""
-        self.view.clear()
-        self.full.clear()
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = self.full(input_ids, positions, self.full_masks.of_prompt(mask))
-        encoded = self.view.num_bytes(input_ids.numel())
-        if self.full is not self.view:
-            self.view.take_layers(self.full, self.kept)
-            encoded = self.full.num_bytes(input_ids.numel())
-        self.kv_bytes = (encoded, self.view.num_bytes(input_ids.numel()))
-        self._seen, self._next, self._rows = mask, mask.sum(1, keepdim=True), torch.arange(len(mask))
-        self._steps, self._step = dict[str, Tensor](), 0
+        full, masks = self.full
+        view, _ = self.views[0]
+        full.clear()
+        logits = full(input_ids, (mask.cumsum(1) - 1).clamp(min=0), masks.of_prompt(mask))
+        if full is not view:
+            view.take_layers(full, self.stages[0].kept)
+        self.kv_bytes = full.num_bytes(input_ids.numel()), view.num_bytes(input_ids.numel())
+        self._next, self._rows = mask.sum(1, keepdim=True), torch.arange(len(mask), dtype=torch.int32)
+        self._seen, self._steps, self._step, self._now, self._dropped = mask, dict[str, Tensor](), 0, 0, False
         return logits
+
+    def switch_to_stage(self, stage: int) -> Self:
+        """Continue the batch with the view of a later stage, which takes over the keys and values of its layers."""
+        before, self._now = self._now, stage
+        kept = [self.stages[before].kept.index(layer) for layer in self.stages[stage].kept]
+        self.views[stage][0].take_layers(self.views[before][0], kept)
+        self._steps = {}  # a view can have other kinds of masks
+        return self
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        view, every_mask = self.views[self._now]
         if not self._steps or self._step == MASKED_STEPS:
-            self._steps, self._step = self.masks.of_steps(self._seen, MASKED_STEPS), 0
-        end = self._seen.shape[1] + 1
+            self._seen = torch.cat([self._seen, self._seen.new_ones(len(tokens), self._step)], 1)  # before the masked steps
+            self._steps, self._step = every_mask.of_steps(self._seen, MASKED_STEPS), 0
+        end = self._seen.shape[1] + self._step + 1
         masks = {kind: one[:, :, self._step : self._step + 1, :end] for kind, one in self._steps.items()}
-        logits = self.view(tokens, self._next, masks, self._rows)
-        self._seen = torch.cat([self._seen, torch.ones_like(self._next)], 1)
+        logits = view(tokens, self._next, masks, self._rows)
         self._next = self._next + 1
         self._step += 1
-        self._rows = torch.arange(len(tokens))
+        if self._dropped:
+            self._rows, self._dropped = torch.arange(len(tokens), dtype=torch.int32), False
         return logits
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences with the indices `alive` [sequences]."""
-        self._seen, self._next, self._rows = self._seen[alive], self._next[alive], self._rows[alive]
+        self._seen, self._next, self._rows, self._dropped = self._seen[alive], self._next[alive], self._rows[alive], True
         self._steps = {kind: one[alive] for kind, one in self._steps.items()}
 
     def describe(self) -> dict[str, Any]:
         """Return the version and the build of the library, as a row stores them."""
-        compiled = self.view.compiled
+        compiled = self.full[0].compiled
         precision = compiled.get_property(hint.inference_precision)
         keys = compiled.get_property(hint.kv_cache_precision)
         return {

@@ -44,13 +44,13 @@ class OpenVinoRequest:
     ) -> Tensor:
         """Append tokens [batch, new_len]; return the logits [batch, vocab_size] after them.
 
-        Each mask is [batch, 1, new_len, seen + new_len]. `rows` [batch] selects the sequences of the last pass that continue.
+        Each mask is [batch, 1, new_len, seen + new_len]. `rows` [batch], in int32, selects the sequences that continue.
         """
-        rows = torch.arange(len(input_ids)) if rows is None else rows
-        inputs = {"input_ids": input_ids, "position_ids": position_ids, "rows": rows.int(), **masks}
+        rows = torch.arange(len(input_ids), dtype=torch.int32) if rows is None else rows
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "rows": rows, **masks}
         arrays = {name: one.contiguous().numpy() for name, one in inputs.items()}
-        self._request.infer(arrays, share_inputs=True)
-        return torch.from_numpy(self._request.get_tensor("logits").data.copy())
+        outputs = self._request.infer(arrays, share_inputs=True, share_outputs=True)
+        return torch.from_numpy(outputs["logits"].copy())
 
     def take_layers(self, other: "OpenVinoRequest", layers: Sequence[int]) -> None:
         """Replace the keys and values of all layers by those of `layers` in another request."""

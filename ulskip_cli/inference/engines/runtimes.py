@@ -1,6 +1,6 @@
 """The runtimes of other libraries by engine name; a library is imported when its engine is used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,13 @@ from ulskip_cli.inference.engines.runtime import Runtime
 from ulskip_cli.inference.shallow_view import StageView
 
 
-def runtime_maker(engine: EngineConfig, prompt_model: PreTrainedModel, stage: StageView) -> Callable[[int, int], Runtime]:
-    """Return the function that loads a view for a number of sequences of a length."""
+def runtime_maker(
+    engine: EngineConfig, prompt_model: PreTrainedModel, stages: Sequence[StageView]
+) -> Callable[[int, int], Runtime]:
+    """Return the function that loads the views of the stages for a number of sequences of a length."""
     runtime: Any
     if engine.name == "llama_cpp":
         from ulskip_cli.inference.engines.llama_cpp import LlamaCppRuntime as runtime
     else:
         from ulskip_cli.inference.engines.openvino import OpenVinoRuntime as runtime
-    return partial(runtime, prompt_model, stage, engine.weights)
+    return partial(runtime, prompt_model, stages, engine.weights)

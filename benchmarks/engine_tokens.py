@@ -1,0 +1,153 @@
+"""Count the sequences whose greedy tokens in float32 equal those of the torch engine, for every other engine.
+
+    python benchmarks/engine_tokens.py [--data PATH/cnn_dm] [--models tiny,smollm2-135m]
+
+PATH contains validation.jsonl.gz; without it, SmolLM2 gets the bundled articles. A sequence that differs is a near-tie if the
+torch engine's best two logits are closer than NEAR_TIE at the first difference, so that rounding decides.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ulskip_cli.core import environment
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import EngineConfig
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.workload import encode_workload
+from ulskip_cli.inference.batching import BatchSize
+from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.inference.loading import load
+from ulskip_cli.inference.scoring import given_logits
+from ulskip_cli.inference.teacher_forcing import encode_prompt
+from ulskip_cli.strategies.plan import Plan, make_plan
+
+RESULTS = Path(__file__).parent / "results"
+NEW_TOKENS, NEAR_TIE, BATCH = 32, 1e-3, 10
+ENGINES = ("transformers", "llama_cpp", "openvino")
+PROMPTS = {"tiny": 100, "smollm2-135m": 20}
+TASKS = {"tiny": ["task=wmt"], "smollm2-135m": ["task=cnn_dm", "task.max_article_words=100"]}
+FRACTION = ["ratio=2", "ratio_basis=latency", f"speed.new_tokens={NEW_TOKENS}"]
+SCHEDULES = [["strategy=full"], ["ratio=2"], ["ratio=2", "prompt_layers=kept"], FRACTION]
+
+
+@dataclass
+class Count:
+    """Sequences of one engine and schedule by how they compare with the torch engine's."""
+
+    model: str
+    layers: str
+    prompt_layers: str
+    engine: str
+    sequences: int
+    equal: int = 0
+    near_ties: int = 0
+    largest_gap: float = 0.0  # of the torch engine's best two logits at a first difference
+
+
+def top_gap(decoder: Decoder, prompt: list[int], answer: list[int]) -> float:
+    """Return the gap between the torch engine's best two logits behind `answer`."""
+    ids, response = torch.tensor([prompt]), torch.tensor([[*answer, 0]])
+    with torch.inference_mode():
+        encoded = encode_prompt(decoder.prompt_model, ids, torch.ones_like(ids))
+        logits: Tensor = given_logits(decoder, encoded, response, torch.ones_like(response))[0][0, -1]
+    first, second = logits.topk(2).values.tolist()
+    return float(first - second)
+
+
+def tokens(decoder: Decoder, prompts: list[list[int]], context: DecodeContext) -> list[list[int]]:
+    """Return the answers in the order of the prompts."""
+    found: dict[int, list[int]] = {}
+    for positions, output in generate_all(decoder, prompts, context, BatchSize(BATCH)):
+        found |= dict(zip(positions, output.token_ids, strict=True))
+    return [found[i] for i in range(len(prompts))]
+
+
+def described(plan: Plan) -> str:
+    """Return the depth of a plan, e.g. 15/30, or 15 then 14/30."""
+    return f"{' then '.join(str(len(stage.kept_layers)) for stage in plan.stages)}/{plan.num_layers}"
+
+
+def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object]]) -> list[Count]:
+    """Compare all engines on one model; `builds` gets the libraries' versions and builds."""
+    task = [*TASKS[name], *([f"task.file={data}/validation.jsonl.gz"] if data and name != "tiny" else [])]
+    base = [f"model={name}", "model.dtype=float32", f"limit={PROMPTS[name]}", f"decoding.max_new_tokens={NEW_TOKENS}", *task]
+    config = compose(base)
+    loaded = load(config.model)
+    workload = encode_workload(resolve(config), loaded.tokenizer)
+    context, rows = DecodeContext(config.decoding, workload.pad_token_id), []
+    for schedule in SCHEDULES:
+        chosen = compose([*base, *schedule])
+        plan = make_plan(chosen, loaded.metadata, (loaded.metadata.num_layers - 1) / 2)
+        reference = Decoder(loaded.model, plan, engine=EngineConfig("torch"))
+        expected = tokens(reference, workload.prompts, context)
+        for engine in ENGINES:
+            decoder = Decoder(loaded.model, plan, engine=EngineConfig(engine))
+            got = tokens(decoder, workload.prompts, context)
+            row = Count(name, described(plan), plan.prompt_layers, engine, len(got))
+            for prompt, ours, theirs in zip(workload.prompts, expected, got, strict=True):
+                if ours == theirs:
+                    row.equal += 1
+                    continue
+                at = next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other)
+                gap = top_gap(reference, prompt, ours[:at])
+                row.near_ties += gap < NEAR_TIE
+                row.largest_gap = max(row.largest_gap, gap)
+            print(row, flush=True)
+            rows.append(row)
+            if decoder.runtime_engine and decoder.runtime_engine.build:
+                builds[engine] = decoder.runtime_engine.build
+    return rows
+
+
+def page(rows: list[Count], builds: dict[str, dict[str, object]], facts: dict[str, object]) -> str:
+    """Return the page of all counts; `facts` describe the code and the machine."""
+    lines = [
+        f"# Tokens of every engine beside the torch engine's, float32, {NEW_TOKENS} new tokens",
+        "",
+        "| model | layers | prompt | engine | sequences | equal | near-ties | different | largest gap |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        gap = f"{row.largest_gap:.1e}" if row.equal < row.sequences else "–"
+        other = row.sequences - row.equal - row.near_ties
+        cells = [row.model, row.layers, row.prompt_layers, row.engine, row.sequences, row.equal, row.near_ties, other, gap]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    versions = [f"{build['package']} {build['version']} ({', '.join(map(str, build['build']))})" for build in builds.values()]
+    commit = str(facts["git_commit"])[:10] + " (modified)" * bool(facts["git_dirty"])
+    lines += [
+        "",
+        "Prompt: all layers encode the prompt, or the kept ones alone. Near-ties: sequences whose first difference is at a "
+        f"token where the best two logits of torch are closer than {NEAR_TIE:g}; largest gap: the largest such distance at a "
+        "first difference. Prompts of tiny: German sentences of the bundled sample; of smollm2-135m: 100 words of CNN/DM "
+        "articles.",
+        "",
+        f"ulskip at {commit}, {facts['processor']}, {'; '.join(versions)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--models", default=",".join(PROMPTS))
+    args = parser.parse_args()
+    facts = {**environment.code(), **environment.machine()}  # at the beginning, because a checkout can change during the run
+    rows: list[Count] = []
+    builds: dict[str, dict[str, object]] = {}
+    for name in args.models.split(","):
+        rows += count_model(name, args.data, builds)
+    text = page(rows, builds, facts)
+    print(text)
+    write_atomic(RESULTS / "engine-tokens.md", text)
+    stored = {"rows": [vars(row) for row in rows], "builds": builds, "environment": facts}
+    write_atomic(RESULTS / "engine-tokens.json", json.dumps(stored, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
