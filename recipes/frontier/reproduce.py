@@ -1,0 +1,93 @@
+"""Compare engines, formats of weights and skipped layers with one full model: speed and quality in one table.
+
+    python recipes/frontier/reproduce.py                         # the embedded model on its sample
+    python recipes/frontier/reproduce.py --data PATH/cnn_dm      # also SmolLM2-135M on CNN/DM
+    python recipes/frontier/reproduce.py --data PATH/cnn_dm --adapters runs/skip_adapters   # and trained adapters
+
+PATH holds train.jsonl.gz and validation.jsonl.gz. The machine should be idle otherwise. If it is interrupted, the same command
+resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.report import plot_style
+from ulskip_cli.report.frontier import Frontier, frontiers
+from ulskip_cli.report.rows import read_rows
+from ulskip_cli.report.tables import markdown, provenance
+
+NAME = "frontier"
+ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,openvino_int4"
+
+
+def call(*arguments: str) -> None:
+    print("ulskip", *arguments, flush=True)
+    if code := invoke(list(arguments)):
+        sys.exit(code)
+
+
+def cnn_dm(data: Path, limit: int) -> list[str]:
+    task = ["model=smollm2-135m", "task=cnn_dm", f"task.file={data}/validation.jsonl.gz", "task.max_article_words=250"]
+    held_out = [f"calibration.task={{file: {data}/train.jsonl.gz}}", "calibration.examples=100"]
+    return [*task, *held_out, "task.max_new_tokens=96", f"limit={limit}", "experiment=frontier", f"name={NAME}"]
+
+
+def measure(data: Path | None, adapters: Path | None, engines: str, limit: int) -> None:
+    """Run all points: the embedded model, then SmolLM2 with one skipped block and folded patches, then with adapters."""
+    call("sweep", "experiment=frontier", f"engine={engines}", f"name={NAME}")
+    if data is None:
+        return
+    common = cnn_dm(data, limit)
+    call("sweep", *common, f"engine={engines}", "strategy=full", "ratio=2")
+    call("sweep", *common, f"engine={engines}", "strategy=one_block", "strategy.patch=folded", "ratio=1.25,1.5,2")
+    call("sweep", *common, "engine=torch", "strategy=one_block", "strategy.patch=full", "ratio=1.25,1.5,2")
+    for folder in sorted(adapters.glob("adapter-*/adapter.json")) if adapters else ():
+        from ulskip_cli.inference.skip_adapter import SkipAdapter
+
+        layers = str(list(SkipAdapter.load(folder.parent).kept_sets[0])).replace(" ", "")
+        custom = ["strategy=custom", f"strategy.layers={layers}", f"model.skip_adapter={folder.parent}"]
+        call("sweep", *common, "engine=torch", "ratio=2", *custom)
+
+
+def page(found: list[Frontier], folder: Path) -> str:
+    """Write a plot for each frontier and return the page."""
+    parts = ["# What is best at which speed?"]
+    parts.append(
+        "Every point decodes the same prompts as the full model in torch, whose weights are not quantized, in pairs in one "
+        "process, and answers the same examples. Patches are computed without training; adapters are trained "
+        "([skip adapters](../../docs/adapters.md)). `recipes/frontier/reproduce.py` writes this page."
+    )
+    for one in found:
+        name = f"frontier-{one.baseline['model']}"
+        with plot_style.applied():
+            plot_style.save_figure(one.plot(), folder / name)
+        targets, table = one.sections()
+        for section in (targets, table):
+            parts += [f"## {section.title}", markdown(section), section.note]
+            if section is targets:
+                parts.append(f"![Quality against measured speedup of {one.baseline['model']}]({name}.png)")
+        parts.append(provenance([point.row for point in one.points]))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of CNN/DM")
+    parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
+    parser.add_argument("--engines", default=ENGINES)
+    parser.add_argument("--limit", type=int, default=50, help="number of articles")
+    parser.add_argument("--page", action="store_true", help="write the page of the stored rows alone")
+    args = parser.parse_args()
+    if not args.page:
+        measure(args.data, args.adapters, args.engines, args.limit)
+    folder = Path("results") / NAME
+    if ResultsFolder(folder).rows():
+        write_atomic(folder / "README.md", page(frontiers(read_rows([folder])), folder))
+
+
+if __name__ == "__main__":
+    main()
