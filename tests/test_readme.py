@@ -17,6 +17,7 @@ COMMANDS = [
 ]
 QUICK = ["limit=3", "decoding.max_new_tokens=8", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
 QUICK += ["calibration.patch_tokens=100"]
+FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified','strategy=top_skip']"]
 
 
 @pytest.mark.slow
@@ -31,12 +32,13 @@ def test_every_command_works(command, tmp_path, monkeypatch, capsys):
         except UsageError as error:
             pytest.skip(str(error))
     monkeypatch.chdir(tmp_path)
-    runs = command[0] in ("run", "sweep", "bench")
+    runs = command[0] in ("run", "sweep", "bench", "tune")
     keep = [part for part in command if not part.startswith("limit=")]
     if command[0] in ("score", "report"):
         assert invoke(["run", *QUICK]) == 0
         capsys.readouterr()
     quick = QUICK[1:] if command[0] == "bench" else QUICK  # a bench has no examples to limit
+    quick = [*quick, *FEW] if command[0] == "tune" else quick
     assert invoke([*keep, *quick] if runs else command) == 0
     assert capsys.readouterr().out
     assert (tmp_path / "results").is_dir() == (runs or command[0] in ("score", "report"))
