@@ -157,6 +157,8 @@ def unmeasured(row: dict[str, Any]) -> dict[str, Any]:
         for key, value in row.items()
         if not MEASURED.search(key) or key in ("target_speedup", "predicted_speedup")
     }
+    if "environment" in row:  # a commit during the soak changes no result
+        kept["environment"] = {key: value for key, value in row["environment"].items() if not key.startswith("git_")}
     if "config" in row:
         kept["config"] = {key: value for key, value in row["config"].items() if key not in ("name", "results_dir", "output")}
     return kept
