@@ -1,4 +1,4 @@
-"""Interrupt sweep, train and export at random moments, and compare what they write in the end with an undisturbed run.
+"""Interrupt sweep, train, export and tune at random moments, and compare what they write in the end with an undisturbed run.
 
     python benchmarks/soak.py [--count 10] [--seed 1]
 
@@ -38,7 +38,10 @@ TRAINING = [
     "train.ratios=1.5",
 ]
 EXPORT = ["ratio=2", "prompt_layers=kept", "--check"]
-COMMANDS = ("sweep", "train", "export")
+TUNING = ["model=tiny", "quality=0.8", "choice_examples=8", "calibration.examples=8", "calibration.patch_tokens=50", *QUICK]
+TUNING += ["candidates=['strategy=unified strategy.patch=none','strategy=unified']"]
+CHOSEN = ("candidate", "kept_layers", "patch", "choice_row_id")  # keys of a tuning's result that no time changes
+COMMANDS = ("sweep", "train", "export", "tune")
 MEASURED = re.compile(
     r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^exit_check_fraction$|^other_cpus$|^warnings$|learning_curve"
 )
@@ -55,6 +58,7 @@ class Place:
         """Return the command line that writes into a folder."""
         given = {
             "sweep": [f"results_dir={folder}", "name=x", *GRID],
+            "tune": [f"results_dir={folder}", "name=x", *TUNING],
             "train": [f"model.path={self.model}", f"output={folder / 'x'}", *TRAINING],
             "export": ["model=tiny", "--to", str(folder / "x"), "--results", str(folder / "none"), *EXPORT],
         }
@@ -122,12 +126,15 @@ def differences(command: str, whole: Path, own: Path) -> list[str]:
     """List the differences between what two runs of a command wrote."""
     want, got = files_of(whole), files_of(own)
     lines = [f"{name} is missing" for name in sorted(want - got)] + [f"{name} is left over" for name in sorted(got - want)]
-    if command == "sweep":
+    if command in ("sweep", "tune"):
         lines += row_differences(rows_of(whole / "x"), rows_of(own / "x"))
     for name in sorted(want & got):
         if name.suffix in (".safetensors", ".model") or name.parent.name == "generations" or command == "export":
             same = digest(whole / name, whole) == digest(own / name, own)
             lines += [] if same else [f"{name} differs"]
+    if command == "tune":
+        chosen = [json.loads(next((place / "x" / "tuning").glob("*.json")).read_text("utf-8")) for place in (whole, own)]
+        lines += [f"the choice differs in {key}" for key in CHOSEN if chosen[0][key] != chosen[1][key]]
     if command == "train":
         a, b = (unmeasured(json.loads((place / "x" / "training.json").read_text("utf-8"))) for place in (whole, own))
         lines += [f"training.json differs in {key}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]

@@ -146,11 +146,12 @@ class Tuning:
 
     def _measure(self, configs: Sequence[Config]) -> list[Row]:
         """Run points and their baselines as a sweep, and return the rows of the points with their folder."""
-        jobs = make_jobs(configs, Resolver())
+        resolver = Resolver()
+        jobs = make_jobs(configs, resolver)
         with self.observe(jobs) as observer:
             outcome = run_sweep(jobs, SweepOptions(), observer)
         outcome.check()
-        ids = [Resolver().resolve(config).run_id for config in configs]
+        ids = [resolver.resolve(config).run_id for config in configs]
         return [{**outcome.records[one].to_row(), "folder": str(self.folder.path)} for one in ids]
 
 
