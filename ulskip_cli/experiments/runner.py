@@ -25,6 +25,7 @@ from ulskip_cli.experiments.latency_target import (
     MEET_PAIRS,
     MEET_ROUNDS,
     WARM_UP,
+    Batches,
     LatencyTargetFit,
     fit_step_latency,
     make_pair_timer,
@@ -86,18 +87,29 @@ class Session:
         """Find the mean depth whose measured speedup meets the target; return None unless ratio_basis=latency."""
         if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
             return None
-        batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
-        context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
+        fit = self.fit_latency(config, loaded, workload)
+        batches, context = _timed(config, loaded, workload)
+        plan_of = partial(make_plan, config, loaded.metadata)
+        time_pair = make_pair_timer(loaded.model, plan_of, batches, context, config)
+        report = self.progress.phase(f"solve depth for {config.ratio:g}x", MEET_ROUNDS)
+        return solve_depth_for_speedup(fit, config.ratio, time_pair, report)
+
+    def fit_latency(self, config: Config, loaded: LoadedModel, workload: Workload) -> LatencyFit:
+        """Time decode steps of several depths with the configured engine and batch size, once, and fit a line."""
+        batches, context = _timed(config, loaded, workload)
         shapes = [tuple(ids.shape) for ids, _ in batches]  # [batch, prompt_len]
         key = f"{config.model} {config.decoding} {config.engine} {shapes} {choose_linear_backend(loaded.model).name}"
         if key not in self._latencies:
             report = self.progress.phase("time the layers", WARM_UP + LINE_ROUNDS)
             make = partial(Decoder, loaded.model, engine=config.engine)
             self._latencies[key] = fit_step_latency(make, loaded.metadata.num_layers, batches, context, report)
-        plan_of = partial(make_plan, config, loaded.metadata)
-        time_pair = make_pair_timer(loaded.model, plan_of, batches, context, config)
-        report = self.progress.phase(f"solve depth for {config.ratio:g}x", MEET_ROUNDS)
-        return solve_depth_for_speedup(self._latencies[key], config.ratio, time_pair, report)
+        return self._latencies[key]
+
+
+def _timed(config: Config, loaded: LoadedModel, workload: Workload) -> tuple[Batches, DecodeContext]:
+    """Return the batches and the settings with which depths are timed."""
+    batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
+    return batches, DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
 
 @dataclass(frozen=True)

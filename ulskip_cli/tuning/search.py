@@ -6,7 +6,7 @@ continues and ends with the same choice.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ulskip_cli.core.config_schema import Config
@@ -28,6 +28,7 @@ from ulskip_cli.tuning.trials import Trial, Trials, num_kept_for
 
 CLOSE = 0.98  # share of the wanted speedup that a measurement must reach; else one layer less is tried
 MAX_CORRECTIONS = 2
+CHOICE_PAIRS = 3
 TRIAL_SHARE, BISECT_SHARE = 0.5, 0.7  # of the budget, after which no further candidate or number of layers is tried
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
 
@@ -71,7 +72,8 @@ class Tuning:
     def _fastest_enough(self) -> Chosen:
         """Return the best candidate with the largest number of layers that meets the wanted speedup."""
         wanted, candidates = self.request.config.speedup or 1.0, self.request.candidates
-        num_kept = num_kept_for(self._log.once("speedup by layers", lambda: self._speedups(wanted)), wanted)
+        speedups = self._log.once("speedup by layers", lambda: self._runner.fit_latency(candidates[0].config))
+        num_kept = num_kept_for(speedups, wanted)
         for _ in range(MAX_CORRECTIONS + 1):
             chosen, finalists = self._best(candidates, num_kept)
             measured = chosen.row.get("measured_speedup") or wanted
@@ -120,7 +122,7 @@ class Tuning:
             raise RunError(f"no candidate runs with {num_kept} layers; set other candidates=[...]")
         ranked = _distinct(sorted(ranked, key=lambda one: one[0].loss))[: self.request.config.finalists]
         self._runner.release()
-        rows = self._measure([self._config(candidate, num_kept) for _, candidate in ranked])
+        rows = self._measure([self._few_pairs(self._config(candidate, num_kept)) for _, candidate in ranked])
         at = decide(rows)
         return Chosen(*ranked[at], rows[at]), tuple(candidate for _, candidate in ranked)
 
@@ -130,19 +132,17 @@ class Tuning:
         except NotApplicable as error:
             return {"refused": str(error)}
 
-    def _speedups(self, wanted: float) -> dict[str, Any]:
-        try:
-            return self._runner.fit_latency(self.request.candidates[0].config, wanted)
-        except NotApplicable as error:
-            self.progress.note(f"{error}; the nearest is {MIN_KEPT} layers")
-            return {str(MIN_KEPT): 0.0}
-
     def _in_time(self, step: str, share: float) -> bool:
         """Decide once whether the budget has time for a step; a resumed tuning decides in the same way."""
         return bool(self._log.once(f"time for {step}", lambda: self._log.minutes <= share * self.request.config.budget))
 
     def _config(self, candidate: Candidate, num_kept: int) -> Config:
         return candidate.at(self.request.num_layers, num_kept)
+
+    def _few_pairs(self, config: Config) -> Config:
+        """Return a configuration that is timed in few pairs, which is enough to choose."""
+        few = replace(config.speed, pairs=min(CHOICE_PAIRS, config.speed.pairs), warmup=min(1, config.speed.warmup))
+        return replace(config, speed=few)
 
     def _measure(self, configs: Sequence[Config]) -> list[Row]:
         """Run points and their baselines as a sweep, and return the rows of the points with their folder."""

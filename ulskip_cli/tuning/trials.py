@@ -1,7 +1,7 @@
 """Trials: the schedule of a candidate at a number of kept layers, and its decode loss on the examples that choose."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from ulskip_cli.core.config_schema import Config
@@ -11,6 +11,7 @@ from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.strategies.schedule import MIN_KEPT
 from ulskip_cli.tuning.request import Candidate
 
 NEAR = 0.99  # share of the wanted speedup that a number of layers must reach by the fitted line
@@ -56,16 +57,12 @@ class Trials:
         patch = (run.found.patch or {}).get("id")
         return Trial(candidate.label, tuple(run.plan.kept_layers), loss, patch)
 
-    def fit_latency(self, config: Config, speedup: float) -> dict[str, Any]:
-        """Time the layers in pairs, and return the speedup at every number of kept layers, for `num_kept_for`."""
-        wanted = replace(config, ratio=speedup, ratio_basis="latency")
-        point = self.resolver.resolve(wanted)
-        workload, _ = self.session.encode(point)
+    def fit_latency(self, config: Config) -> dict[str, Any]:
+        """Time steps at several depths, and return the speedup of a fitted line at every number of layers."""
+        workload, _ = self.session.encode(self.resolver.resolve(config))
         loaded = self.session.load(config.model, config.seed)
-        found = self.session.solve_depth(wanted, loaded, workload)
-        assert found is not None
-        speedups = {count: 1 / (found.fit.share(count) + found.offset) for count in range(2, self.num_layers)}
-        return {str(count): round(speedup, 4) for count, speedup in speedups.items()}
+        fit = self.session.fit_latency(config, loaded, workload)
+        return {str(count): round(1 / fit.share(count), 4) for count in range(MIN_KEPT, self.num_layers)}
 
     def release(self) -> None:
         """Free the weights before workers load them."""
