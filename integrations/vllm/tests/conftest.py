@@ -73,7 +73,11 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [*map(str, command), "--port", str(self.port)], stdout=stream, stderr=stream, env=ENVIRONMENT, start_new_session=True
+                [*map(str, command), "--port", str(self.port)],
+                stdout=stream,
+                stderr=stream,
+                env=ENVIRONMENT,
+                start_new_session=True,
             )
 
     def wait(self, seconds=500):
@@ -125,6 +129,15 @@ class Pair:
         key = "messages" if path.startswith("/v1/chat") else "prompt"
         body = {"model": self.name, key: prompt, "temperature": 0, "return_token_ids": True, **options}
         return post((url or self.proxy.url) + path, body)
+
+    def stream(self, prompt, **options):
+        """Yield the events of a streamed answer as they arrive."""
+        body = json.dumps({"model": self.name, "prompt": prompt, "stream": True, "temperature": 0, **options}).encode()
+        request = urllib.request.Request(self.proxy.url + "/v1/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=400) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[6:])
 
 
 def post(url, body):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
-
 from ulskip_cli.api import generate
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import fingerprint

@@ -9,7 +9,7 @@ from conftest import Pair, assert_equal_but_ties
 
 from ulskip_vllm.pair_export import RECORD, weights_digest
 
-# The first pair has chunked prefill and a KV cache of few blocks on the decode server, which forces preemptions; the second neither.
+# The first pair has chunked prefill, and a KV cache of few blocks on the decode server, which forces preemptions.
 SMALL = ["--block-size", "32", "--max-model-len", "128", "--max-num-seqs", "8"]
 SETTINGS = {
     "chunked": {
@@ -85,7 +85,9 @@ def test_sampling_with_a_seed_is_repeatable(tiny):
     assert one[:1] == first
 
 
-@pytest.mark.parametrize("option", [{"n": 2}, {"logprobs": 1}, {"echo": True}, {"prompt": ["a", "b"]}, {"use_beam_search": True}])
+@pytest.mark.parametrize(
+    "option", [{"n": 2}, {"logprobs": 1}, {"echo": True}, {"prompt": ["a", "b"]}, {"use_beam_search": True}]
+)
 def test_unsupported_options_are_refused(tiny, option):
     pair, data = tiny
     (name,) = option
@@ -124,7 +126,10 @@ def test_the_prefill_server_answers_as_the_full_model(tiny):
 
 def test_a_killed_decode_server_gives_an_error_and_the_prefill_server_goes_on(tiny):
     pair, data = tiny
+    events = pair.stream(data["prompt_ids"][0], max_tokens=90, ignore_eos=True)
+    assert next(events)["choices"]
     pair.decode.kill()
+    assert "decode server" in list(events)[-1]["error"]["message"]
     status, body = pair.complete(data["prompt_ids"][0], max_tokens=8)
     assert status == 502 and "decode server" in body["error"]["message"]
     ids = data["prompt_ids"][2]

@@ -1,6 +1,7 @@
 """Serve a pair of ulskip with vLLM: a prefill server runs all layers, a decode server the kept layers.
 
-`ulskip-vllm prefill DIR`, `ulskip-vllm decode DIR` and `ulskip-vllm proxy` start the three processes. Read `connector.py` first.
+`ulskip-vllm prefill DIR`, `ulskip-vllm decode DIR` and `ulskip-vllm proxy` start the three processes. Start reading in
+`connector.py`.
 """
 
 CONNECTOR = "KeptLayersConnector"

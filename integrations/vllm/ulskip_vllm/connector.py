@@ -153,7 +153,9 @@ class KeptLayersConnector(KVConnectorBase_V1):
         self._caches = [layers[i] for i in kept]
         for cache in self._caches:
             if not isinstance(cache, torch.Tensor) or cache.shape[0] != self._kv_cache_config.num_blocks:
-                raise SetupError("expected one KV cache tensor per layer, with blocks first; this attention backend is not supported")
+                raise SetupError(
+                    "expected one KV cache tensor per layer, with blocks first; this attention backend is not supported"
+                )
 
     def _facts(self, transfer: Transfer) -> dict[str, Any]:
         cache = self._caches[0]
@@ -205,9 +207,7 @@ class KeptLayersConnector(KVConnectorBase_V1):
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Return at once, because `start_load_kv` has loaded all layers."""
 
-    def save_kv_layer(
-        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: "AttentionMetadata", **kwargs: Any
-    ) -> None:
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: "AttentionMetadata", **kwargs: Any) -> None:
         """Do nothing, because `wait_for_save` stores all layers."""
 
 
@@ -242,7 +242,9 @@ def _checked_pair(config: VllmConfig) -> PairExport:
         )
         refused["--kv-load-failure-policy recompute"] = transfer.kv_load_failure_policy != "fail"
         if LOGITS_PROCESSOR not in map(str, model.logits_processors or ()):
-            raise SetupError(f"a decode server requires --logits-processors {LOGITS_PROCESSOR}; start it with `ulskip-vllm decode`")
+            raise SetupError(
+                f"a decode server requires --logits-processors {LOGITS_PROCESSOR}; start it with `ulskip-vllm decode`"
+            )
     for what, is_set in refused.items():
         if is_set:
             raise SetupError(f"the {role} server of a pair does not support {what}; leave it out")

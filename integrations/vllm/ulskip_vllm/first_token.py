@@ -34,7 +34,9 @@ class FirstToken(AdapterLogitsProcessor):
             raise ValueError(f"a pair does not support n={sampling_params.n}; send n requests")
         for key in ("logprobs", "prompt_logprobs"):
             if getattr(sampling_params, key) is not None:
-                raise ValueError(f"a pair does not support {key}, because the prefill server chooses the first token; leave it out")
+                raise ValueError(
+                    f"a pair does not support {key}, because the prefill server chooses the first token; leave it out"
+                )
 
     def is_argmax_invariant(self) -> bool:
         """Return False, because the processor changes greedy decoding too."""

@@ -63,10 +63,7 @@ class HandoffFolder:
                 found = json.loads((stored.metadata() or {}).get("facts", "{}"))
                 for key, expected in facts.items():
                     if found.get(key) != expected:
-                        raise HandoffError(
-                            f"expected a hand-off with {key} {str(expected)[:80]}, got {str(found.get(key))[:80]}; use two servers "
-                            "of one pair with equal dtype, block size and tensor-parallel size"
-                        )
+                        raise HandoffError(_differs(key, expected, found.get(key)))
                 return [stored.get_tensor(str(i)) for i in range(num_layers)]
         except (OSError, SafetensorError, ValueError) as error:
             raise HandoffError(
@@ -96,3 +93,10 @@ class HandoffFolder:
                     file.unlink()
             except FileNotFoundError:
                 continue
+
+
+def _differs(key: str, expected: Any, found: Any) -> str:
+    return (
+        f"expected a hand-off with {key} {str(expected)[:80]}, got {str(found)[:80]}; use two servers of one pair with equal "
+        "dtype and block size"
+    )

@@ -65,8 +65,8 @@ class PairExport:
             )
         if (found := weights_digest(model)) != self.digests[role]:
             raise SetupError(
-                f"expected the {role} weights of {self.folder} (digest {self.digests[role][:12]}), got other weights in {model} "
-                f"(digest {found[:12]}); serve {self.model(role)}, or export the pair again"
+                f"expected the {role} weights of {self.folder} (digest {self.digests[role][:12]}), got other weights in "
+                f"{model} (digest {found[:12]}); serve {self.model(role)}, or export the pair again"
             )
 
 

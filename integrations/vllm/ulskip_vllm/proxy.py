@@ -1,4 +1,4 @@
-"""The proxy of a pair: it sends a request to the prefill server for the first token, then to the decode server for the answer."""
+"""The proxy of a pair: it gets the first token of a request from the prefill server, then the answer from the decode server."""
 
 import json
 from typing import Any
@@ -80,7 +80,9 @@ class _Proxy:
         except ConnectionResetError:  # the client is gone; leaving the block above aborts the request at the server
             return response or web.Response()
         except (ClientError, TimeoutError) as error:
-            message = f"{'decode' if server is self.decode else 'prefill'} server {server} failed: {error or type(error).__name__}"
+            message = (
+                f"{'decode' if server is self.decode else 'prefill'} server {server} failed: {error or type(error).__name__}"
+            )
             if response is None:
                 return _error(502, message)
             if response.content_type != "text/event-stream":
