@@ -112,6 +112,7 @@ def _copy_companions(model: ModelConfig, source: Path, folder: Path) -> None:
 
 def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
     plan, model = point.plan, point.config.model
+    models = {"decode": folder, "prefill": folder / card.PREFILL}
     return {
         "record_version": RECORD_VERSION,
         "made_by": point.made_by,
@@ -122,9 +123,7 @@ def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
         "kept_layers": list(plan.kept_layers),
         "prompt_layers": plan.prompt_layers,
         "prefill": card.PREFILL if point.is_pair else None,
-        "weights_digest": {
-            role: weights_digest(part) for role, part in (("decode", folder), ("prefill", folder / card.PREFILL)) if part.is_dir()
-        },
+        "weights_digest": {role: weights_digest(part) for role, part in models.items() if part.is_dir()},
         "parameters": facts.parameters,
         "total_bytes": facts.total_bytes,
         "checked": facts.checked,

