@@ -104,9 +104,10 @@ def test_a_decode_server_refuses_a_request_without_hand_off(tiny):
 
 def test_an_unknown_hand_off_fails_and_the_server_goes_on(tiny):
     pair, data = tiny
-    given = {"handoff": "0" * 32, "first_token": 5, "num_prompt_tokens": 9}
-    status, _ = pair.complete(data["prompt_ids"][0], url=pair.decode.url, kv_transfer_params=given)
-    assert status == 500
+    for token in (5, -3, 10**9):
+        given = {"handoff": "0" * 32, "first_token": token, "num_prompt_tokens": 9}
+        status, _ = pair.complete(data["prompt_ids"][0], url=pair.decode.url, kv_transfer_params=given)
+        assert status == 500
     assert "expected the hand-off" in pair.decode.log.read_text()
     assert tokens_of(pair.complete(data["prompt_ids"][0], max_tokens=48)) == data["pair"]["tokens"][0]
 
@@ -157,9 +158,26 @@ def test_the_tokens_of_a_larger_model(expected, tmp_path):
     try:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda ids: pair.complete(ids, max_tokens=data["max_new_tokens"]), data["prompt_ids"]))
+        longest = max(data["prompt_ids"], key=len)
+        again = pair.complete(longest, max_tokens=data["max_new_tokens"])
+        assert pair.prefill.metric("vllm:prefix_cache_hits_total") > 0
+        assert pair.decode.metric("vllm:prefix_cache_hits_total") == 0
     finally:
         pair.stop()
+    assert tokens_of(again) == tokens_of(answers[data["prompt_ids"].index(longest)])
     assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], "smollm2-135m: pair, 8 clients")
+
+
+def test_two_tensor_parallel_workers_for_each_server(expected, tmp_path):
+    data = expected("tiny")
+    options = ["--tensor-parallel-size", "2", "--max-model-len", "256"]
+    pair = Pair(tmp_path, data["folder"] / "pair", options, options)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda ids: pair.complete(ids, max_tokens=data["max_new_tokens"]), data["prompt_ids"]))
+    finally:
+        pair.stop()
+    assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], "tiny: pair, tensor-parallel size 2")
 
 
 OPTIONS = [

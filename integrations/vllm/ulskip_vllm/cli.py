@@ -18,6 +18,8 @@ from ulskip_vllm.pair_export import (
     read_config,
 )
 
+_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}  # first_token.py has the interface of V1
+
 
 def main() -> None:
     """Run the command; print a usage error as one line and exit with code 2."""
@@ -54,8 +56,9 @@ def _run(arguments: Sequence[str]) -> None:
         return
     command_line = vllm_command(options, rest)
     if options.print_command:
-        print(" ".join(map(_quoted, command_line)))
+        print(" ".join([*(f"{key}={value}" for key, value in _ENVIRONMENT.items()), *map(_quoted, command_line)]))
         return
+    os.environ.update(_ENVIRONMENT)
     os.execv(command_line[0], command_line)
 
 
@@ -78,7 +81,7 @@ def vllm_command(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model), "--kv-transfer-config", json.dumps(transfer)]
     if role == "decode":
-        command += ["--no-enable-prefix-caching", "--logits-processors", LOGITS_PROCESSOR]
+        command += ["--no-enable-prefix-caching", "--no-async-scheduling", "--logits-processors", LOGITS_PROCESSOR]
     if not any(option.split("=")[0] == "--served-model-name" for option in rest):
         command += ["--served-model-name", pair.folder.name]  # clients send one name to both servers
     if not any(option.split("=")[0] == "--port" for option in rest):

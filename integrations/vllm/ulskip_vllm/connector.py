@@ -85,9 +85,10 @@ class KeptLayersConnector(KVConnectorBase_V1):
         if self._is_prefill:
             if given.get("handoff") is True:
                 self._requests[request.request_id] = (request, secrets.token_hex(16))
-        else:
-            name = given.get("handoff")
-            self._requests[request.request_id] = (request, name if is_name(name) else secrets.token_hex(16))
+            return
+        name, token = given.get("handoff"), given.get("first_token", -1)
+        is_valid = is_name(name) and 0 <= token < self._vllm_config.model_config.get_vocab_size()
+        self._requests[request.request_id] = (request, name if is_valid else secrets.token_hex(16))  # no such file: it fails
 
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
         """Return the number of prompt tokens to load: all, without the last one if it has to be computed."""
@@ -234,12 +235,14 @@ def _checked_pair(config: VllmConfig) -> PairExport:
         "--decode-context-parallel-size above 1": config.parallel_config.decode_context_parallel_size > 1,
         "--speculative-config": config.speculative_config is not None,
         "--enable-lora": config.lora_config is not None,
+        "Model Runner V2; set VLLM_USE_V2_MODEL_RUNNER=0 instead": config.use_v2_model_runner,
         "a multimodal model": model.is_multimodal_model,
     }
     if role == "decode":
         refused["--enable-prefix-caching, because answers of the kept layers would be reused as prompts"] = bool(
             config.cache_config.enable_prefix_caching
         )
+        refused["--async-scheduling"] = bool(config.scheduler_config.async_scheduling)
         refused["--kv-load-failure-policy recompute"] = transfer.kv_load_failure_policy != "fail"
         if LOGITS_PROCESSOR not in map(str, model.logits_processors or ()):
             raise SetupError(
@@ -247,5 +250,7 @@ def _checked_pair(config: VllmConfig) -> PairExport:
             )
     for what, is_set in refused.items():
         if is_set:
-            raise SetupError(f"the {role} server of a pair does not support {what}; leave it out")
+            raise SetupError(
+                f"the {role} server of a pair does not support {what}; start it with `ulskip-vllm {role}`, without it"
+            )
     return pair

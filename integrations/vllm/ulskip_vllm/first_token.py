@@ -49,7 +49,7 @@ class FirstToken(AdapterLogitsProcessor):
 
 
 def _force(token: int, output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
-    if not output_ids:
+    if not output_ids and 0 <= token < len(logits):
         logits.fill_(float("-inf"))
         logits[token] = 0.0
     return logits
