@@ -88,7 +88,10 @@ class KeptLayersConnector(KVConnectorBase_V1):
             return
         name, token = given.get("handoff"), given.get("first_token", -1)
         is_valid = is_name(name) and 0 <= token < self._vllm_config.model_config.get_vocab_size()
-        self._requests[request.request_id] = (request, name if is_valid else secrets.token_hex(16))  # no such file: it fails
+        self._requests[request.request_id] = (
+            request,
+            str(name) if is_valid else secrets.token_hex(16),
+        )  # no such file: it fails
 
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
         """Return the number of prompt tokens to load: all, without the last one if it has to be computed."""
