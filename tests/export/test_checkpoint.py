@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -100,6 +101,28 @@ def test_the_code_in_serving_md_generates_the_tokens_of_a_run(model_folder, tmp_
     for text in ("the cat sat", "der Hund schläft im Haus"):
         (expected,) = generate(model, tokenizer, [text], KEPT, max_new_tokens=8)
         assert names["answer"](text, 8) == expected.token_ids
+
+
+def test_the_servers_of_a_pair_find_their_weights(model_folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "integrations" / "vllm")
+    from ulskip_vllm.pair_export import PairExport, SetupError
+
+    to = tmp_path / "pair"
+    export(model_folder, to)
+    pair = PairExport.read(to)
+    assert (pair.kept_layers, pair.num_layers) == (KEPT, NUM_LAYERS)
+    for role in ("prefill", "decode"):
+        pair.check_model(role, pair.model(role))
+    file = to / "prefill" / "model.safetensors"
+    tensors = load_file(file)
+    name = min(tensors)
+    save_file({**tensors, name: tensors[name] + 1}, file, {"format": "pt"})
+    with pytest.raises(SetupError, match=str(to)):
+        pair.check_model("prefill", to / "prefill")
+    alone = export(model_folder, tmp_path / "alone", "prompt_layers=kept")
+    assert set(alone["weights_digest"]) == {"decode"}
+    with pytest.raises(SetupError, match="pair"):
+        PairExport.read(tmp_path / "alone")
 
 
 def test_the_card_shows_the_rows_of_the_results_folder(model_folder, tmp_path):

@@ -19,7 +19,7 @@ from ulskip_cli.export import card, recipe, staging
 from ulskip_cli.export.config import CONFIG, check_tensors, shallow_config
 from ulskip_cli.export.merged_adapter import merged_reader
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.export.tensors import CheckpointReader, WrittenWeights, shallow_names, write_shards
+from ulskip_cli.export.tensors import CheckpointReader, WrittenWeights, shallow_names, weights_digest, write_shards
 from ulskip_cli.export.verify import verify_checkpoint
 from ulskip_cli.inference.checkpoint_files import COMPANIONS, folder_of
 from ulskip_cli.inference.loading import load, source_notes
@@ -112,6 +112,7 @@ def _copy_companions(model: ModelConfig, source: Path, folder: Path) -> None:
 
 def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
     plan, model = point.plan, point.config.model
+    models = {"decode": folder, "prefill": folder / card.PREFILL}
     return {
         "record_version": RECORD_VERSION,
         "made_by": point.made_by,
@@ -122,6 +123,7 @@ def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
         "kept_layers": list(plan.kept_layers),
         "prompt_layers": plan.prompt_layers,
         "prefill": card.PREFILL if point.is_pair else None,
+        "weights_digest": {role: weights_digest(part) for role, part in models.items() if part.is_dir()},
         "parameters": facts.parameters,
         "total_bytes": facts.total_bytes,
         "checked": facts.checked,

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import hashlib
 import json
 import re
 from collections import defaultdict
@@ -23,6 +24,7 @@ from ulskip_cli.core.progress import NullProgress, ReportProgress
 from ulskip_cli.core.typed_json import load_object, parse
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SAMPLE_BYTES = 1024
 _LAYER = re.compile(r"^((?:[^.]+\.)*?)(\d+)\.")  # the outermost number, because experts have numbers inside a layer
 
 
@@ -166,3 +168,20 @@ def stack_prefix(names: Sequence[str], num_layers: int) -> str:
             f"expected one stack of {num_layers} layers in the tensor names, got {len(candidates)}; use a complete checkpoint"
         )
     return candidates[0]
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a hash of names, types, shapes and first bytes of all tensors in a folder's safetensors.
+
+    `ulskip_vllm/pair_export.py` computes the same hash to check that two servers hold the models of one pair.
+    """
+    tensors = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            for name, entry in json.loads(stream.read(size)).items():
+                if name != "__metadata__":
+                    start, end = entry["data_offsets"]
+                    stream.seek(8 + size + start)
+                    tensors.append((name, entry["dtype"], entry["shape"], stream.read(min(end - start, _SAMPLE_BYTES)).hex()))
+    return hashlib.sha256(json.dumps(sorted(tensors)).encode()).hexdigest()

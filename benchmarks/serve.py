@@ -1,0 +1,92 @@
+"""Load on OpenAI servers: requests/s, time to first token and time per output token, with all servers measured in turns.
+
+`python benchmarks/serve.py full=http://127.0.0.1:8300 pair=http://127.0.0.1:8000 --concurrency 1 8 32 --to load.json`
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+
+def model_of(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
+        return str(json.load(answer)["data"][0]["id"])
+
+
+def measure_request(url: str, model: str, prompt: list[int], new_tokens: int) -> tuple[float, float]:
+    """Return seconds to the first token and seconds per later token of one streamed answer."""
+    body = {"model": model, "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+    body["return_token_ids"] = True
+    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    start, first, last, count = time.perf_counter(), 0.0, 0.0, 0
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        for line in answer:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise RuntimeError(f"{url}: {event['error']['message']}")
+            last = time.perf_counter()
+            first = first or last
+            count += len(event["choices"][0].get("token_ids") or [])
+    if count != new_tokens:
+        raise RuntimeError(f"expected {new_tokens} tokens from {url}, got {count}")
+    return first - start, (last - first) / (new_tokens - 1)
+
+
+def measure(url: str, model: str, prompts: list[list[int]], concurrency: int, new_tokens: int) -> dict[str, float]:
+    start = time.perf_counter()
+    with ThreadPoolExecutor(concurrency) as pool:
+        times = list(pool.map(lambda prompt: measure_request(url, model, prompt, new_tokens), prompts))
+    seconds = time.perf_counter() - start
+    return {
+        "requests_per_second": len(prompts) / seconds,
+        "seconds_to_first_token": statistics.median(first for first, _ in times),
+        "seconds_per_output_token": statistics.median(per_token for _, per_token in times),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("servers", nargs="+", metavar="NAME=URL")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=4, help="requests per client and round")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--vocabulary", type=int, default=8000, help="prompts are random ids from 2 to this number")
+    parser.add_argument("--to", type=Path, help="JSON file with all samples")
+    options = parser.parse_args()
+    servers = dict(server.split("=", 1) for server in options.servers)
+    models = {name: model_of(url) for name, url in servers.items()}
+    samples: list[dict[str, Any]] = []
+    generator = random.Random(1)
+    for round_number in range(-1, options.rounds):  # round -1 warms up
+        for concurrency in options.concurrency:
+            count = concurrency * options.requests
+            prompts = [[generator.randrange(2, options.vocabulary) for _ in range(options.prompt_tokens)] for _ in range(count)]
+            order = list(servers) if round_number % 2 else list(reversed(servers))
+            for name in order:
+                result = measure(servers[name], models[name], prompts, concurrency, options.new_tokens)
+                if round_number >= 0:
+                    samples.append({"server": name, "concurrency": concurrency, "round": round_number, **result})
+    if options.to:
+        settings = {key: value for key, value in vars(options).items() if key not in ("to", "servers")}
+        options.to.write_text(json.dumps({"settings": settings, "samples": samples}, indent=1) + "\n")
+    print("| server | concurrency | requests/s | time to first token (ms) | time per output token (ms) |")
+    print("| --- | --- | --- | --- | --- |")
+    for concurrency in options.concurrency:
+        for name in servers:
+            chosen = [sample for sample in samples if (sample["server"], sample["concurrency"]) == (name, concurrency)]
+            rate, first, each = (statistics.median(sample[key] for sample in chosen) for key in list(chosen[0])[3:])
+            print(f"| {name} | {concurrency} | {rate:.2f} | {first * 1000:.1f} | {each * 1000:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

