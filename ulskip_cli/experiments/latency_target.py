@@ -84,6 +84,7 @@ def solve_depth_for_speedup(
     target_speedup: float,
     measured: Callable[[float], tuple[float, Sequence[float]]],
     on_round: Callable[[int], None] = lambda done: None,
+    rounds: int = MEET_ROUNDS,
 ) -> LatencyTargetFit:
     """Find the depth that meets a target speedup: start from the depth that `fit` predicts, and correct it by timed pairs.
 
@@ -94,7 +95,7 @@ def solve_depth_for_speedup(
     depth, offset = fit.depth(target_speedup), 0.0
     offsets: list[float] = []
     trials: list[DepthMeasurement] = []
-    for i in range(MEET_ROUNDS):
+    for i in range(rounds):
         had, ratios = measured(depth)
         trials.append(DepthMeasurement(had, median(ratios)))
         offsets += [1 / ratio - fit.share(had) for ratio in ratios]

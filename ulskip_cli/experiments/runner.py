@@ -83,7 +83,9 @@ class Session:
             self._models[key] = loaded
         return self._models[key]
 
-    def solve_depth(self, config: Config, loaded: LoadedModel, workload: Workload) -> LatencyTargetFit | None:
+    def solve_depth(
+        self, config: Config, loaded: LoadedModel, workload: Workload, rounds: int = MEET_ROUNDS
+    ) -> LatencyTargetFit | None:
         """Find the mean depth whose measured speedup meets the target; return None unless ratio_basis=latency."""
         if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
             return None
@@ -91,8 +93,8 @@ class Session:
         batches, context = _timed(config, loaded, workload)
         plan_of = partial(make_plan, config, loaded.metadata)
         time_pair = make_pair_timer(loaded.model, plan_of, batches, context, config)
-        report = self.progress.phase(f"solve depth for {config.ratio:g}x", MEET_ROUNDS)
-        return solve_depth_for_speedup(fit, config.ratio, time_pair, report)
+        report = self.progress.phase(f"solve depth for {config.ratio:g}x", rounds)
+        return solve_depth_for_speedup(fit, config.ratio, time_pair, report, rounds)
 
     def fit_latency(self, config: Config, loaded: LoadedModel, workload: Workload) -> LatencyFit:
         """Time decode steps of several depths with the configured engine and batch size, once, and fit a line."""

@@ -18,7 +18,15 @@ from ulskip_cli.tasks import Example, Task
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(one.name for one in fields(TuneConfig) if one.name not in {own.name for own in fields(Config)})
-_FIXED = ("strategy", "ratio", "ratio_basis", "offset", "baseline", "speed.enabled")  # every candidate sets its own
+_FIXED = (
+    "strategy",
+    "ratio",
+    "ratio_basis",
+    "offset",
+    "baseline",
+    "baseline_engine",
+    "speed.enabled",
+)  # every candidate sets its own
 
 
 @dataclass(frozen=True)

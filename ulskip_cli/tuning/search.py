@@ -26,9 +26,6 @@ from ulskip_cli.tuning.result import TuneResult, share_of
 from ulskip_cli.tuning.step_log import StepLog
 from ulskip_cli.tuning.trials import Trial, Trials, num_kept_for
 
-CLOSE = 0.98  # share of the wanted speedup that a measurement must reach; else one layer less is tried
-MAX_CORRECTIONS = 2
-CHOICE_PAIRS = 3
 TRIAL_SHARE, BISECT_SHARE = 0.5, 0.7  # of the budget, after which no further candidate or number of layers is tried
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
 
@@ -72,16 +69,8 @@ class Tuning:
     def _fastest_enough(self) -> Chosen:
         """Return the best candidate with the largest number of layers that meets the wanted speedup."""
         wanted, candidates = self.request.config.speedup or 1.0, self.request.candidates
-        speedups = self._log.once("speedup by layers", lambda: self._runner.fit_latency(candidates[0].config))
-        num_kept = num_kept_for(speedups, wanted)
-        for _ in range(MAX_CORRECTIONS + 1):
-            chosen, finalists = self._best(candidates, num_kept)
-            measured = chosen.row.get("measured_speedup") or wanted
-            if num_kept == MIN_KEPT or measured >= CLOSE * wanted:
-                break
-            self.progress.note(f"{num_kept} layers: measured {measured:.2f}x, wanted {wanted:g}x; one layer less is tried")
-            num_kept, candidates = num_kept - 1, finalists
-        return chosen
+        speedups = self._log.once("speedup by layers", lambda: self._runner.speedups(candidates[0].config, wanted))
+        return self._best(candidates, num_kept_for(speedups, wanted))[0]
 
     def _good_enough(self) -> Chosen:
         """Return the best candidate with the smallest number of layers that keeps the wanted quality, by bisection."""
@@ -122,7 +111,7 @@ class Tuning:
             raise RunError(f"no candidate runs with {num_kept} layers; set other candidates=[...]")
         ranked = _distinct(sorted(ranked, key=lambda one: one[0].loss))[: self.request.config.finalists]
         self._runner.release()
-        rows = self._measure([self._few_pairs(self._config(candidate, num_kept)) for _, candidate in ranked])
+        rows = self._measure([_quality_only(self._config(candidate, num_kept)) for _, candidate in ranked])
         at = decide(rows)
         return Chosen(*ranked[at], rows[at]), tuple(candidate for _, candidate in ranked)
 
@@ -139,11 +128,6 @@ class Tuning:
     def _config(self, candidate: Candidate, num_kept: int) -> Config:
         return candidate.at(self.request.num_layers, num_kept)
 
-    def _few_pairs(self, config: Config) -> Config:
-        """Return a configuration that is timed in few pairs, which is enough to choose."""
-        few = replace(config.speed, pairs=min(CHOICE_PAIRS, config.speed.pairs), warmup=min(1, config.speed.warmup))
-        return replace(config, speed=few)
-
     def _measure(self, configs: Sequence[Config]) -> list[Row]:
         """Run points and their baselines as a sweep, and return the rows of the points with their folder."""
         resolver = Resolver()
@@ -153,6 +137,10 @@ class Tuning:
         outcome.check()
         ids = [resolver.resolve(config).run_id for config in configs]
         return [{**outcome.records[one].to_row(), "folder": str(self.folder.path)} for one in ids]
+
+
+def _quality_only(config: Config) -> Config:
+    return replace(config, speed=replace(config.speed, enabled=False))
 
 
 def decide(rows: Sequence[Row]) -> int:

@@ -1,10 +1,11 @@
 """Trials: the schedule of a candidate at a number of kept layers, and its decode loss on the examples that choose."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.runner import Session, prepare_run
@@ -57,12 +58,18 @@ class Trials:
         patch = (run.found.patch or {}).get("id")
         return Trial(candidate.label, tuple(run.plan.kept_layers), loss, patch)
 
-    def fit_latency(self, config: Config) -> dict[str, Any]:
-        """Time steps at several depths, and return the speedup of a fitted line at every number of layers."""
-        workload, _ = self.session.encode(self.resolver.resolve(config))
+    def speedups(self, config: Config, wanted: float) -> dict[str, Any]:
+        """Return the speedup at every number of layers, by a line fitted to timed depths and corrected by timed pairs."""
+        asked = replace(config, ratio=wanted, ratio_basis="latency")
+        workload, _ = self.session.encode(self.resolver.resolve(asked))
         loaded = self.session.load(config.model, config.seed)
-        fit = self.session.fit_latency(config, loaded, workload)
-        return {str(count): round(1 / fit.share(count), 4) for count in range(MIN_KEPT, self.num_layers)}
+        fit, offset = self.session.fit_latency(asked, loaded, workload), 0.0
+        try:
+            found = self.session.solve_depth(asked, loaded, workload, rounds=1)
+            offset = found.offset if found else 0.0
+        except NotApplicable:  # out of reach: the line gives the nearest
+            pass
+        return {str(count): round(1 / (fit.share(count) + offset), 4) for count in range(MIN_KEPT, self.num_layers)}
 
     def release(self) -> None:
         """Free the weights before workers load them."""
