@@ -60,7 +60,7 @@ class Place:
             "sweep": [f"results_dir={folder}", "name=x", *GRID],
             "tune": [f"results_dir={folder}", "name=x", *TUNING],
             "train": [f"model.path={self.model}", f"output={folder / 'x'}", *TRAINING],
-            "export": ["model=tiny", "--to", str(folder / "x"), "--results", str(folder / "none"), *EXPORT],
+            "export": ["model=tiny", "--to", str(folder / "x"), "--results", str(self.model), *EXPORT],
         }
         return [sys.executable, "-m", "ulskip_cli", self.command, *given[self.command]]
 
