@@ -59,7 +59,7 @@ def page(found: list[Frontier], folder: Path) -> str:
     parts.append(
         "Every point decodes the same prompts as the full model in torch, whose weights are not quantized, in pairs in one "
         "process, and answers the same examples. Patches are computed without training; adapters are trained "
-        "([skip adapters](../../docs/adapters.md)). `recipes/frontier/reproduce.py` writes this page."
+        "(docs/adapters.md). `recipes/frontier/reproduce.py` writes this page."
     )
     for one in found:
         name = f"frontier-{one.baseline['model']}"
