@@ -9,6 +9,7 @@ resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names a
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -45,11 +46,9 @@ def measure(data: Path | None, adapters: Path | None, engines: str, limit: int) 
     call("sweep", *common, f"engine={engines}", "strategy=full", "ratio=2")
     call("sweep", *common, f"engine={engines}", "strategy=one_block", "strategy.patch=folded", "ratio=1.25,1.5,2")
     call("sweep", *common, "engine=torch", "strategy=one_block", "strategy.patch=full", "ratio=1.25,1.5,2")
-    for folder in sorted(adapters.glob("adapter-*/adapter.json")) if adapters else ():
-        from ulskip_cli.inference.skip_adapter import SkipAdapter
-
-        layers = str(list(SkipAdapter.load(folder.parent).kept_sets[0])).replace(" ", "")
-        custom = ["strategy=custom", f"strategy.layers={layers}", f"model.skip_adapter={folder.parent}"]
+    for file in sorted(adapters.glob("adapter-*/adapter.json")) if adapters else ():
+        layers = str(json.loads(file.read_text("utf-8"))["kept_sets"][0]).replace(" ", "")
+        custom = ["strategy=custom", f"strategy.layers={layers}", f"model.skip_adapter={file.parent}"]
         call("sweep", *common, "engine=torch", "ratio=2", *custom)
 
 

@@ -183,10 +183,10 @@ def _show_groups(extra_dir: Path | None, as_json: bool) -> None:
         print(json.dumps(groups))
         return
     _print_panel("Config groups and their choices", {f"{group}=": ", ".join(names) for group, names in groups.items()})
+    of_run = {key.name for key in reference.top_level_keys("config")}
     for title, primary in _PRIMARY_TITLES:
-        shared = () if primary == "config" else {key.name for key in reference.top_level_keys("config")}
-        own = [key for key in reference.top_level_keys(primary) if primary != "tune" or key.name not in shared]
-        _print_panel(title, {key.name: _meaning(key) for key in own})
+        known = of_run if primary == "tune" else ()
+        _print_panel(title, {key.name: _meaning(key) for key in reference.top_level_keys(primary) if key.name not in known})
     print("`ulskip config strategy` describes the choices of a group and lists its keys.")
 
 

@@ -48,8 +48,11 @@ def tune(
     from ulskip_cli.tuning.output import export_result, store
     from ulskip_cli.tuning.search import Tuning
 
-    with ProgressBars() as bars:
-        result = Tuning(request, bars, _display).run()
+    try:
+        with ProgressBars() as bars:
+            result = Tuning(request, bars, _display).run()
+    finally:
+        folder.remove_if_empty()
     store(result)
     written = export_result(result, to, config_dir) if to is not None else []
     if as_json:

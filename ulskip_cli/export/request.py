@@ -18,7 +18,7 @@ from ulskip_cli.strategies.patching import NO_PATCH, not_computed, patch_of
 from ulskip_cli.strategies.plan import Plan, adapter_of, make_plan
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
-_MERGEABLE = ("folded", NO_PATCH)  # kinds of patches that a model without ulskip can contain; LoRA is merged too
+MERGEABLE = ("folded", NO_PATCH)  # kinds of patches that a model without ulskip can contain; LoRA is merged too
 _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": "schedule.json"}
 
 
@@ -128,10 +128,10 @@ def _mergeable_adapter(config: Config, plan: Plan, as_format: str) -> str | None
         raise not_computed("export", patch)
     folder, record = adapter_of(config.model, plan) or (None, {"kind": NO_PATCH})
     kind = record["kind"] if plan.keeps_all or patch == NO_PATCH else patch
-    if kind not in _MERGEABLE:
+    if kind not in MERGEABLE:
         source = f"model.skip_adapter={folder}" if folder else f"strategy.patch={kind}"
         raise UsageError(
-            f"--format {as_format} supports patches of kind {' and '.join(_MERGEABLE)}, got {kind} ({source}); use patches of "
+            f"--format {as_format} supports patches of kind {' and '.join(MERGEABLE)}, got {kind} ({source}); use patches of "
             "kind folded, or --format schedule"
         )
     if folder and as_format == "mergekit":

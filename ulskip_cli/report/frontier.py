@@ -9,7 +9,7 @@ from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.columns import Column, Section, layers, text
 from ulskip_cli.report.corrections import series_name
-from ulskip_cli.report.difference import TIE, Scorer
+from ulskip_cli.report.difference import HOLDS, Scorer
 from ulskip_cli.report.plot_style import FAINT, MARKERS, annotate, limit_to, panels
 from ulskip_cli.report.quality import METRICS, Quality, quality
 from ulskip_cli.report.rows import MISSING, Group, done
@@ -86,14 +86,14 @@ class Frontier:
             "interval",
             METRICS[self.points[0].quality.metric],
             "of baseline",
-            "",
+            "verdict",
         )
         lines = [dict(zip(heads, self._cells(one), strict=True)) for one in self.points]
         note = (
             f"Speedup and quality of every row are compared with {self.points[0].name} at full depth, in pairs and on the same "
             "examples. Beaten by: another point is faster and better; with a question mark, an interval leaves that open."
         )
-        return Section(title, lines, [Column(head or "verdict", text(head), head) for head in heads], note)
+        return Section(title, lines, [Column(head, text(head), head) for head in heads], note)
 
     def _cells(self, one: Point) -> tuple[str, ...]:
         low, value, high = one.speed
@@ -122,7 +122,7 @@ class Frontier:
         return Section(title, lines, [Column(head, text(head), head) for head in heads], note, words=1)
 
     def plot(self) -> Any:
-        """Draw quality against speedup: one colour for each engine and format, one marker for each kind."""
+        """Draw quality against speedup: a colour and a marker for each engine and format, with the numbers of kept layers."""
         figure, (axes,) = panels(1, 7.6, 4.8)
         limit_to(axes, [(one.speed[1], 100 * one.quality.share) for one in self.points])
         front = sorted((one.speed[1], 100 * one.quality.share) for one in self.points if one.row["id"] not in self.beaten)
@@ -146,7 +146,8 @@ def frontiers(rows: Sequence[Row]) -> list[Frontier]:
     compared = [
         row for row in finished.values() if row.get("baseline_id") in finished and row.get("measured_speedup") is not None
     ]
-    baselines = {row["baseline_id"] for row in compared if (row.get("config") or {}).get("baseline_engine")}
+    asked = [row for row in compared if (row.get("config") or {}).get("baseline_engine")]
+    baselines = dict.fromkeys(row["baseline_id"] for row in asked)
     members = {name: [row for row in compared if row["baseline_id"] == name] for name in baselines}
     found = []
     for name, own in members.items():
@@ -172,4 +173,5 @@ def _beats(one: Point, other: Point) -> bool:
 def _sure(one: Point, other: Point, scorer: Scorer) -> bool:
     """Return True if the intervals say that one point is faster, and not worse, than another."""
     difference = scorer.difference(one.row, other.row, one.quality.metric)
-    return one.speed[0] > other.speed[2] and (difference.verdict() != TIE or difference.low == difference.high)
+    same = difference.low is not None and difference.low == difference.high  # the same answers
+    return one.speed[0] > other.speed[2] and (same or difference.verdict() == HOLDS)

@@ -215,10 +215,11 @@ class _TextMaker:
     def texts(self, node: dict[str, Any], limit: int | None, offset: int = 0) -> list[TextPair]:
         """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share` of them reversed."""
         task = instantiate(node, "task")
-        if offset >= (count := len(task.examples())):
-            raise UsageError(f"expected offset below the number of training examples, {count}, got {offset}")
+        examples = task.examples()
+        if offset >= len(examples):
+            raise UsageError(f"expected offset below the number of training examples, {len(examples)}, got {offset}")
         formatter = self.formatter(task)
-        forward = [formatter.format(self.shorten(formatter, task, example)) for example in task.examples()[offset:][:limit]]
+        forward = [formatter.format(self.shorten(formatter, task, example)) for example in examples[offset:][:limit]]
         share = self.config.train.reversed_share
         if not share:
             return forward

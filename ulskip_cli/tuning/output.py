@@ -8,7 +8,7 @@ from pathlib import Path
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export import recipe, request, run, staging
-from ulskip_cli.tuning.result import MERGEABLE, TuneResult
+from ulskip_cli.tuning.result import TuneResult
 
 ADAPTER = "skip_adapter"  # folder in an export
 
@@ -26,7 +26,7 @@ def export_result(result: TuneResult, to: Path, config_dir: Path | None) -> list
     Patches that an ordinary checkpoint can contain are merged into one; otherwise the folder holds the schedule and the skip
     adapter, which ulskip applies to the unchanged model.
     """
-    if result.patch_kind in MERGEABLE:
+    if result.patch_kind in request.MERGEABLE:
         results = ResultsFolder.of(result.request.config).path
         return run.summary(run.export(result.run_overrides, config_dir, request.ExportRequest(to, results=results)))
     assert result.trial.patch is not None

@@ -93,8 +93,9 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
     candidates, refused = [], []
     for text in config.candidates:
         try:
-            candidates.append(_candidate(config, overrides, text, extra_dir, split))
-            resolver.schedule(replace(candidates[-1].config, ratio=1.0))
+            found = _candidate(config, overrides, text, extra_dir, split)
+            resolver.schedule(replace(found.config, ratio=1.0))
+            candidates.append(found)
         except NotApplicable as error:
             refused.append(f"{text}: {error}")
     if not candidates:
@@ -168,8 +169,11 @@ def _text(example: Example) -> tuple[str, str]:
 def _candidate(config: TuneConfig, overrides: Sequence[str], text: str, extra_dir: Path | None, split: Split) -> Candidate:
     own = text.split()
     keys = [one.partition("=")[0] for one in own]
-    if "strategy" not in keys:
-        raise UsageError(f"expected candidates with strategy=NAME, got '{text[:80]}'; e.g. candidates=['strategy=unified']")
+    if "strategy" not in keys or any(key.partition(".")[0] != "strategy" for key in keys):
+        raise UsageError(
+            f"expected candidates with strategy=NAME and keys of the strategy, got '{text[:80]}'; e.g. "
+            "candidates=['strategy=search strategy.budget=20'], and other keys beside candidates"
+        )
     strategy = configuration.compose_tuning([*overrides, *own], extra_dir).strategy
     if "patch" in strategy and "strategy.patch" not in keys:
         kind = ("folded" if ENGINES[config.engine.name].is_runtime else "full") if config.patch == AUTO else config.patch

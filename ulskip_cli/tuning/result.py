@@ -3,18 +3,17 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Any
 
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.export.recipe import layer_ranges
+from ulskip_cli.export.request import MERGEABLE
 from ulskip_cli.report.quality import METRICS, Quality, quality, speed
 from ulskip_cli.report.rows import Group
 from ulskip_cli.tuning.request import TuneRequest, describe
 from ulskip_cli.tuning.trials import Trial
-
-MERGEABLE = ("none", "folded")  # kinds of patches that an ordinary checkpoint can contain
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class TuneResult:
         if self.patch_kind not in MERGEABLE:
             export += ["--format", "schedule"]
         return [
-            f"layers:   {layers}, without {skipped or 'none'} ({self.trial.candidate})",
-            f"speed:    {speed(row)} over the full model, predicted {row['predicted_speedup']:.2f}x",
+            f"layers:   {layers}, without {skipped} ({self.trial.candidate})",
+            f"speed:    {speed(row)} over the full model",
             f"quality:  {title} {judged.value:.2f} of {judged.full:.2f}, {judged.text()}, on {row['num_examples']} examples "
             "that chose nothing",
             f"sure:     {self._sure(judged)}",
@@ -129,10 +128,9 @@ def share_of(row: Row) -> float:
 
 
 def spans(layers: Sequence[int]) -> str:
-    """Format layer numbers as ranges.
+    """Format at least one layer number as ranges.
 
     >>> spans([1, 2, 3, 7, 9, 10])
     '1-3, 7, 9-10'
     """
-    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return ", ".join(f"{start}-{end - 1}" if end - start > 1 else str(start) for start, end in layer_ranges(layers))

@@ -122,8 +122,9 @@ class Tuning:
             return {"refused": str(error)}
 
     def _in_time(self, step: str, share: float) -> bool:
-        """Decide once whether the budget has time for a step; a resumed tuning decides in the same way."""
-        return bool(self._log.once(f"time for {step}", lambda: self._log.minutes <= share * self.request.config.budget))
+        """Decide once whether the budget has time for a step; a resumed tuning with this budget decides in the same way."""
+        budget = self.request.config.budget
+        return bool(self._log.once(f"time for {step} in {budget:g} minutes", lambda: self._log.minutes <= share * budget))
 
     def _config(self, candidate: Candidate, num_kept: int) -> Config:
         return candidate.at(self.request.num_layers, num_kept)

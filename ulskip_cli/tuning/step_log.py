@@ -28,10 +28,6 @@ class StepLog:
             append_line(self.path, json.dumps(self._steps[step], ensure_ascii=False))
         return self._steps[step]["value"]
 
-    def has(self, step: str) -> bool:
-        """True if a step is finished."""
-        return step in self._steps
-
     @property
     def minutes(self) -> float:
         """The minutes that the tuning has taken, with those of the steps that earlier processes finished."""
