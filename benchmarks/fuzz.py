@@ -232,7 +232,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path, default=Path("build/fuzz.jsonl"), help="file for the cases that differ")
     args = parser.parse_args()
-    from fuzz_cases import damaged_inputs, lines
+    from fuzz_cases import lines
+    from fuzz_inputs import damaged_inputs
 
     codes: Counter[object] = Counter()
     kinds: Counter[str] = Counter()

@@ -3,7 +3,8 @@
 import fuzz
 import pytest
 from fuzz import Ending, problems
-from fuzz_cases import Case, damaged_inputs, lines
+from fuzz_cases import Case, lines
+from fuzz_inputs import damaged_inputs
 
 SEED, LINES, INPUTS = 1, 80, 20
 
