@@ -112,7 +112,9 @@ def soak(place: Place, folder: Path, signals: Sequence[signal.Signals], chance: 
         while left and not ended:
             code, told = interrupt(place.line(own), left[0], chance.uniform(0, seconds))
             ended = code == 0
-            if not ended:
+            if ended:
+                seconds *= 0.8  # the first run can be much slower than the later ones, and every signal must come in time
+            else:
                 codes[left[0].name] += 1
                 if code not in CODES[left.pop(0)]:
                     yield f"{place.command}: exit code {code} ({told})"
