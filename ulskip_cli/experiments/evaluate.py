@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ulskip_cli.core.config_schema import Config
@@ -51,12 +51,12 @@ def generate_answers(
     size = BatchSize(config.batch_size)
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 
-    def warm_up(count: int) -> None:
+    def warm_up(count: int) -> float:
         (batch,) = prompt_batches(workload.prompts, workload.pad_token_id, count, 1)
-        decoder.generate(*batch, context, forced_length=2)
+        return decoder.generate(*batch, context, forced_length=2).compile_seconds
 
     progress.phase(f"{name}: warm up", 0)
-    run_with_oom_retry(size, warm_up)
+    compile_seconds = run_with_oom_retry(size, warm_up)
     generations: list[dict[str, Any]] = [{} for _ in examples]
     outputs: list[BatchOutput] = []
 
@@ -78,6 +78,7 @@ def generate_answers(
             add(positions, output)
             if checkpoints:
                 checkpoints.add(positions, output, size.used, memory.so_far())
+    outputs[0] = replace(outputs[0], compile_seconds=outputs[0].compile_seconds + compile_seconds)
     peak = max([memory.peak_bytes, *(batch.peak_memory_bytes for batch in finished)])
     return GeneratedAnswers(name, generations, outputs, size, peak)
 

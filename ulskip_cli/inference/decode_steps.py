@@ -1,5 +1,7 @@
 """Decode steps: eager or compiled forward passes of a view for one new token of every sequence."""
 
+import contextlib
+import os
 import time
 import types
 import warnings
@@ -10,10 +12,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from ulskip_cli.core.model_metadata import cache_dir
 from ulskip_cli.inference import static_cache
 from ulskip_cli.inference.positions import PositionsAndMasks, takes_positions
 from ulskip_cli.inference.static_cache import Cursor, StaticLayer, UnplacedLayer
 
+_COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and replay in the third
 
 
@@ -171,7 +175,19 @@ class CompiledSteps:
         raise NotImplementedError
 
 
+def _keep_compiled_code() -> None:
+    """Let torch.compile keep its code in our cache instead of /tmp, so that later processes compile in less time."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    folder = cache_dir() / "compiled"
+    if os.environ.get(_COMPILED_CODE, default_cache_dir()) == default_cache_dir():  # torch itself sets the variable
+        with contextlib.suppress(OSError):  # without a writable cache, /tmp remains
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[_COMPILED_CODE] = str(folder)
+
+
 def _compiled_forward(device: torch.device) -> Callable[..., Any]:
+    _keep_compiled_code()
     options: dict[str, Any] = {
         "triton.cudagraphs": device.type == "cuda",
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # safe because no input changes its address or strides
