@@ -6,6 +6,7 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.experiments.evaluate import InvalidLogitsError, generate_answers, score_answers
 from ulskip_cli.experiments.paired_timing import time_pairs
+from ulskip_cli.inference.engines.fast import FastEngine
 
 
 def evaluated(decoder, workload, config, baseline=None):
@@ -33,6 +34,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_size_recorded(point, limit_
     assert [one["token_ids"] for one in halved.generations] == [one["token_ids"] for one in asked.generations]
     assert quality.evaluated_batch_size == 1
     assert time_pairs(decoder, decoder, workload, config, NullProgress()).timing().timed_batch_size == 1
+
+
+def test_a_compilation_during_the_warm_up_is_counted(point, monkeypatch):
+    seconds = iter([2.5])
+    monkeypatch.setattr(FastEngine, "prepare", lambda engine, request: next(seconds, 0.0))
+    answers = generate_answers(*point("batch_size=2"), NullProgress())
+    assert sum(output.compile_seconds for output in answers.outputs) == 2.5
 
 
 def test_truncated_sources_are_counted(point, tmp_path):
