@@ -58,4 +58,5 @@ def in_format(weights: WeightSizes | None, engine: str, name: str | None, bits: 
     if weights is None or name is None:
         return weights
     layers, head = (one / bits for one in ENGINES[engine].weights[name])
-    return replace(weights, head=round(weights.head * head), layers=tuple(round(layer * layers) for layer in weights.layers))
+    parts = {key: tuple(round(size * layers) for size in getattr(weights, key)) for key in ("layers", "attention", "mlp")}
+    return replace(weights, head=round(weights.head * head), **parts)
