@@ -97,7 +97,7 @@ class LayerParts:
 
     def states_between(self, args: tuple[Any, ...], options: Mapping[str, Any], attention: Any) -> Tensor:
         """Return the states [batch, len, hidden_size] after the attention, from the layer's arguments and its output."""
-        output = attention[0] if isinstance(attention, tuple) else attention
+        output = _states(attention)
         parts = {**self._stand_ins([self.attention], lambda states, residual: output), **self._stand_ins(self.mlp, _nothing)}
         return _states(self._with(parts)(*args, **options))
 
@@ -141,7 +141,9 @@ def split_layers(model: PreTrainedModel, unit: str) -> list[LayerParts]:
 
     def parts_of(layer: nn.Module) -> LayerParts:
         called = {child: calls[id(module)] for child, module in layer.named_children() if id(module) in calls}
-        cached = [child for child, (args, options, _) in called.items() if any(one is cache for one in (*args, *options.values()))]
+        cached = [
+            child for child, (args, options, _) in called.items() if any(one is cache for one in (*args, *options.values()))
+        ]
         mlp = [child for child in called if child not in cached and _has_matrix(layer.get_submodule(child))]
         if len(cached) != 1 or not mlp:
             raise _refusal(unit, name, f"expected one attention and an MLP in {type(layer).__name__}, got {cached} and {mlp}")

@@ -52,6 +52,8 @@ class Custom(SkippingOptions):
         if self.file is None:
             return None
         found = schedule_file.read(Path(self.file))
+        if found.unit != self.unit:
+            raise UsageError(f"expected strategy.unit={found.unit} with the schedule in {self.file}, got {self.unit}; set it")
         if found.later_stages:
             options = [f"strategy.{key}={value}" for key, value in found.strategy_options.items()]
             overrides = [

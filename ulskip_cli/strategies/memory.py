@@ -71,7 +71,7 @@ def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> Memor
 
 
 def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
-    """Return the number of layers that hold a KV cache after prefill: all with drafts, which they verify, or if MLPs are skipped."""
+    """Return the number of layers that hold a KV cache after prefill: all if they verify drafts or if MLPs are skipped."""
     return num_layers if config.decoding.draft_tokens or unit_of(config.strategy) == MLP else num_kept
 
 
