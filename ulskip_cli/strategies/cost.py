@@ -41,8 +41,8 @@ def num_kept_for_cost(
     highest = math.floor(weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
     share = weights.head / (weights.head + sum(weights.layers))
     raise NotApplicable(
-        f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because parts that are never skipped, such as the "
-        f"output head, are {share:.0%} of the bytes of a full step; use ratio <= {highest:g}"
+        f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because the output head and other parts "
+        f"that are never skipped are {share:.0%} of the bytes of a full step; use ratio <= {highest:g}"
     )
 
 
