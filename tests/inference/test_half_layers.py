@@ -192,7 +192,7 @@ def test_a_norm_that_another_part_reads_still_runs():
 
 REFUSED = {
     "a norm after the sum": ("OPT", {**NEW_STYLE, "do_layer_norm_before": False, "word_embed_proj_dim": 32, "ffn_dim": 32}),
-    "a norm on the residual stream": ("Bloom", {**OLD_STYLE, "hidden_size": 32, "apply_residual_connection_post_layernorm": True}),
+    "a norm on the stream": ("Bloom", {**OLD_STYLE, "hidden_size": 32, "apply_residual_connection_post_layernorm": True}),
     "a norm after the sum of both": ("BertGeneration", {**NEW_STYLE, "is_decoder": True}),
     "a recurrent state": (
         "Qwen3Next",

@@ -99,7 +99,7 @@ class LayerParts:
         """Return the states [batch, len, hidden_size] after the attention, from the layer's arguments and its output."""
         output = _states(attention)
         parts = {**self._stand_ins([self.attention], lambda states, residual: output), **self._stand_ins(self.mlp, _nothing)}
-        return _states(self._with(parts)(*args, **options))
+        return _states(self._with(parts).forward(*args, **options))  # a call would run the hooks of the layer
 
     def _stand_ins(self, names: Sequence[str], value: Value) -> dict[str, nn.Module]:
         return {name: StandIn(self.layer.get_submodule(name), self.lengths[name], value) for name in names}
