@@ -1,5 +1,7 @@
 """Tiny random models of many architectures, and an independent, uncached reference of layer skipping."""
 
+from contextlib import contextmanager
+
 import torch
 import transformers
 
@@ -39,7 +41,7 @@ def build_model(name):
 
 def stack_of(model):
     """Return the decoder layers by their attribute names, without the code under test."""
-    body = getattr(model, "model", None) or model.transformer
+    body = getattr(model.base_model, "decoder", model.base_model)
     return getattr(body, "layers", None) or body.h
 
 
@@ -98,6 +100,36 @@ def reference_logits(model, ids, mask, prompt_len, kept, patches=None, linears=N
         )
         with torch.no_grad():
             return model(ids, attention_mask=mask, use_cache=False, **options).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def without_parts(model, prompt_len, kept, unit):
+    """Let the model run attention or MLP only in the kept layers after the prompt, in forward passes without a cache.
+
+    `kept` are the layers of all steps, or of stages: {first step: layers}.
+    """
+    stages = kept if isinstance(kept, dict) else {0: kept}
+
+    def drop(i):
+        def dropped(module, args, kwargs, output):
+            whole = output[0] if isinstance(output, tuple) else output
+            steps = [position - prompt_len for position in range(whole.shape[1])]
+            skips = [step >= 0 and i not in stages[max(one for one in stages if one <= step)] for step in steps]
+            adds = type(module).__name__ in ("BloomAttention", "BloomMLP")
+            before = kwargs.get("residual", args[-1] if args else None) if adds else torch.zeros_like(whole)
+            mixed = torch.where(torch.tensor(skips)[:, None], before, whole)
+            return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+
+        return dropped
+
+    names = ("self_attn", "attn", "self_attention", "attention") if unit == "attention" else ("mlp",)
+    parts = [next(getattr(layer, name) for name in names if hasattr(layer, name)) for layer in stack_of(model)]
+    hooks = [part.register_forward_hook(drop(i), with_kwargs=True) for i, part in enumerate(parts)]
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from reference import without_parts
 
 import ulskip_cli
 from ulskip_cli import api
@@ -81,6 +82,16 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
     assert len(full.token_ids) <= 6
 
 
+@pytest.mark.parametrize("unit", ["attention", "mlp"])
+def test_only_a_part_of_layers_can_be_skipped(loaded, unit):
+    model, tokenizer = loaded
+    ids = tokenizer("the cat sat", return_tensors="pt")
+    with without_parts(model, ids.input_ids.shape[1], (0, 3, 5), unit):
+        whole = model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=False)[0, ids.input_ids.shape[1] :]
+    (answer,) = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), unit=unit, max_new_tokens=6)
+    assert answer.token_ids == whole.tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -90,6 +101,9 @@ def test_kept_prompt_layers_are_the_views_own_generation(loaded):
         ({"prompt_layers": "some"}, "prompt_layers"),
         ({"kept": [3, 0]}, r"\[3, 0\]"),
         ({"generate_kwargs": {"no_such": 1}}, "no_such"),
+        ({"unit": "head"}, "'head'.*attention, mlp"),
+        ({"unit": "mlp", "kept": (0, 3), "prompt_layers": "kept"}, "unit=mlp.*prompt_layers=all"),
+        ({"unit": "mlp", "kept": (0, 3), "skip_adapter": SkipAdapter(6, ((0, 3),), {})}, "unit=mlp.*skip_adapter"),
     ],
 )
 def test_what_cannot_be_is_refused(loaded, options, match):

@@ -116,6 +116,7 @@ def generate(
     kept: Sequence[int] | None = None,
     *,
     prompt_layers: str = "all",
+    unit: str = "layer",
     batch_size: int = 8,
     skip_adapter: "str | Path | SkipAdapter | None" = None,
     **decoding: Any,
@@ -128,6 +129,7 @@ def generate(
         prompts: texts as the model reads them; no chat template is applied.
         kept: the layers of a decode step; None keeps those of `skip_adapter`, or all without one.
         prompt_layers: `all`, or `kept` to encode prompts with the kept layers too.
+        unit: `layer`, or `attention` or `mlp` if `kept` are the layers that keep only this part; the other part always runs.
         batch_size: the number of prompts in a batch; it is halved if a batch does not fit into memory.
         skip_adapter: the folder of a skip adapter of this model, or a loaded `ulskip_cli.inference.skip_adapter.SkipAdapter`.
             It corrects the decode steps, and the model stays unchanged.
@@ -144,7 +146,7 @@ def generate(
     from pathlib import Path
 
     from ulskip_cli.core.config import decoding_of
-    from ulskip_cli.core.config_schema import PROMPT_LAYERS
+    from ulskip_cli.core.config_schema import LAYER, PROMPT_LAYERS, UNITS
     from ulskip_cli.core.errors import UsageError, require_choice
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
@@ -163,6 +165,9 @@ def generate(
     if _whole(batch_size, "batch_size") < 1:
         raise UsageError(f"expected batch_size >= 1, got {batch_size}")
     require_choice("prompt_layers", prompt_layers, PROMPT_LAYERS)
+    require_choice("unit", unit, UNITS)
+    if unit != LAYER and skip_adapter is not None:
+        raise UsageError(f"unit={unit} is not supported with skip_adapter, which corrects skipped layers; use unit=layer")
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
@@ -171,7 +176,7 @@ def generate(
     if kept is None:
         kept = range(depth) if adapter is None else _only_set(adapter)
     kept = [_whole(layer, "a layer in kept") for layer in kept]
-    decoder = Decoder(model, Plan.from_layers(depth, kept, prompt_layers), tokenizer, adapter)
+    decoder = Decoder(model, Plan.from_layers(depth, kept, prompt_layers, unit), tokenizer, adapter)
     ids = [tokenizer(prompt).input_ids for prompt in prompts]
     if [] in ids:
         at = ids.index([])

@@ -18,6 +18,12 @@ def test_a_plan_is_drawn_and_listed():
     assert "careful" in text
 
 
+def test_a_unit_is_named():
+    plan = Plan("unified", 6, (0, 2, 5), "all", 2.0, 2.0, None, 600, 300, (), unit="attention")
+    text = "\n".join(plan_lines(plan, "tiny"))
+    assert "3 of 6 attentions" in text and "every MLP runs" in text
+
+
 def test_a_memory_budget_is_shown_beside_full():
     memory = MemoryPlan(2**34, 2**33, 64, 128, Footprint(2**20, 2**19, 900, 1700), Footprint(2**21, 2**21, 450, 450))
     plan = Plan("unified", 6, (0, 2, 5), "all", 2.0, 2.0, None, 600, 300, (), memory)

@@ -1,10 +1,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import NUM_LAYERS, VOCAB_SIZE
 
 from ulskip_cli.core.config_schema import ModelConfig
-from ulskip_cli.core.model_metadata import read_headers, read_metadata
+from ulskip_cli.core.model_metadata import ASSETS, read_headers, read_metadata
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
+from ulskip_cli.inference.half_layers import split_layers
 
 sizes = st.builds(
     lambda head, layer, n: WeightSizes(head, (layer,) * n), st.integers(0, 10**9), st.integers(1, 10**8), st.integers(3, 80)
@@ -33,15 +35,62 @@ def test_tensors_are_sorted_into_layers_and_head():
     tensors = {
         "model.embed_tokens.weight": ([100, 8], 3200),
         "model.layers.0.mlp.weight": ([8, 8], 256),
+        "model.layers.0.self_attn.q_proj.weight": ([8, 4], 128),
+        "model.layers.0.self_attn.q_proj.bias": ([4], 16),
+        "model.layers.0.post_attention_layernorm.weight": ([8], 32),
         "model.layers.1.mlp.weight": ([8, 8], 256),
-        "model.layers.1.experts.0.weight": ([8], 32),
+        "model.layers.1.experts.0.weight": ([8, 4], 32),
+        "model.layers.1.self_attn.q_proj.weight": ([8, 4], 128),
         "model.norm.weight": ([8], 32),
         "lm_head.weight": ([100, 8], 3200),
         "wpe.weight": ([64, 8], 2048),
     }
-    assert sort_weight_sizes(tensors, 2, 100) == WeightSizes(3232, (256, 288))
+    expected = WeightSizes(3232, (432, 416), attention=(144, 128), mlp=(256, 288))
+    assert sort_weight_sizes(tensors, 2, 100) == expected
     del tensors["lm_head.weight"]  # tied: the embedding is the head
-    assert sort_weight_sizes(tensors, 2, 100) == WeightSizes(3232, (256, 288))
+    assert sort_weight_sizes(tensors, 2, 100) == expected
+    del tensors["model.layers.1.self_attn.q_proj.weight"]  # a layer without attention
+    unknown = sort_weight_sizes(tensors, 2, 100)
+    assert (unknown.attention, unknown.mlp, unknown.of_unit("attention")) == ((), (), None)
+
+
+@given(
+    st.integers(0, 10**9),
+    st.lists(st.tuples(st.integers(1, 10**8), st.integers(1, 10**8), st.integers(0, 10**4)), min_size=2, max_size=40),
+    st.data(),
+)
+def test_skipped_parts_take_their_bytes_out_of_a_step(head, parts, data):
+    attention, mlp, _ = zip(*parts, strict=True)
+    weights = WeightSizes(head, tuple(map(sum, parts)), attention=attention, mlp=mlp)
+    kept = sorted(data.draw(st.sets(st.integers(0, len(parts) - 1), min_size=1)))
+    total = head + sum(weights.layers)
+    assert weights.of_unit("layer") == weights
+    for unit, own in (("attention", attention), ("mlp", mlp)):
+        skipped = sum(own[i] for i in range(len(parts)) if i not in kept)
+        assert weights.of_unit(unit).predicted_speedup(kept) == pytest.approx(total / (total - skipped))
+        assert 1 <= weights.of_unit(unit).predicted_speedup(kept) <= weights.predicted_speedup(kept)
+        assert weights.of_unit(unit).predicted_speedup(range(len(parts))) == 1
+
+
+@pytest.mark.parametrize("shape", ["bloom-7b1", "llama-12x128", "smollm2-135m"])
+def test_parts_of_a_shape_are_those_of_its_tensors(shape):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = ModelConfig(name="random", source="random", path=shape, dtype="float32")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(ASSETS / "shapes" / f"{shape}.json"))
+    tensors = {name: (list(one.shape), 4 * one.numel()) for name, one in model.named_parameters()}
+    assert read_metadata(config).weights == sort_weight_sizes(tensors, model.config.num_hidden_layers, model.config.vocab_size)
+
+
+def test_parts_are_found_by_name_in_every_architecture(model):
+    tensors = {name: (list(one.shape), 4 * one.numel()) for name, one in model.named_parameters()}
+    weights = sort_weight_sizes(tensors, NUM_LAYERS, VOCAB_SIZE)
+    for i, parts in enumerate(split_layers(model, "attention")):
+        sizes = {name: 4 * sum(one.numel() for one in child.parameters()) for name, child in parts.layer.named_children()}
+        assert weights.attention[i] == sizes[parts.attention]
+        assert weights.mlp[i] == sum(sizes[name] for name in parts.mlp)
 
 
 def test_names_without_a_stack_tell_nothing():

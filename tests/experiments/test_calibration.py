@@ -105,3 +105,14 @@ def test_given_options_need_no_calibration_and_change_no_other_identity(ready):
     assert identity(config) == identity(replace(config, calibration=replace(config.calibration, examples=9)))
     open_ = replace(config, strategy={**config.strategy, "horizon": None})
     assert identity(open_) != identity(replace(open_, calibration=replace(config.calibration, examples=9)))
+
+
+@pytest.mark.parametrize("unit", ["attention", "mlp"])
+def test_a_search_for_a_unit_measures_the_loss_without_it(ready, unit):
+    config, loaded, work = ready("strategy=search", "ratio=2", "strategy.budget=4", f"strategy.unit={unit}")
+    found, row = calibrate_strategy(config, loaded, work, NullProgress())
+    loss = ReferenceLoss(work.encoded, BatchSize(4), work.pad_token_id).of(
+        Decoder(loaded.model, make_plan(found, loaded.metadata))
+    )
+    assert row["notes"]["path"][-1]["loss"] == pytest.approx(loss, rel=1e-4)
+    assert found.strategy["unit"] == unit

@@ -10,6 +10,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.inference import linear_kernel
@@ -265,3 +266,13 @@ def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
     again, half = run_point(config(*overrides, "ratio=2"), session)
     assert again["id"] == half["baseline_id"] == full["id"] and half["vs_baseline"]["bleu"]["full"] == full["bleu"]
     assert resolve(config("engine=torch", "baseline_engine=torch")).run_id == resolve(config("engine=torch")).run_id
+
+
+@pytest.mark.parametrize("unit", ["attention", "mlp"])
+def test_a_row_names_its_unit_and_predicts_its_bytes(config, unit):
+    full, row = run_point(config(f"strategy.unit={unit}", "ratio=2"), Session())
+    assert (full["unit"], row["unit"], row["layer_ratio"]) == ("layer", unit, 2.0)
+    assert 1 < row["predicted_speedup"] < 2
+    assert row["kept_kv_bytes"] == row["prompt_kv_bytes"] * (0.5 if unit == "attention" else 1)
+    assert RunRecord.from_row(row).schedule.unit == unit
+    assert RunRecord.from_row({key: value for key, value in row.items() if key != "unit"}).schedule.unit == "layer"

@@ -52,3 +52,14 @@ def test_compiled_stages_continue_from_the_previous_stage(llama, compiler):
     fast = decoder.generate(ids * mask, mask, DecodeContext(COMPILED, 0))
     slow = decoder.with_engine("transformers").generate(ids * mask, mask, DecodeContext(COMPILED, 0))
     assert fast.token_ids == slow.token_ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["attention", "mlp"])
+def test_compiled_steps_run_without_a_part(llama, unit, compiler):
+    decoder = Decoder(llama, make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), ModelMetadata(NUM_LAYERS, None, None)))
+    ids = random_ids(2, 9)
+    eager, compiled = (
+        decoder.generate(ids, torch.ones_like(ids), DecodeContext(replace(COMPILED, compile=how), 0)) for how in ("off", "on")
+    )
+    assert compiled.compiled and compiled.token_ids == eager.token_ids

@@ -186,6 +186,12 @@ def test_patches_and_adapters_are_points_of_their_own():
     assert Group("", [failed]).approach(failed) == "unified + bias patch"
 
 
+def test_units_are_points_of_their_own():
+    rows = [sweep_row("full"), *(sweep_row(strategy_options=own) for own in ({}, {"unit": "attention"}, {"unit": "mlp"}))]
+    (group,) = grouped(with_settings(rows))
+    assert {approach for target, approach in group.points() if target == 2.0} == {"unified", "unified attention", "unified mlp"}
+
+
 def test_two_adapters_of_a_point_are_named():
     one_each = Group("", [adapted("a/two", "a/three"), adapted("a/three", target=3.0)])
     assert {approach for _, approach in one_each.points()} == {"unified + adapter"}

@@ -45,6 +45,15 @@ def test_two_schedules_at_once_are_refused():
         Custom([0, 3], "s.json")
 
 
+def test_a_file_of_a_unit_needs_the_same_unit(tmp_path):
+    file = tmp_path / "half.json"
+    file.write_text(ScheduleFile(6, (0, 3), unit="mlp").to_json())
+    assert Custom(file=str(file), unit="mlp").kept_layers(6, 2) == (0, 3)
+    with pytest.raises(UsageError, match=r"strategy\.unit=mlp.*half\.json, got layer"):
+        Custom(file=str(file)).kept_layers(6, 2)
+    assert '"unit"' not in ScheduleFile(6, (0, 3)).to_json()
+
+
 def test_a_file_is_the_point_that_its_layers_are(tmp_path):
     listed = identity(compose(["strategy=custom", "strategy.layers=[0,3]"]))
     assert identity(compose(["strategy=custom", f"strategy.file={written(tmp_path)}"])) == listed

@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.config import compose, identity
+from ulskip_cli.core.config_schema import UNITS
+from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.plan import Stage, make_plan
@@ -121,3 +122,60 @@ def test_early_exit_meets_a_target_by_cost_with_its_heads_counted():
 def test_early_exit_at_the_full_depth_leaves_nowhere():
     plan = make_plan(compose(["strategy=early_exit", "ratio=1"]), METADATA)
     assert plan.exits is None and plan.keeps_all
+
+
+HALVES = replace(METADATA, weights=WeightSizes(300, (100,) * 12, attention=(25,) * 12, mlp=(70,) * 12), total_bytes=1500)
+
+
+def test_a_unit_counts_its_own_bytes_and_keys():
+    plans = {unit: make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), HALVES) for unit in ("layer", "attention", "mlp")}
+    assert {plan.kept_layers for plan in plans.values()} == {plans["layer"].kept_layers}
+    assert plans["attention"].predicted_speedup == pytest.approx(1500 / (1500 - 6 * 25))
+    assert plans["mlp"].predicted_speedup == pytest.approx(1500 / (1500 - 6 * 70))
+    assert [plan.kept_kv_bytes_per_token for plan in plans.values()] == [600, 600, 1200]
+    assert [plan.unit for plan in plans.values()] == ["layer", "attention", "mlp"]
+    assert plans["layer"].options == {"spacing": "even"}
+
+
+@pytest.mark.parametrize(("unit", "highest"), [("attention", 1.2), ("mlp", 1.87)])
+def test_cost_solves_for_the_speedup_of_the_unit(unit, highest):
+    asked = ["ratio_basis=cost", f"strategy.unit={unit}"]
+    plan = make_plan(compose([*asked, "ratio=1.1"]), HALVES)
+    part = {"attention": 25, "mlp": 70}[unit]
+    assert plan.predicted_speedup >= 1.1 > 1500 / (1500 - (11 - plan.num_kept) * part)
+    with pytest.raises(NotApplicable, match=rf"never skipped.*ratio <= {highest}"):
+        make_plan(compose([*asked, "ratio=3"]), HALVES)
+    unknown = make_plan(compose([*asked, "ratio=2"]), METADATA)
+    assert (unknown.num_kept, unknown.predicted_speedup) == (6, None) and "sizes of the weights" in unknown.warnings[0]
+
+
+def test_a_memory_plan_counts_the_keys_of_kept_attentions():
+    sized = replace(HALVES, workspace_bytes_per_token=1, workspace_bytes_per_sequence=1)
+    budget = ["ratio=2", "memory_budget=1MB", "speed.prompt_tokens=4"]
+    full, attention, mlp = (
+        make_plan(compose([*budget, *unit]), sized).memory.strategy.decoding_bytes
+        for unit in (["strategy=full", "ratio=1"], ["strategy.unit=attention"], ["strategy.unit=mlp"])
+    )
+    assert full == mlp and full - 1 == 2 * (attention - 1)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["prompt_layers=kept", "ratio_basis=latency", "strategy.patch=bias", "model.skip_adapter=x", "engine=openvino"],
+)
+def test_a_unit_is_refused_where_whole_layers_are_needed(changed):
+    with pytest.raises(NotApplicable, match=rf"strategy\.unit=mlp is not supported with {changed.partition('=')[0]}"):
+        compose(["model=smollm2-135m", "strategy.unit=mlp", changed])
+    with pytest.raises(UsageError, match=r"unknown strategy\.unit"):
+        make_plan(compose(["strategy=top_skip", "strategy.unit=head"]), METADATA)
+
+
+def test_a_unit_changes_the_identity_and_whole_layers_do_not():
+    config = compose(["strategy=search"])
+    old = replace(config, strategy={key: value for key, value in config.strategy.items() if key != "unit"})
+    ids = [
+        identity(one) for one in (config, old, *(compose(["strategy=search", f"strategy.unit={unit}"]) for unit in UNITS[1:]))
+    ]
+    assert ids[0] == ids[1] and len(set(ids)) == 3
+    custom = [identity(compose(["strategy=custom", "strategy.layers=[0,5]", f"strategy.unit={unit}"])) for unit in UNITS]
+    assert len(set(custom)) == 3

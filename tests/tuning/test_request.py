@@ -73,6 +73,7 @@ def test_other_data_may_be_named_but_must_differ_from_what_is_reported(tmp_path)
         (["speedup=2", "candidates=[]"], "candidates"),
         (["speedup=2", "candidates=['strategy=unified prompt_layers=kept']"], "prompt_layers=kept"),
         (["speedup=2", "candidates=['strategy=unifid']"], "unified"),
+        (["speedup=2", "candidates=['strategy=unified strategy.unit=mlp']"], "strategy.unit=mlp"),
         (["speedup=2", "choice_examples=2"], "choice_examples"),
         (["speedup=2", "model.skip_adapter=a"], "model.skip_adapter"),
     ],

@@ -8,9 +8,11 @@ from itertools import groupby
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_commented
 from ulskip_cli.core import config
+from ulskip_cli.core.config_schema import ATTENTION, LAYER
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import Footprint, MemoryPlan
+from ulskip_cli.strategies.patching import UNIT_NAMES
 from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
@@ -49,6 +51,8 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
         "KV bytes per token": cache,
         "prompt_layers": "all layers encode the prompt" if plan.prompt_layers == "all" else "the kept layers encode the prompt",
     }
+    if plan.unit != LAYER:
+        facts["unit"] = f"{plan.unit}; every {'MLP' if plan.unit == ATTENTION else ATTENTION} runs"
     if (patch := plan.options.get("patch")) or plan.patch_bytes != 0:
         read = UNKNOWN if plan.patch_bytes is None else f"{plan.patch_bytes:,} bytes in each decode step"
         facts["patches"] = f"{patch or 'of the skip adapter'}, {len(gaps(plan.kept_layers, plan.num_layers))} gaps, {read}"
@@ -65,7 +69,7 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
 
 def _kept(plan: Plan, model: str) -> list[str]:
     return [
-        f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers} layers in each decode step",
+        f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers} {UNIT_NAMES[plan.unit]} in each decode step",
         "",
         f"  {strip(plan.num_layers, plan.kept_layers)}   {KEPT} kept  {SKIPPED} skipped",
         f"  {ruler(plan.num_layers)}",

@@ -17,7 +17,7 @@ from ulskip_cli.core.composition import compose_untyped, refuse_renamed
 from ulskip_cli.core.composition import config_dir as config_dir
 from ulskip_cli.core.composition import group_choices as group_choices
 from ulskip_cli.core.composition import parse_overrides as parse_overrides
-from ulskip_cli.core.config_schema import Config, DecodingConfig, EngineConfig, TrainingConfig, TuneConfig
+from ulskip_cli.core.config_schema import LAYER, Config, DecodingConfig, EngineConfig, TrainingConfig, TuneConfig
 from ulskip_cli.core.config_types import describe_type, field_type
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError, require_choice, unknown
@@ -29,6 +29,7 @@ TRAINING_GROUPS = ("model", "task", "strategy", "train")
 _NOT_RECORDED = ("launcher", "tracker", "tracker_options")
 _NOT_IDENTITY = ("name", "results_dir", "sweep", "memory_budget", *_NOT_RECORDED)  # they change no result
 PATCH_KEYS = ("patch", "patch_rank")
+SKIPPING_KEYS = ("unit", *PATCH_KEYS)  # of all strategies that skip layers
 _PATCH_CALIBRATION = ("responses", "patch_tokens", "patch_weights", "patch_order", "patch_centered")
 _NOT_OPTIONS = ("_target_", "name", "description")
 _BASELINE: dict[str, Any] = {
@@ -107,10 +108,11 @@ def options_of(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown_options(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a strategy config as rows and plans store them, without those of an unused patch."""
+    """Return the options of a strategy config as rows and plans store them, without unit=layer and those of an unused patch."""
     options = options_of(node)
     unused = {"none": PATCH_KEYS, "low_rank": ()}.get(options.get("patch", "none"), PATCH_KEYS[1:])
-    return {k: v for k, v in options.items() if k not in unused and (k != "search_patch" or v)}
+    hidden = [("unit", LAYER), ("search_patch", False)]
+    return {key: value for key, value in options.items() if key not in unused and (key, value) not in hidden}
 
 
 def identity(config: Config) -> str:
@@ -119,7 +121,7 @@ def identity(config: Config) -> str:
     if not strategy.follows_ratio:
         canonical.update(ratio=None, ratio_basis=None)
     if hasattr(strategy, "stands_for"):
-        kept = {key: canonical["strategy"][key] for key in ("_target_", "name", *PATCH_KEYS) if key in canonical["strategy"]}
+        kept = {key: canonical["strategy"][key] for key in ("_target_", "name", *SKIPPING_KEYS) if key in canonical["strategy"]}
         canonical["strategy"] = {**kept, **strategy.stands_for()}
     if config.strategy["name"] == "full":
         canonical.update(prompt_layers="all")
@@ -148,12 +150,14 @@ def _place_engine(canonical: dict[str, Any]) -> None:
 
 
 def drop_unused(plain: dict[str, Any]) -> None:
-    """Remove keys of patches and skip adapters that a plain configuration does not use.
+    """Remove keys of units, patches and skip adapters that a plain configuration does not use.
 
-    So a configuration without patches keeps the identity that it had before these keys existed.
+    So a configuration that skips whole layers without patches keeps the identity that it had before these keys existed.
     """
     strategy, kind = plain["strategy"], plain["strategy"].get("patch", "none")
     searched = strategy.get("search_patch", False)
+    if strategy.get("unit") == LAYER:
+        strategy.pop("unit")
     for key, used in (("patch", kind != "none"), ("patch_rank", kind == "low_rank"), ("search_patch", searched)):
         if not used:
             strategy.pop(key, None)

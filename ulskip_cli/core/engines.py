@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from ulskip_cli.core.errors import UsageError
@@ -58,4 +58,5 @@ def in_format(weights: WeightSizes | None, engine: str, name: str | None, bits: 
     if weights is None or name is None:
         return weights
     layers, head = (one / bits for one in ENGINES[engine].weights[name])
-    return replace(weights, head=round(weights.head * head), layers=tuple(round(layer * layers) for layer in weights.layers))
+    scaled = (tuple(round(size * layers) for size in sizes) for sizes in (weights.layers, weights.attention, weights.mlp))
+    return WeightSizes(round(weights.head * head), next(scaled), weights.patch, *scaled)

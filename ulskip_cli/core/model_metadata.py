@@ -135,7 +135,8 @@ def _shape_weights(name: str, num_layers: int, width: int | None) -> tuple[Weigh
     known = json.loads((ASSETS / "shape_parameters.json").read_text("utf-8")).get(name)
     if known is None or width is None:
         return None, None
-    return WeightSizes(known["head"] * width, (known["layer"] * width,) * num_layers), known["total"] * width
+    layers, attention, mlp = ((known[key] * width,) * num_layers for key in ("layer", "attention", "mlp"))
+    return WeightSizes(known["head"] * width, layers, attention=attention, mlp=mlp), known["total"] * width
 
 
 def find_config(model: ModelConfig) -> Path:

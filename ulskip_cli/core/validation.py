@@ -5,7 +5,7 @@ import operator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ulskip_cli.core.config_schema import AUTO, STARTS, Config, DecodingConfig, TrainingConfig, TrainOptions
+from ulskip_cli.core.config_schema import AUTO, LAYER, STARTS, Config, DecodingConfig, TrainingConfig, TrainOptions
 from ulskip_cli.core.engines import ENGINES, require_packages
 from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
 from ulskip_cli.core.files import user_path
@@ -47,6 +47,7 @@ def check_run(config: Config) -> None:
     _check_decoding_together(config.decoding)
     _check_drafts(config)
     _check_patches(config)
+    _check_unit(config)
     _check_engine(config)
     if not config.name or set(config.name) & set("/\\\0") or config.name.startswith("."):
         raise UsageError(f"expected name to be a folder name without slashes or a leading dot, got '{config.name}'")
@@ -76,6 +77,8 @@ def check_training(config: TrainingConfig) -> None:
         raise UsageError("expected train.validation or train.held_out, got both; set one of them")
     if config.strategy.get("patch", "none") != "none":
         raise UsageError("strategy.patch is not supported by ulskip train; use train=adapter train.patch=KIND")
+    if (unit := config.strategy.get("unit", LAYER)) != LAYER:
+        raise UsageError(f"strategy.unit={unit} is not supported by ulskip train, which trains whole layers; use unit={LAYER}")
     if config.model.skip_adapter:
         raise UsageError("model.skip_adapter is not supported by ulskip train, which starts from the model; leave it out")
     if train.method == "adapter":
@@ -187,6 +190,24 @@ def _check_patches(config: Config) -> None:
         raise NotApplicable(
             "strategy.patch=folded changes weights, which model.quantization does not allow; use strategy.patch=full"
         )
+
+
+def _check_unit(config: Config) -> None:
+    unit, patch = config.strategy.get("unit", LAYER), config.strategy.get("patch", "none")
+    if unit == LAYER:
+        return
+    engine = config.engine.name
+    refused = {
+        "prompt_layers=kept; use prompt_layers=all": config.prompt_layers == "kept",
+        "ratio_basis=latency, which times whole layers; use ratio_basis=cost": config.ratio_basis == "latency",
+        f"strategy.patch={patch}; use strategy.patch=none": patch != "none",
+        "strategy.search_patch; use strategy.search_patch=false": bool(config.strategy.get("search_patch")),
+        "model.skip_adapter, which corrects skipped layers; leave it out": bool(config.model.skip_adapter),
+        f"engine={engine}, which runs whole layers; use engine=auto": ENGINES[engine].is_runtime,
+    }
+    for reason, found in refused.items():
+        if found:
+            raise NotApplicable(f"strategy.unit={unit} is not supported with {reason}")
 
 
 def _check_shared(config: Config | TrainingConfig) -> None:

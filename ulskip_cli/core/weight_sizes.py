@@ -2,20 +2,30 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _LOOKED_UP = ("embed", "wte", "wpe", "position")  # embedding tables, of which a step reads one row
+_ATTENTION = re.compile("attn|attention")
 
 
 @dataclass(frozen=True)
 class WeightSizes:
     """Bytes of weights that a decode step reads at batch 1."""
 
-    head: int  # h, final norm and output head
-    layers: tuple[int, ...]
+    head: int  # h, final norm and output head; with `of_unit`, everything that runs in every step
+    layers: tuple[int, ...]  # with `of_unit`, the attention or the MLP of each layer
     patch: int = 0  # the patch at each gap
+    attention: tuple[int, ...] = ()  # the part of each layer that is attention, without norms; empty: unknown
+    mlp: tuple[int, ...] = ()
+
+    def of_unit(self, unit: str) -> "WeightSizes | None":
+        """Return the sizes for a schedule that skips only a unit (layer, attention or mlp); None if they are unknown."""
+        if unit == "layer":
+            return self
+        parts: tuple[int, ...] = getattr(self, unit)
+        return replace(self, head=self.head + sum(self.layers) - sum(parts), layers=parts) if parts else None
 
     def predicted_speedup(self, kept: Sequence[int], heads: int = 1) -> float:
         """Return the speedup (head + all layers) / (heads * head + kept layers + patches), in bytes.
@@ -46,12 +56,12 @@ def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_laye
 
     If two tensors have `vocab_size` rows, one of them is the head; a tied head may be missing.
     """
-    stacks: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    stacks: dict[str, dict[int, dict[str, tuple[Sequence[int], int]]]] = defaultdict(lambda: defaultdict(dict))
     outside: dict[str, tuple[Sequence[int], int]] = {}
     for name, (shape, size) in tensors.items():
         match = _LAYER.search(name)
         if match:
-            stacks[name[: match.start()]][int(match[1])] += size
+            stacks[name[: match.start()]][int(match[1])][name[match.end() :]] = (shape, size)
         else:
             outside[name] = (shape, size)
     full = [layers for layers in stacks.values() if sorted(layers) == list(range(num_layers))]
@@ -63,4 +73,26 @@ def sort_weight_sizes(tensors: Mapping[str, tuple[Sequence[int], int]], num_laye
         for name, (shape, size) in outside.items()
         if not (len(shape) == 2 and (vocab_size in shape or any(part in name for part in _LOOKED_UP)))
     )
-    return WeightSizes(head=min(tables) + rest, layers=tuple(full[0][i] for i in range(num_layers)))
+    layers = [full[0][i] for i in range(num_layers)]
+    parts = [_part_sizes(layer) for layer in layers]
+    known = all(attention and mlp for attention, mlp in parts)
+    return WeightSizes(
+        head=min(tables) + rest,
+        layers=tuple(sum(size for _, size in layer.values()) for layer in layers),
+        attention=tuple(attention for attention, _ in parts) if known else (),
+        mlp=tuple(mlp for _, mlp in parts) if known else (),
+    )
+
+
+def _part_sizes(layer: Mapping[str, tuple[Sequence[int], int]]) -> tuple[int, int]:
+    """Return the bytes of attention and MLP, the modules of a layer with matrices; 0 means that there is none."""
+    modules: dict[str, list[tuple[Sequence[int], int]]] = defaultdict(list)
+    for name, tensor in layer.items():
+        modules[name.partition(".")[0]].append(tensor)
+
+    def total(chosen: Iterable[str]) -> int:
+        return sum(size for name in chosen for _, size in modules[name])
+
+    parts = {name for name, held in modules.items() if any(len(shape) > 1 for shape, _ in held)}
+    attention = {name for name in parts if _ATTENTION.search(name)}
+    return total(attention), total(parts - attention)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ulskip_cli.core.config import baseline_config
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import LAYER, MLP, Config
 from ulskip_cli.core.engines import in_format
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
@@ -145,13 +145,15 @@ def _describe_sides(
         hidden_size = loaded.model.config.get_text_config(decoder=True).hidden_size
         kind, rank = patch_kind(config)
         parameters = parameters and replace(parameters, patch=patch_parameters(kind, hidden_size, rank))
+    weights, parameters = (sizes and sizes.of_unit(plan.unit) for sizes in (weights, parameters))
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
     depths = [sum(shares.values()) for shares in runs]
     seconds = [median(output.step_seconds for output in outputs) for outputs in (pairs.full, pairs.strategy)]
-    per_layer = None if drafted else layer_seconds(seconds[0], seconds[1], depths[0], depths[1])
+    per_layer = None if drafted or plan.unit != LAYER else layer_seconds(seconds[0], seconds[1], depths[0], depths[1])
     sides = []
     for i, outputs in enumerate((pairs.full, pairs.strategy)):
-        kv_bytes = _kv_bytes(outputs[0]) * depths[i] / (plan.num_kept if i else plan.num_layers)
+        cached = 1.0 if plan.unit == MLP else depths[i] / (plan.num_kept if i else plan.num_layers)
+        kv_bytes = _kv_bytes(outputs[0]) * cached
         known = (None, None) if drafted and i else (weights, parameters)
         work = StepWork.of(*known, runs[i], kv_bytes, len(outputs[0].token_ids), patches[i])
         breakdown = StepTimeBreakdown(seconds[i], heads[i], None if per_layer is None else per_layer * depths[i])

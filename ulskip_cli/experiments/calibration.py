@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ulskip_cli.core.config import baseline_config, drop_unused, instantiate, resolved_config
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import LAYER, Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
@@ -27,6 +27,7 @@ from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.strategies import NeedsCalibration
+from ulskip_cli.strategies.patching import unit_of
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
@@ -61,11 +62,12 @@ class HeldOutEvaluator:
     def block_influence(self) -> list[float]:
         """Return the block influence of every layer, measured on prompts and references."""
         texts = [one.prompt_ids + one.response_ids for one in self.workload.encoded or []]
-        return block_influence(self.loaded.model, texts, LOSS_BATCH, self.progress.phase("calibrate: influence", len(texts)))
+        report = self.progress.phase("calibrate: influence", len(texts))
+        return block_influence(self.loaded.model, texts, LOSS_BATCH, report, unit_of(self.config.strategy))
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
         """Return the decode loss of the references in nats per token; with prompt_layers=all, later calls reuse the prompts."""
-        plan = make_plan(replace(self.config, strategy=custom(kept_layers)), self.loaded.metadata)
+        plan = self._plan(kept_layers)
         decoder = Decoder(self.loaded.model, plan)
         shared = plan.prompt_layers == "all"
         if not shared or shared not in self._losses:
@@ -79,7 +81,7 @@ class HeldOutEvaluator:
 
     def patched_decode_loss(self, kept_layers: Sequence[int]) -> float:
         """Return the decode loss of half of the references in nats per token, with patches fitted on the other half."""
-        plan = make_plan(replace(self.config, strategy=custom(kept_layers)), self.loaded.metadata)
+        plan = self._plan(kept_layers)
         encoded, pad = self.workload.encoded or [], self.workload.pad_token_id
         if self._patching is None:
             loss = ReferenceLoss(encoded[::2], BatchSize(LOSS_BATCH), pad, KEPT_PROMPT_BYTES)
@@ -88,6 +90,10 @@ class HeldOutEvaluator:
         fitter, loss = self._patching
         adapter = fitter.fit(plan.kept_layers, patch_options(self.config, SEARCH_RIDGE))
         return loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
+
+    def _plan(self, kept_layers: Sequence[int]) -> Plan:
+        strategy = custom(kept_layers, unit_of(self.config.strategy))
+        return make_plan(replace(self.config, strategy=strategy), self.loaded.metadata)
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
         """Return the mean exit depth over generated answers, with the run's decoding settings and batch size."""
@@ -109,9 +115,10 @@ class HeldOutEvaluator:
         self._report_search(done)
 
 
-def custom(kept_layers: Sequence[int]) -> dict[str, Any]:
-    """Return the strategy config of a list of layers."""
-    return {"_target_": "ulskip_cli.strategies.custom.Custom", "name": "custom", "layers": list(kept_layers)}
+def custom(kept_layers: Sequence[int], unit: str = LAYER) -> dict[str, Any]:
+    """Return the strategy config of a list of layers that keep a unit."""
+    target = "ulskip_cli.strategies.custom.Custom"
+    return {"_target_": target, "name": "custom", "layers": list(kept_layers), "unit": unit}
 
 
 def calibrate_strategy(
@@ -165,6 +172,7 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
         prompt_layers=plan.prompt_layers,
         model=config.model.path,
         made_by=f"ulskip {__version__}: calibration on held-out examples",
+        unit=plan.unit,
     )
 
 

@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core.config import compose, identity, instantiate
+from ulskip_cli.core.config_schema import LAYER
 from ulskip_cli.core.engines import refuse_runtime
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
@@ -52,7 +53,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
     """A causal LM with one schedule, as a model of lm-evaluation-harness. It generates text as `ulskip run` does.
 
     The kept layers score continuations and read their contexts. With an explicit `prompt_layers=all`, all layers read the
-    context, so the full model scores the first token of every continuation.
+    context, so the full model scores the first token of every continuation; so it is with `strategy.unit`.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             )
         self.plan = make_plan(self.ulskip_config, self.loaded.metadata)
         asked = any(text.startswith("prompt_layers=") for text in overrides)
-        stays = asked or self.plan.keeps_all or self.plan.exits
+        stays = asked or self.plan.keeps_all or self.plan.exits or self.plan.unit != LAYER
         scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
         adapter, self.skip_adapter = load_adapter(self.ulskip_config.model, self.plan)
         self.decoder = Decoder(self.loaded.model, self.plan, tokenizer, adapter, engine)

@@ -1,9 +1,10 @@
 """Warnings of a finished run: one line for each difference between the requested settings and the actual run."""
 
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import LAYER, Config
 from ulskip_cli.core.cpu_load import is_crowded
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.inference import linear_kernel
+from ulskip_cli.strategies.patching import UNIT_NAMES
 from ulskip_cli.strategies.plan import Plan
 
 DEPTH_TOLERANCE = 0.05  # relative difference between the answers' mean depth and the target that needs no warning
@@ -70,9 +71,10 @@ def _untrained(plan: Plan, record: RunRecord) -> list[str]:
     if record.schedule and (record.schedule.skip_adapter or record.schedule.patch):  # made for these layers
         return []
     count = plan.target_kept if plan.exits else plan.num_kept
+    train = "train them for these layers with `ulskip train`, or " if plan.unit == LAYER else ""
     return [
-        f"{plan.strategy} with {count} of {plan.num_layers} layers: the weights were trained for other layers, so quality "
-        "may suffer; train them for these layers with `ulskip train`, or use the strategy and ratio of their training"
+        f"{plan.strategy} with {count} of {plan.num_layers} {UNIT_NAMES[plan.unit]}: the weights were trained for other "
+        f"layers, so quality may suffer; {train}use the strategy and ratio of their training"
     ]
 
 

@@ -255,6 +255,7 @@ def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[Batch
     return ScheduleRecord(
         num_layers=plan.num_layers,
         kept_layers=list(plan.kept_layers),
+        unit=plan.unit,
         later_stages=[asdict(stage) for stage in plan.later_stages],
         target_kept_layers=plan.target_kept,
         mean_kept_layers=exits.mean_depth or plan.mean_kept(plan.timed_tokens - 1),

@@ -41,7 +41,7 @@ class StepTimeBreakdown:
 
     step_seconds: float
     head_seconds: float | None  # final norm and output head, timed separately; None if they cannot be timed
-    layers_seconds: float | None  # None if no layer is skipped, because the cost of a layer is then unknown
+    layers_seconds: float | None  # None if no whole layer is skipped, because the cost of a layer is then unknown
 
     @property
     def other_seconds(self) -> float | None:

@@ -28,6 +28,7 @@ def schedule_file(point: ResolvedExport) -> ScheduleFile:
         prompt_layers=plan.prompt_layers,
         model=point.model_name,
         made_by=point.made_by,
+        unit=plan.unit,
     )
 
 

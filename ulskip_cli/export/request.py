@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import LAYER, Config
 from ulskip_cli.core.engines import refuse_runtime
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, require_choice
@@ -75,6 +75,11 @@ def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRe
     if request.format == "gguf" and find_spec("gguf") is None:
         raise UsageError("--format gguf requires the package gguf, which is not installed; run: pip install gguf")
     plan = exportable_plan(config)
+    if request.format != "schedule" and plan.unit != LAYER:
+        raise UsageError(
+            f"--format {request.format} is not supported with strategy.unit={plan.unit}, which skips parts of layers; use "
+            "--format schedule, or strategy.unit=layer"
+        )
     if request.format != "schedule" and plan.later_stages:
         raise UsageError(
             f"--format {request.format} is not supported with strategy={plan.strategy}, whose later steps run fewer layers; "

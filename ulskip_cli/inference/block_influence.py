@@ -8,15 +8,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.core.config_schema import ATTENTION, LAYER
+from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import padded
 
 
 def block_influence(
-    model: PreTrainedModel, texts: Sequence[Sequence[int]], batch_size: int, on_batch: Callable[[int], None] = lambda done: None
+    model: PreTrainedModel,
+    texts: Sequence[Sequence[int]],
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda done: None,
+    unit: str = LAYER,
 ) -> list[float]:
-    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1}; `texts` are token ids."""
+    """Return `1 - mean_t cos(h_l, h_{l+1})` of every layer, with input h_l and output h_{l+1}; `texts` are token ids.
+
+    For `unit` attention or mlp, the states are those before and after this part of the layer.
+    """
     layers = shallow_view.decoder_layers(model)
+    parts = [] if unit == LAYER else half_layers.split_layers(model, unit)
+    attention_outputs: dict[int, Any] = {}
     sums, count = torch.zeros(len(layers), dtype=torch.float64), 0
     mask: Tensor = torch.empty(0)
 
@@ -24,13 +34,23 @@ def block_influence(
         def read(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
+            if parts:
+                between = parts[index].states_between(args, kwargs, attention_outputs.pop(index))
+                before, after = (before, between) if unit == ATTENTION else (between, after)
             similar = functional.cosine_similarity(before.float(), after.float().to(before.device), dim=-1)
             sums[index] += float(similar[mask.to(similar.device)].double().sum())
 
         return read
 
+    def keeper(index: int) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            attention_outputs[index] = output
+
+        return keep
+
     # Hooks, because the last of a model's `hidden_states` is the output of the final norm and not of the last layer.
     hooks = [layer.register_forward_hook(reader(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    hooks += [one.layer.get_submodule(one.attention).register_forward_hook(keeper(index)) for index, one in enumerate(parts)]
     device, order = shallow_view.input_device(model), sorted(texts, key=len, reverse=True)
     try:
         with torch.inference_mode():

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
+from ulskip_cli.core.config_schema import LAYER, DecodingConfig, EngineConfig
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.engines import early_exit, fast, speculative
 from ulskip_cli.inference.engines.base import BatchOutput, BatchRequest, Engine, EngineOutput
@@ -272,12 +272,14 @@ def _stage_views(
     def view(kept: tuple[int, ...]) -> PreTrainedModel:
         if kept == everything:
             return model
+        if plan.unit != LAYER:
+            return half_layers.half_view(model, kept, plan.unit)
         return shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, kept)
 
     views = {stage.kept_layers: view(stage.kept_layers) for stage in plan.stages}
     prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
     stages = [
-        StageView(stage.first_step, views[stage.kept_layers], tuple(prompt_layers.index(layer) for layer in stage.kept_layers))
+        StageView(stage.first_step, views[stage.kept_layers], tuple(map(prompt_layers.index, plan.cached_layers(stage))))
         for stage in plan.stages
     ]
     return (views[prompt_layers] if plan.prompt_layers == "kept" else model), tuple(stages)

@@ -30,7 +30,7 @@ class StageView:
 
     first_step: int  # step 0 generates the second token, because prefill generates the first
     view: PreTrainedModel
-    kept: tuple[int, ...]  # indices into the layers of the model that encodes the prompt; each stage has fewer
+    kept: tuple[int, ...]  # layers of the model that encodes the prompt whose keys and values the view reads
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -53,7 +53,7 @@ def shallow_view(
     """
     path, stack = _stack(model)
     kept = schedule.checked(len(stack), kept)
-    layers = nn.ModuleList(adapt(new, _renumbered(stack[old], new)) for new, old in enumerate(kept))
+    layers = nn.ModuleList(adapt(new, renumbered(stack[old], new)) for new, old in enumerate(kept))
     layers.training = stack.training
     configs: dict[int, PreTrainedConfig] = {}  # the copy of each config, by id, because modules share configs
 
@@ -265,11 +265,11 @@ def _unhook(shell: nn.Module) -> None:
         shell.__dict__.pop(name, None)
 
 
-def _renumbered(module: nn.Module, index: int) -> nn.Module:
+def renumbered(module: nn.Module, index: int) -> nn.Module:
     """Return a copy of `module` with another layer index; the copy shares all parts that have no layer index."""
     if not any(name in part.__dict__ for part in module.modules() for name in _INDICES):
         return module
-    shell = _shell(module, {name: _renumbered(child, index) for name, child in module._modules.items() if child is not None})
+    shell = _shell(module, {name: renumbered(child, index) for name, child in module._modules.items() if child is not None})
     for name in _INDICES:
         if name in shell.__dict__:
             setattr(shell, name, index)

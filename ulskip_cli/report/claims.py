@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.columns import Column, Section, text
 from ulskip_cli.report.compare import shared_keys
+from ulskip_cli.report.corrections import strategy_name
 from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Difference, Scorer, shared_metric, speed_ratio
 from ulskip_cli.report.quality import METRICS, primary, quality, speed
 from ulskip_cli.report.rows import SETTINGS, Group, done, grouped, knows, setting_keys
@@ -64,7 +65,7 @@ class Judge:
         """Judge the paper's claims on the rows of one group."""
         points, metric, judged = _points(group), primary(group.rows), quality(group, self.gate)
         for (target, approach), row in points.items():
-            if row["strategy"] != PAPER_STRATEGY:
+            if strategy_name(row) != PAPER_STRATEGY:
                 continue
             its = judged.get(id(row))
             if its and metric:
@@ -75,7 +76,7 @@ class Judge:
                 clock = Difference(row["measured_speedup"], row["measured_speedup_low"], row["measured_speedup_high"], "")
                 yield f"{approach} decodes faster than full at {target:g}x", Verdict(speed(row), clock.verdict(1.0))
             for (at, rival), other in points.items():
-                is_rival = at == target and other["strategy"] not in (PAPER_STRATEGY, "full")
+                is_rival = at == target and strategy_name(other) not in (PAPER_STRATEGY, "full")
                 if is_rival and (shared := shared_metric([row, other], metric)):
                     apart, figures = self._compare(row, other, shared)
                     yield f"{approach} beats {rival} in {METRICS[shared]} at {target:g}x", Verdict(figures, apart.verdict())

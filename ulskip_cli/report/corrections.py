@@ -1,24 +1,35 @@
-"""Names of the patches and skip adapters that corrected a row's layers."""
+"""Names of a row's strategy, and of the patches and skip adapters that corrected its layers."""
 
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config import PATCH_KEYS
+from ulskip_cli.core.config import SKIPPING_KEYS
+from ulskip_cli.core.config_schema import LAYER
 from ulskip_cli.experiments.record import Row, is_done
 
 
 def own_options(row: Row) -> dict[str, Any]:
-    """Return the options of a row's strategy without those of its patches."""
-    return {key: value for key, value in (row.get("strategy_options") or {}).items() if key not in PATCH_KEYS}
+    """Return the options of a row's strategy without its unit and those of its patches."""
+    return {key: value for key, value in (row.get("strategy_options") or {}).items() if key not in SKIPPING_KEYS}
+
+
+def strategy_name(row: Row) -> str:
+    """Return the strategy of a row, with its unit unless it skips whole layers.
+
+    >>> strategy_name({"strategy": "unified", "strategy_options": {"unit": "attention"}})
+    'unified attention'
+    """
+    unit = (row.get("strategy_options") or {}).get("unit", LAYER)
+    return str(row["strategy"]) if unit == LAYER else f"{row['strategy']} {unit}"
 
 
 def series_name(row: Row) -> str:
-    """Return the strategy of a row, with the kind of its patches or `adapter`.
+    """Return the strategy of a row and its unit, with the kind of its patches or `adapter`.
 
     >>> series_name({"strategy": "unified", "patch": {"kind": "full", "rank": None}})
     'unified + full patch'
     """
-    return f"{row['strategy']}{correction(row)}"
+    return f"{strategy_name(row)}{correction(row)}"
 
 
 def correction(row: Row) -> str:

@@ -11,6 +11,7 @@ from ulskip_cli.experiments.record import Row, is_done
 from ulskip_cli.report import tables
 from ulskip_cli.report.answers import Answers
 from ulskip_cli.report.columns import Column, Section, axes_of, kv_share, starred, varying, words
+from ulskip_cli.report.corrections import strategy_name
 from ulskip_cli.report.plot_style import SavedPlot, strategy_colour
 from ulskip_cli.report.plots import last_stage
 from ulskip_cli.report.quality import METRICS, Quality, Winner, quality
@@ -139,7 +140,7 @@ def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
         shown_elsewhere.add("engine")  # strategy and decoding determine it
     axes = [key for key in varying(rows, ["folder", *axes_of(rows)]) if key not in shown_elsewhere]
     return [
-        Field("strategy", "strategy", "text", get("strategy"), facet=True),
+        Field("strategy", "strategy", "text", strategy_name, facet=True),
         Field("target_speedup", "target", "number", get("target_speedup"), "requested speedup", ".10g", facet=True),
         Field("batch_size", "batch", "number", get("batch_size"), "batch size", ".10g", facet=True),
         *(_axis(rows, key) for key in axes),

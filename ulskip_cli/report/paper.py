@@ -13,6 +13,7 @@ from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
 from ulskip_cli.report.columns import Cell, Column, Section, computed, layers, number, paired_tokens_per_second, text
+from ulskip_cli.report.corrections import strategy_name
 from ulskip_cli.report.quality import METRICS, primary, quality
 from ulskip_cli.report.rows import MISSING, Group, done, grouped, ordered, point_order, with_settings
 
@@ -223,5 +224,5 @@ def _ours(rows: Sequence[Row], target: float, approach: str, label: str) -> Row:
     if approach == "full":
         speeds = [row["full"]["total_tokens_per_second"] for row in rows]
         return {label: median(speeds), f"{label}_x": 1.0} if speeds else {}
-    found = next((row for row in rows if (row.get("target_speedup"), row["strategy"]) == (target, approach)), None)
+    found = next((row for row in rows if (row.get("target_speedup"), strategy_name(row)) == (target, approach)), None)
     return {label: found["total_tokens_per_second"], f"{label}_x": found["end_to_end_speedup"]} if found else {}

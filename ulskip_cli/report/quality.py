@@ -12,6 +12,7 @@ from typing import Any
 
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.columns import MIN_FOR_STARS, few_examples, num_pairs
+from ulskip_cli.report.corrections import strategy_name
 from ulskip_cli.report.rows import Group, done
 from ulskip_cli.tasks import metrics
 
@@ -178,7 +179,7 @@ def _fastest(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Qu
 def _best(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quality]) -> Winner:
     first, *others = sorted(rows, key=lambda row: -judged[id(row)].share)
     equal = [first, *(row for row in others if not apart(first, row, judged[id(first)].metric))]
-    rivals = {row["strategy"] for row in group.rows if row.get("target_speedup") == first["target_speedup"]}
+    rivals = {strategy_name(row) for row in group.rows if row.get("target_speedup") == first["target_speedup"]}
     notes = ["the only point that passes"] if not others and len(rivals) > 1 else []
     figures = [f"{judged[id(row)].value:.2f}, {_kept(judged[id(row)])}" for row in equal]
     note = "; ".join(filter(None, [*notes, judged[id(first)].caveat]))

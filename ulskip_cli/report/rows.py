@@ -16,7 +16,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.printable import all_printable, printable
 from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.corrections import adapter_names, correction, own_options
+from ulskip_cli.report.corrections import adapter_names, correction, own_options, strategy_name
 
 FILE = "runs.jsonl"
 MAX_FOLDERS_NAMED = 8
@@ -73,15 +73,15 @@ class Group:
         return several
 
     def approach(self, row: Row) -> str:
-        """Name a row's strategy and its patches or skip adapter.
+        """Name a row's strategy, its unit and its patches or skip adapter.
 
         Options and adapters are named if the group contains the strategy with different ones.
         """
-        name = str(row["strategy"])
+        name, strategy = strategy_name(row), str(row["strategy"])
         options = " ".join(str(value) for value in own_options(row).values())
-        label = f"{name} {options}" if options and len(self._options[name]) > 1 else name
+        label = f"{name} {options}" if options and len(self._options[strategy]) > 1 else name
         adapter = adapter_names(row)
-        return f"{label} + adapter {adapter}" if adapter and self._adapters[name] else label + correction(row)
+        return f"{label} + adapter {adapter}" if adapter and self._adapters[strategy] else label + correction(row)
 
     def points(self) -> dict[tuple[float, str], dict[int, Row]]:
         """Return the last row of every target, approach and batch size, in the order of the paper's table 4."""

@@ -6,11 +6,11 @@ from typing import ClassVar
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
-from ulskip_cli.strategies.patching import Patchable
+from ulskip_cli.strategies.patching import SkippingOptions
 
 
 @dataclass(frozen=True)
-class BlockInfluence(Patchable):
+class BlockInfluence(SkippingOptions):
     """Keep the R layers with the highest influence, `1 - mean_t cos(h_l, h_{l+1})` on held-out text."""
 
     scores: list[float] = option(list, "block influence of layers 0 to N-1; empty: the run measures it")

@@ -2,13 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.engines import in_format
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.strategies.patching import unit_of
 from ulskip_cli.strategies.schedule import MIN_KEPT
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
+
+
+def weights_of_step(weights: WeightSizes | None, config: Config, patch: int | None) -> WeightSizes | None:
+    """Return the bytes that decode steps read, in the engine's format and by the units that are skipped; None if unknown.
+
+    `weights` are those of the model's files, and `patch` is the bytes of the patch at each gap.
+    """
+    weights = in_format(weights, config.engine.name, config.engine.weights, 16)
+    return weights and replace(weights, patch=patch or 0).of_unit(unit_of(config.strategy))
 
 
 def num_kept_for_cost(
@@ -29,8 +41,8 @@ def num_kept_for_cost(
     highest = math.floor(weights.predicted_speedup(kept_layers(MIN_KEPT), heads(MIN_KEPT)) * 100) / 100
     share = weights.head / (weights.head + sum(weights.layers))
     raise NotApplicable(
-        f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because the output head is {share:.0%} of the "
-        f"bytes of a full step; use ratio <= {highest:g}"
+        f"ratio={target_speedup:g} is out of reach with ratio_basis=cost, because the output head and other parts "
+        f"that are never skipped are {share:.0%} of the bytes of a full step; use ratio <= {highest:g}"
     )
 
 

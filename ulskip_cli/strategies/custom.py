@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies import schedule, schedule_file
-from ulskip_cli.strategies.patching import Patchable
+from ulskip_cli.strategies.patching import SkippingOptions
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 
 @dataclass(frozen=True)
-class Custom(Patchable):
+class Custom(SkippingOptions):
     """Keep exactly the layers that `layers` or the schedule file `file` lists."""
 
     layers: list[int] = option(list, "layers to keep, ascending numbers from 0; empty: use strategy.file")
@@ -22,6 +22,7 @@ class Custom(Patchable):
     follows_ratio: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.layers and self.file is not None:
             raise UsageError(f"expected strategy.layers or strategy.file, got both: {self.layers} and {self.file}; set one")
 
@@ -51,6 +52,8 @@ class Custom(Patchable):
         if self.file is None:
             return None
         found = schedule_file.read(Path(self.file))
+        if found.unit != self.unit:
+            raise UsageError(f"expected strategy.unit={found.unit} with the schedule in {self.file}, got {self.unit}; set it")
         if found.later_stages:
             options = [f"strategy.{key}={value}" for key, value in found.strategy_options.items()]
             overrides = [

@@ -5,13 +5,12 @@ from typing import Any, ClassVar
 
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
-from ulskip_cli.strategies.patching import NO_PATCH, Patchable
+from ulskip_cli.strategies.patching import NO_PATCH, SkippingOptions
 
 
 @dataclass(frozen=True)
-class OneBlock(Patchable):
+class OneBlock(SkippingOptions):
     """Skip N - R neighbouring layers between the first and the last layer; held-out examples decide which ones."""
 
     first: int | None = option(None, "first skipped layer; null: the run chooses it on held-out examples", minimum=1)
@@ -20,9 +19,6 @@ class OneBlock(Patchable):
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept",)
     stand_in: ClassVar[str] = "the middle block"
     num_kept = staticmethod(schedule.num_kept)
-
-    def __post_init__(self) -> None:
-        check_fields(self, "strategy.")
 
     @property
     def is_calibrated(self) -> bool:

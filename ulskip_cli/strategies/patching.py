@@ -1,22 +1,33 @@
-"""Options of static strategies for patches at their gaps, and the bytes of the patches."""
+"""Options that strategies which skip layers share: the skipped unit and patches at gaps; and the bytes of the patches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ulskip_cli.core.config_schema import PATCHES, Config, option
+from ulskip_cli.core.config_schema import ATTENTION, LAYER, MLP, PATCHES, UNITS, Config, option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import adapter_records
+from ulskip_cli.core.validation import check_fields
 
 NO_PATCH = "none"
+UNIT_NAMES = {LAYER: "layers", ATTENTION: "attentions", MLP: "MLPs"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patchable:
-    """A strategy whose gaps may have patches, which correct the hidden states behind skipped layers (docs/adapters.md)."""
+class SkippingOptions:
+    """What a strategy skips, and the patches that correct the hidden states behind skipped layers (docs/adapters.md)."""
 
+    unit: str = option(LAYER, "what is skipped: whole layers, or only the attention or the MLP of layers", choices=UNITS)
     patch: str = option(NO_PATCH, "correction behind skipped layers, measured on held-out examples", choices=PATCHES)
     patch_rank: int = option(32, "rank of patch=low_rank", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "strategy.")
+
+
+def unit_of(strategy: Mapping[str, Any]) -> str:
+    """Return what a strategy config skips: layer, attention or mlp."""
+    return str(strategy.get("unit") or LAYER)
 
 
 def patch_of(strategy: Mapping[str, Any]) -> str:

@@ -7,17 +7,16 @@ from itertools import pairwise
 from typing import Any
 
 from ulskip_cli.core.config import instantiate, shown_options
-from ulskip_cli.core.config_schema import Config, ModelConfig
-from ulskip_cli.core.engines import in_format
+from ulskip_cli.core.config_schema import LAYER, MLP, Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, adapter_records
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 from ulskip_cli.strategies import NeedsCalibration, PositionalStrategy, Strategy, schedule
-from ulskip_cli.strategies.cost import num_kept_for_cost
+from ulskip_cli.strategies.cost import num_kept_for_cost, weights_of_step
 from ulskip_cli.strategies.early_exit_plan import heads_per_step, make_exit_rule
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, cached_layers, memory_plan
-from ulskip_cli.strategies.patching import NO_PATCH, patch_kind, patch_parameters
+from ulskip_cli.strategies.patching import NO_PATCH, patch_kind, patch_parameters, unit_of
 from ulskip_cli.strategies.schedule import Stage
 
 
@@ -27,7 +26,7 @@ class Plan:
 
     strategy: str
     num_layers: int
-    kept_layers: tuple[int, ...]  # ascending; with later stages, those of the first steps
+    kept_layers: tuple[int, ...]  # ascending, those that keep the unit; with later stages, those of the first steps
     prompt_layers: str  # all or kept
     target_speedup: float | None  # None if the strategy ignores the ratio
     layer_ratio: float  # N over the mean number of layers per step
@@ -42,6 +41,7 @@ class Plan:
     timed_tokens: int = 32  # per sequence in timed pairs; positional strategies need a length with a mean depth of R
     exits: ExitRule | None = None  # None without early exit
     patch_bytes: int | None = 0  # bytes of patches that a first step reads; None if unknown
+    unit: str = LAYER  # what is skipped: layer, attention or mlp
 
     def __post_init__(self) -> None:
         """Check that later stages only drop layers; an added layer would lack the keys and values of earlier steps."""
@@ -50,11 +50,13 @@ class Plan:
                 raise ValueError(f"expected fewer layers at a later step than {before}, got {after}")
 
     @classmethod
-    def from_layers(cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all") -> "Plan":
+    def from_layers(cls, num_layers: int, kept: Sequence[int], prompt_layers: str = "all", unit: str = LAYER) -> "Plan":
         """Make a plan from a list of layers and the depth of a model; raise UsageError for an invalid list."""
+        if unit != LAYER and prompt_layers != "all":
+            raise UsageError(f"unit={unit} is not supported with prompt_layers={prompt_layers}; use prompt_layers=all")
         layers = schedule.checked(num_layers, kept)
         ratio = num_layers / len(layers)
-        return cls("custom", num_layers, layers, prompt_layers, None, ratio, None, None, None, ())
+        return cls("custom", num_layers, layers, prompt_layers, None, ratio, None, None, None, (), unit=unit)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -75,6 +77,10 @@ class Plan:
     def num_kept(self) -> int:
         """Number of layers of the first stage."""
         return len(self.kept_layers)
+
+    def cached_layers(self, stage: Stage) -> tuple[int, ...]:
+        """Return the layers whose keys and values a stage reads."""
+        return tuple(range(self.num_layers)) if self.unit == MLP else stage.kept_layers
 
     @property
     def keeps_all(self) -> bool:
@@ -97,10 +103,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     """
     strategy: Strategy = instantiate(config.strategy, "strategy")
     patch = _patch_bytes(metadata, config)
-    weights = in_format(metadata.weights, config.engine.name, config.engine.weights, 16)
-    metadata = replace(metadata, weights=weights)
-    if metadata.weights and patch:
-        metadata = replace(metadata, weights=replace(metadata.weights, patch=patch))
+    metadata = replace(metadata, weights=weights_of_step(metadata.weights, config, patch))
     num_layers, per_layer = metadata.num_layers, metadata.kv_bytes_per_layer
     heads = heads_per_step(strategy, config, num_layers)
     basis, fallbacks = _usable_basis(strategy, config, metadata, depth)
@@ -130,6 +133,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         timed_tokens=timed_tokens,
         exits=exits,
         patch_bytes=None if patch is None else patch * len(gaps(kept, num_layers)),
+        unit=unit_of(config.strategy),
     )
 
 
@@ -181,7 +185,7 @@ def _usable_basis(
         basis = "cost"
     if basis == "cost" and metadata.weights is None:
         warnings.append(
-            "ratio_basis=cost requires the sizes of the weights, which are unknown before the model is loaded; "
+            "ratio_basis=cost requires the sizes of the weights, which the model's files do not state; "
             "this plan uses ratio_basis=layers"
         )
         basis = "layers"
@@ -276,6 +280,8 @@ def is_trained_for(trained_for: Mapping[str, Any] | None, plan: Plan) -> bool | 
     """Return True if weights were trained with the layers of a plan, and None if it is unknown how they were trained."""
     if trained_for is None:
         return None
+    if plan.unit != LAYER:
+        return False
     exits = trained_for.get("exits") or []
     if plan.exits:
         return set(plan.exits.checks) <= set(exits)

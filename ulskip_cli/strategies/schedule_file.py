@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.core.config_schema import LAYER
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.typed_json import load_object, parse
@@ -27,10 +28,13 @@ class ScheduleFile:
     prompt_layers: str = "all"  # all or kept
     model: str | None = None  # hub id, path or name
     made_by: str | None = None  # program, version and overrides
+    unit: str = LAYER  # what is skipped: layer, attention or mlp
 
     def to_json(self) -> str:
         """Return the text of the file: format and version first, one key per line."""
         fields = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        if self.unit == LAYER:
+            del fields["unit"]  # earlier versions do not have this key
         body = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())
         return f"{{\n{body}\n}}\n"
 

@@ -8,17 +8,16 @@ from typing import Any, ClassVar
 
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
 from ulskip_cli.strategies.block_influence import BlockInfluence
 from ulskip_cli.strategies.one_block import first_layers, spread, without_block
-from ulskip_cli.strategies.patching import Patchable
+from ulskip_cli.strategies.patching import SkippingOptions
 
 BLOCKS = 6  # skipped blocks from which a search with patches starts
 
 
 @dataclass(frozen=True)
-class Search(Patchable):
+class Search(SkippingOptions):
     """Keep the best R layers that a search with a fixed budget finds."""
 
     layers: list[int] = option(list, "layers found by an earlier search, ascending; empty: the run searches")
@@ -29,9 +28,6 @@ class Search(Patchable):
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept",)
     stand_in: ClassVar[str] = "evenly spread layers, the start of the search"
     num_kept = staticmethod(schedule.num_kept)
-
-    def __post_init__(self) -> None:
-        check_fields(self, "strategy.")
 
     @property
     def measures_patches(self) -> bool:

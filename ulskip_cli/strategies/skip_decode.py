@@ -11,16 +11,15 @@ from typing import ClassVar
 
 from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
-from ulskip_cli.strategies.patching import Patchable
+from ulskip_cli.strategies.patching import SkippingOptions
 from ulskip_cli.strategies.schedule import Stage
 
 MAX_HORIZON = 100_000  # steps
 
 
 @dataclass(frozen=True)
-class SkipDecode(Patchable):
+class SkipDecode(SkippingOptions):
     """Keep fewer layers at later positions, and R layers on average."""
 
     warmup_layers: int = option(1, "number of first layers that always run", minimum=1)
@@ -31,9 +30,6 @@ class SkipDecode(Patchable):
     calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding")
     stand_in: ClassVar[str] = "a horizon for answers of speed.new_tokens"
     num_kept = staticmethod(schedule.num_kept)  # R, the mean number of layers per step
-
-    def __post_init__(self) -> None:
-        check_fields(self, "strategy.")
 
     @property
     def is_calibrated(self) -> bool:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ulskip_cli.strategies import schedule
-from ulskip_cli.strategies.patching import Patchable
+from ulskip_cli.strategies.patching import SkippingOptions
 
 
 @dataclass(frozen=True)
-class TopSkip(Patchable):
+class TopSkip(SkippingOptions):
     """Keep the first R layers."""
 
     follows_ratio: ClassVar[bool] = True

@@ -4,24 +4,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ulskip_cli.core.config_schema import option
-from ulskip_cli.core.validation import check_fields
 from ulskip_cli.strategies import schedule
-from ulskip_cli.strategies.patching import Patchable
+from ulskip_cli.strategies.patching import SkippingOptions
 
 SPACINGS = {"even": schedule.even, "reference": schedule.reference}
 
 
 @dataclass(frozen=True)
-class Unified(Patchable):
+class Unified(SkippingOptions):
     """Keep R layers at equal distances; `spacing` selects how non-integer distances are rounded."""
 
     spacing: str = option(
         "even", "rounding of layer numbers; even: to the nearest, reference: as in the paper's code", tuple(SPACINGS)
     )
     follows_ratio: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_fields(self, "strategy.")
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
         """Return floor(N / r); `reference` has no tolerance for float division, like the published code."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core.config_schema import AUTO, Config, TuneConfig
+from ulskip_cli.core.config_schema import AUTO, LAYER, Config, TuneConfig
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.experiments.held_out import find_held_out
@@ -175,6 +175,8 @@ def _candidate(config: TuneConfig, overrides: Sequence[str], text: str, extra_di
             "candidates=['strategy=search strategy.budget=20'], and other keys beside candidates"
         )
     strategy = configuration.compose_tuning([*overrides, *own], extra_dir).strategy
+    if (unit := strategy.get("unit", LAYER)) != LAYER:
+        raise NotApplicable(f"strategy.unit={unit} is not supported by ulskip tune, which compares whole layers")
     if "patch" in strategy and "strategy.patch" not in keys:
         kind = ("folded" if ENGINES[config.engine.name].is_runtime else "full") if config.patch == AUTO else config.patch
         strategy = {**strategy, "patch": kind}
