@@ -14,6 +14,7 @@ PRECISIONS = ("float32", "bf16", "fp16")
 METHODS = ("full", "lora", "adapter")
 RESPONSES = ("reference", "own", "both")
 STARTS = ("patch", "zero")
+ADAPTER_USES = (AUTO, "never", "always")
 PATCHES = ("none", "bias", "low_rank", "full", "folded")
 PATCH_WEIGHTS = ("none", "norm")
 PATCH_ORDERS = ("auto", "sequential", "joint")
@@ -174,6 +175,8 @@ class TuneConfig(Config):
         "auto", "patches of the candidates; auto: full, or folded where only they run", choices=(AUTO, *PATCHES)
     )
     candidates: list[str] = option(list, "overrides of every candidate; the cheapest calibration first")
+    adapter: str = option(AUTO, "train a skip adapter for the best candidate; auto: if time is left", choices=ADAPTER_USES)
+    adapter_steps: int | None = option(None, "steps of this training; null: as many as fit into the budget", minimum=1)
 
 
 @dataclass
