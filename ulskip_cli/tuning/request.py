@@ -27,6 +27,7 @@ _FIXED = (
     "offset",
     "baseline",
     "baseline_engine",
+    "baseline_model",
     "speed.enabled",
 )  # every candidate sets its own
 
