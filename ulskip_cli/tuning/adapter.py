@@ -59,9 +59,6 @@ class AdapterTraining:
         if row.get("later_stages") or row.get("exit_depths"):
             raise NotApplicable(f"expected the same layers in every step, which {self.chosen.trial.candidate} does not have")
         config, examples = self.config(TrainingSize(1, 1, 1)), training_examples(split)
-        if tuned.adapter_steps:
-            num_responses = tuned.adapter_steps * config.train.batch_size
-            return _divide(tuned.adapter_steps, len(examples), math.ceil(num_responses / 2))
         # The answers of the trial tell how long those of the adapter, of the winner and of the full model will take.
         answer = float(row["wall_seconds"]) / split.num_choice
         seconds = 60 * (tuned.budget - minutes) - answer * (split.num_choice + 2 * split.num_final)
@@ -70,6 +67,9 @@ class AdapterTraining:
                 f"expected {MIN_SECONDS:.0f} seconds of the budget for a training, got {max(0.0, seconds):.0f}; raise "
                 f"budget={tuned.budget:g}, or use adapter=always"
             )
+        if tuned.adapter_steps:
+            num_responses = tuned.adapter_steps * config.train.batch_size
+            return _divide(tuned.adapter_steps, len(examples), math.ceil(num_responses / 2))
         seconds = max(seconds, MIN_SECONDS)
         size = _divide(1, len(examples), int(ANSWER_SHARE * seconds / answer))
         return self._timed(size, examples, seconds - size.examples * size.samples * answer)
