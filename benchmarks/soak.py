@@ -40,7 +40,7 @@ TRAINING = [
 ]
 EXPORT = ["ratio=2", "prompt_layers=kept", "--check"]
 TUNING = ["model=tiny", "quality=0.8", "choice_examples=8", "calibration.examples=8", "calibration.patch_tokens=50", *QUICK]
-TUNING += ["candidates=['strategy=unified strategy.patch=none','strategy=unified']"]
+TUNING += ["candidates=['strategy=unified strategy.patch=none','strategy=unified']", "adapter=always", "adapter_steps=6"]
 CHOSEN = ("candidate", "kept_layers", "patch", "choice_row_id")  # keys of a tuning's result that no time changes
 COMMANDS = ("sweep", "train", "export", "tune")
 MEASURED = re.compile(
@@ -100,14 +100,18 @@ def handles(pid: int, number: signal.Signals) -> bool:
 
 
 def soak(place: Place, folder: Path, signals: Sequence[signal.Signals], chance: random.Random) -> Iterator[str]:
-    """Yield the differences of a command that is interrupted by each signal in turn."""
-    whole = folder / "whole"
-    seconds = run(place.line(whole))
+    """Yield the differences of a command that is interrupted by each signal in turn.
+
+    All runs write into a folder of one name, which rows and files may contain.
+    """
+    whole, own = folder / "whole", folder / "run"
+    seconds = run(place.line(own))
+    own.rename(whole)
     print(f"{place.command}: {seconds:.1f} s undisturbed", flush=True)
     codes: Counter[str] = Counter()
     rounds, left = 0, list(signals)
     while left:
-        own, ended = folder / f"round{rounds}", False
+        ended = False
         rounds += 1
         while left and not ended:
             code, told = interrupt(place.line(own), left[0], chance.uniform(0, seconds))
@@ -133,8 +137,7 @@ def differences(command: str, whole: Path, own: Path) -> list[str]:
         lines += row_differences(rows_of(whole / "x"), rows_of(own / "x"))
     for name in sorted(want & got):
         if name.suffix in (".safetensors", ".model") or name.parent.name == "generations" or command == "export":
-            same = digest(whole / name, whole) == digest(own / name, own)
-            lines += [] if same else [f"{name} differs"]
+            lines += [] if digest(whole / name) == digest(own / name) else [f"{name} differs"]
     if command == "tune":
         chosen = [json.loads(next((place / "x" / "tuning").glob("*.json")).read_text("utf-8")) for place in (whole, own)]
         lines += [f"the choice differs in {key}" for key in CHOSEN if chosen[0][key] != chosen[1][key]]
@@ -150,9 +153,9 @@ def files_of(folder: Path) -> set[Path]:
     return {path for path in found if not {".locks", "logs"} & set(path.parts) and path.stem != "learning_curve"}
 
 
-def digest(file: Path, folder: Path) -> str:
-    """Return a hash of a file without the name of the folder that it is in."""
-    return hashlib.sha256(file.read_bytes().replace(str(folder).encode(), b"")).hexdigest()
+def digest(file: Path) -> str:
+    """Return a hash of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -161,16 +164,14 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def unmeasured(row: dict[str, Any]) -> dict[str, Any]:
-    """Remove measured times and memory from a row and from its calibration, and the names of folders."""
+    """Remove measured times and memory from a row, its calibration and its patches."""
     kept = {
-        key: unmeasured(value) if key == "calibration" and value else value
+        key: unmeasured(value) if key in ("calibration", "patch") and value else value
         for key, value in row.items()
         if not MEASURED.search(key) or key in ("target_speedup", "predicted_speedup")
     }
     if "environment" in row:  # a commit during the soak changes no result
         kept["environment"] = {key: value for key, value in row["environment"].items() if not key.startswith("git_")}
-    if "config" in row:
-        kept["config"] = {key: value for key, value in row["config"].items() if key not in ("name", "results_dir", "output")}
     return kept
 
 

@@ -1,8 +1,9 @@
-"""Compare engines, formats of weights and skipped layers with one full model: speed and quality in one table.
+"""Compare engines, formats of weights, skipped layers, drafts and smaller models with one full model, in one table.
 
     python recipes/frontier/reproduce.py                         # the embedded model on its sample
     python recipes/frontier/reproduce.py --data PATH/cnn_dm      # also SmolLM2-135M on CNN/DM
     python recipes/frontier/reproduce.py --data PATH/cnn_dm --adapters runs/skip_adapters   # and trained adapters
+    python recipes/frontier/reproduce.py --model FOLDER --models SMALLER --data PATH/cnn_dm   # a model and smaller siblings
 
 PATH holds train.jsonl.gz and validation.jsonl.gz. The machine should be idle otherwise. If it is interrupted, the same command
 resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.config import group_choices
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import plot_style
@@ -31,19 +33,22 @@ def call(*arguments: str) -> None:
         sys.exit(code)
 
 
-def cnn_dm(data: Path, limit: int) -> list[str]:
-    task = ["model=smollm2-135m", "task=cnn_dm", f"task.file={data}/validation.jsonl.gz", "task.max_article_words=250"]
+def cnn_dm(data: Path, model: str, limit: int) -> list[str]:
+    """Return the overrides of a run on CNN/DM; `model` is a preset, or a folder or hub id."""
+    chosen = f"model={model}" if model in group_choices("model") else f"model.path={model}"
+    task = [chosen, "task=cnn_dm", f"task.file={data}/validation.jsonl.gz", "task.max_article_words=250"]
     held_out = [f"calibration.task={{file: {data}/train.jsonl.gz}}", "calibration.examples=100"]
     return [*task, *held_out, "task.max_new_tokens=96", f"limit={limit}", "experiment=frontier", f"name={NAME}"]
 
 
-def measure(data: Path | None, adapters: Path | None, engines: str, limit: int) -> None:
-    """Run all points: the embedded model, then SmolLM2 with one skipped block and folded patches, then with adapters."""
-    call("sweep", "experiment=frontier", f"engine={engines}", f"name={NAME}")
-    if data is None:
+def measure(args: argparse.Namespace) -> None:
+    """Run all points: the embedded model, then another with one skipped block and folded patches, then with adapters."""
+    call("sweep", "experiment=frontier", f"engine={args.engines}", f"name={NAME}")
+    if args.data is None:
         return
-    common = cnn_dm(data, limit)
-    call("sweep", *common, f"engine={engines}", "strategy=full", "ratio=2")
+    engines, adapters, common = args.engines, args.adapters, cnn_dm(args.data, args.model, args.limit)
+    smaller = [f"alternatives.models=[{args.models}]"] if args.models else []
+    call("sweep", *common, f"engine={engines}", "strategy=full", "ratio=2", *smaller)
     call("sweep", *common, f"engine={engines}", "strategy=one_block", "strategy.patch=folded", "ratio=1.25,1.5,2")
     call("sweep", *common, "engine=torch", "strategy=one_block", "strategy.patch=full", "ratio=1.25,1.5,2")
     for file in sorted(adapters.glob("adapter-*/adapter.json")) if adapters else ():
@@ -58,7 +63,7 @@ def page(found: list[Frontier], folder: Path) -> str:
     parts.append(
         "Every point decodes the same prompts as the full model in torch, whose weights are not quantized, in pairs in one "
         "process, and answers the same examples. Patches are computed without training; adapters are trained "
-        "(docs/adapters.md). `recipes/frontier/reproduce.py` writes this page."
+        "(docs/adapters.md). Drafts of the kept layers change no answer. `recipes/frontier/reproduce.py` writes this page."
     )
     for one in found:
         name = f"frontier-{one.baseline['model']}"
@@ -76,13 +81,15 @@ def page(found: list[Frontier], folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of CNN/DM")
+    parser.add_argument("--model", default="smollm2-135m", help="preset, folder or hub id of the model on CNN/DM")
+    parser.add_argument("--models", default="", help="presets, folders or hub ids of smaller models, separated by commas")
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
     parser.add_argument("--engines", default=ENGINES)
     parser.add_argument("--limit", type=int, default=50, help="number of articles")
     parser.add_argument("--page", action="store_true", help="write the page of the stored rows alone")
     args = parser.parse_args()
     if not args.page:
-        measure(args.data, args.adapters, args.engines, args.limit)
+        measure(args)
     folder = Path("results") / NAME
     if ResultsFolder(folder).rows():
         write_atomic(folder / "README.md", page(frontiers(read_rows([folder])), folder))

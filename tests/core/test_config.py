@@ -63,7 +63,7 @@ def test_every_shipped_config_composes_and_instantiates(path):
         (["decoding=beam", "decoding.draft_tokens=2"], r"decoding\.num_beams=1"),
         (["decoding=self_speculative", "decoding.stop=[x]"], r"decoding\.stop=\[\]"),
         (["decoding=self_speculative", "decoding.generate_kwargs={min_p: 0.1}"], r"decoding\.generate_kwargs=null"),
-        (["decoding=self_speculative", "engine=torch"], r"engine=auto"),
+        (["decoding=self_speculative", "engine=transformers"], r"engine=auto"),
         (["decoding=self_speculative", "decoding.compile=on"], r"decoding\.compile=auto"),
         (["decoding=self-speculative", "prompt_layers=kept"], "prompt_layers=all"),
         (["model.quantization=int7"], r"model\.quantization.*'int7'"),

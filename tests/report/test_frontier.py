@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import sweep_row
 
-from ulskip_cli.report.frontier import FULL, QUANTIZED, frontiers
+from ulskip_cli.report.frontier import DRAFTING, FULL, QUANTIZED, SMALLER, frontiers
 
 ASKED = {"task": {"metrics": ["bleu"]}, "baseline_engine": "torch"}
 
@@ -53,6 +53,27 @@ def test_points_of_one_baseline_are_judged_together():
     assert found.best(2.0) is points["full-int4"] and found.best(3.5) is points["half-int4"] and found.best(5.0) is None
     assert found.best(1.25, "skipping") is points["torch-half"] and found.best(1.25, FULL) is None
     assert len(found.plot().axes) == 1
+
+
+def test_smaller_models_and_drafts_are_kinds_of_their_own():
+    smaller = {"model": "s", "baseline_model": "m", "strategy": "full", "kept_layers": [0, 1, 2], "num_layers": 3}
+    plain = {"config": {"task": {"metrics": ["bleu"]}}}
+    rows = [
+        sweep_row("full", id="base", engine="torch"),
+        {**row("small", "torch", 1.7, 26.0, **plain), **smaller},
+        {**row("small-int4", "llama_cpp", 3.5, 25.0, engine_weights="q4_0"), **smaller},
+        row("drafts", "speculative", 1.3, 30.0, draft_tokens="auto", **plain),
+    ]
+    (found,) = frontiers(rows)
+    assert {one.row["id"]: one.kind for one in found.points} == {
+        "base": FULL, "small": SMALLER, "small-int4": SMALLER, "drafts": DRAFTING
+    }  # fmt: skip
+    assert found.best(1.25).row["id"] == "drafts" and found.best(1.25, SMALLER).row["id"] == "small"
+    heads = [column.title for column in found.targets("a").columns]
+    assert heads == ["speedup", FULL, SMALLER, DRAFTING, "best"]
+    assert [line["method"] for line in found.table("b").lines] == ["full", "unified drafts", "s", "s"]
+    labels = [text.get_text() for text in found.plot().axes[0].get_legend().get_texts()]
+    assert labels == ["torch", "speculative", "torch, smaller model", "llama_cpp q4_0, smaller model"]
 
 
 def test_rows_without_such_a_baseline_have_no_frontier():

@@ -5,7 +5,6 @@ import pytest
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tuning.search import decide
 from ulskip_cli.tuning.step_log import StepLog
-from ulskip_cli.tuning.trials import Trials
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
@@ -31,30 +30,7 @@ def test_the_loss_decides_where_the_metric_is_a_tie(tmp_path):
     assert decide(rows) == 0 and decide(rows[:1]) == 0
 
 
-FEW = ["task=wmt", "limit=8", "choice_examples=8", "calibration.examples=8", "calibration.patch_tokens=50", "batch_size=8"]
-FEW += ["speed.pairs=1", "speed.warmup=0", "speed.new_tokens=4", "decoding.max_new_tokens=6"]
-FEW += ["candidates=['strategy=unified strategy.patch=none','strategy=unified']"]
-
-
-@pytest.fixture
-def tune(ulskip, tmp_path, monkeypatch):
-    """Return a function that tunes the bundled model in an empty folder; the times of its layers are given."""
-    monkeypatch.chdir(tmp_path)
-    speedups = {str(count): 12 / count for count in range(2, 12)}
-    monkeypatch.setattr(Trials, "speedups", lambda self, config, wanted: speedups)
-
-    def call(*more):
-        code, out, err = ulskip("tune", *FEW, *more, "--json")
-        return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
-
-    return call
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "results/tune/runs.jsonl").read_text().splitlines()]
-
-
-def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip):
+def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip, rows_of):
     code, found, err = tune("speedup=1.5", "--to", "out")
     assert code == 0, err
     kept = found["kept_layers"]
@@ -64,8 +40,8 @@ def test_a_speedup_is_tuned_and_exported(tune, tmp_path, ulskip):
     assert (tmp_path / "out" / "ulskip_export.json").is_file()
     stored = json.loads((tmp_path / "results" / "tune" / "tuning" / f"{found['key']}.json").read_text())
     assert stored["run"] == found["run"]
-    rows = rows_of(tmp_path)
-    assert tune("speedup=1.5")[1]["kept_layers"] == kept and rows_of(tmp_path) == rows
+    rows = rows_of()
+    assert tune("speedup=1.5")[1]["kept_layers"] == kept and rows_of() == rows
     code, out, err = ulskip("run", *found["run"], "name=again", "speed.enabled=false", "--json")
     row = json.loads(out.splitlines()[-1])
     assert code == 0, err
@@ -84,7 +60,7 @@ def test_wishes_out_of_reach_get_the_nearest(tune):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wish", ["speedup=1.5", "quality=0.9"])
-def test_an_interrupted_tuning_ends_with_the_same_choice(tune, tmp_path, wish, monkeypatch):
+def test_an_interrupted_tuning_ends_with_the_same_choice(tune, tmp_path, wish, monkeypatch, rows_of):
     once = StepLog.once
 
     def interrupted(log, step, run):
@@ -98,13 +74,14 @@ def test_an_interrupted_tuning_ends_with_the_same_choice(tune, tmp_path, wish, m
     with monkeypatch.context() as patched:
         patched.setattr(StepLog, "once", interrupted)
         while not codes or codes[-1] == 130:
-            code, resumed, err = tune(wish, "decoding.max_new_tokens=12")
+            code, resumed, err = tune(wish, "decoding.max_new_tokens=12", "adapter=auto", "adapter_steps=2")
             codes.append(code)
     assert codes[-1] == 0 and len(codes) > 3, err
     (log,) = (tmp_path / "results/tune/tuning").glob("*.jsonl")
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert len(steps) == len(set(steps)) == codes.count(130)
-    ids = [row["id"] for row in rows_of(tmp_path)]
+    assert resumed["adapter"]["steps"] == 2 and resumed["trials"][-1]["adapter"] == resumed["adapter"]["folder"]
+    ids = [row["id"] for row in rows_of()]
     assert len(set(ids)) == len(ids) and resumed["row"]["id"] in ids
     best = min(resumed["trials"], key=lambda one: (len(one["kept_layers"]), one["loss"]))
     assert wish.startswith("quality") or len(best["kept_layers"]) == len(resumed["kept_layers"])

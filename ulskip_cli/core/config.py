@@ -27,7 +27,7 @@ from ulskip_cli.core.validation import check_decoding, check_run, check_training
 GROUPS = ("model", "task", "strategy", "decoding", "engine", "launcher", "experiment")
 TRAINING_GROUPS = ("model", "task", "strategy", "train")
 _NOT_RECORDED = ("launcher", "tracker", "tracker_options")
-_NOT_IDENTITY = ("name", "results_dir", "sweep", "memory_budget", *_NOT_RECORDED)  # they change no result
+_NOT_IDENTITY = ("name", "results_dir", "sweep", "alternatives", "memory_budget", *_NOT_RECORDED)  # they change no result
 PATCH_KEYS = ("patch", "patch_rank")
 SKIPPING_KEYS = ("unit", *PATCH_KEYS)  # of all strategies that skip layers
 _PATCH_CALIBRATION = ("responses", "patch_tokens", "patch_weights", "patch_order", "patch_centered")
@@ -38,6 +38,7 @@ _BASELINE: dict[str, Any] = {
     "prompt_layers": "all",
     "baseline": True,
     "baseline_engine": None,
+    "baseline_model": None,
 }
 
 
@@ -138,6 +139,10 @@ def identity(config: Config) -> str:
             one.pop("offset", None)
     if not crosses_engines(config):
         canonical.pop("baseline_engine")
+    if config.baseline_model is None:
+        canonical.pop("baseline_model")
+    else:
+        canonical["baseline_model"].pop("description")
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -178,9 +183,9 @@ def is_calibrated(strategy: dict[str, Any]) -> bool:
 
 
 def baseline_config(config: Config) -> Config:
-    """Return the configuration of the baseline: the same experiment with every layer kept and no drafts."""
+    """Return the configuration of the baseline: the same experiment with every layer of its model kept and no drafts."""
     full: dict[str, Any] = yaml.safe_load((config_dir() / "strategy" / "full.yaml").read_text("utf-8"))
-    model = replace(copy.deepcopy(config.model), skip_adapter=[])  # an adapter does not change the full model
+    model = replace(copy.deepcopy(config.baseline_model or config.model), skip_adapter=[])  # it does not change the full model
     changes = {**_BASELINE, "engine": baseline_engine(config), "decoding": without_drafts(config.decoding)}
     return replace(copy.deepcopy(config), strategy=full, model=model, **changes)
 
@@ -194,6 +199,11 @@ def crosses_engines(config: Config) -> bool:
     """Return True if the baseline runs in another engine or weights format than the point."""
     own, other = config.engine, baseline_engine(config)
     return (own.name, own.weights) != (other.name, other.weights)
+
+
+def has_other_baseline(config: Config) -> bool:
+    """Return True if the baseline differs from the point also at full depth: in its model, engine or weights format."""
+    return config.baseline_model is not None or crosses_engines(config)
 
 
 def without_drafts(decoding: DecodingConfig) -> DecodingConfig:

@@ -15,6 +15,7 @@ METHODS = ("full", "lora", "adapter")
 RESPONSES = ("reference", "own", "both")
 STARTS = ("patch", "zero")
 LAYER, ATTENTION, MLP = UNITS = ("layer", "attention", "mlp")
+ADAPTER_USES = (AUTO, "never", "always")
 PATCHES = ("none", "bias", "low_rank", "full", "folded")
 PATCH_WEIGHTS = ("none", "norm")
 PATCH_ORDERS = ("auto", "sequential", "joint")
@@ -134,6 +135,14 @@ class LauncherConfig:
 
 
 @dataclass
+class AlternativesConfig:
+    """Alternatives to skipping layers, which a sweep adds to the points of its grid."""
+
+    models: list[str] = option(list, "presets or folders of smaller models, which run at full depth against the full model=")
+    draft_tokens: list[Any] = option(list, "draft lengths with which the kept layers also draft for the full model, e.g. auto")
+
+
+@dataclass
 class Config:
     """Configuration of one experiment. The classes that `task` and `strategy` name check their values."""
 
@@ -155,10 +164,14 @@ class Config:
     seed: int = option(1, "seed for sampling and for random weights", minimum=0, maximum=2**63 - 1)
     baseline: bool = option(True, "also run the full model, as the baseline")
     baseline_engine: str | None = option(None, "engine of the baseline; null: the same engine", choices=tuple(ENGINES))
+    baseline_model: ModelConfig | None = option(
+        None, "model of the baseline, which alternatives.models of a sweep sets; null: the same model"
+    )
     memory_budget: str | None = option(None, "memory budget of `ulskip plan`, with a unit, e.g. 24GiB")
     tracker: str = option("none", "experiment tracker to which finished points are logged", choices=TRACKERS)
     tracker_options: dict[str, Any] | None = option(None, "project of the tracker and options passed on to it")
     sweep: dict[str, Any] = option(dict, "keys and values of a sweep's grid")
+    alternatives: AlternativesConfig = field(default_factory=AlternativesConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
 
 
@@ -175,6 +188,8 @@ class TuneConfig(Config):
         "auto", "patches of the candidates; auto: full, or folded where only they run", choices=(AUTO, *PATCHES)
     )
     candidates: list[str] = option(list, "overrides of every candidate; the cheapest calibration first")
+    adapter: str = option(AUTO, "train a skip adapter for the best candidate; auto: if time is left", choices=ADAPTER_USES)
+    adapter_steps: int | None = option(None, "steps of this training; null: as many as fit into the budget", minimum=1)
 
 
 @dataclass

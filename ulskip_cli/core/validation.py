@@ -159,7 +159,7 @@ def _check_engine(config: Config) -> None:
     if weights is not None:
         require_choice("engine.weights", weights, spec.weights)
     patch = config.strategy.get("patch", "none")
-    refused = {"decoding.draft_tokens; use engine=auto": bool(decoding.draft_tokens) and name != "auto"}
+    refused = {"decoding.draft_tokens; use engine=auto": bool(decoding.draft_tokens) and name not in ("auto", "torch")}
     if spec.is_runtime:
         refused |= {
             "beam search; use engine=transformers": decoding.num_beams > 1,

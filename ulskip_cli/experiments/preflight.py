@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from ulskip_cli.core import validation
-from ulskip_cli.core.config import baseline_config, crosses_engines, identity, instantiate, is_calibrated
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config import baseline_config, has_other_baseline, identity, instantiate, is_calibrated
+from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.experiments.held_out import HeldOutExamples, evaluated_examples, find_held_out
@@ -58,7 +58,7 @@ class Resolver:
         held_out = _held_out(config, plan)
         check_generate_options(config)
         _check_corrections(config, plan)
-        compared = config.baseline and (not plan.keeps_all or crosses_engines(config))
+        compared = config.baseline and (not plan.keeps_all or has_other_baseline(config))
         return ResolvedPoint(
             config,
             data.task,
@@ -67,7 +67,7 @@ class Resolver:
             metadata,
             plan,
             self.run_id(config, data.text),
-            self.weights_fingerprint(config),
+            self.weights_fingerprint(config.model),
             self.resolve(baseline_config(config)) if compared else None,
         )
 
@@ -76,6 +76,8 @@ class Resolver:
         validation.check_run(config)
         if config.memory_budget is not None:
             raise UsageError("memory_budget= is not supported by a run; use batch_size=N, or `ulskip plan` with memory_budget=")
+        if config.alternatives.models:
+            raise UsageError("alternatives.models is supported by `ulskip sweep` only, which adds the models to its grid")
         key = str(config.model)
         if key not in self._metadata:
             self._metadata[key] = read_metadata(config.model)
@@ -103,14 +105,15 @@ class Resolver:
 
     def run_id(self, config: Config, data_text: str) -> str:
         """Return the identifier of a point: 12 hexadecimal digits of a hash of everything that decides its result."""
-        parts = (str(ROW_VERSION), identity(config), self.weights_fingerprint(config), data_text)
+        other = [self.weights_fingerprint(config.baseline_model)] if config.baseline_model else []
+        parts = (str(ROW_VERSION), identity(config), self.weights_fingerprint(config.model), *other, data_text)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
-    def weights_fingerprint(self, config: Config) -> str:
+    def weights_fingerprint(self, model: ModelConfig) -> str:
         """Return the fingerprint of a model's weights; the files are read only at the first call."""
-        key = str(config.model)
+        key = str(model)
         if key not in self._fingerprints:
-            self._fingerprints[key] = fingerprint(config.model)
+            self._fingerprints[key] = fingerprint(model)
         return self._fingerprints[key]
 
 
@@ -144,6 +147,10 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
             f"baseline_engine={config.baseline_engine} is not supported by `ulskip bench`, which compares within an engine; "
             "use `ulskip run`, or `ulskip bench experiment=engines`"
         )
+    if config.baseline_model:
+        raise NotApplicable(
+            "alternatives.models is not supported by `ulskip bench`, which compares within a model; use `ulskip sweep`"
+        )
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
             f"expected speed.prompt_tokens + speed.new_tokens within the model's context of {context}, "
@@ -151,7 +158,7 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
         )
     check_generate_options(config)
     return ResolvedPoint(
-        config, None, (), None, metadata, plan, resolver.run_id(config, "[]"), resolver.weights_fingerprint(config)
+        config, None, (), None, metadata, plan, resolver.run_id(config, "[]"), resolver.weights_fingerprint(config.model)
     )
 
 

@@ -44,6 +44,7 @@ class RunIdentity:
     identity: str | None = None
     baseline_id: str | None = None
     model: str | None = None
+    baseline_model: str | None = None
     task: str | None = None
     dataset: str | None = None
     pair: str | None = None
@@ -75,6 +76,7 @@ class RunIdentity:
             identity=identity(config),
             baseline_id=baseline_id,
             model=config.model.label,
+            baseline_model=config.baseline_model.label if config.baseline_model else None,
             task=config.task["name"],
             dataset=dataset,
             pair=config.task.get("pair"),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import baseline_config, crosses_engines, instantiate, recorded_config
+from ulskip_cli.core.config import baseline_config, has_other_baseline, instantiate, recorded_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import fingerprint
@@ -39,7 +39,7 @@ from ulskip_cli.experiments.record_sections import Provenance, ScheduleRecord
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.experiments.throughput import measure_throughput, sum_exits
-from ulskip_cli.experiments.workload import Workload, encode_workload, timed_prompts
+from ulskip_cli.experiments.workload import Workload, check_same_tokens, encode_workload, timed_prompts
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
@@ -72,11 +72,11 @@ class Session:
             return workload, None
         return workload, encode_workload(replace(point, task=held_out.task, examples=held_out.examples), tokenizer)
 
-    def load(self, config: ModelConfig, seed: int) -> LoadedModel:
-        """Return the loaded model; the last loaded model is kept in memory and not loaded again."""
+    def load(self, config: ModelConfig, seed: int, beside: LoadedModel | None = None) -> LoadedModel:
+        """Return the loaded model; only the last loaded model, and `beside`, are kept in memory and not loaded again."""
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
-            self._models.clear()  # two models may not fit into memory
+            self._models = {name: one for name, one in self._models.items() if one is beside}
             self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self._tokenizers.get(str(config)))
             choose_linear_backend(loaded.model, lambda: self.progress.phase("compile the CPU kernel, once per machine", 0))
@@ -130,6 +130,7 @@ class PreparedRun:
 
     point: ResolvedPoint
     loaded: LoadedModel
+    full: LoadedModel  # of the baseline, in most runs the same
     workload: Workload
     plan: Plan
     found: ScheduleProvenance
@@ -143,8 +144,10 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
     A given `baseline` may come from any machine; a stored baseline must come from a machine like this one.
     Raises UsageError for an unsupported request, and RunError if the run fails.
     """
+    if point.baseline and point.config.baseline_model and baseline is None:
+        baseline = stored_baseline(point) or run_point(point.baseline, session)[-1]
     run = prepare_run(point, session)
-    if point.baseline is None or (run.plan.keeps_all and not crosses_engines(point.config)):
+    if point.baseline is None or (run.plan.keeps_all and not has_other_baseline(point.config)):
         return [_measure(run, session.progress)]
     baseline = baseline or stored_baseline(point)
     if baseline is None:
@@ -159,7 +162,10 @@ def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
     """Encode and load, and decide the schedule and the corrections of a point by calibration and timing."""
     started_at = time.monotonic()
     workload, held_out = session.encode(point)
-    loaded = session.load(point.config.model, point.config.seed)
+    loaded = full = session.load(point.config.model, point.config.seed)
+    if point.baseline and point.config.baseline_model:
+        check_same_tokens(workload, session.encode(point.baseline)[0])
+        full = session.load(point.baseline.config.model, point.config.seed, beside=loaded)
     if fingerprint(point.config.model) != point.fingerprint:
         raise RunError(f"the weights of {point.config.model.path} changed since the run was prepared; repeat the run")
     config, calibration = calibrate_strategy(point.config, loaded, held_out, session.progress)
@@ -168,7 +174,7 @@ def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
     patches, patch = calibrate_patches(config, loaded, held_out, plan, session.progress)
     trained, skip_adapter = load_adapter(config.model, plan)
     found = ScheduleProvenance(latency, calibration, patch, skip_adapter)
-    return PreparedRun(point, loaded, workload, plan, found, started_at, patches or trained)
+    return PreparedRun(point, loaded, full, workload, plan, found, started_at, patches or trained)
 
 
 def stored_baseline(point: ResolvedPoint) -> RunRecord | None:
@@ -191,7 +197,8 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     full = decoder
     if not plan.keeps_all or baseline:
         reference = baseline_config(config)
-        full = Decoder(loaded.model, make_plan(reference, loaded.metadata), loaded.tokenizer, engine=reference.engine)
+        full_plan = make_plan(reference, run.full.metadata)
+        full = Decoder(run.full.model, full_plan, run.full.tokenizer, engine=reference.engine)
     backend = decoder.linear_backend(config.decoding).name
     origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend}
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
@@ -233,7 +240,7 @@ def _make_record(
         outputs if answers or run.plan.exits else []
     )  # random weights have no answers; their exits are counted in timed pairs
     described = describe_schedule(run.plan, run.found, natural)
-    if crosses_engines(run.point.config):  # the cost model compares layers in one engine
+    if has_other_baseline(run.point.config):  # the cost model compares layers of one model in one engine
         described = replace(described, predicted_speedup=None)
     return RunRecord(
         identity=replace(asked, baseline_id=baseline.id if baseline else None),

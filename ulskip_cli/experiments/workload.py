@@ -1,5 +1,7 @@
 """Encode a task's examples as token ids of one model, and make batches of them for timing."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.inference.batching import padded
 from ulskip_cli.tasks import Example, Task
@@ -27,6 +29,7 @@ class Workload:
     pad_token_id: int
     chat: bool | None  # True if prompts are in the model's chat format; None without prompts
     max_positions: int | None = None  # None without a limit; timed prompts leave room for the new tokens
+    vocabulary: str | None = None  # a hash of the tokens and their ids; None without a tokenizer
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -56,7 +59,22 @@ def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | N
             f"expected speed.new_tokens below the model's context of {max_positions}, got {config.speed.new_tokens}; "
             "lower speed.new_tokens"
         )
-    return Workload(task, point.examples, encoded, pad_token_id(tokenizer), formatter.template.chat, max_positions)
+    vocabulary = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+    return Workload(task, point.examples, encoded, pad_token_id(tokenizer), formatter.template.chat, max_positions, vocabulary)
+
+
+def check_same_tokens(own: Workload, other: Workload) -> None:
+    """Raise NotApplicable unless two models have the same vocabulary and read the same prompts as token ids."""
+    if own.vocabulary != other.vocabulary:
+        raise NotApplicable(
+            "expected a model with the vocabulary of the full model, got another one, so that token speeds are not comparable; "
+            "compare models of one family"
+        )
+    if own.prompts != other.prompts:
+        raise NotApplicable(
+            "expected the prompts of the full model as token ids, got other ones; use a model with the same chat template, and "
+            "prompts that fit into both contexts"
+        )
 
 
 def timed_prompts(workload: Workload, batch_size: int, count: int, model: PreTrainedModel, config: Config) -> list[Batch]:

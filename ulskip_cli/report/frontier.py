@@ -1,4 +1,7 @@
-"""The frontier: layers, engines and formats of weights compared with one full model, which ran in `baseline_engine`."""
+"""The frontier: layers, engines, formats of weights, drafts and smaller models compared with one full model.
+
+The full model ran in `baseline_engine`, or is the `baseline_model` of smaller ones.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +19,8 @@ from ulskip_cli.report.rows import MISSING, Group, done
 
 TARGETS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 FULL, QUANTIZED, SKIPPING, BOTH = "full", "quantized", "skipping", "skipping and quantized"
-KINDS = (FULL, QUANTIZED, SKIPPING, BOTH)
+SMALLER, DRAFTING = "smaller model", "drafting"
+KINDS = (FULL, QUANTIZED, SMALLER, DRAFTING, SKIPPING, BOTH)
 BITS_UNQUANTIZED = 16
 
 
@@ -31,6 +35,10 @@ class Point:
     @property
     def kind(self) -> str:
         """One of KINDS."""
+        if self.row.get("baseline_model"):
+            return SMALLER
+        if self.row.get("draft_tokens"):
+            return DRAFTING
         skips = len(self.row["kept_layers"]) < self.row["num_layers"] or bool(self.row.get("later_stages"))
         formats = ENGINES[self.row["engine"]].weights if self.row["engine"] in ENGINES else {}
         bits = formats[self.row["engine_weights"]][0] if self.row.get("engine_weights") in formats else BITS_UNQUANTIZED
@@ -43,9 +51,15 @@ class Point:
         return " ".join(filter(None, [self.row["engine"], self.row.get("engine_weights") or self.row.get("quantization")]))
 
     @property
+    def method(self) -> str:
+        """The strategy with its corrections, the strategy that drafts, or the smaller model."""
+        own = series_name(self.row)
+        return {SMALLER: self.row.get("model") or SMALLER, DRAFTING: f"{own} drafts"}.get(self.kind, own)
+
+    @property
     def name(self) -> str:
-        """The engine, and the strategy and layers if some are skipped."""
-        return self.engine if self.kind in (FULL, QUANTIZED) else f"{self.engine}, {series_name(self.row)} {layers(self.row)}"
+        """The engine, and the method and layers unless the whole model runs."""
+        return self.engine if self.kind in (FULL, QUANTIZED) else f"{self.engine}, {self.method} {layers(self.row)}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class Frontier:
         """Make the table of all points."""
         heads = (
             "engine",
-            "strategy",
+            "method",
             "layers",
             "speedup",
             "interval",
@@ -104,34 +118,38 @@ class Frontier:
         interval = MISSING if one.row is self.baseline else f"{low:.2f} to {high:.2f}"
         own = one.quality
         return (
-            *(one.engine, series_name(one.row), layers(one.row), f"{value:.2f}", interval),
+            *(one.engine, one.method, layers(one.row), f"{value:.2f}", interval),
             *(f"{own.value:.1f}", own.text(), verdict),
         )
 
     def targets(self, title: str) -> Section:
         """Make the table of the best point of each kind at each target speedup."""
-        heads, lines = ("speedup", *KINDS, "best"), []
+        kinds = [kind for kind in KINDS if any(one.kind == kind for one in self.points)]
+        heads, lines = ("speedup", *kinds, "best"), []
         for target in TARGETS:
             best = self.best(target)
             if best is None:
                 continue
-            of_kind = [self.best(target, kind) for kind in KINDS]
+            of_kind = [self.best(target, kind) for kind in kinds]
             cells = [MISSING if one is None else f"{one.quality.share:.1%}" for one in of_kind]
             lines.append(dict(zip(heads, (f"{target:g}x", *cells, f"{best.name}, {best.speed[1]:.2f}x"), strict=True)))
         note = "Share of the baseline's score that the best measured point of each kind keeps at no less than this speedup."
         return Section(title, lines, [Column(head, text(head), head) for head in heads], note, words=1)
 
     def plot(self) -> Any:
-        """Draw quality against speedup: a colour and a marker for each engine and format, with the numbers of kept layers."""
+        """Draw quality against speedup: a colour and a marker for each engine and format, with the numbers of kept layers.
+
+        Smaller models have markers of their own.
+        """
         figure, (axes,) = panels(1, 7.6, 4.8)
         limit_to(axes, [(one.speed[1], 100 * one.quality.share) for one in self.points])
         front = sorted((one.speed[1], 100 * one.quality.share) for one in self.points if one.row["id"] not in self.beaten)
         axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=6, alpha=0.3, zorder=1, solid_capstyle="round")
-        engines = list(dict.fromkeys(one.engine for one in self.points))
-        for i, engine in enumerate(engines):
-            own = [one for one in self.points if one.engine == engine]
+        series = {one.row["id"]: one.engine + (f", {SMALLER}" if one.kind == SMALLER else "") for one in self.points}
+        for i, label in enumerate(dict.fromkeys(series.values())):
+            own = [one for one in self.points if series[one.row["id"]] == label]
             xs, ys = [one.speed[1] for one in own], [100 * one.quality.share for one in own]
-            axes.plot(xs, ys, MARKERS[i % len(MARKERS)], color=f"C{i % 10}", label=engine)
+            axes.plot(xs, ys, MARKERS[i % len(MARKERS)], color=f"C{i % 10}", label=label)
             for one, x, y in zip(own, xs, ys, strict=True):
                 annotate(axes, layers(one.row).partition("/")[0], (x, y), (5, 3), fontsize=7)
         metric = METRICS[self.points[0].quality.metric]
@@ -141,12 +159,12 @@ class Frontier:
 
 
 def frontiers(rows: Sequence[Row]) -> list[Frontier]:
-    """Return a frontier for every full model with which rows of other engines are compared."""
+    """Return a frontier for every full model with which rows of other engines or models are compared."""
     finished = {row["id"]: row for row in done(rows)}
     compared = [
         row for row in finished.values() if row.get("baseline_id") in finished and row.get("measured_speedup") is not None
     ]
-    asked = [row for row in compared if (row.get("config") or {}).get("baseline_engine")]
+    asked = [row for row in compared if row.get("baseline_model") or (row.get("config") or {}).get("baseline_engine")]
     baselines = dict.fromkeys(row["baseline_id"] for row in asked)
     members = {name: [row for row in compared if row["baseline_id"] == name] for name in baselines}
     found = []

@@ -38,10 +38,15 @@ class TrainingTexts:
         return hashlib.sha256(json.dumps([self.train, self.validation], ensure_ascii=False).encode()).hexdigest()
 
 
-def load_training_texts(config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> TrainingTexts:
-    """Load training and validation texts, in `tokenizer`'s chat format if there is one; raise UsageError for unusable data."""
+def load_training_texts(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase | None = None, examples: Sequence[Example] | None = None
+) -> TrainingTexts:
+    """Load training and validation texts, in `tokenizer`'s chat format if there is one; raise UsageError for unusable data.
+
+    `examples` replace those that the task loads.
+    """
     maker = _TextMaker(config, tokenizer)
-    train = maker.texts(config.task, config.limit, config.offset)
+    train = maker.texts(config.task, config.limit, config.offset, examples)
     formatter = maker.formatter(instantiate(config.task, "task"))
     if config.train.validation:
         limit = config.train.validation.get("limit")
@@ -212,10 +217,12 @@ class _TextMaker:
         (encoded,) = formatter.tokenize(self.tokenizer, [formatter.format(example)])
         return truncate_source(formatter, self.tokenizer, example, max_length - len(encoded.response_ids))
 
-    def texts(self, node: dict[str, Any], limit: int | None, offset: int = 0) -> list[TextPair]:
+    def texts(
+        self, node: dict[str, Any], limit: int | None, offset: int = 0, examples: Sequence[Example] | None = None
+    ) -> list[TextPair]:
         """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share` of them reversed."""
         task = instantiate(node, "task")
-        examples = task.examples()
+        examples = task.examples() if examples is None else examples
         if offset >= len(examples):
             raise UsageError(f"expected offset below the number of training examples, {len(examples)}, got {offset}")
         formatter = self.formatter(task)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.typed_json import load_object, parse
 from ulskip_cli.core.validation import ADAPTER_KEYS
 from ulskip_cli.inference import loading
+from ulskip_cli.tasks import Example
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.checkpoints import checkpoint_bytes, last_checkpoint
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
@@ -35,11 +37,14 @@ _NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "hel
 _LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset, they keep the identity of older trainings
 
 
-def train(config: TrainingConfig, progress: ProgressCallback) -> TrainingRecord:
-    """Train, resume a killed run, or return a finished run's record; raise UsageError for bad settings, RunError for NaN."""
+def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence[Example] | None = None) -> TrainingRecord:
+    """Train, resume a killed run, or return a finished run's record; `examples` replace those that the task loads.
+
+    Raises UsageError for bad settings, and RunError for NaN.
+    """
     output = user_path(config.output, "output")
     config = _limit_to_context(config)
-    texts = load_training_texts(config, loading.load_tokenizer(config.model))
+    texts = load_training_texts(config, loading.load_tokenizer(config.model), examples)
     identity = _identity(config, texts)
     finished = _finished_record(output, identity)
     if finished:

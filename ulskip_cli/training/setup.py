@@ -123,11 +123,15 @@ def adapter_responses(
 
 
 def trained_start(folder: Path, kept_sets: Sequence[tuple[int, ...]], config: TrainingConfig) -> SkipAdapter:
-    """Return the adapter that is trained further; raise UsageError if it is of other weights, layers or ranks."""
+    """Return the adapter that is trained further; raise UsageError if it is of other weights, layers or ranks.
+
+    Patches in closed form have no LoRA yet, so that any rank may be added.
+    """
     adapter_records(replace(config.model, skip_adapter=[str(folder)]))
     start = SkipAdapter.load(folder)
     asked = {"kept_sets": tuple(kept_sets), "kind": config.train.patch, "lora_rank": config.train.lora.rank}
-    found = {"kept_sets": start.kept_sets, **{key: start.record.get(key) for key in ("kind", "lora_rank")}}
+    found = {"kept_sets": start.kept_sets, "kind": start.record.get("kind")}
+    found["lora_rank"] = start.record.get("lora_rank", config.train.lora.rank)
     for key, value in asked.items():
         if found[key] != value:
             raise UsageError(

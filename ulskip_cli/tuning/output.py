@@ -29,12 +29,11 @@ def export_result(result: TuneResult, to: Path, config_dir: Path | None) -> list
     if result.patch_kind in request.MERGEABLE:
         results = ResultsFolder.of(result.request.config).path
         return run.summary(run.export(result.run_overrides, config_dir, request.ExportRequest(to, results=results)))
-    assert result.trial.patch is not None
-    adapter = ResultsFolder.of(result.request.config).path / "calibrations" / result.trial.patch
+    assert result.skip_adapter is not None
     point = request.resolve(result.run_overrides, config_dir, request.ExportRequest(to / recipe.SCHEDULE, "schedule"))
     with staging.staged(to, is_folder=True) as folder:
         (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
-        shutil.copytree(adapter, folder / ADAPTER)
+        shutil.copytree(result.skip_adapter, folder / ADAPTER)
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         record = {"made_by": point.made_by, "kept_layers": list(result.trial.kept_layers), "files": files}
         (folder / staging.RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")

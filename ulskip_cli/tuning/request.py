@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,12 +13,13 @@ from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import AUTO, LAYER, Config, TuneConfig
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.experiments.held_out import find_held_out
+from ulskip_cli.experiments.held_out import evaluated_examples, find_held_out
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.tasks import Example, Task
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(one.name for one in fields(TuneConfig) if one.name not in {own.name for own in fields(Config)})
+_NOT_IN_KEY = ("budget", "adapter", "adapter_steps")  # they change no earlier step, so that these are used again
 _FIXED = (
     "strategy",
     "ratio",
@@ -25,6 +27,7 @@ _FIXED = (
     "offset",
     "baseline",
     "baseline_engine",
+    "baseline_model",
     "speed.enabled",
 )  # every candidate sets its own
 
@@ -33,13 +36,8 @@ _FIXED = (
 class Candidate:
     """A strategy with its options, at any number of kept layers."""
 
-    overrides: tuple[str, ...]
+    label: str  # the strategy and its options
     config: Config  # evaluates the examples that choose
-
-    @property
-    def label(self) -> str:
-        """The strategy and its options, as one override each."""
-        return " ".join(one.removeprefix("strategy=").removeprefix("strategy.") for one in self.overrides)
 
     def at(self, num_layers: int, num_kept: int) -> Config:
         """Return the configuration that keeps `num_kept` of `num_layers` layers and evaluates the examples that choose."""
@@ -162,6 +160,30 @@ def _one_file(config: Config, total: int, wanted: int) -> Split:
     return Split(choice, final, count, limit)
 
 
+def training_examples(split: Split) -> list[Example]:
+    """Return the examples on which an adapter may be trained: those that calibrate, or all that `calibration.task` names.
+
+    No example that chooses or is reported is among them. Raises UsageError if there is none.
+    """
+    calibration = split.final.calibration
+    most = calibration.examples if calibration.task is None else sys.maxsize - calibration.offset
+    held = find_held_out(_with_patch(replace(split.final, calibration=replace(calibration, examples=most))))
+    used = {_text(one) for side in (split.choice, split.final) for one in _evaluated(side)}
+    found = [one for one in held.examples if _text(one) not in used] if held else []
+    if not found:
+        raise UsageError("expected examples to train on that neither choose nor are reported, got none; use more data")
+    return found
+
+
+def _evaluated(config: Config) -> list[Example]:
+    return evaluated_examples(config, configuration.instantiate(config.task, "task"))
+
+
+def _with_patch(config: Config) -> Config:
+    """Return a configuration that needs calibration examples, with any strategy."""
+    return replace(config, strategy={**config.strategy, "patch": "full"})
+
+
 def _text(example: Example) -> tuple[str, str]:
     return example.source, example.reference
 
@@ -181,16 +203,17 @@ def _candidate(config: TuneConfig, overrides: Sequence[str], text: str, extra_di
         kind = ("folded" if ENGINES[config.engine.name].is_runtime else "full") if config.patch == AUTO else config.patch
         strategy = {**strategy, "patch": kind}
         own = [*own, f"strategy.patch={kind}"]
-    return Candidate(tuple(own), replace(split.choice, strategy=strategy))
+    label = " ".join(one.removeprefix("strategy=").removeprefix("strategy.") for one in own)
+    return Candidate(label, replace(split.choice, strategy=strategy))
 
 
 def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
     """Return a hash of everything that decides what a tuning chooses, as 12 hexadecimal digits."""
-    wish = {name: getattr(config, name) for name in _OWN_KEYS if name != "budget"}
+    wish = {name: getattr(config, name) for name in _OWN_KEYS if name not in _NOT_IN_KEY}
     data = [
         [_text(one) for one in configuration.instantiate(side.task, "task").examples()] for side in (split.choice, split.final)
     ]
-    held = find_held_out(replace(split.choice, strategy={**config.strategy, "patch": "full"}))
+    held = find_held_out(_with_patch(split.choice))
     parts = [
         wish,
         configuration.identity(split.final),

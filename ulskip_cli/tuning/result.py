@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.errors import RunError
@@ -13,7 +14,7 @@ from ulskip_cli.export.request import MERGEABLE
 from ulskip_cli.report.quality import METRICS, Quality, quality, speed
 from ulskip_cli.report.rows import Group
 from ulskip_cli.tuning.request import TuneRequest, describe
-from ulskip_cli.tuning.trials import Trial
+from ulskip_cli.tuning.trials import Chosen, Trial
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,37 @@ class TuneResult:
     """The chosen configuration with its measurements."""
 
     request: TuneRequest
-    trial: Trial
-    choice_row: Row  # on the examples that chose
+    chosen: Chosen
     row: Row  # on the examples that chose nothing
     trials: tuple[Trial, ...]
+    training: dict[str, Any] | None  # of a skip adapter: its folder and size, or `refused` with the reason
     minutes: float
+
+    @property
+    def trial(self) -> Trial:
+        """The chosen trial."""
+        return self.chosen.trial
+
+    @property
+    def skip_adapter(self) -> Path | None:
+        """The folder of the chosen patches or trained adapter; None without corrections."""
+        results = ResultsFolder.of(self.request.config).path
+        patches = results / "calibrations" / self.trial.patch if self.trial.patch else None
+        return Path(self.trial.adapter) if self.trial.adapter else patches
 
     @property
     def run_overrides(self) -> list[str]:
         """The overrides that run the chosen layers and patches again, without calibration."""
         layers = str(list(self.trial.kept_layers)).replace(" ", "")
         overrides = [*self.request.overrides, "strategy=custom", f"strategy.layers={layers}"]
-        if self.trial.patch:
-            folder = ResultsFolder.of(self.request.config).path / "calibrations" / self.trial.patch
-            overrides.append(f"model.skip_adapter={folder}")
+        if self.skip_adapter:
+            overrides.append(f"model.skip_adapter={self.skip_adapter}")
         return overrides
 
     @property
     def patch_kind(self) -> str:
         """The kind of the patches, or `none`."""
-        return str((self.row.get("patch") or {}).get("kind") or "none")
+        return str((self.row.get("patch") or self.row.get("skip_adapter") or {}).get("kind") or "none")
 
     def meets_wish(self) -> bool:
         """True if the speedup or the share of the score, as measured at the end, reaches the wish."""
@@ -57,13 +69,14 @@ class TuneResult:
             "kept_layers": list(self.trial.kept_layers),
             "candidate": self.trial.candidate,
             "patch": self.trial.patch,
+            "adapter": self.training and {**self.training, "chosen": self.trial.adapter is not None},
             "meets_wish": self.meets_wish(),
             "share": judged.share,
             "share_low": judged.low,
             "share_high": judged.high,
             "run": self.run_overrides,
             "row": {key: value for key, value in self.row.items() if key != "folder"},
-            "choice_row_id": self.choice_row["id"],
+            "choice_row_id": self.chosen.row["id"],
             "trials": [asdict(trial) for trial in self.trials],
             "minutes": round(self.minutes, 1),
         }
@@ -80,7 +93,7 @@ class TuneResult:
         if self.patch_kind not in MERGEABLE:
             export += ["--format", "schedule"]
         return [
-            f"layers:   {layers}, without {skipped} ({self.trial.candidate})",
+            f"layers:   {layers}, without {skipped} ({self.trial.candidate}{self._trained()})",
             f"speed:    {speed(row)} over the full model",
             f"quality:  {title} {judged.value:.2f} of {judged.full:.2f}, {judged.text()}, on {row['num_examples']} examples "
             "that chose nothing",
@@ -88,6 +101,13 @@ class TuneResult:
             f"run:      {shlex.join(run)}",
             f"export:   {shlex.join(export)}",
         ]
+
+    def _trained(self) -> str:
+        """Return the size of a training, and that its adapter is no better if the trial without it was chosen."""
+        if self.training is None or "refused" in self.training:
+            return ""
+        size = f"{self.training['steps']} steps on {self.training['examples']} examples"
+        return f": {size}" if self.trial.adapter else f"; an adapter trained for {size} is no better"
 
     def _sure(self, judged: Quality) -> str:
         config, row = self.request.config, self.row

@@ -1,4 +1,4 @@
-"""The steps of `ulskip tune`: time the layers, try candidates by decode loss, compare the best by the task's metric, report.
+"""The steps of `ulskip tune`: time the layers, try candidates by decode loss, compare the best by the metric, train, report.
 
 Every step is stored in a `StepLog`, and every measured point is a row of the results folder, so that an interrupted tuning
 continues and ends with the same choice.
@@ -21,27 +21,14 @@ from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sw
 from ulskip_cli.report.difference import HOLDS, Scorer
 from ulskip_cli.report.quality import primary
 from ulskip_cli.strategies.schedule import MIN_KEPT
+from ulskip_cli.tuning.adapter import AdapterTraining, TrainingSize
 from ulskip_cli.tuning.request import Candidate, TuneRequest
 from ulskip_cli.tuning.result import TuneResult, share_of
 from ulskip_cli.tuning.step_log import StepLog
-from ulskip_cli.tuning.trials import Trial, Trials, num_kept_for
+from ulskip_cli.tuning.trials import Chosen, Trial, Trials, num_kept_for
 
 TRIAL_SHARE, BISECT_SHARE = 0.5, 0.7  # of the budget, after which no further candidate or number of layers is tried
 FIRST_SHARE = 0.75  # of the layers, where the search for a wanted quality begins
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The best candidate at one number of layers, measured on the examples that choose."""
-
-    trial: Trial
-    candidate: Candidate
-    row: Row
-
-    @property
-    def num_kept(self) -> int:
-        """Number of kept layers."""
-        return len(self.trial.kept_layers)
 
 
 @dataclass
@@ -52,6 +39,7 @@ class Tuning:
     progress: GridProgress
     observe: Callable[[Sequence[Job]], AbstractContextManager[SweepObserver]]
     trials: list[Trial] = field(default_factory=list)
+    adapter: dict[str, Any] | None = None  # what was trained, or `refused` with the reason
 
     def __post_init__(self) -> None:
         self.folder = ResultsFolder.of(self.request.config)
@@ -63,8 +51,9 @@ class Tuning:
         for reason in self.request.refused:
             self.progress.note(f"left out: {reason}")
         chosen = self._fastest_enough() if self.request.config.speedup else self._good_enough()
+        chosen = chosen if self.request.config.adapter == "never" else self._with_adapter(chosen)
         (row,) = self._measure([self.request.at_the_end(self._config(chosen.candidate, chosen.num_kept))])
-        return TuneResult(self.request, chosen.trial, chosen.row, row, tuple(self.trials), self._log.minutes)
+        return TuneResult(self.request, chosen, row, tuple(self.trials), self.adapter, self._log.minutes)
 
     def _fastest_enough(self) -> Chosen:
         """Return the best candidate with the largest number of layers that meets the wanted speedup."""
@@ -114,6 +103,30 @@ class Tuning:
         rows = self._measure([_quality_only(self._config(candidate, num_kept)) for _, candidate in ranked])
         at = decide(rows)
         return Chosen(*ranked[at], rows[at]), tuple(candidate for _, candidate in ranked)
+
+    def _with_adapter(self, chosen: Chosen) -> Chosen:
+        """Train a skip adapter for the chosen layers if the budget has time left, and return the better of both."""
+        config, training = self.request.config, AdapterTraining(self.request, chosen, self.progress)
+        wish = f"{config.adapter_steps} steps" if config.adapter_steps else f"{config.budget:g} minutes, {config.adapter}"
+        step = f"adapter for {chosen.trial.candidate} at {chosen.num_kept} layers"
+        size = self._log.once(f"size of the {step} in {wish}", lambda: training.decide(self._log.minutes))
+        self.adapter = (
+            size if "refused" in size else self._log.once(f"{step}: train {size}", lambda: training.run(TrainingSize(**size)))
+        )
+        if "refused" in self.adapter:
+            self.progress.note(f"left out: trained adapter: {self.adapter['refused']}")
+            return chosen
+        adapted = training.adapted(self.adapter["folder"])
+        found = self._log.once(
+            f"{step}: decode loss after {size}", lambda: self._runner.run(adapted, chosen.num_kept).as_step()
+        )
+        self._runner.release()
+        trial = Trial.from_step(found)
+        self.trials.append(trial)
+        self.progress.note(f"{trial.candidate}: decode loss {trial.loss:.3f}, before {chosen.trial.loss:.3f}")
+        (row,) = self._measure([_quality_only(self._config(adapted, chosen.num_kept))])
+        both = sorted([chosen, Chosen(trial, adapted, row)], key=lambda one: one.trial.loss)
+        return both[decide([one.row for one in both])]
 
     def _try(self, candidate: Candidate, num_kept: int) -> dict[str, Any]:
         try:

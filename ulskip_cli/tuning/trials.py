@@ -8,6 +8,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
 from ulskip_cli.experiments.preflight import Resolver
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.decoder import Decoder
@@ -26,6 +27,7 @@ class Trial:
     kept_layers: tuple[int, ...]
     loss: float  # decode loss in nats per token
     patch: str | None  # the id of its patches, which names their folder
+    adapter: str | None = None  # the folder of its trained skip adapter
 
     @classmethod
     def from_step(cls, value: Mapping[str, Any]) -> Self:
@@ -35,6 +37,20 @@ class Trial:
     def as_step(self) -> dict[str, Any]:
         """Return the trial as a stored step."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The best candidate at one number of layers, measured on the examples that choose."""
+
+    trial: Trial
+    candidate: Candidate
+    row: Row
+
+    @property
+    def num_kept(self) -> int:
+        """Number of kept layers."""
+        return len(self.trial.kept_layers)
 
 
 @dataclass
@@ -55,8 +71,8 @@ class Trials:
             held = KEPT_PROMPT_BYTES if run.plan.prompt_layers == "all" else 0
             self._loss = ReferenceLoss(examples, BatchSize(run.point.config.batch_size), run.workload.pad_token_id, held)
         loss = self._loss.of(decoder, self.session.progress.phase(f"{candidate.label}: decode loss", len(examples)))
-        patch = (run.found.patch or {}).get("id")
-        return Trial(candidate.label, tuple(run.plan.kept_layers), loss, patch)
+        patch, adapter = (run.found.patch or {}).get("id"), (run.found.skip_adapter or {}).get("path")
+        return Trial(candidate.label, tuple(run.plan.kept_layers), loss, patch, adapter)
 
     def speedups(self, config: Config, wanted: float) -> dict[str, Any]:
         """Return the speedup at every number of layers, by a line fitted to timed depths and corrected by timed pairs."""

@@ -3,15 +3,17 @@
 import contextlib
 import math
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.config import GROUPS, compose_unvalidated, group_choices, identity, parse_overrides
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import AlternativesConfig, Config
 from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
 from ulskip_cli.core.validation import check_run
+from ulskip_cli.experiments.sweep.alternatives import alternative_points
 
 DEFAULT_EXPERIMENT = "reproduce"
 MAX_POINTS = 1000
@@ -46,7 +48,10 @@ def _one_experiment_each(overrides: Sequence[str], extra_dir: Path | None) -> li
 
 
 def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
-    """Return every combination of the values swept on the command line and in the experiment, also inapplicable points."""
+    """Return every combination of the values swept on the command line and in the experiment, and then their alternatives.
+
+    Inapplicable points are included, and inapplicable alternatives left out.
+    """
     parsed = parse_overrides(overrides)
     fixed = [text for text, one in zip(overrides, parsed, strict=True) if not one.is_sweep_override()]
     axes = {one.key_or_group: _values(one, extra_dir) for one in parsed if one.is_sweep_override()}
@@ -58,20 +63,23 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
     if count > MAX_POINTS:
         raise UsageError(f"expected at most {MAX_POINTS} points in a sweep, got {count} or more; split it into several sweeps")
     swept = [key for key, values in axes.items() if key in GROUPS and len(values) > 1]
-    found = []
+    found: list[Config] = []
+    others: list[Config] = []
     nowhere: dict[str, UnknownKey] | None = None  # keys that every point rejects
     for values in product(*axes.values()):
         texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
         config, foreign = _composed(texts, swept, presets.keys(), extra_dir)
+        asked, config = config.alternatives, replace(config, alternatives=AlternativesConfig())
         refused = {error.key: error for error in foreign}
         nowhere = refused if nowhere is None else {key: refused[key] for key in nowhere if key in refused}
         with contextlib.suppress(NotApplicable):
             check_run(config)
         found.append(config)
+        others += alternative_points(config, asked, texts, extra_dir)
     for key, error in (nowhere or {}).items():
         if key not in presets or key.partition(".")[0] not in given:  # a preset may sweep keys that the given choices lack
             raise error
-    return found
+    return [*found, *others]
 
 
 def _composed(

@@ -1,0 +1,142 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.experiments.preflight import resolve as resolve_point
+from ulskip_cli.training import trainer
+from ulskip_cli.tuning import adapter
+from ulskip_cli.tuning.request import divide, training_examples
+from ulskip_cli.tuning.trials import Trials
+
+TRAIN = ["speedup=1.5", "adapter=auto", "adapter_steps=3"]
+
+
+def write(path, names):
+    path.write_text("".join(json.dumps({"prompt": name, "reference": "r"}) + "\n" for name in names))
+    return path
+
+
+@settings(max_examples=60)
+@given(
+    count=st.integers(16, 60),
+    repeated=st.lists(st.integers(0, 59), max_size=30),
+    other=st.none() | st.lists(st.integers(100, 140), min_size=2, max_size=80),
+    limit=st.integers(1, 40),
+    wanted=st.integers(4, 30),
+)
+def test_no_example_that_chooses_or_is_reported_is_trained_on(tmp_path_factory, count, repeated, other, limit, wanted):
+    folder = tmp_path_factory.mktemp("data")
+    file = write(folder / "a.jsonl", [f"p{i}" for i in [*range(count), *repeated]])
+    overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match]", f"limit={limit}", "calibration.examples=5"]
+    if other:
+        overrides.append(f"calibration.task={{file: {write(folder / 'b.jsonl', [f'p{i}' for i in other])}}}")
+    split = divide(compose(overrides), wanted)
+    used = {one.source for side in (split.choice, split.final) for one in resolve_point(side).examples}
+    try:
+        found = [one.source for one in training_examples(split)]
+    except UsageError as error:
+        assert "train" in str(error) or "held-out" in str(error) or "calibration" in str(error)
+        return
+    assert found and not set(found) & used
+    rest = [f"p{i}" for i in (other or [])[split.num_choice :]]
+    assert found == [name for name in rest if name not in used] if other else len(found) <= 5
+
+
+@given(st.floats(-100, 1000), st.floats(0.01, 50), st.integers(1, 500))
+def test_steps_fit_into_the_seconds(seconds, per_step, most):
+    steps = adapter.num_steps(seconds, per_step, most)
+    assert 1 <= steps <= most and (steps == 1 or steps * per_step <= seconds * (1 + 1e-9))
+
+
+def with_loss(monkeypatch, change):
+    """Change the decode loss of the trained adapter."""
+    run = Trials.run
+
+    def changed(self, candidate, num_kept):
+        trial = run(self, candidate, num_kept)
+        return replace(trial, loss=trial.loss + change) if candidate.config.model.skip_adapter else trial
+
+    monkeypatch.setattr(Trials, "run", changed)
+
+
+def test_a_better_adapter_is_chosen_run_and_exported(tune, tmp_path, monkeypatch, ulskip):
+    with_loss(monkeypatch, -1)
+    code, found, err = tune(*TRAIN, "patch=folded", "candidates=['strategy=unified']", "--to", "out")
+    assert code == 0, err
+    folder = tmp_path / found["adapter"]["folder"]
+    assert found["adapter"]["chosen"] and found["adapter"]["steps"] == 3 and found["adapter"]["examples"] == 8
+    assert folder.parent.name == f"{found['key']}-adapter" and (folder / "adapter.json").is_file()
+    record = json.loads((folder / "adapter.json").read_text())
+    assert record["kept_sets"] == [found["kept_layers"]] and record["kind"] == "folded"
+    assert found["trials"][-1]["adapter"] == found["adapter"]["folder"] and found["patch"] is None
+    assert found["row"]["skip_adapter"]["path"] == found["adapter"]["folder"]
+    code, out, err = ulskip("run", *found["run"], "name=again", "speed.enabled=false", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["decode_loss"] == pytest.approx(found["row"]["decode_loss"])
+    exported = json.loads((tmp_path / "out" / "ulskip_export.json").read_text())
+    assert exported["skip_adapter"] == found["adapter"]["folder"]
+
+
+def test_a_worse_adapter_is_left_out_and_named(tune, monkeypatch, ulskip):
+    with_loss(monkeypatch, 1)
+    code, found, err = tune(*TRAIN)
+    assert code == 0, err
+    assert not found["adapter"]["chosen"] and found["row"]["skip_adapter"] is None
+    assert "skip_adapter" not in found["candidate"] and len(found["trials"]) == 3
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_choice(tune, tmp_path, monkeypatch, rows_of):
+    compute, ran = trainer.SkipTrainer.compute_loss, []
+
+    def interrupted(self, *args, **kwargs):
+        ran.append(self.state.global_step)
+        if ran == [0, 1]:
+            raise KeyboardInterrupt
+        return compute(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.SkipTrainer, "compute_loss", interrupted)
+    assert tune(*TRAIN)[0] == 130
+    code, found, err = tune(*TRAIN)
+    assert code == 0, err
+    assert ran == [0, 1, 1, 2]
+    record = json.loads((tmp_path / found["adapter"]["folder"] / "training.json").read_text())
+    assert record["resumed"] and record["steps"] == 3
+    rows = rows_of()
+    assert tune(*TRAIN)[1]["row"]["id"] == found["row"]["id"] and rows_of() == rows
+
+
+def test_the_budget_decides_the_number_of_steps_once(tune, tmp_path, monkeypatch):
+    code, found, err = tune("speedup=1.5", "adapter=auto", "budget=0.5")
+    assert code == 0, err
+    assert "60 seconds" in found["adapter"]["refused"] and "left out: trained adapter" in err
+    monkeypatch.setattr(adapter, "MIN_SECONDS", 1e-3)
+    code, found, err = tune("speedup=1.5", "adapter=always", "budget=0.01")
+    assert code == 0 and found["adapter"]["steps"] == 1, err
+    monkeypatch.setattr(adapter, "num_steps", lambda seconds, per_step, most: min(2, most))
+    code, found, err = tune("speedup=1.5", "adapter=auto", "budget=40")
+    assert code == 0 and found["adapter"]["steps"] == 2, err
+    monkeypatch.setattr(adapter, "num_steps", lambda seconds, per_step, most: 3)
+    assert tune("speedup=1.5", "adapter=auto", "budget=40")[1]["adapter"] == found["adapter"]
+    assert not list((tmp_path / "results/tune/tuning").glob("*-adapter/probe"))
+
+
+def test_what_cannot_be_trained_is_left_out_in_one_line(tune):
+    code, found, err = tune(*TRAIN, "prompt_layers=kept")
+    assert code == 0, err
+    assert "prompt_layers=kept" in found["adapter"]["refused"]
+    (line,) = [line for line in err.splitlines() if "left out: trained adapter" in line]
+    assert "prompt_layers=kept" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama_cpp", "openvino"])
+def test_engines_of_other_libraries_get_adapters_that_merge(tune, name):
+    pytest.importorskip({"llama_cpp": "xllamacpp", "openvino": "openvino"}[name])
+    code, found, err = tune(*TRAIN, f"engine={name}", "candidates=['strategy=unified']")
+    assert code == 0, err
+    assert found["adapter"]["steps"] == 3 and found["trials"][-1]["adapter"]
