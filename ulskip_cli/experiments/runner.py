@@ -197,8 +197,7 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     full = decoder
     if not plan.keeps_all or baseline:
         reference = baseline_config(config)
-        full_plan = make_plan(reference, run.full.metadata)
-        full = Decoder(run.full.model, full_plan, run.full.tokenizer, engine=reference.engine)
+        full = Decoder(run.full.model, make_plan(reference, run.full.metadata), run.full.tokenizer, engine=reference.engine)
     backend = decoder.linear_backend(config.decoding).name
     origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend}
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
