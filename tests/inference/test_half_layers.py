@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from reference import NEAR_TIE, NEW_STYLE, NUM_LAYERS, OLD_STYLE, batch, random_ids, stack_of, without_parts
+from reference import NEAR_TIE, NEW_STYLE, NUM_LAYERS, OLD_STYLE, batch, build_model, random_ids, stack_of, without_parts
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -76,10 +76,7 @@ def test_both_engines_equal_the_uncached_reference(model, unit):
             assert_same(model, ids, mask, KEPT, unit, output.token_ids, expected)
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_architectures_equal_the_uncached_reference(name, unit):
-    model = build(*OTHERS[name])
+def assert_decodes_as_without_cache(model, unit):
     ids, mask = batch(False)
     response = random_ids(5, 7, seed=3)
     prompt_len, whole = ids.shape[1], torch.cat([ids, response], 1)
@@ -97,6 +94,40 @@ def test_other_architectures_equal_the_uncached_reference(name, unit):
         with without_parts(model, prompt_len, KEPT, unit):
             expected = model(whole, use_cache=False).logits[:, prompt_len:]
     assert torch.allclose(torch.cat(steps, 1), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_equal_the_uncached_reference(name, unit):
+    assert_decodes_as_without_cache(build(*OTHERS[name]), unit)
+
+
+class GatedNorm(torch.nn.Module):
+    """A norm with a matrix, as some architectures have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.gate = torch.nn.RMSNorm(32), torch.nn.Linear(32, 32)
+
+    def forward(self, states):
+        return self.norm(states) * torch.sigmoid(self.gate(states))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_norm_with_a_matrix_is_no_mlp(llama, unit):
+    for layer in stack_of(llama):
+        layer.input_layernorm, layer.post_attention_layernorm = GatedNorm(), GatedNorm()
+    assert {parts.mlp for parts in half_layers.split_layers(llama, unit)} == {("mlp",)}
+    assert_decodes_as_without_cache(llama, unit)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_norms_of_the_dropped_part_are_left_out(unit, dtype):
+    layers = stack_of(half_layers.half_view(build_model("gemma2").to(dtype), KEPT, unit))
+    identities = {name for layer in layers for name, child in layer.named_children() if isinstance(child, torch.nn.Identity)}
+    attention = {"input_layernorm", "post_attention_layernorm"}
+    assert identities == (attention if unit == "attention" else {"pre_feedforward_layernorm", "post_feedforward_layernorm"})
 
 
 @pytest.mark.parametrize("unit", UNITS)
