@@ -147,6 +147,18 @@ def test_schedules_that_change_from_token_to_token_are_scored_too():
     assert scores[1][1][0] == pytest.approx(scores[2][1][0], abs=1e-4)  # the first token comes from all layers
 
 
+@pytest.mark.parametrize("unit", ["attention", "mlp"])
+def test_with_a_unit_every_layer_reads_the_context(unit):
+    texts = [(None, [5, 6, 7, 8], [9, 10, 11]), (None, [5, 6], [9])]
+    half = lm_eval_adapter.SkippingLM(**{"model": "tiny", "ratio": 2, "strategy.unit": unit, "device": "cpu"})
+    full = lm_eval_adapter.SkippingLM(model="tiny", strategy="full", device="cpu")
+    (several, first), (full_several, full_first) = (
+        model._loglikelihood_tokens(texts, disable_tqdm=True) for model in (half, full)
+    )
+    assert first[0] == pytest.approx(full_first[0], abs=1e-4) and several[0] != pytest.approx(full_several[0], abs=1e-4)
+    assert half.record().lm_eval.scored_prompt_layers == "all"
+
+
 @pytest.fixture
 def own_tasks_only(monkeypatch):
     """Leave out the harness's thousands of tasks, whose files take long to read."""

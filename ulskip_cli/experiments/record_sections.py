@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 from ulskip_cli.core.config import identity, shown_options
-from ulskip_cli.core.config_schema import LAYER, Config
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.row_values import (
     AdapterValues,
@@ -98,7 +98,7 @@ class ScheduleRecord:
 
     num_layers: NumLayers | None = None
     kept_layers: Layers | None = None
-    unit: str = LAYER
+    unit: str | None = None  # None: whole layers
     later_stages: list[Annotated[dict[str, Any], StageValues]] = field(default_factory=list)
     target_kept_layers: Positive | None = None
     mean_kept_layers: Positive | None = None

@@ -13,7 +13,7 @@ import torch
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config, has_other_baseline, instantiate, recorded_config
-from ulskip_cli.core.config_schema import Config, ModelConfig
+from ulskip_cli.core.config_schema import LAYER, Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
@@ -261,7 +261,7 @@ def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[Batch
     return ScheduleRecord(
         num_layers=plan.num_layers,
         kept_layers=list(plan.kept_layers),
-        unit=plan.unit,
+        unit=None if plan.unit == LAYER else plan.unit,
         later_stages=[asdict(stage) for stage in plan.later_stages],
         target_kept_layers=plan.target_kept,
         mean_kept_layers=exits.mean_depth or plan.mean_kept(plan.timed_tokens - 1),
