@@ -37,7 +37,7 @@ def cnn_dm(data: Path, model: str, limit: int) -> list[str]:
     """Return the overrides of a run on CNN/DM; `model` is a preset, or a folder or hub id."""
     chosen = f"model={model}" if model in group_choices("model") else f"model.path={model}"
     task = [chosen, "task=cnn_dm", f"task.file={data}/validation.jsonl.gz", "task.max_article_words=250"]
-    held_out = [f"calibration.task={{file: {data}/train.jsonl.gz}}", "calibration.examples=100"]
+    held_out = [f"calibration.task={{file: {data}/train.jsonl.gz}}", "calibration.examples=64"]
     return [*task, *held_out, "task.max_new_tokens=96", f"limit={limit}", "experiment=frontier", f"name={NAME}"]
 
 
@@ -49,8 +49,9 @@ def measure(args: argparse.Namespace) -> None:
     engines, adapters, common = args.engines, args.adapters, cnn_dm(args.data, args.model, args.limit)
     smaller = [f"alternatives.models=[{args.models}]"] if args.models else []
     call("sweep", *common, f"engine={engines}", "strategy=full", "ratio=2", *smaller)
-    call("sweep", *common, f"engine={engines}", "strategy=one_block", "strategy.patch=folded", "ratio=1.25,1.5,2")
-    call("sweep", *common, "engine=torch", "strategy=one_block", "strategy.patch=full", "ratio=1.25,1.5,2")
+    block = ["strategy=one_block", f"ratio={args.ratios}"]
+    call("sweep", *common, f"engine={engines}", *block, "strategy.patch=folded", "alternatives.draft_tokens=[]")
+    call("sweep", *common, "engine=torch", *block, "strategy.patch=full")
     for file in sorted(adapters.glob("adapter-*/adapter.json")) if adapters else ():
         layers = str(json.loads(file.read_text("utf-8"))["kept_sets"][0]).replace(" ", "")
         custom = ["strategy=custom", f"strategy.layers={layers}", f"model.skip_adapter={file.parent}"]
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--models", default="", help="presets, folders or hub ids of smaller models, separated by commas")
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
     parser.add_argument("--engines", default=ENGINES)
+    parser.add_argument("--ratios", default="1.25,1.5,2", help="of the model on CNN/DM")
     parser.add_argument("--limit", type=int, default=50, help="number of articles")
     parser.add_argument("--page", action="store_true", help="write the page of the stored rows alone")
     args = parser.parse_args()
