@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.corrections import series_name
+from ulskip_cli.report.corrections import own_options, series_name
 from ulskip_cli.report.rows import MISSING, absent, knows, setting_keys, setting_title
 from ulskip_cli.tasks import metrics
 
@@ -207,9 +207,7 @@ def axes_of(rows: Sequence[Row]) -> list[str]:
 
 
 def varying(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
-    """Select the axes in which rows differ; `strategy_options` only if one strategy occurs with different options."""
+    """Select the axes in which rows differ; `strategy_options` only if one strategy occurs with different own options."""
     found = [key for key in axes if len({str(row.get(key)) for row in rows if knows(row, key)}) > 1]
-    one_each = len({(row["strategy"], str(row.get("strategy_options"))) for row in rows}) == len(
-        {row["strategy"] for row in rows}
-    )
+    one_each = len({(row["strategy"], str(own_options(row))) for row in rows}) == len({row["strategy"] for row in rows})
     return [key for key in found if key != "strategy_options" or not one_each]
