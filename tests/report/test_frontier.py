@@ -55,6 +55,22 @@ def test_points_of_one_baseline_are_judged_together():
     assert len(found.plot().axes) == 1
 
 
+def test_dequantized_weights_are_not_quantized():
+    file = {"quantization": "Q4_1 (a file), dequantized to bfloat16"}
+    (found,) = frontiers(
+        [
+            sweep_row("full", id="base", engine="torch", **file),
+            row("half", "torch", 1.8, 29.0, **file),
+            row("int8", "torch", 2.0, 28.0, quantization="torchao, int8 weights"),
+        ]
+    )
+    assert [(one.kind, one.engine) for one in found.points] == [
+        (FULL, "torch"),
+        ("skipping", "torch"),
+        ("skipping and quantized", "torch torchao, int8 weights"),
+    ]
+
+
 def test_smaller_models_and_drafts_are_kinds_of_their_own():
     smaller = {"model": "s", "baseline_model": "m", "strategy": "full", "kept_layers": [0, 1, 2], "num_layers": 3}
     plain = {"config": {"task": {"metrics": ["bleu"]}}}

@@ -42,13 +42,19 @@ class Point:
         skips = len(self.row["kept_layers"]) < self.row["num_layers"] or bool(self.row.get("later_stages"))
         formats = ENGINES[self.row["engine"]].weights if self.row["engine"] in ENGINES else {}
         bits = formats[self.row["engine_weights"]][0] if self.row.get("engine_weights") in formats else BITS_UNQUANTIZED
-        quantized = bits < BITS_UNQUANTIZED or bool(self.row.get("quantization"))
+        quantized = bits < BITS_UNQUANTIZED or self._quantization is not None
         return {(False, False): FULL, (False, True): QUANTIZED, (True, False): SKIPPING, (True, True): BOTH}[skips, quantized]
 
     @property
     def engine(self) -> str:
         """The engine and the format of its weights."""
-        return " ".join(filter(None, [self.row["engine"], self.row.get("engine_weights") or self.row.get("quantization")]))
+        return " ".join(filter(None, [self.row["engine"], self.row.get("engine_weights") or self._quantization]))
+
+    @property
+    def _quantization(self) -> str | None:
+        """How the weights are quantized in memory; None if only their file is, and torch computes with dequantized weights."""
+        label: str | None = self.row.get("quantization")
+        return None if label and "dequantized" in label else label
 
     @property
     def method(self) -> str:
