@@ -1,7 +1,5 @@
 """Encode a task's examples as token ids of one model, and make batches of them for timing."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +27,7 @@ class Workload:
     pad_token_id: int
     chat: bool | None  # True if prompts are in the model's chat format; None without prompts
     max_positions: int | None = None  # None without a limit; timed prompts leave room for the new tokens
-    vocabulary: str | None = None  # a hash of the tokens and their ids; None without a tokenizer
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -59,13 +57,13 @@ def encode_workload(point: ResolvedPoint, tokenizer: PreTrainedTokenizerBase | N
             f"expected speed.new_tokens below the model's context of {max_positions}, got {config.speed.new_tokens}; "
             "lower speed.new_tokens"
         )
-    vocabulary = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
-    return Workload(task, point.examples, encoded, pad_token_id(tokenizer), formatter.template.chat, max_positions, vocabulary)
+    return Workload(task, point.examples, encoded, pad_token_id(tokenizer), formatter.template.chat, max_positions, tokenizer)
 
 
 def check_same_tokens(own: Workload, other: Workload) -> None:
     """Raise NotApplicable unless two models have the same vocabulary and read the same prompts as token ids."""
-    if own.vocabulary != other.vocabulary:
+    vocabularies = [one.tokenizer and one.tokenizer.get_vocab() for one in (own, other)]
+    if vocabularies[0] != vocabularies[1]:
         raise NotApplicable(
             "expected a model with the vocabulary of the full model, got another one, so that token speeds are not comparable; "
             "compare models of one family"

@@ -15,7 +15,7 @@ UNIT_NAMES = {LAYER: "layers", ATTENTION: "attentions", MLP: "MLPs"}
 
 @dataclass(frozen=True, kw_only=True)
 class SkippingOptions:
-    """What a strategy skips, and the patches that correct the hidden states behind skipped layers (docs/adapters.md)."""
+    """Options of all strategies that skip layers: what they skip, and the patches that correct it (docs/adapters.md)."""
 
     unit: str = option(LAYER, "what is skipped: whole layers, or only the attention or the MLP of layers", choices=UNITS)
     patch: str = option(NO_PATCH, "correction behind skipped layers, measured on held-out examples", choices=PATCHES)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session, run_point
 from ulskip_cli.experiments.sweep.grid import points
-from ulskip_cli.experiments.workload import Workload, check_same_tokens
+from ulskip_cli.experiments.workload import check_same_tokens
 
 QUICK = ["limit=10", "decoding.max_new_tokens=8", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=4"]
 
@@ -77,7 +78,7 @@ def test_prompts_must_be_the_same_token_ids(point):
     with pytest.raises(NotApplicable, match="prompts"):
         check_same_tokens(workload, replace(workload, encoded=workload.encoded[1:]))
     with pytest.raises(NotApplicable, match="vocabulary"):
-        check_same_tokens(workload, Workload(None, (), workload.encoded, 0, None, vocabulary="other"))
+        check_same_tokens(workload, replace(workload, tokenizer=SimpleNamespace(get_vocab=lambda: {"other": 0})))
 
 
 @pytest.mark.parametrize("name", ["tinny", "random", "", "no/such/folder"])
