@@ -82,7 +82,7 @@ KILLS ?= 10
 fuzz: setup ## Run COUNT random command lines and a quarter of as many damaged inputs with SEED; fails on any surprise
 	$(BIN)/python benchmarks/fuzz.py --lines $(COUNT) --inputs $$(($(COUNT) / 4)) --seed $(SEED)
 
-soak: setup ## Interrupt sweep, train and export by KILLS of each signal with SEED; fails if anything is lost, twice or left over
+soak: setup ## Interrupt sweep, train, export and tune by KILLS of each signal with SEED; fails if anything is lost, twice or left over
 	$(BIN)/python benchmarks/soak.py --count $(KILLS) --seed $(SEED)
 
 architectures: setup ## Check every causal LM class of transformers on a tiny instance, and write docs/architectures.md
