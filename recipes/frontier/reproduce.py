@@ -1,12 +1,13 @@
 """Compare engines, formats of weights, skipped layers, drafts and smaller models with one full model, in one table.
 
     python recipes/frontier/reproduce.py                         # the embedded model on its sample
-    python recipes/frontier/reproduce.py --data PATH/cnn_dm      # also SmolLM2-135M on CNN/DM
-    python recipes/frontier/reproduce.py --data PATH/cnn_dm --adapters runs/skip_adapters   # and trained adapters
-    python recipes/frontier/reproduce.py --model FOLDER --models SMALLER --data PATH/cnn_dm   # a model and smaller siblings
+    python recipes/frontier/reproduce.py --data PATH             # also on Multi30k, and SmolLM2-135M on CNN/DM
+    python recipes/frontier/reproduce.py --data PATH --adapters runs/skip_adapters   # also trained adapters of SmolLM2-135M
+    python recipes/frontier/reproduce.py --data PATH --model FOLDER --models SMALLER  # a model and smaller siblings
 
-PATH holds train.jsonl.gz and validation.jsonl.gz. The machine should be idle otherwise. If it is interrupted, the same command
-resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build of llama.cpp.
+PATH holds multi30k/ and cnn_dm/. The machine should be idle otherwise. --parts chooses what is measured. If the recipe is
+interrupted, the same command resumes. The page goes to results/frontier/README.md. LLAMA_CPP_LIB_PATH names an own build of
+llama.cpp.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from ulskip_cli.report.tables import markdown, provenance
 
 NAME = "frontier"
 ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,openvino_int4"
+PARTS = ("sample", "multi30k", "cnn_dm")
+MULTI30K_SENTENCES = 300
 
 
 def call(*arguments: str) -> None:
@@ -33,26 +36,39 @@ def call(*arguments: str) -> None:
         sys.exit(code)
 
 
+def multi30k(data: Path) -> list[str]:
+    """Return the overrides of the embedded model on the captions of Multi30k."""
+    files = [
+        f"task.{side}_file={data}/multi30k/test_2016_flickr.{code}" for side, code in (("source", "de"), ("reference", "en"))
+    ]
+    return ["task.dataset=files", *files, f"limit={MULTI30K_SENTENCES}"]
+
+
 def cnn_dm(data: Path, model: str, limit: int) -> list[str]:
     """Return the overrides of a run on CNN/DM; `model` is a preset, or a folder or hub id."""
     chosen = f"model={model}" if model in group_choices("model") else f"model.path={model}"
-    task = [chosen, "task=cnn_dm", f"task.file={data}/validation.jsonl.gz", "task.max_article_words=250"]
-    held_out = [f"calibration.task={{file: {data}/train.jsonl.gz}}", "calibration.examples=64"]
-    return [*task, *held_out, "task.max_new_tokens=96", f"limit={limit}", "experiment=frontier", f"name={NAME}"]
+    task = [chosen, "task=cnn_dm", f"task.file={data}/cnn_dm/validation.jsonl.gz", "task.max_article_words=250"]
+    held_out = [f"calibration.task={{file: {data}/cnn_dm/train.jsonl.gz}}", "calibration.examples=64"]
+    return [*task, *held_out, "task.max_new_tokens=96", f"limit={limit}"]
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Run all points: the embedded model, then another with one skipped block and folded patches, then with adapters."""
-    call("sweep", "experiment=frontier", f"engine={args.engines}", f"name={NAME}")
-    if args.data is None:
+def measure(args: argparse.Namespace, part: str) -> None:
+    """Measure a part: the embedded model at several depths, or another with one skipped block and corrections."""
+    common = ["experiment=frontier", f"name={NAME}"]
+    engines = f"engine={args.engines}"
+    if part == "sample":
+        call("sweep", *common, engines)
         return
-    engines, adapters, common = args.engines, args.adapters, cnn_dm(args.data, args.model, args.limit)
+    if part == "multi30k":
+        call("sweep", *common, engines, *multi30k(args.data))
+        return
+    common += cnn_dm(args.data, args.model, args.limit)
     smaller = [f"alternatives.models=[{args.models}]"] if args.models else []
-    call("sweep", *common, f"engine={engines}", "strategy=full", "ratio=2", *smaller)
     block = ["strategy=one_block", f"ratio={args.ratios}"]
-    call("sweep", *common, f"engine={engines}", *block, "strategy.patch=folded", "alternatives.draft_tokens=[]")
+    call("sweep", *common, engines, "strategy=full", "ratio=2", *smaller)
+    call("sweep", *common, engines, *block, "strategy.patch=folded", "alternatives.draft_tokens=[]")
     call("sweep", *common, "engine=torch", *block, "strategy.patch=full")
-    for file in sorted(adapters.glob("adapter-*/adapter.json")) if adapters else ():
+    for file in sorted(args.adapters.glob("adapter-*/adapter.json")) if args.adapters else ():
         layers = str(json.loads(file.read_text("utf-8"))["kept_sets"][0]).replace(" ", "")
         custom = ["strategy=custom", f"strategy.layers={layers}", f"model.skip_adapter={file.parent}"]
         call("sweep", *common, "engine=torch", "ratio=2", *custom)
@@ -67,21 +83,22 @@ def page(found: list[Frontier], folder: Path) -> str:
         "(docs/adapters.md). Drafts of the kept layers change no answer. `recipes/frontier/reproduce.py` writes this page."
     )
     for one in found:
-        name = f"frontier-{one.baseline['model']}"
+        name = f"frontier-{one.baseline['model']}-{Path(one.baseline['dataset']).name.partition('.')[0]}"
         with plot_style.applied():
             plot_style.save_figure(one.plot(), folder / name)
-        targets, table = one.sections()
-        for section in (targets, table):
+        sections = one.sections()
+        for section in sections:
             parts += [f"## {section.title}", markdown(section), section.note]
-            if section is targets:
-                parts.append(f"![Quality against measured speedup of {one.baseline['model']}]({name}.png)")
+            if section is sections[0]:
+                parts.append(f"![Quality against measured speedup: {', '.join(one.names)}]({name}.png)")
         parts.append(provenance([point.row for point in one.points]))
     return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of CNN/DM")
+    parser.add_argument("--data", type=Path, help="folder of multi30k and cnn_dm")
+    parser.add_argument("--parts", help=f"parts to measure: {', '.join(PARTS)}; without --data sample alone")
     parser.add_argument("--model", default="smollm2-135m", help="preset, folder or hub id of the model on CNN/DM")
     parser.add_argument("--models", default="", help="presets, folders or hub ids of smaller models, separated by commas")
     parser.add_argument("--adapters", type=Path, help="work folder of recipes/skip_adapters")
@@ -90,8 +107,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50, help="number of articles")
     parser.add_argument("--page", action="store_true", help="write the page of the stored rows alone")
     args = parser.parse_args()
-    if not args.page:
-        measure(args)
+    parts = args.parts.split(",") if args.parts else PARTS if args.data else PARTS[:1]
+    if args.data is None and set(parts) - {"sample"}:
+        parser.error("expected --data PATH with multi30k and cnn_dm, or --parts sample")
+    for part in () if args.page else parts:
+        measure(args, part)
     folder = Path("results") / NAME
     if ResultsFolder(folder).rows():
         write_atomic(folder / "README.md", page(frontiers(read_rows([folder])), folder))

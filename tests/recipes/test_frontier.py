@@ -13,6 +13,6 @@ def test_the_page_has_a_plot_and_two_tables_for_each_baseline(tmp_path):
         sweep_row("unified", id="half", baseline_id="base", engine="llama_cpp", engine_weights="q4_0", config=asked),
     ]
     text = frontier.page(frontiers(rows), tmp_path)
-    assert (tmp_path / "frontier-m.png").is_file() and "(frontier-m.png)" in text
-    assert text.count("\n## ") == 2 and text.count("llama_cpp q4_0") >= 2
+    assert (tmp_path / "frontier-m-sample.png").is_file() and "(frontier-m-sample.png)" in text
+    assert text.count("\n## ") == 3 and text.count("llama_cpp q4_0") >= 2
     assert frontier.page([], tmp_path).startswith("# ")

@@ -62,12 +62,14 @@ def test_dequantized_weights_are_not_quantized():
             sweep_row("full", id="base", engine="torch", **file),
             row("half", "torch", 1.8, 29.0, **file),
             row("int8", "torch", 2.0, 28.0, quantization="torchao, int8 weights"),
+            row("adapter", "torch", 2.1, 28.5, skip_adapter={"path": "a", "fingerprint": "1"}, **file),
         ]
     )
     assert [(one.kind, one.engine) for one in found.points] == [
         (FULL, "torch"),
         ("skipping", "torch"),
         ("skipping and quantized", "torch torchao, int8 weights"),
+        ("skipping with an adapter", "torch"),
     ]
 
 
@@ -86,7 +88,7 @@ def test_smaller_models_and_drafts_are_kinds_of_their_own():
     }  # fmt: skip
     assert found.best(1.25).row["id"] == "drafts" and found.best(1.25, SMALLER).row["id"] == "small"
     heads = [column.title for column in found.targets("a").columns]
-    assert heads == ["speedup", FULL, SMALLER, DRAFTING, "best"]
+    assert heads == ["speedup", FULL, SMALLER, DRAFTING]
     assert [line["method"] for line in found.table("b").lines] == ["full", "unified drafts", "s", "s"]
     labels = [text.get_text() for text in found.plot().axes[0].get_legend().get_texts()]
     assert labels == ["torch", "speculative", "torch, smaller model", "llama_cpp q4_0, smaller model"]
@@ -109,6 +111,15 @@ def test_what_is_not_beaten_is_the_front_and_the_best_of_a_target_is_on_it(point
     best = found.best(1.5)
     if best:
         assert all(one.quality.share <= best.quality.share for one in found.points if one.speed[1] >= 1.5)
+
+
+def test_a_verdict_names_the_best_and_the_next_of_another_kind():
+    (found,) = frontiers(every())
+    verdicts = {line["speedup"]: line["verdict"] for line in found.verdicts("a").lines}
+    assert list(verdicts) == ["1.25x", "1.5x", "2x", "3x", "4x"]
+    assert verdicts["2x"].startswith("quantized: llama_cpp q4_0 keeps 98.3% at 2.50x. Next: skipping and quantized (")
+    assert verdicts["2x"].endswith("90.0%. BLEU +2.5 (+1.1 to +3.9): sure.")
+    assert verdicts["4x"].endswith("Nothing of another kind is as fast.")
 
 
 def test_tables_have_a_line_for_each_point_and_each_target_in_reach():

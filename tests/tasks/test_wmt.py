@@ -72,6 +72,10 @@ def test_files_are_read_line_by_line(files):
     assert [(e.source, e.reference) for e in examples] == [("eins", "one"), ("zwei\u2028drei", "two three")]
 
 
+def test_rows_name_the_file_so_that_a_report_keeps_two_test_sets_apart(files):
+    assert files(b"eins", b"one").data == "a.de" and Wmt().data == "sample"
+
+
 @pytest.mark.parametrize(
     ("source", "reference", "message"),
     [

@@ -19,8 +19,8 @@ from ulskip_cli.report.rows import MISSING, Group, done
 
 TARGETS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 FULL, QUANTIZED, SKIPPING, BOTH = "full", "quantized", "skipping", "skipping and quantized"
-SMALLER, DRAFTING = "smaller model", "drafting"
-KINDS = (FULL, QUANTIZED, SMALLER, DRAFTING, SKIPPING, BOTH)
+SMALLER, DRAFTING, ADAPTED = "smaller model", "drafting", "skipping with an adapter"
+KINDS = (FULL, QUANTIZED, SMALLER, DRAFTING, SKIPPING, ADAPTED, BOTH)
 BITS_UNQUANTIZED = 16
 
 
@@ -43,7 +43,9 @@ class Point:
         formats = ENGINES[self.row["engine"]].weights if self.row["engine"] in ENGINES else {}
         bits = formats[self.row["engine_weights"]][0] if self.row.get("engine_weights") in formats else BITS_UNQUANTIZED
         quantized = bits < BITS_UNQUANTIZED or self._quantization is not None
-        return {(False, False): FULL, (False, True): QUANTIZED, (True, False): SKIPPING, (True, True): BOTH}[skips, quantized]
+        if skips and not quantized:
+            return ADAPTED if self.row.get("skip_adapter") else SKIPPING
+        return BOTH if skips else QUANTIZED if quantized else FULL
 
     @property
     def engine(self) -> str:
@@ -91,10 +93,38 @@ class Frontier:
         enough = [one for one in self.points if one.speed[1] >= target and kind in (None, one.kind)]
         return max(enough, key=lambda one: (one.quality.share, one.speed[1]), default=None)
 
+    @property
+    def names(self) -> list[str]:
+        """What all points share: the model, the task, the language pair and the dataset."""
+        return [str(self.baseline[key]) for key in ("model", "task", "pair", "dataset") if self.baseline.get(key)]
+
     def sections(self) -> list[Section]:
         """Make the tables of a report."""
-        of = " · ".join(str(self.baseline[key]) for key in ("model", "task", "pair", "dataset") if self.baseline.get(key))
-        return [self.targets(f"The best at each speedup: {of}"), self.table(f"Layers, engines and formats: {of}")]
+        of = " · ".join(self.names)
+        titles = (f"Which wins at each speedup? {of}", f"The best of each kind: {of}", f"Layers, engines and formats: {of}")
+        return [make(title) for make, title in zip((self.verdicts, self.targets, self.table), titles, strict=True)]
+
+    def verdicts(self, title: str) -> Section:
+        """Make a table with a sentence for each target speedup in reach: the best point, and the next of another kind."""
+        columns = [Column(head, text(head), head) for head in ("speedup", "verdict")]
+        lines = [{"speedup": f"{target:g}x", "verdict": self._verdict(target)} for target in TARGETS if self.best(target)]
+        note = "Undecided: the 95% interval of the difference contains zero, or is unknown."
+        return Section(title, lines, columns, note, sentences=True)
+
+    def _verdict(self, target: float) -> str:
+        best = self.best(target)
+        assert best is not None, "only targets in reach have a verdict"
+        found = f"{best.kind}: {best.name} keeps {best.quality.share:.1%} at {best.speed[1]:.2f}x"
+        others = [one for kind in KINDS if kind != best.kind and (one := self.best(target, kind))]
+        if not others:
+            return f"{found}. Nothing of another kind is as fast."
+        other = max(others, key=lambda one: (one.quality.share, one.speed[1]))
+        metric = best.quality.metric
+        apart = Scorer().difference(best.row, other.row, metric)
+        ends = "" if apart.low is None else f" ({apart.low:+.1f} to {apart.high:+.1f})"
+        decided = "sure" if apart.verdict() == HOLDS else "undecided"
+        second = f"{other.kind} ({other.name}, {other.speed[1]:.2f}x)"
+        return f"{found}. Next: {second}, {other.quality.share:.1%}. {METRICS[metric]} {apart.value:+.1f}{ends}: {decided}."
 
     def table(self, title: str) -> Section:
         """Make the table of all points."""
@@ -131,14 +161,11 @@ class Frontier:
     def targets(self, title: str) -> Section:
         """Make the table of the best point of each kind at each target speedup."""
         kinds = [kind for kind in KINDS if any(one.kind == kind for one in self.points)]
-        heads, lines = ("speedup", *kinds, "best"), []
-        for target in TARGETS:
-            best = self.best(target)
-            if best is None:
-                continue
+        heads, lines = ("speedup", *kinds), []
+        for target in filter(self.best, TARGETS):
             of_kind = [self.best(target, kind) for kind in kinds]
             cells = [MISSING if one is None else f"{one.quality.share:.1%}" for one in of_kind]
-            lines.append(dict(zip(heads, (f"{target:g}x", *cells, f"{best.name}, {best.speed[1]:.2f}x"), strict=True)))
+            lines.append(dict(zip(heads, (f"{target:g}x", *cells), strict=True)))
         note = "Share of the baseline's score that the best measured point of each kind keeps at no less than this speedup."
         return Section(title, lines, [Column(head, text(head), head) for head in heads], note, words=1)
 

@@ -63,8 +63,8 @@ class Wmt(TaskOptions):
 
     @property
     def data(self) -> str:
-        """Name of the dataset."""
-        return self.dataset
+        """Name of the source file or the dataset."""
+        return Path(self.source_file).name if self.source_file else self.dataset
 
     @property
     def languages(self) -> tuple[str, str]:
