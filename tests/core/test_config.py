@@ -52,6 +52,7 @@ def test_every_shipped_config_composes_and_instantiates(path):
         (["+decoding.surprise=1"], r"decoding\.surprise"),
         (["speed=3"], "speed .*3"),
         (["ratio=${nothing}"], "nothing"),
+        (["model.skip_adapter=${nothing}"], "nothing"),
         (["decoding.stop=x"], r"decoding\.stop .*list of texts, written \[a,b\].*x"),
         (["decoding.generate_kwargs=[1]"], r"decoding\.generate_kwargs .*\{a: 1, b: 2\}.*\[1\]"),
         (["decoding.temperature=0"], r"decoding\.temperature > 0.*0"),

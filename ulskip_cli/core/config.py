@@ -229,9 +229,6 @@ def to_yaml(config: Config | TrainingConfig) -> str:
 
 
 def _to_schema(composed: DictConfig, schema: type) -> Any:
-    model = composed.get("model")
-    if OmegaConf.is_dict(model) and isinstance(model.get("skip_adapter"), str):
-        model.skip_adapter = [model.skip_adapter]
     try:
         OmegaConf.resolve(composed)
     except OmegaConfBaseException as error:
@@ -240,6 +237,9 @@ def _to_schema(composed: DictConfig, schema: type) -> Any:
     if missing:
         example = "; e.g. model.path=<hub id or folder>" if "model.path" in missing else ""
         raise UsageError(f"expected a value for {', '.join(sorted(missing))}{example}")
+    model = composed.get("model")
+    if OmegaConf.is_dict(model) and isinstance(model.get("skip_adapter"), str):
+        model.skip_adapter = [model.skip_adapter]
     return _convert(composed, schema)
 
 
