@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import datasets
 import lm_eval
 import pytest
 import torch
@@ -275,6 +276,18 @@ def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_r
         evaluate(["model=tiny"], options)
     with pytest.raises(UsageError, match="chat template"):
         evaluate(["model=tiny"], {**options, "tasks": ["ulskip_writing"], "apply_chat_template": True})
+
+
+@pytest.mark.parametrize("dataset", ["nobody/nothing", "json"])
+def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only, monkeypatch, dataset):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    kwargs = {"data_files": {"test": str(tmp_path / "missing.jsonl")}} if dataset == "json" else {}
+    task = {"task": "ulskip_far", "dataset_path": dataset, "dataset_kwargs": kwargs, "test_split": "test"}
+    shape = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{a}}"}
+    (tmp_path / "far.yaml").write_text(yaml.safe_dump({**task, **shape}))
+    options = {"include_path": tmp_path, "tasks": ["ulskip_far"]}
+    with pytest.raises(UsageError, match=r"ulskip_far .*(nobody/nothing|missing\.jsonl)"):
+        evaluate(["model=tiny", f"results_dir={tmp_path}"], options)
 
 
 def test_a_missing_harness_is_named_with_what_brings_it(ulskip, monkeypatch):

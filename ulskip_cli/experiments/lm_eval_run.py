@@ -11,6 +11,7 @@ from typing import Any
 from lm_eval._cli.utils import key_val_to_dict, request_caching_arg_to_dict, try_parse_json
 from lm_eval.tasks import TaskManager
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import Resolver
@@ -48,6 +49,7 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
     folder = ResultsFolder.of(config)
     output = arguments.pop("output_path", None) or folder.path / EXPERIMENT
 
+    from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate  # imports torch, so only after all checks
     from lm_eval.loggers import EvaluationTracker
 
@@ -63,18 +65,20 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
         arguments["use_cache"] += "_" + _digest([model.record().id, model.scoring_plan.prompt_layers])
     folder.check_writable()
     tracker = EvaluationTracker(output_path=str(output))
-    results: dict[str, Any] = simple_evaluate(
-        model=model,
-        model_args={
-            "pretrained": config.model.path,
-            "overrides": [text for text in overrides if not text.lstrip("+").startswith("tracker")],
-        },
-        tasks=tasks,
-        device=str(model.device),
-        task_manager=manager,
-        evaluation_tracker=tracker,
-        **arguments,
-    )
+    given = {
+        "pretrained": config.model.path,
+        "overrides": [text for text in overrides if not text.lstrip("+").startswith("tracker")],
+    }
+    arguments |= {"task_manager": manager, "evaluation_tracker": tracker, "device": str(model.device)}
+    try:
+        with environment.offline_if_hub_unreachable():
+            results: dict[str, Any] = simple_evaluate(model=model, model_args=given, tasks=tasks, **arguments)
+    except (ConnectionError, DatasetsError, FileNotFoundError) as error:  # the hub or a file cannot be reached
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            f"cannot read the data of --tasks {','.join(tasks)} ({reason}); check the connection and the task, or use "
+            "--include_path with tasks of local files"
+        ) from None
     results["config"]["model"] = "ulskip"
     samples = results.pop("samples", {})
     tracker.save_results_aggregated(results=results, samples=samples)
