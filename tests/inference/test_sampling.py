@@ -3,7 +3,7 @@ import torch
 from transformers import MinNewTokensLengthLogitsProcessor
 
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.inference.sampling import TokenSampler
+from ulskip_cli.inference.sampling import InvalidLogitsError, TokenSampler
 
 CPU = torch.device("cpu")
 
@@ -19,3 +19,9 @@ def test_eos_is_suppressed_as_by_transformers(length, ends):
 def test_the_first_of_equal_scores_is_chosen():
     scores = torch.tensor([[1.0, 3.0, 3.0], [-float("inf"), -float("inf"), -2.0], [0.0, 0.0, 0.0]])
     assert TokenSampler(DecodingConfig(), 1, [], 0, CPU).pick(scores).tolist() == scores.argmax(-1).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_choose_no_token(wrong):
+    with pytest.raises(InvalidLogitsError, match="finite"):
+        TokenSampler(DecodingConfig(), 1, [], 0, CPU).pick(torch.tensor([[1.0, 2.0], [0.0, wrong]]))

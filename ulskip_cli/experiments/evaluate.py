@@ -17,14 +17,11 @@ from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, longest_first, until_stop
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.peak_memory import PeakMemory
+from ulskip_cli.inference.sampling import InvalidLogitsError
 from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import degenerate
 from ulskip_cli.tasks.metrics.scores import Answers
-
-
-class InvalidLogitsError(RunError):
-    """The model's logits are not finite, so its answers are meaningless."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +109,7 @@ def score_answers(
     reference_loss = ReferenceLoss(workload.encoded, answers.batch_size, workload.pad_token_id)
     loss = reference_loss.of(scoring_decoder, progress.phase(f"{answers.strategy}: decode loss", len(examples)))
     if not math.isfinite(loss):
-        raise InvalidLogitsError(
-            f"expected finite logits, got a decode loss of {loss}; check the model's weights or set another model.dtype"
-        )
+        raise InvalidLogitsError(f"a decode loss of {loss}")
     flags = Counter(flag for one in answers.generations for flag in one["flags"])
     return QualityScores(
         scores=dict(scores.values),

@@ -19,7 +19,7 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
 from ulskip_cli.experiments.calibration import calibrate_strategy
-from ulskip_cli.experiments.evaluate import GeneratedAnswers, InvalidLogitsError, generate_answers, score_answers
+from ulskip_cli.experiments.evaluate import GeneratedAnswers, generate_answers, score_answers
 from ulskip_cli.experiments.latency_target import (
     LINE_ROUNDS,
     MEET_PAIRS,
@@ -44,6 +44,7 @@ from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.packed_linear import choose_linear_backend
+from ulskip_cli.inference.sampling import InvalidLogitsError
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
@@ -203,11 +204,11 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
     answers, quality = None, None
     if run.workload.encoded is not None:
-        answers = generate_answers(decoder, run.workload, config, progress, checkpoints)
-        folder.save_generations(point.run_id, answers.generations)  # saved before scoring, which may fail
         hypotheses = [one["hypothesis"] for one in folder.generations(baseline.id)] if baseline else None
         scoring_decoder = full if config.decoding.draft_tokens else decoder
         try:
+            answers = generate_answers(decoder, run.workload, config, progress, checkpoints)
+            folder.save_generations(point.run_id, answers.generations)  # saved before scoring, which may fail
             quality = score_answers(answers, run.workload, scoring_decoder, hypotheses, progress)
         except InvalidLogitsError:
             checkpoints.remove()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy
 import torch
 from torch import Tensor
 from transformers import (
@@ -14,6 +15,14 @@ from transformers import (
 )
 
 from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import RunError
+
+
+class InvalidLogitsError(RunError):
+    """The model's logits are not finite, so its answers are meaningless."""
+
+    def __init__(self, got: str) -> None:
+        super().__init__(f"expected finite logits, got {got}; check the model's weights, or set another model.dtype or engine")
 
 
 class TokenSampler:
@@ -54,9 +63,16 @@ class TokenSampler:
         return processed
 
     def pick(self, scores: Tensor) -> Tensor:
-        """Return one token per sequence, [batch], chosen from processed scores [batch, vocab_size]."""
+        """Return one token per sequence, [batch], chosen from processed scores [batch, vocab_size].
+
+        On a CPU, raises InvalidLogitsError if a greedy choice has a score that is not finite.
+        """
         if self.sample:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
         if scores.device.type == "cpu":  # numpy is several times as fast and also returns the first maximum
-            return torch.from_numpy(scores.numpy().argmax(axis=-1))
+            values = scores.numpy()
+            best = values.argmax(axis=-1)
+            if not numpy.isfinite(values[numpy.arange(len(best)), best]).all():
+                raise InvalidLogitsError("NaN or infinity in a decode step")
+            return torch.from_numpy(best)
         return scores.argmax(dim=-1)

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_ids
@@ -95,6 +97,21 @@ def test_a_sequence_continues_after_others_are_dropped():
     runtime(following[:, :1])
     runtime.drop_finished(alive)
     assert torch.allclose(runtime(following[alive, 1:]), wanted[alive], atol=1e-4)
+
+
+def test_a_batch_after_dropped_sequences_has_the_logits_of_a_new_request():
+    model = build_model("llama")
+    used, _ = runtime_for(model, "f16", range(NUM_LAYERS))  # keys and values are rounded to 8 bits
+    generator = random.Random(0)
+    for i in range(48):
+        ids, alive = random_ids(5, generator.randrange(4, 40), seed=i), [0, 1, 2, 3, 4]
+        assert torch.isfinite(used.encode(ids, torch.ones_like(ids))).all()
+        for step in range(generator.randrange(8, 30)):
+            assert torch.isfinite(used(random_ids(len(alive), 1, seed=step))).all()
+            if step in (2, 5):
+                rest = [1, 3] if step == 2 else [0]
+                alive = [alive[row] for row in rest]
+                used.drop_finished(torch.tensor(rest))
 
 
 def test_losses_are_those_of_the_view():

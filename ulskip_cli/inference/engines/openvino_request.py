@@ -36,8 +36,12 @@ class OpenVinoRequest:
         self._request = self.compiled.create_infer_request()
 
     def clear(self) -> None:
-        """Forget all sequences."""
-        self._request.reset_state()
+        """Forget all sequences.
+
+        A new request replaces the old one: after `reset_state`, and rows that ended in the batch before, later batches of a
+        rounded cache had NaN logits (openvino 2026.4).
+        """
+        self._request = self.compiled.create_infer_request()
 
     def __call__(
         self, input_ids: Tensor, position_ids: Tensor, masks: Mapping[str, Tensor], rows: Tensor | None = None
