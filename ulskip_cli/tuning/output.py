@@ -15,7 +15,7 @@ ADAPTER = "skip_adapter"  # folder in an export
 
 def store(result: TuneResult) -> Path:
     """Write the record to `results/NAME/tuning/KEY.json`, and return its path."""
-    path = ResultsFolder.of(result.request.config).path / "tuning" / f"{result.request.key}.json"
+    path = ResultsFolder.of(result.request.config).file("tuning", f"{result.request.key}.json")
     write_atomic(path, json.dumps(result.as_json(), indent=1, ensure_ascii=False) + "\n")
     return path
 
