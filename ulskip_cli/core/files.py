@@ -96,6 +96,20 @@ def inside(folder: Path, *parts: str) -> Path:
     return path
 
 
+def own_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a model folder that match a pattern; raise UsageError for a link to a file outside of the folder.
+
+    In a snapshot of the Hugging Face cache the files are links into the folder `blobs` of the same model.
+    """
+    source = folder.resolve()
+    roots = [source, *([source.parents[1] / "blobs"] if source.parent.name == "snapshots" else [])]
+    files = sorted(path for path in folder.glob(pattern) if path.is_file())
+    for file in files:
+        if not any(file.resolve().is_relative_to(root) for root in roots):
+            raise UsageError(f"expected {file} inside its folder, got a link to {file.resolve()}; replace the link by a copy")
+    return files
+
+
 @contextlib.contextmanager
 def _storing(path: Path) -> Iterator[None]:
     try:
