@@ -180,7 +180,7 @@ def test_any_file_with_hypotheses_and_references(tmp_path):
 @pytest.mark.parametrize("metric", ["comet", "bertscore"])
 def test_a_row_does_not_choose_the_model_that_scores_it(metric):
     scoring = Scoring((metric,), **{f"{metric}_model": "/tmp/planted.ckpt"})
-    with pytest.raises(UsageError, match=f"expected --{metric}-model for a row"):
+    with pytest.raises(UsageError, match=f"expected --{metric}-model for a row with"):
         ExtraMetrics().beside(scoring)
     assert ExtraMetrics(**{f"{metric}_model": "mine"}).beside(scoring) == Scoring((metric,), **{f"{metric}_model": "mine"})
     assert ExtraMetrics(["bleu"]).beside(replace(scoring, metrics=())) == Scoring(("bleu",))

@@ -54,7 +54,7 @@ class ExtraMetrics:
             named = getattr(scoring, key)
             if key.removesuffix("_model") in names and model is None and named != getattr(Scoring, key):
                 option = f"--{key.replace('_', '-')}"
-                raise UsageError(f"expected {option} for a row whose task.{key} is {named}; give {option}=MODEL if you trust it")
+                raise UsageError(f"expected {option} for a row with task.{key}={named}; give {option}=MODEL if you trust it")
         models = {key: model or getattr(Scoring, key) for key, model in models.items()}
         return replace(scoring, metrics=names, **models)  # type: ignore[arg-type]
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -109,6 +110,6 @@ def test_submitit_never_loads_files_that_were_in_the_results_folder(tmp_path, mo
     for _ in range(2):
         Slurm(LauncherConfig("submitit"), SimpleNamespace(jobs=jobs, with_threads=lambda threads: None))
     assert len(set(folders)) == 2
-    for folder in folders:
-        assert os.path.dirname(folder) == str(tmp_path / "x" / "logs" / "submitit")
-        assert os.stat(folder).st_mode & 0o077 == 0 and not os.listdir(folder)
+    for folder in map(Path, folders):
+        assert folder.parent == tmp_path / "x" / "logs" / "submitit"
+        assert folder.stat().st_mode & 0o077 == 0 and not list(folder.iterdir())
