@@ -1,6 +1,8 @@
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ulskip_cli.core import config
 from ulskip_cli.core.errors import UsageError
@@ -226,3 +228,16 @@ def test_every_training_preset_composes():
     names = sorted(path.stem for path in (config.config_dir() / "train").glob("*.yaml"))
     assert {"default", "lora", "paper", "scratch"} <= set(names)
     assert [config.compose_training([f"train={name}"]).train.name for name in names] == names
+
+
+@given(st.text(alphabet="\\${}a:'\" ", max_size=12) | st.just("${oc.env:HOME}"))
+def test_a_text_of_a_stored_config_is_literal(text):
+    node = {"_target_": "ulskip_cli.tasks.jsonl.Jsonl", "name": "jsonl", "prompt": text}
+    assert config.instantiate(node, "task").prompt == text
+
+
+def test_an_interpolation_in_a_stored_number_is_refused(monkeypatch):
+    monkeypatch.setenv("SECRET", "9")
+    node = {"_target_": "ulskip_cli.tasks.jsonl.Jsonl", "name": "jsonl", "max_new_tokens": "${oc.env:SECRET}"}
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        config.instantiate(node, "task")

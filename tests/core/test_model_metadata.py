@@ -1,8 +1,10 @@
 import json
+import shutil
 import struct
 
 import pytest
 import torch
+from huggingface_hub import constants
 from reference import build_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -164,3 +166,12 @@ def test_odd_values_of_a_config_are_named(changes, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(UsageError, match=rf"{tmp_path}.*config\.json"):
         read_metadata(ModelConfig(name="x", source="hf", path=str(tmp_path)))
+
+
+def test_only_a_snapshot_of_the_hugging_face_cache_is_known_by_its_name(model_folder, tmp_path, monkeypatch):
+    snapshot = tmp_path / "cache" / "models--a" / "snapshots" / "abc"
+    shutil.copytree(model_folder, snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))
+    assert fingerprint(hf(snapshot)) == fingerprint(hf(model_folder))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert fingerprint(hf(snapshot)) == "abc"

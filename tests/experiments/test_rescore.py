@@ -7,6 +7,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.rescore import ExtraMetrics, find_runs, rescore, score_file
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.tasks.metrics.scores import Scoring
 
 SOURCES = [f"der {animal} schläft heute" for animal in ("Hund", "Kater", "Bär", "Fuchs")]
 REFERENCES = [f"the {animal} sleeps here today" for animal in ("dog", "cat", "bear", "fox")]
@@ -174,3 +175,12 @@ def test_any_file_with_hypotheses_and_references(tmp_path):
     file.write_text('{"hypothesis": "a", "reference": "b"}\n')
     with pytest.raises(UsageError, match="--metric"):
         score_file(file, ExtraMetrics())
+
+
+@pytest.mark.parametrize("metric", ["comet", "bertscore"])
+def test_a_row_does_not_choose_the_model_that_scores_it(metric):
+    scoring = Scoring((metric,), **{f"{metric}_model": "/tmp/planted.ckpt"})
+    with pytest.raises(UsageError, match=f"expected --{metric}-model for a row with"):
+        ExtraMetrics().beside(scoring)
+    assert ExtraMetrics(**{f"{metric}_model": "mine"}).beside(scoring) == Scoring((metric,), **{f"{metric}_model": "mine"})
+    assert ExtraMetrics(["bleu"]).beside(replace(scoring, metrics=())) == Scoring(("bleu",))

@@ -1,3 +1,4 @@
+import shlex
 from itertools import pairwise
 
 import pytest
@@ -33,6 +34,7 @@ def test_a_schedule_file_contains_strategy_and_command(tmp_path):
     assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
     assert (made.strategy, made.strategy_options, made.model) == ("unified", {"spacing": "even"}, "tiny")
     assert made.made_by.endswith("ulskip export ratio=3")
+    assert schedule_file(resolved(tmp_path, "schedule", "name='a;b'")).made_by.endswith(shlex.quote("name='a;b'"))
 
 
 def test_a_unit_is_written_only_as_a_schedule(tmp_path):

@@ -23,6 +23,7 @@ def test_a_training_in_a_few_lines():
     assert lines[2].startswith("2 examples") and "train.max_length" in lines[2]
     assert lines[3] == "validation loss: 1.500 at 1x, 1.750 at 2x"
     assert lines[4].endswith("ulskip run model.path=runs/x")
+    assert training_lines(record, Path("a b;c"))[-1].endswith("ulskip run 'model.path=a b;c'")
     assert len(training_lines({**record, "left_out": 0, "train_loss": None, "learning_curve": []}, Path("x"))) == 2
 
 

@@ -35,3 +35,9 @@ def test_the_time_of_finished_steps_counts_after_an_interruption(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": "a", "value": 1, "seconds": 600.0}\n')
     assert 10 <= StepLog(path).minutes < 11
+
+
+def test_a_stored_text_cannot_control_the_terminal(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": "a", "value": {"refused": "no\\u001b[2J"}, "seconds": 1.0}\n')
+    assert StepLog(path).once("a", dict) == {"refused": "no\\x1b[2J"}

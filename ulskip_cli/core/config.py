@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -84,8 +85,11 @@ def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
 
 
 def instantiate(node: dict[str, Any], group: str) -> Any:
-    """Build the task or strategy that a config names in `_target_`; raise UsageError if a value does not fit its field."""
-    return _convert(OmegaConf.create(options_of(node)), options_class(node, group), prefix=f"{group}.")
+    """Build the task or strategy that a config names in `_target_`; raise UsageError if a value does not fit its field.
+
+    Texts are literal, because the config may come from a row: only overrides of the user can contain interpolations.
+    """
+    return _convert(OmegaConf.create(_escape(options_of(node))), options_class(node, group), prefix=f"{group}.")
 
 
 def options_class(node: Mapping[str, Any], group: str) -> type:
@@ -241,6 +245,15 @@ def _to_schema(composed: DictConfig, schema: type) -> Any:
     if OmegaConf.is_dict(model) and isinstance(model.get("skip_adapter"), str):
         model.skip_adapter = [model.skip_adapter]
     return _convert(composed, schema)
+
+
+def _escape(value: Any) -> Any:
+    """Return a JSON value in which no text is an interpolation of OmegaConf, which could read the environment."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    if isinstance(value, dict):
+        return {key: _escape(one) for key, one in value.items()}
+    return [_escape(one) for one in value] if isinstance(value, list) else value
 
 
 def _convert(values: DictConfig, schema: type, prefix: str = "") -> Any:

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import math
-import os
 import re
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core import environment
+from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError, unknown
 from ulskip_cli.core.files import user_path
@@ -195,28 +195,6 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
     return tensors
 
 
-def adapter_records(model: ModelConfig) -> list[dict[str, Any]]:
-    """Return the adapter.json of every skip adapter of a model; raise UsageError if one is missing or of another model."""
-    records = []
-    for name in model.skip_adapter:
-        file = user_path(name, "model.skip_adapter") / "adapter.json"
-        try:
-            record = load_object(file, "the record of a skip adapter")
-            base, _, _ = record["base"]["fingerprint"], record["kept_sets"], record["kind"]
-        except (UsageError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"expected model.skip_adapter={name} to be a folder with adapter.json, got an error: {error}; make one with "
-                "`ulskip train train=adapter`"
-            ) from None
-        if base != fingerprint(replace(model, skip_adapter=[])):
-            raise UsageError(
-                f"expected model.skip_adapter={name} to be made for the weights of {model.label}, got one for other weights "
-                f"({record['base'].get('model')}); use its own model, or train an adapter for this one"
-            )
-        records.append(record)
-    return records
-
-
 def fingerprint(model: ModelConfig) -> str:
     """Return a string that identifies the weights, such as the commit of a hub model or a hash of a folder's files.
 
@@ -231,7 +209,7 @@ def fingerprint(model: ModelConfig) -> str:
 
 
 def _fingerprint(config_file: Path, weights: bool = True) -> str:
-    if "snapshots" in config_file.parts:
+    if _is_snapshot(config_file):
         return config_file.parent.name
     digest = hashlib.sha256(config_file.read_bytes())
     for file in sorted(config_file.parent.glob("*.safetensors")) if weights else ():
@@ -244,10 +222,13 @@ def _fingerprint(config_file: Path, weights: bool = True) -> str:
     return digest.hexdigest()
 
 
-def cache_dir() -> Path:
-    """Return the folder of converted models: $ULSKIP_CACHE, or a folder in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("ULSKIP_CACHE") or Path(base) / "ulskip")
+def _is_snapshot(config_file: Path) -> bool:
+    """Return True for a file in the Hugging Face cache, whose folder has the name of a commit of the hub."""
+    if config_file.parent.parent.name != "snapshots":
+        return False
+    from huggingface_hub import constants
+
+    return config_file.absolute().is_relative_to(constants.HF_HUB_CACHE)
 
 
 def _config_in(folder: Path) -> Path:

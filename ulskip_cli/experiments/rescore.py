@@ -36,17 +36,27 @@ class RescoredRun:
 
 @dataclass(frozen=True)
 class ExtraMetrics:
-    """Metrics to compute in addition to the run's own metrics."""
+    """Metrics to compute in addition to the run's own metrics, and the models of neural metrics."""
 
     names: Sequence[str] = ()
-    comet_model: str | None = None  # None: the task's
-    bertscore_model: str | None = None  # None: the task's
+    comet_model: str | None = None  # None: the default
+    bertscore_model: str | None = None  # None: the default for the language
 
     def beside(self, scoring: Scoring) -> Scoring:
-        """Return a task's scoring with these metrics added."""
+        """Return a task's scoring with these metrics added.
+
+        Raise UsageError if a row names another model than the default and no option does: a row cannot choose the files that
+        this command loads, because loading a checkpoint can run code.
+        """
+        names = tuple(dict.fromkeys([*scoring.metrics, *self.names]))
         models = {"comet_model": self.comet_model, "bertscore_model": self.bertscore_model}
-        named = {key: value for key, value in models.items() if value is not None}
-        return replace(scoring, metrics=tuple(dict.fromkeys([*scoring.metrics, *self.names])), **named)  # type: ignore[arg-type]
+        for key, model in models.items():
+            named = getattr(scoring, key)
+            if key.removesuffix("_model") in names and model is None and named != getattr(Scoring, key):
+                option = f"--{key.replace('_', '-')}"
+                raise UsageError(f"expected {option} for a row with task.{key}={named}; give {option}=MODEL if you trust it")
+        models = {key: model or getattr(Scoring, key) for key, model in models.items()}
+        return replace(scoring, metrics=names, **models)  # type: ignore[arg-type]
 
 
 def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRecord]]:

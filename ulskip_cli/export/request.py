@@ -1,5 +1,6 @@
 """The request of an export and its checks before any weight is read. Imports no torch."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -88,7 +89,7 @@ def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRe
     skip_adapter = None if request.format == "schedule" else _mergeable_adapter(config, plan, request.format)
     if request.format in ("hf", "gguf"):
         _require_plain_weights(config)
-    made_by = " ".join([f"ulskip {__version__}:", "ulskip export", *overrides])
+    made_by = f"ulskip {__version__}: {shlex.join(['ulskip', 'export', *overrides])}"
     results = request.results or Path(config.results_dir)
     return ResolvedExport(config, plan, request.format, to, results, max_shard_bytes, request.check, made_by, skip_adapter)
 

@@ -1,5 +1,6 @@
 """Export a schedule in one of the formats. Only formats that contain weights import torch."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,5 +62,5 @@ def summary(record: Row) -> list[str]:
         rows = record["results"]
         advice = "none; run this configuration with `ulskip run` first, or name its folder with --results"
         lines.append(f"result rows in the model card: {', '.join(rows) or advice}")
-        lines.append(f"next: ulskip run model.path={to} strategy=full")
+        lines.append(f"next: {shlex.join(['ulskip', 'run', f'model.path={to}', 'strategy=full'])}")
     return lines

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.model_metadata import cache_dir
+from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.inference import static_cache
 from ulskip_cli.inference.positions import PositionsAndMasks, takes_positions
 from ulskip_cli.inference.static_cache import Cursor, StaticLayer, UnplacedLayer

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ulskip_cli.core.model_metadata import cache_dir
+from ulskip_cli.core.cache import cache_dir
 
 SOURCE = Path(__file__).with_name("linear.cpp")
 PANEL = 32  # outputs in a panel, as in linear.cpp

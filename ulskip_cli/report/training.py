@@ -1,6 +1,7 @@
 """The summary of a training run."""
 
 import json
+import shlex
 from pathlib import Path
 
 from ulskip_cli.experiments.record import Row
@@ -20,19 +21,19 @@ def training_lines(record: Row, output: Path) -> list[str]:
         losses = record["learning_curve"][-1]["validation_loss"]
         shown = ", ".join(f"{loss:.3f} at {curve_label(key)}" for key, loss in losses.items())
         lines.append(f"validation loss: {shown}")
-    return [*lines, f"written to {output}/; next: ulskip run {next_overrides(record, output)}"]
+    return [*lines, f"written to {output}/; next: {shlex.join(['ulskip', 'run', *next_overrides(record, output)])}"]
 
 
-def next_overrides(record: Row, output: Path) -> str:
+def next_overrides(record: Row, output: Path) -> list[str]:
     """Return the overrides with which `ulskip run` uses a trained model or skip adapter."""
     config = record.get("config", {})
     if config.get("train", {}).get("method") != "adapter":
-        return f"model.path={output}"
+        return [f"model.path={output}"]
     model, strategy, ratio = config["model"], record["strategy"], record["ratios"][0]
-    layers = f" strategy.layers={json.dumps(record['kept_layers'][f'{ratio:g}'], separators=(',', ':'))}"
-    fixed = layers if strategy in ("custom", "search") else ""
+    layers = json.dumps(record["kept_layers"][f"{ratio:g}"], separators=(",", ":"))
+    fixed = [f"strategy.layers={layers}"] if strategy in ("custom", "search") else []
     named = f"model.path={model['path']}" if model["source"] == "hf" else f"model={model['name']}"
-    return f"{named} model.skip_adapter={output} strategy={strategy}{fixed} ratio={ratio:g}"
+    return [named, f"model.skip_adapter={output}", f"strategy={strategy}", *fixed, f"ratio={ratio:g}"]
 
 
 def curve_label(key: str) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ulskip_cli.core.adapter_record import adapter_records
 from ulskip_cli.core.config_schema import ATTENTION, LAYER, MLP, PATCHES, UNITS, Config, option
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import adapter_records
 from ulskip_cli.core.validation import check_fields
 
 NO_PATCH = "none"

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from ulskip_cli.core.adapter_record import adapter_records
 from ulskip_cli.core.config import instantiate, shown_options
 from ulskip_cli.core.config_schema import LAYER, MLP, Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.model_metadata import ModelMetadata, adapter_records
+from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 from ulskip_cli.strategies import NeedsCalibration, PositionalStrategy, Strategy, schedule
 from ulskip_cli.strategies.cost import num_kept_for_cost, weights_of_step

@@ -11,10 +11,10 @@ from typing import Any
 import psutil
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ulskip_cli.core.adapter_record import adapter_records
 from ulskip_cli.core.config_schema import STARTS, TrainingConfig, TrainOptions
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
-from ulskip_cli.core.model_metadata import adapter_records
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context

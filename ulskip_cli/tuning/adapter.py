@@ -47,8 +47,9 @@ class AdapterTraining:
     progress: ProgressCallback
 
     def __post_init__(self) -> None:
-        results = ResultsFolder.of(self.request.config).path
-        self._calibrations, self._folder = results / "calibrations", results / "tuning" / f"{self.request.key}-adapter"
+        results = ResultsFolder.of(self.request.config)
+        self._calibrations = results.file("calibrations")
+        self._folder = results.file("tuning", f"{self.request.key}-adapter")
 
     def decide(self, minutes: float) -> dict[str, Any]:
         """Return the `TrainingSize` that fits into the budget after some minutes; see `_unless_refused`."""

@@ -36,8 +36,8 @@ class TuneResult:
     @property
     def skip_adapter(self) -> Path | None:
         """The folder of the chosen patches or trained adapter; None without corrections."""
-        results = ResultsFolder.of(self.request.config).path
-        patches = results / "calibrations" / self.trial.patch if self.trial.patch else None
+        results = ResultsFolder.of(self.request.config)
+        patches = results.file("calibrations", self.trial.patch) if self.trial.patch else None
         return Path(self.trial.adapter) if self.trial.adapter else patches
 
     @property

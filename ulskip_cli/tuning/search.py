@@ -43,7 +43,7 @@ class Tuning:
 
     def __post_init__(self) -> None:
         self.folder = ResultsFolder.of(self.request.config)
-        self._log = StepLog(self.folder.path / "tuning" / f"{self.request.key}.jsonl")
+        self._log = StepLog(self.folder.file("tuning", f"{self.request.key}.jsonl"))
         self._runner = Trials(Session(self.progress), self.request.num_layers)
 
     def run(self) -> TuneResult:
@@ -90,7 +90,7 @@ class Tuning:
             if "refused" in found:
                 self.progress.note(f"left out: {step}: {found['refused']}")
                 continue
-            trial = Trial.from_step(found)
+            trial = Trial.from_step(found, self._log.path)
             ranked.append((trial, candidate))
             self.trials.append(trial)
             best = min(ranked, key=lambda one: one[0].loss)[0]
@@ -121,7 +121,7 @@ class Tuning:
             f"{step}: decode loss after {size}", lambda: self._runner.run(adapted, chosen.num_kept).as_step()
         )
         self._runner.release()
-        trial = Trial.from_step(found)
+        trial = Trial.from_step(found, self._log.path)
         self.trials.append(trial)
         self.progress.note(f"{trial.candidate}: decode loss {trial.loss:.3f}, before {chosen.trial.loss:.3f}")
         (row,) = self._measure([_quality_only(self._config(adapted, chosen.num_kept))])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.files import append_line, read_jsonl
+from ulskip_cli.core.printable import all_printable
 
 
 class StepLog:
@@ -15,7 +16,8 @@ class StepLog:
     def __init__(self, path: Path) -> None:
         """Read the steps that earlier processes finished; a damaged line counts as a step that is missing."""
         self.path = path
-        self._steps = {step["step"]: step for step in read_jsonl(path) if {"step", "value", "seconds"} <= step.keys()}
+        steps = [step for step in read_jsonl(path) if {"step", "value", "seconds"} <= step.keys()]
+        self._steps = {step["step"]: {**step, "value": all_printable(step["value"])} for step in steps}
         self._resumed_seconds: float = sum(step["seconds"] for step in self._steps.values())
         self._began = time.monotonic()
 

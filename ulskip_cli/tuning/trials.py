@@ -1,11 +1,14 @@
 """Trials: the schedule of a candidate at a number of kept layers, and its decode loss on the examples that choose."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.typed_json import parse
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Row
@@ -16,6 +19,7 @@ from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.strategies.schedule import MIN_KEPT
 from ulskip_cli.tuning.request import Candidate
 
+_PATCH_ID = re.compile(r"[0-9a-f]{12}")
 NEAR = 0.99  # share of the wanted speedup that a number of layers must reach by the fitted line
 
 
@@ -30,13 +34,19 @@ class Trial:
     adapter: str | None = None  # the folder of its trained skip adapter
 
     @classmethod
-    def from_step(cls, value: Mapping[str, Any]) -> Self:
-        """Read a stored trial."""
-        return cls(**{**value, "kept_layers": tuple(value["kept_layers"])})
+    def from_step(cls, value: Mapping[str, Any], log: Path) -> Self:
+        """Read a trial that a log of steps stores; raise UsageError if it names other folders than a tuning with this log."""
+        trial = parse(value, cls, log)
+        if trial.patch is not None and not _PATCH_ID.fullmatch(trial.patch):
+            raise UsageError(f"expected patch in {log} to be 12 hexadecimal digits, got {trial.patch[:80]!r}; remove the file")
+        adapters = log.with_name(f"{log.stem}-adapter").resolve()
+        if trial.adapter is not None and Path(trial.adapter).resolve().parent != adapters:
+            raise UsageError(f"expected adapter in {log} to be inside {adapters}, got {trial.adapter[:80]!r}; remove the file")
+        return trial
 
     def as_step(self) -> dict[str, Any]:
         """Return the trial as a stored step."""
-        return asdict(self)
+        return {**asdict(self), "kept_layers": list(self.kept_layers)}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -12,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from ulskip_vllm import TESTED_VLLM
-from ulskip_vllm.handoff import HandoffError, HandoffFolder
+from ulskip_vllm.handoff import HandoffError, HandoffFolder, make_private
 from ulskip_vllm.pair_export import RECORD, SetupError, check_version, weights_digest
 from ulskip_vllm.proxy import prefill_body
 
 TOOL = Path(sys.executable).with_name("ulskip-vllm")
 NAME = "ab" * 16
+SHAPES, CPU = [(2, 3), (2, 3)], torch.device("cpu")
 
 
 @pytest.fixture
@@ -54,6 +56,15 @@ def test_the_command_contains_the_settings_of_the_role(role, pair):
     assert f"{pair}/prefill" in printed if role == "prefill" else f"--model {pair} " in printed
     for part in ("/dev/shm/here", "--dtype float32", "--served-model-name pair"):
         assert part in printed
+
+
+def test_the_printed_command_is_one_of_a_shell(pair):
+    folder = pair.rename(pair.with_name("a'b; touch $HOME `c`"))
+    code, printed, _ = run("decode", folder, "--print-command", "--host=0.0.0.0")
+    words = shlex.split(printed)
+    assert code == 0 and words[words.index("--model") + 1] == str(folder)
+    assert "--host" not in words and "--host=0.0.0.0" in words
+    assert "--host 127.0.0.1" in run("decode", folder, "--print-command")[1]
 
 
 def refused(*arguments):
@@ -105,11 +116,11 @@ def test_hand_offs_are_read_back_and_expire(tmp_path):
     folder = HandoffFolder(tmp_path, max_age_seconds=100)
     layers = [torch.randn(2, 3), torch.randn(2, 3)]
     folder.write(NAME, layers, {"pair": "a"})
-    assert all(map(torch.equal, folder.read(NAME, 2, {"pair": "a"}, torch.device("cpu")), layers))
+    assert all(map(torch.equal, folder.read(NAME, SHAPES, torch.float32, {"pair": "a"}, CPU), layers))
     with pytest.raises(HandoffError, match="pair b"):
-        folder.read(NAME, 2, {"pair": "b"}, torch.device("cpu"))
+        folder.read(NAME, SHAPES, torch.float32, {"pair": "b"}, CPU)
     with pytest.raises(HandoffError, match="1-of-2"):
-        HandoffFolder(tmp_path, 100, 1, 2).read(NAME, 2, {"pair": "a"}, torch.device("cpu"))
+        HandoffFolder(tmp_path, 100, 1, 2).read(NAME, SHAPES, torch.float32, {"pair": "a"}, CPU)
     (file,) = tmp_path.iterdir()
     other = tmp_path / "notes.txt"
     other.touch()
@@ -129,7 +140,32 @@ def test_a_truncated_hand_off_is_an_error(tmp_path):
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(HandoffError, match=NAME):
-        folder.read(NAME, 1, {}, torch.device("cpu"))
+        folder.read(NAME, [(8, 8)], torch.float32, {}, CPU)
+
+
+@pytest.mark.parametrize(
+    "stored", [[torch.zeros(2, 3)], [torch.zeros(2, 3), torch.zeros(1, 3)], [torch.zeros(2, 3), torch.zeros(2, 3).half()]]
+)
+def test_a_hand_off_of_other_blocks_is_an_error(stored, tmp_path):
+    folder = HandoffFolder(tmp_path, 100)
+    folder.write(NAME, stored, {})
+    with pytest.raises(HandoffError):
+        folder.read(NAME, SHAPES, torch.float32, {}, CPU)
+
+
+def test_a_folder_that_others_can_read_or_replace_is_refused(tmp_path, monkeypatch):
+    folder = make_private(tmp_path / "new")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(SetupError, match="--handoff-dir"):
+        make_private(tmp_path / "link")
+    folder.chmod(0o755)
+    with pytest.raises(SetupError, match="chmod 700"):
+        make_private(folder)
+    folder.chmod(0o700)
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    with pytest.raises(SetupError, match="of this user"):
+        make_private(folder)
 
 
 def test_the_request_for_the_first_token():

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def _run(arguments: Sequence[str]) -> None:
         return
     command_line = vllm_command(options, rest)
     if options.print_command:
-        print(" ".join([*(f"{key}={value}" for key, value in _ENVIRONMENT.items()), *map(_quoted, command_line)]))
+        print(shlex.join([*(f"{key}={value}" for key, value in _ENVIRONMENT.items()), *command_line]))
         return
     os.environ.update(_ENVIRONMENT)
     os.execv(command_line[0], command_line)
@@ -82,11 +83,13 @@ def vllm_command(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:
     command += ["--model", str(model), "--kv-transfer-config", json.dumps(transfer)]
     if role == "decode":
         command += ["--no-enable-prefix-caching", "--no-async-scheduling", "--logits-processors", LOGITS_PROCESSOR]
-    if not any(option.split("=")[0] == "--served-model-name" for option in rest):
-        command += ["--served-model-name", pair.folder.name]  # clients send one name to both servers
-    if not any(option.split("=")[0] == "--port" for option in rest):
-        command += ["--port", "8100" if role == "prefill" else "8200"]
-    return [*command, *rest]
+    defaults = {
+        "--served-model-name": pair.folder.name,  # clients send one name to both servers
+        "--host": "127.0.0.1",
+        "--port": "8100" if role == "prefill" else "8200",
+    }
+    given = {option.split("=")[0] for option in rest}
+    return [*command, *(part for option in defaults.items() if option[0] not in given for part in option), *rest]
 
 
 def _tensor_parallel_size(arguments: Sequence[str]) -> int:
@@ -103,7 +106,3 @@ def _tensor_parallel_size(arguments: Sequence[str]) -> int:
 def _default_folder() -> Path:
     """Return a folder in memory for servers on one machine."""
     return Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"ulskip-handoff-{os.getuid()}"
-
-
-def _quoted(argument: str) -> str:
-    return f"'{argument}'" if set(argument) & set(' {}"') else argument

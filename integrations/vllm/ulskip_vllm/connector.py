@@ -23,7 +23,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 
 from ulskip_vllm import CONNECTOR, LOGITS_PROCESSOR
-from ulskip_vllm.handoff import HandoffError, HandoffFolder, hash_tokens, is_name
+from ulskip_vllm.handoff import HandoffError, HandoffFolder, hash_tokens, is_name, make_private
 from ulskip_vllm.pair_export import ROLES, PairExport, SetupError, check_tensor_parallel, check_version, read_config
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ class KeptLayersConnector(KVConnectorBase_V1):
         self._pair = _checked_pair(vllm_config)
         self._block_size = vllm_config.cache_config.block_size
         size = vllm_config.parallel_config.tensor_parallel_size
-        folder, rank = Path(extra["handoff_dir"]), 0
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder, rank = make_private(Path(extra["handoff_dir"])), 0
         if role == KVConnectorRole.WORKER:
             rank = get_tensor_model_parallel_rank()
         self._files = HandoffFolder(folder, float(extra.get("max_age_seconds", 600)), rank, size)
@@ -81,13 +80,13 @@ class KeptLayersConnector(KVConnectorBase_V1):
 
     def on_new_request(self, request: "Request") -> None:
         """Remember a request that takes part in a hand-off."""
-        given = request.kv_transfer_params or {}
+        given = request.kv_transfer_params if isinstance(request.kv_transfer_params, dict) else {}
         if self._is_prefill:
             if given.get("handoff") is True:
                 self._requests[request.request_id] = (request, secrets.token_hex(16))
             return
         name, token = given.get("handoff"), given.get("first_token", -1)
-        is_valid = is_name(name) and 0 <= token < self._vllm_config.model_config.get_vocab_size()
+        is_valid = is_name(name) and isinstance(token, int) and 0 <= token < self._vllm_config.model_config.get_vocab_size()
         self._requests[request.request_id] = (
             request,
             str(name) if is_valid else secrets.token_hex(16),
@@ -172,7 +171,8 @@ class KeptLayersConnector(KVConnectorBase_V1):
         for transfer in self._step.loads:
             try:
                 cache = self._caches[0]
-                stored = self._files.read(transfer.name, len(self._caches), self._facts(transfer), cache.device)
+                shapes = [(len(transfer.block_ids), *one.shape[1:]) for one in self._caches]
+                stored = self._files.read(transfer.name, shapes, cache.dtype, self._facts(transfer), cache.device)
             except HandoffError as error:
                 logger.error("%s", error)
                 self._failed_blocks |= set(transfer.block_ids)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ulskip_vllm.pair_export import SetupError
 
 _NAME = re.compile(r"[0-9a-f]{32}")
 
@@ -24,6 +27,18 @@ class HandoffError(RuntimeError):
 def is_name(value: Any) -> bool:
     """Return True for the name of a hand-off, which becomes part of a file name."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def make_private(folder: Path) -> Path:
+    """Create a folder for hand-offs, and return it; raise SetupError if other users can read, write or replace it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise SetupError(
+            f"expected {folder} to be a folder of this user with mode 700, because hand-offs contain prompts, got mode "
+            f"{stat.filemode(status.st_mode)} of user {status.st_uid}; set another --handoff-dir, or run chmod 700 on it"
+        )
+    return folder
 
 
 def hash_tokens(token_ids: Sequence[int]) -> str:
@@ -55,8 +70,10 @@ class HandoffFolder:
             part.unlink(missing_ok=True)
             raise
 
-    def read(self, name: str, num_layers: int, facts: Mapping[str, Any], device: torch.device) -> list[torch.Tensor]:
-        """Return the stored blocks of all layers; raise HandoffError if they are missing or their facts differ."""
+    def read(
+        self, name: str, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, facts: Mapping[str, Any], device: torch.device
+    ) -> list[torch.Tensor]:
+        """Return the stored blocks of all layers; raise HandoffError if they are missing or their facts or shapes differ."""
         file = self._file(name)
         try:
             with safe_open(file, "pt", str(device)) as stored:
@@ -64,12 +81,16 @@ class HandoffFolder:
                 for key, expected in facts.items():
                     if found.get(key) != expected:
                         raise HandoffError(_differs(key, expected, found.get(key)))
-                return [stored.get_tensor(str(i)) for i in range(num_layers)]
-        except (OSError, SafetensorError, ValueError) as error:
+                layers = [stored.get_tensor(str(i)) for i in range(len(shapes))]
+        except (OSError, SafetensorError, ValueError, AttributeError) as error:
             raise HandoffError(
                 f"expected the hand-off {file}, got an error: {str(error)[:80]!r}; both servers need the same hand-off folder "
                 f"and tensor-parallel size, and a hand-off is deleted after {self.max_age_seconds:g} s"
             ) from None
+        for blocks, shape in zip(layers, shapes, strict=True):
+            if (tuple(blocks.shape), blocks.dtype) != (shape, dtype):
+                raise HandoffError(_differs("blocks", f"{list(shape)} {dtype}", f"{list(blocks.shape)} {blocks.dtype}"))
+        return layers
 
     def remove(self, name: str) -> None:
         """Delete the files of a hand-off, of all workers."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +33,7 @@ class PairExport:
     def read(cls, folder: Path) -> "PairExport":
         """Read the record of a pair; raise SetupError if the folder contains none."""
         file = folder / RECORD
-        advice = f"write a pair with `ulskip export ratio=2 --to {folder}`"
+        advice = f"write a pair with `ulskip export ratio=2 --to {shlex.quote(str(folder))}`"
         try:
             record = json.loads(file.read_text("utf-8"))
             kept = tuple(int(layer) for layer in record["kept_layers"])

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ulskip_cli.core.errors import StorageError
+from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
@@ -59,16 +61,12 @@ def marked(folder: ResultsFolder, job: Job, token: str) -> Iterator[int]:
 
 def marker_path(folder: ResultsFolder, job: Job) -> Path:
     """Return the path of a running job's marker."""
-    return folder.path / ".locks" / f"{job.id}.json"
+    return folder.file(".locks", f"{job.id}.json")
 
 
 def read_marker(path: Path) -> dict[str, Any]:
     """Read a marker file; return an empty dict if the file is missing or unreadable."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(path) or {}
 
 
 def running_jobs(folder: ResultsFolder, jobs: list[Job], token: str) -> list[str]:
@@ -83,7 +81,5 @@ def running_jobs(folder: ResultsFolder, jobs: list[Job], token: str) -> list[str
 
 def _replace(path: Path, marker: dict[str, Any]) -> None:
     """Replace a marker atomically; errors are ignored, because a sweep also works without markers."""
-    with contextlib.suppress(OSError):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(marker), "utf-8")
-        temporary.replace(path)
+    with contextlib.suppress(StorageError):
+        write_atomic(path, json.dumps(marker), sync=False)

@@ -5,7 +5,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
 
 from ulskip_cli.core import interruption
@@ -112,10 +111,10 @@ def store_failure(job: Job, error: Exception, folder: ResultsFolder) -> RunRecor
     record = job.failure_record(error)
     finished_at = datetime.now(UTC).isoformat(timespec="seconds")
     if not isinstance(error, NotApplicable):
-        log = Path("logs") / f"{job.id}.log"
+        log = folder.file("logs", f"{job.id}.log")
         details = "".join(traceback.format_exception(error))
-        write_atomic(folder.path / log, f"{finished_at} {job.label}\n{details}")
-        record = replace(record, log=str(log))
+        write_atomic(log, f"{finished_at} {job.label}\n{details}")
+        record = replace(record, log=str(log.relative_to(folder.path)))
     record = replace(record, other={"finished_at": finished_at})
     folder.append(record)
     return record

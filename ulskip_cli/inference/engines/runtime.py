@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import cache_dir
 from ulskip_cli.inference.decode_steps import StagedSteps, Steps
 from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput
 from ulskip_cli.inference.engines.fast import choose_tokens, decode_steps

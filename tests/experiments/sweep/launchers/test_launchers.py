@@ -9,10 +9,15 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ulskip_cli.cli.app import invoke
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import LauncherConfig
+from ulskip_cli.experiments.sweep.launchers.slurm import Slurm
 
 QUICK = ["limit=6", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3", "batch_size=2"]
 GRID = ["strategy=unified,top_skip", "ratio=2,3"]
@@ -88,3 +93,23 @@ def test_a_cluster_that_is_not_there_is_told(command, capsys):
         assert invoke([*base, "name=none", "launcher=ray", "launcher.address=127.0.0.1:1"]) == 2
     err = capsys.readouterr().err
     assert all(text in err for text in ("launcher=ray", "launcher.address", "127.0.0.1:1"))
+
+
+def test_submitit_never_loads_files_that_were_in_the_results_folder(tmp_path, monkeypatch):
+    class Executor:
+        cluster = "local"
+
+        def __init__(self, folder, cluster):
+            folders.append(folder)
+
+        def update_parameters(self, **options):
+            pass
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
+    folders, jobs = [], [SimpleNamespace(config=compose([f"results_dir={tmp_path}", "name=x"]))]
+    for _ in range(2):
+        Slurm(LauncherConfig("submitit"), SimpleNamespace(jobs=jobs, with_threads=lambda threads: None))
+    assert len(set(folders)) == 2
+    for folder in map(Path, folders):
+        assert folder.parent == tmp_path / "x" / "logs" / "submitit"
+        assert folder.stat().st_mode & 0o077 == 0 and not list(folder.iterdir())

@@ -1,5 +1,6 @@
 """Workers as Slurm jobs through submitit, or as processes of this machine if Slurm is missing."""
 
+import tempfile
 from typing import Any
 
 from ulskip_cli.core.config_schema import LauncherConfig
@@ -21,8 +22,11 @@ class Slurm:
             raise missing_package("submitit", "submitit") from None
         self.size = launcher.workers or 1
         cluster = None if launcher.executor == "auto" else launcher.executor
-        folder = results_folder(orders.jobs).path.resolve() / "logs" / "submitit"
+        logs = results_folder(orders.jobs).file("logs", "submitit")
         options = {"timeout_min": MINUTES, "name": "ulskip", **(launcher.options or {})}
+        logs.mkdir(parents=True, exist_ok=True)
+        # submitit loads pickles from its folder, so the folder must be new and writable by this user only.
+        folder = tempfile.mkdtemp(dir=logs.resolve())
         try:
             self._executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster)
             here = self._executor.cluster != "slurm"  # Slurm assigns separate cores to each job
