@@ -6,8 +6,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 from reference import build_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS, find_adapter, find_config, fingerprint, read_headers, read_metadata
@@ -62,6 +64,32 @@ def test_adapters_are_found_and_told_apart(model_folder, tmp_path):
     one = fingerprint(hf(model_folder, adapter=str(tmp_path)))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
     assert len({one, fingerprint(hf(model_folder, adapter=str(tmp_path))), fingerprint(hf(model_folder))}) == 3
+
+
+def test_the_fingerprint_of_a_folder_is_of_all_its_weights(tmp_path):
+    folder = shutil.copytree(ASSETS / "tiny", tmp_path / "copy")
+    whole = fingerprint(hf(folder))
+    assert whole == fingerprint(hf(ASSETS / "tiny"))
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.layers.3.mlp.down_proj.weight", "model.layers.8.input_layernorm.weight"):
+        save_file({**tensors, name: tensors[name] * 0}, folder / "model.safetensors", {"format": "pt"})
+        assert fingerprint(hf(folder)) != whole
+
+
+def test_a_large_file_is_sampled(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_metadata, "_HASHED_BYTES", 2**10)
+    whole, folder = fingerprint(hf(model_folder)), shutil.copytree(model_folder, tmp_path / "copy")
+    with (folder / "model.safetensors").open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"changed")
+    assert fingerprint(hf(folder)) != whole
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE"])
+def test_the_fingerprint_covers_what_decides_prompts_and_ends_of_answers(model_folder, tmp_path, name):
+    folder = shutil.copytree(model_folder, tmp_path / "copy")
+    (folder / name).write_text('{"eos_token_id": [1, 2]}')
+    assert (fingerprint(hf(folder)) == fingerprint(hf(model_folder))) is (name == "LICENSE")
 
 
 def test_a_folder_tells_its_weights(model_folder):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -29,6 +30,17 @@ def test_a_point_has_all_that_follows_from_its_configuration():
     assert resolve(compose(["strategy=search"])).held_out.examples
     for without in (["strategy=full"], ["ratio=1"], ["baseline=false"]):
         assert resolve(compose(without)).baseline is None
+
+
+def test_held_out_examples_are_part_of_the_identifier_where_they_calibrate(tmp_path):
+    def ids(last):
+        pairs = [{"prompt": text, "reference": text} for text in ("a", "b", "c", last)]
+        (tmp_path / "x.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        data = ["task=jsonl", f"task.file={tmp_path / 'x.jsonl'}", "task.metrics=[bleu]", "limit=2"]
+        return [resolve(compose([*data, f"strategy={name}"])).run_id for name in ("unified", "block_influence")]
+
+    (unified, measured), (same, other) = ids("d"), ids("e")
+    assert unified == same and measured != other
 
 
 def test_a_sweeps_jobs_have_the_identifiers_of_single_runs():

@@ -18,7 +18,12 @@ from ulskip_cli.core.typed_json import load_object
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 
 ASSETS = Path(__file__).parents[1] / "assets"
-_SAMPLE_BYTES = 65536
+_BLOCK_BYTES, _STRIDE_BYTES, _HASHED_BYTES = 2**16, 2**20, 2**29
+# Files beside the weights that decide prompts and answers: tokenizer, chat template, generation config.
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template*", "additional_chat_templates/*", "generation_config.json"),
+)
 MAX_LAYERS = 10_000  # more than any model has; a larger number is an error in the file
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # gpt2, or owner/name
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -196,9 +201,9 @@ def read_headers(folder: Path) -> dict[str, tuple[list[int], int]]:
 
 
 def fingerprint(model: ModelConfig) -> str:
-    """Return a string that identifies the weights, such as the commit of a hub model or a hash of a folder's files.
+    """Return a string that identifies weights, tokenizer and ends of answers: the commit of a hub model, or a folder's hash.
 
-    A folder is hashed by sizes and samples of its files, since hashing a large model completely takes minutes.
+    Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would take minutes.
     """
     adapter = f" {_fingerprint(find_adapter(model))}" if model.adapter else ""
     for name in model.skip_adapter:
@@ -211,14 +216,15 @@ def fingerprint(model: ModelConfig) -> str:
 def _fingerprint(config_file: Path, weights: bool = True) -> str:
     if _is_snapshot(config_file):
         return config_file.parent.name
-    digest = hashlib.sha256(config_file.read_bytes())
-    for file in sorted(config_file.parent.glob("*.safetensors")) if weights else ():
+    digest, folder = hashlib.sha256(config_file.read_bytes()), config_file.parent
+    files = {file for pattern in (*TOKENIZER_FILES, "*.safetensors") for file in folder.glob(pattern)} if weights else set()
+    for file in sorted(filter(Path.is_file, files)):
         size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
+        digest.update(f"{file.relative_to(folder)} {size}".encode())
         with file.open("rb") as stream:
-            for start in (0, size // 4, size // 2, 3 * size // 4, max(0, size - _SAMPLE_BYTES)):
+            for start in range(0, size, _BLOCK_BYTES if size <= _HASHED_BYTES else _STRIDE_BYTES):
                 stream.seek(start)
-                digest.update(stream.read(_SAMPLE_BYTES))
+                digest.update(stream.read(_BLOCK_BYTES))
     return digest.hexdigest()
 
 

@@ -66,7 +66,7 @@ class Resolver:
             held_out,
             metadata,
             plan,
-            self.run_id(config, data.text),
+            self.run_id(config, data.text + (_as_json(held_out.examples) if held_out else "")),
             self.weights_fingerprint(config.model),
             self.resolve(baseline_config(config)) if compared else None,
         )
@@ -194,7 +194,11 @@ class _Data:
         metrics.make_metrics(task.scoring())  # a missing package is reported before a missing file
         examples = evaluated_examples(config, task)
         metrics.make_metrics(task.scoring(), [example.reference for example in examples])
-        return cls(task, examples, json.dumps([asdict(example) for example in examples], ensure_ascii=False))
+        return cls(task, examples, _as_json(examples))
+
+
+def _as_json(examples: Sequence[Example]) -> str:
+    return json.dumps([asdict(example) for example in examples], ensure_ascii=False)
 
 
 def _held_out(config: Config, plan: Plan) -> HeldOutExamples | None:

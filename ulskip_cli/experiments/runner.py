@@ -3,6 +3,7 @@
 `ulskip run`, the workers of a sweep and `api.evaluate` all call `run_point`.
 """
 
+import hashlib
 import time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -200,7 +201,7 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
         reference = baseline_config(config)
         full = Decoder(run.full.model, make_plan(reference, run.full.metadata), run.full.tokenizer, engine=reference.engine)
     backend = decoder.linear_backend(config.decoding).name
-    origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend}
+    origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend, "decided": _decided(run)}
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
     answers, quality = None, None
     if run.workload.encoded is not None:
@@ -224,6 +225,13 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     folder.save(config, record, answers.generations if answers else [])
     checkpoints.remove()
     return record
+
+
+def _decided(run: PreparedRun) -> str:
+    """Return a hash of what the answers of a run depend on beside its id: the schedule, its corrections and the prompts."""
+    plan, found = run.plan, run.found
+    parts = [plan.stages, plan.exits, plan.unit, plan.prompt_layers, found.patch, found.skip_adapter, run.workload.prompts]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def _make_record(

@@ -6,13 +6,10 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.model_metadata import TOKENIZER_FILES
 from ulskip_cli.inference.loading import origin
 
-# Files that belong to the weights: tokenizer, chat template, generation config, licence.
-COMPANIONS = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
-    *("chat_template*", "additional_chat_templates/*", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*"),
-)
+COMPANIONS = (*TOKENIZER_FILES, "LICENSE*", "NOTICE*", "USE_POLICY*")  # files that belong to the weights
 _NEEDED = ("config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", *COMPANIONS)
 
 

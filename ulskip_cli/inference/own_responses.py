@@ -69,5 +69,6 @@ def _key(model: PreTrainedModel, options: OwnResponses, context: DecodeContext) 
     """Return a hash of everything on which answers depend, as 12 hexadecimal digits; about 64 values stand for a tensor."""
     plain = [one for one in model.parameters() if type(one) is nn.Parameter and one.device.type != "meta"]  # not quantized
     weights = [one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist() for one in plain]
-    parts = [options.temperature, context.decoding.max_new_tokens, context.seed, weights]
+    ends = model.generation_config.eos_token_id
+    parts = [options.temperature, context.decoding.max_new_tokens, context.seed, weights, ends]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError
 from ulskip_cli.experiments.preflight import Resolver
@@ -58,7 +59,9 @@ class Tuning:
     def _fastest_enough(self) -> Chosen:
         """Return the best candidate with the largest number of layers that meets the wanted speedup."""
         wanted, candidates = self.request.config.speedup or 1.0, self.request.candidates
-        speedups = self._log.once("speedup by layers", lambda: self._runner.speedups(candidates[0].config, wanted))
+        here = environment.machine()
+        step = f"speedup by layers on {here['processor']}, {here['accelerator']}, {here['threads']} threads"
+        speedups = self._log.once(step, lambda: self._runner.speedups(candidates[0].config, wanted))
         return self._best(candidates, num_kept_for(speedups, wanted))[0]
 
     def _good_enough(self) -> Chosen:

@@ -8,9 +8,12 @@ import torch
 from reference import build_model
 
 from ulskip_cli.cli.app import invoke
+from ulskip_cli.core import environment
+from ulskip_cli.experiments import runner
 from ulskip_cli.inference import packed_linear
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.packed_linear import choose_linear_backend
+from ulskip_cli.strategies.cost import LatencyFit
 
 QUICK = ["limit=5", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3", "batch_size=2"]
 TIMES = re.compile(r"seconds|per_second|speedup|pairs|finished_at|memory")
@@ -111,6 +114,34 @@ def test_batches_of_another_linear_backend_are_answered_anew(sweep, tmp_path, mo
     assert sweep("strategy=full")[0] == 0
     assert [row["linear_backend"] for row in stored(tmp_path / "x")] == ["torch"]
     assert len(answered) == 5
+
+
+def test_batches_of_another_schedule_are_answered_anew(sweep, tmp_path, monkeypatch):
+    grid = ["ratio=1.7", "ratio_basis=latency", "speed.new_tokens=11"]
+
+    def machine_with(patch, seconds_per_layer):
+        line = LatencyFit.of(6, {6: 1 + 6 * seconds_per_layer, 2: 1 + 2 * seconds_per_layer})
+        patch.setattr(runner, "fit_step_latency", lambda *args: line)
+        patch.setattr(runner, "make_pair_timer", lambda *args: lambda depth: (depth, [1 / line.share(depth)] * 3))
+
+    machine_with(monkeypatch, 1.0)
+    assert sweep(*grid, name="whole")[0] == 0
+    with monkeypatch.context() as patch:
+        machine_with(patch, 9.0)
+        interrupted_after(patch, 5)
+        assert sweep(*grid)[0] == 130
+    (unfinished,) = (tmp_path / "x" / "generations").glob("*.partial.jsonl")
+    assert len(unfinished.read_text().splitlines()) > 1
+    assert sweep(*grid)[0] == 0
+    assert results(tmp_path / "x") == results(tmp_path / "whole")
+
+
+def test_rows_with_another_number_of_threads_are_measured_anew(sweep, tmp_path, monkeypatch):
+    here = environment.machine()
+    for more, rows in ((0, 1), (0, 1), (1, 2), (1, 2)):
+        monkeypatch.setattr(environment, "machine", lambda *args, n=here["threads"] + more: {**here, "threads": n})
+        assert sweep("strategy=full")[0] == 0
+        assert len(stored(tmp_path / "x")) == rows
 
 
 def test_what_does_not_apply_is_a_row_and_no_failure(sweep, tmp_path):

@@ -64,13 +64,17 @@ def threads_per_worker(asked: int | None, workers: int) -> int | None:
 
 
 def status_for(jobs: Sequence[Job], force: bool, anywhere: bool, since: int | None = None) -> SweepStatus:
-    """Return the status of a sweep; rows of other machines count only if `anywhere` is True."""
+    """Return the status of a sweep; rows of other machines count only if `anywhere` is True.
+
+    In a sweep of one process, rows with another number of threads do not count either.
+    """
+    also = ("threads",) if jobs[0].config.launcher.name == "inline" else ()
 
     def is_like_here(record: RunRecord) -> bool:
         from ulskip_cli.core import environment
 
         where = record.provenance
-        return anywhere or (where is not None and environment.is_like_here(where.environment, where.device or "cpu"))
+        return anywhere or (where is not None and environment.is_like_here(where.environment, where.device or "cpu", also))
 
     return SweepStatus(results_folder(jobs), is_like_here, force, since)
 
