@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.printable import all_printable
 from ulskip_cli.experiments.record import Row, is_done
@@ -117,7 +118,10 @@ def _is_corrected(row: Row, skip_adapter: Row | None) -> bool:
 def _same(key: str, one: Any, other: Any) -> bool:
     if one == other or key != "path" or one is None:  # two paths are equal if they point to the same file
         return bool(one == other)
-    paths = [Path(str(text)).expanduser() for text in (one, other)]
+    try:
+        paths = [user_path(str(text), "model.path") for text in (one, other)]
+    except UsageError:  # a row can contain any text
+        return False
     return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
 

@@ -72,7 +72,7 @@ def _drawn(section: Section, columns: Sequence[Column], note: str, roomy: bool) 
     table.title_justify = table.caption_justify = "left"
     for i, column in enumerate(columns):
         side: Literal["left", "right"] = "left" if i < section.words else "right"
-        table.add_column(column.title, justify=side, no_wrap=True)
+        table.add_column(escape_markup(column.title), justify=side, no_wrap=True)
     for cells in cells_of(section.lines, columns):
         short = (cell if len(cell) <= MAX_CELL else f"…{cell[1 - MAX_CELL :]}" for cell in cells)
         table.add_row(*map(escape_markup, short))
