@@ -50,9 +50,17 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
         ["model=hf", f"model.path={config.model.path}", "strategy=custom", f"strategy.file={file.parent / row['schedule']}"]
     )
     assert make_plan(shared, loaded.metadata).kept_layers == plan.kept_layers
-    file.write_text("{")  # cut off
-    with pytest.raises(pytest.fail.Exception):
-        calibrate_strategy(config, loaded, work, NullProgress())
+    values = row["options"]
+    for damaged in (
+        "{",
+        {},
+        {"options": 7},
+        {"options": {**values, "unit": "mlp"}},
+        {"options": {**values, "_target_": "os.x"}},
+    ):
+        file.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+        with pytest.raises(pytest.fail.Exception):
+            calibrate_strategy(config, loaded, work, NullProgress())
 
 
 def test_a_search_lowers_the_loss_that_rows_report(ready):

@@ -87,3 +87,9 @@ def test_the_license_comes_from_the_sources_card(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "README.md").write_text(text, "latin-1")
     assert source_license(tmp_path) == expected
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "a\0b", "", "x" * 5000])
+def test_a_row_with_an_impossible_path_does_not_count(tmp_path, config, row, path):
+    changed = {**row["config"], "model": {**row["config"]["model"], "path": path}}
+    assert found(tmp_path, config, {**row, "config": changed}) == []

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,14 @@ def test_a_file_replaces_only_an_earlier_export(tmp_path):
         pass
     with pytest.raises(UsageError, match=f"--to.* folder {tmp_path}"), staged(tmp_path, is_folder=False):
         pass
+
+
+def test_nothing_is_written_into_a_folder_that_was_prepared(tmp_path):
+    prepared = tmp_path / f".out.{os.getpid()}.ulskip-part"
+    (tmp_path / "victim").mkdir()
+    prepared.symlink_to(tmp_path / "victim")
+    with staged(tmp_path / "out", is_folder=True) as staging:
+        assert staging.parent != prepared and staging.parent.stat().st_mode & 0o077 == 0
+        (staging / "model").write_text("weights")
+    assert (tmp_path / "out").stat().st_mode & 0o777 == (tmp_path / "victim").stat().st_mode & 0o777
+    assert not list((tmp_path / "victim").iterdir())

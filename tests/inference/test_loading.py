@@ -228,3 +228,9 @@ def test_random_weights_that_do_not_fit_into_memory_are_not_made(monkeypatch):
     monkeypatch.setattr(loading.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
     with pytest.raises(RunError, match=r"smollm2-135m.*GiB"):
         load(ModelConfig(name="random", source="random", path="smollm2-135m", device="cpu"))
+
+
+def test_the_note_on_a_training_is_one_line(tmp_path):
+    record = {"strategy": "x\n# Model\x1b[31m", "steps": 3, "kept_counts": [6, 3]}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    assert training_note(str(tmp_path)) == r"with skipping: x # Model\x1b[31m, kept counts 6, 3 drawn per step, 3 steps"

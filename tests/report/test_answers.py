@@ -62,9 +62,12 @@ def test_answers_are_compared_with_the_reference_and_with_full(tmp_path):
 texts = st.text(st.sampled_from("ab, \n\u00e9\u4e2d\U0001f600"), max_size=25)
 
 
+@pytest.mark.parametrize("most", [0, answers.MAX_STEPS])
 @given(texts, texts)
-def test_the_lengths_of_a_comparison_make_up_both_texts(base, text):
-    percent, *lengths = answers.compare_texts(base, text)
+def test_the_lengths_of_a_comparison_make_up_both_texts(most, base, text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "MAX_STEPS", most)
+        percent, *lengths = answers.compare_texts(base, text)
     assert 0 <= percent <= 100
     assert sum(lengths[0::3]) + sum(lengths[1::3]) == len(base)
     assert sum(lengths[0::3]) + sum(lengths[2::3]) == len(text)
@@ -72,3 +75,9 @@ def test_the_lengths_of_a_comparison_make_up_both_texts(base, text):
     for equal, missing, added in zip(lengths[0::3], lengths[1::3], lengths[2::3], strict=True):
         assert base[i : i + equal].split() == text[j : j + equal].split()
         i, j = i + equal + missing, j + equal + added
+
+
+def test_long_repetitions_are_compared_at_their_start_and_end():
+    base, text = "x " + "a " * 5000 + "y", "x " + "a b " * 5000 + "y"
+    share, *lengths = answers.compare_texts(base, text)
+    assert share == 0 and lengths == [3, len(base) - 4, len(text) - 4, 1, 0, 0]

@@ -20,8 +20,8 @@ MOST = 6  # rows of a folder
 DELETED = object()
 VALUES = [
     *(DELETED, None, True, 0, -1, 1.5, -1e300, 1e300, 1e-300, math.nan, math.inf, 10**400, 10**9),
-    *("", "x", "7", "full", "failed", "../../secret", "\ud800", "\x1b[31m", "x" * 5000),
-    *([], [None], [1], ["a"], [-1], [[]], {}, {"a": None}, {"1": 1}),
+    *("", "x", "7", "full", "failed", "../../secret", "\ud800", "\x1b[31m", "x" * 5000, "a[/b]"),
+    *([], [None], [1], ["a"], [-1], [[]], {}, {"a": None}, {"1": 1}, {"9" * 5000: 1}),
 ]
 FORMATS = [["--no-plots"], ["--html", "--no-plots"], ["--format", "csv", "--layout", "long"], ["--format", "latex"]]
 
@@ -119,3 +119,32 @@ def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip):
     code, out, err = ulskip("report", tmp_path, "--format", "csv", "--layout", "long")
     assert (code, len(out.splitlines())) == (0, len(rows))
     assert all(text in err for text in (str(tmp_path / "runs.jsonl"), "line 3", "measured_speedup", '"fast"'))
+
+
+def test_names_are_neither_markup_nor_formulas(tmp_path, ulskip):
+    rows = some_rows("demo")
+    for row in rows:
+        row |= {"task": "$\\foo{$", "model": "a[/b]", "acc[/red]": 1.0}
+    folder = tmp_path / "x[" / "y]"
+    folder.mkdir(parents=True)
+    (folder / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = ulskip("report", folder)
+    assert code == 0, err
+    assert f"written to {folder}/report/" in out.replace("\n", "")
+    assert any("$\\foo{$" in file.read_text() for file in (folder / "report").glob("*.svg"))
+
+
+def test_a_refused_key_cannot_control_the_terminal(tmp_path, ulskip):
+    rows = some_rows("demo")
+    rows[0]["vs_baseline"] = {"\x1b]0;x\x07": "x"}
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = ulskip("report", tmp_path, "--no-plots")
+    assert code == 0 and "line 1" in err and "\x1b" not in err
+
+
+def test_a_number_of_layers_has_few_digits(tmp_path, ulskip):
+    rows = some_rows("demo")
+    rows[0]["exit_depths"] = {"9" * 5000: 1}
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = ulskip("report", tmp_path, "--no-plots")
+    assert code == 0 and "exit_depths" in err

@@ -1,10 +1,12 @@
 import csv
 import io
+import json
 
 import pytest
 from report_rows import not_applicable, small_sweep, sweep_row
 from rich.console import Console
 
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import tables
 from ulskip_cli.report.columns import Section, columns_for
 
@@ -151,3 +153,19 @@ def test_many_rows_are_a_longtable():
 
 def test_every_special_character_is_escaped():
     assert tables.escape_latex(r"a\b~c^d_{e}") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\_\{e\}"
+
+
+@pytest.mark.parametrize("value", ["=1+1", "+1+cmd|'/C calc'!A0", "-2+3", "@SUM(A1)", "\tx"])
+def test_no_text_of_a_csv_is_a_formula(value):
+    text = tables.csv_text([{"a": value, "b": -1.5, "c": "-1.5", "d": "x=1"}], ["a", "b", "c", "d"])
+    assert list(csv.reader(io.StringIO(text)))[1] == [f"'{value}", "-1.5", "-1.5", "x=1"]
+
+
+def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
+    name = "![a](http://b) <img src=x>"
+    row = {**FULL, "model": name, "task": name, "training": name, name: 1}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(row) + "\n")
+    tables.write_tables(ResultsFolder(tmp_path))
+    text = (tmp_path / "table.md").read_text()
+    assert r"![a]\(http://b) &lt;img" in text
+    assert "](" not in text and "<img" not in text

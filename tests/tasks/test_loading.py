@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.tasks import loading
 from ulskip_cli.tasks.loading import (
     Example,
     examples_from_rows,
@@ -135,3 +136,17 @@ def test_hub_ids_and_folders_are_datasets(tmp_path):
     assert is_dataset("wmt/wmt14")
     assert is_dataset(str(tmp_path))
     assert not is_dataset("wmt14")
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "MAX_UNPACKED", 999)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"a" * 999))
+    assert read_text(tmp_path / "a.gz") == "a" * 999
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"a" * 1000))
+    with pytest.raises(UsageError, match="unpack the file"):
+        read_text(tmp_path / "a.gz")
+    damaged = bytearray(gzip.compress(b"a" * 99))
+    damaged[12] ^= 255
+    (tmp_path / "a.gz").write_bytes(damaged)
+    with pytest.raises(UsageError, match="cannot read"):
+        read_text(tmp_path / "a.gz")

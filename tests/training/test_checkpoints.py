@@ -81,3 +81,9 @@ def test_without_an_intact_checkpoint_the_training_starts_afresh(tmp_path):
     garbage(make(tmp_path, 10) / "optimizer.pt")
     assert last_checkpoint(tmp_path, Told()) is None
     assert last_checkpoint(tmp_path / "nowhere", Told()) is None
+
+
+def test_a_folder_with_another_number_is_left_alone(tmp_path):
+    (tmp_path / "checkpoint-\u00b2").mkdir()
+    assert last_checkpoint(tmp_path, Told()) is None
+    assert (tmp_path / "checkpoint-\u00b2").is_dir()

@@ -78,4 +78,4 @@ def lm_eval(
         if column in results:
             print(make_table(results, column))
     tables.write_tables(folder)
-    make_console().print(f"written to {folder.path}/", highlight=False, soft_wrap=True)
+    make_console().print(f"written to {folder.path}/", markup=False, highlight=False, soft_wrap=True)

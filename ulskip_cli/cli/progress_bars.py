@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ulskip_cli.core import interruption
+from ulskip_cli.core.printable import printable
 from ulskip_cli.core.progress import NullProgress, ReportProgress, clock, throttled
 
 LINE_SECONDS = 30.0
@@ -43,7 +44,7 @@ class ProgressBars:
 
     def note(self, text: str) -> None:
         """Show a note to the user."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, label: str, total: int) -> ReportProgress:
         """Begin a phase; a phase with a total of 0 is short and not shown."""

@@ -53,9 +53,11 @@ def score(
     console.print(tables.terminal(rows, console.width))
     for one in scored:
         for key, (before, now) in one.changed.items():
-            console.print(f"{one.record.id}: {key} was {before:.4f}, is {now:.4f}", style="yellow", highlight=False)
+            console.print(
+                f"{one.record.id}: {key} was {before:.4f}, is {now:.4f}", style="yellow", markup=False, highlight=False
+            )
     added = ", ".join(sorted({key for one in scored for key in one.added})) or "nothing"
     differ = sum(bool(one.changed) for one in scored)
     console.print(f"added: {added}; {len(scored) - differ} of {len(scored)} runs have unchanged scores", highlight=False)
     for path in dict.fromkeys(one.folder.path for one in scored if one.added or one.changed):
-        console.print(f"written to {path}/", highlight=False, soft_wrap=True)
+        console.print(f"written to {path}/", markup=False, highlight=False, soft_wrap=True)

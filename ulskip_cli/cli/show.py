@@ -53,5 +53,5 @@ def show_outcome(
             console.print(table)
         for warning in sorted({text for row in rows for text in row["warnings"]}):
             console.print(f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False)
-        console.print(f"written to {folder.path}/", highlight=False, soft_wrap=True)
+        console.print(f"written to {folder.path}/", markup=False, highlight=False, soft_wrap=True)
     outcome.check()

@@ -90,7 +90,7 @@ def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool, wo
     for job, known in zip(jobs, states, strict=True):
         took = "" if known.seconds is None else clock(known.seconds)
         table.add_row(
-            job.label,
+            escape(job.label),
             job.id,
             known.state,
             took if known.state == "done" or not took else f"~{took}",

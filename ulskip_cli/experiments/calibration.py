@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ def calibrate_strategy(
     num_layers, num_kept = loaded.metadata.num_layers, make_plan(config, loaded.metadata).target_kept
     key = _key(config, strategy, num_kept, workload)
     path = ResultsFolder.of(config).file("calibrations", f"{key}.json")
-    stored = read_object(path)
+    stored = _stored(path, config.strategy)
     if stored is None:
         began = time.monotonic()
         torch.manual_seed(config.seed)
@@ -159,6 +160,17 @@ def calibrate_strategy(
     shared = f"{key}-{plan.target_kept}of{num_layers}.schedule.json"
     write_atomic(path.with_name(shared), _schedule(config, plan).to_json())
     return found_config, {**stored, "schedule": shared}
+
+
+def _stored(path: Path, strategy: Mapping[str, Any]) -> Row | None:
+    """Return the calibration in a file, or None if it has values for other options than those without a value."""
+    found = read_object(path) or {}
+    options = found.get("options")
+    if not isinstance(options, dict) or not all(
+        key in strategy and (not strategy[key] or strategy[key] == value) for key, value in options.items()
+    ):
+        return None
+    return found
 
 
 def _schedule(config: Config, plan: Plan) -> ScheduleFile:

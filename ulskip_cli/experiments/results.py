@@ -18,7 +18,7 @@ from typing import Any
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.errors import RunError, UsageError, one_line
 from ulskip_cli.core.files import append_line, inside, lock, try_lock, user_path, write_atomic
 from ulskip_cli.experiments import tracking
 from ulskip_cli.experiments.record import Row, RunRecord, is_done, upgrade_row
@@ -89,7 +89,7 @@ class ResultsFolder:
             try:
                 rows += [read_row(line)] if line.strip() else []
             except UsageError as error:
-                refused.append(f"{self.runs_path}, line {number}: {error}")
+                refused.append(one_line(f"{self.runs_path}, line {number}: {error}"))
         return newest_rows(rows), refused
 
     def record(self, run_id: str, accept: Callable[[RunRecord], bool] = lambda record: True) -> RunRecord | None:

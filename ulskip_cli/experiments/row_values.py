@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -235,7 +236,9 @@ def _problems_of_rule(path: str, value: Any, rule: Any) -> Iterator[Problem]:
         if not value:
             yield path, "a list of at least one value", value
     elif isinstance(rule, NumberedKeys):
-        yield from ((f"{path}.{key}", "under a number", one) for key, one in value.items() if not key.isdecimal())
+        yield from (
+            (f"{path}.{key}", "under a number", one) for key, one in value.items() if not re.fullmatch("[0-9]{1,5}", key)
+        )
     elif isinstance(rule, OrEmpty):
         yield from _problems(path, value, rule.kind) if value else ()
     elif rule is not None:

@@ -1,7 +1,7 @@
 """Make the model card of an export, and the page about serving a prefill/decode pair, from templates. Imports no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.printable import all_printable
 from ulskip_cli.experiments.record import Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.report.tables import provenance
+from ulskip_cli.report.tables import escape_markdown, provenance
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.metrics import DECODE_LOSS, metric_keys, row_key
 
@@ -51,7 +52,8 @@ def model_card(point: ResolvedExport, facts: CardFacts) -> ModelCard:
         library_name="transformers", pipeline_tag="text-generation", license=facts.license, base_model=base, tags=tags
     )
     values: dict[str, Any] = {"point": point, "plan": point.plan, "facts": facts, "revision": model.revision}
-    values |= {"rows": list(map(_cells, facts.rows)), "provenance": provenance(facts.rows)}
+    values["facts"] = replace(facts, training=escape_markdown(facts.training))
+    values |= {"rows": list(map(_cells, facts.rows)), "provenance": escape_markdown(provenance(facts.rows))}
     values |= {"serving": SERVING, "prefill": PREFILL, "correction": _correction(facts.skip_adapter)}
     card: ModelCard = ModelCard.from_template(data, template_path=str(_TEMPLATES / "card.md"), **values)
     return card
@@ -117,7 +119,10 @@ def _is_corrected(row: Row, skip_adapter: Row | None) -> bool:
 def _same(key: str, one: Any, other: Any) -> bool:
     if one == other or key != "path" or one is None:  # two paths are equal if they point to the same file
         return bool(one == other)
-    paths = [Path(str(text)).expanduser() for text in (one, other)]
+    try:
+        paths = [user_path(str(text), "model.path") for text in (one, other)]
+    except UsageError:  # a row can contain any text
+        return False
     return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
 
@@ -131,7 +136,7 @@ def _cells(row: Row) -> list[str]:
             full, form = (row.get("vs_baseline") or {}).get(key, {}).get("full"), row_key(key).number_format
             quality.append(f"{key} {row[key]:{form}}" + ("" if full is None else f" (full {full:{form}})"))
     low, high = number("measured_speedup_low", ".2f"), number("measured_speedup_high", ".2f")
-    return [
+    cells = [
         " ".join(str(row[key]) for key in ("task", "pair", "dataset") if row.get(key)) or "random prompts",
         str(row.get("num_examples") or "–"),
         str(row.get("decoding")),
@@ -142,3 +147,4 @@ def _cells(row: Row) -> list[str]:
         number("decode_tokens_per_second", ".0f"),
         f"`{row['id']}`",
     ]
+    return [escape_markdown(cell).replace("|", r"\|") for cell in cells]

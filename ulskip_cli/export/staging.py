@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,18 +47,23 @@ def staged(target: Path, is_folder: bool) -> Iterator[Path]:
         owner = abandoned.name.removesuffix(_SCRATCH_SUFFIX).rsplit(".", 1)[-1]
         if owner.isdecimal() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
             shutil.rmtree(abandoned, ignore_errors=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}{_SCRATCH_SUFFIX}")
-    staging = scratch / target.name
     made = [parent for parent in target.parents if not parent.exists()]
+    scratch: Path | None = None
     try:
         try:
-            (staging if is_folder else scratch).mkdir(parents=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            suffix = f".{os.getpid()}{_SCRATCH_SUFFIX}"
+            scratch = Path(tempfile.mkdtemp(suffix, f".{target.name}.", target.parent))  # new, and writable by this user only
+            staging = scratch / target.name
+            if is_folder:
+                staging.mkdir()
         except OSError as error:
             raise UsageError(f"cannot write to --to {target} ({error.strerror or error}); use another path") from None
         yield staging
         _replace(target, staging)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
         with contextlib.suppress(OSError):  # after a success they are not empty
             for parent in made:
                 parent.rmdir()

@@ -15,6 +15,7 @@ from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
+from ulskip_cli.core.printable import all_printable
 from ulskip_cli.core.typed_json import load_object, parse
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference import shallow_view, smollm2_wheel
@@ -164,7 +165,7 @@ class _Training(_Before):
 
 def _training_in(folder: Path) -> _Training | None:
     file = folder / _TRAINING
-    return parse(load_object(file, "a training record"), _Training, file) if file.is_file() else None
+    return parse(all_printable(load_object(file, "a training record")), _Training, file) if file.is_file() else None
 
 
 def origin(config: ModelConfig) -> tuple[str, str | None]:

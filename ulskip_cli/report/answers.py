@@ -1,10 +1,10 @@
 """Read stored answers for the HTML page: the examples, the answers of every run, and the words in which answers differ."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from difflib import Match, SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ulskip_cli.report.rows import Group, read_answers
 MAX_EXAMPLES = 200  # per data set
 MAX_RUNS = 48  # per data set
 MAX_PICKED = 12  # runs selected at first
+MAX_STEPS = 10_000_000  # of a comparison of two texts, at most half a second; words that repeat take the most
 DATA_SET = ("task", "dataset", "pair")
 # A Chinese or Japanese character, a word, or a sign.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*|\S")
@@ -126,8 +127,7 @@ def compare_texts(base: str, text: str) -> list[int]:
     [80, 1, 3, 1, 1, 0, 0]
     """
     ours, theirs = (list(WORD.finditer(whole)) for whole in (base, text))
-    matcher = SequenceMatcher(None, [word[0] for word in ours], [word[0] for word in theirs], autojunk=False)
-    blocks = matcher.get_matching_blocks()
+    blocks = _matching_blocks([word[0] for word in ours], [word[0] for word in theirs])
     lengths: list[int] = []
     i = j = equal = 0  # where both texts are, and the number of equal characters since the last difference
     for block in blocks:
@@ -144,3 +144,13 @@ def compare_texts(base: str, text: str) -> list[int]:
     lengths += [equal, len(base) - i, len(text) - j]
     total = len(ours) + len(theirs)
     return [round(200 * sum(block.size for block in blocks) / total) if total else 100, *lengths]
+
+
+def _matching_blocks(ours: Sequence[str], theirs: Sequence[str]) -> list[Match]:
+    """Return the blocks of equal words; if it would take too long to find all, only those at the start and at the end."""
+    counts, shortest = Counter(theirs), min(len(ours), len(theirs))
+    if shortest * (len(ours) + sum(counts[word] for word in ours)) <= MAX_STEPS:
+        return SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
+    start = next((i for i in range(shortest) if ours[i] != theirs[i]), shortest)
+    end = next((i for i in range(shortest - start) if ours[-1 - i] != theirs[-1 - i]), shortest - start)
+    return [Match(0, 0, start), Match(len(ours) - end, len(theirs) - end, end), Match(len(ours), len(theirs), 0)]

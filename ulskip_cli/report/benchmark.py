@@ -68,7 +68,8 @@ def write_bench_report(folder: ResultsFolder) -> list[Path]:
     rows = ordered([row for row in folder.rows() if row.get("machine_limits")])
     title = tables.title(rows)
     parts = [f"## {one.title}\n\n{tables.markdown(one)}\n\n{one.note}" for one in sections(rows)]
-    write_atomic(folder.path / FILE, "\n\n".join([f"# {title}", *parts, tables.provenance(rows)]) + "\n")
+    text = "\n\n".join([f"# {title}", *parts, tables.provenance(rows)]) + "\n"
+    write_atomic(folder.path / FILE, tables.escape_markdown(text))
     skipping = [row for row in rows if row["layer_ratio"] > 1]
     labels = [decoded_by(row) for row in skipping]
     return [folder.path / FILE, *save_predictions(skipping, folder.path / "speedup", labels, title)]

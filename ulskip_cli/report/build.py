@@ -142,7 +142,7 @@ class Report:
         if form == "latex":
             return tables.latex(replace(self.long, title=self.long.title or "All points", note=""), "long")
         notes = (self.long.note, tables.provenance(self.rows))
-        return "\n\n".join([f"# {self.long.title}", tables.markdown(self.long), *notes]) + "\n"
+        return tables.escape_markdown("\n\n".join([f"# {self.long.title}", tables.markdown(self.long), *notes]) + "\n")
 
     def markdown(self) -> str:
         """Return the text of report.md."""
@@ -157,7 +157,7 @@ class Report:
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]
         parts += ["## All points", tables.markdown(self.long), self.long.note, tables.provenance(self.rows)]
-        return "\n\n".join(part for part in parts if part) + "\n"
+        return tables.escape_markdown("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _winner_line(one: Winner) -> str:

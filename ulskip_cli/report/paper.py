@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-import pandas as pd
-
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -92,7 +90,7 @@ def markdown(sections: Sequence[Section]) -> str:
     """Write the tables in Markdown, with headings if there are several."""
     heads = [f"## {one.title}\n\n" if len(sections) > 1 else "" for one in sections]
     parts = [head + tables.markdown(one) for head, one in zip(heads, sections, strict=True)]
-    return "\n\n".join([*parts, NOTE]) + "\n"
+    return tables.escape_markdown("\n\n".join([*parts, NOTE]) + "\n")
 
 
 def to_csv(sections: Sequence[Section]) -> str:
@@ -103,7 +101,7 @@ def to_csv(sections: Sequence[Section]) -> str:
         for one in sections
         for cells in one.cells
     ]
-    return str(pd.DataFrame(lines, columns=list(heads), dtype=object).to_csv(index=False, lineterminator="\n"))
+    return tables.csv_text(lines, list(heads))
 
 
 def latex(sections: Sequence[Section]) -> str:
@@ -118,7 +116,8 @@ def write_paper_report(folder: ResultsFolder) -> list[Path]:
 
     rows = with_settings(folder.rows())
     file, finished = folder.path / "table4.md", done(rows)
-    write_atomic(file, f"# {tables.title(rows)}\n\n{markdown(table4(rows))}\n{tables.provenance(rows)}\n")
+    text = f"# {tables.title(rows)}\n\n{markdown(table4(rows))}\n{tables.provenance(rows)}\n"
+    write_atomic(file, tables.escape_markdown(text))
     if not finished:
         return [file]
     alike = next(group for group in grouped(finished) if any(row is finished[-1] for row in group.rows))

@@ -33,6 +33,7 @@ _STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": FAINT, "grid.alpha": 0.22, "grid.linewidth": 0.6,
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # named with every text of an SVG
+    "text.parse_math": False,  # names of rows are no formulas
     "svg.fonttype": "none", "svg.hashsalt": "ulskip",  # text stays text; the same figure gives the same file
 }  # fmt: skip
 

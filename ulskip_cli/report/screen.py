@@ -38,7 +38,7 @@ def show(made: "Report", console: Console, written: Sequence[Path]) -> None:
             _show_section(section, "report.md", console)
     folder = written[0].parent
     page = f"; open {folder / 'report.html'}" if made.options.page else "; add --html for a page with examples"
-    console.print(f"written to {folder}/{page}", highlight=False, soft_wrap=True)
+    console.print(f"written to {folder}/{page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_table4(sections: Sequence[Section], console: Console) -> None:
@@ -57,22 +57,22 @@ def _show_section(section: Section, file: str, console: Console) -> None:
 
 
 def _show_winners(title: str, winners: Sequence[Winner], console: Console) -> None:
-    console.print(f"\n{escape(title)}", style="bold", highlight=False)
+    console.print(f"\n{title}", style="bold", markup=False, highlight=False)
     for one in winners:
         names = ", ".join(one.names[:4]) + (f" and {len(one.names) - 4} more" if len(one.names) > 4 else "")
         note = f" ({one.note})" if one.note and one.names else one.note
         figures = f", {one.figures[0]}" if len(one.figures) == 1 else ""
-        console.print(f"  {one.title}: {'tie: ' * one.tie}{escape(names)}{figures}{note}", highlight=False)
+        console.print(f"  {one.title}: {'tie: ' * one.tie}{names}{figures}{note}", markup=False, highlight=False)
     console.print()
 
 
 def _show_claims(title: str, found: Sequence[claims.ClaimVerdict], console: Console) -> None:
-    console.print(f"\n{title}: {claims.summary(found)}", style="bold", highlight=False)
+    console.print(f"\n{title}: {claims.summary(found)}", style="bold", markup=False, highlight=False)
     for claim in found[:MAX_LINES]:
         setting = f" ({claim.setting})" if claim.setting else ""
         before = f"; before: {claim.old.verdict}, {claim.old.figures}" if claim.old else ""
         console.print(f"[{COLOURS[claim.new.verdict]}]{claim.new.verdict}[/]: {escape(claim.text + setting)}", highlight=False)
-        console.print(Padding(f"{claim.new.figures}{before}", (0, 0, 0, 4), expand=False), style="dim", highlight=False)
+        console.print(Padding(escape(f"{claim.new.figures}{before}"), (0, 0, 0, 4), expand=False), style="dim", highlight=False)
     _more(len(found) - MAX_LINES, "claims", "report.md", console)
     console.print()
 

@@ -1,5 +1,6 @@
 """Tables as text for a terminal, Markdown, CSV and LaTeX."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ def _drawn(section: Section, columns: Sequence[Column], note: str, roomy: bool) 
     table.title_justify = table.caption_justify = "left"
     for i, column in enumerate(columns):
         side: Literal["left", "right"] = "left" if i < section.words else "right"
-        table.add_column(column.title, justify=side, no_wrap=True)
+        table.add_column(escape_markup(column.title), justify=side, no_wrap=True)
     for cells in cells_of(section.lines, columns):
         short = (cell if len(cell) <= MAX_CELL else f"…{cell[1 - MAX_CELL :]}" for cell in cells)
         table.add_row(*map(escape_markup, short))
@@ -86,6 +87,15 @@ def markdown(section: Section) -> str:
     rule = [*["---"] * words, *["---:"] * (len(heads) - words)]
     cells = [[cell.translate(_MARKDOWN_SPECIAL) for cell in line] for line in section.cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *cells))
+
+
+def escape_markdown(text: str) -> str:
+    r"""Return Markdown in which names of rows are neither links nor HTML; a report has none of its own.
+
+    >>> print(escape_markdown("![a](http://b) <img> p < 0.05"))
+    ![a]\(http://b) &lt;img> p < 0.05
+    """
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", r"]\(")
 
 
 def latex(section: Section, label: str) -> str:
@@ -125,7 +135,24 @@ def to_csv(rows: Sequence[Row]) -> str:
     for row in ordered(rows):
         derived = {"status": status(row), "kept_layers": " ".join(map(str, row.get("kept_layers") or ()))}
         lines.append({**row, **derived, "speedup_pairs": num_pairs(row)})
-    return str(pd.DataFrame(lines, columns=list(keys), dtype=object).to_csv(index=False, lineterminator="\n"))
+    return csv_text(lines, list(keys))
+
+
+def csv_text(lines: Sequence[Row], heads: Sequence[str]) -> str:
+    """Write lines as CSV; a quote begins a text that a spreadsheet would run as a formula."""
+    plain = [{head: _without_formula(line.get(head)) for head in heads} for line in lines]
+    frame = pd.DataFrame(plain, columns=list(heads), dtype=object).rename(columns=_without_formula)
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _without_formula(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def write_tables(folder: ResultsFolder) -> None:
@@ -133,7 +160,7 @@ def write_tables(folder: ResultsFolder) -> None:
     rows = with_settings(folder.rows())
     long = long_section(rows)
     text = "\n\n".join([f"# {long.title}", markdown(long), long.note, provenance(rows)])
-    write_atomic(folder.path / "table.md", text + "\n")
+    write_atomic(folder.path / "table.md", escape_markdown(text) + "\n")
     write_atomic(folder.path / "table.csv", to_csv(rows))
 
 

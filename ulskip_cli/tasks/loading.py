@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
+
+MAX_UNPACKED = 2**30  # bytes of a gzipped file; a small file can unpack to more than fits into memory
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,24 @@ def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, referenc
 
 
 def read_text(file: Path) -> str:
-    """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing or unreadable."""
+    """Read a UTF-8 file, plain or gzipped; raise UsageError if the file is missing, unreadable or too large when unpacked."""
     try:
-        raw = file.read_bytes()
-        return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig").replace("\r\n", "\n")
+        raw = _unpacked(file) if file.suffix == ".gz" else file.read_bytes()
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
         raise UsageError(f"expected a file at {file}, got none; check the path") from None
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise UsageError(f"cannot read {file} as UTF-8 text ({error})") from None
+
+
+def _unpacked(file: Path) -> bytes:
+    with gzip.open(file) as stream:
+        content = stream.read(MAX_UNPACKED + 1)
+    if len(content) > MAX_UNPACKED:
+        raise UsageError(
+            f"expected at most {MAX_UNPACKED / 2**20:,.0f} MiB in {file}, got more; unpack the file if you trust it"
+        )
+    return content
 
 
 def read_lines(file: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Find the checkpoint from which an interrupted training run continues."""
 
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -22,7 +23,7 @@ def last_checkpoint(folder: Path, progress: ProgressCallback) -> Path | None:
     Newer incomplete checkpoints, left by a killed process, are removed. Newer damaged ones are renamed to `damaged-...`.
     """
     numbered = [(path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*")]
-    for _, checkpoint in sorted(((int(step), path) for step, path in numbered if step.isdigit()), reverse=True):
+    for _, checkpoint in sorted(((int(step), path) for step, path in numbered if re.fullmatch("[0-9]+", step)), reverse=True):
         if read_object(checkpoint / "trainer_state.json") is None:  # Trainer writes it last
             shutil.rmtree(checkpoint, ignore_errors=True)
         elif reason := _damage(checkpoint):
