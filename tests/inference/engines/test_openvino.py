@@ -114,6 +114,13 @@ def test_a_batch_after_dropped_sequences_has_the_logits_of_a_new_request():
                 used.drop_finished(torch.tensor(rest))
 
 
+def test_only_a_batch_that_loads_the_views_tells_seconds_of_preparation():
+    decoder, (ids, mask) = decoder_for(build_model("llama"), ("ratio=2",), "openvino"), batch(True)
+    context = DecodeContext(DecodingConfig(max_new_tokens=LENGTH), 0)
+    seconds = [decoder.generate(ids, mask, context).compile_seconds for _ in range(3)]
+    assert seconds[0] > 0 and seconds[1:] == [0, 0]
+
+
 def test_losses_are_those_of_the_view():
     model = build_model("llama")
     ours, torchs = (decoder_for(model, ("ratio=2", "prompt_layers=kept"), engine) for engine in ("openvino", "torch"))

@@ -51,10 +51,13 @@ class RuntimeEngine:
         self._held: list[Runtime] = []  # at most one; copies of the engine with other first steps share it
 
     def prepare(self, request: BatchRequest) -> float:
-        """Export the views unless they are cached, and load them; return the seconds."""
+        """Export the views unless they are cached, and load them; return the seconds, 0 if the loaded ones have room."""
         began, longest = time.perf_counter(), max(request.length, request.decoding.max_new_tokens)
         batch, prompt_len = request.input_ids.shape
-        self._loaded(batch, prompt_len + longest)  # a warm-up is short, and the batches behind it need no other runtime
+        needed = batch, prompt_len + longest  # a warm-up is short, and the batches behind it need no other runtime
+        if self._has_room(*needed):
+            return 0.0
+        self._loaded(*needed)
         return time.perf_counter() - began
 
     def run(self, request: BatchRequest) -> EngineOutput:
@@ -68,10 +71,13 @@ class RuntimeEngine:
 
     def _loaded(self, batch_size: int, num_tokens: int) -> Runtime:
         """Return the runtime with room for a batch; load it, or load it anew, where necessary."""
-        if not self._held or not self._held[0].fits(batch_size, num_tokens):
+        if not self._has_room(batch_size, num_tokens):
             self._held.clear()  # frees its memory first
             self._held.append(self._make(batch_size, num_tokens))
         return self._held[0]
+
+    def _has_room(self, batch_size: int, num_tokens: int) -> bool:
+        return bool(self._held) and self._held[0].fits(batch_size, num_tokens)
 
     def _steps(self, runtime: Runtime) -> Steps:
         """Return the decode steps of the batch that `runtime` encoded last."""
