@@ -30,5 +30,5 @@ def test_a_new_cache_is_private_and_root_may_use_the_folder_of_another_user(tmp_
     monkeypatch.setenv("ULSKIP_CACHE", str(tmp_path / "a" / "cache"))
     assert stat.S_IMODE(cache_dir().stat().st_mode) == 0o700
     monkeypatch.setattr(os, "getuid", lambda: 0)
-    monkeypatch.setattr(Path, "stat", lambda path, **_: SimpleNamespace(st_mode=stat.S_IFDIR | 0o755, st_uid=1000, st_gid=1000))
+    monkeypatch.setattr(Path, "stat", lambda path, **_: SimpleNamespace(st_mode=stat.S_IFDIR | 0o775, st_uid=1000, st_gid=1000))
     assert cache_dir().name == "cache"

@@ -203,3 +203,6 @@ def test_only_a_snapshot_of_the_hugging_face_cache_is_known_by_its_name(model_fo
     assert fingerprint(hf(snapshot)) == fingerprint(hf(model_folder))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     assert fingerprint(hf(snapshot)) == "abc"
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "spoofed").symlink_to(snapshot)
+    assert fingerprint(hf(tmp_path / "snapshots" / "spoofed")) == "abc"

@@ -162,10 +162,10 @@ def test_no_text_of_a_csv_is_a_formula(value):
 
 
 def test_names_are_neither_links_nor_html_in_markdown(tmp_path):
-    name = "![a](http://b) <img src=x>"
-    row = {**FULL, "model": name, "task": name, "training": name, name: 1}
+    name = "![a](http://b) <img src=x> | c"
+    row = {**FULL, "model": name, "task": name, "training": name, "lm_eval": {name: 1.0}}
     (tmp_path / "runs.jsonl").write_text(json.dumps(row) + "\n")
     tables.write_tables(ResultsFolder(tmp_path))
     text = (tmp_path / "table.md").read_text()
     assert r"![a]\(http://b) &lt;img" in text
-    assert "](" not in text and "<img" not in text
+    assert "](" not in text and "<img" not in text and r"\| c |" in text

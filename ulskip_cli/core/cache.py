@@ -19,7 +19,7 @@ def cache_dir() -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid") and folder.is_dir():
         status, user = folder.stat(), os.getuid()
-        own_group = status.st_gid == user  # on many systems each user has a group of this number without other members
+        own_group = status.st_gid == status.st_uid  # on many systems each user has a group of this number for itself
         others = stat.S_IWOTH | (0 if own_group else stat.S_IWGRP)
         if status.st_mode & others or (user and status.st_uid not in (user, 0)):  # root is used to folders of other users
             raise UsageError(

@@ -214,8 +214,8 @@ def fingerprint(model: ModelConfig) -> str:
 
 
 def _fingerprint(config_file: Path, weights: bool = True) -> str:
-    if _is_snapshot(config_file):
-        return config_file.parent.name
+    if commit := _hub_commit(config_file):
+        return commit
     digest, folder = hashlib.sha256(config_file.read_bytes()), config_file.parent
     files = {file for pattern in (*TOKENIZER_FILES, "*.safetensors") for file in folder.glob(pattern)} if weights else set()
     for file in sorted(filter(Path.is_file, files)):
@@ -228,13 +228,14 @@ def _fingerprint(config_file: Path, weights: bool = True) -> str:
     return digest.hexdigest()
 
 
-def _is_snapshot(config_file: Path) -> bool:
-    """Return True for a file in the Hugging Face cache, whose folder has the name of a commit of the hub."""
-    if config_file.parent.parent.name != "snapshots":
-        return False
+def _hub_commit(config_file: Path) -> str | None:
+    """Return the commit of the hub that a file in the Hugging Face cache belongs to; None for a file elsewhere."""
+    folder = config_file.parent.resolve()
+    if folder.parent.name != "snapshots":
+        return None
     from huggingface_hub import constants
 
-    return config_file.absolute().is_relative_to(constants.HF_HUB_CACHE)
+    return folder.name if folder.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()) else None
 
 
 def _config_in(folder: Path) -> Path:

@@ -82,7 +82,7 @@ def _drawn(section: Section, columns: Sequence[Column], note: str, roomy: bool) 
 
 def markdown(section: Section) -> str:
     """Write a table in Markdown, without heading and note."""
-    heads = [column.head for column in section.columns]
+    heads = [column.head.translate(_MARKDOWN_SPECIAL) for column in section.columns]
     words = len(heads) if section.sentences else section.words
     rule = [*["---"] * words, *["---:"] * (len(heads) - words)]
     cells = [[cell.translate(_MARKDOWN_SPECIAL) for cell in line] for line in section.cells]
