@@ -22,6 +22,15 @@ def test_what_the_sides_have_nothing_of_in_common_is_what_is_compared():
     assert "model, seed" in compare.comparison_section("Against x", found).note
 
 
+def test_engines_are_told_apart_and_rows_of_earlier_versions_match_every_engine():
+    torch, transformers = ([row | {"engine": name} for row in small_sweep()] for name in ("torch", "transformers"))
+    found = compare.compare(transformers, torch, Scorer())
+    assert (len(found.pairs), found.differs) == (len(torch), ["engine"])
+    found = compare.compare([*transformers, *torch], torch, Scorer())
+    assert (len(found.pairs), found.only_new) == (len(torch), len(transformers))
+    assert len(compare.compare(torch, small_sweep(), Scorer()).pairs) == len(torch)
+
+
 def test_a_star_stands_where_the_interval_leaves_out_no_difference():
     found = compare.compare(small_sweep(unified_2=25.0), small_sweep(), Scorer())
     text = tables.markdown(compare.comparison_section("Against x", found))

@@ -166,8 +166,8 @@ COLUMNS = (
 # Settings that distinguish the rows of a folder; a setting gets a column only if it varies.
 AXES = (
     *("model", "baseline_model", "task", "pair", "dataset", "strategy_options", "decoding", "draft_tokens", "batch_size"),
-    *("prompt_layers", "ratio_basis", "num_examples", "chat", "engine", "engine_weights", "compiled"),
-    *("timed_prompt_tokens", "timed_new_tokens", "quantization", "dtype", "device", "seed"),
+    *("prompt_layers", "ratio_basis", "num_examples", "chat", "engine", "engine_weights", "baseline_engine", "compiled"),
+    *("offset", "timed_prompt_tokens", "timed_new_tokens", "quantization", "dtype", "device", "seed"),
 )
 # Axes that depend on others, as dtype on model, leave a narrow table before numbers do.
 _AXES_LEAVE = {key: turn for turn, key in enumerate(("quantization", "engine", "chat", "dtype", "device", "dataset"), start=1)}

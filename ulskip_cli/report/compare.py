@@ -16,7 +16,8 @@ from ulskip_cli.report.tables import sentences
 # Two points match if they agree in these keys, except keys in which the two sides share no value.
 POINT_KEYS = (
     *("model", "task", "dataset", "pair", "strategy", "strategy_options", "target_speedup", "batch_size", "decoding"),
-    *("draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "quantization", "dtype", "device", "seed"),
+    *("draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "engine", "engine_weights", "baseline_engine", "offset"),
+    *("quantization", "dtype", "device", "seed"),
 )
 MAX_BOOTSTRAPS = 200
 NOTE = (
