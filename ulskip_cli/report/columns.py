@@ -87,6 +87,17 @@ def interval(row: Row) -> str:
     return f"{row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f}"
 
 
+def speed_ends(row: Row) -> tuple[float, float] | tuple[None, None]:
+    """Return the ends of the measured speedup's interval for verdicts; None if too few pairs were timed, or none.
+
+    Rows of earlier versions store no coverage; their intervals are 95% bootstraps.
+    """
+    coverage = row.get("speedup_interval_coverage")
+    if row.get("measured_speedup") is None or (coverage is not None and coverage < MIN_COVERAGE):
+        return None, None
+    return row["measured_speedup_low"], row["measured_speedup_high"]
+
+
 def num_pairs(row: Row) -> int | None:
     """Count the timed pairs of a measured speedup; return None if the row stores no pairs."""
     return len(((row.get("pairs") or {}).get("strategy") or {}).get("decode_seconds") or ()) or None
@@ -141,6 +152,7 @@ def layers(row: Row) -> str:
 
 
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
+MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
 QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
 COLUMNS = (
     Column("strategy", series_name, "strategy"),

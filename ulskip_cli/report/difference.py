@@ -7,6 +7,7 @@ from functools import cache
 from statistics import NormalDist
 
 from ulskip_cli.experiments.record import Row
+from ulskip_cli.report.columns import speed_ends
 from ulskip_cli.report.quality import LOWER_IS_BETTER, Z, standard_error, vs_baseline
 from ulskip_cli.report.rows import read_answers
 from ulskip_cli.tasks import metrics
@@ -105,20 +106,21 @@ def speed_ratio(own: Row, other: Row) -> Difference | None:
     if own.get("measured_speedup") is None or other.get("measured_speedup") is None:
         return None
     value = own["measured_speedup"] / other["measured_speedup"]
-    errors = [_log_error(row) for row in (own, other)]
-    if None in errors:
-        return Difference(value, None, None, "one side has no interval")
-    spread = Z * math.hypot(*(error for error in errors if error is not None))
+    errors = [error for row in (own, other) if (error := _log_error(row)) is not None]
+    if len(errors) < 2:
+        return Difference(value, None, None, "too few timed pairs")
+    spread = Z * math.hypot(*errors)
     return Difference(value, value * math.exp(-spread), value * math.exp(spread), "from the rows' intervals")
 
 
 def _log_error(row: Row) -> float | None:
-    """Compute the standard error of a speedup's logarithm from the speedup's interval and coverage."""
-    coverage = row.get("speedup_interval_coverage")
-    if coverage == 0:
+    """Compute the standard error of a speedup's logarithm from its interval and coverage; None with too few timed pairs."""
+    low, high = speed_ends(row)
+    if low is None or high is None:
         return None
+    coverage = row.get("speedup_interval_coverage")
     z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)  # None: 95% bootstrap of earlier versions
-    return math.log(row["measured_speedup_high"] / row["measured_speedup_low"]) / (2 * z)
+    return math.log(high / low) / (2 * z)
 
 
 def shared_metric(rows: Sequence[Row], metric: str | None) -> str | None:
