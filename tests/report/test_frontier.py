@@ -138,3 +138,10 @@ def test_too_few_timed_pairs_beat_nothing_for_sure():
     other, sure = found.beaten["half-bf16"]
     assert (other.row["id"], sure, other.ends) == ("best", False, (None, None))
     assert ["–"] == [cells[4] for cells in found.table("").cells if cells[3] == "5.00"]
+
+
+def test_too_few_examples_beat_nothing_for_sure():
+    rows = [*every(), row("best", "torch", 5.0, 29.9, margin=0.001)]
+    assert frontiers(rows)[0].beaten["half-bf16"][1]
+    few = [one | {"num_examples": 1} for one in rows]
+    assert not any(sure for _, sure in frontiers(few)[0].beaten.values())

@@ -221,6 +221,6 @@ def _beats(one: Point, other: Point) -> bool:
 def _sure(one: Point, other: Point, scorer: Scorer) -> bool:
     """Return True if the intervals say that one point is faster, and not worse, than another."""
     difference = scorer.difference(one.row, other.row, one.quality.metric)
-    same = difference.low is not None and difference.low == difference.high  # the same answers
+    same = difference.low == difference.high == 0  # the same answers
     low, high = one.ends[0], other.ends[1]
     return low is not None and high is not None and low > high and (same or difference.verdict() == HOLDS)
