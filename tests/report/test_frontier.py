@@ -145,3 +145,12 @@ def test_too_few_examples_beat_nothing_for_sure():
     assert frontiers(rows)[0].beaten["half-bf16"][1]
     few = [one | {"num_examples": 1} for one in rows]
     assert not any(sure for _, sure in frontiers(few)[0].beaten.values())
+
+
+def test_the_same_run_in_two_folders_is_a_point_of_both():
+    slower = [one | {"folder": "results/y", "measured_speedup": one["measured_speedup"] / 2} for one in every()]
+    found = frontiers([*every(), *slower])
+    assert [one.folder for one in found] == ["results/x", "results/y"]
+    fastest = [max(one.points, key=lambda point: point.speedup) for one in found]
+    assert [(one.row["id"], one.speedup) for one in fastest] == [("half-int4", 4.0), ("half-int4", 2.0)]
+    assert len({section.title for one in found for section in one.sections()}) == 6

@@ -3,6 +3,7 @@
 The full model ran in `baseline_engine`, or is the `baseline_model` of smaller ones.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -73,10 +74,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The points that share a baseline, the baseline first, then by speed."""
+    """The points of one folder that share a baseline, the baseline first, then by speed."""
 
     baseline: Row
     points: tuple[Point, ...]
+    folder: str = ""  # of the rows, if other folders have frontiers too
 
     @cached_property
     def beaten(self) -> dict[str, tuple[Point, bool]]:
@@ -96,8 +98,9 @@ class Frontier:
 
     @property
     def names(self) -> list[str]:
-        """What all points share: the model, the task, the language pair and the dataset."""
-        return [str(self.baseline[key]) for key in ("model", "task", "pair", "dataset") if self.baseline.get(key)]
+        """What all points share: the folder, the model, the task, the language pair and the dataset."""
+        shared = [str(self.baseline[key]) for key in ("model", "task", "pair", "dataset") if self.baseline.get(key)]
+        return [*filter(None, [self.folder]), *shared]
 
     def sections(self) -> list[Section]:
         """Make the tables of a report."""
@@ -193,7 +196,16 @@ class Frontier:
 
 
 def frontiers(rows: Sequence[Row]) -> list[Frontier]:
-    """Return a frontier for every full model with which rows of other engines or models are compared."""
+    """Return a frontier for every full model and folder in which rows of other engines or models are compared with it."""
+    folders: dict[str, list[Row]] = defaultdict(list)  # the same run may be in several, e.g. of two machines
+    for row in rows:
+        folders[row["folder"]].append(row)
+    found = {folder: _of_folder(own) for folder, own in folders.items()}
+    several = sum(map(bool, found.values())) > 1
+    return [replace(one, folder=folder if several else "") for folder, own in found.items() for one in own]
+
+
+def _of_folder(rows: Sequence[Row]) -> list[Frontier]:
     finished = {row["id"]: row for row in done(rows)}
     compared = [
         row for row in finished.values() if row.get("baseline_id") in finished and row.get("measured_speedup") is not None
