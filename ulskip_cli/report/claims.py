@@ -73,7 +73,8 @@ class Judge:
                 share = its.text() + ("" if its.low is not None else " (no interval)")
                 yield f"{approach} keeps {self.gate:.0%} of full's {METRICS[metric]} at {target:g}x", Verdict(share, verdict)
             if row.get("measured_speedup") is not None:
-                clock = Difference(row["measured_speedup"], *speed_ends(row), "")
+                low, high = speed_ends(row)
+                clock = Difference(row["measured_speedup"], low, high, "")
                 yield f"{approach} decodes faster than full at {target:g}x", Verdict(speed(row), clock.verdict(1.0))
             for (at, rival), other in points.items():
                 is_rival = at == target and strategy_name(other) not in (PAPER_STRATEGY, "full")
