@@ -104,10 +104,14 @@ def num_pairs(row: Row) -> int | None:
 
 
 def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
-    """Compute tokens/s of the strategy or the full model in timed pairs, summed over the batch.
+    """Compute tokens/s of the strategy or the full model in timed pairs, summed over the batch: the median of the pairs.
 
-    None for rows without pairs. None also for the full model if pairs stop at EOS, because earlier rows lack its tokens.
+    None for rows without pairs. Earlier rows lack the numbers of tokens; theirs follow from the batch size and the seconds of
+    a step. None then for the full model if pairs stop at EOS, where it has other steps than the strategy.
     """
+    found = (row.get("pairs") or {}).get(side) or {}
+    if found.get("decoded_tokens"):
+        return median(count / spent for count, spent in zip(found["decoded_tokens"], found["decode_seconds"], strict=False))
     seconds = row.get("time_per_output_token_seconds")
     if not seconds:
         return None
