@@ -44,6 +44,29 @@ def test_a_renamed_option_of_python_callers_is_told_the_new_one():
         config.decoding_of({"options": {"length_penalty": 2.0}})
 
 
+ESCAPED = r'task.prompt="{source}\nTranslate German to English:"'
+
+
+def test_documented_overrides_have_line_breaks():
+    documented = (config.config_dir().parent / "docs" / "your-own.md").read_text("utf-8")
+    stop = r"""decoding.stop=["\n\n"]"""
+    assert ESCAPED in documented and stop in documented
+    chosen = config.compose([ESCAPED, stop])
+    assert chosen.task["prompt"] == "{source}\nTranslate German to English:"
+    assert chosen.decoding.stop == ["\n\n"]
+    assert config.identity(chosen) == config.identity(config.compose([text.replace(r"\n", "\n") for text in (ESCAPED, stop)]))
+
+
+@pytest.mark.parametrize("more", [[], ["+decoding.generate_kwargs={length_penalty: 2.0}"]])
+def test_escapes_are_those_of_texts_for_the_model_alone(more):
+    overrides = [ESCAPED, r"task.response='{reference}\t\\n'", r"task.dataset='C:\new'", *more]
+    task = config.compose(overrides).task
+    assert (task["prompt"], task["response"]) == ("{source}\nTranslate German to English:", "{reference}\t\\n")
+    assert task["dataset"] == r"C:\new"
+    added = config.compose([r"+task.templates.mine={prompt: '{source}\n', response: '{reference}'}"])
+    assert added.task["templates"]["mine"] == {"prompt": "{source}\n", "response": "{reference}"}
+
+
 def test_a_users_own_folder_adds_choices(tmp_path):
     (tmp_path / "strategy").mkdir()
     text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\nlayers: [0, 2, 11]\n"

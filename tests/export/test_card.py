@@ -1,10 +1,11 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from ulskip_cli.core.config import compose, resolved_config
 from ulskip_cli.core.model_metadata import read_metadata
-from ulskip_cli.export.card import matching_rows, source_license
+from ulskip_cli.export.card import CardFacts, matching_rows, model_card, source_license
 from ulskip_cli.strategies.plan import make_plan
 
 TRAINING = "with skipping"
@@ -51,6 +52,9 @@ def test_the_newest_row_of_a_task_counts(tmp_path, config, row):
         {"prompt_layers": "kept"},
         {"training": "otherwise"},
         {"draft_tokens": 4},
+        {"unit": "attention"},
+        {"engine": "llama_cpp", "engine_weights": "q4_0"},
+        {"engine": "openvino", "engine_weights": None},
         {"status": "failed"},
         {"status": "n/a"},
         {"later_stages": [{"first_step": 3, "kept_layers": [0, 11]}]},
@@ -59,6 +63,26 @@ def test_the_newest_row_of_a_task_counts(tmp_path, config, row):
 )
 def test_rows_of_another_schedule_do_not_count(tmp_path, config, row, change):
     assert found(tmp_path, config, {**row, **change}) == []
+
+
+def test_rows_that_were_timed_against_another_model_or_engine_do_not_count(tmp_path, config, row):
+    others = {"other": "transformers", "same": "torch"}
+    rows = [
+        {**row, "id": name, "task": name, "engine": "torch", "config": {**row["config"], "baseline_engine": engine}}
+        for name, engine in others.items()
+    ]
+    assert found(tmp_path, config, *rows) == ["same"]
+
+
+def test_a_speedup_of_too_few_pairs_states_its_coverage(config, row):
+    plan = make_plan(config, read_metadata(config.model))
+    point = SimpleNamespace(
+        config=config, plan=plan, model_name="tiny", is_pair=False, results="results", dtype=None, made_by="a command"
+    )
+    timed = {"measured_speedup": 1.8, "measured_speedup_low": 1.7, "measured_speedup_high": 1.9, "dtype": "float32", "model": "m"}
+    rows = [{**row, **timed, "speedup_interval_coverage": coverage} for coverage in (0.75, 0.984375, None)]
+    text = str(model_card(point, CardFacts(1, 1, "none", TRAINING, True, None, None, rows)))
+    assert [line.split(" | ")[6] for line in text.splitlines() if "`a`" in line] == ["1.70-1.90 (75%)", "1.70-1.90", "1.70-1.90"]
 
 
 @pytest.mark.parametrize(("key", "value"), [("path", "other"), ("dtype", "bfloat16"), ("adapter", "x"), ("revision", "r")])

@@ -2,7 +2,7 @@ import io
 import json
 
 import pytest
-from bench_rows import ACCOUNT, bench_row
+from bench_rows import ACCOUNT, ENVIRONMENT, bench_row
 from rich.console import Console
 
 from ulskip_cli.experiments.results import ResultsFolder
@@ -95,6 +95,17 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     assert "BLOOMZ-7B" in text
     for drawn in ("torch, batch 1", "transformers, batch 8", "torch, compiled, batch 1"):
         assert f">{drawn}</text>" in files[2].read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"timed_prompt_tokens": 512}, {"timed_new_tokens": 8}, {"device": "cuda:0"}, {"environment": {**ENVIRONMENT, "threads": 1}}],
+    ids=str,
+)
+def test_generate_at_another_length_or_on_another_machine_is_no_base(change):
+    generate, here, other = bench_row(1.0, engine="transformers"), bench_row(), bench_row(3.0, **change)
+    rows = benchmark.sections([generate, here, other])[0].lines
+    assert {row["id"]: row["over_generate"] for row in rows} == {generate["id"]: 1.0, here["id"]: 2.0, other["id"]: None}
 
 
 def test_the_fastest_engine_of_each_batch_size_is_named():

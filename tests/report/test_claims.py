@@ -60,6 +60,15 @@ def test_a_share_without_an_interval_is_no_verdict():
     assert (claim.verdict, claim.figures) == (TIE, "96.7% (no interval)")
 
 
+@pytest.mark.parametrize(("coverage", "verdict"), [(0.0, TIE), (0.875, TIE), (0.9375, HOLDS), (None, HOLDS)])
+def test_a_speed_of_too_few_timed_pairs_is_no_verdict(coverage, verdict):
+    rows = [row | {"speedup_interval_coverage": coverage} for row in small_sweep()]
+    both = found(rows, rows)
+    assert both["unified decodes faster than full at 2x"].new.verdict == verdict
+    assert both["unified at 2x: measured speedup within 15% of before"].new.verdict == verdict
+    assert ("too few" in both["unified decodes faster than full at 2x"].new.figures) is (verdict == TIE)
+
+
 def test_every_setting_is_held_against_its_own():
     both = [*small_sweep(), *(row | {"prompt_layers": "kept"} for row in small_sweep(unified_2=10.0))]
     judged = claims.Judge(0.9, Scorer()).judge(both, [row | {"folder": "results/old"} for row in both])

@@ -22,6 +22,29 @@ def test_what_the_sides_have_nothing_of_in_common_is_what_is_compared():
     assert "model, seed" in compare.comparison_section("Against x", found).note
 
 
+def test_engines_are_told_apart_and_rows_of_earlier_versions_match_every_engine():
+    torch, transformers = ([row | {"engine": name} for row in small_sweep()] for name in ("torch", "transformers"))
+    found = compare.compare(transformers, torch, Scorer())
+    assert (len(found.pairs), found.differs) == (len(torch), ["engine"])
+    found = compare.compare([*transformers, *torch], torch, Scorer())
+    assert (len(found.pairs), found.only_new) == (len(torch), len(transformers))
+    assert len(compare.compare(torch, small_sweep(), Scorer()).pairs) == len(torch)
+
+
+def test_a_point_with_a_skip_adapter_is_another_than_the_point_without():
+    adapted = [
+        sweep_row(id=name, skip_adapter={"path": f"a/{name}", "kind": "full"}, config={"model": {"skip_adapter": [f"a/{name}"]}})
+        for name in ("one", "two")
+    ]
+    found = compare.compare([*small_sweep(), *adapted], [*small_sweep(), adapted[1]], Scorer())
+    assert {pair["new_id"]: pair["old_id"] for pair in found.pairs} == {
+        row["id"]: row["id"] for row in [*small_sweep(), adapted[1]]
+    }
+    assert found.only_new == 1
+    assert "| unified + adapter two | 2 | 1 |" in tables.markdown(compare.comparison_section("Against x", found))
+    assert compare.compare(adapted[:1], adapted[1:], Scorer()).differs == ["adapter"]
+
+
 def test_a_star_stands_where_the_interval_leaves_out_no_difference():
     found = compare.compare(small_sweep(unified_2=25.0), small_sweep(), Scorer())
     text = tables.markdown(compare.comparison_section("Against x", found))

@@ -1,7 +1,7 @@
 import pytest
 from report_rows import small_sweep, sweep_row, write_folder
 
-from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Scorer, from_rows, speed_ratio
+from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Difference, Scorer, from_rows, speed_ratio
 from ulskip_cli.report.rows import read_rows
 
 GOOD = [f"sentence number {i} is here" for i in range(20)]
@@ -38,6 +38,21 @@ def test_rows_of_unlike_full_models_have_no_interval():
     other = sweep_row(vs_baseline={"bleu": {**sweep_row()["vs_baseline"]["bleu"], "full": 40.0}})
     found = from_rows(sweep_row(bleu=29), other, "bleu")
     assert (found.low, found.verdict()) == (None, TIE)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_too_few_examples_give_no_interval(tmp_path, count):
+    few = [row | {"num_examples": count} for row in small_sweep()]
+    path = write_folder(tmp_path / "x", few, {"unified-2-1": GOOD[:count], "top_skip-2-1": BAD[:count]})
+    rows = {row["id"]: row for row in read_rows([path])}
+    for name in ("top_skip-2-1", "top_skip-3-1", "full-1-1"):  # with answers on both sides, and without
+        found = Scorer().difference(rows["unified-2-1"], rows[name], "bleu")
+        assert (found.low, found.verdict()) == (None, TIE)
+        assert found.text("+.1f").endswith("(fewer than 10 examples)")
+
+
+def test_an_interval_without_width_is_no_sign_of_the_same_answers():
+    assert Difference(9.0, 9.0, 9.0, "from the rows' intervals").text("+.1f") == "+9.0 (+9.0 to +9.0)"
 
 
 def test_a_lower_loss_is_better():

@@ -45,7 +45,7 @@ def test_points_of_one_baseline_are_judged_together():
         "half-int4": "skipping and quantized",
         "half-bf16": "skipping",
     }
-    assert points["base"].quality.share == 1 and points["base"].speed == (1, 1, 1)
+    assert points["base"].quality.share == 1 and (points["base"].speedup, points["base"].ends) == (1, (1, 1))
     assert {name: other.row["id"] for name, (other, _) in found.beaten.items()} == {
         "torch-half": "full-int4",
         "half-bf16": "half-int4",
@@ -105,12 +105,12 @@ def test_what_is_not_beaten_is_the_front_and_the_best_of_a_target_is_on_it(point
     (found,) = frontiers([sweep_row("full", id="base", engine="torch"), row("x", "llama_cpp", 1.05, 20.0), *rows])
     for one in found.points:
         faster_and_better = [
-            other for other in found.points if other.speed[1] > one.speed[1] and other.quality.share >= one.quality.share
+            other for other in found.points if other.speedup > one.speedup and other.quality.share >= one.quality.share
         ]
         assert bool(faster_and_better) is (one.row["id"] in found.beaten)
     best = found.best(1.5)
     if best:
-        assert all(one.quality.share <= best.quality.share for one in found.points if one.speed[1] >= 1.5)
+        assert all(one.quality.share <= best.quality.share for one in found.points if one.speedup >= 1.5)
 
 
 def test_a_verdict_names_the_best_and_the_next_of_another_kind():
@@ -127,3 +127,30 @@ def test_tables_have_a_line_for_each_point_and_each_target_in_reach():
     table, targets = found.table("a"), found.targets("b")
     assert len(table.cells) == 5 and len(targets.cells) == 5
     assert all(len(line) == len(table.columns) for line in table.cells)
+
+
+def test_too_few_timed_pairs_beat_nothing_for_sure():
+    rows = every()
+    assert frontiers(rows)[0].beaten["half-bf16"][1] is False
+    better = row("best", "torch", 5.0, 29.9, margin=0.001)
+    assert frontiers([*rows, better])[0].beaten["half-bf16"][1]
+    (found,) = frontiers([*rows, better | {"speedup_interval_coverage": 0.875}])
+    other, sure = found.beaten["half-bf16"]
+    assert (other.row["id"], sure, other.ends) == ("best", False, (None, None))
+    assert ["–"] == [cells[4] for cells in found.table("").cells if cells[3] == "5.00"]
+
+
+def test_too_few_examples_beat_nothing_for_sure():
+    rows = [*every(), row("best", "torch", 5.0, 29.9, margin=0.001)]
+    assert frontiers(rows)[0].beaten["half-bf16"][1]
+    few = [one | {"num_examples": 1} for one in rows]
+    assert not any(sure for _, sure in frontiers(few)[0].beaten.values())
+
+
+def test_the_same_run_in_two_folders_is_a_point_of_both():
+    slower = [one | {"folder": "results/y", "measured_speedup": one["measured_speedup"] / 2} for one in every()]
+    found = frontiers([*every(), *slower])
+    assert [one.folder for one in found] == ["results/x", "results/y"]
+    fastest = [max(one.points, key=lambda point: point.speedup) for one in found]
+    assert [(one.row["id"], one.speedup) for one in fastest] == [("half-int4", 4.0), ("half-int4", 2.0)]
+    assert len({section.title for one in found for section in one.sections()}) == 6

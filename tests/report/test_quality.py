@@ -50,6 +50,14 @@ def test_winners_are_named_among_what_passes():
     assert "99%" in strict["fastest at batch 8"].note
 
 
+def test_a_speed_of_too_few_timed_pairs_ties_with_the_fastest():
+    rows = [row | {"speedup_interval_coverage": 0.0} for row in small_sweep(batches=(1,), unified_3=28.5)]
+    (fastest, *_) = winners(Group("", rows), 0.9)
+    assert fastest.names == ["unified 3x", "unified 2x"]
+    assert "raise speed.pairs" in fastest.note
+    assert fastest.figures[0].startswith("2.70x (too few timed pairs for an interval, 7 pairs)")
+
+
 def test_what_the_intervals_do_not_tell_apart_is_a_tie():
     rows = small_sweep(batches=(1,), unified_3=28.5, top_skip_3=28.4)
     found = {one.title: one for one in winners(Group("", rows), 0.9)}

@@ -111,6 +111,35 @@ def test_a_row_that_does_not_know_a_setting_joins_the_first_that_agrees():
     assert [[row["strategy"] for row in group.rows] for group in groups] == [["top_skip", "unified", "early_exit"], ["unified"]]
 
 
+def test_engines_and_formats_of_weights_are_settings_but_not_the_engines_of_methods():
+    engines = [{"engine": "torch", "engine_weights": None}, {"engine": "transformers", "engine_weights": None}]
+    engines += [{"engine": "llama_cpp", "engine_weights": weights} for weights in ("q8_0", "q4_0")]
+    exits = sweep_row("early_exit", engine="early_exit", engine_weights=None)
+    groups = grouped([*(sweep_row(**one) for one in engines), exits, sweep_row("top_skip")])
+    assert [[row["strategy"] for row in group.rows] for group in groups] == [
+        ["unified", "early_exit", "top_skip"],
+        *[["unified"]] * 3,
+    ]
+    assert [group.label.partition("greedy")[2] for group in groups[1:3]] == [
+        " · engine transformers",
+        " · engine llama_cpp · engine weights q8_0",
+    ]
+
+
+def test_offset_and_the_engine_of_the_baseline_are_settings():
+    rows = [configured(id=str(i), config={"task": {}}) for i in range(4)]
+    for row, own in zip(rows, ({}, {"offset": 100}, {"offset": 0}, {"baseline_engine": "transformers"}), strict=True):
+        row["config"] |= own
+    baseline = sweep_row("full", config={"baseline_engine": None})
+    labels = {group.label: len(group.rows) for group in grouped(with_settings([*rows, baseline]))}
+    shared = "m · wmt · de-en · greedy"
+    assert labels == {
+        f"{shared} · offset 0": 3,
+        f"{shared} · offset 100": 1,
+        f"{shared} · baseline engine transformers · offset 0": 1,
+    }
+
+
 def test_options_are_named_where_a_strategy_has_several_sets():
     rows = [sweep_row(strategy_options={"spacing": "even"}), sweep_row(strategy_options={"spacing": "reference"})]
     assert [grouped(rows)[0].approach(row) for row in rows] == ["unified even", "unified reference"]

@@ -22,8 +22,8 @@ RENAMED_KEYS = {
     "train.arguments": "train.training_args",
     "train.accumulation": "train.gradient_accumulation_steps",
 }
-
-
+_TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 _INSTEAD = {
     "model": "; for another model give model.path=<hub id or folder>",
     "task": "; for your own examples give task=jsonl task.file=<file>",
@@ -117,18 +117,27 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
         if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
             raise UnknownKey(str(_unknown_key(_key(text), known)), _key(text))
     values = [text for text in resolved if text not in choices]
-    if any(text.startswith(("+", "~")) for text in values):
-        return _hydra_compose(primary, resolved, extra_dir)
-    config = copy.deepcopy(chosen)
-    for one in parse_overrides(values):
+    changes_keys = any(text.startswith(("+", "~")) for text in values)
+    config = _hydra_compose(primary, resolved, extra_dir) if changes_keys else copy.deepcopy(chosen)
+    for one in parse_overrides([text for text in values if not text.startswith("~")]):
+        is_text = f"{one.key_or_group}.".startswith(_TEXT_KEYS)
         try:
-            OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
+            OmegaConf.update(config, one.key_or_group, _unescape(one.value()) if is_text else one.value(), merge=True)
         except OmegaConfBaseException:
             raise UsageError(
                 f"expected a value for {one.key_or_group}, got '{one.input_line}'; "
                 f"to add a key, write +{one.key_or_group}.KEY=VALUE"
             ) from None
     return config
+
+
+def _unescape(value: Any) -> Any:
+    r"""Replace \n, \t and \\ in the texts of a value, because Hydra keeps them as they are, unlike YAML."""
+    if isinstance(value, dict):
+        return {key: _unescape(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return list(map(_unescape, value))
+    return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], value) if isinstance(value, str) else value
 
 
 @functools.lru_cache(maxsize=128)  # Hydra takes 0.1 s, and the points of a grid differ in few choices

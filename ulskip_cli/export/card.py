@@ -10,12 +10,14 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.printable import all_printable
 from ulskip_cli.experiments.record import Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.request import ResolvedExport
+from ulskip_cli.report.columns import speed_ends
 from ulskip_cli.report.tables import escape_markdown, provenance
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.metrics import DECODE_LOSS, metric_keys, row_key
@@ -98,12 +100,15 @@ def matching_rows(folder: Path, model: ModelConfig, plan: Plan, training: str, s
 
 
 def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:
-    measured = row.get("config", {}).get("model", {})
+    config, engine = row.get("config", {}), row.get("engine")
+    measured, other_baseline = config.get("model", {}), config.get("baseline_model") or config.get("baseline_engine")
     expected = {"num_layers": plan.num_layers, "kept_layers": list(plan.kept_layers), "prompt_layers": plan.prompt_layers}
     return (
         all(_same(key, measured.get(key), getattr(model, key)) for key in _MODEL_KEYS)
         and all(row.get(key) == value for key, value in {**expected, "training": training}.items())
-        and not any(row.get(key) for key in ("later_stages", "exit_depths", "draft_tokens"))
+        and not any(row.get(key) for key in ("later_stages", "exit_depths", "draft_tokens", "unit"))
+        and not (engine in ENGINES and ENGINES[engine].is_runtime)  # it computes with a copy of the weights in another format
+        and other_baseline in (None, engine)
     )
 
 
@@ -135,7 +140,9 @@ def _cells(row: Row) -> list[str]:
         if row.get(key) is not None:
             full, form = (row.get("vs_baseline") or {}).get(key, {}).get("full"), row_key(key).number_format
             quality.append(f"{key} {row[key]:{form}}" + ("" if full is None else f" (full {full:{form}})"))
+    few = row.get("measured_speedup") is not None and speed_ends(row)[0] is None
     low, high = number("measured_speedup_low", ".2f"), number("measured_speedup_high", ".2f")
+    coverage = f" ({row['speedup_interval_coverage']:.0%})" if few else ""
     cells = [
         " ".join(str(row[key]) for key in ("task", "pair", "dataset") if row.get(key)) or "random prompts",
         str(row.get("num_examples") or "–"),
@@ -143,7 +150,7 @@ def _cells(row: Row) -> list[str]:
         str(row.get("batch_size")),
         ", ".join(quality) or "–",
         number("measured_speedup", ".2f"),
-        "–" if row.get("measured_speedup") is None else f"{low}-{high}",
+        "–" if row.get("measured_speedup") is None else f"{low}-{high}{coverage}",
         number("decode_tokens_per_second", ".0f"),
         f"`{row['id']}`",
     ]

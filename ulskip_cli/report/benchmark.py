@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -14,7 +15,7 @@ from ulskip_cli.report.rows import MISSING, displayed
 
 FILE = "bench.md"
 BANDWIDTH = "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of this machine's read bandwidth"
-OVER_GENERATE = "Over generate: tok/s divided by those of the full model with engine=transformers at the same batch size."
+OVER_GENERATE = "Over generate: tok/s divided by those of the full model with engine=transformers at the same batch size and lengths."
 ACCOUNT = (
     "Milliseconds of a decode step. Head: the final norm and the output head, timed alone. Layers time: the time per layer, "
     "from the difference between full and the strategy, times the layers that run. Other: the rest of the step. A dash marks a "
@@ -137,14 +138,16 @@ def fastest(rows: Sequence[Row]) -> list[str]:
 
 
 def _over_generate(rows: Sequence[Row]) -> list[Row]:
-    """Add each row's tokens/s relative to generate's at full depth, if it was timed on the same model and batch size."""
-    by = ("model", "dtype", "batch_size")
-    base = {
-        tuple(row[key] for key in by): row["full"]["decode_tokens_per_second"]
-        for row in rows
-        if row["engine"] == "transformers" and row.get("full")
-    }
-    found = [(row, base.get(tuple(row[key] for key in by))) for row in rows]
+    """Add each row's tokens/s relative to generate's at full depth, if it was timed at the same point on the same machine."""
+
+    def point(row: Row) -> tuple[Any, ...]:
+        keys = ("model", "dtype", "quantization", "batch_size", "timed_prompt_tokens", "timed_new_tokens", "device")
+        machine = row.get("environment") or {}
+        return *(row.get(key) for key in keys), *(machine.get(key) for key in ("processor", "accelerator", "threads"))
+
+    timed = [row for row in rows if row["engine"] == "transformers" and row.get("full")]
+    base = {point(row): row["full"]["decode_tokens_per_second"] for row in timed}
+    found = [(row, base.get(point(row))) for row in rows]
     return [{**row, "over_generate": row["decode_tokens_per_second"] / rate if rate else None} for row, rate in found]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.columns import Column, Section, text
+from ulskip_cli.report.columns import Column, Section, speed_ends, text
 from ulskip_cli.report.compare import shared_keys
 from ulskip_cli.report.corrections import strategy_name
 from ulskip_cli.report.difference import FAILS, HOLDS, TIE, Difference, Scorer, shared_metric, speed_ratio
@@ -72,8 +72,9 @@ class Judge:
                 verdict = TIE if not its.sure else HOLDS if its.passes else FAILS
                 share = its.text() + ("" if its.low is not None else " (no interval)")
                 yield f"{approach} keeps {self.gate:.0%} of full's {METRICS[metric]} at {target:g}x", Verdict(share, verdict)
-            if row.get("measured_speedup_low") is not None:
-                clock = Difference(row["measured_speedup"], row["measured_speedup_low"], row["measured_speedup_high"], "")
+            if row.get("measured_speedup") is not None:
+                low, high = speed_ends(row)
+                clock = Difference(row["measured_speedup"], low, high, "")
                 yield f"{approach} decodes faster than full at {target:g}x", Verdict(speed(row), clock.verdict(1.0))
             for (at, rival), other in points.items():
                 is_rival = at == target and strategy_name(other) not in (PAPER_STRATEGY, "full")

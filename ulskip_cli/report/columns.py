@@ -87,16 +87,31 @@ def interval(row: Row) -> str:
     return f"{row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f}"
 
 
+def speed_ends(row: Row) -> tuple[float, float] | tuple[None, None]:
+    """Return the ends of the measured speedup's interval for verdicts; None if too few pairs were timed, or none.
+
+    Rows of earlier versions store no coverage; their intervals are 95% bootstraps.
+    """
+    coverage = row.get("speedup_interval_coverage")
+    if row.get("measured_speedup") is None or (coverage is not None and coverage < MIN_COVERAGE):
+        return None, None
+    return row["measured_speedup_low"], row["measured_speedup_high"]
+
+
 def num_pairs(row: Row) -> int | None:
     """Count the timed pairs of a measured speedup; return None if the row stores no pairs."""
     return len(((row.get("pairs") or {}).get("strategy") or {}).get("decode_seconds") or ()) or None
 
 
 def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
-    """Compute tokens/s of the strategy or the full model in timed pairs, summed over the batch.
+    """Compute tokens/s of the strategy or the full model in timed pairs, summed over the batch: the median of the pairs.
 
-    None for rows without pairs. None also for the full model if pairs stop at EOS, because earlier rows lack its tokens.
+    None for rows without pairs. Earlier rows lack the numbers of tokens; theirs follow from the batch size and the seconds of
+    a step. None then for the full model if pairs stop at EOS, where it has other steps than the strategy.
     """
+    found = (row.get("pairs") or {}).get(side) or {}
+    if found.get("decoded_tokens"):
+        return median(count / spent for count, spent in zip(found["decoded_tokens"], found["decode_seconds"], strict=False))
     seconds = row.get("time_per_output_token_seconds")
     if not seconds:
         return None
@@ -141,6 +156,7 @@ def layers(row: Row) -> str:
 
 
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
+MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
 QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
 COLUMNS = (
     Column("strategy", series_name, "strategy"),
@@ -166,8 +182,8 @@ COLUMNS = (
 # Settings that distinguish the rows of a folder; a setting gets a column only if it varies.
 AXES = (
     *("model", "baseline_model", "task", "pair", "dataset", "strategy_options", "decoding", "draft_tokens", "batch_size"),
-    *("prompt_layers", "ratio_basis", "num_examples", "chat", "engine", "engine_weights", "compiled"),
-    *("timed_prompt_tokens", "timed_new_tokens", "quantization", "dtype", "device", "seed"),
+    *("prompt_layers", "ratio_basis", "num_examples", "chat", "engine", "engine_weights", "baseline_engine", "compiled"),
+    *("offset", "timed_prompt_tokens", "timed_new_tokens", "quantization", "dtype", "device", "seed"),
 )
 # Axes that depend on others, as dtype on model, leave a narrow table before numbers do.
 _AXES_LEAVE = {key: turn for turn, key in enumerate(("quantization", "engine", "chat", "dtype", "device", "dataset"), start=1)}

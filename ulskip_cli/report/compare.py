@@ -8,6 +8,7 @@ import pandas as pd
 
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.columns import Cell, Column, Section, needed, number, text
+from ulskip_cli.report.corrections import adapter_names, series_name
 from ulskip_cli.report.difference import TIE, Difference, Scorer, from_rows, shared_metric, speed_ratio
 from ulskip_cli.report.quality import METRICS, primary
 from ulskip_cli.report.rows import MISSING, done, setting_keys, setting_title
@@ -16,7 +17,8 @@ from ulskip_cli.report.tables import sentences
 # Two points match if they agree in these keys, except keys in which the two sides share no value.
 POINT_KEYS = (
     *("model", "task", "dataset", "pair", "strategy", "strategy_options", "target_speedup", "batch_size", "decoding"),
-    *("draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "quantization", "dtype", "device", "seed"),
+    *("draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "engine", "engine_weights", "baseline_engine", "offset"),
+    *("quantization", "dtype", "device", "seed", "adapter"),
 )
 MAX_BOOTSTRAPS = 200
 NOTE = (
@@ -42,7 +44,7 @@ class Comparison:
 
 def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Comparison:
     """Match the finished points of new and old rows, and compare each pair."""
-    new, old = done(new), done(old)
+    new, old = ([{**row, "adapter": adapter_names(row)} for row in done(side)] for side in (new, old))
     keys, differs = shared_keys(new, old, (*POINT_KEYS, *setting_keys([*new, *old])))
     sides = [pd.DataFrame([[str(row.get(key)) for key in keys] for row in side], columns=keys) for side in (new, old)]
     now, before = (side.assign(at=side.index).drop_duplicates(keys, keep="last") for side in sides)
@@ -69,6 +71,7 @@ def _pair(old: Row, new: Row, scorer: Scorer | None) -> Row:
     if metric is not None and shared_metric([new, old], metric):
         apart = scorer.difference(new, old, metric) if scorer else from_rows(new, old, metric)
     return {
+        "approach": " ".join(filter(None, [series_name(new), new["adapter"]])),
         **{key: new.get(key) for key in ("strategy", "strategy_options", "target_speedup", "batch_size")},
         "old_id": old["id"],
         "new_id": new["id"],
@@ -85,7 +88,7 @@ def comparison_section(title: str, comparison: Comparison) -> Section:
     names = {METRICS[pair["metric"]] for pair in comparison.pairs if pair["metric"]}
     name = names.pop() if len(names) == 1 else "quality"
     columns = [
-        Column("approach", text("strategy"), "strategy"),
+        Column("approach", text("approach"), "approach"),
         Column("target", number("target_speedup", ".4g"), "target_speedup"),
         Column("batch", text("batch_size"), "batch_size"),
         Column(f"{name}\nold", number("old_quality"), "old_quality"),

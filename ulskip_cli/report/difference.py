@@ -7,6 +7,7 @@ from functools import cache
 from statistics import NormalDist
 
 from ulskip_cli.experiments.record import Row
+from ulskip_cli.report.columns import MIN_FOR_STARS, few_examples, speed_ends
 from ulskip_cli.report.quality import LOWER_IS_BETTER, Z, standard_error, vs_baseline
 from ulskip_cli.report.rows import read_answers
 from ulskip_cli.tasks import metrics
@@ -14,7 +15,7 @@ from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 SAME_SCORE = 1e-6
-MIN_SHARED = 10  # examples that two sides with different data must share for a bootstrap
+SAME_ANSWERS = "the same answers"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Difference:
         """Format the value with its interval, or with the reason for a missing interval."""
         if self.low is None or self.high is None:
             return f"{self.value:{form}} ({self.how})"
-        if self.low == self.high:
+        if self.how.startswith(SAME_ANSWERS):
             return self.how
         on = f" {self.how.removeprefix('paired bootstrap ')}" if "shared" in self.how else ""
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}}){on}"
@@ -61,14 +62,14 @@ class Scorer:
         sides = [{(one["source"], one["reference"]): one["hypothesis"] for one in side} for side in answers]
         shared = [example for example in sides[0] if example in sides[1]]
         most = max(map(len, sides))
-        if not shared or len(shared) < min(most, MIN_SHARED):
+        if not shared or len(shared) < min(most, MIN_FOR_STARS):
             return None
         on = f" to {len(shared)} shared examples" if len(shared) < most else ""
         texts, rest = ([side[example] for example in shared] for side in sides)
         if texts == rest:
-            return Difference(0.0, 0.0, 0.0, f"the same answers{on}")
+            return Difference(0.0, 0.0, 0.0, f"{SAME_ANSWERS}{on}")
         spec = metrics.metric_of(metric)
-        if spec is None or spec.is_neural:  # a report loads no model
+        if len(shared) < MIN_FOR_STARS or spec is None or spec.is_neural:  # a report loads no model
             return None
         config = (own.get("config") or {}).get("task") or {}
         language = own["pair"].rpartition("-")[2] if own.get("pair") else config.get("target_language")
@@ -86,6 +87,8 @@ def from_rows(own: Row, other: Row, metric: str) -> Difference:
     # A full row has no interval against itself, and needs none.
     sides = [(vs_baseline(row, metric), row[metric]) for row in (own, other)]
     full, other_full = (float(compared["full"] if compared else score) for compared, score in sides)
+    if any(map(few_examples, (own, other))):
+        return _better(Difference(value, None, None, f"fewer than {MIN_FOR_STARS} examples"), metric)
     if not errors or abs(full - other_full) > SAME_SCORE:
         return _better(Difference(value, None, None, "no answers to the same examples"), metric)
     half = Z * math.hypot(*errors)
@@ -105,20 +108,21 @@ def speed_ratio(own: Row, other: Row) -> Difference | None:
     if own.get("measured_speedup") is None or other.get("measured_speedup") is None:
         return None
     value = own["measured_speedup"] / other["measured_speedup"]
-    errors = [_log_error(row) for row in (own, other)]
-    if None in errors:
-        return Difference(value, None, None, "one side has no interval")
-    spread = Z * math.hypot(*(error for error in errors if error is not None))
+    errors = [error for row in (own, other) if (error := _log_error(row)) is not None]
+    if len(errors) < 2:
+        return Difference(value, None, None, "too few timed pairs")
+    spread = Z * math.hypot(*errors)
     return Difference(value, value * math.exp(-spread), value * math.exp(spread), "from the rows' intervals")
 
 
 def _log_error(row: Row) -> float | None:
-    """Compute the standard error of a speedup's logarithm from the speedup's interval and coverage."""
-    coverage = row.get("speedup_interval_coverage")
-    if coverage == 0:
+    """Compute the standard error of a speedup's logarithm from its interval and coverage; None with too few timed pairs."""
+    low, high = speed_ends(row)
+    if low is None or high is None:
         return None
+    coverage = row.get("speedup_interval_coverage")
     z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)  # None: 95% bootstrap of earlier versions
-    return math.log(row["measured_speedup_high"] / row["measured_speedup_low"]) / (2 * z)
+    return math.log(high / low) / (2 * z)
 
 
 def shared_metric(rows: Sequence[Row], metric: str | None) -> str | None:

@@ -3,6 +3,7 @@
 The full model ran in `baseline_engine`, or is the `baseline_model` of smaller ones.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.columns import Column, Section, layers, text
+from ulskip_cli.report.columns import Column, Section, layers, speed_ends, text
 from ulskip_cli.report.corrections import series_name
 from ulskip_cli.report.difference import HOLDS, Scorer
 from ulskip_cli.report.plot_style import FAINT, MARKERS, annotate, limit_to, panels
@@ -29,7 +30,8 @@ class Point:
     """One row of a frontier."""
 
     row: Row
-    speed: tuple[float, float, float]  # low, value, high, over the baseline
+    speedup: float  # over the baseline
+    ends: tuple[float, float] | tuple[None, None]  # of the speedup's interval; None with too few timed pairs
     quality: Quality
 
     @property
@@ -72,10 +74,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The points that share a baseline, the baseline first, then by speed."""
+    """The points of one folder that share a baseline, the baseline first, then by speed."""
 
     baseline: Row
     points: tuple[Point, ...]
+    folder: str = ""  # of the rows, if other folders have frontiers too
 
     @cached_property
     def beaten(self) -> dict[str, tuple[Point, bool]]:
@@ -84,19 +87,20 @@ class Frontier:
         for own in self.points:
             better = [one for one in self.points if one is not own and _beats(one, own)]
             if better:
-                best = max(better, key=lambda one: (_sure(one, own, scorer), one.speed[1]))
+                best = max(better, key=lambda one: (_sure(one, own, scorer), one.speedup))
                 found[own.row["id"]] = best, _sure(best, own, scorer)
         return found
 
     def best(self, target: float, kind: str | None = None) -> Point | None:
         """Return the point of a kind with the best quality among those that reach a speedup; None if there is none."""
-        enough = [one for one in self.points if one.speed[1] >= target and kind in (None, one.kind)]
-        return max(enough, key=lambda one: (one.quality.share, one.speed[1]), default=None)
+        enough = [one for one in self.points if one.speedup >= target and kind in (None, one.kind)]
+        return max(enough, key=lambda one: (one.quality.share, one.speedup), default=None)
 
     @property
     def names(self) -> list[str]:
-        """What all points share: the model, the task, the language pair and the dataset."""
-        return [str(self.baseline[key]) for key in ("model", "task", "pair", "dataset") if self.baseline.get(key)]
+        """What all points share: the folder, the model, the task, the language pair and the dataset."""
+        shared = [str(self.baseline[key]) for key in ("model", "task", "pair", "dataset") if self.baseline.get(key)]
+        return [*filter(None, [self.folder]), *shared]
 
     def sections(self) -> list[Section]:
         """Make the tables of a report."""
@@ -114,16 +118,16 @@ class Frontier:
     def _verdict(self, target: float) -> str:
         best = self.best(target)
         assert best is not None, "only targets in reach have a verdict"
-        found = f"{best.kind}: {best.name} keeps {best.quality.share:.1%} at {best.speed[1]:.2f}x"
+        found = f"{best.kind}: {best.name} keeps {best.quality.share:.1%} at {best.speedup:.2f}x"
         others = [one for kind in KINDS if kind != best.kind and (one := self.best(target, kind))]
         if not others:
             return f"{found}. Nothing of another kind is as fast."
-        other = max(others, key=lambda one: (one.quality.share, one.speed[1]))
+        other = max(others, key=lambda one: (one.quality.share, one.speedup))
         metric = best.quality.metric
         apart = Scorer().difference(best.row, other.row, metric)
         ends = "" if apart.low is None else f" ({apart.low:+.1f} to {apart.high:+.1f})"
         decided = "sure" if apart.verdict() == HOLDS else "undecided"
-        second = f"{other.kind} ({other.name}, {other.speed[1]:.2f}x)"
+        second = f"{other.kind} ({other.name}, {other.speedup:.2f}x)"
         return f"{found}. Next: {second}, {other.quality.share:.1%}. {METRICS[metric]} {apart.value:+.1f}{ends}: {decided}."
 
     def table(self, title: str) -> Section:
@@ -146,15 +150,15 @@ class Frontier:
         return Section(title, lines, [Column(head, text(head), head) for head in heads], note)
 
     def _cells(self, one: Point) -> tuple[str, ...]:
-        low, value, high = one.speed
+        low, high = one.ends
         verdict = "front"
         if one.row["id"] in self.beaten:
             other, sure = self.beaten[one.row["id"]]
             verdict = f"beaten by {other.name}{'' if sure else ' ?'}"
-        interval = MISSING if one.row is self.baseline else f"{low:.2f} to {high:.2f}"
+        interval = MISSING if one.row is self.baseline or low is None else f"{low:.2f} to {high:.2f}"
         own = one.quality
         return (
-            *(one.engine, one.method, layers(one.row), f"{value:.2f}", interval),
+            *(one.engine, one.method, layers(one.row), f"{one.speedup:.2f}", interval),
             *(f"{own.value:.1f}", own.text(), verdict),
         )
 
@@ -175,13 +179,13 @@ class Frontier:
         Smaller models have markers of their own.
         """
         figure, (axes,) = panels(1, 7.6, 4.8)
-        limit_to(axes, [(one.speed[1], 100 * one.quality.share) for one in self.points])
-        front = sorted((one.speed[1], 100 * one.quality.share) for one in self.points if one.row["id"] not in self.beaten)
+        limit_to(axes, [(one.speedup, 100 * one.quality.share) for one in self.points])
+        front = sorted((one.speedup, 100 * one.quality.share) for one in self.points if one.row["id"] not in self.beaten)
         axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=6, alpha=0.3, zorder=1, solid_capstyle="round")
         series = {one.row["id"]: one.engine + (f", {SMALLER}" if one.kind == SMALLER else "") for one in self.points}
         for i, label in enumerate(dict.fromkeys(series.values())):
             own = [one for one in self.points if series[one.row["id"]] == label]
-            xs, ys = [one.speed[1] for one in own], [100 * one.quality.share for one in own]
+            xs, ys = [one.speedup for one in own], [100 * one.quality.share for one in own]
             axes.plot(xs, ys, MARKERS[i % len(MARKERS)], color=f"C{i % 10}", label=label)
             for one, x, y in zip(own, xs, ys, strict=True):
                 annotate(axes, layers(one.row).partition("/")[0], (x, y), (5, 3), fontsize=7)
@@ -192,7 +196,16 @@ class Frontier:
 
 
 def frontiers(rows: Sequence[Row]) -> list[Frontier]:
-    """Return a frontier for every full model with which rows of other engines or models are compared."""
+    """Return a frontier for every full model and folder in which rows of other engines or models are compared with it."""
+    folders: dict[str, list[Row]] = defaultdict(list)  # the same run may be in several, e.g. of two machines
+    for row in rows:
+        folders[row["folder"]].append(row)
+    found = {folder: _of_folder(own) for folder, own in folders.items()}
+    several = sum(map(bool, found.values())) > 1
+    return [replace(one, folder=folder if several else "") for folder, own in found.items() for one in own]
+
+
+def _of_folder(rows: Sequence[Row]) -> list[Frontier]:
     finished = {row["id"]: row for row in done(rows)}
     compared = [
         row for row in finished.values() if row.get("baseline_id") in finished and row.get("measured_speedup") is not None
@@ -204,25 +217,22 @@ def frontiers(rows: Sequence[Row]) -> list[Frontier]:
     for name, own in members.items():
         baseline = finished[name]
         judged = quality(Group("", own), 1.0)
-        rest = [Point(row, _speed(row), judged[id(row)]) for row in own if id(row) in judged]
+        rest = [Point(row, row["measured_speedup"], speed_ends(row), judged[id(row)]) for row in own if id(row) in judged]
         if rest:
             score = rest[0].quality.full
             kept = replace(rest[0].quality, value=score, share=1.0, low=None, high=None)
-            first = Point(baseline, (1.0, 1.0, 1.0), kept)
-            found.append(Frontier(baseline, (first, *sorted(rest, key=lambda one: one.speed[1]))))
+            first = Point(baseline, 1.0, (1.0, 1.0), kept)
+            found.append(Frontier(baseline, (first, *sorted(rest, key=lambda one: one.speedup))))
     return found
 
 
-def _speed(row: Row) -> tuple[float, float, float]:
-    return row["measured_speedup_low"], row["measured_speedup"], row["measured_speedup_high"]
-
-
 def _beats(one: Point, other: Point) -> bool:
-    return one.speed[1] > other.speed[1] and one.quality.share >= other.quality.share
+    return one.speedup > other.speedup and one.quality.share >= other.quality.share
 
 
 def _sure(one: Point, other: Point, scorer: Scorer) -> bool:
     """Return True if the intervals say that one point is faster, and not worse, than another."""
     difference = scorer.difference(one.row, other.row, one.quality.metric)
-    same = difference.low is not None and difference.low == difference.high  # the same answers
-    return one.speed[0] > other.speed[2] and (same or difference.verdict() == HOLDS)
+    same = difference.low == difference.high == 0  # the same answers
+    low, high = one.ends[0], other.ends[1]
+    return low is not None and high is not None and low > high and (same or difference.verdict() == HOLDS)

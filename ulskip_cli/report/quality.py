@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.columns import MIN_FOR_STARS, few_examples, num_pairs
+from ulskip_cli.report.columns import MIN_FOR_STARS, few_examples, num_pairs, speed_ends
 from ulskip_cli.report.corrections import strategy_name
 from ulskip_cli.report.rows import Group, done
 from ulskip_cli.tasks import metrics
@@ -22,6 +22,7 @@ LOWER_IS_BETTER = {key for key in METRICS if metrics.row_key(key).lower_is_bette
 _PRIMARY_KEYS = {name: spec.primary for name, spec in metrics.METRICS.items()}  # row keys by the names in configurations
 MIN_BLEU = 10.0  # translations below it have little in common with their references
 HIGHEST_SCORE = 100.0  # of all metrics where higher is better
+FEW_PAIRS = "too few timed pairs for an interval"
 MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
 Z = 1.96  # half a 95% interval in standard errors
 
@@ -169,8 +170,10 @@ def _nothing(title: str, metric: str, gate: float, rows: Sequence[Row], judged: 
 
 def _fastest(title: str, group: Group, rows: Sequence[Row], judged: dict[int, Quality]) -> Winner:
     ranked = sorted(rows, key=lambda row: -row["measured_speedup"])
-    equal = [row for row in ranked if row["measured_speedup_high"] >= ranked[0]["measured_speedup_low"]]
-    notes = [] if ranked[0]["measured_speedup_low"] > 1 else ["its interval includes 1x, so it may not be faster than full"]
+    low, _ = speed_ends(ranked[0])
+    equal = [row for row in ranked if low is None or (high := speed_ends(row)[1]) is None or high >= low]
+    notes = [] if all(None not in speed_ends(row) for row in equal) else [f"{FEW_PAIRS}, so raise speed.pairs"]
+    notes += ["its interval includes 1x, so it may not be faster than full"] if low is not None and low <= 1 else []
     note = "; ".join(filter(None, [*notes, judged[id(ranked[0])].caveat]))
     figures = [f"{speed(row)}, {_kept(judged[id(row)])}" for row in equal]
     return Winner(title, equal, [called(group, row) for row in equal], figures, note)
@@ -214,6 +217,8 @@ def called(group: Group, row: Row) -> str:
 
 
 def speed(row: Row) -> str:
-    """Format a measured speedup with its interval and its number of pairs."""
-    pairs = f", {num_pairs(row)} pairs" if num_pairs(row) else ""
-    return f"{row['measured_speedup']:.2f}x ({row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f}{pairs})"
+    """Format a measured speedup with its interval, or that it has none, and its number of pairs."""
+    count = num_pairs(row)
+    low, high = speed_ends(row)
+    found = [FEW_PAIRS if low is None else f"{low:.2f} to {high:.2f}", *([f"{count} pair{'s' * (count > 1)}"] if count else [])]
+    return f"{row['measured_speedup']:.2f}x ({', '.join(found)})"

@@ -26,8 +26,10 @@ _STATUS_CELLS = {NOT_APPLICABLE: "N/A", FAILED: "failed"}
 ALWAYS_NAMED = ["model", "task", "pair", "decoding"]  # parts of every group's label
 SETTINGS = (
     *("folder", *ALWAYS_NAMED, "dataset", "draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "chat"),
-    *("quantization", "dtype", "device", "seed"),
+    *("engine", "engine_weights", "baseline_engine", "offset", "quantization", "dtype", "device", "seed"),
 )
+_METHOD_ENGINES = ("early_exit", "speculative")  # the strategy or the drafts choose them, not `engine=`
+_CONFIG_KEYS = {"baseline_engine": None, "offset": 0}  # settings of the configuration alone, with their defaults
 # Parts of a configuration, with the keys that are not settings: rows hold them elsewhere, or they change no result.
 _CONFIG_PARTS = {
     "model": {"name", "path", "description", "source", "dtype", "device", "device_map", "quantization", "skip_adapter"},
@@ -157,7 +159,15 @@ def with_settings(rows: Sequence[Row]) -> list[Row]:
             keys = _varying(list(kinds.values()), own_keys) if len(kinds) > 1 else []
             for i, values in members.items() if keys else ():
                 found[i].update({f"{part}.{key}": values[key] for key in keys})
+    for key, default in _CONFIG_KEYS.items():
+        known = {i: row["config"].get(key, default) for i, row in enumerate(rows) if row.get("config") and _uses(row, key)}
+        for i, value in known.items() if len(set(map(str, known.values()))) > 1 else ():
+            found[i][key] = value
     return found
+
+
+def _uses(row: Row, key: str) -> bool:
+    return key != "baseline_engine" or row.get("baseline_id") is not None
 
 
 def displayed(row: Row) -> Row:
@@ -174,9 +184,13 @@ def _varying(kinds: Sequence[dict[str, Any]], own_keys: set[str]) -> list[str]:
 def knows(row: Row, key: str) -> bool:
     """Return True if the value of a setting is known. None is a value, but means unknown in an unfinished run's row.
 
+    The engines of drafts and early exit belong to the method, so that they are compared with every engine.
+
     >>> knows({"dataset": None}, "dataset"), knows({"dataset": None, "status": "failed"}, "dataset")
     (True, False)
     """
+    if key == "engine" and row.get(key) in _METHOD_ENGINES:
+        return False
     return key in row and (row[key] is not None or is_done(row))
 
 

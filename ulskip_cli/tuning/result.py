@@ -11,6 +11,7 @@ from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export.recipe import layer_ranges
 from ulskip_cli.export.request import MERGEABLE
+from ulskip_cli.report.columns import speed_ends
 from ulskip_cli.report.quality import METRICS, Quality, quality, speed
 from ulskip_cli.report.rows import Group
 from ulskip_cli.tuning.request import TuneRequest, describe
@@ -113,7 +114,7 @@ class TuneResult:
         config, row = self.request.config, self.row
         if config.speedup:
             wish, key = config.speedup, "speedup"
-            low, value, high = (row[f"measured_speedup{end}"] for end in ("_low", "", "_high"))
+            value, (low, high) = row["measured_speedup"], speed_ends(row)
         else:
             wish, key = config.quality or 1.0, "quality"
             low, value, high = judged.low, judged.share, judged.high
@@ -127,7 +128,7 @@ def verdict(wish: float, value: float, low: float | None, high: float | None) ->
     ('surely met', 'met, but the interval includes less', 'missed; this is the nearest')
     """
     if value >= wish:
-        unsure = "met, but the interval includes less" if low is not None else "met, without an interval: too few examples"
+        unsure = "met, but the interval includes less" if low is not None else "met, without an interval: too few examples or timed pairs"
         return "surely met" if low is not None and low >= wish else unsure
     return "missed, but the interval includes it" if high is not None and high >= wish else "missed; this is the nearest"
 
