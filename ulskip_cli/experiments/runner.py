@@ -4,6 +4,7 @@
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -239,7 +240,7 @@ def _make_record(
     natural = (
         outputs if answers or run.plan.exits else []
     )  # random weights have no answers; their exits are counted in timed pairs
-    described = describe_schedule(run.plan, run.found, natural)
+    described = describe_schedule(run.plan, run.found, natural, timed.strategy if timed else [])
     if has_other_baseline(run.point.config):  # the cost model compares layers of one model in one engine
         described = replace(described, predicted_speedup=None)
     return RunRecord(
@@ -253,10 +254,16 @@ def _make_record(
     )
 
 
-def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[BatchOutput]) -> ScheduleRecord:
-    """Return the schedule section of a row; early exit and later stages take their mean depth up to EOS from `outputs`."""
-    exits = sum_exits(outputs)
-    evaluated = exits.mean_depth
+def describe_schedule(
+    plan: Plan, found: ScheduleProvenance, outputs: list[BatchOutput], timed: Sequence[BatchOutput] = ()
+) -> ScheduleRecord:
+    """Return the schedule section of a row.
+
+    The mean depths of early exit are those of the `timed` pairs and of the evaluated `outputs`. Later stages take their
+    evaluated mean depth up to EOS from `outputs`.
+    """
+    evaluated = sum_exits(outputs).mean_depth
+    mean_exit = sum_exits(timed).mean_depth or evaluated
     if plan.later_stages and outputs:
         evaluated = schedule.mean_kept(plan.stages, [len(ids) for output in outputs for ids in output.token_ids])
     return ScheduleRecord(
@@ -265,9 +272,9 @@ def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[Batch
         unit=None if plan.unit == LAYER else plan.unit,
         later_stages=[asdict(stage) for stage in plan.later_stages],
         target_kept_layers=plan.target_kept,
-        mean_kept_layers=exits.mean_depth or plan.mean_kept(plan.timed_tokens - 1),
+        mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
         evaluated_mean_kept_layers=evaluated,
-        layer_ratio=plan.num_layers / exits.mean_depth if exits.mean_depth else plan.layer_ratio,
+        layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
         predicted_speedup=plan.predicted_speedup,
         latency_fit=found.latency.as_dict() if found.latency else None,
         calibration=found.calibration,
