@@ -51,11 +51,11 @@ class RuntimeEngine:
         self._held: list[Runtime] = []  # at most one; copies of the engine with other first steps share it
 
     def prepare(self, request: BatchRequest) -> float:
-        """Export the views unless they are cached, and load them; return the seconds."""
-        began, longest = time.perf_counter(), max(request.length, request.decoding.max_new_tokens)
+        """Export the views unless they are cached, and load them; return the seconds, or 0 if they were loaded before."""
+        held, began = list(self._held), time.perf_counter()
         batch, prompt_len = request.input_ids.shape
-        self._loaded(batch, prompt_len + longest)  # a warm-up is short, and the batches behind it need no other runtime
-        return time.perf_counter() - began
+        longest = max(request.length, request.decoding.max_new_tokens)  # the batches after a short warm-up fit too
+        return 0.0 if self._loaded(batch, prompt_len + longest) in held else time.perf_counter() - began
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
