@@ -232,7 +232,9 @@ def test_a_run_imports_only_what_every_run_needs():
 
 
 def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
-    plan = make_plan(config("strategy=early_exit", "strategy.threshold=0.9", "strategy.horizon=4"), ModelMetadata(6, None, None))
+    plan = make_plan(
+        config("strategy=early_exit", "strategy.threshold=0.9", "strategy.horizon=4"), ModelMetadata(6, None, None)
+    )
 
     def output(**depths):
         exits = ExitStats({int(name[1:]): count for name, count in depths.items()})

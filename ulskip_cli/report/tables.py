@@ -29,8 +29,8 @@ CSV_KEYS = (
     *("evaluated_batch_size", "device", "dtype", "quantization", "training", "seed", "finished_at"),
 )
 STARS = (
-    "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for each comparison, not corrected "
-    "for the number of comparisons)."
+    "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for each comparison, not "
+    "corrected for the number of comparisons)."
 )
 MEASURED = "Measured: decode seconds of the full model divided by those of the strategy, median of timed pairs."
 LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
