@@ -55,6 +55,15 @@ def test_truncated_sources_are_counted(point, tmp_path):
     assert quality.num_truncated_sources == 2
 
 
+def test_truncated_references_are_counted(point, tmp_path):
+    lines = [json.dumps({"prompt": "the cat", "reference": "sat on the mat " * n}) for n in (1, 40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    overrides = ["task=jsonl", f"task.file={tmp_path}/a.jsonl", "model=tiny", "speed.new_tokens=6"]
+    decoder, workload, config = point(*overrides, context=64)
+    _, quality = evaluated(decoder, workload, config)
+    assert (quality.num_truncated_references, quality.num_truncated_sources) == (1, 0)
+
+
 def test_a_stop_string_ends_text_and_hypothesis(point):
     free = generate_answers(*point(), NullProgress()).generations
     letter = free[0]["output"].strip()[-1]

@@ -104,7 +104,7 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
     failed = job.failure_record(RunError("x"))
     finished = RunRecord(
         replace(job.point.identity, prompt_layers=job.point.plan.prompt_layers),
-        schedule=describe_schedule(job.point.plan, ScheduleProvenance(), []),
+        schedule=describe_schedule(job.point.plan, ScheduleProvenance()),
         provenance=Provenance(),
     )
     assert asdict(failed.identity) == asdict(finished.identity)

@@ -45,6 +45,11 @@ def test_truncated_sources_are_counted(warned):
     assert line.startswith("2 of 3 sources") and "decoding.max_new_tokens" in line
 
 
+def test_truncated_references_are_counted(warned):
+    (line,) = warned(quality=QualityScores(num_truncated_references=1))
+    assert line.startswith("1 of 3 references") and "decode_loss" in line
+
+
 def test_a_mean_depth_that_misses_its_target_is_reported_with_a_reason(warned):
     schedule = ScheduleRecord(target_kept_layers=4, evaluated_mean_kept_layers=5.0)
     exits = {"throughput": Throughput(exit_depths={"5": 1})}

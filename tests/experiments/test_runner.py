@@ -3,18 +3,22 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.inference import linear_kernel
+from ulskip_cli.inference.engines.base import ExitStats
 from ulskip_cli.strategies.cost import LatencyFit
+from ulskip_cli.strategies.plan import make_plan
 
 QUICK = ["limit=4", "decoding.max_new_tokens=6", "speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3"]
 
@@ -227,6 +231,23 @@ def test_a_run_imports_only_what_every_run_needs():
     assert told.stdout == "set()\n"
 
 
+def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
+    plan = make_plan(
+        config("strategy=early_exit", "strategy.threshold=0.9", "strategy.horizon=4"), ModelMetadata(6, None, None)
+    )
+
+    def output(**depths):
+        exits = ExitStats({int(name[1:]): count for name, count in depths.items()})
+        return SimpleNamespace(exits=exits, token_ids=[[1, 2]])
+
+    answers, timed = [output(n3=10), output(n5=10)], [output(n2=1, n4=3)]
+    both = runner.describe_schedule(plan, runner.ScheduleProvenance(), answers, timed)
+    assert (both.evaluated_mean_kept_layers, both.mean_kept_layers, both.layer_ratio) == (4, 3.5, 6 / 3.5)
+    for without in ([], [output()]):  # no pairs, or pairs that end at their first token
+        alone = runner.describe_schedule(plan, runner.ScheduleProvenance(), answers, without)
+        assert (alone.mean_kept_layers, alone.layer_ratio) == (4, 1.5)
+
+
 def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     overrides = ["strategy=early_exit", "ratio=2", "calibration.examples=6", "batch_size=1"]
     session = Session()
@@ -238,7 +259,7 @@ def test_early_exit_is_calibrated_and_tells_where_tokens_left(config, tmp_path):
     depths = {int(depth): count for depth, count in row["exit_depths"].items()}
     decoded = row["generated_tokens"] - row["num_examples"]
     assert sum(depths.values()) == decoded
-    assert row["mean_kept_layers"] == pytest.approx(sum(depth * count for depth, count in depths.items()) / decoded)
+    assert row["evaluated_mean_kept_layers"] == pytest.approx(sum(depth * count for depth, count in depths.items()) / decoded)
     assert 0 < row["exit_check_fraction"] < 1
     assert row["layer_ratio"] == pytest.approx(row["num_layers"] / row["mean_kept_layers"])
     assert row["baseline_id"] == full["id"] and row["measured_speedup"] > 0 and row["decode_loss"] > 0

@@ -79,10 +79,20 @@ def test_a_speedup_of_too_few_pairs_states_its_coverage(config, row):
     point = SimpleNamespace(
         config=config, plan=plan, model_name="tiny", is_pair=False, results="results", dtype=None, made_by="a command"
     )
-    timed = {"measured_speedup": 1.8, "measured_speedup_low": 1.7, "measured_speedup_high": 1.9, "dtype": "float32", "model": "m"}
+    timed = {
+        "measured_speedup": 1.8,
+        "measured_speedup_low": 1.7,
+        "measured_speedup_high": 1.9,
+        "dtype": "float32",
+        "model": "m",
+    }
     rows = [{**row, **timed, "speedup_interval_coverage": coverage} for coverage in (0.75, 0.984375, None)]
     text = str(model_card(point, CardFacts(1, 1, "none", TRAINING, True, None, None, rows)))
-    assert [line.split(" | ")[6] for line in text.splitlines() if "`a`" in line] == ["1.70-1.90 (75%)", "1.70-1.90", "1.70-1.90"]
+    assert [line.split(" | ")[6] for line in text.splitlines() if "`a`" in line] == [
+        "1.70-1.90 (75%)",
+        "1.70-1.90",
+        "1.70-1.90",
+    ]
 
 
 @pytest.mark.parametrize(("key", "value"), [("path", "other"), ("dtype", "bfloat16"), ("adapter", "x"), ("revision", "r")])

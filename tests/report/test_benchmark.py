@@ -99,7 +99,12 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"timed_prompt_tokens": 512}, {"timed_new_tokens": 8}, {"device": "cuda:0"}, {"environment": {**ENVIRONMENT, "threads": 1}}],
+    [
+        {"timed_prompt_tokens": 512},
+        {"timed_new_tokens": 8},
+        {"device": "cuda:0"},
+        {"environment": {**ENVIRONMENT, "threads": 1}},
+    ],
     ids=str,
 )
 def test_generate_at_another_length_or_on_another_machine_is_no_base(change):

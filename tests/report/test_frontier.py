@@ -137,7 +137,7 @@ def test_too_few_timed_pairs_beat_nothing_for_sure():
     (found,) = frontiers([*rows, better | {"speedup_interval_coverage": 0.875}])
     other, sure = found.beaten["half-bf16"]
     assert (other.row["id"], sure, other.ends) == ("best", False, (None, None))
-    assert ["–"] == [cells[4] for cells in found.table("").cells if cells[3] == "5.00"]
+    assert [cells[4] for cells in found.table("").cells if cells[3] == "5.00"] == ["–"]
 
 
 def test_too_few_examples_beat_nothing_for_sure():

@@ -47,7 +47,7 @@ def test_the_interval_is_explained_with_its_coverage():
 
 
 def test_stars_are_explained_where_they_stand():
-    assert tables.STARS in tables.footnote([FULL, HALF])
+    assert tables.STARS in tables.footnote([FULL, HALF]) and "not corrected" in tables.STARS
     assert tables.STARS not in tables.footnote([FULL])
 
 

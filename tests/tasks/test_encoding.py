@@ -81,4 +81,4 @@ def test_a_response_is_truncated_at_the_end_of_the_context(tokenizer):
     (whole,) = encode(PromptFormatter(PLAIN), tokenizer, [example], None, 4, False)
     (one,) = encode(PromptFormatter(PLAIN), tokenizer, [example], len(whole.prompt_ids) + 5, 4, False)
     assert one.response_ids == whole.response_ids[:5]
-    assert not one.truncated
+    assert (one.truncated, one.truncated_response, whole.truncated_response) == (False, True, False)

@@ -120,6 +120,7 @@ def score_answers(
         degenerate={flag: flags[flag] for flag in ("empty", "loop", "hit_limit")},
         length_ratio=degenerate.length_ratio(hypotheses, references),
         num_truncated_sources=workload.num_truncated,
+        num_truncated_references=workload.num_truncated_references,
         evaluated_batch_size=answers.batch_size.used,
         peak_memory_bytes=answers.peak_memory_bytes,
     )

@@ -206,7 +206,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             warnings.append(f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}")
         return RunRecord(
             identity=replace(RunIdentity.of(config, shared_id), task=None, pair=None, prompt_layers=self.plan.prompt_layers),
-            schedule=describe_schedule(self.plan, ScheduleProvenance(skip_adapter=self.skip_adapter), []),
+            schedule=describe_schedule(self.plan, ScheduleProvenance(skip_adapter=self.skip_adapter)),
             lm_eval=LmEvalScores(lm_eval_version=lm_eval_version, scored_prompt_layers=self.scoring_plan.prompt_layers),
             provenance=describe_provenance(config, self.plan, self.loaded, self.decoder, 0),
             warnings=tuple(warnings),

@@ -123,6 +123,7 @@ class QualityScores:
     degenerate: dict[str, Count] = field(default_factory=dict)
     length_ratio: float | None = None
     num_truncated_sources: Count | None = None
+    num_truncated_references: Count | None = None
     evaluated_batch_size: Count | None = None
     peak_memory_bytes: Count | None = None
 

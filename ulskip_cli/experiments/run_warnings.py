@@ -3,6 +3,7 @@
 from ulskip_cli.core.config_schema import LAYER, Config
 from ulskip_cli.core.cpu_load import is_crowded
 from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.inference import linear_kernel
 from ulskip_cli.strategies.patching import UNIT_NAMES
 from ulskip_cli.strategies.plan import Plan
@@ -24,15 +25,11 @@ def run_warnings(config: Config, plan: Plan, record: RunRecord) -> tuple[str, ..
 
 
 def adjustments(config: Config, record: RunRecord) -> list[str]:
-    """Return the warnings about truncated sources, a reduced batch size, a busy machine, and a kernel that was not built."""
+    """Return the warnings about truncated texts, a reduced batch size, a busy machine, and a kernel that was not built."""
     lines = _disturbance(record)
     quality, timing, strategy = record.quality, record.timing, record.identity.strategy
-    if quality and quality.num_truncated_sources and record.provenance:
-        total = record.provenance.num_examples
-        lines.append(
-            f"{quality.num_truncated_sources} of {total} sources were truncated to fit into the model's context, so quality "
-            "may suffer; lower decoding.max_new_tokens or use shorter sources"
-        )
+    if quality and record.provenance:
+        lines += _truncations(quality, record.provenance.num_examples)
     used = {
         "evaluation": quality.evaluated_batch_size if quality else None,
         "timing": timing.timed_batch_size if timing else None,
@@ -48,6 +45,21 @@ def adjustments(config: Config, record: RunRecord) -> list[str]:
         lines.append(
             f"the CPU kernel for decoding was not built ({failure}), so decoding used {ran.linear_backend} and may be slower; "
             "check the C++ compiler, or set ULSKIP_KERNEL=off"
+        )
+    return lines
+
+
+def _truncations(quality: QualityScores, total: int | None) -> list[str]:
+    lines = []
+    if quality.num_truncated_sources:
+        lines.append(
+            f"{quality.num_truncated_sources} of {total} sources were truncated to fit into the model's context, so quality "
+            "may suffer; lower decoding.max_new_tokens or use shorter sources"
+        )
+    if quality.num_truncated_references:
+        lines.append(
+            f"{quality.num_truncated_references} of {total} references were truncated at the end of the model's context, so "
+            "decode_loss does not count their ends; use shorter sources or references"
         )
     return lines
 

@@ -5,6 +5,7 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -50,6 +51,8 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan, is_trained_for, make_plan
+
+_Outputs = Sequence[BatchOutput]
 
 
 @dataclass
@@ -203,7 +206,7 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     backend = decoder.linear_backend(config.decoding).name
     origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend, "decided": _decided(run)}
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
-    answers, quality = None, None
+    answers, quality, timed = None, None, None
     if run.workload.encoded is not None:
         hypotheses = [one["hypothesis"] for one in folder.generations(baseline.id)] if baseline else None
         scoring_decoder = full if config.decoding.draft_tokens else decoder
@@ -214,13 +217,12 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
         except InvalidLogitsError:
             checkpoints.remove()
             raise
-    timed = None
     if config.speed.enabled:
         fixed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
         timed = time_pairs(full if config.baseline else None, decoder, run.workload, fixed, progress)
     progress.phase("write", 0)
-    record = replace(_make_record(run, decoder, answers, timed, baseline), quality=quality)
-    record = replace(record, wall_seconds=checkpoints.elapsed_seconds)
+    record = _make_record(run, decoder, answers, timed, baseline)
+    record = replace(record, quality=quality, wall_seconds=checkpoints.elapsed_seconds)
     record = replace(record, warnings=run_warnings(config, plan, record))
     folder.save(config, record, answers.generations if answers else [])
     checkpoints.remove()
@@ -242,29 +244,27 @@ def _make_record(
     baseline: RunRecord | None,
 ) -> RunRecord:
     """Return the record of a measured point, without quality scores."""
-    asked = replace(run.point.identity, chat=run.workload.chat, prompt_layers=run.plan.prompt_layers)
-    outputs, source = (answers.outputs, "evaluation") if answers else (timed.strategy if timed else [], "timed pairs")
-    natural = (
-        outputs if answers or run.plan.exits else []
-    )  # random weights have no answers; their exits are counted in timed pairs
-    described = describe_schedule(run.plan, run.found, natural)
-    if has_other_baseline(run.point.config):  # the cost model compares layers of one model in one engine
+    config, plan = run.point.config, run.plan
+    asked = replace(run.point.identity, chat=run.workload.chat, prompt_layers=plan.prompt_layers)
+    pairs = timed.strategy if timed else []
+    outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
+    natural = outputs if answers or plan.exits else []  # random weights have no answers, but exits in timed pairs
+    described = describe_schedule(plan, run.found, natural, pairs)
+    if has_other_baseline(config):  # the cost model compares layers of one model in one engine
         described = replace(described, predicted_speedup=None)
     return RunRecord(
         identity=replace(asked, baseline_id=baseline.id if baseline else None),
         schedule=described,
         throughput=measure_throughput(outputs, source) if outputs else None,
         timing=timed.timing() if timed else None,
-        provenance=describe_provenance(
-            run.point.config, run.plan, run.loaded, decoder, len(answers.generations) if answers else 0
-        ),
+        provenance=describe_provenance(config, plan, run.loaded, decoder, len(answers.generations) if answers else 0),
     )
 
 
-def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[BatchOutput]) -> ScheduleRecord:
-    """Return the schedule section of a row; early exit and later stages take their mean depth up to EOS from `outputs`."""
-    exits = sum_exits(outputs)
-    evaluated = exits.mean_depth
+def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: _Outputs = (), timed: _Outputs = ()) -> ScheduleRecord:
+    """Return the schedule section of a row; depths up to EOS are those of the evaluated `outputs` and of `timed` pairs."""
+    evaluated = sum_exits(outputs).mean_depth
+    mean_exit = sum_exits(timed).mean_depth or evaluated
     if plan.later_stages and outputs:
         evaluated = schedule.mean_kept(plan.stages, [len(ids) for output in outputs for ids in output.token_ids])
     return ScheduleRecord(
@@ -273,9 +273,9 @@ def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: list[Batch
         unit=None if plan.unit == LAYER else plan.unit,
         later_stages=[asdict(stage) for stage in plan.later_stages],
         target_kept_layers=plan.target_kept,
-        mean_kept_layers=exits.mean_depth or plan.mean_kept(plan.timed_tokens - 1),
+        mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
         evaluated_mean_kept_layers=evaluated,
-        layer_ratio=plan.num_layers / exits.mean_depth if exits.mean_depth else plan.layer_ratio,
+        layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
         predicted_speedup=plan.predicted_speedup,
         latency_fit=found.latency.as_dict() if found.latency else None,
         calibration=found.calibration,

@@ -39,6 +39,11 @@ class Workload:
         """The number of sources that were truncated to fit into the context."""
         return sum(one.truncated for one in self.encoded or [])
 
+    @property
+    def num_truncated_references(self) -> int:
+        """The number of references whose end was dropped at the end of the context."""
+        return sum(one.truncated_response for one in self.encoded or [])
+
 
 RANDOM_PROMPTS = Workload(None, (), None, 0, None)  # of a benchmark: prompts of one length, which need no padding
 

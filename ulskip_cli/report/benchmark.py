@@ -15,7 +15,9 @@ from ulskip_cli.report.rows import MISSING, displayed
 
 FILE = "bench.md"
 BANDWIDTH = "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of this machine's read bandwidth"
-OVER_GENERATE = "Over generate: tok/s divided by those of the full model with engine=transformers at the same batch size and lengths."
+OVER_GENERATE = (
+    "Over generate: tok/s divided by those of the full model with engine=transformers at the same batch size and lengths."
+)
 ACCOUNT = (
     "Milliseconds of a decode step. Head: the final norm and the output head, timed alone. Layers time: the time per layer, "
     "from the difference between full and the strategy, times the layers that run. Other: the rest of the step. A dash marks a "

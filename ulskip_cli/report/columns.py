@@ -111,7 +111,8 @@ def paired_tokens_per_second(row: Row, side: str = "strategy") -> float | None:
     """
     found = (row.get("pairs") or {}).get(side) or {}
     if found.get("decoded_tokens"):
-        return median(count / spent for count, spent in zip(found["decoded_tokens"], found["decode_seconds"], strict=False))
+        pairs = zip(found["decoded_tokens"], found["decode_seconds"], strict=False)
+        return float(median(count / spent for count, spent in pairs))
     seconds = row.get("time_per_output_token_seconds")
     if not seconds:
         return None

@@ -23,7 +23,8 @@ POINT_KEYS = (
 MAX_BOOTSTRAPS = 200
 NOTE = (
     "Quality: new minus old; speedup and tok/s: new divided by old. A star (*) marks a 95% interval that excludes no "
-    "difference. Intervals of quality come from a paired bootstrap if both sides' answers are stored, else from the rows. "
+    "difference, for each comparison and not corrected for their number. Intervals of quality come from a paired bootstrap if "
+    "both sides' answers are stored, else from the rows. "
     "Tokens/s are single measurements without an interval."
 )
 

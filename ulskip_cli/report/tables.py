@@ -29,7 +29,10 @@ CSV_KEYS = (
     *("decode_loss", "acceptance_rate", "mean_accepted_length", "length_ratio", "num_truncated_sources"),
     *("evaluated_batch_size", "device", "dtype", "quantization", "training", "seed", "finished_at"),
 )
-STARS = "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05)."
+STARS = (
+    "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for each comparison, not "
+    "corrected for the number of comparisons)."
+)
 MEASURED = "Measured: decode seconds of the full model divided by those of the strategy, median of timed pairs."
 LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
 _MARKDOWN_SPECIAL = str.maketrans({"|": r"\|", "<": "&lt;"})

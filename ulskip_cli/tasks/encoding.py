@@ -24,6 +24,7 @@ class EncodedExample:
     prompt_ids: list[int]  # with the special tokens of the tokenizer or the chat template
     response_ids: list[int]  # the reference as the model should write it, with EOS
     truncated: bool = False  # the end of the source was dropped so that the prompt fits the context
+    truncated_response: bool = False  # the end of the response, with EOS, was dropped at the end of the context
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def encode(
             shorter = truncate_source(formatter, tokenizer, example, max_prompt_tokens)
             encoded[i] = replace(formatter.tokenize(tokenizer, [formatter.format(shorter)])[0], truncated=True)
         max_response_tokens = context - len(encoded[i].prompt_ids)
-        encoded[i] = replace(encoded[i], response_ids=encoded[i].response_ids[:max_response_tokens])
+        if len(encoded[i].response_ids) > max_response_tokens:
+            kept = encoded[i].response_ids[:max_response_tokens]
+            encoded[i] = replace(encoded[i], response_ids=kept, truncated_response=True)
     return encoded
 
 

@@ -127,10 +127,11 @@ def verdict(wish: float, value: float, low: float | None, high: float | None) ->
     >>> verdict(1.5, 1.6, 1.55, 1.7), verdict(1.5, 1.6, 1.4, 1.7), verdict(1.5, 1.4, 1.3, 1.45)
     ('surely met', 'met, but the interval includes less', 'missed; this is the nearest')
     """
-    if value >= wish:
-        unsure = "met, but the interval includes less" if low is not None else "met, without an interval: too few examples or timed pairs"
-        return "surely met" if low is not None and low >= wish else unsure
-    return "missed, but the interval includes it" if high is not None and high >= wish else "missed; this is the nearest"
+    if value < wish:
+        return "missed, but the interval includes it" if high is not None and high >= wish else "missed; this is the nearest"
+    if low is None:
+        return "met, without an interval: too few examples or timed pairs"
+    return "surely met" if low >= wish else "met, but the interval includes less"
 
 
 def judge(row: Row, gate: float) -> Quality:

@@ -25,4 +25,4 @@ def test_nothing_differs_from_itself(own):
 def test_a_constant_difference_has_no_width(own):
     compared = compare(np.array(own) + 1, np.array(own))
     assert np.allclose([compared["delta"], compared["delta_low"], compared["delta_high"]], 1)
-    assert compared["p_value"] == 0
+    assert compared["p_value"] == 2 / 1001  # the smallest that 1000 resamples can tell, as in sacrebleu
