@@ -44,7 +44,7 @@ TUNING += ["candidates=['strategy=unified strategy.patch=none','strategy=unified
 CHOSEN = ("candidate", "kept_layers", "patch", "choice_row_id")  # keys of a tuning's result that no time changes
 COMMANDS = ("sweep", "train", "export", "tune")
 MEASURED = re.compile(
-    r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^exit_check_fraction$|^other_cpus$|^warnings$|learning_curve"
+    r"seconds|_per_second|_speedup|^pairs$|finished_at|memory|experiment|^exit_check_fraction$|^other_cpus$|^warnings$|learning_curve|^resumed$"
 )
 
 

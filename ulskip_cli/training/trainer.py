@@ -116,9 +116,12 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self._on_progress(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advance the progress bar, and log the last step also if `train.log_every` does not fall on it."""
+        """Advance the progress bar, and log also at the last step and at checkpoints.
+
+        A resumed training begins a new mean of losses at its checkpoint, as an uninterrupted one then does too.
+        """
         self._on_progress(state.global_step, self._loss)
-        control.should_log |= state.global_step >= state.max_steps
+        control.should_log |= control.should_save or state.global_step >= state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Append Trainer's values at this step to the log file, as one line."""
