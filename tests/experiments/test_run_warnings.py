@@ -92,9 +92,9 @@ def test_a_prediction_that_is_far_off_is_reported(warned, measured, overrides, c
     assert all("0.65" in line and f"{measured:.2f}" in line for line in lines)
 
 
-@pytest.mark.parametrize(("low", "count"), [(1.2, 0), (2.0, 1)])
-def test_an_interval_that_includes_the_prediction_does_not_contradict_it(warned, low, count):
-    timing = PairedTiming(measured_speedup=4.7, measured_speedup_low=low, measured_speedup_high=13.7)
+@pytest.mark.parametrize(("low", "coverage", "count"), [(1.2, 0.98, 0), (2.0, 0.98, 1), (2.0, None, 1), (4.7, 0.5, 0)])
+def test_an_interval_that_includes_the_prediction_or_is_of_few_pairs_does_not_contradict_it(warned, low, coverage, count):
+    timing = PairedTiming(4.7, low, 13.7, coverage)
     assert len(warned(schedule=ScheduleRecord(predicted_speedup=1.68), timing=timing)) == count
 
 

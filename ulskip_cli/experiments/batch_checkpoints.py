@@ -1,5 +1,6 @@
 """Store the finished batches of an unfinished run, so that a killed run resumes after its last finished batch."""
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -11,6 +12,11 @@ from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
 from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 
 SYNC_SECONDS = 1.0  # between two fsyncs; a killed process loses no finished batch, a power cut may lose the last second
+
+
+def digest(values: Any) -> str:
+    """Return a hash of values for an `origin`, 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

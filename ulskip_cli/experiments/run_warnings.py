@@ -3,7 +3,7 @@
 from ulskip_cli.core.config_schema import LAYER, Config
 from ulskip_cli.core.cpu_load import is_crowded
 from ulskip_cli.experiments.record import RunRecord
-from ulskip_cli.experiments.record_sections import QualityScores
+from ulskip_cli.experiments.record_sections import MIN_COVERAGE, QualityScores
 from ulskip_cli.inference import linear_kernel
 from ulskip_cli.strategies.patching import UNIT_NAMES
 from ulskip_cli.strategies.plan import Plan
@@ -122,8 +122,10 @@ def _misprediction(record: RunRecord) -> list[str]:
         return []
     if 1 / PREDICTION_FACTOR <= measured / predicted <= PREDICTION_FACTOR:
         return []
-    low, high = timing.measured_speedup_low, timing.measured_speedup_high
-    if low is not None and high is not None and low <= predicted <= high:  # disturbed timings contradict nothing
+    low, high, coverage = timing.measured_speedup_low, timing.measured_speedup_high, timing.speedup_interval_coverage
+    if coverage is not None and coverage < MIN_COVERAGE:  # too few pairs to contradict anything, and so are disturbed ones
+        return []
+    if low is not None and high is not None and low <= predicted <= high:
         return []
     return [
         f"{record.identity.strategy}: the cost model predicted a speedup of {predicted:.2f}, but {measured:.2f} was measured; "

@@ -3,7 +3,6 @@
 `ulskip run`, the workers of a sweep and `api.evaluate` all call `run_point`.
 """
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,7 @@ from ulskip_cli.core.config_schema import LAYER, Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
-from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
+from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints, digest
 from ulskip_cli.experiments.calibration import calibrate_strategy
 from ulskip_cli.experiments.evaluate import GeneratedAnswers, generate_answers, score_answers
 from ulskip_cli.experiments.latency_target import (
@@ -204,7 +203,8 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
         reference = baseline_config(config)
         full = Decoder(run.full.model, make_plan(reference, run.full.metadata), run.full.tokenizer, engine=reference.engine)
     backend = decoder.linear_backend(config.decoding).name
-    origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend, "decided": _decided(run)}
+    answered_by = [asdict(plan), run.found.patch, run.found.skip_adapter, run.workload.prompts]  # what the id does not decide
+    origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend, "answered_by": digest(answered_by)}
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
     answers, quality, timed = None, None, None
     if run.workload.encoded is not None:
@@ -227,13 +227,6 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     folder.save(config, record, answers.generations if answers else [])
     checkpoints.remove()
     return record
-
-
-def _decided(run: PreparedRun) -> str:
-    """Return a hash of what the answers of a run depend on beside its id: the schedule, its corrections and the prompts."""
-    plan, found = run.plan, run.found
-    parts = [plan.stages, plan.exits, plan.unit, plan.prompt_layers, found.patch, found.skip_adapter, run.workload.prompts]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def _make_record(

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record_sections import MIN_COVERAGE
 from ulskip_cli.report.corrections import own_options, series_name
 from ulskip_cli.report.rows import MISSING, absent, knows, setting_keys, setting_title
 from ulskip_cli.tasks import metrics
@@ -157,7 +158,6 @@ def layers(row: Row) -> str:
 
 
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
-MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
 QUALITY_LEAVES = {"chrf": 13, "rouge2": 11, "rougeLsum": 12}  # see Column.leaves
 COLUMNS = (
     Column("strategy", series_name, "strategy"),
