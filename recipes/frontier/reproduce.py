@@ -80,7 +80,8 @@ def page(found: list[Frontier], folder: Path) -> str:
     parts.append(
         "Every point decodes the same prompts as the full model in torch, whose weights are not quantized, in pairs in one "
         "process, and answers the same examples. Patches are computed without training; adapters are trained "
-        "(docs/adapters.md). Drafts of the kept layers change no answer. `recipes/frontier/reproduce.py` writes this page."
+        "(docs/adapters.md). With drafts of the kept layers the full model decides every token: its answers change only at "
+        "near-ties of bfloat16. `recipes/frontier/reproduce.py` writes this page."
     )
     for one in found:
         name = f"frontier-{one.baseline['model']}-{Path(one.baseline['dataset']).name.partition('.')[0]}"

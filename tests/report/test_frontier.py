@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_rows import sweep_row
@@ -120,6 +121,14 @@ def test_a_verdict_names_the_best_and_the_next_of_another_kind():
     assert verdicts["2x"].startswith("quantized: llama_cpp q4_0 keeps 98.3% at 2.50x. Next: skipping and quantized (")
     assert verdicts["2x"].endswith("90.0%. BLEU +2.5 (+1.1 to +3.9): sure.")
     assert verdicts["4x"].endswith("Nothing of another kind is as fast.")
+
+
+@pytest.mark.parametrize(("bleu", "warns"), [(30.0, False), (8.0, True)])
+def test_a_verdict_on_a_low_score_says_that_its_shares_say_little(bleu, warns):
+    full = sweep_row("full", id="base", engine="torch", bleu=bleu)
+    half = row("half", "llama_cpp", 2.0, bleu, vs_baseline={"bleu": {"full": bleu, "delta": 0, "delta_low": -1, "delta_high": 1}})
+    (found,) = frontiers([full, half])
+    assert ("says little" in found.verdicts("a").note) is warns
 
 
 def test_tables_have_a_line_for_each_point_and_each_target_in_reach():

@@ -113,6 +113,8 @@ class Frontier:
         columns = [Column(head, text(head), head) for head in ("speedup", "verdict")]
         lines = [{"speedup": f"{target:g}x", "verdict": self._verdict(target)} for target in TARGETS if self.best(target)]
         note = "Undecided: the 95% interval of the difference contains zero, or is unknown."
+        if caveat := self.points[-1].quality.caveat:
+            note += f" {caveat[0].upper()}{caveat[1:]}."
         return Section(title, lines, columns, note, sentences=True)
 
     def _verdict(self, target: float) -> str:
