@@ -126,7 +126,8 @@ def test_a_verdict_names_the_best_and_the_next_of_another_kind():
 @pytest.mark.parametrize(("bleu", "warns"), [(30.0, False), (8.0, True)])
 def test_a_verdict_on_a_low_score_says_that_its_shares_say_little(bleu, warns):
     full = sweep_row("full", id="base", engine="torch", bleu=bleu)
-    half = row("half", "llama_cpp", 2.0, bleu, vs_baseline={"bleu": {"full": bleu, "delta": 0, "delta_low": -1, "delta_high": 1}})
+    same = {"full": bleu, "delta": 0, "delta_low": -1, "delta_high": 1}
+    half = row("half", "llama_cpp", 2.0, bleu, vs_baseline={"bleu": same})
     (found,) = frontiers([full, half])
     assert ("says little" in found.verdicts("a").note) is warns
 
