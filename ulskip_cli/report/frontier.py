@@ -98,7 +98,7 @@ class Frontier:
 
     @property
     def names(self) -> list[str]:
-        """What all points share: the folder, the model, the task, the language pair and the dataset."""
+        """Return what all points share: the folder, the model, the task, the language pair and the dataset."""
         shared = [str(self.baseline[key]) for key in ("model", "task", "pair", "dataset") if self.baseline.get(key)]
         return [*filter(None, [self.folder]), *shared]
 
