@@ -7,10 +7,10 @@ from ulskip_cli.core import model_metadata
 from ulskip_cli.core.config import baseline_config, compose, identity
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments import preflight
+from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.preflight import Resolver, resolve, resolve_benchmark
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import Provenance
-from ulskip_cli.experiments.runner import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.tasks.wmt import Wmt

@@ -11,6 +11,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.experiments import runner
+from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.runner import Session
@@ -241,10 +242,10 @@ def test_the_depth_of_early_exit_is_that_of_the_timed_pairs(config):
         return SimpleNamespace(exits=exits, token_ids=[[1, 2]])
 
     answers, timed = [output(n3=10), output(n5=10)], [output(n2=1, n4=3)]
-    both = runner.describe_schedule(plan, runner.ScheduleProvenance(), answers, timed)
+    both = describe_schedule(plan, ScheduleProvenance(), answers, timed)
     assert (both.evaluated_mean_kept_layers, both.mean_kept_layers, both.layer_ratio) == (4, 3.5, 6 / 3.5)
     for without in ([], [output()]):  # no pairs, or pairs that end at their first token
-        alone = runner.describe_schedule(plan, runner.ScheduleProvenance(), answers, without)
+        alone = describe_schedule(plan, ScheduleProvenance(), answers, without)
         assert (alone.mean_kept_layers, alone.layer_ratio) == (4, 1.5)
 
 

@@ -12,6 +12,7 @@ from ulskip_cli.core.config_schema import LAYER, MLP, Config
 from ulskip_cli.core.engines import in_format
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
+from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.machine_limits import MachineLimits
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
@@ -20,7 +21,7 @@ from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import BenchmarkDetails
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import adjustments
-from ulskip_cli.experiments.runner import ScheduleProvenance, Session, describe_provenance, describe_schedule
+from ulskip_cli.experiments.runner import Session
 from ulskip_cli.experiments.step_time import StepTimeBreakdown, StepWork, layer_seconds
 from ulskip_cli.experiments.throughput import measure_throughput
 from ulskip_cli.experiments.workload import RANDOM_PROMPTS

@@ -18,9 +18,9 @@ from ulskip_cli.core.config_schema import LAYER
 from ulskip_cli.core.engines import refuse_runtime
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.experiments.record import ROW_VERSION, RunRecord
 from ulskip_cli.experiments.record_sections import LmEvalScores, RunIdentity
-from ulskip_cli.experiments.runner import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.loading import load

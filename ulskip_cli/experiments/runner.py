@@ -4,22 +4,21 @@
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import torch
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import baseline_config, has_other_baseline, instantiate, recorded_config
-from ulskip_cli.core.config_schema import LAYER, Config, ModelConfig
+from ulskip_cli.core.config import baseline_config, has_other_baseline, instantiate
+from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints, digest
 from ulskip_cli.experiments.calibration import calibrate_strategy
+from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.experiments.evaluate import GeneratedAnswers, generate_answers, score_answers
 from ulskip_cli.experiments.latency_target import (
     LINE_ROUNDS,
@@ -36,22 +35,17 @@ from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.patches import calibrate_patches
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.record import RunRecord
-from ulskip_cli.experiments.record_sections import Provenance, ScheduleRecord
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
-from ulskip_cli.experiments.throughput import measure_throughput, sum_exits
+from ulskip_cli.experiments.throughput import measure_throughput
 from ulskip_cli.experiments.workload import Workload, check_same_tokens, encode_workload, timed_prompts
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
-from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.packed_linear import choose_linear_backend
 from ulskip_cli.inference.sampling import InvalidLogitsError
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
-from ulskip_cli.strategies import schedule
 from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.strategies.plan import Plan, is_trained_for, make_plan
-
-_Outputs = Sequence[BatchOutput]
+from ulskip_cli.strategies.plan import Plan, make_plan
 
 
 @dataclass
@@ -116,16 +110,6 @@ def _timed(config: Config, loaded: LoadedModel, workload: Workload) -> tuple[Bat
     """Return the batches and the settings with which depths are timed."""
     batches = timed_prompts(workload, config.batch_size, WARM_UP + MEET_PAIRS, loaded.model, config)
     return batches, DecodeContext(config.decoding, workload.pad_token_id, config.seed)
-
-
-@dataclass(frozen=True)
-class ScheduleProvenance:
-    """The measurements that decided a schedule: timing on this machine, or calibration on held-out examples."""
-
-    latency: LatencyTargetFit | None = None
-    calibration: dict[str, Any] | None = None
-    patch: dict[str, Any] | None = None
-    skip_adapter: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -251,52 +235,4 @@ def _make_record(
         throughput=measure_throughput(outputs, source) if outputs else None,
         timing=timed.timing() if timed else None,
         provenance=describe_provenance(config, plan, run.loaded, decoder, len(answers.generations) if answers else 0),
-    )
-
-
-def describe_schedule(plan: Plan, found: ScheduleProvenance, outputs: _Outputs = (), timed: _Outputs = ()) -> ScheduleRecord:
-    """Return the schedule section of a row; depths up to EOS are those of the evaluated `outputs` and of `timed` pairs."""
-    evaluated = sum_exits(outputs).mean_depth
-    mean_exit = sum_exits(timed).mean_depth or evaluated
-    if plan.later_stages and outputs:
-        evaluated = schedule.mean_kept(plan.stages, [len(ids) for output in outputs for ids in output.token_ids])
-    return ScheduleRecord(
-        num_layers=plan.num_layers,
-        kept_layers=list(plan.kept_layers),
-        unit=None if plan.unit == LAYER else plan.unit,
-        later_stages=[asdict(stage) for stage in plan.later_stages],
-        target_kept_layers=plan.target_kept,
-        mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
-        evaluated_mean_kept_layers=evaluated,
-        layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
-        predicted_speedup=plan.predicted_speedup,
-        latency_fit=found.latency.as_dict() if found.latency else None,
-        calibration=found.calibration,
-        patch=found.patch,
-        skip_adapter=found.skip_adapter,
-    )
-
-
-def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int) -> Provenance:
-    """Return the provenance of a result: engine, device, weights and environment."""
-    engine, engine_reason = decoder.engine(config.decoding)
-    backend = decoder.linear_backend(config.decoding)
-    build = decoder.runtime_engine.build if decoder.runtime_engine else None
-    return Provenance(
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        engine=engine,
-        engine_reason=engine_reason,
-        engine_weights=build.pop("weights") if build else None,
-        engine_build=build,
-        linear_backend=backend.name,
-        linear_backend_reason=backend.reason,
-        device=str(loaded.model.device),
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
-        quantization=loaded.notes["quantization"],
-        training=loaded.notes["training"],
-        trained_for=loaded.notes["trained_for"],
-        trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
-        num_examples=num_examples,
-        environment={**environment.code(), **environment.machine(str(loaded.model.device))},
-        config=recorded_config(config),
     )

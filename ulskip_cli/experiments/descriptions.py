@@ -1,0 +1,78 @@
+"""The sections of a record that describe how a result came about: its schedule, and the engine, weights and machine."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ulskip_cli.core import environment
+from ulskip_cli.core.config import recorded_config
+from ulskip_cli.core.config_schema import LAYER, Config
+from ulskip_cli.experiments.latency_target import LatencyTargetFit
+from ulskip_cli.experiments.record_sections import Provenance, ScheduleRecord
+from ulskip_cli.experiments.throughput import sum_exits
+from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.engines.base import BatchOutput
+from ulskip_cli.inference.loading import LoadedModel
+from ulskip_cli.strategies import schedule
+from ulskip_cli.strategies.plan import Plan, is_trained_for
+
+
+@dataclass(frozen=True)
+class ScheduleProvenance:
+    """The measurements that decided a schedule: timing on this machine, or calibration on held-out examples."""
+
+    latency: LatencyTargetFit | None = None
+    calibration: dict[str, Any] | None = None
+    patch: dict[str, Any] | None = None
+    skip_adapter: dict[str, Any] | None = None
+
+
+def describe_schedule(
+    plan: Plan, found: ScheduleProvenance, outputs: Sequence[BatchOutput] = (), timed: Sequence[BatchOutput] = ()
+) -> ScheduleRecord:
+    """Return the schedule section of a row; depths up to EOS are those of the evaluated `outputs` and of `timed` pairs."""
+    evaluated = sum_exits(outputs).mean_depth
+    mean_exit = sum_exits(timed).mean_depth or evaluated
+    if plan.later_stages and outputs:
+        evaluated = schedule.mean_kept(plan.stages, [len(ids) for output in outputs for ids in output.token_ids])
+    return ScheduleRecord(
+        num_layers=plan.num_layers,
+        kept_layers=list(plan.kept_layers),
+        unit=None if plan.unit == LAYER else plan.unit,
+        later_stages=[asdict(stage) for stage in plan.later_stages],
+        target_kept_layers=plan.target_kept,
+        mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
+        evaluated_mean_kept_layers=evaluated,
+        layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
+        predicted_speedup=plan.predicted_speedup,
+        latency_fit=found.latency.as_dict() if found.latency else None,
+        calibration=found.calibration,
+        patch=found.patch,
+        skip_adapter=found.skip_adapter,
+    )
+
+
+def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder: Decoder, num_examples: int) -> Provenance:
+    """Return the provenance of a result: engine, device, weights and environment."""
+    engine, engine_reason = decoder.engine(config.decoding)
+    backend = decoder.linear_backend(config.decoding)
+    build = decoder.runtime_engine.build if decoder.runtime_engine else None
+    return Provenance(
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        engine=engine,
+        engine_reason=engine_reason,
+        engine_weights=build.pop("weights") if build else None,
+        engine_build=build,
+        linear_backend=backend.name,
+        linear_backend_reason=backend.reason,
+        device=str(loaded.model.device),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        quantization=loaded.notes["quantization"],
+        training=loaded.notes["training"],
+        trained_for=loaded.notes["trained_for"],
+        trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
+        num_examples=num_examples,
+        environment={**environment.code(), **environment.machine(str(loaded.model.device))},
+        config=recorded_config(config),
+    )
