@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import datasets
@@ -13,7 +12,6 @@ import yaml
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 
-from ulskip_cli.cli import lm_eval as command_module
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS
 from ulskip_cli.experiments import lm_eval_adapter
@@ -245,31 +243,6 @@ def test_options_that_change_answers_have_rows_of_their_own(command, tmp_path):
     assert len(list(tmp_path.glob("answers_*.db"))) == 2  # each schedule has a cache of its own
 
 
-BAD = [
-    (["model=tiny"], "--tasks"),
-    (["ratoi=2", "--tasks", "x"], "ratio"),
-    (["model=tiny", "ratio=9", "--tasks", "x"], "6"),
-    (["model=tiny", "limit=3", "--tasks", "x"], "--limit"),
-    (["model=tiny", "--tasks", "x", "--limit", "few"], "--limit"),
-    (["model=tiny", "--tasks", "x", "--limit", "0"], "--limit"),
-    (["model=tiny", "--tasks", "x", "--num_fewshot", "-1"], "--num_fewshot"),
-    (["model=tiny", "--tasks", "x", "--batch_size", "many"], "many"),
-    (["model=tiny", "--tasks", "x", "--seed", "1,2"], "--seed"),
-    (["model=tiny", "--tasks", "x", "--gen_kwargs", "temperature"], "temperature"),
-    (["model=tiny", "--tasks", "x", "--samples", "{0}"], "--samples"),
-    (["model=tiny", "--tasks", "x", "--cache_requests", "maybe"], "maybe"),
-    (["model=tiny", "--tasks", "x", "--include_path", "nowhere"], "nowhere"),
-    (["model=tiny", "--tasks", "x", "--ratio", "2"], "ratio="),
-]
-
-
-@pytest.mark.parametrize(("arguments", "named"), BAD)
-def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments, named):
-    code, _, err = ulskip("lm-eval", *arguments)
-    assert (code, len(err.splitlines())) == (2, 1)
-    assert named in err
-
-
 def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_refused(tasks, own_tasks_only):
     options = {"include_path": tasks, "tasks": ["ulskip_nothing"]}
     with pytest.raises(UsageError, match="ulskip_nothing"):
@@ -288,18 +261,3 @@ def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only, monkeypatch
     options = {"include_path": tmp_path, "tasks": ["ulskip_far"]}
     with pytest.raises(UsageError, match=r"ulskip_far .*(nobody/nothing|missing\.jsonl)"):
         evaluate(["model=tiny", f"results_dir={tmp_path}"], options)
-
-
-def test_a_missing_harness_is_named_with_what_brings_it(ulskip, monkeypatch):
-    monkeypatch.setattr(command_module, "find_spec", lambda name: None)
-    code, _, err = ulskip("lm-eval", "model=tiny", "--tasks", "x")
-    assert (code, "ulskip[lm-eval]" in err) == (2, True)
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["model=tiny", "--tasks", "x", "--seed", "one"]])
-def test_help_and_bad_options_import_no_torch(arguments):
-    call = f"invoke({['lm-eval', *arguments]!r})"
-    code = f"import sys; from ulskip_cli.cli.app import invoke; {call}; sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
-    assert done.returncode == 0
-    assert "--num_fewshot" in done.stdout or "--seed" in done.stderr
