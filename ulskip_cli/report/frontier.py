@@ -81,14 +81,18 @@ class Frontier:
     folder: str = ""  # of the rows, if other folders have frontiers too
 
     @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer()
+
+    @cached_property
     def beaten(self) -> dict[str, tuple[Point, bool]]:
         """By row id, a point that is faster and better, the fastest such one, and whether both intervals say so too."""
-        found, scorer = {}, Scorer()
+        found = {}
         for own in self.points:
             better = [one for one in self.points if one is not own and _beats(one, own)]
             if better:
-                best = max(better, key=lambda one: (_sure(one, own, scorer), one.speedup))
-                found[own.row["id"]] = best, _sure(best, own, scorer)
+                best = max(better, key=lambda one: (_sure(one, own, self._scorer), one.speedup))
+                found[own.row["id"]] = best, _sure(best, own, self._scorer)
         return found
 
     def best(self, target: float, kind: str | None = None) -> Point | None:
@@ -126,7 +130,7 @@ class Frontier:
             return f"{found}. Nothing of another kind is as fast."
         other = max(others, key=lambda one: (one.quality.share, one.speedup))
         metric = best.quality.metric
-        apart = Scorer().difference(best.row, other.row, metric)
+        apart = self._scorer.difference(best.row, other.row, metric)
         ends = "" if apart.low is None else f" ({apart.low:+.1f} to {apart.high:+.1f})"
         decided = "sure" if apart.verdict() == HOLDS else "undecided"
         second = f"{other.kind} ({other.name}, {other.speedup:.2f}x)"
