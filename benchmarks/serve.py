@@ -9,6 +9,7 @@ import random
 import statistics
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def measure(url: str, model: str, prompts: list[list[int]], concurrency: int, ne
     }
 
 
+def random_prompts(options: argparse.Namespace) -> Iterator[list[int]]:
+    """Yield prompts of random tokens, equal in every call."""
+    generator = random.Random(1)
+    while True:
+        yield [generator.randrange(2, options.vocabulary) for _ in range(options.prompt_tokens)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("servers", nargs="+", metavar="NAME=URL")
@@ -61,23 +69,24 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--vocabulary", type=int, default=8000, help="prompts are random ids from 2 to this number")
+    parser.add_argument("--prompts", type=Path, help="JSON file with a list of prompts as token ids, instead of random ones")
     parser.add_argument("--to", type=Path, help="JSON file with all samples")
     options = parser.parse_args()
     servers = dict(server.split("=", 1) for server in options.servers)
     models = {name: model_of(url) for name, url in servers.items()}
     samples: list[dict[str, Any]] = []
-    generator = random.Random(1)
+    source = iter(json.loads(options.prompts.read_text())) if options.prompts else random_prompts(options)
     for round_number in range(-1, options.rounds):  # round -1 warms up
         for concurrency in options.concurrency:
             count = concurrency * options.requests
-            prompts = [[generator.randrange(2, options.vocabulary) for _ in range(options.prompt_tokens)] for _ in range(count)]
+            prompts = [next(source) for _ in range(count)]
             order = list(servers) if round_number % 2 else list(reversed(servers))
             for name in order:
                 result = measure(servers[name], models[name], prompts, concurrency, options.new_tokens)
                 if round_number >= 0:
                     samples.append({"server": name, "concurrency": concurrency, "round": round_number, **result})
     if options.to:
-        settings = {key: value for key, value in vars(options).items() if key not in ("to", "servers")}
+        settings = {key: value for key, value in vars(options).items() if key not in ("to", "servers", "prompts")}
         options.to.write_text(json.dumps({"settings": settings, "samples": samples}, indent=1) + "\n")
     print("| server | concurrency | requests/s | time to first token (ms) | time per output token (ms) |")
     print("| --- | --- | --- | --- | --- |")

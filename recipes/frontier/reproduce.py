@@ -28,6 +28,7 @@ NAME = "frontier"
 ENGINES = "torch,llama_cpp,llama_cpp_q8_0,llama_cpp_q4_0,openvino,openvino_int8,openvino_int4"
 PARTS = ("sample", "multi30k", "cnn_dm")
 MULTI30K_SENTENCES = 300
+MERGED = ("none", "folded")  # kinds of adapters that become part of the weights, so that every engine runs them
 
 
 def call(*arguments: str) -> None:
@@ -69,9 +70,10 @@ def measure(args: argparse.Namespace, part: str) -> None:
     call("sweep", *common, engines, *block, "strategy.patch=folded", "alternatives.draft_tokens=[]")
     call("sweep", *common, "engine=torch", *block, "strategy.patch=full")
     for file in sorted(args.adapters.glob("adapter-*/adapter.json")) if args.adapters else ():
-        layers = str(json.loads(file.read_text("utf-8"))["kept_sets"][0]).replace(" ", "")
+        record = json.loads(file.read_text("utf-8"))
+        layers = str(record["kept_sets"][0]).replace(" ", "")
         custom = ["strategy=custom", f"strategy.layers={layers}", f"model.skip_adapter={file.parent}"]
-        call("sweep", *common, "engine=torch", "ratio=2", *custom)
+        call("sweep", *common, engines if record["kind"] in MERGED else "engine=torch", "ratio=2", *custom)
 
 
 def page(found: list[Frontier], folder: Path) -> str:

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -42,12 +43,27 @@ def test_others_are_busy_time_without_idle_guests_and_this_process(monkeypatch, 
     assert meter_of(monkeypatch, none, spent, 10.0).other_cpus(min_seconds=11) is None
 
 
+BUSY = [sys.executable, "-c", "while True: pass"]
+START = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=-3, stderr=-3).pid)"  # -3: DEVNULL
+
+
 def test_a_process_that_computes_counts():
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+    started = subprocess.run([sys.executable, "-c", START, *BUSY], capture_output=True, check=True)  # not our child
+    try:
+        meter = LoadMeter()
+        time.sleep(0.5)
+        assert meter.other_cpus() > 0.1
+    finally:
+        os.kill(int(started.stdout), signal.SIGKILL)
+
+
+def test_child_processes_do_not_count_as_others(monkeypatch):
+    with subprocess.Popen(BUSY) as process:
         try:
             meter = LoadMeter()
             time.sleep(0.5)
-            assert meter.other_cpus() > 0.1
+            _, _, own = (after - before for after, before in zip(meter._read(), meter._before, strict=True))
+            assert own > 0.1
         finally:
             process.kill()
 
@@ -74,16 +90,19 @@ def test_a_neighbour_on_a_free_cpu_disturbs_nothing(four_cpus):
         (2.0, {"KMP_BLOCKTIME": "0"}, None),
     ],
 )
-def test_threads_sleep_on_a_busy_machine_unless_the_user_decides(four_cpus, others, given, expected):
-    environment = dict(given)
-    let_threads_sleep(others, environment)
-    assert environment == given | ({"OMP_WAIT_POLICY": expected} if expected else {})
+def test_threads_sleep_on_a_busy_machine_unless_the_user_decides(four_cpus, monkeypatch, others, given, expected):
+    for of_a_minute, lasts in ((3.0, True), (0.1, False)):
+        monkeypatch.setattr(cpu_load.psutil, "getloadavg", lambda load=of_a_minute: (load, load, load))
+        environment = dict(given)
+        let_threads_sleep(others, environment)
+        assert environment == given | ({"OMP_WAIT_POLICY": expected} if expected and lasts else {})
 
 
 def test_the_command_decides_before_torch_is_imported():
     program = (
         "import sys, os; from ulskip_cli import __main__ as m; from ulskip_cli.core import cpu_load;"
-        "cpu_load.LoadMeter.other_cpus = lambda self: 99.0; sys.argv = ['ulskip', '--version'];"
+        "cpu_load.LoadMeter.other_cpus = lambda self: 99.0; cpu_load.psutil.getloadavg = lambda: (99.0,) * 3;"
+        "sys.argv = ['ulskip', '--version'];"
         "exit = sys.exit; sys.exit = lambda code: None; m.main();"
         "print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
     )

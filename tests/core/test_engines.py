@@ -83,6 +83,6 @@ def test_a_smaller_format_reads_fewer_bytes_and_gives_the_head_a_larger_share(la
     assert four.predicted_speedup(kept) <= eight.predicted_speedup(kept) + 1e-6
 
 
-def test_every_runtime_names_formats_and_an_extra():
+def test_every_runtime_names_formats_and_how_to_install_it():
     for name, spec in ENGINES.items():
-        assert spec.is_runtime == bool(spec.weights) == bool(spec.extra), name
+        assert spec.is_runtime == bool(spec.weights) == bool(spec.install), name

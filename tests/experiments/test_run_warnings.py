@@ -114,3 +114,23 @@ def test_a_busy_machine_is_named_if_its_cpus_were_needed(warned, monkeypatch):
     assert all(text in line for text in ("1.2 CPUs", "OMP_NUM_THREADS"))
     assert lines(0.1, 2) == lines(None, 2) == lines(1.0, 1) == lines(1.0, 2, "cuda:0") == ()
     assert len(lines(2.0, 2, "cuda:0")) == 1
+
+
+def test_threads_that_slept_on_a_free_machine_are_named(warned, monkeypatch):
+    monkeypatch.setattr(cpu_load, "_cpus", lambda: {0, 1})
+
+    def lines(others, policy, device="cpu"):
+        provenance = Provenance(num_examples=3, device=device, environment={"threads": 2, "wait_policy": policy})
+        return warned(timing=PairedTiming(other_cpus=others), provenance=provenance)
+
+    (line,) = lines(0.0, "PASSIVE")
+    assert "OMP_WAIT_POLICY=PASSIVE" in line
+    assert "OMP_WAIT_POLICY" not in lines(1.0, "PASSIVE")[0]
+    assert lines(0.0, None) == lines(0.0, "PASSIVE", "cuda:0") == ()
+
+
+def test_quantized_weights_on_a_cpu_are_slower_than_other_engines(warned):
+    int8 = "model.quantization=torchao-int8"
+    (line,) = warned(int8, provenance=Provenance(device="cpu"))
+    assert int8 in line and "engine=" in line
+    assert warned(int8, provenance=Provenance(device="cuda:0")) == warned(provenance=Provenance(device="cpu")) == ()

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 
 import psutil
 
@@ -24,14 +25,17 @@ class LoadMeter:
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
-        """Return seconds: of the clock, of busy CPUs (those of a hypervisor's other guests included), of this process."""
+        """Return seconds: of the clock, of busy CPUs (those of a hypervisor's other guests included), of this process tree."""
         busy = 0.0
         for number, one in enumerate(psutil.cpu_times(percpu=True)):
             if number in _cpus():
                 spent = one._asdict()
                 busy += sum(spent.values()) - sum(spent.get(key, 0.0) for key in ("idle", "iowait", "guest", "guest_nice"))
-        own = os.times()
-        return time.monotonic(), busy, sum(own[:4])
+        own = sum(os.times()[:4])  # of this process and of its children that have ended
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                own += sum(child.cpu_times()[:4])
+        return time.monotonic(), busy, own
 
 
 def is_crowded(other_cpus: float | None, threads: int) -> bool:
@@ -47,7 +51,8 @@ def let_threads_sleep(other_cpus: float | None, environment: MutableMapping[str,
     """
     threads = environment.get("OMP_NUM_THREADS", "").partition(",")[0]
     asked = int(threads) if threads.isdecimal() else len(_cpus())
-    if asked > 1 and is_crowded(other_cpus, asked) and not any(name in environment for name in WAITING):
+    lasting = is_crowded(other_cpus, asked) and is_crowded(psutil.getloadavg()[0], asked)  # not just a command that ends soon
+    if asked > 1 and lasting and not any(name in environment for name in WAITING):
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
 
 

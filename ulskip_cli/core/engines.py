@@ -16,8 +16,9 @@ class EngineSpec:
     # Formats for engine.weights: bits per weight of the layers, and of embedding and head. The engines of torch have none.
     weights: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     modules: tuple[str, ...] = ()  # packages, of which one must be installed
-    extra: str = ""  # of ulskip that installs them
-    variable: str = ""  # environment variable with the folder of an own build
+    install: str = ""  # how to install them
+    variable: str = ""  # environment variable that names an own build instead
+    has_one_depth: bool = False  # prompts and all decode steps run through the same layers
 
     @property
     def is_runtime(self) -> bool:
@@ -31,9 +32,17 @@ ENGINES = {
     "torch": EngineSpec(),
     "transformers": EngineSpec(),
     "llama_cpp": EngineSpec(
-        {**_FLOATS, "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}, ("llama_cpp", "xllamacpp"), "llama-cpp", "LLAMA_CPP_LIB_PATH"
+        {**_FLOATS, "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)},
+        ("llama_cpp", "xllamacpp"),
+        "pip install 'ulskip[llama-cpp]'",
+        "LLAMA_CPP_LIB_PATH",
     ),
-    "openvino": EngineSpec({"f32": (32, 32), "f16": (16, 16), "int8": (8, 8), "int4": (4.25, 8)}, ("openvino",), "openvino"),
+    "openvino": EngineSpec(
+        {"f32": (32, 32), "f16": (16, 16), "int8": (8, 8), "int4": (4.25, 8)}, ("openvino",), "pip install 'ulskip[openvino]'"
+    ),
+    "vllm": EngineSpec(
+        _FLOATS, ("vllm",), "make vllm, and set ULSKIP_VLLM_PYTHON=.venv-vllm/bin/python", "ULSKIP_VLLM_PYTHON", True
+    ),
 }
 
 
@@ -42,8 +51,7 @@ def require_packages(engine: str) -> None:
     spec = ENGINES[engine]
     if spec.is_runtime and not any(find_spec(name) for name in spec.modules) and not os.environ.get(spec.variable):
         raise UsageError(
-            f"engine={engine} requires the package {' or '.join(spec.modules)}, which is not installed; "
-            f"run: pip install 'ulskip[{spec.extra}]'"
+            f"engine={engine} requires the package {' or '.join(spec.modules)}, which is not installed; run: {spec.install}"
         )
 
 

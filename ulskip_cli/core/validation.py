@@ -169,6 +169,8 @@ def _check_engine(config: Config) -> None:
             f"strategy.patch={patch}, only with folded ones; use strategy.patch=folded": patch not in ("none", "folded"),
             "model.quantization; use engine.weights": bool(config.model.quantization),
             "model.device_map; use engine=torch": bool(config.model.device_map),
+            "sampling; use decoding.do_sample=false": decoding.do_sample and name == "vllm",
+            "ratio_basis=latency; use ratio_basis=cost": config.ratio_basis == "latency" and spec.has_one_depth,
         }
     for reason, found in refused.items():
         if found:

@@ -57,7 +57,7 @@ def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.linear_backend(config.decoding)
-    build = decoder.runtime_engine.build if decoder.runtime_engine else None
+    build = decoder.library_engine.build if decoder.library_engine else None
     return Provenance(
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=engine,

@@ -25,7 +25,7 @@ def run_warnings(config: Config, plan: Plan, record: RunRecord) -> tuple[str, ..
 
 
 def adjustments(config: Config, record: RunRecord) -> list[str]:
-    """Return the warnings about truncated texts, a reduced batch size, a busy machine, and a kernel that was not built."""
+    """Return the warnings about truncated texts, batch size, a busy machine, a missing kernel, and slow quantized weights."""
     lines = _disturbance(record)
     quality, timing, strategy = record.quality, record.timing, record.identity.strategy
     if quality and record.provenance:
@@ -45,6 +45,11 @@ def adjustments(config: Config, record: RunRecord) -> list[str]:
         lines.append(
             f"the CPU kernel for decoding was not built ({failure}), so decoding used {ran.linear_backend} and may be slower; "
             "check the C++ compiler, or set ULSKIP_KERNEL=off"
+        )
+    if ran and config.model.quantization and (ran.device or "cpu").startswith("cpu"):
+        lines.append(
+            f"model.quantization={config.model.quantization} saves memory on a CPU, but decodes more slowly than bfloat16; for "
+            "speed, use engine=openvino engine.weights=int8 or engine=llama_cpp engine.weights=q8_0"
         )
     return lines
 
@@ -70,10 +75,17 @@ def _disturbance(record: RunRecord) -> list[str]:
         return []
     on_cpu = (ran.device or "cpu").startswith("cpu")  # beside another device, one thread starts the steps
     if not is_crowded(timing.other_cpus, ran.environment.get("threads", 1) if on_cpu else 1):
-        return []
+        return _slow_waiting(record) if on_cpu and ran.environment.get("wait_policy") == "PASSIVE" else []
     return [
         f"{record.identity.strategy}: other processes used {timing.other_cpus:.1f} CPUs during the timed pairs, so the times "
         "and speedups may be wrong; repeat the run when they have ended, or set OMP_NUM_THREADS to the number of free CPUs"
+    ]
+
+
+def _slow_waiting(record: RunRecord) -> list[str]:
+    return [
+        f"{record.identity.strategy}: threads slept while they waited (OMP_WAIT_POLICY=PASSIVE): the machine was busy when "
+        "this program started; the timed pairs had it alone and would have been faster, so start the run again"
     ]
 
 

@@ -7,22 +7,19 @@ config and the view are both built on the meta device and compared module by mod
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import from_pretrained, silence_transformers
+from ulskip_cli.inference.model_comparison import first_difference, meta_model
 from ulskip_cli.inference.weights_check import check_weights
 
 CONFIG = "config.json"
-_PLAIN_TYPES = (bool, int, float, str, type(None))
-_NOT_COMPARED = ("layer_idx", "name_or_path")  # a view renumbers its layers, as the rebuilt model does
 
 
 def shallow_config(
@@ -66,29 +63,6 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
     return config
 
 
-def first_difference(view: nn.Module, rebuilt: nn.Module) -> str | None:
-    """Describe the first tensor shape, module type or plain attribute in which two models differ."""
-    expected, found = (dict(_properties(model)) for model in (view, rebuilt))
-    for key in expected | found:
-        if expected.get(key) != found.get(key):
-            return f"expected {key}={expected.get(key)}, got {found.get(key)}"
-    return None
-
-
-def _properties(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the shape of every tensor, and the type and plain attributes of every module."""
-    for name, tensor in (
-        *model.named_parameters(),
-        *model.named_buffers(),
-    ):  # of the whole model, so that tied tensors count once
-        yield name, list(tensor.shape)
-    for path, module in model.named_modules():
-        yield path, type(module).__name__
-        for key, value in vars(module).items():
-            if isinstance(value, _PLAIN_TYPES) and key not in _NOT_COMPARED and not key.startswith("_"):
-                yield f"{path}.{key}", value
-
-
 def _shorten(
     values: dict[str, Any], source: PreTrainedConfig, view: PreTrainedConfig, num_layers: int, kept: Sequence[int]
 ) -> None:
@@ -115,16 +89,3 @@ def check_tensors(folder: Path, name: str, trust_remote_code: bool = False) -> N
     options |= {"output_loading_info": True, "trust_remote_code": trust_remote_code}
     model, loading_info = from_pretrained(name, AutoModelForCausalLM, folder, **options)
     check_weights(model, loading_info, name)
-
-
-def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """Return a model without weights; raise UsageError if the config's model class cannot be built that way."""
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UsageError(
-            f"cannot build the model of a {type(config).__name__} without weights ({reason}); use --format schedule"
-        ) from error
-    return model

@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.export.config import meta_model, read_config
+from ulskip_cli.export.config import read_config
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.tensors import CheckpointReader, stack_prefix
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.loading import pick_device
+from ulskip_cli.inference.model_comparison import meta_model
 from ulskip_cli.inference.skip_adapter import SkipAdapter, changed_bias, changed_weight
 
 

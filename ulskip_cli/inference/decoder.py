@@ -4,6 +4,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.engines import early_exit, fast, speculative
-from ulskip_cli.inference.engines.base import BatchOutput, BatchRequest, Engine, EngineOutput
+from ulskip_cli.inference.engines.base import BatchOutput, BatchRequest, Engine, EngineOutput, LibraryEngine
 from ulskip_cli.inference.engines.hf_generate import TransformersEngine
 from ulskip_cli.inference.engines.runtime import RuntimeEngine
-from ulskip_cli.inference.engines.runtimes import runtime_maker
+from ulskip_cli.inference.engines.runtimes import make_library_engine
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.inference.shallow_view import StageView
@@ -64,8 +65,7 @@ class Decoder:
         }
         self.exits = plan.exits
         if ENGINES[self._asked.name].is_runtime:
-            make = runtime_maker(self._asked, self.prompt_model, self.stages)
-            self._engines[self._asked.name] = RuntimeEngine(self._asked.name, self.stages, make)
+            self._engines[self._asked.name] = make_library_engine(self._asked, self.prompt_model, self.stages)
         if plan.exits:
             self._engines["early_exit"] = early_exit.EarlyExitEngine(model, plan.exits, self.device, backend)
 
@@ -122,7 +122,7 @@ class Decoder:
         asked = self._asked.name
         if asked == "transformers":
             return "transformers", "engine=transformers"
-        if self.runtime_engine:
+        if self.library_engine:
             return asked, f"engine={asked}"
         reason = fast.unsupported_reason(self.model, decoding)
         if reason and asked == "torch":
@@ -130,15 +130,14 @@ class Decoder:
         return ("transformers" if reason else "torch"), reason
 
     @property
-    def runtime_engine(self) -> RuntimeEngine | None:
+    def library_engine(self) -> LibraryEngine | None:
         """The engine of another library that decodes, or None."""
-        engine = self._engines.get(self._asked.name)
-        return engine if isinstance(engine, RuntimeEngine) else None
+        return cast(LibraryEngine, self._engines[self._asked.name]) if ENGINES[self._asked.name].is_runtime else None
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
         """Return the linear backend that decodes with `decoding`; raise UsageError if no engine supports `decoding`."""
         engine, _ = self.engine(decoding)
-        if self.runtime_engine:
+        if self.library_engine:
             return LinearBackend(engine, f"the engine is {engine}")
         return LinearBackend(TORCH, "the engine is transformers") if engine == "transformers" else self._linear_backend
 

@@ -15,7 +15,7 @@ ROUNDS, WARM_UP = 11, 2
 
 def head_seconds(decoder: Decoder, linear_backend: str, batch_size: int) -> float | None:
     """Return the median seconds of final norm and output head in a decode step; None if another library than torch decodes."""
-    if decoder.runtime_engine:
+    if decoder.library_engine:
         return None
     device = decoder.device
     model = packed(decoder.view, linear_backend)

@@ -41,9 +41,9 @@ class ReferenceLoss:
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
         responses = padded([self.examples[i].response_ids for i in batch], self.pad_token_id, left=False)
         ids, mask = (tensor.to(decoder.device) for tensor in responses)
-        if decoder.runtime_engine:
+        if decoder.library_engine:
             prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True)
-            losses = decoder.runtime_engine.losses(*prompts, ids)
+            losses = decoder.library_engine.losses(*prompts, ids)
             return float((losses * mask).sum()), int(mask.sum())
         with torch.inference_mode():
             logits, depths = given_logits(decoder, self._prompt(decoder, batch), ids, mask)

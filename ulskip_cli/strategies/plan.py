@@ -19,6 +19,7 @@ from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, cached_layers, memory_plan
 from ulskip_cli.strategies.patching import NO_PATCH, patch_kind, patch_parameters, unit_of
 from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.strategies.stage_checks import check_stages
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
     count = _choose_count(strategy, config, metadata, basis, depth)
     stages = _choose_stages(strategy, config, num_layers, count, depth)
     exits = make_exit_rule(strategy, config, num_layers, count)
-    _check_drafts(config, num_layers, stages)
+    check_stages(config, num_layers, stages)
 
     kept = stages[0].kept_layers
     timed_tokens = _choose_timed_tokens(strategy, stages, count, config.speed.new_tokens)
@@ -230,21 +231,6 @@ def _choose_timed_tokens(strategy: Strategy, stages: Sequence[Stage], count: int
         return tokens
     longest = max(tokens, 4 * stages[-1].first_step + 2)
     return min(range(2, longest + 1), key=lambda n: (abs(schedule.mean_kept(stages, [n]) - count), abs(n - tokens)))
-
-
-def _check_drafts(config: Config, num_layers: int, stages: Sequence[Stage]) -> None:
-    if not config.decoding.draft_tokens:
-        return
-    if len(stages[0].kept_layers) == num_layers:
-        raise NotApplicable(
-            "decoding.draft_tokens requires skipped layers, but this schedule keeps every layer; use a higher ratio or another "
-            "strategy, or set decoding.draft_tokens=0"
-        )
-    if len(stages) > 1:
-        raise NotApplicable(
-            f"decoding.draft_tokens is not supported with strategy={config.strategy['name']}, which changes its layers between "
-            "steps; use another strategy, or set decoding.draft_tokens=0"
-        )
 
 
 def _schedule_warnings(strategy: Strategy, config: Config, num_layers: int, kept: Sequence[int]) -> list[str]:

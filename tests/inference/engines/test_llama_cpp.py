@@ -71,7 +71,7 @@ def test_a_moved_switch_uses_the_loaded_views():
         moved = [one.with_stage_switch(first_step) for one in (torch_decoder, decoder)]
         expected, got = (one.generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids for one in moved)
         assert got == expected
-        assert moved[1].runtime_engine.build == decoder.runtime_engine.build is not None
+        assert moved[1].library_engine.build == decoder.library_engine.build is not None
 
 
 def test_sampling_uses_the_same_random_numbers():
@@ -116,7 +116,7 @@ def test_other_formats_change_the_loss_little(weights):
     torch_decoder, decoder = decoders(build_model("llama"), "strategy=full", weights=weights)
     expected, loss = (ReferenceLoss(examples, BatchSize(1), 0).of(one) for one in (torch_decoder, decoder))
     assert loss == pytest.approx(expected, rel=0.02 if weights != "q4_0" else 0.1)
-    assert decoder.runtime_engine.build["weights"] == weights
+    assert decoder.library_engine.build["weights"] == weights
 
 
 def test_a_file_is_written_once_and_a_failed_one_leaves_nothing(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_a_moved_switch_uses_the_loaded_views():
         context = DecodeContext(DecodingConfig(max_new_tokens=LENGTH), 0)
         expected, got = (one.generate(ids, mask, context).token_ids for one in moved)
         assert got == expected
-        assert moved[1].runtime_engine.build == ours.runtime_engine.build is not None
+        assert moved[1].library_engine.build == ours.library_engine.build is not None
 
 
 def test_a_sequence_continues_after_others_are_dropped():
@@ -126,7 +126,7 @@ def test_losses_are_those_of_the_view():
     ours, torchs = (decoder_for(model, ("ratio=2", "prompt_layers=kept"), engine) for engine in ("openvino", "torch"))
     (ids, mask), response = batch(True), random_ids(5, 4, seed=1)
     with torch.inference_mode():
-        got = ours.runtime_engine.losses(ids, mask, response)
+        got = ours.library_engine.losses(ids, mask, response)
         whole, seen = torch.cat([ids, response], 1), torch.cat([mask, torch.ones_like(response)], 1)
         logits = shallow_view.forward_with_cache(torchs.view, whole, seen, new_cache(torchs.view))
     wanted = torch.nn.functional.cross_entropy(logits[:, 8:-1].transpose(1, 2), response, reduction="none")

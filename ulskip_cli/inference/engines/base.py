@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -79,6 +79,20 @@ class Engine(Protocol):
 
     def run(self, request: BatchRequest) -> EngineOutput:
         """Generate for one batch."""
+
+
+class LibraryEngine(Engine, Protocol):
+    """A decode loop in another library than torch, with a copy of the weights."""
+
+    def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
+        """Return the teacher-forced cross-entropy [batch, response_len] of responses, padded on the right, after prompts.
+
+        `input_ids` and `mask` are [batch, prompt_len], padded on the left.
+        """
+
+    @property
+    def build(self) -> dict[str, Any] | None:
+        """The version and build of the library, and the format of the weights; None before the first batch."""
 
 
 @dataclass(frozen=True)
