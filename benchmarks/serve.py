@@ -7,6 +7,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -83,6 +84,7 @@ def main() -> None:
             order = list(servers) if round_number % 2 else list(reversed(servers))
             for name in order:
                 result = measure(servers[name], models[name], prompts, concurrency, options.new_tokens)
+                print(f"round {round_number} {name} x{concurrency}: {result}", file=sys.stderr, flush=True)
                 if round_number >= 0:
                     samples.append({"server": name, "concurrency": concurrency, "round": round_number, **result})
     if options.to:

@@ -122,8 +122,8 @@ def main() -> None:
     parser.add_argument("--python", type=Path, default=Path(".venv-vllm/bin/python"), help="of the environment with vLLM")
     parser.add_argument("--work", type=Path, default=Path("build/serving"))
     parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--requests", type=int, default=2, help="per client and round")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=1, help="per client and round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     options = parser.parse_args()
@@ -135,12 +135,13 @@ def main() -> None:
     pair, prompts = export(options), options.work / "prompts.json"
     write_prompts(pair, prompts, options.prompt_tokens)
     servers = Servers(options.work)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
     try:
         urls = start(servers, pair, options.python.absolute())
         numbers = [(f"--{key}", str(getattr(options, key.replace("-", "_")))) for key in ("requests", "rounds", "new-tokens")]
         clients = ["--concurrency", *map(str, options.concurrency), "--prompts", str(prompts)]
         words = [sys.executable, str(SERVE), *urls, *(word for pair_ in numbers for word in pair_), *clients]
-        table = subprocess.run([*words, "--to", str(options.work / "load.json")], check=True, capture_output=True, text=True)
+        table = subprocess.run([*words, "--to", str(options.work / "load.json")], check=True, stdout=subprocess.PIPE, text=True)
     finally:
         servers.stop()
     record = json.loads((pair / "ulskip_export.json").read_text("utf-8"))
