@@ -94,17 +94,18 @@ class VllmEngine:
             tokens = -(-num_tokens // CAPACITY_STEP) * CAPACITY_STEP
             self._room = max(batch_size, self._room[0]), max(tokens, self._room[1])
             per_token = _kv_bytes_per_token(self._view, DTYPES[self.weights])
-            self._worker = Worker(_export(self._view, DTYPES[self.weights]), *self._room, per_token)
+            self._worker = Worker(_export(self._view, DTYPES[self.weights]), self.weights, *self._room, per_token)
         return self._worker
 
 
 class Worker:
     """A process in which vLLM serves one model."""
 
-    def __init__(self, model: Path, batch_size: int, num_tokens: int, kv_bytes_per_token: int) -> None:
+    def __init__(self, model: Path, weights: str, batch_size: int, num_tokens: int, kv_bytes_per_token: int) -> None:
         """Start the process with room for `batch_size` sequences of `num_tokens` tokens; raise RunError if vLLM fails."""
         settings = {
             "model": str(model),
+            "dtype": str(DTYPES[weights]).removeprefix("torch."),  # vLLM's own choice for float32 is bfloat16
             "max_model_len": num_tokens,
             "max_num_seqs": batch_size,
             "max_num_batched_tokens": batch_size * num_tokens,  # all prompts in one pass, so that decoding is timed alone

@@ -21,8 +21,8 @@ class SamplingParams:
 
 
 class LLM:
-    def __init__(self, model, max_model_len, max_num_seqs, **settings):
-        self.model = AutoModelForCausalLM.from_pretrained(model, attn_implementation="sdpa").eval()
+    def __init__(self, model, max_model_len, max_num_seqs, dtype="bfloat16", **settings):
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation="sdpa").eval()
         self.limits = max_num_seqs, max_model_len
         self.requests = []
         self.vllm_config = SimpleNamespace(compilation_config=SimpleNamespace(mode="none"))
