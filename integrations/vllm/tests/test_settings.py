@@ -81,7 +81,7 @@ def test_the_command_of_one_process(pair):
         "PromptLengthsConnector",
         {"export": str(pair)},
     )
-    assert {"--no-enable-prefix-caching", "--enforce-eager", "ulskip_vllm.beam_search.RefuseBeamSearch"} <= set(words)
+    assert {"--no-enable-prefix-caching", "--enforce-eager", "ulskip_vllm.request_check.RequestCheck"} <= set(words)
 
 
 def test_the_printed_command_is_one_of_a_shell(pair):

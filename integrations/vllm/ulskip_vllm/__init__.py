@@ -9,7 +9,7 @@ CONNECTOR_MODULE = "ulskip_vllm.connector"
 LOGITS_PROCESSOR = "ulskip_vllm.first_token:FirstToken"
 PROMPT_LENGTHS = "PromptLengthsConnector"
 PROMPT_LENGTHS_MODULE = "ulskip_vllm.prompt_lengths"
-MIDDLEWARE = "ulskip_vllm.beam_search.RefuseBeamSearch"
+MIDDLEWARE = "ulskip_vllm.request_check.RequestCheck"
 MODELS = {  # classes in kept_layers_model.py, by the architecture of the checkpoint
     "LlamaForCausalLM": "KeptLayersLlamaForCausalLM",
     "MistralForCausalLM": "KeptLayersMistralForCausalLM",
