@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -101,15 +102,14 @@ def assert_equal_but_ties(found, wanted, label):
     assert len(ties) == len(differing), differing
 
 
-def assert_same_answers(one, two, prompts):
-    """Fail if two functions that answer a prompt with options give different answers."""
-    for options in OPTIONS:
-        for prompt in prompts:
-            answers = [answer(prompt, max_tokens=32, **options) for answer in (one, two)]
-            assert tokens_of(answers[0]) == tokens_of(answers[1]), options
-            choices, usages = zip(*((body["choices"][0], body["usage"]) for _, body in answers), strict=True)
-            assert choices[0]["text"] == choices[1]["text"] and choices[0]["stop_reason"] == choices[1]["stop_reason"]
-            assert usages[0]["total_tokens"] == usages[1]["total_tokens"]
+def answers_with_options(answer, prompts):
+    """Return the answers of a function to prompts, with each of the options."""
+    found = []
+    for options, prompt in product(OPTIONS, prompts):
+        tokens = tokens_of(given := answer(prompt, max_tokens=32, **options))
+        choice, usage = given[1]["choices"][0], given[1]["usage"]
+        found.append((options, tokens, choice["text"], choice["stop_reason"], usage["total_tokens"]))
+    return found
 
 
 def run_offline(tmp_path, data, **engine):
