@@ -1,4 +1,4 @@
-"""Measure vLLM servers under load: the full model, the kept layers alone, drafting, and a pair.
+"""Measure vLLM servers under load: the full model, the kept layers alone, drafting, one process, and a pair.
 
     python recipes/serving/reproduce.py [--model smollm2-135m] [--ratio 2] [--work build/serving]
 
@@ -109,6 +109,7 @@ def start(servers: Servers, pair: Path, python: Path) -> list[str]:
         "full": servers.start("full", *full),
         "kept": servers.start("kept", *vllm, "--model", pair, *length),
         "drafting": servers.start("drafting", *full, "--speculative-config", draft),
+        "one-process": servers.start("one-process", tool, "serve", pair, *length),
         "pair": servers.start("pair", tool, "proxy", "--prefill", prefill, "--decode", decode),
     }
     servers.wait()
@@ -152,7 +153,8 @@ def main() -> None:
 {options.model} in bfloat16, {kept} of {layers} layers. Every server answered the same requests in turns:
 {options.prompt_tokens} prompt tokens and {options.new_tokens} new ones, {options.requests} requests a client, medians of
 {options.rounds} rounds. Full: all layers. Kept: the export alone. Drafting: the full model with the export as its draft model,
-{DRAFTS} tokens at a time. Pair: a prefill server with all layers, a decode server with the kept ones, and the proxy.
+{DRAFTS} tokens at a time. One process: prompts through all layers, generated tokens through the kept ones, without the
+compilation that the others have. Pair: a prefill server with all layers, a decode server with the kept ones, and the proxy.
 
 {table.stdout}
 ulskip {facts["ulskip"]} at {commit}, vLLM {_version(options.python)}; {facts["processor"]}, {os.cpu_count()} CPUs, which all

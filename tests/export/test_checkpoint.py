@@ -111,7 +111,7 @@ def test_the_servers_of_a_pair_find_their_weights(model_folder, tmp_path, monkey
     export(model_folder, to)
     pair = PairExport.read(to)
     assert (pair.kept_layers, pair.num_layers) == (KEPT, NUM_LAYERS)
-    for role in ("prefill", "decode"):
+    for role in ("prefill", "decode", "serve"):
         pair.check_model(role, pair.model(role))
     file = to / "prefill" / "model.safetensors"
     tensors = load_file(file)

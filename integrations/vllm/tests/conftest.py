@@ -10,15 +10,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 EXPECTED = Path(os.environ.get("ULSKIP_VLLM_EXPECTED", Path(__file__).parents[3] / "build" / "vllm")).resolve()
-BIN = Path(sys.executable).parent
+TOOL = Path(sys.executable).with_name("ulskip-vllm")
+OFFLINE = Path(__file__).with_name("offline.py")
 CHECKED: list[str] = []  # rows of the table of comparisons
-NUM_COMPARISONS = 9
+NUM_COMPARISONS = 18
 NEAR_TIE = 1e-3  # two logits that differ by less may change places between two implementations in float32
 ENVIRONMENT = {
     **os.environ,
@@ -29,6 +32,16 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
+# Options that change the answer: two ways to serve the same model must give the same answer.
+OPTIONS = [
+    {"temperature": 1.3, "seed": 5},
+    {"temperature": 1.3, "seed": 6, "top_p": 0.9, "top_k": 40, "min_p": 0.02},
+    {"presence_penalty": 1.0, "frequency_penalty": 0.7, "repetition_penalty": 1.2},
+    {"min_tokens": 20, "temperature": 0.8, "seed": 7},
+    {"logit_bias": {"330": -100}},
+    {"stop": ["the", "e "]},
+    {"structured_outputs": {"regex": "[a-z ]{8,20}"}},
+]
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +102,27 @@ def assert_equal_but_ties(found, wanted, label):
     assert len(ties) == len(differing), differing
 
 
+def answers_with_options(answer, prompts):
+    """Return the answers of a function to prompts, with each of the options."""
+    found = []
+    for options, prompt in product(OPTIONS, prompts):
+        tokens = tokens_of(given := answer(prompt, max_tokens=32, **options))
+        choice, usage = given[1]["choices"][0], given[1]["usage"]
+        found.append((options, tokens, choice["text"], choice["stop_reason"], usage["total_tokens"]))
+    return found
+
+
+def run_offline(tmp_path, data, **engine):
+    """Generate with vLLM in a process of its own, and return the finished process and its result, if any."""
+    job, result = tmp_path / "job.json", tmp_path / "result.json"
+    job.write_text(json.dumps({"engine": engine, **{key: data[key] for key in ("max_new_tokens", "prompt_ids")}}))
+    environment = {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    done = subprocess.run(
+        ["nice", sys.executable, OFFLINE, job, result], env=environment, capture_output=True, text=True, timeout=1200
+    )
+    return done, json.loads(result.read_text()) if done.returncode == 0 else None
+
+
 def free_port():
     """Return a free TCP port."""
     with socket.socket() as listener:
@@ -134,15 +168,42 @@ class Server:
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-class Pair:
+class Service:
+    """Answers completion requests at `self.url` under the name of an export."""
+
+    url = name = ""
+
+    def complete(self, prompt, url=None, path="/v1/completions", **options):
+        """Send a greedy completion request and return status and body."""
+        key = "messages" if path.startswith("/v1/chat") else "prompt"
+        body = {"model": self.name, key: prompt, "temperature": 0, "return_token_ids": True, **options}
+        return post((url or self.url) + path, body)
+
+    def complete_all(self, data, clients):
+        """Return the answers to all prompts of the expected tokens, from several clients at a time."""
+        with ThreadPoolExecutor(clients) as pool:
+            return list(pool.map(lambda ids: self.complete(ids, max_tokens=data["max_new_tokens"]), data["prompt_ids"]))
+
+    def stream(self, prompt, **options):
+        """Yield the events of a streamed answer as they arrive."""
+        body = json.dumps({"model": self.name, "prompt": prompt, "stream": True, "temperature": 0, **options}).encode()
+        request = urllib.request.Request(self.url + "/v1/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=400) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[6:])
+
+
+class Pair(Service):
     """A prefill server, a decode server and a proxy."""
 
     def __init__(self, tmp, export, prefill=(), decode=()):
-        self.handoffs, self.name, tool = tmp / "handoffs", export.name, BIN / "ulskip-vllm"
+        self.handoffs, self.name = tmp / "handoffs", export.name
         common = ["--handoff-dir", self.handoffs, "--dtype", "float32", "--enforce-eager"]
-        self.prefill = Server(tmp / "prefill.log", "nice", tool, "prefill", export, *common, *prefill)
-        self.decode = Server(tmp / "decode.log", "nice", tool, "decode", export, *common, *decode)
-        self.proxy = Server(tmp / "proxy.log", tool, "proxy", "--prefill", self.prefill.url, "--decode", self.decode.url)
+        self.prefill = Server(tmp / "prefill.log", "nice", TOOL, "prefill", export, *common, *prefill)
+        self.decode = Server(tmp / "decode.log", "nice", TOOL, "decode", export, *common, *decode)
+        self.proxy = Server(tmp / "proxy.log", TOOL, "proxy", "--prefill", self.prefill.url, "--decode", self.decode.url)
+        self.url = self.proxy.url
         try:
             for server in (self.prefill, self.decode, self.proxy):
                 server.wait()
@@ -155,20 +216,30 @@ class Pair:
         for server in (self.proxy, self.decode, self.prefill):
             server.kill()
 
-    def complete(self, prompt, url=None, path="/v1/completions", **options):
-        """Send a greedy completion request and return status and body."""
-        key = "messages" if path.startswith("/v1/chat") else "prompt"
-        body = {"model": self.name, key: prompt, "temperature": 0, "return_token_ids": True, **options}
-        return post((url or self.proxy.url) + path, body)
 
-    def stream(self, prompt, **options):
-        """Yield the events of a streamed answer as they arrive."""
-        body = json.dumps({"model": self.name, "prompt": prompt, "stream": True, "temperature": 0, **options}).encode()
-        request = urllib.request.Request(self.proxy.url + "/v1/completions", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=400) as answer:
-            for line in answer:
-                if line.startswith(b"data: {"):
-                    yield json.loads(line[6:])
+class OneProcess(Service):
+    """One server, in which prompts run through all layers and generated tokens through the kept layers."""
+
+    def __init__(self, tmp, export, *options):
+        self.name = export.name
+        self.server = Server(tmp / "serve.log", "nice", TOOL, "serve", export, "--dtype", "float32", *options)
+        self.url = self.server.url
+        try:
+            self.server.wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self):
+        """End the server."""
+        self.server.kill()
+
+
+def tokens_of(answer):
+    """Return the tokens of an answer."""
+    status, body = answer
+    assert status == 200, body
+    return body["choices"][0]["token_ids"]
 
 
 def post(url, body):

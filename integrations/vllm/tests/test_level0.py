@@ -1,26 +1,16 @@
 """Flags only: the kept layers as a model of their own, and as the draft model of the full one."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from conftest import ENVIRONMENT, assert_equal_but_ties
+from conftest import assert_equal_but_ties, run_offline
 
-OFFLINE = Path(__file__).with_name("offline.py")
 LENGTHS = {"tiny": 512, "smollm2-135m": 2048}
 
 
 def generate(tmp_path, data, name, **engine):
     """Return tokens and metrics of a vLLM engine for the prompts of the expected tokens."""
-    engine = {"max_model_len": LENGTHS[name], **engine}
-    job, result = tmp_path / "job.json", tmp_path / "result.json"
-    job.write_text(json.dumps({"engine": engine, **{key: data[key] for key in ("max_new_tokens", "prompt_ids")}}))
-    environment = {**ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    command = ["nice", sys.executable, OFFLINE, job, result]
-    subprocess.run(command, env=environment, check=True, timeout=1200)
-    return json.loads(result.read_text())
+    done, result = run_offline(tmp_path, data, max_model_len=LENGTHS[name], **engine)
+    assert result, done.stderr[-3000:]
+    return result
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import json
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
-from conftest import Pair, assert_equal_but_ties
+from conftest import Pair, answers_with_options, assert_equal_but_ties, tokens_of
 
 from ulskip_vllm.pair_export import RECORD, weights_digest
 
@@ -31,16 +31,9 @@ def tiny(request, expected, tmp_path_factory):
     pair.stop()
 
 
-def tokens_of(answer):
-    status, body = answer
-    assert status == 200, body
-    return body["choices"][0]["token_ids"]
-
-
 def test_the_tokens_are_those_of_two_phases(tiny):
     pair, data = tiny
-    with ThreadPoolExecutor(12) as pool:  # requests arrive while others decode
-        answers = list(pool.map(lambda ids: pair.complete(ids, max_tokens=data["max_new_tokens"]), data["prompt_ids"]))
+    answers = pair.complete_all(data, clients=12)  # requests arrive while others decode
     preempted = pair.decode.metric("vllm:num_preemptions_total")
     label = f"tiny: pair, {pair.setting}, 12 clients, {preempted:.0f} preemptions"
     assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], label)
@@ -156,8 +149,7 @@ def test_the_tokens_of_a_larger_model(expected, tmp_path):
     data = expected("smollm2-135m")
     pair = Pair(tmp_path, data["folder"] / "pair", ["--max-num-batched-tokens", "256"])
     try:
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda ids: pair.complete(ids, max_tokens=data["max_new_tokens"]), data["prompt_ids"]))
+        answers = pair.complete_all(data, clients=8)
         longest = max(data["prompt_ids"], key=len)
         again = pair.complete(longest, max_tokens=data["max_new_tokens"])
         assert pair.prefill.metric("vllm:prefix_cache_hits_total") > 0
@@ -173,22 +165,10 @@ def test_two_tensor_parallel_workers_for_each_server(expected, tmp_path):
     options = ["--tensor-parallel-size", "2", "--max-model-len", "256"]
     pair = Pair(tmp_path, data["folder"] / "pair", options, options)
     try:
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda ids: pair.complete(ids, max_tokens=data["max_new_tokens"]), data["prompt_ids"]))
+        answers = pair.complete_all(data, clients=8)
     finally:
         pair.stop()
     assert_equal_but_ties(list(map(tokens_of, answers)), data["pair"], "tiny: pair, tensor-parallel size 2")
-
-
-OPTIONS = [
-    {"temperature": 1.3, "seed": 5},
-    {"temperature": 1.3, "seed": 6, "top_p": 0.9, "top_k": 40, "min_p": 0.02},
-    {"presence_penalty": 1.0, "frequency_penalty": 0.7, "repetition_penalty": 1.2},
-    {"min_tokens": 20, "temperature": 0.8, "seed": 7},
-    {"logit_bias": {"330": -100}},
-    {"stop": ["the", "e "]},
-    {"structured_outputs": {"regex": "[a-z ]{8,20}"}},
-]
 
 
 def test_a_pair_that_keeps_all_layers_answers_as_one_server(expected, tmp_path):
@@ -203,14 +183,8 @@ def test_a_pair_that_keeps_all_layers_answers_as_one_server(expected, tmp_path):
     (both / RECORD).write_text(json.dumps({**record, "kept_layers": layers, "weights_digest": digests}))
     pair = Pair(tmp_path, both, ["--max-model-len", "1024"], ["--max-model-len", "1024"])
     try:
-        for options in OPTIONS:
-            for prompt in data["prompts"][25:28]:
-                asked = {"max_tokens": 32, **options}
-                one, two = (pair.complete(prompt, url=server.url, **asked) for server in (pair.prefill, pair.proxy))
-                choice, usage = [body["choices"][0] for _, body in (one, two)], [body["usage"] for _, body in (one, two)]
-                assert tokens_of(one) == tokens_of(two), options
-                assert choice[0]["text"] == choice[1]["text"] and choice[0]["stop_reason"] == choice[1]["stop_reason"]
-                assert usage[0]["total_tokens"] == usage[1]["total_tokens"]
+        prompts, full = data["prompts"][25:28], partial(pair.complete, url=pair.prefill.url)
+        assert answers_with_options(pair.complete, prompts) == answers_with_options(full, prompts)
         chat = [{"role": "user", "content": "Name three rivers."}]
         asked = {"path": "/v1/chat/completions", "max_completion_tokens": 24, "seed": 1, "temperature": 1.0}
         texts = [pair.complete(chat, server.url, **asked)[1]["choices"][0]["message"] for server in (pair.prefill, pair.proxy)]

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,23 @@ SHAPES, CPU = [(2, 3), (2, 3)], torch.device("cpu")
 def pair(tmp_path):
     """A folder as `ulskip export` writes it, of 4 layers, with tensors of a few bytes."""
     folder = tmp_path / "pair"
-    for path, num_layers in ((folder, 2), (folder / "prefill", 4)):
+    for path, layers in ((folder, [0, 3]), (folder / "prefill", [0, 1, 2, 3])):
         path.mkdir()
-        (path / "config.json").write_text(json.dumps({"num_hidden_layers": num_layers, "num_key_value_heads": 3}))
-        save_file({"weight": torch.arange(float(num_layers))}, path / "model.safetensors")
-    digests = {"decode": weights_digest(folder), "prefill": weights_digest(folder / "prefill")}
-    write(folder, {"num_layers": 4, "kept_layers": [0, 3], "prefill": "prefill", "weights_digest": digests})
+        config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": len(layers), "num_key_value_heads": 3}
+        (path / "config.json").write_text(json.dumps(config))
+        save_layers(path, layers)
+    write(folder, {"num_layers": 4, "kept_layers": [0, 3], "prefill": "prefill", "weights_digest": digests(folder)})
     return folder
+
+
+def save_layers(folder, values):
+    """Save one tensor for each layer, with the given value."""
+    tensors = {f"model.layers.{i}.weight": torch.tensor([float(value)]) for i, value in enumerate(values)}
+    save_file({**tensors, "model.norm.weight": torch.ones(2)}, folder / "model.safetensors")
+
+
+def digests(folder):
+    return {"decode": weights_digest(folder), "prefill": weights_digest(folder / "prefill")}
 
 
 def write(folder, record):
@@ -58,6 +69,21 @@ def test_the_command_contains_the_settings_of_the_role(role, pair):
         assert part in printed
 
 
+def test_the_command_of_one_process(pair):
+    code, printed, error = run("serve", pair, "--print-command", "--dtype", "float32", "-pp", "1")
+    assert (code, error) == (0, "")
+    words = shlex.split(printed)
+    value = dict(pairwise(words))
+    assert value["--model"] == f"{pair}/prefill" and value["--port"] == "8000" and value["--served-model-name"] == "pair"
+    assert json.loads(value["--hf-overrides"]) == {"architectures": ["KeptLayersLlamaForCausalLM"]}
+    transfer = json.loads(value["--kv-transfer-config"])
+    assert (transfer["kv_connector"], transfer["kv_connector_extra_config"]) == (
+        "PromptLengthsConnector",
+        {"export": str(pair)},
+    )
+    assert {"--no-enable-prefix-caching", "--enforce-eager", "ulskip_vllm.request_check.RequestCheck"} <= set(words)
+
+
 def test_the_printed_command_is_one_of_a_shell(pair):
     folder = pair.rename(pair.with_name("a'b; touch $HOME `c`"))
     code, printed, _ = run("decode", folder, "--print-command", "--host=0.0.0.0")
@@ -79,10 +105,48 @@ def test_a_folder_without_a_pair(pair, tmp_path):
     assert "expected a pair" in refused("decode", pair)
 
 
+COMMON = ["--speculative-config={}", "-sc={}", "--enable_lora", "-pp=2", "--pipeline-parallel-size=2", "-dcp=2", "-pcp=2"]
+COMMON += ["--kv-transfer-config={}", "--kv-transfer-config.kv_role=kv_both", "--model=other", "--spec-method=ngram"]
+OF_A_ROLE = {
+    "prefill": [],
+    "decode": ["--enable-prefix-caching", "--async-scheduling"],
+    "serve": ["--enable-prefix-caching", "--hf-overrides={}", "--no-enforce-eager", "--enable-dbo"],
+}
+
+
+@pytest.mark.parametrize(("role", "option"), [(role, one) for role, own in OF_A_ROLE.items() for one in (*COMMON, *own)])
+def test_options_that_a_role_does_not_support(role, option, pair):
+    message = refused(role, pair, *option.split("="))
+    assert f"`ulskip-vllm {role}` does not support --" in message
+    assert refused(role, pair, option) == message
+
+
+@pytest.mark.parametrize("architectures", [["OPTForCausalLM"], [], None])
+def test_one_process_supports_the_llama_family_only(architectures, pair):
+    file = pair / "prefill" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": architectures}))
+    message = refused("serve", pair)
+    assert "Qwen3ForCausalLM" in message and "two servers" in message
+    assert run("prefill", pair, "--print-command")[0] == 0
+
+
+@pytest.mark.parametrize("values", [[0, 9], [9, 3], [0, 2]])
+def test_one_process_refuses_kept_layers_with_weights_of_their_own(values, pair):
+    save_layers(pair, values)
+    change(pair, weights_digest=digests(pair))
+    assert "two servers: ulskip-vllm prefill, decode and proxy" in refused("serve", pair)
+    assert run("decode", pair, "--print-command")[0] == 0
+
+
+def test_one_process_refuses_folded_patches(expected):
+    assert "one set of weights" in refused("serve", expected("tiny")["folder"] / "folded")
+
+
 @pytest.mark.parametrize("layers", [[0, 1, 3], [0]])
 def test_kept_layers_that_are_not_those_of_the_config(layers, pair):
     change(pair, kept_layers=layers)
-    assert f"expected {len(layers)} layers" in refused("decode", pair)
+    for role in ("decode", "serve"):
+        assert f"expected {len(layers)} layers" in refused(role, pair)
 
 
 @pytest.mark.parametrize("layers", [[3, 0], [0, 4], [0, 0], []])
@@ -91,11 +155,10 @@ def test_kept_layers_that_are_no_schedule(layers, pair):
     assert str(layers) in refused("decode", pair)
 
 
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_weights_of_another_base(role, pair):
-    file = (pair / "prefill" if role == "prefill" else pair) / "model.safetensors"
-    save_file({"weight": torch.full((4,) if role == "prefill" else (2,), 9.0)}, file)
-    assert f"expected the {role} weights" in refused(role, pair)
+@pytest.mark.parametrize(("role", "weights"), [("prefill",) * 2, ("decode",) * 2, ("serve", "prefill"), ("serve", "decode")])
+def test_weights_of_another_base(role, weights, pair):
+    save_layers(*((pair / "prefill", [9, 9, 9, 9]) if weights == "prefill" else (pair, [9, 9])))
+    assert f"expected the {weights} weights" in refused(role, pair)
 
 
 @pytest.mark.parametrize("size", ["2", "4"])

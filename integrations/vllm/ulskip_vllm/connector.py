@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import vllm
 from safetensors import SafetensorError
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
@@ -22,9 +21,9 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 
-from ulskip_vllm import CONNECTOR, LOGITS_PROCESSOR
 from ulskip_vllm.handoff import HandoffError, HandoffFolder, hash_tokens, is_name, make_private
-from ulskip_vllm.pair_export import ROLES, PairExport, SetupError, check_tensor_parallel, check_version, read_config
+from ulskip_vllm.pair_export import ROLES, SetupError
+from ulskip_vllm.settings import checked_pair
 
 if TYPE_CHECKING:
     from vllm.forward_context import ForwardContext
@@ -62,7 +61,7 @@ class KeptLayersConnector(KVConnectorBase_V1):
         super().__init__(vllm_config, role, kv_cache_config)
         extra = self._kv_transfer_config.kv_connector_extra_config
         self._is_prefill = self._kv_transfer_config.kv_role == ROLES["prefill"]
-        self._pair = _checked_pair(vllm_config)
+        self._pair = checked_pair(vllm_config, "prefill" if self._is_prefill else "decode")
         self._block_size = vllm_config.cache_config.block_size
         size = vllm_config.parallel_config.tensor_parallel_size
         folder, rank = make_private(Path(extra["handoff_dir"])), 0
@@ -218,42 +217,3 @@ class KeptLayersConnector(KVConnectorBase_V1):
 def _num_loaded(request: "Request") -> int:
     """Return how many prompt tokens to load; without an answer yet, the last one is computed for vLLM's sampler."""
     return request.num_prompt_tokens - (request.num_tokens <= request.num_prompt_tokens)
-
-
-def _checked_pair(config: VllmConfig) -> PairExport:
-    transfer, model = config.kv_transfer_config, config.model_config
-    assert transfer is not None
-    extra = transfer.kv_connector_extra_config
-    check_version(vllm.__version__, bool(extra.get("allow_untested_vllm")))
-    role = next((name for name, kv_role in ROLES.items() if kv_role == transfer.kv_role), None)
-    if role is None:
-        raise SetupError(f"expected kv_role {' or '.join(ROLES.values())}, got {transfer.kv_role}")
-    if not extra.get("export") or not extra.get("handoff_dir"):
-        raise SetupError(f"{CONNECTOR} requires export and handoff_dir in kv_connector_extra_config, got {sorted(extra)}")
-    pair = PairExport.read(Path(extra["export"]))
-    pair.check_model(role, Path(model.model))
-    check_tensor_parallel(read_config(Path(model.model)), config.parallel_config.tensor_parallel_size)
-    refused = {
-        "--pipeline-parallel-size above 1": config.parallel_config.pipeline_parallel_size > 1,
-        "--decode-context-parallel-size above 1": config.parallel_config.decode_context_parallel_size > 1,
-        "--speculative-config": config.speculative_config is not None,
-        "--enable-lora": config.lora_config is not None,
-        "Model Runner V2; set VLLM_USE_V2_MODEL_RUNNER=0 instead": config.use_v2_model_runner,
-        "a multimodal model": model.is_multimodal_model,
-    }
-    if role == "decode":
-        refused["--enable-prefix-caching, because answers of the kept layers would be reused as prompts"] = bool(
-            config.cache_config.enable_prefix_caching
-        )
-        refused["--async-scheduling"] = bool(config.scheduler_config.async_scheduling)
-        refused["--kv-load-failure-policy recompute"] = transfer.kv_load_failure_policy != "fail"
-        if LOGITS_PROCESSOR not in map(str, model.logits_processors or ()):
-            raise SetupError(
-                f"a decode server requires --logits-processors {LOGITS_PROCESSOR}; start it with `ulskip-vllm decode`"
-            )
-    for what, is_set in refused.items():
-        if is_set:
-            raise SetupError(
-                f"the {role} server of a pair does not support {what}; start it with `ulskip-vllm {role}`, without it"
-            )
-    return pair

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ulskip_vllm import TESTED_VLLM
+from ulskip_vllm import MODELS, TESTED_VLLM
 
 RECORD, PREFILL = "ulskip_export.json", "prefill"
-ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
+ROLES = {"prefill": "kv_producer", "decode": "kv_consumer", "serve": "kv_producer"}  # commands, with their KV role in vLLM
 _SAMPLE_BYTES = 1024
 
 
@@ -27,7 +28,7 @@ class PairExport:
     folder: Path
     num_layers: int  # of the full model
     kept_layers: tuple[int, ...]
-    digests: Mapping[str, str]  # of the weights, by role
+    digests: Mapping[str, str]  # of the weights, "decode" and "prefill"
 
     @classmethod
     def read(cls, folder: Path) -> "PairExport":
@@ -40,7 +41,7 @@ class PairExport:
             num_layers, is_pair, digests = int(record["num_layers"]), record["prefill"], record.get("weights_digest")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SetupError(f"expected {file} of a pair, got an error: {str(error)[:120]!r}; {advice}") from None
-        if not is_pair or not isinstance(digests, dict) or set(digests) != set(ROLES):
+        if not is_pair or not isinstance(digests, dict) or set(digests) != {"decode", "prefill"}:
             raise SetupError(f"expected a pair, got {folder}, which holds one model or is of an older ulskip; {advice}")
         if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= num_layers:
             raise SetupError(f"expected ascending kept_layers below {num_layers} in {file}, got {list(kept)}; {advice}")
@@ -53,22 +54,38 @@ class PairExport:
 
     def model(self, role: str) -> Path:
         """Return the folder of the model that a role serves."""
-        return self.folder / PREFILL if role == "prefill" else self.folder
+        return self.folder if role == "decode" else self.folder / PREFILL
 
     def check_model(self, role: str, model: Path) -> None:
         """Raise SetupError if a folder does not contain the model of a role."""
-        expected = self.num_layers if role == "prefill" else len(self.kept_layers)
+        weights = "decode" if role == "decode" else "prefill"
+        expected = len(self.kept_layers) if role == "decode" else self.num_layers
         config = read_config(model)
         if config.get("num_hidden_layers") != expected:
             raise SetupError(
-                f"expected {expected} layers for the {role} server of {self.folder}, got {config.get('num_hidden_layers')} in "
-                f"{model}/config.json; serve {self.model(role)}"
+                f"expected {expected} layers for `ulskip-vllm {role}` of {self.folder}, got {config.get('num_hidden_layers')} "
+                f"in {model}/config.json; serve {self.model(role)}"
             )
-        if (found := weights_digest(model)) != self.digests[role]:
+        if (found := weights_digest(model)) != self.digests[weights]:
             raise SetupError(
-                f"expected the {role} weights of {self.folder} (digest {self.digests[role][:12]}), got other weights in "
+                f"expected the {weights} weights of {self.folder} (digest {self.digests[weights][:12]}), got other weights in "
                 f"{model} (digest {found[:12]}); serve {self.model(role)}, or export the pair again"
             )
+        if role == "serve":
+            read_architecture(model)
+            self.check_model("decode", self.folder)
+            self._check_weights_are_shared()
+
+    def _check_weights_are_shared(self) -> None:
+        """Raise SetupError if the kept layers have other weights for answers than for prompts."""
+        full = set(_samples(self.folder / PREFILL))
+        for name, *sample in _samples(self.folder):
+            in_full = re.sub(r"(?<=\.layers\.)\d+", lambda match: str(self.kept_layers[int(match[0])]), name)
+            if (in_full, *sample) not in full:
+                raise SetupError(
+                    f"one process holds one set of weights, but {self.folder} changes {in_full} for answers, by a patch or an "
+                    "adapter; serve the pair with two servers: ulskip-vllm prefill, decode and proxy"
+                )
 
 
 def read_config(model: Path) -> dict[str, Any]:
@@ -80,9 +97,24 @@ def read_config(model: Path) -> dict[str, Any]:
     return dict(config.get("text_config") or config)
 
 
+def read_architecture(model: Path) -> str:
+    """Return the architecture of a model folder; raise SetupError if one process cannot serve it."""
+    found = read_config(model).get("architectures") or ["none"]
+    if found[0] not in MODELS:
+        raise SetupError(
+            f"`ulskip-vllm serve` supports the architectures {', '.join(MODELS)}, got {found[0]} in {model}/config.json; "
+            "serve the pair with two servers: ulskip-vllm prefill, decode and proxy"
+        )
+    return str(found[0])
+
+
 def weights_digest(folder: Path) -> str:
     """Return a hash of names, types, shapes and first bytes of all tensors in a folder's safetensors."""
-    tensors = []
+    return hashlib.sha256(json.dumps(sorted(_samples(folder))).encode()).hexdigest()
+
+
+def _samples(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
+    """Yield name, type, shape and first bytes of all tensors in a folder's safetensors."""
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
@@ -90,8 +122,8 @@ def weights_digest(folder: Path) -> str:
                 if name != "__metadata__":
                     start, end = entry["data_offsets"]
                     stream.seek(8 + size + start)
-                    tensors.append((name, entry["dtype"], entry["shape"], stream.read(min(end - start, _SAMPLE_BYTES)).hex()))
-    return hashlib.sha256(json.dumps(sorted(tensors)).encode()).hexdigest()
+                    first = stream.read(min(end - start, _SAMPLE_BYTES)).hex()
+                    yield name, entry["dtype"], tuple(entry["shape"]), first
 
 
 def check_tensor_parallel(config: Mapping[str, Any], size: int) -> None:
