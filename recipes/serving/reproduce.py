@@ -29,6 +29,7 @@ SERVE = Path(__file__).parents[2] / "benchmarks" / "serve.py"
 START_SECONDS = 600
 STRIDE = 16  # tokens between two prompts of an article; no two begin alike, so no prefix cache helps
 DRAFTS = 3
+SERVERS = ("full", "kept", "drafting", "one-process", "pair")
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -96,22 +97,28 @@ def export(options: argparse.Namespace) -> Path:
     return pair
 
 
-def start(servers: Servers, pair: Path, python: Path) -> list[str]:
-    """Start all servers; return them as arguments of `benchmarks/serve.py`."""
+def start(servers: Servers, names: list[str], pair: Path, python: Path) -> list[str]:
+    """Start the servers `names`; return them as arguments of `benchmarks/serve.py`."""
     vllm, tool = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"], python.with_name("ulskip-vllm")
     length = ["--max-model-len", 1024]
     full = [*vllm, "--model", pair / "prefill", *length]
     draft = json.dumps({"method": "draft_model", "model": str(pair), "num_speculative_tokens": DRAFTS})
-    handoffs = ["--handoff-dir", servers.work / "handoffs", *length]
-    prefill = servers.start("prefill", tool, "prefill", pair, *handoffs)
-    decode = servers.start("decode", tool, "decode", pair, *handoffs)
-    urls = {
-        "full": servers.start("full", *full),
-        "kept": servers.start("kept", *vllm, "--model", pair, *length),
-        "drafting": servers.start("drafting", *full, "--speculative-config", draft),
-        "one-process": servers.start("one-process", tool, "serve", pair, *length),
-        "pair": servers.start("pair", tool, "proxy", "--prefill", prefill, "--decode", decode),
+    commands = {
+        "full": full,
+        "kept": [*vllm, "--model", pair, *length],
+        "drafting": [*full, "--speculative-config", draft],
+        "one-process": [tool, "serve", pair, *length],
     }
+    urls = {}
+    for name in names:
+        if name != "pair":
+            urls[name] = servers.start(name, *commands[name])
+            continue
+        roles = {
+            role: [tool, role, pair, "--handoff-dir", servers.work / "handoffs", *length] for role in ("prefill", "decode")
+        }
+        ends = [word for role, command in roles.items() for word in (f"--{role}", servers.start(role, *command))]
+        urls[name] = servers.start(name, tool, "proxy", *ends)
     servers.wait()
     return [f"{name}={url}" for name, url in urls.items()]
 
@@ -122,6 +129,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=2)
     parser.add_argument("--python", type=Path, default=Path(".venv-vllm/bin/python"), help="of the environment with vLLM")
     parser.add_argument("--work", type=Path, default=Path("build/serving"))
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--requests", type=int, default=1, help="per client and round")
@@ -138,7 +146,7 @@ def main() -> None:
     servers = Servers(options.work)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end too
     try:
-        urls = start(servers, pair, options.python.absolute())
+        urls = start(servers, options.servers, pair, options.python.absolute())
         numbers = [(f"--{key}", str(getattr(options, key.replace("-", "_")))) for key in ("requests", "rounds", "new-tokens")]
         clients = ["--concurrency", *map(str, options.concurrency), "--prompts", str(prompts)]
         words = [sys.executable, str(SERVE), *urls, *(word for pair_ in numbers for word in pair_), *clients]
