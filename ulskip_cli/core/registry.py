@@ -51,9 +51,10 @@ def class_name(node: Mapping[str, Any], group: str, shipped_dir: Path) -> str:
 @functools.lru_cache(maxsize=256)
 def _classes_in(file: Path, stamp: int) -> list[str]:
     try:
-        return [str(read_mapping(file).get("_target_"))]
+        target = read_mapping(file).get("_target_")
     except UsageError:
         return []
+    return [target] if isinstance(target, str) else []  # a file without a class allows none
 
 
 @functools.cache
