@@ -104,6 +104,7 @@ def soak(place: Place, folder: Path, signals: Sequence[signal.Signals], chance: 
 
     All runs write into a folder of one name, which rows and files may contain.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs, and so ours, ignore it
     whole, own = folder / "whole", folder / "run"
     seconds = run(place.line(own))
     own.rename(whole)
@@ -205,7 +206,6 @@ def main() -> int:
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs, and so ours, ignore it
     chance, found = random.Random(args.seed), []
     with tempfile.TemporaryDirectory(prefix="ulskip-soak-") as name:
         folder = Path(name)
