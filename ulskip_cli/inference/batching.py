@@ -70,6 +70,11 @@ def padded(rows: Sequence[Sequence[int]], pad_token_id: int, left: bool) -> tupl
     return ids, pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side)
 
 
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """Return the token ids of each row without those where `mask` [batch, length] is 0."""
+    return [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True if an error means out of memory, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.engines.llama_library import LlamaContext, load_library
 from ulskip_cli.inference.engines.llama_state import with_layers
 from ulskip_cli.inference.engines.runtime import cached_export, exportable_tensors
@@ -51,7 +52,7 @@ class LlamaCppRuntime:
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Start a batch; return the logits [batch, vocab_size] after prompts [batch, prompt_len], padded on the left."""
-        prompts = [row[seen.bool()].tolist() for row, seen in zip(input_ids, mask, strict=True)]
+        prompts = unpadded(input_ids, mask)
         self._sequences, self._now = list(range(len(prompts))), 0
         self.full.clear()
         logits = self.full.append(dict(enumerate(prompts)))

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import RunError, UsageError, one_line
+from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.engines import vllm_worker
 from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput
 from ulskip_cli.inference.engines.runtime import cached_export, exportable_tensors
@@ -62,7 +63,7 @@ class VllmEngine:
         batch, prompt_len = request.input_ids.shape
         job = {
             "kind": "generate",
-            "prompts": _rows(request.input_ids, request.attention_mask),
+            "prompts": unpadded(request.input_ids, request.attention_mask),
             "length": request.length,
             "stop_token_ids": list(request.eos_token_ids),
             "forced": request.forced,
@@ -75,7 +76,7 @@ class VllmEngine:
     def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
         """Return the teacher-forced cross-entropy [batch, response_len] of responses, padded on the right, after prompts."""
         batch, length = response_ids.shape
-        job = {"kind": "losses", "prompts": _rows(input_ids, mask), "responses": response_ids.tolist()}
+        job = {"kind": "losses", "prompts": unpadded(input_ids, mask), "responses": response_ids.tolist()}
         return torch.tensor(self._started(batch, input_ids.shape[1] + length + 1).answer(job)["losses"])
 
     @property
@@ -203,10 +204,6 @@ def _export(view: PreTrainedModel, dtype: torch.dtype) -> Path:
         save_file(copies, folder / "model.safetensors", {"format": "pt"})
 
     return cached_export(ENGINE, tensors, [str(dtype), config], "", write)
-
-
-def _rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
 
 
 def _kv_bytes_per_token(view: PreTrainedModel, dtype: torch.dtype) -> int:
