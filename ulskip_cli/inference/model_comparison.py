@@ -47,7 +47,7 @@ def meta_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedM
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UsageError(
-            f"cannot build the model of a {type(config).__name__} without weights ({reason}); use --format schedule in an export, "
+            f"cannot build the model of a {type(config).__name__} without weights ({reason}); use --format schedule to export, "
             "and engine=torch in a run"
         ) from error
     return model
