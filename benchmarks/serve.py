@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=4, help="requests per client and round")
+    parser.add_argument("--least-requests", type=int, default=4, help="at least so many per round")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--vocabulary", type=int, default=8000, help="prompts are random ids from 2 to this number")
@@ -79,11 +80,12 @@ def main() -> None:
     source = iter(json.loads(options.prompts.read_text())) if options.prompts else random_prompts(options)
     for round_number in range(-1, options.rounds):  # round -1 warms up
         for concurrency in options.concurrency:
-            count = concurrency * options.requests
-            prompts = [next(source) for _ in range(count)]
+            count = max(concurrency * options.requests, options.least_requests)
+            prompts = [next(source) for _ in range(count + 1)]
             order = list(servers) if round_number % 2 else list(reversed(servers))
             for name in order:
-                result = measure(servers[name], models[name], prompts, concurrency, options.new_tokens)
+                measure_request(servers[name], models[name], prompts[0], options.new_tokens)  # warms caches
+                result = measure(servers[name], models[name], prompts[1:], concurrency, options.new_tokens)
                 print(f"round {round_number} {name} x{concurrency}: {result}", file=sys.stderr, flush=True)
                 if round_number >= 0:
                     samples.append({"server": name, "concurrency": concurrency, "round": round_number, **result})
