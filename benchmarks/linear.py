@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulskip_cli.core import environment
-from ulskip_cli.inference import linear_kernel
+from ulskip_cli.inference import cpu_kernels
 
 OUT = Path(__file__).parent / "results" / "linear.md"
 SHAPES = {"head": (49152, 576), "MLP, up": (1536, 576), "MLP, down": (576, 1536), "attention": (576, 576)}  # out, in features
@@ -39,7 +39,7 @@ def ways(out_features: int, in_features: int, rows: int) -> dict[str, Callable[[
 
     mkldnn, aten = torch.ops.mkldnn, torch.ops.aten
     return {
-        "ours": by(linear_kernel.pack, lambda one: linear_kernel.linear(hidden, one, None, out_features)),
+        "ours": by(cpu_kernels.pack, lambda one: cpu_kernels.linear(hidden, one, None, out_features)),
         "oneDNN, packed": by(
             lambda weight: mkldnn._reorder_linear_weight(weight, None),
             lambda one: mkldnn._linear_pointwise(hidden, one, None, "none", [], ""),
@@ -72,6 +72,13 @@ def microseconds(every: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
     return {name: 1e6 * statistics.median(found) for name, found in times.items()}
 
 
+def provenance() -> str:
+    """Return the version, the commit and the machine as a sentence."""
+    facts = {**environment.code(), **environment.machine("cpu")}
+    commit = str(facts["git_commit"])[:10] + (" (modified)" if facts["git_dirty"] else "")
+    return f"ulskip {facts['ulskip']} at {commit}, {facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}."
+
+
 def _timed(way: Callable[[], Tensor], count: int) -> float:
     began = time.perf_counter()
     for _ in range(count):
@@ -80,7 +87,7 @@ def _timed(way: Callable[[], Tensor], count: int) -> float:
 
 
 def main() -> None:
-    reason = linear_kernel.load()
+    reason = cpu_kernels.load()
     if reason:
         raise SystemExit(f"expected our kernel for comparison, got none: {reason}")
     lines = []
@@ -91,12 +98,9 @@ def main() -> None:
             lines.append(f"| {part} | {out_features} x {in_features} | {rows} | {found['ours']:.0f} | {' | '.join(others)} |")
             print(lines[-1], flush=True)
     heads = ["product", "weight", "batch", "ours, µs", "oneDNN, packed", "torch", "int8", "int4"]
-    facts = {**environment.code(), **environment.machine("cpu")}
-    where = f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}"
-    commit = str(facts["git_commit"])[:10] + (" (modified)" if facts["git_dirty"] else "")
     note = "Speed of each way over our kernel in bfloat16, medians in turns. int8 and int4: torch's kernels for such weights."
     table = [f"| {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * (len(heads) - 2), *lines, "", note, ""]
-    OUT.write_text("\n".join([*table, f"ulskip {facts['ulskip']} at {commit}, {where}."]) + "\n", "utf-8")
+    OUT.write_text("\n".join([*table, provenance()]) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

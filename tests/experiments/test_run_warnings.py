@@ -15,7 +15,7 @@ from ulskip_cli.experiments.record_sections import (
     Throughput,
 )
 from ulskip_cli.experiments.run_warnings import adjustments, run_warnings
-from ulskip_cli.inference import linear_kernel
+from ulskip_cli.inference import cpu_kernels
 from ulskip_cli.strategies.plan import make_plan
 
 
@@ -67,7 +67,7 @@ def test_a_mean_depth_that_misses_its_target_is_reported_with_a_reason(warned):
 
 
 def test_a_kernel_that_was_not_built_is_named_with_what_ran_instead(warned, monkeypatch):
-    monkeypatch.setattr(linear_kernel, "build_failure", lambda: "no compiler")
+    monkeypatch.setattr(cpu_kernels, "build_failure", lambda: "no compiler")
     ran = Provenance(linear_backend="onednn", linear_backend_reason="no compiler")
     (line,) = warned(provenance=ran)
     assert "no compiler" in line and "onednn" in line

@@ -16,7 +16,7 @@ from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.experiments.sweep.jobs import make_jobs
-from ulskip_cli.inference import linear_kernel
+from ulskip_cli.inference import cpu_kernels
 from ulskip_cli.inference.engines.base import ExitStats
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
@@ -78,7 +78,7 @@ def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):
 
 
 def test_a_kernel_that_was_not_built_is_told_in_the_row(config, monkeypatch):
-    monkeypatch.setattr(linear_kernel, "is_loaded", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "is_loaded", lambda: False)
     monkeypatch.setenv("CXX", os.devnull)
     (row,) = run_point(config("strategy=full"), Session())
     assert row["linear_backend"] in ("onednn", "torch")

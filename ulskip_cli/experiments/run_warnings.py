@@ -4,7 +4,7 @@ from ulskip_cli.core.config_schema import LAYER, Config
 from ulskip_cli.core.cpu_load import is_crowded
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import MIN_COVERAGE, QualityScores
-from ulskip_cli.inference import linear_kernel
+from ulskip_cli.inference import cpu_kernels
 from ulskip_cli.strategies.patching import UNIT_NAMES
 from ulskip_cli.strategies.plan import Plan
 
@@ -40,7 +40,7 @@ def adjustments(config: Config, record: RunRecord) -> list[str]:
                 f"{strategy}: batch_size={config.batch_size} did not fit into memory, so the {what} used batches of {size}; "
                 f"speed depends on the batch size, so set batch_size={size} to compare runs"
             )
-    ran, failure = record.provenance, linear_kernel.build_failure()
+    ran, failure = record.provenance, cpu_kernels.build_failure()
     if ran and failure and failure == ran.linear_backend_reason:
         lines.append(
             f"the CPU kernel for decoding was not built ({failure}), so decoding used {ran.linear_backend} and may be slower; "

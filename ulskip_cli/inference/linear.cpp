@@ -9,25 +9,18 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cstring>
+
+#include "vectors.h"
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
 
 namespace {
 
-constexpr int kLanes = 16, kVectors = 2, kPanel = kLanes * kVectors, kRows = 8;
+using namespace ulskip;
+
+constexpr int kVectors = 2, kPanel = kLanes * kVectors, kRows = 8;
 constexpr int64_t kGrain = 1 << 14;  // smallest number of units for which a second thread saves time
-
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Pairs __attribute__((vector_size(4 * kLanes)));
-
-template <class Vector>
-inline Vector load(const void* from) {
-  Vector vector;
-  std::memcpy(&vector, from, sizeof vector);
-  return vector;
-}
 
 inline float as_float(uint32_t bits) {
   float value;
@@ -114,7 +107,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weights, const std::opt
 
 }  // namespace
 
-TORCH_LIBRARY(ulskip, library) {
+TORCH_LIBRARY_FRAGMENT(ulskip, library) {
   library.def("linear(Tensor x, Tensor weights, Tensor? bias, int out_features) -> Tensor");
   library.impl("linear", c10::DispatchKey::CPU, &linear);
 }

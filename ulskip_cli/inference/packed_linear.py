@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.inference import linear_kernel, shallow_view
+from ulskip_cli.inference import cpu_kernels, decode_attention, shallow_view
 
 MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
 PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
@@ -32,7 +32,7 @@ class PackedLinear(nn.Module):
         weight = _weight(source).detach()
         self.out_features, self.by = weight.shape[0], by
         if by == PANELS:
-            copied = linear_kernel.pack(weight)
+            copied = cpu_kernels.pack(weight)
         else:
             copied = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.register_buffer("weight_packed", copied, persistent=False)
@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
         assert isinstance(packed, Tensor)
         assert bias is None or isinstance(bias, Tensor)
         if self.by == PANELS:
-            return linear_kernel.linear(hidden, packed, bias, self.out_features)
+            return cpu_kernels.linear(hidden, packed, bias, self.out_features)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
         return product
 
@@ -71,7 +71,10 @@ def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object]
 
 
 def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
-    """Return a view whose linear layers are packed for the named backend; for `torch`, return `view` itself."""
+    """Return a view whose linear layers are packed for the named backend; for `torch`, return `view` itself.
+
+    With `panels`, its attention layers use the kernel for decode steps too.
+    """
     if backend == TORCH:
         return view
 
@@ -87,7 +90,7 @@ def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
 
     rebuilt = shallow_view.substituted(view, replacement)
     assert isinstance(rebuilt, PreTrainedModel)
-    return rebuilt
+    return decode_attention.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
 
 
 def linear_backend_of(model: nn.Module) -> str:
@@ -99,13 +102,13 @@ def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBack
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):
         return LinearBackend(TORCH, "the weights are not on the CPU")
-    if len(dtypes) != 1 or not dtypes <= set(linear_kernel.DTYPES):
+    if len(dtypes) != 1 or not dtypes <= set(cpu_kernels.DTYPES):
         return LinearBackend(TORCH, "the weights are neither all float32 nor all bfloat16")
     needed = sum(weight.nbytes for weight in weights)
     if needed > MEMORY_SHARE * psutil.virtual_memory().available:
         return LinearBackend(TORCH, f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory")
     even = dtypes == {torch.float32} or all(weight.shape[1] % 2 == 0 for weight in weights)
-    reason = linear_kernel.load(on_build) if even else "a bfloat16 layer has an odd number of inputs"
+    reason = cpu_kernels.load(on_build) if even else "a bfloat16 layer has an odd number of inputs"
     if reason is None:
         return LinearBackend(PANELS)
     onednn = torch._C._has_mkldnn and (dtypes == {torch.float32} or torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -107,6 +107,13 @@ def as_subclass(module: nn.Module, change: Callable[[type], type], children: Map
     return _shell(module, children, change(type(module)))
 
 
+def with_config(module: nn.Module, config: PreTrainedConfig) -> nn.Module:
+    """Return a copy of a module that shares its parts, with another config."""
+    shell = _shell(module, {})
+    shell.config = config
+    return shell
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Return the device of a model's input, also for a model that is split over several devices."""
     first = getattr(getattr(model, "_hf_hook", None), "execution_device", None)

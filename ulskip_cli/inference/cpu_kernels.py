@@ -1,4 +1,4 @@
-"""The CPU kernel `linear.cpp`, a matrix product for the few rows of a decode step; it is compiled once on each machine."""
+"""The CPU kernels of decode steps, a matrix product for few rows and attention of one token, compiled once on each machine."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ulskip_cli.core.cache import cache_dir
 
-SOURCE = Path(__file__).with_name("linear.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.cpp", "attention.cpp", "vectors.h"))
 PANEL = 32  # outputs in a panel, as in linear.cpp
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++20")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -24,7 +24,7 @@ _failures: dict[str, str] = {}  # reason by compile command, for builds that fai
 
 
 def unsupported_reason() -> str | None:
-    """Return the reason why this process cannot use the kernel, or None; nothing is built or loaded."""
+    """Return the reason why this process cannot use the kernels, or None; nothing is built or loaded."""
     if os.environ.get("ULSKIP_KERNEL") == "off":
         return "ULSKIP_KERNEL=off"
     if is_loaded():
@@ -33,19 +33,19 @@ def unsupported_reason() -> str | None:
 
 
 def build_failure() -> str | None:
-    """Return the reason why this process failed to build or load the kernel, or None if it did not fail."""
+    """Return the reason why this process failed to build or load the kernels, or None if it did not fail."""
     return _failures.get(shlex.join(_compiler()))
 
 
 def is_loaded() -> bool:
-    """Return True if the kernel is loaded."""
+    """Return True if the kernels are loaded."""
     return hasattr(torch.ops.ulskip, "linear")
 
 
 def load(on_build: Callable[[], object] = lambda: None) -> str | None:
-    """Load the kernel once per process; return None, or the reason why the kernel cannot be used.
+    """Load the kernels once per process; return None, or the reason why they cannot be used.
 
-    The first call on a machine calls `on_build` and compiles for about ten seconds. A failed build is not repeated.
+    The first call on a machine calls `on_build` and compiles for about half a minute. A failed build is not repeated.
     """
     reason = unsupported_reason()
     if reason or is_loaded():
@@ -61,6 +61,9 @@ def load(on_build: Callable[[], object] = lambda: None) -> str | None:
         return reason
     torch.library.register_fake(
         "ulskip::linear", lambda hidden, packed, bias, out_features: hidden.new_empty((*hidden.shape[:-1], out_features))
+    )
+    torch.library.register_fake(
+        "ulskip::attention", lambda query, keys, values, mask, scale: query.new_empty(query.transpose(1, 2).shape)
     )
     return None
 
@@ -83,13 +86,24 @@ def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: in
     return product
 
 
+def attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Return the attention output [batch, 1, heads, head_dim] of one `query` [batch, heads, 1, head_dim] per sequence.
+
+    `keys` and `values` are [batch, kv_heads, length, head_dim]; query heads share them in equal groups. `mask` is additive and
+    broadcasts to [batch, heads, 1, length]. All are on the CPU, in float32 or all in bfloat16; sums are in float32.
+    """
+    attended: Tensor = torch.ops.ulskip.attention(query, keys, values, mask, scale)
+    return attended
+
+
 def _compiler() -> list[str]:
     named = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "")
     return shlex.split(named)
 
 
 def _library(compiler: list[str]) -> Path:
-    parts = (SOURCE.read_text("utf-8"), torch.__version__, " ".join([*compiler, *_FLAGS]), _processor())
+    sources = [source.read_text("utf-8") for source in SOURCES]
+    parts = (*sources, torch.__version__, " ".join([*compiler, *_FLAGS]), _processor())
     return cache_dir() / "kernels" / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
 
 
@@ -104,7 +118,8 @@ def _built(compiler: list[str]) -> Path:
         made = Path(staging) / library.name
         includes = [f"-I{path}" for path in cpp_extension.include_paths()]
         links = [f"-L{path}" for path in cpp_extension.library_paths()]
-        command = [*compiler, *_FLAGS, *includes, str(SOURCE), "-o", str(made), *links, "-ltorch_cpu", "-lc10"]
+        compiled = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+        command = [*compiler, *_FLAGS, *includes, *compiled, "-o", str(made), *links, "-ltorch_cpu", "-lc10"]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(library)
     return library

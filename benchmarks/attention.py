@@ -1,0 +1,54 @@
+"""Time the attention of one decode step on a CPU: our kernel beside torch's, with keys per key-value head or repeated per head.
+
+`python benchmarks/attention.py` writes benchmarks/results/attention.md. All ways are timed in turns. The machine should be idle.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from linear import microseconds, provenance
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ulskip_cli.inference import cpu_kernels
+
+OUT = Path(__file__).parent / "results" / "attention.md"
+SHAPES = {"9 / 3 of 64": (9, 3, 64), "12 / 12 of 64": (12, 12, 64), "32 / 8 of 128": (32, 8, 128)}  # query and kv heads, width
+CASES = ((1, 128), (1, 2048), (8, 128), (8, 1024))  # batch size and length
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def ways(shape: tuple[int, int, int], batch: int, length: int, dtype: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+    """Return a function for each way to attend once."""
+    heads, kv_heads, width = shape
+    query = torch.randn(batch, 1, heads, width).to(dtype).transpose(1, 2)
+    keys, values = (torch.randn(batch, kv_heads, length + 64, width).to(dtype)[:, :, :length] for _ in range(2))
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)  # all queries of a key-value head in one product
+    return {
+        "ours": lambda: cpu_kernels.attention(query, keys, values, None, width**-0.5),
+        "torch": lambda: scaled_dot_product_attention(query, keys, values, enable_gqa=heads != kv_heads),
+        "torch, grouped": lambda: scaled_dot_product_attention(grouped, keys, values),
+    }
+
+
+def main() -> None:
+    reason = cpu_kernels.load()
+    if reason:
+        raise SystemExit(f"expected our kernel for comparison, got none: {reason}")
+    heads = ["heads", "dtype", "batch", "length", "ours, µs", "torch", "torch, grouped"]
+    lines = []
+    for name, shape in SHAPES.items():
+        for called, dtype in DTYPES.items():
+            for batch, length in CASES:
+                found = microseconds(ways(shape, batch, length, dtype))
+                others = [f"{found['ours'] / found[way]:.2f}" for way in heads[5:]]
+                lines.append(f"| {name} | {called} | {batch} | {length} | {found['ours']:.0f} | {' | '.join(others)} |")
+                print(lines[-1], flush=True)
+    note = "Speed of torch's attention over ours, medians in turns. Heads: of queries, of keys and values, and their width."
+    table = [f"| {' | '.join(heads)} |", "| --- | --- |" + " ---: |" * (len(heads) - 2), *lines, "", note, ""]
+    OUT.write_text("\n".join([*table, provenance()]) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

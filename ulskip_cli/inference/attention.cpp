@@ -1,0 +1,160 @@
+// Attention of one new token of every sequence to the keys and values in its cache, in float32.
+//
+// Torch's kernel packs the keys of every query head before it multiplies, which costs more than the product of one query.
+// Here up to 4 query heads that share a key-value head read its keys and values once, where they are.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+using namespace ulskip;
+
+constexpr int kHeads = 4, kVectors = 4;
+constexpr int64_t kGrain = 1 << 14;  // smallest number of key elements for which a second thread saves time
+
+inline Floats load_floats(const float* from) { return load<Floats>(from); }
+
+inline Floats load_floats(const at::BFloat16* from) {
+  return (Floats)(__builtin_convertvector(load<Halves>(from), Pairs) << 16);
+}
+
+inline float sum_of(Floats vector) {
+  float sum = 0;
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) vector[i] += vector[i + half];
+  return sum + vector[0];
+}
+
+// e^x for x <= 0, with a relative error below 3e-7.
+inline Floats exp_of(Floats x) {
+  constexpr float kLeast = -87.f, kRound = 12582912.f;  // adding and subtracting 1.5 * 2^23 rounds to a whole number
+  x = x < kLeast ? Floats{} + kLeast : x;
+  const Floats n = (x * 1.44269504f + kRound) - kRound;
+  const Floats f = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts
+  const Floats series = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f * (1 / 720.f))))));
+  return series * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
+}
+
+template <class Number>
+struct Rows {  // of one head: [length, width] with a stride between rows
+  const Number* data;
+  int64_t stride;
+};
+
+// Adds the weighted sum of kWidth columns of `values` to `out` for M heads. weights: [M, padded]; out: [M, width].
+template <class Number, int M, int V>
+void weigh(Rows<Number> values, const float* weights, int64_t padded, int64_t length, float* out, int64_t width) {
+  Floats sums[M][V] = {};
+  for (int64_t i = 0; i < length; i++)
+    for (int v = 0; v < V; v++) {
+      const Floats value = load_floats(values.data + i * values.stride + v * kLanes);
+      for (int m = 0; m < M; m++) sums[m][v] += value * weights[m * padded + i];
+    }
+  for (int m = 0; m < M; m++) std::memcpy(out + m * width, sums[m], sizeof sums[m]);
+}
+
+// query: [M, width], scaled; masks: M rows or null; scores: [M, padded]; out: [M, width].
+template <class Number, int M>
+void attend(const float* query, Rows<Number> keys, Rows<Number> values, const Rows<Number>* masks, int64_t length,
+            int64_t width, int64_t padded, float* scores, float* out) {
+  const int64_t whole = width / kLanes * kLanes;
+  for (int64_t i = 0; i < length; i++) {
+    const Number* key = keys.data + i * keys.stride;
+    Floats sums[M] = {};
+    for (int64_t d = 0; d < whole; d += kLanes) {
+      const Floats part = load_floats(key + d);
+      for (int m = 0; m < M; m++) sums[m] += part * load<Floats>(query + m * width + d);
+    }
+    for (int m = 0; m < M; m++) {
+      float score = sum_of(sums[m]);
+      for (int64_t d = whole; d < width; d++) score += float(key[d]) * query[m * width + d];
+      scores[m * padded + i] = masks ? score + float(masks[m].data[i * masks[m].stride]) : score;
+    }
+  }
+  for (int m = 0; m < M; m++) {
+    float* row = scores + m * padded;
+    const float largest = *std::max_element(row, row + length);
+    std::fill(row + length, row + padded, -std::numeric_limits<float>::infinity());
+    Floats total = {};
+    for (int64_t i = 0; i < padded; i += kLanes) {
+      const Floats power = exp_of(load<Floats>(row + i) - largest);
+      std::memcpy(row + i, &power, sizeof power);
+      total += power;
+    }
+    const float share = 1 / sum_of(total);
+    for (int64_t i = 0; i < length; i++) row[i] *= share;
+  }
+  int64_t d = 0;
+  for (; d + kVectors * kLanes <= width; d += kVectors * kLanes)
+    weigh<Number, M, kVectors>({values.data + d, values.stride}, scores, padded, length, out + d, width);
+  for (; d < whole; d += kLanes)
+    weigh<Number, M, 1>({values.data + d, values.stride}, scores, padded, length, out + d, width);
+  for (; d < width; d++)
+    for (int m = 0; m < M; m++) {
+      float sum = 0;
+      for (int64_t i = 0; i < length; i++) sum += scores[m * padded + i] * float(values.data[i * values.stride + d]);
+      out[m * width + d] = sum;
+    }
+}
+
+// query: [batch, heads, 1, width]; keys, values: [batch, key-value heads, length, width]; mask: [batch, heads, 1, length] or null.
+template <class Number>
+void attend_all(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values, const at::Tensor* mask, float scale,
+                at::Tensor& out) {
+  static constexpr decltype(&attend<Number, 1>) kByHeads[kHeads] = {
+      attend<Number, 1>, attend<Number, 2>, attend<Number, 3>, attend<Number, 4>};
+  const int64_t batch = query.size(0), heads = query.size(1), width = query.size(3), length = keys.size(2);
+  const int64_t shared = heads / keys.size(1), padded = (length + kLanes - 1) / kLanes * kLanes;
+  const auto rows = [](const at::Tensor& tensor, int64_t b, int64_t h, int64_t row) {
+    return Rows<Number>{tensor.const_data_ptr<Number>() + b * tensor.stride(0) + h * tensor.stride(1), tensor.stride(row)};
+  };
+  auto* out_data = out.mutable_data_ptr<Number>();
+  at::parallel_for(0, batch * heads, std::max<int64_t>(1, kGrain / (length * width)), [&](int64_t begin, int64_t end) {
+    std::vector<float> queries(kHeads * width), scores(kHeads * padded), sums(kHeads * width);
+    for (int64_t first = begin, count; first < end; first += count) {
+      const int64_t b = first / heads, h = first % heads, group = h / shared;
+      count = std::min({int64_t{kHeads}, end - first, (group + 1) * shared - h});
+      Rows<Number> masks[kHeads];
+      for (int64_t m = 0; m < count; m++) {
+        const Number* from = rows(query, b, h + m, 2).data;
+        for (int64_t d = 0; d < width; d++) queries[m * width + d] = float(from[d]) * scale;
+        if (mask) masks[m] = rows(*mask, b, h + m, 3);
+      }
+      kByHeads[count - 1](queries.data(), rows(keys, b, group, 2), rows(values, b, group, 2), mask ? masks : nullptr, length,
+                          width, padded, scores.data(), sums.data());
+      for (int64_t i = 0; i < count * width; i++) out_data[first * width + i] = Number(sums[i]);
+    }
+  });
+}
+
+at::Tensor with_adjacent_elements(const at::Tensor& tensor) { return tensor.stride(-1) == 1 ? tensor : tensor.contiguous(); }
+
+at::Tensor attention(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
+                     const std::optional<at::Tensor>& mask, double scale) {
+  const int64_t batch = query.size(0), heads = query.size(1), width = query.size(3), length = keys.size(2);
+  at::Tensor out = at::empty({batch, 1, heads, width}, query.options());
+  const at::Tensor q = with_adjacent_elements(query), k = with_adjacent_elements(keys), v = with_adjacent_elements(values);
+  const at::Tensor expanded = mask ? mask->expand({batch, heads, 1, length}) : at::Tensor();
+  const at::Tensor* added = mask ? &expanded : nullptr;
+  if (query.scalar_type() == at::kFloat)
+    attend_all<float>(q, k, v, added, float(scale), out);
+  else
+    attend_all<at::BFloat16>(q, k, v, added, float(scale), out);
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(ulskip, library) {
+  library.def("attention(Tensor query, Tensor keys, Tensor values, Tensor? mask, float scale) -> Tensor");
+  library.impl("attention", c10::DispatchKey::CPU, &attention);
+}

@@ -1,0 +1,73 @@
+"""The attention kernel of decode steps on a CPU, as an attention implementation of transformers."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from ulskip_cli.inference import cpu_kernels, shallow_view
+
+NAME = "ulskip_decode"
+_OTHER_PRODUCTS = ("softcap", "position_bias", "s_aux")  # options that change the scores
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend with our kernel if there is one query per sequence, else with torch's `scaled_dot_product_attention`.
+
+    `query` is [batch, heads, queries, head_dim], `key` and `value` [batch, kv_heads, length, head_dim]; the result is
+    [batch, queries, heads, head_dim].
+    """
+    tensors = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
+    fits = (
+        query.shape[2] == 1
+        and key.shape == value.shape
+        and query.dtype in cpu_kernels.DTYPES
+        and all(tensor.dtype == query.dtype for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and not dropout
+        and all(options.get(name) is None for name in _OTHER_PRODUCTS)
+    )
+    if not fits:
+        attended: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return attended
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return cpu_kernels.attention(query, key, value, attention_mask, scale), None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a view whose attention layers use the kernel where they used `sdpa`; the kernel must be loaded."""
+    configs: dict[int, PreTrainedConfig] = {}  # the copy of each config, by id, because modules share configs
+
+    def attends(module: nn.Module) -> bool:  # models keep their config, because they make masks for `sdpa`
+        config = module.__dict__.get("config")
+        return not isinstance(module, PreTrainedModel) and getattr(config, "_attn_implementation", None) == "sdpa"
+
+    def replacement(module: nn.Module) -> nn.Module | None:
+        if not attends(module):
+            return None
+        config: Any = module.config
+        if id(config) not in configs:
+            configs[id(config)] = copy.deepcopy(config)
+            configs[id(config)]._attn_implementation = NAME
+        return shallow_view.with_config(module, configs[id(config)])
+
+    changed = shallow_view.substituted(view, replacement)
+    assert isinstance(changed, PreTrainedModel)
+    return changed
