@@ -1,6 +1,6 @@
-"""Time the attention of one decode step on a CPU: our kernel beside torch's, with keys per key-value head or repeated per head.
+"""Time the attention of one decode step on a CPU: our kernel beside torch's, per query head or grouped.
 
-`python benchmarks/attention.py` writes benchmarks/results/attention.md. All ways are timed in turns. The machine should be idle.
+`python benchmarks/attention.py` writes benchmarks/results/attention.md. The machine should be idle.
 """
 
 from collections.abc import Callable

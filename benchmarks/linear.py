@@ -76,7 +76,8 @@ def provenance() -> str:
     """Return the version, the commit and the machine as a sentence."""
     facts = {**environment.code(), **environment.machine("cpu")}
     commit = str(facts["git_commit"])[:10] + (" (modified)" if facts["git_dirty"] else "")
-    return f"ulskip {facts['ulskip']} at {commit}, {facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}."
+    machine = f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}"
+    return f"ulskip {facts['ulskip']} at {commit}, {machine}."
 
 
 def _timed(way: Callable[[], Tensor], count: int) -> float:
