@@ -18,6 +18,7 @@ from ulskip_cli.inference.positions import PositionsAndMasks, takes_positions
 from ulskip_cli.inference.static_cache import Cursor, StaticLayer, UnplacedLayer
 
 _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
+MIN_CHUNK = 8192  # elements for which another CPU thread saves time; torch's 512 is slower for the few rows of a step
 WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and replay in the third
 
 
@@ -191,6 +192,7 @@ def _compiled_forward(device: torch.device) -> Callable[..., Any]:
     options: dict[str, Any] = {
         "triton.cudagraphs": device.type == "cuda",
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # safe because no input changes its address or strides
+        "cpp.min_chunk_size": MIN_CHUNK,
     }
     # The compiler stores its results by code object and searches all of them, so each set of shapes gets its own object.
     own = types.FunctionType(_forward.__code__.replace(), _forward.__globals__)
