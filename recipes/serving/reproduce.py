@@ -159,8 +159,9 @@ def main() -> None:
     text = f"""# vLLM servers under load
 
 {options.model} in bfloat16, {kept} of {layers} layers. Every server answered the same requests in turns:
-{options.prompt_tokens} prompt tokens and {options.new_tokens} new ones, {options.requests} request(s) a client, medians of
-{options.rounds} rounds. Full: all layers. Kept: the export alone. Drafting: the full model with the export as its draft model,
+{options.prompt_tokens} prompt tokens and {options.new_tokens} new ones, {options.requests} for each client, at least four,
+after one that does not count; medians of {options.rounds} rounds.
+Full: all layers. Kept: the export alone. Drafting: the full model with the export as its draft model,
 {DRAFTS} tokens at a time. One process: prompts through all layers, generated tokens through the kept ones, without the
 compilation that the others have. Pair: a prefill server with all layers, a decode server with the kept ones, and the proxy.
 

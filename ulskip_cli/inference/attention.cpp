@@ -28,10 +28,9 @@ inline Floats load_floats(const at::BFloat16* from) {
 }
 
 inline float sum_of(Floats vector) {
-  float sum = 0;
   for (int half = kLanes / 2; half; half /= 2)
     for (int i = 0; i < half; i++) vector[i] += vector[i + half];
-  return sum + vector[0];
+  return vector[0];
 }
 
 // e^x for x <= 0, with a relative error below 3e-7.
@@ -50,7 +49,7 @@ struct Rows {  // of one head: [length, width] with a stride between rows
   int64_t stride;
 };
 
-// Adds the weighted sum of kWidth columns of `values` to `out` for M heads. weights: [M, padded]; out: [M, width].
+// Writes the weighted sums of the first V * 16 columns of `values` for M heads. weights: [M, padded]; out: [M, width].
 template <class Number, int M, int V>
 void weigh(Rows<Number> values, const float* weights, int64_t padded, int64_t length, float* out, int64_t width) {
   Floats sums[M][V] = {};

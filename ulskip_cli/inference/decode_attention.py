@@ -55,19 +55,15 @@ def with_decode_attention(view: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a view whose attention layers use the kernel where they used `sdpa`; the kernel must be loaded."""
     configs: dict[int, PreTrainedConfig] = {}  # the copy of each config, by id, because modules share configs
 
-    def attends(module: nn.Module) -> bool:  # models keep their config, because they make masks for `sdpa`
-        config = module.__dict__.get("config")
-        return not isinstance(module, PreTrainedModel) and getattr(config, "_attn_implementation", None) == "sdpa"
-
-    def replacement(module: nn.Module) -> nn.Module | None:
-        if not attends(module):
-            return None
-        config: Any = module.config
+    def change(module: nn.Module) -> PreTrainedConfig | None:
+        config: Any = module.__dict__.get("config")
+        if isinstance(module, PreTrainedModel) or getattr(config, "_attn_implementation", None) != "sdpa":
+            return None  # models keep their config, because they make masks for `sdpa`
         if id(config) not in configs:
             configs[id(config)] = copy.deepcopy(config)
             configs[id(config)]._attn_implementation = NAME
-        return shallow_view.with_config(module, configs[id(config)])
+        return configs[id(config)]
 
-    changed = shallow_view.substituted(view, replacement)
+    changed = shallow_view.with_configs(view, change)
     assert isinstance(changed, PreTrainedModel)
     return changed

@@ -107,11 +107,16 @@ def as_subclass(module: nn.Module, change: Callable[[type], type], children: Map
     return _shell(module, children, change(type(module)))
 
 
-def with_config(module: nn.Module, config: PreTrainedConfig) -> nn.Module:
-    """Return a copy of a module that shares its parts, with another config."""
-    shell = _shell(module, {})
-    shell.config = config
-    return shell
+def with_configs(module: nn.Module, change: Callable[[nn.Module], PreTrainedConfig | None]) -> nn.Module:
+    """Return a copy of a module with other configs; `change` returns the config of a part, or None to keep it."""
+    children = {name: with_configs(child, change) for name, child in module._modules.items() if child is not None}
+    config = change(module)
+    if config is None and all(children[name] is module._modules[name] for name in children):
+        return module
+    shell: Any = _shell(module, children)
+    if config is not None:
+        shell.config = config
+    return shell  # type: ignore[no-any-return]
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
