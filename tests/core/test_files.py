@@ -27,6 +27,14 @@ with lock(Path(sys.argv[1])):
     time.sleep(60)
 """
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ulskip_cli.core.files import write_atomic
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(Path(sys.argv[1]), "half")
+"""
+
 
 def test_a_claim_is_for_one_at_a_time(tmp_path):
     path = tmp_path / "a.lock"
@@ -67,6 +75,33 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(StorageError, match="No space left"):
         write_atomic(path, '{"a": 2}')
     assert read_object(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
+    path, other = tmp_path / "a[1].json", tmp_path / "a[1].json.other"
+    for file in (path, other):
+        assert subprocess.run([sys.executable, "-c", KILLED, str(file)]).returncode == -9
+    assert not path.exists()
+    assert len(list(tmp_path.iterdir())) == 2
+    write_atomic(path, "{}")
+    assert path.read_text() == "{}"
+    (left,) = (file.name for file in tmp_path.iterdir() if file != path)
+    assert left.startswith(f".{other.name}.")
+
+
+def test_a_write_keeps_the_temporary_file_of_a_running_process(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write = files.os.fsync
+
+    def write_between(descriptor):
+        monkeypatch.setattr(files.os, "fsync", write)
+        write_atomic(path, "inner")
+        write(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", write_between)
+    write_atomic(path, "outer")
+    assert path.read_text() == "outer"
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -2,14 +2,17 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ulskip_cli.core.errors import StorageError, UsageError
@@ -17,6 +20,7 @@ from ulskip_cli.core.errors import StorageError, UsageError
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _FULL_DISK = ("No space left", "os error 28", "Disk quota", "inline_container")  # of safetensors and of torch.save
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # a link may lead to any file of the user
+_HOST = platform.node()[:32]  # process ids are those of one machine, and a folder can be shared by several
 _MAX_NAME, _MAX_PATH = 255, 4095  # bytes, of Linux and macOS
 
 
@@ -45,8 +49,11 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
-    """Write a file completely or not at all, through a temporary file; raise StorageError if the write fails."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    """Write a file completely or not at all, through a temporary file; raise StorageError if the write fails.
+
+    Temporary files that killed processes of this machine left beside it are removed.
+    """
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -59,6 +66,10 @@ def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(_HOST)}.*.*.tmp"):
+            writer = leftover.name.split(".")[-3]
+            if writer.isdigit() and not psutil.pid_exists(int(writer)):
+                leftover.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
