@@ -31,6 +31,7 @@ def installed(monkeypatch):
         ([LLAMA, "strategy.patch=full"], r"strategy\.patch=folded"),
         ([LLAMA, "model.quantization=bnb-nf4"], r"engine\.weights"),
         ([LLAMA, "decoding.compile=on"], r"decoding\.compile=auto"),
+        ([LLAMA, "decoding.compile=layers"], r"compile=layers; use decoding\.compile=auto"),
     ],
     ids=" ".join,
 )

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import NUM_LAYERS, build_model, random_ids
+from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
+from torch._dynamo.utils import counters
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
@@ -24,8 +25,12 @@ def compiler():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "bloom"])
-def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
+@pytest.mark.parametrize(
+    ("name", "compile"),
+    [*((name, "on") for name in ("llama", "gpt2", "qwen2", "bloom")), *((name, "layers") for name in sorted(ARCHITECTURES))],
+)
+def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compile, compiler):
+    context = DecodeContext(replace(COMPILED, compile=compile), 0)
     model = build_model(name)
     decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)))
     spent = []
@@ -34,8 +39,8 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
         ids = random_ids(3, length, seed=length)
         mask = torch.ones_like(ids)
         mask[1, : 3 * padded] = 0
-        fast = decoder.generate(ids * mask, mask, DecodeContext(COMPILED, 0))
-        slow = decoder.with_engine("transformers").generate(ids * mask, mask, DecodeContext(COMPILED, 0))
+        fast = decoder.generate(ids * mask, mask, context)
+        slow = decoder.with_engine("transformers").generate(ids * mask, mask, context)
         assert fast.token_ids == slow.token_ids
         spent.append(fast.compile_seconds)
     assert spent[0] > 0
@@ -43,23 +48,41 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compiler):
 
 
 @pytest.mark.slow
-def test_compiled_stages_continue_from_the_previous_stage(llama, compiler):
+@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("gpt2", NUM_LAYERS)])  # GPT-2 scales scores by the layer's index
+def test_layers_of_all_schedules_share_their_code(name, kinds, compiler):
+    model, ids = build_model(name), random_ids(5, 9)
+    context = DecodeContext(replace(COMPILED, compile="layers"), 0)
+    graphs = []
+    for ratio in (1, 2):
+        before = counters["stats"]["unique_graphs"]
+        plan = make_plan(compose([f"ratio={ratio}"]), ModelMetadata(NUM_LAYERS, None, None))
+        Decoder(model, plan).generate(ids, torch.ones_like(ids), context)
+        graphs.append(counters["stats"]["unique_graphs"] - before)
+    assert graphs == [2 * kinds, 0]  # traced once to tell kinds apart, and once to compile
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", ["on", "layers"])
+def test_compiled_stages_continue_from_the_previous_stage(llama, compile, compiler):
+    context = DecodeContext(replace(COMPILED, compile=compile), 0)
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(NUM_LAYERS, None, None))
     decoder = Decoder(llama, replace(plan, later_stages=(Stage(3, (0, 5)),)))
     ids = random_ids(2, 6)
     mask = torch.ones_like(ids)
     mask[1, :2] = 0
-    fast = decoder.generate(ids * mask, mask, DecodeContext(COMPILED, 0))
-    slow = decoder.with_engine("transformers").generate(ids * mask, mask, DecodeContext(COMPILED, 0))
+    fast = decoder.generate(ids * mask, mask, context)
+    slow = decoder.with_engine("transformers").generate(ids * mask, mask, context)
     assert fast.token_ids == slow.token_ids
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("compile", ["on", "layers"])
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
-def test_compiled_steps_run_without_a_part(llama, unit, compiler):
+def test_compiled_steps_run_without_a_part(llama, unit, compile, compiler):
     decoder = Decoder(llama, make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), ModelMetadata(NUM_LAYERS, None, None)))
     ids = random_ids(2, 9)
     eager, compiled = (
-        decoder.generate(ids, torch.ones_like(ids), DecodeContext(replace(COMPILED, compile=how), 0)) for how in ("off", "on")
+        decoder.generate(ids, torch.ones_like(ids), DecodeContext(replace(COMPILED, compile=how), 0))
+        for how in ("off", compile)
     )
     assert compiled.compiled and compiled.token_ids == eager.token_ids

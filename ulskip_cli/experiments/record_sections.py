@@ -176,6 +176,7 @@ class BenchmarkDetails:
     timed_prompt_tokens: Count | None = None
     timed_new_tokens: Count | None = None
     compiled: bool | None = None
+    compiled_layers: bool | None = None
     machine_limits: Annotated[dict[str, Any], LimitValues] | None = None
     step_bytes: Count | None = None
     step_flops: Count | None = None

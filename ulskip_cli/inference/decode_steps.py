@@ -3,7 +3,6 @@
 import contextlib
 import os
 import time
-import types
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.cache import cache_dir
 from ulskip_cli.inference import static_cache
+from ulskip_cli.inference.compiled_layers import own_copy, with_compiled_layers
 from ulskip_cli.inference.positions import PositionsAndMasks, takes_positions
 from ulskip_cli.inference.static_cache import Cursor, StaticLayer, UnplacedLayer
 
@@ -95,10 +95,15 @@ class CompiledSteps:
 
     can_shrink = False
 
-    def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int) -> None:
-        """Allocate buffers of `capacity` positions with the shapes of `cache`, compile, and run warm-up steps."""
-        self.view, self.capacity = view, capacity
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int, by_layer: bool = False) -> None:
+        """Allocate buffers of `capacity` positions with the shapes of `cache`, compile, and run warm-up steps.
+
+        `by_layer` compiles each kind of decoder layer once, in seconds; else the whole step is compiled.
+        """
         batch, device = cache.layers[0].keys.shape[0], cache.layers[0].keys.device
+        self.view, self.capacity = view, capacity
+        if by_layer:
+            self.view = with_compiled_layers(view, (batch, capacity), _options(device))
         self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
         self._reads_all = device.type == "cuda"  # CUDA graphs read whole buffers; compiled CPU code reads the filled part
         self._seen = torch.empty(capacity, device=device)
@@ -106,19 +111,19 @@ class CompiledSteps:
         self.with_positions = takes_positions(view)
         kind = StaticLayer if self.with_positions else UnplacedLayer
         self.cache.layers = [kind(layer, capacity, self.cursor) for layer in cache.layers]
-        self._forward = _compiled_forward(device)
+        self._forward = _forward if by_layer else _compiled_forward(device)
         began = time.perf_counter()
         # All inputs of a step keep their addresses and strides.
         self._padding = torch.zeros(batch, capacity, dtype=torch.long, device=device)
         self._tokens, self._positions = (torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2))
-        self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 2)
+        self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 1 + WARM_UP_STEPS)
         self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
-        self._first = True
+        self._warms_up = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.compile warns about its internals
             for _ in range(WARM_UP_STEPS):
-                self.cursor.length = self.prompt_len
                 self(torch.zeros(batch, 1, dtype=torch.long, device=device))
+        self._warms_up = False
         if self._reads_all:
             torch.cuda.synchronize(device)
         self.compile_seconds = time.perf_counter() - began
@@ -161,13 +166,12 @@ class CompiledSteps:
         else:
             self._padding[:, self.cursor.length] = 1
             by_kind = {"": self._padding[:, :end]}
-        if self._first and not self._reads_all:
+        if self._warms_up and not self._reads_all:
             for growing in (self.cursor.seen, *by_kind.values()):
                 torch._dynamo.mark_dynamic(growing, growing.ndim - 1)
         masks = by_kind.get("", by_kind)
         positions = self._positions if self.with_positions else None
         logits: Tensor = self._forward(self.view, self.cache, self._tokens, positions, masks)
-        self._first = False
         self.cursor.length += 1
         return logits
 
@@ -187,16 +191,18 @@ def _keep_compiled_code() -> None:
             os.environ[_COMPILED_CODE] = str(folder)
 
 
-def _compiled_forward(device: torch.device) -> Callable[..., Any]:
+def _options(device: torch.device) -> dict[str, Any]:
+    """Return the options of torch.compile."""
     _keep_compiled_code()
-    options: dict[str, Any] = {
+    return {
         "triton.cudagraphs": device.type == "cuda",
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # safe because no input changes its address or strides
         "cpp.min_chunk_size": MIN_CHUNK,
     }
-    # The compiler stores its results by code object and searches all of them, so each set of shapes gets its own object.
-    own = types.FunctionType(_forward.__code__.replace(), _forward.__globals__)
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+
+
+def _compiled_forward(device: torch.device) -> Callable[..., Any]:
+    return torch.compile(own_copy(_forward), fullgraph=True, dynamic=False, options=_options(device))
 
 
 def _forward(

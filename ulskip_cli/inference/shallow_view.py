@@ -43,6 +43,12 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(_stack(model)[1])
 
 
+def layer_index(layer: nn.Module) -> int | None:
+    """Return the index under which a decoder layer reads the KV cache, or None if it reads none."""
+    found = (getattr(part, name) for part in layer.modules() for name in _INDICES if name in part.__dict__)
+    return next(found, None)
+
+
 def shallow_view(
     model: PreTrainedModel, kept: Sequence[int], adapt: Callable[[int, nn.Module], nn.Module] = lambda place, layer: layer
 ) -> PreTrainedModel:

@@ -88,9 +88,9 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def decoded_by(row: Row) -> str:
-    """Return the name of the engine, the format of its weights, and `compiled` if its steps are compiled."""
+    """Return the name of the engine, the format of its weights, and `compiled` or `compiled layers`."""
     name = " ".join([str(row["engine"]), *([row["engine_weights"]] if row.get("engine_weights") else [])])
-    return f"{name}, compiled" if row["compiled"] else name
+    return f"{name}, compiled{' layers' * bool(row.get('compiled_layers'))}" if row["compiled"] else name
 
 
 def machine_limits(rows: Sequence[Row]) -> str:

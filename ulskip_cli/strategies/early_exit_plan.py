@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import COMPILED, Config
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.strategies import EarlyExitStrategy, Strategy
 from ulskip_cli.strategies.exit_rule import ExitRule
@@ -32,7 +32,7 @@ def make_exit_rule(strategy: Strategy, config: Config, num_layers: int, num_kept
         "stop=[]": bool(decoding.stop),
         "generate_kwargs=null": bool(decoding.generate_kwargs),
         "draft_tokens=0": bool(decoding.draft_tokens),
-        "compile=auto": decoding.compile == "on",
+        "compile=auto": decoding.compile in COMPILED,
     }
     for supported, is_set in refused.items():
         if is_set:

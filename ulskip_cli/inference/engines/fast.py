@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.config_schema import COMPILED, DecodingConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.inference import shallow_view, static_cache
-from ulskip_cli.inference.decode_steps import CompiledSteps, EagerSteps, StagedSteps, Steps
+from ulskip_cli.inference.decode_steps import WARM_UP_STEPS, CompiledSteps, EagerSteps, StagedSteps, Steps
 from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput
 from ulskip_cli.inference.packed_linear import linear_backend_of, packed
 from ulskip_cli.inference.sampling import TokenSampler
@@ -68,13 +68,16 @@ class FastEngine:
         key = self._shape(request)
         if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:
             return 0.0
+        by_layer = request.decoding.compile == "layers"
+        if by_layer and self.device.type != "cpu":
+            raise RunError(f"expected a CPU for decoding.compile=layers, got {self.device}; use decoding.compile=on")
         cache = shallow_view.new_cache(self.prompt_model)
         shallow_view.forward_with_cache(self.prompt_model, request.input_ids, request.attention_mask, cache, last_only=True)
         made = []
         try:
             for stage, model in zip(self.stages, decode_models, strict=True):
                 shallow_view.prune_cache(cache, stage.kept)
-                made.append(CompiledSteps(model, cache, key[1]))
+                made.append(CompiledSteps(model, cache, key[1], by_layer=by_layer))
         except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, or unsupported code
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise RunError(f"torch.compile failed on the decode step ({reason[:160]}); use decoding.compile=off") from None
@@ -99,11 +102,11 @@ class FastEngine:
         return self._compiled.get(self._shape(request)) if self._compiles(request.decoding) else None
 
     def _compiles(self, decoding: DecodingConfig) -> bool:
-        return decoding.compile == "on" or (decoding.compile == "auto" and self.device.type == "cuda")
+        return decoding.compile in COMPILED or (decoding.compile == "auto" and self.device.type == "cuda")
 
     def _shape(self, request: BatchRequest) -> tuple[int, int]:
         batch, prompt_len = request.input_ids.shape
-        needed = prompt_len + request.length - 1
+        needed = prompt_len + max(request.length - 1, WARM_UP_STEPS)
         return batch, -(-needed // CAPACITY_STEP) * CAPACITY_STEP
 
 
