@@ -72,7 +72,10 @@ def train(work: Path, only: str) -> None:
     """Train an adapter for each set of layers, and one with each source of responses alone."""
     validation = f"train.validation={{file:{work}/choose.jsonl,limit:20}}"
     trainings = {f"adapter-{count}": (count, []) for count in LAYERS}
-    trainings |= {f"adapter-20-{kind}": (20, [f"train.responses={kind}"]) for kind in ("reference", "own")}
+    # One epoch of the references is 59 steps; own answers alone get as many, so that only their source differs.
+    trainings |= {
+        f"adapter-20-{kind}": (20, [f"train.responses={kind}", "train.max_steps=59"]) for kind in ("reference", "own")
+    }
     for name, (count, more) in trainings.items():
         if not only or name in only.split(","):
             call("train", *TRAIN, *task(work, "windows.jsonl"), f"train.own.file={work}/own.jsonl", validation,
