@@ -10,7 +10,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.training import setup, trainer
+from ulskip_cli.training import run, setup, trainer
 from ulskip_cli.training.run import train
 
 pytestmark = pytest.mark.usefixtures("single_thread")  # sums have one order, also in subprocesses
@@ -100,6 +100,39 @@ def test_a_training_killed_while_it_generates_answers_goes_on(model_folder, tmp_
     stored = (tmp_path / "out" / "own_responses.jsonl").read_bytes()
     trained(model_folder, tmp_path / "out", *changes)
     assert (tmp_path / "out" / "own_responses.jsonl").read_bytes() == stored
+
+
+def killed_before_identity(path, content):
+    path.with_name(f".{path.name}.0.tmp").write_text("")
+    raise KeyboardInterrupt
+
+
+def killed(*args):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "module, name, stop",
+    [(setup, "build_adapter_loss", killed), (run, "write_atomic", killed_before_identity), (run, "last_checkpoint", killed)],
+    ids=["answers stored", "no identity", "no checkpoint"],
+)
+def test_killed_before_its_first_checkpoint_it_ends_with_equal_tensors(model_folder, tmp_path, monkeypatch, module, name, stop):
+    changes = ["train.responses=own", "train.own.samples=2", "train.own.max_new_tokens=4", "train.max_steps=2"]
+    trained(model_folder, tmp_path / "whole", *changes)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(model_folder, tmp_path / "cut", *changes)
+    assert not trained(model_folder, tmp_path / "cut", *changes).resumed
+    whole, cut = tensors(tmp_path / "whole"), tensors(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(cut[name], tensor) for name, tensor in whole.items())
+
+
+def test_checkpoints_of_another_program_are_not_taken_for_a_killed_training(model_folder, tmp_path):
+    (tmp_path / "out" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(UsageError, match="got other files"):
+        trained(model_folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

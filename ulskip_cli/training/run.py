@@ -123,7 +123,7 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     elif output.exists() and not output.is_dir():
         raise UsageError(f"expected output={output} to be a folder, got a file; {advice}")
     elif (
-        os.environ.get("RANK", "0") == "0" and output.exists() and any(file.name != OWN_RESPONSES for file in output.iterdir())
+        os.environ.get("RANK", "0") == "0" and output.exists() and not all(_is_own_beginning(file) for file in output.iterdir())
     ):  # other ranks may start after rank 0 has written its first file
         raise UsageError(f"expected output={output} to be empty or to contain a training run, got other files; {advice}")
     try:
@@ -131,6 +131,13 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     except OSError as error:
         raise UsageError(f"cannot write to output={output} ({error.strerror}); set another output=DIR") from None
     return None
+
+
+def _is_own_beginning(file: Path) -> bool:
+    """Return True for what a training that was killed before it wrote its identity leaves in its output folder."""
+    if file.name == "checkpoints" and file.is_dir():
+        return all(one.name.startswith(".identity.") for one in file.iterdir())
+    return file.name == OWN_RESPONSES
 
 
 def _evaluate_last_step(trainer: SkipTrainer) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import set_seed
 
 from ulskip_cli.core.adapter_record import adapter_records
 from ulskip_cli.core.config_schema import STARTS, TrainingConfig, TrainOptions
@@ -163,6 +164,7 @@ def build_adapter_loss(
         start = zero_adapter(model, kept_sets, train.patch, train.patch_rank)
     weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
     free = psutil.virtual_memory().available
+    set_seed(config.seed)  # of the first LoRA matrices; answers that are sampled change the random state, stored ones do not
     return AdapterLoss(model, start, train.lora, weights, int(FROZEN_SHARE * free))
 
 
