@@ -131,7 +131,9 @@ def test_the_result_is_a_plain_model_that_says_how_it_was_trained(finished, mode
 def test_a_finished_training_is_not_run_again(finished):
     config, record = finished
     saved = (Path(config.output) / "model.safetensors").stat().st_mtime_ns
+    (Path(config.output) / "checkpoints").mkdir()  # as a process leaves it that is killed before it has removed them
     assert train(config, NullProgress()) == record
+    assert not (Path(config.output) / "checkpoints").exists()
     assert (Path(config.output) / "model.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match=f"{config.output}.*output="):
         train(replace(config, seed=config.seed + 1), NullProgress())

@@ -48,6 +48,7 @@ def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence
     identity = _identity(config, texts)
     finished = _finished_record(output, identity)
     if finished:
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)  # a killed process may have left them
         progress.phase("already finished, nothing to train", 1)
         return finished
     checkpoints = output / "checkpoints"
