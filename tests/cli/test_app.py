@@ -41,13 +41,13 @@ def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
 
 
-def without_limit(overrides):
-    return [text for text in overrides if not text.startswith("limit=")]
+def for_bench(overrides):
+    return [*(text for text in overrides if not text.startswith("limit=")), "decoding.compile=off"]
 
 
 @pytest.mark.slow
 def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, tmp_path):
-    arguments = ["bench", "ratio=2", "batch_size=1,2", *without_limit(overrides), "speed.prompt_tokens=4"]
+    arguments = ["bench", "ratio=2", "batch_size=1,2", *for_bench(overrides), "speed.prompt_tokens=4"]
     code, out, err = ulskip(*arguments)
     assert code == 0
     for part in ("transformers", "torch", "3/6", "Where the time of a step goes", f"written to {tmp_path / 'bench'}/"):
@@ -76,7 +76,7 @@ def test_a_failing_point_does_not_stop_a_bench(ulskip, overrides, monkeypatch):
         return real(self, point)
 
     monkeypatch.setattr(benchmark.BenchmarkRunner, "run_point", sometimes)
-    code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "engine=auto", *without_limit(overrides))
+    code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "engine=auto", *for_bench(overrides))
     assert (code, "2/6" in out) == (1, True)
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err
 

@@ -5,18 +5,21 @@ import pytest
 import torch
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.benchmark import BenchmarkRunner
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.preflight import resolve_benchmark
 from ulskip_cli.experiments.runner import Session
+from ulskip_cli.inference import cpu_kernels
+from ulskip_cli.inference.engines import fast
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 
 QUICK = ["speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3", "speed.prompt_tokens=5", "batch_size=2"]
+QUICK += ["decoding.compile=off"]  # compiling takes seconds
 SHAPE = {
     "model_type": "llama", "num_hidden_layers": 6, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 101, "tie_word_embeddings": True, "dtype": "float32",
@@ -181,6 +184,23 @@ def test_a_real_models_prompts_are_random_too(bench, model_folder, tmp_path, mon
     overrides = [f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", "task=jsonl", *QUICK]
     row = bench.run(compose(overrides))
     assert (row["prompt_tokens"], row["generated_tokens"]) == (2 * 2 * 5, 2 * 2 * 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cpu_kernels.unsupported_reason() is not None, reason="the CPU kernels do not run here")
+def test_layers_are_compiled_unless_the_model_does_not_support_it(bench, point, monkeypatch):
+    row = bench.run(point("ratio=2", "decoding.compile=auto"))
+    assert (row["compiled"], row["compiled_layers"]) == (True, True)
+    assert row["compile_seconds"] > 0
+
+    def unsupported(*args, **options):
+        raise torch._dynamo.exc.Unsupported("graph break")
+
+    monkeypatch.setattr(fast, "CompiledSteps", unsupported)
+    row = bench.run(point("ratio=3", "decoding.compile=auto"))
+    assert (row["compiled"], row["compiled_layers"], row["engine"]) == (False, False, "torch")
+    with pytest.raises(RunError, match=r"decoding\.compile=off"):
+        bench.run(point("ratio=3", "decoding.compile=layers", "seed=1"))
 
 
 def test_compiling_that_has_no_effect_is_told(bench, point):

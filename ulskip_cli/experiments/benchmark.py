@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ulskip_cli.core.config import baseline_config
-from ulskip_cli.core.config_schema import COMPILED, LAYER, MLP, Config
+from ulskip_cli.core.config_schema import AUTO, COMPILED, LAYER, MLP, Config
 from ulskip_cli.core.engines import in_format
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
@@ -26,9 +27,11 @@ from ulskip_cli.experiments.step_time import StepTimeBreakdown, StepWork, layer_
 from ulskip_cli.experiments.throughput import measure_throughput
 from ulskip_cli.experiments.workload import RANDOM_PROMPTS
 from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.inference.engines import fast
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.head_timing import head_seconds
 from ulskip_cli.inference.loading import LoadedModel
+from ulskip_cli.inference.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter, timing_adapter
 from ulskip_cli.strategies.patching import NO_PATCH, patch_kind, patch_of, patch_parameters
 from ulskip_cli.strategies.plan import Plan, make_plan
@@ -47,13 +50,20 @@ class BenchmarkRunner:
         config, progress = point.config, self.session.progress
         loaded = self._load(config)
         limits = self._measure_limits(loaded)
-        latency = self.session.solve_depth(config, loaded, RANDOM_PROMPTS)
+        compiled = _with_compiled_layers(config, loaded)
+        latency = self.session.solve_depth(compiled, loaded, RANDOM_PROMPTS)
         plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
         adapter, found = timed_correction(config, loaded, plan, latency)
         strategy = Decoder(loaded.model, plan, adapter=adapter, engine=config.engine)
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
-        fixed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
-        pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
+        fixed = replace(compiled, speed=replace(config.speed, new_tokens=plan.timed_tokens))
+        try:
+            pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
+        except RunError:
+            if fixed.decoding == config.decoding:
+                raise
+            fixed = replace(fixed, decoding=config.decoding)  # torch.compile does not support every model
+            pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
         progress.phase(f"{plan.strategy}: step time", 0)
         sides = (pairs.full[0], full), (pairs.strategy[0], strategy)
         heads = [head_seconds(decoder, output.linear_backend, pairs.batch_size) for output, decoder in sides]
@@ -62,7 +72,7 @@ class BenchmarkRunner:
             timed_prompt_tokens=config.speed.prompt_tokens,
             timed_new_tokens=plan.timed_tokens,
             compiled=pairs.strategy[0].compiled,
-            compiled_layers=pairs.strategy[0].compiled and config.decoding.compile == "layers",
+            compiled_layers=pairs.strategy[0].compiled and fixed.decoding.compile == "layers",
             machine_limits=asdict(limits),
             full={
                 **asdict(measure_throughput(pairs.full, "timed pairs")),
@@ -112,6 +122,18 @@ class BenchmarkRunner:
             self.session.progress.phase("machine limits", 1)
             self._limits[key] = machine_limits.measure(device, dtype)
         return self._limits[key]
+
+
+def _with_compiled_layers(config: Config, loaded: LoadedModel) -> Config:
+    """Return the configuration with compiled layers if decoding.compile=auto can use them: they need the CPU kernels' compiler.
+
+    A benchmark is about long runs, in which the seconds of compiling pay; `ulskip run` does not compile on a CPU.
+    """
+    torch_engine = config.engine.name in ("auto", "torch") and fast.unsupported_reason(loaded.model, config.decoding) is None
+    can_compile = choose_linear_backend(loaded.model).name == PANELS
+    if config.decoding.compile != AUTO or config.decoding.draft_tokens or not torch_engine or not can_compile:
+        return config
+    return replace(config, decoding=replace(config.decoding, compile="layers"))
 
 
 def timed_correction(
