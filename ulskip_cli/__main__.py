@@ -17,7 +17,9 @@ def main() -> None:
 
         cpu_load.let_threads_sleep(meter.other_cpus(), os.environ)  # before torch is imported
         run()
-    except KeyboardInterrupt:  # during the imports, or a second signal
+    except (KeyboardInterrupt, Exception) as error:  # during the imports, or a second signal
+        if not isinstance(error, KeyboardInterrupt) and not interruption.received():
+            raise
         interruption.release()
         print(f"ulskip: {interruption.MESSAGE}", file=sys.stderr)
         sys.exit(interruption.exit_code())

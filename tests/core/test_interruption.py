@@ -37,6 +37,38 @@ def compose(*args):
 
 config.compose = compose
 """
+WRAPPED = """
+class Sender:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.{0})
+
+def in_class_body(*args):
+    type("Made", (), {{"sender": Sender()}})
+
+"""
+WRAPPED_AT_IMPORT = (
+    WRAPPED
+    + """
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            in_class_body()
+
+sys.meta_path.insert(0, Finder())
+"""
+)
+WRAPPED_IN_COMMAND = (
+    WRAPPED
+    + """
+from ulskip_cli.core import config
+
+config.compose = in_class_body
+"""
+)
+MOMENTS = {
+    "import": AT_IMPORT, "command": IN_COMMAND, "swallowed": SWALLOWED, "wrapped at import": WRAPPED_AT_IMPORT,
+    "wrapped in command": WRAPPED_IN_COMMAND,
+}  # fmt: skip
 
 
 def heed_all():
@@ -51,10 +83,10 @@ def ran(moment, name, before=heed_all):
     return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=before)
 
 
-@pytest.mark.parametrize("moment", [AT_IMPORT, IN_COMMAND, SWALLOWED], ids=["import", "command", "swallowed"])
+@pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize(("name", "code"), SIGNALS.items())
 def test_a_signal_ends_the_command_with_one_line_and_its_exit_code(moment, name, code):
-    ended = ran(moment, name)
+    ended = ran(MOMENTS[moment], name)
     assert (ended.returncode, len(ended.stderr.splitlines())) == (code, 1), ended.stderr
     assert ended.stderr.startswith("ulskip: interrupted")
 

@@ -76,6 +76,8 @@ def invoke(arguments: Sequence[str]) -> int:
             return _unforeseen(error)
         return _complain(f"cannot read or write {error.filename} ({error.strerror}); use a path that is accessible", 1)
     except Exception as error:
+        if interruption.received():
+            return _complain(interruption.MESSAGE, interruption.exit_code())
         if os.environ.get("ULSKIP_DEBUG"):
             raise
         return _unforeseen(error)

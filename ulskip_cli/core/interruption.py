@@ -33,6 +33,11 @@ def release() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+def received() -> bool:
+    """Return True if a signal came. An exception that follows can be its own, because Python wraps those in a class body."""
+    return bool(_received)
+
+
 def check() -> None:
     """Raise KeyboardInterrupt if a signal came and a library swallowed its exception."""
     if _received:
