@@ -4,9 +4,11 @@ import pytest
 import torch
 from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
 from torch._dynamo.utils import counters
+from transformers import BartConfig, BartForCausalLM
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.plan import Stage, make_plan
@@ -59,6 +61,23 @@ def test_layers_of_all_schedules_share_their_code(name, kinds, compiler):
         Decoder(model, plan).generate(ids, torch.ones_like(ids), context)
         graphs.append(counters["stats"]["unique_graphs"] - before)
     assert graphs == [2 * kinds, 0]  # traced once to tell kinds apart, and once to compile
+
+
+@pytest.mark.slow
+def test_code_that_gives_other_logits_is_not_used(compiler):
+    torch.manual_seed(0)
+    sizes = {
+        "d_model": 32,
+        "decoder_layers": NUM_LAYERS,
+        "encoder_layers": NUM_LAYERS,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 48,
+    }
+    config = BartConfig(vocab_size=101, is_decoder=True, is_encoder_decoder=False, eos_token_id=None, init_std=0.3, **sizes)
+    decoder = Decoder(BartForCausalLM(config).eval(), make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)))
+    ids = random_ids(2, 9)
+    with pytest.raises(RunError, match=r"logits.*decoding\.compile=off"):  # Bart derives positions from the cache's length
+        decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED, 0))
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from ulskip_cli.inference.static_cache import Cursor, StaticLayer, UnplacedLayer
 
 _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 MIN_CHUNK = 8192  # elements for which another CPU thread saves time; torch's 512 is slower for the few rows of a step
+CHECKED_STEPS = 2
+ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}  # largest share of the logits that counts as rounding; else 0.1
 WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and replay in the third
 
 
@@ -101,7 +103,8 @@ class CompiledSteps:
         `by_layer` compiles each kind of decoder layer once, in seconds; else the whole step is compiled.
         """
         batch, device = cache.layers[0].keys.shape[0], cache.layers[0].keys.device
-        self.view, self.capacity = view, capacity
+        self.source = self.view = view
+        self.capacity = capacity
         if by_layer:
             self.view = with_compiled_layers(view, (batch, capacity), _options(device))
         self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
@@ -178,6 +181,25 @@ class CompiledSteps:
     def drop_finished(self, alive: Tensor) -> None:
         """Raise NotImplementedError, because the shapes are fixed."""
         raise NotImplementedError
+
+
+class WrongCode(Exception):
+    """Compiled steps give other logits than eager ones, because the model reads something that they hold constant."""
+
+
+def check_compiled(steps: CompiledSteps, cache: DynamicCache, mask: Tensor) -> None:
+    """Compare steps with eager ones after the same prompt, whose `cache` is used up; raise WrongCode if they differ.
+
+    `mask` is the prompt's [batch, prompt_len]. Rounding of the dtype is no difference.
+    """
+    tokens = torch.zeros(len(mask), 1, dtype=torch.long, device=mask.device)
+    steps.begin(cache, mask, 1 + CHECKED_STEPS)
+    eager = EagerSteps(steps.source, cache, mask, 1 + CHECKED_STEPS)
+    for _ in range(CHECKED_STEPS):
+        got, want = steps(tokens).float(), eager(tokens).float()
+        off = float((got - want).norm() / want.norm())
+        if not off < ROUNDING.get(eager.view.dtype, 0.1):
+            raise WrongCode(f"compiled steps give logits that are off by {off:.1%}")
 
 
 def _keep_compiled_code() -> None:

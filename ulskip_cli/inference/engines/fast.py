@@ -14,7 +14,15 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.core.config_schema import COMPILED, DecodingConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.inference import shallow_view, static_cache
-from ulskip_cli.inference.decode_steps import WARM_UP_STEPS, CompiledSteps, EagerSteps, StagedSteps, Steps
+from ulskip_cli.inference.decode_steps import (
+    WARM_UP_STEPS,
+    CompiledSteps,
+    EagerSteps,
+    StagedSteps,
+    Steps,
+    WrongCode,
+    check_compiled,
+)
 from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput
 from ulskip_cli.inference.packed_linear import linear_backend_of, packed
 from ulskip_cli.inference.sampling import TokenSampler
@@ -49,7 +57,7 @@ class FastEngine:
         self, prompt_model: PreTrainedModel, stages: Sequence[StageView], device: torch.device, linear_backend: str
     ) -> None:
         self.prompt_model, self.stages, self.device, self.linear_backend = prompt_model, stages, device, linear_backend
-        self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
+        self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}  # by shape; empty: the steps cannot be compiled
 
     @functools.cached_property
     def decode_models(self) -> list[PreTrainedModel]:
@@ -63,7 +71,10 @@ class FastEngine:
         return replace(output, linear_backend=linear_backend_of(self.decode_models[0]), compiled=compiled)
 
     def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights; compile the steps for this shape if compilation is on, and raise RunError if compiling fails."""
+        """Pack the weights; compile the steps for this shape if compilation is on.
+
+        Raises RunError if they cannot be compiled; with decoding.compile=auto they stay uncompiled.
+        """
         decode_models = self.decode_models
         key = self._shape(request)
         if not self._compiles(request.decoding) or key in self._compiled or request.length < 2:
@@ -78,9 +89,12 @@ class FastEngine:
             for stage, model in zip(self.stages, decode_models, strict=True):
                 shallow_view.prune_cache(cache, stage.kept)
                 made.append(CompiledSteps(model, cache, key[1], by_layer=by_layer))
-        except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, or unsupported code
+                check_compiled(made[-1], shallow_view.fork_cache(cache, stage.kept), request.attention_mask)
+        except (torch._dynamo.exc.TorchDynamoException, WrongCode) as error:  # no C++ compiler, or unsupported code
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise RunError(f"torch.compile failed on the decode step ({reason[:160]}); use decoding.compile=off") from None
+            if request.decoding.compile != "auto":
+                raise RunError(f"torch.compile failed on the decode step ({reason[:160]}); use decoding.compile=off") from None
+            made = []
         self._compiled[key] = made
         return sum(steps.compile_seconds for steps in made)
 
@@ -99,7 +113,7 @@ class FastEngine:
         return StagedSteps(first, later) if later else first
 
     def _compiled_for(self, request: BatchRequest) -> list[CompiledSteps] | None:
-        return self._compiled.get(self._shape(request)) if self._compiles(request.decoding) else None
+        return self._compiled.get(self._shape(request)) or None if self._compiles(request.decoding) else None
 
     def _compiles(self, decoding: DecodingConfig) -> bool:
         return decoding.compile in COMPILED or (decoding.compile == "auto" and self.device.type == "cuda")
