@@ -183,7 +183,7 @@ class CompiledSteps:
         raise NotImplementedError
 
 
-class WrongCode(Exception):
+class WrongCode(RuntimeError):
     """Compiled steps give other logits than eager ones, because the model reads something that they hold constant."""
 
 

@@ -14,13 +14,13 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.core.config_schema import COMPILED, DecodingConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.inference import shallow_view, static_cache
+from ulskip_cli.inference.batching import is_out_of_memory
 from ulskip_cli.inference.decode_steps import (
     WARM_UP_STEPS,
     CompiledSteps,
     EagerSteps,
     StagedSteps,
     Steps,
-    WrongCode,
     check_compiled,
 )
 from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput
@@ -85,12 +85,14 @@ class FastEngine:
         cache = shallow_view.new_cache(self.prompt_model)
         shallow_view.forward_with_cache(self.prompt_model, request.input_ids, request.attention_mask, cache, last_only=True)
         made = []
-        try:
+        try:  # fails without a C++ compiler, and for models that torch.compile or our buffers do not support
             for stage, model in zip(self.stages, decode_models, strict=True):
                 shallow_view.prune_cache(cache, stage.kept)
                 made.append(CompiledSteps(model, cache, key[1], by_layer=by_layer))
                 check_compiled(made[-1], shallow_view.fork_cache(cache, stage.kept), request.attention_mask)
-        except (torch._dynamo.exc.TorchDynamoException, WrongCode) as error:  # no C++ compiler, or unsupported code
+        except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            if is_out_of_memory(error):
+                raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             if request.decoding.compile != "auto":
                 raise RunError(f"torch.compile failed on the decode step ({reason[:160]}); use decoding.compile=off") from None
