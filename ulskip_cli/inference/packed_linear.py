@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.inference import cpu_kernels, decode_attention, shallow_view
+from ulskip_cli.inference.huge_pages import HugePages
 
 MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
 PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
@@ -32,7 +33,7 @@ class PackedLinear(nn.Module):
         weight = _weight(source).detach()
         self.out_features, self.by = weight.shape[0], by
         if by == PANELS:
-            copied = cpu_kernels.pack(weight)
+            copied = _memory.copy(cpu_kernels.pack(weight))
         else:
             copied = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.register_buffer("weight_packed", copied, persistent=False)
@@ -49,6 +50,7 @@ class PackedLinear(nn.Module):
         return product
 
 
+_memory = HugePages()
 # The packed copy of each layer and the version of its weight; all views of a model share the copies.
 _copies: WeakKeyDictionary[nn.Module, tuple[int, PackedLinear]] = WeakKeyDictionary()
 # The linear backend of each model, and the dtypes and devices of its weights at that time.
