@@ -23,11 +23,17 @@ class HugePages:
 
     def copy(self, tensor: Tensor) -> Tensor:
         """Return a contiguous copy of a CPU tensor in this memory."""
+        if tensor.nbytes > self._chunk_bytes:
+            return _typed(_allocate(tensor.nbytes), tensor)
         if self._used + tensor.nbytes > len(self._chunk):
-            self._chunk, self._used = _allocate(max(self._chunk_bytes, tensor.nbytes)), 0
-        held = self._chunk[self._used : self._used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            self._chunk, self._used = _allocate(self._chunk_bytes), 0
+        held = _typed(self._chunk[self._used : self._used + tensor.nbytes], tensor)
         self._used += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        return held.copy_(tensor)
+        return held
+
+
+def _typed(held: Tensor, tensor: Tensor) -> Tensor:
+    return held.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def _allocate(size: int) -> Tensor:
