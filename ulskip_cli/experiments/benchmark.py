@@ -47,23 +47,27 @@ class BenchmarkRunner:
 
     def run_point(self, point: ResolvedPoint) -> list[RunRecord]:
         """Time one point and store its record; raise RunError if a single sequence does not fit into memory."""
+        config = point.config
+        compiled = _with_compiled_layers(config, self._load(config))
+        try:
+            return self._time_point(point, compiled)
+        except RunError:
+            if compiled is config:
+                raise
+            return self._time_point(point, config)  # torch.compile does not support every model
+
+    def _time_point(self, point: ResolvedPoint, timed: Config) -> list[RunRecord]:
+        """Time one point as `timed` says, which can differ from its configuration in decoding.compile, and store its record."""
         config, progress = point.config, self.session.progress
         loaded = self._load(config)
         limits = self._measure_limits(loaded)
-        compiled = _with_compiled_layers(config, loaded)
-        latency = self.session.solve_depth(compiled, loaded, RANDOM_PROMPTS)
+        latency = self.session.solve_depth(timed, loaded, RANDOM_PROMPTS)
         plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
         adapter, found = timed_correction(config, loaded, plan, latency)
         strategy = Decoder(loaded.model, plan, adapter=adapter, engine=config.engine)
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
-        fixed = replace(compiled, speed=replace(config.speed, new_tokens=plan.timed_tokens))
-        try:
-            pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
-        except RunError:
-            if fixed.decoding == config.decoding:
-                raise
-            fixed = replace(fixed, decoding=config.decoding)  # torch.compile does not support every model
-            pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
+        fixed = replace(timed, speed=replace(config.speed, new_tokens=plan.timed_tokens))
+        pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
         progress.phase(f"{plan.strategy}: step time", 0)
         sides = (pairs.full[0], full), (pairs.strategy[0], strategy)
         heads = [head_seconds(decoder, output.linear_backend, pairs.batch_size) for output, decoder in sides]
@@ -72,7 +76,7 @@ class BenchmarkRunner:
             timed_prompt_tokens=config.speed.prompt_tokens,
             timed_new_tokens=plan.timed_tokens,
             compiled=pairs.strategy[0].compiled,
-            compiled_layers=pairs.strategy[0].compiled and fixed.decoding.compile == "layers",
+            compiled_layers=pairs.strategy[0].compiled and timed.decoding.compile == "layers",
             machine_limits=asdict(limits),
             full={
                 **asdict(measure_throughput(pairs.full, "timed pairs")),

@@ -1,6 +1,5 @@
 """Decoder layers of decode steps, compiled once for all layers that run the same operations."""
 
-import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -24,9 +23,10 @@ def with_compiled_layers(view: PreTrainedModel, shape: tuple[int, int], options:
     all views with the same shape share their code. The steps need a `DynamicCache` of `StaticLayer`.
     """
     layers = {id(layer) for layer in shallow_view.decoder_layers(view)}
+    code = _codes.setdefault(shape, _LayerCode(options))
 
     def replacement(module: nn.Module) -> nn.Module | None:
-        return CompiledLayer(module, _LayerCode.of(shape, options)) if id(module) in layers else None
+        return CompiledLayer(module, code) if id(module) in layers else None
 
     changed = shallow_view.substituted(view, replacement)
     assert isinstance(changed, PreTrainedModel)
@@ -106,16 +106,6 @@ class _LayerCode:
         self._kind = 0  # of the layer that ran last
         self._sort = torch.compile(own_copy(_run), fullgraph=True, dynamic=False, backend=self._traced)
 
-    @staticmethod
-    @functools.cache
-    def _of(shape: tuple[int, int], options: tuple[tuple[str, Any], ...]) -> "_LayerCode":
-        return _LayerCode(dict(options))
-
-    @classmethod
-    def of(cls, shape: tuple[int, int], options: dict[str, Any]) -> "_LayerCode":
-        """Return the code that all layers of these shapes and options share."""
-        return cls._of(shape, tuple(options.items()))
-
     def code_for(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Code:
         """Return the code of a layer for these arguments; it is compiled when it runs first."""
         with torch._dynamo.config.patch(recompile_limit=MAX_KINDS):
@@ -131,6 +121,9 @@ class _LayerCode:
             return graph(*args)
 
         return run
+
+
+_codes: dict[tuple[int, int], _LayerCode] = {}  # by shape
 
 
 def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,6 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    dropout: float = 0.0,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -36,12 +35,12 @@ def attend(
         and query.dtype in cpu_kernels.DTYPES
         and all(tensor.dtype == query.dtype for tensor in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and not dropout
+        and not options.get("dropout")
         and all(options.get(name) is None for name in _OTHER_PRODUCTS)
     )
     if not fits:
         attended: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+            module, query, key, value, attention_mask, scaling=scaling, **options
         )
         return attended
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
