@@ -45,23 +45,24 @@ def test_leading_dimensions_stay():
     batch=st.integers(1, 3),
     kv_heads=st.integers(1, 3),
     shared=st.integers(1, 6),
+    queries=st.integers(1, 5),
     width=sizes,
     length=sizes,
     masked=st.sampled_from(["no", "every sequence", "one for all"]),
     half=st.booleans(),
 )
-def test_attention_of_any_shape(batch, kv_heads, shared, width, length, masked, half):
+def test_attention_of_any_shape(batch, kv_heads, shared, queries, width, length, masked, half):
     dtype = torch.bfloat16 if half else torch.float32
     generator = torch.Generator().manual_seed(batch * kv_heads * shared + width * length)
 
     def random(*shape):
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    query = random(batch, 1, kv_heads * shared, width).transpose(1, 2)
+    query = random(batch, queries, kv_heads * shared, width).transpose(1, 2)
     keys, values = (random(batch, kv_heads, length + 3, width)[:, :, :length] for _ in range(2))
     mask = None
     if masked != "no":
-        hidden = torch.rand(batch if masked == "every sequence" else 1, 1, 1, length, generator=generator) < 0.5
+        hidden = torch.rand(batch if masked == "every sequence" else 1, 1, queries, length, generator=generator) < 0.5
         hidden[..., -1] = False
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
     got = cpu_kernels.attention(query, keys, values, mask, 0.3)

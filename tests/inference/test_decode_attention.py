@@ -5,6 +5,7 @@ from reference import NUM_LAYERS, build_model, random_ids
 from ulskip_cli.inference import cpu_kernels, shallow_view
 from ulskip_cli.inference.decode_attention import with_decode_attention
 from ulskip_cli.inference.decode_steps import EagerSteps
+from ulskip_cli.inference.engines.speculative import DraftAndVerifyModels
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,25 @@ def test_steps_equal_those_of_sdpa(name, lengths):
         got = logits_of(model, with_decode_attention(model), ids, mask, 4)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert lengths == [length for length in range(6, 10) for _ in range(NUM_LAYERS)]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+def test_checks_of_drafts_equal_those_of_sdpa(name, lengths):
+    model = build_model(name)
+    ids, mask = random_ids(3, 9), torch.ones(3, 9, dtype=torch.long)
+    mask[1, :4] = 0
+
+    def verify(full):
+        cache = shallow_view.new_cache(model)
+        shallow_view.forward_with_cache(model, ids[:, :6], mask[:, :6], cache)
+        return DraftAndVerifyModels(full, full, tuple(range(NUM_LAYERS)), cache, mask[:, :6], 4).verify(ids[:, 6:])
+
+    with torch.inference_mode():
+        expected = verify(model)
+        assert not lengths
+        got = verify(with_decode_attention(model))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert lengths == [9] * NUM_LAYERS
 
 
 def test_gradients_flow_without_the_kernel(llama, lengths):

@@ -1,7 +1,7 @@
-// Attention of one new token of every sequence to the keys and values in its cache, in float32.
+// Attention of the few new tokens of every sequence to the keys and values in its cache, in float32.
 //
-// Torch's kernel packs the keys of every query head before it multiplies, which costs more than the product of one query.
-// Here up to 4 query heads that share a key-value head read its keys and values once, where they are.
+// Torch's kernel packs the keys of every query head before it multiplies, which costs more than the product of a few queries.
+// Here up to 4 queries that share a key-value head read its keys and values once, where they are.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@ namespace {
 
 using namespace ulskip;
 
-constexpr int kHeads = 4, kVectors = 4;
+constexpr int kQueries = 4, kVectors = 4;
 constexpr int64_t kGrain = 1 << 14;  // smallest number of key elements for which a second thread saves time
 
 inline Floats load_floats(const float* from) { return load<Floats>(from); }
@@ -49,7 +49,7 @@ struct Rows {  // of one head: [length, width] with a stride between rows
   int64_t stride;
 };
 
-// Writes the weighted sums of the first V * 16 columns of `values` for M heads. weights: [M, padded]; out: [M, width].
+// Writes the weighted sums of the first V * 16 columns of `values` for M queries. weights: [M, padded]; out: [M, width].
 template <class Number, int M, int V>
 void weigh(Rows<Number> values, const float* weights, int64_t padded, int64_t length, float* out, int64_t width) {
   Floats sums[M][V] = {};
@@ -105,32 +105,42 @@ void attend(const float* query, Rows<Number> keys, Rows<Number> values, const Ro
     }
 }
 
-// query: [batch, heads, 1, width]; keys, values: [batch, key-value heads, length, width]; mask: [batch, heads, 1, length] or null.
+// query: [batch, heads, queries, width]; keys, values: [batch, key-value heads, length, width]; mask: [batch, heads, queries,
+// length] or null; out: [batch, queries, heads, width].
 template <class Number>
 void attend_all(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values, const at::Tensor* mask, float scale,
                 at::Tensor& out) {
-  static constexpr decltype(&attend<Number, 1>) kByHeads[kHeads] = {
+  static constexpr decltype(&attend<Number, 1>) kByQueries[kQueries] = {
       attend<Number, 1>, attend<Number, 2>, attend<Number, 3>, attend<Number, 4>};
-  const int64_t batch = query.size(0), heads = query.size(1), width = query.size(3), length = keys.size(2);
-  const int64_t shared = heads / keys.size(1), padded = (length + kLanes - 1) / kLanes * kLanes;
+  const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2), width = query.size(3);
+  const int64_t length = keys.size(2), padded = (length + kLanes - 1) / kLanes * kLanes;
+  const int64_t per_group = heads / keys.size(1) * queries;  // queries that share a key-value head
   const auto rows = [](const at::Tensor& tensor, int64_t b, int64_t h, int64_t row) {
     return Rows<Number>{tensor.const_data_ptr<Number>() + b * tensor.stride(0) + h * tensor.stride(1), tensor.stride(row)};
   };
   auto* out_data = out.mutable_data_ptr<Number>();
-  at::parallel_for(0, batch * heads, std::max<int64_t>(1, kGrain / (length * width)), [&](int64_t begin, int64_t end) {
-    std::vector<float> queries(kHeads * width), scores(kHeads * padded), sums(kHeads * width);
+  const int64_t grain = std::max<int64_t>(1, kGrain / (length * width));
+  at::parallel_for(0, batch * heads * queries, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> scaled(kQueries * width), scores(kQueries * padded), sums(kQueries * width);
     for (int64_t first = begin, count; first < end; first += count) {
-      const int64_t b = first / heads, h = first % heads, group = h / shared;
-      count = std::min({int64_t{kHeads}, end - first, (group + 1) * shared - h});
-      Rows<Number> masks[kHeads];
+      const int64_t group = first / per_group, b = group / keys.size(1), shared = group % keys.size(1);
+      count = std::min({int64_t{kQueries}, end - first, (group + 1) * per_group - first});
+      Rows<Number> masks[kQueries];
       for (int64_t m = 0; m < count; m++) {
-        const Number* from = rows(query, b, h + m, 2).data;
-        for (int64_t d = 0; d < width; d++) queries[m * width + d] = float(from[d]) * scale;
-        if (mask) masks[m] = rows(*mask, b, h + m, 3);
+        const int64_t h = (first + m) / queries % heads, q = (first + m) % queries;
+        const Number* from = rows(query, b, h, 2).data + q * query.stride(2);
+        for (int64_t d = 0; d < width; d++) scaled[m * width + d] = float(from[d]) * scale;
+        if (mask) {
+          masks[m] = rows(*mask, b, h, 3);
+          masks[m].data += q * mask->stride(2);
+        }
       }
-      kByHeads[count - 1](queries.data(), rows(keys, b, group, 2), rows(values, b, group, 2), mask ? masks : nullptr, length,
-                          width, padded, scores.data(), sums.data());
-      for (int64_t i = 0; i < count * width; i++) out_data[first * width + i] = Number(sums[i]);
+      kByQueries[count - 1](scaled.data(), rows(keys, b, shared, 2), rows(values, b, shared, 2), mask ? masks : nullptr, length,
+                            width, padded, scores.data(), sums.data());
+      for (int64_t m = 0; m < count; m++) {
+        const int64_t h = (first + m) / queries % heads, q = (first + m) % queries;
+        for (int64_t d = 0; d < width; d++) out_data[((b * queries + q) * heads + h) * width + d] = Number(sums[m * width + d]);
+      }
     }
   });
 }
@@ -139,10 +149,10 @@ at::Tensor with_adjacent_elements(const at::Tensor& tensor) { return tensor.stri
 
 at::Tensor attention(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
                      const std::optional<at::Tensor>& mask, double scale) {
-  const int64_t batch = query.size(0), heads = query.size(1), width = query.size(3), length = keys.size(2);
-  at::Tensor out = at::empty({batch, 1, heads, width}, query.options());
+  const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2), width = query.size(3);
+  at::Tensor out = at::empty({batch, queries, heads, width}, query.options());
   const at::Tensor q = with_adjacent_elements(query), k = with_adjacent_elements(keys), v = with_adjacent_elements(values);
-  const at::Tensor expanded = mask ? mask->expand({batch, heads, 1, length}) : at::Tensor();
+  const at::Tensor expanded = mask ? mask->expand({batch, heads, queries, keys.size(2)}) : at::Tensor();
   const at::Tensor* added = mask ? &expanded : nullptr;
   if (query.scalar_type() == at::kFloat)
     attend_all<float>(q, k, v, added, float(scale), out);

@@ -87,10 +87,11 @@ def linear(hidden: Tensor, packed: Tensor, bias: Tensor | None, out_features: in
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Return the attention output [batch, 1, heads, head_dim] of one `query` [batch, heads, 1, head_dim] per sequence.
+    """Return the attention output [batch, queries, heads, head_dim] of a `query` [batch, heads, queries, head_dim].
 
     `keys` and `values` are [batch, kv_heads, length, head_dim]; query heads share them in equal groups. `mask` is additive and
-    broadcasts to [batch, heads, 1, length]. All are on the CPU, in float32 or all in bfloat16; sums are in float32.
+    broadcasts to [batch, heads, queries, length]; without one, every query attends to every key. All are on the CPU, in
+    float32 or all in bfloat16; sums are in float32.
     """
     attended: Tensor = torch.ops.ulskip.attention(query, keys, values, mask, scale)
     return attended

@@ -1,4 +1,4 @@
-"""The attention kernel of decode steps on a CPU, as an attention implementation of transformers."""
+"""The attention kernel of decode steps and of checks of drafts on a CPU, as an attention implementation of transformers."""
 
 import copy
 from typing import Any
@@ -11,6 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from ulskip_cli.inference import cpu_kernels, shallow_view
 
 NAME = "ulskip_decode"
+MAX_QUERIES = 16  # of a sequence; for more, torch's kernel is faster
 _OTHER_PRODUCTS = ("softcap", "position_bias", "s_aux")  # options that change the scores
 
 
@@ -23,14 +24,14 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend with our kernel if there is one query per sequence, else with torch's `scaled_dot_product_attention`.
+    """Attend with our kernel if there are few queries per sequence, else with torch's `scaled_dot_product_attention`.
 
     `query` is [batch, heads, queries, head_dim], `key` and `value` [batch, kv_heads, length, head_dim]; the result is
     [batch, queries, heads, head_dim].
     """
     tensors = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
     fits = (
-        query.shape[2] == 1
+        (query.shape[2] == 1 or (attention_mask is not None and query.shape[2] <= MAX_QUERIES))
         and key.shape == value.shape
         and query.dtype in cpu_kernels.DTYPES
         and all(tensor.dtype == query.dtype for tensor in tensors)
