@@ -29,10 +29,10 @@ def count_differing(folder: ResultsFolder, one: str, other: str) -> int:
 
 def predict_speedup(row: dict) -> float | None:
     """Predict the speedup from the acceptance by the formula of docs/strategies.md; None without a fixed draft length."""
-    count, cost = row["draft_tokens"], row["predicted_speedup"]
+    count, cost = row["draft_tokens"], row["draft_cost"]
     if not isinstance(count, int) or not cost:
         return None
-    return (1 + count * row["acceptance_rate"]) / (count / cost + 1)  # accepted / drafted = (a + a^2 + ... + a^k) / k
+    return (1 + count * row["acceptance_rate"]) / (count * cost + 1)  # accepted / drafted = (a + a^2 + ... + a^k) / k
 
 
 def line(folder: ResultsFolder, row: dict) -> str:

@@ -64,6 +64,7 @@ def test_every_shipped_config_composes_and_instantiates(path, monkeypatch):
         (["decoding.stop=['']"], r"decoding\.stop"),
         (["decoding.draft_tokens=-1"], r"decoding\.draft_tokens.*-1"),
         (["decoding.draft_tokens=some"], r"decoding\.draft_tokens.*some"),
+        (["decoding=self_speculative", "decoding.draft_vocab=-1"], r"decoding\.draft_vocab.*-1"),
         (["decoding=beam", "decoding.draft_tokens=2"], r"decoding\.num_beams=1"),
         (["decoding=self_speculative", "decoding.stop=[x]"], r"decoding\.stop=\[\]"),
         (["decoding=self_speculative", "decoding.generate_kwargs={min_p: 0.1}"], r"decoding\.generate_kwargs=null"),

@@ -26,6 +26,15 @@ def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
             make_plan(compose([*drafted, everything]), METADATA)
 
 
+def test_a_draft_reads_a_part_of_the_head():
+    metadata = replace(METADATA, vocab_size=1000)
+    drafted = ["decoding=self_speculative", "ratio=2"]
+    assert make_plan(compose(["ratio=2"]), metadata).draft_cost is None
+    for size, cost in ((0, 900 / 1500), (100, 630 / 1500), ("auto", 900 / 1500)):
+        assert make_plan(compose([*drafted, f"decoding.draft_vocab={size}"]), metadata).draft_cost == pytest.approx(cost)
+    assert make_plan(compose(drafted), METADATA).draft_cost is None
+
+
 def test_drafts_come_from_one_set_of_layers():
     with pytest.raises(UsageError, match=r"decoding\.draft_tokens"):
         make_plan(compose(["decoding=self_speculative", "strategy=skip_decode", "strategy.horizon=10"]), METADATA)

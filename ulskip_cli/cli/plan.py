@@ -51,6 +51,8 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
         "KV bytes per token": cache,
         "prompt_layers": "all layers encode the prompt" if plan.prompt_layers == "all" else "the kept layers encode the prompt",
     }
+    if plan.draft_cost is not None:
+        facts["drafts"] = f"one costs {plan.draft_cost:.0%} of a full step, in bytes that it reads"
     if plan.unit != LAYER:
         facts["unit"] = f"{plan.unit}; every {'MLP' if plan.unit == ATTENTION else ATTENTION} runs"
     if (patch := plan.options.get("patch")) or plan.patch_bytes != 0:

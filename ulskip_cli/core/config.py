@@ -76,7 +76,8 @@ def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> T
 def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
     """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for an invalid key or value."""
     refuse_renamed(f"decoding.{key}" for key in values)
-    known = [one.name for one in fields(DecodingConfig) if one.name not in ("name", "description", "draft_tokens")]
+    other = ("name", "description", "draft_tokens", "draft_vocab")
+    known = [one.name for one in fields(DecodingConfig) if one.name not in other]
     for key in values:
         require_choice("decoding option", key, known)
     config: DecodingConfig = _to_schema(OmegaConf.create({"name": "custom", **values}), DecodingConfig)
@@ -159,9 +160,9 @@ def _place_engine(canonical: dict[str, Any]) -> None:
 
 
 def drop_unused(plain: dict[str, Any]) -> None:
-    """Remove keys of units, patches and skip adapters that a plain configuration does not use.
+    """Remove keys of units, patches, skip adapters and drafts that a plain configuration does not use.
 
-    So a configuration that skips whole layers without patches keeps the identity that it had before these keys existed.
+    So a configuration that skips whole layers without these keeps the identity that it had before the keys existed.
     """
     strategy, kind = plain["strategy"], plain["strategy"].get("patch", "none")
     searched = strategy.get("search_patch", False)
@@ -170,6 +171,8 @@ def drop_unused(plain: dict[str, Any]) -> None:
     for key, used in (("patch", kind != "none"), ("patch_rank", kind == "low_rank"), ("search_patch", searched)):
         if not used:
             strategy.pop(key, None)
+    if not plain["decoding"]["draft_tokens"]:
+        plain["decoding"].pop("draft_vocab", None)
     if not plain["model"]["skip_adapter"]:
         plain["model"].pop("skip_adapter")
     for key in _PATCH_CALIBRATION if kind == "none" and not searched else ():
@@ -214,7 +217,7 @@ def without_drafts(decoding: DecodingConfig) -> DecodingConfig:
     """Return the decoding of the baseline: it chooses tokens in the same way as `decoding`, but without drafts."""
     if not decoding.draft_tokens:
         return decoding
-    return replace(decoding, name="sample" if decoding.do_sample else "greedy", draft_tokens=0)
+    return replace(decoding, name="sample" if decoding.do_sample else "greedy", draft_tokens=0, draft_vocab=0)
 
 
 def resolved_config(config: Config | TrainingConfig) -> dict[str, Any]:

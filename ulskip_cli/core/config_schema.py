@@ -81,6 +81,7 @@ class DecodingConfig:
     compile: str = option("auto", "compile the steps of engine=torch; layers: one for all; auto: on a GPU", choices=COMPILES)
     generate_kwargs: dict[str, Any] | None = option(None, "further arguments of transformers' generate")
     draft_tokens: int | str = option(0, "tokens that the kept layers draft per check; 0: none; auto: chosen while decoding")
+    draft_vocab: int | str = option(0, "first tokens of the vocabulary that drafts choose from; 0: all; auto: 8192")
 
 
 @dataclass

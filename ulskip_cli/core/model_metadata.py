@@ -40,6 +40,7 @@ class ModelMetadata:
     workspace_bytes_per_token: int | None = None  # activations of a prompt token during prefill, approximately
     workspace_bytes_per_sequence: int | None = None  # logits of a decode step, approximately
     hidden_size: int | None = None
+    vocab_size: int | None = None
     weight_bytes: int | None = None  # of one weight
     context: int | None = None  # maximum number of positions, prompt and answer together; None: no limit, as with ALiBi
 
@@ -57,6 +58,7 @@ def read_metadata(model: ModelConfig) -> ModelMetadata:
         total,
         *_workspace(sizes, width),
         hidden_size=sizes.hidden_size,
+        vocab_size=sizes.vocab_size,
         weight_bytes=width,
         context=sizes.context,
     )

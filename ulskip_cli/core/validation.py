@@ -137,6 +137,9 @@ def _check_drafts(config: Config) -> None:
     decoding, drafts = config.decoding, config.decoding.draft_tokens
     if drafts != AUTO and (isinstance(drafts, str) or drafts < 0):
         raise UsageError(f"expected decoding.draft_tokens to be a number >= 0 or {AUTO}, got {drafts}; 0 means no drafts")
+    vocab = decoding.draft_vocab
+    if vocab != AUTO and (isinstance(vocab, str) or vocab < 0):
+        raise UsageError(f"expected decoding.draft_vocab to be a number >= 0 or {AUTO}, got {vocab}; 0 means all tokens")
     if not drafts:
         return
     refused = {

@@ -46,6 +46,7 @@ def describe_schedule(
         evaluated_mean_kept_layers=evaluated,
         layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
         predicted_speedup=plan.predicted_speedup,
+        draft_cost=plan.draft_cost,
         latency_fit=found.latency.as_dict() if found.latency else None,
         calibration=found.calibration,
         patch=found.patch,

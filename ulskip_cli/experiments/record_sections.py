@@ -106,6 +106,7 @@ class ScheduleRecord:
     evaluated_mean_kept_layers: Positive | None = None
     layer_ratio: Positive | None = None
     predicted_speedup: Speedup | None = None
+    draft_cost: Positive | None = None
     latency_fit: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
     patch: Annotated[dict[str, Any], PatchValues] | None = None

@@ -57,7 +57,7 @@ class Decoder:
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
         self._linear_backend = choose_linear_backend(model)
         backend = self._linear_backend.name
-        draft_cost = 1 / (plan.predicted_speedup or plan.layer_ratio)
+        draft_cost = plan.draft_cost or 1 / (plan.predicted_speedup or plan.layer_ratio)
         self._engines: dict[str, Engine] = {
             "torch": fast.FastEngine(self.prompt_model, self.stages, self.device, backend),
             "transformers": TransformersEngine(self.prompt_model, self.stages, self.device, tokenizer),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import AUTO, Config, DecodingConfig
 from ulskip_cli.core.engines import in_format
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.weight_sizes import WeightSizes
@@ -12,6 +12,7 @@ from ulskip_cli.strategies.patching import unit_of
 from ulskip_cli.strategies.schedule import MIN_KEPT
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
+DRAFT_VOCAB = 8192  # with decoding.draft_vocab=auto; fewer tokens lose more acceptance than they save bytes
 
 
 def weights_of_step(weights: WeightSizes | None, config: Config, patch: int | None) -> WeightSizes | None:
@@ -105,3 +106,9 @@ def drafting_speedup(acceptance: float, draft_tokens: int, draft_cost: float) ->
     """
     tokens = sum(acceptance**i for i in range(draft_tokens + 1))  # (1 - a^(k+1)) / (1 - a)
     return tokens / (draft_tokens * draft_cost + 1)
+
+
+def draft_vocab_size(decoding: DecodingConfig, vocab_size: int) -> int:
+    """Return the number of tokens at the start of the vocabulary from which drafts are chosen."""
+    asked = DRAFT_VOCAB if decoding.draft_vocab == AUTO else int(decoding.draft_vocab)
+    return min(asked, vocab_size) or vocab_size

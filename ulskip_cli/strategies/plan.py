@@ -13,7 +13,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps
 from ulskip_cli.strategies import NeedsCalibration, PositionalStrategy, Strategy, schedule
-from ulskip_cli.strategies.cost import num_kept_for_cost, weights_of_step
+from ulskip_cli.strategies.cost import draft_vocab_size, num_kept_for_cost, weights_of_step
 from ulskip_cli.strategies.early_exit_plan import heads_per_step, make_exit_rule
 from ulskip_cli.strategies.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, cached_layers, memory_plan
@@ -44,6 +44,7 @@ class Plan:
     exits: ExitRule | None = None  # None without early exit
     patch_bytes: int | None = 0  # bytes of patches that a first step reads; None if unknown
     unit: str = LAYER  # what is skipped: layer, attention or mlp
+    draft_cost: float | None = None  # bytes of a drafting step over those of a full step; None without drafts or if unknown
 
     def __post_init__(self) -> None:
         """Check that later stages only drop layers; an added layer would lack the keys and values of earlier steps."""
@@ -136,6 +137,7 @@ def make_plan(config: Config, metadata: ModelMetadata, depth: float | None = Non
         exits=exits,
         patch_bytes=None if patch is None else patch * len(gaps(kept, num_layers)),
         unit=unit_of(config.strategy),
+        draft_cost=_draft_cost(config, metadata, kept),
     )
 
 
@@ -254,6 +256,13 @@ def _predict_speedup(
     if len(stages) > 1:
         return weights.staged_speedup(schedule.step_counts(stages, timed_tokens - 1))
     return weights.predicted_speedup(stages[0].kept_layers[:count], heads)  # an early exit runs the first R on average
+
+
+def _draft_cost(config: Config, metadata: ModelMetadata, kept: Sequence[int]) -> float | None:
+    vocab_size = metadata.vocab_size
+    if not config.decoding.draft_tokens or metadata.weights is None or not vocab_size:
+        return None
+    return metadata.weights.draft_cost(kept, draft_vocab_size(config.decoding, vocab_size) / vocab_size)
 
 
 def _chooses_own_depth(strategy: Strategy) -> bool:

@@ -71,6 +71,26 @@ def test_tokens_equal_those_of_the_full_models_generate(model):
     assert drafts.gained > drafts.passes
 
 
+@pytest.mark.parametrize("padded", [True, False])
+def test_drafts_from_a_part_of_the_vocabulary(model, padded):
+    decoder, (ids, mask) = decoder_for(agreeing(model, KEPT["unified"]), KEPT["unified"]), batch(padded)
+    expected, counts = by_generate(model, ids, mask), []
+    for size in (0, 8, 1):
+        output = decoder.generate(ids, mask, DecodeContext(replace(DRAFTED, draft_vocab=size), 0))
+        for i, (one, other) in enumerate(zip(output.token_ids, expected, strict=True)):
+            assert one == other or is_near_tie(model, ids[i][mask[i].bool()], one, other)
+        counts.append(output.drafts)
+    assert counts[0] != counts[2]  # the drafts are others
+
+
+def test_samples_with_drafts_from_a_part_of_the_vocabulary(llama):
+    decoder, (ids, mask) = decoder_for(llama, (0, 2, 5)), batch(True)
+    sampled = replace(DRAFTED, do_sample=True, draft_vocab=4)
+    rows = decoder.generate(ids, mask, DecodeContext(sampled, 0, seed=1)).token_ids
+    prompts = set(ids.unique().tolist())
+    assert any(token >= 4 and token not in prompts for row in rows for token in row)
+
+
 @pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
 def test_any_layers_can_draft(llama, kept):
     drafts, near_ties = compared(llama, kept)
@@ -155,7 +175,7 @@ def test_cached_keys_of_all_layers_stay(llama):
 
 def test_packed_weights_are_made_once_for_both(llama):
     engine = decoder_for(llama.to(torch.bfloat16), (0, 2, 5))._engines["speculative"]
-    full, view = engine.decode_models
+    full, view = engine.full, engine.drafting(DRAFTED)
     if full is llama:
         pytest.skip("no matrix units here")
     packed = {id(part) for part in full.modules() if type(part).__name__ == "PackedLinear"}

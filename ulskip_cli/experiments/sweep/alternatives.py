@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from ulskip_cli.core.config import baseline_config, compose_unvalidated, group_choices
-from ulskip_cli.core.config_schema import AlternativesConfig, Config, ModelConfig
+from ulskip_cli.core.config_schema import AUTO, AlternativesConfig, Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.validation import check_run
@@ -31,7 +31,7 @@ def alternative_points(
 
 
 def _drafting(config: Config, draft_tokens: int | str) -> Config:
-    decoding = replace(config.decoding, name="self_speculative", draft_tokens=draft_tokens)
+    decoding = replace(config.decoding, name="self_speculative", draft_tokens=draft_tokens, draft_vocab=AUTO)
     return replace(config, decoding=decoding)
 
 

@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import static_cache
+from ulskip_cli.inference.draft_head import draft_head_of, with_draft_head
 from ulskip_cli.inference.engines import fast
 from ulskip_cli.inference.engines.base import BatchRequest, DraftStats, EngineOutput
 from ulskip_cli.inference.engines.drafts import DraftLength, DraftVerification, verify_greedy, verify_sampled
@@ -17,6 +18,7 @@ from ulskip_cli.inference.packed_linear import linear_backend_of, packed
 from ulskip_cli.inference.positions import PositionsAndMasks
 from ulskip_cli.inference.sampling import TokenSampler
 from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.strategies.cost import draft_vocab_size
 
 
 def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfig) -> None:
@@ -40,15 +42,24 @@ class SpeculativeEngine:
     ) -> None:
         self.model, self.view, self.kept, self.device, self.draft_cost = model, stage.view, stage.kept, device, draft_cost
         self.linear_backend = linear_backend
+        self._drafting: dict[int, PreTrainedModel] = {}  # by the number of tokens that the head scores
 
     @functools.cached_property
-    def decode_models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """The full model and the view of the decode steps, which share the weights of the linear backend."""
-        return packed(self.model, self.linear_backend), packed(self.view, self.linear_backend)
+    def full(self) -> PreTrainedModel:
+        """The full model with the weights of the linear backend."""
+        return packed(self.model, self.linear_backend)
+
+    def drafting(self, decoding: DecodingConfig) -> PreTrainedModel:
+        """Return the view that drafts, which shares the weights of the linear backend with the full model."""
+        vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
+        size = draft_vocab_size(decoding, vocab_size)
+        if size not in self._drafting:
+            self._drafting[size] = packed(with_draft_head(self.view, size), self.linear_backend)
+        return self._drafting[size]
 
     def prepare(self, request: BatchRequest) -> float:
         """Pack the weights; the steps are never compiled."""
-        _ = self.decode_models
+        _ = self.full, self.drafting(request.decoding)
         return 0.0
 
     def run(self, request: BatchRequest) -> EngineOutput:
@@ -56,14 +67,17 @@ class SpeculativeEngine:
         drafts: list[DraftStats] = []
 
         def make_models(cache: DynamicCache) -> DraftAndVerifyModels:
-            return DraftAndVerifyModels(*self.decode_models, self.kept, cache, request.attention_mask, request.length)
+            drafting = self.drafting(request.decoding)
+            if head := draft_head_of(drafting):
+                head.begin(torch.cat([request.input_ids.flatten(), request.input_ids.new_tensor(request.eos_token_ids)]))
+            return DraftAndVerifyModels(self.full, drafting, self.kept, cache, request.attention_mask, request.length)
 
         def decode(ids: Tensor, request: BatchRequest, models: DraftAndVerifyModels, sampler: TokenSampler) -> None:
             drafts.append(self._decode(ids, models, sampler, request))
 
         depth = self.model.config.get_text_config(decoder=True).num_hidden_layers  # verification reads every layer
         output = fast.run(request, self.model, range(depth), make_models, self.device, decode)
-        return replace(output, drafts=drafts[0], linear_backend=linear_backend_of(self.decode_models[0]))
+        return replace(output, drafts=drafts[0], linear_backend=linear_backend_of(self.full))
 
     def _decode(self, ids: Tensor, models: "DraftAndVerifyModels", sampler: TokenSampler, request: BatchRequest) -> DraftStats:
         """Fill `ids` [batch, prompt_len + length] from the second new token on."""
