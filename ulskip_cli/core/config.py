@@ -139,6 +139,8 @@ def identity(config: Config) -> str:
         canonical[group].pop("description", None)
     if not needs_held_out(config.strategy):
         canonical.pop("calibration")
+    if not config.decoding.draft_tokens:
+        canonical["decoding"].pop("draft_vocab")
     for one in (canonical, canonical.get("calibration", {})):  # a default that earlier versions did not have
         if not one.get("offset"):
             one.pop("offset", None)
@@ -160,7 +162,7 @@ def _place_engine(canonical: dict[str, Any]) -> None:
 
 
 def drop_unused(plain: dict[str, Any]) -> None:
-    """Remove keys of units, patches, skip adapters and drafts that a plain configuration does not use.
+    """Remove keys of units, patches and skip adapters that a plain configuration does not use.
 
     So a configuration that skips whole layers without these keeps the identity that it had before the keys existed.
     """
@@ -171,8 +173,6 @@ def drop_unused(plain: dict[str, Any]) -> None:
     for key, used in (("patch", kind != "none"), ("patch_rank", kind == "low_rank"), ("search_patch", searched)):
         if not used:
             strategy.pop(key, None)
-    if not plain["decoding"]["draft_tokens"]:
-        plain["decoding"].pop("draft_vocab", None)
     if not plain["model"]["skip_adapter"]:
         plain["model"].pop("skip_adapter")
     for key in _PATCH_CALIBRATION if kind == "none" and not searched else ():
