@@ -4,8 +4,13 @@
         task.dataset=files task.source_file=test.de task.reference_file=test.en name=lossless-multi30k
     python recipes/lossless/reproduce.py model=smollm2-135m task=cnn_dm limit=20 batch_size=1 name=lossless-cnn_dm
 
-Overrides of `ulskip sweep` choose model, task and strategy; --drafts and --ratios choose the grid. If it is interrupted,
-the same command resumes. The page goes to results/NAME/README.md.
+Overrides of `ulskip sweep` choose model, task and strategy; --drafts, --ratios and --vocabs choose the grid. An adapter
+that is trained on the model's own answers makes more drafts agree:
+
+    ulskip train train=adapter model=tiny model.dtype=float32 train.responses=own train.ratios=6 output=runs/drafts
+    python recipes/lossless/reproduce.py model=tiny model.dtype=float32 model.skip_adapter=runs/drafts --ratios 6 name=drafts
+
+If it is interrupted, the same command resumes. The page goes to results/NAME/README.md.
 """
 
 import argparse
@@ -18,7 +23,18 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import provenance, title
 
-HEADS = ("target", "layers", "drafts", "acceptance", "tokens a check", "expected", "measured", "95%", "other answers")
+HEADS = (
+    "target",
+    "layers",
+    "drafts",
+    "of tokens",
+    "acceptance",
+    "tokens a check",
+    "expected",
+    "measured",
+    "95%",
+    "other answers",
+)
 
 
 def count_differing(folder: ResultsFolder, one: str, other: str) -> int:
@@ -35,12 +51,18 @@ def predict_speedup(row: dict) -> float | None:
     return (1 + count * row["acceptance_rate"]) / (count * cost + 1)  # accepted / drafted = (a + a^2 + ... + a^k) / k
 
 
+def vocab_of(row: dict) -> str:
+    """Name the part of the vocabulary from which drafts are chosen."""
+    return str(row["config"]["decoding"]["draft_vocab"] or "all")
+
+
 def line(folder: ResultsFolder, row: dict) -> str:
     predicted, low = predict_speedup(row), row["measured_speedup_low"]
     cells = [
         f"{row['target_speedup']:g}x" if row["target_speedup"] else "–",
         f"{len(row['kept_layers'])}/{row['num_layers']}",
         str(row["draft_tokens"]),
+        vocab_of(row),
         f"{row['acceptance_rate']:.3f}",
         f"{row['mean_accepted_length']:.2f}",
         "–" if predicted is None else f"{predicted:.2f}",
@@ -54,12 +76,16 @@ def line(folder: ResultsFolder, row: dict) -> str:
 def page(folder: ResultsFolder) -> str:
     """Write the page: the table and an explanation of its columns."""
     rows = [row for row in folder.rows() if row.get("draft_tokens") and row.get("acceptance_rate") is not None]
-    rows.sort(key=lambda row: (row["layer_ratio"], row["draft_tokens"] == "auto", str(row["draft_tokens"]).zfill(3)))
+    rows.sort(
+        key=lambda row: (row["layer_ratio"], row["draft_tokens"] == "auto", str(row["draft_tokens"]).zfill(3), vocab_of(row))
+    )
     lines = [f"| {' | '.join(HEADS)} |", "|" + " ---: |" * len(HEADS), *(line(folder, row) for row in rows)]
     note = (
-        "Expected: the speedup by the formula of docs/strategies.md at this acceptance, for batch 1, if a check takes as long "
-        "as a decode step. Measured: decode seconds per token of full decoding over those of drafting, median of pairs. Other "
-        "answers: sequences whose tokens differ from those of full decoding."
+        "Of tokens: the part of the vocabulary from which drafts are chosen, beside the tokens of the prompt (auto: the first "
+        "8192). Expected: the speedup by the formula of docs/strategies.md at this acceptance, for batch 1, if the bytes that "
+        "a step reads decide its time and a check takes as long as a step, as on a GPU. Measured: decode seconds per token of "
+        "full decoding over those of drafting, median of pairs. Other answers: sequences whose tokens differ from those of "
+        "full decoding."
     )
     return "\n\n".join([f"# Lossless drafting: {title(rows)}", "\n".join(lines), note, provenance(rows)]) + "\n"
 
@@ -69,10 +95,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="+", help="overrides of `ulskip sweep`, with name=")
     parser.add_argument("--drafts", default="1,2,4,7,auto")
     parser.add_argument("--ratios", default="2,3,6")
+    parser.add_argument("--vocabs", default="auto", help="values of decoding.draft_vocab, 0: all")
     args = parser.parse_args()
     if not any(text.startswith("name=") for text in args.overrides):
         parser.error("expected name=NAME, got no name; add name=<new folder under results/>")
-    grid = [f"decoding.draft_tokens=choice({args.drafts})", f"ratio=choice({args.ratios})"]
+    grid = [f"decoding.draft_tokens=choice({args.drafts})", f"decoding.draft_vocab=choice({args.vocabs})"]
+    grid.append(f"ratio=choice({args.ratios})")
     arguments = ["sweep", "decoding=self_speculative", *grid, *args.overrides]
     print("ulskip", *arguments, flush=True)
     if code := invoke(arguments):
