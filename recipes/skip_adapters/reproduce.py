@@ -80,7 +80,7 @@ def train(work: Path, only: str) -> None:
     mixed = ["train.responses=reference", "train.max_steps=59", "train.ce_weight=1"]
     trainings |= {f"adapter-{count}-mixed": (count, mixed) for count in LAYERS}
     # 30 further steps of adapter-20-own: on the stored answers, or on continuations that the adapter samples.
-    further = ["train.responses=own", "train.max_steps=30", f"train.start={work}/adapter-20-own", "seed=2"]
+    further = ["train.responses=own", "train.max_steps=30", f"train.start={work}/adapter-20-own"]
     trainings |= {
         f"adapter-20-own-{kind}": (20, [*further, f"train.on_policy={share}"])
         for kind, share in (("further", 0), ("on_policy", 1))
