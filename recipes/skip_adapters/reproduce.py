@@ -76,6 +76,7 @@ def train(work: Path, only: str) -> None:
     trainings |= {
         f"adapter-20-{kind}": (20, [f"train.responses={kind}", "train.max_steps=59"]) for kind in ("reference", "own")
     }
+    trainings["adapter-24-own"] = (24, ["train.responses=own", "train.max_steps=89"])
     # The same with cross-entropy on the references beside the divergence from the full model.
     mixed = ["train.responses=reference", "train.max_steps=59", "train.ce_weight=1"]
     trainings |= {f"adapter-{count}-mixed": (count, mixed) for count in LAYERS}
