@@ -7,8 +7,11 @@
 Overrides of `ulskip sweep` choose model, task and strategy; --drafts, --ratios and --vocabs choose the grid. An adapter
 that is trained on the model's own answers makes more drafts agree:
 
-    ulskip train train=adapter model=tiny model.dtype=float32 train.responses=own train.ratios=6 output=runs/drafts
-    python recipes/lossless/reproduce.py model=tiny model.dtype=float32 model.skip_adapter=runs/drafts --ratios 6 name=drafts
+    ulskip train train=adapter model=tiny model.dtype=float32 task.dataset=files task.source_file=train.de \\
+        task.reference_file=train.en limit=6000 train.responses=own train.own.max_new_tokens=48 train.lora.rank=32 \\
+        train.lora.alpha=64 train.batch_size=16 train.ratios=6 output=runs/drafts-6x
+    python recipes/lossless/reproduce.py model=tiny model.dtype=float32 model.skip_adapter=runs/drafts-6x task.dataset=files \\
+        task.source_file=test.de task.reference_file=test.en name=lossless-tiny-adapter --ratios 6
 
 If it is interrupted, the same command resumes. The page goes to results/NAME/README.md.
 """
