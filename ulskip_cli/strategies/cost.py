@@ -12,7 +12,7 @@ from ulskip_cli.strategies.patching import unit_of
 from ulskip_cli.strategies.schedule import MIN_KEPT
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
-DRAFT_VOCAB = 8192  # with decoding.draft_vocab=auto; fewer tokens lose more acceptance than they save bytes
+DRAFT_VOCAB = 8192  # with decoding.draft_vocab=auto; the best of 2048, 4096 and 8192 for SmolLM2-135M
 
 
 def weights_of_step(weights: WeightSizes | None, config: Config, patch: int | None) -> WeightSizes | None:
