@@ -114,7 +114,8 @@ class _LayerCode:
 
     def _traced(self, graph: torch.fx.GraphModule, inputs: Any) -> Code:
         kind = len(self._kinds)
-        self._kinds.append(torch.compile(own_copy(_run), fullgraph=True, dynamic=False, options=self._options))
+        options = dict(self._options)  # torch.compile takes the filter of conditions out of it
+        self._kinds.append(torch.compile(own_copy(_run), fullgraph=True, dynamic=False, options=options))
 
         def run(*args: Any) -> Any:
             self._kind = kind
