@@ -64,6 +64,19 @@ def test_layers_of_all_schedules_share_their_code(name, kinds, compiler):
 
 
 @pytest.mark.slow
+def test_no_kind_of_layer_checks_conditions_in_a_step(compiler, request):
+    model, ids = build_model("gpt2"), random_ids(5, 9)
+    context = DecodeContext(replace(COMPILED, compile="layers"), 0)
+    decoder = Decoder(model, make_plan(compose(["ratio=1"]), ModelMetadata(NUM_LAYERS, None, None)))
+    decoder.generate(ids, torch.ones_like(ids), context)
+    before = counters["stats"]["unique_graphs"]
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    torch.use_deterministic_algorithms(True)  # a condition of torch.compile; code that checks it is compiled again
+    decoder.generate(ids, torch.ones_like(ids), context)
+    assert counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.slow
 def test_code_that_gives_other_logits_is_not_used(compiler):
     torch.manual_seed(0)
     sizes = {
