@@ -57,6 +57,14 @@ def test_a_point_that_skips_nothing_is_not_shown_beside_the_full_side_of_a_pair(
     ]
 
 
+def test_patches_get_a_column():
+    patched = bench_row(2.0, strategy_options={"spacing": "even", "patch": "full"}, patch={"kind": "full", "rank": None})
+    speeds, account = benchmark.sections([bench_row(2.0), patched | {"id": "patched"}])
+    assert [cells[2] for cells in speeds.cells] == ["–", "full patch"]
+    assert [cells[2:4] for cells in account.cells] == [["–", "12/12"], ["–", "6/12"], ["full patch", "6/12"]]
+    assert "correction" not in [column.title for column in benchmark.sections([patched])[0].columns]
+
+
 def test_a_part_below_the_resolution_of_the_clock_is_a_dash():
     row = bench_row(2.0)
     row["step_time_breakdown"] = ACCOUNT | {"other_seconds": -1e-4}

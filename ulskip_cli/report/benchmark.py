@@ -11,6 +11,7 @@ from ulskip_cli.experiments.record import Row, upgrade_row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import paper, tables
 from ulskip_cli.report.columns import Cell, Column, Section, interval, layers, needed, number, text, varying
+from ulskip_cli.report.corrections import correction
 from ulskip_cli.report.rows import MISSING, displayed
 
 FILE = "bench.md"
@@ -52,6 +53,7 @@ STEP = (
     Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share"),
     Column("of\nFLOP/s", _share("flop_share"), "flop_share"),
 )
+CORRECTION = Column("correction", lambda row: correction(row).removeprefix(" + ") or MISSING, "strategy")
 # Keys that get a column if they vary.
 AXES = (
     *("model", "dtype", "strategy", "strategy_options"),
@@ -109,6 +111,8 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     first = [Column("batch", text("batch_size"), "batch_size"), Column("engine", decoded_by, "engine")]
     varied = varying(rows, AXES)
     axes = [*first, *(Column(key.removeprefix("timed_").replace("_", "\n"), text(key), key) for key in varied)]
+    if len({correction(row) for row in rows}) > 1:
+        axes.append(CORRECTION)
     over = [OVER_GENERATE] if any(row["over_generate"] for row in rows) else []
     measured = tables.sentences(
         [*fastest(rows), tables.MEASURED, *over, *tables.interval_notes(rows), f"{BANDWIDTH}: {machine_limits(rows)}"]
@@ -165,6 +169,7 @@ def _sides(rows: Sequence[Row]) -> list[Row]:
     for row in sorted(rows, key=lambda row: row["layer_ratio"] == 1):  # the full side of a pair has the time of its layers
         shape = {"kept_layers": range(row["num_layers"]), "later_stages": [], "layer_ratio": 1.0}
         shape |= {"strategy": "full", "strategy_options": {}, "draft_tokens": 0, "prompt_layers": "all"}
+        shape |= {"patch": None, "skip_adapter": None}
         full = {**row, **upgrade_row(row["full"]), **shape}
         sides.setdefault(str([decoded_by(full), *(full.get(key) for key in ("batch_size", *AXES))]), full)
         if row["layer_ratio"] > 1:
