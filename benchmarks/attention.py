@@ -35,9 +35,7 @@ def ways(shape: tuple[int, int, int], batch: int, length: int, dtype: torch.dtyp
     }
 
 
-def ways_to_check(
-    shape: tuple[int, int, int], queries: int, length: int, dtype: torch.dtype
-) -> dict[str, Callable[[], Tensor]]:
+def ways_to_check(shape: tuple[int, int, int], queries: int, length: int, dtype: torch.dtype) -> Ways:
     """Return a function for each way to attend once with several queries: our kernel, and the call of transformers."""
     heads, kv_heads, width = shape
     query = torch.randn(1, queries, heads, width).to(dtype).transpose(1, 2)

@@ -11,7 +11,14 @@ that is trained on the model's own answers makes more drafts agree:
         task.reference_file=train.en limit=6000 train.responses=own train.own.max_new_tokens=48 train.lora.rank=32 \\
         train.lora.alpha=64 train.batch_size=16 train.ratios=6 output=runs/drafts-6x
     python recipes/lossless/reproduce.py model=tiny model.dtype=float32 model.skip_adapter=runs/drafts-6x task.dataset=files \\
-        task.source_file=test.de task.reference_file=test.en name=lossless-tiny-adapter --ratios 6
+        task.source_file=test.de task.reference_file=test.en limit=300 batch_size=1 speed.pairs=15 \\
+        name=lossless-tiny-adapter --ratios 6 --drafts 1,2,3,4,auto
+    python recipes/lossless/reproduce.py model=smollm2-135m model.dtype=float32 strategy=search strategy.layers=LAYERS \\
+        model.skip_adapter=runs/skip_adapters/adapter-20-own task=cnn_dm task.file=runs/skip_adapters/report.jsonl \\
+        task.max_article_words=250 task.max_new_tokens=96 limit=20 batch_size=1 speed.pairs=15 name=lossless-adapter \\
+        --ratios 1.5 --drafts 1,2 --vocabs 0,auto
+
+`recipes/skip_adapters/` trains adapter-20-own and has its LAYERS.
 
 If it is interrupted, the same command resumes. The page goes to results/NAME/README.md.
 """
@@ -48,7 +55,7 @@ def count_differing(folder: ResultsFolder, one: str, other: str) -> int:
 
 def predict_speedup(row: dict) -> float | None:
     """Predict the speedup from the acceptance by the formula of docs/strategies.md; None without a fixed draft length."""
-    count, cost = row["draft_tokens"], row["draft_cost"]
+    count, cost = row["draft_tokens"], row.get("draft_cost")
     if not isinstance(count, int) or not cost:
         return None
     return (1 + count * row["acceptance_rate"]) / (count * cost + 1)  # accepted / drafted = (a + a^2 + ... + a^k) / k
@@ -56,7 +63,7 @@ def predict_speedup(row: dict) -> float | None:
 
 def vocab_of(row: dict) -> str:
     """Name the part of the vocabulary from which drafts are chosen."""
-    return str(row["config"]["decoding"]["draft_vocab"] or "all")
+    return str(row["config"]["decoding"].get("draft_vocab") or "all")
 
 
 def line(folder: ResultsFolder, row: dict) -> str:

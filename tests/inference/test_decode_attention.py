@@ -65,7 +65,7 @@ def test_checks_of_drafts_equal_those_of_sdpa(name, lengths):
         assert not lengths
         got = verify(with_decode_attention(model))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    assert lengths == ([] if name == "gpt2" else [9] * NUM_LAYERS)  # its heads share no keys
+    assert lengths == [9] * NUM_LAYERS
 
 
 def test_gradients_flow_without_the_kernel(llama, lengths):

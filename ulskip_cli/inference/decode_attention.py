@@ -11,7 +11,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from ulskip_cli.inference import cpu_kernels, shallow_view
 
 NAME = "ulskip_decode"
-MAX_QUERIES = 5  # of a sequence; for more, or several with keys of their own, torch's kernel is faster
+# The most queries of a sequence with which the kernel is faster than torch's call (benchmarks/attention.py), if heads share
+# keys and if they do not.
+MAX_SHARED, MAX_OWN = 8, 3
 _OTHER_PRODUCTS = ("softcap", "position_bias", "s_aux")  # options that change the scores
 
 
@@ -30,9 +32,9 @@ def attend(
     [batch, queries, heads, head_dim].
     """
     tensors = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
-    shares_keys = key.shape[1] < query.shape[1]
+    most = MAX_SHARED if key.shape[1] < query.shape[1] else MAX_OWN
     fits = (
-        (query.shape[2] == 1 or (attention_mask is not None and shares_keys and query.shape[2] <= MAX_QUERIES))
+        (query.shape[2] == 1 or (attention_mask is not None and query.shape[2] <= most))
         and key.shape == value.shape
         and query.dtype in cpu_kernels.DTYPES
         and all(tensor.dtype == query.dtype for tensor in tensors)

@@ -22,20 +22,19 @@ class DraftHead(nn.Module):
         if head.bias is not None:
             self.first.bias = nn.Parameter(head.bias.detach()[:size], requires_grad=False)
         self.weight, self.bias = head.weight, head.bias
-        self._more_ids: Tensor | None = None
+        self.begin(torch.empty(0, dtype=torch.long, device=head.weight.device))
 
     def begin(self, ids: Tensor) -> None:
         """Score the tokens `ids` [any shape] too."""
         self._more_ids = torch.unique(ids[ids >= self.size])
-        self._more_weight = self.weight[self._more_ids]
-        self._more_bias = None if self.bias is None else self.bias[self._more_ids]
+        self._more_weight = self.weight.detach()[self._more_ids]
+        self._more_bias = None if self.bias is None else self.bias.detach()[self._more_ids]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Multiply `hidden` [..., hidden_size] by the weights of the scored tokens; return [..., vocab_size]."""
         logits = hidden.new_full((*hidden.shape[:-1], self.vocab_size), -torch.inf)
         logits[..., : self.size] = self.first(hidden)
-        if self._more_ids is not None and len(self._more_ids):
-            logits[..., self._more_ids] = nn.functional.linear(hidden, self._more_weight, self._more_bias)
+        logits[..., self._more_ids] = nn.functional.linear(hidden, self._more_weight, self._more_bias)
         return logits
 
 
