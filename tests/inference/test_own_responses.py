@@ -55,6 +55,19 @@ def test_an_answer_contains_its_eos(file):
         assert one[0] == other[0][: len(one[0])]
 
 
+def test_beams_decode_the_first_answer_alone(file):
+    found = answers(file, num_beams=3, eos=7)
+    greedy = answers(file, eos=7)
+    model = build_model("llama")
+    for prompt, rows in zip(PROMPTS, found, strict=True):
+        ids = torch.tensor([prompt])
+        options = {"num_beams": 3, "max_new_tokens": LENGTH, "eos_token_id": 7, "pad_token_id": 0}
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
+        assert rows[0] == expected[0, len(prompt) :].tolist()
+    assert [rows[0] for rows in found] != [rows[0] for rows in greedy]
+    assert [rows[1] for rows in found] == [rows[1] for rows in greedy]
+
+
 def test_stored_answers_are_not_generated_again(file, monkeypatch):
     found, stored = answers(file), file.read_bytes()
     forbid_generation(monkeypatch)
@@ -78,7 +91,10 @@ def test_a_file_that_was_cut_is_completed_with_equal_answers(file, share):
 
 
 def test_the_seed_changes_sampled_answers_only(file):
-    one, other = answers(file, seed=1), answers(file.with_name("other.jsonl"), seed=2)
+    one = answers(file, seed=1)
+    stored = file.read_text().splitlines()
+    other = answers(file, seed=2)
+    assert len(file.read_text().splitlines()) == len(stored) + len(PROMPTS)
     assert [rows[0] for rows in one] == [rows[0] for rows in other]
     assert [rows[1] for rows in one] != [rows[1] for rows in other]
 
@@ -89,7 +105,7 @@ def test_fewer_prompts_in_another_order_use_the_stored_answers(file, monkeypatch
     assert answers(file, prompts=PROMPTS[5::-1]) == found[5::-1]
 
 
-@pytest.mark.parametrize("changes", [{"seed": 2}, {"temperature": 0.5}])
+@pytest.mark.parametrize("changes", [{"seed": 2}, {"temperature": 0.5}, {"num_beams": 3}])
 def test_answers_of_other_settings_are_added_to_the_file(file, changes):
     found = answers(file)
     assert answers(file, **changes) == answers(file.with_name("other.jsonl"), **changes) != found
