@@ -13,6 +13,7 @@ from ulskip_cli.inference.teacher_forcing import encode_prompt, response_logits
 from ulskip_cli.strategies.schedule import Stage
 from ulskip_cli.training import frozen_outputs
 from ulskip_cli.training.adapter_loss import AdapterLoss
+from ulskip_cli.training.data import IGNORED_LABEL
 from ulskip_cli.training.two_pass_loss import LossWeights
 
 EVERY, KEPT = tuple(range(NUM_LAYERS)), (1, 2, 4)
@@ -220,3 +221,35 @@ def test_a_prompt_is_encoded_once_for_all_its_responses(llama, monkeypatch):
     got = module(**other, stages=stages)["loss"]
     assert sum(encoded) == len({tuple(row.tolist()) for row in inputs["prompt_ids"]})
     torch.testing.assert_close(got, made(llama, random_adapter(llama), DISTILL, max_bytes=0)(**other, stages=stages)["loss"])
+
+
+def pairs_of(inputs):
+    """Return the prompts and responses of a batch without padding."""
+    prompts = [ids[mask.bool()].tolist() for ids, mask in zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)]
+    responses = [ids[ids != IGNORED_LABEL].tolist() for ids in inputs["labels"]]
+    return list(zip(prompts, responses, strict=True))
+
+
+def test_outputs_prepared_in_batches_are_those_computed_one_by_one(model, monkeypatch):
+    """Some models cannot be put together from their parts (sliding windows), so nothing is prepared."""
+    module, inputs = made(model, random_adapter(model), DISTILL), batch(rows=4)
+    expected = module(**inputs, stages=through(KEPT))["loss"]
+    other, reports = made(model, random_adapter(model), DISTILL), []
+    monkeypatch.setattr(frozen_outputs, "BATCH_TOKENS", 12)
+    other.outputs.prepare(pairs_of(inputs), True, lambda done, note="": reports.append(done))
+    if reports:
+        assert reports[-1] == 4 and len(reports) > 1
+        monkeypatch.setattr(frozen_outputs, "encode_prompt", lambda *args: pytest.fail("encoded again"))
+        monkeypatch.setattr(type(other.outputs), "states", lambda *args: pytest.fail("computed again"))
+    torch.testing.assert_close(other(**inputs, stages=through(KEPT))["loss"], expected)
+
+
+def test_outputs_are_prepared_while_there_is_memory(llama):
+    inputs = batch(rows=4)
+    whole = made(llama, random_adapter(llama), DISTILL)
+    whole.outputs.prepare(pairs_of(inputs), True, lambda done, note="": None)
+    used = PLENTY - whole.outputs.free_bytes
+    module = made(llama, random_adapter(llama), DISTILL, max_bytes=used // 2)
+    module.outputs.prepare(pairs_of(inputs), True, lambda done, note="": None)
+    assert 0 <= module.outputs.free_bytes < used // 2
+    torch.testing.assert_close(*(one(**inputs, stages=through(KEPT))["loss"] for one in (module, whole)))

@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from ulskip_cli.core.progress import ReportProgress
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.exit_scoring import hidden_states
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
-from ulskip_cli.training.data import LossBatch
+from ulskip_cli.training.data import LossBatch, PairCollator
+
+BATCH_TOKENS = 4096  # of the prompts whose outputs are computed together
 
 
 @dataclass(frozen=True)
@@ -48,28 +51,59 @@ class FrozenOutputs:
         self.layerwise = LayerwiseModel(model)
         self._prompts: dict[bytes, EncodedPrompt] = {}  # each without padding, by its token ids
         self._states: dict[bytes, Tensor] = {}  # by the token ids of prompt and response
-        self._free = max_bytes
+        self.free_bytes = max_bytes
+
+    @torch.no_grad()
+    def prepare(self, pairs: Sequence[tuple[list[int], list[int]]], with_states: bool, report: ReportProgress) -> None:
+        """Compute the outputs for pairs of prompt and response in large batches while there is memory; `of` does the rest.
+
+        The batches depend on `pairs` alone, so a resumed training with as much memory has the same outputs.
+        """
+        order, done = sorted(pairs, key=lambda pair: (len(pair[0]), pair)), 0
+        while self._separable and done < len(order):
+            chunk = order[done : done + max(1, BATCH_TOKENS // len(order[done][0]))]
+            examples = [{"prompt": prompt, "response": response} for prompt, response in chunk]
+            batch = LossBatch(**{name: one.to(self.model.device) for name, one in PairCollator(0)(examples).items()})
+            found, keys = self._together(batch, with_states), _prompt_keys(batch)
+            prompts = {key: (int(row), len(prompt)) for key, row, (prompt, _) in zip(keys, found.rows, chunk, strict=True)}
+            kept = [self._keep(self._prompts, key, _row(found.prompt, *place)) for key, place in prompts.items()]
+            if found.states is not None:
+                states = torch.split(found.states, [max(0, len(response) - 1) for _, response in chunk])
+                for row, own in enumerate(states):
+                    self._keep(self._states, _response_key(keys[row], batch, row), own.clone())
+            if not all(kept):
+                return
+            done += len(chunk)
+            report(done)
 
     @torch.no_grad()
     def of(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Return the outputs for a batch; `with_states` asks for the states that predict the response.
 
-        Prompts and responses run one by one, so that their outputs do not depend on the batches, which a resumed training
-        makes anew.
+        Prompts and responses that are not kept run one by one, so that their outputs do not depend on the batches, which a
+        resumed training makes anew.
         """
-        keys = [_bytes(ids[mask.bool()]) for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)]
-        names = list(dict.fromkeys(keys))
-        rows = torch.tensor([names.index(key) for key in keys], device=batch.prompt_ids.device)
-        first = [keys.index(name) for name in names]
-        has_states = with_states and batch.response_ids.shape[1] > 1
         if not self._separable:
-            prompt = encode_prompt(self.model, batch.prompt_ids[first], batch.prompt_mask[first])
-            return FrozenBatch(prompt, rows, self.states(repeat_prompt(prompt, rows), batch) if has_states else None)
-        prompts = [self._prompt(name, batch.prompt_ids[i], batch.prompt_mask[i]) for name, i in zip(names, first, strict=True)]
+            return self._together(batch, with_states)
+        keys = _prompt_keys(batch)
+        rows, first = _without_repetitions(keys)
+        prompts = [self._prompt(keys[i], batch.prompt_ids[i], batch.prompt_mask[i]) for i in first]
         states = None
-        if has_states:
-            states = torch.cat([self._response(key, prompts[names.index(key)], batch, row) for row, key in enumerate(keys)])
-        return FrozenBatch(_joined(prompts), rows, states)
+        if with_states and batch.response_ids.shape[1] > 1:
+            states = torch.cat([self._response(keys[row], prompts[at], batch, row) for row, at in enumerate(rows)])
+        return FrozenBatch(_joined(prompts), torch.tensor(rows, device=batch.prompt_ids.device), states)
+
+    def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
+        """Compute the outputs for a batch in one pass over its prompts and one over its responses."""
+        rows, first = _without_repetitions(_prompt_keys(batch))
+        found = FrozenBatch(
+            encode_prompt(self.model, batch.prompt_ids[first], batch.prompt_mask[first]),
+            torch.tensor(rows, device=batch.prompt_ids.device),
+            None,
+        )
+        if not with_states or batch.response_ids.shape[1] == 1:
+            return found
+        return replace(found, states=self.states(found.repeated(), batch))
 
     @functools.cached_property
     def _separable(self) -> bool:
@@ -82,25 +116,27 @@ class FrozenOutputs:
             return self._prompts[key]
         own = ids[mask.bool()][None]
         prompt = encode_prompt(self.model, own, torch.ones_like(own))
-        self._keep(self._prompts, key, prompt, shallow_view.kv_bytes(prompt.cache))
+        self._keep(self._prompts, key, prompt)
         return prompt
 
     def _response(self, prompt_key: bytes, prompt: EncodedPrompt, batch: LossBatch, row: int) -> Tensor:
         """Return the states [positions, hidden_size] of one response."""
-        length = int(batch.is_labelled[row].nonzero()[-1]) + 1 if batch.is_labelled[row].any() else 1
-        ids, labels = (one[row : row + 1, :length] for one in (batch.response_ids, batch.labels))
-        key = prompt_key + _bytes(torch.cat([ids, labels], 1))
+        key = _response_key(prompt_key, batch, row)
         if key not in self._states:
-            mask = prompt.mask
-            states = self.states(prompt, LossBatch(ids.new_zeros(mask.shape), mask, ids, labels))
-            self._keep(self._states, key, states, states.nbytes)
+            ids, labels = _response_of(batch, row)
+            own = LossBatch(ids.new_zeros(prompt.mask.shape), prompt.mask, ids[None], labels[None])
+            states = self.states(prompt, own)
+            self._keep(self._states, key, states)
             return states
         return self._states[key]
 
-    def _keep(self, kept: dict[bytes, Any], key: bytes, value: Any, size: int) -> None:
-        if size <= self._free and key not in kept:
+    def _keep(self, kept: dict[bytes, Any], key: bytes, value: EncodedPrompt | Tensor) -> bool:
+        """Keep a value if there is memory for it; return False if there is none."""
+        size = value.nbytes if isinstance(value, Tensor) else shallow_view.kv_bytes(value.cache)
+        if key not in kept and size <= self.free_bytes:
             kept[key] = value
-            self._free -= size
+            self.free_bytes -= size
+        return key in kept
 
     @torch.no_grad()
     def states(self, prompt: EncodedPrompt, batch: LossBatch) -> Tensor:
@@ -108,6 +144,28 @@ class FrozenOutputs:
         every = hidden_states(self.model, self.layerwise, prompt, batch.response_ids, batch.is_labelled)
         last = next(hidden for depth, hidden in every if depth == len(self.layerwise.layers))
         return last[batch.is_labelled[:, 1:]]
+
+
+def _prompt_keys(batch: LossBatch) -> list[bytes]:
+    return [_bytes(ids[mask.bool()]) for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)]
+
+
+def _response_key(prompt_key: bytes, batch: LossBatch, row: int) -> bytes:
+    return prompt_key + _bytes(torch.cat(_response_of(batch, row)))
+
+
+def _response_of(batch: LossBatch, row: int) -> tuple[Tensor, Tensor]:
+    """Return the token ids and labels of one response without padding, each [response_len]."""
+    labelled = batch.is_labelled[row].nonzero()
+    length = int(labelled[-1]) + 1 if len(labelled) else 1
+    return batch.response_ids[row, :length], batch.labels[row, :length]
+
+
+def _without_repetitions(keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
+    """Return for every key the number of its first occurrence among the distinct ones, and the positions of these."""
+    first = {key: keys.index(key) for key in keys}
+    number = {key: i for i, key in enumerate(first)}
+    return [number[key] for key in keys], list(first.values())
 
 
 def _bytes(ids: Tensor) -> bytes:
@@ -128,6 +186,14 @@ def _joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
         cache.layers.append(_with_values(layers[0], *(torch.cat(parts) for parts in zip(*padded, strict=True))))
     mask = torch.cat([functional.pad(one.mask, (count, 0)) for one, count in zip(prompts, missing, strict=True)])
     return EncodedPrompt(torch.cat([one.first_logits for one in prompts]), cache, mask)
+
+
+def _row(prompt: EncodedPrompt, row: int, length: int) -> EncodedPrompt:
+    """Return a copy of one prompt of `length` tokens without its padding."""
+    cache = copy.copy(prompt.cache)
+    parts = [[one[row : row + 1, :, -length:].clone() for one in _values(layer)] for layer in cache.layers]
+    cache.layers = [_with_values(layer, *part) for layer, part in zip(cache.layers, parts, strict=True)]
+    return EncodedPrompt(prompt.first_logits[row : row + 1].clone(), cache, prompt.mask[row : row + 1, -length:].clone())
 
 
 def _values(layer: Any) -> tuple[Tensor, Tensor]:

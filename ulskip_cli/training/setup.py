@@ -1,6 +1,7 @@
 """Prepare a training: load the model and tokenizer, tokenize the texts, make the schedules and the loss module."""
 
 import copy
+import os
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
@@ -29,6 +31,7 @@ from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import TokenizedData, TokenPairs, TrainingTexts, collator_for, train_tokenizer
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout
 
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by train.precision
 FROZEN_SHARE = 0.4  # of the free memory, for the prompts' keys and values in the training of a skip adapter
 OWN_RESPONSES = "own_responses.jsonl"
 DEFAULT_NEW_TOKENS = 64
@@ -165,7 +168,19 @@ def build_adapter_loss(
     weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
     free = psutil.virtual_memory().available
     set_seed(config.seed)  # of the first LoRA matrices; answers that are sampled change the random state, stored ones do not
-    return AdapterLoss(model, start, train.lora, weights, int(FROZEN_SHARE * free))
+    module = AdapterLoss(model, start, train.lora, weights, int(FROZEN_SHARE * free))
+    if _num_visits(train, len(data.train)) >= len(data.train):
+        report = progress.phase("encode prompts and responses", len(data.train))
+        with torch.autocast(model.device.type, AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST):
+            module.outputs.prepare(data.train.pairs, weights.distill > 0, report)
+    return module
+
+
+def _num_visits(train: TrainOptions, num_examples: int) -> int:
+    """Return how many examples one process trains on, with repetitions."""
+    if train.max_steps is None:
+        return int(train.epochs * num_examples) // int(os.environ.get("WORLD_SIZE", "1"))
+    return train.max_steps * train.batch_size * train.gradient_accumulation_steps
 
 
 def build_loss(config: TrainingConfig, model: PreTrainedModel, exits: tuple[int, ...]) -> TwoPassLoss:
