@@ -28,6 +28,8 @@ BASE = ["model=random", "model.path=llama-12x128", "strategy=full", "train=scrat
 FINE_TUNE = ["train=scratch", "train.epochs=0.5", "train.learning_rate=2e-3", "train.dropout=0.1"]
 ADAPTER = ["train=adapter", "train.epochs=1", "train.batch_size=32", "train.learning_rate=2e-3", "train.lora.rank=32",
            "train.lora.alpha=64", "train.max_length=128", "train.precision=float32"]  # fmt: skip
+BEAMS = ("train.responses=both", "train.own.num_beams=4", "train.ce_weight=1", "train.epochs=2", "train.batch_size=64",
+         "train.lora.rank=128", "train.lora.alpha=256")  # fmt: skip
 PATCH = ["strategy.patch=full"]  # computed at evaluation, without training
 CALIBRATION_EXAMPLES = 100
 ADAPTER_RATIOS = {"unified": (2, 3, 6), "search": (3, 6)}
@@ -94,8 +96,11 @@ def options() -> list[FineTuned]:
 
 
 def adapters(seed: int) -> list[FineTuned]:
-    """List the skip adapters, trained on the references and the base's own answers, or on the references alone."""
-    responses = {"": ("train.responses=both",), "reference": ("train.responses=reference",)}
+    """List the skip adapters, trained on the references and the base's own answers (of beams or greedy), or on the references.
+
+    Answers of beams are worth imitating in themselves, so their cross-entropy joins the divergence (arXiv:1606.07947).
+    """
+    responses = {"beams": BEAMS, "": ("train.responses=both",), "reference": ("train.responses=reference",)}
     return [
         FineTuned(strategy, (ratio,), seed, variant, chosen, "adapter")
         for variant, chosen in responses.items()

@@ -18,7 +18,8 @@ SHARE_HEADS = ["of control", "of base"]
 PLAIN = re.compile(r"\w+-\dx-s\d")  # a checkpoint for one ratio without further options
 TRAINED = {  # by the beginning of a name and its variant
     ("", ""): "fine-tuned",
-    (ADAPTER, ""): "adapter",
+    (ADAPTER, "-beams"): "adapter",
+    (ADAPTER, ""): "adapter, greedy answers",
     (ADAPTER, "-reference"): "adapter, references alone",
 }
 
@@ -98,9 +99,9 @@ def summary(rows: Rows) -> str:
 
     full = {"control": NAMES["full"], "base": "base"}
     lines = [[full[name], *[f"{bleu:.1f} ({bleu / best:.1%})"] * len(RATIOS)] for name, bleu in rows.full_models.items()]
-    for prefix, name in (("", "{}"), (ADAPTER, "{}, skip adapter")):
+    for prefix, variant, name in (("", "", "{}"), (ADAPTER, "-beams", "{}, skip adapter")):
         for strategy in ("unified", *BASELINES):
-            found = [rows.seeds(strategy, ratio, prefix) for ratio in RATIOS]
+            found = [rows.seeds(strategy, ratio, prefix, variant) for ratio in RATIOS]
             if any(found):
                 lines.append([name.format(NAMES[strategy]), *map(cell, found)])
     return markdown(["strategy", *(f"BLEU at {ratio:g}x" for ratio in RATIOS)], lines, 1)

@@ -195,7 +195,7 @@ def test_the_score_of_both_test_sets_is_of_all_sentences_together(results, repor
 def test_adapters_are_compared_with_fine_tuning_and_keep_the_base_at_1x(results, report):
     rows = report.Rows(results)
     table = report.adapters(rows)
-    cells = line(table, "| 2x | unified | adapter |").split(" | ")
+    cells = line(table, "| 2x | unified | adapter, greedy answers |").split(" | ")
     assert cells[3:5] == ["100.0", "20.0"] and cells[9] == "100.0"
     assert cells[8].startswith(f"{rows.full_models['control'] - 100:+.1f}")  # its hypotheses are those of the control
     assert line(table, "| 2x | unified | fine-tuned |").split(" | ")[8:10] == ["–", "–"]
