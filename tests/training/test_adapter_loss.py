@@ -35,10 +35,10 @@ def through(kept):
     return (Stage(0, kept),)
 
 
-def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY):
+def made(model, adapter, weights=CROSS_ENTROPY, rank=2, max_bytes=PLENTY, on_policy=False):
     model.requires_grad_(False)
     torch.manual_seed(0)
-    return AdapterLoss(model, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes)
+    return AdapterLoss(model, adapter, LoraOptions(rank=rank, alpha=4), weights, max_bytes, on_policy)
 
 
 def random_adapter(model, kind="full", kept=KEPT, seed=0):
@@ -189,7 +189,7 @@ def test_all_linear_adapts_every_linear_layer_of_kept_layers(model):
 def test_a_continuation_is_judged_by_the_full_model_on_the_same_tokens(llama):
     """The mean divergence over a sampled continuation equals that of the uncached reference on its tokens."""
     tensors, corrections = random_corrections(llama, KEPT, "full")
-    module = made(llama, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), DISTILL)
+    module = made(llama, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), DISTILL, on_policy=True)
     inputs, seen = batch(), []
     continued = module._continue
     module._continue = lambda *args: seen.append(continued(*args)) or seen[-1]
@@ -253,3 +253,21 @@ def test_outputs_are_prepared_while_there_is_memory(llama):
     module.outputs.prepare(pairs_of(inputs), True, lambda done, note="": None)
     assert 0 <= module.outputs.free_bytes < used // 2
     torch.testing.assert_close(*(one(**inputs, stages=through(KEPT))["loss"] for one in (module, whole)))
+
+
+def test_an_unknown_response_to_a_prepared_prompt_is_computed_from_every_layer(llama):
+    inputs = batch(rows=4)
+    module = made(llama, random_adapter(llama), DISTILL)
+    module.outputs.prepare(pairs_of(inputs), True, lambda done, note="": None)
+    other = {**inputs, "response_ids": inputs["response_ids"].flip(0), "labels": inputs["labels"].flip(0)}
+    expected = made(llama, random_adapter(llama), DISTILL, max_bytes=0)(**other, stages=through(KEPT))["loss"]
+    torch.testing.assert_close(module(**other, stages=through(KEPT))["loss"], expected)
+
+
+def test_prepared_prompts_hold_the_keys_and_values_of_the_kept_layers_alone(llama):
+    pairs, used = pairs_of(batch(rows=4)), []
+    for on_policy in (False, True):
+        module = made(llama, random_adapter(llama), CROSS_ENTROPY, on_policy=on_policy)
+        module.outputs.prepare(pairs, False, lambda done, note="": None)
+        used.append(PLENTY - module.outputs.free_bytes)
+    assert used[0] * NUM_LAYERS == used[1] * len(KEPT) > 0

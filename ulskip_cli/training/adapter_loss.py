@@ -39,14 +39,18 @@ class AdapterLoss(TwoPassLoss):
         lora: LoraOptions,
         weights: LossWeights,
         max_bytes: int,
+        on_policy: bool = False,
     ) -> None:
-        """Make trainable views of the sets of `start`, which has a patch at every gap. The model is frozen, but not changed."""
+        """Make trainable views of the sets of `start`, which has a patch at every gap. The model is frozen, but not changed.
+
+        Only `on_policy` steps need every layer of the prompts that are kept.
+        """
         layers = sorted(set().union(*start.kept_sets))
         lora_model, self.lora_paths = _with_lora(_folded(model, start), layers, lora)
         super().__init__(lora_model, "all", weights)
         self._frozen = [model]  # a list hides the model from nn.Module
         self.start = start
-        self.outputs = FrozenOutputs(model, max_bytes)
+        self.outputs = FrozenOutputs(model, max_bytes, None if on_policy else layers)
         self.patches = nn.ModuleDict()
         for index in range(len(start.kept_sets)):
             for layer, tensors in start.by_layer(f"patch.{index}.").items():

@@ -46,8 +46,10 @@ def repeat_prompt(prompt: EncodedPrompt, rows: Tensor) -> EncodedPrompt:
 class FrozenOutputs:
     """The frozen model's outputs for the prompts and responses of a training, of which the first `max_bytes` are kept."""
 
-    def __init__(self, model: PreTrainedModel, max_bytes: int) -> None:
+    def __init__(self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int] | None = None) -> None:
+        """Return keys and values of `layers`, by default of all; `prepare` keeps no others."""
         self.model = model
+        self.layers = tuple(range(shallow_view.num_layers(model)) if layers is None else layers)
         self.layerwise = LayerwiseModel(model)
         self._prompts: dict[bytes, EncodedPrompt] = {}  # each without padding, by its token ids
         self._states: dict[bytes, Tensor] = {}  # by the token ids of prompt and response
@@ -66,7 +68,8 @@ class FrozenOutputs:
             batch = LossBatch(**{name: one.to(self.model.device) for name, one in PairCollator(0)(examples).items()})
             found, keys = self._together(batch, with_states), _prompt_keys(batch)
             prompts = {key: (int(row), len(prompt)) for key, row, (prompt, _) in zip(keys, found.rows, chunk, strict=True)}
-            kept = [self._keep(self._prompts, key, _row(found.prompt, *place)) for key, place in prompts.items()]
+            shorter = _with_layers(found.prompt, self.layers)
+            kept = [self._keep(self._prompts, key, _row(shorter, *place)) for key, place in prompts.items()]
             if found.states is not None:
                 states = torch.split(found.states, [max(0, len(response) - 1) for _, response in chunk])
                 for row, own in enumerate(states):
@@ -91,7 +94,8 @@ class FrozenOutputs:
         states = None
         if with_states and batch.response_ids.shape[1] > 1:
             states = torch.cat([self._response(keys[row], prompts[at], batch, row) for row, at in enumerate(rows)])
-        return FrozenBatch(_joined(prompts), torch.tensor(rows, device=batch.prompt_ids.device), states)
+        joined = _joined([_with_layers(prompt, self.layers) for prompt in prompts])
+        return FrozenBatch(joined, torch.tensor(rows, device=batch.prompt_ids.device), states)
 
     def _together(self, batch: LossBatch, with_states: bool) -> FrozenBatch:
         """Compute the outputs for a batch in one pass over its prompts and one over its responses."""
@@ -111,18 +115,23 @@ class FrozenOutputs:
         return all(type(layer) is DynamicLayer for layer in shallow_view.new_cache(self.model).layers)
 
     def _prompt(self, key: bytes, ids: Tensor, mask: Tensor) -> EncodedPrompt:
-        """Return one encoded prompt without padding."""
+        """Return one encoded prompt without padding, with the kept layers at least."""
         if key in self._prompts:
             return self._prompts[key]
-        own = ids[mask.bool()][None]
-        prompt = encode_prompt(self.model, own, torch.ones_like(own))
+        prompt = self._encode(ids, mask)
         self._keep(self._prompts, key, prompt)
         return prompt
+
+    def _encode(self, ids: Tensor, mask: Tensor) -> EncodedPrompt:
+        own = ids[mask.bool()][None]
+        return encode_prompt(self.model, own, torch.ones_like(own))
 
     def _response(self, prompt_key: bytes, prompt: EncodedPrompt, batch: LossBatch, row: int) -> Tensor:
         """Return the states [positions, hidden_size] of one response."""
         key = _response_key(prompt_key, batch, row)
         if key not in self._states:
+            if len(prompt.cache.layers) < shallow_view.num_layers(self.model):
+                prompt = self._encode(batch.prompt_ids[row], batch.prompt_mask[row])
             ids, labels = _response_of(batch, row)
             own = LossBatch(ids.new_zeros(prompt.mask.shape), prompt.mask, ids[None], labels[None])
             states = self.states(prompt, own)
@@ -170,6 +179,11 @@ def _without_repetitions(keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
 
 def _bytes(ids: Tensor) -> bytes:
     return bytes(ids.cpu().contiguous().numpy().tobytes())
+
+
+def _with_layers(prompt: EncodedPrompt, layers: Sequence[int]) -> EncodedPrompt:
+    """Return a prompt with the keys and values of `layers` alone; it shares their tensors."""
+    return replace(prompt, cache=shallow_view.fork_cache(prompt.cache, layers))
 
 
 def _joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:

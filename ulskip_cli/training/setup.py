@@ -168,7 +168,7 @@ def build_adapter_loss(
     weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
     free = psutil.virtual_memory().available
     set_seed(config.seed)  # of the first LoRA matrices; answers that are sampled change the random state, stored ones do not
-    module = AdapterLoss(model, start, train.lora, weights, int(FROZEN_SHARE * free))
+    module = AdapterLoss(model, start, train.lora, weights, int(FROZEN_SHARE * free), train.on_policy > 0)
     if _num_visits(train, len(data.train)) >= len(data.train):
         report = progress.phase("encode prompts and responses", len(data.train))
         with torch.autocast(model.device.type, AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST):
