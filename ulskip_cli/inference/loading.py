@@ -284,12 +284,17 @@ def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedMo
         ) from None
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device, in bytes."""
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
 def _check_memory(shape: Any, dtype: torch.dtype, config: ModelConfig) -> None:
     """Raise RunError if random weights of a shape do not fit into the free memory of their device."""
     with torch.device("meta"):
         parameters = AutoModelForCausalLM.from_config(shape, dtype=dtype).num_parameters()
     device, needed = pick_device(config.device), parameters * dtype.itemsize
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_bytes(device)
     if needed > free:
         raise RunError(
             f"out of memory: random weights of {config.path} need {needed / 2**30:.1f} GiB, "

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
@@ -166,9 +165,9 @@ def build_adapter_loss(
     else:
         start = zero_adapter(model, kept_sets, train.patch, train.patch_rank)
     weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
-    free = psutil.virtual_memory().available
+    max_bytes = int(FROZEN_SHARE * loading.free_bytes(model.device))
     set_seed(config.seed)  # of the first LoRA matrices; answers that are sampled change the random state, stored ones do not
-    module = AdapterLoss(model, start, train.lora, weights, int(FROZEN_SHARE * free), train.on_policy > 0)
+    module = AdapterLoss(model, start, train.lora, weights, max_bytes, train.on_policy > 0)
     if _num_visits(train, len(data.train)) >= len(data.train):
         report = progress.phase("encode prompts and responses", len(data.train))
         with torch.autocast(model.device.type, AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST):
