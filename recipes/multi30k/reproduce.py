@@ -11,6 +11,7 @@ repository; tables, plots and hypotheses are.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,14 +199,19 @@ class Reproduction:
         if one.is_evaluated_at_full_depth:
             self.evaluate(one.weights(self.work), "full", 1)
 
-    def measure_speed(self) -> None:
-        """Time the fine-tuned checkpoints; the machine should be idle otherwise."""
+    def measure_speed(self, checkpoints: Sequence[FineTuned]) -> None:
+        """Time checkpoints and adapters; the machine should be idle otherwise."""
         timed = ["model.dtype=float32", *self.task("test"), "limit=64", "speed.pairs=21", *self.results]
-        for one in contest(1):
+        for one in checkpoints:
             ratios = ",".join(f"{ratio:g}" for ratio in one.ratios)
             batches = "1" if one.strategy == "early_exit" else "1,8"
             schedule = [f"strategy={one.strategy}", *self.layers(one.strategy, one.ratios[0]), f"ratio={ratios}"]
             call("sweep", *one.weights(self.work), *schedule, f"batch_size={batches}", *timed)
+
+
+def timed() -> list[FineTuned]:
+    """List the checkpoints and adapters whose speed is measured: those of the first seed."""
+    return [*contest(1), *(one for one in adapters(1) if one.variant == "beams")]
 
 
 def checkpoints(seeds: int) -> dict[str, FineTuned]:
@@ -225,7 +231,7 @@ def main() -> None:
     )
     parser.add_argument("--name", default="multi30k", help="folder of the results")
     parser.add_argument("--no-speed", action="store_true", help="train and evaluate without timing the checkpoints")
-    parser.add_argument("--speed-only", action="store_true", help="time the trained checkpoints alone")
+    parser.add_argument("--speed-only", action="store_true", help="time the trained checkpoints alone, or those of --only")
     args = parser.parse_args()
     named = checkpoints(args.seeds)
     chosen = args.only.split(",") if args.only else [BASE_NAME, PATCHES, *named]
@@ -237,7 +243,7 @@ def main() -> None:
     reproduction = Reproduction(args.work, [f"name={args.name}"])
     reproduction.link(args.data)
     if args.speed_only:
-        return reproduction.measure_speed()
+        return reproduction.measure_speed([named[name] for name in chosen if name in named] if args.only else timed())
     reproduction.train_base()
     for name in chosen:
         if name == BASE_FULL:
@@ -249,7 +255,7 @@ def main() -> None:
         else:
             reproduction.make(named[name])
     if not (args.only or args.no_speed):
-        reproduction.measure_speed()
+        reproduction.measure_speed(timed())
 
 
 if __name__ == "__main__":

@@ -115,14 +115,16 @@ class Rows:
     def __init__(self, folder: Path, data: Path | None = None) -> None:
         self.folder, self.texts = folder, Texts(folder, data)
         self.comparisons = read_comparisons(folder / COMPARISONS)
-        self.speed: dict[tuple[str, float, int], Row] = {}
+        self.speed: dict[tuple[str, float, int], Row] = {}  # of checkpoints
+        self.adapter_speed: dict[tuple[str, float, int], Row] = {}
         quality: dict[tuple[str, str, float], dict[str, Row]] = {}
         for row in filter(is_done, map(upgrade_row, read_jsonl(folder / "runs.jsonl"))):
             checkpoint, strategy, target = checkpoint_of(row), row["strategy"], row["target_speedup"]
             if row["config"]["speed"]["enabled"]:
                 # A row of strategy full is a baseline of the pairs, unless it belongs to the control.
-                if checkpoint == Path(row["model"]).name and (strategy != "full" or checkpoint == "full-1x-s1"):
-                    self.speed[strategy, target, row["batch_size"]] = row
+                if strategy != "full" or checkpoint == "full-1x-s1":
+                    speeds = self.adapter_speed if row.get("skip_adapter") else self.speed
+                    speeds[strategy, target, row["batch_size"]] = row
                 continue
             if row["config"].get("limit"):
                 continue  # a trial

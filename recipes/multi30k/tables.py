@@ -125,9 +125,11 @@ def adapters(rows: Rows) -> str:
             at_1x = spread([point.bleu for point in full if point]) if any(full) else "–"
             minus = rows.difference(points[0], tuned) if tuned and tuned is not points[0] else None
             speedup = points[0].row["predicted_speedup"]
+            speeds = {"fine-tuned": rows.speed, "adapter": rows.adapter_speed}.get(name, {})
+            timed = speeds.get((strategy, ratio, 1))
             lines.append([f"{ratio:g}x", NAMES[strategy], name, *scores(points), *shares(rows, bleu), interval(minus), at_1x,
-                          f"{speedup:.2f}" if speedup else "–"])  # fmt: skip
-    heads = ["target", "layers", "method", *TEST_HEADS, *SHARE_HEADS, "minus fine-tuned", "both at 1x", "predicted"]
+                          f"{speedup:.2f}" if speedup else "–", clock(timed) if timed else "–"])  # fmt: skip
+    heads = ["target", "layers", "method", *TEST_HEADS, *SHARE_HEADS, "minus fine-tuned", "both at 1x", "predicted", "measured"]
     has_adapters = any(name == PATCHED or name.startswith(ADAPTER) for name, _, _ in rows.points)
     return markdown(heads, lines, 3) if has_adapters else ""
 
