@@ -47,7 +47,7 @@ class FrozenOutputs:
     """The frozen model's outputs for the prompts and responses of a training, of which the first `max_bytes` are kept."""
 
     def __init__(self, model: PreTrainedModel, max_bytes: int, layers: Sequence[int] | None = None) -> None:
-        """Return keys and values of `layers`, by default of all; `prepare` keeps no others."""
+        """Make an empty store; outputs have the keys and values of `layers`, by default of all."""
         self.model = model
         self.layers = tuple(range(shallow_view.num_layers(model)) if layers is None else layers)
         self.layerwise = LayerwiseModel(model)
@@ -141,7 +141,7 @@ class FrozenOutputs:
 
     def _keep(self, kept: dict[bytes, Any], key: bytes, value: EncodedPrompt | Tensor) -> bool:
         """Keep a value if there is memory for it; return False if there is none."""
-        size = value.nbytes if isinstance(value, Tensor) else shallow_view.kv_bytes(value.cache)
+        size = value.nbytes if isinstance(value, Tensor) else value.first_logits.nbytes + shallow_view.kv_bytes(value.cache)
         if key not in kept and size <= self.free_bytes:
             kept[key] = value
             self.free_bytes -= size
