@@ -201,12 +201,12 @@ class Reproduction:
 
     def measure_speed(self, checkpoints: Sequence[FineTuned]) -> None:
         """Time checkpoints and adapters; the machine should be idle otherwise."""
-        timed = ["model.dtype=float32", *self.task("test"), "limit=64", "speed.pairs=21", *self.results]
+        settings = ["model.dtype=float32", *self.task("test"), "limit=64", "speed.pairs=21", *self.results]
         for one in checkpoints:
             ratios = ",".join(f"{ratio:g}" for ratio in one.ratios)
             batches = "1" if one.strategy == "early_exit" else "1,8"
             schedule = [f"strategy={one.strategy}", *self.layers(one.strategy, one.ratios[0]), f"ratio={ratios}"]
-            call("sweep", *one.weights(self.work), *schedule, f"batch_size={batches}", *timed)
+            call("sweep", *one.weights(self.work), *schedule, f"batch_size={batches}", *settings)
 
 
 def timed() -> list[FineTuned]:

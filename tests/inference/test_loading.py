@@ -15,7 +15,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, ModelConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference import loading, shallow_view
+from ulskip_cli.inference import batching, loading, shallow_view
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.loading import load, load_tokenizer, pick_device, training_note
 from ulskip_cli.strategies.plan import make_plan
@@ -225,7 +225,7 @@ def test_an_odd_generation_config_is_named(content, model_folder, tmp_path):
 
 
 def test_random_weights_that_do_not_fit_into_memory_are_not_made(monkeypatch):
-    monkeypatch.setattr(loading.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    monkeypatch.setattr(batching.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
     with pytest.raises(RunError, match=r"smollm2-135m.*GiB"):
         load(ModelConfig(name="random", source="random", path="smollm2-135m", device="cpu"))
 

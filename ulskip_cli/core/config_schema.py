@@ -208,7 +208,7 @@ class LoraOptions:
 class OwnResponses:
     """The full model's own answers as training responses; they are generated once and stored."""
 
-    samples: int = option(1, "answers per prompt; the first is the most likely, the others are sampled", minimum=1)
+    samples: int = option(1, "answers per prompt; the first is greedy or of beams, the others are sampled", minimum=1)
     num_beams: int = option(1, "number of beams of the first answer; 1: greedy", minimum=1)
     temperature: float = option(1.0, "temperature of sampled answers", above=0)
     max_new_tokens: int | None = option(None, "maximum length in tokens; null: the task's max_new_tokens", minimum=2)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -80,6 +81,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(one in str(error) for one in ("can't allocate memory", "out of memory"))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device, in bytes."""
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
 def release() -> None:

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +18,7 @@ from ulskip_cli.core.printable import all_printable
 from ulskip_cli.core.typed_json import load_object, parse
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference import shallow_view, smollm2_wheel
+from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.quantization import KINDS, loading_options, num_bytes
 from ulskip_cli.inference.weights_check import check_weights
 
@@ -282,11 +282,6 @@ def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedMo
             f"expected a model_type with a causal LM in transformers and its sizes, got '{shape['model_type']}' in "
             f"{find_config(config)} ({' '.join(str(error).split())[:200]}); use a model_type such as llama"
         ) from None
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device, in bytes."""
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
 def _check_memory(shape: Any, dtype: torch.dtype, config: ModelConfig) -> None:

@@ -19,6 +19,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading, shallow_view
+from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
@@ -165,7 +166,7 @@ def build_adapter_loss(
     else:
         start = zero_adapter(model, kept_sets, train.patch, train.patch_rank)
     weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
-    max_bytes = int(FROZEN_SHARE * loading.free_bytes(model.device))
+    max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # of the first LoRA matrices; answers that are sampled change the random state, stored ones do not
     module = AdapterLoss(model, start, train.lora, weights, max_bytes, train.on_policy > 0)
     if _num_visits(train, len(data.train)) >= len(data.train):
