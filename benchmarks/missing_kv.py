@@ -27,7 +27,7 @@ from ulskip_cli.inference.engines.early_exit import ExitSteps
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.packed_linear import choose_linear_backend, packed
-from ulskip_cli.strategies.exit_rule import ExitRule
+from ulskip_cli.core.exit_rule import ExitRule
 
 POLICIES = ("recompute", "propagate", "ragged")
 NEW_TOKENS, PROMPTS = 32, 24

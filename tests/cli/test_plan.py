@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.cli.plan import KEPT, plan_lines, ranges, ruler, strip
-from ulskip_cli.strategies.exit_rule import ExitRule
+from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import Footprint, MemoryPlan
 from ulskip_cli.strategies.plan import Plan
 

@@ -15,7 +15,7 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.tasks.encoding import EncodedExample
 
 UNITS = ["attention", "mlp"]

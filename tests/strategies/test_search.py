@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies.schedule import even
+from ulskip_cli.core.schedule import even
 from ulskip_cli.strategies.search import Search, swaps, without_block
 
 

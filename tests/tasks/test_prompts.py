@@ -1,7 +1,7 @@
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.loading import Example
+from ulskip_cli.core.task import Example
 from ulskip_cli.tasks.prompts import Template, choose_template
 
 EXAMPLE = Example("0", "Guten {Tag}", "Good day")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ulskip_cli.core.typed_json import parse
-from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.record import TrainingRecord
 
 EARLIER = json.loads((resources.files("ulskip_cli") / "assets" / "tiny" / "training.json").read_text("utf-8"))

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.teacher_forcing import response_logits, response_losses
-from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout, divergence
 
 EVERY = tuple(range(NUM_LAYERS))

@@ -10,7 +10,7 @@ from ulskip_cli.cli.show import print_commented
 from ulskip_cli.core import config
 from ulskip_cli.core.config_schema import ATTENTION, LAYER
 from ulskip_cli.core.weight_sizes import gaps
-from ulskip_cli.strategies.exit_rule import ExitRule
+from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import Footprint, MemoryPlan
 from ulskip_cli.strategies.patching import UNIT_NAMES
 from ulskip_cli.strategies.plan import Plan

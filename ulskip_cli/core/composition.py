@@ -1,26 +1,42 @@
-"""Hydra composition: overrides and the YAML files of the config groups become one untyped configuration, for `config.py`."""
+"""Hydra composition: overrides and the YAML files of the config groups become plain values, for `config.py`.
 
-import copy
+Presets state only what differs from the defaults in the classes. So the values are merged over a tree of all defaults, whose
+keys are the keys that an override may name.
+"""
+
 import functools
+import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from ulskip_cli.core.errors import UnknownKey, UsageError, unknown
-from ulskip_cli.core.registry import GROUPS_OF_CLASSES, allow_classes_of
+from ulskip_cli.core.correction import Correction
+from ulskip_cli.core.engines import Engine
+from ulskip_cli.core.errors import UnknownKey, UsageError, require_choice, unknown
+from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.options import Choice, Options
+from ulskip_cli.core.strategy import Strategy
+from ulskip_cli.core.task import Task
 from ulskip_cli.core.yaml_files import read_mapping
 
+CHOICES: dict[str, type[Choice]] = {"task": Task, "strategy": Strategy, "correction": Correction, "engine": Engine}
 RENAMED_KEYS = {
-    "memory": "memory_budget",
-    "decoding.options": "decoding.generate_kwargs",
     "decoding.engine": "engine",
-    "launcher.deaths": "launcher.max_retries",
-    "train.arguments": "train.training_args",
-    "train.accumulation": "train.gradient_accumulation_steps",
+    "strategy.patch": "correction=patch correction.kind=full",
+    "strategy.patch_rank": "correction.rank",
+    "strategy.search_patch": "correction=patch; a search measures its schedules with the patches in place",
+    "model.skip_adapter": "correction=adapter correction.path=FOLDER",
+    "calibration.responses": "correction.responses",
+    "train.patch": "correction.kind",
+    "train.patch_rank": "correction.rank",
+    "train.patch_learning_rate": "correction.learning_rate",
+    "train.patch_examples": "correction.examples",
+    "patch": "correction=none, or correction.kind=full",
 }
 _TEXT_KEYS = ("task.prompt.", "task.response.", "task.templates.", "decoding.stop.")
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
@@ -37,16 +53,66 @@ def config_dir() -> Path:
 
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
-    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder.
-
-    The classes that the user's files name become allowed values of `_target_`.
-    """
+    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder."""
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
-    if extra_dir is not None and group in GROUPS_OF_CLASSES:
-        allow_classes_of(extra_dir)
     folders = [config_dir(), *([extra_dir] if extra_dir else [])]
     return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+
+
+def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, Any]:
+    """Read the YAML file of a choice, merged over the choices of the same group in its `defaults` list."""
+    files = group_choices(group, extra_dir)
+    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(*_with_bases(group, choice, files, ())))  # type: ignore[assignment]
+    missing = [key for key in ("_target_", "name") if key not in values]
+    if group in CHOICES and missing:
+        raise UsageError(f"expected the key {missing[0]} in {files[choice]}, got none; add it")
+    return values
+
+
+def _with_bases(group: str, choice: str, files: Mapping[str, Path], inside: tuple[str, ...]) -> Iterator[DictConfig]:
+    """Yield the file of a choice after the files that it is based on."""
+    file = files[require_choice(f"{group} in defaults", choice, files)]
+    if choice in inside:
+        raise UsageError(f"expected defaults without a cycle in {file}, got {' -> '.join([*inside, choice])}")
+    check_choice(file)
+    own = OmegaConf.load(file)
+    assert isinstance(own, DictConfig)
+    for entry in own.pop("defaults", None) or []:
+        if isinstance(entry, str) and entry != "_self_":
+            yield from _with_bases(group, entry, files, (*inside, choice))
+    yield own
+
+
+def choice_class(node: Mapping[str, Any], group: str) -> type[Choice]:
+    """Import the class that a preset names in `_target_`; raise UsageError if there is no such class of the group.
+
+    Only YAML files of ulskip and of --config-dir name classes, because the import of a class runs its module.
+    """
+    target, what = str(node.get("_target_")), f"{group}={node.get('name')}"
+    try:
+        kind = pkgutil.resolve_name(target)
+    except Exception as error:  # the module is the user's own and may fail in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(f"{what}: cannot import the class {target} of _target_ ({reason})") from None
+    base = CHOICES[group]
+    if not isinstance(kind, type) or not issubclass(kind, base):
+        raise UsageError(f"{what}: expected _target_ to name a subclass of {base.__module__}.{base.__name__}, got {target}")
+    return kind
+
+
+def default_values(kind: type[Options], chosen: Mapping[str, type[Options]]) -> dict[str, Any]:
+    """Return every key of a class with its default, nested; `chosen` has the classes of groups. A required key is `???`."""
+    values: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if name in chosen:
+            values[name] = default_values(chosen[name], {})
+        elif isinstance(default, Options):
+            values[name] = default_values(type(default), {})
+        else:
+            values[name] = MISSING if default is PydanticUndefined else to_jsonable_python(default)
+    return values
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Any]:
@@ -95,10 +161,10 @@ def _refuse_fixed(keys: Iterable[str], groups: Sequence[str]) -> None:
             raise UsageError(f"{key} is not supported as an override; add config files with --config-dir DIR")
 
 
-def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None) -> DictConfig:
+def compose_values(
+    primary: str, kind: type[Options], groups: Sequence[str], overrides: Sequence[str], extra_dir: Path | None
+) -> DictConfig:
     """Compose `configs/<primary>.yaml` with overrides of keys and `groups`; raise UsageError for an invalid override."""
-    for group in GROUPS_OF_CLASSES:
-        group_choices(group, extra_dir)  # checks the folder
     keys = [_key(text) for text in overrides]
     if (
         "model.path" in keys
@@ -110,23 +176,29 @@ def compose_untyped(primary: str, groups: Sequence[str], overrides: Sequence[str
     resolved = [text for text in resolved if text != "experiment=null"]  # Hydra refuses a group without a choice
     choices = [text for text in resolved if _key(text) in groups]
     chosen = _compose_choices(primary, tuple(choices), extra_dir, _file_stamps(extra_dir))
-    known = list(_dotted_keys(chosen))
-    refuse_renamed([*keys, *known])
+    classes: dict[str, type[Options]] = {
+        group: choice_class(chosen[group], group) for group in CHOICES if group in groups and group in chosen
+    }
+    model: dict[str, Any] = {"model": ModelConfig}
+    config = OmegaConf.create(default_values(kind, {**classes, **model}))
+    known = set(_dotted_keys(config))
+    refuse_renamed([*keys, *_dotted_keys(chosen)])
     _refuse_fixed(keys, groups)
+    config = cast(DictConfig, OmegaConf.merge(config, chosen))
+    known |= set(_dotted_keys(config))
     for text in resolved:
-        if not text.startswith(("+", "~")) and _key(text) not in (*groups, *known):
-            raise UnknownKey(str(_unknown_key(_key(text), known)), _key(text))
-    values = [text for text in resolved if text not in choices]
-    changes_keys = any(text.startswith(("+", "~")) for text in values)
-    config = _hydra_compose(primary, resolved, extra_dir) if changes_keys else copy.deepcopy(chosen)
-    for one in parse_overrides([text for text in values if not text.startswith("~")]):
-        is_text = f"{one.key_or_group}.".startswith(_TEXT_KEYS)
+        if text.startswith("~"):
+            raise UsageError(f"{text} is not supported; set {_key(text)} to its default, which `ulskip config` lists")
+        if not text.startswith("+") and _key(text) not in (*groups, *known):
+            raise UnknownKey(str(_unknown_key(_key(text), sorted(known))), _key(text))
+    for override in parse_overrides([text for text in resolved if text not in choices]):
+        key, value = override.key_or_group, override.value()
+        value = _unescape(value) if f"{key}.".startswith(_TEXT_KEYS) else value
         try:
-            OmegaConf.update(config, one.key_or_group, _unescape(one.value()) if is_text else one.value(), merge=True)
+            OmegaConf.update(config, key, value, merge=True, force_add=True)
         except OmegaConfBaseException:
             raise UsageError(
-                f"expected a value for {one.key_or_group}, got '{one.input_line}'; "
-                f"to add a key, write +{one.key_or_group}.KEY=VALUE"
+                f"expected a value for {key}, got '{override.input_line}'; to add a key, write +{key}.KEY=VALUE"
             ) from None
     return config
 

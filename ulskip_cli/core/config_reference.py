@@ -1,73 +1,92 @@
-"""The reference of the configuration keys: meaning, choices, type and default, read from the schema and the YAML files.
+"""The reference of the configuration keys: one walk over the fields of the classes, with several printers.
 
-`--help`, `ulskip config`, `--print-config` and shell completion show it. Nothing here needs Hydra.
+`--help`, `ulskip config`, shell completion, docs/keys.md, `--print-config` and the JSON schema for editors print it.
 """
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import models_json_schema
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from ulskip_cli.core.composition import check_choice, config_dir
+from ulskip_cli.core.composition import CHOICES, choice_class, config_dir, read_choice
 from ulskip_cli.core.composition import group_choices as group_choices
-from ulskip_cli.core.config import GROUPS, TRAINING_GROUPS, options_class, resolved_config
+from ulskip_cli.core.config import GROUPS, TRAINING_GROUPS
 from ulskip_cli.core.config_schema import (
     Config,
     DecodingConfig,
-    EngineConfig,
     LauncherConfig,
     ModelConfig,
+    Shared,
     TrainingConfig,
     TrainOptions,
     TuneConfig,
 )
-from ulskip_cli.core.config_types import describe_type, type_hints
-from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.options import Options, choices_of, describe_type, notes_of, options_in
 
-PRIMARY = {
+PRIMARY: dict[str, tuple[type[Shared], tuple[str, ...]]] = {
     "config": (Config, GROUPS),
     "tune": (TuneConfig, GROUPS),
     "train": (TrainingConfig, TRAINING_GROUPS),
 }  # of configs/<primary>.yaml
 ALL_GROUPS = tuple(dict.fromkeys((*GROUPS, *TRAINING_GROUPS)))
-_GROUP_SCHEMAS: dict[str, type] = {
+_GROUP_CLASSES: dict[str, type[Options]] = {
     "model": ModelConfig,
     "decoding": DecodingConfig,
-    "engine": EngineConfig,
     "launcher": LauncherConfig,
     "train": TrainOptions,
 }
-_NOT_KEYS = ("_target_", "name", "description")
 _COMMENT_COLUMN = 40
 
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """One configuration key: its dotted name, meaning, choices, type in plain words, and default."""
+    """One configuration key: its dotted name, meaning, choices, type in plain words, default, and the commands that read it."""
 
     name: str
     meaning: str
     choices: tuple[str, ...]
     type: str
     default: Any
+    commands: tuple[str, ...] = ()
+
+
+def keys_of(kind: type[Options], values: Mapping[str, Any], prefix: str = "", inherited: tuple[str, ...] = ()) -> Iterator[ConfigKey]:
+    """Walk the fields of a class; `values` replace defaults, and keys without commands of their own have `inherited` ones."""
+    for name, field in kind.model_fields.items():
+        if name == "name" and prefix:
+            continue
+        commands = tuple(notes_of(field).get("commands", ())) or inherited
+        inner, default = options_in(field.annotation), field.get_default(call_default_factory=True)
+        value = values.get(name, default)
+        if inner is not None and (isinstance(default, Options) or default is PydanticUndefined):
+            yield from keys_of(inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}.", commands)
+        else:
+            shown = None if value is PydanticUndefined else to_jsonable_python(value)
+            meaning, choices = field.description or "", choices_of(field.annotation)
+            yield ConfigKey(prefix + name, meaning, choices, describe_type(field.annotation), shown, commands)
 
 
 def describe_choices(group: str, extra_dir: Path | None = None) -> dict[str, str]:
     """Return the choices of a config group with their descriptions."""
     files = group_choices(group, extra_dir)
-    return {
-        name: _first_comment(file) if group == "experiment" else _describe(group, name, extra_dir)
-        for name, file in files.items()
-    }
+    if group == "experiment":
+        return {name: _first_comment(file) for name, file in files.items()}
+    return {name: str(read_choice(group, name, extra_dir).get("description", "")) for name in files}
 
 
 def default_choices(primary: str) -> dict[str, str]:
     """Return the choice of each config group that `configs/<primary>.yaml` selects by default."""
-    entries = _primary_values(primary)["defaults"]
-    return {group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items() if choice}
+    choices: dict[str, str] = {}
+    for entry in _primary_values(primary)["defaults"]:
+        if isinstance(entry, dict):
+            choices |= {str(key).removeprefix("override /"): choice for key, choice in entry.items() if choice}
+    return choices
 
 
 def default_choice(group: str) -> str | None:
@@ -87,15 +106,59 @@ def group_keys(group: str, choice: str, extra_dir: Path | None = None) -> list[C
     if group == "experiment":
         return []
     values = read_choice(group, choice, extra_dir)
-    schema = _GROUP_SCHEMAS.get(group) or options_class(values, group)
-    return list(_keys(schema, values, f"{group}."))
+    return list(keys_of(_GROUP_CLASSES.get(group) or choice_class(values, group), values, f"{group}."))
 
 
 def top_level_keys(primary: str) -> list[ConfigKey]:
-    """Return the keys of `configs/<primary>.yaml` outside the config groups, including nested ones such as `speed.pairs`."""
-    schema, groups = PRIMARY[primary]
-    values = _primary_values(primary)
-    return [key for key in _keys(schema, values, "") if key.name.partition(".")[0] not in (*groups, "sweep")]
+    """Return the keys of a primary configuration outside the config groups, including nested ones such as `speed.pairs`."""
+    kind, groups = PRIMARY[primary]
+    keys = keys_of(kind, _primary_values(primary))
+    return [key for key in keys if key.name.partition(".")[0] not in (*groups, "sweep", "baseline_model")]
+
+
+def groups_of(command: str) -> tuple[str, ...]:
+    """Return the config groups that a command reads."""
+    kind, groups = PRIMARY[primary_of(command)]
+    read = [group for group in groups if group in kind.model_fields and command in notes_of(kind.model_fields[group])["commands"]]
+    return (*read, *(["experiment"] if command in ("run", "sweep", "bench") else []))
+
+
+def primary_of(command: str) -> str:
+    """Return the primary configuration of a command."""
+    return command if command in PRIMARY else "config"
+
+
+def to_commented_yaml(config: Shared) -> str:
+    """Return a configuration as YAML in which every key has its meaning and its choices as a comment."""
+    return "".join(_commented(config, ""))
+
+
+def json_schema() -> dict[str, Any]:
+    """Return a JSON schema for YAML files of experiments and presets, with which an editor completes and checks them."""
+    shipped = {
+        group: [choice_class(read_choice(group, name), group) for name in group_choices(group)] for group in CHOICES
+    }
+    classes = list(dict.fromkeys(kind for kinds in shipped.values() for kind in kinds))
+    references, schema = models_json_schema(
+        [(kind, "validation") for kind in (TuneConfig, TrainOptions, *classes)], ref_template="#/$defs/{model}"
+    )
+    definitions: dict[str, Any] = schema["$defs"]
+    for definition in definitions.values():
+        definition.pop("required", None)  # an experiment sets some keys only
+        definition.setdefault("properties", {})["defaults"] = {"type": "array", "description": "choices of groups"}
+        for entry in definition["properties"].values():
+            entry.pop("ulskip", None)
+    experiment = definitions[TuneConfig.__name__]
+    for group, kinds in shipped.items():
+        unique = list(dict.fromkeys(kinds))
+        experiment["properties"][group] = {"anyOf": [references[(kind, "validation")] for kind in unique]}
+    experiment["properties"]["train"] = references[(TrainOptions, "validation")]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ulskip configuration",
+        **experiment,
+        "$defs": definitions,
+    }
 
 
 def _primary_values(primary: str) -> dict[str, Any]:
@@ -108,60 +171,15 @@ def _primary_values(primary: str) -> dict[str, Any]:
     return {**merged, **own, "defaults": [*merged.get("defaults", []), *own["defaults"]]}
 
 
-def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, Any]:
-    """Read the YAML file of a choice, merged over the choices of the same group in its `defaults` list."""
-    merged = OmegaConf.merge(*_with_bases(group, choice, extra_dir, ()))
-    values: dict[str, Any] = OmegaConf.to_container(merged)  # type: ignore[assignment]
-    missing = [key for key in ("_target_", "name") if key not in values]
-    if group in ("task", "strategy") and missing:
-        raise UsageError(f"expected the key {missing[0]} in {group_choices(group, extra_dir)[choice]}, got none; add it")
-    return values
-
-
-def to_commented_yaml(config: Config | TrainingConfig) -> str:
-    """Return a configuration as YAML in which every key has its meaning and its choices as a comment."""
-    classes = {group: options_class(getattr(config, group), group) for group in ("task", "strategy")}
-    return "".join(_commented(type(config), resolved_config(config), classes, ""))
-
-
-def _with_bases(group: str, choice: str, extra_dir: Path | None, inside: tuple[str, ...]) -> Iterator[DictConfig]:
-    """Yield the file of a choice after the files that it is based on."""
-    file = group_choices(group, extra_dir)[require_choice(f"{group} in defaults", choice, group_choices(group, extra_dir))]
-    if choice in inside:
-        raise UsageError(f"expected defaults without a cycle in {file}, got {' -> '.join([*inside, choice])}")
-    check_choice(file)
-    own = OmegaConf.load(file)
-    assert isinstance(own, DictConfig)
-    for entry in own.pop("defaults", None) or []:
-        if isinstance(entry, str) and entry != "_self_":
-            yield from _with_bases(group, entry, extra_dir, (*inside, choice))
-    yield own
-
-
-def _keys(schema: type, values: Mapping[str, Any], prefix: str) -> Iterator[ConfigKey]:
-    hints, order = type_hints(schema), list(values)
-    for one in sorted(fields(schema), key=lambda one: order.index(one.name) if one.name in order else len(order)):
-        if one.name in _NOT_KEYS and prefix:
+def _commented(options: Options, indent: str) -> Iterator[str]:
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if isinstance(value, Options):
+            yield f"{indent}{name}:\n"
+            yield from _commented(value, f"{indent}  ")
             continue
-        value, hint = values.get(one.name), hints[one.name]
-        if is_dataclass(hint):
-            yield from _keys(hint, value or {}, f"{prefix}{one.name}.")  # type: ignore[arg-type]
-        else:
-            choices = tuple(one.metadata.get("choices", ()))
-            yield ConfigKey(prefix + one.name, one.metadata.get("help", ""), choices, describe_type(hint), value)
-
-
-def _commented(schema: type, values: Mapping[str, Any], classes: Mapping[str, type], indent: str) -> Iterator[str]:
-    known = {one.name: one for one in fields(schema)}
-    hints = type_hints(schema)
-    for key, value in values.items():
-        inner = classes.get(key) or hints.get(key)
-        if isinstance(value, dict) and is_dataclass(inner):
-            yield f"{indent}{key}:\n"
-            yield from _commented(inner, value, {}, f"{indent}  ")  # type: ignore[arg-type]
-            continue
-        comment = _comment(known[key]) if key in known else ""
-        for line in _dump({key: value}):
+        comment = _comment(field)
+        for line in _dump({name: to_jsonable_python(value)}):
             yield f"{f'{indent}{line}':<{_COMMENT_COLUMN}}  # {comment}\n" if comment else f"{indent}{line}\n"
             comment = ""
 
@@ -186,13 +204,8 @@ def _dump(values: Mapping[str, Any]) -> list[str]:
     return str(text).rstrip("\n").split("\n")
 
 
-def _comment(one: "Field[Any]") -> str:
-    choices = " | ".join(one.metadata.get("choices", ()))
-    return "; ".join(part for part in (one.metadata.get("help", ""), choices) if part)
-
-
-def _describe(group: str, name: str, extra_dir: Path | None) -> str:
-    return str(read_choice(group, name, extra_dir).get("description", ""))
+def _comment(field: FieldInfo) -> str:
+    return "; ".join(part for part in (field.description or "", " | ".join(choices_of(field.annotation))) if part)
 
 
 def _first_comment(file: Path) -> str:

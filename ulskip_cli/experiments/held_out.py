@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ulskip_cli.core.config import instantiate, needs_held_out
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks import Example, Task
+from ulskip_cli.core.task import Example, Task
 
 
 @dataclass(frozen=True)

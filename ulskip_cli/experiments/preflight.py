@@ -19,7 +19,8 @@ from ulskip_cli.experiments.record import ROW_VERSION
 from ulskip_cli.experiments.record_sections import RunIdentity
 from ulskip_cli.strategies.patching import NO_PATCH, patch_of
 from ulskip_cli.strategies.plan import Plan, adapter_of, make_plan
-from ulskip_cli.tasks import Example, Task, metrics
+from ulskip_cli.core.task import Example, Task
+from ulskip_cli.tasks import metrics
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ulskip_cli.inference.packed_linear import TORCH, LinearBackend, choose_line
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.timing import now
-from ulskip_cli.strategies.exit_rule import ExitRule
+from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.strategies.plan import Plan
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ulskip_cli.core.config_schema import ATTENTION
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.inference import architecture_support, shallow_view
-from ulskip_cli.strategies import schedule
+from ulskip_cli.core import schedule
 
 Value = Callable[[Tensor, Tensor | None], Tensor]
 _LAYER_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)  # of a layer that needs more of a part

@@ -5,11 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ulskip_cli.core.config_schema import AUTO, Config, DecodingConfig
-from ulskip_cli.core.engines import in_format
 from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.strategies.patching import unit_of
-from ulskip_cli.strategies.schedule import MIN_KEPT
 
 LINE_ERROR = 1.05  # tolerated ratio of measured and fitted latency
 DRAFT_VOCAB = 8192  # with decoding.draft_vocab=auto; the best of 2048, 4096 and 8192 for SmolLM2-135M
@@ -20,8 +18,8 @@ def weights_of_step(weights: WeightSizes | None, config: Config, patch: int | No
 
     `weights` are those of the model's files, and `patch` is the bytes of the patch at each gap.
     """
-    weights = in_format(weights, config.engine.name, config.engine.weights, 16)
-    return weights and replace(weights, patch=patch or 0).of_unit(unit_of(config.strategy))
+    weights = config.engine.sizes(weights, 16)
+    return weights and replace(weights, patch=patch or 0).of_unit(config.strategy.skipped_unit)
 
 
 def num_kept_for_cost(

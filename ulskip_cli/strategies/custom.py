@@ -1,30 +1,34 @@
 """A user's own schedule: a list of layers, or a file of `ulskip export --format schedule`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Self
 
-from ulskip_cli.core.config_schema import option
+from pydantic import model_validator
+
+from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies import schedule, schedule_file
-from ulskip_cli.strategies.patching import SkippingOptions
+from ulskip_cli.core.options import option
+from ulskip_cli.core.strategy import SkippingStrategy
+from ulskip_cli.strategies import schedule_file
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 
-@dataclass(frozen=True)
-class Custom(SkippingOptions):
+class Custom(SkippingStrategy):
     """Keep exactly the layers that `layers` or the schedule file `file` lists."""
 
-    layers: list[int] = option(list, "layers to keep, ascending numbers from 0; empty: use strategy.file")
+    layers: tuple[int, ...] = option((), "layers to keep, ascending numbers from 0; empty: use strategy.file")
     file: str | None = option(None, "schedule file of `ulskip export --format schedule`; null: use strategy.layers")
-    follows_ratio: ClassVar[bool] = False
+    follows_ratio = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.layers and self.file is not None:
-            raise UsageError(f"expected strategy.layers or strategy.file, got both: {self.layers} and {self.file}; set one")
+            raise UsageError(
+                f"expected strategy.layers or strategy.file, got both: {list(self.layers)} and {self.file}; set one"
+            )
+        return self
 
     def num_kept(self, num_layers: int, target_speedup: float) -> int:
         """Return the number of listed layers."""
@@ -39,9 +43,9 @@ class Custom(SkippingOptions):
             )
         return schedule.checked(num_layers, self._listed)
 
-    def stands_for(self) -> Mapping[str, Any]:
-        """Return the options that identify a result: the layers, which come from `layers` or `file`."""
-        return {"layers": list(self._listed)}
+    def canonical(self) -> Self:
+        """Return the strategy with its layers listed, wherever they come from."""
+        return self.replace(layers=tuple(self._listed), file=None)
 
     @property
     def _listed(self) -> Sequence[int]:
@@ -51,15 +55,15 @@ class Custom(SkippingOptions):
     def _read(self) -> ScheduleFile | None:
         if self.file is None:
             return None
-        found = schedule_file.read(Path(self.file))
-        if found.unit != self.unit:
-            raise UsageError(f"expected strategy.unit={found.unit} with the schedule in {self.file}, got {self.unit}; set it")
-        if found.later_stages:
-            options = [f"strategy.{key}={value}" for key, value in found.strategy_options.items()]
+        read = schedule_file.read(Path(self.file))
+        if read.unit != self.unit:
+            raise UsageError(f"expected strategy.unit={read.unit} with the schedule in {self.file}, got {self.unit}; set it")
+        if read.later_stages:
+            options = [f"strategy.{key}={value}" for key, value in read.strategy_options.items()]
             overrides = [
-                f"strategy={found.strategy}",
+                f"strategy={read.strategy}",
                 *options,
-                *([f"ratio={found.target_ratio:g}"] if found.target_ratio else []),
+                *([f"ratio={read.target_ratio:g}"] if read.target_ratio else []),
             ]
             raise UsageError(f"strategy=custom does not support the later_stages in {self.file}; use {' '.join(overrides)}")
-        return found
+        return read

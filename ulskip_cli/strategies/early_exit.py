@@ -1,13 +1,10 @@
 """Early exit: each token runs layers until its confidence is high enough (CALM, Schuster et al. 2022, arXiv:2207.07061)."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
 
-from ulskip_cli.core.config_schema import option
-from ulskip_cli.core.validation import check_fields
-from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
-from ulskip_cli.strategies.exit_rule import BATCHES, CONFIDENCES, FALLS_TO, ExitRule
+from ulskip_cli.core.exit_rule import FALLS_TO, Batch, Confidence, ExitRule
+from ulskip_cli.core.options import option
+from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, Strategy
 
 NEVER = 2.0  # no confidence is above 1
 LOGITS = (-8.0, 14.0)  # search interval of logit(0.9 lam); the upper end is high because cosines are close to 1
@@ -15,32 +12,22 @@ ROUNDS = 14
 TOLERANCE = 0.01  # relative error of the mean depth that ends the search; 0.02 is documented
 
 
-@dataclass(frozen=True)
-class EarlyExit:
+class EarlyExit(Strategy):
     """End a step at the first check whose confidence passes a threshold, lam, which decays over a horizon of T steps."""
 
-    confidence: str = option(
-        "softmax_diff", "gap of the top two probabilities, top probability, or cosine of hidden states", CONFIDENCES
+    confidence: Confidence = option(
+        "softmax_diff", "gap of the top two probabilities, top probability, or cosine of hidden states"
     )
-    threshold: float | None = option(None, "confidence at which a token exits; null: the run calibrates it", minimum=0)
+    threshold: float | None = option(None, "confidence at which a token exits; null: the run calibrates it", ge=0)
     horizon: int | None = option(
-        None, "decode steps over which the threshold decays by a tenth; null: longest held-out answer", minimum=1
+        None, "decode steps over which the threshold decays by a tenth; null: longest held-out answer", ge=1
     )
-    min_exit: int = option(1, "minimum number of layers that a token runs", minimum=1)
-    every: int = option(1, "number of layers between two confidence checks", minimum=1)
-    batch: str = option("min", "min: the least confident sequence decides for its batch; na: batch size 1 only", BATCHES)
-    follows_ratio: ClassVar[bool] = True
-    calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding", "batch_size")
-    stand_in: ClassVar[str] = "the target depth"
-    num_kept = staticmethod(schedule.num_kept)  # R, the mean number of layers per step
-
-    def __post_init__(self) -> None:
-        check_fields(self, "strategy.")
-
-    @property
-    def is_calibrated(self) -> bool:
-        """True if the threshold lam has a value."""
-        return self.threshold is not None
+    min_exit: int = option(1, "minimum number of layers that a token runs", ge=1)
+    every: int = option(1, "number of layers between two confidence checks", ge=1)
+    batch: Batch = option("min", "min: the least confident sequence decides for its batch; na: batch size 1 only")
+    calibrated = ("threshold",)
+    calibrated_for = ("num_kept", "decoding", "batch_size")
+    stand_in = "the target depth"
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers 0 to N-1, because any of them may run."""
@@ -68,7 +55,7 @@ class EarlyExit:
             if abs(mean - num_kept) <= TOLERANCE * num_kept:
                 break
             low, high = (middle, high) if mean < num_kept else (low, middle)
-        threshold, mean = min(tried, key=lambda one: abs(one[1] - num_kept))
+        threshold, mean = min(tried, key=lambda pair: abs(pair[1] - num_kept))
         return CalibrationResult(
-            {"threshold": threshold, "horizon": horizon}, {"mean_kept_layers": mean, "tried": [list(one) for one in tried]}
+            {"threshold": threshold, "horizon": horizon}, {"mean_kept_layers": mean, "tried": [list(pair) for pair in tried]}
         )

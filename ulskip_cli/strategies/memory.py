@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from ulskip_cli.core.config_schema import MLP, Config
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.strategies.patching import unit_of
+from ulskip_cli.core.strategy import MLP
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def memory_plan(config: Config, metadata: ModelMetadata, num_kept: int) -> Memor
 
 def cached_layers(config: Config, num_layers: int, num_kept: int) -> int:
     """Return the number of layers that hold a KV cache after prefill: all if they verify drafts or if MLPs are skipped."""
-    return num_layers if config.decoding.draft_tokens or unit_of(config.strategy) == MLP else num_kept
+    return num_layers if config.decoding.draft_tokens or config.strategy.skipped_unit == MLP else num_kept
 
 
 def parse_bytes(text: str, key: str = "memory_budget=") -> int:

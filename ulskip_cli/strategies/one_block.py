@@ -1,34 +1,19 @@
 """One block: skip neighbouring layers, so that a single patch corrects the hidden state (as in ReplaceMe, arXiv:2505.02819)."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from ulskip_cli.core.config_schema import option
+from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
-from ulskip_cli.strategies.patching import NO_PATCH, SkippingOptions
+from ulskip_cli.core.options import option
+from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, SkippingStrategy
 
 
-@dataclass(frozen=True)
-class OneBlock(SkippingOptions):
+class OneBlock(SkippingStrategy):
     """Skip N - R neighbouring layers between the first and the last layer; held-out examples decide which ones."""
 
-    first: int | None = option(None, "first skipped layer; null: the run chooses it on held-out examples", minimum=1)
-    budget: int = option(12, "number of blocks whose loss the run measures", minimum=1)
-    follows_ratio: ClassVar[bool] = True
-    calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept",)
-    stand_in: ClassVar[str] = "the middle block"
-    num_kept = staticmethod(schedule.num_kept)
-
-    @property
-    def is_calibrated(self) -> bool:
-        """True if the block is known."""
-        return self.first is not None
-
-    @property
-    def measures_patches(self) -> bool:
-        """True if the calibration measures losses with patches in place."""
-        return self.patch != NO_PATCH
+    first: int | None = option(None, "first skipped layer; null: the run chooses it on held-out examples", ge=1)
+    budget: int = option(12, "number of blocks whose loss the run measures", ge=1)
+    calibrated = ("first",)
+    calibrated_for = ("num_kept",)
+    stand_in = "the middle block"
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers around the block, which is in the middle before a calibration."""
@@ -46,14 +31,13 @@ class OneBlock(SkippingOptions):
     def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
         """Measure blocks at even distances, then between the neighbours of the best one, until the budget is used."""
         firsts, losses = first_layers(num_layers, num_kept), dict[int, float]()
-        measure: Any = held_out.patched_decode_loss if self.measures_patches else held_out.decode_loss
         coarse = spread(firsts, max(1, 2 * self.budget // 3))
         best = coarse[0]
         while len(losses) < min(self.budget, len(firsts)):
             left = [first for first in coarse if first not in losses]
             left = left or sorted(set(firsts) - losses.keys(), key=lambda first: (abs(first - best), first))
             held_out.tell(len(losses) + 1, min(self.budget, len(firsts)))
-            losses[left[0]] = measure(without_block(num_layers, num_kept, left[0]))
+            losses[left[0]] = held_out.decode_loss(without_block(num_layers, num_kept, left[0]))
             best = min(losses, key=lambda first: (losses[first], first))
         return CalibrationResult({"first": best}, {"losses": {str(first): losses[first] for first in sorted(losses)}})
 

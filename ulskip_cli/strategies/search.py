@@ -3,45 +3,31 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from ulskip_cli.core.config_schema import option
+from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
+from ulskip_cli.core.options import option
+from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, SkippingStrategy
 from ulskip_cli.strategies.block_influence import BlockInfluence
 from ulskip_cli.strategies.one_block import first_layers, spread, without_block
-from ulskip_cli.strategies.patching import SkippingOptions
 
 BLOCKS = 6  # skipped blocks from which a search with patches starts
 
 
-@dataclass(frozen=True)
-class Search(SkippingOptions):
-    """Keep the best R layers that a search with a fixed budget finds."""
+class Search(SkippingStrategy):
+    """Keep the best R layers that a search with a fixed budget finds. With correction=patch, patches are in place."""
 
-    layers: list[int] = option(list, "layers found by an earlier search, ascending; empty: the run searches")
-    budget: int = option(100, "number of schedules whose loss the search measures", minimum=1)
+    layers: tuple[int, ...] | None = option(None, "layers found by an earlier search, ascending; null: the run searches")
+    budget: int = option(100, "number of schedules whose loss the search measures", ge=1)
     seed: int = option(1, "seed for the order in which the search tries schedules")
-    search_patch: bool = option(False, "measure each schedule with patches at its gaps (strategy.patch, or full)")
-    follows_ratio: ClassVar[bool] = True
-    calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept",)
-    stand_in: ClassVar[str] = "evenly spread layers, the start of the search"
-    num_kept = staticmethod(schedule.num_kept)
-
-    @property
-    def measures_patches(self) -> bool:
-        """True if the calibration measures losses with patches in place."""
-        return self.search_patch
-
-    @property
-    def is_calibrated(self) -> bool:
-        """True if the layers have values."""
-        return bool(self.layers)
+    calibrated = ("layers",)
+    calibrated_for = ("num_kept",)
+    stand_in = "evenly spread layers, the start of the search"
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers found, or evenly spread layers before a search; raise UsageError if there are not `num_kept`."""
-        if not self.layers:
+        if self.layers is None:
             return schedule.even(num_layers, num_kept)
         if len(self.layers) != num_kept:
             raise UsageError(
@@ -58,12 +44,12 @@ class Search(SkippingOptions):
             nonlocal tried
             tried += 1
             held_out.tell(tried, self.budget)
-            return held_out.patched_decode_loss(layers) if self.search_patch else held_out.decode_loss(layers)
+            return held_out.decode_loss(layers)
 
         best, best_loss = schedule.even(num_layers, num_kept), math.inf
         path: list[dict[str, Any]] = []
         starts = [best]
-        if self.search_patch:  # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
+        if held_out.corrects:  # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
             influence = BlockInfluence(scores=held_out.block_influence()).kept_layers(num_layers, num_kept)
             blocks = [
                 without_block(num_layers, num_kept, first) for first in spread(first_layers(num_layers, num_kept), BLOCKS)
@@ -76,7 +62,7 @@ class Search(SkippingOptions):
                 path.append({"tried": tried, "loss": best_loss, "layers": list(best)})
         seen = set(starts)
         while tried < self.budget:
-            candidates = [one for one in swaps(best, num_layers, rng) if one not in seen]
+            candidates = [layers for layers in swaps(best, num_layers, rng) if layers not in seen]
             for candidate in candidates[: self.budget - tried]:
                 seen.add(candidate)
                 candidate_loss = loss(candidate)

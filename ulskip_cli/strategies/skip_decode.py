@@ -6,35 +6,26 @@ earlier step, so that no keys and values are missing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
-from ulskip_cli.core.config_schema import option
+from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies import CalibrationResult, HeldOutMeasurements, schedule
-from ulskip_cli.strategies.patching import SkippingOptions
-from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.core.options import option
+from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.strategy import CalibrationResult, HeldOutMeasurements, SkippingStrategy
 
 MAX_HORIZON = 100_000  # steps
 
 
-@dataclass(frozen=True)
-class SkipDecode(SkippingOptions):
+class SkipDecode(SkippingStrategy):
     """Keep fewer layers at later positions, and R layers on average."""
 
-    warmup_layers: int = option(1, "number of first layers that always run", minimum=1)
+    warmup_layers: int = option(1, "number of first layers that always run", ge=1)
     horizon: float | None = option(
-        None, "decode step from which the fewest layers run; null: the run calibrates it", above=0, maximum=MAX_HORIZON
+        None, "decode step from which the fewest layers run; null: the run calibrates it", gt=0, le=MAX_HORIZON
     )
-    follows_ratio: ClassVar[bool] = True
-    calibrated_for: ClassVar[tuple[str, ...]] = ("num_kept", "decoding")
-    stand_in: ClassVar[str] = "a horizon for answers of speed.new_tokens"
-    num_kept = staticmethod(schedule.num_kept)  # R, the mean number of layers per step
-
-    @property
-    def is_calibrated(self) -> bool:
-        """True if the horizon T has a value."""
-        return self.horizon is not None
+    calibrated = ("horizon",)
+    calibrated_for = ("num_kept", "decoding")
+    stand_in = "a horizon for answers of speed.new_tokens"
 
     def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
         """Return the layers of the first decode step, which runs the most layers."""

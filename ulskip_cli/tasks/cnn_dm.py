@@ -1,24 +1,22 @@
 """News summarization: articles and their highlights, scored by ROUGE."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Self
 
-from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
-from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_jsonl
-from ulskip_cli.tasks.metrics.scores import Scoring
-from ulskip_cli.tasks.options import TaskOptions
-from ulskip_cli.tasks.prompts import Template, choose_template
+from ulskip_cli.core.options import option
+from ulskip_cli.core.task import Example, Scoring, Task, Template
+from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_jsonl
+from ulskip_cli.tasks.prompts import choose_template
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SAMPLES = {"sample": ASSETS / "cnn_dm_sample.jsonl", "held_out": ASSETS / "cnn_dm_held_out.jsonl"}  # bundled, by dataset
 CNN_DAILYMAIL = ("abisee/cnn_dailymail", "3.0.0")  # hub id and subset
 
 
-@dataclass(frozen=True, kw_only=True)
-class CnnDm(TaskOptions):
+class CnnDm(Task):
     """News articles to summarize, with their highlights as references."""
 
     dataset: str = option("sample", "sample (bundled), cnn_dailymail (downloaded), or another hub id or folder")
@@ -27,10 +25,14 @@ class CnnDm(TaskOptions):
     article_key: str = option("article", "key or column of the article")
     highlights_key: str = option("highlights", "key or column of the highlights, the reference summary")
     max_article_words: int | None = option(
-        None, "words to which articles are truncated; null: only to fit the model's context", minimum=1
+        None, "words to which articles are truncated; null: only to fit the model's context", ge=1
     )
     stemmer: bool = option(True, "compare word stems in ROUGE")
-    may_truncate_source: ClassVar[bool] = True  # a news article has its most important facts first
+
+    @property
+    def may_truncate_source(self) -> bool:
+        """True, because a news article has its most important facts first."""
+        return True
 
     @property
     def data(self) -> str:
@@ -45,7 +47,9 @@ class CnnDm(TaskOptions):
         examples = examples_from_rows(rows, self.article_key, self.highlights_key, origin)
         if self.max_article_words is None:
             return examples
-        return [replace(one, source=" ".join(one.source.split()[: self.max_article_words])) for one in examples]
+        return [
+            replace(example, source=" ".join(example.source.split()[: self.max_article_words])) for example in examples
+        ]
 
     def _rows(self) -> tuple[list[dict[str, Any]], str]:
         if self.file or self.dataset in SAMPLES:
@@ -59,9 +63,9 @@ class CnnDm(TaskOptions):
         known = "sample, cnn_dailymail, another hub id (owner/name) or a folder"
         raise UsageError(f"expected task.dataset to be {known}, got '{self.dataset}'; for a file use task.file=<jsonl>")
 
-    def held_out(self) -> "CnnDm | None":
+    def held_out(self) -> Self | None:
         """Return the bundled held-out articles; None if the data is not the bundled sample."""
-        return replace(self, dataset="held_out") if self.dataset == "sample" and not self.file else None
+        return self.replace(dataset="held_out") if self.dataset == "sample" and not self.file else None
 
     def template_for(self, has_chat: bool) -> Template:
         """Return the summarization template."""
@@ -73,4 +77,4 @@ class CnnDm(TaskOptions):
 
     def scoring(self) -> Scoring:
         """Return the configured metrics, ROUGE by default."""
-        return Scoring(tuple(self.metrics), stemmer=self.stemmer, bertscore_model=self.bertscore_model)
+        return Scoring(self.metrics, stemmer=self.stemmer, bertscore_model=self.bertscore_model)

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks import Task
-from ulskip_cli.tasks.loading import Example
-from ulskip_cli.tasks.prompts import Template
+from ulskip_cli.core.task import Example, Task, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

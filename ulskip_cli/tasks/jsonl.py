@@ -1,19 +1,16 @@
 """A user's own task: prompts and references from a file or dataset, and metrics chosen by name."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from ulskip_cli.core.config_schema import option
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
-from ulskip_cli.tasks.loading import Example, examples_from_rows, load_dataset_rows, read_jsonl
-from ulskip_cli.tasks.metrics.scores import Scoring
-from ulskip_cli.tasks.options import TaskOptions
-from ulskip_cli.tasks.prompts import Template, choose_template
+from ulskip_cli.core.options import option
+from ulskip_cli.core.task import Example, Scoring, Task, Template
+from ulskip_cli.tasks.loading import examples_from_rows, load_dataset_rows, read_jsonl
+from ulskip_cli.tasks.prompts import choose_template
 
 
-@dataclass(frozen=True, kw_only=True)
-class Jsonl(TaskOptions):
+class Jsonl(Task):
     """Prompts and references from a JSONL file or a dataset."""
 
     file: str | None = option(None, "file with one JSON object per line, plain or .gz; null: use task.dataset")
@@ -48,10 +45,6 @@ class Jsonl(TaskOptions):
         rows = read_jsonl(Path(origin)) if self.file else load_dataset_rows(origin, self.subset, self.split)
         return examples_from_rows(rows, self.prompt_key, self.reference_key, origin)
 
-    def held_out(self) -> None:
-        """Return None: the task has no held-out examples."""
-        return None
-
     def template_for(self, has_chat: bool) -> Template:
         """Return the template, by default the prompt itself."""
         return choose_template(self.templates, self.template, has_chat, self.prompt, self.response, {})
@@ -63,5 +56,5 @@ class Jsonl(TaskOptions):
     def scoring(self) -> Scoring:
         """Return the configured metrics."""
         return Scoring(
-            tuple(self.metrics), self.target_language, self.tokenize, self.stemmer, self.comet_model, self.bertscore_model
+            self.metrics, self.target_language, self.tokenize, self.stemmer, self.comet_model, self.bertscore_model
         )

@@ -4,24 +4,15 @@ import gzip
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.task import Example
 
 MAX_UNPACKED = 2**30  # bytes of a gzipped file; a small file can unpack to more than fits into memory
-
-
-@dataclass(frozen=True)
-class Example:
-    """One source text and the reference answer that a hypothesis is compared with."""
-
-    id: str
-    source: str
-    reference: str
 
 
 def examples_from_rows(rows: Sequence[dict[str, Any]], source_key: str, reference_key: str, origin: str) -> list[Example]:

@@ -1,31 +1,12 @@
-"""Templates, which turn an example into a prompt: two format strings with named fields."""
+"""The choice of a template, which turns an example into a prompt: two format strings with named fields."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from ulskip_cli.core.errors import UsageError, require_choice
-from ulskip_cli.tasks.loading import Example
+from ulskip_cli.core.task import AUTO, Template
 
-AUTO, CHAT = "auto", "chat"
+CHAT = "chat"
 Formats = Mapping[str, Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Template:
-    """A prompt with `{source}` and the task's own fields, and a response with `{reference}`."""
-
-    prompt_format: str  # text that the model reads
-    response_format: str  # text that it should write
-    chat: bool = False  # prompt and response are a user and an assistant message in the model's chat template
-    fields: Mapping[str, str] = field(default_factory=dict)  # further fields of the task, such as language names
-
-    def prompt(self, example: Example) -> str:
-        """Return the text that the model reads."""
-        return _fill(self.prompt_format, {"source": example.source, **self.fields})
-
-    def response(self, example: Example) -> str:
-        """Return the text that training and the decode loss expect, without EOS."""
-        return _fill(self.response_format, {"reference": example.reference})
 
 
 def choose_template(
@@ -46,13 +27,3 @@ def choose_template(
         if field_name not in text:
             raise UsageError(f"expected {field_name} in the template's {key} (task.{key}), got {text[:80]!r}")
     return Template(prompt_format, response_format, chosen == CHAT, fields)
-
-
-def _fill(text: str, fields: Mapping[str, str]) -> str:
-    try:
-        return text.format(**fields)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        known = ", ".join(f"{{{name}}}" for name in fields)
-        raise UsageError(
-            f"expected only the fields {known} in a template, got {text[:80]!r} ({error}); write other braces as {{{{ and }}}}"
-        ) from None

@@ -1,25 +1,24 @@
 """Translation of any language pair, scored by BLEU and chrF."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Self
 
-from ulskip_cli.core.config_schema import option
+from pydantic import model_validator
+
 from ulskip_cli.core.errors import RunError, UsageError, unknown
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.options import option
+from ulskip_cli.core.task import Example, Scoring, Task, Template
 from ulskip_cli.tasks.languages import LANGUAGES
-from ulskip_cli.tasks.loading import Example, examples_from_rows, is_dataset, load_dataset_rows, read_lines
-from ulskip_cli.tasks.metrics.scores import Scoring
-from ulskip_cli.tasks.options import TaskOptions
-from ulskip_cli.tasks.prompts import Template, choose_template
+from ulskip_cli.tasks.loading import examples_from_rows, is_dataset, load_dataset_rows, read_lines
+from ulskip_cli.tasks.prompts import choose_template
 
 SAMPLE = Path(__file__).parent.parent / "assets" / "wmt_sample"
 SAMPLES = ("sample", "held_out")  # bundled
 SAMPLE_PAIRS = ("de-en", "en-de")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wmt(TaskOptions):
+class Wmt(Task):
     """Sentences of one language pair from one test set."""
 
     pair: str = option("de-en", "ISO 639-1 codes of source and target language")
@@ -31,14 +30,13 @@ class Wmt(TaskOptions):
     subset: str | None = option(None, "subset of a hub dataset; null: the one named after the pair")
     source_key: str | None = option(None, "source column of a hub dataset; null: the one named after the language")
     reference_key: str | None = option(None, "reference column of a hub dataset; null: the one named after the language")
-    max_new_tokens: int = option(64, "maximum answer length in tokens, unless decoding.max_new_tokens is set", minimum=1)
-    metrics: list[str] = option(lambda: ["bleu", "chrf"], "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore")
+    max_new_tokens: int = option(64, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1)
+    metrics: tuple[str, ...] = option(("bleu", "chrf"), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore")
     tokenize: str | None = option(None, "sacrebleu's tokenizer for BLEU; null: its default for the target language")
     comet_model: str = option(Scoring.comet_model, "hub id or checkpoint file of COMET's model")
-    may_truncate_source: ClassVar[bool] = False  # a truncated sentence has another translation
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         codes = self.pair.split("-")
         if len(codes) != 2 or codes[0] == codes[1]:
             raise UsageError(f"expected task.pair to be two different languages like de-en, got '{self.pair}'")
@@ -60,6 +58,12 @@ class Wmt(TaskOptions):
             raise UsageError(
                 f"task.source_file and task.reference_file require task.dataset=files, got task.dataset={self.dataset}"
             )
+        return self
+
+    @property
+    def may_truncate_source(self) -> bool:
+        """False, because a truncated sentence has another translation."""
+        return False
 
     @property
     def data(self) -> str:
@@ -91,14 +95,13 @@ class Wmt(TaskOptions):
             raise UsageError(f"expected equal numbers of sources and references, got {counts}")
         return [Example(str(i), *pair) for i, pair in enumerate(zip(sources, references, strict=True))]
 
-    def held_out(self) -> "Wmt | None":
+    def held_out(self) -> Self | None:
         """Return the bundled held-out sentences; None if the data is not the bundled sample."""
-        return replace(self, dataset="held_out") if self.dataset == "sample" else None
+        return self.replace(dataset="held_out") if self.dataset == "sample" else None
 
-    def reversed(self) -> "Wmt":
+    def reversed(self) -> Self:
         """Return the task in the opposite translation direction."""
-        return replace(
-            self,
+        return self.replace(
             pair="-".join(reversed(self.languages)),
             source_language=self.target_language,
             target_language=self.source_language,
@@ -124,7 +127,7 @@ class Wmt(TaskOptions):
     def scoring(self) -> Scoring:
         """Return the configured metrics, BLEU and chrF by default."""
         models: dict[str, Any] = {"comet_model": self.comet_model, "bertscore_model": self.bertscore_model}
-        return Scoring(tuple(self.metrics), self.languages[1], self.tokenize, **models)
+        return Scoring(self.metrics, self.languages[1], self.tokenize, **models)
 
 
 def _download(test_set: str, pair: str) -> list[Path]:

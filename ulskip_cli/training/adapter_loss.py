@@ -21,7 +21,7 @@ from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
-from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenOutputs
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.core.schedule import Stage
 
 RECORD_FILE = "training.json"
 _OPTIONAL = ("later_stages", "exits", "data")  # keys that records of earlier versions lack

@@ -24,7 +24,7 @@ from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.typed_json import load_object, parse
 from ulskip_cli.core.validation import ADAPTER_KEYS
 from ulskip_cli.inference import loading
-from ulskip_cli.tasks import Example
+from ulskip_cli.core.task import Example
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.checkpoints import checkpoint_bytes, last_checkpoint
 from ulskip_cli.training.data import TrainingTexts, load_training_texts

@@ -24,7 +24,7 @@ from ulskip_cli.inference.own_responses import generate_own_responses, greedy_co
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
-from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss

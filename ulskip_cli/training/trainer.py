@@ -14,7 +14,7 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.inference import loading
-from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import SimilarLengthSampler
 from ulskip_cli.training.muon import MuonFactory

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ulskip_cli.strategies.schedule import Stage
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.data import LossBatch, PairCollator, TokenPairs
 from ulskip_cli.training.two_pass_loss import TwoPassLoss
 

@@ -17,7 +17,7 @@ from ulskip_cli.core.validation import check_training
 from ulskip_cli.experiments.patches import OWN_RESPONSES
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.strategies.patching import patch_of
-from ulskip_cli.tasks import Example
+from ulskip_cli.core.task import Example
 from ulskip_cli.training.run import train
 from ulskip_cli.tuning.request import Candidate, TuneRequest, training_examples
 from ulskip_cli.tuning.trials import Chosen

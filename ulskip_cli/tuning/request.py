@@ -15,7 +15,7 @@ from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.experiments.held_out import evaluated_examples, find_held_out
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.tasks import Example, Task
+from ulskip_cli.core.task import Example, Task
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
 _OWN_KEYS = tuple(one.name for one in fields(TuneConfig) if one.name not in {own.name for own in fields(Config)})

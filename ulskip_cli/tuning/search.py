@@ -21,7 +21,7 @@ from ulskip_cli.experiments.sweep.outcome import GridProgress
 from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sweep
 from ulskip_cli.report.difference import HOLDS, Scorer
 from ulskip_cli.report.quality import primary
-from ulskip_cli.strategies.schedule import MIN_KEPT
+from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.tuning.adapter import AdapterTraining, TrainingSize
 from ulskip_cli.tuning.request import Candidate, TuneRequest
 from ulskip_cli.tuning.result import TuneResult, share_of

@@ -16,7 +16,7 @@ from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.scoring import ReferenceLoss
-from ulskip_cli.strategies.schedule import MIN_KEPT
+from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.tuning.request import Candidate
 
 _PATCH_ID = re.compile(r"[0-9a-f]{12}")

@@ -13,7 +13,7 @@ from ulskip_cli.inference import exit_scoring
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines import early_exit
 from ulskip_cli.inference.shallow_view import shallow_view
-from ulskip_cli.strategies.exit_rule import ExitRule
+from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 10

@@ -20,7 +20,7 @@ from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.packed_linear import linear_backend_of, packed
 from ulskip_cli.inference.positions import PositionsAndMasks
 from ulskip_cli.inference.timing import AccumulatingTimer
-from ulskip_cli.strategies.exit_rule import ExitRule
+from ulskip_cli.core.exit_rule import ExitRule
 
 
 def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:

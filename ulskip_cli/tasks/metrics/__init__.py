@@ -7,8 +7,9 @@ package imports only `ulskip_cli.core`, and torch or transformers only inside fu
 from collections.abc import Iterable, Sequence
 
 from ulskip_cli.core.errors import UsageError, require_choice
+from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics import match, neural, summarization, translation
-from ulskip_cli.tasks.metrics.scores import Answers, Metric, MetricSpec, RowKey, Scores, Scoring
+from ulskip_cli.tasks.metrics.scores import Answers, Metric, MetricSpec, RowKey, Scores
 
 ROUGE_KEYS = (
     RowKey("rouge1", "ROUGE-1", "R-1"),

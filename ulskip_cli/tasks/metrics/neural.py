@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ulskip_cli.core import environment
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics.bootstrap import compare
-from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
+from ulskip_cli.tasks.metrics.scores import Answers, Scores
 
 BATCH_SIZE = 16
 UNLIMITED = 100_000  # tokens; some tokenizers have a maximum length that overflows a C integer

@@ -16,18 +16,6 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """The metrics of a task and their settings."""
-
-    metrics: tuple[str, ...]  # names in `metrics.METRICS`
-    target_language: str | None = None  # of the answers; selects sacrebleu's tokenizer
-    tokenize: str | None = None  # name of a sacrebleu tokenizer, instead of the one for the language
-    stemmer: bool = True  # for ROUGE
-    comet_model: str = "Unbabel/wmt22-comet-da"  # hub id of a COMET model, or the path of a checkpoint
-    bertscore_model: str | None = None  # hub id or folder of a model; None: bert-score's default for the language
-
-
-@dataclass(frozen=True)
 class Scores:
     """Metric values, their signatures, and the paired comparison with the full model."""
 

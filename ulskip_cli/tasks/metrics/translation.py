@@ -13,7 +13,8 @@ from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest, Result, _bootstrap_resample
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
+from ulskip_cli.core.task import Scoring
+from ulskip_cli.tasks.metrics.scores import Answers, Scores
 
 NUM_RESAMPLES = 1000
 EXTRAS = {"ja": "ja", "ko": "ko"}  # sacrebleu extra that the tokenizer of a target language requires

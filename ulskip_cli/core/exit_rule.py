@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from ulskip_cli.core.errors import UsageError
 
-CONFIDENCES = ("softmax_diff", "softmax_max", "cosine")
-BATCHES = ("min", "na")
+Confidence = Literal["softmax_diff", "softmax_max", "cosine"]
+Batch = Literal["min", "na"]
 FALLS_TO = 0.9  # the threshold decays from lam to 0.9 lam; lam may exceed 1 so that 0.9 lam can be 1
 MISSING_KV = "recompute"  # how the layers above an exit get the keys and values of its token
 
@@ -17,12 +18,12 @@ class ExitRule:
 
     num_layers: int  # N, the depth of a step that never exits
     target_depth: int  # R, for the mean depth over decode steps
-    confidence: str  # one of CONFIDENCES
+    confidence: Confidence
     threshold: float | None  # lam; None before calibration
     horizon: int  # T, steps over which the threshold decays
     min_exit: int = 1  # smallest depth with a check
     every: int = 1  # number of layers between two checks
-    batch: str = "min"  # one of BATCHES
+    batch: Batch = "min"
 
     def __post_init__(self) -> None:
         if self.least_depth > self.target_depth:

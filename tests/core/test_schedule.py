@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies import schedule
+from ulskip_cli.core import schedule
 
 GOLDEN = {  # the published code's picks for 30 layers
     2: (*range(0, 27, 2), 29),

@@ -1,0 +1,103 @@
+"""Capabilities: what a request needs, and what engines, decoding modes and commands support. Nothing else decides it.
+
+A request needs a set of `Need`. Each engine supports a set (`core/engines.py`), each command too (`COMMANDS`), and a need that
+excludes others has its own set in `TOGETHER`. `check` refuses the difference in one sentence that names what would work.
+`docs/combinations.md` is printed from these sets, and one test tries every pair on a tiny model.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+from enum import Enum
+
+from ulskip_cli.core.errors import NotApplicable
+
+
+class Need(Enum):
+    """Something that a request needs: its name in messages, and the option that does without it."""
+
+    BEAMS = "beam search", "decoding.num_beams=1"
+    SAMPLING = "sampling", "decoding.do_sample=false"
+    STOP_STRINGS = "stop strings", "decoding.stop=[]"
+    GENERATE_ARGUMENTS = "decoding.generate_kwargs", "decoding.generate_kwargs=null"
+    COMPILATION = "required compilation", "decoding.compile=auto"
+    DRAFTS = "drafts", "decoding.draft_tokens=0"
+    EARLY_EXIT = "early exit", "strategy=unified"
+    STAGES = "layers that change between steps", "strategy=unified"
+    OWN_DEPTH = "strategies that adjust their own depth", "strategy=unified"
+    HALF_LAYERS = "skipped parts of layers", "strategy.unit=layer"
+    FULL_PROMPT = "prompts that run through layers that decoding skips", "prompt_layers=kept"
+    KEPT_PROMPT = "prompts that run through the kept layers alone", "prompt_layers=all"
+    LATENCY = "ratio_basis=latency", "ratio_basis=cost"
+    FOLDED_PATCHES = "folded patches", "correction=none"
+    PATCHES = "patches that are not folded", "correction=none"
+    ADAPTER = "skip adapters", "correction=none"
+    QUANTIZATION = "model.quantization", "model.quantization=null"
+    DEVICE_MAP = "model.device_map", "model.device_map=null"
+    PEFT_ADAPTER = "model.adapter", "model.adapter=null"
+    RANDOM_WEIGHTS = "random weights", "a pretrained model"
+    CALIBRATION = "options that only a run measures", "the values of a row's calibration as strategy.KEY=VALUE"
+    OTHER_BASELINE = "a baseline in another engine or of another model", "baseline_engine=null"
+    OTHER_ENGINE = "engines of other libraries", "engine=auto"
+    MEMORY_BUDGET = "memory_budget", "`ulskip plan`"
+
+    def __init__(self, text: str, remedy: str) -> None:
+        self.text, self.remedy = text, remedy
+
+
+ALL = frozenset(Need)
+_CORRECTED = {Need.FOLDED_PATCHES, Need.PATCHES, Need.ADAPTER}
+_OWN_LOOP = {Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS, Need.COMPILATION}  # they need a plain decode loop
+
+# What can be asked for beside a need that excludes others.
+TOGETHER: Mapping[Need, frozenset[Need]] = {
+    Need.DRAFTS: ALL - _OWN_LOOP - {Need.EARLY_EXIT, Need.STAGES, Need.KEPT_PROMPT, Need.LATENCY},
+    Need.EARLY_EXIT: ALL - _OWN_LOOP - _CORRECTED - {Need.HALF_LAYERS},
+    Need.HALF_LAYERS: ALL - _CORRECTED - {Need.KEPT_PROMPT, Need.LATENCY},
+    Need.LATENCY: ALL - {Need.OWN_DEPTH},
+    Need.QUANTIZATION: ALL - {Need.FOLDED_PATCHES},
+    Need.RANDOM_WEIGHTS: ALL - {Need.QUANTIZATION, Need.DEVICE_MAP, Need.PEFT_ADAPTER, Need.ADAPTER},
+}
+
+_FIXED_LAYERS = ALL - {Need.CALIBRATION, Need.LATENCY, Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
+_WHOLE_LAYERS = _FIXED_LAYERS - {Need.EARLY_EXIT, Need.STAGES, Need.HALF_LAYERS, Need.PATCHES}
+_CHECKPOINT = _WHOLE_LAYERS - {Need.QUANTIZATION, Need.RANDOM_WEIGHTS, Need.DRAFTS, Need.FOLDED_PATCHES}
+
+COMMANDS: Mapping[str, frozenset[Need]] = {
+    "run": ALL - {Need.MEMORY_BUDGET},
+    "sweep": ALL - {Need.MEMORY_BUDGET},
+    "bench": ALL - {Need.EARLY_EXIT, Need.OTHER_BASELINE, Need.MEMORY_BUDGET},
+    "plan": ALL,
+    "tune": ALL - {Need.RANDOM_WEIGHTS, Need.ADAPTER, Need.HALF_LAYERS, Need.MEMORY_BUDGET},
+    "train": ALL - _CORRECTED - {Need.QUANTIZATION, Need.DEVICE_MAP, Need.HALF_LAYERS},
+    "lm-eval": _FIXED_LAYERS - {Need.RANDOM_WEIGHTS, Need.FOLDED_PATCHES, Need.PATCHES},
+    "export --format hf": _CHECKPOINT,
+    "export --format gguf": _CHECKPOINT,
+    "export --format mergekit": _WHOLE_LAYERS - {Need.ADAPTER, Need.FOLDED_PATCHES},
+    "export --format schedule": _FIXED_LAYERS - {Need.EARLY_EXIT, Need.FOLDED_PATCHES},
+}
+
+
+def check(needs: Set[Need], command: str | None = None) -> None:
+    """Raise NotApplicable if two needs exclude each other, or if a command does not support one."""
+    for need in sorted(needs & TOGETHER.keys(), key=list(Need).index):
+        missing = needs - TOGETHER[need]
+        if missing:
+            raise NotApplicable(f"{need.text} cannot be combined with {_texts(missing)}; use {_remedies(missing)} or {need.remedy}")
+    missing = needs - COMMANDS[command] if command else set[Need]()
+    if missing:
+        raise NotApplicable(f"`ulskip {command}` does not support {_texts(missing)}; use {_remedies(missing)}")
+
+
+def check_engine(name: str, supports: Set[Need], needs: Set[Need], engines: Mapping[str, Set[Need]]) -> None:
+    """Raise NotApplicable if an engine does not support a need; name one of `engines` that supports all of them."""
+    missing = needs - supports
+    if missing:
+        able = next((f"engine={other} or " for other, supported in engines.items() if needs <= supported), "")
+        raise NotApplicable(f"engine={name} does not support {_texts(missing)}; use {able}{_remedies(missing)}")
+
+
+def _texts(needs: Iterable[Need]) -> str:
+    return " and ".join(need.text for need in sorted(needs, key=list(Need).index))
+
+
+def _remedies(needs: Iterable[Need]) -> str:
+    return " ".join(dict.fromkeys(need.remedy for need in sorted(needs, key=list(Need).index)))

@@ -1,0 +1,135 @@
+"""The interface of strategies: a strategy chooses the layers of a decode step from integers, without torch."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+from ulskip_cli.core import schedule
+from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.options import Choice, option
+from ulskip_cli.core.schedule import Stage
+
+Unit = Literal["layer", "attention", "mlp"]
+LAYER: Unit = "layer"
+ATTENTION: Unit = "attention"
+MLP: Unit = "mlp"
+UNITS = (LAYER, ATTENTION, MLP)
+UNIT_NAMES = {LAYER: "layers", ATTENTION: "attentions", MLP: "MLPs"}
+
+
+class HeldOutMeasurements(Protocol):
+    """Measurements of a model on held-out examples, which a calibration can request."""
+
+    def output_lengths(self) -> list[int]:
+        """Return the number of tokens of the full model's answer to each example."""
+
+    def block_influence(self) -> list[float]:
+        """Return for each layer one minus the mean cosine of the hidden states before and after it."""
+
+    def decode_loss(self, kept_layers: Sequence[int]) -> float:
+        """Return the mean cross-entropy of the references in nats per token if decode steps run these layers.
+
+        With correction=patch, patches are fitted for these layers on other examples and are in place.
+        """
+
+    def mean_depth(self, options: Mapping[str, Any]) -> float:
+        """Generate answers with these strategy options and return the mean number of layers per decode step."""
+
+    @property
+    def corrects(self) -> bool:
+        """True if `decode_loss` is measured with patches in place."""
+
+    def tell(self, done: int, total: int) -> None:
+        """Report the progress of a long calibration."""
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """Option values that a calibration found, and its details for the row."""
+
+    options: dict[str, Any]  # values for the calibrated options
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Strategy(Choice):
+    """Policy that chooses the layers of a decode step.
+
+    A subclass defines `kept_layers`. It may also define `stages` (layers that depend on the position), `exit_rule` (a step ends
+    where the token is certain), or name options in `calibrated` and define `calibrate` (a run measures them).
+    """
+
+    follows_ratio: ClassVar[bool] = True  # the ratio decides the number of kept layers
+    keeps_all: ClassVar[bool] = False  # the full model, the baseline of all comparisons
+    calibrated: ClassVar[tuple[str, ...]] = ()  # options, null by default, that a run measures while they are null
+    # What a calibration depends on beside model, examples and correction: `num_kept`, `decoding`, `batch_size`.
+    calibrated_for: ClassVar[tuple[str, ...]] = ()
+    stand_in: ClassVar[str] = ""  # the schedule that a plan shows before calibration
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        for key in cls.calibrated:
+            if key not in cls.model_fields or cls.model_fields[key].default is not None:
+                raise TypeError(f"expected {key}, which {cls.__name__}.calibrated names, to be an option with default None")
+        if cls.calibrated and cls.calibrate is Strategy.calibrate:
+            raise TypeError(f"expected {cls.__name__} to define calibrate, because it names calibrated options")
+
+    @property
+    def skipped_unit(self) -> Unit:
+        """What is skipped: whole layers, or the attention or the MLP of layers."""
+        return LAYER
+
+    @property
+    def is_calibrated(self) -> bool:
+        """True if every calibrated option has a value."""
+        return all(getattr(self, key) is not None for key in self.calibrated)
+
+    @property
+    def is_positional(self) -> bool:
+        """True if the layers depend on the position in the output."""
+        return type(self).stages is not Strategy.stages
+
+    @property
+    def exits_early(self) -> bool:
+        """True if a step can end before the last layer."""
+        return type(self).exit_rule is not Strategy.exit_rule
+
+    @property
+    def chooses_own_depth(self) -> bool:
+        """True if the strategy adjusts its depth to R, so that its latency is not linear in its number of layers."""
+        return self.is_positional or self.exits_early or "num_kept" in self.calibrated_for
+
+    def canonical(self) -> Self:
+        """Return an equal strategy in the form that identifies results."""
+        return self
+
+    def num_kept(self, num_layers: int, target_speedup: float) -> int:
+        """Return R, the number of layers that a target speedup leaves under ratio_basis=layers."""
+        return schedule.num_kept(num_layers, target_speedup)
+
+    @abstractmethod
+    def kept_layers(self, num_layers: int, num_kept: int) -> tuple[int, ...]:
+        """Return the layers to run, ascending."""
+
+    def stages(self, num_layers: int, num_kept: int, lengths: Sequence[int]) -> tuple[Stage, ...]:
+        """Return the stages of decoding, which run `num_kept` layers per step on average over outputs of `lengths` tokens."""
+        return (Stage(0, self.kept_layers(num_layers, num_kept)),)
+
+    def exit_rule(self, num_layers: int, num_kept: int, max_new_tokens: int) -> ExitRule | None:
+        """Return the rule that ends steps early, so that a step runs `num_kept` layers on average; None if no step does."""
+        return None
+
+    def calibrate(self, num_layers: int, num_kept: int, held_out: HeldOutMeasurements) -> CalibrationResult:
+        """Measure values for the calibrated options on held-out examples."""
+        raise NotImplementedError
+
+
+class SkippingStrategy(Strategy):
+    """Base of the strategies that skip layers, or only a part of each."""
+
+    unit: Unit = option(LAYER, "what is skipped: whole layers, or only the attention or the MLP of layers")
+
+    @property
+    def skipped_unit(self) -> Unit:
+        """What is skipped: whole layers, or the attention or the MLP of layers."""
+        return self.unit

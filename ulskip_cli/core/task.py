@@ -1,0 +1,104 @@
+"""The interface of tasks: examples, the prompts made from them, and the metrics that score the answers."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.options import Choice, option
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One source text and the reference answer that a hypothesis is compared with."""
+
+    id: str
+    source: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt with `{source}` and the task's own fields, and a response with `{reference}`."""
+
+    prompt_format: str  # text that the model reads
+    response_format: str  # text that it should write
+    chat: bool = False  # prompt and response are a user and an assistant message in the model's chat template
+    fields: Mapping[str, str] = field(default_factory=dict)  # further fields of the task, such as language names
+
+    def prompt(self, example: Example) -> str:
+        """Return the text that the model reads."""
+        return _fill(self.prompt_format, {"source": example.source, **self.fields})
+
+    def response(self, example: Example) -> str:
+        """Return the text that training and the decode loss expect, without EOS."""
+        return _fill(self.response_format, {"reference": example.reference})
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The metrics of a task and their settings."""
+
+    metrics: tuple[str, ...]  # names in `tasks.metrics.METRICS`
+    target_language: str | None = None  # of the answers; selects sacrebleu's tokenizer
+    tokenize: str | None = None  # name of a sacrebleu tokenizer, instead of the one for the language
+    stemmer: bool = True  # for ROUGE
+    comet_model: str = "Unbabel/wmt22-comet-da"  # hub id of a COMET model, or the path of a checkpoint
+    bertscore_model: str | None = None  # hub id or folder of a model; None: bert-score's default for the language
+
+
+class Task(Choice):
+    """Examples, the prompts made from the examples, and the metrics that score the answers."""
+
+    subset: str | None = option(None, "subset of the dataset; null: its only subset")
+    split: str = option("test", "split of the dataset, such as train, validation or test")
+    max_new_tokens: int = option(128, "maximum answer length in tokens, unless decoding.max_new_tokens is set", ge=1)
+    metrics: tuple[str, ...] = option(("rouge",), "metrics: bleu, chrf, ter, rouge, exact_match, comet, bertscore")
+    bertscore_model: str | None = option(None, "hub id or folder of BERTScore's model; null: the default for the language")
+    template: str = option(AUTO, "key of templates; auto: chat for models with a chat template, else the first key")
+    templates: dict[str, dict[str, str]] = option({}, "prompt templates by name, each with prompt and response")
+    prompt: str | None = option(None, "prompt with {source} that replaces the template's; null: the template's")
+    response: str | None = option(None, "answer with {reference} that replaces the template's; null: the template's")
+
+    @property
+    @abstractmethod
+    def may_truncate_source(self) -> bool:
+        """True if the end of a source may be dropped so that the prompt fits the model's context."""
+
+    @property
+    @abstractmethod
+    def data(self) -> str:
+        """Name of the data in rows and tables."""
+
+    @abstractmethod
+    def examples(self) -> list[Example]:
+        """Return all examples in a fixed order."""
+
+    def held_out(self) -> Self | None:
+        """Return a task with calibration examples that no run evaluates; return None if the task has no such examples."""
+        return None
+
+    @abstractmethod
+    def template_for(self, has_chat: bool) -> Template:
+        """Return the template for a model with or without a chat template."""
+
+    @abstractmethod
+    def hypothesis(self, text: str) -> str:
+        """Extract the answer from a model's output."""
+
+    @abstractmethod
+    def scoring(self) -> Scoring:
+        """Return the metrics and their settings."""
+
+
+def _fill(text: str, fields: Mapping[str, str]) -> str:
+    try:
+        return text.format(**fields)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        known = ", ".join(f"{{{name}}}" for name in fields)
+        raise UsageError(
+            f"expected only the fields {known} in a template, got {text[:80]!r} ({error}); write other braces as {{{{ and }}}}"
+        ) from None

@@ -1,0 +1,104 @@
+"""Skip adapters: folders with trained or stored patches and LoRA, one for each set of kept layers (docs/adapters.md)."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.correction import Correction, PatchShape
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.files import user_path
+from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.model_metadata import fingerprint, folder_fingerprint
+from ulskip_cli.core.options import Options, load_json, option, parse
+
+RECORD = "adapter.json"
+
+
+class AdapterBase(Options):
+    """The model that a skip adapter belongs to."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    fingerprint: str
+    model: str | None = None
+
+
+class AdapterRecord(Options):
+    """The keys of adapter.json that a plan reads."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    base: AdapterBase
+    kept_sets: tuple[tuple[int, ...], ...]
+    kind: str
+    rank: int | None = None
+
+
+def read_record(folder: Path, model: ModelConfig) -> AdapterRecord:
+    """Read the record of a skip adapter; raise UsageError if it is missing or of another model."""
+    file = folder / RECORD
+    try:
+        record = parse(AdapterRecord, load_json(file, "the record of a skip adapter"), file=file)
+    except UsageError as error:
+        raise UsageError(
+            f"expected correction.path={folder} to be a folder with {RECORD}, got an error: {error}; make one with "
+            "`ulskip train train=adapter`"
+        ) from None
+    if record.base.fingerprint != fingerprint(model):
+        raise UsageError(
+            f"expected correction.path={folder} to be made for the weights of {model.label}, got one for other weights "
+            f"({record.base.model}); use its own model, or train an adapter for this one"
+        )
+    return record
+
+
+class Adapter(Correction):
+    """Skip adapters of the model; the one for the kept layers is used."""
+
+    path: tuple[str, ...] = option(..., "folders of skip adapters, one for each ratio", min_length=1)
+
+    @property
+    def label(self) -> str:
+        """The word for skip adapters."""
+        return "adapter"
+
+    def needs(self) -> frozenset[Need]:
+        """Return that the engine has to support skip adapters."""
+        return frozenset({Need.ADAPTER})
+
+    def patches(self, model: ModelConfig) -> PatchShape:
+        """Return the form of the patches; raise UsageError if a folder is of another model, or the forms differ."""
+        shapes = {PatchShape(record.kind, record.rank or 0) for record in self._records(model)}
+        if len(shapes) > 1:
+            raise UsageError(
+                f"expected adapters in correction.path with patches of one kind and rank, got {len(shapes)} kinds; "
+                "name only adapters of one kind"
+            )
+        return shapes.pop()
+
+    def folder_for(self, model: ModelConfig, kept_sets: Collection[tuple[int, ...]]) -> str | None:
+        """Return the folder of the adapter for these layers; raise UsageError if there is none."""
+        records = self._records(model)
+        if not kept_sets:
+            return None
+        for folder, record in zip(self.path, records, strict=True):
+            if set(kept_sets) <= set(record.kept_sets):
+                return folder
+        known = [_listed(layers) for record in records for layers in sorted(record.kept_sets)]
+        raise UsageError(
+            f"expected kept layers that correction.path corrects, {' or '.join(known)}, got "
+            f"{' and '.join(map(_listed, sorted(kept_sets)))}; use strategy=custom strategy.layers={known[0]}, or another adapter"
+        )
+
+    def fingerprint(self) -> str:
+        """Return a hash of the records and weights of all folders."""
+        return " ".join(folder_fingerprint(user_path(name, "correction.path") / RECORD) for name in self.path)
+
+    def _records(self, model: ModelConfig) -> list[AdapterRecord]:
+        return [read_record(user_path(name, "correction.path"), model) for name in self.path]
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return f"[{','.join(map(str, layers))}]"

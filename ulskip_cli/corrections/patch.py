@@ -1,0 +1,37 @@
+"""Patches: a linear map behind every gap, which a run computes in closed form on held-out examples (docs/adapters.md)."""
+
+from typing import Literal, Self
+
+from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.correction import Correction, Kind, PatchShape
+from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.options import option
+
+
+class Patch(Correction):
+    """Patches that a run computes. Folded ones are a part of the layer before the gap and cost no time (arXiv:2505.02819)."""
+
+    is_fitted = True
+
+    kind: Kind = option("full", "full: a matrix for each gap; folded: into the layer before it; low_rank: two thin matrices")
+    rank: int = option(32, "rank of correction.kind=low_rank", ge=1)
+    responses: Literal["auto", "reference", "own", "both"] = option(
+        "auto", "responses that patches are fitted on; auto: the full model's own answers too if the references are few"
+    )
+
+    @property
+    def label(self) -> str:
+        """The kind of the patches."""
+        return f"low_rank {self.rank}" if self.kind == "low_rank" else self.kind
+
+    def needs(self) -> frozenset[Need]:
+        """Return the kind of patches that the engine has to support."""
+        return frozenset({Need.FOLDED_PATCHES if self.kind == "folded" else Need.PATCHES})
+
+    def patches(self, model: ModelConfig) -> PatchShape:
+        """Return the form of the patches."""
+        return PatchShape(self.kind, self.rank)
+
+    def canonical(self) -> Self:
+        """Return equal patches in the form that identifies results: the rank counts only for low_rank."""
+        return self if self.kind == "low_rank" else self.replace(rank=type(self).model_fields["rank"].default)
