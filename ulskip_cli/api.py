@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ulskip_cli.core.strategy import Strategy, Unit
     from ulskip_cli.experiments.record import Row
     from ulskip_cli.experiments.runner import Session
     from ulskip_cli.inference.skip_adapter import SkipAdapter
@@ -63,32 +64,26 @@ def kept_layers(num_layers: int, ratio: float, strategy: str = "unified", **opti
         UsageError: the ratio is out of range, the strategy or an option is unknown, or the strategy lacks its calibration or
             runs different layers at different steps.
     """
-    from omegaconf import OmegaConf
-
     from ulskip_cli.core import config
-    from ulskip_cli.core.errors import UsageError, require_choice
+    from ulskip_cli.core.errors import UsageError
     from ulskip_cli.core.model_metadata import MAX_LAYERS
 
     if (num_layers := _whole(num_layers, "num_layers")) > MAX_LAYERS:
         raise UsageError(f"expected num_layers <= {MAX_LAYERS}, got {num_layers}")
     if not isinstance(ratio, SupportsFloat) or isinstance(ratio, bool):
         raise UsageError(f"expected ratio to be a number, got {str(ratio)[:80]!r}")
-    known = config.group_choices("strategy")
-    require_choice("strategy", strategy, known)
-    node: Any = OmegaConf.to_container(OmegaConf.load(known[strategy]))
-    chosen = config.instantiate({**node, **options}, "strategy")
-    if hasattr(chosen, "stages") or hasattr(chosen, "exit_rule"):
+    chosen: Strategy = config.preset("strategy", strategy, options)
+    if chosen.is_positional or chosen.exits_early:
         raise UsageError(
             f"kept_layers does not support strategy={strategy}, whose layers change between steps; "
             f"measure it with evaluate('strategy={strategy}', ...), or choose another strategy"
         )
-    if not getattr(chosen, "is_calibrated", True):
+    if not chosen.is_calibrated:
         raise UsageError(
             f"strategy={strategy} requires calibrated options; run evaluate('strategy={strategy}', ...), and pass "
             "the values under calibration.options of its row as keyword arguments"
         )
-    kept: tuple[int, ...] = chosen.kept_layers(num_layers, chosen.num_kept(num_layers, float(ratio)))
-    return kept
+    return chosen.kept_layers(num_layers, chosen.num_kept(num_layers, float(ratio)))
 
 
 def shallow_view(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedModel":
@@ -116,7 +111,7 @@ def generate(
     kept: Sequence[int] | None = None,
     *,
     prompt_layers: str = "all",
-    unit: str = "layer",
+    unit: "Unit" = "layer",
     batch_size: int = 8,
     skip_adapter: "str | Path | SkipAdapter | None" = None,
     **decoding: Any,
@@ -146,7 +141,7 @@ def generate(
     from pathlib import Path
 
     from ulskip_cli.core.config import decoding_of
-    from ulskip_cli.core.config_schema import LAYER, PROMPT_LAYERS, UNITS
+    from ulskip_cli.core.strategy import LAYER, UNITS
     from ulskip_cli.core.errors import UsageError, require_choice
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
@@ -164,10 +159,10 @@ def generate(
             raise UsageError(f"expected prompts[{i}] to be a string, got {str(prompt)[:40]!r}; decode token ids first")
     if _whole(batch_size, "batch_size") < 1:
         raise UsageError(f"expected batch_size >= 1, got {batch_size}")
-    require_choice("prompt_layers", prompt_layers, PROMPT_LAYERS)
+    require_choice("prompt_layers", prompt_layers, ("all", "kept"))
     require_choice("unit", unit, UNITS)
-    if unit != LAYER and skip_adapter is not None:
-        raise UsageError(f"unit={unit} is not supported with skip_adapter, which corrects skipped layers; use unit=layer")
+    if unit != LAYER and (skip_adapter is not None or prompt_layers == "kept"):
+        raise UsageError(f"unit={unit} is not supported with skip_adapter or prompt_layers=kept; use unit=layer")
     seed = _whole(decoding.pop("seed", 1), "seed")
     chosen = decoding_of(decoding)
     generate_options.check(chosen)
@@ -228,7 +223,7 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
     from ulskip_cli.experiments.preflight import resolve
     from ulskip_cli.experiments.results import ResultsFolder
 
-    point = resolve(config.compose(overrides))
+    point = resolve(config.compose(overrides, command="run"))
     from ulskip_cli.experiments.runner import Session, run_point
     from ulskip_cli.report import tables
 

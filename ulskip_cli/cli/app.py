@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Annotated
 
 import typer
@@ -91,7 +90,7 @@ def _unforeseen(error: Exception) -> int:
 def _advice(error: Exception) -> str:
     """Suggest `limit=` for --limit, and the list of commands for an unknown command."""
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
-    if name in {one.name for one in fields(Config)}:
+    if name in Config.model_fields:
         return f"; keys of the configuration have no dashes: {name}=<value>"
     if str(error).startswith("No such command") and "Did you mean" not in str(error):
         return "; `ulskip --help` lists the commands"

@@ -8,11 +8,10 @@ from itertools import groupby
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_commented
 from ulskip_cli.core import config
-from ulskip_cli.core.config_schema import ATTENTION, LAYER
+from ulskip_cli.core.strategy import ATTENTION, LAYER, UNIT_NAMES
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import Footprint, MemoryPlan
-from ulskip_cli.strategies.patching import UNIT_NAMES
 from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
@@ -26,7 +25,7 @@ def plan(
     from ulskip_cli.core.model_metadata import read_metadata
     from ulskip_cli.strategies.plan import make_plan
 
-    chosen = config.compose(overrides or [], config_dir)
+    chosen = config.compose(overrides or [], config_dir, "plan")
     if print_config:
         print_commented(chosen)
         return

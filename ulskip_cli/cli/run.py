@@ -28,7 +28,7 @@ def run(
 
     watch = Stopwatch("start", time.monotonic() - environment.process_seconds())
     watch.phase("compose and check", 0)
-    chosen = config.compose(overrides or [], config_dir)
+    chosen = config.compose(overrides or [], config_dir, "run")
     if print_config:
         print_commented(chosen)
         return

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ulskip_cli.core.config import baseline_config
-from ulskip_cli.core.config_schema import AUTO, COMPILED, LAYER, MLP, Config
-from ulskip_cli.core.engines import in_format
+from ulskip_cli.core.config_schema import AUTO, COMPILED, Config
 from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.strategy import LAYER, MLP
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
@@ -33,7 +33,6 @@ from ulskip_cli.inference.head_timing import head_seconds
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter, timing_adapter
-from ulskip_cli.strategies.patching import NO_PATCH, patch_kind, patch_of, patch_parameters
 from ulskip_cli.strategies.plan import Plan, make_plan
 
 
@@ -66,7 +65,7 @@ class BenchmarkRunner:
         adapter, found = timed_correction(config, loaded, plan, latency)
         strategy = Decoder(loaded.model, plan, adapter=adapter, engine=config.engine)
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
-        fixed = replace(timed, speed=replace(config.speed, new_tokens=plan.timed_tokens))
+        fixed = timed.replace(speed=config.speed.replace(new_tokens=plan.timed_tokens))
         pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
         progress.phase(f"{plan.strategy}: step time", 0)
         sides = (pairs.full[0], full), (pairs.strategy[0], strategy)
@@ -137,7 +136,7 @@ def _with_compiled_layers(config: Config, loaded: LoadedModel) -> Config:
     can_compile = choose_linear_backend(loaded.model).name == PANELS
     if config.decoding.compile != AUTO or config.decoding.draft_tokens or not torch_engine or not can_compile:
         return config
-    return replace(config, decoding=replace(config.decoding, compile="layers"))
+    return config.replace(decoding=config.decoding.replace(compile="layers"))
 
 
 def timed_correction(
@@ -145,15 +144,16 @@ def timed_correction(
 ) -> tuple[SkipAdapter | None, ScheduleProvenance]:
     """Return the adapter that a benchmark times, and the provenance of its schedule.
 
-    For `strategy.patch` it contains zeros, because random prompts give no patches, and their values cost no time.
+    For correction=patch it contains zeros, because random prompts give no patches, and their values cost no time.
     """
-    trained, entry = load_adapter(config.model, plan)
-    kind, rank = patch_of(config.strategy), patch_kind(config)[1]
-    if trained is not None or kind == NO_PATCH or plan.keeps_all:
+    trained, entry = load_adapter(config, plan)
+    if not config.correction.is_fitted or plan.keeps_all:
         return trained, ScheduleProvenance(latency, skip_adapter=entry)
-    patch = {"kind": kind, "rank": rank if kind == "low_rank" else None, "values": "zero", "bytes": plan.patch_bytes}
+    shape = config.correction.patches(config.model)
+    rank = shape.rank if shape.kind == "low_rank" else None
+    patch = {"kind": shape.kind, "rank": rank, "values": "zero", "bytes": plan.patch_bytes}
     sets = [stage.kept_layers for stage in plan.stages]
-    return timing_adapter(loaded.model, sets, kind, rank), ScheduleProvenance(latency, patch=patch)
+    return timing_adapter(loaded.model, sets, shape), ScheduleProvenance(latency, patch=patch)
 
 
 def _key(config: Config) -> str:
@@ -166,13 +166,13 @@ def _describe_sides(
     """Return step times and shares of the machine limits, for the full model and then the schedule; unknown values are None."""
     weights, parameters = loaded.metadata.weights, _parameters(loaded)
     if config.engine.weights:
-        weights = in_format(parameters, config.engine.name, config.engine.weights, 8)  # from one byte per weight
+        weights = config.engine.sizes(parameters, 8)  # from one byte per weight
     drafted, patches = pairs.strategy[0].drafts is not None, (0.0, _patches(plan, pairs.full[0].steps))
     if patches[1] and weights is not None:
         weights = replace(weights, patch=(plan.patch_bytes or 0) // len(gaps(plan.kept_layers, plan.num_layers)))
         hidden_size = loaded.model.config.get_text_config(decoder=True).hidden_size
-        kind, rank = patch_kind(config)
-        parameters = parameters and replace(parameters, patch=patch_parameters(kind, hidden_size, rank))
+        patch = config.correction.patches(config.model).parameters(hidden_size)
+        parameters = parameters and replace(parameters, patch=patch)
     weights, parameters = (sizes and sizes.of_unit(plan.unit) for sizes in (weights, parameters))
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
     depths = [sum(shares.values()) for shares in runs]

@@ -4,20 +4,21 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ulskip_cli.core.config import baseline_config, drop_unused, instantiate, resolved_config
-from ulskip_cli.core.config_schema import LAYER, Config
+from ulskip_cli.core.config import baseline_config, changed_choice, preset
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.strategy import LAYER, Strategy
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES, LOSS_BATCH, patch_options
-from ulskip_cli.experiments.record import ROW_VERSION, Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload
 from ulskip_cli.inference.batching import BatchSize
@@ -27,8 +28,6 @@ from ulskip_cli.inference.engines.base import ExitStats
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.scoring import ReferenceLoss
-from ulskip_cli.strategies import NeedsCalibration
-from ulskip_cli.strategies.patching import unit_of
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
@@ -37,7 +36,7 @@ SEARCH_RIDGE = 0.1  # of the patches in a search
 
 @dataclass
 class HeldOutEvaluator:
-    """Measures a loaded model on held-out examples, for `NeedsCalibration` strategies."""
+    """Measures a loaded model on held-out examples, for strategies with calibrated options."""
 
     config: Config
     loaded: LoadedModel
@@ -64,10 +63,20 @@ class HeldOutEvaluator:
         """Return the block influence of every layer, measured on prompts and references."""
         texts = [one.prompt_ids + one.response_ids for one in self.workload.encoded or []]
         report = self.progress.phase("calibrate: influence", len(texts))
-        return block_influence(self.loaded.model, texts, LOSS_BATCH, report, unit_of(self.config.strategy))
+        return block_influence(self.loaded.model, texts, LOSS_BATCH, report, self.config.strategy.skipped_unit)
+
+    @property
+    def corrects(self) -> bool:
+        """True if `decode_loss` is measured with patches in place."""
+        return self.config.correction.is_fitted
 
     def decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Return the decode loss of the references in nats per token; with prompt_layers=all, later calls reuse the prompts."""
+        """Return the decode loss of the references in nats per token; with prompt_layers=all, later calls reuse the prompts.
+
+        With correction=patch it is that of half of the references, with patches fitted on the other half.
+        """
+        if self.corrects:
+            return self._patched_decode_loss(kept_layers)
         plan = self._plan(kept_layers)
         decoder = Decoder(self.loaded.model, plan)
         shared = plan.prompt_layers == "all"
@@ -80,8 +89,7 @@ class HeldOutEvaluator:
             )
         return self._losses[shared].of(decoder)
 
-    def patched_decode_loss(self, kept_layers: Sequence[int]) -> float:
-        """Return the decode loss of half of the references in nats per token, with patches fitted on the other half."""
+    def _patched_decode_loss(self, kept_layers: Sequence[int]) -> float:
         plan = self._plan(kept_layers)
         encoded, pad = self.workload.encoded or [], self.workload.pad_token_id
         if self._patching is None:
@@ -93,12 +101,12 @@ class HeldOutEvaluator:
         return loss.of(Decoder(self.loaded.model, plan, adapter=adapter))
 
     def _plan(self, kept_layers: Sequence[int]) -> Plan:
-        strategy = custom(kept_layers, unit_of(self.config.strategy))
-        return make_plan(replace(self.config, strategy=strategy), self.loaded.metadata)
+        strategy = custom(kept_layers, self.config.strategy.skipped_unit)
+        return make_plan(self.config.replace(strategy=strategy), self.loaded.metadata)
 
     def mean_depth(self, options: Mapping[str, Any]) -> float:
         """Return the mean exit depth over generated answers, with the run's decoding settings and batch size."""
-        config = replace(self.config, strategy={**self.config.strategy, **options})
+        config = self.config.replace(strategy=changed_choice(self.config.strategy, options, "strategy."))
         plan = make_plan(config, self.loaded.metadata)
         assert plan.exits is not None
         if self._exiting is None:
@@ -116,10 +124,10 @@ class HeldOutEvaluator:
         self._report_search(done)
 
 
-def custom(kept_layers: Sequence[int], unit: str = LAYER) -> dict[str, Any]:
-    """Return the strategy config of a list of layers that keep a unit."""
-    target = "ulskip_cli.strategies.custom.Custom"
-    return {"_target_": target, "name": "custom", "layers": list(kept_layers), "unit": unit}
+def custom(kept_layers: Sequence[int], unit: str = LAYER) -> Strategy:
+    """Return the strategy of a list of layers that keep a unit."""
+    strategy: Strategy = preset("strategy", "custom", {"layers": list(kept_layers), "unit": unit})
+    return strategy
 
 
 def calibrate_strategy(
@@ -130,20 +138,20 @@ def calibrate_strategy(
     The results folder stores the option values; if they are missing, they are measured on `workload`, the held-out examples.
     `workload` is None if there are no held-out examples or no tokenizer.
     """
-    strategy = instantiate(config.strategy, "strategy")
-    if workload is None or not isinstance(strategy, NeedsCalibration) or strategy.is_calibrated:
+    strategy = config.strategy
+    if workload is None or strategy.is_calibrated:
         return config, None
     num_layers, num_kept = loaded.metadata.num_layers, make_plan(config, loaded.metadata).target_kept
-    key = _key(config, strategy, num_kept, workload)
+    key = _key(config, num_kept, workload)
     path = ResultsFolder.of(config).file("calibrations", f"{key}.json")
-    stored = _stored(path, config.strategy)
+    stored = _stored(path, strategy)
     if stored is None:
         began = time.monotonic()
         torch.manual_seed(config.seed)
         found = strategy.calibrate(num_layers, num_kept, HeldOutEvaluator(config, loaded, workload, progress))
         stored = {
             "id": key,
-            "strategy": config.strategy["name"],
+            "strategy": strategy.name,
             "num_layers": num_layers,
             "num_kept": num_kept if "num_kept" in strategy.calibrated_for else None,
             "examples": len(workload.examples),
@@ -153,7 +161,7 @@ def calibrate_strategy(
             "seconds": round(time.monotonic() - began, 3),
         }
         write_atomic(path, json.dumps(stored, indent=1) + "\n")
-    found_config = replace(config, strategy={**config.strategy, **stored["options"]})
+    found_config = config.replace(strategy=changed_choice(strategy, stored["options"], "strategy."))
     plan = make_plan(found_config, loaded.metadata)
     if plan.exits or plan.later_stages:  # no fixed set of layers, which a schedule file requires
         return found_config, stored
@@ -162,12 +170,12 @@ def calibrate_strategy(
     return found_config, {**stored, "schedule": shared}
 
 
-def _stored(path: Path, strategy: Mapping[str, Any]) -> Row | None:
+def _stored(path: Path, strategy: Strategy) -> Row | None:
     """Return the calibration in a file, or None if it has values for other options than those without a value."""
     found = read_object(path) or {}
     options = found.get("options")
     if not isinstance(options, dict) or not all(
-        key in strategy and (not strategy[key] or strategy[key] == value) for key, value in options.items()
+        key in type(strategy).model_fields and getattr(strategy, key) in (None, value) for key, value in options.items()
     ):
         return None
     return found
@@ -178,31 +186,27 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
         strategy=plan.strategy,
-        strategy_options=plan.options,
+        strategy_options={key: value for key, value in config.strategy.changed().items() if key != "name"},
         target_ratio=plan.target_speedup,
         ratio_basis=config.ratio_basis,
-        prompt_layers=plan.prompt_layers,
+        prompt_layers=config.prompt_layers,
         model=config.model.path,
         made_by=f"ulskip {__version__}: calibration on held-out examples",
         unit=plan.unit,
     )
 
 
-def _key(config: Config, strategy: NeedsCalibration, num_kept: int, workload: Workload) -> str:
+def _key(config: Config, num_kept: int, workload: Workload) -> str:
     """Return a hash of everything that a calibration depends on, as 12 hexadecimal digits."""
-    plain = resolved_config(config)
-    patched = asdict(patch_options(config, SEARCH_RIDGE)) if getattr(strategy, "measures_patches", False) else None
-    plain["strategy"]["patch"] = "none"  # it changes only a search with patches
-    drop_unused(plain)
-    depends: dict[str, Any] = {"num_kept": num_kept, "decoding": plain["decoding"], "batch_size": config.batch_size}
+    decoding = config.decoding.changed(only_results=True)
+    depends: dict[str, Any] = {"num_kept": num_kept, "decoding": decoding, "batch_size": config.batch_size}
     parts = [
-        ROW_VERSION,
-        {key: value for key, value in plain["strategy"].items() if key != "description"},
-        {key: value for key, value in plain["model"].items() if key != "description"},
+        config.strategy.changed(),
+        config.correction.canonical().changed(),
+        config.model.changed(only_results=True),
         fingerprint(config.model),
-        {name: depends[name] for name in strategy.calibrated_for},
+        {name: depends[name] for name in config.strategy.calibrated_for},
         config.prompt_layers,
-        [(one.prompt_ids, one.response_ids) for one in workload.encoded or []],
-        *([patched] if patched else []),
+        [(example.prompt_ids, example.response_ids) for example in workload.encoded or []],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import recorded_config
-from ulskip_cli.core.config_schema import LAYER, Config
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.record_sections import Provenance, ScheduleRecord
 from ulskip_cli.experiments.throughput import sum_exits
@@ -75,5 +75,5 @@ def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder
         trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
         num_examples=num_examples,
         environment={**environment.code(), **environment.machine(str(loaded.model.device))},
-        config=recorded_config(config),
+        config=config.recorded(),
     )

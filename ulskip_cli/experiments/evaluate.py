@@ -44,7 +44,7 @@ def generate_answers(
 ) -> GeneratedAnswers:
     """Generate an answer to every example, longest prompts first. Batches stored in `checkpoints` are not decoded again."""
     assert workload.task is not None
-    name, examples = config.strategy["name"], workload.examples
+    name, examples = config.strategy.name, workload.examples
     size = BatchSize(config.batch_size)
     context = DecodeContext(config.decoding, workload.pad_token_id, config.seed)
 

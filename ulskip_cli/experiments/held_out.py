@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ulskip_cli.core.config import instantiate, needs_held_out
+from ulskip_cli.core.config import changed_choice
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Example, Task
@@ -17,9 +17,9 @@ class HeldOutExamples:
     examples: Sequence[Example]
 
 
-def evaluated_examples(config: Config, task: Task) -> list[Example]:
+def evaluated_examples(config: Config) -> list[Example]:
     """Return the examples that a run evaluates: `limit` examples behind the first `offset`; raise UsageError if none is."""
-    examples = task.examples()
+    examples = config.task.examples()
     if config.offset >= len(examples):
         raise UsageError(f"expected offset below the number of examples, {len(examples)}, got {config.offset}")
     return examples[config.offset :][: config.limit]
@@ -31,15 +31,14 @@ def find_held_out(config: Config) -> HeldOutExamples | None:
     They are the examples of `calibration.task` that are not evaluated, or the task's own held-out ones, or the examples behind
     the evaluated ones; `calibration.offset` of them are left out.
     """
-    if not needs_held_out(config.strategy):
+    if not config.needs_held_out:
         return None
-    name, offset = config.strategy["name"], config.calibration.offset
-    task: Task = instantiate(config.task, "task")
+    name, offset, task = config.strategy.name, config.calibration.offset, config.task
     chosen = slice(offset, offset + config.calibration.examples)
     if config.calibration.task is not None:
-        other: Task = instantiate({**config.task, **config.calibration.task}, "calibration.task")
-        evaluated = {(one.source, one.reference) for one in evaluated_examples(config, task)}
-        named = [one for one in other.examples() if (one.source, one.reference) not in evaluated][chosen]
+        other: Task = changed_choice(task, config.calibration.task, "calibration.task.")
+        evaluated = {(example.source, example.reference) for example in evaluated_examples(config)}
+        named = [example for example in other.examples() if (example.source, example.reference) not in evaluated][chosen]
         if not named:
             raise UsageError(
                 "expected examples in calibration.task that are not evaluated, got none; set other data in calibration.task"

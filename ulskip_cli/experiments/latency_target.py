@@ -15,7 +15,6 @@ from ulskip_cli.inference.skip_adapter import timing_adapter
 from ulskip_cli.inference.timing import median_interval
 from ulskip_cli.core import schedule
 from ulskip_cli.strategies.cost import LatencyFit
-from ulskip_cli.strategies.patching import patch_kind
 from ulskip_cli.strategies.plan import Plan
 
 NEW_TOKENS = 24  # generated for each timed sequence
@@ -124,14 +123,14 @@ def make_pair_timer(
     def decoder(plan: Plan) -> Decoder:
         sets = tuple(stage.kept_layers for stage in plan.stages)
         if sets not in known:
-            adapter = timing_adapter(model, sets, *patch_kind(config))
+            adapter = timing_adapter(model, sets, config.correction.patches(config.model))
             known[sets] = Decoder(model, plan, adapter=adapter, engine=config.engine)
         return known[sets].with_stage_switch(plan.later_stages[0].first_step) if plan.later_stages else known[sets]
 
     def measured(depth: float) -> tuple[float, Sequence[float]]:
         plan = plan_of(depth)
         full = decoder(_plan(plan.num_layers, plan.num_layers))
-        few = replace(config.speed, pairs=MEET_PAIRS, warmup=1)
+        few = config.speed.replace(pairs=MEET_PAIRS, warmup=1)
         pairs = measure_pairs(full, decoder(plan), batches, context, few)
         return plan.mean_kept(config.speed.new_tokens - 1), pairs.ratios(lambda output: output.decode_seconds)
 
@@ -149,4 +148,4 @@ def counts(num_layers: int) -> list[int]:
 
 def _plan(num_layers: int, count: int) -> Plan:
     kept = schedule.even(num_layers, count)
-    return Plan("calibration", num_layers, kept, "all", None, num_layers / count, None, None, None, ())
+    return Plan.from_layers(num_layers, kept)

@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core.config import compose, identity, instantiate
-from ulskip_cli.core.config_schema import LAYER
+from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.core.engines import refuse_runtime
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
@@ -105,7 +105,7 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         asked = any(text.startswith("prompt_layers=") for text in overrides)
         stays = asked or self.plan.keeps_all or self.plan.exits or self.plan.unit != LAYER
         scoring = self.plan if stays else replace(self.plan, prompt_layers="kept")
-        adapter, self.skip_adapter = load_adapter(self.ulskip_config.model, self.plan)
+        adapter, self.skip_adapter = load_adapter(self.ulskip_config, self.plan)
         self.decoder = Decoder(self.loaded.model, self.plan, tokenizer, adapter, engine)
         self.scorer = self.decoder
         if scoring != self.plan:

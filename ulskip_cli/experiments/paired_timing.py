@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ulskip_cli.core.config import without_drafts
 from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.cpu_load import LoadMeter
 from ulskip_cli.core.errors import RunError
@@ -90,10 +89,10 @@ def measure_pairs(
     exit, if they differ in engine or compilation; decoders that were asked for different engines may differ.
     """
     forced = None if context.decoding.draft_tokens or strategy.exits else speed.new_tokens
-    limited = replace(context, decoding=replace(context.decoding, max_new_tokens=speed.new_tokens))
+    limited = replace(context, decoding=context.decoding.replace(max_new_tokens=speed.new_tokens))
     sides = [(strategy, limited)]
     if full:
-        sides.insert(0, (full, replace(limited, decoding=without_drafts(limited.decoding))))
+        sides.insert(0, (full, replace(limited, decoding=limited.decoding.without_drafts())))
     timed: list[list[BatchOutput]] = [[] for _ in sides]
     compile_seconds = 0.0
     meter = LoadMeter()

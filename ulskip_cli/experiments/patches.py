@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config import drop_unused, resolved_config
 from ulskip_cli.core.config_schema import Config, OwnResponses
+from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.record import ROW_VERSION, Row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload
 from ulskip_cli.inference.batching import BatchSize
@@ -23,14 +23,16 @@ from ulskip_cli.inference.own_responses import generate_own_responses, greedy_co
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.scoring import ReferenceLoss
-from ulskip_cli.inference.skip_adapter import RECORD, SkipAdapter, combined
-from ulskip_cli.strategies.patching import NO_PATCH, patch_of
+from ulskip_cli.corrections.adapter import RECORD
+from ulskip_cli.inference.skip_adapter import SkipAdapter, combined
+from ulskip_cli.corrections.patch import Patch
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
 RIDGES = (0.03, 0.1, 0.3, 1.0)
 CHOICE_SHARE = 5  # one example in five chooses the ridge
 MAX_SAMPLES = 32  # own answers per prompt
+ENOUGH_TOKENS = 4000  # of references, below which correction.responses=auto adds own answers
 OWN_RESPONSES = "own_responses.jsonl"  # in calibrations/; patches of all schedules share them
 LOSS_BATCH = 16  # examples per batch
 KEPT_PROMPT_BYTES = 2**30  # limit of the KV cache of encoded prompts that is kept between calls
@@ -38,26 +40,18 @@ KEPT_PROMPT_BYTES = 2**30  # limit of the KV cache of encoded prompts that is ke
 
 def patch_options(config: Config, ridge: float) -> PatchOptions:
     """Return the options of a configuration's patches."""
-    calibration, kind = config.calibration, patch_of(config.strategy)
-    return PatchOptions(
-        kind="full" if kind == NO_PATCH else kind,
-        rank=config.strategy["patch_rank"],
-        ridge=ridge,
-        centered=calibration.patch_centered,
-        weighting=calibration.patch_weights,
-        order=calibration.patch_order,
-    )
+    shape = _shape(config)
+    return PatchOptions(shape.kind, shape.rank, ridge)
 
 
 def calibrate_patches(
     config: Config, loaded: LoadedModel, held_out: Workload | None, plan: Plan, progress: ProgressCallback
 ) -> tuple[SkipAdapter | None, Row | None]:
     """Return the patches of a plan with their record, or None without patches; measure them if they are not stored."""
-    kind = patch_of(config.strategy)
-    if kind == NO_PATCH or plan.keeps_all:
+    if not config.correction.is_fitted or plan.keeps_all:
         return None, None
+    shape, kept_sets = _shape(config), plan.skipping_sets
     assert held_out is not None and held_out.encoded  # preflight refuses random weights and tasks without examples
-    kept_sets = [stage.kept_layers for stage in plan.stages if len(stage.kept_layers) < plan.num_layers]
     key = _key(config, kept_sets, held_out)
     folder = ResultsFolder.of(config).file("calibrations", key)
     if not (folder / RECORD).is_file():
@@ -66,8 +60,8 @@ def calibrate_patches(
         adapter, notes = fit.run(kept_sets, folder.with_name(OWN_RESPONSES))
         record = {
             "base": {"model": config.model.label, "fingerprint": fingerprint(config.model)},
-            "kind": kind,
-            "rank": config.strategy["patch_rank"] if kind == "low_rank" else None,
+            "kind": shape.kind,
+            "rank": shape.rank if shape.kind == "low_rank" else None,
             "strategy": plan.strategy,
             "prompt_layers": plan.prompt_layers,
             **notes,
@@ -92,29 +86,27 @@ class _PatchCalibration:
         chosen_on = [one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE == 0]
         fitted_on = [one for i, one in enumerate(encoded) if i % num_prompts % CHOICE_SHARE] or encoded
         losses: dict[float, float] = {}
-        ridges = RIDGES if patch_of(self.config.strategy) != "bias" else RIDGES[:1]
         fitter = self._fitter(fitted_on)
-        if len(ridges) > 1:
-            held = KEPT_PROMPT_BYTES if self.plan.prompt_layers == "all" else 0
-            loss = ReferenceLoss(chosen_on, BatchSize(LOSS_BATCH), self.workload.pad_token_id, held)
-            report = self.progress.phase("calibrate: patches", len(ridges) + 1)
-            for ridge in ridges:
-                adapter = self._fit(fitter, kept_sets, ridge)
-                losses[ridge] = loss.of(Decoder(self.loaded.model, self.plan, adapter=adapter))
-                report(len(losses))
-        ridge = min(losses, key=losses.__getitem__) if losses else ridges[0]
+        held = KEPT_PROMPT_BYTES if self.plan.prompt_layers == "all" else 0
+        loss = ReferenceLoss(chosen_on, BatchSize(LOSS_BATCH), self.workload.pad_token_id, held)
+        report = self.progress.phase("calibrate: patches", len(RIDGES) + 1)
+        for ridge in RIDGES:
+            adapter = self._fit(fitter, kept_sets, ridge)
+            losses[ridge] = loss.of(Decoder(self.loaded.model, self.plan, adapter=adapter))
+            report(len(losses))
+        ridge = min(losses, key=losses.__getitem__)
         if fitted_on is not encoded:
             fitter = fitter.joined(self._fitter(chosen_on))
         adapter = self._fit(fitter, kept_sets, ridge)
         size = sum(tensor.numel() for tensor in adapter.tensors.values()) * self.loaded.model.dtype.itemsize
         return adapter, {
-            "ridge": ridge if losses else None,
+            "ridge": ridge,
             "ridge_losses": {f"{one:g}": round(value, 4) for one, value in losses.items()},
             "examples": len(encoded),
             "tokens": fitter.num_positions,
-            "responses": self.config.calibration.responses,
+            "responses": self._wanted,
             "bias": any(bool(one.any()) for name, one in adapter.tensors.items() if name.endswith("bias")),
-            "bytes": size if patch_of(self.config.strategy) != "folded" else 0,
+            "bytes": size if _shape(self.config).kind != "folded" else 0,
         }
 
     def _fit(self, fitter: PatchFitter, kept_sets: Sequence[tuple[int, ...]], ridge: float) -> SkipAdapter:
@@ -123,12 +115,16 @@ class _PatchCalibration:
     def _fitter(self, examples: Sequence[EncodedExample]) -> PatchFitter:
         return PatchFitter(self.loaded.model, examples, self.workload.pad_token_id, self.plan.prompt_layers, LOSS_BATCH)
 
+    @property
+    def _wanted(self) -> str:
+        assert isinstance(self.config.correction, Patch)
+        return self.config.correction.responses
+
     def _responses(self, file: Path) -> list[EncodedExample]:
-        """Return references, or own answers, or both; `auto` adds own answers until there are `patch_tokens` tokens."""
-        encoded, calibration = self.workload.encoded or [], self.config.calibration
-        wanted = calibration.responses
+        """Return references, or own answers, or both; `auto` adds own answers until there are ENOUGH_TOKENS tokens."""
+        encoded, wanted = self.workload.encoded or [], self._wanted
         references = [] if wanted == "own" else list(encoded)
-        missing = calibration.patch_tokens - _num_tokens(references)
+        missing = ENOUGH_TOKENS - _num_tokens(references)
         if wanted == "reference" or (wanted == "auto" and missing <= 0):
             return references
         own = self._own_responses(1, file)
@@ -138,32 +134,29 @@ class _PatchCalibration:
     def _own_responses(self, samples: int, file: Path) -> list[EncodedExample]:
         prompts = [one.prompt_ids for one in self.workload.encoded or []]
         context = greedy_context(self.workload.pad_token_id, self.config.decoding.max_new_tokens, self.config.seed)
-        own = generate_own_responses(self.loaded.model, prompts, OwnResponses(samples), context, file, self.progress)
+        own = generate_own_responses(self.loaded.model, prompts, OwnResponses(samples=samples), context, file, self.progress)
         return [
             EncodedExample(prompt, answers[i]) for i in range(samples) for prompt, answers in zip(prompts, own, strict=True)
         ]
 
 
+def _shape(config: Config) -> PatchShape:
+    return config.correction.patches(config.model)
+
+
 def _num_tokens(examples: Sequence[EncodedExample]) -> int:
-    return sum(len(one.response_ids) for one in examples)
+    return sum(len(example.response_ids) for example in examples)
 
 
 def _key(config: Config, kept_sets: Sequence[tuple[int, ...]], held_out: Workload) -> str:
     """Return a hash of everything on which patches depend, as 12 hexadecimal digits."""
-    plain: dict[str, Any] = resolved_config(config)
-    plain["model"].pop("description")
-    drop_unused(plain)
-    calibration = {key: value for key, value in plain["calibration"].items() if key not in ("examples", "offset", "task")}
-    own = [config.decoding.max_new_tokens, config.seed] if config.calibration.responses != "reference" else []
     parts = [
-        ROW_VERSION,
-        plain["model"],
+        config.model.changed(only_results=True),
         fingerprint(config.model),
-        [plain["strategy"].get(key) for key in ("patch", "patch_rank")],
+        config.correction.canonical().changed(),
         kept_sets,
         config.prompt_layers,
-        calibration,
-        own,
-        [(one.prompt_ids, one.response_ids) for one in held_out.encoded or []],
+        [config.decoding.max_new_tokens, config.seed],  # of own answers
+        [(example.prompt_ids, example.response_ids) for example in held_out.encoded or []],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

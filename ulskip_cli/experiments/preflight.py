@@ -10,15 +10,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from ulskip_cli.core import validation
-from ulskip_cli.core.config import baseline_config, has_other_baseline, identity, instantiate, is_calibrated
+from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.experiments.held_out import HeldOutExamples, evaluated_examples, find_held_out
-from ulskip_cli.experiments.record import ROW_VERSION
 from ulskip_cli.experiments.record_sections import RunIdentity
-from ulskip_cli.strategies.patching import NO_PATCH, patch_of
-from ulskip_cli.strategies.plan import Plan, adapter_of, make_plan
+from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.tasks import metrics
 
@@ -54,12 +52,12 @@ class Resolver:
 
     def resolve(self, config: Config) -> ResolvedPoint:
         """Check a run and derive its point; raise a UsageError (or NotApplicable) that names the unsupported key."""
-        metadata, plan = self.schedule(config)
+        metadata, plan = self.schedule(config, "run")
         data = self.data(config)
         held_out = _held_out(config, plan)
         check_generate_options(config)
         _check_corrections(config, plan)
-        compared = config.baseline and (not plan.keeps_all or has_other_baseline(config))
+        compared = config.baseline and (not plan.keeps_all or config.has_other_baseline)
         return ResolvedPoint(
             config,
             data.task,
@@ -72,11 +70,9 @@ class Resolver:
             self.resolve(baseline_config(config)) if compared else None,
         )
 
-    def schedule(self, config: Config) -> tuple[ModelMetadata, Plan]:
-        """Return the model's metadata and the plan, without reading the task's data."""
-        validation.check_run(config)
-        if config.memory_budget is not None:
-            raise UsageError("memory_budget= is not supported by a run; use batch_size=N, or `ulskip plan` with memory_budget=")
+    def schedule(self, config: Config, command: str) -> tuple[ModelMetadata, Plan]:
+        """Return the model's metadata and the plan for a command, without reading the task's data."""
+        validation.check_run(config, command)
         if config.alternatives.models:
             raise UsageError("alternatives.models is supported by `ulskip sweep` only, which adds the models to its grid")
         key = str(config.model)
@@ -102,12 +98,13 @@ class Resolver:
         try:
             return self.run_id(config, self.data(config).text)
         except UsageError:
-            return identity(config)
+            return config.identity
 
     def run_id(self, config: Config, data_text: str) -> str:
         """Return the identifier of a point: 12 hexadecimal digits of a hash of everything that decides its result."""
         other = [self.weights_fingerprint(config.baseline_model)] if config.baseline_model else []
-        parts = (str(ROW_VERSION), identity(config), self.weights_fingerprint(config.model), *other, data_text)
+        weights = (self.weights_fingerprint(config.model), config.correction.fingerprint(), *other)
+        parts = (config.identity, *weights, data_text)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def weights_fingerprint(self, model: ModelConfig) -> str:
@@ -126,13 +123,8 @@ def resolve(config: Config) -> ResolvedPoint:
 def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> ResolvedPoint:
     """Resolve a benchmark, which reads no task; raise a UsageError that names the key if a value is not supported."""
     resolver = resolver or Resolver()
-    metadata, plan = resolver.schedule(config)
+    metadata, plan = resolver.schedule(config, "bench")
     speed, context = config.speed, metadata.context
-    if plan.exits:
-        raise NotApplicable(
-            f"strategy={plan.strategy} cannot be benchmarked on random prompts: exit depths depend on real text. "
-            "Use `ulskip run`."
-        )
     if not speed.enabled:
         raise UsageError("speed.enabled=false is not supported by `ulskip bench`, which measures only speed; use `ulskip run`")
     if config.limit is not None or config.offset:
@@ -142,15 +134,6 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
     if not config.baseline:
         raise UsageError(
             "baseline=false is not supported by `ulskip bench`, which compares with the full model; use `ulskip run`"
-        )
-    if config.baseline_engine:
-        raise UsageError(
-            f"baseline_engine={config.baseline_engine} is not supported by `ulskip bench`, which compares within an engine; "
-            "use `ulskip run`, or `ulskip bench experiment=engines`"
-        )
-    if config.baseline_model:
-        raise NotApplicable(
-            "alternatives.models is not supported by `ulskip bench`, which compares within a model; use `ulskip sweep`"
         )
     if context is not None and speed.prompt_tokens + speed.new_tokens > context:
         raise UsageError(
@@ -173,14 +156,13 @@ def check_generate_options(config: Config) -> None:
 
 def _check_corrections(config: Config, plan: Plan) -> None:
     """Refuse patches of random weights, and skip adapters for other layers where the plan's layers are known already."""
-    kind = patch_of(config.strategy)
-    if kind != NO_PATCH and config.model.source == "random":
+    if config.correction.is_fitted and config.model.source == "random":
         raise NotApplicable(
-            f"strategy.patch={kind} requires examples as text, which model=random does not have; use `ulskip bench`, which "
+            f"correction={config.correction.name} requires examples as text, which model=random does not have; use `ulskip bench`, which "
             "times patches as zeros"
         )
-    if is_calibrated(config.strategy) and config.ratio_basis != "latency":
-        adapter_of(config.model, plan)
+    if config.strategy.is_calibrated and config.ratio_basis != "latency":
+        config.correction.folder_for(config.model, plan.skipping_sets)
 
 
 @dataclass(frozen=True)
@@ -191,9 +173,9 @@ class _Data:
 
     @classmethod
     def read(cls, config: Config) -> Self:
-        task: Task = instantiate(config.task, "task")
+        task = config.task
         metrics.make_metrics(task.scoring())  # a missing package is reported before a missing file
-        examples = evaluated_examples(config, task)
+        examples = evaluated_examples(config)
         metrics.make_metrics(task.scoring(), [example.reference for example in examples])
         return cls(task, examples, _as_json(examples))
 

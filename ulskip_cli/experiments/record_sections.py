@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
-from ulskip_cli.core.config import identity, shown_options
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.row_values import (
@@ -30,7 +29,6 @@ from ulskip_cli.experiments.row_values import (
     StageValues,
     StepValues,
 )
-from ulskip_cli.strategies.plan import target_speedup
 
 MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
 _FILE_STEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+=-]*")
@@ -50,7 +48,8 @@ class RunIdentity:
     dataset: str | None = None
     pair: str | None = None
     strategy: str | None = None
-    strategy_options: dict[str, Any] = field(default_factory=dict)
+    strategy_options: dict[str, Any] = field(default_factory=dict)  # those that differ from the defaults
+    correction: str | None = None
     chat: bool | None = None
     decoding: str | None = None
     draft_tokens: int | str | None = None
@@ -70,19 +69,21 @@ class RunIdentity:
     @classmethod
     def of(cls, config: Config, run_id: str, *, baseline_id: str | None = None, dataset: str | None = None) -> Self:
         """Make the identity of a point, equal for a finished and a failed run."""
-        target = target_speedup(config)
+        strategy = config.strategy
+        target = config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
         return cls(
             id=run_id,
             experiment=config.name,
-            identity=identity(config),
+            identity=config.identity,
             baseline_id=baseline_id,
             model=config.model.label,
             baseline_model=config.baseline_model.label if config.baseline_model else None,
-            task=config.task["name"],
+            task=config.task.name,
             dataset=dataset,
-            pair=config.task.get("pair"),
-            strategy=config.strategy["name"],
-            strategy_options=shown_options(config.strategy),
+            pair=getattr(config.task, "pair", None),
+            strategy=strategy.name,
+            strategy_options={key: value for key, value in strategy.changed().items() if key not in ("name", "_target_")},
+            correction=config.correction.label or None,
             decoding=config.decoding.name,
             draft_tokens=config.decoding.draft_tokens,
             batch_size=config.batch_size,

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config import instantiate
+from ulskip_cli.core.config import preset
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.record import RunRecord, is_done
 from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.loading import read_jsonl
-from ulskip_cli.tasks.metrics.scores import Answers, Scores, Scoring
+from ulskip_cli.core.task import Scoring, Task
+from ulskip_cli.tasks.metrics.scores import Answers, Scores
 
 TOLERANCE = 1e-9
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
@@ -94,7 +95,8 @@ def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> Re
     config = record.provenance.config if record.provenance else {}
     if "task" not in config:
         raise UsageError(f"{folder.runs_path}: expected config.task in row {record.id}, got none; repeat the run to score it")
-    task = instantiate(config["task"], "task")
+    options = config["task"]
+    task: Task = preset("task", options["name"], options)
     scores = metrics.score(extra.beside(task.scoring()), stored_answers(folder, record))
     quality = record.quality or QualityScores()
     before = quality.scores

@@ -149,10 +149,10 @@ class EnvironmentValues(TypedDict):
     instruction_set: str | None
 
 
-class ModelValues(TypedDict, total=False):
-    """The options of the model that reports read."""
+class CorrectionValues(TypedDict, total=False):
+    """The options of the correction that reports read."""
 
-    skip_adapter: list[str] | None
+    path: list[str] | None
 
 
 class TaskValues(TypedDict, total=False):
@@ -167,7 +167,7 @@ class TaskValues(TypedDict, total=False):
 class ConfigValues(TypedDict, total=False):
     """The parts of a configuration that reports read."""
 
-    model: ModelValues
+    correction: CorrectionValues
     task: TaskValues
 
 

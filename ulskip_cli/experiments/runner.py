@@ -4,14 +4,14 @@
 """
 
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import baseline_config, has_other_baseline, instantiate
+from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import fingerprint
@@ -85,7 +85,7 @@ class Session:
         self, config: Config, loaded: LoadedModel, workload: Workload, rounds: int = MEET_ROUNDS
     ) -> LatencyTargetFit | None:
         """Find the mean depth whose measured speedup meets the target; return None unless ratio_basis=latency."""
-        if config.ratio_basis != "latency" or not instantiate(config.strategy, "strategy").follows_ratio:
+        if config.ratio_basis != "latency" or not config.strategy.follows_ratio:
             return None
         fit = self.fit_latency(config, loaded, workload)
         batches, context = _timed(config, loaded, workload)
@@ -135,7 +135,7 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
     if point.baseline and point.config.baseline_model and baseline is None:
         baseline = stored_baseline(point) or run_point(point.baseline, session)[-1]
     run = prepare_run(point, session)
-    if point.baseline is None or (run.plan.keeps_all and not has_other_baseline(point.config)):
+    if point.baseline is None or (run.plan.keeps_all and not point.config.has_other_baseline):
         return [_measure(run, session.progress)]
     baseline = baseline or stored_baseline(point)
     if baseline is None:
@@ -160,7 +160,7 @@ def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
     latency = session.solve_depth(config, loaded, workload)
     plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
     patches, patch = calibrate_patches(config, loaded, held_out, plan, session.progress)
-    trained, skip_adapter = load_adapter(config.model, plan)
+    trained, skip_adapter = load_adapter(config, plan)
     found = ScheduleProvenance(latency, calibration, patch, skip_adapter)
     return PreparedRun(point, loaded, full, workload, plan, found, started_at, patches or trained)
 
@@ -187,7 +187,7 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
         reference = baseline_config(config)
         full = Decoder(run.full.model, make_plan(reference, run.full.metadata), run.full.tokenizer, engine=reference.engine)
     backend = decoder.linear_backend(config.decoding).name
-    answered_by = [asdict(plan), run.found.patch, run.found.skip_adapter, run.workload.prompts]  # what the id does not decide
+    answered_by = [plan.as_dict(), run.found.patch, run.found.skip_adapter, run.workload.prompts]  # what the id does not decide
     origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend, "answered_by": digest(answered_by)}
     checkpoints = BatchCheckpoints(folder.checkpoint_path(point.run_id), origin, run.started_at)
     answers, quality, timed = None, None, None
@@ -202,7 +202,7 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
             checkpoints.remove()
             raise
     if config.speed.enabled:
-        fixed = replace(config, speed=replace(config.speed, new_tokens=plan.timed_tokens))
+        fixed = config.replace(speed=config.speed.replace(new_tokens=plan.timed_tokens))
         timed = time_pairs(full if config.baseline else None, decoder, run.workload, fixed, progress)
     progress.phase("write", 0)
     record = _make_record(run, decoder, answers, timed, baseline)
@@ -227,7 +227,7 @@ def _make_record(
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     natural = outputs if answers or plan.exits else []  # random weights have no answers, but exits in timed pairs
     described = describe_schedule(plan, run.found, natural, pairs)
-    if has_other_baseline(config):  # the cost model compares layers of one model in one engine
+    if config.has_other_baseline:  # the cost model compares layers of one model in one engine
         described = replace(described, predicted_speedup=None)
     return RunRecord(
         identity=replace(asked, baseline_id=baseline.id if baseline else None),

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config import recorded_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.tracking import TrackedRun, flatten
 from ulskip_cli.experiments.record import RunRecord
@@ -35,7 +34,7 @@ def run_name(record: RunRecord) -> str:
 def split_row(config: Config, record: RunRecord) -> tuple[dict[str, Any], dict[str, float]]:
     """Return the parameters and the metrics of a record, with dotted keys."""
     row = {key: value for key, value in record.to_row().items() if key not in _LEFT_OUT}
-    parameters = dict(flatten({**recorded_config(config), **{key: row.pop(key) for key in _SETTINGS if key in row}}))
+    parameters = dict(flatten({**config.recorded(), **{key: row.pop(key) for key in _SETTINGS if key in row}}))
     metrics = {}
     for key, value in flatten(row):
         if isinstance(value, bool | str):

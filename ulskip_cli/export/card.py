@@ -9,7 +9,7 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path

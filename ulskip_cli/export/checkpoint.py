@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import own_files
 from ulskip_cli.core.model_metadata import fingerprint

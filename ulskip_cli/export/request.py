@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core.config_schema import LAYER, Config
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.core.engines import refuse_runtime
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, require_choice

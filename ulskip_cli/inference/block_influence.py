@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.config_schema import ATTENTION, LAYER
+from ulskip_cli.core.strategy import ATTENTION, LAYER
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import padded
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ulskip_cli.core.config_schema import LAYER, DecodingConfig, EngineConfig
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.engines import Engine as EngineChoice
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
@@ -26,6 +27,7 @@ from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.timing import now
 from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.strategies.plan import Plan
 
 
@@ -47,11 +49,11 @@ class Decoder:
         plan: Plan,
         tokenizer: PreTrainedTokenizerBase | None = None,
         adapter: SkipAdapter | None = None,
-        engine: EngineConfig | None = None,
+        engine: EngineChoice | None = None,
     ) -> None:
         """Build the views of a plan; `adapter` corrects those that skip layers, and `engine` decodes (None: auto)."""
         self.model = model
-        self._asked = engine or EngineConfig()
+        self._asked = engine or engine_named("auto")
         self.tokenizer = tokenizer
         self.device = shallow_view.input_device(model)
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
@@ -64,7 +66,7 @@ class Decoder:
             "speculative": speculative.SpeculativeEngine(model, self.stages[0], self.device, draft_cost, backend),
         }
         self.exits = plan.exits
-        if ENGINES[self._asked.name].is_runtime:
+        if self._asked.is_runtime:
             self._engines[self._asked.name] = make_library_engine(self._asked, self.prompt_model, self.stages)
         if plan.exits:
             self._engines["early_exit"] = early_exit.EarlyExitEngine(model, plan.exits, self.device, backend)
@@ -95,7 +97,7 @@ class Decoder:
     def with_engine(self, name: str) -> "Decoder":
         """Return a decoder with the engine auto, torch or transformers; both decoders share views and packed weights."""
         other = copy.copy(self)
-        other._asked = EngineConfig(name)
+        other._asked = engine_named(name)
         return other
 
     def with_exit_rule(self, rule: ExitRule) -> "Decoder":
@@ -132,7 +134,7 @@ class Decoder:
     @property
     def library_engine(self) -> LibraryEngine | None:
         """The engine of another library that decodes, or None."""
-        return cast(LibraryEngine, self._engines[self._asked.name]) if ENGINES[self._asked.name].is_runtime else None
+        return cast(LibraryEngine, self._engines[self._asked.name]) if self._asked.is_runtime else None
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
         """Return the linear backend that decodes with `decoding`; raise UsageError if no engine supports `decoding`."""

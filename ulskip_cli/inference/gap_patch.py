@@ -8,33 +8,26 @@ from torch import Tensor, nn
 
 from ulskip_cli.inference import shallow_view
 
-KINDS = ("bias", "low_rank", "full")  # kinds with parameters of their own; a folded patch changes a linear layer instead
+KINDS = ("low_rank", "full")  # kinds with parameters of their own; a folded patch changes a linear layer instead
 
 
 class GapPatch(nn.Module):
-    """A map `h + f(h)` of hidden states [..., hidden_size]; `f` is a constant, a matrix of low rank or a full matrix."""
+    """A map `h + f(h)` of hidden states [..., hidden_size]; `f` is a full matrix or one of low rank, with a bias."""
 
     def __init__(self, kind: str, hidden_size: int, rank: int = 0) -> None:
         """Make a patch that changes nothing, so that training can start from it."""
         super().__init__()
         self.kind = kind
-        if kind == "full":
-            self.linear = nn.Linear(hidden_size, hidden_size)
-        elif kind == "low_rank":
+        if kind == "low_rank":
             self.down = nn.Linear(hidden_size, rank, bias=False)
-            self.linear = nn.Linear(rank, hidden_size)
-        else:
-            self.bias = nn.Parameter(Tensor(hidden_size).zero_())
-            return
+        self.linear = nn.Linear(rank if kind == "low_rank" else hidden_size, hidden_size)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "GapPatch":
         """Make a patch from the tensors of its `state_dict`, which also tell its kind."""
-        if "bias" in tensors:
-            patch = cls("bias", len(tensors["bias"]))
-        elif "down.weight" in tensors:
+        if "down.weight" in tensors:
             rank, hidden_size = tensors["down.weight"].shape
             patch = cls("low_rank", hidden_size, rank)
         else:
@@ -44,8 +37,6 @@ class GapPatch(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Correct hidden states [..., hidden_size]."""
-        if self.kind == "bias":
-            return hidden + self.bias.to(hidden.dtype)
         x = hidden.to(self.linear.weight.dtype)  # in training, patches are in float32 and the model may be in bfloat16
         correction: Tensor = self.linear(self.down(x) if self.kind == "low_rank" else x)
         return hidden + correction.to(hidden.dtype)

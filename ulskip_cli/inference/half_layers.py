@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.config_schema import ATTENTION
+from ulskip_cli.core.strategy import ATTENTION
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.inference import architecture_support, shallow_view
 from ulskip_cli.core import schedule

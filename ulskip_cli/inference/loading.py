@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 import transformers
+from pydantic import ConfigDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core import interruption
-from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
 from ulskip_cli.core.printable import all_printable
-from ulskip_cli.core.typed_json import load_object, parse
+from ulskip_cli.core.options import Options, load_json, parse
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference import shallow_view, smollm2_wheel
 from ulskip_cli.inference.batching import free_bytes
@@ -125,7 +126,7 @@ def training_note(path: str) -> str:
 def _trained_for(path: str) -> dict[str, Any] | None:
     training = _training_in(Path(path))
     keys = ("strategy", "ratios", "kept_layers", "later_stages", "exits")
-    return None if training is None else {key: value for key, value in asdict(training).items() if key in keys}
+    return None if training is None else {key: value for key, value in training.plain().items() if key in keys}
 
 
 def training_record(config: ModelConfig) -> dict[str, Any] | None:
@@ -133,39 +134,38 @@ def training_record(config: ModelConfig) -> dict[str, Any] | None:
     folder = find_config(config).parent
     if _training_in(folder) is None:
         return None
-    record = load_object(folder / _TRAINING, "a training record")
+    record = load_json(folder / _TRAINING, "a training record")
     return {k: v for k, v in record.items() if k not in ("learning_curve", "environment")}
 
 
-@dataclass(frozen=True)
-class _LaterStage:
+class _Stage(Options):
     first_step: int
     kept_layers: list[int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Before:
+class _Before(Options):
     """The keys that a training.json states of a training that the weights come from."""
+
+    model_config = ConfigDict(extra="ignore")
 
     strategy: str
     steps: int
     based_on: "_Before | None" = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Training(_Before):
     """The keys of a training.json that describe how the weights were trained."""
 
     kept_counts: list[int]
     ratios: list[float] | None = None
     kept_layers: dict[str, list[int]] | None = None
-    later_stages: dict[str, list[_LaterStage]] | None = None
+    later_stages: dict[str, list[_Stage]] | None = None
     exits: list[int] | None = None
 
 
 def _training_in(folder: Path) -> _Training | None:
     file = folder / _TRAINING
-    return parse(all_printable(load_object(file, "a training record")), _Training, file) if file.is_file() else None
+    return parse(_Training, all_printable(load_json(file, "a training record")), file=file) if file.is_file() else None
 
 
 def origin(config: ModelConfig) -> tuple[str, str | None]:
@@ -180,7 +180,7 @@ def origin(config: ModelConfig) -> tuple[str, str | None]:
 def _pretrained(config: ModelConfig, path: str, revision: str | None, device: torch.device) -> PreTrainedModel:
     model: PreTrainedModel
     if (generation := Path(path) / "generation_config.json").is_file():
-        load_object(generation, "the JSON config of generation")
+        load_json(generation, "the JSON config of generation")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     if config.quantization:
         options |= loading_options(config.quantization, config.dtype, device)
@@ -263,7 +263,7 @@ def from_pretrained(name: str, factory: Any, path: str | Path, **options: Any) -
 
 def random_model(config: ModelConfig, seed: int, **changes: Any) -> PreTrainedModel:
     """Create a model with random weights from config.json and `changes`; raise UsageError for an unknown model_type."""
-    shape = {**load_object(find_config(config), "the JSON config of a model"), **changes}
+    shape = {**load_json(find_config(config), "the JSON config of a model"), **changes}
     dtype = shape.pop("dtype", "float32") if config.dtype == "auto" else config.dtype
     shape.pop("dtype", None)
     if "model_type" not in shape:

@@ -71,7 +71,7 @@ def _context_of(sample: int, options: OwnResponses, context: DecodeContext) -> D
     changes: dict[str, Any] = {"do_sample": True, "temperature": options.temperature} if sample else {}
     if sample == 0 and options.num_beams > 1:
         changes = {"num_beams": options.num_beams}
-    return replace(context, decoding=replace(context.decoding, **changes), seed=context.seed + 7919 * sample)
+    return replace(context, decoding=context.decoding.replace(**changes), seed=context.seed + 7919 * sample)
 
 
 def _key(model: PreTrainedModel, context: DecodeContext) -> str:
@@ -79,5 +79,5 @@ def _key(model: PreTrainedModel, context: DecodeContext) -> str:
     plain = [one for one in model.parameters() if type(one) is nn.Parameter and one.device.type != "meta"]  # not quantized
     weights = [one.detach().flatten()[:: max(1, one.numel() // 64)].double().tolist() for one in plain]
     seed = context.seed if context.decoding.do_sample else None
-    parts = [asdict(context.decoding), seed, weights, model.generation_config.eos_token_id]
+    parts = [context.decoding.plain(), seed, weights, model.generation_config.eos_token_id]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -6,9 +6,8 @@ the positions of a response. A folded patch regresses on the output of the last 
 """
 
 import copy
-import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +114,7 @@ class PatchFitter:
     def fit(self, kept: Sequence[int], options: PatchOptions) -> SkipAdapter:
         """Return an adapter with a patch at every gap of `kept`; raise UsageError if a patch cannot be folded."""
         ends = gaps(kept, self.num_layers)
-        tensors = self._fit_joint(kept, ends, options) if options.joint else self._fit_in_order(kept, ends, options)
+        tensors = self._fit_folded(kept, ends, options) if options.kind == "folded" else self._fit_joint(kept, ends, options)
         return SkipAdapter(self.num_layers, (tuple(kept),), {name: tensor.float() for name, tensor in tensors.items()})
 
     def _fit_joint(self, kept: Sequence[int], ends: Collection[int], options: PatchOptions) -> dict[str, Tensor]:
@@ -137,8 +136,8 @@ class PatchFitter:
             tensors |= _named(parts, layer, before[layer], "")
         return tensors
 
-    def _fit_in_order(self, kept: Sequence[int], ends: Collection[int], options: PatchOptions) -> dict[str, Tensor]:
-        """Return patches that map the view's states, corrected by the earlier patches, to the full model's."""
+    def _fit_folded(self, kept: Sequence[int], ends: Collection[int], options: PatchOptions) -> dict[str, Tensor]:
+        """Return folded patches, in order: each maps the view's states, corrected by the earlier patches, to the full model's."""
         self._teach(ends)
         view = shallow_view.shallow_view(self.model, kept)
         layerwise = LayerwiseModel(view)
@@ -149,21 +148,19 @@ class PatchFitter:
         for place, layer in enumerate([*kept, self.num_layers]):
             if layer in ends:
                 before = kept[place - 1] if place else -1
-                inputs, path, how = states, "", options
-                if options.kind == "folded" and not place:
+                if not place:
                     raise UsageError(
-                        "strategy.patch=folded requires layer 0 to be kept, because the patch changes the layer before a gap; "
-                        "use strategy.patch=full"
+                        "correction.kind=folded requires layer 0 to be kept, because the patch changes the layer before a gap; "
+                        "use correction.kind=full"
                     )
-                if options.kind == "folded":
-                    path, module = foldable_module(layerwise.layers[place - 1])
-                    inputs, how = outputs, replace(options, centered=options.centered and module.bias is not None)
-                parts = self._regress(self._counted(inputs), self._counted(states), layer, how)
-                states = [state + _apply(parts, x) for state, x in zip(states, inputs, strict=True)]
+                path, module = foldable_module(layerwise.layers[place - 1])
+                has_bias = module.bias is not None
+                parts = self._regress(self._counted(outputs), self._counted(states), layer, options, has_bias)
+                states = [state + _apply(parts, x) for state, x in zip(states, outputs, strict=True)]
                 tensors |= _named(parts, layer, before, path)
             if layer == self.num_layers:
                 break
-            folds = options.kind == "folded" and [*kept, self.num_layers][place + 1] in ends
+            folds = [*kept, self.num_layers][place + 1] in ends
             first = states[0]
             ran = [self._run(layerwise, place, state, entry, folds) for state, entry in zip(states, entries, strict=True)]
             states, outputs = [state for state, _ in ran], [output for _, output in ran]
@@ -214,45 +211,37 @@ class PatchFitter:
         return [state[batch.counted] for state, batch in zip(states, self.batches, strict=True)]
 
     def _regress(
-        self, inputs: Sequence[Tensor], states: Sequence[Tensor], layer: int, options: PatchOptions
+        self, inputs: Sequence[Tensor], states: Sequence[Tensor], layer: int, options: PatchOptions, has_bias: bool = True
     ) -> dict[str, Tensor]:
         """Regress the full model's states before `layer` minus `states` on `inputs`, both [positions, width] for each batch."""
         sums: RidgeRegression | None = None
         for batch, x, state in zip(self.batches, inputs, states, strict=True):
             target = batch.teacher[layer]
             sums = sums or RidgeRegression.empty(x.shape[1], target.shape[1])
-            weights = None
-            if options.weighting == "norm":
-                weights = target.double().pow(2).mean(1).clamp_min(1e-12).reciprocal()
-            sums.add(x, target.double() - state.double(), weights)
+            sums.add(x, target.double() - state.double())
         assert sums is not None
-        return sums.solve(options)
+        return sums.solve(options, has_bias)
 
 
 def foldable_module(layer: nn.Module) -> tuple[str, nn.Module]:
     """Return the path and module of the last linear layer of a decoder layer; `PatchFitter` checks how its output is used."""
     linears = [(name, module) for name, module in layer.named_modules() if type(module) in (nn.Linear, Conv1D)]
     if not linears:
-        raise UsageError("strategy.patch=folded requires linear layers without quantization; use strategy.patch=full")
+        raise UsageError("correction.kind=folded requires linear layers without quantization; use correction.kind=full")
     return linears[-1]
 
 
 def _not_foldable(layer: nn.Module, path: str) -> UsageError:
     return UsageError(
-        f"patch=folded is not supported with {type(layer).__name__}, which does not add the output of its last linear layer "
-        f"({path}) to the hidden state as it is; use patch=full"
+        f"correction.kind=folded is not supported with {type(layer).__name__}, which does not add the output of its last linear layer "
+        f"({path}) to the hidden state as it is; use correction.kind=full"
     )
 
 
 def _apply(parts: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Apply a solved map to `x` [..., inputs] in its dtype."""
-    bias = parts["bias"].to(x) if "bias" in parts else None
-    matrices = [parts[name].to(x) for name in ("weight", "down", "up") if name in parts]
-    if not matrices:
-        assert bias is not None
-        return bias
-    product = functools.reduce(torch.matmul, matrices, x)
-    return product if bias is None else product + bias
+    product = x @ parts["weight"].to(x)
+    return product + parts["bias"].to(x) if "bias" in parts else product
 
 
 def _named(parts: Mapping[str, Tensor], layer: int, before: int, folded_into: str) -> dict[str, Tensor]:
@@ -262,9 +251,6 @@ def _named(parts: Mapping[str, Tensor], layer: int, before: int, folded_into: st
     prefix = f"patch.0.{layer}."
     if "down" in parts:
         names = {"down.weight": parts["down"].T, "linear.weight": parts["up"].T}
-    elif "weight" in parts:
-        names = {"linear.weight": parts["weight"].T}
     else:
-        return {prefix + "bias": parts["bias"]}
-    bias = parts.get("bias", torch.zeros(len(names["linear.weight"]), dtype=torch.float64))
-    return {prefix + name: tensor for name, tensor in {**names, "linear.bias": bias}.items()}
+        names = {"linear.weight": parts["weight"].T}
+    return {prefix + name: tensor for name, tensor in {**names, "linear.bias": parts["bias"]}.items()}

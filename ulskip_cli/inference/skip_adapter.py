@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path, write_atomic
 from ulskip_cli.core.weight_sizes import gaps
+from ulskip_cli.corrections.adapter import RECORD
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import KINDS, GapPatch, patched_layer
-from ulskip_cli.strategies.plan import Plan, adapter_of
+from ulskip_cli.strategies.plan import Plan
 
-WEIGHTS, RECORD = "adapter.safetensors", "adapter.json"
+WEIGHTS = "adapter.safetensors"
 FORMAT = 1
 
 
@@ -119,18 +121,17 @@ class SkipAdapter:
         return found
 
 
-def load_adapter(model: ModelConfig, plan: Plan) -> tuple[SkipAdapter | None, dict[str, Any] | None]:
-    """Return the adapter of `model.skip_adapter` for a plan and its entry in a row, or None if there is none.
+def load_adapter(config: Config, plan: Plan) -> tuple[SkipAdapter | None, dict[str, Any] | None]:
+    """Return the skip adapter of a configuration for a plan and its entry in a row, or None without one.
 
     Raises UsageError if the adapters are of another model, or none has the plan's layers.
     """
-    found = adapter_of(model, plan)
-    if found is None:
+    folder = config.correction.folder_for(config.model, plan.skipping_sets)
+    if folder is None:
         return None, None
-    name, record = found
-    adapter = SkipAdapter.load(user_path(name, "model.skip_adapter"))
+    adapter = SkipAdapter.load(user_path(folder, "correction.path"))
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
-    return adapter, {"path": name, "bytes": size, **{key: value for key, value in record.items() if key != "kept_sets"}}
+    return adapter, {"path": folder, "bytes": size, **adapter.record}
 
 
 def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
@@ -145,22 +146,24 @@ def combined(adapters: Sequence[SkipAdapter]) -> SkipAdapter:
     return SkipAdapter(adapters[0].num_layers, tuple(kept_sets), tensors)
 
 
-def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], kind: str, rank: int) -> SkipAdapter:
+def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape) -> SkipAdapter:
     """Return an adapter whose patches change nothing; kind none and folded have no patches."""
     num_layers, hidden_size = shallow_view.num_layers(model), model.config.get_text_config(decoder=True).hidden_size
     tensors: dict[str, Tensor] = {}
     for index, kept in enumerate(kept_sets):
-        for layer in gaps(kept, num_layers) if kind in KINDS else ():
-            state = GapPatch(kind, hidden_size, rank).state_dict()
+        for layer in gaps(kept, num_layers) if shape.kind in KINDS else ():
+            state = GapPatch(shape.kind, hidden_size, shape.rank).state_dict()
             tensors |= {f"patch.{index}.{layer}.{name}": tensor for name, tensor in state.items()}
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
 
 
-def timing_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], kind: str, rank: int) -> SkipAdapter | None:
-    """Return patches that change nothing and cost the time of patches of a kind, or None for a kind without such cost."""
+def timing_adapter(
+    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape
+) -> SkipAdapter | None:
+    """Return patches that change nothing and cost the time of others, or None for a kind without such cost."""
     num_layers = shallow_view.num_layers(model)
     corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]
-    return zero_adapter(model, corrected, kind, rank) if kind in KINDS and corrected else None
+    return zero_adapter(model, corrected, shape) if shape.kind in KINDS and corrected else None
 
 
 def by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -188,7 +191,7 @@ def changed_linear(module: nn.Module, parts: Mapping[str, Tensor]) -> nn.Module:
     if type(module) not in (nn.Linear, Conv1D):
         raise UsageError(
             f"the skip adapter changes the weights of linear layers, and {type(module).__name__} has none that can be changed; "
-            "use an adapter with patches of kind full, low_rank or bias, and no model.quantization"
+            "use an adapter with patches of kind full or low_rank, and no model.quantization"
         )
     source: Any = module
     transposed = type(module) is Conv1D

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config import SKIPPING_KEYS
-from ulskip_cli.core.config_schema import LAYER
+from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.experiments.record import Row, is_done
 
 
 def own_options(row: Row) -> dict[str, Any]:
-    """Return the options of a row's strategy without its unit and those of its patches."""
-    return {key: value for key, value in (row.get("strategy_options") or {}).items() if key not in SKIPPING_KEYS}
+    """Return the options of a row's strategy without its unit."""
+    return {key: value for key, value in (row.get("strategy_options") or {}).items() if key != "unit"}
 
 
 def strategy_name(row: Row) -> str:
@@ -36,17 +35,19 @@ def correction(row: Row) -> str:
     """Return the text that follows a strategy with patches or a skip adapter; empty without a correction."""
     if adapter_names(row):
         return " + adapter"
-    options = row.get("strategy_options") or {}  # of an unfinished row, which has no patch
-    found = row.get("patch") or {"kind": options.get("patch"), "rank": options.get("patch_rank")}
-    kind = f"low_rank {found['rank']}" if found["kind"] == "low_rank" else found["kind"]
-    return f" + {kind} patch" if kind else ""
+    patch = row.get("patch")
+    if patch is None:  # an unfinished row names what was asked for
+        label = None if is_done(row) else row.get("correction")
+    else:
+        label = f"low_rank {patch['rank']}" if patch["kind"] == "low_rank" else patch["kind"]
+    return f" + {label} patch" if label else ""
 
 
 def adapter_names(row: Row) -> str | None:
     """Return the names of the skip adapters of a row's configuration, or None if none corrected its layers."""
-    found = row.get("skip_adapter")
-    asked = ((row.get("config") or {}).get("model") or {}).get("skip_adapter")
-    if found is None and (is_done(row) or not asked):
+    adapter = row.get("skip_adapter")
+    asked = ((row.get("config") or {}).get("correction") or {}).get("path")
+    if adapter is None and (is_done(row) or not asked):
         return None
-    names = asked or ([] if found is None else [found["path"]])
+    names = asked or ([] if adapter is None else [adapter["path"]])
     return ", ".join(Path(name).name for name in names)

@@ -11,6 +11,7 @@ from ulskip_cli.report.columns import MIN_FOR_STARS, few_examples, speed_ends
 from ulskip_cli.report.quality import LOWER_IS_BETTER, Z, standard_error, vs_baseline
 from ulskip_cli.report.rows import read_answers
 from ulskip_cli.tasks import metrics
+from ulskip_cli.core.task import Scoring
 from ulskip_cli.tasks.metrics.scores import Answers, Scoring
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"

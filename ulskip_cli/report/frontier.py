@@ -42,7 +42,7 @@ class Point:
         if self.row.get("draft_tokens"):
             return DRAFTING
         skips = len(self.row["kept_layers"]) < self.row["num_layers"] or bool(self.row.get("later_stages"))
-        formats = ENGINES[self.row["engine"]].weights if self.row["engine"] in ENGINES else {}
+        formats = ENGINES[self.row["engine"]].formats if self.row["engine"] in ENGINES else {}
         bits = formats[self.row["engine_weights"]][0] if self.row.get("engine_weights") in formats else BITS_UNQUANTIZED
         quantized = bits < BITS_UNQUANTIZED or self._quantization is not None
         if skips and not quantized:

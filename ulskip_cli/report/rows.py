@@ -32,14 +32,15 @@ _METHOD_ENGINES = ("early_exit", "speculative")  # the strategy or the drafts ch
 _CONFIG_KEYS = {"baseline_engine": None, "offset": 0}  # settings of the configuration alone, with their defaults
 # Parts of a configuration, with the keys that are not settings: rows hold them elsewhere, or they change no result.
 _CONFIG_PARTS = {
-    "model": {"name", "path", "description", "source", "dtype", "device", "device_map", "quantization", "skip_adapter"},
-    "task": {"name", "_target_", "description", "dataset", "pair", "file", "source_file", "reference_file", "metrics"},
-    "decoding": {"name", "description", "draft_tokens"},
+    "model": {"name", "path", "source", "dtype", "device", "device_map", "quantization"},
+    "task": {"name", "dataset", "pair", "file", "source_file", "reference_file", "metrics"},
+    "decoding": {"name", "draft_tokens"},
     "calibration": {"task"},
+    "correction": {"name", "kind", "rank", "path"},
     "speed": {"enabled", "pairs", "warmup"},
 }
 # Rows without any of these keys do not use that part.
-_PART_NEEDS = {"calibration": ("calibration", "patch"), "speed": ("measured_speedup",)}
+_PART_NEEDS = {"correction": ("patch",), "calibration": ("calibration", "patch"), "speed": ("measured_speedup",)}
 _UNKNOWN = "\0"  # placeholder for a setting that a row does not have
 
 

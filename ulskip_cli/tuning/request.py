@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core import config as configuration
-from ulskip_cli.core.config_schema import AUTO, LAYER, Config, TuneConfig
+from ulskip_cli.core.config_schema import Config, TuneConfig
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.experiments.held_out import evaluated_examples, find_held_out

@@ -1,7 +1,6 @@
 """Alternatives to skipping layers, compared with the same full model: drafts of the kept layers, and smaller models."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.validation import check_run
 
 _PLACEMENT = ("model.dtype", "model.device", "model.device_map")  # keys of the grid's model that hold for others too
-FULL = "full"
 
 
 def alternative_points(
@@ -22,7 +20,7 @@ def alternative_points(
 
     Raises UsageError for a model that does not exist or has no tokenizer.
     """
-    found = [] if config.strategy["name"] == FULL else [_drafting(config, number) for number in asked.draft_tokens]
+    found = [] if config.strategy.keeps_all else [_drafting(config, number) for number in asked.draft_tokens]
     if config.baseline:
         placement = tuple(text for text in overrides if text.partition("=")[0] in _PLACEMENT)
         models = [_model(name, placement, extra_dir) for name in asked.models]
@@ -31,15 +29,15 @@ def alternative_points(
 
 
 def _drafting(config: Config, draft_tokens: int | str) -> Config:
-    decoding = replace(config.decoding, name="self_speculative", draft_tokens=draft_tokens, draft_vocab=AUTO)
-    return replace(config, decoding=decoding)
+    decoding = config.decoding.replace(name="self_speculative", draft_tokens=draft_tokens, draft_vocab=AUTO)
+    return config.replace(decoding=decoding)
 
 
 def _smaller(config: Config, model: ModelConfig) -> Config:
     """Return a point with every layer of another model, whose baseline is the full model of `config`."""
     full = baseline_config(config)
-    smaller = replace(full, model=model, engine=config.engine)
-    return replace(smaller, baseline_engine=config.baseline_engine, baseline_model=full.model)
+    smaller = full.replace(model=model, engine=config.engine)
+    return smaller.replace(baseline_engine=config.baseline_engine, baseline_model=full.model)
 
 
 @cache
@@ -50,7 +48,7 @@ def _model(name: str, placement: tuple[str, ...], extra_dir: Path | None) -> Mod
     is_preset = name in group_choices("model", extra_dir)
     choice = [f"model={name}"] if is_preset else ["model=hf", "model.path=FOLDER"]
     model = compose_unvalidated([*choice, *placement], extra_dir).model
-    model = model if is_preset else replace(model, path=name)
+    model = model if is_preset else model.replace(path=name)
     try:
         read_metadata(model)
         if load_tokenizer(model) is None:
@@ -62,7 +60,7 @@ def _model(name: str, placement: tuple[str, ...], extra_dir: Path | None) -> Mod
 
 def _is_applicable(config: Config) -> bool:
     try:
-        check_run(config)
+        check_run(config, "sweep")
     except NotApplicable:
         return False
     return True

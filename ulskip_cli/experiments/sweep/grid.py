@@ -3,13 +3,12 @@
 import contextlib
 import math
 from collections.abc import Container, Sequence
-from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config import GROUPS, compose_unvalidated, group_choices, identity, parse_overrides
+from ulskip_cli.core.config import GROUPS, compose_unvalidated, group_choices, parse_overrides
 from ulskip_cli.core.config_schema import AlternativesConfig, Config
 from ulskip_cli.core.errors import NotApplicable, UnknownKey, UsageError
 from ulskip_cli.core.validation import check_run
@@ -35,7 +34,7 @@ def points(overrides: Sequence[str], extra_dir: Path | None = None, preset: str 
         raise UsageError(f"expected one results folder for a sweep, got {', '.join(folders)}; set one name=NAME")
     found: dict[str, Config] = {}
     for config in composed:
-        found.setdefault(identity(config), config)
+        found.setdefault(config.identity, config)
     return list(found.values())
 
 
@@ -69,11 +68,11 @@ def _grid(overrides: Sequence[str], extra_dir: Path | None) -> list[Config]:
     for values in product(*axes.values()):
         texts = [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]
         config, foreign = _composed(texts, swept, presets.keys(), extra_dir)
-        asked, config = config.alternatives, replace(config, alternatives=AlternativesConfig())
+        asked, config = config.alternatives, config.replace(alternatives=AlternativesConfig())
         refused = {error.key: error for error in foreign}
         nowhere = refused if nowhere is None else {key: refused[key] for key in nowhere if key in refused}
         with contextlib.suppress(NotApplicable):
-            check_run(config)
+            check_run(config, "sweep")
         found.append(config)
         others += alternative_points(config, asked, texts, extra_dir)
     for key, error in (nowhere or {}).items():

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ulskip_cli.core.config import instantiate, resolved_config
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
@@ -12,7 +11,7 @@ from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, RunRecord
 from ulskip_cli.experiments.record_sections import RunIdentity, ScheduleRecord
 from ulskip_cli.experiments.results import ResultsFolder
 
-_UNLABELLED = ("description", "_target_", "sweep", "launcher", "name", "results_dir")
+_UNLABELLED = ("sweep", "launcher", "name", "results_dir")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _varying(points: Sequence[Config]) -> list[str]:
     """Return the keys that vary. A key of a config group varies only if points with the same choice in the group differ."""
     values: dict[str, dict[str, set[str]]] = {}  # values by key and by choice in its group
     for point in points:
-        flat = dict(_flat(resolved_config(point)))
+        flat = dict(_flat(point.plain()))
         for key, value in flat.items():
             choice = "" if key.endswith(".name") else str(flat.get(f"{key.partition('.')[0]}.name"))
             values.setdefault(key, {}).setdefault(choice, set()).add(str(value))
@@ -101,10 +100,10 @@ def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _label(config: Config, varying: Sequence[str]) -> str:
-    flat = dict(_flat(resolved_config(config)))
-    ratio = [f"ratio {config.ratio:g}"] if instantiate(config.strategy, "strategy").follows_ratio else []
+    flat = dict(_flat(config.plain()))
+    ratio = [f"ratio {config.ratio:g}"] if config.strategy.follows_ratio else []
     names = {key: key.removesuffix(".name").rpartition(".")[2].removesuffix("_size") for key in varying}
-    return " ".join([config.strategy["name"], *ratio, *(f"{name} {flat[key]}" for key, name in names.items() if key in flat)])
+    return " ".join([config.strategy.name, *ratio, *(f"{name} {flat[key]}" for key, name in names.items() if key in flat)])
 
 
 def results_folder(jobs: Sequence[Job]) -> ResultsFolder:

@@ -70,7 +70,7 @@ def run_each(
             except Exception as error:
                 if len(points) == 1 or isinstance(error, StorageError):
                     raise
-                label = f"{point.config.strategy['name']} ratio {point.config.ratio:g}"
+                label = f"{point.config.strategy.name} ratio {point.config.ratio:g}"
                 outcome.failures.append(f"{label}: {failure_reason(error)}")
     finally:
         for folder in folders.values():

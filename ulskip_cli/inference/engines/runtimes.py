@@ -7,15 +7,14 @@ from typing import Any
 import psutil
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.config_schema import EngineConfig
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.engines import Engine
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.inference.engines.base import LibraryEngine
 from ulskip_cli.inference.engines.runtime import RuntimeEngine
 from ulskip_cli.inference.shallow_view import StageView
 
 
-def make_library_engine(engine: EngineConfig, prompt_model: PreTrainedModel, stages: Sequence[StageView]) -> LibraryEngine:
+def make_library_engine(engine: Engine, prompt_model: PreTrainedModel, stages: Sequence[StageView]) -> LibraryEngine:
     """Return the engine `engine.name` for the views of the stages; models are loaded when it gets its first batch.
 
     Raises RunError if the copies of the weights do not fit into memory.
@@ -33,11 +32,11 @@ def make_library_engine(engine: EngineConfig, prompt_model: PreTrainedModel, sta
     return RuntimeEngine(engine.name, stages, partial(runtime, prompt_model, stages, engine.weights))
 
 
-def _check_memory(engine: EngineConfig, models: Sequence[PreTrainedModel]) -> None:
+def _check_memory(engine: Engine, models: Sequence[PreTrainedModel]) -> None:
     """Raise RunError if the free memory cannot hold a copy of each model in the engine's format."""
     needed = 0.0
     for model in {id(model): model for model in models}.values():
-        bits = ENGINES[engine.name].weights[engine.weights][0] if engine.weights else 8 * model.dtype.itemsize
+        bits = engine.formats[engine.weights][0] if engine.weights else 8 * model.dtype.itemsize
         needed += sum(parameter.numel() for parameter in model.parameters()) * bits / 8
     free = psutil.virtual_memory().available
     if needed > free:

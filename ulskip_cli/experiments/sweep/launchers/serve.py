@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from ulskip_cli.core.errors import StorageError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.core.registry import allow_classes, own_classes
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.sweep.jobs import Job, results_folder
 from ulskip_cli.experiments.sweep.running_marker import RunningMarker
@@ -26,7 +25,6 @@ class WorkerSpec:
     anywhere: bool  # count rows of any machine
     folder: str  # the working directory of all workers
     threads: int | None = None  # None leaves the number to torch
-    own_classes: frozenset[str] = field(default_factory=own_classes)  # of the user's --config-dir
 
     def with_threads(self, threads: int | None) -> "WorkerSpec":
         """Return a copy with another number of threads."""
@@ -37,7 +35,6 @@ def serve(spec: WorkerSpec) -> str:
     """Run jobs until all are settled; return an empty string, or the reason why no worker can continue."""
     os.environ.update(thread_environment(spec.threads))
     os.chdir(spec.folder)
-    allow_classes(spec.own_classes)
     import torch
 
     if spec.threads:
