@@ -16,7 +16,7 @@ VALUES = (  # of damaged JSON
     *(None, True, 0, -1, 1.5, -1e300, 1e300, 1e-300, math.nan, math.inf, 10**400, 10**9, "", "x", "7", "full", "failed"),
     *("../../secret", "\ud800", "\x1b[31m", "x" * 5000, [], [None], [1], ["a"], [-1], [[]], {}, {"a": None}, {"1": 1}),
 )
-REPORTED = ("baselines", "demo", "latency/tiny", "lossless-tiny", "skip_adapters", "reproduce")
+REPORTED = ("demo", "latency/tiny", "lossless/tiny", "skip_adapters", "reproduce")
 FORMS = (["--no-plots"], ["--html", "--no-plots"], ["--format", "csv", "--layout", "long"], ["--format", "latex"])
 
 

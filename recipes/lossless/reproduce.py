@@ -1,8 +1,11 @@
 """Measure acceptance and speedup of lossless drafting by draft length and ratio, and count changed answers.
 
-    python recipes/lossless/reproduce.py model.path=runs/multi30k/unified-1+2+3+6x-s1 model.dtype=float32 \\
-        task.dataset=files task.source_file=test.de task.reference_file=test.en name=lossless-multi30k
-    python recipes/lossless/reproduce.py model=smollm2-135m task=cnn_dm limit=20 batch_size=1 name=lossless-cnn_dm
+    python recipes/lossless/reproduce.py model=tiny model.dtype=float32 task.dataset=files \\
+        task.source_file=test.de task.reference_file=test.en limit=300 batch_size=1 speed.pairs=15 \\
+        name=tiny --drafts 2,4,auto
+    python recipes/lossless/reproduce.py model=smollm2-135m model.dtype=float32 task=cnn_dm \\
+        task.file=validation.jsonl.gz task.max_article_words=250 limit=20 batch_size=1 \\
+        speed.pairs=21 name=cnn_dm --ratios 1.15,1.25 --drafts 2,4
 
 Overrides of `ulskip sweep` choose model, task and strategy; --drafts, --ratios and --vocabs choose the grid. An adapter
 that is trained on the model's own answers makes more drafts agree:
@@ -12,15 +15,15 @@ that is trained on the model's own answers makes more drafts agree:
         train.lora.alpha=64 train.batch_size=16 train.ratios=6 output=runs/drafts-6x
     python recipes/lossless/reproduce.py model=tiny model.dtype=float32 model.skip_adapter=runs/drafts-6x task.dataset=files \\
         task.source_file=test.de task.reference_file=test.en limit=300 batch_size=1 speed.pairs=15 \\
-        name=lossless-tiny-adapter --ratios 6 --drafts 1,2,3,4,auto
+        name=tiny-adapter --ratios 6 --drafts 1,2,3,4,auto
     python recipes/lossless/reproduce.py model=smollm2-135m model.dtype=float32 strategy=search strategy.layers=LAYERS \\
         model.skip_adapter=runs/skip_adapters/adapter-20-own task=cnn_dm task.file=runs/skip_adapters/report.jsonl \\
-        task.max_article_words=250 task.max_new_tokens=96 limit=20 batch_size=1 speed.pairs=15 name=lossless-adapter \\
+        task.max_article_words=250 task.max_new_tokens=96 limit=20 batch_size=1 speed.pairs=15 name=adapter \\
         --ratios 1.5 --drafts 1,2 --vocabs 0,auto
 
 `recipes/skip_adapters/` trains adapter-20-own and has its LAYERS.
 
-If it is interrupted, the same command resumes. The page goes to results/NAME/README.md.
+If it is interrupted, the same command resumes. The page goes to results/lossless/NAME/README.md.
 """
 
 import argparse
@@ -108,14 +111,15 @@ def main() -> None:
     parser.add_argument("--vocabs", default="auto", help="values of decoding.draft_vocab, 0: all")
     args = parser.parse_args()
     if not any(text.startswith("name=") for text in args.overrides):
-        parser.error("expected name=NAME, got no name; add name=<new folder under results/>")
+        parser.error("expected name=NAME, got no name; add name=<new folder under results/lossless/>")
     grid = [f"decoding.draft_tokens=choice({args.drafts})", f"decoding.draft_vocab=choice({args.vocabs})"]
     grid.append(f"ratio=choice({args.ratios})")
-    arguments = ["sweep", "decoding=self_speculative", *grid, *args.overrides]
+    point = ["results_dir=results/lossless", "decoding=self_speculative", *args.overrides]
+    arguments = ["sweep", *grid, *point]
     print("ulskip", *arguments, flush=True)
     if code := invoke(arguments):
         sys.exit(code)
-    folder = ResultsFolder.of(compose(["decoding=self_speculative", *args.overrides]))
+    folder = ResultsFolder.of(compose(point))
     write_atomic(folder.path / "README.md", page(folder))
     print(Path(folder.path / "README.md"))
 

@@ -3,7 +3,7 @@
     python recipes/tune/reproduce.py --data PATH [--work build/tune] [--tasks captions,headlines,copying]
 
 PATH holds multi30k/ and cnn_dm/. The recipe takes about 40 minutes on two cores, which should be idle otherwise. If it is
-interrupted, the same command resumes. --page writes results/tune_tasks/README.md from the stored results alone.
+interrupted, the same command resumes. --page writes results/tune/README.md from the stored results alone.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from ulskip_cli.report.rows import read_rows
 from ulskip_cli.report.tables import provenance
 from ulskip_cli.tuning.result import judge, spans
 
-NAME = "tune_tasks"
+NAME = "tune"
 CHECKED = 100  # examples on which the result is checked
 Pair = tuple[str, str]
 

@@ -15,7 +15,7 @@ from ulskip_cli.report.benchmark import write_bench_report
 from ulskip_cli.report.tables import write_tables
 
 RESULTS = Path(__file__).parents[2] / "results"
-FOLDERS = ["baselines", "demo", "latency/tiny", "lossless-tiny", "skip_adapters", "reproduce"]
+FOLDERS = ["demo", "latency/tiny", "lossless/tiny", "skip_adapters", "reproduce"]
 MOST = 6  # rows of a folder
 DELETED = object()
 VALUES = [
@@ -113,7 +113,7 @@ def test_no_name_of_a_row_controls_a_terminal_or_leaves_its_cell(tmp_path, ulski
 
 
 def test_a_refused_row_is_named_and_the_rest_is_reported(tmp_path, ulskip):
-    rows = some_rows("baselines")
+    rows = some_rows("lossless/tiny")
     rows[2]["measured_speedup"] = "fast"
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, err = ulskip("report", tmp_path, "--format", "csv", "--layout", "long")
