@@ -29,9 +29,9 @@ BAD = [
 REFUSED = {
     "--model hf": "model=tiny",
     "--model_args pretrained=gpt2": "model.path=",
-    "--batch_size 4": "batch_size=4",
-    "--max_batch_size 16": "batch_size=16",
-    "--device cuda:0": "model.device=cuda:0",
+    "--batch_size 4": "batch_size= ",
+    "--max_batch_size 16": "batch_size= ",
+    "--device cuda:0": "model.device=",
     "--predict_only": "--log_samples",
     "--wandb_args project=x": "tracker=wandb",
 }
@@ -76,7 +76,8 @@ def imported(*arguments):
         "print(*{'torch', 'lm_eval'} & sys.modules.keys())"
     )
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()[-1]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    return done.stdout.splitlines()[-1]
 
 
 def test_help_imports_neither_torch_nor_the_harness_and_bad_options_no_torch():

@@ -246,22 +246,23 @@ def test_options_that_change_answers_have_rows_of_their_own(command, tmp_path):
     assert len(list(tmp_path.glob("answers_*.db"))) == 2  # each schedule has a cache of its own
 
 
-def test_a_yaml_file_of_the_harness_and_a_file_with_a_task_are_read(tasks, own_tasks_only, tmp_path):
+def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, own_tasks_only, tmp_path):
     settings = {"tasks": str(tasks / "sentences.yaml"), "limit": 2, "num_fewshot": 1, "seed": 7}
     (tmp_path / "harness.yaml").write_text(yaml.safe_dump(settings))
     options = parse_options(["--config", str(tmp_path / "harness.yaml"), "--limit", "3"])
     folder, results = evaluate(["model=tiny", f"results_dir={tmp_path}"], options)
     (row,) = folder.rows()
-    assert (row["task"], row["num_fewshot"], row["num_examples"]) == ("lm_eval:ulskip_sentences", 1, 3)
+    assert row["task"] == "lm_eval:ulskip_sentences"
+    assert (row["num_fewshot"], row["num_examples"]) == (1, 3)
     assert row["lm_eval_options"] == {"seed": [7, 7, 7, 7]}
     assert results["config"]["fewshot_seed"] == 7
 
 
-def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_refused(tasks, own_tasks_only, tmp_path):
+def test_unknown_tasks_and_a_missing_chat_template_are_refused(tasks, own_tasks_only, tmp_path):
     where = ["--include_path", str(tasks), "--tasks"]
     with pytest.raises(UsageError, match="ulskip_nothing"):
         evaluate(["model=tiny"], parse_options([*where, "ulskip_nothing"]))
-    with pytest.raises(UsageError, match="empty folder"):
+    with pytest.raises(UsageError, match="YAML files"):
         evaluate(["model=tiny"], parse_options([*where, str(tmp_path)]))
     with pytest.raises(UsageError, match="chat template"):
         evaluate(["model=tiny"], parse_options([*where, "ulskip_writing", "--apply_chat_template"]))

@@ -20,13 +20,13 @@ from ulskip_cli.experiments.results import ResultsFolder
 EXPERIMENT = "lm_eval"  # the default of name=
 # Configuration keys without effect here, and the options of the harness that replace them.
 _REFUSED_KEYS = {"limit": "--limit", "task": "--tasks"}
-# Options of the harness that a row cannot describe or that would have no effect, and their replacements.
+# Options of the harness that would have no effect or give rows without scores, and replacements.
 _REFUSED_OPTIONS = {
     "model": "model= before `--`, e.g. model=tiny",
     "model_args": "keys of the configuration before `--`, e.g. model.path=DIR model.dtype=bfloat16",
-    "batch_size": "batch_size={} before `--`",
-    "max_batch_size": "batch_size={} before `--`",
-    "device": "model.device={} before `--`",
+    "batch_size": "batch_size= before `--`, e.g. batch_size=8",
+    "max_batch_size": "batch_size= before `--`, e.g. batch_size=8",
+    "device": "model.device= before `--`, e.g. model.device=cuda",
     "predict_only": "--log_samples",
     "show_config": "the JSON in the results folder",
     "wandb_args": "tracker=wandb before `--`",
@@ -55,7 +55,7 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     """
     for key, option in _REFUSED_KEYS.items():
         if any(text.startswith(f"{key}=") for text in overrides):
-            raise UsageError(f"{key}= is not supported by `ulskip lm-eval`; use {option} behind `--`")
+            raise UsageError(f"{key}= is not supported by `ulskip lm-eval`; use -- {option}")
     overrides = [f"name={EXPERIMENT}", *overrides]  # later overrides win
     config = compose(overrides)
     Resolver().schedule(config)
@@ -64,12 +64,12 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
         options, recorded = _read_options(given, folder.file(EXPERIMENT))
         manager = options.process_tasks()
         if not options.tasks:
-            raise ValueError("--tasks: expected a task or a folder with YAML files, got an empty folder")
+            raise ValueError("--tasks: expected a folder with YAML files, got one without")
         arguments = _arguments(options)
     except (OSError, TypeError, ValueError) as error:
         raise UsageError(
-            f"lm-evaluation-harness: {str(error).rstrip('.')}; `ulskip lm-eval -- --help` lists its "
-            "options, `lm-eval ls tasks` its tasks"
+            f"lm-evaluation-harness: {str(error).rstrip('.')}; `ulskip lm-eval -- --help` lists "
+            "its options, `lm-eval ls tasks` its tasks"
         ) from None
 
     from datasets.exceptions import DatasetsError
@@ -107,8 +107,8 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
         reason = " ".join(str(error).split())[:160]
         names = [task if isinstance(task, str) else str(task.get("task")) for task in options.tasks]
         raise UsageError(
-            f"cannot read the data of --tasks {','.join(names)} ({reason}); check the connection and "
-            "the task, or use --include_path with tasks of local files"
+            f"cannot read the data of --tasks {','.join(names)} ({reason}); check the connection "
+            "and the task, or use --include_path with tasks of local files"
         ) from None
     results["config"]["model"] = "ulskip"
     samples = results.pop("samples", {})
@@ -159,8 +159,7 @@ def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, dict
     asked |= {name: value for name, value in vars(given).items() if value is not None}
     for name, instead in _REFUSED_OPTIONS.items():
         if name in asked:
-            use = instead.format(asked[name])
-            raise UsageError(f"--{name} is not supported by `ulskip lm-eval`; use {use}")
+            raise UsageError(f"--{name} is not supported by `ulskip lm-eval`; use {instead}")
     if not asked.get("tasks"):
         raise ValueError("expected --tasks, got none; use e.g. --tasks arc_easy,hellaswag")
     if asked.get("limit", 1) <= 0:
@@ -174,10 +173,11 @@ def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, dict
 
 
 def _arguments(options: EvaluatorConfig) -> dict[str, Any]:
-    """Return the options as arguments of `simple_evaluate`; it refuses options that it does not know."""
+    """Return the options as arguments of `simple_evaluate`, which refuses unknown ones."""
     names = {field.name for field in fields(options)} - {*_REFUSED_OPTIONS, *_CONVERTED}
     seeds = zip(_SEEDS, options.seed or [None] * len(_SEEDS), strict=True)
-    return {name: getattr(options, name) for name in names} | options.cache_requests | dict(seeds)
+    arguments = {name: getattr(options, name) for name in names}
+    return {**arguments, **options.cache_requests, **dict(seeds)}
 
 
 def _digest(value: Any) -> str:
