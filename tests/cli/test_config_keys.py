@@ -25,7 +25,7 @@ def test_help_lists_the_keys_that_a_command_reads(ulskip):
     assert "task.pair" not in ulskip("bench", "--help")[1]
     assert "train.learning_rate" in ulskip("train", "--help")[1]
     assert "memory_budget" in ulskip("plan", "--help")[1]
-    assert "--num_fewshot" in ulskip("lm-eval", "--help")[1]
+    assert " batch_size" in ulskip("lm-eval", "--help")[1]
 
 
 @pytest.mark.parametrize("group", reference.ALL_GROUPS)

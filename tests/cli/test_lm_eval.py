@@ -8,40 +8,79 @@ pytest.importorskip("lm_eval")
 from ulskip_cli.cli import lm_eval as command_module
 
 BAD = [
-    (["model=tiny"], "--tasks"),
-    (["ratoi=2", "--tasks", "x"], "ratio"),
-    (["model=tiny", "ratio=9", "--tasks", "x"], "6"),
-    (["model=tiny", "limit=3", "--tasks", "x"], "--limit"),
-    (["model=tiny", "--tasks", "x", "--limit", "few"], "--limit"),
-    (["model=tiny", "--tasks", "x", "--limit", "0"], "--limit"),
-    (["model=tiny", "--tasks", "x", "--num_fewshot", "-1"], "--num_fewshot"),
-    (["model=tiny", "--tasks", "x", "--batch_size", "many"], "many"),
-    (["model=tiny", "--tasks", "x", "--seed", "1,2"], "--seed"),
-    (["model=tiny", "--tasks", "x", "--gen_kwargs", "temperature"], "temperature"),
-    (["model=tiny", "--tasks", "x", "--samples", "{0}"], "--samples"),
-    (["model=tiny", "--tasks", "x", "--cache_requests", "maybe"], "maybe"),
-    (["model=tiny", "--tasks", "x", "--include_path", "nowhere"], "nowhere"),
-    (["model=tiny", "--tasks", "x", "--ratio", "2"], "ratio="),
+    ([], "--tasks"),
+    (["--"], "--tasks"),
+    (["ratoi=2", "--", "--tasks", "x"], "ratio"),
+    (["ratio=9", "--", "--tasks", "x"], "6"),
+    (["limit=3", "--", "--tasks", "x"], "--limit"),
+    (["--tasks", "x"], "behind `--`"),
+    (["--", "--tasks", "x", "--ratio", "2"], "--ratio 2"),
+    (["--", "--tasks", "x", "--limit", "few"], "--limit"),
+    (["--", "--tasks", "x", "--limit", "0"], "--limit"),
+    (["--", "--tasks", "x", "--num_fewshot", "-1"], "--num_fewshot"),
+    (["--", "--tasks", "x", "--seed", "1,2"], "--seed"),
+    (["--", "--tasks", "x", "--gen_kwargs", "temperature"], "temperature"),
+    (["--", "--tasks", "x", "--samples", "{0}"], "--samples"),
+    (["--", "--tasks", "x", "--samples", "nowhere.json"], "nowhere.json"),
+    (["--", "--tasks", "x", "--cache_requests", "maybe"], "maybe"),
+    (["--", "--tasks", "x", "--fewshot_as_multiturn"], "apply_chat_template"),
+    (["--", "--config", "nowhere.yaml"], "nowhere.yaml"),
 ]
+REFUSED = {
+    "--model hf": "model=tiny",
+    "--model_args pretrained=gpt2": "model.path=",
+    "--batch_size 4": "batch_size= ",
+    "--max_batch_size 16": "batch_size= ",
+    "--device cuda:0": "model.device=",
+    "--predict_only": "--log_samples",
+    "--wandb_args project=x": "tracker=wandb",
+}
 
 
 @pytest.mark.parametrize(("arguments", "named"), BAD)
 def test_bad_input_is_one_line_and_exit_code_2(ulskip, arguments, named):
-    code, _, err = ulskip("lm-eval", *arguments)
+    code, _, err = ulskip("lm-eval", "model=tiny", *arguments)
     assert (code, len(err.splitlines())) == (2, 1)
     assert named in err
 
 
+@pytest.mark.parametrize(("option", "named"), REFUSED.items())
+def test_options_of_the_harness_that_ulskip_replaces_are_refused(ulskip, option, named):
+    code, _, err = ulskip("lm-eval", "model=tiny", "--", "--tasks", "x", *option.split())
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"{option.split()[0]} is not supported" in err and named in err
+
+
+def test_a_yaml_file_of_the_harness_cannot_choose_the_model_either(ulskip, tmp_path):
+    (tmp_path / "harness.yaml").write_text("model: hf\ntasks: [x]\n")
+    code, _, err = ulskip("lm-eval", "model=tiny", "--", "--config", tmp_path / "harness.yaml")
+    assert (code, "--model is not supported" in err) == (2, True)
+
+
+def test_the_help_of_the_harness_stands_behind_the_dashes(ulskip):
+    code, out, _ = ulskip("lm-eval", "--", "--help")
+    assert (code, "--fewshot_as_multiturn" in out) == (0, True)
+    assert "`ulskip lm-eval -- --help`" in ulskip("lm-eval", "--help")[1]
+
+
 def test_a_missing_harness_is_named_with_what_brings_it(ulskip, monkeypatch):
     monkeypatch.setattr(command_module, "find_spec", lambda name: None)
-    code, _, err = ulskip("lm-eval", "model=tiny", "--tasks", "x")
+    code, _, err = ulskip("lm-eval", "model=tiny", "--", "--tasks", "x")
     assert (code, "ulskip[lm-eval]" in err) == (2, True)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["model=tiny", "--tasks", "x", "--seed", "one"]])
-def test_help_and_bad_options_import_no_torch(arguments):
-    call = f"invoke({['lm-eval', *arguments]!r})"
-    code = f"import sys; from ulskip_cli.cli.app import invoke; {call}; sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
-    assert done.returncode == 0
-    assert "--num_fewshot" in done.stdout or "--seed" in done.stderr
+def imported(*arguments):
+    """Return which of torch and lm_eval a command line imports."""
+    code = (
+        f"import sys; from ulskip_cli.cli.app import invoke; invoke({list(arguments)!r}); "
+        "print(*{'torch', 'lm_eval'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    return done.stdout.splitlines()[-1]
+
+
+def test_help_imports_neither_torch_nor_the_harness_and_bad_options_no_torch():
+    assert imported("--help") == imported("lm-eval", "--help") == ""
+    assert imported("lm-eval", "model=tiny", "--", "--tasks", "x", "--seed", "one") == "lm_eval"
+    assert imported("lm-eval", "model=tiny", "--", "--tasks", "x", "--limit", "0") == "lm_eval"

@@ -12,6 +12,7 @@ import yaml
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 
+from ulskip_cli.cli.lm_eval import parse_options
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ASSETS
 from ulskip_cli.experiments import lm_eval_adapter
@@ -171,9 +172,10 @@ def own_tasks_only(monkeypatch):
 def command(tasks, tmp_path, own_tasks_only, ulskip):
     """Run `ulskip lm-eval` on the tiny model; the exit code and the rows in the folder."""
 
-    def call(*arguments, tasks_asked="ulskip_sentences"):
-        where = [f"results_dir={tmp_path}", "--include_path", tasks, "--limit", "2", "--tasks", tasks_asked]
-        code, out, err = ulskip("lm-eval", "model=tiny", *arguments, *where)
+    def call(*arguments, options=(), tasks_asked="ulskip_sentences"):
+        where = ["--include_path", tasks, "--limit", "2", "--tasks", tasks_asked]
+        overrides = ["model=tiny", f"results_dir={tmp_path}", *arguments]
+        code, out, err = ulskip("lm-eval", *overrides, "--", *where, *options)
         assert code == 0, err
         return out, ResultsFolder(tmp_path / "lm_eval").rows()
 
@@ -193,10 +195,9 @@ def test_the_command_adds_a_row_for_every_task(command, tmp_path):
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("arguments", [["model.device=cpu"], ["--device", "cpu"], ["model.device=cpu", "--device", "cuda:7"]])
-def test_the_device_of_the_configuration_wins(command, arguments):
-    _, rows = command("ratio=2", *arguments)
-    assert [row["device"] for row in rows] == ["cpu"]
+def test_device_and_batch_size_are_those_of_the_configuration(command):
+    _, rows = command("ratio=2", "model.device=cpu", "batch_size=3")
+    assert [(row["device"], row["batch_size"]) for row in rows] == [("cpu", 3)]
 
 
 def test_without_a_device_the_model_runs_on_a_usable_one(command):
@@ -234,21 +235,37 @@ def test_options_that_change_answers_have_rows_of_their_own(command, tmp_path):
     asked = {"tasks_asked": "ulskip_writing"}
     command("ratio=2", **asked)
     cache = ["--use_cache", tmp_path / "answers"]
-    _, rows = command("ratio=2", "--gen_kwargs", 'max_gen_toks=3,until=["x","y"]', "--log_samples", *cache, **asked)
-    assert [row.get("lm_eval_options") for row in rows] == [None, {"gen_kwargs": 'max_gen_toks=3,until=["x","y"]'}]
+    generation = ["--gen_kwargs", 'max_gen_toks=3,until=["x","y"]']
+    _, rows = command("ratio=2", options=[*generation, "--log_samples", *cache], **asked)
+    stored = {"gen_kwargs": {"max_gen_toks": 3, "until": ["x", "y"]}}
+    assert [row.get("lm_eval_options") for row in rows] == [None, stored]
     (written,) = (tmp_path / "lm_eval" / "lm_eval").rglob("samples_ulskip_writing_*.jsonl")
     sample = json.loads(written.read_text().splitlines()[0])
     assert sample["arguments"]["gen_args_0"]["arg_1"] == {"until": ["x", "y"], "max_gen_toks": 3}
-    command("ratio=3", *cache, **asked)
+    command("ratio=3", options=cache, **asked)
     assert len(list(tmp_path.glob("answers_*.db"))) == 2  # each schedule has a cache of its own
 
 
-def test_a_task_that_the_harness_does_not_have_and_a_missing_chat_template_are_refused(tasks, own_tasks_only):
-    options = {"include_path": tasks, "tasks": ["ulskip_nothing"]}
+def test_yaml_files_of_the_harness_and_of_a_task_are_read(tasks, own_tasks_only, tmp_path):
+    settings = {"tasks": str(tasks / "sentences.yaml"), "limit": 2, "num_fewshot": 1, "seed": 7}
+    (tmp_path / "harness.yaml").write_text(yaml.safe_dump(settings))
+    options = parse_options(["--config", str(tmp_path / "harness.yaml"), "--limit", "3"])
+    folder, results = evaluate(["model=tiny", f"results_dir={tmp_path}"], options)
+    (row,) = folder.rows()
+    assert row["task"] == "lm_eval:ulskip_sentences"
+    assert (row["num_fewshot"], row["num_examples"]) == (1, 3)
+    assert row["lm_eval_options"] == {"seed": [7, 7, 7, 7]}
+    assert results["config"]["fewshot_seed"] == 7
+
+
+def test_unknown_tasks_and_a_missing_chat_template_are_refused(tasks, own_tasks_only, tmp_path):
+    where = ["--include_path", str(tasks), "--tasks"]
     with pytest.raises(UsageError, match="ulskip_nothing"):
-        evaluate(["model=tiny"], options)
+        evaluate(["model=tiny"], parse_options([*where, "ulskip_nothing"]))
+    with pytest.raises(UsageError, match="YAML files"):
+        evaluate(["model=tiny"], parse_options([*where, str(tmp_path)]))
     with pytest.raises(UsageError, match="chat template"):
-        evaluate(["model=tiny"], {**options, "tasks": ["ulskip_writing"], "apply_chat_template": True})
+        evaluate(["model=tiny"], parse_options([*where, "ulskip_writing", "--apply_chat_template"]))
 
 
 @pytest.mark.parametrize("dataset", ["nobody/nothing", "json"])
@@ -258,6 +275,6 @@ def test_data_that_cannot_be_read_is_named(tmp_path, own_tasks_only, monkeypatch
     task = {"task": "ulskip_far", "dataset_path": dataset, "dataset_kwargs": kwargs, "test_split": "test"}
     shape = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{a}}"}
     (tmp_path / "far.yaml").write_text(yaml.safe_dump({**task, **shape}))
-    options = {"include_path": tmp_path, "tasks": ["ulskip_far"]}
+    options = parse_options(["--include_path", str(tmp_path), "--tasks", "ulskip_far"])
     with pytest.raises(UsageError, match=r"ulskip_far .*(nobody/nothing|missing\.jsonl)"):
         evaluate(["model=tiny", f"results_dir={tmp_path}"], options)

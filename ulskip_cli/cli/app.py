@@ -26,8 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Overrides are key=value, e.g. ulskip run task=wmt ratio=2.0. `ulskip config` lists all keys.",
 )
-for command in (run.run, sweep.sweep, run.bench, tune.tune, train.train, plan.plan, export.export, lm_eval.lm_eval):
+for command in (run.run, sweep.sweep, run.bench, tune.tune, train.train, plan.plan, export.export):
     app.command(cls=CommandWithKeys)(command)
+app.command(cls=lm_eval.CommandWithHarness)(lm_eval.lm_eval)
 for other in (score.score, report.report, config_keys.config, lists.models, lists.tasks, lists.strategies, lists.env):
     app.command()(other)
 

@@ -78,7 +78,7 @@ COMMAND_KEYS = {
     "lm-eval": CommandKeys(
         "config",
         ("model", "strategy", "decoding"),
-        (*_SCHEDULE, "seed", "name", "results_dir", "tracker", "tracker_options"),
+        (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "tracker", "tracker_options"),
         {"name": "lm_eval"},
     ),
     "train": CommandKeys("train", ("model", "task", "strategy", "train")),

@@ -1,74 +1,67 @@
 """`ulskip lm-eval`: tasks of lm-evaluation-harness on a model that skips layers."""
 
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, NoReturn
 
 import typer
 
+from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.cli.options import Overrides, PrintConfig
 from ulskip_cli.cli.show import make_console, print_commented
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 
+_HELP = "`ulskip lm-eval -- --help` lists the options of the harness"
+
+
+class CommandWithHarness(CommandWithKeys):
+    """A command that leaves the words behind `--` to the parser of lm-evaluation-harness."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words before `--`, and keep those behind it."""
+        from typer._click.exceptions import NoSuchOption
+
+        end = args.index("--") if "--" in args else len(args)
+        ctx.meta["harness"] = args[end + 1 :]
+        try:
+            return super().parse_args(ctx, args[:end])
+        except NoSuchOption as error:
+            raise UsageError(
+                f"no such option: {error.option_name}; options of the harness stand behind `--`, "
+                "e.g. ulskip lm-eval model=tiny ratio=2 -- --tasks arc_easy"
+            ) from None
+
+
+class _HarnessParser(ArgumentParser):
+    """A parser whose errors have one line, and whose `--help` ends the command as Typer does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; {_HELP}")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise typer.Exit(status)
+
 
 def lm_eval(
     context: typer.Context,
     overrides: Overrides = None,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option("--tasks", "-t", help="Names, groups or YAML files, separated by commas.", show_default=False),
-    ] = None,
-    limit: Annotated[float | None, typer.Option("--limit", "-L", help="Examples per task; below 1: a share.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option("--num_fewshot", "-f", min=0, help="Examples in the prompt.")] = None,
-    batch_size: Annotated[str | None, typer.Option("--batch_size", "-b", help="A number, auto or auto:N; default 1.")] = None,
-    max_batch_size: Annotated[int | None, typer.Option("--max_batch_size", min=1, help="First size that auto tries.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Device, if model.device= is not given.")] = None,
-    apply_chat_template: Annotated[
-        bool | None, typer.Option("--apply_chat_template", help="Format prompts with the tokenizer's chat template.")
-    ] = None,
-    fewshot_as_multiturn: Annotated[
-        bool | None,
-        typer.Option(
-            "--fewshot_as_multiturn/--no_fewshot_as_multiturn",
-            help="Few-shot examples as chat turns; --no_fewshot_as_multiturn: no.",
-        ),
-    ] = None,
-    system_instruction: Annotated[str | None, typer.Option("--system_instruction", help="System prompt.")] = None,
-    gen_kwargs: Annotated[str | None, typer.Option("--gen_kwargs", help="Generation arguments: key=value,... or JSON.")] = None,
-    include_path: Annotated[
-        Path | None, typer.Option("--include_path", exists=True, file_okay=False, help="Folder of your own tasks.")
-    ] = None,
-    output_path: Annotated[str | None, typer.Option("--output_path", "-o", help="Folder for the JSON of the harness.")] = None,
-    log_samples: Annotated[bool | None, typer.Option("--log_samples", "-s", help="Write every prompt and answer.")] = None,
-    samples: Annotated[str | None, typer.Option("--samples", "-E", help='Examples by index: JSON, {"task": [0, 3]}.')] = None,
-    seed: Annotated[str | None, typer.Option("--seed", help="One seed, or four: python,numpy,torch,fewshot.")] = None,
-    use_cache: Annotated[str | None, typer.Option("--use_cache", "-c", help="File of answers to resume from.")] = None,
-    cache_requests: Annotated[
-        Literal["true", "refresh", "delete"] | None, typer.Option("--cache_requests", help="Cache the prompts.")
-    ] = None,
-    metadata: Annotated[str | None, typer.Option("--metadata", help="Metadata of tasks: key=value,... or JSON.")] = None,
-    confirm_run_unsafe_code: Annotated[
-        bool | None, typer.Option("--confirm_run_unsafe_code", help="Allow tasks that run generated code.")
-    ] = None,
     print_config: PrintConfig = False,
 ) -> None:
-    """Run tasks of lm-evaluation-harness with layer skipping, e.g. model=tiny ratio=2 --tasks arc_easy --limit 100.
+    """Run tasks of lm-evaluation-harness with layer skipping.
 
-    Options have the names of the harness's own command line.
+    Words behind `--` are options of the harness; `ulskip lm-eval -- --help` lists them.
+    Example: ulskip lm-eval model=tiny ratio=2 -- --tasks arc_easy --limit 100
     """
     if print_config:
         print_commented(compose(overrides or []))
         return
-    if not tasks:
-        raise UsageError("expected --tasks, got none; e.g. --tasks arc_easy,hellaswag (`lm-eval ls tasks` lists them)")
     if find_spec("lm_eval") is None:
-        raise UsageError("lm-eval needs lm-evaluation-harness; install it with: pip install 'ulskip[lm-eval]'")
+        raise UsageError("lm-evaluation-harness is missing; run: pip install 'ulskip[lm-eval]'")
+    options = parse_options(context.meta["harness"])
     from ulskip_cli.experiments import lm_eval_run
 
-    options = {
-        key: value for key, value in context.params.items() if value is not None and key not in ("overrides", "print_config")
-    }
     folder, results = lm_eval_run.evaluate(overrides or [], options)
     from lm_eval.utils import make_table
 
@@ -78,4 +71,14 @@ def lm_eval(
         if column in results:
             print(make_table(results, column))
     tables.write_tables(folder)
-    make_console().print(f"written to {folder.path}/", markup=False, highlight=False, soft_wrap=True)
+    written = f"written to {folder.path}/"
+    make_console().print(written, markup=False, highlight=False, soft_wrap=True)
+
+
+def parse_options(words: Sequence[str]) -> Namespace:
+    """Parse options with the parser of the harness's command `lm-eval run`."""
+    from lm_eval._cli.run import Run
+
+    parser = _HarnessParser(prog="lm-eval")
+    Run.create(parser.add_subparsers())
+    return parser.parse_args(["run", *words])

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import re
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lm_eval._cli.utils import key_val_to_dict, request_caching_arg_to_dict, try_parse_json
-from lm_eval.tasks import TaskManager
+from lm_eval.config.evaluate_config import EvaluatorConfig
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
@@ -19,35 +18,59 @@ from ulskip_cli.experiments.record import ROW_VERSION, RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
 
 EXPERIMENT = "lm_eval"  # the default of name=
+# Configuration keys without effect here, and the options of the harness that replace them.
+_REFUSED_KEYS = {"limit": "--limit", "task": "--tasks"}
+# Options of the harness that would have no effect or give rows without scores, and replacements.
+_REFUSED_OPTIONS = {
+    "model": "model= before `--`, e.g. model=tiny",
+    "model_args": "keys of the configuration before `--`, e.g. model.path=DIR model.dtype=bfloat16",
+    "batch_size": "batch_size= before `--`, e.g. batch_size=8",
+    "max_batch_size": "batch_size= before `--`, e.g. batch_size=8",
+    "device": "model.device= before `--`, e.g. model.device=cuda",
+    "predict_only": "--log_samples",
+    "show_config": "the JSON in the results folder",
+    "wandb_args": "tracker=wandb before `--`",
+    "wandb_config_args": "tracker=wandb before `--`",
+    "trackio_args": "tracker=trackio before `--`",
+    "hf_hub_log_args": "`hf upload` on the results folder",
+}
+# Options that `simple_evaluate` does not take by their own name.
+_CONVERTED = (
+    *("config", "include_path", "output_path"),
+    *("cache_requests", "seed", "trust_remote_code"),
+)
 # Options that change the answers and are recorded by no other key of a row.
-_RECORDED = ("apply_chat_template", "fewshot_as_multiturn", "system_instruction", "gen_kwargs", "samples", "seed", "metadata")
+_RECORDED = (
+    *("apply_chat_template", "fewshot_as_multiturn", "system_instruction"),
+    *("gen_kwargs", "samples", "seed", "metadata"),
+)
 _SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
-_FORMATS = {"seed": "one number, or four as python,numpy,torch,fewshot", "samples": 'JSON such as {"TASK": [0, 3]}'}
-_REPLACED = {
-    "limit": "--limit",
-    "batch_size": "--batch_size",
-    "task": "--tasks",
-}  # configuration keys without effect here, and the options that replace them
 
 
-def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[ResultsFolder, dict[str, Any]]:
-    """Evaluate a model on the harness's tasks, write the harness's JSON and save a row for every task.
+def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder, dict[str, Any]]:
+    """Evaluate a model on tasks, write the harness's JSON and save a row for every task.
 
-    `options` holds the harness's options as typed, including `tasks`. The returned dict is the output of `simple_evaluate`
-    without samples.
+    `given` holds the options that the harness's own parser found. The returned dict is the output
+    of `simple_evaluate` without samples.
     """
-    for key, option in _REPLACED.items():
+    for key, option in _REFUSED_KEYS.items():
         if any(text.startswith(f"{key}=") for text in overrides):
-            raise UsageError(f"{key}= is not supported by `ulskip lm-eval`; use {option}")
-    arguments = {"log_samples": False, **_read_options(options)}
-    device = arguments.pop("device", None)
-    overrides = [f"name={EXPERIMENT}", *([f"model.device={device}"] if device else []), *overrides]  # later overrides win
+            raise UsageError(f"{key}= is not supported by `ulskip lm-eval`; use -- {option}")
+    overrides = [f"name={EXPERIMENT}", *overrides]  # later overrides win
     config = compose(overrides)
     Resolver().schedule(config)
-    manager = TaskManager(include_path=arguments.pop("include_path", None), metadata=arguments.get("metadata"))
-    tasks = _find_tasks(manager, arguments.pop("tasks"))
     folder = ResultsFolder.of(config)
-    output = arguments.pop("output_path", None) or folder.file(EXPERIMENT)
+    try:
+        options, recorded = _read_options(given, folder.file(EXPERIMENT))
+        manager = options.process_tasks()
+        if not options.tasks:
+            raise ValueError("--tasks: expected a folder with YAML files, got one without")
+        arguments = _arguments(options)
+    except (OSError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"lm-evaluation-harness: {str(error).rstrip('.')}; `ulskip lm-eval -- --help` lists "
+            "its options, `lm-eval ls tasks` its tasks"
+        ) from None
 
     from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate  # imports torch, so only after all checks
@@ -55,36 +78,44 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
 
     from ulskip_cli.experiments.lm_eval_adapter import SkippingLM
 
-    model = SkippingLM(overrides, arguments.get("batch_size", 1), arguments.get("max_batch_size", 64))
-    if arguments.get("apply_chat_template") and not model.tokenizer.chat_template:
+    model = SkippingLM(overrides, config.batch_size)
+    if options.apply_chat_template and not model.tokenizer.chat_template:
         raise UsageError(
-            f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has no chat template; "
-            "remove the option"
+            f"--apply_chat_template is not supported with {config.model.path}, whose tokenizer has "
+            "no chat template; remove the option"
         )
-    if "use_cache" in arguments:  # answers of another model or schedule must not be reused
-        arguments["use_cache"] += "_" + _digest([model.record().id, model.scoring_plan.prompt_layers])
+    if options.use_cache:  # answers of another model or schedule must not be reused
+        schedule = _digest([model.record().id, model.scoring_plan.prompt_layers])
+        arguments["use_cache"] = f"{options.use_cache}_{schedule}"
     folder.check_writable()
-    tracker = EvaluationTracker(output_path=str(output))
-    given = {
+    tracker = EvaluationTracker(output_path=options.output_path)
+    described = {
         "pretrained": config.model.path,
         "overrides": [text for text in overrides if not text.lstrip("+").startswith("tracker")],
     }
-    arguments |= {"task_manager": manager, "evaluation_tracker": tracker, "device": str(model.device)}
+    arguments |= {
+        "model_args": described,
+        "batch_size": config.batch_size,
+        "device": str(model.device),
+        "task_manager": manager,
+        "evaluation_tracker": tracker,
+    }
     try:
         with environment.offline_if_hub_unreachable():
-            results: dict[str, Any] = simple_evaluate(model=model, model_args=given, tasks=tasks, **arguments)
-    except (ConnectionError, DatasetsError, FileNotFoundError) as error:  # the hub or a file cannot be reached
+            results: dict[str, Any] = simple_evaluate(model=model, **arguments)
+    except (ConnectionError, DatasetsError, FileNotFoundError) as error:  # a hub or file is missing
         reason = " ".join(str(error).split())[:160]
+        names = [task if isinstance(task, str) else str(task.get("task")) for task in options.tasks]
         raise UsageError(
-            f"cannot read the data of --tasks {','.join(tasks)} ({reason}); check the connection and the task, or use "
-            "--include_path with tasks of local files"
+            f"cannot read the data of --tasks {','.join(names)} ({reason}); check the connection "
+            "and the task, or use --include_path with tasks of local files"
         ) from None
     results["config"]["model"] = "ulskip"
     samples = results.pop("samples", {})
     tracker.save_results_aggregated(results=results, samples=samples)
     for task, answers in samples.items():
         tracker.save_results_samples(task_name=task, samples=answers)
-    for record in make_records(results, {key: options[key] for key in _RECORDED if key in options}):
+    for record in make_records(results, recorded):
         folder.save(config, record)
     return folder, results
 
@@ -118,50 +149,35 @@ def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None =
     return records
 
 
-def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    read = dict(options)
-    if not re.fullmatch(r"auto(:\d+)?|[1-9]\d*", read.get("batch_size", "1")):
-        raise UsageError(f"--batch_size: expected a positive number, auto or auto:N, got {read['batch_size']}; use e.g. 8")
-    if read.get("limit", 1) <= 0:
-        raise UsageError(f"--limit: expected a number of examples > 0, or a share of the task < 1, got {read['limit']:g}")
-    for key in {"gen_kwargs", "metadata", "samples", "seed"} & read.keys():
-        try:
-            if key == "seed":
-                read |= _read_seeds(read.pop("seed"))
-            else:
-                parsed = try_parse_json(read[key])
-                read[key] = parsed if isinstance(parsed, dict) else key_val_to_dict(read[key])
-        except ValueError:
-            raise UsageError(
-                f"--{key}: expected {_FORMATS.get(key, 'key=value,... or JSON')}, got {options[key]:.80}"
-            ) from None
-    read.update(request_caching_arg_to_dict(read.pop("cache_requests", None)))
-    return read
+def _read_options(given: Namespace, output: Path) -> tuple[EvaluatorConfig, dict[str, Any]]:
+    """Return the harness's configuration, and the given options that a row stores.
 
-
-def _read_seeds(text: str) -> dict[str, int | None]:
-    """Parse one seed for all random generators, or one seed for each; None leaves a generator unseeded.
-
-    >>> _read_seeds("0,None,8,52")["numpy_random_seed"] is None, _read_seeds("3")["fewshot_random_seed"]
-    (True, 3)
+    Options can come from the command line or from the harness's YAML file, `--config`.
     """
-    seeds = [None if part.strip().lower() == "none" else int(part) for part in text.split(",")]
-    if len(seeds) not in (1, 4):
-        raise ValueError(f"expected one number or four, got {text}")
-    return dict(zip(_SEEDS, seeds * (4 // len(seeds)), strict=True))
+    file = getattr(given, "config", None)
+    asked = EvaluatorConfig.load_yaml_config(file) if file else {}
+    asked |= {name: value for name, value in vars(given).items() if value is not None}
+    for name, instead in _REFUSED_OPTIONS.items():
+        if name in asked:
+            raise UsageError(f"--{name} is not supported by `ulskip lm-eval`; use {instead}")
+    if not asked.get("tasks"):
+        raise ValueError("expected --tasks, got none; use e.g. --tasks arc_easy,hellaswag")
+    if asked.get("limit", 1) <= 0:
+        raise ValueError(f"--limit: expected a number > 0, got {asked['limit']:g}")
+    if asked.get("num_fewshot", 0) < 0:
+        raise ValueError(f"--num_fewshot: expected a number >= 0, got {asked['num_fewshot']}")
+    options = EvaluatorConfig.from_cli(Namespace(**{"output_path": str(output), **asked}))
+    if not isinstance(options.samples, dict | None):
+        raise ValueError(f"--samples: expected JSON or a file of JSON, got {options.samples}")
+    return options, {name: getattr(options, name) for name in _RECORDED if name in asked}
 
 
-def _find_tasks(manager: TaskManager, given: Sequence[str]) -> list[str]:
-    """Return the tasks and groups that patterns match; paths of YAML files are returned unchanged."""
-    found: dict[str, None] = {}
-    for name in (name for text in given for name in text.split(",")):
-        names = [name] if Path(name).is_file() else manager.match_tasks([name])
-        if not names:
-            raise UsageError(
-                f"--tasks: expected a task of lm-evaluation-harness, got '{name}'; list all tasks with `lm-eval ls tasks`"
-            )
-        found |= dict.fromkeys(names)
-    return list(found)
+def _arguments(options: EvaluatorConfig) -> dict[str, Any]:
+    """Return the options as arguments of `simple_evaluate`, which refuses unknown ones."""
+    names = {field.name for field in fields(options)} - {*_REFUSED_OPTIONS, *_CONVERTED}
+    seeds = zip(_SEEDS, options.seed or [None] * len(_SEEDS), strict=True)
+    arguments = {name: getattr(options, name) for name in names}
+    return {**arguments, **options.cache_requests, **dict(seeds)}
 
 
 def _digest(value: Any) -> str:
