@@ -96,9 +96,7 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
     return {**record, "to": str(point.to)}
 
 
-def _write_model(
-    point: ResolvedExport, source: Path, model: PreTrainedModel, config: dict[str, Any], folder: Path
-) -> None:
+def _write_model(point: ResolvedExport, source: Path, model: PreTrainedModel, config: dict[str, Any], folder: Path) -> None:
     """Save a model with a given config.json and the other files of its source."""
     model.save_pretrained(folder, max_shard_size=point.max_shard_bytes)
     for file in folder.glob("*.safetensors"):  # safetensors creates files that only their owner can read
