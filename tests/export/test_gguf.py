@@ -52,9 +52,11 @@ def test_a_folder_gets_a_file_with_the_default_name(model_folder, tmp_path):
 def test_a_file_that_differs_from_the_view_is_deleted(model_folder, tmp_path, monkeypatch):
     real = gguf.GGUFWriter.write_tensor_data
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", lambda writer, array: real(writer, array * 2))
-    with pytest.raises(RunError, match=r"embed_tokens.weight.*--no-check"):
-        export(model_folder, tmp_path / "x.gguf")
-    assert not any(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    for to in ("mine", "new", "x.gguf"):
+        with pytest.raises(RunError, match=r"embed_tokens.weight.*--no-check"):
+            export(model_folder, tmp_path / to)
+        assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 """Export of the kept layers as a folder that transformers loads: config, weights, tokenizer and model card."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.errors import UsageError
@@ -17,18 +16,49 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.export import card, recipe, staging
-from ulskip_cli.export.config import CONFIG, check_tensors, shallow_config
-from ulskip_cli.export.merged_adapter import merged_reader
+from ulskip_cli.export.config import CONFIG, read_config, shallow_config
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.export.tensors import CheckpointReader, WrittenWeights, shallow_names, weights_digest, write_shards
 from ulskip_cli.export.verify import verify_checkpoint
+from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.checkpoint_files import COMPANIONS, folder_of
-from ulskip_cli.inference.loading import load, source_notes
-from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
+from ulskip_cli.inference.loading import LoadedModel, load
+from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.strategies.plan import is_trained_for
 
 RECORD_VERSION = 1
-_GENERATION = "generation_config.json"
+_SAMPLE_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class KeptLayers:
+    """The model of an export, and the view of its kept layers that the export stores."""
+
+    source: Path  # the folder of the model's files
+    source_config: PreTrainedConfig
+    loaded: LoadedModel
+    view: PreTrainedModel
+    config: dict[str, Any]  # the config.json of the view
+    skip_adapter: Row | None  # the entry in a row of the skip adapter that changes the view
+
+
+def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
+    """Load the model of an export and make its view; raise UsageError if no ordinary checkpoint can contain the view."""
+    model, kept, trusted = point.config.model, point.plan.kept_layers, point.config.model.trust_remote_code
+    progress.phase("load the model", 0)
+    source = folder_of(model)
+    if point.to.resolve() == source.resolve():
+        raise UsageError(f"expected --to outside the exported model, got the model's folder {point.to}; use another folder")
+    source_config = read_config(source, trusted)
+    adapter, entry = load_adapter(model, point.plan)
+    loaded = load(model)
+    if any(parameter.is_meta for parameter in loaded.model.parameters()):
+        raise UsageError(
+            f"expected a model that fits into memory, got weights that model.device_map={model.device_map} offloads; use "
+            "--format mergekit"
+        )
+    view = shallow_view.shallow_view(loaded.model, kept) if adapter is None else adapter.view(loaded.model, kept)
+    config = shallow_config(source_config, source, view, kept, trusted)
+    return KeptLayers(source, source_config, loaded, view, config, entry)
 
 
 def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
@@ -36,30 +66,30 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
 
     The target stays unchanged if the model cannot be exported (UsageError) or the export differs from the view (RunError).
     """
-    plan = point.plan
+    plan, model = point.plan, point.config.model
     with staging.staged(point.to, is_folder=True) as folder:
-        progress.phase("read the model", 0)
-        source = source_folder(point.config.model, scratch=folder.parent)
-        if point.to.resolve() == source.resolve():
-            raise UsageError(f"expected --to outside the exported model, got the model's folder {point.to}; use another folder")
-        adapter, adapter_entry = load_adapter(point.config.model, plan)
-        notes = source_notes(point.config.model)
-        weights = _write_model(point, source, plan.kept_layers, folder, progress, adapter)
+        exported = load_kept(point, progress)
+        full, notes = exported.loaded.model, exported.loaded.notes
+        progress.phase(f"write {plan.num_kept} layers", 0)
+        _write_model(point, exported.source, exported.view, exported.config, folder)
         if point.is_pair:
-            _write_model(point, source, range(plan.num_layers), folder / card.PREFILL, progress)
-            (folder / card.SERVING).write_text(card.serving_page(plan, adapter is not None), "utf-8")
+            every = range(plan.num_layers)
+            config = shallow_config(exported.source_config, exported.source, full, every, model.trust_remote_code)
+            progress.phase(f"write {plan.num_layers} layers", 0)
+            _write_model(point, exported.source, full, config, folder / card.PREFILL)
+            (folder / card.SERVING).write_text(card.serving_page(plan, exported.skip_adapter is not None), "utf-8")
         (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
-        checked = verify_checkpoint(point, folder, weights.total_bytes, progress, adapter)
+        parameters = list(exported.view.parameters())  # tied ones once
         facts = card.CardFacts(
-            parameters=weights.parameters,
-            total_bytes=weights.total_bytes,
-            checked=checked,
+            parameters=sum(parameter.numel() for parameter in parameters),
+            total_bytes=sum(parameter.nbytes for parameter in parameters),
+            checked=verify_checkpoint(point, exported.view, folder, progress),
             training=notes["training"],
             trained_for_these=is_trained_for(notes["trained_for"], plan),
             quantization=notes["quantization"],
-            license=card.source_license(source),
-            rows=card.matching_rows(point.results, point.config.model, plan, notes["training"], adapter_entry),
-            skip_adapter=adapter_entry,
+            license=card.source_license(exported.source),
+            rows=card.matching_rows(point.results, model, plan, notes["training"], exported.skip_adapter),
+            skip_adapter=exported.skip_adapter,
         )
         card.model_card(point, facts).save(folder / card.CARD)
         record = _record(point, facts, folder)
@@ -67,47 +97,34 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
     return {**record, "to": str(point.to)}
 
 
-def source_folder(model: ModelConfig, scratch: Path) -> Path:
-    """Return the folder with the model's files; a model with an adapter is merged and saved in `scratch`."""
-    folder = folder_of(model)
-    if not model.adapter:
-        return folder
-    merged = scratch / "merged-model"
-    load(model).model.save_pretrained(merged)
-    _copy_companions(model, folder, merged)
-    return merged
-
-
-def _write_model(
-    point: ResolvedExport,
-    source: Path,
-    kept: Sequence[int],
-    folder: Path,
-    progress: ProgressCallback,
-    adapter: SkipAdapter | None = None,
-) -> WrittenWeights:
-    trusted = point.config.model.trust_remote_code
-    config, num_layers = shallow_config(source, kept, point.dtype, trusted)
-    folder.mkdir(exist_ok=True)
+def _write_model(point: ResolvedExport, source: Path, model: PreTrainedModel, config: dict[str, Any], folder: Path) -> None:
+    """Save a model with a given config.json and the other files of its source."""
+    model.save_pretrained(folder, max_shard_size=point.max_shard_bytes)
+    for file in folder.glob("*.safetensors"):  # safetensors creates files that only their owner can read
+        file.chmod(folder.stat().st_mode & 0o666)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    _copy_companions(point.config.model, source, folder)
-    if not (folder / _GENERATION).is_file():
-        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-        GenerationConfig.from_model_config(model_config).save_pretrained(folder)
-    plain = CheckpointReader(source, getattr(torch, point.dtype) if point.dtype else None)
-    check_tensors(source, point.model_name, trusted)
-    reader = plain if adapter is None else merged_reader(point, source, plain, adapter)
-    new_names = shallow_names(reader.files, num_layers, kept)
-    begin = partial(progress.phase, f"write {len(kept)} layers")
-    return write_shards(reader, new_names, folder, point.max_shard_bytes, begin)
-
-
-def _copy_companions(model: ModelConfig, source: Path, folder: Path) -> None:
-    for pattern in (*COMPANIONS, *(["*.py"] if model.trust_remote_code else [])):  # code only if the user trusts it
+    for pattern in (*COMPANIONS, *(["*.py"] if point.config.model.trust_remote_code else [])):  # only code that the user trusts
         for file in own_files(source, pattern):
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a hash of names, types, shapes and first bytes of all tensors in a folder's safetensors.
+
+    `ulskip_vllm/pair_export.py` computes the same hash to check that two servers hold the models of one pair.
+    """
+    tensors = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            for name, entry in json.loads(stream.read(size)).items():
+                if name != "__metadata__":
+                    start, end = entry["data_offsets"]
+                    stream.seek(8 + size + start)
+                    tensors.append((name, entry["dtype"], entry["shape"], stream.read(min(end - start, _SAMPLE_BYTES)).hex()))
+    return hashlib.sha256(json.dumps(sorted(tensors)).encode()).hexdigest()
 
 
 def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:

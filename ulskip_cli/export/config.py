@@ -1,8 +1,8 @@
-"""The config.json of a model with fewer layers, and checks of config and tensors without weights in memory.
+"""The config.json of a model with fewer layers, and a check that it describes the view.
 
-Only entries about layers differ from the source's config.json, so programs that read the source can read the export.
-Some models cannot be described this way: GPT-2 can scale the attention of a layer by its index. Therefore the model of the new
-config and the view are both built on the meta device and compared module by module.
+Only entries about layers and the dtype differ from the source's config.json, so programs that read the source can read the
+export. Some models cannot be described this way: GPT-2 can scale the attention of a layer by its index. Therefore the model of
+the new config is built on the meta device and compared with the view module by module.
 """
 
 import copy
@@ -11,55 +11,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.loading import from_pretrained, silence_transformers
 from ulskip_cli.inference.model_comparison import first_difference, meta_model
-from ulskip_cli.inference.weights_check import check_weights
 
 CONFIG = "config.json"
 
 
 def shallow_config(
-    folder: Path, kept: Sequence[int], dtype: str | None, trust_remote_code: bool = False
-) -> tuple[dict[str, Any], int]:
-    """Return the config.json of a model of the kept layers of a checkpoint, and the checkpoint's number of layers.
+    source: PreTrainedConfig, folder: Path, view: PreTrainedModel, kept: Sequence[int], trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Return the config.json of a view of the kept layers of the checkpoint in `folder`, whose config is `source`.
 
-    `dtype` is the dtype of the export; None keeps the source's dtype. Raises UsageError if the source cannot be read or is
-    quantized, or if a config cannot describe the kept layers.
+    Raises UsageError if no config can describe the view: its layers, or the weights that a skip adapter has changed.
     """
-    source = read_config(folder, trust_remote_code)
     values = json.loads((folder / CONFIG).read_text("utf-8"))
-    if values.get("quantization_config"):
-        method = values["quantization_config"].get("quant_method")
-        raise UsageError(
-            f"expected a checkpoint without quantization, got {method} in {folder}; export the original checkpoint"
-        )
-    full = meta_model(source, trust_remote_code)
-    num_layers = shallow_view.num_layers(full)
-    view = shallow_view.shallow_view(full, kept)
+    num_layers = source.get_text_config(decoder=True).num_hidden_layers
     _shorten(values, source, view.config, num_layers, kept)
-    if dtype is not None:
-        values["torch_dtype" if "torch_dtype" in values else "dtype"] = dtype
+    values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(view.dtype).removeprefix("torch.")
     rebuilt = meta_model(type(source).from_dict(copy.deepcopy(values)), trust_remote_code)
     if difference := first_difference(view, rebuilt):
         raise UsageError(
             f"{type(view).__name__} is not supported: no config describes {len(kept)} of its {num_layers} layers "
             f"({difference}); use --format schedule"
         )
-    return values, num_layers
+    return values
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Return the config of a checkpoint; raise UsageError if transformers cannot read it."""
+    """Return the config of a checkpoint; raise UsageError if transformers cannot read it, or the weights are quantized."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # each config class of transformers checks its values in its own way
         advice = "model.trust_remote_code=true to run its code" if "trust_remote_code" in str(error) else "another model"
         reason = " ".join(str(error).split())[:160]
         raise UsageError(f"transformers cannot read {folder / CONFIG} ({reason}); use {advice}") from None
+    if quantization := getattr(config, "quantization_config", None):
+        raise UsageError(
+            f"expected a checkpoint without quantization, got {quantization.get('quant_method')} in {folder}; "
+            "export the original checkpoint"
+        )
     return config
 
 
@@ -80,12 +72,3 @@ def _shorten(
     for key, value in vars(text_view).items():  # lists that the config class derives from the number of layers
         if "layer" in key and isinstance(value, (list, tuple)) and list(getattr(derived, key, None) or ()) != list(value):
             text[key] = list(value)
-
-
-def check_tensors(folder: Path, name: str, trust_remote_code: bool = False) -> None:
-    """Raise UsageError if a checkpoint lacks tensors or has tensors of wrong shapes; the weights are not read."""
-    silence_transformers()
-    options: dict[str, Any] = {"device_map": "meta", "use_safetensors": True, "ignore_mismatched_sizes": True}
-    options |= {"output_loading_info": True, "trust_remote_code": trust_remote_code}
-    model, loading_info = from_pretrained(name, AutoModelForCausalLM, folder, **options)
-    check_weights(model, loading_info, name)

@@ -13,17 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
-from ulskip_cli.export.checkpoint import source_folder
-from ulskip_cli.export.config import check_tensors, shallow_config
-from ulskip_cli.export.merged_adapter import merged_reader
+from ulskip_cli.export.checkpoint import load_kept
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.export.staging import staged
-from ulskip_cli.export.tensors import CheckpointReader, shallow_names
 from ulskip_cli.export.verify import DELETED, random_prompts
-from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.gguf_file import DTYPES, TYPES, GgufTensors, unsupported_reason, write_model
-from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.skip_adapter import load_adapter
+from ulskip_cli.inference.gguf_file import DTYPES, GgufTensors, unsupported_reason, write_model
 
 _LOGIT_TOLERANCE = 1e-3  # as a share of the largest logit; the file stores constants such as epsilon in float32
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,33 +25,27 @@ _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
 
 def export_gguf(point: ResolvedExport, progress: ProgressCallback) -> Row:
     """Write the kept layers as a GGUF file, load the file and compare it with the view; raise RunError if they differ."""
-    plan, model = point.plan, point.config.model
+    plan = point.plan
     with staged(point.to, is_folder=False) as file:
-        progress.phase("write gguf", 0)
-        source = source_folder(model, scratch=file.parent)
-        config, num_layers = shallow_config(source, plan.kept_layers, point.dtype, model.trust_remote_code)
-        if reason := unsupported_reason(config):
+        exported = load_kept(point, progress)
+        tokenizer = exported.loaded.tokenizer
+        assert tokenizer is not None
+        if reason := unsupported_reason(exported.config):
             raise UsageError(f"--format gguf does not support this model ({reason}); use --format hf")
-        adapter, _ = load_adapter(model, plan)
-        plain = CheckpointReader(source)
-        reader = plain if adapter is None else merged_reader(point, source, plain, adapter)
-        check_tensors(source, point.model_name, model.trust_remote_code)
-        type_ = TYPES[getattr(torch, point.dtype)] if point.dtype else None
-        tensors = GgufTensors(lambda name: reader.read([name])[name], config, type_, type_)
-        new_names = shallow_names(reader.files, num_layers, plan.kept_layers)
+        progress.phase("write gguf", 0)
+        tensors = {name: tensor.cpu() for name, tensor in exported.view.state_dict().items()}
+        if exported.view.config.tie_word_embeddings:
+            del tensors["lm_head.weight"]
         writer = gguf.GGUFWriter(file, "llama")
         writer.add_name(f"{Path(point.model_name).name}, {plan.num_kept} of {plan.num_layers} layers")
         writer.add_description("exported by ulskip")
-        _add_tokenizer(writer, AutoTokenizer.from_pretrained(source), config["vocab_size"])
-        parameters, main_type = write_model(writer, tensors, new_names)
+        _add_tokenizer(writer, tokenizer, exported.config["vocab_size"])
+        names = {name: name for name in tensors}
+        parameters, main_type = write_model(writer, GgufTensors(tensors.__getitem__, exported.config), names)
         checked = "the file was not compared with the kept layers (--no-check)"
         if point.check is not False:
             progress.phase("check gguf", 0)
-            loaded = load(model)
-            assert loaded.tokenizer is not None
-            kept = plan.kept_layers
-            view = adapter.view(loaded.model, kept) if adapter else shallow_view.shallow_view(loaded.model, kept)
-            checked = compare_with_view(file, view, loaded.tokenizer)
+            checked = compare_with_view(file, exported.view, tokenizer)
     return {
         "to": str(point.to),
         "skip_adapter": point.skip_adapter,

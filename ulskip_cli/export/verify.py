@@ -1,6 +1,5 @@
 """Verify an exported folder: load it with transformers, and compare logits and greedy tokens with the view."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -9,64 +8,43 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.export.request import ResolvedExport
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.skip_adapter import SkipAdapter
 
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 16
 DELETED = "the export was deleted; --no-check exports without this comparison"
 _MAX_SHARE_OF_FREE_MEMORY = 0.7
 
 
-def verify_checkpoint(
-    point: ResolvedExport, folder: Path, exported_bytes: int, progress: ProgressCallback, adapter: SkipAdapter | None = None
-) -> str:
-    """Compare an exported folder with the view if the request and the free memory allow it; describe the checks.
-
-    `adapter` corrects the view.
-    """
+def verify_checkpoint(point: ResolvedExport, view: PreTrainedModel, folder: Path, progress: ProgressCallback) -> str:
+    """Compare an exported folder with the view if the request and the free memory allow it; describe the checks."""
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
     if point.check is False:
         return f"{structure}; logits were not compared (--no-check)"
-    share = point.plan.num_kept / point.plan.num_layers
-    model_bytes = read_metadata(point.config.model).total_bytes or exported_bytes / share
-    available = _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available
-    if point.check is None and model_bytes * (1 + share) >= available:
+    exported_bytes = sum(parameter.nbytes for parameter in view.parameters())
+    if point.check is None and exported_bytes >= _MAX_SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available:
         return f"{structure}; logits were not compared, because model and export do not fit into memory together"
     progress.phase("compare with the model", 1)
-    model = load(point.config.model).model
-    kept, trusted = point.plan.kept_layers, point.config.model.trust_remote_code
-    positions, tokens = compare_with_view(model, kept, folder, trusted, adapter)
+    positions, tokens = compare_with_view(view, folder, point.config.model.trust_remote_code)
     return (
         f"{structure}; logits at {positions} positions of {NUM_PROMPTS} random prompts and {tokens} greedy tokens "
-        f"are bit-identical to those of the source with these layers{' and the skip adapter' if adapter else ''}"
+        f"are bit-identical to those of the source with these layers{' and the skip adapter' if point.skip_adapter else ''}"
     )
 
 
-def compare_with_view(
-    model: PreTrainedModel,
-    kept: Sequence[int],
-    folder: Path,
-    trust_remote_code: bool = False,
-    adapter: SkipAdapter | None = None,
-) -> tuple[int, int]:
+def compare_with_view(view: PreTrainedModel, folder: Path, trust_remote_code: bool = False) -> tuple[int, int]:
     """Compare an export with the view; return the numbers of equal positions and tokens, or raise RunError if any differs."""
-    view = shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, tuple(kept))
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
     )
     if loading["missing_keys"]:
         raise RunError(f"expected {sorted(loading['missing_keys'])[0]} in the export, got no such tensor; {DELETED}")
-    if exported.dtype != view.dtype:
-        raise RunError(f"expected the loaded export to have dtype {view.dtype}, got {exported.dtype}; {DELETED}")
-    models = (view, exported.eval().to(shallow_view.input_device(model)))
+    models = (view, exported.eval().to(shallow_view.input_device(view)))
     input_ids, attention_mask = random_prompts(view)
     with torch.inference_mode():
-        logits = [one(input_ids=input_ids, attention_mask=attention_mask).logits for one in models]
-        tokens = [_greedy_tokens(one, input_ids, attention_mask) for one in models]
+        logits = [model(input_ids=input_ids, attention_mask=attention_mask).logits for model in models]
+        tokens = [_greedy_tokens(model, input_ids, attention_mask) for model in models]
     difference = float((logits[0] - logits[1])[attention_mask.bool()].abs().max())
     if not difference == 0 or not torch.equal(*tokens):  # NaN is unequal to 0
         raise RunError(
