@@ -33,9 +33,8 @@ ENGINES = {
     "transformers": EngineSpec(),
     "llama_cpp": EngineSpec(
         {**_FLOATS, "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)},
-        ("llama_cpp", "xllamacpp"),
+        ("llama_cpp",),
         "pip install 'ulskip[llama-cpp]'",
-        "LLAMA_CPP_LIB_PATH",
     ),
     "openvino": EngineSpec(
         {"f32": (32, 32), "f16": (16, 16), "int8": (8, 8), "int4": (4.25, 8)}, ("openvino",), "pip install 'ulskip[openvino]'"
