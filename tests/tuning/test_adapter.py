@@ -136,7 +136,7 @@ def test_what_cannot_be_trained_is_left_out_in_one_line(tune):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama_cpp", "openvino"])
 def test_engines_of_other_libraries_get_adapters_that_merge(tune, name):
-    pytest.importorskip({"llama_cpp": "xllamacpp", "openvino": "openvino"}[name])
+    pytest.importorskip(name)
     code, found, err = tune(*TRAIN, f"engine={name}", "candidates=['strategy=unified']")
     assert code == 0, err
     assert found["adapter"]["steps"] == 3 and found["trials"][-1]["adapter"]

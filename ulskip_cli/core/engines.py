@@ -82,9 +82,8 @@ class LlamaCpp(Engine):
 
     supports = _PLAIN
     formats = {"f32": (32, 32), "f16": (16, 16), "bf16": (16, 16), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
-    modules = ("llama_cpp", "xllamacpp")
+    modules = ("llama_cpp",)
     install = "pip install 'ulskip[llama-cpp]'"
-    variable = "LLAMA_CPP_LIB_PATH"
 
 
 class OpenVino(Engine):

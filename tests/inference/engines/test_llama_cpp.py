@@ -1,5 +1,8 @@
 """The llama.cpp engine against the torch engine."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -18,7 +21,7 @@ from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
-pytest.importorskip("xllamacpp")
+llama_cpp = pytest.importorskip("llama_cpp")
 
 LENGTH = 14
 GREEDY = DecodingConfig(name="g", max_new_tokens=LENGTH)
@@ -135,3 +138,24 @@ def test_other_architectures_are_refused(name):
     ids, mask = batch(False)
     with pytest.raises(UsageError, match=rf"engine=llama_cpp.*{name}.*engine=torch"):
         decoders(build_model(name), "ratio=2")[1].generate(ids, mask, DecodeContext(GREEDY, 0))
+
+
+def test_a_folder_without_the_library_is_named(tmp_path):
+    code = "from ulskip_cli.inference.engines import llama_library"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LLAMA_CPP_LIB_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    last = result.stderr.splitlines()[-1]
+    assert "UsageError" in last and "unset LLAMA_CPP_LIB_PATH" in last
+
+
+def test_another_version_of_the_library_is_refused(monkeypatch):
+    options = llama_cpp.llama_context_default_params()
+    options.type_k = 0  # as if the field were elsewhere
+    monkeypatch.setattr(llama_cpp, "llama_context_default_params", lambda: options)
+    ids, mask = batch(False)
+    with pytest.raises(UsageError, match=r"0\.3.*another version.*LLAMA_CPP_LIB_PATH"):
+        decoders(build_model("llama"), "ratio=2")[1].generate(ids, mask, DecodeContext(GREEDY, 0))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference.batching import unpadded
-from ulskip_cli.inference.engines.llama_library import LlamaContext, load_library
+from ulskip_cli.inference.engines.llama_library import LlamaContext, describe_library
 from ulskip_cli.inference.engines.llama_state import with_layers
 from ulskip_cli.inference.engines.runtime import cached_export, exportable_tensors
 from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, unsupported_reason, write_model
@@ -90,8 +90,7 @@ class LlamaCppRuntime:
 
     def describe(self) -> dict[str, Any]:
         """Return the version and the build of the library, as a row stores them."""
-        library = load_library()
-        return {"package": library.package, "version": library.version, "build": library.build, "weights": self.weights}
+        return {**describe_library(), "weights": self.weights}
 
 
 def default_weights(model: PreTrainedModel) -> str:

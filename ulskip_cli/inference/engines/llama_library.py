@@ -1,18 +1,8 @@
-"""llama.cpp's C interface by ctypes, for the library in llama-cpp-python or xllamacpp.
+"""A GGUF model in memory, decoded by llama.cpp through the declarations of llama-cpp-python."""
 
-Both packages contain the same functions. The structs of parameters grow at their ends between versions, so they are passed with
-room to spare, only their first fields are set, and every set value is read back.
-"""
-
-import ctypes
-import functools
-import importlib.metadata
-import importlib.util
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint8, c_uint32, c_void_p
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from ctypes import POINTER, c_uint8
 from pathlib import Path
 from typing import Any
 
@@ -20,169 +10,78 @@ import numpy as np
 
 from ulskip_cli.core.errors import RunError, UsageError
 
-_F32, _F16 = 0, 1  # ggml_type
-_FILE = "libllama.dylib" if sys.platform == "darwin" else "libllama.so"
-_PACKAGES = {"llama-cpp-python": ("llama_cpp", f"lib/{_FILE}"), "xllamacpp": ("xllamacpp", "*.so")}
-
-
-class _ModelParams(ctypes.Structure):
-    _fields_ = [("devices", c_void_p), ("overrides", c_void_p), ("n_gpu_layers", c_int32), ("rest", c_int8 * 1004)]
-
-
-class _ContextParams(ctypes.Structure):
-    _fields_ = [
-        *((name, c_uint32) for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max")),
-        ("rest", c_int8 * 1008),
-    ]
-
-
-class _Batch(ctypes.Structure):
-    _fields_ = [
-        ("n_tokens", c_int32),
-        ("token", POINTER(c_int32)),
-        ("embd", c_void_p),
-        ("pos", POINTER(c_int32)),
-        ("n_seq_id", POINTER(c_int32)),
-        ("seq_id", POINTER(POINTER(c_int32))),
-        ("logits", POINTER(c_int8)),
-    ]
-
-
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "llama_backend_init": (None, []),
-    "llama_model_default_params": (_ModelParams, []),
-    "llama_model_load_from_file": (c_void_p, [c_char_p, _ModelParams]),
-    "llama_model_free": (None, [c_void_p]),
-    "llama_model_n_layer": (c_int32, [c_void_p]),
-    "llama_model_get_vocab": (c_void_p, [c_void_p]),
-    "llama_vocab_n_tokens": (c_int32, [c_void_p]),
-    "llama_context_default_params": (_ContextParams, []),
-    "llama_init_from_model": (c_void_p, [c_void_p, _ContextParams]),
-    "llama_free": (None, [c_void_p]),
-    "llama_n_ctx": (c_uint32, [c_void_p]),
-    "llama_n_batch": (c_uint32, [c_void_p]),
-    "llama_n_seq_max": (c_uint32, [c_void_p]),
-    "llama_set_n_threads": (None, [c_void_p, c_int32, c_int32]),
-    "llama_get_memory": (c_void_p, [c_void_p]),
-    "llama_memory_clear": (None, [c_void_p, c_bool]),
-    "llama_batch_init": (_Batch, [c_int32, c_int32, c_int32]),
-    "llama_batch_free": (None, [_Batch]),
-    "llama_decode": (c_int32, [c_void_p, _Batch]),
-    "llama_get_logits": (POINTER(c_float), [c_void_p]),
-    "llama_state_seq_get_size": (c_size_t, [c_void_p, c_int32]),
-    "llama_state_seq_get_data": (c_size_t, [c_void_p, POINTER(c_uint8), c_size_t, c_int32]),
-    "llama_state_seq_set_data": (c_size_t, [c_void_p, POINTER(c_uint8), c_size_t, c_int32]),
-    "llama_print_system_info": (c_char_p, []),
-    "llama_log_set": (None, [c_void_p, c_void_p]),
-}
-
-
-@dataclass(frozen=True)
-class LlamaLibrary:
-    """A loaded library, with the package and version that it is from."""
-
-    functions: Any  # the functions of llama.h
-    package: str
-    version: str
-
-    @property
-    def build(self) -> list[str]:
-        """The instruction sets and options that the library was built with, e.g. AVX512."""
-        info = self.functions.llama_print_system_info().decode()
-        parts = [part.split(":")[-1] for part in info.replace("|", ",").split(",")]
-        return [name.strip() for name, value in (part.split("=") for part in parts if "=" in part) if value.strip() == "1"]
-
-
-@functools.cache
-def load_library() -> LlamaLibrary:
-    """Load the library in LLAMA_CPP_LIB_PATH or in the first installed package; raise UsageError if there is none."""
-    for package, version, file in _libraries():
-        try:
-            functions = ctypes.CDLL(str(file))
-            for name, (result, arguments) in _SIGNATURES.items():
-                function = getattr(functions, name)
-                function.restype, function.argtypes = result, arguments
-        except (AttributeError, OSError) as error:
-            raise UsageError(f"expected llama.cpp's library in {package}, got {error}; install another version") from None
-        functions.llama_log_set(_SILENT, None)
-        functions.llama_backend_init()
-        return LlamaLibrary(functions, package, version)
+try:
+    import llama_cpp
+except (AttributeError, OSError, RuntimeError) as error:
     raise UsageError(
-        "engine=llama_cpp requires llama.cpp's library, got none; run: pip install 'ulskip[llama-cpp]', or set "
-        "LLAMA_CPP_LIB_PATH to the folder with libllama.so of your own build"
-    )
+        f"expected a library of llama.cpp, got the error '{error}'; "
+        "correct or unset LLAMA_CPP_LIB_PATH, or install llama-cpp-python again"
+    ) from None
+
+# llama-cpp-python prints errors of llama.cpp to stderr, which would break a display of progress.
+_SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)
+llama_cpp.llama_log_set(_SILENT, None)
+llama_cpp.llama_backend_init()
 
 
-def _libraries() -> Iterator[tuple[str, str, Path]]:
-    """Return the source, the version and the file of every library found, the best first."""
-    if own := os.environ.get("LLAMA_CPP_LIB_PATH"):
-        file = Path(own).expanduser() / _FILE
-        if not file.is_file():
-            raise UsageError(f"expected {_FILE} in LLAMA_CPP_LIB_PATH={own}, got no such file; correct or unset the variable")
-        yield "LLAMA_CPP_LIB_PATH", str(file.resolve().name), file
-    for package, (module, pattern) in _PACKAGES.items():
-        spec = importlib.util.find_spec(module)
-        for folder in (spec and spec.submodule_search_locations) or []:
-            for file in sorted(Path(folder).glob(pattern)):
-                yield package, importlib.metadata.version(package), file
-
-
-_SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)(lambda level, text, data: None)
-
-
-def _set_exact(options: _ContextParams) -> None:
-    """Keep keys and values in float32 and turn off flash attention, which rounds them to float16.
-
-    The place of these fields depends on the version. The types of keys and values are two equal numbers behind two null
-    pointers; the kind of flash attention is the last of several fields with the default -1.
-    """
-    words = (c_int32 * (ctypes.sizeof(options) // 4)).from_buffer(options)
-    types = [i for i in range(8, len(words) - 2, 2) if words[i] == words[i + 1] == _F16 and not any(words[i - 4 : i])]
-    automatic = [i for i in range(8, 32) if words[i] == -1 and words[i + 1] != -1]
-    if not types or not automatic:
-        raise unknown_format()
-    words[types[0]] = words[types[0] + 1] = _F32
-    words[automatic[0]] = 0
+def describe_library() -> dict[str, Any]:
+    """Return the source, the version and the build options (e.g. AVX512) of the loaded library."""
+    info = llama_cpp.llama_print_system_info().decode()
+    parts = [part.split(":")[-1] for part in info.replace("|", ",").split(",")]
+    options = [part.split("=") for part in parts if "=" in part]
+    own = "LLAMA_CPP_LIB_PATH" in os.environ
+    return {
+        "package": "LLAMA_CPP_LIB_PATH" if own else "llama-cpp-python",
+        "version": llama_cpp.llama_version().decode() if own else llama_cpp.__version__,
+        "build": [name.strip() for name, value in options if value.strip() == "1"],
+    }
 
 
 class LlamaContext:
     """A GGUF model in memory with the KV cache of several sequences."""
 
-    def __init__(self, file: Path, num_sequences: int, capacity: int, threads: int, exact: bool) -> None:
-        """Load a model for `num_sequences` sequences of up to `capacity` tokens; `exact` keeps keys and values in float32."""
-        self.library = load_library()
-        self._c = self.library.functions
+    def __init__(
+        self,
+        file: Path,
+        num_sequences: int,
+        capacity: int,
+        threads: int,
+        exact: bool,
+    ) -> None:
+        """Load a model for `num_sequences` sequences of up to `capacity` tokens.
+
+        With `exact`, keys and values stay in float32, without the flash attention that rounds them.
+        """
         self._context = self._model = None
-        self._model = self._c.llama_model_load_from_file(os.fsencode(file), self._c.llama_model_default_params())
+        model_options = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(file), model_options)
         if not self._model:
             raise RunError(f"llama.cpp could not load {file}; delete it and repeat the run")
-        self.num_layers = self._c.llama_model_n_layer(self._model)
-        self.vocab_size = self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(self._model))
-        options = self._c.llama_context_default_params()
+        self.num_layers: int = llama_cpp.llama_model_n_layer(self._model)
+        vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(vocab)
         rows = num_sequences * capacity
-        options.n_ctx, options.n_batch, options.n_ubatch, options.n_seq_max = rows, rows, min(rows, 512), num_sequences
+        options = _default_options()
+        options.n_ctx, options.n_batch, options.n_ubatch = rows, rows, min(rows, 512)
+        options.n_seq_max = num_sequences
+        options.n_threads = options.n_threads_batch = threads
         if exact:
-            _set_exact(options)
-        self._context = self._c.llama_init_from_model(self._model, options)
+            options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
+            options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._context = llama_cpp.llama_init_from_model(self._model, options)
         if not self._context:
-            raise RunError(f"llama.cpp could not allocate {num_sequences} x {capacity} tokens; use a smaller batch_size")
-        got = self._c.llama_n_ctx(self._context), self._c.llama_n_batch(self._context), self._c.llama_n_seq_max(self._context)
-        if got[0] < rows or got[1:] != (rows, num_sequences):
-            raise RunError(
-                f"expected llama.cpp to take n_ctx, n_batch and n_seq_max {rows}, {rows}, {num_sequences}, got {got}; "
-                f"{self.library.package} {self.library.version} is not supported, install another version"
-            )
-        self._c.llama_set_n_threads(self._context, threads, threads)
-        self._batch = self._c.llama_batch_init(rows, 0, 1)
+            size = f"{num_sequences} x {capacity} tokens"
+            raise RunError(f"llama.cpp could not allocate {size}; use a smaller batch_size")
+        self._batch = llama_cpp.llama_batch_init(rows, 0, 1)
         self._positions = [0] * num_sequences
 
     def close(self) -> None:
         """Free the memory."""
         if self._context:
-            self._c.llama_batch_free(self._batch)
-            self._c.llama_free(self._context)
+            llama_cpp.llama_batch_free(self._batch)
+            llama_cpp.llama_free(self._context)
         if self._model:
-            self._c.llama_model_free(self._model)
+            llama_cpp.llama_model_free(self._model)
         self._context = self._model = None
 
     def __del__(self) -> None:
@@ -190,26 +89,30 @@ class LlamaContext:
 
     def clear(self) -> None:
         """Forget all sequences."""
-        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         self._positions = [0] * len(self._positions)
 
     def append(self, tokens: Mapping[int, Sequence[int]]) -> np.ndarray[Any, Any]:
-        """Append tokens to sequences by number; return the logits [sequences, vocab_size] after the last token of each.
+        """Append tokens to sequences by number.
 
-        The logits are in llama.cpp's buffer, which the next call overwrites.
+        Return the logits [sequences, vocab_size] after the last token of each. They are in
+        llama.cpp's buffer, which the next call overwrites.
         """
         batch, count = self._batch, 0
-        for sequence, several in tokens.items():
-            begin, final = self._positions[sequence], len(several) - 1
-            for offset, token in enumerate(several):
-                batch.token[count], batch.pos[count], batch.n_seq_id[count] = token, begin + offset, 1
-                batch.seq_id[count][0], batch.logits[count] = sequence, offset == final
+        for sequence, appended in tokens.items():
+            begin, final = self._positions[sequence], len(appended) - 1
+            for offset, token in enumerate(appended):
+                batch.token[count], batch.pos[count] = token, begin + offset
+                batch.n_seq_id[count], batch.seq_id[count][0] = 1, sequence
+                batch.logits[count] = offset == final
                 count += 1
-            self._positions[sequence] += len(several)
+            self._positions[sequence] += len(appended)
         batch.n_tokens = count
-        if code := self._c.llama_decode(self._context, batch):
-            raise RunError(f"llama.cpp could not decode {count} tokens (code {code}); use a smaller batch_size")
-        return np.ctypeslib.as_array(self._c.llama_get_logits(self._context), (len(tokens), self.vocab_size))
+        if code := llama_cpp.llama_decode(self._context, batch):
+            problem = f"llama.cpp could not decode {count} tokens (code {code})"
+            raise RunError(f"{problem}; use a smaller batch_size")
+        logits = llama_cpp.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, (len(tokens), self.vocab_size))
 
     def num_tokens(self, sequence: int) -> int:
         """Return the number of tokens of a sequence."""
@@ -217,26 +120,33 @@ class LlamaContext:
 
     def state_bytes(self, sequence: int) -> int:
         """Return the size of the serialized keys and values of one sequence."""
-        return int(self._c.llama_state_seq_get_size(self._context, sequence))
+        return int(llama_cpp.llama_state_seq_get_size(self._context, sequence))
 
     def state(self, sequence: int) -> np.ndarray[Any, Any]:
         """Return the keys and values of one sequence as llama.cpp serializes them, in bytes."""
         data = np.empty(self.state_bytes(sequence), np.uint8)
-        size = self._c.llama_state_seq_get_data(self._context, data.ctypes.data_as(POINTER(c_uint8)), data.size, sequence)
-        return data[:size]
+        get_data = llama_cpp.llama_state_seq_get_data
+        return data[: get_data(self._context, _pointer(data), data.size, sequence)]
 
     def set_state(self, sequence: int, state: np.ndarray[Any, Any], num_tokens: int) -> None:
         """Replace the keys and values of one sequence; `state` has those of `num_tokens` tokens."""
-        pointer = state.ctypes.data_as(POINTER(c_uint8))
-        if self._c.llama_state_seq_set_data(self._context, pointer, state.size, sequence) != state.size:
-            raise RunError("llama.cpp refused the keys and values of the kept layers; use prompt_layers=kept")
+        set_data = llama_cpp.llama_state_seq_set_data
+        if set_data(self._context, _pointer(state), state.size, sequence) != state.size:
+            problem = "llama.cpp refused the keys and values of the kept layers"
+            raise RunError(f"{problem}; use prompt_layers=kept")
         self._positions[sequence] = num_tokens
 
 
-def unknown_format() -> RunError:
-    """Return the error for a version of llama.cpp whose structs or states are not known."""
-    library = load_library()
-    return RunError(
-        f"expected llama.cpp's known format of keys and values, got another from {library.package} {library.version}; "
-        "use prompt_layers=kept, or another version"
-    )
+def _default_options() -> Any:
+    """Return the defaults of a context; raise UsageError if llama.cpp has other fields."""
+    options, half = llama_cpp.llama_context_default_params(), llama_cpp.GGML_TYPE_F16
+    if (options.type_k, options.type_v) != (half, half):
+        raise UsageError(
+            f"expected the llama.cpp of llama-cpp-python {llama_cpp.__version__}, got another "
+            "version; correct or unset LLAMA_CPP_LIB_PATH"
+        )
+    return options
+
+
+def _pointer(data: np.ndarray[Any, Any]) -> Any:
+    return data.ctypes.data_as(POINTER(c_uint8))

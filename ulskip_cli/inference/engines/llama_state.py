@@ -5,27 +5,32 @@ from typing import Any
 
 import numpy as np
 
-from ulskip_cli.inference.engines.llama_library import unknown_format
-
-_FORMATS = (0, 8)  # by unused bytes behind the number of layers
+from ulskip_cli.core.errors import RunError
 
 
-def with_layers(state: np.ndarray[Any, Any], kept: Sequence[int], num_layers: int) -> np.ndarray[Any, Any]:
-    """Return the serialized state of a sequence with only the layers `kept`; raise RunError for an unknown format.
+def with_layers(
+    state: np.ndarray[Any, Any],
+    kept: Sequence[int],
+    num_layers: int,
+) -> np.ndarray[Any, Any]:
+    """Return the serialized state of a sequence with only the layers `kept`.
 
-    The format is that of llama.cpp's KV cache: a header; for each stream its cells, then keys, then values by layer. Newer
-    versions have eight more bytes behind the number of layers. A format is known only if it describes every byte.
+    The format is that of llama.cpp's KV cache: a header; for each stream its cells, then keys, then
+    values by layer. Raises RunError if the format does not describe every byte.
     """
-    for more in _FORMATS:
-        try:
-            return np.frombuffer(_with_layers(_StateReader(state.tobytes()), kept, num_layers, more), np.uint8)
-        except _UnknownFormat:
-            continue
-    raise unknown_format()
+    try:
+        data = _with_layers(_StateReader(state.tobytes()), kept, num_layers)
+    except _UnknownFormat:
+        raise RunError(
+            "expected the format in which llama-cpp-python 0.3.36 serializes keys and values, got "
+            "another; use prompt_layers=kept, or install that version"
+        ) from None
+    return np.frombuffer(data, np.uint8)
 
 
-def _with_layers(reader: "_StateReader", kept: Sequence[int], num_layers: int, more: int) -> bytes:
-    parts = [reader.take(8), streams := reader.take(4)]  # magic number, sequence, number of streams
+def _with_layers(reader: "_StateReader", kept: Sequence[int], num_layers: int) -> bytes:
+    # magic number, sequence, number of streams
+    parts = [reader.take(8), streams := reader.take(4)]
     for _ in range(_number(streams, 1, 4096)):
         parts.append(cells := reader.take(4))
         num_cells = _number(cells)
@@ -36,14 +41,16 @@ def _with_layers(reader: "_StateReader", kept: Sequence[int], num_layers: int, m
             continue
         parts.append(transposed := reader.take(4))
         _number(reader.take(4), num_layers, num_layers)
-        parts += [len(kept).to_bytes(4, "little"), unused := reader.take(more)]
-        _number(unused, 0, 0)
+        parts.append(len(kept).to_bytes(4, "little"))
         for kind in ("keys", "values"):
             layers = []
             for _ in range(num_layers):
-                head = reader.take(12)  # type, then the bytes of a row, or of an element and the number of elements
-                by_element = kind == "values" and _number(transposed, 0, 1)
-                size = _number(head[4:8]) * _number(head[8:]) if by_element else _number(head[4:])
+                # type, then the bytes of a row, or of an element and the number of elements
+                head = reader.take(12)
+                if kind == "values" and _number(transposed, 0, 1):
+                    size = _number(head[4:8]) * _number(head[8:])
+                else:
+                    size = _number(head[4:])
                 layers.append(head + reader.take(num_cells * size))
             parts += [layers[layer] for layer in kept]
     reader.finish()
