@@ -62,12 +62,13 @@ def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
-    resume_from = last_checkpoint(checkpoints, progress)
+    with trainer.args.main_process_first(local=False):
+        resume_from = last_checkpoint(checkpoints, progress)
     tracked = TrackerCallback(config, identity)
     trainer.add_callback(tracked)
     try:
         with enough_space(checkpoints, checkpoint_bytes(setup.module)):
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            trainer.train(resume_from_checkpoint=resume_from)
         _evaluate_last_step(trainer)
     finally:
         tracked.run.finish()
