@@ -23,7 +23,6 @@ class FakeTracker:
 
     def __init__(self, project, **options):
         self.project, self.options, self.calls = project, options, []
-        self.tracker = SimpleNamespace(info=SimpleNamespace(run_id="r1"))
         FakeTracker.made.append(self)
 
     def __getattr__(self, name):

@@ -16,11 +16,11 @@ from ulskip_cli.training.trainer import training_arguments
 
 def test_an_argument_that_trainer_does_not_know_is_named(tmp_path):
     with pytest.raises(UsageError, match="learning_speed"):
-        training_arguments(compose_training(["train.training_args={learning_speed:1}"]), tmp_path, False)
+        training_arguments(compose_training(["train.training_args={learning_speed:1}"]), tmp_path, False, {})
 
 
 def test_settings_arrive(tmp_path):
-    made = training_arguments(compose_training(["train=paper"]), tmp_path, False)
+    made = training_arguments(compose_training(["train=paper"]), tmp_path, False, {})
     assert (made.learning_rate, made.num_train_epochs, made.gradient_accumulation_steps) == (2e-5, 2, 16)
     assert (made.warmup_steps, made.lr_scheduler_type, made.per_device_train_batch_size) == (0.03, "cosine", 1)
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config_schema import Config, TrainingConfig
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import inside
 
@@ -52,29 +52,28 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 class TrackedRun:
     """One run in the configured experiment tracker, if any. The first failure prints one warning and stops the logging."""
 
-    def __init__(self, config: Config | TrainingConfig, name: str, folder: Path) -> None:
+    def __init__(self, config: Config, name: str, folder: Path) -> None:
         """Prepare a run; a tracker that writes local files writes them into `folder`."""
         self.name, self._folder = name, folder
         self._kind, self._options = config.tracker, dict(config.tracker_options or {})
         self._tracker: Any = None
 
-    def start(self, parameters: Mapping[str, Any], resumed: str | None = None) -> None:
-        """Open a new run and store its parameters, or continue the run whose identifier is `resumed`."""
+    def start(self, parameters: Mapping[str, Any]) -> None:
+        """Open the run and store its parameters."""
         if self._kind == "none":
             return
 
         def start() -> None:
-            self._tracker = self._make(resumed)
+            self._tracker = self._make()
             self._tracker.start()
-            if resumed is None or self._kind != "mlflow":  # MLflow keeps them, and refuses values that changed
-                self._tracker.store_init_configuration(dict(parameters))
+            self._tracker.store_init_configuration(dict(parameters))
 
         self._try(start)
 
-    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers, at a training step if `step` is given."""
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Log numbers."""
         if self._tracker is not None:
-            self._try(lambda: self._tracker.log(dict(values), step=step))
+            self._try(lambda: self._tracker.log(dict(values), step=None))
 
     def finish(self) -> None:
         """Close the run."""
@@ -82,16 +81,7 @@ class TrackedRun:
             self._try(self._close)
         self._tracker = None
 
-    @property
-    def id(self) -> str | None:
-        """The identifier with which `start` continues an open run; None if the run is closed."""
-        if self._tracker is None:
-            return None
-        if self._kind == "mlflow":
-            return str(self._tracker.tracker.info.run_id)
-        return str(self._tracker.tracker.id) if self._kind == "wandb" else self.name
-
-    def _make(self, resumed: str | None) -> Any:
+    def _make(self) -> Any:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
@@ -101,9 +91,7 @@ class TrackedRun:
         if kind.requires_logging_directory:
             return kind(self.name, inside(self._folder, self._kind, project), **options)
         if self._kind == "mlflow":
-            return kind(project, **{"run_name": self.name, "run_id": resumed, **options})
-        if resumed is not None:
-            options |= {"resume": "allow"} if self._kind == "trackio" else {"resume": "allow", "id": resumed}
+            return kind(project, **{"run_name": self.name, **options})
         return kind(project, **{"name": self.name, **options})
 
     def _close(self) -> None:

@@ -1,9 +1,11 @@
 """Run one training, from its configuration to a plain model folder with its training.json."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +32,7 @@ from ulskip_cli.training.checkpoints import checkpoint_bytes, last_checkpoint
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
 from ulskip_cli.training.record import RECORD_FILE, TrainingRecord
 from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_training
-from ulskip_cli.training.tracking import TrackerCallback
+from ulskip_cli.training.tracking import tracker_arguments
 from ulskip_cli.training.trainer import SkipTrainer
 
 _NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "held_out")  # they change no weight
@@ -51,26 +53,32 @@ def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence
         shutil.rmtree(output / "checkpoints", ignore_errors=True)  # a killed process may have left them
         progress.phase("already finished, nothing to train", 1)
         return finished
-    checkpoints = output / "checkpoints"
+    checkpoints, tracker = output / "checkpoints", tracker_arguments(config, identity)
     logging.disable_progress_bar()
     set_seed(config.seed)
     setup = prepare_training(config, texts, progress)
     try:
-        trainer = SkipTrainer(setup, checkpoints, progress)
+        trainer = SkipTrainer(setup, checkpoints, progress, tracker)
     except (ValueError, RuntimeError, ImportError) as error:  # a tracker that is unknown or not installed
         raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
     if trainer.is_world_process_zero():
         write_atomic(checkpoints / "identity", identity)
     began = time.perf_counter()
-    resume_from = last_checkpoint(checkpoints, progress)
-    tracked = TrackerCallback(config, identity)
-    trainer.add_callback(tracked)
-    try:
-        with enough_space(checkpoints, checkpoint_bytes(setup.module)):
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        _evaluate_last_step(trainer)
-    finally:
-        tracked.run.finish()
+    with trainer.args.main_process_first(local=False):
+        resume_from = last_checkpoint(checkpoints, progress)
+    try:  # trackers print, and standard output belongs to `--json`
+        with (
+            enough_space(checkpoints, checkpoint_bytes(setup.module)),
+            contextlib.redirect_stdout(sys.stderr),
+        ):
+            trainer.train(resume_from_checkpoint=resume_from)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != config.tracker:
+            raise
+        raise RunError(
+            f"tracker={config.tracker} failed ({str(error).strip()}); repair it or set tracker=none, "
+            "and run the same command again to continue"
+        ) from None
     seconds = round(time.perf_counter() - began, 1)
     record = _make_record(setup, trainer, identity, seconds, resume_from is not None)
     if any(not torch.isfinite(p).all() for p in setup.module.parameters()):
@@ -139,13 +147,6 @@ def _is_own_beginning(file: Path) -> bool:
     if file.name == "checkpoints" and file.is_dir():
         return all(one.name.startswith(".identity.") for one in file.iterdir())
     return file.name == OWN_RESPONSES
-
-
-def _evaluate_last_step(trainer: SkipTrainer) -> None:
-    curve = trainer.learning_curve()
-    is_evaluated = bool(curve) and max(point.step for point in curve) == trainer.state.global_step
-    if trainer.data.validation and trainer.state.log_history and not is_evaluated:
-        trainer.evaluate()
 
 
 def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool) -> TrainingRecord:

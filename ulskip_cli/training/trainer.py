@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from ulskip_cli.core.config import recorded_config
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.tracking import flatten
 from ulskip_cli.inference import loading
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.adapter_loss import AdapterLoss
@@ -28,18 +31,26 @@ from ulskip_cli.training.validation import exit_validation_losses, validation_lo
 class SkipTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that draws a schedule for every step and evaluates the loss under each schedule."""
 
-    def __init__(self, setup: TrainingSetup, folder: Path, progress: ProgressCallback) -> None:
+    def __init__(
+        self,
+        setup: TrainingSetup,
+        folder: Path,
+        progress: ProgressCallback,
+        tracker: Mapping[str, Any],
+    ) -> None:
+        """Prepare a training in a folder; `tracker` are the arguments that log it."""
         self.schedules, self.config, self.data = setup.schedules, setup.config, setup.data
         options = setup.config.train
+        evaluates = setup.data.validation is not None
         muon = (MuonFactory, {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.98)})
         super().__init__(
             model=setup.module,
-            args=training_arguments(setup.config, folder, setup.data.validation is not None),
+            args=training_arguments(setup.config, folder, evaluates, tracker),
             data_collator=setup.data.collator,
             train_dataset=setup.data.train,
             eval_dataset=setup.data.validation,
             optimizer_cls_and_kwargs=muon if options.optimizer == "muon" else None,
-            callbacks=[TrainingMonitor(progress, folder / "log.jsonl")],
+            callbacks=[TrainingMonitor(progress, folder / "log.jsonl", evaluates)],
         )
         self.remove_callback(PrinterCallback)
 
@@ -105,9 +116,10 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
 class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     """A callback that shows the progress and writes the log."""
 
-    def __init__(self, progress: ProgressCallback, log: Path) -> None:
+    def __init__(self, progress: ProgressCallback, log: Path, evaluates: bool) -> None:
         """Append lines to the file `log`; a resumed training run writes some steps a second time."""
         self._progress, self._log, self._loss = progress, log, ""
+        self._evaluates = evaluates
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the progress bar at the first step of this process."""
@@ -116,12 +128,14 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self._on_progress(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advance the progress bar, and log also at the last step and at checkpoints.
+        """Advance the progress bar, log also at checkpoints, and log and evaluate at the last step.
 
         A resumed training begins a new mean of losses at its checkpoint, as an uninterrupted one then does too.
         """
         self._on_progress(state.global_step, self._loss)
-        control.should_log |= control.should_save or state.global_step >= state.max_steps
+        is_last = state.global_step >= state.max_steps
+        control.should_log |= control.should_save or is_last
+        control.should_evaluate |= is_last and self._evaluates
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Append Trainer's values at this step to the log file, as one line."""
@@ -131,12 +145,22 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
             append_line(self._log, json.dumps({"step": state.global_step, **(logs or {})}))
 
 
-def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
+class LoggedArguments(TrainingArguments):  # type: ignore[misc]
+    """Arguments of Trainer that a tracker stores together with the settings of ulskip."""
+
+    settings: Mapping[str, Any]  # with dotted keys
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all arguments and settings."""
+        return {**super().to_dict(), **self.settings}
+
+
+def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool, tracker: Mapping[str, Any]) -> TrainingArguments:
     """Make the arguments of Trainer for a configuration; raise UsageError if Trainer refuses one or it is unsupported."""
     train, extra = config.train, dict(config.train.training_args or {})
     check_trainer_arguments(extra)
     values: dict[str, Any] = {
-        "report_to": "none",
+        **tracker,
         "save_total_limit": 2,
         "output_dir": str(folder),
         "seed": config.seed,
@@ -165,9 +189,10 @@ def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool) ->
         **extra,
     }
     try:
-        made = TrainingArguments(**values)
+        made = LoggedArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
+    made.settings = dict(flatten(recorded_config(config)))
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would break the views; several GPUs need torchrun
     return made
