@@ -149,7 +149,7 @@ def executing(draw: st.DrawFn) -> list[str]:
     words = draw(st.lists(override("config", SLOW), max_size=2))
     if command == "run":
         strategy = draw(st.sampled_from(("unified", "top_skip", "full", "early_exit", "skip_decode", "custom")))
-        return ["run", f"strategy={strategy}", *words, *draw(st.sampled_from(([], ["--json"], ["--profile"]))), *TINY]
+        return ["run", f"strategy={strategy}", *words, *draw(st.sampled_from(([], ["--json"]))), *TINY]
     form = draw(st.sampled_from(("hf", "gguf", "mergekit", "schedule", "x")))
     options = draw(st.sampled_from(([], ["--shard-size", "1MB"], ["--shard-size", "x"], ["--json"])))
     return ["export", *words, "prompt_layers=kept", "model=tiny", "--to", "out", "--format", form, "--no-check", *options]

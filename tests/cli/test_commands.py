@@ -23,22 +23,6 @@ def test_json_is_the_last_line_of_standard_output(ulskip, overrides):
     assert keys <= set(row)
 
 
-def test_a_profile_says_where_the_time_went(ulskip, overrides, tmp_path):
-    code, out, err = ulskip("run", "--profile", "--json", *overrides)
-    row = json.loads(out.splitlines()[-1])
-    phases = ["start", "compose and check", "imports", "encode", f"load {row['model']}"]
-    for name in ("full", "unified"):
-        phases += [f"{name}: {what}" for what in ("warm up", "generate", "metrics", "decode loss", "timed pairs")]
-    assert code == 0
-    assert sorted(row["profile"]) == sorted([*phases, "write"])
-    assert all(f"  {phase} " in err for phase in [*phases, "all"])
-    assert "outside Python's start" in err
-    stored = [json.loads(line) for line in (tmp_path / "default" / "runs.jsonl").read_text().splitlines()]
-    assert stored[-1] == {key: value for key, value in row.items() if key != "profile"}
-    code, out, err = ulskip("run", *overrides)
-    assert "start" not in out + err
-
-
 @pytest.mark.parametrize(("command", "name"), [("models", "tiny"), ("tasks", "wmt"), ("strategies", "top_skip")])
 def test_lists_come_from_the_configs(ulskip, command, name):
     code, out, _ = ulskip(command)

@@ -18,10 +18,6 @@ def test_code_and_machine_are_told():
     assert machine["instruction_set"]
 
 
-def test_a_process_has_been_running():
-    assert 0 < environment.process_seconds() <= environment.process_seconds()
-
-
 @pytest.fixture
 def one_gpu(monkeypatch):
     """A machine with one GPU; as in torch, asking for another one is an error."""

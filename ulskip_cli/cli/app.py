@@ -45,9 +45,6 @@ def main() -> None:
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code."""
-    from typer._click.exceptions import ClickException
-    from typer._click.exceptions import UsageError as ClickUsageError
-
     for name in ("torchao", "torch.utils._pytree"):  # transformers imports them, and they speak of kernels for other devices
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -58,12 +55,10 @@ def invoke(arguments: Sequence[str]) -> int:
         if code == INTERRUPT_CODE:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except ClickUsageError as error:
-        return _complain(error.format_message().rstrip(".") + _advice(error), 2)
     except (UsageError, RunError) as error:
         return _complain(str(error), 2 if isinstance(error, UsageError) else 1)
-    except ClickException as error:
-        return _complain(error.format_message(), error.exit_code)
+    except typer.TyperException as error:
+        return _complain(error.format_message().rstrip(".") + _advice(error), error.exit_code)
     except KeyboardInterrupt:
         return _complain(interruption.MESSAGE, interruption.exit_code())
     except BrokenPipeError:

@@ -1,10 +1,9 @@
 """Shell completion of `key=value` overrides: groups, their choices, keys, and the values of keys with fixed choices."""
 
-import os
 import re
 
 from typer import Context
-from typer._click.shell_completion import CompletionItem, add_completion_class, split_arg_string
+from typer._click.shell_completion import CompletionItem, add_completion_class
 from typer._completion_classes import BashComplete
 from typer._completion_shared import COMPLETION_SCRIPT_BASH, _completion_scripts
 
@@ -16,11 +15,9 @@ class BashCompleteOverrides(BashComplete):
 
     def get_completion_args(self) -> tuple[list[str], str]:
         """Return the words before the cursor and the word at the cursor, with `key`, `=` and `value` joined again."""
-        words = split_arg_string(os.environ["COMP_WORDS"])[: int(os.environ["COMP_CWORD"]) + 1]
-        words += [""] * (int(os.environ["COMP_CWORD"]) + 1 - len(words))
-        line = "\n".join(words)
-        *before, word = re.sub(r"\n?=\n?", "=", line).split("\n")
-        return before[1:], word
+        before, word = super().get_completion_args()
+        *before, word = re.sub(r"\n?=\n?", "=", "\n".join([*before, word])).split("\n")
+        return before, word
 
     def format_completion(self, item: CompletionItem) -> str:
         """Return the part after the equals sign, which is what bash replaces."""

@@ -1,10 +1,6 @@
 """`ulskip run`, which measures one point, and `ulskip bench`, which times a grid of points."""
 
-import time
-from typing import TYPE_CHECKING, Annotated
-
-import typer
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_commented, show_outcome
@@ -16,18 +12,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    overrides: Overrides = None,
-    config_dir: ConfigDir = None,
-    as_json: Json = False,
-    print_config: PrintConfig = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of the run went.")] = False,
+    overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False, print_config: PrintConfig = False
 ) -> None:
     """Measure quality and speed of one strategy on one model and task, and compare with the full model."""
-    from ulskip_cli.core import environment
-    from ulskip_cli.core.progress import Stopwatch
-
-    watch = Stopwatch("start", time.monotonic() - environment.process_seconds())
-    watch.phase("compose and check", 0)
     chosen = config.compose(overrides or [], config_dir, "run")
     if print_config:
         print_commented(chosen)
@@ -42,11 +29,9 @@ def run(
 
     folder = ResultsFolder.of(chosen)
     with ProgressBars() as bars:
-        watch.inner = bars
-        watch.phase("imports", 0)
         from ulskip_cli.experiments.runner import Session, run_point
 
-        session = Session(watch)
+        session = Session(bars)
 
         def run_one(point: "ResolvedPoint") -> "list[RunRecord]":
             records = run_point(point, session)
@@ -54,14 +39,8 @@ def run(
             return records
 
         outcome = run_each([point], run_one, bars)
-    watch.stop()
-    told = outcome.as_json()
-    if profile:
-        from ulskip_cli.cli.profile import profile_table
-
-        told = {**told, "profile": watch.seconds}
-        Console(stderr=True).print(profile_table(watch.seconds))
-    show_outcome(outcome, folder, lambda rows, width: [tables.terminal(rows, width)], told if as_json else None)
+    told = outcome.as_json() if as_json else None
+    show_outcome(outcome, folder, lambda rows, width: [tables.terminal(rows, width)], told)
 
 
 def bench(

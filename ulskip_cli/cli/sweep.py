@@ -25,7 +25,7 @@ def sweep(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List points, states and time left; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List points and their states; run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
     print_config: PrintConfig = False,
@@ -42,13 +42,14 @@ def sweep(
         print_commented(*grid)
         return
     jobs = make_jobs(grid)
-    folder, launcher = results_folder(jobs), jobs[0].config.launcher
+    folder = results_folder(jobs)
     if dry_run:
         from ulskip_cli.experiments.sweep.launchers import SHARED
         from ulskip_cli.experiments.sweep.status import SweepStatus
 
-        status = SweepStatus(folder, lambda record: launcher.name in SHARED or _is_likely_here(record), force)
-        show_dry_run(jobs, status, as_json, launcher.workers or 1)
+        anywhere = jobs[0].config.launcher.name in SHARED
+        status = SweepStatus(folder, lambda record: anywhere or _is_likely_here(record), force)
+        show_dry_run(jobs, status, as_json)
         return
     from ulskip_cli.cli.sweep_display import SweepDisplay
     from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
@@ -70,34 +71,20 @@ def _is_likely_here(record: "RunRecord") -> bool:
     return record.provenance is not None and environment.is_likely_here(record.provenance.environment)
 
 
-def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool, workers: int = 1) -> None:
-    """Print the points of a sweep with their states, and the estimated time of unfinished points with `workers` workers."""
-    from ulskip_cli.cli.sweep_display import clock, time_left
-
+def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool) -> None:
+    """Print the points of a sweep with their states."""
     states = [status.describe(job) for job in jobs]
-    to_do = [job for job, state in zip(jobs, states, strict=True) if state.state == "to do"]
-    seconds, unknown = status.seconds_left(to_do)
-    seconds /= max(1, min(workers, len(to_do)))
     counts = Counter(state.state for state in states)
     if as_json:
         points = [{"id": job.id, "label": job.label, **asdict(state)} for job, state in zip(jobs, states, strict=True)]
-        rest = {"seconds_left": seconds if unknown < len(to_do) or not to_do else None, "points_of_unknown_length": unknown}
-        print(json.dumps({"points": points, "counts": counts, **rest}, ensure_ascii=False))
+        print(json.dumps({"points": points, "counts": counts}, ensure_ascii=False))
         return
     table = Table(box=SIMPLE_HEAD)
-    for name, justify in (("point", "left"), ("id", "left"), ("state", "left"), ("time", "right"), ("", "left")):
-        table.add_column(name, justify=justify, no_wrap=bool(name))  # type: ignore[arg-type]
-    for job, known in zip(jobs, states, strict=True):
-        took = "" if known.seconds is None else clock(known.seconds)
-        table.add_row(
-            escape(job.label),
-            job.id,
-            known.state,
-            took if known.state == "done" or not took else f"~{took}",
-            escape(printable(known.note)),
-        )
+    for name in ("point", "id", "state", ""):
+        table.add_column(name, no_wrap=bool(name))
+    for job, state in zip(jobs, states, strict=True):
+        table.add_row(escape(job.label), job.id, state.state, escape(printable(state.note)))
     console = make_console()
     console.print(table)
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
-    left = f"; time left: {time_left(seconds, unknown, len(to_do))}" if to_do else ""
-    console.print(f"{len(jobs)} points: {parts}{left}", highlight=False)
+    console.print(f"{len(jobs)} points: {parts}", highlight=False)

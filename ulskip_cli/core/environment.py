@@ -7,7 +7,6 @@ import os
 import platform
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,6 @@ PACKAGES = ("torch", "transformers", "tokenizers", "hydra-core", "omegaconf", "s
 def code() -> dict[str, Any]:
     """Return the versions of this program and its packages, and the git commit and dirty flag of a checkout."""
     return {"ulskip": __version__, "python": platform.python_version(), "packages": packages(), **_git()}
-
-
-def process_seconds() -> float:
-    """Return the age of this process in seconds, including the start of Python."""
-    import psutil
-
-    return time.time() - psutil.Process().create_time()
 
 
 def packages() -> dict[str, str | None]:

@@ -43,29 +43,6 @@ def throttled(total: int, draw: Callable[[int, str], None]) -> ReportProgress:
     return report
 
 
-class Stopwatch:
-    """A receiver that adds up the seconds of every phase and passes all progress on to `inner`."""
-
-    def __init__(self, label: str, began: float | None = None) -> None:
-        """Begin the first phase at the time `began` of `time.monotonic`, by default now."""
-        self.inner: ProgressCallback = NullProgress()
-        self.seconds: dict[str, float] = {}
-        self._label = label
-        self._since = time.monotonic() if began is None else began
-
-    def phase(self, label: str, total: int) -> ReportProgress:
-        """End the current phase and begin another."""
-        self.stop()
-        self._label = label
-        return self.inner.phase(label, total)
-
-    def stop(self) -> None:
-        """End the current phase; the seconds of phases with the same label are added up."""
-        now = time.monotonic()
-        self.seconds[self._label] = self.seconds.get(self._label, 0.0) + now - self._since
-        self._since = now
-
-
 def clock(seconds: float) -> str:
     """Format seconds as minutes:seconds, or as hours:minutes:seconds from one hour on.
 

@@ -265,15 +265,10 @@ def test_fail_fast_and_force(sweep, tmp_path, monkeypatch):
     assert len(stored(tmp_path / "x")) == 5
 
 
-def test_a_dry_run_says_what_is_done_and_how_long_the_rest_may_take(sweep):
+def test_a_dry_run_lists_states_and_reasons(sweep):
     code, out, _ = sweep("ratio=2,3", "--dry-run")
-    assert (code, "3 points: 3 to do; time left: unknown" in out) == (0, True)
+    assert (code, "3 points: 3 to do" in out) == (0, True)
     assert sweep("ratio=2,2.5")[0] == 0
     code, out, _ = sweep("ratio=2,3,99", "--dry-run")
-    assert "4 points: 2 done, 1 to do, 1 n/a; time left: about 0:0" in out
+    assert "4 points: 2 done, 1 to do, 1 n/a" in out
     assert "out of reach" in out
-    alone, two = (
-        json.loads(sweep("ratio=2,3,4,5", "batch_size=2", "baseline=false", *more, "--dry-run", "--json")[1])["seconds_left"]
-        for more in ((), ("launcher=local", "launcher.workers=2"))
-    )
-    assert two == pytest.approx(alone / 2)

@@ -54,7 +54,7 @@ def test_failures_of_an_earlier_sweep_are_to_do(jobs, folder):
     folder.append(jobs[0].failure_record(RunError("x")))
     status = status_of(folder)
     assert (status.state(jobs[0]), status.any_failed(jobs)) == ("to do", False)
-    assert status.describe(jobs[0]) == JobState("to do", None, "failed before: x")
+    assert status.describe(jobs[0]) == JobState("to do", "failed before: x")
     folder.append(jobs[1].failure_record(RunError("y")))
     status.refresh()
     assert (status.state(jobs[1]), status.any_failed(jobs), status.has_no_result(jobs[1].id)) == ("failed", True, True)
@@ -80,22 +80,6 @@ def test_a_line_that_is_not_whole_yet_is_read_later(jobs, folder):
             stream.write(part)
         status.refresh()
     assert status.state(jobs[1]) == "done"
-
-
-def test_the_time_left_is_guessed_from_runs_alike(jobs, folder):
-    status = status_of(folder)
-    assert status.seconds_left(jobs) == (0, 2)
-    folder.save(jobs[0].config, done(jobs[0], wall_seconds=4.0), [])
-    folder.save(jobs[0].config, done(jobs[0], id="other", batch_size=1, wall_seconds=40.0), [])
-    status.refresh()
-    assert status.seconds_left([jobs[1]]) == (4.0, 0)
-    short = done(jobs[0], id="short", strategy="top_skip", wall_seconds=1.0, config={"limit": 9})
-    folder.save(jobs[0].config, short, [])
-    few = make_jobs(points(["ratio=2,3", "limit=9", "baseline=false", f"results_dir={folder.path.parent}"]))
-    status.refresh()
-    assert status.seconds_left(few) == (2.0, 0)  # as many examples rather than the same strategy
-    assert status.describe(jobs[1]) == JobState("to do", 4.0, "")
-    assert status.describe(jobs[0]) == JobState("done", 4.0, "")
 
 
 def test_a_file_that_is_replaced_is_read_again(jobs, folder):

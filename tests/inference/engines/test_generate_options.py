@@ -44,6 +44,7 @@ def test_a_minimum_above_the_maximum_is_refused():
         check(decoding(generate_kwargs={"min_new_tokens": 80}))
 
 
-def test_a_value_that_transformers_refuses_is_reported():
-    with pytest.raises(UsageError, match=r"decoding\.generate_kwargs.*early_stopping"):
-        check(decoding(generate_kwargs={"early_stopping": "perhaps"}))
+@pytest.mark.parametrize(("key", "value"), [("early_stopping", "perhaps"), ("output_scores", True), ("compile_config", {})])
+def test_a_value_that_transformers_refuses_is_reported(key, value):
+    with pytest.raises(UsageError, match=rf"decoding\.generate_kwargs.*{key}"):
+        check(decoding(generate_kwargs={key: value}))

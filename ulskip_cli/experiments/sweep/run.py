@@ -34,13 +34,8 @@ class SweepOptions:
 class SweepObserver(JobObserver, ProgressCallback, Protocol):
     """Receives the events of a sweep, e.g. the terminal's display."""
 
-    workers: int
-
     def note(self, text: str) -> None:
         """Show a line to the user."""
-
-    def time_left(self, seconds: float, num_unknown: int) -> None:
-        """Show the estimated seconds of the remaining jobs in sequence, and the number of jobs without an estimate."""
 
     def running(self, lines: Sequence[str]) -> None:
         """Show the running jobs of the workers, one line each."""
@@ -109,7 +104,7 @@ class _Tracker:
         self.observer.job_started(job)
 
     def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
-        """Notify the observer, with an estimate of the time left."""
+        """Notify the observer."""
         self.status.refresh()
         self._settle(job, record, ran)
 
@@ -117,7 +112,6 @@ class _Tracker:
         if job.id in self._settled:
             return
         self._settled.add(job.id)
-        self.observer.time_left(*self.status.seconds_left(self.to_do))
         self.observer.job_settled(job, record, ran)
         if ran:
             self.observer.rows_changed(self.status.folder)
@@ -126,7 +120,6 @@ class _Tracker:
 def _supervise(pool: WorkerPool, policy: FailurePolicy, tracker: _Tracker) -> None:
     status, observer = tracker.status, tracker.observer
     workers = range(min(pool.size, len(tracker.to_do)))
-    observer.workers = len(workers)
     for number in workers:
         pool.start(number)
     num_deaths, num_left = 0, len(tracker.to_do)

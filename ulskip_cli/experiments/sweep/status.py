@@ -1,27 +1,16 @@
-"""The finished jobs of a sweep, read from the rows that its workers append, and the time left."""
+"""The states of the jobs of a sweep, read from the rows that its workers append."""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
-from statistics import median
 
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.files import read_jsonl
 from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, RunRecord
-from ulskip_cli.experiments.record_sections import RunIdentity
 from ulskip_cli.experiments.results import ResultsFolder, parse_row
 from ulskip_cli.experiments.sweep.jobs import Job
 
 TO_DO = "to do"
-# Keys that a run and a job must share to estimate the job's time from the run; the first match is used.
-_SIMILAR = (
-    ("model", "task", "decoding", "batch_size", "strategy"),
-    ("model", "task", "decoding", "batch_size"),
-    ("model", "task", "decoding"),
-    ("model", "task"),
-    ("model",),
-)
 
 
 @dataclass(frozen=True)
@@ -29,7 +18,6 @@ class JobState:
     """The state of one job before a sweep runs."""
 
     state: str  # `done`, `n/a`, `failed` or `to do`
-    seconds: float | None  # measured or estimated; None if unknown
     note: str = ""  # the reason for no result, or the progress
 
 
@@ -117,40 +105,19 @@ class SweepStatus:
                 return record
         return None
 
-    def seconds_left(self, jobs: Sequence[Job]) -> tuple[float, int]:
-        """Estimate the total seconds of jobs from similar runs, and count the jobs without an estimate."""
-        estimates = [self._estimate(job) for job in jobs]
-        return sum(one for one in estimates if one is not None), estimates.count(None)
-
     def describe(self, job: Job) -> JobState:
-        """Return a job's state with its measured or estimated time; a refused job counts as settled."""
-        record, state = self.record(job), self.state(job)
-        if state == DONE:
-            return JobState(state, record.wall_seconds if record else None)
+        """Return a job's state and its reason or progress; a refused job counts as settled."""
+        if self.state(job) == DONE:
+            return JobState(DONE)
         if job.refused:
             refused = NOT_APPLICABLE if isinstance(job.refused, NotApplicable) else FAILED
-            return JobState(refused, None, " ".join(str(job.refused).split()))
+            return JobState(refused, " ".join(str(job.refused).split()))
         newest = self.newest(job)
         num_batches = len(read_jsonl(self.folder.checkpoint_path(job.id))) - 1
         notes = [f"{num_batches} batch{'es' * (num_batches > 1)} finished"] if num_batches > 0 else []
         if newest and newest.status == FAILED:
             notes.append(f"failed before: {newest.reason}")
-        return JobState(TO_DO, self._estimate(job), "; ".join(notes))
-
-    def _estimate(self, job: Job) -> float | None:
-        """Estimate a job's seconds from similar runs, preferably with the same number of examples."""
-        wanted = job.identity
-        timed = [records[-1][1] for records in self._records.values() if records[-1][1].wall_seconds]
-        same_limit = [one for one in timed if one.provenance and one.provenance.config.get("limit") == job.config.limit]
-        for known, keys in product((same_limit, timed), _SIMILAR):
-            seconds = [one.wall_seconds for one in known if one.wall_seconds and _agree(one.identity, wanted, keys)]
-            if seconds:
-                return float(median(seconds))
-        return None
+        return JobState(TO_DO, "; ".join(notes))
 
     def _is_fresh(self, run_id: str) -> bool:
         return self._records[run_id][-1][0] >= self.since
-
-
-def _agree(one: RunIdentity, other: RunIdentity, keys: Sequence[str]) -> bool:
-    return all(getattr(one, key) == getattr(other, key) for key in keys)

@@ -11,16 +11,11 @@ OWN_KEYS = {
     "num_beams": "num_beams", "no_repeat_ngram_size": "no_repeat_ngram_size", "max_new_tokens": "max_new_tokens",
     "repetition_penalty": "repetition_penalty", "stop_strings": "stop",
 }  # fmt: skip
-# Options that change the number of tokens, or select a decoding method that two phases do not support.
+# Options that would give other token counts or other tokens than a row says. Transformers itself
+# refuses other options that it does not support.
 REFUSED = {
-    "max_length", "min_length", "num_return_sequences", "use_cache", "cache_implementation", "cache_config", "max_cache_len",
-    "return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
-    "pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id", "guidance_scale", "token_healing",
-    "assistant_early_exit", "assistant_confidence_threshold", "assistant_lookbehind", "assistant_ensemble_weight",
-    "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "target_lookbehind",
-    "prompt_lookup_num_tokens", "max_matching_ngram_size", "speculation_type", "use_mtp", "penalty_alpha", "dola_layers",
-    "low_memory", "num_beam_groups", "diversity_penalty", "constraints", "force_words_ids", "compile_config",
-    "disable_compile", "continuous_batching_config", "transformers_version",
+    "max_length", "min_length", "eos_token_id", "num_return_sequences", "token_healing",
+    "use_cache", "cache_implementation", "guidance_scale", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp",
 }  # fmt: skip
 
 
