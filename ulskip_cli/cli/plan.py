@@ -29,9 +29,11 @@ def plan(
     if print_config:
         print_commented(chosen)
         return
-    planned = make_plan(chosen, read_metadata(chosen.model))
+    metadata = read_metadata(chosen.model)
+    planned = make_plan(chosen, metadata)
     if as_json:
-        print(json.dumps(asdict(planned)))
+        memory = _memory(chosen, metadata, planned)
+        print(json.dumps({**planned.as_dict(), "memory": memory and asdict(memory)}))
         return
     print("\n".join(plan_lines(planned, chosen.model.label)))
 

@@ -8,6 +8,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ulskip_cli.core import capabilities
+from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.composition import CHOICES, choice_class, compose_values, read_choice, refuse_renamed
 from ulskip_cli.core.composition import config_dir as config_dir
 from ulskip_cli.core.composition import group_choices as group_choices
@@ -50,7 +52,7 @@ def compose_training(overrides: Sequence[str], extra_dir: Path | None = None) ->
 def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneConfig:
     """Build the checked configuration of `ulskip tune`; see `compose`."""
     config = _composed("tune", TuneConfig, GROUPS, overrides, extra_dir)
-    check_run(config, "tune")
+    capabilities.check(config.needs() - {Need.PATCHES, Need.FOLDED_PATCHES}, "tune")  # candidates have their own
     return config
 
 

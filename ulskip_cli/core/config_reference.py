@@ -138,9 +138,9 @@ def json_schema() -> dict[str, Any]:
     shipped = {
         group: [choice_class(read_choice(group, name), group) for name in group_choices(group)] for group in CHOICES
     }
-    classes = list(dict.fromkeys(kind for kinds in shipped.values() for kind in kinds))
+    classes: list[type[Options]] = [TuneConfig, TrainOptions, *(kind for kinds in shipped.values() for kind in kinds)]
     references, schema = models_json_schema(
-        [(kind, "validation") for kind in (TuneConfig, TrainOptions, *classes)], ref_template="#/$defs/{model}"
+        [(kind, "validation") for kind in dict.fromkeys(classes)], ref_template="#/$defs/{model}"
     )
     definitions: dict[str, Any] = schema["$defs"]
     for definition in definitions.values():

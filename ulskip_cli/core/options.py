@@ -29,8 +29,8 @@ def option(default: Any, text: str, commands: str = "", identity: bool = True, *
     `commands` names the commands that read it, if they are not those of the section that it is in. `identity=False` marks an
     option that changes no result, so that results do not depend on it.
     """
-    notes = {"commands": commands.split(), "identity": identity}
-    return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)  # type: ignore[arg-type]
+    notes: dict[str, Any] = {"commands": commands.split(), "identity": identity}
+    return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
 
 
 def notes_of(field: FieldInfo) -> Mapping[str, Any]:
@@ -82,6 +82,10 @@ class Choice(Options):
     """Options whose class is chosen by a preset: a strategy, a task, a correction, an engine."""
 
     name: str = option("", "name of the preset")
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults, without the name."""
+        return {key: value for key, value in self.changed().items() if key not in ("name", "_target_")}
 
     def changed(self, only_results: bool = False) -> dict[str, Any]:
         """Return the changed values with the name, and with the class if it is not one of ulskip."""

@@ -186,7 +186,7 @@ def _schedule(config: Config, plan: Plan) -> ScheduleFile:
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
         strategy=plan.strategy,
-        strategy_options={key: value for key, value in config.strategy.changed().items() if key != "name"},
+        strategy_options=config.strategy.options(),
         target_ratio=plan.target_speedup,
         ratio_basis=config.ratio_basis,
         prompt_layers=config.prompt_layers,

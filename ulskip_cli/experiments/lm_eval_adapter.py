@@ -13,9 +13,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from ulskip_cli.core.config import compose, identity, instantiate
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.strategy import LAYER
-from ulskip_cli.core.engines import refuse_runtime
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
@@ -27,8 +26,6 @@ from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.scoring import given_logits
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-from ulskip_cli.strategies import NeedsCalibration
-from ulskip_cli.strategies.patching import NO_PATCH, not_computed, patch_of
 from ulskip_cli.strategies.plan import make_plan
 
 ScoringRequest = tuple[Any, list[int], list[int]]  # texts of the request, token ids of its context and of its continuation
@@ -80,21 +77,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             *overrides,
             *(f"{key}={_override(value)}" for key, value in arguments.items()),
         ]
-        self.ulskip_config = compose(overrides)
-        if self.ulskip_config.ratio_basis == "latency":
-            raise UsageError(
-                "ratio_basis=latency is not supported with lm-evaluation-harness; use ratio_basis=cost or ratio_basis=layers"
-            )
+        self.ulskip_config = compose(overrides, command="lm-eval")
         engine = self.ulskip_config.engine
-        refuse_runtime("lm-eval", engine.name)
-        strategy = instantiate(self.ulskip_config.strategy, "strategy")
-        if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
-            raise UsageError(
-                f"strategy={self.ulskip_config.strategy['name']} requires calibrated options; calibrate with `ulskip run`, "
-                "and pass the values under calibration.options in the new row as strategy.KEY=VALUE"
-            )
-        if (patch := patch_of(self.ulskip_config.strategy)) != NO_PATCH:
-            raise not_computed("lm-eval", patch)
         self.loaded = load(self.ulskip_config.model, self.ulskip_config.seed)
         tokenizer = self.loaded.tokenizer
         if tokenizer is None:
@@ -175,10 +159,9 @@ class SkippingLM(HFLM):  # type: ignore[misc]
         known["do_sample"] = bool(known.get("do_sample", False)) and known.get("temperature", 1.0) > 0
         if not known["do_sample"]:
             known = {key: value for key, value in known.items() if key not in ("temperature", "top_p", "top_k")}
-        decoding = replace(
-            self.ulskip_config.decoding,
+        decoding = self.ulskip_config.decoding.replace(
             max_new_tokens=max_length - context.shape[1],
-            stop=stops,
+            stop=tuple(stops),
             generate_kwargs={**(self.ulskip_config.decoding.generate_kwargs or {}), **options} or None,
             **known,
         )
@@ -199,8 +182,8 @@ class SkippingLM(HFLM):  # type: ignore[misc]
 
     def record(self) -> RunRecord:
         """Return the part of the record that all tasks share, without scores."""
-        config = replace(self.ulskip_config, batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
-        shared_id = f"{ROW_VERSION} {identity(config)} {fingerprint(config.model)}"
+        config = self.ulskip_config.replace(batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
+        shared_id = f"{config.identity} {fingerprint(config.model)} {config.correction.fingerprint()}"
         warnings = list(self.plan.warnings)
         if self.first_token_only and not self._is_one_model and self.scoring_plan.prompt_layers == "all":
             warnings.append(f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}")

@@ -57,8 +57,8 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
         if any(text.startswith(f"{key}=") for text in overrides):
             raise UsageError(f"{key}= is not supported by `ulskip lm-eval`; use -- {option}")
     overrides = [f"name={EXPERIMENT}", *overrides]  # later overrides win
-    config = compose(overrides)
-    Resolver().schedule(config)
+    config = compose(overrides, command="lm-eval")
+    Resolver().schedule(config, "lm-eval")
     folder = ResultsFolder.of(config)
     try:
         options, recorded = _read_options(given, folder.file(EXPERIMENT))

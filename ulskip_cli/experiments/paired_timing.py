@@ -67,7 +67,7 @@ def time_pairs(
 
     def measure(batch_size: int) -> TimedPairs:
         batches = timed_prompts(workload, batch_size, total, strategy.model, config)
-        report = progress.phase(f"{config.strategy['name']}: timed pairs", total)
+        report = progress.phase(f"{config.strategy.name}: timed pairs", total)
         return replace(measure_pairs(full, strategy, batches, context, config.speed, report), batch_size=batch_size)
 
     return run_with_oom_retry(size, measure)

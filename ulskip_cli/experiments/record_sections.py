@@ -82,7 +82,7 @@ class RunIdentity:
             dataset=dataset,
             pair=getattr(config.task, "pair", None),
             strategy=strategy.name,
-            strategy_options={key: value for key, value in strategy.changed().items() if key not in ("name", "_target_")},
+            strategy_options=strategy.options(),
             correction=config.correction.label or None,
             decoding=config.decoding.name,
             draft_tokens=config.decoding.draft_tokens,

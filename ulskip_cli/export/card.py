@@ -107,7 +107,7 @@ def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:
         all(_same(key, measured.get(key), getattr(model, key)) for key in _MODEL_KEYS)
         and all(row.get(key) == value for key, value in {**expected, "training": training}.items())
         and not any(row.get(key) for key in ("later_stages", "exit_depths", "draft_tokens", "unit"))
-        and not (engine in ENGINES and ENGINES[engine].is_runtime)  # it computes with a copy of the weights in another format
+        and not (engine in ENGINES and ENGINES[str(engine)].formats)  # it computes with a copy of the weights in another format
         and other_baseline in (None, engine)
     )
 

@@ -49,7 +49,7 @@ def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
     if point.to.resolve() == source.resolve():
         raise UsageError(f"expected --to outside the exported model, got the model's folder {point.to}; use another folder")
     source_config = read_config(source, trusted)
-    adapter, entry = load_adapter(model, point.plan)
+    adapter, entry = load_adapter(point.config, point.plan)
     loaded = load(model)
     if any(parameter.is_meta for parameter in loaded.model.parameters()):
         raise UsageError(

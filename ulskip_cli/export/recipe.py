@@ -9,7 +9,7 @@ import yaml
 
 from ulskip_cli.core.model_metadata import find_config
 from ulskip_cli.export.request import ResolvedExport
-from ulskip_cli.strategies.schedule_file import ScheduleFile
+from ulskip_cli.strategies.schedule_file import ScheduleFile, ScheduleStage
 
 SCHEDULE = "schedule.json"
 
@@ -20,12 +20,12 @@ def schedule_file(point: ResolvedExport) -> ScheduleFile:
     return ScheduleFile(
         num_layers=plan.num_layers,
         kept_layers=plan.kept_layers,
-        later_stages=tuple(asdict(stage) for stage in plan.later_stages),
+        later_stages=tuple(ScheduleStage(**asdict(stage)) for stage in plan.later_stages),
         strategy=plan.strategy,
-        strategy_options=plan.options,
+        strategy_options=point.config.strategy.options(),
         target_ratio=plan.target_speedup,
         ratio_basis=point.config.ratio_basis,
-        prompt_layers=plan.prompt_layers,
+        prompt_layers="all" if plan.prompt_layers == "all" else "kept",
         model=point.model_name,
         made_by=point.made_by,
         unit=plan.unit,

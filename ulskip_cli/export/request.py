@@ -6,21 +6,19 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.strategy import LAYER
-from ulskip_cli.core.engines import refuse_runtime
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.export import staging
-from ulskip_cli.strategies import NeedsCalibration
 from ulskip_cli.strategies.memory import parse_bytes
-from ulskip_cli.strategies.patching import NO_PATCH, not_computed, patch_of
-from ulskip_cli.strategies.plan import Plan, adapter_of, make_plan
+from ulskip_cli.strategies.plan import Plan, make_plan, needs
 
 FORMATS = ("hf", "gguf", "mergekit", "schedule")
-MERGEABLE = ("folded", NO_PATCH)  # kinds of patches that a model without ulskip can contain; LoRA is merged too
+MERGEABLE = ("folded", "none")  # kinds of patches that a model without ulskip can contain; LoRA is merged too
 _FILE_NAMES = {"gguf": "model.gguf", "mergekit": "mergekit.yaml", "schedule": "schedule.json"}
 
 
@@ -69,53 +67,24 @@ def resolve(overrides: Sequence[str], config_dir: Path | None, request: ExportRe
     """Make the plan of a request, or raise UsageError if the target is taken or the format cannot describe the plan."""
     require_choice("--format", request.format, FORMATS)
     max_shard_bytes = parse_bytes(request.shard_size, "--shard-size ")
-    config = configuration.compose(overrides, config_dir)
+    config = configuration.compose(overrides, config_dir, f"export --format {request.format}")
     if request.results is not None and not request.results.is_dir():
         raise UsageError(f"expected an existing folder for --results, got {request.results}; use the results_dir of a run")
     to = _target(request)
     staging.check_target(to, is_folder=request.format == "hf")
     if request.format == "gguf" and find_spec("gguf") is None:
         raise UsageError("--format gguf requires the package gguf, which is not installed; run: pip install gguf")
-    plan = exportable_plan(config)
-    if request.format != "schedule" and plan.unit != LAYER:
-        raise UsageError(
-            f"--format {request.format} is not supported with strategy.unit={plan.unit}, which skips parts of layers; use "
-            "--format schedule, or strategy.unit=layer"
-        )
-    if request.format != "schedule" and plan.later_stages:
-        raise UsageError(
-            f"--format {request.format} is not supported with strategy={plan.strategy}, whose later steps run fewer layers; "
-            "use --format schedule, or strategy=custom strategy.layers=[...] with the layers of one stage"
-        )
+    plan = exportable_plan(config, request.format)
     skip_adapter = None if request.format == "schedule" else _mergeable_adapter(config, plan, request.format)
-    if request.format in ("hf", "gguf"):
-        _require_plain_weights(config)
     made_by = f"ulskip {__version__}: {shlex.join(['ulskip', 'export', *overrides])}"
     results = request.results or Path(config.results_dir)
     return ResolvedExport(config, plan, request.format, to, results, max_shard_bytes, request.check, made_by, skip_adapter)
 
 
-def exportable_plan(config: Config) -> Plan:
-    """Make the plan of a configuration; raise UsageError if its layers depend on a measurement of a run or on the token."""
-    name = config.strategy["name"]
-    refuse_runtime("export", config.engine.name)
-    if config.ratio_basis == "latency":
-        raise UsageError(
-            "export is not supported with ratio_basis=latency, because only a run determines the layers; use ratio_basis=cost, "
-            "or strategy=custom strategy.layers=[...] with the kept_layers that `ulskip run` stored"
-        )
+def exportable_plan(config: Config, as_format: str = "schedule") -> Plan:
+    """Make the plan of a configuration; raise UsageError if a format cannot describe its layers."""
     plan = make_plan(config, read_metadata(config.model))
-    if plan.exits:
-        raise UsageError(
-            f"export is not supported with strategy={name}, which chooses the layers for every token; use "
-            "strategy=top_skip, which keeps the same first layers for all tokens"
-        )
-    strategy = configuration.instantiate(config.strategy, "strategy")
-    if isinstance(strategy, NeedsCalibration) and not strategy.is_calibrated:
-        raise UsageError(
-            f"export requires the calibrated options of strategy={name}, got none; calibrate with "
-            "`ulskip run`, and pass the kept_layers of the stored row as strategy=custom strategy.layers=[...]"
-        )
+    capabilities.check(needs(config, plan), f"export --format {as_format}")
     return plan
 
 
@@ -130,29 +99,13 @@ def _target(request: ExportRequest) -> Path:
 
 def _mergeable_adapter(config: Config, plan: Plan, as_format: str) -> str | None:
     """Return the folder of the plan's skip adapter, or None; raise UsageError if a checkpoint cannot contain its patches."""
-    patch = patch_of(config.strategy)
-    if patch == "folded" and not plan.keeps_all:
-        raise not_computed("export", patch)
-    folder, record = adapter_of(config.model, plan) or (None, {"kind": NO_PATCH})
-    kind = record["kind"] if plan.keeps_all or patch == NO_PATCH else patch
+    folder = config.correction.folder_for(config.model, plan.skipping_sets)
+    if folder is None:
+        return None
+    kind = config.correction.patches(config.model).kind
     if kind not in MERGEABLE:
-        source = f"model.skip_adapter={folder}" if folder else f"strategy.patch={kind}"
         raise UsageError(
-            f"--format {as_format} supports patches of kind {' and '.join(MERGEABLE)}, got {kind} ({source}); use patches of "
-            "kind folded, or --format schedule"
-        )
-    if folder and as_format == "mergekit":
-        raise UsageError(
-            f"--format mergekit is not supported with model.skip_adapter={folder}, because a recipe contains no weights; "
-            "use --format hf"
+            f"--format {as_format} supports patches of kind {' and '.join(MERGEABLE)}, got {kind} (correction.path={folder}); "
+            "use patches of kind folded, or --format schedule"
         )
     return folder
-
-
-def _require_plain_weights(config: Config) -> None:
-    if config.model.source == "random":
-        raise UsageError("expected a model with a checkpoint, got model=random; use model=hf model.path=FOLDER_OR_HUB_ID")
-    if config.model.quantization:
-        raise UsageError("export is not supported with model.quantization; set it to null, and quantize the exported model")
-    if config.decoding.draft_tokens:
-        raise UsageError("export is not supported with decoding.draft_tokens; use decoding.draft_tokens=0")

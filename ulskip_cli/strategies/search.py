@@ -50,7 +50,7 @@ class Search(SkippingStrategy):
         path: list[dict[str, Any]] = []
         starts = [best]
         if held_out.corrects:  # patches favour neighbouring gaps: one skipped block, or the layers of the least influence
-            influence = BlockInfluence(scores=held_out.block_influence()).kept_layers(num_layers, num_kept)
+            influence = BlockInfluence(scores=tuple(held_out.block_influence())).kept_layers(num_layers, num_kept)
             blocks = [
                 without_block(num_layers, num_kept, first) for first in spread(first_layers(num_layers, num_kept), BLOCKS)
             ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ulskip_cli.core.config import instantiate
+from ulskip_cli.core.config import changed_choice
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference.batching import padded
@@ -47,12 +47,12 @@ def load_training_texts(
     """
     maker = _TextMaker(config, tokenizer)
     train = maker.texts(config.task, config.limit, config.offset, examples)
-    formatter = maker.formatter(instantiate(config.task, "task"))
+    formatter = maker.formatter(config.task)
     if config.train.validation:
         limit = config.train.validation.get("limit")
         changes = {key: value for key, value in config.train.validation.items() if key != "limit"}
         try:
-            validation = maker.texts({**config.task, **changes}, limit)
+            validation = maker.texts(changed_choice(config.task, changes, "task."), limit)
         except UsageError as error:
             raise UsageError(f"train.validation: {error}") from None
         return TrainingTexts(train, validation, formatter)
@@ -218,10 +218,9 @@ class _TextMaker:
         return truncate_source(formatter, self.tokenizer, example, max_length - len(encoded.response_ids))
 
     def texts(
-        self, node: dict[str, Any], limit: int | None, offset: int = 0, examples: Sequence[Example] | None = None
+        self, task: Task, limit: int | None, offset: int = 0, examples: Sequence[Example] | None = None
     ) -> list[TextPair]:
         """Make the texts of `limit` examples behind the first `offset`, plus `train.reversed_share` of them reversed."""
-        task = instantiate(node, "task")
         examples = task.examples() if examples is None else examples
         if offset >= len(examples):
             raise UsageError(f"expected offset below the number of training examples, {len(examples)}, got {offset}")
@@ -232,7 +231,7 @@ class _TextMaker:
             return forward
         if not hasattr(task, "reversed"):
             raise UsageError(
-                f"train.reversed_share is not supported with task={node['name']}, which has one direction; "
+                f"train.reversed_share is not supported with task={task.name}, which has one direction; "
                 "use train.reversed_share=0"
             )
         other = task.reversed()

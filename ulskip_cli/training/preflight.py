@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config import instantiate
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import read_metadata
@@ -23,7 +22,7 @@ def check_training(config: TrainingConfig) -> None:
     """Raise UsageError for a configuration with which training would fail."""
     check_trainer_arguments(config.train.training_args or {})
     schedules(config, read_metadata(config.model).num_layers)
-    instantiate(config.task, "task").examples()
+    config.task.examples()
 
 
 def check_trainer_arguments(extra: Mapping[str, Any]) -> None:

@@ -1,33 +1,35 @@
 """The record of a training run, which is stored as `training.json` beside the weights. Imports no torch."""
 
-import json
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.options import Options
 
 RECORD_FILE = "training.json"
-_OPTIONAL = ("later_stages", "exits", "data")  # keys that records of earlier versions lack
 
 
-@dataclass(frozen=True)
-class CurvePoint:
+class CurvePoint(Options):
     """The validation losses at one step of a training run."""
 
     step: int
     validation_loss: dict[str, float]  # nats per token, by target ratio (`2x`) or by exit depth (`6`)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
+class TrainedStage(Options):
+    """The layers of later decode steps."""
+
+    first_step: int
+    kept_layers: tuple[int, ...]
+
+
+class TrainingRecord(Options):
     """The settings, data and results of a training run."""
 
     strategy: str
     ratios: tuple[float, ...]
     kept_layers: dict[str, tuple[int, ...]]  # the layers of the first decode steps, by ratio
-    later_stages: dict[str, tuple[Stage, ...]] | None = None  # by ratio; None in records of earlier versions
+    later_stages: dict[str, tuple[TrainedStage, ...]] = {}  # by ratio
     kept_counts: tuple[int, ...]  # all that were trained, descending
-    exits: tuple[int, ...] | None = None  # None in records of earlier versions
+    exits: tuple[int, ...] = ()
     prompt_layers: str
     steps: int
     epochs: float
@@ -45,8 +47,3 @@ class TrainingRecord:
     seconds: float  # wall time since the training was started or resumed
     resumed: bool
     data: dict[str, Any] | None = None  # provenance of the texts, which `recipes/tiny/embed.py` adds
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the contents of `training.json`; tuples become lists."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return {key: value for key, value in values.items() if value is not None or key not in _OPTIONAL}

@@ -23,7 +23,7 @@ from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import enough_space, user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.core.typed_json import load_object, parse
+from ulskip_cli.core.options import load_json, parse
 from ulskip_cli.core.validation import ADAPTER_KEYS
 from ulskip_cli.inference import loading
 from ulskip_cli.core.task import Example
@@ -93,27 +93,15 @@ def _limit_to_context(config: TrainingConfig) -> TrainingConfig:
     context = None if config.model.source == "random" else read_metadata(config.model).context
     if context is None or (config.train.max_length is not None and config.train.max_length <= context):
         return config
-    return replace(config, train=replace(config.train, max_length=context))
+    return config.replace(train=config.train.replace(max_length=context))
 
 
 def _identity(config: TrainingConfig, texts: TrainingTexts) -> str:
-    canonical = recorded_config(config)
-    for key in ("output", "task", "limit", "offset"):  # the texts are hashed instead of their paths
-        canonical.pop(key)
-    canonical["model"].pop("path")  # the weights are hashed instead
-    for key in _LATER_KEYS:
-        if canonical["model"][key] is None:
-            canonical["model"].pop(key)
-    for key in _NOT_IDENTITY:
-        canonical["train"].pop(key)
-    for key in ADAPTER_KEYS if config.train.method != "adapter" else ():
-        canonical["train"].pop(key)
-    if config.train.method == "adapter":
-        canonical["train"]["own"].pop("file")
-    drop_unused(canonical)  # trainings that are older than skip adapters keep their identity
-    for group in ("model", "strategy", "train"):
-        canonical[group].pop("description", None)
-    text = json.dumps([canonical, texts.sha256, fingerprint(config.model)], sort_keys=True)
+    """Return a hash of everything that decides the weights. Texts and initial weights are hashed instead of their paths."""
+    values = config.changed(only_results=True)
+    values = {key: value for key, value in values.items() if key not in ("output", "task", "limit", "offset")}
+    values["model"].pop("path")
+    text = json.dumps([DEFAULTS, values, texts.sha256, fingerprint(config.model)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -121,10 +109,10 @@ def _finished_record(output: Path, identity: str) -> TrainingRecord | None:
     """Return the record of this training run if the run is complete; otherwise make the output folder and return None."""
     advice = f"set another output=DIR, or delete {output}"
     if (output / RECORD_FILE).is_file():
-        values = load_object(output / RECORD_FILE, "a training record")
+        values = load_json(output / RECORD_FILE, "a training record")
         if values.get("identity") != identity:
             raise UsageError(f"output={output} contains a training run with other settings or data; {advice}")
-        return parse(values, TrainingRecord, output / RECORD_FILE)
+        return parse(TrainingRecord, values, file=output / RECORD_FILE)
     begun = output / "checkpoints" / "identity"
     if begun.is_file():
         if begun.read_bytes() != identity.encode():
@@ -151,14 +139,13 @@ def _is_own_beginning(file: Path) -> bool:
 
 def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seconds: float, resumed: bool) -> TrainingRecord:
     config, schedules, state = setup.config, setup.schedules, trainer.state
-    settings = recorded_config(config)
-    for group in ("model", "task", "strategy", "train"):
-        settings[group].pop("description", None)
     return TrainingRecord(
-        strategy=config.strategy["name"],
+        strategy=config.strategy.name,
         ratios=tuple(schedules),
         kept_layers={f"{ratio:g}": stages[0].kept_layers for ratio, stages in schedules.items()},
-        later_stages={f"{ratio:g}": stages[1:] for ratio, stages in schedules.items()},
+        later_stages={
+            f"{ratio:g}": tuple(TrainedStage(**asdict(stage)) for stage in stages[1:]) for ratio, stages in schedules.items()
+        },
         kept_counts=tuple(sorted({len(stage.kept_layers) for stages in schedules.values() for stage in stages}, reverse=True)),
         exits=setup.module.exits,
         prompt_layers=config.prompt_layers,
@@ -172,7 +159,7 @@ def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seco
         train_loss=next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None),
         learning_curve=trainer.learning_curve(),
         based_on=setup.source.based_on,
-        config=settings,
+        config=config.recorded(),
         environment={**environment.code(), **environment.machine(str(trainer.args.device))},
         identity=identity,
         seconds=seconds,
@@ -199,14 +186,14 @@ def _save(setup: TrainingSetup, output: Path, record: TrainingRecord) -> None:
 
 def _save_adapter(setup: TrainingSetup, module: AdapterLoss, output: Path, record: TrainingRecord) -> None:
     """Save the adapter's tensors and its record, then the training's record."""
-    model, train = setup.config.model, setup.config.train
+    model, train, patches = setup.config.model, setup.config.train, setup.config.correction
     base = {"model": model.label, "fingerprint": fingerprint(model)}
     kept = {f"{ratio:g}": [stage.kept_layers for stage in stages] for ratio, stages in setup.schedules.items()}
     module.adapter(
         {
             "base": base,
-            "kind": train.patch,
-            "rank": train.patch_rank if train.patch == "low_rank" else None,
+            "kind": patches.kind,
+            "rank": patches.rank if patches.kind == "low_rank" else None,
             "strategy": record.strategy,
             "ratios": kept,
             "lora_rank": train.lora.rank,
@@ -225,5 +212,5 @@ def _save_adapter(setup: TrainingSetup, module: AdapterLoss, output: Path, recor
 
 
 def _finish(output: Path, record: TrainingRecord) -> None:
-    write_atomic(output / RECORD_FILE, json.dumps(record.to_json(), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(output / RECORD_FILE, json.dumps(record.plain(), indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(output / "checkpoints")

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import set_seed
 
-from ulskip_cli.core.adapter_record import adapter_records
 from ulskip_cli.core.config_schema import STARTS, TrainingConfig, TrainOptions
+from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.progress import ProgressCallback
@@ -23,6 +23,7 @@ from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
+from ulskip_cli.corrections.adapter import read_record
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
@@ -85,12 +86,12 @@ def load_source_model(config: TrainingConfig, texts: TrainingTexts) -> SourceMod
         length = config.train.max_length or 2048
         tokenizer = train_tokenizer(texts.train, config.train.vocab_size, length)
         ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-        model = loading.random_model(replace(config.model, dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids)
+        model = loading.random_model(config.model.replace(dtype="float32"), config.seed, vocab_size=len(tokenizer), **ids)
         source = SourceModel(model, tokenizer, None)
     else:
         dtype = "float32" if config.train.method == "full" else config.model.dtype  # adapters are always float32
         device = config.model.device if config.train.method == "adapter" else "cpu"
-        loaded = loading.load(replace(config.model, dtype=dtype, device=device))
+        loaded = loading.load(config.model.replace(dtype=dtype, device=device))
         assert loaded.tokenizer is not None
         source = SourceModel(loaded.model, loaded.tokenizer, loading.training_record(config.model))
     if config.train.attention:
@@ -110,7 +111,7 @@ def adapter_responses(
     """Return the prompts of `references` with the responses that `train.responses` names, of two or more tokens."""
     responses = [[response] if config.train.responses != "own" else [] for _, response in references.pairs]
     if config.train.responses != "reference":
-        length = config.train.own.max_new_tokens or config.task.get("max_new_tokens") or DEFAULT_NEW_TOKENS
+        length = config.train.own.max_new_tokens or config.task.max_new_tokens
         file = user_path(config.train.own.file or Path(config.output) / OWN_RESPONSES, "train.own.file")
         context = greedy_context(pad_token_id(source.tokenizer), length, config.seed)
         prompts = [prompt for prompt, _ in references.pairs]
@@ -131,9 +132,9 @@ def trained_start(folder: Path, kept_sets: Sequence[tuple[int, ...]], config: Tr
 
     Patches in closed form have no LoRA yet, so that any rank may be added.
     """
-    adapter_records(replace(config.model, skip_adapter=[str(folder)]))
+    read_record(folder, config.model)
     start = SkipAdapter.load(folder)
-    asked = {"kept_sets": tuple(kept_sets), "kind": config.train.patch, "lora_rank": config.train.lora.rank}
+    asked = {"kept_sets": tuple(kept_sets), "kind": config.correction.kind, "lora_rank": config.train.lora.rank}
     found = {"kept_sets": start.kept_sets, "kind": start.record.get("kind")}
     found["lora_rank"] = start.record.get("lora_rank", config.train.lora.rank)
     for key, value in asked.items():
@@ -152,19 +153,19 @@ def build_adapter_loss(
     progress: ProgressCallback,
 ) -> AdapterLoss:
     """Build the loss of a skip adapter, which starts from patches in closed form or from zero."""
-    train = config.train
+    train, patches = config.train, config.correction
     kept_sets = list(dict.fromkeys(stage.kept_layers for stages in stages_by_ratio.values() for stage in stages))
     model.requires_grad_(False)
     if train.start not in STARTS:
         start = trained_start(user_path(train.start, "train.start"), kept_sets, config)
-    elif train.start == "patch" and train.patch != "none":
+    elif train.start == "patch" and patches.kind != "none":
         progress.phase("fit patches", 0)
-        chosen = random.Random(config.seed).sample(data.train.pairs, min(train.patch_examples, len(data.train)))
+        chosen = random.Random(config.seed).sample(data.train.pairs, min(patches.examples, len(data.train)))
         examples = [EncodedExample(prompt, response) for prompt, response in chosen]
         fitter = PatchFitter(model, examples, data.collator.pad_token_id)
-        start = combined([fitter.fit(kept, PatchOptions(train.patch, train.patch_rank)) for kept in kept_sets])
+        start = combined([fitter.fit(kept, PatchOptions(patches.kind, patches.rank)) for kept in kept_sets])
     else:
-        start = zero_adapter(model, kept_sets, train.patch, train.patch_rank)
+        start = zero_adapter(model, kept_sets, PatchShape(patches.kind, patches.rank))
     weights = LossWeights(train.ce_weight, 0.0, train.distill_weight)
     max_bytes = int(FROZEN_SHARE * free_bytes(model.device))
     set_seed(config.seed)  # of the first LoRA matrices; answers that are sampled change the random state, stored ones do not

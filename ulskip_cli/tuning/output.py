@@ -42,5 +42,5 @@ def export_result(result: TuneResult, to: Path, config_dir: Path | None) -> list
     command = [*result.request.overrides, "strategy=custom", f"strategy.file={to / recipe.SCHEDULE}"]
     return [
         f"wrote the schedule and its skip adapter to {to}; the weights of the model stay where they are",
-        f"next: {shlex.join(['ulskip', 'run', *command, f'model.skip_adapter={to / ADAPTER}'])}",
+        f"next: {shlex.join(['ulskip', 'run', *command, 'correction=adapter', f'correction.path={to / ADAPTER}'])}",
     ]

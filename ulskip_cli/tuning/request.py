@@ -1,24 +1,24 @@
 """The request of `ulskip tune`: its wish, its candidates, and the examples that calibrate, choose and report. No torch."""
 
-import copy
 import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core import config as configuration
+from ulskip_cli.core.capabilities import Need
 from ulskip_cli.core.config_schema import Config, TuneConfig
-from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.corrections.patch import Patch
 from ulskip_cli.experiments.held_out import evaluated_examples, find_held_out
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.core.task import Example, Task
+from ulskip_cli.core.task import Example
 
 MIN_EXAMPLES = 16  # that a task needs, so that some of them can be held out
-_OWN_KEYS = tuple(one.name for one in fields(TuneConfig) if one.name not in {own.name for own in fields(Config)})
+_OWN_KEYS = tuple(name for name in TuneConfig.model_fields if name not in Config.model_fields)
 _NOT_IN_KEY = ("budget", "adapter", "adapter_steps")  # they change no earlier step, so that these are used again
 _FIXED = (
     "strategy",
@@ -41,7 +41,7 @@ class Candidate:
 
     def at(self, num_layers: int, num_kept: int) -> Config:
         """Return the configuration that keeps `num_kept` of `num_layers` layers and evaluates the examples that choose."""
-        return replace(copy.deepcopy(self.config), ratio=num_layers / num_kept)
+        return self.config.replace(ratio=num_layers / num_kept)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class TuneRequest:
     def at_the_end(self, config: Config) -> Config:
         """Return a candidate's configuration on the examples that are reported, with the same calibration examples."""
         last = self.split.final
-        calibration = replace(config.calibration, task=last.calibration.task, offset=last.calibration.offset)
-        return replace(config, task=last.task, offset=last.offset, limit=last.limit, calibration=calibration)
+        calibration = config.calibration.replace(task=last.calibration.task, offset=last.calibration.offset)
+        return config.replace(task=last.task, offset=last.offset, limit=last.limit, calibration=calibration)
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,13 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
     for text in overrides:
         if (key := text.partition("=")[0].lstrip("+~")).partition(".")[0] == "strategy" or key in _FIXED:
             raise UsageError(f"{key} is not supported by ulskip tune, which chooses it; list candidates=[...] instead")
-    if config.model.source == "random":
-        raise UsageError("ulskip tune requires a model with trained weights, got model=random; use another model=")
-    if config.model.skip_adapter:
-        raise UsageError("model.skip_adapter is not supported by ulskip tune, which makes patches; leave it out")
     split = divide(plain(config), config.choice_examples)
     resolver = Resolver()
     candidates, refused = [], []
     for text in config.candidates:
         try:
             found = _candidate(config, overrides, text, extra_dir, split)
-            resolver.schedule(replace(found.config, ratio=1.0))
+            resolver.schedule(found.config.replace(ratio=1.0), "tune")
             candidates.append(found)
         except NotApplicable as error:
             refused.append(f"{text}: {error}")
@@ -100,10 +96,10 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
         raise UsageError(
             f"expected at least one candidate that can run, got none; {'; '.join(refused)[:300] or 'set candidates=[...]'}"
         )
-    point = resolver.resolve(replace(split.final, strategy=candidates[0].config.strategy, ratio=1.0))
+    point = resolver.resolve(candidates[0].config.replace(limit=split.final.limit, offset=split.final.offset, task=split.final.task, ratio=1.0))
     return TuneRequest(
         config=config,
-        overrides=tuple(text for text in overrides if text.partition("=")[0] not in _OWN_KEYS),
+        overrides=tuple(text for text in overrides if text.partition("=")[0].partition(".")[0] not in (*_OWN_KEYS, "correction")),
         candidates=tuple(candidates),
         refused=tuple(refused),
         split=split,
@@ -114,7 +110,7 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
 
 def plain(config: TuneConfig) -> Config:
     """Return the configuration of a run, without the keys of `ulskip tune`."""
-    return Config(**{one.name: copy.deepcopy(getattr(config, one.name)) for one in fields(Config)})
+    return Config.model_construct(**{name: getattr(config, name) for name in Config.model_fields})
 
 
 def divide(config: Config, wanted: int) -> Split:
@@ -123,18 +119,16 @@ def divide(config: Config, wanted: int) -> Split:
     The latter two come from the held-out examples of the task, or of `calibration.task`, or from those behind `limit`. Small
     data is divided in proportion.
     """
-    task: Task = configuration.instantiate(config.task, "task")
-    examples, calibration = task.examples(), config.calibration
+    task, calibration = config.task, config.calibration
+    examples = task.examples()
     if len(examples) < MIN_EXAMPLES:
         raise UsageError(f"expected a task with at least {MIN_EXAMPLES} examples, got {len(examples)}; use more data")
     other = task.held_out()
     if calibration.task is not None:
-        node = {**config.task, **calibration.task}
-    elif other is not None:
-        node = {**config.task, **asdict(other)}  # type: ignore[call-overload]
-    else:
+        other = configuration.changed_choice(task, calibration.task, "calibration.task.")
+    if other is None:
         return _one_file(config, len(examples), wanted)
-    held_out = configuration.instantiate(node, "calibration.task").examples()
+    held_out = other.examples()
     limit = min(config.limit or len(examples), len(examples))
     reported = {_text(one) for one in examples[:limit]}
     if shared := sum(_text(one) in reported for one in held_out):
@@ -145,18 +139,17 @@ def divide(config: Config, wanted: int) -> Split:
     count = min(wanted, len(held_out) // 2)
     if count < 1:
         raise UsageError(f"expected at least 2 held-out examples, got {len(held_out)}; set other data in calibration.task")
-    rest = replace(calibration, task=calibration.task, offset=0)
-    choice = replace(config, task=node, offset=0, limit=count, calibration=replace(rest, task={}))
-    final = replace(config, limit=limit, calibration=replace(rest, task=calibration.task, offset=count))
+    choice = config.replace(task=other, offset=0, limit=count, calibration=calibration.replace(task={}, offset=0))
+    final = config.replace(limit=limit, calibration=calibration.replace(offset=count))
     return Split(choice, final, count, limit)
 
 
 def _one_file(config: Config, total: int, wanted: int) -> Split:
     limit = min(config.limit or total, total // 2)
     count = min(wanted, total // 4)
-    calibration = replace(config.calibration, offset=0)
-    choice = replace(config, offset=limit, limit=count, calibration=calibration)
-    final = replace(config, limit=limit, calibration=replace(calibration, offset=count))
+    calibration = config.calibration.replace(offset=0)
+    choice = config.replace(offset=limit, limit=count, calibration=calibration)
+    final = config.replace(limit=limit, calibration=calibration.replace(offset=count))
     return Split(choice, final, count, limit)
 
 
@@ -167,21 +160,17 @@ def training_examples(split: Split) -> list[Example]:
     """
     calibration = split.final.calibration
     most = calibration.examples if calibration.task is None else sys.maxsize - calibration.offset
-    held = find_held_out(_with_patch(replace(split.final, calibration=replace(calibration, examples=most))))
-    used = {_text(one) for side in (split.choice, split.final) for one in _evaluated(side)}
+    held = find_held_out(_fitted(split.final.replace(calibration=calibration.replace(examples=most))))
+    used = {_text(one) for side in (split.choice, split.final) for one in evaluated_examples(side)}
     found = [one for one in held.examples if _text(one) not in used] if held else []
     if not found:
         raise UsageError("expected examples to train on that neither choose nor are reported, got none; use more data")
     return found
 
 
-def _evaluated(config: Config) -> list[Example]:
-    return evaluated_examples(config, configuration.instantiate(config.task, "task"))
-
-
-def _with_patch(config: Config) -> Config:
+def _fitted(config: Config) -> Config:
     """Return a configuration that needs calibration examples, with any strategy."""
-    return replace(config, strategy={**config.strategy, "patch": "full"})
+    return config.replace(correction=configuration.preset("correction", "patch"))
 
 
 def _text(example: Example) -> tuple[str, str]:
@@ -189,34 +178,34 @@ def _text(example: Example) -> tuple[str, str]:
 
 
 def _candidate(config: TuneConfig, overrides: Sequence[str], text: str, extra_dir: Path | None, split: Split) -> Candidate:
-    own = text.split()
-    keys = [one.partition("=")[0] for one in own]
-    if "strategy" not in keys or any(key.partition(".")[0] != "strategy" for key in keys):
+    words = text.split()
+    keys = [word.partition("=")[0] for word in words]
+    if "strategy" not in keys or any(key.partition(".")[0] not in ("strategy", "correction") for key in keys):
         raise UsageError(
-            f"expected candidates with strategy=NAME and keys of the strategy, got '{text[:80]}'; e.g. "
+            f"expected candidates with strategy=NAME and keys of strategy and correction, got '{text[:80]}'; e.g. "
             "candidates=['strategy=search strategy.budget=20'], and other keys beside candidates"
         )
-    strategy = configuration.compose_tuning([*overrides, *own], extra_dir).strategy
-    if (unit := strategy.get("unit", LAYER)) != LAYER:
-        raise NotApplicable(f"strategy.unit={unit} is not supported by ulskip tune, which compares whole layers")
-    if "patch" in strategy and "strategy.patch" not in keys:
-        kind = ("folded" if ENGINES[config.engine.name].is_runtime else "full") if config.patch == AUTO else config.patch
-        strategy = {**strategy, "patch": kind}
-        own = [*own, f"strategy.patch={kind}"]
-    label = " ".join(one.removeprefix("strategy=").removeprefix("strategy.") for one in own)
-    return Candidate(label, replace(split.choice, strategy=strategy))
+    composed = configuration.compose_tuning([*overrides, *words], extra_dir)
+    correction = composed.correction
+    chosen = any(word.startswith("correction.kind=") for word in (*overrides, *words))
+    if isinstance(correction, Patch) and not chosen and Need.PATCHES not in config.engine.supports:
+        correction = correction.replace(kind="folded")
+    label = " ".join(word.removeprefix("strategy=").removeprefix("strategy.") for word in words)
+    if correction.label and "correction" not in " ".join(keys):
+        label = f"{label} + {correction.label} patch"
+    return Candidate(label, split.choice.replace(strategy=composed.strategy, correction=correction))
 
 
 def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
     """Return a hash of everything that decides what a tuning chooses, as 12 hexadecimal digits."""
     wish = {name: getattr(config, name) for name in _OWN_KEYS if name not in _NOT_IN_KEY}
     data = [
-        [_text(one) for one in configuration.instantiate(side.task, "task").examples()] for side in (split.choice, split.final)
+        [_text(example) for example in side.task.examples()] for side in (split.choice, split.final)
     ]
-    held = find_held_out(_with_patch(split.choice))
+    held = find_held_out(_fitted(split.choice))
     parts = [
         wish,
-        configuration.identity(split.final),
+        split.final.identity,
         fingerprint,
         data,
         [_text(one) for one in held.examples] if held else [],
@@ -232,7 +221,7 @@ def describe(request: TuneRequest) -> dict[str, Any]:
         "speedup": config.speedup,
         "quality": config.quality,
         "model": config.model.label,
-        "task": config.task["name"],
+        "task": config.task.name,
         "num_choice": request.split.num_choice,
         "num_final": request.split.num_final,
         "refused": list(request.refused),

@@ -47,7 +47,7 @@ class TuneResult:
         layers = str(list(self.trial.kept_layers)).replace(" ", "")
         overrides = [*self.request.overrides, "strategy=custom", f"strategy.layers={layers}"]
         if self.skip_adapter:
-            overrides.append(f"model.skip_adapter={self.skip_adapter}")
+            overrides += ["correction=adapter", f"correction.path={self.skip_adapter}"]
         return overrides
 
     @property
@@ -78,7 +78,7 @@ class TuneResult:
             "run": self.run_overrides,
             "row": {key: value for key, value in self.row.items() if key != "folder"},
             "choice_row_id": self.chosen.row["id"],
-            "trials": [asdict(trial) for trial in self.trials],
+            "trials": [trial.plain() for trial in self.trials],
             "minutes": round(self.minutes, 1),
         }
 

@@ -157,7 +157,7 @@ class Tuning:
 
 
 def _quality_only(config: Config) -> Config:
-    return replace(config, speed=replace(config.speed, enabled=False))
+    return config.replace(speed=config.speed.replace(enabled=False))
 
 
 def decide(rows: Sequence[Row]) -> int:
@@ -178,5 +178,5 @@ def _distinct(ranked: Sequence[tuple[Trial, Candidate]]) -> list[tuple[Trial, Ca
     """Leave out candidates that chose the layers and the kind of patch of a better one."""
     found: dict[tuple[object, ...], tuple[Trial, Candidate]] = {}
     for trial, candidate in ranked:
-        found.setdefault((trial.kept_layers, candidate.config.strategy.get("patch")), (trial, candidate))
+        found.setdefault((trial.kept_layers, candidate.config.correction.label), (trial, candidate))
     return list(found.values())

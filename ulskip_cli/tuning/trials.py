@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
-from ulskip_cli.core.typed_json import parse
+from ulskip_cli.core.options import Options, parse
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Row
@@ -23,8 +23,7 @@ _PATCH_ID = re.compile(r"[0-9a-f]{12}")
 NEAR = 0.99  # share of the wanted speedup that a number of layers must reach by the fitted line
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(Options):
     """A candidate at one number of kept layers."""
 
     candidate: str  # its label
@@ -36,7 +35,7 @@ class Trial:
     @classmethod
     def from_step(cls, value: Mapping[str, Any], log: Path) -> Self:
         """Read a trial that a log of steps stores; raise UsageError if it names other folders than a tuning with this log."""
-        trial = parse(value, cls, log)
+        trial = parse(cls, value, file=log)
         if trial.patch is not None and not _PATCH_ID.fullmatch(trial.patch):
             raise UsageError(f"expected patch in {log} to be 12 hexadecimal digits, got {trial.patch[:80]!r}; remove the file")
         adapters = log.with_name(f"{log.stem}-adapter").resolve()
@@ -46,7 +45,7 @@ class Trial:
 
     def as_step(self) -> dict[str, Any]:
         """Return the trial as a stored step."""
-        return {**asdict(self), "kept_layers": list(self.kept_layers)}
+        return self.plain()
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,12 @@ class Trials:
             self._loss = ReferenceLoss(examples, BatchSize(run.point.config.batch_size), run.workload.pad_token_id, held)
         loss = self._loss.of(decoder, self.session.progress.phase(f"{candidate.label}: decode loss", len(examples)))
         patch, adapter = (run.found.patch or {}).get("id"), (run.found.skip_adapter or {}).get("path")
-        return Trial(candidate.label, tuple(run.plan.kept_layers), loss, patch, adapter)
+        layers = run.plan.kept_layers
+        return Trial(candidate=candidate.label, kept_layers=layers, loss=loss, patch=patch, adapter=adapter)
 
     def speedups(self, config: Config, wanted: float) -> dict[str, Any]:
         """Return the speedup at every number of layers, by a line fitted to timed depths and corrected by timed pairs."""
-        asked = replace(config, ratio=wanted, ratio_basis="latency")
+        asked = config.replace(ratio=wanted, ratio_basis="latency")
         workload, _ = self.session.encode(self.resolver.resolve(asked))
         loaded = self.session.load(config.model, config.seed)
         fit, offset = self.session.fit_latency(asked, loaded, workload), 0.0

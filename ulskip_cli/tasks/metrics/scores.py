@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ulskip_cli.core.task import Scoring
+
 
 @dataclass(frozen=True)
 class Answers:
