@@ -1,7 +1,7 @@
 """`ulskip plan`: the kept layers, drawn and listed, without loading weights."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 
@@ -11,7 +11,6 @@ from ulskip_cli.core import config
 from ulskip_cli.core.config_schema import ATTENTION, LAYER
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.strategies.exit_rule import ExitRule
-from ulskip_cli.strategies.memory import Footprint, MemoryPlan
 from ulskip_cli.strategies.patching import UNIT_NAMES
 from ulskip_cli.strategies.plan import Plan
 
@@ -59,7 +58,8 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
         read = UNKNOWN if plan.patch_bytes is None else f"{plan.patch_bytes:,} bytes in each decode step"
         facts["patches"] = f"{patch or 'of the skip adapter'}, {len(gaps(plan.kept_layers, plan.num_layers))} gaps, {read}"
     if plan.memory is not None:
-        facts |= _memory_facts(plan.memory, plan.strategy)
+        full = "" if plan.strategy == "full" else f"; full {plan.memory.full_max_batch:,}"
+        facts["largest batch"] = f"{plan.memory.max_batch:,}{full}"
     width = max(map(len, facts))
     return [
         *(_exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept(plan, model)),
@@ -89,22 +89,6 @@ def _exits(rule: ExitRule, what: str) -> list[str]:
         f"  output heads computed in a step of {rule.target_depth} layers: {rule.heads(rule.target_depth)}",
         f"  exit rule: {rule.confidence} >= threshold; threshold: {threshold}",
     ]
-
-
-def _memory_facts(memory: MemoryPlan, strategy: str) -> dict[str, str]:
-    def beside(show: Callable[[Footprint], str]) -> str:
-        own = show(memory.strategy)
-        return own if strategy == "full" else f"{own}; full {show(memory.full)}"
-
-    in_flight = beside(lambda side: f"{side.max_in_flight:,}")
-    return {
-        "weights": f"{memory.weight_bytes / 2**30:,.2f} GiB of {memory.budget_bytes / 2**30:,.2f} GiB",
-        "tokens per sequence": f"{memory.prompt_tokens} prompt, {memory.new_tokens} new",
-        "peak per sequence": beside(lambda side: f"{side.sequence_bytes / 2**20:,.1f} MiB"),
-        "per sequence in decode": beside(lambda side: f"{side.decoding_bytes / 2**20:,.1f} MiB"),
-        "largest batch": beside(lambda side: f"{side.max_batch:,}"),
-        "sequences in decode": f"{in_flight} (if prompts are encoded one at a time)",
-    }
 
 
 def strip(num_layers: int, kept: Sequence[int]) -> str:
