@@ -1,7 +1,7 @@
 """`ulskip plan`: the kept layers, drawn and listed, without loading weights."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 
@@ -11,7 +11,7 @@ from ulskip_cli.core import config
 from ulskip_cli.core.strategy import ATTENTION, LAYER, UNIT_NAMES
 from ulskip_cli.core.weight_sizes import gaps
 from ulskip_cli.core.exit_rule import ExitRule
-from ulskip_cli.strategies.memory import Footprint, MemoryPlan
+from ulskip_cli.strategies.memory import MemoryPlan, memory_plan
 from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
@@ -31,14 +31,14 @@ def plan(
         return
     metadata = read_metadata(chosen.model)
     planned = make_plan(chosen, metadata)
+    memory = None if chosen.memory_budget is None else memory_plan(chosen, metadata, planned)
     if as_json:
-        memory = _memory(chosen, metadata, planned)
         print(json.dumps({**planned.as_dict(), "memory": memory and asdict(memory)}))
         return
-    print("\n".join(plan_lines(planned, chosen.model.label)))
+    print("\n".join(plan_lines(planned, chosen.model.label, chosen.correction.label, memory)))
 
 
-def plan_lines(plan: Plan, model: str) -> list[str]:
+def plan_lines(plan: Plan, model: str, correction: str = "", memory: MemoryPlan | None = None) -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
     speedup, kv, kept_kv = plan.predicted_speedup, plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
     if plan.prompt_layers == "kept":
@@ -56,11 +56,12 @@ def plan_lines(plan: Plan, model: str) -> list[str]:
         facts["drafts"] = f"one costs {plan.draft_cost:.0%} of a full step, in bytes that it reads"
     if plan.unit != LAYER:
         facts["unit"] = f"{plan.unit}; every {'MLP' if plan.unit == ATTENTION else ATTENTION} runs"
-    if (patch := plan.options.get("patch")) or plan.patch_bytes != 0:
+    if correction or plan.patch_bytes != 0:
         read = UNKNOWN if plan.patch_bytes is None else f"{plan.patch_bytes:,} bytes in each decode step"
-        facts["patches"] = f"{patch or 'of the skip adapter'}, {len(gaps(plan.kept_layers, plan.num_layers))} gaps, {read}"
-    if plan.memory is not None:
-        facts |= _memory_facts(plan.memory, plan.strategy)
+        facts["correction"] = f"{correction}, {len(gaps(plan.kept_layers, plan.num_layers))} gaps, {read}"
+    if memory is not None:
+        full = "" if plan.keeps_all else f"; full {memory.full_max_batch:,}"
+        facts["largest batch"] = f"{memory.max_batch:,}{full}"
     width = max(map(len, facts))
     return [
         *(_exits(plan.exits, f"{model}, {plan.strategy}") if plan.exits else _kept(plan, model)),
@@ -90,22 +91,6 @@ def _exits(rule: ExitRule, what: str) -> list[str]:
         f"  output heads computed in a step of {rule.target_depth} layers: {rule.heads(rule.target_depth)}",
         f"  exit rule: {rule.confidence} >= threshold; threshold: {threshold}",
     ]
-
-
-def _memory_facts(memory: MemoryPlan, strategy: str) -> dict[str, str]:
-    def beside(show: Callable[[Footprint], str]) -> str:
-        own = show(memory.strategy)
-        return own if strategy == "full" else f"{own}; full {show(memory.full)}"
-
-    in_flight = beside(lambda side: f"{side.max_in_flight:,}")
-    return {
-        "weights": f"{memory.weight_bytes / 2**30:,.2f} GiB of {memory.budget_bytes / 2**30:,.2f} GiB",
-        "tokens per sequence": f"{memory.prompt_tokens} prompt, {memory.new_tokens} new",
-        "peak per sequence": beside(lambda side: f"{side.sequence_bytes / 2**20:,.1f} MiB"),
-        "per sequence in decode": beside(lambda side: f"{side.decoding_bytes / 2**20:,.1f} MiB"),
-        "largest batch": beside(lambda side: f"{side.max_batch:,}"),
-        "sequences in decode": f"{in_flight} (if prompts are encoded one at a time)",
-    }
 
 
 def strip(num_layers: int, kept: Sequence[int]) -> str:

@@ -268,7 +268,7 @@ class OwnResponses(Options):
     num_beams: int = option(1, "number of beams of the first answer; 1: greedy", ge=1)
     temperature: float = option(1.0, "temperature of sampled answers", gt=0)
     max_new_tokens: int | None = option(None, "maximum length in tokens; null: the task's max_new_tokens", ge=2)
-    file: str | None = option(None, "file that stores the answers, for several trainings; null: in the output folder")
+    file: str | None = option(None, "file that stores the answers, for several trainings; null: in the output folder", identity=False)
 
 
 class TrainedPatches(Options):
@@ -283,7 +283,7 @@ class TrainedPatches(Options):
 class TrainOptions(Options):
     """Options of a training run with layer skipping. Presets are in `configs/train/`."""
 
-    name: str = option("default", "name of the preset")
+    name: str = option("default", "name of the preset", identity=False)
     ratios: tuple[float, ...] = option((2.0,), "target speedups to train for; 1 trains the full depth", min_length=1)
     ratio_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = option(
         None, "relative frequency of each ratio; null: equal"
@@ -321,11 +321,11 @@ class TrainOptions(Options):
     max_length: int | None = option(512, "maximum length of an example, in tokens; null: no limit", ge=2)
     vocab_size: int = option(8000, "vocabulary size of the tokenizer that is trained for random weights", ge=258)
     reversed_share: float = option(0.0, "share of translation pairs also trained in the other direction", ge=0, le=1)
-    validation: dict[str, Any] | None = option(None, "task keys that differ for validation, e.g. {source_file: val.de}")
-    held_out: int = option(0, "examples held out for validation", ge=0)
-    evaluate_every: int | None = option(None, "steps between validations", ge=1)
-    save_every: int = option(500, "steps between checkpoints", ge=1)
-    log_every: int = option(50, "steps between log lines", ge=1)
+    validation: dict[str, Any] | None = option(None, "task keys that differ for validation, e.g. {source_file: val.de}", identity=False)
+    held_out: int = option(0, "examples held out for validation", ge=0, identity=False)
+    evaluate_every: int | None = option(None, "steps between validations", ge=1, identity=False)
+    save_every: int = option(500, "steps between checkpoints", ge=1, identity=False)
+    log_every: int = option(50, "steps between log lines", ge=1, identity=False)
     training_args: dict[str, Any] | None = option(None, "further TrainingArguments of transformers")
 
 

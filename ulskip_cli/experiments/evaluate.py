@@ -13,10 +13,10 @@ from ulskip_cli.core.progress import ProgressCallback, ReportProgress
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
 from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.workload import Workload, prompt_batches
+from ulskip_cli.inference import peak_memory
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
 from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, longest_first, until_stop
 from ulskip_cli.inference.engines.base import BatchOutput
-from ulskip_cli.inference.peak_memory import PeakMemory
 from ulskip_cli.inference.sampling import InvalidLogitsError
 from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.tasks import metrics
@@ -70,14 +70,14 @@ def generate_answers(
     num_finished = sum(len(batch.positions) for batch in finished)
     resumed = f", {num_finished} resumed" if num_finished else ""
     on_tokens = _with_rate(progress.phase(f"{name}: generate{resumed}", len(examples)))
-    with PeakMemory(decoder.device) as memory:
-        for positions, output in generate_all(decoder, workload.prompts, context, size, on_tokens, num_finished):
-            add(positions, output)
-            if checkpoints:
-                checkpoints.add(positions, output, size.used, memory.so_far())
+    peak_memory.reset(decoder.device)
+    for positions, output in generate_all(decoder, workload.prompts, context, size, on_tokens, num_finished):
+        add(positions, output)
+        if checkpoints:
+            checkpoints.add(positions, output, size.used, peak_memory.peak_bytes(decoder.device))
     outputs[0] = replace(outputs[0], compile_seconds=outputs[0].compile_seconds + compile_seconds)
-    peak = max([memory.peak_bytes, *(batch.peak_memory_bytes for batch in finished)])
-    return GeneratedAnswers(name, generations, outputs, size, peak)
+    peaks = (peak_memory.peak_bytes(decoder.device), *(batch.peak_memory_bytes for batch in finished))
+    return GeneratedAnswers(name, generations, outputs, size, max(peaks))
 
 
 def score_answers(

@@ -1,47 +1,25 @@
-"""Measure the peak memory of a block of code."""
+"""Peak memory since a reset: of torch's allocator on a GPU, or of this process on other devices."""
 
-import threading
-from types import TracebackType
-from typing import Self
+import contextlib
+import resource
+import sys
+from pathlib import Path
 
-import psutil
 import torch
 
-SAMPLE_SECONDS = 0.05  # shorter peaks can be missed
+
+def reset(device: torch.device) -> None:
+    """Begin to measure; except on Linux, the peak of a process begins at its start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
 
 
-class PeakMemory:
-    """A context manager that measures `peak_bytes`: peak of the CUDA allocator, or sampled resident memory on other devices."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.peak_bytes = 0
-        self._device = device
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> Self:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._device.type == "cuda":
-            self.so_far()
-        else:
-            self._done.set()
-            self._thread.join()
-
-    def so_far(self) -> int:
-        """Return the peak in bytes up to now."""
-        if self._device.type == "cuda":
-            self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
-        return self.peak_bytes
-
-    def _sample(self) -> None:
-        process = psutil.Process()
-        while True:
-            self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
-            if self._done.wait(SAMPLE_SECONDS):
-                return
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak in bytes since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -116,10 +116,14 @@ class Plan:
         return self.num_layers * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
 
     @property
+    def num_cached(self) -> int:
+        """Number of layers that hold a KV cache after the prompt: all if they verify drafts or if MLPs are skipped."""
+        return self.num_layers if self.drafts else len(self.cached_layers(self.stages[0]))
+
+    @property
     def kept_kv_bytes_per_token(self) -> int | None:
-        """The part of `kv_bytes_per_token` that remains after the prompt: all of it if all layers verify drafts."""
-        cached = self.num_layers if self.drafts else len(self.cached_layers(self.stages[0]))
-        return cached * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
+        """The part of `kv_bytes_per_token` that remains after the prompt."""
+        return self.num_cached * self.sizes.kv_per_layer if self.sizes.kv_per_layer else None
 
     def step_counts(self, steps: int) -> list[tuple[int, tuple[int, ...]]]:
         """Return, for each stage, how many of the first `steps` decode steps use the stage, and the layers of the stage."""

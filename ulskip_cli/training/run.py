@@ -24,7 +24,6 @@ from ulskip_cli.core.files import enough_space, user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.options import load_json, parse
-from ulskip_cli.core.validation import ADAPTER_KEYS
 from ulskip_cli.inference import loading
 from ulskip_cli.core.task import Example
 from ulskip_cli.training.adapter_loss import AdapterLoss
@@ -35,8 +34,6 @@ from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_trai
 from ulskip_cli.training.tracking import tracker_arguments
 from ulskip_cli.training.trainer import SkipTrainer
 
-_NOT_IDENTITY = ("evaluate_every", "save_every", "log_every", "validation", "held_out")  # they change no weight
-_LATER_KEYS = ("device_map", "quantization", "adapter", "chat_options")  # unset, they keep the identity of older trainings
 
 
 def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence[Example] | None = None) -> TrainingRecord:
