@@ -141,8 +141,8 @@ def generate(
     from pathlib import Path
 
     from ulskip_cli.core.config import decoding_of
-    from ulskip_cli.core.strategy import LAYER, UNITS
     from ulskip_cli.core.errors import UsageError, require_choice
+    from ulskip_cli.core.strategy import LAYER, UNITS
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
     from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, until_stop

@@ -33,21 +33,22 @@ def install_bash_completion() -> None:
 
 def complete_override(context: Context, arguments: list[str], incomplete: str) -> list[Candidate]:
     """Return the overrides that a command accepts and that begin with `incomplete`."""
-    from ulskip_cli.cli.config_keys import COMMAND_KEYS, known_keys, named_choices
+    from ulskip_cli.cli.config_keys import named_choices
     from ulskip_cli.core import config_reference as reference
 
-    command = COMMAND_KEYS[str(context.command.name)]
+    command = str(context.command.name)
+    groups = reference.groups_of(command)
     chosen = dict(named_choices(context.params.get("overrides") or ()))
     name, equals, value = incomplete.partition("=")
-    keys = {key.name: key for key in known_keys(command, chosen)}
+    keys = {key.name: key for key in reference.command_keys(command, chosen)}
     if not equals:
-        names = dict.fromkeys(command.groups, "config group") | {key.name: key.meaning for key in keys.values()}
+        names = dict.fromkeys(groups, "config group") | {key.name: key.meaning for key in keys.values()}
         found = {one: text for one, text in names.items() if one.startswith(name) and ("." not in one or name)}
         if len(found) > 1 or name in found:
             return [(f"{one}=", text) for one, text in found.items()]
         name = next(iter(found), name)
     done, comma, _ = value.rpartition(",")  # a sweep lists several values
-    if name in command.groups:
+    if name in groups:
         values = reference.describe_choices(name)
     elif name in keys:
         default = [] if keys[name].default in (None, "", [], {}) else [str(keys[name].default)]

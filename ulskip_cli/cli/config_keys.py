@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,70 +19,11 @@ if TYPE_CHECKING:
 MAX_DEFAULT = 40  # characters of a default value that help shows
 
 
-@dataclass(frozen=True)
-class CommandKeys:
-    """The configuration that a command reads: primary file, config groups, and keys outside of groups (None means all)."""
-
-    primary: str
-    groups: tuple[str, ...]
-    top_level: tuple[str, ...] | None = None
-    defaults: Mapping[str, str] = field(default_factory=dict)  # those that differ from the configuration file's
-
-    def reads(self, key: str) -> bool:
-        """Return True if the command reads this key outside of groups."""
-        return self.top_level is None or key in self.top_level or key.partition(".")[0] in self.top_level
-
-
 _PRIMARY_TITLES = (
     ("Other keys of run, sweep, bench and plan", "config"),
     ("Further keys of tune", "tune"),
     ("Other keys of train", "train"),
 )
-_SCHEDULE = ("ratio", "ratio_basis", "prompt_layers")
-_POINT = (
-    *_SCHEDULE,
-    "batch_size",
-    "limit",
-    "seed",
-    "baseline",
-    "name",
-    "results_dir",
-    "speed",
-    "calibration",
-    "tracker",
-    "tracker_options",
-)
-COMMAND_KEYS = {
-    "run": CommandKeys("config", ("model", "task", "strategy", "decoding", "engine", "experiment"), _POINT),
-    "sweep": CommandKeys("config", ("model", "task", "strategy", "decoding", "engine", "experiment", "launcher"), _POINT),
-    "tune": CommandKeys(
-        "tune",
-        ("model", "task", "decoding", "engine", "launcher"),
-        (
-            *("speedup", "quality", "budget", "choice_examples", "finalists", "patch", "candidates"),
-            *("prompt_layers", "batch_size", "limit", "seed", "name", "results_dir", "speed", "calibration"),
-        ),
-    ),
-    "bench": CommandKeys(
-        "config",
-        ("model", "strategy", "decoding", "engine", "experiment"),
-        (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "speed", "tracker", "tracker_options"),
-        {"name": "bench", "ratio": "2,3", "batch_size": "1,8", "engine": "auto,transformers"},  # experiment=bench
-    ),
-    "plan": CommandKeys(
-        "config",
-        ("model", "strategy", "decoding", "engine"),
-        (*_SCHEDULE, "batch_size", "memory_budget", "speed.prompt_tokens", "speed.new_tokens"),
-    ),
-    "export": CommandKeys("config", ("model", "strategy"), (*_SCHEDULE, "results_dir")),
-    "lm-eval": CommandKeys(
-        "config",
-        ("model", "strategy", "decoding"),
-        (*_SCHEDULE, "batch_size", "seed", "name", "results_dir", "tracker", "tracker_options"),
-        {"name": "lm_eval"},
-    ),
-    "train": CommandKeys("train", ("model", "task", "strategy", "train")),
-}
 
 
 class CommandWithKeys(TyperCommand):
@@ -98,7 +39,7 @@ class CommandWithKeys(TyperCommand):
         print(f"{self.get_usage(ctx)}\n\n{inspect.cleandoc(self.help or '')}\n")
         options = [one for one in self.get_params(ctx) if isinstance(one, TyperOption)]
         _print_panel("Options", {", ".join(sorted(one.opts, key=len)): _option_help(one) for one in options})
-        _print_command_keys(COMMAND_KEYS[str(self.name)], dict(named_choices(ctx.meta["words"])))
+        _print_command_keys(str(self.name), dict(named_choices(ctx.meta["words"])))
 
 
 def config(
@@ -112,9 +53,14 @@ def config(
     ] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema for editors, which checks your YAML files.")] = False,
 ) -> None:
     """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip config speed.pairs`."""
     from ulskip_cli.core import config_reference as reference
+
+    if schema:
+        print(json.dumps(reference.json_schema(), indent=1))
+        return
 
     group, _, choice = (name or "").partition("=")
     if not name:
@@ -123,17 +69,6 @@ def config(
         _show_group(group, choice, config_dir, as_json)
     else:
         _show_keys(name, config_dir, as_json)
-
-
-def known_keys(command: CommandKeys, chosen: Mapping[str, str], extra_dir: Path | None = None) -> "list[ConfigKey]":
-    """Return all keys that a command reads; a config group contributes the keys of its chosen or default choice."""
-    from ulskip_cli.core import config_reference as reference
-
-    keys = [key for key in reference.top_level_keys(command.primary) if command.reads(key.name)]
-    for group, choice in {**reference.default_choices(command.primary), **chosen}.items():
-        if group in command.groups:
-            keys += reference.group_keys(group, choice, extra_dir)
-    return [replace(key, default=command.defaults.get(key.name, key.default)) for key in keys]
 
 
 def _option_help(one: TyperOption) -> str:
@@ -153,14 +88,14 @@ def named_choices(words: Iterable[str]) -> Iterator[tuple[str, str]]:
     yield from known
 
 
-def _print_command_keys(command: CommandKeys, chosen: Mapping[str, str]) -> None:
+def _print_command_keys(command: str, chosen: Mapping[str, str]) -> None:
     from ulskip_cli.core import config_reference as reference
 
-    defaults = {**reference.default_choices(command.primary), **chosen}
-    groups = {f"{group}=": _choices_line(group, defaults.get(group)) for group in command.groups}
+    defaults = {**reference.default_choices(reference.primary_of(command)), **chosen}
+    groups = {f"{group}=": _choices_line(group, defaults.get(group)) for group in reference.groups_of(command)}
     _print_panel("Config groups, given as group=choice", groups)
     sections: dict[str, list[ConfigKey]] = {"": []}
-    for key in known_keys(command, chosen):
+    for key in reference.command_keys(command, chosen):
         sections.setdefault(key.name.partition(".")[0] if "." in key.name else "", []).append(key)
     for section, members in sections.items():
         choice = f" of {section}={defaults[section]}" if section in defaults else ""

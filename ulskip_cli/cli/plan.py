@@ -8,9 +8,9 @@ from itertools import groupby
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_commented
 from ulskip_cli.core import config
+from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.strategy import ATTENTION, LAYER, UNIT_NAMES
 from ulskip_cli.core.weight_sizes import gaps
-from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.strategies.memory import MemoryPlan, memory_plan
 from ulskip_cli.strategies.plan import Plan
 

@@ -36,7 +36,7 @@ def train(
         with ProgressBars(enabled=first) as bars:
             from ulskip_cli.training.run import train as run_training
 
-            record = run_training(chosen, bars).to_json()
+            record = run_training(chosen, bars).plain()
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):

@@ -3,9 +3,8 @@
 `--help`, `ulskip config`, shell completion, docs/keys.md, `--print-config` and the JSON schema for editors print it.
 """
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +120,23 @@ def groups_of(command: str) -> tuple[str, ...]:
     kind, groups = PRIMARY[primary_of(command)]
     read = [group for group in groups if group in kind.model_fields and command in notes_of(kind.model_fields[group])["commands"]]
     return (*read, *(["experiment"] if command in ("run", "sweep", "bench") else []))
+
+
+def command_keys(command: str, chosen: Mapping[str, str], extra_dir: Path | None = None) -> list[ConfigKey]:
+    """Return all keys that a command reads; a config group contributes the keys of its chosen or default choice."""
+    primary, groups = primary_of(command), groups_of(command)
+    keys = [key for key in top_level_keys(primary) if command in key.commands]
+    for group, choice in {**default_choices(primary), **chosen}.items():
+        if group in groups:
+            keys += group_keys(group, choice, extra_dir)
+    defaults = {"name": "lm_eval"} if command == "lm-eval" else _experiment_defaults("bench") if command == "bench" else {}
+    return [replace(key, default=defaults.get(key.name, key.default)) for key in keys]
+
+
+def _experiment_defaults(experiment: str) -> dict[str, Any]:
+    """Return the keys that an experiment sets or sweeps, as the default of the command that it belongs to."""
+    values = yaml.safe_load(group_choices("experiment")[experiment].read_text("utf-8"))
+    return {**values, **values.get("sweep", {})}
 
 
 def primary_of(command: str) -> str:

@@ -71,6 +71,7 @@ class Transformers(Engine):
     supports = ALL - {Need.DRAFTS, Need.EARLY_EXIT, Need.COMPILATION}
 
 
+_FLOATS: Mapping[str, tuple[float, float]] = {"f32": (32, 32), "f16": (16, 16)}
 _PLAIN = ALL - {
     *(Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS, Need.COMPILATION, Need.DRAFTS, Need.EARLY_EXIT),
     *(Need.HALF_LAYERS, Need.PATCHES, Need.QUANTIZATION, Need.DEVICE_MAP),
@@ -81,7 +82,7 @@ class LlamaCpp(Engine):
     """llama.cpp, which decodes GGUF files."""
 
     supports = _PLAIN
-    formats = {"f32": (32, 32), "f16": (16, 16), "bf16": (16, 16), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
+    formats: ClassVar[Mapping[str, tuple[float, float]]] = {**_FLOATS, "bf16": (16, 16), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
     modules = ("llama_cpp",)
     install = "pip install 'ulskip[llama-cpp]'"
 
@@ -90,7 +91,7 @@ class OpenVino(Engine):
     """OpenVINO."""
 
     supports = _PLAIN
-    formats = {"f32": (32, 32), "f16": (16, 16), "int8": (8, 8), "int4": (4.25, 8)}
+    formats: ClassVar[Mapping[str, tuple[float, float]]] = {**_FLOATS, "int8": (8, 8), "int4": (4.25, 8)}
     modules = ("openvino",)
     install = "pip install 'ulskip[openvino]'"
 
@@ -99,7 +100,7 @@ class Vllm(Engine):
     """vLLM, in which prompts and all decode steps run through the same layers."""
 
     supports = _PLAIN - {Need.SAMPLING, Need.LATENCY, Need.STAGES, Need.FULL_PROMPT}
-    formats = {"f32": (32, 32), "f16": (16, 16), "bf16": (16, 16)}
+    formats: ClassVar[Mapping[str, tuple[float, float]]] = {**_FLOATS, "bf16": (16, 16)}
     modules = ("vllm",)
     install = "make vllm, and set ULSKIP_VLLM_PYTHON=.venv-vllm/bin/python"
     variable = "ULSKIP_VLLM_PYTHON"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ulskip_cli.core import environment
+from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
@@ -14,7 +14,6 @@ from ulskip_cli.experiments.throughput import sum_exits
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.core import schedule
 from ulskip_cli.strategies.plan import Plan, is_trained_for
 
 

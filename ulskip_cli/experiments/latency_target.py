@@ -1,19 +1,19 @@
 """Time decode steps of several depths on this machine, and find the depth that meets a target speedup."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.experiments.paired_timing import measure_pairs
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.skip_adapter import timing_adapter
 from ulskip_cli.inference.timing import median_interval
-from ulskip_cli.core import schedule
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan
 

@@ -14,11 +14,11 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
-from ulskip_cli.experiments.record import ROW_VERSION, RunRecord
+from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import LmEvalScores, RunIdentity
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.decoder import DecodeContext, Decoder

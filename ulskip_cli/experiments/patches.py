@@ -7,12 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ulskip_cli.core.config_schema import Config, OwnResponses
 from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.corrections.adapter import RECORD
+from ulskip_cli.corrections.patch import Patch
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload
@@ -23,9 +24,7 @@ from ulskip_cli.inference.own_responses import generate_own_responses, greedy_co
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.scoring import ReferenceLoss
-from ulskip_cli.corrections.adapter import RECORD
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined
-from ulskip_cli.corrections.patch import Patch
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.encoding import EncodedExample
 

@@ -14,10 +14,10 @@ from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
+from ulskip_cli.core.task import Example, Task
 from ulskip_cli.experiments.held_out import HeldOutExamples, evaluated_examples, find_held_out
 from ulskip_cli.experiments.record_sections import RunIdentity
 from ulskip_cli.strategies.plan import Plan, make_plan
-from ulskip_cli.core.task import Example, Task
 from ulskip_cli.tasks import metrics
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from ulskip_cli.core.config import preset
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.task import Scoring, Task
 from ulskip_cli.experiments.record import RunRecord, is_done
 from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.loading import read_jsonl
-from ulskip_cli.core.task import Scoring, Task
 from ulskip_cli.tasks.metrics.scores import Answers, Scores
 
 TOLERANCE = 1e-9

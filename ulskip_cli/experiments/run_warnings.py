@@ -1,8 +1,8 @@
 """Warnings of a finished run: one line for each difference between the requested settings and the actual run."""
 
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.core.cpu_load import is_crowded
+from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import MIN_COVERAGE, QualityScores
 from ulskip_cli.inference import cpu_kernels

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.task import Example, Task
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.inference.batching import padded
-from ulskip_cli.core.task import Example, Task
 from ulskip_cli.tasks.encoding import EncodedExample, PromptFormatter, encode, pad_token_id
 
 Batch = tuple[Tensor, Tensor]  # input_ids and attention_mask, each [batch, prompt_len]

@@ -9,10 +9,10 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.printable import all_printable
 from ulskip_cli.experiments.record import Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder

@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import own_files
 from ulskip_cli.core.model_metadata import fingerprint

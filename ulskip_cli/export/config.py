@@ -26,7 +26,7 @@ def shallow_config(
 
     Raises UsageError if no config can describe the view: its layers, or the weights that a skip adapter has changed.
     """
-    values = json.loads((folder / CONFIG).read_text("utf-8"))
+    values: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
     num_layers = source.get_text_config(decoder=True).num_hidden_layers
     _shorten(values, source, view.config, num_layers, kept)
     values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(view.dtype).removeprefix("torch.")

@@ -9,7 +9,6 @@ from pathlib import Path
 from ulskip_cli.core import capabilities
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.core.environment import __version__
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.model_metadata import read_metadata

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import TOKENIZER_FILES
 from ulskip_cli.inference.loading import origin
 

@@ -14,6 +14,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import Engine as EngineChoice
 from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.engines import early_exit, fast, speculative
@@ -26,8 +28,6 @@ from ulskip_cli.inference.packed_linear import TORCH, LinearBackend, choose_line
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.inference.timing import now
-from ulskip_cli.core.exit_rule import ExitRule
-from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.strategies.plan import Plan
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt
-from ulskip_cli.core.exit_rule import ExitRule
 
 
 def softmax_diff(logits: Tensor) -> Tensor:

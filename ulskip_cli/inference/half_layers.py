@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.strategy import ATTENTION
-from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.inference import architecture_support, shallow_view
 from ulskip_cli.core import schedule
+from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.strategy import ATTENTION
+from ulskip_cli.inference import architecture_support, shallow_view
 
 Value = Callable[[Tensor, Tensor | None], Tensor]
 _LAYER_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)  # of a layer that needs more of a part

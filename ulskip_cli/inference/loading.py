@@ -1,7 +1,7 @@
 """Loading of models and tokenizers."""
 
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from pydantic import ConfigDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core import interruption
-from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import user_path
+from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import ModelMetadata, find_adapter, find_config, read_metadata
-from ulskip_cli.core.printable import all_printable
 from ulskip_cli.core.options import Options, load_json, parse
+from ulskip_cli.core.printable import all_printable
 from ulskip_cli.core.weight_sizes import sort_weight_sizes
 from ulskip_cli.inference import shallow_view, smollm2_wheel
 from ulskip_cli.inference.batching import free_bytes

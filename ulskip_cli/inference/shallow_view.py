@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from ulskip_cli.core import schedule
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference import architecture_support
 from ulskip_cli.inference.shallow_config import shallow_config
-from ulskip_cli.core import schedule
 
 _INDICES = ("layer_idx", "layer_id")  # attributes that hold a layer's index
 _COMPILED = ("_compiled_call", "_last_compile_config", "_compiled_call_impl")  # compiled code of the source only

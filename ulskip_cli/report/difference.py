@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
+from ulskip_cli.core.task import Scoring
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.columns import MIN_FOR_STARS, few_examples, speed_ends
 from ulskip_cli.report.quality import LOWER_IS_BETTER, Z, standard_error, vs_baseline
 from ulskip_cli.report.rows import read_answers
 from ulskip_cli.tasks import metrics
-from ulskip_cli.core.task import Scoring
-from ulskip_cli.tasks.metrics.scores import Answers, Scoring
+from ulskip_cli.tasks.metrics.scores import Answers
 
 HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
 SAME_SCORE = 1e-6

@@ -33,7 +33,7 @@ def next_overrides(record: Row, output: Path) -> list[str]:
     layers = json.dumps(record["kept_layers"][f"{ratio:g}"], separators=(",", ":"))
     fixed = [f"strategy.layers={layers}"] if strategy in ("custom", "search") else []
     named = f"model.path={model['path']}" if model["source"] == "hf" else f"model={model['name']}"
-    return [named, f"correction=adapter", f"correction.path={output}", f"strategy={strategy}", *fixed, f"ratio={ratio:g}"]
+    return [named, "correction=adapter", f"correction.path={output}", f"strategy={strategy}", *fixed, f"ratio={ratio:g}"]
 
 
 def curve_label(key: str) -> str:

@@ -16,12 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 from ulskip_cli.core.config_schema import LoraOptions
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.gap_patch import GapPatch, patched_layer
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, by_module, with_linears
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
-from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
 from ulskip_cli.training.frozen_outputs import FrozenOutputs
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss

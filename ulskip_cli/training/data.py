@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ulskip_cli.core.config import changed_choice
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference.batching import padded
 from ulskip_cli.core.task import Example, Task
+from ulskip_cli.inference.batching import padded
 from ulskip_cli.tasks.encoding import PromptFormatter, TextPair, pad_token_id, truncate_source
 
 IGNORED_LABEL = -100

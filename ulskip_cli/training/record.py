@@ -27,7 +27,7 @@ class TrainingRecord(Options):
     strategy: str
     ratios: tuple[float, ...]
     kept_layers: dict[str, tuple[int, ...]]  # the layers of the first decode steps, by ratio
-    later_stages: dict[str, tuple[TrainedStage, ...]] = {}  # by ratio
+    later_stages: dict[str, tuple[TrainedStage, ...]]  # by ratio
     kept_counts: tuple[int, ...]  # all that were trained, descending
     exits: tuple[int, ...] = ()
     prompt_layers: str

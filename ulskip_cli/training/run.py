@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,21 @@ from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.config import drop_unused, recorded_config
-from ulskip_cli.core.config_schema import TrainingConfig
+from ulskip_cli.core.config_schema import DEFAULTS, TrainingConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.files import enough_space, user_path, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint, read_metadata
-from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.options import load_json, parse
-from ulskip_cli.inference import loading
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.task import Example
+from ulskip_cli.inference import loading
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.checkpoints import checkpoint_bytes, last_checkpoint
 from ulskip_cli.training.data import TrainingTexts, load_training_texts
-from ulskip_cli.training.record import RECORD_FILE, TrainingRecord
+from ulskip_cli.training.record import RECORD_FILE, TrainedStage, TrainingRecord
 from ulskip_cli.training.setup import OWN_RESPONSES, TrainingSetup, prepare_training
 from ulskip_cli.training.tracking import tracker_arguments
 from ulskip_cli.training.trainer import SkipTrainer
-
 
 
 def train(config: TrainingConfig, progress: ProgressCallback, examples: Sequence[Example] | None = None) -> TrainingRecord:

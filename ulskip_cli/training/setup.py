@@ -5,7 +5,7 @@ import os
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.schedule import Stage
+from ulskip_cli.corrections.adapter import read_record
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
 from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
-from ulskip_cli.corrections.adapter import read_record
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
-from ulskip_cli.core.schedule import Stage
 from ulskip_cli.strategies.training_schedules import schedules, trained_exits
 from ulskip_cli.tasks.encoding import EncodedExample, pad_token_id
 from ulskip_cli.training.adapter_loss import AdapterLoss

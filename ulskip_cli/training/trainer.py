@@ -10,14 +10,13 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ulskip_cli.core.config import recorded_config
 from ulskip_cli.core.config_schema import TrainingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.core.tracking import flatten
 from ulskip_cli.inference import loading
-from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import SimilarLengthSampler
 from ulskip_cli.training.muon import MuonFactory
@@ -91,7 +90,7 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
         for entry in self.state.log_history:
             losses = {key.removeprefix("eval_loss_"): round(value, 4) for key, value in entry.items() if "eval_loss_" in key}
             if losses:
-                curve[entry["step"]] = CurvePoint(entry["step"], losses)
+                curve[entry["step"]] = CurvePoint(step=entry["step"], validation_loss=losses)
         return tuple(curve.values())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -192,7 +191,7 @@ def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool, tr
         made = LoggedArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
-    made.settings = dict(flatten(recorded_config(config)))
+    made.settings = dict(flatten(config.recorded()))
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would break the views; several GPUs need torchrun
     return made

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response
-from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.data import IGNORED_LABEL, LossBatch
 from ulskip_cli.training.exit_loss import depth_weighted_mean, exit_losses
 

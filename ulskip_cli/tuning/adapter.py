@@ -13,11 +13,11 @@ from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.config_schema import AUTO, TrainingConfig
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.core.task import Example
 from ulskip_cli.core.validation import check_training
 from ulskip_cli.experiments.patches import OWN_RESPONSES
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.strategies.patching import patch_of
-from ulskip_cli.core.task import Example
 from ulskip_cli.training.run import train
 from ulskip_cli.tuning.request import Candidate, TuneRequest, training_examples
 from ulskip_cli.tuning.trials import Chosen

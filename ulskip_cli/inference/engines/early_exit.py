@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.inference import exit_scoring, static_cache
 from ulskip_cli.inference.engines import fast
 from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput, ExitStats
@@ -20,7 +21,6 @@ from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
 from ulskip_cli.inference.packed_linear import linear_backend_of, packed
 from ulskip_cli.inference.positions import PositionsAndMasks
 from ulskip_cli.inference.timing import AccumulatingTimer
-from ulskip_cli.core.exit_rule import ExitRule
 
 
 def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:

@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ulskip_cli.core.errors import StorageError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
