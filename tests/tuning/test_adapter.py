@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -47,10 +48,16 @@ def test_no_example_that_chooses_or_is_reported_is_trained_on(tmp_path_factory, 
     assert found == [name for name in rest if name not in used] if other else len(found) <= 5
 
 
-@given(st.floats(-100, 1000), st.floats(0.01, 50), st.integers(1, 500))
-def test_steps_fit_into_the_seconds(seconds, per_step, most):
-    steps = adapter.num_steps(seconds, per_step, most)
-    assert 1 <= steps <= most and (steps == 1 or steps * per_step <= seconds * (1 + 1e-9))
+def with_seconds(monkeypatch, seconds):
+    """Give every training other seconds; return the list of their configurations."""
+    run, trained = adapter.train, []
+
+    def changed(config, *args):
+        trained.append(config)
+        return replace(run(config, *args), seconds=seconds(config))
+
+    monkeypatch.setattr(adapter, "train", changed)
+    return trained
 
 
 def with_loss(monkeypatch, change):
@@ -117,12 +124,14 @@ def test_the_budget_decides_the_number_of_steps_once(tune, tmp_path, monkeypatch
     monkeypatch.setattr(adapter, "MIN_SECONDS", 1e-3)
     code, found, err = tune("speedup=1.5", "adapter=always", "budget=0.01")
     assert code == 0 and found["adapter"]["steps"] == 1, err
-    monkeypatch.setattr(adapter, "num_steps", lambda seconds, per_step, most: min(2, most))
-    code, found, err = tune("speedup=1.5", "adapter=auto", "budget=40")
-    assert code == 0 and found["adapter"]["steps"] == 2, err
-    monkeypatch.setattr(adapter, "num_steps", lambda seconds, per_step, most: 3)
-    assert tune("speedup=1.5", "adapter=auto", "budget=40")[1]["adapter"] == found["adapter"]
-    assert not list((tmp_path / "results/tune/tuning").glob("*-adapter/probe"))
+    monkeypatch.setitem(adapter.PROBE, "steps", 2)
+    timed = with_seconds(monkeypatch, lambda config: 9.0 if config.train.max_steps == 2 else 0.0)
+    code, found, err = tune("speedup=1.5", "adapter=auto", "budget=2")
+    assert code == 0 and 1 < found["adapter"]["steps"] <= 2 * 60 / (9 / 2), err
+    assert len(timed) == 2 and timed[1].train.max_steps == found["adapter"]["steps"]
+    assert not Path(timed[0].output).exists() and Path(timed[1].output).is_dir()
+    assert tune("speedup=1.5", "adapter=auto", "budget=2")[1]["adapter"] == found["adapter"]
+    assert len(timed) == 2
 
 
 def test_what_cannot_be_trained_is_left_out_in_one_line(tune):

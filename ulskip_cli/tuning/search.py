@@ -11,8 +11,7 @@ from typing import Any
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import NotApplicable, RunError
-from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -22,7 +21,8 @@ from ulskip_cli.experiments.sweep.outcome import GridProgress
 from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sweep
 from ulskip_cli.report.difference import HOLDS, Scorer
 from ulskip_cli.report.quality import primary
-from ulskip_cli.tuning.adapter import AdapterTraining, TrainingSize
+from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.tuning.adapter import adapted, train_adapter, training_size
 from ulskip_cli.tuning.request import Candidate, TuneRequest
 from ulskip_cli.tuning.result import TuneResult, share_of
 from ulskip_cli.tuning.step_log import StepLog
@@ -109,26 +109,32 @@ class Tuning:
 
     def _with_adapter(self, chosen: Chosen) -> Chosen:
         """Train a skip adapter for the chosen layers if the budget has time left, and return the better of both."""
-        config, training = self.request.config, AdapterTraining(self.request, chosen, self.progress)
+        request, config = self.request, self.request.config
         wish = f"{config.adapter_steps} steps" if config.adapter_steps else f"{config.budget:g} minutes, {config.adapter}"
         step = f"adapter for {chosen.trial.candidate} at {chosen.num_kept} layers"
-        size = self._log.once(f"size of the {step} in {wish}", lambda: training.decide(self._log.minutes))
-        self.adapter = (
-            size if "refused" in size else self._log.once(f"{step}: train {size}", lambda: training.run(TrainingSize(**size)))
+        size = self._log.once(
+            f"size of the {step} in {wish}",
+            lambda: _unless_refused(lambda: training_size(request, chosen, self._log.minutes, self.progress)),
         )
+        self.adapter = size
+        if "refused" not in size:
+            self.adapter = self._log.once(
+                f"{step}: train {size}",
+                lambda: _unless_refused(lambda: train_adapter(request, chosen, size, self.progress)),
+            )
         if "refused" in self.adapter:
             self.progress.note(f"left out: trained adapter: {self.adapter['refused']}")
             return chosen
-        adapted = training.adapted(self.adapter["folder"])
+        candidate = adapted(chosen, self.adapter["folder"])
         found = self._log.once(
-            f"{step}: decode loss after {size}", lambda: self._runner.run(adapted, chosen.num_kept).as_step()
+            f"{step}: decode loss after {size}", lambda: self._runner.run(candidate, chosen.num_kept).as_step()
         )
         self._runner.release()
         trial = Trial.from_step(found, self._log.path)
         self.trials.append(trial)
         self.progress.note(f"{trial.candidate}: decode loss {trial.loss:.3f}, before {chosen.trial.loss:.3f}")
-        (row,) = self._measure([_quality_only(self._config(adapted, chosen.num_kept))])
-        both = sorted([chosen, Chosen(trial, adapted, row)], key=lambda one: one.trial.loss)
+        (row,) = self._measure([_quality_only(self._config(candidate, chosen.num_kept))])
+        both = sorted([chosen, Chosen(trial, candidate, row)], key=lambda one: one.trial.loss)
         return both[decide([one.row for one in both])]
 
     def _try(self, candidate: Candidate, num_kept: int) -> dict[str, Any]:
@@ -154,6 +160,16 @@ class Tuning:
         outcome.check()
         ids = [resolver.resolve(config).run_id for config in configs]
         return [{**outcome.records[one].to_row(), "folder": str(self.folder.path)} for one in ids]
+
+
+def _unless_refused(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the value of a step, or `refused` with the reason why this model or candidate cannot have an adapter."""
+    try:
+        return run()
+    except StorageError:
+        raise
+    except (UsageError, RunError) as error:
+        return {"refused": str(error)}
 
 
 def _quality_only(config: Config) -> Config:
