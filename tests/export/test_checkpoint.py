@@ -11,6 +11,7 @@ import torch
 import transformers
 from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
 from safetensors.torch import load_file, save_file
+from tiny_configs import build_config
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.errors import RunError, UsageError
@@ -70,6 +71,16 @@ def test_an_export_loads_alone_and_is_the_view(name, saved, tmp_path):
         assert torch.equal(exported(ids).logits, shallow_view(model, KEPT)(ids).logits)
     assert transformers.AutoTokenizer.from_pretrained(to)("the cat").input_ids
     assert sorted(path.name for path in to.parent.iterdir()) == ["out", "source"]
+
+
+def test_the_text_part_of_a_larger_model_is_exported_as_a_causal_lm(saved, tmp_path):
+    text = build_config("qwen3_5_text")
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": text.hidden_size}
+    config = transformers.Qwen3_5Config(text_config=text.to_dict(), vision_config=vision)
+    source = saved(transformers.Qwen3_5ForConditionalGeneration(config))
+    record = export(source, tmp_path / "out", "prompt_layers=kept")
+    assert "bit-identical" in record["checked"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["Qwen3_5ForCausalLM"]
 
 
 def test_shards_have_an_index_and_stay_within_their_size(saved, tmp_path):

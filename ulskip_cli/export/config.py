@@ -1,8 +1,8 @@
 """The config.json of a model with fewer layers, and a check that it describes the view.
 
-Only entries about layers and the dtype differ from the source's config.json, so programs that read the source can read the
-export. Some models cannot be described this way: GPT-2 can scale the attention of a layer by its index. Therefore the model of
-the new config is built on the meta device and compared with the view module by module.
+Only the class, the dtype and entries about layers differ from the source's config.json, so programs that read the
+source can read the export. Some models cannot be described this way: GPT-2 can scale the attention of a layer by its
+index. Therefore the model of the new config is built on the meta device and compared with the view module by module.
 """
 
 import copy
@@ -29,6 +29,7 @@ def shallow_config(
     values: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
     num_layers = source.get_text_config(decoder=True).num_hidden_layers
     _shorten(values, source, view.config, num_layers, kept)
+    values["architectures"] = [type(view).__name__]  # a causal LM may be a part of the source, e.g. without its vision tower
     values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(view.dtype).removeprefix("torch.")
     rebuilt = meta_model(type(source).from_dict(copy.deepcopy(values)), trust_remote_code)
     if difference := first_difference(view, rebuilt):
