@@ -28,7 +28,6 @@ from ulskip_cli.experiments.row_values import (
     Share,
     Speedup,
     StageValues,
-    StepValues,
 )
 from ulskip_cli.strategies.plan import target_speedup
 
@@ -180,10 +179,7 @@ class BenchmarkDetails:
     compiled_layers: bool | None = None
     machine_limits: Annotated[dict[str, Any], LimitValues] | None = None
     step_bytes: Count | None = None
-    step_flops: Count | None = None
     bandwidth_share: float | None = None
-    flop_share: float | None = None
-    step_time_breakdown: Annotated[dict[str, Any], StepValues] | None = None
     full: Annotated[dict[str, Any], FullValues] | None = None
 
 
