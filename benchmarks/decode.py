@@ -21,9 +21,9 @@ from transformers import CompileConfig, GenerationConfig
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.config_schema import SpeedConfig
-from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.paired_timing import measure_pairs
 from ulskip_cli.experiments.preflight import resolve
+from ulskip_cli.experiments.read_bandwidth import read_bytes_per_second
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.hf_generate import StepObserver
@@ -136,7 +136,7 @@ def measure(args, loaded, config):
     context = DecodeContext(config.decoding, work.pad_token_id)
     full = Decoder(loaded.model, make_plan(baseline_config(config), loaded.metadata))
     speed = SpeedConfig(pairs=args.pairs, warmup=WARMUP, new_tokens=args.tokens)
-    bytes_per_second = machine_limits.read_bytes_per_second(loaded.model.device)
+    bytes_per_second = read_bytes_per_second(loaded.model.device)
     result = {"engines": [], "predictions": [], "bytes_per_second": bytes_per_second}
     result["linear_backend"] = full.linear_backend(config.decoding).name
     for batch_size in BATCH_SIZES:

@@ -52,7 +52,7 @@ def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, 
     assert code == 0
     for part in ("transformers", "torch", "3/6", "Where the time of a step goes", f"written to {tmp_path / 'bench'}/"):
         assert part in out
-    assert "[1/4] machine limits" in err
+    assert "[1/4] read bandwidth" in err
     assert "[4/4] unified: timed pairs" in err
     files = {path.name for path in (tmp_path / "bench").iterdir()}
     assert files - {".locks"} == {"runs.jsonl", "configs", "table.md", "table.csv", "bench.md", "speedup.png", "speedup.svg"}

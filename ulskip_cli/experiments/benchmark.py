@@ -1,6 +1,6 @@
-"""Time the full model and a schedule in pairs on random prompts, and measure the machine's limits (`ulskip bench`)."""
+"""Time the full model and a schedule in pairs on random prompts, and measure the read bandwidth (`ulskip bench`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -12,24 +12,21 @@ from ulskip_cli.core.config_schema import AUTO, COMPILED, Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.strategy import LAYER, MLP
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
-from ulskip_cli.experiments import machine_limits
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
-from ulskip_cli.experiments.machine_limits import MachineLimits
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
+from ulskip_cli.experiments.read_bandwidth import read_bytes_per_second
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import BenchmarkDetails
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import adjustments
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.experiments.step_time import StepTimeBreakdown, StepWork, layer_seconds
 from ulskip_cli.experiments.throughput import measure_throughput
 from ulskip_cli.experiments.workload import RANDOM_PROMPTS
 from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.engines import fast
 from ulskip_cli.inference.engines.base import BatchOutput
-from ulskip_cli.inference.head_timing import head_seconds
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter, timing_adapter
@@ -38,11 +35,11 @@ from ulskip_cli.strategies.plan import Plan, make_plan
 
 @dataclass
 class BenchmarkRunner:
-    """Runs the points of one benchmark, which share weights, compiled steps of the full model, and machine limits."""
+    """Runs the points of one benchmark, which share weights, compiled steps of the full model, and read bandwidths."""
 
     session: Session
     _full: tuple[str, Decoder] | None = None
-    _limits: dict[str, MachineLimits] = field(default_factory=dict)
+    _bandwidths: dict[str, float] = field(default_factory=dict)
 
     def run_point(self, point: ResolvedPoint) -> list[RunRecord]:
         """Time one point and store its record; raise RunError if a single sequence does not fit into memory."""
@@ -59,7 +56,7 @@ class BenchmarkRunner:
         """Time one point as `timed` says, which can differ from its configuration in decoding.compile, and store its record."""
         config, progress = point.config, self.session.progress
         loaded = self._load(config)
-        limits = self._measure_limits(loaded)
+        bandwidth = self._read_bandwidth(loaded)
         latency = self.session.solve_depth(timed, loaded, RANDOM_PROMPTS)
         plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
         adapter, found = timed_correction(config, loaded, plan, latency)
@@ -67,16 +64,13 @@ class BenchmarkRunner:
         full = strategy if plan.keeps_all else self._full_decoder(config, loaded)
         fixed = timed.replace(speed=config.speed.replace(new_tokens=plan.timed_tokens))
         pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
-        progress.phase(f"{plan.strategy}: step time", 0)
-        sides = (pairs.full[0], full), (pairs.strategy[0], strategy)
-        heads = [head_seconds(decoder, output.linear_backend, pairs.batch_size) for output, decoder in sides]
-        full_side, own_side = _describe_sides(pairs, plan, loaded, limits, heads, config)
+        full_side, own_side = _describe_sides(pairs, plan, loaded, bandwidth, config)
         details = BenchmarkDetails(
             timed_prompt_tokens=config.speed.prompt_tokens,
             timed_new_tokens=plan.timed_tokens,
             compiled=pairs.strategy[0].compiled,
             compiled_layers=pairs.strategy[0].compiled and timed.decoding.compile == "layers",
-            machine_limits=asdict(limits),
+            machine_limits={"bytes_per_second": bandwidth},
             full={
                 **asdict(measure_throughput(pairs.full, "timed pairs")),
                 **full_side,
@@ -118,13 +112,13 @@ class BenchmarkRunner:
             self._full = _key(config), Decoder(loaded.model, plan, engine=config.engine)
         return self._full[1]
 
-    def _measure_limits(self, loaded: LoadedModel) -> MachineLimits:
-        device, dtype = loaded.model.device, loaded.model.dtype
-        key = f"{device} {dtype} {torch.get_num_threads()}"
-        if key not in self._limits:
-            self.session.progress.phase("machine limits", 1)
-            self._limits[key] = machine_limits.measure(device, dtype)
-        return self._limits[key]
+    def _read_bandwidth(self, loaded: LoadedModel) -> float:
+        device = loaded.model.device
+        key = f"{device} {torch.get_num_threads()}"
+        if key not in self._bandwidths:
+            self.session.progress.phase("read bandwidth", 1)
+            self._bandwidths[key] = read_bytes_per_second(device)
+        return self._bandwidths[key]
 
 
 def _with_compiled_layers(config: Config, loaded: LoadedModel) -> Config:
@@ -161,41 +155,37 @@ def _key(config: Config) -> str:
 
 
 def _describe_sides(
-    pairs: TimedPairs, plan: Plan, loaded: LoadedModel, limits: MachineLimits, heads: Sequence[float | None], config: Config
+    pairs: TimedPairs, plan: Plan, loaded: LoadedModel, bandwidth: float, config: Config
 ) -> list[dict[str, Any]]:
-    """Return step times and shares of the machine limits, for the full model and then the schedule; unknown values are None."""
-    weights, parameters = loaded.metadata.weights, _parameters(loaded)
+    """Return the bytes that a step reads and its share of the bandwidth, for the full model and then the schedule.
+
+    Unknown values are None.
+    """
+    weights = loaded.metadata.weights
     if config.engine.weights:
-        weights = config.engine.sizes(parameters, 8)  # from one byte per weight
+        weights = config.engine.sizes(_parameters(loaded), 8)  # from one byte per weight
     drafted, patches = pairs.strategy[0].drafts is not None, (0.0, _patches(plan, pairs.full[0].steps))
     if patches[1] and weights is not None:
         weights = replace(weights, patch=(plan.patch_bytes or 0) // len(gaps(plan.kept_layers, plan.num_layers)))
-        hidden_size = loaded.model.config.get_text_config(decoder=True).hidden_size
-        patch = config.correction.patches(config.model).parameters(hidden_size)
-        parameters = parameters and replace(parameters, patch=patch)
-    weights, parameters = (sizes and sizes.of_unit(plan.unit) for sizes in (weights, parameters))
+    weights = weights and weights.of_unit(plan.unit)
     runs = dict.fromkeys(range(plan.num_layers), 1.0), _runs(plan, pairs.full[0].steps)
-    depths = [sum(shares.values()) for shares in runs]
-    seconds = [median(output.step_seconds for output in outputs) for outputs in (pairs.full, pairs.strategy)]
-    per_layer = None if drafted or plan.unit != LAYER else layer_seconds(seconds[0], seconds[1], depths[0], depths[1])
     sides = []
     for i, outputs in enumerate((pairs.full, pairs.strategy)):
-        cached = 1.0 if plan.unit == MLP else depths[i] / (plan.num_kept if i else plan.num_layers)
-        kv_bytes = _kv_bytes(outputs[0]) * cached
-        known = (None, None) if drafted and i else (weights, parameters)
-        work = StepWork.of(*known, runs[i], kv_bytes, len(outputs[0].token_ids), patches[i])
-        breakdown = StepTimeBreakdown(seconds[i], heads[i], None if per_layer is None else per_layer * depths[i])
-        sides.append({**_shares(work, seconds[i], limits), "step_time_breakdown": breakdown.as_dict()})
+        depth = sum(runs[i].values())
+        cached = 1.0 if plan.unit == MLP else depth / (plan.num_kept if i else plan.num_layers)
+        read, share = None, None
+        if weights is not None and not (drafted and i):
+            kv_bytes = len(outputs[0].token_ids) * _kv_bytes(outputs[0]) * cached
+            read = round(_weight_bytes(weights, runs[i], patches[i]) + kv_bytes)
+            share = read / median(output.step_seconds for output in outputs) / bandwidth
+        sides.append({"step_bytes": read, "bandwidth_share": share})
     return sides
 
 
-def _shares(work: StepWork, seconds: float, limits: MachineLimits) -> dict[str, Any]:
-    return {
-        "step_bytes": work.bytes,
-        "step_flops": work.flops,
-        "bandwidth_share": work.bytes and work.bytes / seconds / limits.bytes_per_second,
-        "flop_share": work.flops and work.flops / seconds / limits.flops_per_second,
-    }
+def _weight_bytes(weights: WeightSizes, runs: Mapping[int, float], patches: float) -> float:
+    """Return the bytes of the output head, of `patches` patches, and of the layers by the share of steps that run them."""
+    layers = sum(share * weights.layers[layer] for layer, share in runs.items())
+    return weights.head + patches * weights.patch + layers
 
 
 def _runs(plan: Plan, steps: int) -> dict[int, float]:

@@ -33,7 +33,6 @@ Row = dict[str, Any]  # a record as a JSON object
 
 RENAMED_KEYS = {  # keys of row version 1 and their names since version 2
     "product": "linear_backend",
-    "account": "step_time_breakdown",
     "against_full": "vs_baseline",
     "point_seconds": "wall_seconds",
     "sources_cut": "num_truncated_sources",
@@ -144,7 +143,7 @@ _NEEDS = {  # keys without which the value of another key means nothing
     "machine_limits": (
         *("model", "dtype", "device", "engine", "environment", "prompt_layers", "timed_prompt_tokens", "timed_new_tokens"),
         *("compiled", "kept_layers", "predicted_speedup", "decode_tokens_per_second", "total_tokens_per_second"),
-        *("end_to_end_speedup", "full", "step_time_breakdown"),
+        *("end_to_end_speedup", "full"),
     ),
 }
 

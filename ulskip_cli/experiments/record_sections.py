@@ -27,7 +27,6 @@ from ulskip_cli.experiments.row_values import (
     Share,
     Speedup,
     StageValues,
-    StepValues,
 )
 
 MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
@@ -181,10 +180,7 @@ class BenchmarkDetails:
     compiled_layers: bool | None = None
     machine_limits: Annotated[dict[str, Any], LimitValues] | None = None
     step_bytes: Count | None = None
-    step_flops: Count | None = None
     bandwidth_share: float | None = None
-    flop_share: float | None = None
-    step_time_breakdown: Annotated[dict[str, Any], StepValues] | None = None
     full: Annotated[dict[str, Any], FullValues] | None = None
 
 

@@ -89,20 +89,10 @@ class PairValues(TypedDict):
     strategy: SideValues
 
 
-class StepValues(TypedDict):
-    """The parts of a decode step. A difference of two times may be negative."""
-
-    step_seconds: float | None
-    head_seconds: float | None
-    layers_seconds: float | None
-    other_seconds: float | None
-
-
 class LimitValues(TypedDict):
-    """The rates that the machine reaches in a copy and in a matrix product."""
+    """The rate at which the machine reads memory."""
 
     bytes_per_second: Positive
-    flops_per_second: Positive
 
 
 class FullValues(TypedDict):
@@ -111,8 +101,6 @@ class FullValues(TypedDict):
     decode_tokens_per_second: Positive
     total_tokens_per_second: Positive
     bandwidth_share: float | None
-    flop_share: float | None
-    step_time_breakdown: StepValues
 
 
 class PatchValues(TypedDict):

@@ -1,4 +1,4 @@
-"""Write the report of `ulskip bench`: decoding speed, step time by part, the paper's values and a plot."""
+"""Write the report of `ulskip bench`: decoding speed, the paper's values and a plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import Row, upgrade_row
+from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import paper, tables
-from ulskip_cli.report.columns import Cell, Column, Section, interval, layers, needed, number, text, varying
+from ulskip_cli.report.columns import Column, Section, interval, layers, needed, number, text, varying
 from ulskip_cli.report.corrections import correction
 from ulskip_cli.report.rows import MISSING, displayed
 
@@ -19,20 +19,10 @@ BANDWIDTH = "Of bandwidth: the rate at which a step reads weights, keys and valu
 OVER_GENERATE = (
     "Over generate: tok/s divided by those of the full model with engine=transformers at the same batch size and lengths."
 )
-ACCOUNT = (
-    "Milliseconds of a decode step. Head: the final norm and the output head, timed alone. Layers time: the time per layer, "
-    "from the difference between full and the strategy, times the layers that run. Other: the rest of the step. A dash marks a "
-    "part that the clock cannot resolve."
-)
 
 
-def _share(key: str) -> Cell:
-    return lambda row: MISSING if row.get(key) is None else f"{row[key]:.0%}"
-
-
-def _milliseconds(key: str) -> Cell:
-    """Make cells that show the milliseconds of one part of a step; a negative time is timing noise and is not shown."""
-    return lambda row: MISSING if (own := row["step_time_breakdown"][key]) is None or own < 0 else f"{1000 * own:.3g}"
+def _bandwidth_share(row: Row) -> str:
+    return MISSING if row.get("bandwidth_share") is None else f"{row['bandwidth_share']:.0%}"
 
 
 SPEED = (
@@ -44,14 +34,7 @@ SPEED = (
     Column("full\ntok/s", lambda row: f"{row['full']['decode_tokens_per_second']:.0f}", "full"),
     Column("tok/s", number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
     Column("over\ngenerate", number("over_generate", ".1f"), "over_generate", leaves=2),
-    Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share", leaves=1),
-)
-PARTS = {"step": "step_seconds", "head": "head_seconds", "layers\ntime": "layers_seconds", "other": "other_seconds"}
-STEP = (
-    Column("layers", layers, "kept_layers"),
-    *(Column(title, _milliseconds(key), "step_time_breakdown") for title, key in PARTS.items()),
-    Column("of band-\nwidth", _share("bandwidth_share"), "bandwidth_share"),
-    Column("of\nFLOP/s", _share("flop_share"), "flop_share"),
+    Column("of band-\nwidth", _bandwidth_share, "bandwidth_share", leaves=1),
 )
 CORRECTION = Column("correction", lambda row: correction(row).removeprefix(" + ") or MISSING, "strategy")
 # Keys that get a column if they vary.
@@ -95,13 +78,12 @@ def decoded_by(row: Row) -> str:
     return f"{name}, compiled{' layers' * bool(row.get('compiled_layers'))}" if row["compiled"] else name
 
 
-def machine_limits(rows: Sequence[Row]) -> str:
-    """List the measured bandwidth and FLOP/s of every device, dtype and number of threads."""
+def read_bandwidth(rows: Sequence[Row]) -> str:
+    """List the measured bandwidth of every device and number of threads."""
     lines = {}
     for row in rows:
-        where = f"{row['device']}, {row['dtype']}, {row['environment']['threads']} threads"
-        read, flops = row["machine_limits"]["bytes_per_second"], row["machine_limits"]["flops_per_second"]
-        lines[where] = f"{read / 1e9:,.1f} GB/s and {flops / 1e9:,.0f} GFLOP/s in a matrix product ({where})"
+        where = f"{row['device']}, {row['environment']['threads']} threads"
+        lines[where] = f"{row['machine_limits']['bytes_per_second'] / 1e9:,.1f} GB/s ({where})"
     return "; ".join(lines.values())
 
 
@@ -115,11 +97,10 @@ def sections(rows: Sequence[Row]) -> list[Section]:
         axes.append(CORRECTION)
     over = [OVER_GENERATE] if any(row["over_generate"] for row in rows) else []
     measured = tables.sentences(
-        [*fastest(rows), tables.MEASURED, *over, *tables.interval_notes(rows), f"{BANDWIDTH}: {machine_limits(rows)}"]
+        [*fastest(rows), tables.MEASURED, *over, *tables.interval_notes(rows), f"{BANDWIDTH}: {read_bandwidth(rows)}"]
     )
     found = [
         Section(f"Decoding speed: {_shared(rows)}", rows, [*axes, *needed(SPEED, rows)], measured, words=1),
-        Section("Where the time of a step goes", _sides(rows), [*axes, *STEP], ACCOUNT, words=1),
     ]
     beside = paper.comparable(rows)
     if beside:
@@ -161,17 +142,3 @@ def _shared(rows: Sequence[Row]) -> str:
     """Name the model, dtype and lengths that all rows share."""
     forms = {"model": "{}", "dtype": "{}", "timed_prompt_tokens": "{} prompt tokens", "timed_new_tokens": "{} new tokens"}
     return " · ".join(form.format(rows[0][key]) for key, form in forms.items() if len({row[key] for row in rows}) == 1)
-
-
-def _sides(rows: Sequence[Row]) -> list[Row]:
-    """Return one row per schedule, and one row for the full model per batch size, engine and setting."""
-    sides: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: row["layer_ratio"] == 1):  # the full side of a pair has the time of its layers
-        shape = {"kept_layers": range(row["num_layers"]), "later_stages": [], "layer_ratio": 1.0}
-        shape |= {"strategy": "full", "strategy_options": {}, "draft_tokens": 0, "prompt_layers": "all"}
-        shape |= {"patch": None, "skip_adapter": None}
-        full = {**row, **upgrade_row(row["full"]), **shape}
-        sides.setdefault(str([decoded_by(full), *(full.get(key) for key in ("batch_size", *AXES))]), full)
-        if row["layer_ratio"] > 1:
-            sides[row["id"]] = row
-    return ordered(list(sides.values()))

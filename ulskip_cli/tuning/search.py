@@ -12,6 +12,7 @@ from typing import Any
 from ulskip_cli.core import environment
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
+from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
@@ -21,7 +22,6 @@ from ulskip_cli.experiments.sweep.outcome import GridProgress
 from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sweep
 from ulskip_cli.report.difference import HOLDS, Scorer
 from ulskip_cli.report.quality import primary
-from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.tuning.adapter import adapted, train_adapter, training_size
 from ulskip_cli.tuning.request import Candidate, TuneRequest
 from ulskip_cli.tuning.result import TuneResult, share_of
