@@ -53,7 +53,9 @@ def config(
     ] = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema for editors, which checks your YAML files.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print a JSON schema for editors, which checks your YAML files.")
+    ] = False,
 ) -> None:
     """List config groups, their choices and their keys, e.g. `ulskip config strategy` or `ulskip config speed.pairs`."""
     from ulskip_cli.core import config_reference as reference

@@ -81,7 +81,9 @@ def check(needs: Set[Need], command: str | None = None) -> None:
     for need in sorted(needs & TOGETHER.keys(), key=list(Need).index):
         missing = needs - TOGETHER[need]
         if missing:
-            raise NotApplicable(f"{need.text} cannot be combined with {_texts(missing)}; use {_remedies(missing)} or {need.remedy}")
+            raise NotApplicable(
+                f"{need.text} cannot be combined with {_texts(missing)}; use {_remedies(missing)} or {need.remedy}"
+            )
     missing = needs - COMMANDS[command] if command else set[Need]()
     if missing:
         raise NotApplicable(f"`ulskip {command}` does not support {_texts(missing)}; use {_remedies(missing)}")

@@ -55,7 +55,9 @@ class ConfigKey:
     commands: tuple[str, ...] = ()
 
 
-def keys_of(kind: type[Options], values: Mapping[str, Any], prefix: str = "", inherited: tuple[str, ...] = ()) -> Iterator[ConfigKey]:
+def keys_of(
+    kind: type[Options], values: Mapping[str, Any], prefix: str = "", inherited: tuple[str, ...] = ()
+) -> Iterator[ConfigKey]:
     """Walk the fields of a class; `values` replace defaults, and keys without commands of their own have `inherited` ones."""
     for name, field in kind.model_fields.items():
         if name == "name" and prefix:
@@ -118,7 +120,9 @@ def top_level_keys(primary: str) -> list[ConfigKey]:
 def groups_of(command: str) -> tuple[str, ...]:
     """Return the config groups that a command reads."""
     kind, groups = PRIMARY[primary_of(command)]
-    read = [group for group in groups if group in kind.model_fields and command in notes_of(kind.model_fields[group])["commands"]]
+    read = [
+        group for group in groups if group in kind.model_fields and command in notes_of(kind.model_fields[group])["commands"]
+    ]
     return (*read, *(["experiment"] if command in ("run", "sweep", "bench") else []))
 
 
@@ -151,9 +155,7 @@ def to_commented_yaml(config: Shared) -> str:
 
 def json_schema() -> dict[str, Any]:
     """Return a JSON schema for YAML files of experiments and presets, with which an editor completes and checks them."""
-    shipped = {
-        group: [choice_class(read_choice(group, name), group) for name in group_choices(group)] for group in CHOICES
-    }
+    shipped = {group: [choice_class(read_choice(group, name), group) for name in group_choices(group)] for group in CHOICES}
     classes: list[type[Options]] = [TuneConfig, TrainOptions, *(kind for kinds in shipped.values() for kind in kinds)]
     references, schema = models_json_schema(
         [(kind, "validation") for kind in dict.fromkeys(classes)], ref_template="#/$defs/{model}"

@@ -89,7 +89,9 @@ class LauncherConfig(Options):
 class AlternativesConfig(Options):
     """Alternatives to skipping layers, which a sweep adds to the points of its grid."""
 
-    models: tuple[str, ...] = option((), "presets or folders of smaller models, which run at full depth against the full model=")
+    models: tuple[str, ...] = option(
+        (), "presets or folders of smaller models, which run at full depth against the full model="
+    )
     draft_tokens: tuple[Count, ...] = option(
         (), "draft lengths with which the kept layers also draft for the full model, e.g. auto"
     )
@@ -130,7 +132,9 @@ class Config(Shared):
     name: str = option(
         "default", "folder of the results under results_dir", identity=False, commands=f"{_POINT} tune bench lm-eval"
     )
-    results_dir: str = option("results", "folder of all results", identity=False, commands=f"{_POINT} tune bench export lm-eval")
+    results_dir: str = option(
+        "results", "folder of all results", identity=False, commands=f"{_POINT} tune bench export lm-eval"
+    )
     ratio: float = option(2.0, "target speedup", commands=_SCHEDULE)
     ratio_basis: Literal["layers", "cost", "latency"] = option(
         "layers", "meaning of ratio: layers, predicted cost or measured latency", commands=_SCHEDULE
@@ -238,12 +242,8 @@ class TuneConfig(Config):
     quality: float | None = option(None, "wanted share of the full model's score", gt=0, le=1, commands="tune")
     budget: float = option(30.0, "minutes after which no further candidate is tried", gt=0, commands="tune")
     choice_examples: int = option(50, "held-out examples that choose between candidates", ge=4, commands="tune")
-    finalists: int = option(
-        2, "candidates with the lowest decode loss that also generate answers", ge=1, commands="tune"
-    )
-    candidates: tuple[str, ...] = option(
-        (), "overrides of every candidate; the cheapest calibration first", commands="tune"
-    )
+    finalists: int = option(2, "candidates with the lowest decode loss that also generate answers", ge=1, commands="tune")
+    candidates: tuple[str, ...] = option((), "overrides of every candidate; the cheapest calibration first", commands="tune")
     adapter: Literal["auto", "never", "always"] = option(
         "auto", "train a skip adapter for the best candidate; auto: if time is left", commands="tune"
     )
@@ -268,7 +268,9 @@ class OwnResponses(Options):
     num_beams: int = option(1, "number of beams of the first answer; 1: greedy", ge=1)
     temperature: float = option(1.0, "temperature of sampled answers", gt=0)
     max_new_tokens: int | None = option(None, "maximum length in tokens; null: the task's max_new_tokens", ge=2)
-    file: str | None = option(None, "file that stores the answers, for several trainings; null: in the output folder", identity=False)
+    file: str | None = option(
+        None, "file that stores the answers, for several trainings; null: in the output folder", identity=False
+    )
 
 
 class TrainedPatches(Options):
@@ -301,9 +303,7 @@ class TrainOptions(Options):
     start: str = option("patch", "start of a skip adapter: patch (in closed form), zero, or the folder of another adapter")
     responses: Literal["reference", "own", "both"] = option("reference", "responses to train a skip adapter on")
     own: OwnResponses = option(OwnResponses(), "own answers")
-    prompt_share: float = option(
-        0.0, "share of each prompt, at its end, that is trained on as a response too", ge=0, lt=1
-    )
+    prompt_share: float = option(0.0, "share of each prompt, at its end, that is trained on as a response too", ge=0, lt=1)
     on_policy: float = option(0.0, "share of steps on continuations that the skip adapter samples itself", ge=0, le=1)
     freeze_embeddings: bool = option(False, "do not train the embeddings")
     epochs: float = option(1.0, "passes over the examples", gt=0)
@@ -321,7 +321,9 @@ class TrainOptions(Options):
     max_length: int | None = option(512, "maximum length of an example, in tokens; null: no limit", ge=2)
     vocab_size: int = option(8000, "vocabulary size of the tokenizer that is trained for random weights", ge=258)
     reversed_share: float = option(0.0, "share of translation pairs also trained in the other direction", ge=0, le=1)
-    validation: dict[str, Any] | None = option(None, "task keys that differ for validation, e.g. {source_file: val.de}", identity=False)
+    validation: dict[str, Any] | None = option(
+        None, "task keys that differ for validation, e.g. {source_file: val.de}", identity=False
+    )
     held_out: int = option(0, "examples held out for validation", ge=0, identity=False)
     evaluate_every: int | None = option(None, "steps between validations", ge=1, identity=False)
     save_every: int = option(500, "steps between checkpoints", ge=1, identity=False)

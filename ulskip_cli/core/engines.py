@@ -30,7 +30,9 @@ class Engine(Choice):
     @classmethod
     def _check_weights(cls, value: str | None) -> str | None:
         if value is not None and not cls.formats:
-            raise UsageError(f"engine.weights={value} requires an engine of another library; use model.dtype or model.quantization")
+            raise UsageError(
+                f"engine.weights={value} requires an engine of another library; use model.dtype or model.quantization"
+            )
         return value if value is None else require_choice("engine.weights", value, cls.formats)
 
     @property

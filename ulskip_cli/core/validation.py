@@ -37,9 +37,7 @@ def check_training(config: TrainingConfig) -> None:
         raise UsageError("expected train.ce_weight, train.full_weight or train.distill_weight > 0, got 0 for all")
     weights = train.ratio_weights
     if weights is not None and (len(weights) != len(train.ratios) or not sum(weights)):
-        raise UsageError(
-            f"expected {len(train.ratios)} train.ratio_weights, one per ratio and not all 0, got {list(weights)}"
-        )
+        raise UsageError(f"expected {len(train.ratios)} train.ratio_weights, one per ratio and not all 0, got {list(weights)}")
     if train.validation and train.held_out:
         raise UsageError("expected train.validation or train.held_out, got both; set one of them")
     if train.method == "adapter":

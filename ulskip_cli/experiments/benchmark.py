@@ -10,7 +10,7 @@ import torch
 from ulskip_cli.core.config import baseline_config
 from ulskip_cli.core.config_schema import AUTO, COMPILED, Config
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.core.strategy import LAYER, MLP
+from ulskip_cli.core.strategy import MLP
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.experiments.latency_target import LatencyTargetFit

@@ -157,9 +157,7 @@ def zero_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], s
     return SkipAdapter(num_layers, tuple(kept_sets), tensors)
 
 
-def timing_adapter(
-    model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape
-) -> SkipAdapter | None:
+def timing_adapter(model: PreTrainedModel, kept_sets: Sequence[tuple[int, ...]], shape: PatchShape) -> SkipAdapter | None:
     """Return patches that change nothing and cost the time of others, or None for a kind without such cost."""
     num_layers = shallow_view.num_layers(model)
     corrected = [kept for kept in dict.fromkeys(kept_sets) if len(kept) < num_layers]

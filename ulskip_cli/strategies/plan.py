@@ -226,7 +226,9 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
     unknown = parameters.kind != "none" and not metadata.hidden_size
     vocab_size = metadata.vocab_size
     share = draft_vocab_size(config.decoding, vocab_size) / vocab_size if config.decoding.draft_tokens and vocab_size else None
-    return StepSizes(weights_of_step(metadata.weights, config, patch), None if unknown else patch, metadata.kv_bytes_per_layer, share)
+    return StepSizes(
+        weights_of_step(metadata.weights, config, patch), None if unknown else patch, metadata.kv_bytes_per_layer, share
+    )
 
 
 def _usable_basis(config: Config, weights: WeightSizes | None, depth: float | None) -> tuple[str, tuple[str, ...]]:
@@ -258,9 +260,7 @@ def _choose_count(config: Config, num_layers: int, weights: WeightSizes | None, 
     return strategy.num_kept(num_layers, config.ratio)
 
 
-def _choose_stages(
-    strategy: Strategy, num_layers: int, count: int, depth: float | None, new_tokens: int
-) -> tuple[Stage, ...]:
+def _choose_stages(strategy: Strategy, num_layers: int, count: int, depth: float | None, new_tokens: int) -> tuple[Stage, ...]:
     if depth is None or count <= schedule.MIN_KEPT:
         return strategy.stages(num_layers, count, [new_tokens])
     steps = new_tokens - 1

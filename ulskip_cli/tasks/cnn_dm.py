@@ -47,9 +47,7 @@ class CnnDm(Task):
         examples = examples_from_rows(rows, self.article_key, self.highlights_key, origin)
         if self.max_article_words is None:
             return examples
-        return [
-            replace(example, source=" ".join(example.source.split()[: self.max_article_words])) for example in examples
-        ]
+        return [replace(example, source=" ".join(example.source.split()[: self.max_article_words])) for example in examples]
 
     def _rows(self) -> tuple[list[dict[str, Any]], str]:
         if self.file or self.dataset in SAMPLES:

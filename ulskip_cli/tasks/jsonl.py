@@ -55,6 +55,4 @@ class Jsonl(Task):
 
     def scoring(self) -> Scoring:
         """Return the configured metrics."""
-        return Scoring(
-            self.metrics, self.target_language, self.tokenize, self.stemmer, self.comet_model, self.bertscore_model
-        )
+        return Scoring(self.metrics, self.target_language, self.tokenize, self.stemmer, self.comet_model, self.bertscore_model)

@@ -106,7 +106,10 @@ class SkipTrainer(Trainer):  # type: ignore[misc]
             patches = list(module.patches.parameters())
             known = {id(one) for one in patches}
             rest = [one for one in module.parameters() if one.requires_grad and id(one) not in known]
-            groups = [{"params": rest, "lr": train.learning_rate}, {"params": patches, "lr": self.config.correction.learning_rate}]
+            groups = [
+                {"params": rest, "lr": train.learning_rate},
+                {"params": patches, "lr": self.config.correction.learning_rate},
+            ]
             groups = [group for group in groups if group["params"]]
             self.optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, weight_decay=train.weight_decay)
         return super().create_optimizer(*args, **kwargs)

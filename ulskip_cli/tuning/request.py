@@ -96,10 +96,14 @@ def resolve(overrides: Sequence[str], extra_dir: Path | None = None) -> TuneRequ
         raise UsageError(
             f"expected at least one candidate that can run, got none; {'; '.join(refused)[:300] or 'set candidates=[...]'}"
         )
-    point = resolver.resolve(candidates[0].config.replace(limit=split.final.limit, offset=split.final.offset, task=split.final.task, ratio=1.0))
+    point = resolver.resolve(
+        candidates[0].config.replace(limit=split.final.limit, offset=split.final.offset, task=split.final.task, ratio=1.0)
+    )
     return TuneRequest(
         config=config,
-        overrides=tuple(text for text in overrides if text.partition("=")[0].partition(".")[0] not in (*_OWN_KEYS, "correction")),
+        overrides=tuple(
+            text for text in overrides if text.partition("=")[0].partition(".")[0] not in (*_OWN_KEYS, "correction")
+        ),
         candidates=tuple(candidates),
         refused=tuple(refused),
         split=split,
@@ -199,9 +203,7 @@ def _candidate(config: TuneConfig, overrides: Sequence[str], text: str, extra_di
 def _key(config: TuneConfig, fingerprint: str, split: Split) -> str:
     """Return a hash of everything that decides what a tuning chooses, as 12 hexadecimal digits."""
     wish = {name: getattr(config, name) for name in _OWN_KEYS if name not in _NOT_IN_KEY}
-    data = [
-        [_text(example) for example in side.task.examples()] for side in (split.choice, split.final)
-    ]
+    data = [[_text(example) for example in side.task.examples()] for side in (split.choice, split.final)]
     held = find_held_out(_fitted(split.choice))
     parts = [
         wish,
