@@ -41,7 +41,7 @@ class KeptLayers:
 
 
 def load_kept(point: ResolvedExport, progress: ProgressCallback) -> KeptLayers:
-    """Load the model of an export and make its view; raise UsageError if no ordinary checkpoint can contain the view."""
+    """Load the model and make its view; raise UsageError if no ordinary checkpoint can contain it."""
     model, kept, trusted = point.config.model, point.plan.kept_layers, point.config.model.trust_remote_code
     progress.phase("load the model", 0)
     source = folder_of(model)
@@ -102,7 +102,7 @@ def _write_model(point: ResolvedExport, source: Path, model: PreTrainedModel, co
     for file in folder.glob("*.safetensors"):  # safetensors creates files that only their owner can read
         file.chmod(folder.stat().st_mode & 0o666)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    for pattern in (*COMPANIONS, *(["*.py"] if point.config.model.trust_remote_code else [])):  # only code that the user trusts
+    for pattern in (*COMPANIONS, *(["*.py"] if point.config.model.trust_remote_code else [])):  # trusted code only
         for file in own_files(source, pattern):
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)

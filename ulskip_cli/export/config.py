@@ -1,8 +1,9 @@
 """The config.json of a model with fewer layers, and a check that it describes the view.
 
-Only the class, the dtype and entries about layers differ from the source's config.json, so programs that read the
-source can read the export. Some models cannot be described this way: GPT-2 can scale the attention of a layer by its
-index. Therefore the model of the new config is built on the meta device and compared with the view module by module.
+Only the class, the dtype and entries about layers differ from the source's config.json, so programs
+that read the source can read the export. Some models cannot be described this way: GPT-2 can scale
+the attention of a layer by its index. Therefore the model of the new config is built on the meta
+device and compared with the view module by module.
 """
 
 import copy
@@ -22,14 +23,15 @@ CONFIG = "config.json"
 def shallow_config(
     source: PreTrainedConfig, folder: Path, view: PreTrainedModel, kept: Sequence[int], trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Return the config.json of a view of the kept layers of the checkpoint in `folder`, whose config is `source`.
+    """Return the config.json of a view of the kept layers of a checkpoint.
 
-    Raises UsageError if no config can describe the view: its layers, or the weights that a skip adapter has changed.
+    `source` is the config of the checkpoint in `folder`. Raises UsageError if no config can describe
+    the view: its layers, or the weights that a skip adapter has changed.
     """
     values: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
     num_layers = source.get_text_config(decoder=True).num_hidden_layers
     _shorten(values, source, view.config, num_layers, kept)
-    values["architectures"] = [type(view).__name__]  # a causal LM may be a part of the source, e.g. without its vision tower
+    values["architectures"] = [type(view).__name__]  # it may be a part of the source's
     values["torch_dtype" if "torch_dtype" in values else "dtype"] = str(view.dtype).removeprefix("torch.")
     rebuilt = meta_model(type(source).from_dict(copy.deepcopy(values)), trust_remote_code)
     if difference := first_difference(view, rebuilt):
@@ -41,7 +43,7 @@ def shallow_config(
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Return the config of a checkpoint; raise UsageError if transformers cannot read it, or the weights are quantized."""
+    """Return a checkpoint's config; raise UsageError if it cannot be read or the weights are quantized."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # each config class of transformers checks its values in its own way

@@ -18,7 +18,7 @@ _MAX_SHARE_OF_FREE_MEMORY = 0.7
 
 
 def verify_checkpoint(point: ResolvedExport, view: PreTrainedModel, folder: Path, progress: ProgressCallback) -> str:
-    """Compare an exported folder with the view if the request and the free memory allow it; describe the checks."""
+    """Compare an exported folder with the view if request and memory allow it; describe the checks."""
     structure = "the config describes the modules, tensor shapes and settings of the kept layers"
     if point.check is False:
         return f"{structure}; logits were not compared (--no-check)"
@@ -34,7 +34,10 @@ def verify_checkpoint(point: ResolvedExport, view: PreTrainedModel, folder: Path
 
 
 def compare_with_view(view: PreTrainedModel, folder: Path, trust_remote_code: bool = False) -> tuple[int, int]:
-    """Compare an export with the view; return the numbers of equal positions and tokens, or raise RunError if any differs."""
+    """Compare an export with the view; raise RunError if a logit or a token differs.
+
+    Return the numbers of compared positions and tokens.
+    """
     exported, loading = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, trust_remote_code=trust_remote_code
     )
