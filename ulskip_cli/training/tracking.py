@@ -24,7 +24,7 @@ def tracker_arguments(config: TrainingConfig, identity: str) -> dict[str, Any]:
                 f"transformers; use project, run_name, or environment variables of {tracker}"
             )
     project = options["project"]
-    variables = {
+    variables: dict[str, dict[str, Any]] = {
         "wandb": {
             "WANDB_PROJECT": project,
             "WANDB_DIR": output,  # holds the id of an interrupted run
