@@ -28,7 +28,8 @@ from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines.hf_generate import StepObserver
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.timing import median_interval, now
+from ulskip_cli.experiments.statistics import median_interval
+from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.plan import make_plan
 
 RATIOS, BATCH_SIZES = (2, 3, 5), (1, 8)

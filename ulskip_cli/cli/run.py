@@ -2,17 +2,21 @@
 
 from typing import TYPE_CHECKING
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig, Wide
 from ulskip_cli.cli.show import print_commented, show_outcome
 from ulskip_cli.core import config
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.preflight import ResolvedPoint
-    from ulskip_cli.experiments.record import RunRecord
+    from ulskip_cli.experiments.record import Record
 
 
 def run(
-    overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False, print_config: PrintConfig = False
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    wide: Wide = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Measure quality and speed of one strategy on one model and task, and compare with the full model."""
     chosen = config.compose(overrides or [], config_dir, "run")
@@ -24,6 +28,7 @@ def run(
     point = resolve(chosen)  # before slower imports, so that usage errors answer at once
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.statistics import sentence
     from ulskip_cli.experiments.sweep.outcome import run_each
     from ulskip_cli.report import tables
 
@@ -33,14 +38,13 @@ def run(
 
         session = Session(bars)
 
-        def run_one(point: "ResolvedPoint") -> "list[RunRecord]":
+        def run_one(point: "ResolvedPoint") -> "list[Record]":
             records = run_point(point, session)
             tables.write_tables(folder)
             return records
 
         outcome = run_each([point], run_one, bars)
-    told = outcome.as_json() if as_json else None
-    show_outcome(outcome, folder, lambda rows, width: [tables.terminal(rows, width)], told)
+    show_outcome(outcome, folder, tables.terminal(wide), lambda records: [sentence(records[-1])], as_json)
 
 
 def bench(
@@ -74,4 +78,4 @@ def bench(
     if outcome.records:
         tables.write_tables(folder)
         report.write_bench_report(folder)
-    show_outcome(outcome, folder, report.terminal, outcome.as_json() if as_json else None)
+    show_outcome(outcome, folder, report.terminal, report.lead, as_json)

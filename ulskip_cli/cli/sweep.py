@@ -11,12 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig, Wide
 from ulskip_cli.cli.show import make_console, print_commented, show_outcome
 from ulskip_cli.core.printable import printable
 
 if TYPE_CHECKING:
-    from ulskip_cli.experiments.record import RunRecord
+    from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.sweep.jobs import Job
     from ulskip_cli.experiments.sweep.status import SweepStatus
 
@@ -25,6 +25,7 @@ def sweep(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
+    wide: Wide = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List points and their states; run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
@@ -53,22 +54,21 @@ def sweep(
         return
     from ulskip_cli.cli.sweep_display import SweepDisplay
     from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
-    from ulskip_cli.report import tables
+    from ulskip_cli.report import tables, winners
 
     with SweepDisplay(jobs, tables.write_tables) as display:
         outcome = run_sweep(jobs, SweepOptions(force, fail_fast), display)
-    if len(jobs) > 1 and folder.rows():
+    if len(jobs) > 1 and folder.records():
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    told = outcome.as_json() if as_json else None
-    show_outcome(outcome, folder, lambda rows, width: [tables.terminal(rows, width)], told)
+    show_outcome(outcome, folder, tables.terminal(wide), winners.lead, as_json)
 
 
-def _is_likely_here(record: "RunRecord") -> bool:
+def _is_likely_here(record: "Record") -> bool:
     from ulskip_cli.core import environment
 
-    return record.provenance is not None and environment.is_likely_here(record.provenance.environment)
+    return record.environment is not None and environment.is_likely_here(record.environment.model_dump())
 
 
 def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """Time the full model and a schedule in pairs on random prompts, and measure the read bandwidth (`ulskip bench`)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -17,8 +17,7 @@ from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.read_bandwidth import read_bytes_per_second
-from ulskip_cli.experiments.record import RunRecord
-from ulskip_cli.experiments.record_sections import BenchmarkDetails
+from ulskip_cli.experiments.record import Benchmark, FullSide, Limits, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import adjustments
 from ulskip_cli.experiments.runner import Session
@@ -41,7 +40,7 @@ class BenchmarkRunner:
     _full: tuple[str, Decoder] | None = None
     _bandwidths: dict[str, float] = field(default_factory=dict)
 
-    def run_point(self, point: ResolvedPoint) -> list[RunRecord]:
+    def run_point(self, point: ResolvedPoint) -> list[Record]:
         """Time one point and store its record; raise RunError if a single sequence does not fit into memory."""
         config = point.config
         compiled = _with_compiled_layers(config, self._load(config))
@@ -52,7 +51,7 @@ class BenchmarkRunner:
                 raise
             return self._time_point(point, config)  # torch.compile does not support every model
 
-    def _time_point(self, point: ResolvedPoint, timed: Config) -> list[RunRecord]:
+    def _time_point(self, point: ResolvedPoint, timed: Config) -> list[Record]:
         """Time one point as `timed` says, which can differ from its configuration in decoding.compile, and store its record."""
         config, progress = point.config, self.session.progress
         loaded = self._load(config)
@@ -65,28 +64,28 @@ class BenchmarkRunner:
         fixed = timed.replace(speed=config.speed.replace(new_tokens=plan.timed_tokens))
         pairs = time_pairs(full, strategy, RANDOM_PROMPTS, fixed, progress)
         full_side, own_side = _describe_sides(pairs, plan, loaded, bandwidth, config)
-        details = BenchmarkDetails(
+        details = Benchmark(
             timed_prompt_tokens=config.speed.prompt_tokens,
             timed_new_tokens=plan.timed_tokens,
             compiled=pairs.strategy[0].compiled,
             compiled_layers=pairs.strategy[0].compiled and timed.decoding.compile == "layers",
-            machine_limits={"bytes_per_second": bandwidth},
-            full={
-                **asdict(measure_throughput(pairs.full, "timed pairs")),
+            machine_limits=Limits(bytes_per_second=bandwidth),
+            full=FullSide(
+                **dict(measure_throughput(pairs.full, "timed pairs")),
                 **full_side,
-                "engine": pairs.full[0].engine,
-                "linear_backend": pairs.full[0].linear_backend,
-            },
+                **{key: getattr(pairs.full[0], key) for key in ("engine", "linear_backend")},
+            ),
             **own_side,
         )
         throughput = measure_throughput(pairs.strategy, "timed pairs")
-        record = RunRecord(
-            identity=replace(point.identity, task=None, pair=None, prompt_layers=plan.prompt_layers),
-            schedule=describe_schedule(plan, found),
-            throughput=replace(throughput, compile_seconds=pairs.compile_seconds),
-            timing=pairs.timing(),
-            benchmark=details,
-            provenance=describe_provenance(config, plan, loaded, strategy, 0),
+        asked = {"task": None, "pair": None, "prompt_layers": plan.prompt_layers, "correction": found.correction}
+        record = Record.joined(
+            point.identity.replace(**asked),
+            describe_schedule(plan, found),
+            throughput.replace(compile_seconds=pairs.compile_seconds),
+            pairs.timing(),
+            details,
+            describe_provenance(config, plan, loaded, strategy, 0),
         )
         warnings = [*plan.warnings, *adjustments(config, record)]
         if config.decoding.compile in COMPILED and not details.compiled:
@@ -95,7 +94,7 @@ class BenchmarkRunner:
                 f"decoding.compile={how} had no effect: the {engine} engine does not compile this model's steps, so they were "
                 "timed uncompiled; use engine=torch if it supports the model"
             )
-        record = replace(record, warnings=tuple(warnings))
+        record = record.replace(warnings=tuple(warnings))
         ResultsFolder.of(config).save(config, record)
         return [record]
 

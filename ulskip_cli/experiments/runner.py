@@ -34,7 +34,7 @@ from ulskip_cli.experiments.latency_target import (
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
 from ulskip_cli.experiments.patches import calibrate_patches
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.experiments.throughput import measure_throughput
@@ -126,7 +126,7 @@ class PreparedRun:
     adapter: SkipAdapter | None = None  # corrects the views that skip layers
 
 
-def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None = None) -> list[RunRecord]:
+def run_point(point: ResolvedPoint, session: Session, baseline: Record | None = None) -> list[Record]:
     """Run one point, and its full baseline first if none is stored; return the records, the point's own record last.
 
     A given `baseline` may come from any machine; a stored baseline must come from a machine like this one.
@@ -165,19 +165,19 @@ def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
     return PreparedRun(point, loaded, full, workload, plan, found, started_at, patches or trained)
 
 
-def stored_baseline(point: ResolvedPoint) -> RunRecord | None:
+def stored_baseline(point: ResolvedPoint) -> Record | None:
     """Return the finished baseline of a point if its times were measured on a machine like this one."""
     assert point.baseline is not None
     return ResultsFolder.of(point.config).record(point.baseline.run_id, is_from_here)
 
 
-def is_from_here(record: RunRecord) -> bool:
+def is_from_here(record: Record) -> bool:
     """True if a record was measured on a machine like this one, with the same number of threads."""
-    where = record.provenance
-    return where is not None and environment.is_like_here(where.environment, where.device or "cpu", ("threads",))
+    where = record.environment
+    return where is not None and environment.is_like_here(where.model_dump(), record.device or "cpu", ("threads",))
 
 
-def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord | None = None) -> RunRecord:
+def _measure(run: PreparedRun, progress: ProgressCallback, baseline: Record | None = None) -> Record:
     config, loaded, point, plan = run.point.config, run.loaded, run.point, run.plan
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)
@@ -206,8 +206,8 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
         timed = time_pairs(full if config.baseline else None, decoder, run.workload, fixed, progress)
     progress.phase("write", 0)
     record = _make_record(run, decoder, answers, timed, baseline)
-    record = replace(record, quality=quality, wall_seconds=checkpoints.elapsed_seconds)
-    record = replace(record, warnings=run_warnings(config, plan, record))
+    record = record.join(*([quality] if quality else []), wall_seconds=checkpoints.elapsed_seconds)
+    record = record.replace(warnings=run_warnings(config, plan, record))
     folder.save(config, record, answers.generations if answers else [])
     checkpoints.remove()
     return record
@@ -218,21 +218,25 @@ def _make_record(
     decoder: Decoder,
     answers: GeneratedAnswers | None,
     timed: TimedPairs | None,
-    baseline: RunRecord | None,
-) -> RunRecord:
+    baseline: Record | None,
+) -> Record:
     """Return the record of a measured point, without quality scores."""
     config, plan = run.point.config, run.plan
-    asked = replace(run.point.identity, chat=run.workload.chat, prompt_layers=plan.prompt_layers)
+    asked = run.point.identity.replace(
+        chat=run.workload.chat,
+        prompt_layers=plan.prompt_layers,
+        baseline_id=baseline.id if baseline else None,
+        correction=run.found.correction,
+    )
     pairs = timed.strategy if timed else []
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     natural = outputs if answers or plan.exits else []  # random weights have no answers, but exits in timed pairs
     described = describe_schedule(plan, run.found, natural, pairs)
     if config.has_other_baseline:  # the cost model compares layers of one model in one engine
-        described = replace(described, predicted_speedup=None)
-    return RunRecord(
-        identity=replace(asked, baseline_id=baseline.id if baseline else None),
-        schedule=described,
-        throughput=measure_throughput(outputs, source) if outputs else None,
-        timing=timed.timing() if timed else None,
-        provenance=describe_provenance(config, plan, run.loaded, decoder, len(answers.generations) if answers else 0),
-    )
+        described = described.replace(predicted_speedup=None)
+    sections = [
+        measure_throughput(outputs, source) if outputs else None,
+        timed.timing() if timed else None,
+        describe_provenance(config, plan, run.loaded, decoder, len(answers.generations) if answers else 0),
+    ]
+    return Record.joined(asked, described, *(section for section in sections if section))

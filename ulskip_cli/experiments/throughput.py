@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ulskip_cli.core.exit_rule import MISSING_KV
-from ulskip_cli.experiments.record_sections import Throughput
+from ulskip_cli.experiments.record import Throughput
 from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 
 

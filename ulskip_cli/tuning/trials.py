@@ -12,7 +12,7 @@ from ulskip_cli.core.options import Options, parse
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.decoder import Decoder
@@ -54,7 +54,7 @@ class Chosen:
 
     trial: Trial
     candidate: Candidate
-    row: Row
+    record: Record
 
     @property
     def num_kept(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from ulskip_cli.core.errors import StorageError
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.progress import ReportProgress
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.jobs import Job
 
@@ -30,7 +30,7 @@ class RunningMarker:
         """Write the progress of this job into its marker from now on."""
         self._path = marker_path(self._folder, job)
 
-    def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
+    def job_settled(self, job: Job, record: Record | None, ran: bool) -> None:
         """Stop writing the job's progress."""
         self._path = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ulskip_cli.core.errors import StorageError, UsageError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.sweep.jobs import Job, results_folder
 from ulskip_cli.experiments.sweep.running_marker import RunningMarker
 from ulskip_cli.experiments.sweep.status import SweepStatus
@@ -67,11 +67,11 @@ def status_for(jobs: Sequence[Job], force: bool, anywhere: bool, since: int | No
     """
     also = ("threads",) if jobs[0].config.launcher.name == "inline" else ()
 
-    def is_like_here(record: RunRecord) -> bool:
+    def is_like_here(record: Record) -> bool:
         from ulskip_cli.core import environment
 
-        where = record.provenance
-        return anywhere or (where is not None and environment.is_like_here(where.environment, where.device or "cpu", also))
+        where = record.environment
+        return anywhere or (where is not None and environment.is_like_here(where.model_dump(), record.device or "cpu", also))
 
     return SweepStatus(results_folder(jobs), is_like_here, force, since)
 
@@ -83,7 +83,7 @@ def make_job_runner(progress: ProgressCallback) -> RunJob:
 
     session, failed_before = runner.Session(progress), False
 
-    def run(job: Job, baseline: RunRecord | None) -> RunRecord:
+    def run(job: Job, baseline: Record | None) -> Record:
         nonlocal failed_before
         if failed_before:  # the failed job may still hold memory
             gc.collect()
