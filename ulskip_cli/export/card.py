@@ -117,7 +117,7 @@ def _matches(record: Record, model: ModelConfig, plan: Plan, training: str) -> b
 def _is_corrected(record: Record, skip_adapter: dict[str, Any] | None) -> bool:
     """Return True if a record was measured with an adapter, also if its run fitted it as `correction=patch`."""
     if record.correction is None or skip_adapter is None:
-        return record.correction is skip_adapter
+        return record.correction is None and skip_adapter is None
     used = record.correction.model_dump(exclude_none=True)
     shared = used.keys() & skip_adapter.keys() - {"path", "bytes"}
     return "base" in shared and all(used[key] == skip_adapter[key] for key in shared)

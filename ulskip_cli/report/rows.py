@@ -3,14 +3,13 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
@@ -23,6 +22,7 @@ MAX_FOLDERS_NAMED = 8
 MAX_REASONS = 5
 NAMES = ("model", "task", "pair", "decoding")  # begin the label of every group
 LINES = ("strategy", "correction", "ratio", "batch_size")  # parts in which the lines of one table differ
+DEFAULT = "default"  # stands for the default of an option whose class a preset chooses
 UNKNOWN = "\0"  # placeholder for a setting that a record did not use
 
 
@@ -168,16 +168,16 @@ def setting_title(key: str) -> str:
     """Return the title of a setting.
 
     >>> setting_title("decoding.max_new_tokens"), setting_title("batch_size"), setting_title("num_examples")
-    ('max new tokens', 'batch size', 'examples')
+    ('decoding max new tokens', 'batch size', 'examples')
     """
-    return key.rpartition(".")[2].removeprefix("num_").replace("_", " ")
+    return key.removeprefix("num_").replace("_", " ").replace(".", " ")
 
 
 def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
     """Return the settings in which records differ, without those of the parts `but`.
 
     An option of a config group is compared between records with the same choice in the group only. A key of the configuration
-    that follows from a setting before it, as the path of a model from its name, is not listed again.
+    that says the same as a setting before it, as the path of a model and its name, is not listed again.
     """
     table = settings_table(records)
     found: dict[str, pd.Series] = {}
@@ -191,15 +191,17 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
             choices = pd.Series([record.choice(key) for record in records])[known.index]
             if known.groupby(choices).nunique().max() < 2:
                 continue
-        if key in SETTING_FIELDS or not any(_follows(table[key], shown) for shown in found.values()):
+        is_shown = any(_follows(table[key], shown, key.partition(".")[0] == other) for other, shown in found.items())
+        if key in SETTING_FIELDS or not is_shown:
             found[key] = table[key]
     return list(found)
 
 
-def _follows(values: pd.Series, shown: pd.Series) -> bool:
-    """Return True if every shown value has one of the values."""
+def _follows(values: pd.Series, shown: pd.Series, own: bool) -> bool:
+    """Return True if values follow from shown ones, and unless those name the group's `own` choice, the reverse too."""
     pairs = pd.DataFrame({"shown": shown, "values": values}).drop_duplicates()
-    return bool(pairs[(pairs["shown"] != UNKNOWN) & (pairs["values"] != UNKNOWN)]["shown"].is_unique)
+    pairs = pairs[(pairs["shown"] != UNKNOWN) & (pairs["values"] != UNKNOWN)]
+    return bool(pairs["shown"].is_unique and (own or pairs["values"].is_unique))
 
 
 def settings_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -215,21 +217,23 @@ def settings_table(records: Sequence[Record]) -> pd.DataFrame:
 
 @cache
 def default_of(key: str) -> Any:
-    """Return the default of a setting; `default` for options of strategies and other classes that a preset chooses."""
-    kind: Any = Config
-    for name in key.split("."):
-        fields: Mapping[str, Any] = getattr(kind, "model_fields", {})
-        if name not in fields:
-            return None if kind is Config else "default"
-        kind = fields[name].get_default(call_default_factory=True)
-        if not isinstance(kind, BaseModel) and kind is not None and "." in key and key.endswith(f".{name}"):
-            return kind
-    return kind
+    """Return the default of a setting, or `DEFAULT`."""
+    part, _, rest = key.partition(".")
+    field = Config.model_fields.get(part)
+    if field is None:
+        return None  # found out by the run
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if not rest:
+        return default
+    own = getattr(type(default), "model_fields", {}).get(rest)
+    return own.get_default(call_default_factory=True) if own and not own.is_required() else DEFAULT
 
 
 def setting_text(record: Record, key: str) -> str:
-    """Return the value of a setting as words, or a dash if the record has none."""
-    value = record.settings().get(key)
+    """Return the value of a setting as words, or a dash if the record has none or did not use it."""
+    value = record.settings().get(key, default_of(key)) if record.knows(key) or key in SETTING_FIELDS else None
+    if value == DEFAULT:
+        return MISSING
     if isinstance(value, dict):
         return " ".join(map(str, value.values())) or MISSING
     return MISSING if value is None else str(value)

@@ -14,10 +14,10 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import MIN_FOR_STARS, MISSING, Column, Record, cell, columns
+from ulskip_cli.experiments.record import ABSENT, MIN_FOR_STARS, MISSING, Column, Record, cell, columns
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.statistics import primary, shares
-from ulskip_cli.report.rows import NAMES, displayed, done, ordered, reasons, setting_text, setting_title, varying
+from ulskip_cli.report.rows import LINES, NAMES, displayed, done, ordered, reasons, setting_text, setting_title, varying
 from ulskip_cli.tasks.metrics import metric_keys
 
 MAX_CELL = 24  # characters per cell on a terminal
@@ -84,7 +84,7 @@ class Section:
     ) -> "Section":
         """Make a table of a head and a cell for each column; columns in which no line has a value are left out."""
         texts = [(head, [show(line) for line in lines]) for head, show in shown]
-        texts = [(head, column) for head, column in texts if set(column) - {MISSING} or not lines]
+        texts = [(head, column) for head, column in texts if set(column) - {MISSING, *ABSENT.values()}]
         cells = [list(line) for line in zip(*(column for _, column in texts), strict=True)]
         return cls(title, [head for head, _ in texts], cells, note, words)
 
@@ -110,10 +110,8 @@ def setting(key: str, leaves: int = 0) -> Shown:
 def long_section(records: Sequence[Record]) -> Section:
     """Make the long table: the settings in which the records differ, and the columns for which some record has a value."""
     records = ordered(records)
-    settings = [setting(key, turn) for turn, key in enumerate(varying(records, but=["strategy", "ratio", "folder"]), 1)]
-    options = [setting(key) for key in varying(records) if key.startswith("strategy.") and _differs_within(records, key)]
     measured = [shown(key, column) for key, column in columns()]
-    table = [*measured[:1], *options, *settings, *measured[1:], *_harness(records)]
+    table = [*measured[:1], *_settings(records), *measured[1:], *_harness(records)]
     return Section.of(title(records), records, table, footnote(records), words=1)
 
 
@@ -123,9 +121,8 @@ def short_section(records: Sequence[Record]) -> Section:
     kept = shares(records)
     metric = primary(records)
     measured = [shown(key, column) for key, column in columns() if column.first or key == metric]
-    settings = [setting(key) for key in varying(records, but=["strategy", "ratio", "folder", "prompt_layers", "ratio_basis"])]
     share = (Head("of\nfull"), lambda record: f"{kept[record.key].share:.0%}" if record.key in kept else MISSING)
-    table = [*measured[:1], *settings, *measured[1:-1], share, measured[-1]]
+    table = [*measured[:1], *_settings(records), *measured[1:-1], share, measured[-1]]
     note = sentences([STARS] if any(record.is_significant(metric or "") for record in records) else [])
     return Section.of(title(records), records, table, sentences([note, *reasons(records)]), words=1)
 
@@ -136,12 +133,14 @@ def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
     return lambda records, width: [draw(make([displayed(record, Path()) for record in records]), width, "table.md")]
 
 
-def _differs_within(records: Sequence[Record], key: str) -> bool:
-    """Return True if an option of a strategy differs between records that one name shows."""
-    named: dict[str, set[str]] = {}
+def _settings(records: Sequence[Record]) -> list[Shown]:
+    """Make the columns of the settings in which records differ, and of the options in which those of one name do."""
+    named: dict[str, list[Record]] = {}
     for record in records:
-        named.setdefault(record.strategy_name, set()).add(setting_text(record, key))
-    return any(len(values) > 1 for values in named.values())
+        named.setdefault(record.label, []).append(record)
+    options = [key for same in named.values() for key in varying(same) if key.partition(".")[0] in LINES[:2]]
+    keys = [*dict.fromkeys(options), *varying(records, but=[*LINES[:3], "folder"])]
+    return [setting(key, turn) for turn, key in enumerate(keys, start=1)]
 
 
 def _harness(records: Sequence[Record]) -> list[Shown]:
@@ -228,7 +227,7 @@ def escape_latex(text: str) -> str:
 
 def to_csv(records: Sequence[Record]) -> str:
     """Write all plain values of records as CSV, one line per record, under the keys of a row."""
-    lines = []
+    lines, settings = [], [key for key in varying(records) if "." in key]
     for record in ordered(records):
         derived = {
             "kept_layers": " ".join(map(str, record.kept_layers or ())),
@@ -236,7 +235,8 @@ def to_csv(records: Sequence[Record]) -> str:
             "correction": record.correction.label if record.correction else None,
             "speedup_pairs": record.num_pairs,
         }
-        lines.append({**record.to_row(), **derived, "folder": record.folder})
+        options = {key: text for key in settings if (text := setting_text(record, key)) != MISSING}
+        lines.append({**record.to_row(), **options, **derived, "folder": record.folder})
     order = [*Record.model_fields, *metric_keys(), "speedup_pairs"]
     plain = {key for line in lines for key, value in line.items() if isinstance(value, str | int | float)}
     return csv_text(lines, [*(key for key in order if key in plain), *sorted(plain - set(order))])
