@@ -191,7 +191,7 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
             choices = pd.Series([record.choice(key) for record in records])[known.index]
             if known.groupby(choices).nunique().max() < 2:
                 continue
-        is_shown = any(_follows(table[key], shown, key.partition(".")[0] == other) for other, shown in found.items())
+        is_shown = any(_follows(table[key], shown, key.partition(".")[0] == other.partition("_")[0]) for other, shown in found.items())
         if key in SETTING_FIELDS or not is_shown:
             found[key] = table[key]
     return list(found)

@@ -186,10 +186,11 @@ def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Tab
 
 
 def markdown(section: Section) -> str:
-    """Write a table in Markdown, without heading and note."""
-    aligned = ["left"] * section.num_words + ["right"] * (len(section.heads) - section.num_words)
+    """Write a table in Markdown, without heading and note; cells are not padded, so that one new value changes one line."""
     frame = section.frame(lambda text: text.replace("|", r"\|").replace("<", "&lt;"))
-    return str(frame.to_markdown(index=False, disable_numparse=True, colalign=aligned[: len(section.heads)]))
+    rule = ["---"] * section.num_words + ["---:"] * (len(section.heads) - section.num_words)
+    lines = [list(frame), rule[: len(section.heads)], *frame.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def escape_markdown(text: str) -> str:
