@@ -1,5 +1,7 @@
 """Rows as `ulskip bench` stores them, for the tests of benchmark reports."""
 
+from report_rows import made
+
 ENVIRONMENT = {
     "ulskip": "0", "git_commit": "abc", "git_dirty": False, "packages": {"torch": "2", "transformers": "5"},
     "accelerator": None, "processor": "CPU", "threads": 2, "instruction_set": "AVX2",
@@ -11,7 +13,7 @@ def bench_row(target=2.0, batch=1, engine="torch", compiled=False, **more):
     speeds = {"decode_tokens_per_second": 100.0 * target, "total_tokens_per_second": 150.0 * target}
     full = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0, "bandwidth_share": 0.2}
     full["engine"] = engine
-    return {
+    row = {
         "id": f"{target} {batch} {engine} {compiled}", "experiment": "bench", "model": "tiny", "dtype": "float32",
         "task": None, "pair": None, "dataset": None, "decoding": "greedy", "strategy": "unified", "batch_size": batch,
         "strategy_options": {"spacing": "even"}, "prompt_layers": "all", "draft_tokens": 0,
@@ -22,4 +24,5 @@ def bench_row(target=2.0, batch=1, engine="torch", compiled=False, **more):
         "bandwidth_share": share, **speeds, "full": full, "device": "cpu",
         "machine_limits": {"bytes_per_second": 1e10}, "environment": ENVIRONMENT, "training": "x",
         "num_examples": 0, "warnings": [],
-    } | more  # fmt: skip
+    }  # fmt: skip
+    return made({**row, **more})

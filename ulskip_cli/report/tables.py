@@ -140,7 +140,7 @@ def _settings(records: Sequence[Record]) -> list[Shown]:
         named.setdefault(record.label, []).append(record)
     options = [key for same in named.values() for key in varying(same) if key.partition(".")[0] in LINES[:2]]
     keys = [*dict.fromkeys(options), *varying(records, but=[*LINES[:3], "folder"])]
-    return [setting(key, turn) for turn, key in enumerate(keys, start=1)]
+    return [setting(key, 0 if key in NAMES else turn) for turn, key in zip(range(len(keys), 0, -1), keys, strict=True)]
 
 
 def _harness(records: Sequence[Record]) -> list[Shown]:
