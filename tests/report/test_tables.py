@@ -141,7 +141,7 @@ def test_latex_has_booktabs_with_special_characters_escaped():
     assert r"\caption{50\% \& more\_of it}" in text and r"\label{tab:t4}" in text
     assert text.count(r"\toprule") == text.count(r"\midrule") == text.count(r"\bottomrule") == 1
     assert r"top\_skip & " in text and r"20.0\textsuperscript{*}" in text
-    assert r"early\_exit & 8 & N/A" in text
+    assert r"early\_exit & 8 & 2 & N/A" in text
 
 
 def test_many_rows_are_a_longtable():

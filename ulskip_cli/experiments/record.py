@@ -698,8 +698,8 @@ def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record
     except UsageError as error:
         raise UsageError(f"{place}{error}; repeat the run") from None
     except ValidationError as error:
-        kind = error.errors(include_url=False)[0]["type"]
-        expected = "expected a JSON object, got none" if kind in ("json_invalid", "model_type") else misfit(Record, error)
+        is_row = error.errors(include_url=False)[0]["loc"]
+        expected = misfit(Record, error) if is_row else "expected a JSON object, got none"
         raise UsageError(f"{place}{expected}; repeat the run") from None
 
 
