@@ -64,7 +64,9 @@ def not_applicable(strategy="early_exit", target=2.0, batch=8, status="n/a"):
     known = sweep_row(target=target, batch=batch)
     told = {"status": status, "reason": f"{strategy} decodes one sequence at a time", "strategy": strategy}
     point = {key: known.value(key) for key in keys}
-    return made({**point, "id": f"{strategy}-{target:g}-{batch}", "config": {**known.config, "strategy": {"name": strategy}}, **told})
+    return made(
+        {**point, "id": f"{strategy}-{target:g}-{batch}", "config": {**known.config, "strategy": {"name": strategy}}, **told}
+    )
 
 
 def write_folder(path, rows, answers=None):

@@ -90,9 +90,7 @@ def line(folder: ResultsFolder, row: Record) -> str:
 def page(folder: ResultsFolder) -> str:
     """Write the page: the table and an explanation of its columns."""
     rows = [row for row in folder.records() if row.draft_tokens and row.acceptance_rate is not None]
-    rows.sort(
-        key=lambda row: (row.layer_ratio, row.draft_tokens == "auto", str(row.draft_tokens).zfill(3), vocab_of(row))
-    )
+    rows.sort(key=lambda row: (row.layer_ratio, row.draft_tokens == "auto", str(row.draft_tokens).zfill(3), vocab_of(row)))
     lines = [f"| {' | '.join(HEADS)} |", "|" + " ---: |" * len(HEADS), *(line(folder, row) for row in rows)]
     note = (
         "Of tokens: the part of the vocabulary from which drafts are chosen, beside the tokens of the prompt (auto: the first "

@@ -13,7 +13,7 @@ from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 
-from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.files import read_jsonl, write_atomic
 from ulskip_cli.experiments.record import Record as Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks.loading import read_lines

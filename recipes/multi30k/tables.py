@@ -5,7 +5,6 @@ from statistics import mean
 
 from rows import ADAPTER, BASE, PATCHED, Point, Row, Rows
 
-
 NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip",
          "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search",
 }  # fmt: skip

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
-from ulskip_cli.core.files import read_jsonl, write_atomic
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import provenance

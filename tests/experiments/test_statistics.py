@@ -123,7 +123,9 @@ def test_a_point_passes_at_the_gates_share_and_surely_where_its_interval_does(bl
 
 
 def test_where_lower_is_better_the_share_is_turned():
-    full, record = (record.replace(bleu=None, chrf=None, vs_baseline={}) for record in (sweep_row("full"), sweep_row(decode_loss=2.5)))
+    full, record = (
+        record.replace(bleu=None, chrf=None, vs_baseline={}) for record in (sweep_row("full"), sweep_row(decode_loss=2.5))
+    )
     share = shares([full, record])[record.key]
     assert (share.metric, share.share, share.word) == ("decode_loss", 0.8, "below?")
     assert shares([sweep_row(vs_baseline={}), not_applicable()]) == {}
@@ -140,7 +142,10 @@ def test_no_share_exceeds_what_the_metric_can_be(metric, score, full):
 @pytest.mark.parametrize(
     ("record", "parts"),
     [
-        (sweep_row(bleu=26.3), ("unified keeps 3 of 6 layers", "1.80x as fast (1.78 to 1.82)", "BLEU 26.3 instead of 30.0 (a sig")),
+        (
+            sweep_row(bleu=26.3),
+            ("unified keeps 3 of 6 layers", "1.80x as fast (1.78 to 1.82)", "BLEU 26.3 instead of 30.0 (a sig"),
+        ),
         (sweep_row(num_examples=4), ("too few examples",)),
         (sweep_row(speedup_interval_coverage=0.0), ("too few timed pairs",)),
         (sweep_row("full"), ("full model", "BLEU 30.0.")),

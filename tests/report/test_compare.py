@@ -4,9 +4,11 @@ from ulskip_cli.report import tables
 from ulskip_cli.report.compare import compare, comparison_section
 
 
+from ulskip_cli.experiments.statistics import Scorer
+
+
 def against(new, old):
     return compare(new, old, Scorer(), 0.15, 0.9)
-from ulskip_cli.experiments.statistics import Scorer
 
 
 def test_points_are_matched_by_what_they_are():
@@ -51,7 +53,9 @@ def test_rows_of_speed_alone_are_compared_too():
 
 
 def test_every_pair_has_verdicts():
-    worse = [record.replace(measured_speedup=0.5, measured_speedup_low=0.4, measured_speedup_high=0.6) for record in small_sweep()]
+    worse = [
+        record.replace(measured_speedup=0.5, measured_speedup_low=0.4, measured_speedup_high=0.6) for record in small_sweep()
+    ]
     (first, second) = (against(new, small_sweep(unified_2=20.5)).pairs[-2:] for new in (small_sweep(), worse))
     assert {(pair.keeps, pair.is_faster, pair.verdict) for pair in first} == {("does not hold", "holds", "tie")}
     assert {(pair.is_faster, pair.verdict) for pair in second} == {("does not hold", "does not hold")}

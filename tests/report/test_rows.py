@@ -134,7 +134,9 @@ def test_settings_that_a_record_did_not_use_agree_with_all():
 def test_a_failed_record_joins_the_group_of_its_sweep():
     failed = Record.joined(Point.of(compose(["model=tiny"]), "x"), status=FAILED, reason="out of memory")
     names = {"model": "m", "task": "wmt", "decoding": "greedy", "config": {"ratio": 2.0}, "folder": "results/x"}
-    (group,) = grouped([*(row.replace(chat=False, draft_tokens=0) for row in small_sweep()), failed.replace(**names, dataset=None)])
+    (group,) = grouped(
+        [*(row.replace(chat=False, draft_tokens=0) for row in small_sweep()), failed.replace(**names, dataset=None)]
+    )
     assert not group.records[-1].is_done
 
 
@@ -144,7 +146,9 @@ def patched(kind, rank=None, **more):
 
 def adapted(folder, target=2.0, **more):
     config = {"ratio": target, "correction": {"name": "adapter", "path": [folder]}}
-    return sweep_row(id=folder.replace("/", "-"), target=target, correction={"name": "adapter", "path": folder}, config=config, **more)
+    return sweep_row(
+        id=folder.replace("/", "-"), target=target, correction={"name": "adapter", "path": folder}, config=config, **more
+    )
 
 
 def test_units_patches_and_adapters_are_lines_of_their_own():

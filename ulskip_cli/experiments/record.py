@@ -224,9 +224,7 @@ class Point(Section):
     )
 
     @classmethod
-    def of(
-        cls, config: Config, run_id: str, *, baseline_id: str | None = None, dataset: str | None = None
-    ) -> "Point":
+    def of(cls, config: Config, run_id: str, *, baseline_id: str | None = None, dataset: str | None = None) -> "Point":
         """Make the identity of a point, equal for a finished and a failed run."""
         strategy, correction = config.strategy, config.correction
         target = config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
@@ -308,8 +306,8 @@ class Timing(Section):
     end_to_end_speedup_low: Ratio | None = value("lower end of its interval")
     end_to_end_speedup_high: Ratio | None = value("upper end of its interval")
     speedup_interval_coverage: Share | None = value(
-        "probability that the intervals contain the true median: 1 - 2 P(Binomial(n, 1/2) < k) from the k-th smallest to the "
-        "k-th largest of n ratios, with the largest k that gives 95% (David and Nagaraja, *Order Statistics*); seven pairs give "
+        "probability that the intervals contain the true median: 1 - 2 P(Binomial(n, 1/2) < k) from the k-th smallest to "
+        "the k-th largest of n ratios, with the largest k that gives 95% (David and Nagaraja, *Order Statistics*); seven pairs give "
         "98.4%, five at most 93.8%; rows without the key have a bootstrap interval"
     )
     pairs: Pairs | None = value(
@@ -681,11 +679,15 @@ def cell(record: Record, key: str, column: Column) -> str:
 def reference() -> str:
     """Return the reference of the keys of a row in Markdown, which docs/results.md contains."""
     inherited = {key for kind in SECTIONS for key in kind.model_fields}
-    parts = [f"- `{key}`: {field.description}." for key, field in Record.model_fields.items() if key not in inherited | {"folder"}]
+    parts = [
+        f"- `{key}`: {field.description}." for key, field in Record.model_fields.items() if key not in inherited | {"folder"}
+    ]
     for kind in SECTIONS:
         lines = [f"- `{key}`: {field.description}." for key, field in kind.model_fields.items()]
         if kind is Quality:
-            lines.insert(0, f"- {', '.join(f'`{key}`' for key in metrics.metric_keys())}: the task's [metrics](your-own.md#metrics).")
+            lines.insert(
+                0, f"- {', '.join(f'`{key}`' for key in metrics.metric_keys())}: the task's [metrics](your-own.md#metrics)."
+            )
         parts += [f"\n### {kind.title}\n", *([f"{kind.__doc__}\n"] if kind in (Benchmark, LmEval) else []), *lines]
     return "\n".join(parts) + "\n"
 

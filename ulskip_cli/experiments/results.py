@@ -71,7 +71,7 @@ class ResultsFolder:
         return self.path / "runs.jsonl"
 
     def records(self, *, warn: bool = False) -> list[Record]:
-        """Return the newest record of every point, also of failed points; refused lines are skipped, with a warning if asked."""
+        """Return the newest record of every point, also of failed ones; refused lines are skipped, with a warning if asked."""
         records, refused = self.read()
         for message in refused[:MAX_REFUSED] if warn else ():
             print(f"warning: skipped {message}", file=sys.stderr)

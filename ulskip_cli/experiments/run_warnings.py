@@ -38,8 +38,8 @@ def adjustments(config: Config, record: Record) -> list[str]:
     failure = cpu_kernels.build_failure()
     if failure and failure == record.linear_backend_reason:
         lines.append(
-            f"the CPU kernel for decoding was not built ({failure}), so decoding used {record.linear_backend} and may be slower; "
-            "check the C++ compiler, or set ULSKIP_KERNEL=off"
+            f"the CPU kernel for decoding was not built ({failure}), so decoding used {record.linear_backend} and may be "
+            "slower; check the C++ compiler, or set ULSKIP_KERNEL=off"
         )
     if config.model.quantization and (record.device or "cpu").startswith("cpu"):
         lines.append(
@@ -115,7 +115,8 @@ def _depth_misses(config: Config, record: Record) -> list[str]:
     else:
         advice = "change strategy.threshold or raise calibration.examples"
     return [
-        f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the speedup differs from the target; {advice}"
+        f"{record.strategy}: expected a mean depth of {target} layers, got {mean:.2f}, so the speedup "
+        f"differs from the target; {advice}"
     ]
 
 

@@ -156,7 +156,8 @@ def primary(records: Iterable[Record]) -> str | None:
 def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], Share]:
     """Judge every finished record that has a score and a full model to compare with, among records of one setting.
 
-    The keys are those of the records."""
+    The keys are those of the records.
+    """
     records = [record for record in records if record.is_done]
     metric = primary(records)
     if metric is None:

@@ -153,9 +153,13 @@ def _fields(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) 
 def _field(key: str, column: Column) -> Field:
     """Make the column of a field; layers, intervals and scores are drawn in their own way."""
     if key == "kept_layers":
-        return Field("layers", "kept layers", "layers", _kept, "first layer on the left; pale layers do not run for every token")
+        return Field(
+            "layers", "kept layers", "layers", _kept, "first layer on the left; pale layers do not run for every token"
+        )
     if key == "measured_speedup":
-        return Field("measured", "measured", "interval", _measured, "measured decode speedup over the full model, with its interval")
+        return Field(
+            "measured", "measured", "interval", _measured, "measured decode speedup over the full model, with its interval"
+        )
     if metric_of(key):
         return Field(key, column.head, "score", partial(_score, key=key), column.tip, row_key(key).number_format)
     return Field(key, column.head, "number", column.show or (lambda record: record.value(key)), column.tip, column.form)

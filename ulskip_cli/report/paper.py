@@ -27,6 +27,7 @@ TABLE_4: dict[tuple[float, str], tuple[float, int, int | None, int | None]] = {
     (5, "skip_decode"): (11.52, 154, 285, 864),
     (5, "unified"): (14.87, 201, 332, 1004),
 }
+NOT_RUN = {"paper\ntok/s": "N/A", "paper\nx": "N/A"}
 SHAPES = ("bloom-7b1", "bigscience/bloom-7b1", "bigscience/bloomz-7b1", "bigscience/bloomz-7b1-mt")
 EXPERIMENT = "paper_throughput"
 BENCH_TITLE = "Comparison with the paper's table 4"
@@ -161,10 +162,10 @@ def _beside(title: str, sides: Mapping[str, Sequence[Record]], names: Mapping[tu
             line: dict[str, Any] = {"target": f"{target:g}x", "approach": approach, "batch": str(size)}
             line |= {"paper\nBLEU": f"{bleu:.2f}", "paper\nof full": f"{bleu / full_bleu:.0%}"}
             known = rate is not None and full_rate is not None
-            line |= {"paper\ntok/s": f"{rate:.0f}" if known else "N/A", "paper\nx": f"{rate / full_rate:.2f}" if known else "N/A"}  # type: ignore[operator]
+            line |= {"paper\ntok/s": f"{rate:.0f}", "paper\nx": f"{rate / full_rate:.2f}"} if rate and full_rate else NOT_RUN
             for side, records in sides.items():
                 line |= _ours(side, [record for record in records if record.batch_size == size], (target, approach), names)
-            if any(key.startswith(f"{side}\n") for key in line for side in sides) or (known and len(sides) > 1):
+            if any(key.startswith(f"{side}\n") for key in line for side in sides) or known:
                 lines.append(line)
     heads = list(dict.fromkeys(key for line in lines for key in line))
     has_scores = any(head.endswith("of full") and not head.startswith("paper") for head in heads)
@@ -180,9 +181,8 @@ def _ours(
     side: str, records: Sequence[Record], point: tuple[float, str], names: Mapping[tuple[str, str], str]
 ) -> dict[str, str]:
     """Return a side's cells for a target and approach at one batch size; empty if no record measured them."""
-    target, approach = point
     timed_full = [record.full.total_tokens_per_second for record in records if record.full]
-    if approach == "full" and timed_full:
+    if point[1] == "full" and timed_full:
         return {f"{side}\ntok/s": f"{median(timed_full):.0f}", f"{side}\nx": "1.00"}
     own = next((record for record in records if (record.target_speedup, names[record.key]) == point), None)
     if own is None:

@@ -54,7 +54,10 @@ def save_predictions(rows: Sequence[Record], path: Path, labels: Sequence[str], 
             points = [row for row, own in drawn if (row.batch_size, own) == (batch, label)]
             aside = (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)  # equal predictions are drawn side by side
             marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], f"C{names.index(label)}"
-            xs, ys = [row.value("predicted_speedup") + aside for row in points], [row.value("measured_speedup") for row in points]
+            xs, ys = (
+                [row.value("predicted_speedup") + aside for row in points],
+                [row.value("measured_speedup") for row in points],
+            )
             axes.plot(xs, ys, marker, color=colour, label=f"{label}, batch {batch}")
             for x, y, row in zip(xs, ys, points, strict=True):
                 draw_interval(axes, (x, y), _interval(row), colour)
@@ -107,7 +110,9 @@ def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
             own = sorted((row for row in rows if row.label == strategy), key=_speedup)
             handles.setdefault(strategy, _draw_strategy(axes, own, metric, strategy))
         for row in rows if len(rows) <= MAX_LABELS else ():
-            label = f"{row.value('target_speedup'):g}x" if row.value("target_speedup") else f"{len(row.kept_layers or ())} layers"
+            label = (
+                f"{row.value('target_speedup'):g}x" if row.value("target_speedup") else f"{len(row.kept_layers or ())} layers"
+            )
             annotate(axes, label, (_speedup(row), row.value(metric)), (5, 5))
         kind = "predicted" if rows[0].measured_speedup is None else "measured"
         axes.set(xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric])
@@ -200,7 +205,9 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
             for x, row in zip(xs, own, strict=True):
                 draw_interval(axes, (x, row.value("measured_speedup")), _interval(row), colour)
             handles.setdefault(strategy, axes.plot([], [], "s", markersize=6, color=colour)[0])
-            known += [(x, row.value("predicted_speedup")) for x, row in zip(xs, own, strict=True) if row.value("predicted_speedup")]
+            known += [
+                (x, row.value("predicted_speedup")) for x, row in zip(xs, own, strict=True) if row.value("predicted_speedup")
+            ]
         for batch, marker in zip(batches, cycle(MARKERS), strict=False) if len(batches) > 1 else ():
             handles.setdefault(f"batch {batch}", axes.plot([], [], marker, markersize=4, color=INK)[0])
         if known:

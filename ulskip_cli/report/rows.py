@@ -79,7 +79,9 @@ class Group:
     def points(self) -> dict[tuple[float, str], dict[int, Record]]:
         """Return the last record of every target, approach and batch size, in the order of the paper's table 4."""
         found: dict[tuple[float, str], dict[int, Record]] = defaultdict(dict)
-        records = [(point_order((record.target_speedup, record.strategy)), record) for record in self.records if record.target_speedup]
+        records = [
+            (point_order((record.target_speedup, record.strategy)), record) for record in self.records if record.target_speedup
+        ]
         for _, record in sorted(records, key=lambda item: item[0]):
             assert record.target_speedup is not None
             found[record.target_speedup, self.approach(record)][record.batch_size] = record
@@ -191,7 +193,9 @@ def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
             choices = pd.Series([record.choice(key) for record in records])[known.index]
             if known.groupby(choices).nunique().max() < 2:
                 continue
-        is_shown = any(_follows(table[key], shown, key.partition(".")[0] == other.partition("_")[0]) for other, shown in found.items())
+        is_shown = any(
+            _follows(table[key], shown, key.partition(".")[0] == other.partition("_")[0]) for other, shown in found.items()
+        )
         if key in SETTING_FIELDS or not is_shown:
             found[key] = table[key]
     return list(found)

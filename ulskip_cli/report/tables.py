@@ -80,7 +80,12 @@ class Section:
 
     @classmethod
     def of(
-        cls, title: str, lines: Sequence[Any], shown: Sequence[tuple[Head, Callable[[Any], str]]], note: str = "", words: int = 2
+        cls,
+        title: str,
+        lines: Sequence[Any],
+        shown: Sequence[tuple[Head, Callable[[Any], str]]],
+        note: str = "",
+        words: int = 2,
     ) -> "Section":
         """Make a table of a head and a cell for each column; columns in which no line has a value are left out."""
         texts = [(head, [show(line) for line in lines]) for head, show in shown]
@@ -206,13 +211,17 @@ def latex(section: Section, label: str) -> str:
     """Write a table in LaTeX with booktabs, as a longtable if it has many lines."""
     caption = escape_latex(sentences([section.title, section.note]) if section.note else section.title)
     is_long = len(section.cells) > MAX_LATEX_LINES
-    text = section.frame(escape_latex).style.hide(axis="index").to_latex(
-        column_format="l" * section.num_words + "r" * (len(section.heads) - section.num_words),
-        hrules=True,
-        caption=caption,
-        label=f"tab:{label}",
-        environment="longtable" if is_long else None,
-        position_float=None if is_long else "centering",
+    text = (
+        section.frame(escape_latex)
+        .style.hide(axis="index")
+        .to_latex(
+            column_format="l" * section.num_words + "r" * (len(section.heads) - section.num_words),
+            hrules=True,
+            caption=caption,
+            label=f"tab:{label}",
+            environment="longtable" if is_long else None,
+            position_float=None if is_long else "centering",
+        )
     )
     return str(text)
 

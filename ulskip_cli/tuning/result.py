@@ -94,8 +94,8 @@ class TuneResult:
             sentence(record),
             f"layers:   {layers}, without {skipped} ({self.trial.candidate}{self._trained()})",
             f"speed:    {speedup_text(record)} over the full model",
-            f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f}, {judged.text()}, on {record.num_examples} examples "
-            "that chose nothing",
+            f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f}, {judged.text()}, on {record.num_examples} "
+            "examples that chose nothing",
             f"sure:     {self._sure(judged)}",
             f"run:      {shlex.join(run)}",
             f"export:   {shlex.join(export)}",

@@ -17,10 +17,10 @@ from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.statistics import HOLDS, Scorer, primary
 from ulskip_cli.experiments.sweep.jobs import Job, make_jobs
 from ulskip_cli.experiments.sweep.outcome import GridProgress
 from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sweep
-from ulskip_cli.experiments.statistics import HOLDS, Scorer, primary
 from ulskip_cli.tuning.adapter import adapted, train_adapter, training_size
 from ulskip_cli.tuning.request import Candidate, TuneRequest
 from ulskip_cli.tuning.result import TuneResult, share_of
