@@ -126,6 +126,10 @@ class ResultsFolder:
         """Lock a point; the context value is True in only one process, also across machines that share the folder."""
         return try_lock(self.file(".locks", f"{run_id}.lock"))
 
+    def was_claimed(self, run_id: str) -> bool:
+        """Return True if some process has claimed a point before."""
+        return self.file(".locks", f"{run_id}.lock").exists()
+
     def generations_path(self, run_id: str) -> Path:
         """Return the path of a point's generations."""
         return self.file("generations", f"{run_id}.jsonl")
