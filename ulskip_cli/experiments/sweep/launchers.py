@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,7 +109,9 @@ class Submitit:
         options = {"timeout_min": MINUTES, "name": "ulskip", **(launcher.options or {})}
         (logs / "submitit").mkdir(parents=True, exist_ok=True)
         try:
-            executor = submitit.AutoExecutor(folder=logs.resolve() / "submitit", cluster=cluster)
+            # submitit loads pickles from its folder, so the folder must be new and writable by this user only.
+            folder = tempfile.mkdtemp(dir=logs.resolve() / "submitit")
+            executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
             on_slurm = executor.cluster == "slurm"  # Slurm assigns separate cores to each job
             if launcher.threads and on_slurm:
                 options.setdefault("cpus_per_task", launcher.threads)
