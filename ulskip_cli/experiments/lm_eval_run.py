@@ -47,7 +47,7 @@ def evaluate(overrides: Sequence[str], options: Mapping[str, Any]) -> tuple[Resu
     manager = TaskManager(include_path=arguments.pop("include_path", None), metadata=arguments.get("metadata"))
     tasks = _find_tasks(manager, arguments.pop("tasks"))
     folder = ResultsFolder.of(config)
-    output = arguments.pop("output_path", None) or folder.file(EXPERIMENT)
+    output = arguments.pop("output_path", None) or folder.path / EXPERIMENT
 
     from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate  # imports torch, so only after all checks

@@ -59,7 +59,7 @@ def calibrate_patches(
     assert held_out is not None and held_out.encoded  # preflight refuses random weights and tasks without examples
     kept_sets = [stage.kept_layers for stage in plan.stages if len(stage.kept_layers) < plan.num_layers]
     key = _key(config, kept_sets, held_out)
-    folder = ResultsFolder.of(config).file("calibrations", key)
+    folder = ResultsFolder.of(config).path / "calibrations" / key
     if not (folder / RECORD).is_file():
         began = time.monotonic()
         fit = _PatchCalibration(config, loaded, held_out, plan, progress)

@@ -12,7 +12,6 @@ from transformers import AutoConfig, GenerationConfig
 
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import own_files
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
@@ -104,7 +103,7 @@ def _write_model(
 
 def _copy_companions(model: ModelConfig, source: Path, folder: Path) -> None:
     for pattern in (*COMPANIONS, *(["*.py"] if model.trust_remote_code else [])):  # code only if the user trusts it
-        for file in own_files(source, pattern):
+        for file in filter(Path.is_file, source.glob(pattern)):
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)

@@ -48,8 +48,8 @@ class AdapterTraining:
 
     def __post_init__(self) -> None:
         results = ResultsFolder.of(self.request.config)
-        self._calibrations = results.file("calibrations")
-        self._folder = results.file("tuning", f"{self.request.key}-adapter")
+        self._calibrations = results.path / "calibrations"
+        self._folder = results.path / "tuning" / f"{self.request.key}-adapter"
 
     def decide(self, minutes: float) -> dict[str, Any]:
         """Return the `TrainingSize` that fits into the budget after some minutes; see `_unless_refused`."""

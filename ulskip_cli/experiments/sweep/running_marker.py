@@ -61,7 +61,7 @@ def marked(folder: ResultsFolder, job: Job, token: str) -> Iterator[int]:
 
 def marker_path(folder: ResultsFolder, job: Job) -> Path:
     """Return the path of a running job's marker."""
-    return folder.file(".locks", f"{job.id}.json")
+    return folder.path / ".locks" / f"{job.id}.json"
 
 
 def read_marker(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Slurm:
             raise missing_package("submitit", "submitit") from None
         self.size = launcher.workers or 1
         cluster = None if launcher.executor == "auto" else launcher.executor
-        logs = results_folder(orders.jobs).file("logs", "submitit")
+        logs = results_folder(orders.jobs).path / "logs" / "submitit"
         options = {"timeout_min": MINUTES, "name": "ulskip", **(launcher.options or {})}
         logs.mkdir(parents=True, exist_ok=True)
         # submitit loads pickles from its folder, so the folder must be new and writable by this user only.
