@@ -165,14 +165,3 @@ def test_failed_rows_without_an_identity_are_points_of_their_own(tmp_path):
     for run_id in ("p", "q"):
         folder.append(record(run_id, status="failed"))
     assert [row["id"] for row in folder.rows()] == ["p", "q"]
-
-
-@pytest.mark.parametrize("name", [".locks", "configs", "generations"])
-def test_nothing_is_written_through_a_linked_folder(tmp_path, name):
-    folder = folder_in(tmp_path)
-    (tmp_path / "victim").mkdir()
-    folder.path.mkdir()
-    (folder.path / name).symlink_to(tmp_path / "victim")
-    with pytest.raises(UsageError, match="symbolic link"):
-        folder.save(compose([]), record("p"), [answer("a")])
-    assert not list((tmp_path / "victim").iterdir())

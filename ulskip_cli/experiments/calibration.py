@@ -143,7 +143,7 @@ def calibrate_strategy(
         return config, None
     num_layers, num_kept = loaded.metadata.num_layers, make_plan(config, loaded.metadata).target_kept
     key = _key(config, num_kept, workload)
-    path = ResultsFolder.of(config).file("calibrations", f"{key}.json")
+    path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
     stored = _stored(path, strategy)
     if stored is None:
         began = time.monotonic()

@@ -52,7 +52,7 @@ def calibrate_patches(
     shape, kept_sets = _shape(config), plan.skipping_sets
     assert held_out is not None and held_out.encoded  # preflight refuses random weights and tasks without examples
     key = _key(config, kept_sets, held_out)
-    folder = ResultsFolder.of(config).file("calibrations", key)
+    folder = ResultsFolder.of(config).path / "calibrations" / key
     if not (folder / RECORD).is_file():
         began = time.monotonic()
         fit = _PatchCalibration(config, loaded, held_out, plan, progress)

@@ -38,7 +38,7 @@ class TuneResult:
     def skip_adapter(self) -> Path | None:
         """The folder of the chosen patches or trained adapter; None without corrections."""
         results = ResultsFolder.of(self.request.config)
-        patches = results.file("calibrations", self.trial.patch) if self.trial.patch else None
+        patches = results.path / "calibrations" / self.trial.patch if self.trial.patch else None
         return Path(self.trial.adapter) if self.trial.adapter else patches
 
     @property

@@ -122,7 +122,7 @@ def store_failure(job: Job, error: Exception, folder: ResultsFolder) -> RunRecor
     record = job.failure_record(error)
     finished_at = datetime.now(UTC).isoformat(timespec="seconds")
     if not isinstance(error, NotApplicable):
-        log = folder.file("logs", f"{job.id}.log")
+        log = folder.path / "logs" / f"{job.id}.log"
         details = "".join(traceback.format_exception(error))
         write_atomic(log, f"{finished_at} {job.label}\n{details}")
         record = replace(record, log=str(log.relative_to(folder.path)))
