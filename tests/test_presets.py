@@ -4,7 +4,7 @@ import yaml
 from ulskip_cli.core.config import group_choices
 
 MAX_CHARACTERS = 90
-GROUPS = ("model", "task", "strategy", "decoding")
+GROUPS = ("model", "task", "strategy", "correction", "decoding", "engine")
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from ulskip_cli.core.config import compose, instantiate
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.wmt import SAMPLE, Wmt
@@ -25,7 +25,7 @@ def test_both_directions_are_the_same_pairs():
 
 
 def test_prompts_name_the_languages():
-    task = instantiate(compose(["task.pair=en-de"]).task, "task")
+    task = compose(["task.pair=en-de"]).task
     example = task.examples()[0]
     assert task.template_for(False).prompt(example) == f"{example.source}\nTranslate English to German:"
     assert task.template_for(False).response(example) == f" {example.reference}"
