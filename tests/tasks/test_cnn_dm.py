@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ulskip_cli.core.config import compose
+from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.cnn_dm import SAMPLES, CnnDm
 
@@ -84,10 +84,10 @@ def test_bad_files_are_named_with_the_line(tmp_path, text, message):
         CnnDm(file=str(path)).examples()
 
 
-def test_bad_settings_are_refused(file):
+def test_bad_settings_are_refused():
     with pytest.raises(UsageError, match=r"nowhere\.jsonl"):
         CnnDm(file="nowhere.jsonl").examples()
     with pytest.raises(UsageError, match=r"'cnn'.*task\.file"):
         CnnDm(dataset="cnn").examples()
     with pytest.raises(UsageError, match=r"max_article_words.*0"):
-        CnnDm(file=str(file), max_article_words=0).examples()
+        preset("task", "cnn_dm", {"max_article_words": 0})

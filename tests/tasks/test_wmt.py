@@ -1,5 +1,4 @@
 import hashlib
-from dataclasses import replace
 
 import pytest
 
@@ -93,11 +92,11 @@ def test_bad_files_are_refused(files, source, reference, message):
 
 def test_a_language_without_a_known_code_is_named(files):
     with pytest.raises(UsageError, match=r"'yi' in task\.pair=de-yi.*task\.target_language="):
-        replace(files(b"a", b"b"), pair="de-yi")
-    task = replace(files(b"a", b"b"), pair="de-yi", target_language="Yiddish")
+        compose(["task.pair=de-yi"])
+    task = files(b"a", b"b").replace(pair="de-yi", target_language="Yiddish")
     (example,) = task.examples()
     templates = {"plain": {"prompt": "{source_language}-{target_language}: {source}", "response": "{reference}"}}
-    assert replace(task, templates=templates).template_for(False).prompt(example) == "German-Yiddish: a"
+    assert task.replace(templates=templates).template_for(False).prompt(example) == "German-Yiddish: a"
     (turned,) = task.reversed().examples()
     assert turned.source == "b"
     assert task.reversed().source_language == "Yiddish"
