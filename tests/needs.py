@@ -1,5 +1,7 @@
 """Overrides that make a run of the bundled model need each `Need`, for the tests of combinations."""
 
+import warnings
+
 import pytest
 
 from ulskip_cli.core.capabilities import ALL, Need
@@ -38,7 +40,8 @@ SMALL = [
 
 def overrides_for(*needs, supports=ALL, **paths):
     """Return overrides that need `needs`; prompts run through the kept layers alone if an engine wants it."""
-    small = ["prompt_layers=kept"] if Need.FULL_PROMPT not in supports else []
+    whole = Need.FULL_PROMPT in supports or not supports.issuperset(needs)
+    small = [] if whole else ["prompt_layers=kept"]
     chosen = {text.partition("=")[0]: text for text in [*SMALL, *small]}
     for need in needs:
         for text in RECIPES[need]:
@@ -48,8 +51,10 @@ def overrides_for(*needs, supports=ALL, **paths):
             chosen[key] = text
     if Need.RANDOM_WEIGHTS in needs:
         chosen.pop("limit")
-    return [text.replace("{adapter}", str(paths.get("adapter"))).replace("{peft}", str(paths.get("peft")))
-            for text in sorted(chosen.values(), key=lambda text: "." in text.partition("=")[0])]
+    for key in chosen:
+        for name, path in paths.items():
+            chosen[key] = chosen[key].replace(f"{{{name}}}", str(path))
+    return list(chosen.values())
 
 
 @pytest.fixture(scope="session")
@@ -70,5 +75,6 @@ def folders(tmp_path_factory):
     record = {"kind": "full", "base": {"fingerprint": fingerprint(config.model)}}
     folder = tmp_path_factory.mktemp("adapters")
     SkipAdapter(12, adapter.kept_sets, adapter.tensors, record).save(folder / "skip")
-    get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(folder / "peft")
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft reads an old name
+        get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(folder / "peft")
     return {"adapter": folder / "skip", "peft": folder / "peft"}
