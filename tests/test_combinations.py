@@ -15,9 +15,7 @@ from ulskip_cli.experiments.runner import Session
 NOT_ASKED = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
 DONE = ("done", "not_applicable")
 pytestmark = pytest.mark.slow
-ENGINE_NEEDS = [
-    (engine, need) for engine in ENGINES for need in Need if need in SUPPORTS[engine] - NOT_ASKED
-]
+ENGINE_NEEDS = [(engine, need) for engine in ENGINES for need in Need if need in SUPPORTS[engine] - NOT_ASKED]
 PAIRS = [
     (one, other)
     for one in TOGETHER

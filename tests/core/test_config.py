@@ -93,9 +93,7 @@ def test_a_preset_is_an_object_of_its_class():
     assert isinstance(config.compose([]).strategy, Unified)
 
 
-@pytest.mark.parametrize(
-    "target", ["planted.Thing", "ulskip_cli.core.config_schema.SpeedConfig", "", "3"]
-)
+@pytest.mark.parametrize("target", ["planted.Thing", "ulskip_cli.core.config_schema.SpeedConfig", "", "3"])
 def test_a_class_that_is_no_strategy_is_named(target, tmp_path):
     (tmp_path / "strategy").mkdir()
     (tmp_path / "strategy" / "x.yaml").write_text(f"_target_: '{target}'\nname: x\n")

@@ -103,13 +103,31 @@ def test_out_of_reach_names_the_highest_ratio():
 
 def test_stages_only_shrink_and_tell_their_mean_depth():
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(6, None, None))
-    staged = replace(plan, stages=(plan.stages[0], Stage(4, (0, 5)),))
+    staged = replace(
+        plan,
+        stages=(
+            plan.stages[0],
+            Stage(4, (0, 5)),
+        ),
+    )
     assert [stage.first_step for stage in staged.stages] == [0, 4]
     assert (staged.mean_kept(4), staged.mean_kept(8), staged.mean_kept(2)) == (3, 2.5, 3)
     with pytest.raises(ValueError, match="fewer layers"):
-        replace(plan, stages=(plan.stages[0], Stage(4, (0, 1)),))
+        replace(
+            plan,
+            stages=(
+                plan.stages[0],
+                Stage(4, (0, 1)),
+            ),
+        )
     with pytest.raises(ValueError, match="fewer layers"):
-        replace(plan, stages=(plan.stages[0], Stage(0, (0, 5)),))
+        replace(
+            plan,
+            stages=(
+                plan.stages[0],
+                Stage(0, (0, 5)),
+            ),
+        )
 
 
 def test_early_exit_promises_what_its_layers_and_heads_cost():
