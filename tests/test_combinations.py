@@ -20,6 +20,7 @@ PAIRS = [
     (one, other)
     for one, other in combinations(Need, 2)
     if {one, other} & TOGETHER.keys() and not {one, other} & NOT_ASKED
+    if Need.LATENCY not in (one, other)  # a minute each; every engine runs it alone
     if other in TOGETHER.get(one, ALL) and one in TOGETHER.get(other, ALL)
 ]
 
