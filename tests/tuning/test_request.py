@@ -96,3 +96,9 @@ def test_candidates_get_the_patches_of_the_request():
     assert [one.config.strategy.get("patch") for one in folded.candidates] == ["folded", None]
     assert folded.key != resolve(["speedup=2"]).key
     assert resolve(["speedup=2", "budget=5"]).key == resolve(["speedup=2"]).key
+
+
+def test_options_of_patches_leave_out_candidates_without_patches():
+    candidates = "candidates=['strategy=unified correction=none','strategy=unified']"
+    request = resolve(["speedup=2", "correction.kind=low_rank", candidates])
+    assert [candidate.config.correction.label for candidate in request.candidates] == ["", "low_rank 32"]

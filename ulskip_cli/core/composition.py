@@ -190,7 +190,7 @@ def compose_values(
         if text.startswith("~"):
             raise UsageError(f"{text} is not supported; set {_key(text)} to its default, which `ulskip config` lists")
         if not text.startswith("+") and _key(text) not in (*groups, *known):
-            raise UnknownKey(str(_unknown_key(_key(text), sorted(known))), _key(text))
+            raise UnknownKey(str(_unknown_key(_key(text), sorted(known), groups)), _key(text))
     for override in parse_overrides([text for text in resolved if text not in choices]):
         key, value = override.key_or_group, override.value()
         value = _unescape(value) if f"{key}.".startswith(_TEXT_KEYS) else value
@@ -275,8 +275,12 @@ def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) ->
     return text.split("=", 1)[0] + "=" + name
 
 
-def _unknown_key(key: str, known: Sequence[str]) -> UsageError:
-    group = key.partition(".")[0]
+def _unknown_key(key: str, known: Sequence[str], groups: Sequence[str]) -> UsageError:
+    group, _, name = key.partition(".")
+    choices = group_choices(group) if group in CHOICES and group in groups else ()
+    owners = [choice for choice in choices if name in choice_class(read_choice(group, choice), group).model_fields]
+    if owners:
+        return UsageError(f"{key} requires {group}={' or '.join(owners)}")
     return unknown("key", key, _sibling_keys(key, known), f"`ulskip config{f' {group}' if '.' in key else ''}` lists them")
 
 
@@ -295,5 +299,6 @@ def _dotted_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 def _sibling_keys(key: str, known: Sequence[str]) -> list[str]:
     """Return the known keys of the same branch, or the top-level keys if the branch has none."""
     branch = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == branch and not name.endswith(("_target_", "description"))]
+    hidden = ("_target_", ".name", ".description")
+    siblings = [name for name in known if name.rpartition(".")[0] == branch and not name.endswith(hidden)]
     return siblings or [name for name in known if "." not in name]
