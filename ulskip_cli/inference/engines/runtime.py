@@ -111,7 +111,7 @@ def exportable_tensors(view: PreTrainedModel, engine: str) -> dict[str, Tensor]:
     kinds = {module.kind for module in view.modules() if isinstance(module, GapPatch)}
     if kinds:
         raise UsageError(
-            f"engine={engine} supports patches of kind folded, got {', '.join(sorted(kinds))}; use strategy.patch=folded, or "
+            f"engine={engine} supports patches of kind folded, got {', '.join(sorted(kinds))}; use correction.kind=folded, or "
             "engine=torch"
         )
     tied = set(getattr(view, "_tied_weights_keys", None) or ()) if view.config.tie_word_embeddings else set()
