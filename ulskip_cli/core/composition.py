@@ -54,10 +54,14 @@ def config_dir() -> Path:
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
     """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder."""
+    folders = [config_dir(), *_own_folders(extra_dir)]
+    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+
+
+def _own_folders(extra_dir: Path | None) -> list[Path]:
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
-    folders = [config_dir(), *([extra_dir] if extra_dir else [])]
-    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    return [extra_dir] if extra_dir else []
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, Any]:
@@ -219,7 +223,7 @@ def _compose_choices(primary: str, choices: tuple[str, ...], extra_dir: Path | N
 
 
 def _file_stamps(extra_dir: Path | None) -> object:
-    files = sorted(extra_dir.rglob("*.yaml")) if extra_dir else []
+    files = sorted(file for folder in _own_folders(extra_dir) for file in folder.rglob("*.yaml"))
     return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
