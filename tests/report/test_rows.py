@@ -210,6 +210,8 @@ def test_patches_and_adapters_are_points_of_their_own():
     assert found == {"unified", *(f"unified + {name}" for name in names)}
     failed = not_applicable("unified") | {"correction": "folded"}
     assert Group("", [failed]).approach(failed) == "unified + folded patch"
+    failed["correction"] = "adapter"
+    assert Group("", [failed]).approach(failed) == "unified + adapter"
 
 
 def test_units_are_points_of_their_own():

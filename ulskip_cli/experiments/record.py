@@ -28,6 +28,7 @@ STATUSES = (DONE, NOT_APPLICABLE, FAILED)
 
 Row = dict[str, Any]  # a record as a JSON object
 
+
 def is_done(row: Mapping[str, Any]) -> bool:
     """Return True for the row of a finished run."""
     return bool(row["status"] == DONE)

@@ -40,6 +40,8 @@ def correction(row: Row) -> str:
         label = None if is_done(row) else row.get("correction")
     else:
         label = f"low_rank {patch['rank']}" if patch["kind"] == "low_rank" else patch["kind"]
+    if label == "adapter":
+        return " + adapter"
     return f" + {label} patch" if label else ""
 
 
