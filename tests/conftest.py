@@ -104,10 +104,11 @@ def point(llama, tokenizer):
 
     def build(*overrides, context=None):
         config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
-        task = config.task
         metadata = ModelMetadata(NUM_LAYERS, None, None, context=context)
         plan = make_plan(config, metadata)
-        resolved = ResolvedPoint(config, task, task.examples()[: config.limit], None, metadata, plan, "0" * 12, "weights")
+        resolved = ResolvedPoint(
+            config, config.task, config.task.examples()[: config.limit], None, metadata, plan, "0" * 12, "weights"
+        )
         return Decoder(llama, plan, tokenizer), encode_workload(resolved, tokenizer), config
 
     return build
