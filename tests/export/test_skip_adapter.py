@@ -157,7 +157,7 @@ def test_what_an_export_cannot_compute_or_describe_is_refused(stored, tmp_path):
     source, folder = stored(model, fitted(model))
     with pytest.raises(UsageError, match="folded patches"):
         export(source, tmp_path / "out", "correction=patch", "correction.kind=folded")
-    with pytest.raises(UsageError, match="--format mergekit.*adapter"):
+    with pytest.raises(UsageError, match="mergekit"):
         export(source, tmp_path / "out", *given(folder), format="mergekit")
     with pytest.raises(UsageError, match=r"\[0,1,4\], got \[0,3,5\]"):
         export(source, tmp_path / "out", *given(folder), "strategy.layers=[0,3,5]")
