@@ -106,9 +106,8 @@ def point(llama, tokenizer):
         config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
         metadata = ModelMetadata(NUM_LAYERS, None, None, context=context)
         plan = make_plan(config, metadata)
-        resolved = ResolvedPoint(
-            config, config.task, config.task.examples()[: config.limit], None, metadata, plan, "0" * 12, "weights"
-        )
+        task, examples = config.task, config.task.examples()[: config.limit]
+        resolved = ResolvedPoint(config, task, examples, None, metadata, plan, "0" * 12, "weights")
         return Decoder(llama, plan, tokenizer), encode_workload(resolved, tokenizer), config
 
     return build

@@ -32,7 +32,7 @@ def compiler():
     [*((name, "on") for name in ("llama", "gpt2", "qwen2", "bloom")), *((name, "layers") for name in sorted(ARCHITECTURES))],
 )
 def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compile, compiler):
-    context = DecodeContext(replace(COMPILED, compile=compile), 0)
+    context = DecodeContext(COMPILED.replace(compile=compile), 0)
     model = build_model(name)
     decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)))
     spent = []
@@ -53,7 +53,7 @@ def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compile, co
 @pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("gpt2", NUM_LAYERS)])  # GPT-2 scales scores by the layer's index
 def test_layers_of_all_schedules_share_their_code(name, kinds, compiler):
     model, ids = build_model(name), random_ids(5, 9)
-    context = DecodeContext(replace(COMPILED, compile="layers"), 0)
+    context = DecodeContext(COMPILED.replace(compile="layers"), 0)
     graphs = []
     for ratio in (1, 2):
         before = counters["stats"]["unique_graphs"]
@@ -66,7 +66,7 @@ def test_layers_of_all_schedules_share_their_code(name, kinds, compiler):
 @pytest.mark.slow
 def test_no_kind_of_layer_checks_conditions_in_a_step(compiler, request):
     model, ids = build_model("gpt2"), random_ids(5, 9)
-    context = DecodeContext(replace(COMPILED, compile="layers"), 0)
+    context = DecodeContext(COMPILED.replace(compile="layers"), 0)
     decoder = Decoder(model, make_plan(compose(["ratio=1"]), ModelMetadata(NUM_LAYERS, None, None)))
     decoder.generate(ids, torch.ones_like(ids), context)
     before = counters["stats"]["unique_graphs"]
@@ -96,9 +96,18 @@ def test_code_that_gives_other_logits_is_not_used(compiler):
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", ["on", "layers"])
 def test_compiled_stages_continue_from_the_previous_stage(llama, compile, compiler):
-    context = DecodeContext(replace(COMPILED, compile=compile), 0)
+    context = DecodeContext(COMPILED.replace(compile=compile), 0)
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(NUM_LAYERS, None, None))
-    decoder = Decoder(llama, replace(plan, later_stages=(Stage(3, (0, 5)),)))
+    decoder = Decoder(
+        llama,
+        replace(
+            plan,
+            stages=(
+                *plan.stages,
+                Stage(3, (0, 5)),
+            ),
+        ),
+    )
     ids = random_ids(2, 6)
     mask = torch.ones_like(ids)
     mask[1, :2] = 0
@@ -114,7 +123,6 @@ def test_compiled_steps_run_without_a_part(llama, unit, compile, compiler):
     decoder = Decoder(llama, make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), ModelMetadata(NUM_LAYERS, None, None)))
     ids = random_ids(2, 9)
     eager, compiled = (
-        decoder.generate(ids, torch.ones_like(ids), DecodeContext(replace(COMPILED, compile=how), 0))
-        for how in ("off", compile)
+        decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED.replace(compile=how), 0)) for how in ("off", compile)
     )
     assert compiled.compiled and compiled.token_ids == eager.token_ids

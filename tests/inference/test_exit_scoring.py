@@ -1,10 +1,12 @@
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from reference import NUM_LAYERS, random_ids
 
+from ulskip_cli.core.exit_rule import Confidence, ExitRule
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.exit_scoring import (
     LOGIT_CONFIDENCES,
@@ -16,7 +18,6 @@ from ulskip_cli.inference.exit_scoring import (
 )
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-from ulskip_cli.core.exit_rule import CONFIDENCES, ExitRule
 
 THRESHOLDS = {"softmax_diff": 0.12, "softmax_max": 0.25, "cosine": 0.85}
 
@@ -74,7 +75,7 @@ def test_hidden_states_do_not_change_the_prompt(model):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("kind", CONFIDENCES)
+@pytest.mark.parametrize("kind", get_args(Confidence))
 def test_an_unreachable_threshold_gives_full_depth_and_a_trivial_one_the_first_exit(model, kind):
     inputs = batch()
     kept = inputs[3].bool()
@@ -85,7 +86,7 @@ def test_an_unreachable_threshold_gives_full_depth_and_a_trivial_one_the_first_e
         torch.testing.assert_close(logits[kept], of_depth(model, depth, inputs)[kept], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", CONFIDENCES)
+@pytest.mark.parametrize("kind", get_args(Confidence))
 def test_every_token_is_predicted_at_its_exit_depth(llama, kind):
     inputs = batch()
     rule = ExitRule(NUM_LAYERS, NUM_LAYERS, kind, THRESHOLDS[kind], 4)

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +19,7 @@ CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0
 
 
 DECODING = DecodingConfig(name="greedy", max_new_tokens=4)
-DRAFTED = replace(DECODING, draft_tokens=2)
+DRAFTED = DECODING.replace(draft_tokens=2)
 EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
 
 

@@ -8,12 +8,12 @@ from reference import NUM_LAYERS, random_ids
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference import exit_scoring
 from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines import early_exit
 from ulskip_cli.inference.shallow_view import shallow_view
-from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 10
@@ -134,7 +134,7 @@ def test_pending_tokens_of_several_depths_are_computed_later(llama):
     for threshold in (0.05, 0.1, 0.2, 0.3, 0.5):
         for every in (1, 2):
             decoder = exiting(llama, threshold, every=every, horizon=4)
-            output = decoder.generate(ids, mask, DecodeContext(replace(GREEDY, max_new_tokens=30), 0))
+            output = decoder.generate(ids, mask, DecodeContext(GREEDY.replace(max_new_tokens=30), 0))
             tokens, depths = reference(llama, ids, mask, decoder.exits, 30)
             assert output.token_ids == tokens
             assert output.exits.depths == histogram(depths, 1)
@@ -172,7 +172,7 @@ def test_a_forced_length_continues_past_eos(llama):
 
 def test_samples_without_exits_are_the_full_models(llama):
     ids, mask = batch()
-    sampling = replace(GREEDY, do_sample=True, top_k=20)
+    sampling = GREEDY.replace(do_sample=True, top_k=20)
     expected = static(llama, "strategy=full").generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
     assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids == expected
 
@@ -188,6 +188,6 @@ def test_a_decoder_accepts_another_exit_rule(llama):
 def test_unsupported_options_are_refused_by_name(llama):
     ids, mask = batch()
     with pytest.raises(UsageError, match="num_beams=2"):
-        exiting(llama, 0.5).generate(ids, mask, DecodeContext(replace(GREEDY, num_beams=2), 0))
+        exiting(llama, 0.5).generate(ids, mask, DecodeContext(GREEDY.replace(num_beams=2), 0))
     with pytest.raises(UsageError, match=r"strategy\.threshold"):
         early_exit.check(llama, exiting(llama, None).exits, GREEDY)

@@ -14,8 +14,8 @@ LENGTH = 14
 FAST = DecodingConfig(name="g", max_new_tokens=LENGTH)
 DECODINGS = {
     "greedy": FAST,
-    "sampled": replace(FAST, do_sample=True, temperature=0.8, top_p=0.9, top_k=50),
-    "penalized": replace(FAST, repetition_penalty=1.3, no_repeat_ngram_size=2),
+    "sampled": FAST.replace(do_sample=True, temperature=0.8, top_p=0.9, top_k=50),
+    "penalized": FAST.replace(repetition_penalty=1.3, no_repeat_ngram_size=2),
 }
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
 
@@ -27,7 +27,7 @@ def decoder_for(model, *overrides):
 def staged_decoder(model):
     """A decoder with four layers, three from the fourth decode step on, and two from the ninth."""
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]), ModelMetadata(NUM_LAYERS, None, None))
-    return Decoder(model, replace(plan, later_stages=(Stage(3, (0, 2, 5)), Stage(8, (0, 5)))))
+    return Decoder(model, replace(plan, stages=(*plan.stages, Stage(3, (0, 2, 5)), Stage(8, (0, 5)))))
 
 
 def differs_by_near_tie(decoder, ids, mask, one, other):
@@ -91,7 +91,7 @@ def test_prompts_longer_than_the_sliding_window():
     model = build_model("mistral")
     decoder, (ids, mask) = decoder_for(model, "ratio=2"), batch(True)
     assert model.config.sliding_window < ids.shape[1]
-    longer = replace(FAST, max_new_tokens=40)
+    longer = FAST.replace(max_new_tokens=40)
     fast, slow = (
         decoder.with_engine(engine).generate(ids, mask, DecodeContext(longer, 0)) for engine in ("torch", "transformers")
     )
@@ -130,8 +130,8 @@ def test_one_token_needs_no_step(llama):
 
 def test_unsupported_options_have_a_reason(llama):
     assert unsupported_reason(llama, FAST) is None
-    assert unsupported_reason(llama, replace(FAST, num_beams=2)) == "decoding.num_beams=2"
-    assert unsupported_reason(llama, replace(FAST, stop=["x"])) == "decoding.stop"
-    assert "decoding.generate_kwargs (min_p)" in unsupported_reason(llama, replace(FAST, generate_kwargs={"min_p": 0.1}))
+    assert unsupported_reason(llama, FAST.replace(num_beams=2)) == "decoding.num_beams=2"
+    assert unsupported_reason(llama, FAST.replace(stop=["x"])) == "decoding.stop"
+    assert "decoding.generate_kwargs (min_p)" in unsupported_reason(llama, FAST.replace(generate_kwargs={"min_p": 0.1}))
     llama.config._attn_implementation = "flex_attention"
     assert "flex_attention" in unsupported_reason(llama, FAST)

@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_corrections
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference.batching import BatchSize
@@ -45,7 +45,7 @@ def cache(tmp_path, monkeypatch):
 def decoders(model, *overrides, weights=None):
     """Return decoders of the torch engine and of llama.cpp with one plan."""
     plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None), 3.5)
-    return Decoder(model, plan), Decoder(model, plan, engine=EngineConfig("llama_cpp", weights=weights))
+    return Decoder(model, plan), Decoder(model, plan, engine=engine_named("llama_cpp").replace(weights=weights))
 
 
 @pytest.mark.parametrize("overrides", SCHEDULES, ids=" ".join)
@@ -79,7 +79,7 @@ def test_a_moved_switch_uses_the_loaded_views():
 
 def test_sampling_uses_the_same_random_numbers():
     torch_decoder, decoder = decoders(build_model("llama"), "ratio=2")
-    sampled = DecodeContext(replace(GREEDY, do_sample=True, temperature=0.8, top_p=0.9), 0, 5)
+    sampled = DecodeContext(GREEDY.replace(do_sample=True, temperature=0.8, top_p=0.9), 0, 5)
     ids, mask = batch(True)
     assert decoder.generate(ids, mask, sampled).token_ids == torch_decoder.generate(ids, mask, sampled).token_ids
 
@@ -99,7 +99,7 @@ def test_a_skip_adapter_is_merged(kind):
     ids, mask = batch(True)
     adapter = SkipAdapter(NUM_LAYERS, (kept,), tensors)
     plain, corrected, got = (
-        Decoder(model, plan, adapter=one, engine=EngineConfig(engine)).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
+        Decoder(model, plan, adapter=one, engine=engine_named(engine)).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
         for one, engine in ((None, "torch"), (adapter, "torch"), (adapter, "llama_cpp"))
     )
     assert got == corrected != plain
@@ -110,7 +110,7 @@ def test_patches_that_do_not_fold_are_refused():
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,4]"]), ModelMetadata(NUM_LAYERS, None, None))
     adapter = SkipAdapter(NUM_LAYERS, ((0, 2, 4),), random_corrections(model, (0, 2, 4), "full")[0])
     with pytest.raises(UsageError, match=r"folded.*full.*engine=torch"):
-        Decoder(model, plan, adapter=adapter, engine=EngineConfig("llama_cpp")).generate(ids, mask, DecodeContext(GREEDY, 0))
+        Decoder(model, plan, adapter=adapter, engine=engine_named("llama_cpp")).generate(ids, mask, DecodeContext(GREEDY, 0))
 
 
 @pytest.mark.parametrize("weights", ["f16", "bf16", "q8_0", "q4_0"])

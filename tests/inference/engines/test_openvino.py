@@ -7,7 +7,8 @@ from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_ids
 pytest.importorskip("openvino")
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference import shallow_view
@@ -32,7 +33,7 @@ def one_cache(tmp_path_factory):
 
 def decoder_for(model, overrides, engine):
     plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None), 3.5)
-    return Decoder(model, plan, engine=EngineConfig(engine))
+    return Decoder(model, plan, engine=engine_named(engine))
 
 
 def runtime_for(model, weights="f32", kept=(0, 3, 5)):

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from reference import build_model
 
-from ulskip_cli.core.config_schema import EngineConfig
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.inference.engines import runtimes
 from ulskip_cli.inference.shallow_view import StageView, shallow_view
@@ -18,8 +18,9 @@ def test_copies_that_do_not_fit_into_memory_are_refused_before_they_are_made(mon
         for spare, fits in ((0, True), (-1, False)):
             free = SimpleNamespace(available=int(parameters * size) + 1 + 2 * spare)
             monkeypatch.setattr(runtimes.psutil, "virtual_memory", lambda free=free: free)
+            engine = engine_named("llama_cpp").replace(weights=weights)
             if fits:
-                assert runtimes.make_library_engine(EngineConfig("llama_cpp", weights=weights), model, stages)
+                assert runtimes.make_library_engine(engine, model, stages)
                 continue
             with pytest.raises(RunError, match="out of memory: engine=llama_cpp"):
-                runtimes.make_library_engine(EngineConfig("llama_cpp", weights=weights), model, stages)
+                runtimes.make_library_engine(engine, model, stages)

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 from reference import batch, build_model, is_near_tie, stack_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ulskip_cli.core.config import compose, without_drafts
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
@@ -41,7 +40,7 @@ def agreeing(model, kept):
 
 def by_generate(model, ids, mask, decoding=DRAFTED, **options):
     """The full model's own tokens, by transformers' generate."""
-    plain = without_drafts(decoding)
+    plain = decoding.without_drafts()
     return decoder_for(model).with_engine("transformers").generate(ids, mask, DecodeContext(plain, 0), **options).token_ids
 
 
@@ -54,7 +53,7 @@ def compared(model, kept):
         expected = by_generate(model, ids, mask)
         alone = [(4, slice(i, i + 1)) for i in range(2)]
         for count, part in [*((count, slice(0, 5)) for count in (1, 2, 4, 7, "auto")), *alone]:
-            output = decoder.generate(ids[part], mask[part], DecodeContext(replace(DRAFTED, draft_tokens=count), 0))
+            output = decoder.generate(ids[part], mask[part], DecodeContext(DRAFTED.replace(draft_tokens=count), 0))
             assert output.engine == "speculative"
             drafts += output.drafts
             for i, (one, other) in enumerate(zip(output.token_ids, expected[part], strict=True)):
@@ -76,7 +75,7 @@ def test_drafts_from_a_part_of_the_vocabulary(model, padded):
     decoder, (ids, mask) = decoder_for(agreeing(model, KEPT["unified"]), KEPT["unified"]), batch(padded)
     expected, counts = by_generate(model, ids, mask), []
     for size in (0, 8, 1):
-        output = decoder.generate(ids, mask, DecodeContext(replace(DRAFTED, draft_vocab=size), 0))
+        output = decoder.generate(ids, mask, DecodeContext(DRAFTED.replace(draft_vocab=size), 0))
         for i, (one, other) in enumerate(zip(output.token_ids, expected, strict=True)):
             assert one == other or is_near_tie(model, ids[i][mask[i].bool()], one, other)
         counts.append(output.drafts)
@@ -85,7 +84,7 @@ def test_drafts_from_a_part_of_the_vocabulary(model, padded):
 
 def test_samples_with_drafts_from_a_part_of_the_vocabulary(llama):
     decoder, (ids, mask) = decoder_for(llama, (0, 2, 5)), batch(True)
-    sampled = replace(DRAFTED, do_sample=True, draft_vocab=4)
+    sampled = DRAFTED.replace(do_sample=True, draft_vocab=4)
     rows = decoder.generate(ids, mask, DecodeContext(sampled, 0, seed=1)).token_ids
     prompts = set(ids.unique().tolist())
     assert any(token >= 4 and token not in prompts for row in rows for token in row)
@@ -102,14 +101,14 @@ def test_prompts_and_answers_longer_than_the_window():
     model = agreeing(build_model("mistral"), KEPT["unified"])
     decoder, (ids, mask) = decoder_for(model, KEPT["unified"]), batch(True)
     assert model.config.sliding_window < ids.shape[1]
-    longer = replace(DRAFTED, max_new_tokens=40)
+    longer = DRAFTED.replace(max_new_tokens=40)
     assert decoder.generate(ids, mask, DecodeContext(longer, 0)).token_ids == by_generate(model, ids, mask, longer)
 
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_penalties_use_the_prefix_of_every_position(llama, padded):
     decoder, (ids, mask) = decoder_for(agreeing(llama, (0, 2, 4, 5)), (0, 2, 4, 5)), batch(padded)
-    penalized = replace(DRAFTED, repetition_penalty=1.3, no_repeat_ngram_size=2)
+    penalized = DRAFTED.replace(repetition_penalty=1.3, no_repeat_ngram_size=2)
     output = decoder.generate(ids, mask, DecodeContext(penalized, 0))
     assert output.token_ids == by_generate(llama, ids, mask, penalized)
     assert output.token_ids != by_generate(llama, ids, mask)
@@ -148,7 +147,7 @@ def test_draft_counts_match_the_generated_tokens(llama):
     ended = 0
     for count in (1, 2, 4, 7, "auto"):
         for i in range(len(ids)):
-            output = decoder.generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(replace(DRAFTED, draft_tokens=count), 0))
+            output = decoder.generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(DRAFTED.replace(draft_tokens=count), 0))
             drafts = output.drafts
             assert drafts.gained == output.decoded_tokens
             assert drafts.gained - drafts.passes <= drafts.accepted <= min(drafts.drafted, drafts.gained)
@@ -163,7 +162,7 @@ def test_all_drafts_of_an_equivalent_view_are_accepted(llama):
             for weight in stack_of(llama)[i].parameters():
                 weight.zero_()
     ids, mask = batch(True)
-    drafts = decoder_for(llama, (0, 2, 3, 5)).generate(ids, mask, DecodeContext(replace(DRAFTED, max_new_tokens=11), 0)).drafts
+    drafts = decoder_for(llama, (0, 2, 3, 5)).generate(ids, mask, DecodeContext(DRAFTED.replace(max_new_tokens=11), 0)).drafts
     assert drafts == DraftStats(passes=2, gained=10, drafted=2 * 4 * 5, accepted=2 * 4 * 5)
 
 
@@ -235,4 +234,4 @@ def test_samples_are_distributed_as_the_full_models(small):
         return float((shares - expected).abs().sum()) / 2
 
     assert distance(drawn(decoder, prompt, SAMPLED, 500)) < NEAR
-    assert distance(drawn(decoder, prompt, without_drafts(SAMPLED), 150)) > 2 * NEAR  # the view's own words, unchecked
+    assert distance(drawn(decoder, prompt, SAMPLED.without_drafts(), 150)) > 2 * NEAR  # the view's own words, unchecked
