@@ -1,6 +1,7 @@
 """What is declared to work runs on the bundled model: engines with needs, and needs together."""
 
 from importlib.util import find_spec
+from itertools import combinations
 
 import pytest
 from core.test_capabilities import SUPPORTS
@@ -13,14 +14,13 @@ from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.experiments.runner import Session
 
 NOT_ASKED = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
-DONE = ("done", "not_applicable")
 pytestmark = pytest.mark.slow
 ENGINE_NEEDS = [(engine, need) for engine in ENGINES for need in Need if need in SUPPORTS[engine] - NOT_ASKED]
 PAIRS = [
     (one, other)
-    for one in TOGETHER
-    for other in Need
-    if other in TOGETHER[one] - NOT_ASKED and one in TOGETHER.get(other, ALL) and one != other
+    for one, other in combinations(Need, 2)
+    if {one, other} & TOGETHER.keys() and not {one, other} & NOT_ASKED
+    if other in TOGETHER.get(one, ALL) and one in TOGETHER.get(other, ALL)
 ]
 
 
