@@ -19,6 +19,7 @@ import torch
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference import exit_scoring, shallow_view
@@ -27,7 +28,6 @@ from ulskip_cli.inference.engines.early_exit import ExitSteps
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.packed_linear import choose_linear_backend, packed
-from ulskip_cli.core.exit_rule import ExitRule
 
 POLICIES = ("recompute", "propagate", "ragged")
 NEW_TOKENS, PROMPTS = 32, 24

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-
 from ulskip_cli.core.adapter_record import adapter_records
+
 from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint

@@ -3,10 +3,10 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ulskip_cli.strategies.unified import Unified
 
 from ulskip_cli.core import config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies.unified import Unified
 from ulskip_cli.tasks import metrics
 
 

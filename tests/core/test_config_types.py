@@ -1,7 +1,8 @@
 from typing import Any
 
-from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.config_types import describe_type, field_type
+
+from ulskip_cli.core.config_schema import Config, SpeedConfig
 
 
 def test_the_type_of_a_dotted_key():

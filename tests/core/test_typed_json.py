@@ -3,9 +3,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ulskip_cli.core.typed_json import load_object, parse
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.typed_json import load_object, parse
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from reference import NUM_LAYERS, random_ids
 
+from ulskip_cli.core.exit_rule import CONFIDENCES, ExitRule
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.exit_scoring import (
     LOGIT_CONFIDENCES,
@@ -16,7 +17,6 @@ from ulskip_cli.inference.exit_scoring import (
 )
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-from ulskip_cli.core.exit_rule import CONFIDENCES, ExitRule
 
 THRESHOLDS = {"softmax_diff": 0.12, "softmax_max": 0.25, "cosine": 0.85}
 

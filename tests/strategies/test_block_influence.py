@@ -3,9 +3,9 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.schedule import even
 from ulskip_cli.strategies.block_influence import BlockInfluence
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.core.schedule import even
 
 
 def test_the_highest_scores_stay_and_of_equal_ones_the_lower():

@@ -1,8 +1,8 @@
 import pytest
+from ulskip_cli.strategies.early_exit_plan import heads_per_step, make_exit_rule
 
 from ulskip_cli.core.config import compose, instantiate
 from ulskip_cli.core.errors import NotApplicable
-from ulskip_cli.strategies.early_exit_plan import heads_per_step, make_exit_rule
 
 
 def rule_of(*overrides, num_kept=6):

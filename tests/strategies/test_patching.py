@@ -1,11 +1,11 @@
 import pytest
+from ulskip_cli.strategies.patching import patch_of, patch_parameters
 
 from ulskip_cli.core.config import compose, identity
 from ulskip_cli.core.config_schema import PATCHES
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.strategies.patching import patch_of, patch_parameters
 from ulskip_cli.strategies.plan import make_plan
 
 LAYERS = [100] * 6

@@ -1,7 +1,7 @@
 import pytest
+from ulskip_cli.strategies.unified import Unified
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies.unified import Unified
 
 
 def test_both_spacings():

@@ -7,10 +7,10 @@ from torch.nn import functional
 
 from ulskip_cli.core.config_schema import LoraOptions
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt, response_logits
-from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training import frozen_outputs
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import IGNORED_LABEL

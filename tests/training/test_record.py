@@ -3,8 +3,8 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-
 from ulskip_cli.core.typed_json import parse
+
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.record import TrainingRecord
 
