@@ -23,9 +23,9 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.scoring import given_logits
+from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.strategies.stage_checks import check_stages

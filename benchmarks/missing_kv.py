@@ -22,11 +22,11 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference import exit_scoring, shallow_view
-from ulskip_cli.inference.engines.base import BatchRequest
-from ulskip_cli.inference.engines.early_exit import ExitSteps
+from ulskip_cli.engines.base import BatchRequest
+from ulskip_cli.engines.early_exit import ExitSteps
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.packed_linear import choose_linear_backend, packed
+from ulskip_cli.engines.torch.packed_linear import choose_linear_backend, packed
 from ulskip_cli.core.exit_rule import ExitRule
 
 POLICIES = ("recompute", "propagate", "ragged")

@@ -7,7 +7,7 @@ from ulskip_cli.core.progress import NullProgress
 from ulskip_cli.experiments.evaluate import generate_answers, score_answers
 from ulskip_cli.experiments.paired_timing import time_pairs
 from ulskip_cli.inference.engines.fast import FastEngine
-from ulskip_cli.inference.sampling import InvalidLogitsError
+from ulskip_cli.engines.sampling import InvalidLogitsError
 
 
 def evaluated(decoder, workload, config, baseline=None):

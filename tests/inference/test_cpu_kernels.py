@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ulskip_cli.inference import cpu_kernels
+from ulskip_cli.engines.torch import cpu_kernels
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,9 @@ import torch
 from reference import NUM_LAYERS, build_model, random_ids
 
 from ulskip_cli.inference import cpu_kernels, shallow_view
-from ulskip_cli.inference.decode_attention import with_decode_attention
-from ulskip_cli.inference.decode_steps import EagerSteps
-from ulskip_cli.inference.engines.speculative import DraftAndVerifyModels
+from ulskip_cli.engines.torch.decode_attention import with_decode_attention
+from ulskip_cli.engines.torch.decode_steps import EagerSteps
+from ulskip_cli.engines.speculative import DraftAndVerifyModels
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.plan import Stage, make_plan
 
 COMPILED = DecodingConfig(name="g", max_new_tokens=10, compile="on")

@@ -8,8 +8,8 @@ from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, padded
-from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, until_stop
-from ulskip_cli.inference.engines import fast
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
+from ulskip_cli.engines import fast
 from ulskip_cli.strategies.plan import make_plan
 
 GREEDY = DecodingConfig(name="greedy", max_new_tokens=8)

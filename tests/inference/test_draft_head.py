@@ -3,7 +3,7 @@ import torch
 from reference import build_model, random_ids
 from torch import nn
 
-from ulskip_cli.inference.draft_head import DraftHead, draft_head_of, with_draft_head
+from ulskip_cli.engines.speculative import DraftHead, draft_head_of, with_draft_head
 
 VOCAB, SIZE = 20, 6
 

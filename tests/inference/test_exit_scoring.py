@@ -6,7 +6,7 @@ import torch
 from reference import NUM_LAYERS, random_ids
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.exit_scoring import (
+from ulskip_cli.engines.early_exit import (
     LOGIT_CONFIDENCES,
     cosine,
     exit_logits,

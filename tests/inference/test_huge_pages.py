@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.inference.huge_pages import HugePages
+from ulskip_cli.engines.torch.huge_pages import HugePages
 
 SIZES, DTYPES = st.integers(1, 40), st.sampled_from([torch.float32, torch.bfloat16])
 

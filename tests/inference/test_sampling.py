@@ -3,7 +3,7 @@ import torch
 from transformers import MinNewTokensLengthLogitsProcessor
 
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.inference.sampling import InvalidLogitsError, TokenSampler
+from ulskip_cli.engines.sampling import InvalidLogitsError, TokenSampler
 
 CPU = torch.device("cpu")
 

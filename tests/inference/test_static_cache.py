@@ -3,7 +3,7 @@ import torch
 from reference import build_model, random_ids
 
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.static_cache import can_fix, fixed, mask_at, step_masks
+from ulskip_cli.engines.torch.static_cache import can_fix, fixed, mask_at, step_masks
 
 
 def prompt_cache(model, ids, mask):

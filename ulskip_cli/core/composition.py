@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from ulskip_cli.core.correction import Correction
-from ulskip_cli.core.engines import Engine
+from ulskip_cli.core.engines import Engine, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, require_choice, unknown
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Choice, Options
@@ -53,10 +53,10 @@ def config_dir() -> Path:
 
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
-    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder."""
+    """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those in the user's folder."""
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
-    folders = [config_dir(), *([extra_dir] if extra_dir else [])]
+    folders = [config_dir(), *plugin_config_dirs(), *([extra_dir] if extra_dir else [])]
     return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
 
@@ -237,7 +237,8 @@ def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | Non
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
-    search = [f"hydra.searchpath=[file://{extra_dir.resolve()}]"] if extra_dir else []
+    added = [*plugin_config_dirs(), *([extra_dir] if extra_dir else [])]
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in added)}]"] if added else []
     try:
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
             return compose(primary, [*overrides, *search])

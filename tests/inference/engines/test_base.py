@@ -1,4 +1,4 @@
-from ulskip_cli.inference.engines.base import BatchOutput, DraftStats
+from ulskip_cli.engines.base import BatchOutput, DraftStats
 
 
 def test_counts():

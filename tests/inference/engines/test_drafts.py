@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ulskip_cli.inference.engines.drafts import MAX_DRAFTS, DraftLength, verify_greedy, verify_sampled
+from ulskip_cli.engines.speculative import MAX_DRAFTS, DraftLength, verify_greedy, verify_sampled
 
 ROWS, VOCAB_SIZE, DRAFTS = 40_000, 6, 2
 NEAR = 0.015  # total variation distance; above chance with 40,000 draws, and below every wrong rule

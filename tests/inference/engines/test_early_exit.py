@@ -9,9 +9,9 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference import exit_scoring
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
-from ulskip_cli.inference.engines import early_exit
+from ulskip_cli.engines import early_exit
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines import early_exit
 from ulskip_cli.inference.shallow_view import shallow_view
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.strategies.plan import make_plan

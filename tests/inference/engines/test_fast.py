@@ -6,8 +6,8 @@ from reference import NUM_LAYERS, batch, build_model, is_near_tie, reference_gre
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
-from ulskip_cli.inference.engines.fast import unsupported_reason
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.torch.session import unsupported_reason
 from ulskip_cli.strategies.plan import Stage, make_plan
 
 LENGTH = 14

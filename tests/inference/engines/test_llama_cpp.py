@@ -14,9 +14,9 @@ from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines import runtime
-from ulskip_cli.inference.scoring import ReferenceLoss
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.tasks.encoding import EncodedExample

@@ -11,7 +11,7 @@ from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines import openvino, openvino_export
 from ulskip_cli.inference.shallow_view import StageView, new_cache
 from ulskip_cli.strategies.plan import make_plan

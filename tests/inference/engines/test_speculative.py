@@ -10,9 +10,9 @@ from ulskip_cli.core.config import compose, without_drafts
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
-from ulskip_cli.inference.engines.base import DraftStats
-from ulskip_cli.inference.sampling import TokenSampler
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.base import DraftStats
+from ulskip_cli.engines.sampling import TokenSampler
 from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 12

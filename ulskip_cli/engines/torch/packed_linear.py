@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ulskip_cli.inference import cpu_kernels, decode_attention, shallow_view
-from ulskip_cli.inference.huge_pages import HugePages
+from ulskip_cli.engines.torch import cpu_kernels, decode_attention
+from ulskip_cli.engines.torch.huge_pages import HugePages
+from ulskip_cli.inference import shallow_view
 
 MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
 PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"

@@ -14,9 +14,9 @@ from ulskip_cli.core.config_schema import DecodingConfig, OwnResponses
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import append_line, read_jsonl
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, longest_first
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, longest_first
 from ulskip_cli.strategies.plan import Plan
 
 BATCH_SIZE = 32

@@ -1,34 +1,37 @@
-"""Generate with one schedule: choose the engine, time the phases, and truncate outputs at EOS and stop strings."""
+"""Generate with one schedule: build the views, choose the engine and open it when it is first used."""
 
 import copy
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.engines import Engine as EngineChoice
-from ulskip_cli.core.engines import engine_named
-from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.engines import Engine, engine_named
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.exit_rule import ExitRule
 from ulskip_cli.core.strategy import LAYER
+from ulskip_cli.engines import early_exit, speculative
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Room, Session, Views
+from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
-from ulskip_cli.inference.engines import early_exit, fast, speculative
-from ulskip_cli.inference.engines.base import BatchOutput, BatchRequest, Engine, EngineOutput, LibraryEngine
-from ulskip_cli.inference.engines.hf_generate import TransformersEngine
-from ulskip_cli.inference.engines.runtime import RuntimeEngine
-from ulskip_cli.inference.engines.runtimes import make_library_engine
 from ulskip_cli.inference.layerwise import LayerwiseModel
-from ulskip_cli.inference.packed_linear import TORCH, LinearBackend, choose_linear_backend
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter
-from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.plan import Plan
+
+# Engines on torch that the strategy or the drafts choose, not `engine=`.
+_METHODS: dict[str, Callable[[Views], Session]] = {
+    "early_exit": early_exit.EarlyExitSession,
+    "speculative": speculative.SpeculativeSession,
+}
 
 
 @dataclass(frozen=True)
@@ -49,27 +52,17 @@ class Decoder:
         plan: Plan,
         tokenizer: PreTrainedTokenizerBase | None = None,
         adapter: SkipAdapter | None = None,
-        engine: EngineChoice | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """Build the views of a plan; `adapter` corrects those that skip layers, and `engine` decodes (None: auto)."""
-        self.model = model
+        self.model, self.tokenizer, self.exits = model, tokenizer, plan.exits
         self._asked = engine or engine_named("auto")
-        self.tokenizer = tokenizer
         self.device = shallow_view.input_device(model)
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
         self._linear_backend = choose_linear_backend(model)
-        backend = self._linear_backend.name
         draft_cost = plan.draft_cost or 1 / (plan.predicted_speedup or plan.layer_ratio)
-        self._engines: dict[str, Engine] = {
-            "torch": fast.FastEngine(self.prompt_model, self.stages, self.device, backend),
-            "transformers": TransformersEngine(self.prompt_model, self.stages, self.device, tokenizer),
-            "speculative": speculative.SpeculativeEngine(model, self.stages[0], self.device, draft_cost, backend),
-        }
-        self.exits = plan.exits
-        if self._asked.is_runtime:
-            self._engines[self._asked.name] = make_library_engine(self._asked, self.prompt_model, self.stages)
-        if plan.exits:
-            self._engines["early_exit"] = early_exit.EarlyExitEngine(model, plan.exits, self.device, backend)
+        self._views = Views(model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name, draft_cost)
+        self._sessions: dict[tuple[str, str | None], Session] = {}  # by engine and format of the weights
 
     @property
     def asked_engine(self) -> tuple[str, str | None]:
@@ -82,31 +75,23 @@ class Decoder:
         return self.stages[0].view
 
     def with_stage_switch(self, first_step: int) -> "Decoder":
-        """Return a decoder whose second stage begins at `first_step`; both decoders share loaded views and compiled steps."""
+        """Return a decoder whose second stage begins at `first_step`; both decoders share their sessions."""
         first, second = self.stages
         moved = copy.copy(self)
         moved.stages = (first, replace(second, first_step=first_step))
-        slow = TransformersEngine(self.prompt_model, moved.stages, self.device, self.tokenizer)
-        moved._engines = {**self._engines, "transformers": slow}
-        for name, engine in self._engines.items():
-            if isinstance(engine, fast.FastEngine | RuntimeEngine):
-                moved._engines[name] = staged = copy.copy(engine)
-                staged.stages = moved.stages
         return moved
 
     def with_engine(self, name: str) -> "Decoder":
-        """Return a decoder with the engine auto, torch or transformers; both decoders share views and packed weights."""
-        other = copy.copy(self)
-        other._asked = engine_named(name)
-        return other
+        """Return a decoder with another engine; both decoders share views and sessions."""
+        changed = copy.copy(self)
+        changed._asked = engine_named(name)
+        return changed
 
     def with_exit_rule(self, rule: ExitRule) -> "Decoder":
-        """Return a decoder with another exit rule; both decoders share packed weights."""
-        other = copy.copy(self)
-        engine = self._engines["early_exit"]
-        assert isinstance(engine, early_exit.EarlyExitEngine)
-        other.exits, other._engines = rule, {**self._engines, "early_exit": engine.with_exit_rule(rule)}
-        return other
+        """Return a decoder with another exit rule; both decoders share their sessions."""
+        changed = copy.copy(self)
+        changed.exits = rule
+        return changed
 
     @functools.cached_property
     def layerwise(self) -> LayerwiseModel:
@@ -114,32 +99,30 @@ class Decoder:
         return LayerwiseModel(self.model)
 
     def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
-        """Return the engine for `decoding`, and the reason if it is `transformers`; raise UsageError if none supports it."""
+        """Return the engine for `decoding`, and the reason if it was chosen; raise UsageError if none supports it."""
         if self.exits:
             early_exit.check(self.model, self.exits, decoding)
             return "early_exit", None
         if decoding.draft_tokens:
             speculative.check(self.model, self.view, decoding)
             return "speculative", None
-        asked = self._asked.name
-        if asked == "transformers":
-            return "transformers", "engine=transformers"
-        if self.library_engine:
-            return asked, f"engine={asked}"
-        reason = fast.unsupported_reason(self.model, decoding)
-        if reason and asked == "torch":
-            raise UsageError(f"engine=torch is not supported with {reason}; engine=auto selects another")
-        return ("transformers" if reason else "torch"), reason
+        return self._asked.choose(self.model, decoding)
 
     @property
-    def library_engine(self) -> LibraryEngine | None:
-        """The engine of another library that decodes, or None."""
-        return cast(LibraryEngine, self._engines[self._asked.name]) if self._asked.is_runtime else None
+    def is_runtime(self) -> bool:
+        """True if another library than torch decodes."""
+        return self._asked.is_runtime
+
+    @property
+    def build(self) -> dict[str, Any] | None:
+        """The version and build of the library, and the format of the weights; None on torch and before the first batch."""
+        session = self._sessions.get(self.asked_engine)
+        return {**session.describe(), "threads": torch.get_num_threads()} if session and self.is_runtime else None
 
     def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
         """Return the linear backend that decodes with `decoding`; raise UsageError if no engine supports `decoding`."""
         engine, _ = self.engine(decoding)
-        if self.library_engine:
+        if self.is_runtime:
             return LinearBackend(engine, f"the engine is {engine}")
         return LinearBackend(TORCH, "the engine is transformers") if engine == "transformers" else self._linear_backend
 
@@ -157,68 +140,59 @@ class Decoder:
         the number of tokens generated so far in the batch.
         """
         eos: int | list[int] | None = self.model.generation_config.eos_token_id
+        length, decoding = forced_length or context.decoding.max_new_tokens, context.decoding
         request = BatchRequest(
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
-            decoding=context.decoding,
+            decoding=decoding,
             pad_token_id=context.pad_token_id,
             eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
-            length=forced_length or context.decoding.max_new_tokens,
+            length=length,
             forced=bool(forced_length),
             on_step=on_step,
+            first_steps=tuple(stage.first_step for stage in self.stages),
+            exits=self.exits,
         )
-        name, _ = self.engine(context.decoding)
-        engine = self._engines[name]
-        try:
-            with torch.inference_mode():
-                compile_seconds = engine.prepare(request)
-                if context.decoding.do_sample:
-                    torch.manual_seed(context.seed)
-                start = now(self.device)
-                output = engine.run(request)
-        except (TypeError, ValueError) as error:  # transformers checks many options only when it uses them
-            if not context.decoding.generate_kwargs:
-                raise
-            raise UsageError(
-                f"decoding.generate_kwargs is refused by transformers ({' '.join(str(error).split())[:200]}); "
-                f"correct or remove one of: {', '.join(context.decoding.generate_kwargs)}"
-            ) from None
-        return self._batch_output(request, output, name, start, compile_seconds)
+        name, _ = self.engine(decoding)
+        batch, prompt_len = input_ids.shape
+        # A warm-up is short, and the batches behind it shall need no other session.
+        room = Room(batch, prompt_len + max(length, decoding.max_new_tokens))
+        with torch.inference_mode():
+            session, seconds = self._session(name, room)
+            seconds += session.prepare(request)
+            if decoding.do_sample:
+                torch.manual_seed(context.seed)
+            output = session.generate(request)
+        backend = name if self.is_runtime else output.linear_backend
+        return replace(output, engine=name, linear_backend=backend, compile_seconds=seconds)
 
-    def _batch_output(
-        self, request: BatchRequest, output: EngineOutput, engine: str, start: float, compile_seconds: float
-    ) -> BatchOutput:
-        eos_token_ids = [] if request.forced else request.eos_token_ids
-        rows = [_trim_after_eos(row, eos_token_ids) for row in output.token_ids]
-        if request.decoding.stop and not request.forced:
-            rows = [self._trim_after_stop(row, request.decoding.stop) for row in rows]
-        return BatchOutput(
-            token_ids=rows,
-            hit_max_length=[len(row) >= request.length and row[-1] not in eos_token_ids for row in rows],
-            prompt_tokens=int(request.attention_mask.sum()),
-            prefill_seconds=output.prefilled_at - start,
-            first_token_seconds=output.first_at - start,
-            decode_seconds=output.end - output.first_at,
-            prompt_kv_bytes=output.prompt_kv_bytes,
-            kept_kv_bytes=output.kept_kv_bytes,
-            engine=engine,
-            compile_seconds=compile_seconds,
-            drafts=output.drafts,
-            exits=output.exits,
-            linear_backend=output.linear_backend,
-            compiled=output.compiled,
-        )
+    def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
+        """Return the cross-entropy [batch, response_len] in an engine of another library; `is_runtime` must be True.
 
-    def _trim_after_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
-        tokenizer = self.tokenizer  # `generate` runs until all sequences have stopped, so some are too long
-        assert tokenizer is not None
+        `input_ids` and `mask` are [batch, prompt_len], padded on the left, and the responses are padded on the right.
+        """
+        batch, length = response_ids.shape
+        first_steps = tuple(stage.first_step for stage in self.stages)
+        request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, first_steps=first_steps)
+        session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
+        return session.losses(request, response_ids)
 
-        def stopped(ids: list[int]) -> bool:
-            return until_stop(tokenizer.decode(ids, skip_special_tokens=True), stops)[1]
-
-        if not stopped(row):
-            return row
-        return row[: next(length for length in range(1, len(row) + 1) if stopped(row[:length]))]
+    def _session(self, name: str, room: Room) -> tuple[Session, float]:
+        """Return a session with room for a batch, and the seconds in which a library loaded its copy of the weights."""
+        engine = self._asked if name == self._asked.name else None if name in _METHODS else engine_named(name)
+        key = name, engine.weights if engine else None
+        if key in self._sessions and not self._sessions[key].fits(room):
+            self._sessions.pop(key).close()  # frees its memory first
+        if key in self._sessions:
+            return self._sessions[key], 0.0
+        began = time.perf_counter()
+        if engine is None:
+            self._sessions[key] = _METHODS[name](self._views)
+        else:
+            if engine.is_runtime:
+                _check_memory(engine, self._views)
+            self._sessions[key] = engine.open(self._views, room)
+        return self._sessions[key], time.perf_counter() - began if engine and engine.is_runtime else 0.0
 
 
 def generate_all(
@@ -286,6 +260,16 @@ def _stage_views(
     return (views[prompt_layers] if plan.prompt_layers == "kept" else model), tuple(stages)
 
 
-def _trim_after_eos(row: list[int], eos_token_ids: Sequence[int]) -> list[int]:
-    stop = next((i for i, token in enumerate(row) if token in eos_token_ids), None)
-    return row if stop is None else row[: stop + 1]
+def _check_memory(engine: Engine, views: Views) -> None:
+    """Raise RunError if the free memory cannot hold a copy of each model in the engine's format."""
+    models = [views.prompt_model, *(stage.view for stage in views.stages)]
+    needed = 0.0
+    for model in {id(model): model for model in models}.values():
+        bits = engine.formats[engine.weights][0] if engine.weights else 8 * model.dtype.itemsize
+        needed += sum(parameter.numel() for parameter in model.parameters()) * bits / 8
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise RunError(
+            f"out of memory: engine={engine.name} needs {needed / 2**30:.1f} GiB for its copies of the weights, "
+            f"{free / 2**30:.1f} GiB are free; set engine.weights to a smaller format, or use engine=torch or a smaller model"
+        )

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ulskip_cli.engines.base import ExitStats
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.early_exit import exit_logits
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
-from ulskip_cli.inference.decoder import Decoder
-from ulskip_cli.inference.engines.base import ExitStats
-from ulskip_cli.inference.exit_scoring import exit_logits
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt, predict_response, response_losses
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -41,9 +41,9 @@ class ReferenceLoss:
     def _batch_loss(self, decoder: Decoder, batch: Sequence[int]) -> tuple[float, int]:
         responses = padded([self.examples[i].response_ids for i in batch], self.pad_token_id, left=False)
         ids, mask = (tensor.to(decoder.device) for tensor in responses)
-        if decoder.library_engine:
+        if decoder.is_runtime:
             prompts = padded([self.examples[i].prompt_ids for i in batch], self.pad_token_id, left=True)
-            losses = decoder.library_engine.losses(*prompts, ids)
+            losses = decoder.losses(*prompts, ids)
             return float((losses * mask).sum()), int(mask.sum())
         with torch.inference_mode():
             logits, depths = given_logits(decoder, self._prompt(decoder, batch), ids, mask)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ulskip_cli.inference import cpu_kernels, shallow_view
+from ulskip_cli.engines.torch import cpu_kernels
+from ulskip_cli.inference import shallow_view
 
 NAME = "ulskip_decode"
 # The most queries of a sequence with which the kernel is faster than torch's call (benchmarks/attention.py), if heads share

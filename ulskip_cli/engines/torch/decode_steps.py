@@ -5,17 +5,16 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ulskip_cli.core.cache import cache_dir
-from ulskip_cli.inference import static_cache
-from ulskip_cli.inference.compiled_layers import own_copy, with_compiled_layers
-from ulskip_cli.inference.positions import PositionsAndMasks, takes_positions
-from ulskip_cli.inference.static_cache import Cursor, StaticLayer, UnplacedLayer
+from ulskip_cli.engines.torch import static_cache
+from ulskip_cli.engines.torch.compiled_layers import own_copy, with_compiled_layers
+from ulskip_cli.engines.torch.static_cache import Cursor, PositionsAndMasks, StaticLayer, UnplacedLayer, takes_positions
 
 _COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 MIN_CHUNK = 8192  # elements for which another CPU thread saves time; torch's 512 is slower for the few rows of a step
@@ -24,47 +23,8 @@ ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}  # largest share of the lo
 WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and replay in the third
 
 
-class Steps(Protocol):
-    """The decode steps of one batch."""
-
-    @property
-    def can_shrink(self) -> bool:
-        """True if `drop_finished` is supported."""
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-
-    def drop_finished(self, alive: Tensor) -> None:
-        """Keep only the sequences with the indices `alive` [sequences]."""
-
-
-class StagedSteps:
-    """Decode steps of several stages on one cache. `later` contains each later stage's first step and a constructor."""
-
-    def __init__(self, first: Steps, later: Sequence[tuple[int, Callable[[Any], Steps]]]) -> None:
-        self._now, self._later, self._step = first, list(later), 0
-
-    @property
-    def can_shrink(self) -> bool:
-        """True if the current stage supports `drop_finished`."""
-        return self._now.can_shrink
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        if self._later and self._later[0][0] == self._step:
-            self._now = self._later.pop(0)[1](self._now)
-        self._step += 1
-        return self._now(tokens)
-
-    def drop_finished(self, alive: Tensor) -> None:
-        """Keep only the sequences `alive`."""
-        self._now.drop_finished(alive)
-
-
 class EagerSteps:
     """Eager decode steps with a KV cache in preallocated buffers; each step reads only the filled part of the buffers."""
-
-    can_shrink = True
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int) -> None:
         """Take over a prompt's pruned cache; `mask` is [batch, prompt_len], and `length` counts all new tokens."""
@@ -79,11 +39,10 @@ class EagerSteps:
         self.cursor.length += 1
         return logits[:, -1]
 
-    def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> "EagerSteps":
+    def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> None:
         """Continue with a shallower view; `kept` are the indices of the remaining layers in the current view."""
         self.view = view
         self.cache.layers = [self.cache.layers[i] for i in kept]
-        return self
 
     def drop_finished(self, alive: Tensor) -> None:
         """Keep only the sequences `alive`."""
@@ -94,8 +53,6 @@ class EagerSteps:
 
 class CompiledSteps:
     """Steps compiled by torch.compile for one batch size and capacity, used for many batches."""
-
-    can_shrink = False
 
     def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int, by_layer: bool = False) -> None:
         """Allocate buffers of `capacity` positions with the shapes of `cache`, compile, and run warm-up steps.
@@ -131,7 +88,7 @@ class CompiledSteps:
             torch.cuda.synchronize(device)
         self.compile_seconds = time.perf_counter() - began
 
-    def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> "CompiledSteps":
+    def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> None:
         """Continue from the previous stage; `kept` are the indices of the remaining layers in that stage."""
         end = before.cursor.length
         held = DynamicCache()
@@ -139,7 +96,6 @@ class CompiledSteps:
         done = end - before.prompt_len
         mask = torch.cat([before.mask, before.mask.new_ones(len(before.mask), done)], dim=1)
         self.begin(held, mask, before.length - done)
-        return self
 
     def begin(self, cache: DynamicCache, mask: Tensor, length: int) -> None:
         """Start another batch of the same size; `EagerSteps.__init__` describes the arguments."""
@@ -177,10 +133,6 @@ class CompiledSteps:
         logits: Tensor = self._forward(self.view, self.cache, self._tokens, positions, masks)
         self.cursor.length += 1
         return logits
-
-    def drop_finished(self, alive: Tensor) -> None:
-        """Raise NotImplementedError, because the shapes are fixed."""
-        raise NotImplementedError
 
 
 class WrongCode(RuntimeError):

@@ -26,7 +26,7 @@ from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import RunError, UsageError, one_line
 from ulskip_cli.inference.batching import unpadded
 from ulskip_cli.inference.engines import vllm_worker
-from ulskip_cli.inference.engines.base import BatchRequest, EngineOutput
+from ulskip_cli.engines.base import BatchRequest, EngineOutput
 from ulskip_cli.inference.engines.runtime import cached_export, exportable_tensors
 from ulskip_cli.inference.model_comparison import first_difference, meta_model
 from ulskip_cli.inference.shallow_view import StageView

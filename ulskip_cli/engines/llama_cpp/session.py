@@ -1,13 +1,13 @@
-"""The llama.cpp engine: views as GGUF files, decoded by llama.cpp on the CPU.
+"""The session of llama.cpp: views as GGUF files, each with a context of its own.
 
-Each view has a context of its own. The keys and values of its layers move there from the full model, which encodes the prompts
-with prompt_layers=all, and from the view of the stage before.
+The keys and values of a view's layers move there from the full model, which encodes the prompts with
+prompt_layers=all, and from the view of the stage before.
 """
 
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import gguf
 import torch
@@ -15,44 +15,41 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.engines.base import BatchRequest, Room, Views
+from ulskip_cli.engines.export import cached_export, exportable_tensors
+from ulskip_cli.engines.llama_cpp.library import LlamaContext, describe_library
+from ulskip_cli.engines.llama_cpp.state import with_layers
+from ulskip_cli.engines.loop import SteppingSession
 from ulskip_cli.inference.batching import unpadded
-from ulskip_cli.inference.engines.llama_library import LlamaContext, describe_library
-from ulskip_cli.inference.engines.llama_state import with_layers
-from ulskip_cli.inference.engines.runtime import cached_export, exportable_tensors
 from ulskip_cli.inference.gguf_file import FORMATS, GgufTensors, unsupported_reason, write_model
-from ulskip_cli.inference.shallow_view import StageView
 
 ENGINE = "llama_cpp"
 CAPACITY_STEP = 64  # tokens; contexts are allocated in these steps
 
 
-class LlamaCppRuntime:
+class LlamaCppSession(SteppingSession):
     """The views of all stages in llama.cpp, and the full model if it encodes the prompts."""
 
-    can_shrink = True
-
-    def __init__(
-        self, prompt_model: PreTrainedModel, stages: Sequence[StageView], weights: str | None, batch_size: int, num_tokens: int
-    ) -> None:
-        self.weights = weights or default_weights(prompt_model)
-        capacity = -(-num_tokens // CAPACITY_STEP) * CAPACITY_STEP
-        self._shape = batch_size, capacity
-        self.stages = stages
-        self.views = [self._load(stage.view) for stage in stages]
-        self.full = self.views[0] if prompt_model is stages[0].view else self._load(prompt_model)
+    def __init__(self, views: Views, weights: str | None, room: Room) -> None:
+        self.weights = weights or default_weights(views.prompt_model)
+        self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
+        self.stages = views.stages
+        self.views = [self._load(stage.view) for stage in self.stages]
+        encodes = views.prompt_model is self.stages[0].view
+        self.full = self.views[0] if encodes else self._load(views.prompt_model)
         self._now = 0  # index of the current stage
-        self.kv_bytes = (0, 0)
 
     def _load(self, model: PreTrainedModel) -> LlamaContext:
-        return LlamaContext(write_gguf(model, self.weights), *self._shape, torch.get_num_threads(), self.weights == "f32")
+        shape = self._room.batch_size, self._room.num_tokens
+        return LlamaContext(write_gguf(model, self.weights), *shape, torch.get_num_threads(), self.weights == "f32")
 
-    def fits(self, batch_size: int, num_tokens: int) -> bool:
-        """Return True if this many sequences of this length fit into the allocated memory."""
-        return batch_size <= self._shape[0] and num_tokens <= self._shape[1]
+    def fits(self, room: Room) -> bool:
+        """Return True if the contexts are large enough."""
+        return self._room.holds(room)
 
-    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """Start a batch; return the logits [batch, vocab_size] after prompts [batch, prompt_len], padded on the left."""
-        prompts = unpadded(input_ids, mask)
+    def encode(self, request: BatchRequest) -> Tensor:
+        """Start a batch; return the logits [batch, vocab_size] after its prompts."""
+        prompts = unpadded(request.input_ids, request.attention_mask)
         self._sequences, self._now = list(range(len(prompts))), 0
         self.full.clear()
         logits = self.full.append(dict(enumerate(prompts)))
@@ -74,22 +71,22 @@ class LlamaCppRuntime:
             sizes = sizes[0] + state.size, sizes[1] + part.size
         return sizes
 
-    def switch_to_stage(self, stage: int) -> Self:
-        """Continue the batch with the view of a later stage, which takes over the keys and values of its layers."""
+    def switch(self, stage: int) -> None:
+        """Continue with the view of a later stage, which takes over the keys and values of its layers."""
         before, self._now = self._now, stage
         self._move(self.views[before], [self.stages[before].kept.index(layer) for layer in self.stages[stage].kept])
-        return self
 
-    def __call__(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        return torch.from_numpy(self.views[self._now].append(dict(zip(self._sequences, tokens.tolist(), strict=True))))
+        appended = dict(zip(self._sequences, tokens.tolist(), strict=True))
+        return torch.from_numpy(self.views[self._now].append(appended))
 
-    def drop_finished(self, alive: Tensor) -> None:
-        """Keep only the sequences with the indices `alive` [sequences]."""
+    def keep(self, alive: Tensor) -> None:
+        """Continue with the sequences at the indices `alive` [sequences] only."""
         self._sequences = [self._sequences[i] for i in alive.tolist()]
 
     def describe(self) -> dict[str, Any]:
-        """Return the version and the build of the library, as a row stores them."""
+        """Return the package, version and build of the library, and the format of the weights."""
         return {**describe_library(), "weights": self.weights}
 
 

@@ -1,5 +1,6 @@
-"""A KV cache in preallocated buffers and the attention masks of all steps. Depends on the internals of transformers."""
+"""A KV cache in preallocated buffers, and the masks and positions of all steps. Depends on the internals of transformers."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +105,7 @@ def fixed(cache: DynamicCache, capacity: int) -> tuple[DynamicCache, Cursor]:
     """Convert a cache in place to buffers of `capacity` positions; raise TypeError if it contains more than keys and values."""
     if not can_fix(cache):
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
-        raise TypeError(f"expected a cache of keys and values only, got {', '.join(kinds)}; use decoding.engine=transformers")
+        raise TypeError(f"expected a cache of keys and values only, got {', '.join(kinds)}; use engine=transformers")
     cursor = Cursor(cache.get_seq_length())
     for i, layer in enumerate(cache.layers):
         cache.layers[i] = FixedLayer(layer, capacity, cursor)  # frees the old tensors layer by layer
@@ -167,6 +168,45 @@ def mask_at(masks: Masks, step: int, length: int, count: int = 1) -> Masks:
 def masks_of(masks: Masks, alive: Tensor) -> Masks:
     """Return the masks of the sequences with the indices `alive` [sequences]."""
     return _indexed(masks, alive)
+
+
+def takes_positions(view: PreTrainedModel) -> bool:
+    """Return True if a model accepts position ids; models with ALiBi derive positions from the mask."""
+    return "position_ids" in inspect.signature(view.forward).parameters
+
+
+class PositionsAndMasks:
+    """The position ids and masks of a batch for passes over one token or, with `several`, over several tokens."""
+
+    def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, steps: int, several: bool = True) -> None:
+        """Prepare positions and masks of `steps` tokens after the prompt; `mask` [batch, prompt_len] is the prompt's mask."""
+        self.prompt_len = mask.shape[1]
+        self._single: Masks = None
+        self._several: Masks = None
+        self._positions: Tensor | None = None
+        if takes_positions(model):
+            self._positions = mask.sum(1, keepdim=True) + torch.arange(steps, device=mask.device)
+            if steps:
+                self._single = step_masks(model, cache, mask, steps)
+            if steps and several:
+                self._several = full_masks(model, cache, mask, steps, self.prompt_len + steps)
+        self._mask = torch.cat([mask, mask.new_ones(len(mask), steps)], dim=1)
+
+    def options(self, start: int, count: int) -> dict[str, Any]:
+        """Return the arguments of a forward pass over `count` tokens from index `start` of the padded sequence on."""
+        step, end = start - self.prompt_len, start + count
+        if self._positions is None:
+            return {"attention_mask": self._mask[:, :end]}
+        masks = self._single if count == 1 else self._several
+        positions = self._positions[:, step : step + count]
+        return {"attention_mask": mask_at(masks, step, end, count), "position_ids": positions}
+
+    def drop_finished(self, alive: Tensor) -> None:
+        """Keep only the sequences with the indices `alive` [sequences]."""
+        self._single = masks_of(self._single, alive)
+        self._several = masks_of(self._several, alive)
+        self._positions = None if self._positions is None else self._positions[alive]
+        self._mask = self._mask[alive]
 
 
 def _indexed(masks: Masks, index: Any) -> Masks:

@@ -13,7 +13,7 @@ from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
 from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.engines import vllm
 from ulskip_cli.strategies.plan import make_plan
 

@@ -23,10 +23,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference import static_cache
-from ulskip_cli.inference.engines.openvino_request import OpenVinoRequest
-from ulskip_cli.inference.engines.runtime import cached_export, exportable_tensors
-from ulskip_cli.inference.positions import takes_positions
+from ulskip_cli.engines.export import cached_export, exportable_tensors
+from ulskip_cli.engines.openvino.request import OpenVinoRequest
+from ulskip_cli.engines.torch import static_cache
+from ulskip_cli.engines.torch.static_cache import takes_positions
 from ulskip_cli.inference.shallow_view import forward_with_cache, new_cache
 
 ENGINE = "openvino"
