@@ -1,7 +1,4 @@
-"""The vLLM engine: each view is an exported checkpoint, decoded by vLLM in a process of its own.
-
-vLLM needs another version of transformers than ulskip, so it has another environment, in whose Python `vllm_worker.py` runs.
-"""
+"""The session of vLLM: a view is exported as a checkpoint, which `worker.py` serves in the Python that has vLLM."""
 
 import copy
 import json
@@ -10,9 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -22,14 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ulskip_cli.core.engines import ENGINES
 from ulskip_cli.core.errors import RunError, UsageError, one_line
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Room, Session, Views
+from ulskip_cli.engines.export import cached_export, exportable_tensors
 from ulskip_cli.inference.batching import unpadded
-from ulskip_cli.inference.engines import vllm_worker
-from ulskip_cli.engines.base import BatchRequest, EngineOutput
-from ulskip_cli.inference.engines.runtime import cached_export, exportable_tensors
 from ulskip_cli.inference.model_comparison import first_difference, meta_model
-from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.timing import now
+from ulskip_engine_vllm import PYTHON, worker
 
 ENGINE = "vllm"
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -38,29 +33,26 @@ CAPACITY_STEP = 256  # tokens; a start takes most of a minute, so the room also 
 END_SECONDS = 20.0  # that a worker has to end by itself
 
 
-class VllmEngine:
+class VllmSession(Session):
     """Greedy decoding with vLLM. The layers that decode also encode the prompts."""
 
-    def __init__(self, prompt_model: PreTrainedModel, stages: Sequence[StageView], weights: str | None) -> None:
-        self._view = stages[0].view
-        assert len(stages) == 1 and prompt_model is self._view, "engine=vllm has one depth"
-        if self._view.dtype not in DTYPES.values():
-            raise UsageError(f"engine=vllm does not support weights in {self._view.dtype}; use model.dtype=bfloat16")
-        names = {dtype: name for name, dtype in DTYPES.items()}
-        self.weights = weights or names[self._view.dtype]
-        self._worker: Worker | None = None
-        self._room = 0, 0  # sequences, and tokens of each, for which the worker has memory
+    def __init__(self, views: Views, weights: str | None, room: Room) -> None:
+        view = views.stages[0].view
+        if view.dtype not in DTYPES.values():
+            raise UsageError(f"engine=vllm does not support weights in {view.dtype}; use model.dtype=bfloat16")
+        self.weights = weights or next(name for name, dtype in DTYPES.items() if dtype == view.dtype)
+        dtype = DTYPES[self.weights]
+        self._kv_bytes = _kv_bytes_per_token(view, dtype)
+        self._room = Room(room.batch_size, -(-room.num_tokens // CAPACITY_STEP) * CAPACITY_STEP)
+        self._worker = Worker(_export(view, dtype), self.weights, self._room, self._kv_bytes)
 
-    def prepare(self, request: BatchRequest) -> float:
-        """Export the view unless it is cached, and start its worker; return the seconds, 0 if a worker with room runs."""
-        began, longest = time.perf_counter(), max(request.length, request.decoding.max_new_tokens)
-        batch, prompt_len = request.input_ids.shape
-        before = self._worker
-        return time.perf_counter() - began if self._started(batch, prompt_len + longest) is not before else 0.0
+    def fits(self, room: Room) -> bool:
+        """Return True if the worker has memory for a batch."""
+        return self._room.holds(room)
 
-    def run(self, request: BatchRequest) -> EngineOutput:
+    def generate(self, request: BatchRequest) -> BatchOutput:
         """Generate for one batch."""
-        batch, prompt_len = request.input_ids.shape
+        start = now(request.input_ids.device)
         job = {
             "kind": "generate",
             "prompts": unpadded(request.input_ids, request.attention_mask),
@@ -68,51 +60,41 @@ class VllmEngine:
             "stop_token_ids": list(request.eos_token_ids),
             "forced": request.forced,
         }
-        done = self._started(batch, prompt_len + request.length).answer(job, request.on_step)
-        padded = [row + [request.pad_token_id] * (request.length - len(row)) for row in done["tokens"]]
-        kv_bytes = int(request.attention_mask.sum()) * _kv_bytes_per_token(self._view, DTYPES[self.weights])
-        return EngineOutput(padded, done["first_at"], done["first_at"], done["end"], kv_bytes, kv_bytes, linear_backend=ENGINE)
+        answer = self._worker.answer(job, request.on_step)
+        kv_bytes = int(request.attention_mask.sum()) * self._kv_bytes
+        clock = Clock(start, answer["first_at"], answer["first_at"], answer["end"])
+        return BatchOutput.of(request, answer["tokens"], clock, (kv_bytes, kv_bytes))
 
-    def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
-        """Return the teacher-forced cross-entropy [batch, response_len] of responses, padded on the right, after prompts."""
-        batch, length = response_ids.shape
-        job = {"kind": "losses", "prompts": unpadded(input_ids, mask), "responses": response_ids.tolist()}
-        return torch.tensor(self._started(batch, input_ids.shape[1] + length + 1).answer(job)["losses"])
+    def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
+        """Return the cross-entropy [batch, response_len] of given responses, padded on the right, after the prompts."""
+        prompts = unpadded(request.input_ids, request.attention_mask)
+        job = {"kind": "losses", "prompts": prompts, "responses": response_ids.tolist()}
+        return torch.tensor(self._worker.answer(job)["losses"])
 
-    @property
-    def build(self) -> dict[str, Any] | None:
-        """The version and build of vLLM, and the format of the weights; None before the first batch."""
-        if self._worker is None:
-            return None
-        return {**self._worker.build, "weights": self.weights, "threads": torch.get_num_threads()}
+    def describe(self) -> dict[str, Any]:
+        """Return the version and build of vLLM, and the format of the weights."""
+        return {**self._worker.build, "weights": self.weights}
 
-    def _started(self, batch_size: int, num_tokens: int) -> "Worker":
-        """Return a worker with room for a batch; start it, or start it anew, where necessary."""
-        if self._worker is None or batch_size > self._room[0] or num_tokens > self._room[1]:
-            if self._worker:
-                self._worker.end()
-            self._worker = None
-            tokens = -(-num_tokens // CAPACITY_STEP) * CAPACITY_STEP
-            self._room = max(batch_size, self._room[0]), max(tokens, self._room[1])
-            per_token = _kv_bytes_per_token(self._view, DTYPES[self.weights])
-            self._worker = Worker(_export(self._view, DTYPES[self.weights]), self.weights, *self._room, per_token)
-        return self._worker
+    def close(self) -> None:
+        """End the worker."""
+        self._worker.end()
 
 
 class Worker:
     """A process in which vLLM serves one model."""
 
-    def __init__(self, model: Path, weights: str, batch_size: int, num_tokens: int, kv_bytes_per_token: int) -> None:
-        """Start the process with room for `batch_size` sequences of `num_tokens` tokens; raise RunError if vLLM fails."""
+    def __init__(self, model: Path, weights: str, room: Room, kv_bytes_per_token: int) -> None:
+        """Start the process with memory for batches of a size; raise RunError if vLLM fails."""
+        tokens = room.batch_size * room.num_tokens
         settings = {
             "model": str(model),
             "dtype": str(DTYPES[weights]).removeprefix("torch."),  # vLLM's own choice for float32 is bfloat16
-            "max_model_len": num_tokens,
-            "max_num_seqs": batch_size,
-            "max_num_batched_tokens": batch_size * num_tokens,  # all prompts in one pass, so that decoding is timed alone
+            "max_model_len": room.num_tokens,
+            "max_num_seqs": room.batch_size,
+            "max_num_batched_tokens": tokens,  # all prompts in one pass, so that decoding is timed alone
             "gpu_memory_utilization": GPU_SHARE,
         }
-        gigabytes = -(-2 * batch_size * num_tokens * kv_bytes_per_token // 2**30)
+        gigabytes = -(-2 * tokens * kv_bytes_per_token // 2**30)
         environment = {
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -120,11 +102,11 @@ class Worker:
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
         }
-        python = os.environ.get(ENGINES[ENGINE].variable) or sys.executable
+        python = os.environ.get(PYTHON) or sys.executable
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the worker
         try:
             self._process = subprocess.Popen(
-                [python, vllm_worker.__file__, json.dumps(settings)],
+                [python, worker.__file__, json.dumps(settings)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -134,7 +116,7 @@ class Worker:
             )
         except OSError as error:
             self._log.close()
-            raise RunError(f"engine=vllm could not start {python} ({error.strerror}); set {ENGINES[ENGINE].variable}") from None
+            raise RunError(f"engine=vllm could not start {python} ({error.strerror}); set {PYTHON}") from None
         self.end = weakref.finalize(self, _end, self._process, self._log)
         self.build = self._reply()
 

@@ -1,4 +1,4 @@
-"""Generate with vLLM in a process of its own: `python vllm_worker.py SETTINGS`, with a Python that has vLLM.
+"""Generate with vLLM in a process of its own: `python worker.py SETTINGS`, with a Python that has vLLM.
 
 Each line on the standard input is a job and each line on the standard output a reply, both in JSON. The file imports nothing
 of ulskip, which need not be installed beside vLLM.
@@ -68,9 +68,9 @@ def generate(
         outputs = engine.step()
         now = time.perf_counter()
         for output in outputs:
-            one = tokens[int(output.request_id)]
-            waiting -= not one
-            one += output.outputs[0].token_ids
+            row = tokens[int(output.request_id)]
+            waiting -= not row
+            row += output.outputs[0].token_ids
         if not waiting and not first_at:
             first_at = now
         if now - reported > REPORT_SECONDS:
@@ -85,11 +85,11 @@ def losses(llm: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]
 
     sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     texts = [{"prompt_token_ids": [*prompt, *response]} for prompt, response in zip(prompts, responses, strict=True)]
-    found = []
+    losses_of_rows = []
     for prompt, response, answer in zip(prompts, responses, llm.generate(texts, sampling, use_tqdm=False), strict=True):
         places = answer.prompt_logprobs[len(prompt) :]
-        found.append([-place[token].logprob for place, token in zip(places, response, strict=True)])
-    return found
+        losses_of_rows.append([-place[token].logprob for place, token in zip(places, response, strict=True)])
+    return losses_of_rows
 
 
 if __name__ == "__main__":
