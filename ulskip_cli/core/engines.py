@@ -138,10 +138,10 @@ def _entry_points(path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
 
 
 def _supported_by_name() -> dict[str, Set[Need]]:
-    """Return what each installed engine supports, to advise another one; engines that cannot be imported are left out."""
-    sets: dict[str, Set[Need]] = {}
+    """Return what each installed engine supports, to advise one on torch or another; broken ones are left out."""
+    kinds: dict[str, type[Engine]] = {}
     for name in engine_names():
         with contextlib.suppress(UsageError):
-            sets[name] = engine_class(name).supports
-    sets.pop("auto", None)
-    return sets
+            kinds[name] = engine_class(name)
+    del kinds["auto"]
+    return {name: kinds[name].supports for name in sorted(kinds, key=lambda name: kinds[name].is_runtime)}

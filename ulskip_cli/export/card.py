@@ -113,7 +113,7 @@ def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:
 
 
 def _is_corrected(row: Row, skip_adapter: Row | None) -> bool:
-    """Return True if a row was measured with an adapter, also if its run computed the adapter as `strategy.patch`."""
+    """Return True if a row was measured with an adapter, also if its run computed the adapter with correction=patch."""
     own = row.get("skip_adapter") or row.get("patch")
     if own is None or skip_adapter is None:
         return own is skip_adapter

@@ -9,8 +9,8 @@ from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_ids
 from torch.nn import functional
 
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import DecodingConfig, EngineConfig
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.engines import ENGINES, engine_named
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
@@ -32,7 +32,7 @@ def stand_in(monkeypatch, tmp_path):
 
 def decoder_for(model, overrides, engine):
     plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
-    return Decoder(model, plan, engine=EngineConfig(engine))
+    return Decoder(model, plan, engine=engine_named(engine))
 
 
 def context(length=LENGTH):
@@ -114,7 +114,7 @@ def test_layers_that_no_config_describes_are_refused(stand_in):
     "overrides, advice",
     [
         (["ratio=2"], "prompt_layers=kept"),
-        ([*KEPT, "strategy=skip_decode"], "another strategy"),
+        ([*KEPT, "strategy=skip_decode"], "strategy=unified"),
         ([*KEPT, "ratio_basis=latency"], "ratio_basis=cost"),
         ([*KEPT, "decoding.do_sample=true"], "do_sample=false"),
     ],
@@ -125,4 +125,4 @@ def test_what_vllm_cannot_do_is_refused(stand_in, overrides, advice):
 
 
 def test_the_formats_are_those_of_the_registry():
-    assert set(vllm.DTYPES) == set(ENGINES[vllm.ENGINE].weights)
+    assert set(vllm.DTYPES) == set(ENGINES[vllm.ENGINE].formats)

@@ -51,7 +51,7 @@ ALL = ["full", "unified ratio 2", "unified ratio 3"]
 
 def fail_at(ratio, error):
     def act(job):
-        if job.config.strategy["name"] == "unified" and job.config.ratio == ratio:
+        if job.config.strategy.name == "unified" and job.config.ratio == ratio:
             raise error
 
     return act
@@ -98,7 +98,7 @@ def test_points_of_a_baseline_that_failed_fail_too(sweep):
     go, _, folder = sweep
 
     def act(job):
-        if job.config.strategy["name"] == "full":
+        if job.config.strategy.name == "full":
             raise RunError("out of memory")
 
     assert [status for _, status in go(act).ran] == ["failed"] * 3

@@ -108,7 +108,7 @@ def test_submitit_never_loads_files_that_were_in_the_results_folder(tmp_path, mo
     monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
     folders, jobs = [], [SimpleNamespace(config=compose([f"results_dir={tmp_path}", "name=x"]))]
     for _ in range(2):
-        Slurm(LauncherConfig("submitit"), SimpleNamespace(jobs=jobs, with_threads=lambda threads: None))
+        Slurm(LauncherConfig(name="submitit"), SimpleNamespace(jobs=jobs, with_threads=lambda threads: None))
     assert len(set(folders)) == 2
     for folder in map(Path, folders):
         assert folder.parent == tmp_path / "x" / "logs" / "submitit"
