@@ -97,7 +97,7 @@ def point(llama, tokenizer):
     from ulskip_cli.core.model_metadata import ModelMetadata
     from ulskip_cli.experiments.preflight import ResolvedPoint
     from ulskip_cli.experiments.workload import encode_workload
-    from ulskip_cli.inference.decoder import Decoder
+    from ulskip_cli.engines.decoder import Decoder
     from ulskip_cli.strategies.plan import make_plan
 
     llama.resize_token_embeddings(len(tokenizer))

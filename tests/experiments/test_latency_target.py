@@ -17,7 +17,7 @@ from ulskip_cli.experiments.latency_target import (
     make_pair_timer,
     solve_depth_for_speedup,
 )
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 
