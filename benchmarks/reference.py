@@ -10,7 +10,7 @@ import yaml
 from ulskip_cli.core import config_reference as reference
 from ulskip_cli.core.capabilities import ALL, COMMANDS, TOGETHER, Need
 from ulskip_cli.core.config_reference import ConfigKey
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.engines import engine_class, engine_names
 
 DOCS = Path(__file__).parent.parent / "docs"
 YES = "✓"
@@ -40,7 +40,9 @@ def matrix(columns: Mapping[str, frozenset[Need]], needs: Iterable[Need]) -> Ite
 
 def combinations() -> str:
     """Return the page of combinations."""
-    engines = {name: kind.supports for name, kind in ENGINES.items() if name != "auto"}
+    kinds = {name: engine_class(name) for name in engine_names() if name != "auto"}
+    own = [name for name in kinds if kinds[name].__module__.startswith("ulskip_cli.")]
+    engines = {name: kinds[name].supports for name in sorted(own, key=lambda name: kinds[name].is_runtime)}
     together = {
         need: frozenset(other for other in ALL if other in supports and need in TOGETHER.get(other, ALL))
         for need, supports in TOGETHER.items()

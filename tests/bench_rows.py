@@ -12,9 +12,10 @@ def bench_row(target=2.0, batch=1, engine="torch", compiled=False, **more):
     full = {"decode_tokens_per_second": 100.0, "total_tokens_per_second": 150.0, "bandwidth_share": 0.2}
     full["engine"] = engine
     return {
-        "id": f"{target} {batch} {engine} {compiled}", "experiment": "bench", "model": "tiny", "dtype": "float32",
+        "status": "done", "id": f"{target} {batch} {engine} {compiled}",
+        "experiment": "bench", "model": "tiny", "dtype": "float32",
         "task": None, "pair": None, "dataset": None, "decoding": "greedy", "strategy": "unified", "batch_size": batch,
-        "strategy_options": {"spacing": "even"}, "prompt_layers": "all", "draft_tokens": 0,
+        "strategy_options": {}, "prompt_layers": "all", "draft_tokens": 0,
         "timed_prompt_tokens": 64, "timed_new_tokens": 32,
         "engine": engine, "compiled": compiled, "num_layers": 12, "kept_layers": kept, "layer_ratio": 12 / len(kept),
         "target_speedup": target, "predicted_speedup": 0.9 * target, "measured_speedup": 0.95 * target,

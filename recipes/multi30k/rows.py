@@ -14,7 +14,7 @@ from typing import Any
 from sacrebleu.metrics.bleu import BLEU
 
 from ulskip_cli.core.files import read_jsonl, write_atomic
-from ulskip_cli.experiments.record import is_done, upgrade_row
+from ulskip_cli.experiments.record import is_done
 from ulskip_cli.tasks.loading import read_lines
 from ulskip_cli.tasks.metrics.scores import Answers
 from ulskip_cli.tasks.metrics.translation import compare
@@ -118,7 +118,7 @@ class Rows:
         self.speed: dict[tuple[str, float, int], Row] = {}  # of checkpoints
         self.adapter_speed: dict[tuple[str, float, int], Row] = {}
         quality: dict[tuple[str, str, float], dict[str, Row]] = {}
-        for row in filter(is_done, map(upgrade_row, read_jsonl(folder / "runs.jsonl"))):
+        for row in filter(is_done, read_jsonl(folder / "runs.jsonl")):
             checkpoint, strategy, target = checkpoint_of(row), row["strategy"], row["target_speedup"]
             if row["config"]["speed"]["enabled"]:
                 # A row of strategy full is a baseline of the pairs, unless it belongs to the control.

@@ -8,12 +8,12 @@ from ulskip_cli import api
 from ulskip_cli.core import capabilities, engines
 from ulskip_cli.core.capabilities import ALL, COMMANDS, TOGETHER, Need
 from ulskip_cli.core.config import compose, preset
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.strategies import plan
 
-SUPPORTS = {**{name: kind.supports for name, kind in ENGINES.items()}}
+SUPPORTS = {name: engine_class(name).supports for name in engine_names()}
 SUPPORTS["auto"] = SUPPORTS["torch"] | SUPPORTS["transformers"]
 OF_PLANS = {Need.STAGES, Need.FULL_PROMPT}  # which the layers of a model decide
 OF_ENGINES = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}  # no run in one engine has these needs
@@ -43,7 +43,7 @@ def test_a_recipe_has_its_need(need, folders):
 
 
 @pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", SUPPORTS)
 def test_an_engine_runs_what_it_supports_and_refuses_the_rest_before_loading(engine, need, folders, tmp_path, no_loading):
     supports = SUPPORTS[engine]
     overrides = overrides_for(need, supports=supports, **folders)
@@ -95,7 +95,7 @@ def test_an_engine_that_lacks_a_need_names_one_that_has_it(need):
     able = [name for name, supports in SUPPORTS.items() if need in supports and name != "auto"]
     sets = {name: supports for name, supports in SUPPORTS.items() if name != "auto"}
     with pytest.raises(NotApplicable) as caught:
-        capabilities.check_engine("none", frozenset(), {need}, sets)
+        capabilities.check_engine("none", frozenset(), {need}, lambda: sets)
     assert need.remedy in str(caught.value)
     assert not able or f"engine={able[0]}" in str(caught.value)
 

@@ -4,10 +4,11 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core import engines
 from ulskip_cli.core.config import baseline_config, compose
-from ulskip_cli.core.engines import ENGINES, LlamaCpp
+from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.engines.llama_cpp import LlamaCpp
 from ulskip_cli.strategies.plan import make_plan
 
 LLAMA = "engine=llama_cpp"
@@ -84,6 +85,6 @@ def test_a_smaller_format_reads_fewer_bytes_and_gives_the_head_a_larger_share(la
 
 
 def test_every_runtime_names_formats_and_how_to_install_it():
-    for name, engine in ENGINES.items():
-        runtime = engine(name=name).is_runtime
-        assert runtime == bool(engine.formats) == bool(engine.install), name
+    for name in engine_names():
+        engine = engine_class(name)
+        assert engine.is_runtime == bool(engine.formats) == bool(engine.install), name

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from ulskip_cli.core import model_metadata
-from ulskip_cli.core.config import baseline_config, compose, identity
+from ulskip_cli.core.config import baseline_config, compose
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
@@ -82,7 +82,7 @@ def test_data_that_cannot_be_read_are_tried_once(monkeypatch):
         config = compose([f"ratio={ratio}"])
         with pytest.raises(UsageError, match="no such file"):
             resolver.resolve(config)
-        assert resolver.fallback_id(config) == identity(config)
+        assert resolver.fallback_id(config) == config.identity
     assert calls == [1]
 
 

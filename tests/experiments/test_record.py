@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments import record as module
-from ulskip_cli.experiments.record import RENAMED_KEYS, STATUSES, RunRecord, is_done, upgrade_row
+from ulskip_cli.experiments.record import STATUSES, RunRecord
 from ulskip_cli.experiments.record_sections import QualityScores
 from ulskip_cli.experiments.row_values import Bounds, NotEmpty, NumberedKeys, hints_of
 from ulskip_cli.tasks.metrics import metric_keys
@@ -31,7 +31,7 @@ KNOWN = {key for kind in SECTIONS.values() for key in hints_of(kind)} | {one.nam
 numbers = st.floats(-1e30, 1e30) | st.integers(-(2**40), 2**40)
 texts = st.text(max_size=8)
 names = st.from_regex(r"[a-z0-9][a-z0-9 .-]{0,8}", fullmatch=True)
-new_names = texts.filter(lambda key: key not in {*KNOWN, *RENAMED_KEYS, *metric_keys()})
+new_names = texts.filter(lambda key: key not in {*KNOWN, *metric_keys()})
 jsons = st.recursive(st.none() | st.booleans() | numbers | texts, lambda inner: st.lists(inner, max_size=2), max_leaves=3)
 
 
@@ -105,7 +105,6 @@ records = st.builds(
     log=st.none() | texts,
     warnings=st.lists(texts, max_size=2).map(tuple),
     wall_seconds=st.none() | numbers,
-    row_version=st.integers(1, 9),
     other=st.dictionaries(new_names, jsons, max_size=2),
 )
 
@@ -123,12 +122,6 @@ def test_a_record_survives_its_row(record):
     assert RunRecord.from_row(row).to_row() == record.to_row()
 
 
-def renamed(row):
-    """A row under the key names of this version."""
-    named = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
-    return named | ({"engine": "torch"} if named.get("engine") == "fast" else {})
-
-
 FILES = sorted([*RESULTS.glob("*/runs.jsonl"), *RESULTS.glob("*/*/runs.jsonl")])
 
 
@@ -137,25 +130,13 @@ def test_committed_rows_are_read_and_written_back(file):
     for line in file.read_text("utf-8").splitlines():
         row = json.loads(line)
         written = RunRecord.from_row(row).to_row()
-        expected = renamed({key: renamed(value) if key == "full" else value for key, value in row.items()})
-        assert {key: written[key] for key in expected} == expected
-        added = {key: value for key, value in written.items() if key not in expected}
-        assert added.pop("status", "done") == "done"
+        assert {key: written[key] for key in row} == row
+        added = {key: value for key, value in written.items() if key not in row}
         assert not any(added.values()), "a key that was never measured has no value"
 
 
 def test_rows_are_committed():
     assert len(FILES) >= 10
-
-
-def test_the_old_names_of_keys_are_read_in_both_sides_of_a_benchmark():
-    side = {"decode_tokens_per_second": 1.0, "total_tokens_per_second": 1.0, "bandwidth_share": 0.5}
-    old = {"id": "a", "full": {**side, "product": "torch"}}
-    record = RunRecord.from_row({**old, "sources_cut": 3, "head_share": 0.25})
-    assert record.benchmark.full == {**side, "linear_backend": "torch"}
-    assert (record.quality.num_truncated_sources, record.throughput.exit_check_fraction) == (3, 0.25)
-    assert not RENAMED_KEYS.keys() & record.to_row().keys()
-    assert upgrade_row(record.to_row()) == record.to_row()
 
 
 BAD = [
@@ -171,15 +152,16 @@ BAD = [
     ({"id": "a", "baseline_id": "../a"}, "baseline_id"),
     ({"id": "a", "status": "finished"}, "status"),
     ({"id": "a", "status": 1}, "status"),
+    ({"id": "a", "status": None}, "status"),
     ({"id": "a", "kept_layers": "0, 5"}, "kept_layers"),
     ({"id": "a", "bleu": "high"}, "bleu"),
     ({"id": "a", "batch_size": True}, "batch_size"),
     ({"id": "a", "batch_size": 1.5}, "batch_size"),
     ({"id": "a", "environment": []}, "environment"),
     ({"id": "a", "warnings": "one"}, "warnings"),
-    ({"id": "a", "point_seconds": "4"}, "wall_seconds"),
-    ({"id": "a", "point_seconds": math.nan}, "wall_seconds"),
-    ({"id": "a", "point_seconds": 10**400}, "wall_seconds"),
+    ({"id": "a", "wall_seconds": "4"}, "wall_seconds"),
+    ({"id": "a", "wall_seconds": math.nan}, "wall_seconds"),
+    ({"id": "a", "wall_seconds": 10**400}, "wall_seconds"),
     ({"id": "a", "later_stages": [{"first_step": 0, "kept_layers": [0.5]}]}, "later_stages[0].kept_layers[0]"),
     ({"id": "a", "pairs": {"strategy": {"decode_seconds": []}}}, "pairs.strategy.decode_seconds"),
     ({"id": "a", "pairs": {"full": {"decode_seconds": [1.0]}}}, "pairs.strategy"),
@@ -198,20 +180,15 @@ BAD = [
 @pytest.mark.parametrize(("row", "key"), BAD, ids=str)
 def test_a_row_that_cannot_be_read_is_refused_by_the_name_of_its_key(row, key):
     with pytest.raises(UsageError, match=rf"\bkey {re.escape(key)} "):
-        RunRecord.from_row(row)
+        RunRecord.from_row({"status": "done", **row})
 
 
 def test_unknown_keys_survive():
-    row = {"id": "a", "strategy": "unified", "mine": {"deep": [1, None]}, "profile": None}
+    row = {"id": "a", "status": "done", "strategy": "unified", "mine": {"deep": [1, None]}, "profile": None}
     record = RunRecord.from_row(row)
     assert record.other == {"mine": {"deep": [1, None]}, "profile": None}
     written = record.to_row()
     assert {key: written[key] for key in row} == row
-
-
-def test_the_oldest_rows_have_no_status_and_are_finished():
-    assert is_done({"id": "a"}) and RunRecord.from_row({"id": "a"}).is_done
-    assert not RunRecord.from_row({"id": "a", "status": "failed"}).is_done
 
 
 def test_a_point_without_speed_or_quality_has_none_of_their_keys():
@@ -230,5 +207,5 @@ def test_a_failed_row_lacks_the_settings_that_are_unknown():
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinite_values_survive_a_row(value):
-    record = RunRecord.from_row(json.loads(json.dumps({"id": "a", "decode_loss": value})))
+    record = RunRecord.from_row(json.loads(json.dumps({"id": "a", "status": "done", "decode_loss": value})))
     assert record.quality.decode_loss == value

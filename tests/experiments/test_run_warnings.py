@@ -15,7 +15,7 @@ from ulskip_cli.experiments.record_sections import (
     Throughput,
 )
 from ulskip_cli.experiments.run_warnings import adjustments, run_warnings
-from ulskip_cli.inference import cpu_kernels
+from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.strategies.plan import make_plan
 
 

@@ -41,7 +41,7 @@ def test_engines_stand_side_by_side_in_order():
 
 
 def test_patches_get_a_column():
-    patched = bench_row(2.0, strategy_options={"spacing": "even", "patch": "full"}, patch={"kind": "full", "rank": None})
+    patched = bench_row(2.0, correction="full", patch={"kind": "full", "rank": None})
     (speeds,) = benchmark.sections([bench_row(2.0), patched | {"id": "patched"}])
     assert [cells[2] for cells in speeds.cells] == ["–", "full patch"]
     assert "correction" not in [column.title for column in benchmark.sections([patched])[0].columns]

@@ -33,9 +33,7 @@ def test_engines_are_told_apart_and_rows_of_earlier_versions_match_every_engine(
 
 def test_a_point_with_a_skip_adapter_is_another_than_the_point_without():
     adapted = [
-        sweep_row(
-            id=name, skip_adapter={"path": f"a/{name}", "kind": "full"}, config={"model": {"skip_adapter": [f"a/{name}"]}}
-        )
+        sweep_row(id=name, skip_adapter={"path": f"a/{name}", "kind": "full"}, config={"correction": {"path": [f"a/{name}"]}})
         for name in ("one", "two")
     ]
     found = compare.compare([*small_sweep(), *adapted], [*small_sweep(), adapted[1]], Scorer())

@@ -17,7 +17,6 @@ from ulskip_cli.report.rows import (
     read_rows,
     reasons,
     setting_keys,
-    status,
     with_settings,
 )
 
@@ -75,8 +74,7 @@ def test_a_sweep_that_was_stopped_before_its_first_point_is_told(tmp_path):
         find_folders([tmp_path / "x"], tmp_path)
 
 
-def test_rows_without_a_status_are_done():
-    assert status(sweep_row()) == "done"
+def test_only_finished_rows_are_done():
     assert done([sweep_row(), not_applicable(), not_applicable(status="failed")]) == [sweep_row()]
 
 
@@ -196,13 +194,12 @@ def test_a_row_without_its_number_of_examples_keeps_its_stars():
 
 
 def patched(kind, rank=None, **more):
-    options = {"patch": kind, **({"patch_rank": rank} if rank else {})}
-    return {**sweep_row(), "strategy_options": options, "patch": {"id": "x", "kind": kind, "rank": rank}, **more}
+    return {**sweep_row(), "correction": kind, "patch": {"id": "x", "kind": kind, "rank": rank}, **more}
 
 
 def adapted(*folders, target=2.0):
-    model = {"name": "hf", "skip_adapter": list(folders)}
-    return {**sweep_row(target=target), "skip_adapter": {"path": folders[0], "kind": "full"}, "config": {"model": model}}
+    config = {"correction": {"name": "adapter", "path": list(folders)}}
+    return {**sweep_row(target=target), "skip_adapter": {"path": folders[0], "kind": "full"}, "config": config}
 
 
 def test_patches_and_adapters_are_points_of_their_own():
@@ -211,8 +208,10 @@ def test_patches_and_adapters_are_points_of_their_own():
     names = ["full patch", "low_rank 16 patch", "low_rank 8 patch", "adapter"]
     found = {approach for target, approach in group.points() if target == 2.0}
     assert found == {"unified", *(f"unified + {name}" for name in names)}
-    failed = not_applicable("unified") | {"strategy_options": {"patch": "bias"}}
-    assert Group("", [failed]).approach(failed) == "unified + bias patch"
+    failed = not_applicable("unified") | {"correction": "folded"}
+    assert Group("", [failed]).approach(failed) == "unified + folded patch"
+    failed["correction"] = "adapter"
+    assert Group("", [failed]).approach(failed) == "unified + adapter"
 
 
 def test_units_are_points_of_their_own():

@@ -10,7 +10,7 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, read_metadata
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.skip_decode import SkipDecode
 

@@ -60,7 +60,7 @@ class SweepDisplay:
     def job_settled(self, job: "Job", record: "RunRecord | None", ran: bool) -> None:
         """Count a job as settled, and show the result if this process ran the job."""
         row = record.to_row() if record else None
-        self._states[job.id] = row.get("status", DONE) if row else DONE
+        self._states[job.id] = row["status"] if row else DONE
         self._running = [line for line in self._running if line != job.label]
         self._phases.clear()
         if ran and not self._drawn:

@@ -14,7 +14,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import ROW_VERSION, RunRecord
+from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
 
 EXPERIMENT = "lm_eval"  # the default of name=
@@ -143,7 +143,7 @@ def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None =
             lm_eval_options=dict(options) if options else None,
         )
         asked = [shared.identity.id, task, num_examples, asdict(replace(scores, lm_eval=None))]
-        identity = replace(shared.identity, id=_digest([ROW_VERSION, asked]), task=f"lm_eval:{task}")
+        identity = replace(shared.identity, id=_digest(asked), task=f"lm_eval:{task}")
         provenance = replace(shared.provenance, num_examples=num_examples)
         records.append(replace(shared, identity=identity, lm_eval=scores, provenance=provenance))
     return records

@@ -1,7 +1,7 @@
 """`RunRecord` holds everything that results/ stores of one run, in typed sections, and reads and writes rows.
 
 A row is one flat JSON object in `runs.jsonl`. The field names of the sections (`record_sections.py`) are its keys;
-docs/results.md describes them. Rows of earlier versions are read with their own key names (`RENAMED_KEYS`).
+docs/results.md describes them.
 """
 
 import math
@@ -23,42 +23,15 @@ from ulskip_cli.experiments.record_sections import (
 from ulskip_cli.experiments.row_values import accepts_none, checked, hints_of
 from ulskip_cli.tasks.metrics import metric_keys
 
-# Changes when keys change their name or meaning, or when the same configuration gives another result.
-ROW_VERSION = 2
-
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
 STATUSES = (DONE, NOT_APPLICABLE, FAILED)
 
 Row = dict[str, Any]  # a record as a JSON object
 
-RENAMED_KEYS = {  # keys of row version 1 and their names since version 2
-    "product": "linear_backend",
-    "against_full": "vs_baseline",
-    "point_seconds": "wall_seconds",
-    "sources_cut": "num_truncated_sources",
-    "head_share": "exit_check_fraction",
-    "ceilings": "machine_limits",
-}
-
-
-def upgrade_row(row: Mapping[str, Any]) -> Row:
-    """Return a row of any earlier version with this version's names, also in the `full` object of a benchmark."""
-    upgraded = _with_new_names(row)
-    if isinstance(upgraded.get("full"), dict):
-        upgraded["full"] = _with_new_names(upgraded["full"])
-    return upgraded
-
-
-def _with_new_names(row: Mapping[str, Any]) -> Row:
-    upgraded = {RENAMED_KEYS.get(key, key): value for key, value in row.items()}
-    if upgraded.get("engine") == "fast":  # the name of the torch engine before other engines existed
-        upgraded["engine"] = "torch"
-    return upgraded
-
 
 def is_done(row: Mapping[str, Any]) -> bool:
-    """True for the row of a finished run. Rows of the oldest versions have no status; their runs are finished."""
-    return bool(row.get("status", DONE) == DONE)
+    """Return True for the row of a finished run."""
+    return bool(row["status"] == DONE)
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,6 @@ class RunRecord:
     provenance: Provenance | None = None
     warnings: tuple[str, ...] = ()
     wall_seconds: float | None = None
-    row_version: int = ROW_VERSION
     other: Mapping[str, Any] = field(default_factory=dict)  # unknown keys of a row, written back unchanged
 
     @property
@@ -106,21 +78,21 @@ class RunRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Read a row of this or any earlier version; raise UsageError with the name of a missing or mistyped key."""
-        rest = upgrade_row(row)
-        if not rest.get("id"):
-            raise UsageError("expected a value for the key id of a row, got none")
+        """Read a row; raise UsageError with the name of a missing or mistyped key."""
+        rest = dict(row)
+        for key in ("id", "status"):
+            if not rest.get(key):
+                raise UsageError(f"expected a value for the key {key} of a row, got none")
         sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
         own = {key: checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
-        if own.get("status", DONE) not in STATUSES:
+        if own["status"] not in STATUSES:
             raise UsageError(f"expected the key status of a row to be one of {', '.join(STATUSES)}, got {own['status']!r}")
         own["warnings"] = tuple(checked("warnings", rest.pop("warnings", []), list[str]))
-        _check_together(upgrade_row(row))
+        _check_together(row)
         return cls(**{**sections, **own, "other": rest})
 
 
 _OWN_KEYS: dict[str, Any] = {
-    "row_version": int,
     "status": str,
     "reason": str | None,
     "log": str | None,
@@ -161,7 +133,7 @@ def _read_section(kind: type, rest: dict[str, Any]) -> Any:
     return kind(**{key: checked(key, value, hints[key]) for key, value in given.items()})
 
 
-def _check_together(row: Row) -> None:
+def _check_together(row: Mapping[str, Any]) -> None:
     """Raise UsageError for values of a row that contradict one another, or that need another value."""
     for key, needed in _NEEDS.items():
         missing = [one for one in needed if row.get(one) in (None, {})] if row.get(key) is not None else []

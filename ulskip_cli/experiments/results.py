@@ -21,7 +21,7 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError, one_line
 from ulskip_cli.core.files import append_line, lock, try_lock, user_path, write_atomic
 from ulskip_cli.experiments import tracking
-from ulskip_cli.experiments.record import Row, RunRecord, is_done, upgrade_row
+from ulskip_cli.experiments.record import Row, RunRecord, is_done
 from ulskip_cli.tasks.loading import read_objects
 
 BROKEN_FILE = "runs.broken.jsonl"
@@ -202,16 +202,15 @@ def parse_row(line: str | bytes) -> Row | None:
 
 
 def read_row(line: str | bytes) -> Row:
-    """Check a line of runs.jsonl and upgrade its key names to this version; raise UsageError if the line is not a row."""
+    """Read and check a line of runs.jsonl; raise UsageError if the line is not a row."""
     try:
-        found = json.loads(line)
-        json.dumps(found, ensure_ascii=False).encode()  # fails for halves of characters, which no file can contain
+        row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()  # fails for halves of characters, which no file can contain
     except (ValueError, RecursionError) as error:
         raise UsageError(f"expected a JSON object, got none ({str(error)[:80]}); repeat the run") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"expected a JSON object, got {json.dumps(found)[:60]}; repeat the run")
-    record = RunRecord.from_row(found)
-    row = upgrade_row(found)
+    if not isinstance(row, dict):
+        raise UsageError(f"expected a JSON object, got {json.dumps(row)[:60]}; repeat the run")
+    record = RunRecord.from_row(row)
     if max(len(record.id), len(record.identity.baseline_id or "")) > MAX_ID:
         raise UsageError(f"expected the keys id and baseline_id of a row to have at most {MAX_ID} characters, got more")
     missing = [key for key in ("strategy", "batch_size") if row.get(key) is None]

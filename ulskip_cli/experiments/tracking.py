@@ -8,7 +8,7 @@ from ulskip_cli.core.tracking import TrackedRun, flatten
 from ulskip_cli.experiments.record import RunRecord
 
 _SETTINGS = ("environment", "trained_for", "calibration")  # dicts of the row without measurements
-_LEFT_OUT = ("config", "strategy_options", "pairs", "row_version")  # the raw samples of `pairs` stay in the row
+_LEFT_OUT = ("config", "strategy_options", "pairs")  # the raw samples of `pairs` stay in the row
 
 
 def log_record(config: Config, record: RunRecord, folder: Path) -> None:

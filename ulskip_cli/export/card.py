@@ -9,7 +9,7 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.engines import copies_weights
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
@@ -107,13 +107,13 @@ def _matches(row: Row, model: ModelConfig, plan: Plan, training: str) -> bool:
         all(_same(key, measured.get(key), getattr(model, key)) for key in _MODEL_KEYS)
         and all(row.get(key) == value for key, value in {**expected, "training": training}.items())
         and not any(row.get(key) for key in ("later_stages", "exit_depths", "draft_tokens", "unit"))
-        and not (engine in ENGINES and ENGINES[str(engine)].formats)  # it computes with a copy of the weights in another format
+        and not (engine and copies_weights(str(engine)))  # it computes with a copy of the weights in another format
         and other_baseline in (None, engine)
     )
 
 
 def _is_corrected(row: Row, skip_adapter: Row | None) -> bool:
-    """Return True if a row was measured with an adapter, also if its run computed the adapter as `strategy.patch`."""
+    """Return True if a row was measured with an adapter, also if its run computed the adapter with correction=patch."""
     own = row.get("skip_adapter") or row.get("patch")
     if own is None or skip_adapter is None:
         return own is skip_adapter

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
     return {
         "record_version": RECORD_VERSION,
         "made_by": point.made_by,
-        "model": {**asdict(model), "fingerprint": fingerprint(model)},
+        "model": {**model.plain(), "fingerprint": fingerprint(model)},
         "skip_adapter": point.skip_adapter,
         "strategy": plan.strategy,
         "num_layers": plan.num_layers,

@@ -91,7 +91,7 @@ def interval(row: Row) -> str:
 def speed_ends(row: Row) -> tuple[float, float] | tuple[None, None]:
     """Return the ends of the measured speedup's interval for verdicts; None if too few pairs were timed, or none.
 
-    Rows of earlier versions store no coverage; their intervals are 95% bootstraps.
+    Intervals without a coverage are 95% bootstraps.
     """
     coverage = row.get("speedup_interval_coverage")
     if row.get("measured_speedup") is None or (coverage is not None and coverage < MIN_COVERAGE):

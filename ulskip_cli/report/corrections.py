@@ -25,7 +25,7 @@ def strategy_name(row: Row) -> str:
 def series_name(row: Row) -> str:
     """Return the strategy of a row and its unit, with the kind of its patches or `adapter`.
 
-    >>> series_name({"strategy": "unified", "patch": {"kind": "full", "rank": None}})
+    >>> series_name({"strategy": "unified", "status": "done", "patch": {"kind": "full", "rank": None}})
     'unified + full patch'
     """
     return f"{strategy_name(row)}{correction(row)}"
@@ -40,6 +40,8 @@ def correction(row: Row) -> str:
         label = None if is_done(row) else row.get("correction")
     else:
         label = f"low_rank {patch['rank']}" if patch["kind"] == "low_rank" else patch["kind"]
+    if label == "adapter":
+        return " + adapter"
     return f" + {label} patch" if label else ""
 
 

@@ -122,7 +122,7 @@ def _log_error(row: Row) -> float | None:
     if low is None or high is None:
         return None
     coverage = row.get("speedup_interval_coverage")
-    z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)  # None: 95% bootstrap of earlier versions
+    z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)  # None: a 95% bootstrap
     return math.log(high / low) / (2 * z)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.engines import formats_of
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.report.columns import Column, Section, layers, speed_ends, text
 from ulskip_cli.report.corrections import series_name
@@ -42,7 +42,7 @@ class Point:
         if self.row.get("draft_tokens"):
             return DRAFTING
         skips = len(self.row["kept_layers"]) < self.row["num_layers"] or bool(self.row.get("later_stages"))
-        formats = ENGINES[self.row["engine"]].formats if self.row["engine"] in ENGINES else {}
+        formats = formats_of(self.row["engine"])
         bits = formats[self.row["engine_weights"]][0] if self.row.get("engine_weights") in formats else BITS_UNQUANTIZED
         quantized = bits < BITS_UNQUANTIZED or self._quantization is not None
         if skips and not quantized:

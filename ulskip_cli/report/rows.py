@@ -14,7 +14,7 @@ import pandas as pd
 
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.printable import all_printable, printable
-from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Row, is_done
+from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, Row, is_done
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.corrections import adapter_names, correction, own_options, strategy_name
 
@@ -187,7 +187,7 @@ def knows(row: Row, key: str) -> bool:
 
     The engines of drafts and early exit belong to the method, so that they are compared with every engine.
 
-    >>> knows({"dataset": None}, "dataset"), knows({"dataset": None, "status": "failed"}, "dataset")
+    >>> knows({"dataset": None, "status": "done"}, "dataset"), knows({"dataset": None, "status": "failed"}, "dataset")
     (True, False)
     """
     if key == "engine" and row.get(key) in _METHOD_ENGINES:
@@ -209,15 +209,6 @@ def setting_title(key: str) -> str:
     return key.rpartition(".")[2].removeprefix("num_").replace("_", " ")
 
 
-def status(row: Row) -> str:
-    """Return `done`, `n/a` or `failed`; rows of early versions have no status and are done.
-
-    >>> status({}), status({"status": "n/a"})
-    ('done', 'n/a')
-    """
-    return str(row.get("status") or DONE)
-
-
 def done(rows: Iterable[Row]) -> list[Row]:
     """Select the rows of finished runs."""
     return [row for row in rows if is_done(row)]
@@ -229,7 +220,7 @@ def absent(row: Row) -> str:
     >>> absent({"status": "n/a"}), absent({})
     ('N/A', '–')
     """
-    return _STATUS_CELLS.get(status(row), MISSING)
+    return _STATUS_CELLS.get(row.get("status", ""), MISSING)
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
@@ -258,7 +249,7 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 def grouped(rows: Sequence[Row]) -> list[Group]:
     """Group rows by their settings, in order of first appearance.
 
-    A row that lacks a setting (an older or failed row) joins the first group whose other settings match.
+    A row that lacks a setting (a failed one) joins the first group whose other settings match.
 
     >>> [group.label for group in grouped([{"model": "m", "seed": 1}, {"model": "m", "seed": 2}])]
     ['m · seed 1', 'm · seed 2']

@@ -14,7 +14,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.columns import AXES, MIN_FOR_STARS, Column, Section, cells_of, columns_for, few_examples, num_pairs
-from ulskip_cli.report.rows import done, ordered, reasons, status, with_settings
+from ulskip_cli.report.rows import done, ordered, reasons, with_settings
 from ulskip_cli.tasks.metrics import metric_keys
 
 MAX_CELL = 24  # characters per cell on a terminal
@@ -136,7 +136,7 @@ def to_csv(rows: Sequence[Row]) -> str:
         if not row.keys() <= keys.keys():
             keys |= {key: None for key in row if key not in keys and isinstance(row[key], (str, int, float))}
     for row in ordered(rows):
-        derived = {"status": status(row), "kept_layers": " ".join(map(str, row.get("kept_layers") or ()))}
+        derived = {"kept_layers": " ".join(map(str, row.get("kept_layers") or ()))}
         lines.append({**row, **derived, "speedup_pairs": num_pairs(row)})
     return csv_text(lines, list(keys))
 
@@ -202,7 +202,7 @@ def interval_notes(rows: Sequence[Row]) -> list[str]:
             f"Interval: order statistics of {pairs}; it contains the median with at least {min(coverages):.1%} probability."
         )
     if len(coverages) < len(timed):
-        older = "Interval of rows from earlier versions" if coverages else "Interval"
+        older = "Interval of the other rows" if coverages else "Interval"
         notes.append(
             f"{older}: 95% percentile bootstrap over {pairs}; with 7 pairs it contains the median in about 90% of cases."
         )
