@@ -118,7 +118,9 @@ def test_a_missing_file_of_answers_is_an_error_and_writes_no_row(folder, ulskip)
 
 def test_runs_that_were_never_scored_need_no_answers(folder, ulskip):
     ResultsFolder(folder).append(
-        RunRecord.from_row({"id": "cccccccccccc", "strategy": "unified", "batch_size": 1, "predicted_speedup": 2.0})
+        RunRecord.from_row(
+            {"id": "cccccccccccc", "status": "done", "strategy": "unified", "batch_size": 1, "predicted_speedup": 2.0}
+        )
     )
     code, out, err = ulskip("score", folder, "--metric", "ter", "--json")
     assert code == 0, err

@@ -73,7 +73,8 @@ def preset(group: str, name: str, options: Mapping[str, Any] | None = None, extr
     So the choice in a stored row becomes an object again, too: its class comes from the preset and not from the row.
     """
     require_choice(group, name, group_choices(group, extra_dir))
-    return make_choice({**read_choice(group, name, extra_dir), **(options or {})}, group)
+    chosen = read_choice(group, name, extra_dir)
+    return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 
 def make_choice(node: Mapping[str, Any], group: str, prefix: str | None = None) -> Choice:
