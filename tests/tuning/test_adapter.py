@@ -143,8 +143,9 @@ def test_what_cannot_be_trained_is_left_out_in_one_line(tune):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama_cpp", "openvino"])
-def test_engines_of_other_libraries_get_adapters_that_merge(tune, name):
+def test_engines_of_other_libraries_get_adapters_that_merge(tune, tmp_path, name):
     pytest.importorskip(name)
-    code, found, err = tune(*TRAIN, f"engine={name}", "candidates=['strategy=unified']")
+    code, found, err = tune(*TRAIN, f"engine={name}", "candidates=['strategy=unified']", "--to", "out")
     assert code == 0, err
+    assert (tmp_path / "out" / "ulskip_export.json").is_file()
     assert found["adapter"]["steps"] == 3 and found["trials"][-1]["adapter"]

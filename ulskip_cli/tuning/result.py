@@ -51,6 +51,11 @@ class TuneResult:
         return overrides
 
     @property
+    def export_overrides(self) -> list[str]:
+        """The overrides that export the chosen layers, without the engine and the decoding, which an export does not use."""
+        return [text for text in self.run_overrides if text.partition("=")[0].partition(".")[0] not in ("engine", "decoding")]
+
+    @property
     def patch_kind(self) -> str:
         """The kind of the patches, or `none`."""
         return str((self.row.get("patch") or self.row.get("skip_adapter") or {}).get("kind") or "none")
@@ -90,7 +95,7 @@ class TuneResult:
         skipped = spans(sorted(set(range(self.request.num_layers)) - set(self.trial.kept_layers)))
         title = METRICS[judged.metric]
         run = ["ulskip", "run", *self.run_overrides]
-        export = ["ulskip", "export", *self.run_overrides, "--to", "DIR"]
+        export = ["ulskip", "export", *self.export_overrides, "--to", "DIR"]
         if self.patch_kind not in MERGEABLE:
             export += ["--format", "schedule"]
         return [
