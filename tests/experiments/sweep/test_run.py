@@ -10,7 +10,7 @@ from reference import build_model
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core import environment
 from ulskip_cli.experiments import runner
-from ulskip_cli.inference import packed_linear
+from ulskip_cli.engines.torch import packed_linear
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
 from ulskip_cli.strategies.cost import LatencyFit
