@@ -7,7 +7,6 @@ import pytest
 import torch
 from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_ids
 from torch.nn import functional
-
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import ENGINES, engine_named
