@@ -12,6 +12,7 @@ from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.base import DraftStats
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.sampling import TokenSampler
+from ulskip_cli.engines.speculative import SpeculativeSession
 from ulskip_cli.strategies.plan import make_plan
 
 LENGTH = 12
@@ -173,8 +174,8 @@ def test_cached_keys_of_all_layers_stay(llama):
 
 
 def test_packed_weights_are_made_once_for_both(llama):
-    engine = decoder_for(llama.to(torch.bfloat16), (0, 2, 5))._engines["speculative"]
-    full, view = engine.full, engine.drafting(DRAFTED)
+    session = SpeculativeSession(decoder_for(llama.to(torch.bfloat16), (0, 2, 5))._views)
+    full, view = session.full, session.drafting(DRAFTED)
     if full is llama:
         pytest.skip("no matrix units here")
     packed = {id(part) for part in full.modules() if type(part).__name__ == "PackedLinear"}

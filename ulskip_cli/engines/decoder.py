@@ -174,8 +174,9 @@ class Decoder:
         batch, length = response_ids.shape
         first_steps = tuple(stage.first_step for stage in self.stages)
         request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, first_steps=first_steps)
-        session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
-        return session.losses(request, response_ids)
+        with torch.inference_mode():
+            session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
+            return session.losses(request, response_ids)
 
     def _session(self, name: str, room: Room) -> tuple[Session, float]:
         """Return a session with room for a batch, and the seconds in which a library loaded its copy of the weights."""

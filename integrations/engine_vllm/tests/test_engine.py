@@ -9,12 +9,13 @@ from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_ids
 from torch.nn import functional
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
-from ulskip_cli.core.engines import ENGINES, engine_named
+from ulskip_cli.core.engines import engine_named
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.inference.engines import vllm
 from ulskip_cli.strategies.plan import make_plan
+from ulskip_engine_vllm import Vllm
+from ulskip_engine_vllm.session import DTYPES
 
 STAND_IN = Path(__file__).parent / "stand_in"
 KEPT = ("ratio=2", "prompt_layers=kept")
@@ -32,6 +33,12 @@ def stand_in(monkeypatch, tmp_path):
 def decoder_for(model, overrides, engine):
     plan = make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None))
     return Decoder(model, plan, engine=engine_named(engine))
+
+
+def worker_of(decoder):
+    """Return the process of the open session."""
+    (session,) = decoder._sessions.values()
+    return session._worker._process
 
 
 def context(length=LENGTH):
@@ -58,7 +65,7 @@ def test_tokens_equal_those_of_torch(stand_in, name, overrides):
 
 def test_losses_are_those_of_the_layers_that_decode(stand_in):
     model = build_model("llama")
-    ours, view = decoder_for(model, KEPT, "vllm").library_engine, decoder_for(model, KEPT, "torch").view
+    ours, view = decoder_for(model, KEPT, "vllm"), decoder_for(model, KEPT, "torch").view
     (ids, mask), responses = batch(padded=True), random_ids(5, 4, seed=1)
     found = ours.losses(ids, mask, responses)
     for row in range(5):
@@ -69,19 +76,19 @@ def test_losses_are_those_of_the_layers_that_decode(stand_in):
 
 def test_a_larger_batch_starts_a_worker_with_more_room_and_ends_the_old_one(stand_in):
     decoder = decoder_for(build_model("llama"), KEPT, "vllm")
-    engine, workers, seconds = decoder.library_engine, [], []
+    workers, seconds = [], []
     for count, length in ((1, 5), (1, 3), (2, 9), (1, 5)):
         ids = random_ids(count, length)
         seconds.append(decoder.generate(ids, torch.ones_like(ids), context()).compile_seconds)
-        workers.append(engine._worker._process)
+        workers.append(worker_of(decoder))
     assert [spent > 0 for spent in seconds] == [True, False, True, False]
     assert workers[0] is workers[1] is not workers[2] is workers[3]
     assert workers[0].poll() == 0 and workers[2].poll() is None
-    assert engine.build == {"package": "vllm", "version": "stand-in", "build": ["cpu", "compilation=none"]} | {
+    assert decoder.build == {"package": "vllm", "version": "stand-in", "build": ["cpu", "compilation=none"]} | {
         "weights": "f32",
         "threads": torch.get_num_threads(),
     }
-    del decoder, engine
+    del decoder
     assert workers[2].wait(20) == 0
 
 
@@ -98,7 +105,7 @@ def test_a_worker_that_fails_is_one_line(stand_in, monkeypatch, tmp_path):
 def test_a_worker_that_ends_while_it_answers_is_an_error(stand_in):
     decoder = decoder_for(build_model("llama"), KEPT, "vllm")
     decoder.generate(*batch(padded=False), context())
-    decoder.library_engine._worker._process.kill()
+    worker_of(decoder).kill()
     with pytest.raises(RunError, match="engine=vllm failed"):
         decoder.generate(*batch(padded=False), context())
 
@@ -123,5 +130,5 @@ def test_what_vllm_cannot_do_is_refused(stand_in, overrides, advice):
         make_plan(compose([*overrides, "engine=vllm"]), ModelMetadata(NUM_LAYERS, None, None))
 
 
-def test_the_formats_are_those_of_the_registry():
-    assert set(vllm.DTYPES) == set(ENGINES[vllm.ENGINE].formats)
+def test_the_formats_are_those_of_the_class():
+    assert set(DTYPES) == set(Vllm.formats)
