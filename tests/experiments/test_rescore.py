@@ -118,9 +118,7 @@ def test_a_missing_file_of_answers_is_an_error_and_writes_no_row(folder, ulskip)
 
 def test_runs_that_were_never_scored_need_no_answers(folder, ulskip):
     ResultsFolder(folder).append(
-        RunRecord.from_row(
-            {"id": "cccccccccccc", "status": "done", "strategy": "unified", "batch_size": 1, "predicted_speedup": 2.0}
-        )
+        RunRecord.from_row({"id": "cccccccccccc", "status": "done", "strategy": "unified", "batch_size": 1})
     )
     code, out, err = ulskip("score", folder, "--metric", "ter", "--json")
     assert code == 0, err
@@ -145,10 +143,11 @@ def test_a_row_cannot_name_a_class_to_import(folder, tmp_path, monkeypatch):
     (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     ((where, record),) = find_runs("aaaaaaaaaaaa", folder.parent)
-    for task in ({**TASK, "_target_": "planted.Thing"}, {**TASK, "_target_": "planted.Thing", "name": "mine"}):
-        planted = RunRecord.from_row({**record.to_row(), "config": {"task": task}})
-        with pytest.raises(UsageError, match=r"planted\.Thing"):
-            rescore(where, planted, ExtraMetrics())
+    planted = {**record.to_row(), "config": {"task": {**TASK, "_target_": "planted.Thing"}}}
+    assert rescore(where, RunRecord.from_row(planted), ExtraMetrics()).changed == {}
+    planted["config"]["task"]["name"] = "mine"
+    with pytest.raises(UsageError, match="mine"):
+        rescore(where, RunRecord.from_row(planted), ExtraMetrics())
 
 
 def test_a_target_without_runs_is_refused(folder):
