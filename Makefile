@@ -23,7 +23,7 @@ $(VLLM)/bin/ulskip-vllm: integrations/vllm/pyproject.toml
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable integrations/vllm
 	@touch $(VLLM)/bin/ulskip-vllm
 
-.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme readme-demo train-tiny architectures fuzz soak vllm vllm-test
+.PHONY: help setup demo format lint types imports test test-all check bench reproduce docs readme readme-demo reference train-tiny architectures fuzz soak vllm vllm-test
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ vllm-test: setup vllm ## Compare vLLM with ulskip: exports, drafting, one proces
 
 readme: setup ## Insert the tables of results/ and benchmarks/results/ into README and docs/
 	$(BIN)/python benchmarks/readme.py
+
+reference: setup ## Print docs/keys.md and docs/combinations.md from the classes of the configuration
+	$(BIN)/python benchmarks/reference.py
 
 readme-demo: setup ## Measure the table of `make demo` in the README again
 	rm -rf results/demo

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ulskip_cli.inference import cpu_kernels
+from ulskip_cli.engines.torch import cpu_kernels
 
 OUT = Path(__file__).parent / "results" / "attention.md"
 SHAPES = {"9 / 3 of 64": (9, 3, 64), "12 / 12 of 64": (12, 12, 64), "32 / 8 of 128": (32, 8, 128)}  # query and kv heads, width

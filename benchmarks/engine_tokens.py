@@ -16,23 +16,21 @@ from torch import Tensor
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
-from ulskip_cli.core.config_schema import EngineConfig
-from ulskip_cli.core.engines import require_packages
+from ulskip_cli.core.engines import engine_named, engine_names
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.scoring import given_logits
 from ulskip_cli.inference.teacher_forcing import encode_prompt
-from ulskip_cli.strategies.plan import Plan, make_plan
-from ulskip_cli.strategies.stage_checks import check_stages
+from ulskip_cli.strategies.plan import Plan, check_plan, make_plan
 
 RESULTS = Path(__file__).parent / "results"
 NEW_TOKENS, NEAR_TIE, BATCH = 32, 1e-3, 10
-ENGINES = ("transformers", "llama_cpp", "openvino", "vllm")
+ENGINES = [name for name in engine_names() if name not in ("auto", "torch")]
 PROMPTS = {"tiny": 100, "smollm2-135m": 20}
 TASKS = {"tiny": ["task=wmt"], "smollm2-135m": ["task=cnn_dm", "task.max_article_words=100"]}
 FRACTION = ["ratio=2", "ratio_basis=latency", f"speed.new_tokens={NEW_TOKENS}"]
@@ -87,16 +85,15 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
     for schedule in SCHEDULES:
         chosen = compose([*base, *schedule])
         plan = make_plan(chosen, loaded.metadata, (loaded.metadata.num_layers - 1) / 2)
-        reference = Decoder(loaded.model, plan, engine=EngineConfig("torch"))
+        reference = Decoder(loaded.model, plan, engine=engine_named("torch"))
         expected = tokens(reference, workload.prompts, context)
         for engine in ENGINES:
             try:
-                require_packages(engine)
-                check_stages(compose([*base, *schedule, f"engine={engine}"]), plan.num_layers, plan.stages)
+                check_plan(compose([*base, *schedule, f"engine={engine}"]), plan)
             except UsageError as reason:
                 print(f"left out: {reason}", flush=True)
                 continue
-            decoder = Decoder(loaded.model, plan, engine=EngineConfig(engine))
+            decoder = Decoder(loaded.model, plan, engine=engine_named(engine))
             got = tokens(decoder, workload.prompts, context)
             row = Count(name, described(plan), plan.prompt_layers, engine, len(got))
             for prompt, ours, theirs in zip(workload.prompts, expected, got, strict=True):
@@ -109,8 +106,8 @@ def count_model(name: str, data: Path | None, builds: dict[str, dict[str, object
                 row.largest_gap = max(row.largest_gap, gap)
             print(row, flush=True)
             rows.append(row)
-            if decoder.library_engine and decoder.library_engine.build:
-                builds[engine] = decoder.library_engine.build
+            if decoder.build:
+                builds[engine] = decoder.build
     return rows
 
 

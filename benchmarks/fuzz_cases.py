@@ -101,7 +101,7 @@ SLOW = (
     "engine",
     "tracker",
 )
-SLOW_TRAINING = ("model", "task", "tracker", "train.patch_examples", "train.gradient_accumulation_steps")
+SLOW_TRAINING = ("model", "task", "tracker", "correction.examples", "train.gradient_accumulation_steps")
 
 
 @dataclass(frozen=True)

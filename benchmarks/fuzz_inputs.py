@@ -77,7 +77,11 @@ def damaged_config(draw: st.DrawFn) -> Case:
     name = draw(st.sampled_from(("mine", file.stem)))
     command = draw(st.sampled_from((["plan"], ["sweep", "--dry-run"], ["run", "--print-config"])))
     listing = draw(st.sampled_from((["strategies"], ["tasks"], ["models"], ["config", group], ["config", f"{group}={name}"])))
-    choosing = [*command, f"{group}={name}"] if group in reference.GROUPS else ["train", f"{group}={name}", "--print-config"]
+    choosing = (
+        [*command, f"{group}={name}"]
+        if group in reference.PRIMARY["config"][1]
+        else ["train", f"{group}={name}", "--print-config"]
+    )
     return Case((*draw(st.sampled_from((listing, choosing))), "--config-dir", "mine"), {f"mine/{group}/{name}.yaml": data})
 
 

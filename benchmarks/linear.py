@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulskip_cli.core import environment
-from ulskip_cli.inference import cpu_kernels
+from ulskip_cli.engines.torch import cpu_kernels
 
 OUT = Path(__file__).parent / "results" / "linear.md"
 SHAPES = {"head": (49152, 576), "MLP, up": (1536, 576), "MLP, down": (576, 1536), "attention": (576, 576)}  # out, in features

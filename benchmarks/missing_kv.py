@@ -19,15 +19,15 @@ import torch
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.engines.base import BatchRequest
+from ulskip_cli.engines.early_exit import ExitSteps, softmax_diff
+from ulskip_cli.engines.torch.packed_linear import choose_linear_backend, packed
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
-from ulskip_cli.inference import exit_scoring, shallow_view
-from ulskip_cli.inference.engines.base import BatchRequest
-from ulskip_cli.inference.engines.early_exit import ExitSteps
+from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.packed_linear import choose_linear_backend, packed
-from ulskip_cli.core.exit_rule import ExitRule
 
 POLICIES = ("recompute", "propagate", "ragged")
 NEW_TOKENS, PROMPTS = 32, 24
@@ -67,7 +67,7 @@ class ReplayedSteps(ExitSteps):
 
     def _confident_logits(self, hidden, before, threshold):
         logits = self.layerwise.logits(hidden)
-        float(exit_scoring.softmax_diff(logits).min())  # computed and synchronised as in real decoding, then ignored
+        float(softmax_diff(logits).min())  # computed and synchronised as in real decoding, then ignored
         self.checked += 1
         return logits if self.checked == self.depths[self.step] else None
 
@@ -92,7 +92,7 @@ def seconds(policy, depths, model, layerwise, prompt, config):
     mask, cache = torch.ones_like(ids), shallow_view.new_cache(model)
     with torch.inference_mode():
         shallow_view.forward_with_cache(model, ids, mask, cache)
-        request = BatchRequest(ids, mask, config.decoding, 0, [], NEW_TOKENS + 1, True, None)
+        request = BatchRequest(ids, mask, config.decoding, 0, [], NEW_TOKENS + 1, True)
         steps = ReplayedSteps(policy, depths, model, layerwise, cache, request, rule)
         began = time.process_time()
         for token in range(NEW_TOKENS):

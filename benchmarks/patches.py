@@ -9,47 +9,38 @@ PATH holds train.jsonl.gz and validation.jsonl.gz. Patches are fitted on trainin
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ulskip_cli.core import environment
+from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import OwnResponses
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
-from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.loading import load, load_tokenizer
-from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
-from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.inference.skip_adapter import SkipAdapter
-from ulskip_cli.core import schedule
 from ulskip_cli.strategies.one_block import first_layers, spread, without_block
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
 REPORTED, CHOOSING = 20, 20
 OPTIONS = {
-    "as default": {},
-    "no bias": {"centered": False},
-    "weights 1/|Y|^2": {"weighting": "norm"},
-    "ridge 0.01": {"ridge": 0.01},
-    "ridge 0.03": {"ridge": 0.03},
-    "ridge 0.3": {"ridge": 0.3},
-    "ridge 1": {"ridge": 1.0},
-    "ridge 3": {"ridge": 3.0},
-    "in order": {"order": "sequential"},
-    **{f"rank {rank}": {"kind": "low_rank", "rank": rank} for rank in (8, 32, 128)},
+    "as default": PatchOptions("full"),
+    **{f"ridge {ridge:g}": PatchOptions("full", ridge=ridge) for ridge in (0.01, 0.03, 0.3, 1.0, 3.0)},
+    **{f"rank {rank}": PatchOptions("low_rank", rank) for rank in (8, 32, 128)},
 }
-KINDS = {"bias": 0.1, "low_rank": 0.1, "full": 0.1, "folded": 1.0}
+KINDS = {"low_rank": 0.1, "full": 0.1, "folded": 1.0}
 KEPT, BLOCKS = (27, 24, 20, 15), 8
 OPTION_BLOCKS = {24: 11, 20: 5}  # first skipped layers for the options and the numbers of tokens
 FEWER_TOKENS = (20, 8, 4, 2, 1)  # one batch of prompts in so many
@@ -72,7 +63,7 @@ class Measurement:
         }
 
     def encoded(self, name: str) -> list[EncodedExample]:
-        config = replace(self.config, task={**self.config.task, "file": str(self.data / name)})
+        config = self.config.replace(task=self.config.task.replace(file=str(self.data / name)))
         workload = encode_workload(resolve(config), self.tokenizer)
         self.pad = workload.pad_token_id
         return workload.encoded or []
@@ -120,8 +111,8 @@ def measure_options(one: Measurement) -> None:
     both = reference.with_batches(reference.batches + own.batches)
     for count in OPTION_BLOCKS:
         kept = without_block(30, count, OPTION_BLOCKS[count])
-        for name, changes in OPTIONS.items():
-            one.measure(f"options {count}: {name}", kept, reference, replace(PatchOptions("full"), **changes))
+        for name, options in OPTIONS.items():
+            one.measure(f"options {count}: {name}", kept, reference, options)
         for name, fitter in (("own answers", own), ("references and own answers", both)):
             one.measure(f"options {count}: {name}", kept, fitter, PatchOptions("full"))
 

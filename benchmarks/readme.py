@@ -10,7 +10,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(<!-- table: ([^ ]+)(?: \| columns: ([^\n]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
-
 SENTENCE = re.compile(r"(<!-- sentence: ([^ ]+) \| ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -39,8 +39,9 @@ TRAINING = [
     "train.ratios=1.5",
 ]
 EXPORT = ["ratio=2", "prompt_layers=kept", "--check"]
-TUNING = ["model=tiny", "quality=0.8", "choice_examples=8", "calibration.examples=8", "calibration.patch_tokens=50", *QUICK]
-TUNING += ["candidates=['strategy=unified strategy.patch=none','strategy=unified']", "adapter=always", "adapter_steps=6"]
+TUNING = ["model=tiny", "quality=0.8", "choice_examples=8", "calibration.examples=8", *QUICK]
+TUNING += ["correction.responses=reference", "adapter=always", "adapter_steps=6"]
+TUNING += ["candidates=['strategy=unified correction=none','strategy=unified']"]
 CHOSEN = ("candidate", "kept_layers", "patch", "choice_row_id")  # keys of a tuning's result that no time changes
 COMMANDS = ("sweep", "train", "export", "tune")
 MEASURED = re.compile(

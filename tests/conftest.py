@@ -93,21 +93,21 @@ def overrides(model_folder, tmp_path, quick):
 @pytest.fixture
 def point(llama, tokenizer):
     """Return a function that makes a decoder, its encoded workload and its configuration from overrides."""
-    from ulskip_cli.core.config import compose, instantiate
+    from ulskip_cli.core.config import compose
     from ulskip_cli.core.model_metadata import ModelMetadata
+    from ulskip_cli.engines.decoder import Decoder
     from ulskip_cli.experiments.preflight import ResolvedPoint
     from ulskip_cli.experiments.workload import encode_workload
-    from ulskip_cli.inference.decoder import Decoder
     from ulskip_cli.strategies.plan import make_plan
 
     llama.resize_token_embeddings(len(tokenizer))
 
     def build(*overrides, context=None):
         config = compose(["decoding.max_new_tokens=5", "batch_size=4", "limit=5", *overrides])
-        task = instantiate(config.task, "task")
         metadata = ModelMetadata(NUM_LAYERS, None, None, context=context)
         plan = make_plan(config, metadata)
-        resolved = ResolvedPoint(config, task, task.examples()[: config.limit], None, metadata, plan, "0" * 12, "weights")
+        task, examples = config.task, config.task.examples()[: config.limit]
+        resolved = ResolvedPoint(config, task, examples, None, metadata, plan, "0" * 12, "weights")
         return Decoder(llama, plan, tokenizer), encode_workload(resolved, tokenizer), config
 
     return build

@@ -206,9 +206,6 @@ def random_corrections(model, kept, kind, seed=0):
             path = linear_paths(stack_of(model)[before])[-1]
             tensors |= {f"fold.0.{before}.{path}.weight": matrix, f"fold.0.{before}.{path}.bias": bias}
             linears[before, path] = lambda x, y, matrix=matrix, bias=bias: y + y @ matrix + bias
-        elif kind == "bias":
-            tensors[f"{prefix}.bias"] = bias
-            patches[after] = lambda h, bias=bias: h + bias
         elif kind == "low_rank":
             tensors |= {
                 f"{prefix}.down.weight": matrix[:3],

@@ -30,6 +30,7 @@ def sweep_row(strategy="unified", target=2.0, batch=1, bleu=28.0, speedup=None, 
     }  # fmt: skip
     seconds = {"full": 0.62, "strategy": 0.62 / speedup}  # of 31 steps
     row = {
+        "status": "done",
         "id": f"{strategy}-{target:g}-{batch}", "baseline_id": None if full else f"full-1-{batch}", "experiment": "x",
         "model": "m", "task": "wmt", "dataset": "sample", "pair": "de-en", "decoding": "greedy", "strategy": strategy,
         "strategy_options": {}, "batch_size": batch, "prompt_layers": "all", "ratio_basis": "layers", "num_layers": 6,

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from reference import without_parts
 
 import ulskip_cli
 from ulskip_cli import api
-from ulskip_cli.core import config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 
@@ -41,17 +39,10 @@ def test_a_schedule_is_the_strategys():
         api.kept_layers(12, 3.0, spacng="even")
 
 
-@pytest.mark.parametrize(
-    ("strategy", "match"),
-    [
-        (SimpleNamespace(is_calibrated=False), "strategy=unified.*calibration.options"),
-        (SimpleNamespace(stages=lambda: ()), "kept_layers.*strategy=unified"),
-    ],
-)
-def test_what_numbers_do_not_decide_is_refused(monkeypatch, strategy, match):
-    monkeypatch.setattr(config, "instantiate", lambda node, group: strategy)
-    with pytest.raises(UsageError, match=match):
-        api.kept_layers(12, 2.0)
+@pytest.mark.parametrize("strategy", ["search", "skip_decode", "early_exit"])
+def test_what_numbers_do_not_decide_is_refused(strategy):
+    with pytest.raises(UsageError, match=f"strategy={strategy}"):
+        api.kept_layers(12, 2.0, strategy)
 
 
 def test_a_view_is_the_model_with_fewer_layers(loaded):
@@ -102,7 +93,7 @@ def test_only_a_part_of_layers_can_be_skipped(loaded, unit):
         ({"kept": [3, 0]}, r"\[3, 0\]"),
         ({"generate_kwargs": {"no_such": 1}}, "no_such"),
         ({"unit": "head"}, "'head'.*attention, mlp"),
-        ({"unit": "mlp", "kept": (0, 3), "prompt_layers": "kept"}, "unit=mlp.*prompt_layers=all"),
+        ({"unit": "mlp", "kept": (0, 3), "prompt_layers": "kept"}, "unit=mlp.*prompt_layers=kept"),
         ({"unit": "mlp", "kept": (0, 3), "skip_adapter": SkipAdapter(6, ((0, 3),), {})}, "unit=mlp.*skip_adapter"),
     ],
 )
@@ -132,8 +123,12 @@ def test_an_evaluation_is_a_run(model_folder, tmp_path):
 
 def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):
     model, tokenizer = loaded
-    shifts = {f"patch.0.{layer}.bias": 9 * torch.randn(32, generator=torch.Generator().manual_seed(layer)) for layer in (3, 5)}
-    adapter = SkipAdapter(6, ((0, 3, 5),), shifts, {"kind": "bias"})
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in (3, 5):
+        tensors[f"patch.0.{layer}.linear.weight"] = torch.zeros(32, 32)
+        tensors[f"patch.0.{layer}.linear.bias"] = 9 * torch.randn(32, generator=generator)
+    adapter = SkipAdapter(6, ((0, 3, 5),), tensors, {"kind": "full"})
     adapter.save(tmp_path / "adapter")
     expected = api.generate(model, tokenizer, ["the cat sat"], (0, 3, 5), skip_adapter=adapter, max_new_tokens=6)
     for given in (adapter, tmp_path / "adapter", str(tmp_path / "adapter")):
@@ -145,13 +140,16 @@ def test_a_skip_adapter_corrects_the_decode_steps(loaded, tmp_path):
     assert api.generate(model, tokenizer, ["the cat sat"], range(6), skip_adapter=adapter, max_new_tokens=6) == [full]
 
 
+NARROW = {"patch.0.3.linear.weight": torch.zeros(7, 7), "patch.0.3.linear.bias": torch.zeros(7)}
+
+
 @pytest.mark.parametrize(
     ("adapter", "kept", "match"),
     [
         (SkipAdapter(6, ((0, 5), (0, 3, 5)), {}), None, r"\(0, 3, 5\)"),
         (SkipAdapter(6, ((0, 3, 5),), {}), (0, 5), r"\(0, 5\)"),
         (SkipAdapter(8, ((0, 3, 5),), {}), None, "6 layers.* 8"),
-        (SkipAdapter(6, ((0, 3, 5),), {"patch.0.3.bias": torch.zeros(7)}), None, "7"),
+        (SkipAdapter(6, ((0, 3, 5),), NARROW), None, "7"),
         ("nowhere", None, "nowhere"),
     ],
 )

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "ulskip_cli"
-WITHOUT_TORCH = ("core", "strategies", "tasks", "report", "cli")
+WITHOUT_TORCH = ("core", "strategies", "tasks", "corrections", "report", "cli")
 
 
 def modules(*packages):

@@ -16,7 +16,6 @@ COMMANDS = [
     shlex.split(line, comments=True)[1:] for block in BLOCKS for line in block.splitlines() if line.startswith("ulskip ")
 ]
 QUICK = ["limit=3", "decoding.max_new_tokens=8", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3"]
-QUICK += ["calibration.patch_tokens=100"]
 FEW = ["choice_examples=4", "calibration.examples=8", "candidates=['strategy=unified','strategy=top_skip']"]
 
 

@@ -143,10 +143,10 @@ def generate(
     from ulskip_cli.core.config import decoding_of
     from ulskip_cli.core.errors import UsageError, require_choice
     from ulskip_cli.core.strategy import LAYER, UNITS
+    from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
+    from ulskip_cli.engines.transformers import options as generate_options
     from ulskip_cli.inference import shallow_view
     from ulskip_cli.inference.batching import BatchSize
-    from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, until_stop
-    from ulskip_cli.inference.engines import generate_options
     from ulskip_cli.inference.skip_adapter import SkipAdapter
     from ulskip_cli.strategies.plan import Plan
     from ulskip_cli.tasks.encoding import pad_token_id

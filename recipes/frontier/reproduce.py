@@ -67,13 +67,16 @@ def measure(args: argparse.Namespace, part: str) -> None:
     smaller = [f"alternatives.models=[{args.models}]"] if args.models else []
     block = ["strategy=one_block", f"ratio={args.ratios}"]
     call("sweep", *common, engines, "strategy=full", "ratio=2", *smaller)
-    call("sweep", *common, engines, *block, "strategy.patch=folded", "alternatives.draft_tokens=[]")
-    call("sweep", *common, "engine=torch", *block, "strategy.patch=full")
+    folded = ["correction=patch", "correction.kind=folded"]
+    call("sweep", *common, engines, *block, *folded, "alternatives.draft_tokens=[]")
+    call("sweep", *common, "engine=torch", *block, "correction=patch")
     for file in sorted(args.adapters.glob("adapter-*/adapter.json")) if args.adapters else ():
         record = json.loads(file.read_text("utf-8"))
         layers = str(record["kept_sets"][0]).replace(" ", "")
-        custom = ["strategy=custom", f"strategy.layers={layers}", f"model.skip_adapter={file.parent}"]
-        call("sweep", *common, engines if record["kind"] in MERGED else "engine=torch", "ratio=2", *custom)
+        custom = ["strategy=custom", f"strategy.layers={layers}"]
+        custom += ["correction=adapter", f"correction.path={file.parent}"]
+        able = engines if record["kind"] in MERGED else "engine=torch"
+        call("sweep", *common, able, "ratio=2", *custom)
 
 
 def page(found: list[Frontier], folder: Path) -> str:

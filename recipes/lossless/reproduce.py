@@ -13,13 +13,13 @@ that is trained on the model's own answers makes more drafts agree:
     ulskip train train=adapter model=tiny model.dtype=float32 task.dataset=files task.source_file=train.de \\
         task.reference_file=train.en limit=6000 train.responses=own train.own.max_new_tokens=48 train.lora.rank=32 \\
         train.lora.alpha=64 train.batch_size=16 train.ratios=6 output=runs/drafts-6x
-    python recipes/lossless/reproduce.py model=tiny model.dtype=float32 model.skip_adapter=runs/drafts-6x task.dataset=files \\
-        task.source_file=test.de task.reference_file=test.en limit=300 batch_size=1 speed.pairs=15 \\
-        name=tiny-adapter --ratios 6 --drafts 1,2,3,4,auto
+    python recipes/lossless/reproduce.py model=tiny model.dtype=float32 correction=adapter \\
+        correction.path=runs/drafts-6x task.dataset=files task.source_file=test.de task.reference_file=test.en limit=300 \\
+        batch_size=1 speed.pairs=15 name=tiny-adapter --ratios 6 --drafts 1,2,3,4,auto
     python recipes/lossless/reproduce.py model=smollm2-135m model.dtype=float32 strategy=search strategy.layers=LAYERS \\
-        model.skip_adapter=runs/skip_adapters/adapter-20-own task=cnn_dm task.file=runs/skip_adapters/report.jsonl \\
-        task.max_article_words=250 task.max_new_tokens=96 limit=20 batch_size=1 speed.pairs=15 name=adapter \\
-        --ratios 1.5 --drafts 1,2 --vocabs 0,auto
+        correction=adapter correction.path=runs/skip_adapters/adapter-20-own task=cnn_dm \\
+        task.file=runs/skip_adapters/report.jsonl task.max_article_words=250 task.max_new_tokens=96 limit=20 \\
+        batch_size=1 speed.pairs=15 name=adapter --ratios 1.5 --drafts 1,2 --vocabs 0,auto
 
 `recipes/skip_adapters/` trains adapter-20-own and has its LAYERS.
 

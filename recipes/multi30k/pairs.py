@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.inference.loading import load
 from ulskip_cli.core.schedule import Stage
+from ulskip_cli.inference.loading import load
 from ulskip_cli.training.data import TokenPairs, collator_for, load_training_texts
 from ulskip_cli.training.two_pass_loss import TwoPassLoss
 from ulskip_cli.training.validation import validation_loss

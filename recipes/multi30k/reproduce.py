@@ -31,7 +31,7 @@ ADAPTER = ["train=adapter", "train.epochs=1", "train.batch_size=32", "train.lear
            "train.lora.alpha=64", "train.max_length=128", "train.precision=float32"]  # fmt: skip
 BEAMS = ("train.responses=both", "train.own.num_beams=4", "train.ce_weight=1", "train.epochs=2", "train.batch_size=64",
          "train.lora.rank=128", "train.lora.alpha=256")  # fmt: skip
-PATCH = ["strategy.patch=full"]  # computed at evaluation, without training
+PATCH = ["correction=patch"]  # computed at evaluation, without training
 CALIBRATION_EXAMPLES = 100
 ADAPTER_RATIOS = {"unified": (2, 3, 6), "search": (3, 6)}
 BASE_NAME, BASE_FULL, PATCHES = "base", "base-1x", "patches"  # names in --only besides the checkpoints
@@ -60,7 +60,8 @@ class FineTuned:
 
     def weights(self, work: Path) -> list[str]:
         if self.method == "adapter":
-            return [f"model.path={work / BASE_NAME}", f"model.skip_adapter={work / self.name}"]
+            adapter = ["correction=adapter", f"correction.path={work / self.name}"]
+            return [f"model.path={work / BASE_NAME}", *adapter]
         return [f"model.path={work / self.name}"]
 
     @property

@@ -100,10 +100,11 @@ def evaluate(work: Path, limit: int) -> None:
               "speed.enabled=false"]  # fmt: skip
     for file in sorted(work.glob("adapter-*/adapter.json")):
         count = int(file.parent.name.split("-")[1])
-        call("sweep", *common, *layers(count), f"ratio={RATIOS[count]:g}", f"model.skip_adapter={file.parent}")
+        call("sweep", *common, *layers(count), f"ratio={RATIOS[count]:g}", "correction=adapter",
+             f"correction.path={file.parent}")  # fmt: skip
     ratios = ",".join(f"{ratio:g}" for ratio in RATIOS.values())
-    call("sweep", *common, "strategy=one_block", f"ratio={ratios}", "strategy.patch=full,none")
-    call("sweep", *common, *layers(20), f"ratio={RATIOS[20]:g}", "strategy.patch=full", "prompt_layers=all,kept")
+    call("sweep", *common, "strategy=one_block", f"ratio={ratios}", "correction=patch,none")
+    call("sweep", *common, *layers(20), f"ratio={RATIOS[20]:g}", "correction=patch", "prompt_layers=all,kept")
 
 
 def correction(row: Record) -> str:

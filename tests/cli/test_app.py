@@ -30,7 +30,7 @@ def test_a_failing_point_does_not_stop_a_sweep(ulskip, overrides, monkeypatch):
     real = runner.run_point
 
     def sometimes(point, *rest):
-        if point.config.ratio == 2 and point.config.strategy["name"] != "full":
+        if point.config.ratio == 2 and point.config.strategy.name != "full":
             raise RunError("on purpose")
         return real(point, *rest)
 
@@ -50,7 +50,7 @@ def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, 
     arguments = ["bench", "ratio=2", "batch_size=1,2", *for_bench(overrides), "speed.prompt_tokens=4"]
     code, out, err = ulskip(*arguments)
     assert code == 0
-    for part in ("transformers", "torch", "3/6", "Where the time of a step goes", f"written to {tmp_path / 'bench'}/"):
+    for part in ("transformers", "torch", "3/6", f"written to {tmp_path / 'bench'}/"):
         assert part in out
     assert "[1/4] read bandwidth" in err
     assert "[4/4] unified: timed pairs" in err
@@ -83,9 +83,9 @@ def test_a_failing_point_does_not_stop_a_bench(ulskip, overrides, monkeypatch):
 
 def test_a_config_of_ones_own_without_a_name_is_refused(ulskip, tmp_path):
     (tmp_path / "strategy").mkdir()
-    (tmp_path / "strategy" / "mine.yaml").write_text("_target_: ulskip_cli.strategies.full.Full\n")
+    (tmp_path / "strategy" / "mine.yaml").write_text("_target_: ulskip_cli.strategies.static.Full\n")
     code, _, err = ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)
-    assert (code, "_target_ and name" in err) == (2, True)
+    assert (code, "the key name" in err, "mine.yaml" in err) == (2, True, True)
 
 
 def test_print_config_is_yaml_that_says_everything(ulskip):

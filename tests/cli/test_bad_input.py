@@ -66,6 +66,46 @@ BAD = [
     ["report", ""],
     ["report", "nowhere", "--output", ""],
 ]
+MISTYPED = {  # the likeliest errors, with what the line names
+    "ratio=abc": "ratio",
+    "ratio=": "ratio",
+    "ratio 2.0": "ratio",
+    "--ratio=2": "ratio=",
+    "--ratio 2": "--ratio",
+    "ratio=2,5": "ratio",
+    "tsak=wmt": "task",
+    "strategy=unifed": "unified",
+    "strategy=custm": "custom",
+    "strategy.spacing=evn": "strategy.spacing",
+    "strategy.spacng=even": "strategy.spacing",
+    "strategy.patch=full": "correction=patch",
+    "strategy.scores=[1,x] strategy=block_influence": "strategy.scores",
+    "correction=pach": "patch",
+    "correction=patch correction.rank=0": "correction.rank",
+    "correction.rank=4": "correction.rank",
+    "model.skip_adapter=x": "correction=adapter",
+    "model=gpt2": "model.path=",
+    "model.dtype=float61": "model.dtype",
+    "engine=fast": "engine",
+    "decoding.engine=fast": "engine",
+    "decoding.max_new_token=9": "decoding.max_new_tokens",
+    "decoding.num_beams=true": "decoding.num_beams",
+    "task.pair=german": "task.pair",
+    "batch_size=8.5": "batch_size",
+    "limit=all": "limit",
+    "speed.enabled=ja": "speed.enabled",
+    "baseline=0.5": "baseline",
+    "prompt_layers=keep": "prompt_layers",
+    "launcher.workers=auto": "launcher.workers",
+}
+
+
+@pytest.mark.parametrize(("line", "named"), MISTYPED.items())
+def test_a_mistyped_word_is_one_line_that_names_the_key(ulskip, line, named):
+    code, out, err = ulskip("run", *line.split())
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    assert named in err and "ULSKIP_DEBUG" not in err
+    assert not any(words in err for words in ("pydantic", "Input should", "validation error"))
 
 
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)

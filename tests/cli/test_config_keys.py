@@ -3,11 +3,12 @@ import json
 import pytest
 import yaml
 
-from ulskip_cli.cli.config_keys import COMMAND_KEYS
 from ulskip_cli.core import config_reference as reference
 
+COMMANDS = ("run", "sweep", "tune", "bench", "plan", "export", "lm-eval", "train")
 
-@pytest.mark.parametrize("command", COMMAND_KEYS)
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_lists_options_groups_and_keys(ulskip, command):
     code, out, _ = ulskip(command, "--help")
     assert code == 0
@@ -17,7 +18,7 @@ def test_help_lists_options_groups_and_keys(ulskip, command):
         texts += ("strategy=", "ratio", "strategy.spacing", "even|reference", "default: unified")
     for text in texts:
         assert text in out
-    assert all(f"{group}=" in out for group in COMMAND_KEYS[command].groups)
+    assert all(f"{group}=" in out for group in reference.groups_of(command))
 
 
 def test_help_lists_the_keys_that_a_command_reads(ulskip):
@@ -71,7 +72,7 @@ def test_config_suggests_the_nearest_name(ulskip, name, nearest):
     assert (code, out, nearest in err) == (2, "", True)
 
 
-@pytest.mark.parametrize("command", COMMAND_KEYS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_prints_its_configuration(ulskip, command):
     code, out, _ = ulskip(command, "--print-config", "strategy=top_skip")
     assert code == 0
@@ -95,4 +96,14 @@ def test_the_defaults_of_bench_in_help_are_those_of_its_experiment(ulskip):
     from omegaconf import OmegaConf
 
     preset = OmegaConf.load(reference.group_choices("experiment")["bench"])
-    assert COMMAND_KEYS["bench"].defaults == {"name": preset.name, **preset.sweep}
+    expected = {"name": preset.name, **preset.sweep}
+    keys = expected.keys() - set(reference.ALL_GROUPS)
+    shown = {key.name: key.default for key in reference.command_keys("bench", {})}
+    assert {"name", "ratio"} <= keys
+    assert {name: shown[name] for name in keys} == {name: expected[name] for name in keys}
+
+
+def test_the_schema_is_json(ulskip):
+    code, out, _ = ulskip("config", "--schema")
+    schema = json.loads(out)
+    assert (code, schema["properties"]["ratio"]["type"]) == (0, "number")

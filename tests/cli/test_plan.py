@@ -5,50 +5,46 @@ from hypothesis import strategies as st
 
 from ulskip_cli.cli.plan import KEPT, plan_lines, ranges, ruler, strip
 from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.weight_sizes import WeightSizes
 from ulskip_cli.strategies.memory import MemoryPlan
-from ulskip_cli.strategies.plan import Plan
+from ulskip_cli.strategies.plan import Plan, StepSizes
+
+PLAN = Plan("unified", 6, (Stage(0, (0, 2, 5)),), target_speedup=2.0, target_kept=3, warnings=("careful",))
+SIZES = StepSizes(WeightSizes(60, (90,) * 6), kv_per_layer=100)
+
+
+def drawn(correction="", memory=None, **changes):
+    return "\n".join(plan_lines(replace(PLAN, **changes), "tiny", correction, memory))
 
 
 def test_a_plan_is_drawn_and_listed():
-    plan = Plan("unified", 6, (0, 2, 5), "all", 2.0, 2.0, None, 600, 300, ("careful",))
-    text = "\n".join(plan_lines(plan, "tiny"))
+    text = drawn(sizes=SIZES)
     assert "█·█··█" in text
     assert "kept: 0, 2, 5" in text
-    assert "600" in text and "300" in text
+    assert "600" in text and "300" in text and "1.82x" in text
     assert "careful" in text
 
 
 def test_a_unit_is_named():
-    plan = Plan("unified", 6, (0, 2, 5), "all", 2.0, 2.0, None, 600, 300, (), unit="attention")
-    text = "\n".join(plan_lines(plan, "tiny"))
+    text = drawn(unit="attention")
     assert "3 of 6 attentions" in text and "every MLP runs" in text
 
 
 def test_a_memory_budget_is_shown_beside_full():
-    memory = MemoryPlan(900, 450)
-    plan = Plan("unified", 6, (0, 2, 5), "all", 2.0, 2.0, None, 600, 300, (), memory)
-    text = "\n".join(plan_lines(plan, "tiny"))
-    assert "900; full 450" in text
+    assert "900; full 450" in drawn(memory=MemoryPlan(900, 450))
 
 
-def test_patches_are_shown_with_their_bytes():
-    plan = Plan("unified", 6, (0, 2, 5), "all", 2.0, 2.0, None, 600, 300, ())
-    assert "patches" not in "\n".join(plan_lines(plan, "tiny"))
-    (line,) = [
-        line for line in plan_lines(replace(plan, options={"patch": "full"}, patch_bytes=8448), "m") if "patches" in line
-    ]
-    assert "full, 2 gaps, 8,448 bytes" in line
-    (line,) = [
-        line for line in plan_lines(replace(plan, options={"patch": "full"}, patch_bytes=None), "m") if "patches" in line
-    ]
-    assert "unknown" in line
-    assert "skip adapter, 2 gaps, 256 bytes" in "\n".join(plan_lines(replace(plan, patch_bytes=256), "tiny"))
+def test_corrections_are_shown_with_their_bytes():
+    assert "gaps" not in drawn()
+    assert "full, 2 gaps, 8,448 bytes" in drawn("full", sizes=replace(SIZES, patch=4224))
+    assert "full, 2 gaps, unknown" in drawn("full", sizes=replace(SIZES, patch=None))
+    assert "folded, 2 gaps, 0 bytes" in drawn("folded", sizes=SIZES)
 
 
 def test_exits_are_shown_instead_of_a_schedule():
     rule = ExitRule(6, 3, "softmax_diff", None, 32, min_exit=2)
-    plan = Plan("early_exit", 6, (0, 1, 2, 3, 4, 5), "all", 2.0, 2.0, None, 600, 600, (), exits=rule)
-    text = "\n".join(plan_lines(plan, "tiny"))
+    text = drawn(strategy="early_exit", stages=(Stage(0, tuple(range(6))),), exits=rule)
     assert "3 of 6 layers" in text
     assert "2-5" in text and "of 3 layers: 2" in text and "softmax_diff" in text
 

@@ -17,31 +17,11 @@ def test_an_override_with_a_renamed_key_is_told_the_new_one(old, new, text):
 
 
 def test_a_users_yaml_with_a_renamed_key_is_told_the_new_one(tmp_path):
-    for group, body in {"decoding": "options: null", "launcher": "deaths: 1", "train": "arguments: null"}.items():
-        (tmp_path / group).mkdir()
-        (tmp_path / group / "mine.yaml").write_text(f"name: mine\n{body}\n")
-    for group, new in {"decoding": "generate_kwargs", "launcher": "max_retries"}.items():
-        with pytest.raises(UsageError, match=f"{group}.{new}"):
-            config.compose([f"{group}=mine"], tmp_path)
-    with pytest.raises(UsageError, match=r"train\.training_args"):
-        config.compose_training(["train=mine"], tmp_path)
-
-
-def test_no_shipped_key_is_a_renamed_one():
-    known = {*dotted(config.resolved_config(config.compose([]))), *dotted(config.resolved_config(config.compose_training([])))}
-    assert known.isdisjoint(RENAMED_KEYS) and known >= set(RENAMED_KEYS.values())
-
-
-def dotted(values, prefix=""):
-    for key, value in values.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from dotted(value, f"{prefix}{key}.")
-
-
-def test_a_renamed_option_of_python_callers_is_told_the_new_one():
-    with pytest.raises(UsageError, match=r"decoding\.generate_kwargs"):
-        config.decoding_of({"options": {"length_penalty": 2.0}})
+    (tmp_path / "model").mkdir()
+    preset = "name: mine\nsource: hf\npath: x\nskip_adapter: [y]\n"
+    (tmp_path / "model" / "mine.yaml").write_text(preset)
+    with pytest.raises(UsageError, match="correction=adapter"):
+        config.compose(["model=mine"], tmp_path)
 
 
 ESCAPED = r'task.prompt="{source}\nTranslate German to English:"'
@@ -52,19 +32,20 @@ def test_documented_overrides_have_line_breaks():
     stop = r"""decoding.stop=["\n\n"]"""
     assert ESCAPED in documented and stop in documented
     chosen = config.compose([ESCAPED, stop])
-    assert chosen.task["prompt"] == "{source}\nTranslate German to English:"
-    assert chosen.decoding.stop == ["\n\n"]
-    assert config.identity(chosen) == config.identity(config.compose([text.replace(r"\n", "\n") for text in (ESCAPED, stop)]))
+    assert chosen.task.prompt == "{source}\nTranslate German to English:"
+    assert chosen.decoding.stop == ("\n\n",)
+    literal = [text.replace(r"\n", "\n") for text in (ESCAPED, stop)]
+    assert chosen.identity == config.compose(literal).identity
 
 
 @pytest.mark.parametrize("more", [[], ["+decoding.generate_kwargs={length_penalty: 2.0}"]])
 def test_escapes_are_those_of_texts_for_the_model_alone(more):
     overrides = [ESCAPED, r"task.response='{reference}\t\\n'", r"task.dataset='C:\new'", *more]
     task = config.compose(overrides).task
-    assert (task["prompt"], task["response"]) == ("{source}\nTranslate German to English:", "{reference}\t\\n")
-    assert task["dataset"] == r"C:\new"
+    assert (task.prompt, task.response) == ("{source}\nTranslate German to English:", "{reference}\t\\n")
+    assert task.dataset == r"C:\new"
     added = config.compose([r"+task.templates.mine={prompt: '{source}\n', response: '{reference}'}"])
-    assert added.task["templates"]["mine"] == {"prompt": "{source}\n", "response": "{reference}"}
+    assert added.task.templates["mine"] == {"prompt": "{source}\n", "response": "{reference}"}
 
 
 def test_a_users_own_folder_adds_choices(tmp_path):
@@ -72,7 +53,7 @@ def test_a_users_own_folder_adds_choices(tmp_path):
     text = "_target_: ulskip_cli.strategies.custom.Custom\nname: mine\nlayers: [0, 2, 11]\n"
     (tmp_path / "strategy" / "mine.yaml").write_text(text)
     chosen = config.compose(["strategy=mine"], tmp_path)
-    assert chosen.strategy["layers"] == [0, 2, 11]
+    assert chosen.strategy.layers == (0, 2, 11)
     assert "mine" in config.group_choices("strategy", tmp_path)
     with pytest.raises(UsageError, match="nowhere"):
         config.compose([], tmp_path / "nowhere")
@@ -87,7 +68,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path):
 
 @pytest.mark.parametrize("name", ["top-skip", "top_skip"])
 def test_hyphens_and_underscores_are_the_same(name):
-    assert config.compose([f"strategy={name}"]).strategy["name"] == "top_skip"
+    assert config.compose([f"strategy={name}"]).strategy.name == "top_skip"
     assert config.compose(["model=smollm2_135m"]).model.name == "smollm2-135m"
 
 

@@ -26,7 +26,7 @@ def test_every_choice_has_a_description():
 
 @pytest.mark.parametrize("overrides", [[], ["task=cnn_dm"], ["task=jsonl"], ["strategy=search"], ["decoding=sample"]])
 def test_defaults_are_those_that_hydra_composes(overrides):
-    composed = config.resolved_config(config.compose(overrides))
+    composed = config.compose(overrides).plain()
     chosen = {**reference.default_choices("config"), **dict(text.split("=") for text in overrides)}
     keys = [*reference.top_level_keys("config"), *reference.group_keys("task", chosen["task"])]
     keys += [*reference.group_keys("strategy", chosen["strategy"]), *reference.group_keys("decoding", chosen["decoding"])]
@@ -37,16 +37,19 @@ def test_defaults_are_those_that_hydra_composes(overrides):
         assert str(key.default).startswith("${") or value == key.default, key
 
 
-def test_a_choice_inherits_from_the_choices_in_its_defaults():
-    assert reference.read_choice("train", "tiny")["max_grad_norm"] == reference.read_choice("train", "default")["max_grad_norm"]
-    assert reference.read_choice("train", "tiny")["lora"] == reference.read_choice("train", "default")["lora"]
+def test_a_choice_inherits_from_the_choices_in_its_defaults(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "base.yaml").write_text("name: base\nepochs: 3\nlora: {rank: 4}\n")
+    (tmp_path / "train" / "mine.yaml").write_text("defaults: [base]\nname: mine\nlora: {alpha: 8}\n")
+    values = reference.read_choice("train", "mine", tmp_path)
+    assert values == {"name": "mine", "epochs": 3, "lora": {"rank": 4, "alpha": 8}}
 
 
 @pytest.mark.parametrize("compose", [config.compose, config.compose_training])
 def test_the_commented_yaml_is_the_configuration(compose):
     chosen = compose(["task.metrics=[bleu]"])
     text = reference.to_commented_yaml(chosen)
-    assert yaml.safe_load(text) == config.resolved_config(chosen)
+    assert yaml.safe_load(text) == chosen.plain()
     keys = [line for line in text.splitlines() if ": " in line]
     commented = [line for line in keys if "  # " in line]
     assert len(commented) > 0.7 * len(keys)
@@ -61,7 +64,7 @@ def test_the_commented_yaml_is_the_configuration(compose):
         ("defaults: [mine]", "mine -> mine"),
         ("defaults: [nothing]", "nothing"),
         ("name: mine", r"_target_.*mine\.yaml"),
-        ("_target_: ulskip_cli.strategies.full.Full", r"name.*mine\.yaml"),
+        ("_target_: ulskip_cli.strategies.static.Full", r"name.*mine\.yaml"),
         ("_target_: ulskip_cli.core.files.lock\nname: mine", r"files\.lock"),
         ("_target_: no.such.Thing\nname: mine", r"no\.such\.Thing"),
     ],
@@ -79,6 +82,17 @@ def test_a_missing_folder_of_configs_is_refused(tmp_path):
 
 
 def test_texts_with_unusual_line_breaks_stay_one_value():
-    chosen = config.compose([])
-    chosen.task["prompt"] = "{source}\u2028a\x85b\n" + "x " * 9000
-    assert yaml.safe_load(reference.to_commented_yaml(chosen)) == config.resolved_config(chosen)
+    composed = config.compose([])
+    prompt = "{source}\u2028a\x85b\n" + "x " * 9000
+    chosen = composed.replace(task=composed.task.replace(prompt=prompt))
+    assert yaml.safe_load(reference.to_commented_yaml(chosen)) == chosen.plain()
+
+
+def test_the_schema_of_editors_has_every_key_and_accepts_every_experiment():
+    schema = reference.json_schema()
+    for experiment in config.group_choices("experiment").values():
+        values = yaml.safe_load(experiment.read_text("utf-8"))
+        assert values.keys() <= schema["properties"].keys()
+    assert {"Unified", "Patch", "Wmt", "LlamaCpp", "TrainOptions"} <= schema["$defs"].keys()
+    strategies = schema["properties"]["strategy"]["anyOf"]
+    assert len(strategies) == len({entry["$ref"] for entry in strategies})

@@ -3,11 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core import engines
-from ulskip_cli.core.config import baseline_config, compose, identity
-from ulskip_cli.core.engines import ENGINES, in_format
+from ulskip_cli.core.config import baseline_config, compose
+from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.engines.llama_cpp import LlamaCpp
 from ulskip_cli.strategies.plan import make_plan
 
 LLAMA = "engine=llama_cpp"
@@ -27,11 +28,11 @@ def installed(monkeypatch):
         (["engine.weights=q4_0"], r"engine\.weights=q4_0.*model\.dtype"),
         ([LLAMA, "decoding=beam"], "beam.*engine=transformers"),
         ([LLAMA, "decoding.stop=[x]"], "engine=transformers"),
-        ([LLAMA, "decoding=self_speculative"], "engine=auto"),
-        ([LLAMA, "strategy.patch=full"], r"strategy\.patch=folded"),
-        ([LLAMA, "model.quantization=bnb-nf4"], r"engine\.weights"),
+        ([LLAMA, "decoding=self_speculative"], "engine=torch"),
+        ([LLAMA, "correction=patch"], "correction=none"),
+        ([LLAMA, "model.quantization=bnb-nf4"], r"model\.quantization=null"),
         ([LLAMA, "decoding.compile=on"], r"decoding\.compile=auto"),
-        ([LLAMA, "decoding.compile=layers"], r"compile=layers; use decoding\.compile=auto"),
+        ([LLAMA, "decoding.compile=layers"], r"decoding\.compile=auto"),
     ],
     ids=" ".join,
 )
@@ -41,7 +42,7 @@ def test_what_an_engine_does_not_support_is_refused_with_what_does(overrides, na
 
 
 def test_a_depth_that_the_tokens_decide_is_refused():
-    with pytest.raises(NotApplicable, match=r"engine=llama_cpp.*engine=auto"):
+    with pytest.raises(NotApplicable, match=r"engine=llama_cpp.*engine=torch"):
         make_plan(compose([LLAMA, "strategy=early_exit", "batch_size=1"]), ModelMetadata(12, None, None))
 
 
@@ -67,21 +68,23 @@ def test_presets_set_the_weights_and_the_baseline_has_the_same_engine():
 
 
 def test_engine_and_weights_are_part_of_the_identity():
-    choices = [[], ["engine=transformers"], ["engine=torch"], [LLAMA], ["engine=llama_cpp_q4_0"], ["engine=llama_cpp_q8_0"]]
-    assert len({identity(compose(one)) for one in choices}) == len(choices)
+    names = ["auto", "transformers", "torch", "llama_cpp", "llama_cpp_q4_0", "llama_cpp_q8_0"]
+    choices = [[f"engine={name}"] for name in names]
+    assert len({compose(choice).identity for choice in choices}) == len(choices)
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=2, max_size=8), st.integers(1, 10**9))
 def test_a_smaller_format_reads_fewer_bytes_and_gives_the_head_a_larger_share(layers, head):
-    sizes = WeightSizes(64 * head, tuple(64 * one for one in layers))
-    assert in_format(sizes, "llama_cpp", None, 16) == sizes and in_format(None, "llama_cpp", "q4_0", 16) is None
-    assert in_format(sizes, "llama_cpp", "bf16", 16) == sizes
-    eight, four = (in_format(sizes, "llama_cpp", name, 16) for name in ("q8_0", "q4_0"))
+    sizes = WeightSizes(64 * head, tuple(64 * layer for layer in layers))
+    assert LlamaCpp().sizes(sizes, 16) == LlamaCpp(weights="bf16").sizes(sizes, 16) == sizes
+    assert LlamaCpp(weights="q4_0").sizes(None, 16) is None
+    eight, four = (LlamaCpp(weights=name).sizes(sizes, 16) for name in ("q8_0", "q4_0"))
     assert eight.head == four.head and sum(four.layers) < sum(eight.layers) < sum(sizes.layers)
     kept = range(len(layers) // 2)
     assert four.predicted_speedup(kept) <= eight.predicted_speedup(kept) + 1e-6
 
 
 def test_every_runtime_names_formats_and_how_to_install_it():
-    for name, spec in ENGINES.items():
-        assert spec.is_runtime == bool(spec.weights) == bool(spec.install), name
+    for name in engine_names():
+        engine = engine_class(name)
+        assert engine.is_runtime == bool(engine.formats) == bool(engine.install), name

@@ -6,17 +6,7 @@ import pytest
 
 from ulskip_cli.core import files
 from ulskip_cli.core.errors import StorageError, UsageError
-from ulskip_cli.core.files import (
-    append_line,
-    inside,
-    lock,
-    own_files,
-    read_jsonl,
-    read_object,
-    try_lock,
-    user_path,
-    write_atomic,
-)
+from ulskip_cli.core.files import append_line, lock, read_jsonl, read_object, try_lock, user_path, write_atomic
 
 HOLD = """
 import sys, time
@@ -163,42 +153,3 @@ def test_a_full_disk_is_told_with_the_path_and_the_needed_bytes(error, tmp_path)
 def test_another_error_while_writing_stays_itself(tmp_path):
     with pytest.raises(ZeroDivisionError), files.enough_space(tmp_path, 1):
         raise ZeroDivisionError
-
-
-def test_no_line_is_appended_through_a_link(tmp_path):
-    private = tmp_path / "private"
-    private.write_text("mine\n")
-    (tmp_path / "a.jsonl").symlink_to(private)
-    with pytest.raises(StorageError, match="replace the symbolic link by a file"):
-        append_line(tmp_path / "a.jsonl", "{}")
-    assert private.read_text() == "mine\n"
-
-
-def test_a_path_does_not_lead_through_a_linked_folder(tmp_path):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "top").symlink_to("other")
-    assert inside(tmp_path / "top", "logs", "a.log") == tmp_path / "top" / "logs" / "a.log"
-    (tmp_path / "other" / "logs").symlink_to(tmp_path)
-    with pytest.raises(UsageError, match="got a symbolic link to one"):
-        inside(tmp_path / "top", "logs", "a.log")
-
-
-def test_only_files_inside_a_model_folder_belong_to_it(tmp_path):
-    private, model = tmp_path / "private", tmp_path / "model"
-    private.write_text("mine")
-    model.mkdir()
-    (model / "tokenizer.json").write_text("{}")
-    (model / "tokenizer.link").symlink_to("tokenizer.json")
-    assert [file.name for file in own_files(model, "tokenizer*")] == ["tokenizer.json", "tokenizer.link"]
-    (model / "tokenizer.x").symlink_to(private)
-    with pytest.raises(UsageError, match="replace the link by a copy"):
-        own_files(model, "tokenizer*")
-
-
-def test_a_snapshot_of_the_hugging_face_cache_contains_links_to_its_blobs(tmp_path):
-    blobs, snapshot = tmp_path / "models--a" / "blobs", tmp_path / "models--a" / "snapshots" / "abc"
-    blobs.mkdir(parents=True)
-    snapshot.mkdir(parents=True)
-    (blobs / "hash").write_text("{}")
-    (snapshot / "tokenizer.json").symlink_to("../../blobs/hash")
-    assert [file.name for file in own_files(snapshot, "tokenizer*")] == ["tokenizer.json"]

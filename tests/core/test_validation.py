@@ -1,48 +1,51 @@
-from dataclasses import fields, is_dataclass
-
 import pytest
 
-from ulskip_cli.core.config import compose, compose_training
-from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.validation import check_run, check_training
+from ulskip_cli.core.config import compose, compose_training, decoding_of
+from ulskip_cli.core.errors import NotApplicable, UsageError
+
+ADAPTER = ["train=adapter", "model.path=x"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("batch_size", 0), ("limit", 0), ("ratio_basis", "time"), ("name", "../up")])
-def test_a_run_out_of_bounds_is_refused_by_its_key(key, value):
-    config = compose([])
-    setattr(config, key, value)
-    with pytest.raises(UsageError, match=key):
-        check_run(config)
+@pytest.mark.parametrize("key", ["temperature=0.7", "top_p=0.5", "top_k=3"])
+def test_options_of_sampling_require_sampling(key):
+    with pytest.raises(UsageError, match=rf"decoding\.{key.partition('=')[0]}.*do_sample=true"):
+        compose([f"decoding.{key}"])
+    assert compose(["decoding.do_sample=true", f"decoding.{key}"]).decoding.do_sample
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("batch_size", 0), ("epochs", 0.0), ("teacher", "mine"), ("warmup", 1.0), ("distill_weight", -1.0)]
-)
-def test_a_training_out_of_bounds_is_refused_by_its_key(key, value):
-    config = compose_training([])
-    setattr(config.train, key, value)
-    with pytest.raises(UsageError, match=f"train.{key}"):
-        check_training(config)
+def test_decoding_options_of_python_callers_are_checked():
+    assert decoding_of({"stop": "x"}).stop == ("x",)
+    for values, named in (({"draft_tokens": 2}, "draft_tokens"), ({"top_k": 3}, "do_sample")):
+        with pytest.raises(UsageError, match=named):
+            decoding_of(values)
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "value"),
-    [("speed", "new_tokens", 1), ("launcher", "workers", 0), ("launcher", "name", "mine"), ("decoding", "top_p", float("nan"))],
+    ("overrides", "named"),
+    [
+        (["train.ce_weight=0"], r"train\.ce_weight"),
+        (["train.ratios=[1,2]", "train.ratio_weights=[1]"], r"2 train\.ratio_weights"),
+        (["train.validation={limit:3}", "train.held_out=3"], "got both"),
+        (["train=lora", "train.lora.rank=0"], r"train\.lora\.rank"),
+        (["train=lora", "train.start=zero"], r"train\.start"),
+        (["train=lora", "correction.rank=4"], r"correction\.rank"),
+        ([*ADAPTER, "train.ratios=[1,2]"], r"train\.ratios"),
+        ([*ADAPTER, "prompt_layers=kept"], "prompt_layers=all"),
+        ([*ADAPTER, "model=random", "model.path=llama-12x256"], "model=random"),
+        ([*ADAPTER, "strategy=early_exit"], r"train\.method=lora"),
+        ([*ADAPTER, "train.full_weight=1"], r"train\.full_weight=0"),
+        ([*ADAPTER, "train.optimizer=muon"], r"train\.optimizer=adamw"),
+        ([*ADAPTER, "train.start=nowhere"], r"train\.start=nowhere"),
+        ([*ADAPTER, "correction.kind=folded", "train.start=zero"], r"train\.start=patch"),
+        ([*ADAPTER, "correction.kind=none", "train.lora.rank=0"], r"train\.lora\.rank=16"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_keys_of_parts_are_refused_by_their_path(part, key, value):
-    config = compose(["decoding=sample"])
-    setattr(getattr(config, part), key, value)
-    with pytest.raises(UsageError, match=rf"{part}\.{key}"):
-        check_run(config)
+def test_values_of_a_training_that_exclude_each_other_are_refused(overrides, named):
+    with pytest.raises(UsageError, match=named):
+        compose_training(overrides)
 
 
-def test_every_key_of_the_schemas_has_a_help_text():
-    def missing(config):
-        for one in fields(config):
-            value = getattr(config, one.name)
-            if is_dataclass(value):
-                yield from missing(value)
-            elif one.name not in ("name", "description", "task", "strategy"):
-                yield from [] if one.metadata.get("help") else [one.name]
-
-    assert not list(missing(compose([]))) + list(missing(compose_training([])))
+def test_a_training_refuses_what_it_does_not_support():
+    with pytest.raises(NotApplicable, match=r"model\.quantization=null"):
+        compose_training(["model.path=x", "model.quantization=torchao-int8"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ulskip_cli.inference.decoder import Decoder
+from ulskip_cli.engines.decoder import Decoder
 
 
 @pytest.fixture

@@ -7,16 +7,18 @@ import torch
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint
+from ulskip_cli.core.schedule import Stage
+from ulskip_cli.engines import fast
+from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import benchmark
 from ulskip_cli.experiments.benchmark import BenchmarkRunner
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.preflight import resolve_benchmark
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.inference import cpu_kernels
-from ulskip_cli.inference.engines import fast
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
+from ulskip_cli.tasks.jsonl import Jsonl
 
 QUICK = ["speed.pairs=2", "speed.warmup=1", "speed.new_tokens=3", "speed.prompt_tokens=5", "batch_size=2"]
 QUICK += ["decoding.compile=off"]  # compiling takes seconds
@@ -82,11 +84,11 @@ def test_work_and_shares_are_exact(bench, point):
         assert side["bandwidth_share"] == pytest.approx(side["step_bytes"] / step / 1e9, rel=0.01)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("full", 32 * 32 + 32), ("low_rank", 2 * 4 * 32 + 32), ("bias", 32), ("folded", 0)])
+@pytest.mark.parametrize(("kind", "size"), [("full", 32 * 32 + 32), ("low_rank", 2 * 4 * 32 + 32), ("folded", 0)])
 def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, monkeypatch, kind, size):
     adapters, real = [], benchmark.Decoder
     monkeypatch.setattr(benchmark, "Decoder", lambda *args, **more: adapters.append(more.get("adapter")) or real(*args, **more))
-    row = bench.run(point("ratio=2", f"strategy.patch={kind}", "strategy.patch_rank=4"))
+    row = bench.run(point("ratio=2", "correction=patch", f"correction.kind={kind}", "correction.rank=4"))
     rank = 4 if kind == "low_rank" else None
     assert row["patch"] == {"kind": kind, "rank": rank, "values": "zero", "bytes": 2 * 4 * size}
     weights = HEAD + NORM + 3 * LAYER + 2 * size  # two gaps
@@ -99,30 +101,35 @@ def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, monkeypa
     )
 
 
+SHAPES = {"weight": (32, 32), "bias": (32,)}
+
+
 def test_a_skip_adapter_is_timed(bench, model_folder, tmp_path, monkeypatch):
     pretrained = [f"model.path={model_folder}", f"results_dir={tmp_path}", *QUICK]
-    shifts = {f"patch.0.{layer}.bias": torch.ones(32) for layer in (2, 5)}
+    tensors = {f"patch.0.{layer}.linear.{name}": torch.ones(size) for layer in (2, 5) for name, size in SHAPES.items()}
     base = {"model": "m", "fingerprint": fingerprint(compose(pretrained).model)}
-    SkipAdapter(6, ((0, 2, 5),), shifts, {"base": base, "kind": "bias"}).save(tmp_path / "adapter")
+    SkipAdapter(6, ((0, 2, 5),), tensors, {"base": base, "kind": "full"}).save(tmp_path / "adapter")
     adapters, real = [], benchmark.Decoder
     monkeypatch.setattr(benchmark, "Decoder", lambda *args, **more: adapters.append(more.get("adapter")) or real(*args, **more))
-    row = bench.run(compose([*pretrained, "ratio=2", f"model.skip_adapter={tmp_path / 'adapter'}"]))
+    pretrained += ["correction=adapter", f"correction.path={tmp_path / 'adapter'}"]
+    row = bench.run(compose([*pretrained, "ratio=2"]))
     assert row["skip_adapter"]["path"] == str(tmp_path / "adapter")
     assert row["patch"] is None
-    assert all(torch.equal(adapters[0].tensors[name], tensor) for name, tensor in shifts.items())
-    assert row["step_bytes"] - row["full"]["step_bytes"] == -3 * 4 * LAYER + 2 * 4 * 32 - round(2 * 3 * KV * (5 + 3 / 2))
+    assert all(torch.equal(adapters[0].tensors[name], tensor) for name, tensor in tensors.items())
+    assert row["step_bytes"] - row["full"]["step_bytes"] == -3 * 4 * LAYER + 2 * 4 * (32 * 32 + 32) - round(
+        2 * 3 * KV * (5 + 3 / 2)
+    )
     with pytest.raises(UsageError, match=r"\[0,2,5\], got \[0,5\]"):
-        bench.run(compose([*pretrained, "ratio=3", f"model.skip_adapter={tmp_path / 'adapter'}"]))
+        bench.run(compose([*pretrained, "ratio=3"]))
 
 
 def test_a_layer_counts_in_the_steps_that_run_it():
     from ulskip_cli.experiments.benchmark import _runs
-    from ulskip_cli.strategies.plan import Stage
 
     plan = make_plan(compose(["ratio=2"]), ModelMetadata(6, None, None))
     assert _runs(plan, 4) == {0: 1.0, 2: 1.0, 5: 1.0}
-    assert _runs(replace(plan, later_stages=(Stage(1, (0, 5)),)), 4) == {0: 1.0, 2: 0.25, 5: 1.0}
-    assert _runs(replace(plan, later_stages=(Stage(9, (0, 5)),)), 4) == {0: 1.0, 2: 1.0, 5: 1.0}
+    assert _runs(replace(plan, stages=(*plan.stages, Stage(1, (0, 5)))), 4) == {0: 1.0, 2: 0.25, 5: 1.0}
+    assert _runs(replace(plan, stages=(*plan.stages, Stage(9, (0, 5)))), 4) == {0: 1.0, 2: 1.0, 5: 1.0}
 
 
 def test_where_nothing_is_skipped_both_sides_read_the_same(bench, point):
@@ -154,12 +161,7 @@ def test_engines_are_compared_and_always_measured_anew(bench, point, tmp_path):
 
 
 def test_a_real_models_prompts_are_random_too(bench, model_folder, tmp_path, monkeypatch):
-    from ulskip_cli.core import config as module
-
-    real = module.instantiate
-    monkeypatch.setattr(
-        module, "instantiate", lambda node, group: pytest.fail("a task") if group == "task" else real(node, group)
-    )
+    monkeypatch.setattr(Jsonl, "examples", lambda self: pytest.fail("a task"))
     overrides = [f"model.path={model_folder}", "model.dtype=float32", f"results_dir={tmp_path}", "task=jsonl", *QUICK]
     row = bench.run(compose(overrides))
     assert (row["prompt_tokens"], row["generated_tokens"]) == (2 * 2 * 5, 2 * 2 * 3)
@@ -180,12 +182,6 @@ def test_layers_are_compiled_unless_the_model_does_not_support_it(bench, point, 
     assert (row["compiled"], row["compiled_layers"], row["engine"]) == (False, False, "torch")
     with pytest.raises(RunError, match=r"decoding\.compile=off"):
         bench.run(point("ratio=3", "decoding.compile=layers", "seed=1"))
-
-
-def test_compiling_that_has_no_effect_is_told(bench, point):
-    row = bench.run(point("engine=transformers", "decoding.compile=on"))
-    (warning,) = row["warnings"]
-    assert "decoding.compile=on" in warning and "the transformers engine" in warning
 
 
 def test_a_batch_that_does_not_fit_is_halved(bench, point, limit_memory):

@@ -1,19 +1,18 @@
 import json
-from dataclasses import replace
 
 import pytest
 
-from ulskip_cli.core.config import compose, identity
+from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments import calibration
 from ulskip_cli.experiments.calibration import HeldOutEvaluator, calibrate_strategy
 from ulskip_cli.experiments.held_out import find_held_out
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.strategies.plan import make_plan
 
 
@@ -39,13 +38,13 @@ def test_what_is_found_is_stored_and_used_again(ready, tmp_path, monkeypatch):
     config, loaded, work = ready("strategy=block_influence", "ratio=2")
     found, row = calibrate_strategy(config, loaded, work, NullProgress())
     plan = make_plan(found, loaded.metadata)
-    assert len(found.strategy["scores"]) == 6 and plan.options["scores"] == row["options"]["scores"]
+    assert len(found.strategy.scores) == 6 and list(found.strategy.scores) == row["options"]["scores"]
     assert not plan.warnings and row["examples"] == 6
     file = tmp_path / "default" / "calibrations" / f"{row['id']}.json"
     assert json.loads(file.read_text()) == {key: value for key, value in row.items() if key != "schedule"}
     monkeypatch.setattr(HeldOutEvaluator, "block_influence", lambda self: pytest.fail("measured again"))
-    again, _ = calibrate_strategy(replace(config, ratio=3.0, batch_size=2), loaded, work, NullProgress())
-    assert again == replace(found, ratio=3.0, batch_size=2)
+    again, _ = calibrate_strategy(config.replace(ratio=3.0, batch_size=2), loaded, work, NullProgress())
+    assert again == found.replace(ratio=3.0, batch_size=2)
     shared = compose(
         ["model=hf", f"model.path={config.model.path}", "strategy=custom", f"strategy.file={file.parent / row['schedule']}"]
     )
@@ -77,7 +76,7 @@ def test_a_search_lowers_the_loss_that_rows_report(ready):
 def test_skip_decodes_horizon_follows_the_full_models_answers(ready):
     config, loaded, work = ready("strategy=skip_decode", "ratio=2")
     found, row = calibrate_strategy(config, loaded, work, NullProgress())
-    assert found.strategy["horizon"] > 0 and row["notes"]["mean_output_tokens"] <= 5
+    assert found.strategy.horizon > 0 and row["notes"]["mean_output_tokens"] <= 5
     assert make_plan(found, loaded.metadata).later_stages
 
 
@@ -110,9 +109,10 @@ def test_a_threshold_is_found_at_the_batch_size_of_the_run(ready, monkeypatch):
 def test_given_options_need_no_calibration_and_change_no_other_identity(ready):
     config, loaded, work = ready("strategy=skip_decode", "strategy.horizon=7")
     assert calibrate_strategy(config, loaded, work, NullProgress()) == (config, None)
-    assert identity(config) == identity(replace(config, calibration=replace(config.calibration, examples=9)))
-    open_ = replace(config, strategy={**config.strategy, "horizon": None})
-    assert identity(open_) != identity(replace(open_, calibration=replace(config.calibration, examples=9)))
+    more = config.calibration.replace(examples=9)
+    assert config.identity == config.replace(calibration=more).identity
+    uncalibrated = config.replace(strategy=preset("strategy", "skip_decode"))
+    assert uncalibrated.identity != uncalibrated.replace(calibration=more).identity
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
@@ -123,4 +123,4 @@ def test_a_search_for_a_unit_measures_the_loss_without_it(ready, unit):
         Decoder(loaded.model, make_plan(found, loaded.metadata))
     )
     assert row["notes"]["path"][-1]["loss"] == pytest.approx(loss, rel=1e-4)
-    assert found.strategy["unit"] == unit
+    assert found.strategy.unit == unit

@@ -1,6 +1,6 @@
 import pytest
 
-from ulskip_cli.core.config import compose, identity, instantiate
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.held_out import find_held_out
 from ulskip_cli.experiments.preflight import resolve
@@ -10,7 +10,7 @@ def test_bundled_samples_hold_out_examples_that_no_run_evaluates():
     for overrides in (["task=wmt"], ["task=wmt", "task.pair=en-de"], ["task=cnn_dm", "model=tiny"]):
         config = compose([*overrides, "strategy=search"])
         held_out = find_held_out(config)
-        evaluated = {one.source for one in instantiate(config.task, "task").examples()}
+        evaluated = {example.source for example in config.task.examples()}
         assert held_out.examples and held_out.task.data == "held_out"
         assert not evaluated & {one.source for one in held_out.examples}
     assert find_held_out(compose(["strategy=unified"])) is None
@@ -49,5 +49,5 @@ def test_offsets_separate_evaluated_and_held_out_examples(tmp_path):
     assert [[one.source for one in find_held_out(config).examples] for config in (first, second)] == [["a5", "a6"]] * 2
     with pytest.raises(UsageError, match=r"offset.*9"):
         resolve(compose([*files, "offset=9"]))
-    assert identity(compose([*files, "offset=0", "calibration.offset=0"])) == identity(compose(files))
-    assert len({identity(compose([*files, extra])) for extra in ("limit=2", "offset=1", "calibration.offset=1")}) == 3
+    assert compose([*files, "offset=0", "calibration.offset=0"]).identity == compose(files).identity
+    assert len({compose([*files, extra]).identity for extra in ("limit=2", "offset=1", "calibration.offset=1")}) == 3

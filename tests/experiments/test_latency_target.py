@@ -8,6 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.experiments import latency_target
 from ulskip_cli.experiments.latency_target import (
     LINE_ROUNDS,
@@ -17,7 +18,6 @@ from ulskip_cli.experiments.latency_target import (
     make_pair_timer,
     solve_depth_for_speedup,
 )
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 
@@ -104,9 +104,8 @@ def test_pairs_are_those_of_the_depths_plan(llama):
 def test_pairs_are_timed_with_patches_that_change_nothing(llama, monkeypatch, kind, parts):
     made, real = [], latency_target.Decoder
     monkeypatch.setattr(latency_target, "Decoder", lambda *args, **more: made.append(more) or real(*args, **more))
-    config = compose(
-        ["ratio=2", "ratio_basis=latency", "speed.new_tokens=9", f"strategy.patch={kind}", "strategy.patch_rank=4"]
-    )
+    correction = ["correction=none"] if kind == "none" else ["correction=patch", f"correction.kind={kind}"]
+    config = compose(["ratio=2", "ratio_basis=latency", "speed.new_tokens=9", *correction])
     ids = random_ids(2, 5)
     plan_of = partial(make_plan, config, ModelMetadata(NUM_LAYERS, None, None))
     context = DecodeContext(config.decoding, 0)

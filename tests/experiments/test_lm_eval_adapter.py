@@ -118,7 +118,7 @@ def test_two_passes_score_as_one_at_full_depth(hf):
 
 
 def test_what_the_harness_cannot_have_is_refused():
-    with pytest.raises(UsageError, match="tokenizer"):
+    with pytest.raises(UsageError, match="random weights"):
         lm_eval_adapter.SkippingLM(**{"model": "random", "model.path": "llama-12x128"})
     with pytest.raises(UsageError, match="ratio_basis=latency"):
         lm_eval_adapter.SkippingLM(model="tiny", ratio_basis="latency")

@@ -22,10 +22,14 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     kept, base = plain.plan.kept_layers, {"model": "tiny", "fingerprint": fingerprint(compose(["model=tiny"]).model)}
     size, depth = plain.loaded.model.config.hidden_size, plain.plan.num_layers
     generator = torch.Generator().manual_seed(0)
-    shifts = {f"patch.0.{layer}.bias": 20 * torch.randn(size, generator=generator) for layer in gaps(kept, depth)}
-    adapter = SkipAdapter(depth, (kept,), shifts, {"base": base, "kind": "bias"})
+    tensors = {}
+    for layer in gaps(kept, depth):
+        tensors[f"patch.0.{layer}.linear.weight"] = torch.zeros(size, size)
+        tensors[f"patch.0.{layer}.linear.bias"] = 20 * torch.randn(size, generator=generator)
+    adapter = SkipAdapter(depth, (kept,), tensors, {"base": base, "kind": "full"})
     adapter.save(tmp_path)
-    model = lm_eval_adapter.SkippingLM(**asked, **{"model.skip_adapter": str(tmp_path)})
+    corrected = {"correction": "adapter", "correction.path": str(tmp_path)}
+    model = lm_eval_adapter.SkippingLM(**asked, **corrected)
     prompt, response = model.tok_encode("Der Hund schläft."), model.tok_encode(" The dog is sleeping.")
     ids, view = torch.tensor([prompt + response]), adapter.view(plain.loaded.model, kept)
     with torch.inference_mode():
@@ -51,10 +55,10 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
     )  # fmt: skip
     assert mine[0, len(prompt) :].tolist() == answer.token_ids
     assert model.record().to_row()["skip_adapter"]["path"] == str(tmp_path)
-    with pytest.raises(UsageError, match=r"model\.skip_adapter"):
-        lm_eval_adapter.SkippingLM(**{**asked, "ratio": 2}, **{"model.skip_adapter": str(tmp_path)})
+    with pytest.raises(UsageError, match=r"correction\.path"):
+        lm_eval_adapter.SkippingLM(**{**asked, "ratio": 2}, **corrected)
 
 
 def test_patches_that_only_a_run_computes_are_refused():
-    with pytest.raises(UsageError, match=r"strategy\.patch=full.*`ulskip run \.\.\. .*model\.skip_adapter=results/"):
-        lm_eval_adapter.SkippingLM(model="tiny", ratio=3, **{"strategy.patch": "full"})
+    with pytest.raises(UsageError, match="patches"):
+        lm_eval_adapter.SkippingLM(model="tiny", ratio=3, correction="patch")

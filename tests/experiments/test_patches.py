@@ -8,7 +8,8 @@ from reference import NEW_STYLE
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ulskip_cli.core.config import compose, identity
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.experiments import runner
@@ -17,8 +18,6 @@ from ulskip_cli.experiments.runner import Session
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.skip_adapter import zero_adapter
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -36,24 +35,28 @@ def run(config, session=None):
 
 
 @pytest.mark.parametrize(
-    "changes", [["strategy.patch=full"], ["strategy.patch=bias"], ["strategy.patch=low_rank", "strategy.patch_rank=4"],
-                ["strategy.patch=folded"],
-                ["strategy.patch=full", "calibration.responses=both", "calibration.patch_order=joint"]],
+    "changes",
+    [
+        ["correction.kind=full"],
+        ["correction.kind=low_rank", "correction.rank=4"],
+        ["correction.kind=folded"],
+        ["correction.kind=full", "correction.responses=both"],
+    ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatch, changes):
-    half = config("ratio=2", *changes)
+    half = config("ratio=2", "correction=patch", *changes)
     full, row = run(half)
     folder = tmp_path / "default" / "calibrations" / row["patch"]["id"]
-    kind = half.strategy["patch"]
+    kind = half.correction.kind
     assert row["patch"]["kind"] == kind and full["patch"] is None
-    assert (row["patch"]["ridge"] is None) == (kind == "bias")
+    assert row["patch"]["ridge"] > 0
     assert row["patch"]["tokens"] > 0 and (row["patch"]["bytes"] > 0) == (kind != "folded")
     assert row["patch"]["base"]["fingerprint"] == fingerprint(half.model)
     assert json.loads((folder / "adapter.json").read_text())["kept_sets"] == [row["kept_layers"]]
     saved = (folder / "adapter.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(PatchFitter, "fit", lambda *args: pytest.fail("measured again"))
-    again = run(replace(half, batch_size=2))[-1]
+    again = run(half.replace(batch_size=2))[-1]
     assert again["patch"] == row["patch"]
     assert again["decode_loss"] == pytest.approx(row["decode_loss"])
     assert (folder / "adapter.safetensors").stat().st_mtime_ns == saved
@@ -61,15 +64,15 @@ def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatc
 
 def test_patches_change_the_row_and_neither_id_nor_answers_of_the_baseline(config):
     session = Session()
-    plain, patched = run(config("ratio=2"), session), run(config("ratio=2", "strategy.patch=full"), session)
+    plain, patched = run(config("ratio=2"), session), run(config("ratio=2", "correction=patch"), session)
     assert plain[0]["id"] == patched[0]["id"] == patched[-1]["baseline_id"]
     assert plain[-1]["id"] != patched[-1]["id"]
     assert plain[-1]["decode_loss"] != patched[-1]["decode_loss"]
-    assert plain[-1]["patch"] is None and "patch" not in plain[-1]["strategy_options"]
+    assert plain[-1]["patch"] is None and (plain[-1]["correction"], patched[-1]["correction"]) == (None, "full")
 
 
 def test_every_stage_of_skip_decode_has_its_patches(config):
-    row = run(config("strategy=skip_decode", "strategy.horizon=3", "ratio=1.5", "strategy.patch=full"))[-1]
+    row = run(config("strategy=skip_decode", "strategy.horizon=3", "ratio=1.5", "correction=patch"))[-1]
     assert row["patch"]["kind"] == "full" and row["decode_loss"] > 0
 
 
@@ -77,34 +80,37 @@ def test_patches_of_the_bundled_model_lower_the_loss_at_an_untrained_ratio(tmp_p
     common = ["model=tiny", "strategy=top_skip", "ratio=1.5", "limit=8", "decoding.max_new_tokens=4", "speed.enabled=false",
               "calibration.examples=32", f"results_dir={tmp_path}", "baseline=false"]  # fmt: skip
     session = Session()
-    plain, patched = (run(compose([*common, *more]), session)[-1] for more in ([], ["strategy.patch=full"]))
+    plain, patched = (run(compose([*common, *more]), session)[-1] for more in ([], ["correction=patch"]))
     assert patched["decode_loss"] < plain["decode_loss"]
 
 
 def test_random_weights_without_text_are_refused_in_one_line(ulskip, tmp_path):
     (tmp_path / "shape.json").write_text(json.dumps({"model_type": "llama", **NEW_STYLE}))
     model = ["model=random", f"model.path={tmp_path / 'shape.json'}"]
-    code, _, err = ulskip("run", *model, "strategy.patch=full", "ratio=2", "limit=2", f"results_dir={tmp_path}")
+    code, _, err = ulskip("run", *model, "correction=patch", "ratio=2", "limit=2", f"results_dir={tmp_path}")
     assert code == 2
-    assert "strategy.patch=full" in err.strip().splitlines()[-1] and "Traceback" not in err
+    assert "correction=patch" in err.strip().splitlines()[-1] and "Traceback" not in err
 
 
 @pytest.fixture
 def adapter(config, tmp_path):
     """A stored skip adapter of the model, for the layers of ratio=2."""
     model = config().model
-    record = {"base": {"model": model.label, "fingerprint": fingerprint(model)}, "kind": "bias", "rank": None}
-    found = zero_adapter(load(model).model, [(0, 2, 5)], "bias", 0)
+    record = {"base": {"model": model.label, "fingerprint": fingerprint(model)}, "kind": "full", "rank": None}
+    found = zero_adapter(load(model).model, [(0, 2, 5)], PatchShape("full"))
     tensors = {name: torch.full_like(tensor, 0.3) for name, tensor in found.tensors.items()}
     replace(found, tensors=tensors, record=record).save(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
 def test_a_skip_adapter_is_named_by_a_string_or_a_list(config, adapter):
-    one, other = config("ratio=2", f"model.skip_adapter={adapter}"), config("ratio=2", f"model.skip_adapter=[{adapter}]")
-    assert one.model.skip_adapter == other.model.skip_adapter == [str(adapter)]
+    one, other = (
+        config("ratio=2", "correction=adapter", f"correction.path={adapter}"),
+        config("ratio=2", "correction=adapter", f"correction.path=[{adapter}]"),
+    )
+    assert one.correction.path == other.correction.path == (str(adapter),)
     full, row = run(one)
-    assert (row["skip_adapter"]["path"], row["skip_adapter"]["kind"]) == (str(adapter), "bias")
+    assert (row["skip_adapter"]["path"], row["skip_adapter"]["kind"]) == (str(adapter), "full")
     stored = load_file(adapter / "adapter.safetensors")
     assert row["skip_adapter"]["bytes"] == sum(tensor.nbytes for tensor in stored.values())
     assert full["skip_adapter"] is None
@@ -115,7 +121,7 @@ def test_a_skip_adapter_is_named_by_a_string_or_a_list(config, adapter):
 def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adapter, tmp_path):
     plain, corrected = (
         run(config("ratio=2", f"name={name}", *more))
-        for name, more in (("plain", []), ("corrected", [f"model.skip_adapter={adapter}"]))
+        for name, more in (("plain", []), ("corrected", ["correction=adapter", f"correction.path={adapter}"]))
     )
     assert plain[0]["id"] == corrected[0]["id"]
     assert plain[-1]["id"] != corrected[-1]["id"]
@@ -129,7 +135,7 @@ def test_the_adapter_of_the_plans_layers_is_chosen(config, adapter, tmp_path):
     other.mkdir()
     (other / "adapter.json").write_text(json.dumps({**record, "kept_sets": [[0, 5]]}))
     (other / "adapter.safetensors").write_bytes((adapter / "adapter.safetensors").read_bytes())
-    row = run(config("ratio=2", f"model.skip_adapter=[{other},{adapter}]"))[-1]
+    row = run(config("ratio=2", "correction=adapter", f"correction.path=[{other},{adapter}]"))[-1]
     assert row["skip_adapter"]["path"] == str(adapter)
 
 
@@ -137,49 +143,36 @@ def test_adapters_with_patches_of_several_kinds_are_refused(config, adapter, tmp
     other = tmp_path / "other"
     other.mkdir()
     record = json.loads((adapter / "adapter.json").read_text())
-    (other / "adapter.json").write_text(json.dumps({**record, "kept_sets": [[0, 5]], "kind": "full"}))
-    with pytest.raises(UsageError, match=r"model\.skip_adapter"):
-        resolve(config("ratio=2", f"model.skip_adapter=[{adapter},{other}]"))
+    (other / "adapter.json").write_text(json.dumps({**record, "kept_sets": [[0, 5]], "kind": "low_rank", "rank": 2}))
+    with pytest.raises(UsageError, match=r"correction\.path"):
+        resolve(config("ratio=2", "correction=adapter", f"correction.path=[{adapter},{other}]"))
 
 
-def test_a_search_with_patches_depends_on_the_options_of_the_fit(config, tmp_path):
-    searched = ["strategy=search", "strategy.search_patch=true", "strategy.budget=3", "ratio=2"]
-    orders = [config(*searched, f"calibration.patch_order={order}") for order in ("sequential", "joint")]
-    rows = [run(one)[-1] for one in orders]
+def test_a_search_with_patches_depends_on_their_fit(config):
+    searched = ["strategy=search", "correction=patch", "strategy.budget=3", "ratio=2"]
+    rows = [run(config(*searched, f"correction.responses={responses}"))[-1] for responses in ("reference", "own")]
     assert rows[0]["id"] != rows[1]["id"]
     assert rows[0]["calibration"]["id"] != rows[1]["calibration"]["id"]
     assert rows[0]["calibration"]["notes"]["tried"] == 3
 
 
 def test_other_layers_and_other_weights_are_refused(config, adapter, tmp_path):
-    with pytest.raises(UsageError, match=r"model\.skip_adapter.*\[0,2,5\].*\[0,5\]"):
-        run(config("ratio=3", f"model.skip_adapter={adapter}"))
-    with pytest.raises(UsageError, match=r"model\.skip_adapter"):
-        run(config("ratio=2", f"model.skip_adapter={tmp_path / 'missing'}"))
+    with pytest.raises(UsageError, match=r"correction\.path.*\[0,2,5\].*\[0,5\]"):
+        run(config("ratio=3", "correction=adapter", f"correction.path={adapter}"))
+    with pytest.raises(UsageError, match=r"correction\.path"):
+        run(config("ratio=2", "correction=adapter", f"correction.path={tmp_path / 'missing'}"))
     torch.manual_seed(7)
     options = {**NEW_STYLE, "vocab_size": 300, "bos_token_id": None}
     LlamaForCausalLM(LlamaConfig(**options)).save_pretrained(tmp_path / "model")
     for file in Path(config().model.path).glob("tokenizer*"):
         (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UsageError, match=rf"model\.skip_adapter={adapter}"):
-        run(config("ratio=2", f"model.path={tmp_path / 'model'}", f"model.skip_adapter={adapter}"))
+    with pytest.raises(UsageError, match=rf"correction\.path={adapter}"):
+        run(config("ratio=2", f"model.path={tmp_path / 'model'}", "correction=adapter", f"correction.path={adapter}"))
 
 
 def test_a_record_without_its_keys_is_refused(config, adapter):
     record = json.loads((adapter / "adapter.json").read_text())
     for key in ("base", "kept_sets", "kind"):
         (adapter / "adapter.json").write_text(json.dumps({name: value for name, value in record.items() if name != key}))
-        with pytest.raises(UsageError, match=r"model\.skip_adapter"):
-            run(config("ratio=2", f"model.skip_adapter={adapter}"))
-
-
-def test_committed_rows_without_patches_keep_their_identity():
-    found = 0
-    for line in (ROOT / "results" / "reproduce" / "runs.jsonl").read_text("utf-8").splitlines():
-        row = json.loads(line)
-        values = row.get("config")
-        if values and found < 6 and row["strategy"] in ("full", "unified", "top_skip", "bottom_skip"):
-            chosen = [f"{key}={values[key]}" for key in ("ratio", "batch_size")]
-            assert identity(compose(["model=tiny", f"strategy={row['strategy']}", *chosen])) == row["identity"]
-            found += 1
-    assert found
+        with pytest.raises(UsageError, match=r"correction\.path"):
+            run(config("ratio=2", "correction=adapter", f"correction.path={adapter}"))

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ulskip_cli.core.config import compose, resolved_config
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import read_metadata
 from ulskip_cli.export.card import CardFacts, matching_rows, model_card, source_license
 from ulskip_cli.strategies.plan import make_plan
@@ -26,7 +26,7 @@ def row(config):
     return {
         "id": "a", "finished_at": "2026-01-01", "task": "wmt", "pair": "de-en", "batch_size": 8, "decoding": "greedy",
         "num_layers": 12, "kept_layers": list(plan.kept_layers), "prompt_layers": "all", "training": TRAINING,
-        "strategy": "unified", "layer_ratio": 2.0, "environment": ENVIRONMENT, "config": resolved_config(config),
+        "strategy": "unified", "layer_ratio": 2.0, "environment": ENVIRONMENT, "config": config.recorded(),
     }  # fmt: skip
 
 

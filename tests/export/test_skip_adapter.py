@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from ulskip_cli.api import generate
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
+from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.export.request import ExportRequest
@@ -24,6 +25,10 @@ from ulskip_cli.tasks.encoding import EncodedExample
 KEPT = (0, 1, 4)
 OVERRIDES = ["strategy=custom", f"strategy.layers={list(KEPT)}".replace(" ", "")]
 LINEARS = {"llama": "mlp.down_proj", "gpt2": "attn.c_proj", "bloom": "mlp.dense_4h_to_h"}
+
+
+def given(folder):
+    return ["correction=adapter", f"correction.path={folder}"]
 
 
 def export(source, to, *overrides, **options):
@@ -79,8 +84,8 @@ def test_an_export_with_an_adapter_is_the_corrected_view(name, kind, stored, tmp
     model = build(name)
     adapter = fitted(model, kind)
     source, folder = stored(model, adapter)
-    to, given = tmp_path / "out", f"model.skip_adapter={folder}"
-    record = export(source, to, given, "prompt_layers=kept", shard_size="20KB")
+    to = tmp_path / "out"
+    record = export(source, to, *given(folder), "prompt_layers=kept", shard_size="20KB")
     assert "bit-identical" in record["checked"]
     assert "skip adapter" in record["checked"]
     assert len(list(to.glob("*.safetensors"))) > 1
@@ -98,9 +103,8 @@ def test_an_export_with_an_adapter_is_the_corrected_view(name, kind, stored, tmp
 def test_the_prefill_model_of_a_pair_is_not_changed(stored, tmp_path):
     model = build_model("llama")
     source, folder = stored(model, fitted(model), max_shard_size="5GB")
-    given = f"model.skip_adapter={folder}"
     export(source, tmp_path / "plain")
-    export(source, tmp_path / "out", given)
+    export(source, tmp_path / "out", *given(folder))
     one, two = ((tmp_path / name / "prefill" / "model.safetensors").read_bytes() for name in ("plain", "out"))
     assert one == two
     decode = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out")]
@@ -116,9 +120,7 @@ def test_weights_are_merged_in_the_dtype_of_the_run(model_folder, stored, tmp_pa
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
     adapter = fitted(model)
     source, folder = stored(model.to(getattr(torch, saved)), adapter)
-    record = export(
-        source, tmp_path / "out", f"model.skip_adapter={folder}", "prompt_layers=kept", f"model.dtype={loaded}", format=form
-    )
+    record = export(source, tmp_path / "out", *given(folder), "prompt_layers=kept", f"model.dtype={loaded}", format=form)
     assert {"hf": "bit-identical", "gguf": "tensors"}[form] in record["checked"]
     assert record["skip_adapter"] == str(folder)
 
@@ -128,7 +130,7 @@ def test_a_bias_that_the_model_cannot_contain_is_refused(stored, tmp_path):
     tensors = {**fitted(model).tensors, "fold.0.1.mlp.down_proj.bias": torch.ones(32)}
     source, folder = stored(model, SkipAdapter(6, (KEPT,), tensors, {"kind": "folded"}))
     with pytest.raises(UsageError, match=r"mlp\.down_proj\.bias.*--format schedule"):
-        export(source, tmp_path / "out", f"model.skip_adapter={folder}", "prompt_layers=kept")
+        export(source, tmp_path / "out", *given(folder), "prompt_layers=kept")
     assert not (tmp_path / "out").exists()
 
 
@@ -138,32 +140,31 @@ def test_a_fold_has_a_bias_where_the_model_has_one():
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf", "mergekit"])
-@pytest.mark.parametrize("kind", ["bias", "low_rank", "full"])
+@pytest.mark.parametrize("kind", ["low_rank", "full"])
 def test_patches_that_no_checkpoint_can_contain_are_refused(stored, tmp_path, kind, form):
     model = build_model("llama")
-    adapter = zero_adapter(model, [KEPT], kind, 2)
+    adapter = zero_adapter(model, [KEPT], PatchShape(kind, 2))
     source, folder = stored(model, SkipAdapter(6, (KEPT,), adapter.tensors, {"kind": kind, "rank": 2}))
-    for given in (f"model.skip_adapter={folder}", f"strategy.patch={kind}"):
-        with pytest.raises(UsageError, match=rf"--format {form} .*folded and none, got {kind}"):
-            export(source, tmp_path / "out", given, format=form)
-        record = export(source, tmp_path / "schedule.json", given, format="schedule")
+    for correction in (given(folder), ["correction=patch", f"correction.kind={kind}"]):
+        with pytest.raises(UsageError, match=rf"--format {form}"):
+            export(source, tmp_path / "out", *correction, format=form)
+        record = export(source, tmp_path / "schedule.json", *correction, format="schedule")
         assert record["kept_layers"] == list(KEPT)
 
 
 def test_what_an_export_cannot_compute_or_describe_is_refused(stored, tmp_path):
     model = build_model("llama")
     source, folder = stored(model, fitted(model))
-    remedy = r"`ulskip run \.\.\. strategy\.patch=folded`.*model\.skip_adapter=results/NAME/calibrations/KEY"
-    with pytest.raises(UsageError, match=remedy):
-        export(source, tmp_path / "out", "strategy.patch=folded")
-    with pytest.raises(UsageError, match=rf"--format mergekit.*model\.skip_adapter={folder}"):
-        export(source, tmp_path / "out", f"model.skip_adapter={folder}", format="mergekit")
+    with pytest.raises(UsageError, match="folded patches"):
+        export(source, tmp_path / "out", "correction=patch", "correction.kind=folded")
+    with pytest.raises(UsageError, match="mergekit"):
+        export(source, tmp_path / "out", *given(folder), format="mergekit")
     with pytest.raises(UsageError, match=r"\[0,1,4\], got \[0,3,5\]"):
-        export(source, tmp_path / "out", f"model.skip_adapter={folder}", "strategy.layers=[0,3,5]")
+        export(source, tmp_path / "out", *given(folder), "strategy.layers=[0,3,5]")
     other = tmp_path / "other"
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**NEW_STYLE)).save_pretrained(other)
     with pytest.raises(UsageError, match="other weights"):
-        export(other, tmp_path / "out", f"model.skip_adapter={folder}")
+        export(other, tmp_path / "out", *given(folder))
     assert not (tmp_path / "out").exists()
 
 
@@ -172,21 +173,20 @@ def test_a_lora_of_another_model_is_refused(stored, tmp_path):
     tensors = {"lora.4.mlp.other.A": torch.ones(2, 32), "lora.4.mlp.other.B": torch.ones(32, 2)}
     source, folder = stored(model, SkipAdapter(6, (KEPT,), tensors, {"kind": "none"}))
     with pytest.raises(UsageError, match=r"LlamaMLP.*other"):
-        export(source, tmp_path / "out", f"model.skip_adapter={folder}", "prompt_layers=kept", check=False)
+        export(source, tmp_path / "out", *given(folder), "prompt_layers=kept", check=False)
 
 
 def test_the_card_shows_the_rows_of_the_adapter_alone(model_folder, tmp_path, quick):
     point = [f"model.path={model_folder}", *OVERRIDES, f"results_dir={tmp_path / 'results'}"]
-    assert invoke(["run", *point, *quick, "strategy.patch=folded", "calibration.examples=3"]) == 0
+    assert invoke(["run", *point, *quick, "correction=patch", "correction.kind=folded", "calibration.examples=3"]) == 0
     (folder,) = [path for path in (tmp_path / "results" / "default" / "calibrations").iterdir() if path.is_dir()]
     assert json.loads((folder / "adapter.json").read_text())["bias"] is False
     rows = [json.loads(line) for line in (tmp_path / "results" / "default" / "runs.jsonl").read_text().splitlines()]
-    given = f"model.skip_adapter={folder}"
-    measured = run_export([*point, given], None, ExportRequest(tmp_path / "one"))["results"]
+    measured = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))["results"]
     assert measured == [row["id"] for row in rows if row.get("patch")]
     assert run_export(point, None, ExportRequest(tmp_path / "two"))["results"] == []
-    assert invoke(["run", *point, *quick, given]) == 0
-    (again,) = run_export([*point, given], None, ExportRequest(tmp_path / "one"))["results"]
+    assert invoke(["run", *point, *quick, *given(folder)]) == 0
+    (again,) = run_export([*point, *given(folder)], None, ExportRequest(tmp_path / "one"))["results"]
     assert again not in measured  # the newest row of a task and machine
 
 
@@ -194,7 +194,7 @@ def test_the_code_in_serving_md_generates_the_tokens_of_the_corrected_view(model
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder).eval()
     adapter = fitted(model)
     source, folder = stored(model, adapter, max_shard_size="5GB")
-    export(source, tmp_path / "pair", f"model.skip_adapter={folder}")
+    export(source, tmp_path / "pair", *given(folder))
     page = (tmp_path / "pair" / "SERVING.md").read_text()
     assert "contain a skip adapter" in page
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -3,8 +3,8 @@ import shutil
 import huggingface_hub
 import pytest
 
-from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.inference.checkpoint_files import folder_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

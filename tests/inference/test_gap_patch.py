@@ -58,7 +58,7 @@ def test_a_layer_without_patches_is_returned_as_it_is(llama):
 def test_a_patched_layer_shares_its_weights_and_leaves_the_layer_unchanged(model):
     layer = stack_of(model)[2]
     own = {id(parameter) for parameter in layer.parameters()}
-    before, after = randomized("full", 32), randomized("bias", 32)
+    before, after = randomized("full", 32), randomized("low_rank", 32)
     changed = patched_layer(layer, before, after)
     added = {id(parameter) for patch in (before, after) for parameter in patch.parameters()}
     assert {id(parameter) for parameter in changed.parameters()} == own | added

@@ -10,12 +10,12 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.schedule import Stage
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference import half_layers, shallow_view
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
-from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.core.schedule import Stage
 from ulskip_cli.tasks.encoding import EncodedExample
 
 UNITS = ["attention", "mlp"]
@@ -133,14 +133,14 @@ def test_only_norms_of_the_dropped_part_are_left_out(unit, dtype):
 @pytest.mark.parametrize("unit", UNITS)
 def test_beams_equal_the_uncached_reference(llama, unit):
     ids, mask = batch(True)
-    output = decoder_for(llama, unit).generate(ids, mask, DecodeContext(replace(GREEDY, num_beams=3), 0))
+    output = decoder_for(llama, unit).generate(ids, mask, DecodeContext(GREEDY.replace(num_beams=3), 0))
     assert output.token_ids == expected_tokens(llama, ids, mask, KEPT, unit, num_beams=3)
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_sampling_is_the_same_in_both_engines(llama, unit):
     ids, mask = batch(False)
-    decoder, sampled = decoder_for(llama, unit), replace(GREEDY, do_sample=True, top_k=20)
+    decoder, sampled = decoder_for(llama, unit), GREEDY.replace(do_sample=True, top_k=20)
     fast, slow = (
         decoder.with_engine(name).generate(ids, mask, DecodeContext(sampled, 0, 5)) for name in ("torch", "transformers")
     )
@@ -151,7 +151,7 @@ def test_sampling_is_the_same_in_both_engines(llama, unit):
 def test_stages_drop_parts_and_keep_what_they_read(model, unit):
     kept = {0: (0, 2, 3, 5), 3: (0, 2, 5), 6: (0, 5)}
     plan = plan_for("strategy=custom", "strategy.layers=[0,2,3,5]", f"strategy.unit={unit}")
-    decoder = Decoder(model, replace(plan, later_stages=(Stage(3, kept[3]), Stage(6, kept[6]))))
+    decoder = Decoder(model, replace(plan, stages=(*plan.stages, Stage(3, kept[3]), Stage(6, kept[6]))))
     ids, mask = batch(True)
     expected = expected_tokens(model, ids, mask, kept, unit)
     for engine in ("torch", "transformers"):
@@ -162,7 +162,7 @@ def test_stages_drop_parts_and_keep_what_they_read(model, unit):
 @pytest.mark.parametrize("unit", UNITS)
 def test_drafts_of_half_layers_give_the_full_models_tokens(llama, unit):
     ids, mask = batch(True)
-    output = decoder_for(llama, unit).generate(ids, mask, DecodeContext(replace(GREEDY, name="d", draft_tokens=3), 0))
+    output = decoder_for(llama, unit).generate(ids, mask, DecodeContext(GREEDY.replace(name="d", draft_tokens=3), 0))
     assert output.engine == "speculative"
     everything = range(NUM_LAYERS)
     expected = expected_tokens(llama, ids, mask, everything, unit)

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from ulskip_cli.core.config_schema import QUANTIZATIONS
+from ulskip_cli.core.model_config import ModelConfig
+from ulskip_cli.core.options import choices_of
 from ulskip_cli.inference.quantization import KINDS, num_bytes
 
 
 def test_every_kind_is_in_the_schema():
-    assert set(KINDS) == set(QUANTIZATIONS)
+    assert set(KINDS) == set(choices_of(ModelConfig.model_fields["quantization"].annotation))
 
 
 def test_bytes_of_a_plain_tensor():

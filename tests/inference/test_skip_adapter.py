@@ -18,16 +18,17 @@ from reference import (
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.inference.teacher_forcing import response_logits
 from ulskip_cli.strategies.plan import Stage, make_plan
 
-KINDS = ("bias", "low_rank", "full", "folded", "lora")
+KINDS = ("low_rank", "full", "folded", "lora")
 KEPT = (1, 2, 4)  # with gaps in front of the first kept layer, between two, and behind the last
 EVERY = tuple(range(NUM_LAYERS))
 LENGTH = 10
@@ -93,7 +94,7 @@ def test_each_stage_has_patches_of_its_own(model):
     corrections = {"patches": {step: found["patches"] for step, (_, found) in zip(stages, parts, strict=True)}}
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,3,5]"]), ModelMetadata(NUM_LAYERS, None, None))
     later = tuple(Stage(step, kept) for step, kept in stages.items() if step)
-    decoder = Decoder(model, replace(plan, later_stages=later), adapter=adapter)
+    decoder = Decoder(model, replace(plan, stages=(*plan.stages, *later)), adapter=adapter)
     ids, mask = batch(True)
     expected = reference_greedy(model, ids, mask, stages, LENGTH, **corrections).tolist()
     for engine in ("torch", "transformers"):
@@ -145,12 +146,12 @@ def test_corrected_drafts_give_the_full_models_tokens(model, kind):
     adapter, _ = corrected(model, kind)
     ids, mask = batch(True)
     expected = reference_greedy(model, ids, mask, EVERY, LENGTH).tolist()
-    drafted = replace(DecodingConfig(name="d", max_new_tokens=LENGTH), draft_tokens=3)
+    drafted = DecodingConfig(max_new_tokens=LENGTH, draft_tokens=3)
     assert_equal_or_near_tie(model, ids, mask, tokens(decoder_for(model, adapter), ids, mask, drafted), expected, EVERY, {})
 
 
 def test_patches_that_repair_the_view_make_every_draft_accepted(llama):
-    """Layers that add a constant are replaced exactly by a bias."""
+    """Layers that add a constant are replaced exactly by the bias of a patch."""
     constant = torch.randn(32, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         for i in (1, 4):
@@ -159,7 +160,9 @@ def test_patches_that_repair_the_view_make_every_draft_accepted(llama):
                 weight.zero_()
             layer.mlp.down_proj.bias = torch.nn.Parameter(constant.clone())
     kept = (0, 2, 3, 5)
-    adapter = SkipAdapter(NUM_LAYERS, (kept,), {"patch.0.2.bias": constant, "patch.0.5.bias": constant})
+    patch = {"linear.weight": torch.zeros(32, 32), "linear.bias": constant}
+    tensors = {f"patch.0.{layer}.{name}": tensor for layer in (2, 5) for name, tensor in patch.items()}
+    adapter = SkipAdapter(NUM_LAYERS, (kept,), tensors)
     ids, mask = batch(True)
     drafted = DecodingConfig(name="d", max_new_tokens=11, draft_tokens=4)
     with_patches, without = (
@@ -180,7 +183,7 @@ def test_compiled_steps_give_the_same_tokens(kind, compile):
         pytest.skip(f"no C++ compiler: {error}")
     model = build_model("llama")
     decoder, (ids, mask) = decoder_for(model, corrected(model, kind)[0]), batch(True)
-    compiled = decoder.generate(ids, mask, DecodeContext(replace(FAST, compile=compile), 0))
+    compiled = decoder.generate(ids, mask, DecodeContext(FAST.replace(compile=compile), 0))
     assert compiled.compiled
     assert compiled.token_ids == tokens(decoder.with_engine("transformers"), ids, mask)
 
@@ -201,10 +204,10 @@ def test_the_full_model_is_bit_identical(model, kind):
     assert tokens(decoder_for(model, adapter, EVERY), ids, mask) == full
 
 
-@pytest.mark.parametrize("kind", ["bias", "low_rank", "full"])
+@pytest.mark.parametrize("kind", ["low_rank", "full"])
 def test_a_zero_adapter_changes_nothing(model, kind):
     ids = random_ids(2, 5)
-    adapter = zero_adapter(model, [KEPT, (0, 5)], kind, rank=3)
+    adapter = zero_adapter(model, [KEPT, (0, 5)], PatchShape(kind, 3))
     assert adapter.tensors
     for kept in (KEPT, (0, 5)):
         with torch.no_grad():

@@ -8,8 +8,8 @@ import torch
 from reference import NUM_LAYERS, build_model
 from safetensors.torch import load_file, save_file
 
-from ulskip_cli.core.config_schema import ModelConfig
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.inference.loading import load
 
 EMBEDDINGS = {

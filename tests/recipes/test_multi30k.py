@@ -62,6 +62,7 @@ def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
     rows = [
         {
             "id": f"p{i}",
+            "status": "done",
             "model": model,
             "strategy": "search",
             "target_speedup": 6.0,
@@ -89,7 +90,7 @@ def test_an_adapter_is_evaluated_on_the_base_and_on_both_test_sets(commands):
     train, *evaluations = commands("--only", "adapter-unified-2x-s1")
     assert {"model.path=runs/multi30k/base", "train=adapter", "output=runs/multi30k/adapter-unified-2x-s1"} <= set(train)
     for command, test in zip(evaluations, ("test", "test_2017_flickr"), strict=True):
-        adapter = "model.skip_adapter=runs/multi30k/adapter-unified-2x-s1"
+        adapter = "correction.path=runs/multi30k/adapter-unified-2x-s1"
         source = f"task.source_file=runs/multi30k/data/{test}.de"
         assert {"model.path=runs/multi30k/base", adapter, source, "ratio=2"} <= set(command)
 
@@ -97,7 +98,7 @@ def test_an_adapter_is_evaluated_on_the_base_and_on_both_test_sets(commands):
 def test_patches_alone_train_nothing(commands):
     called = commands("--only", "patches")
     assert {command[0] for command in called} == {"sweep"}
-    patched = [command for command in called if "strategy.patch=full" in command]
+    patched = [command for command in called if "correction=patch" in command]
     assert len(patched) == 2 * 5
     assert all("strategy.layers=[0, 8]" in command for command in patched if "strategy=search" in command)
 
@@ -112,7 +113,7 @@ def test_speed_is_measured_unless_it_is_switched_off(commands, monkeypatch, spee
 def test_the_speed_of_named_checkpoints_is_measured_alone(commands):
     called = commands("--speed-only", "--only", "adapter-unified-2x-beams-s1")
     assert called and all("speed.pairs=21" in command for command in called)
-    assert all("model.skip_adapter=runs/multi30k/adapter-unified-2x-beams-s1" in command for command in called)
+    assert all("correction.path=runs/multi30k/adapter-unified-2x-beams-s1" in command for command in called)
 
 
 def test_an_unknown_name_is_refused(commands, capsys):
@@ -146,7 +147,8 @@ def report(monkeypatch):
 
 def write_row(folder, checkpoint, link, strategy, target, hypotheses, more):
     row = {
-        "id": f"{checkpoint}-{link}", "strategy": strategy, "target_speedup": target, "batch_size": 64, "model": "runs/base",
+        "id": f"{checkpoint}-{link}", "status": "done", "strategy": strategy, "target_speedup": target,
+        "batch_size": 64, "model": "runs/base",
         "config": {"speed": {"enabled": False}, "task": {"source_file": f"data/{link}.de"}}, "num_layers": 12,
         "kept_layers": list(range(int(12 / target))), "num_examples": len(REFERENCES), "predicted_speedup": target,
         "layer_ratio": target, "training": "somehow", "bleu": 20.0 if hypotheses == ENDS else 100.0, "dtype": "float32",

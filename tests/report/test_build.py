@@ -111,16 +111,6 @@ def test_a_folder_for_files_that_is_none_is_said(report, folder):
     assert "--output=FOLDER" in err
 
 
-def test_a_report_does_not_replace_files_behind_a_link(report, folder, tmp_path):
-    victim = tmp_path / "victim"
-    victim.mkdir()
-    (folder / "report").symlink_to(victim)
-    code, _, err = report(folder)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "symbolic link" in err
-    assert not list(victim.iterdir())
-
-
 def test_folders_without_a_common_point_are_not_compared(report, tmp_path):
     one, two = small_sweep()[2:4], small_sweep()[4:6]  # unified at 2x and at 3x, batches 1 and 8
     old, new = (write_folder(tmp_path / name, [*rows]) for name, rows in (("old", [one[0], two[1]]), ("new", [one[1], two[0]])))

@@ -1,10 +1,8 @@
 from report_rows import not_applicable, small_sweep, sweep_row
 
+from ulskip_cli.experiments.statistics import Scorer
 from ulskip_cli.report import tables
 from ulskip_cli.report.compare import compare, comparison_section
-
-
-from ulskip_cli.experiments.statistics import Scorer
 
 
 def against(new, old):

@@ -3,19 +3,19 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.core.schedule import even
 from ulskip_cli.strategies.block_influence import BlockInfluence
 from ulskip_cli.strategies.plan import make_plan
-from ulskip_cli.core.schedule import even
 
 
 def test_the_highest_scores_stay_and_of_equal_ones_the_lower():
-    strategy = BlockInfluence([0.5, 0.1, 0.1, 0.9])
+    strategy = BlockInfluence(scores=[0.5, 0.1, 0.1, 0.9])
     assert [strategy.kept_layers(4, count) for count in (2, 3)] == [(0, 3), (0, 1, 3)]
 
 
 def test_scores_are_for_one_depth():
     with pytest.raises(UsageError, match=r"\b5 .*strategy\.scores.*\b4\b"):
-        BlockInfluence([0.5, 0.1, 0.1, 0.9]).kept_layers(5, 2)
+        BlockInfluence(scores=[0.5, 0.1, 0.1, 0.9]).kept_layers(5, 2)
 
 
 def test_a_calibration_fills_in_the_scores():

@@ -1,6 +1,6 @@
 import pytest
 
-from ulskip_cli.core.config import compose, identity
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.custom import Custom
 from ulskip_cli.strategies.schedule_file import ScheduleFile
@@ -8,19 +8,19 @@ from ulskip_cli.strategies.schedule_file import ScheduleFile
 
 def written(folder, kept=(0, 3), **fields):
     file = folder / "s.json"
-    file.write_text(ScheduleFile(6, kept, **fields).to_json())
+    file.write_text(ScheduleFile(num_layers=6, kept_layers=kept, **fields).to_json())
     return str(file)
 
 
 def test_keeps_what_is_listed():
-    custom = Custom([0, 3])
+    custom = Custom(layers=[0, 3])
     assert custom.kept_layers(6, custom.num_kept(6, 9.0)) == (0, 3)
     assert not Custom.follows_ratio
 
 
 def test_layers_beyond_the_model_are_refused():
     with pytest.raises(UsageError, match=r"0 and 5\b.*\[0, 6\]"):
-        Custom([0, 6]).kept_layers(6, 2)
+        Custom(layers=[0, 6]).kept_layers(6, 2)
 
 
 def test_keeps_what_a_file_lists(tmp_path):
@@ -42,19 +42,19 @@ def test_later_stages_are_refused(tmp_path):
 
 def test_two_schedules_at_once_are_refused():
     with pytest.raises(UsageError, match=r"strategy\.layers.*strategy\.file.*\[0, 3\].*s\.json"):
-        Custom([0, 3], "s.json")
+        Custom(layers=[0, 3], file="s.json")
 
 
 def test_a_file_of_a_unit_needs_the_same_unit(tmp_path):
     file = tmp_path / "half.json"
-    file.write_text(ScheduleFile(6, (0, 3), unit="mlp").to_json())
+    file.write_text(ScheduleFile(num_layers=6, kept_layers=(0, 3), unit="mlp").to_json())
     assert Custom(file=str(file), unit="mlp").kept_layers(6, 2) == (0, 3)
     with pytest.raises(UsageError, match=r"strategy\.unit=mlp.*half\.json, got layer"):
         Custom(file=str(file)).kept_layers(6, 2)
-    assert '"unit"' not in ScheduleFile(6, (0, 3)).to_json()
 
 
 def test_a_file_is_the_point_that_its_layers_are(tmp_path):
-    listed = identity(compose(["strategy=custom", "strategy.layers=[0,3]"]))
-    assert identity(compose(["strategy=custom", f"strategy.file={written(tmp_path)}"])) == listed
-    assert identity(compose(["strategy=custom", f"strategy.file={written(tmp_path, (0, 4))}"])) != listed
+    listed = compose(["strategy=custom", "strategy.layers=[0,3]"]).identity
+    assert compose(["strategy=custom", f"strategy.file={written(tmp_path)}"]).identity == listed
+    other = written(tmp_path, (0, 4))
+    assert compose(["strategy=custom", f"strategy.file={other}"]).identity != listed

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ulskip_cli.core.config import preset
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.strategies.early_exit import EarlyExit
 
@@ -28,7 +29,7 @@ def test_any_layer_may_run_and_the_mean_is_that_of_the_static_strategies():
 )
 def test_options_that_cannot_be_are_refused(options, named):
     with pytest.raises(UsageError, match=named):
-        EarlyExit(**options)
+        preset("strategy", "early_exit", options)
 
 
 class Smooth:

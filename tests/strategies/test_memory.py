@@ -8,7 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.strategies.memory import parse_bytes
+from ulskip_cli.strategies.memory import memory_plan, parse_bytes
 from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12))
@@ -16,12 +16,16 @@ SIZES = replace(METADATA, total_bytes=10_000, workspace_bytes_per_token=10, work
 LONG = ["speed.prompt_tokens=10", "decoding.max_new_tokens=30"]
 
 
+def planned(config, metadata):
+    return memory_plan(config, metadata, make_plan(config, metadata))
+
+
 def test_the_largest_batch_is_counted_by_hand():
-    memory = make_plan(compose(["ratio=2", "memory_budget=100kB", *LONG]), SIZES).memory
+    memory = planned(compose(["ratio=2", "memory_budget=100kB", *LONG]), SIZES)
     assert memory.max_batch == 90_000 // (40 * 6 * 100 + 50)
     assert memory.full_max_batch == 90_000 // (40 * 1200 + 50)
     short = ["speed.prompt_tokens=10", "decoding.max_new_tokens=1"]
-    memory = make_plan(compose(["ratio=2", "memory_budget=100kB", *short]), SIZES).memory
+    memory = planned(compose(["ratio=2", "memory_budget=100kB", *short]), SIZES)
     assert memory.max_batch == 90_000 // (10 * (12 * 100 + 10) + 50)  # all layers have keys of a prompt
 
 
@@ -29,7 +33,7 @@ def test_the_largest_batch_is_counted_by_hand():
 def test_skipping_never_makes_the_largest_batch_smaller(budget, prompt, new, prompt_layers):
     overrides = [f"memory_budget={budget}", f"speed.prompt_tokens={prompt}", f"decoding.max_new_tokens={new}"]
     try:
-        memory = make_plan(compose([*overrides, f"prompt_layers={prompt_layers}", "ratio=3"]), SIZES).memory
+        memory = planned(compose([*overrides, f"prompt_layers={prompt_layers}", "ratio=3"]), SIZES)
     except UsageError as error:
         assert "memory_budget" in str(error)
         return
@@ -38,8 +42,7 @@ def test_skipping_never_makes_the_largest_batch_smaller(budget, prompt, new, pro
 
 def test_beams_take_their_multiple():
     one, four = (
-        make_plan(compose([f"memory_budget={10_000 + 40 * 48_050}", f"decoding.num_beams={n}", *LONG]), SIZES).memory
-        for n in (1, 4)
+        planned(compose([f"memory_budget={10_000 + 40 * 48_050}", f"decoding.num_beams={n}", *LONG]), SIZES) for n in (1, 4)
     )
     assert (one.full_max_batch, four.full_max_batch) == (40, 10)
 
@@ -59,6 +62,6 @@ def test_other_sizes_are_refused(text):
 
 def test_a_budget_that_is_too_small_or_unknowable_is_refused():
     with pytest.raises(UsageError, match="memory_budget"):
-        make_plan(compose(["memory_budget=10kB"]), SIZES)
+        planned(compose(["memory_budget=10kB"]), SIZES)
     with pytest.raises(UsageError, match="memory_budget"):
-        make_plan(compose(["memory_budget=10GB"]), METADATA)
+        planned(compose(["memory_budget=10GB"]), METADATA)

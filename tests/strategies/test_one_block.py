@@ -3,24 +3,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.strategies.one_block import OneBlock, first_layers, without_block
 from ulskip_cli.core.schedule import even
+from ulskip_cli.strategies.one_block import OneBlock, first_layers
 
 
 class HeldOut:
-    """A loss with its minimum at one block; only `patched` losses know it if `patches` is set."""
+    """A loss with its minimum at one block."""
 
-    def __init__(self, best, patches=False):
-        self.best, self.patches, self.asked = best, patches, []
+    def __init__(self, best):
+        self.best, self.asked = best, []
 
     def decode_loss(self, layers):
-        assert not self.patches
         self.asked.append(layers)
         return abs(next(i for i in range(len(layers) + 1) if i not in layers) - self.best)
-
-    def patched_decode_loss(self, layers):
-        self.patches = False
-        return self.decode_loss(layers)
 
     def tell(self, done, total):
         assert done <= total
@@ -46,12 +41,6 @@ def test_the_best_block_is_found_within_the_budget(num_layers, data):
     assert len(held_out.asked) == len(set(held_out.asked)) == min(budget, num_kept - 1)
     if budget == 12:
         assert abs(found.options["first"] - best) <= (0 if num_kept <= 13 else 1)
-
-
-def test_with_patches_losses_are_measured_with_them():
-    held_out = HeldOut(2, patches=True)
-    assert OneBlock(patch="full").calibrate(6, 4, held_out).options == {"first": 2}
-    assert held_out.asked == [without_block(6, 4, first) for first in (1, 2, 3)]
 
 
 def test_a_block_beyond_the_last_layer_is_refused_and_all_layers_can_be_kept():

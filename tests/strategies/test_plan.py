@@ -2,12 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from ulskip_cli.core.config import compose, identity
-from ulskip_cli.core.config_schema import UNITS
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.schedule import Stage
+from ulskip_cli.core.strategy import UNITS
 from ulskip_cli.core.weight_sizes import WeightSizes
-from ulskip_cli.strategies.plan import Stage, make_plan
+from ulskip_cli.strategies.memory import memory_plan
+from ulskip_cli.strategies.plan import make_plan
 
 METADATA = ModelMetadata(num_layers=12, kv_bytes_per_layer=100, weights=WeightSizes(300, (100,) * 12))
 
@@ -101,13 +103,31 @@ def test_out_of_reach_names_the_highest_ratio():
 
 def test_stages_only_shrink_and_tell_their_mean_depth():
     plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(6, None, None))
-    staged = replace(plan, later_stages=(Stage(4, (0, 5)),))
+    staged = replace(
+        plan,
+        stages=(
+            plan.stages[0],
+            Stage(4, (0, 5)),
+        ),
+    )
     assert [stage.first_step for stage in staged.stages] == [0, 4]
     assert (staged.mean_kept(4), staged.mean_kept(8), staged.mean_kept(2)) == (3, 2.5, 3)
     with pytest.raises(ValueError, match="fewer layers"):
-        replace(plan, later_stages=(Stage(4, (0, 1)),))
+        replace(
+            plan,
+            stages=(
+                plan.stages[0],
+                Stage(4, (0, 1)),
+            ),
+        )
     with pytest.raises(ValueError, match="fewer layers"):
-        replace(plan, later_stages=(Stage(0, (0, 5)),))
+        replace(
+            plan,
+            stages=(
+                plan.stages[0],
+                Stage(0, (0, 5)),
+            ),
+        )
 
 
 def test_early_exit_promises_what_its_layers_and_heads_cost():
@@ -143,7 +163,6 @@ def test_a_unit_counts_its_own_bytes_and_keys():
     assert plans["mlp"].predicted_speedup == pytest.approx(1500 / (1500 - 6 * 70))
     assert [plan.kept_kv_bytes_per_token for plan in plans.values()] == [600, 600, 1200]
     assert [plan.unit for plan in plans.values()] == ["layer", "attention", "mlp"]
-    assert plans["layer"].options == {"spacing": "even"}
 
 
 @pytest.mark.parametrize(("unit", "highest"), [("attention", 1.2), ("mlp", 1.87)])
@@ -162,29 +181,21 @@ def test_a_memory_plan_counts_the_keys_of_kept_attentions():
     sized = replace(HALVES, workspace_bytes_per_token=1, workspace_bytes_per_sequence=1)
     budget = ["ratio=2", "memory_budget=1MB", "speed.prompt_tokens=4"]
     full, attention, mlp = (
-        make_plan(compose([*budget, *unit]), sized).memory.max_batch
-        for unit in (["strategy=full", "ratio=1"], ["strategy.unit=attention"], ["strategy.unit=mlp"])
+        memory_plan(config, sized, make_plan(config, sized)).max_batch
+        for config in (
+            compose([*budget, "strategy=full", "ratio=1"]),
+            compose([*budget, "strategy.unit=attention"]),
+            compose([*budget, "strategy.unit=mlp"]),
+        )
     )
     assert full == mlp and attention == pytest.approx(2 * full, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    ["prompt_layers=kept", "ratio_basis=latency", "strategy.patch=bias", "model.skip_adapter=x", "engine=openvino"],
-)
-def test_a_unit_is_refused_where_whole_layers_are_needed(changed):
-    with pytest.raises(NotApplicable, match=rf"strategy\.unit=mlp is not supported with {changed.partition('=')[0]}"):
-        compose(["model=smollm2-135m", "strategy.unit=mlp", changed])
-    with pytest.raises(UsageError, match=r"unknown strategy\.unit"):
-        make_plan(compose(["strategy=top_skip", "strategy.unit=head"]), METADATA)
+def test_an_unknown_unit_is_refused():
+    with pytest.raises(UsageError, match=r"strategy\.unit"):
+        compose(["strategy=top_skip", "strategy.unit=head"])
 
 
-def test_a_unit_changes_the_identity_and_whole_layers_do_not():
-    config = compose(["strategy=search"])
-    old = replace(config, strategy={key: value for key, value in config.strategy.items() if key != "unit"})
-    ids = [
-        identity(one) for one in (config, old, *(compose(["strategy=search", f"strategy.unit={unit}"]) for unit in UNITS[1:]))
-    ]
-    assert ids[0] == ids[1] and len(set(ids)) == 3
-    custom = [identity(compose(["strategy=custom", "strategy.layers=[0,5]", f"strategy.unit={unit}"])) for unit in UNITS]
-    assert len(set(custom)) == 3
+def test_a_unit_changes_the_identity():
+    overrides = ["strategy=custom", "strategy.layers=[0,5]"]
+    assert len({compose([*overrides, f"strategy.unit={unit}"]).identity for unit in UNITS}) == 3

@@ -24,7 +24,7 @@ def test_a_schedule_comes_back_as_it_was(tmp_path):
 
 def test_three_fields_are_enough(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"format": FORMAT, "num_layers": 4, "kept_layers": [0, 3]}))
-    assert read(tmp_path / "s.json") == ScheduleFile(4, (0, 3))
+    assert read(tmp_path / "s.json") == ScheduleFile(num_layers=4, kept_layers=(0, 3))
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ def test_three_fields_are_enough(tmp_path):
     [
         ("[", r"s\.json.*Expecting value"),
         ("[" * 100_000, "recursion"),
-        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0], "target_ratio": "2"}', "target_ratio"),
+        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0], "target_ratio": "two"}', "target_ratio"),
         ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0], "strategy_options": []}', "strategy_options"),
         ("[]", r"JSON object.*\[\]"),
         ('{"format": "other"}', '"format": "ulskip-schedule"'),
         ('{"format": "ulskip-schedule", "format_version": 9}', "format_version.* 9"),
-        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0, "3"]}', "kept_layers"),
+        ('{"format": "ulskip-schedule", "num_layers": 4, "kept_layers": [0, "three"]}', "kept_layers"),
         ('{"format": "ulskip-schedule", "num_layers": true, "kept_layers": [0]}', "num_layers"),
     ],
 )

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ulskip_cli.core.config import preset
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.schedule import even
-from ulskip_cli.strategies.search import Search, swaps, without_block
+from ulskip_cli.strategies.one_block import without_block
+from ulskip_cli.strategies.search import Search, swaps
 
 
 class Landscape:
@@ -14,6 +16,7 @@ class Landscape:
 
     def __init__(self, best):
         self.best, self.asked, self.told = set(best), [], []
+        self.corrects = False
 
     def decode_loss(self, kept):
         self.asked.append(tuple(kept))
@@ -65,19 +68,21 @@ def test_swaps_exchange_one_layer_near_ones_first(num_layers, data):
 
 
 def test_what_was_found_is_kept_and_no_other_count():
-    strategy = Search([0, 1, 5])
+    strategy = Search(layers=[0, 1, 5])
     assert strategy.is_calibrated and strategy.num_kept(6, 2.0) == 3
     assert (strategy.kept_layers(6, 3), Search().kept_layers(6, 4)) == ((0, 1, 5), even(6, 4))
     with pytest.raises(UsageError, match=r"\b4 of 6 layers.*strategy\.layers"):
         strategy.kept_layers(6, 4)
     with pytest.raises(UsageError, match=r"strategy\.budget"):
-        Search(budget=0)
+        preset("strategy", "search", {"budget": 0})
 
 
 class Patched(Landscape):
     """A landscape with patches and known influence; without patches every schedule would be equally bad."""
 
-    patched_decode_loss = Landscape.decode_loss
+    def __init__(self, best):
+        super().__init__(best)
+        self.corrects = True
 
     def block_influence(self):
         return [0.9, 0.8, 0.7, 0.1, 0.2, 0.3, 0.4, 0.5]
@@ -85,7 +90,7 @@ class Patched(Landscape):
 
 def test_with_patches_the_search_starts_from_influence_and_skipped_blocks_too():
     seen = Patched((0, 1, 6, 7))
-    found = Search(budget=20, search_patch=True).calibrate(8, 4, seen)
+    found = Search(budget=20).calibrate(8, 4, seen)
     assert found.options == {"layers": [0, 1, 6, 7]}
     starts = [(0, 1, 2, 7), *(without_block(8, 4, first) for first in (1, 2, 3)), even(8, 4)]
     assert seen.asked[: len(set(starts))] == list(dict.fromkeys(starts))

@@ -1,5 +1,4 @@
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -7,11 +6,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from reference import NUM_LAYERS, reference_greedy
 
-from ulskip_cli.core.config import compose
-from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.model_metadata import read_metadata
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.core import schedule
+from ulskip_cli.core.config import compose, preset
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata, read_metadata
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.strategies.skip_decode import SkipDecode
 
@@ -32,7 +31,7 @@ def layers_at(stages, t):
 @given(st.integers(3, 60), st.integers(2, 60), st.integers(1, 4), st.floats(0.5, 90))
 def test_every_position_has_the_layers_of_the_formula(num_layers, num_kept, warmup, horizon):
     assume(warmup < num_kept <= num_layers)
-    stages = SkipDecode(warmup, horizon).stages(num_layers, num_kept, [])
+    stages = SkipDecode(warmup_layers=warmup, horizon=horizon).stages(num_layers, num_kept, [])
     for t in range(110):
         assert layers_at(stages, t) == active(num_layers, num_kept, warmup, horizon, t)
     for before, after in itertools.pairwise(stages):
@@ -76,23 +75,20 @@ def test_pairs_are_timed_over_as_many_tokens_as_have_the_asked_for_depth():
 
 def test_bad_options_and_no_clock():
     with pytest.raises(UsageError, match=r"strategy\.warmup_layers"):
-        SkipDecode(0)
+        preset("strategy", "skip_decode", {"warmup_layers": 0})
     with pytest.raises(UsageError, match=r"strategy\.horizon"):
-        SkipDecode(horizon=0)
+        preset("strategy", "skip_decode", {"horizon": 0})
     with pytest.raises(UsageError, match=r"strategy\.warmup_layers.*\b2 kept layers"):
-        SkipDecode(2).stages(12, 2, [5])
-    config = compose(["strategy=skip_decode", "ratio_basis=latency"])
-    with pytest.raises(UsageError, match=r"ratio_basis=latency.*strategy=skip_decode"):
-        make_plan(config, read_metadata(config.model))
+        SkipDecode(warmup_layers=2).stages(12, 2, [5])
+    with pytest.raises(UsageError, match="ratio_basis=latency"):
+        compose(["strategy=skip_decode", "ratio_basis=latency"])
 
 
 @pytest.mark.parametrize("engine", ["torch", "transformers"])
 def test_tokens_are_those_of_an_uncached_reference(model, engine):
     config = compose(["strategy=skip_decode", "strategy.horizon=5", "ratio=1.5", f"engine={engine}"])
-    plan = replace(make_plan(config, read_metadata(config.model)), num_layers=NUM_LAYERS)
-    first, *later = SkipDecode(horizon=5).stages(NUM_LAYERS, 4, [])
-    plan = replace(plan, kept_layers=first.kept_layers, later_stages=tuple(later))
-    assert len(later) == 2
+    plan = make_plan(config, ModelMetadata(NUM_LAYERS, None, None))
+    assert len(plan.later_stages) == 2
     ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     output = Decoder(model, plan, engine=config.engine).generate(ids, mask, DecodeContext(config.decoding, 0), forced_length=9)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ulskip_cli.core.config import compose, instantiate
+from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.cnn_dm import SAMPLES, CnnDm
 
@@ -58,7 +58,7 @@ def test_a_folder_is_read_like_a_hub_dataset(tmp_path):
 
 
 def test_the_instruction_follows_the_article(file):
-    task = instantiate(compose(["task=cnn_dm", f"task.file={file}", "task.max_article_words=2"]).task, "task")
+    task = compose(["task=cnn_dm", f"task.file={file}", "task.max_article_words=2"]).task
     example = task.examples()[0]
     assert task.template_for(False).prompt(example) == "It rained\nSummarize the article above:"
     assert task.template_for(False).response(example) == " Rain in Bonn .\nAll day ."
@@ -84,10 +84,10 @@ def test_bad_files_are_named_with_the_line(tmp_path, text, message):
         CnnDm(file=str(path)).examples()
 
 
-def test_bad_settings_are_refused(file):
+def test_bad_settings_are_refused():
     with pytest.raises(UsageError, match=r"nowhere\.jsonl"):
         CnnDm(file="nowhere.jsonl").examples()
     with pytest.raises(UsageError, match=r"'cnn'.*task\.file"):
         CnnDm(dataset="cnn").examples()
     with pytest.raises(UsageError, match=r"max_article_words.*0"):
-        CnnDm(file=str(file), max_article_words=0).examples()
+        preset("task", "cnn_dm", {"max_article_words": 0})

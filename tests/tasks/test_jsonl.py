@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ulskip_cli.core.config import compose, instantiate
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.tasks.jsonl import Jsonl
 
@@ -17,7 +17,7 @@ def file(tmp_path):
 
 def test_a_users_own_task(file):
     overrides = ["task=jsonl", f"task.file={file}", "task.metrics=[exact_match,chrf]", "task.first_line=true"]
-    task = instantiate(compose(overrides).task, "task")
+    task = compose(overrides).task
     examples = task.examples()
     assert [example.id for example in examples] == ["0", "six"]
     assert task.template_for(False).prompt(examples[0]) == "2 + 2 ="

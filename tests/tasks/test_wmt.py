@@ -1,9 +1,8 @@
 import hashlib
-from dataclasses import replace
 
 import pytest
 
-from ulskip_cli.core.config import compose, instantiate
+from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.wmt import SAMPLE, Wmt
@@ -25,7 +24,7 @@ def test_both_directions_are_the_same_pairs():
 
 
 def test_prompts_name_the_languages():
-    task = instantiate(compose(["task.pair=en-de"]).task, "task")
+    task = compose(["task.pair=en-de"]).task
     example = task.examples()[0]
     assert task.template_for(False).prompt(example) == f"{example.source}\nTranslate English to German:"
     assert task.template_for(False).response(example) == f" {example.reference}"
@@ -93,11 +92,11 @@ def test_bad_files_are_refused(files, source, reference, message):
 
 def test_a_language_without_a_known_code_is_named(files):
     with pytest.raises(UsageError, match=r"'yi' in task\.pair=de-yi.*task\.target_language="):
-        replace(files(b"a", b"b"), pair="de-yi")
-    task = replace(files(b"a", b"b"), pair="de-yi", target_language="Yiddish")
+        compose(["task.pair=de-yi"])
+    task = files(b"a", b"b").replace(pair="de-yi", target_language="Yiddish")
     (example,) = task.examples()
     templates = {"plain": {"prompt": "{source_language}-{target_language}: {source}", "response": "{reference}"}}
-    assert replace(task, templates=templates).template_for(False).prompt(example) == "German-Yiddish: a"
+    assert task.replace(templates=templates).template_for(False).prompt(example) == "German-Yiddish: a"
     (turned,) = task.reversed().examples()
     assert turned.source == "b"
     assert task.reversed().source_language == "Yiddish"

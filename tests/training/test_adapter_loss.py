@@ -6,11 +6,12 @@ from reference import NUM_LAYERS, linear_paths, random_corrections, random_ids, 
 from torch.nn import functional
 
 from ulskip_cli.core.config_schema import LoraOptions
+from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt, response_logits
-from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training import frozen_outputs
 from ulskip_cli.training.adapter_loss import AdapterLoss
 from ulskip_cli.training.data import IGNORED_LABEL
@@ -52,7 +53,7 @@ def reference(model, inputs, kept, corrections):
 
 
 @pytest.mark.parametrize("max_bytes", [PLENTY, 0])
-@pytest.mark.parametrize("kind", ["bias", "low_rank", "full", "folded"])
+@pytest.mark.parametrize("kind", ["low_rank", "full", "folded"])
 def test_the_loss_is_that_of_an_uncached_reference(model, kind, max_bytes):
     tensors, corrections = random_corrections(model, KEPT, kind)
     module, inputs = made(model, SkipAdapter(NUM_LAYERS, (KEPT,), tensors), max_bytes=max_bytes), batch()
@@ -113,7 +114,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, weig
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         logits = model(ids).logits
-    module = made(model, zero_adapter(model, [KEPT], "full", 0), weights)
+    module = made(model, zero_adapter(model, [KEPT], PatchShape("full")), weights)
     losses = trained(module, inputs, KEPT)
     assert losses[-1] < losses[0]
     assert model.state_dict().keys() == state.keys()
@@ -122,9 +123,9 @@ def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(model, weig
         assert torch.equal(model(ids).logits, logits)
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("full", 2), ("low_rank", 0), ("bias", 2), ("none", 2), ("folded", 2)])
+@pytest.mark.parametrize(("kind", "rank"), [("full", 2), ("low_rank", 0), ("none", 2), ("folded", 2)])
 def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path):
-    start = zero_adapter(model, [KEPT], kind, 3) if kind != "folded" else random_adapter(model, "folded")
+    start = zero_adapter(model, [KEPT], PatchShape(kind, 3)) if kind != "folded" else random_adapter(model, "folded")
     module, inputs = made(model, start, rank=rank), batch()
     trained(module, inputs, KEPT, steps=3)
     module.adapter({"kind": kind}).save(tmp_path)
@@ -139,7 +140,7 @@ def test_the_saved_adapter_computes_what_was_trained(model, kind, rank, tmp_path
 
 def test_several_sets_have_patches_of_their_own_and_share_lora(llama):
     sets = [(0, 2, 5), (0, 5)]
-    module = made(llama, zero_adapter(llama, sets, "full", 0))
+    module = made(llama, zero_adapter(llama, sets, PatchShape("full")))
     before = module(**batch(), stages=through(sets[1]))["loss"]
     optimizer = torch.optim.SGD(module.patches.parameters(), lr=1.0)
     module(**batch(), stages=through(sets[0]))["loss"].backward()
@@ -154,7 +155,7 @@ def test_checkpoints_contain_the_trained_tensors_alone(llama):
     names = set(module.state_dict())
     assert all("lora_" in name or name.startswith("patches.") for name in names)
     assert names == {name for name, one in module.named_parameters() if one.requires_grad}
-    other = made(copy.deepcopy(llama), zero_adapter(llama, [KEPT], "full", 0))
+    other = made(copy.deepcopy(llama), zero_adapter(llama, [KEPT], PatchShape("full")))
     other.load_state_dict(copy.deepcopy(module.state_dict()))
     inputs = batch()
     assert torch.equal(other(**inputs, stages=through(KEPT))["loss"], module(**inputs, stages=through(KEPT))["loss"])

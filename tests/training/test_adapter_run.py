@@ -35,7 +35,7 @@ def finished(model_folder, tmp_path_factory):
     """A short training of two ratios, on references and the model's own answers."""
     output = tmp_path_factory.mktemp("adapter") / "out"
     changes = ["train.ratios=[2,3]", "train.responses=both", "train.own.max_new_tokens=4", "train.validation={limit:12}"]
-    return output, trained(model_folder, output, *changes, "train.evaluate_every=2", "train.patch_learning_rate=1e-3")
+    return output, trained(model_folder, output, *changes, "train.evaluate_every=2", "correction.learning_rate=1e-3")
 
 
 def test_the_folder_holds_the_adapter_and_its_records(finished, model_folder):
@@ -47,7 +47,7 @@ def test_the_folder_holds_the_adapter_and_its_records(finished, model_folder):
     assert stored["kept_sets"] == [[0, 2, 5], [0, 5]]
     assert stored["base"]["model"] and stored["base"]["fingerprint"]
     assert (stored["kind"], stored["lora_rank"], stored["training"]["steps"]) == ("full", 2, 4)
-    assert json.loads((output / "training.json").read_text()) == record.to_json()
+    assert json.loads((output / "training.json").read_text()) == record.plain()
     prefixes = {".".join(name.split(".")[:3]) for name in tensors(output) if name.startswith("patch.")}
     assert prefixes == {"patch.0.2", "patch.0.5", "patch.1.5"}
     assert {name.split(".")[1] for name in tensors(output) if name.startswith("lora.")} == {"0", "2", "5"}
@@ -64,10 +64,10 @@ def test_a_finished_training_is_not_run_again(finished, model_folder):
     output, record = finished
     saved = (output / "adapter.safetensors").stat().st_mtime_ns
     changes = ["train.ratios=[2,3]", "train.responses=both", "train.own.max_new_tokens=4", "train.validation={limit:12}"]
-    assert trained(model_folder, output, *changes, "train.evaluate_every=2", "train.patch_learning_rate=1e-3") == record
+    assert trained(model_folder, output, *changes, "train.evaluate_every=2", "correction.learning_rate=1e-3") == record
     assert (output / "adapter.safetensors").stat().st_mtime_ns == saved
     with pytest.raises(UsageError, match="output="):
-        trained(model_folder, output, *changes, "train.patch=low_rank")
+        trained(model_folder, output, *changes, "correction.kind=low_rank")
 
 
 def test_interrupted_and_run_again_it_ends_with_equal_tensors(model_folder, tmp_path, monkeypatch):
@@ -138,8 +138,8 @@ def test_checkpoints_of_another_program_are_not_taken_for_a_killed_training(mode
 @pytest.mark.parametrize(
     "changes",
     [
-        ["train.start=zero"], ["train.patch=none"], ["train.patch=bias", "train.lora.rank=0"], ["train.patch=folded"],
-        ["train.patch=low_rank", "train.patch_rank=3", "train.start=zero"], ["strategy=skip_decode", "train.ratios=1.2"],
+        ["train.start=zero"], ["correction.kind=none"], ["train.lora.rank=0"], ["correction.kind=folded"],
+        ["correction.kind=low_rank", "correction.rank=3", "train.start=zero"], ["strategy=skip_decode", "train.ratios=1.2"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -148,7 +148,8 @@ def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, c
     kept_sets = json.loads((tmp_path / "adapter" / "adapter.json").read_text())["kept_sets"]
     kept = next(layers for layers in kept_sets if len(layers) < 6)
     model = ["model=hf", f"model.path={model_folder}", "model.dtype=float32", "model.device=cpu"]
-    chosen = ["strategy=custom", f"strategy.layers={kept}", f"model.skip_adapter={tmp_path / 'adapter'}", "speed.enabled=false"]
+    adapter = ["correction=adapter", f"correction.path={tmp_path / 'adapter'}"]
+    chosen = ["strategy=custom", f"strategy.layers={kept}", *adapter, "speed.enabled=false"]
     config = compose([*model, *chosen, f"results_dir={tmp_path}", *quick])
     row = runner.run_point(resolve(config), runner.Session())[-1].to_row()
     assert row["skip_adapter"]["path"] == str(tmp_path / "adapter")
@@ -157,7 +158,7 @@ def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, c
 
 def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, tmp_path):
     output, _ = finished
-    changes = ["train.ratios=[2,3]", f"train.start={output}", "train.learning_rate=1e-9", "train.patch_learning_rate=1e-9"]
+    changes = ["train.ratios=[2,3]", f"train.start={output}", "train.learning_rate=1e-9", "correction.learning_rate=1e-9"]
     trained(model_folder, tmp_path / "further", *changes)
     before, after = tensors(output), tensors(tmp_path / "further")
     assert before.keys() == after.keys()
@@ -166,7 +167,7 @@ def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, t
 
 
 @pytest.mark.parametrize(
-    "change", ["train.ratios=2", "train.patch=bias", "train.lora.rank=4", "train.start=nowhere"], ids=lambda text: text
+    "change", ["train.ratios=2", "correction.kind=low_rank", "train.lora.rank=4", "train.start=nowhere"], ids=lambda text: text
 )
 def test_a_start_of_other_settings_is_refused_by_its_key(finished, model_folder, tmp_path, change):
     start = [] if change.startswith("train.start") else [f"train.start={finished[0]}"]

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 
 from ulskip_cli.core.config import compose_training
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.tasks.encoding import PromptFormatter
 from ulskip_cli.core.task import Template
+from ulskip_cli.tasks.encoding import PromptFormatter
 from ulskip_cli.training.data import PairCollator, SimilarLengthSampler, TokenPairs, load_training_texts, train_tokenizer
 
 PLAIN = PromptFormatter(Template("{source}", "{reference}"))

@@ -6,9 +6,9 @@ from peft import LoraConfig, get_peft_model
 from reference import NUM_LAYERS, one_stage, random_ids, reference_logits
 from torch.nn import functional
 
+from ulskip_cli.core.schedule import Stage
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.teacher_forcing import response_logits, response_losses
-from ulskip_cli.core.schedule import Stage
 from ulskip_cli.training.two_pass_loss import LossWeights, TwoPassLoss, add_dropout, divergence
 
 EVERY = tuple(range(NUM_LAYERS))

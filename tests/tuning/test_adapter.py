@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,7 @@ def with_seconds(monkeypatch, seconds):
 
     def changed(config, *args):
         trained.append(config)
-        return replace(run(config, *args), seconds=seconds(config))
+        return run(config, *args).replace(seconds=seconds(config))
 
     monkeypatch.setattr(adapter, "train", changed)
     return trained
@@ -66,14 +65,14 @@ def with_loss(monkeypatch, change):
 
     def changed(self, candidate, num_kept):
         trial = run(self, candidate, num_kept)
-        return replace(trial, loss=trial.loss + change) if candidate.config.model.skip_adapter else trial
+        return trial.replace(loss=trial.loss + change) if candidate.config.correction.label == "adapter" else trial
 
     monkeypatch.setattr(Trials, "run", changed)
 
 
 def test_a_better_adapter_is_chosen_run_and_exported(tune, tmp_path, monkeypatch, ulskip):
     with_loss(monkeypatch, -1)
-    code, found, err = tune(*TRAIN, "patch=folded", "candidates=['strategy=unified']", "--to", "out")
+    code, found, err = tune(*TRAIN, "correction.kind=folded", "candidates=['strategy=unified']", "--to", "out")
     assert code == 0, err
     folder = tmp_path / found["adapter"]["folder"]
     assert found["adapter"]["chosen"] and found["adapter"]["steps"] == 3 and found["adapter"]["examples"] == 8
@@ -144,8 +143,9 @@ def test_what_cannot_be_trained_is_left_out_in_one_line(tune):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama_cpp", "openvino"])
-def test_engines_of_other_libraries_get_adapters_that_merge(tune, name):
+def test_engines_of_other_libraries_get_adapters_that_merge(tune, tmp_path, name):
     pytest.importorskip(name)
-    code, found, err = tune(*TRAIN, f"engine={name}", "candidates=['strategy=unified']")
+    code, found, err = tune(*TRAIN, f"engine={name}", "candidates=['strategy=unified']", "--to", "out")
     assert code == 0, err
+    assert (tmp_path / "out" / "ulskip_export.json").is_file()
     assert found["adapter"]["steps"] == 3 and found["trials"][-1]["adapter"]

@@ -66,16 +66,15 @@ def test_other_data_may_be_named_but_must_differ_from_what_is_reported(tmp_path)
         (["speedup=1"], "speedup"),
         (["quality=1.1"], "quality"),
         (["speedup=2", "strategy=unified"], "strategy"),
-        (["speedup=2", "strategy.patch=full"], "strategy.patch"),
         (["speedup=2", "ratio=2"], "ratio"),
-        (["speedup=2", "model=random"], "model=random"),
+        (["speedup=2", "model=random"], "random weights"),
         (["speedup=2", "candidates=[ratio=2]"], "candidates"),
         (["speedup=2", "candidates=[]"], "candidates"),
         (["speedup=2", "candidates=['strategy=unified prompt_layers=kept']"], "prompt_layers=kept"),
         (["speedup=2", "candidates=['strategy=unifid']"], "unified"),
         (["speedup=2", "candidates=['strategy=unified strategy.unit=mlp']"], "strategy.unit=mlp"),
         (["speedup=2", "choice_examples=2"], "choice_examples"),
-        (["speedup=2", "model.skip_adapter=a"], "model.skip_adapter"),
+        (["speedup=2", "correction=adapter", "correction.path=a"], "correction=none"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_by_key(overrides, key):
@@ -89,10 +88,22 @@ def test_too_few_examples_are_refused(tmp_path):
         resolve(["speedup=2", "task=jsonl", write(tmp_path / "a.jsonl", 15), "task.metrics=[exact_match]"])
 
 
-def test_candidates_get_the_patches_of_the_request():
-    kinds = {one.label: one.config.strategy["patch"] for one in resolve(["speedup=2"]).candidates}
-    assert kinds["unified patch=none"] == "none" and kinds["unified patch=full"] == "full"
-    folded = resolve(["speedup=2", "patch=folded", "candidates=['strategy=one_block', 'strategy=full']"])
-    assert [one.config.strategy.get("patch") for one in folded.candidates] == ["folded", None]
-    assert folded.key != resolve(["speedup=2"]).key
-    assert resolve(["speedup=2", "budget=5"]).key == resolve(["speedup=2"]).key
+def test_candidates_have_the_correction_of_the_request_or_their_own():
+    labels = [candidate.config.correction.label for candidate in resolve(["speedup=2"]).candidates]
+    assert labels == ["", "full", "full", "full", "full"]
+    folded = resolve(["speedup=2", "correction.kind=folded", "candidates=['strategy=one_block', 'strategy=full']"])
+    assert [candidate.config.correction.label for candidate in folded.candidates] == ["folded", "folded"]
+    assert folded.candidates[0].label == "one_block + folded patch"
+    assert folded.key != resolve(["speedup=2"]).key == resolve(["speedup=2", "budget=5"]).key
+
+
+def test_engines_of_other_libraries_get_folded_patches():
+    pytest.importorskip("openvino")
+    labels = [candidate.config.correction.label for candidate in resolve(["speedup=2", "engine=openvino"]).candidates]
+    assert labels == ["", "folded", "folded", "folded", "folded"]
+
+
+def test_options_of_patches_leave_out_candidates_without_patches():
+    candidates = "candidates=['strategy=unified correction=none','strategy=unified']"
+    request = resolve(["speedup=2", "correction.kind=low_rank", candidates])
+    assert [candidate.config.correction.label for candidate in request.candidates] == ["", "low_rank 32"]

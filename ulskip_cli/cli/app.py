@@ -16,7 +16,6 @@ from ulskip_cli.cli import config_keys, export, lists, lm_eval, plan, report, ru
 from ulskip_cli.cli.completion import install_bash_completion
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.core import interruption
-from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError, UsageError, one_line
 
 app = typer.Typer(
@@ -86,6 +85,8 @@ def _unforeseen(error: Exception) -> int:
 def _advice(error: Exception) -> str:
     """Suggest `limit=` for --limit, and the list of commands for an unknown command."""
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+    from ulskip_cli.core.config_schema import Config
+
     if name in Config.model_fields:
         return f"; keys of the configuration have no dashes: {name}=<value>"
     if str(error).startswith("No such command") and "Did you mean" not in str(error):

@@ -8,7 +8,6 @@ import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_commented
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 
 
@@ -42,6 +41,8 @@ def export(
 ) -> None:
     """Write the kept layers as a checkpoint that needs only transformers, e.g. ratio=2 prompt_layers=kept --to DIR."""
     if print_config:
+        from ulskip_cli.core.config import compose
+
         print_commented(compose(overrides or [], config_dir))
         return
     if to is None:

@@ -10,7 +10,6 @@ import typer
 from ulskip_cli.cli.config_keys import CommandWithKeys
 from ulskip_cli.cli.options import Overrides, PrintConfig
 from ulskip_cli.cli.show import make_console, print_commented
-from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 
 _HELP = "`ulskip lm-eval -- --help` lists the options of the harness"
@@ -55,6 +54,8 @@ def lm_eval(
     Example: ulskip lm-eval model=tiny ratio=2 -- --tasks arc_easy --limit 100
     """
     if print_config:
+        from ulskip_cli.core.config import compose
+
         print_commented(compose(overrides or []))
         return
     if find_spec("lm_eval") is None:

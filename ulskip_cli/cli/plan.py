@@ -4,15 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_commented
-from ulskip_cli.core import config
-from ulskip_cli.core.exit_rule import ExitRule
-from ulskip_cli.core.strategy import ATTENTION, LAYER, UNIT_NAMES
-from ulskip_cli.core.weight_sizes import gaps
-from ulskip_cli.strategies.memory import MemoryPlan, memory_plan
-from ulskip_cli.strategies.plan import Plan
+
+if TYPE_CHECKING:
+    from ulskip_cli.core.exit_rule import ExitRule
+    from ulskip_cli.strategies.memory import MemoryPlan
+    from ulskip_cli.strategies.plan import Plan
 
 KEPT, SKIPPED = "█", "·"
 UNKNOWN = "unknown without the model's files"
@@ -22,7 +22,9 @@ def plan(
     overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False, print_config: PrintConfig = False
 ) -> None:
     """Show which layers a strategy keeps and the predicted speedup, without loading weights."""
+    from ulskip_cli.core import config
     from ulskip_cli.core.model_metadata import read_metadata
+    from ulskip_cli.strategies.memory import memory_plan
     from ulskip_cli.strategies.plan import make_plan
 
     chosen = config.compose(overrides or [], config_dir, "plan")
@@ -38,8 +40,11 @@ def plan(
     print("\n".join(plan_lines(planned, chosen.model.label, chosen.correction.label, memory)))
 
 
-def plan_lines(plan: Plan, model: str, correction: str = "", memory: MemoryPlan | None = None) -> list[str]:
+def plan_lines(plan: "Plan", model: str, correction: str = "", memory: "MemoryPlan | None" = None) -> list[str]:
     """Draw and list the kept layers, with the predictions of the plan."""
+    from ulskip_cli.core.strategy import ATTENTION, LAYER
+    from ulskip_cli.core.weight_sizes import gaps
+
     speedup, kv, kept_kv = plan.predicted_speedup, plan.kv_bytes_per_token, plan.kept_kv_bytes_per_token
     if plan.prompt_layers == "kept":
         cache = UNKNOWN if kept_kv is None else f"{kept_kv:,}"
@@ -71,7 +76,9 @@ def plan_lines(plan: Plan, model: str, correction: str = "", memory: MemoryPlan 
     ]
 
 
-def _kept(plan: Plan, model: str) -> list[str]:
+def _kept(plan: "Plan", model: str) -> list[str]:
+    from ulskip_cli.core.strategy import UNIT_NAMES
+
     return [
         f"{model}, {plan.strategy}: {len(plan.kept_layers)} of {plan.num_layers} {UNIT_NAMES[plan.unit]} in each decode step",
         "",
@@ -81,7 +88,7 @@ def _kept(plan: Plan, model: str) -> list[str]:
     ]
 
 
-def _exits(rule: ExitRule, what: str) -> list[str]:
+def _exits(rule: "ExitRule", what: str) -> list[str]:
     known = rule.threshold is not None
     threshold = f"{rule.threshold:g}, lowered by a tenth over {rule.horizon} tokens" if known else "calibrated by the run"
     return [

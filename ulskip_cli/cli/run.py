@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig, Wide
 from ulskip_cli.cli.show import print_commented, show_outcome
-from ulskip_cli.core import config
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.preflight import ResolvedPoint
@@ -19,6 +18,8 @@ def run(
     print_config: PrintConfig = False,
 ) -> None:
     """Measure quality and speed of one strategy on one model and task, and compare with the full model."""
+    from ulskip_cli.core import config
+
     chosen = config.compose(overrides or [], config_dir, "run")
     if print_config:
         print_commented(chosen)

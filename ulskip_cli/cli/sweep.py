@@ -1,6 +1,10 @@
 """`ulskip sweep`: a grid of points, resumable, and its dry run."""
 
 import json
+import os
+import signal
+import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +20,6 @@ from ulskip_cli.cli.show import make_console, print_commented, show_outcome
 from ulskip_cli.core.printable import printable
 
 if TYPE_CHECKING:
-    from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.sweep.jobs import Job
     from ulskip_cli.experiments.sweep.status import SweepStatus
 
@@ -30,6 +33,7 @@ def sweep(
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
     print_config: PrintConfig = False,
+    since: Annotated[int | None, typer.Option("--since", hidden=True, help="Rows that were there before, of a worker.")] = None,
 ) -> None:
     """Run every point of a grid, e.g. strategy=unified,top_skip ratio=2,3.
 
@@ -45,19 +49,25 @@ def sweep(
     jobs = make_jobs(grid)
     folder = results_folder(jobs)
     if dry_run:
-        from ulskip_cli.experiments.sweep.launchers import SHARED
         from ulskip_cli.experiments.sweep.status import SweepStatus
 
-        anywhere = jobs[0].config.launcher.name in SHARED
-        status = SweepStatus(folder, lambda record: anywhere or _is_likely_here(record), force)
+        status = SweepStatus(folder, jobs[0].config.launcher.name, force, quick=True)
         show_dry_run(jobs, status, as_json)
         return
     from ulskip_cli.cli.sweep_display import SweepDisplay
+    from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
     from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
     from ulskip_cli.report import tables, winners
 
-    with SweepDisplay(jobs, tables.write_tables) as display:
-        outcome = run_sweep(jobs, SweepOptions(force, fail_fast), display)
+    words = [*(overrides or []), *(["--config-dir", str(config_dir)] if config_dir else [])]
+    words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
+    if os.environ.get(END_WITH_STDIN):
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    write = tables.write_tables if since is None else lambda folder: None
+    with SweepDisplay(jobs, write) as display:
+        outcome = run_sweep(jobs, SweepOptions(force, fail_fast, since, words), display)
+    if since is not None:
+        return
     if len(jobs) > 1 and folder.records():
         from ulskip_cli.report.paper import write_paper_report
 
@@ -65,10 +75,10 @@ def sweep(
     show_outcome(outcome, folder, tables.terminal(wide), winners.lead, as_json)
 
 
-def _is_likely_here(record: "Record") -> bool:
-    from ulskip_cli.core import environment
-
-    return record.environment is not None and environment.is_likely_here(record.environment.model_dump())
+def _end_with_stdin() -> None:
+    """End this worker when its standard input is closed, because the process that started it has ended."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def show_dry_run(jobs: "Sequence[Job]", status: "SweepStatus", as_json: bool) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,6 +15,7 @@ from ulskip_cli.cli.progress_bars import ProgressBars
 from ulskip_cli.core.printable import printable
 from ulskip_cli.core.progress import ReportProgress, clock
 from ulskip_cli.experiments.record import DONE
+from ulskip_cli.experiments.sweep.jobs import results_folder
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.record import Record
@@ -30,7 +32,7 @@ class SweepDisplay:
         """Display these jobs; `write_tables` writes the tables of a results folder and is called at intervals."""
         self._write_tables = write_tables
         self._tables_written_at = float("-inf")
-        self._total = len(jobs)
+        self._total, self._logs = len(jobs), results_folder(jobs).path / "logs"
         self._notes: list[str] = []
         self._states: dict[str, str] = {}
         self._running: list[str] = []
@@ -69,10 +71,6 @@ class SweepDisplay:
                 self._write_tables(folder)
             self._tables_written_at = time.monotonic()
 
-    def running(self, lines: Sequence[str]) -> None:
-        """Show the running jobs, one line per job."""
-        self._running = list(lines)
-
     def note(self, text: str) -> None:
         """Show a note to the user; a terminal shows the last three."""
         if self._drawn:
@@ -93,10 +91,16 @@ class SweepDisplay:
         spent = clock(time.monotonic() - self._began)
         head = f"{settled} of {self._total} settled{f' ({counts})' if counts else ''}, {spent}"
         parts: list[RenderableType] = [Text(head, style="bold"), *(Text(note, style="yellow") for note in self._notes)]
-        parts += [Text(f"  {line}") for line in self._running]
+        parts += [Text(f"  {line}") for line in self._running or _worker_lines(self._logs)]
         if self._phases.bars.tasks:
             parts.append(self._phases.bars)
         return Group(*parts)
+
+
+def _worker_lines(logs: Path) -> list[str]:
+    """Return the last line that each worker of this machine has written."""
+    lines = [file.read_text("utf-8", errors="replace").splitlines()[-1:] for file in sorted(logs.glob("worker-*.log"))]
+    return [printable(line) for last in lines for line in last]
 
 
 def _outcome(record: "Record | None") -> str:

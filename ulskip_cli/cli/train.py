@@ -6,7 +6,6 @@ import os
 
 from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import print_commented
-from ulskip_cli.core import config
 from ulskip_cli.core.files import user_path
 
 
@@ -20,6 +19,7 @@ def train(
 
     After an interruption, the same command continues from the last checkpoint.
     """
+    from ulskip_cli.core import config
     from ulskip_cli.training.preflight import check_training
 
     chosen = config.compose_training(overrides or [], config_dir)

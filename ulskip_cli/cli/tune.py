@@ -8,7 +8,6 @@ import typer
 
 from ulskip_cli.cli.options import PATH, ConfigDir, Json, Overrides, PrintConfig
 from ulskip_cli.cli.show import make_console, print_commented
-from ulskip_cli.core.config import compose_tuning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +31,8 @@ def tune(
     After an interruption, the same command continues.
     """
     if print_config:
+        from ulskip_cli.core.config import compose_tuning
+
         print_commented(compose_tuning(overrides or [], config_dir))
         return
     from ulskip_cli.tuning.request import resolve

@@ -1,11 +1,12 @@
 """Capabilities: what a request needs, and what engines, decoding modes and commands support. Nothing else decides it.
 
-A request needs a set of `Need`. Each engine supports a set (`core/engines.py`), each command too (`COMMANDS`), and a need that
-excludes others has its own set in `TOGETHER`. `check` refuses the difference in one sentence that names what would work.
+A request needs a set of `Need`. Each engine supports a set (`supports` of its class), each command too (`COMMANDS`), and
+a need that excludes others has its own set in `TOGETHER`. `check` refuses the difference in one sentence that names what
+would work.
 `docs/combinations.md` is printed from these sets, and one test tries every pair on a tiny model.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from enum import Enum
 
 from ulskip_cli.core.errors import NotApplicable
@@ -89,11 +90,11 @@ def check(needs: Set[Need], command: str | None = None) -> None:
         raise NotApplicable(f"`ulskip {command}` does not support {_texts(missing)}; use {_remedies(missing)}")
 
 
-def check_engine(name: str, supports: Set[Need], needs: Set[Need], engines: Mapping[str, Set[Need]]) -> None:
+def check_engine(name: str, supports: Set[Need], needs: Set[Need], engines: Callable[[], Mapping[str, Set[Need]]]) -> None:
     """Raise NotApplicable if an engine does not support a need; name one of `engines` that supports all of them."""
     missing = needs - supports
     if missing:
-        able = next((f"engine={other} or " for other, supported in engines.items() if needs <= supported), "")
+        able = next((f"engine={other} or " for other, supported in engines().items() if needs <= supported), "")
         raise NotApplicable(f"engine={name} does not support {_texts(missing)}; use {able}{_remedies(missing)}")
 
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from ulskip_cli.core.correction import Correction
-from ulskip_cli.core.engines import Engine
+from ulskip_cli.core.engines import Engine, plugin_config_dirs
 from ulskip_cli.core.errors import UnknownKey, UsageError, require_choice, unknown
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.options import Choice, Options
@@ -53,11 +53,16 @@ def config_dir() -> Path:
 
 
 def group_choices(group: str, extra_dir: Path | None = None) -> dict[str, Path]:
-    """Return the YAML files of a config group by name: shipped files, and files in the user's own config folder."""
+    """Return the YAML files of a config group by name: shipped files, those of plug-ins, and those in the user's folder."""
+    folders = [config_dir(), *_added_dirs(extra_dir)]
+    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+
+
+def _added_dirs(extra_dir: Path | None) -> list[Path]:
+    """Return the config folders of plug-ins and of the user."""
     if extra_dir is not None and not extra_dir.is_dir():
         raise UsageError(f"expected --config-dir to be a folder, got {extra_dir}")
-    folders = [config_dir(), *([extra_dir] if extra_dir else [])]
-    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    return [*plugin_config_dirs(), *([extra_dir] if extra_dir else [])]
 
 
 def read_choice(group: str, choice: str, extra_dir: Path | None = None) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def compose_values(
         if text.startswith("~"):
             raise UsageError(f"{text} is not supported; set {_key(text)} to its default, which `ulskip config` lists")
         if not text.startswith("+") and _key(text) not in (*groups, *known):
-            raise UnknownKey(str(_unknown_key(_key(text), sorted(known))), _key(text))
+            raise UnknownKey(str(_unknown_key(_key(text), sorted(known), groups)), _key(text))
     for override in parse_overrides([text for text in resolved if text not in choices]):
         key, value = override.key_or_group, override.value()
         value = _unescape(value) if f"{key}.".startswith(_TEXT_KEYS) else value
@@ -219,7 +224,7 @@ def _compose_choices(primary: str, choices: tuple[str, ...], extra_dir: Path | N
 
 
 def _file_stamps(extra_dir: Path | None) -> object:
-    files = sorted(extra_dir.rglob("*.yaml")) if extra_dir else []
+    files = sorted(file for folder in _added_dirs(extra_dir) for file in folder.rglob("*.yaml"))
     return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
@@ -237,7 +242,8 @@ def _hydra_compose(primary: str, overrides: Sequence[str], extra_dir: Path | Non
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
-    search = [f"hydra.searchpath=[file://{extra_dir.resolve()}]"] if extra_dir else []
+    folders = ",".join(f"file://{folder.resolve()}" for folder in _added_dirs(extra_dir))
+    search = [f"hydra.searchpath=[{folders}]"] if folders else []
     try:
         with initialize_config_dir(str(config_dir().resolve()), version_base=None):
             return compose(primary, [*overrides, *search])
@@ -269,14 +275,18 @@ def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) ->
     by_folded_name = {name.replace("-", "_"): name for name in known}
     name = by_folded_name.get(str(value).replace("-", "_"))
     if name is not None and extra_dir is not None and known[name].is_relative_to(extra_dir):
-        check_choice(known[name])
+        read_choice(key, name, extra_dir)  # raises UsageError for a file that is not a choice
     if name is None:
         raise unknown(key, value, known, f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}")
     return text.split("=", 1)[0] + "=" + name
 
 
-def _unknown_key(key: str, known: Sequence[str]) -> UsageError:
-    group = key.partition(".")[0]
+def _unknown_key(key: str, known: Sequence[str], groups: Sequence[str]) -> UsageError:
+    group, _, name = key.partition(".")
+    choices = group_choices(group) if group in CHOICES and group in groups else ()
+    owners = [choice for choice in choices if name in choice_class(read_choice(group, choice), group).model_fields]
+    if owners:
+        return UsageError(f"{key} requires {group}={' or '.join(owners)}")
     return unknown("key", key, _sibling_keys(key, known), f"`ulskip config{f' {group}' if '.' in key else ''}` lists them")
 
 
@@ -295,5 +305,6 @@ def _dotted_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
 def _sibling_keys(key: str, known: Sequence[str]) -> list[str]:
     """Return the known keys of the same branch, or the top-level keys if the branch has none."""
     branch = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == branch and not name.endswith(("_target_", "description"))]
+    hidden = ("_target_", ".name", ".description")
+    siblings = [name for name in known if name.rpartition(".")[0] == branch and not name.endswith(hidden)]
     return siblings or [name for name in known if "." not in name]

@@ -70,7 +70,8 @@ def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
 def preset(group: str, name: str, options: Mapping[str, Any] | None = None, extra_dir: Path | None = None) -> Any:
     """Return a choice of a group as an object, with some options changed; raise UsageError for an unknown one."""
     require_choice(group, name, group_choices(group, extra_dir))
-    return make_choice({**read_choice(group, name, extra_dir), **(options or {})}, group)
+    chosen = read_choice(group, name, extra_dir)
+    return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
 
 
 def stored_choice(group: str, values: Mapping[str, Any]) -> Any:

@@ -139,7 +139,7 @@ class Config(Shared):
     ratio_basis: Literal["layers", "cost", "latency"] = option(
         "layers", "meaning of ratio: layers, predicted cost or measured latency", commands=_SCHEDULE
     )
-    batch_size: int = option(8, "sequences decoded together", ge=1, le=65536, commands=f"{_POINT} tune bench plan")
+    batch_size: int = option(8, "sequences decoded together", ge=1, le=65536, commands=f"{_POINT} tune bench plan lm-eval")
     baseline: bool = option(True, "also run the full model, as the baseline", commands=_POINT)
     baseline_engine: str | None = option(
         None, "engine in which the full model runs as baseline, e.g. torch; null: the same engine", commands=_POINT

@@ -1,9 +1,19 @@
-"""The engines and what they support. Imports no torch and none of the engines' packages."""
+"""Engines: the class that a configuration holds, and how engines are found. Imports no torch and no library of an engine.
 
+An engine is a subclass of `Engine`. An entry point of the group `ulskip.engines` gives its class a name, ours too, and presets
+name the class in `_target_`. A distribution brings its presets in the folder `configs/engine/` of the entry point's package.
+"""
+
+import contextlib
+import functools
 import os
+import sys
+from abc import abstractmethod
 from collections.abc import Mapping, Set
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import field_validator
 
@@ -13,11 +23,22 @@ from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.options import Choice, option
 from ulskip_cli.core.weight_sizes import WeightSizes
 
+GROUP = "ulskip.engines"
+METHODS = ("early_exit", "speculative")  # engines in rows that the strategy or the drafts choose, not `engine=`
+# What an engine supports that decodes plain views step by step.
+PLAIN = ALL - {
+    *(Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS, Need.COMPILATION, Need.DRAFTS, Need.EARLY_EXIT),
+    *(Need.HALF_LAYERS, Need.PATCHES, Need.QUANTIZATION, Need.DEVICE_MAP),
+}
+FLOATS: Mapping[str, tuple[float, float]] = {"f32": (32, 32), "f16": (16, 16)}  # `formats` of unquantized weights
+
 
 class Engine(Choice):
     """A library that decodes. Presets are in `configs/engine/`."""
 
-    supports: ClassVar[frozenset[Need]] = ALL - {Need.OTHER_ENGINE}
+    supports: ClassVar[frozenset[Need]] = PLAIN
+    # True if another library than torch decodes, with a copy of the weights; then losses are the library's, too.
+    is_runtime: ClassVar[bool] = True
     # Formats of weights: bits per weight of the layers, and of embedding and head. Engines of torch keep the model's.
     formats: ClassVar[Mapping[str, tuple[float, float]]] = {}
     modules: ClassVar[tuple[str, ...]] = ()  # packages, of which one must be installed
@@ -35,21 +56,25 @@ class Engine(Choice):
             )
         return value if value is None else require_choice("engine.weights", value, cls.formats)
 
-    @property
-    def is_runtime(self) -> bool:
-        """True if another library than torch decodes, with a copy of the weights."""
-        return bool(self.formats)
+    @abstractmethod
+    def open(self, views: Any, room: Any) -> Any:
+        """Return a `Session` for `Views`, with memory for the batches of a `Room`; all three are in `engines/base.py`."""
+
+    def choose(self, model: Any, decoding: Any) -> tuple[str, str | None]:
+        """Return the engine that decodes with `decoding`, and the reason; raise UsageError if none supports it."""
+        return self.name, f"engine={self.name}"
+
+    def supported(self, needs: Set[Need]) -> frozenset[Need]:
+        """Return what the engine supports of a request with these needs."""
+        return self.supports
 
     def check(self, needs: Set[Need]) -> None:
         """Raise NotApplicable if the engine does not support a need, and UsageError if its packages are missing."""
-        sets = {name: engine.supports for name, engine in ENGINES.items() if name != "auto"}
-        supports = self.supports
-        if self.name == "auto":
-            supports = sets["torch"] if needs <= sets["torch"] else sets["transformers"]
-        capabilities.check_engine(self.name, supports, needs, sets)
+        capabilities.check_engine(self.name, self.supported(needs), needs - {Need.OTHER_ENGINE}, _supported_by_name)
         if self.modules and not any(find_spec(name) for name in self.modules) and not os.environ.get(self.variable):
             raise UsageError(
-                f"engine={self.name} requires the package {' or '.join(self.modules)}, which is not installed; run: {self.install}"
+                f"engine={self.name} requires the package {' or '.join(self.modules)}, which is not installed; "
+                f"run: {self.install}"
             )
 
     def sizes(self, weights: WeightSizes | None, bits: float) -> WeightSizes | None:
@@ -61,63 +86,62 @@ class Engine(Choice):
         return WeightSizes(round(weights.head * head), scaled[0], weights.patch, *scaled[1:])
 
 
-class Torch(Engine):
-    """Our own decode loop on torch: drafts, early exit, compiled steps."""
-
-    supports = ALL - {Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS}
-
-
-class Transformers(Engine):
-    """The `generate` method of transformers."""
-
-    supports = ALL - {Need.DRAFTS, Need.EARLY_EXIT, Need.COMPILATION}
+def engine_names() -> list[str]:
+    """Return the names of all installed engines; none is imported."""
+    return list(_entry_points(tuple(sys.path)))
 
 
-_FLOATS: Mapping[str, tuple[float, float]] = {"f32": (32, 32), "f16": (16, 16)}
-_PLAIN = ALL - {
-    *(Need.BEAMS, Need.STOP_STRINGS, Need.GENERATE_ARGUMENTS, Need.COMPILATION, Need.DRAFTS, Need.EARLY_EXIT),
-    *(Need.HALF_LAYERS, Need.PATCHES, Need.QUANTIZATION, Need.DEVICE_MAP),
-}
-
-
-class LlamaCpp(Engine):
-    """llama.cpp, which decodes GGUF files."""
-
-    supports = _PLAIN
-    formats: ClassVar[Mapping[str, tuple[float, float]]] = {**_FLOATS, "bf16": (16, 16), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
-    modules = ("llama_cpp",)
-    install = "pip install 'ulskip[llama-cpp]'"
-
-
-class OpenVino(Engine):
-    """OpenVINO."""
-
-    supports = _PLAIN
-    formats: ClassVar[Mapping[str, tuple[float, float]]] = {**_FLOATS, "int8": (8, 8), "int4": (4.25, 8)}
-    modules = ("openvino",)
-    install = "pip install 'ulskip[openvino]'"
-
-
-class Vllm(Engine):
-    """vLLM, in which prompts and all decode steps run through the same layers."""
-
-    supports = _PLAIN - {Need.SAMPLING, Need.LATENCY, Need.STAGES, Need.FULL_PROMPT}
-    formats: ClassVar[Mapping[str, tuple[float, float]]] = {**_FLOATS, "bf16": (16, 16)}
-    modules = ("vllm",)
-    install = "make vllm, and set ULSKIP_VLLM_PYTHON=.venv-vllm/bin/python"
-    variable = "ULSKIP_VLLM_PYTHON"
-
-
-ENGINES: Mapping[str, type[Engine]] = {
-    "auto": Engine,
-    "torch": Torch,
-    "transformers": Transformers,
-    "llama_cpp": LlamaCpp,
-    "openvino": OpenVino,
-    "vllm": Vllm,
-}
+def engine_class(name: str) -> type[Engine]:
+    """Import the class of an engine; raise UsageError if it is not installed or cannot be imported."""
+    points = _entry_points(tuple(sys.path))
+    point = points[require_choice("engine", name, points)]
+    try:
+        kind = point.load()
+    except Exception as error:  # another distribution may fail in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(f"engine={name}: cannot import {point.value} ({reason}); install its package again") from None
+    if not isinstance(kind, type) or not issubclass(kind, Engine):
+        raise UsageError(f"engine={name}: expected {point.value} to be a subclass of {__name__}.Engine, got {kind!r}")
+    return kind
 
 
 def engine_named(name: str) -> Engine:
     """Return the engine of a name with the model's own format of weights."""
-    return ENGINES[require_choice("engine", name, ENGINES)](name=name)
+    return engine_class(name)(name=name)
+
+
+def copies_weights(name: str) -> bool:
+    """Return True if the engine in a row decodes with another library than torch; also if it is not installed here."""
+    return name not in METHODS and (name not in engine_names() or engine_class(name).is_runtime)
+
+
+def formats_of(name: str) -> Mapping[str, tuple[float, float]]:
+    """Return the formats of weights of the engine in a row; none if it is not installed here."""
+    return engine_class(name).formats if name in engine_names() else {}
+
+
+def plugin_config_dirs() -> list[Path]:
+    """Return the folders of presets in the packages of engines from other distributions; no package is imported."""
+    packages = {point.module.partition(".")[0] for point in _entry_points(tuple(sys.path)).values()}
+    specs = [find_spec(package) for package in sorted(packages - {__name__.partition(".")[0]})]
+    places = [Path(place) / "configs" for spec in specs if spec for place in spec.submodule_search_locations or ()]
+    return [place for place in places if place.is_dir()]
+
+
+@functools.lru_cache(maxsize=8)
+def _entry_points(path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
+    """Return the entry points of engines by name; `path` is `sys.path`, on which they are found."""
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if "auto" not in points:
+        raise UsageError(f"expected the engines of ulskip in the entry points {GROUP}, got none; install ulskip again")
+    return points
+
+
+def _supported_by_name() -> dict[str, Set[Need]]:
+    """Return what each installed engine supports, to advise one on torch or another; broken ones are left out."""
+    kinds: dict[str, type[Engine]] = {}
+    for name in engine_names():
+        with contextlib.suppress(UsageError):
+            kinds[name] = engine_class(name)
+    del kinds["auto"]
+    return {name: kinds[name].supports for name in sorted(kinds, key=lambda name: kinds[name].is_runtime)}

@@ -19,7 +19,6 @@ from ulskip_cli.core.errors import StorageError, UsageError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _FULL_DISK = ("No space left", "os error 28", "Disk quota", "inline_container")  # of safetensors and of torch.save
-_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # a link may lead to any file of the user
 _HOST = platform.node()[:32]  # process ids are those of one machine, and a folder can be shared by several
 _MAX_NAME, _MAX_PATH = 255, 4095  # bytes, of Linux and macOS
 
@@ -73,13 +72,10 @@ def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
 
 
 def append_line(path: Path, line: str, sync: bool = True) -> None:
-    """Append a line in one write; a line that a crash cut off is ended first.
-
-    Raise StorageError if the write fails or the file is a symbolic link.
-    """
+    """Append a line in one write; a line that a crash cut off is ended first. Raise StorageError if the write fails."""
     with _storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, _APPEND, 0o666), "ab+", buffering=0) as stream:
+        with path.open("ab+", buffering=0) as stream:
             end = stream.seek(0, os.SEEK_END)
             if end > 0:
                 stream.seek(-1, os.SEEK_END)
@@ -97,30 +93,6 @@ def append_line(path: Path, line: str, sync: bool = True) -> None:
                 raise
 
 
-def inside(folder: Path, *parts: str) -> Path:
-    """Return a path inside a folder; raise UsageError if a part is a symbolic link to a folder, which may lie anywhere."""
-    path = folder
-    for part in parts:
-        path = path / part
-        if path.is_symlink() and path.is_dir():
-            raise UsageError(f"expected {path} to be a folder, got a symbolic link to one; replace it by a folder")
-    return path
-
-
-def own_files(folder: Path, pattern: str) -> list[Path]:
-    """Return the files of a model folder that match a pattern; raise UsageError for a link to a file outside of the folder.
-
-    In a snapshot of the Hugging Face cache the files are links into the folder `blobs` of the same model.
-    """
-    source = folder.resolve()
-    roots = [source, *([source.parents[1] / "blobs"] if source.parent.name == "snapshots" else [])]
-    files = sorted(path for path in folder.glob(pattern) if path.is_file())
-    for file in files:
-        if not any(file.resolve().is_relative_to(root) for root in roots):
-            raise UsageError(f"expected {file} inside its folder, got a link to {file.resolve()}; replace the link by a copy")
-    return files
-
-
 @contextlib.contextmanager
 def _storing(path: Path) -> Iterator[None]:
     try:
@@ -133,8 +105,6 @@ def _storing(path: Path) -> Iterator[None]:
 
 
 def _remedy(error: OSError) -> str:
-    if error.errno == errno.ELOOP:
-        return "replace the symbolic link by a file"
     return "free some space" if error.errno in _NO_SPACE else "make the folder writable"
 
 

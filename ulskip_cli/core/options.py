@@ -43,7 +43,7 @@ def notes_of(field: FieldInfo) -> Mapping[str, Any]:
 class Options(BaseModel):
     """A group of options. Objects are frozen; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -11,7 +11,6 @@ from typing import Any
 
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import inside
 
 PROJECT = "ulskip"
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}  # any of them; the others have the name of their tracker
@@ -89,7 +88,7 @@ class TrackedRun:
         kind, options = LOGGER_TYPE_TO_CLASS[self._kind], dict(self._options)
         project = options.pop("project", PROJECT)
         if kind.requires_logging_directory:
-            return kind(self.name, inside(self._folder, self._kind, project), **options)
+            return kind(self.name, self._folder / self._kind / project, **options)
         if self._kind == "mlflow":
             return kind(project, **{"run_name": self.name, **options})
         return kind(project, **{"name": self.name, **options})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.files import append_line, read_jsonl, write_atomic
-from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
+from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 
 SYNC_SECONDS = 1.0  # between two fsyncs; a killed process loses no finished batch, a power cut may lose the last second
 

@@ -12,6 +12,10 @@ from ulskip_cli.core.config_schema import AUTO, COMPILED, Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.strategy import MLP
 from ulskip_cli.core.weight_sizes import WeightSizes, gaps, sort_weight_sizes
+from ulskip_cli.engines.base import BatchOutput
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.torch import session as torch_session
+from ulskip_cli.engines.torch.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
@@ -23,11 +27,7 @@ from ulskip_cli.experiments.run_warnings import adjustments
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.experiments.throughput import measure_throughput
 from ulskip_cli.experiments.workload import RANDOM_PROMPTS
-from ulskip_cli.inference.decoder import Decoder
-from ulskip_cli.inference.engines import fast
-from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.inference.packed_linear import PANELS, choose_linear_backend
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter, timing_adapter
 from ulskip_cli.strategies.plan import Plan, make_plan
 
@@ -125,7 +125,9 @@ def _with_compiled_layers(config: Config, loaded: LoadedModel) -> Config:
 
     A benchmark is about long runs, in which the seconds of compiling pay; `ulskip run` does not compile on a CPU.
     """
-    torch_engine = config.engine.name in ("auto", "torch") and fast.unsupported_reason(loaded.model, config.decoding) is None
+    torch_engine = (
+        config.engine.name in ("auto", "torch") and torch_session.unsupported_reason(loaded.model, config.decoding) is None
+    )
     can_compile = choose_linear_backend(loaded.model).name == PANELS
     if config.decoding.compile != AUTO or config.decoding.draft_tokens or not torch_engine or not can_compile:
         return config

@@ -17,17 +17,17 @@ from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.strategy import LAYER, Strategy
+from ulskip_cli.engines.base import ExitStats
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES, LOSS_BATCH, patch_options
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
-from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all
-from ulskip_cli.inference.engines.base import ExitStats
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
-from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.strategies.schedule_file import ScheduleFile
 
@@ -143,7 +143,7 @@ def calibrate_strategy(
         return config, None
     num_layers, num_kept = loaded.metadata.num_layers, make_plan(config, loaded.metadata).target_kept
     key = _key(config, num_kept, workload)
-    path = ResultsFolder.of(config).file("calibrations", f"{key}.json")
+    path = ResultsFolder.of(config).path / "calibrations" / f"{key}.json"
     stored = _stored(path, strategy)
     if stored is None:
         began = time.monotonic()

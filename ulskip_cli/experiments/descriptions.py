@@ -8,11 +8,11 @@ from typing import Any
 from ulskip_cli.core import environment, schedule
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.strategy import LAYER
+from ulskip_cli.engines.base import BatchOutput
+from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.record import CorrectionUsed, Environment, Provenance, Schedule, StageUsed
 from ulskip_cli.experiments.throughput import sum_exits
-from ulskip_cli.inference.decoder import Decoder
-from ulskip_cli.inference.engines.base import BatchOutput
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan, is_trained_for
 
@@ -62,7 +62,7 @@ def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder
     """Return the provenance of a result: engine, device, weights and environment."""
     engine, engine_reason = decoder.engine(config.decoding)
     backend = decoder.linear_backend(config.decoding)
-    build = decoder.library_engine.build if decoder.library_engine else None
+    build = decoder.build
     return Provenance(
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=engine,

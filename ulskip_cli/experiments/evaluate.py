@@ -10,15 +10,15 @@ from typing import Any
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback, ReportProgress
+from ulskip_cli.engines.base import BatchOutput
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, longest_first, until_stop
+from ulskip_cli.engines.sampling import InvalidLogitsError
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
 from ulskip_cli.experiments.record import Compared, Quality
 from ulskip_cli.experiments.workload import Workload, prompt_batches
 from ulskip_cli.inference import peak_memory
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
-from ulskip_cli.inference.decoder import DecodeContext, Decoder, generate_all, longest_first, until_stop
-from ulskip_cli.inference.engines.base import BatchOutput
-from ulskip_cli.inference.sampling import InvalidLogitsError
-from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.metrics import degenerate
 from ulskip_cli.tasks.metrics.scores import Answers

@@ -17,12 +17,12 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.strategy import LAYER
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.experiments.record import LmEval, Point, Record
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.scoring import given_logits
 from ulskip_cli.inference.skip_adapter import load_adapter
 from ulskip_cli.inference.teacher_forcing import encode_prompt
 from ulskip_cli.strategies.plan import make_plan

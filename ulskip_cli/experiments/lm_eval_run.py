@@ -61,7 +61,7 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     Resolver().schedule(config, "lm-eval")
     folder = ResultsFolder.of(config)
     try:
-        options, recorded = _read_options(given, folder.file(EXPERIMENT))
+        options, recorded = _read_options(given, folder.path / EXPERIMENT)
         manager = options.process_tasks()
         if not options.tasks:
             raise ValueError("--tasks: expected a folder with YAML files, got one without")

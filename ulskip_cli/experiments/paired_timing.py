@@ -11,12 +11,12 @@ from ulskip_cli.core.config_schema import Config, SpeedConfig
 from ulskip_cli.core.cpu_load import LoadMeter
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
+from ulskip_cli.engines.base import BatchOutput
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.experiments.record import Pairs, Side, Timing
 from ulskip_cli.experiments.statistics import median_interval
 from ulskip_cli.experiments.workload import Workload, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
-from ulskip_cli.inference.engines.base import BatchOutput
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend", "compiled")

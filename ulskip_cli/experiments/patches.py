@@ -14,16 +14,16 @@ from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.corrections.adapter import RECORD
 from ulskip_cli.corrections.patch import Patch
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.record import Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import Workload
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import Decoder
 from ulskip_cli.inference.loading import LoadedModel
-from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
-from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.encoding import EncodedExample
@@ -52,7 +52,7 @@ def calibrate_patches(
     shape, kept_sets = _shape(config), plan.skipping_sets
     assert held_out is not None and held_out.encoded  # preflight refuses random weights and tasks without examples
     key = _key(config, kept_sets, held_out)
-    folder = ResultsFolder.of(config).file("calibrations", key)
+    folder = ResultsFolder.of(config).path / "calibrations" / key
     if not (folder / RECORD).is_file():
         began = time.monotonic()
         fit = _PatchCalibration(config, loaded, held_out, plan, progress)

@@ -149,7 +149,7 @@ def resolve_benchmark(config: Config, resolver: Resolver | None = None) -> Resol
 def check_generate_options(config: Config) -> None:
     """Raise UsageError for an option that the `generate` method of transformers does not support."""
     if config.decoding.generate_kwargs:
-        from ulskip_cli.inference.engines import generate_options
+        from ulskip_cli.engines.transformers import options as generate_options
 
         generate_options.check(config.decoding)
 

@@ -19,7 +19,7 @@ from typing import Any
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError, one_line
-from ulskip_cli.core.files import append_line, inside, lock, try_lock, user_path, write_atomic
+from ulskip_cli.core.files import append_line, lock, try_lock, user_path, write_atomic
 from ulskip_cli.experiments import tracking
 from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.tasks.loading import read_objects
@@ -60,10 +60,6 @@ class ResultsFolder:
         if self._is_new:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
-
-    def file(self, *parts: str) -> Path:
-        """Return a path inside the folder; raise UsageError if the path leads through a link to another folder."""
-        return inside(self.path, *parts)
 
     @property
     def runs_path(self) -> Path:
@@ -110,7 +106,7 @@ class ResultsFolder:
             if not corrupt:
                 return None
             for line in corrupt:
-                append_line(self.file(BROKEN_FILE), line.decode("utf-8", errors="replace"))
+                append_line(self.path / BROKEN_FILE, line.decode("utf-8", errors="replace"))
             whole = [line for line in content.split(b"\n") if line.strip() and line not in set(corrupt)]
             write_atomic(self.runs_path, b"".join(line + b"\n" for line in whole))
         return (
@@ -119,19 +115,23 @@ class ResultsFolder:
         )
 
     def _lock_rows(self) -> contextlib.AbstractContextManager[None]:
-        return lock(self.file(".locks", "rows.lock"))
+        return lock(self.path / ".locks" / "rows.lock")
 
     def claim(self, run_id: str) -> contextlib.AbstractContextManager[bool]:
         """Lock a point; the context value is True in only one process, also across machines that share the folder."""
-        return try_lock(self.file(".locks", f"{run_id}.lock"))
+        return try_lock(self.path / ".locks" / f"{run_id}.lock")
+
+    def was_claimed(self, run_id: str) -> bool:
+        """Return True if some process has claimed a point before."""
+        return (self.path / ".locks" / f"{run_id}.lock").exists()
 
     def generations_path(self, run_id: str) -> Path:
         """Return the path of a point's generations."""
-        return self.file("generations", f"{run_id}.jsonl")
+        return self.path / "generations" / f"{run_id}.jsonl"
 
     def checkpoint_path(self, run_id: str) -> Path:
         """Return the path of the file in which an unfinished point stores its finished batches."""
-        return self.file("generations", f"{run_id}.partial.jsonl")
+        return self.path / "generations" / f"{run_id}.partial.jsonl"
 
     def generations(self, run_id: str) -> list[dict[str, Any]]:
         """Return the generations of every example, in the task's order; raise UsageError for a line that is no answer."""
@@ -148,7 +148,7 @@ class ResultsFolder:
 
     def save(self, config: Config, record: Record, generations: Sequence[dict[str, Any]] | None = None) -> None:
         """Write a finished run and log it to the tracker. The row is written last: if it exists, all other files exist."""
-        write_atomic(self.file("configs", f"{record.id}.yaml"), configuration.to_yaml(config))
+        write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         if generations is not None:
             self.save_generations(record.id, generations)
         self.append(record)

@@ -3,8 +3,8 @@
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.cpu_load import is_crowded
 from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
+from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments.record import Record
-from ulskip_cli.inference import cpu_kernels
 from ulskip_cli.strategies.plan import Plan
 
 DEPTH_TOLERANCE = 0.05  # relative difference between the answers' mean depth and the target that needs no warning

@@ -16,6 +16,9 @@ from ulskip_cli.core.config_schema import Config, ModelConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import NullProgress, ProgressCallback
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.sampling import InvalidLogitsError
+from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints, digest
 from ulskip_cli.experiments.calibration import calibrate_strategy
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
@@ -39,10 +42,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.experiments.throughput import measure_throughput
 from ulskip_cli.experiments.workload import Workload, check_same_tokens, encode_workload, timed_prompts
-from ulskip_cli.inference.decoder import DecodeContext, Decoder
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
-from ulskip_cli.inference.packed_linear import choose_linear_backend
-from ulskip_cli.inference.sampling import InvalidLogitsError
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan, make_plan

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from ulskip_cli.core.exit_rule import MISSING_KV
+from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
 from ulskip_cli.experiments.record import Throughput
-from ulskip_cli.inference.engines.base import BatchOutput, DraftStats, ExitStats
 
 
 def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughput:

@@ -9,7 +9,7 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.engines import copies_weights
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.files import user_path
 from ulskip_cli.core.model_config import ModelConfig
@@ -105,7 +105,7 @@ def _matches(record: Record, model: ModelConfig, plan: Plan, training: str) -> b
         return False
     other_baseline = record.config.get("baseline_model") or record.config.get("baseline_engine")
     expected = {"num_layers": plan.num_layers, "kept_layers": plan.kept_layers, "prompt_layers": plan.prompt_layers}
-    has_formats = record.engine in ENGINES and ENGINES[str(record.engine)].formats  # it computes with a copy of the weights
+    has_formats = record.engine and copies_weights(record.engine)  # it computes with a copy of the weights
     return (
         all(_same(key, getattr(measured, key), getattr(model, key)) for key in _WEIGHTS)
         and all(record.value(key) == value for key, value in {**expected, "training": training}.items())

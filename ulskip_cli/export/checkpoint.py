@@ -3,14 +3,13 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.core.files import own_files
 from ulskip_cli.core.model_metadata import fingerprint
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Row
@@ -103,7 +102,7 @@ def _write_model(point: ResolvedExport, source: Path, model: PreTrainedModel, co
         file.chmod(folder.stat().st_mode & 0o666)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
     for pattern in (*COMPANIONS, *(["*.py"] if point.config.model.trust_remote_code else [])):  # trusted code only
-        for file in own_files(source, pattern):
+        for file in filter(Path.is_file, source.glob(pattern)):
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
@@ -132,7 +131,7 @@ def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
     return {
         "record_version": RECORD_VERSION,
         "made_by": point.made_by,
-        "model": {**asdict(model), "fingerprint": fingerprint(model)},
+        "model": {**model.plain(), "fingerprint": fingerprint(model)},
         "skip_adapter": point.skip_adapter,
         "strategy": plan.strategy,
         "num_layers": plan.num_layers,

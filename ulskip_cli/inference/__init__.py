@@ -1,5 +1,4 @@
-"""Loading, layer skipping, decoding and teacher-forced scoring of models. Requires torch.
+"""Loading, layer skipping, caches and teacher forcing of models, and the clock. Requires torch.
 
-Start with `shallow_view.py` (a model of some layers that shares the weights), then `decoder.py` (chooses an engine and times
-the phases) and `engines/` (the decode loops). May import `strategies`, `tasks` and `core`.
+Start with `shallow_view.py` (a model of some layers that shares the weights). May import `strategies`, `tasks` and `core`.
 """

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from ulskip_cli.core.errors import UsageError, require_choice
-from ulskip_cli.core.files import inside, write_atomic
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.statistics import GATE, Scorer, shares
 from ulskip_cli.report import answers, compare, paper, screen, tables
@@ -179,7 +179,7 @@ def _run(options: Options) -> None:
 def write(made: Report) -> list[Path]:
     """Write all files of a report and return their paths."""
     options = made.options
-    folder = options.output or inside(made.paths[0] if len(made.paths) == 1 else made.paths[0].parent, FOLDER)
+    folder = options.output or (made.paths[0] if len(made.paths) == 1 else made.paths[0].parent) / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

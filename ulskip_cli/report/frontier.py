@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.engines import formats_of
 from ulskip_cli.experiments.record import MISSING, Interval, Record
 from ulskip_cli.experiments.statistics import HOLDS, TITLES, Scorer, Share, shares
 from ulskip_cli.report.plot_style import FAINT, MARKERS, annotate, limit_to, panels
@@ -45,7 +45,7 @@ class Point:
             return DRAFTING
         record, engine, weights = self.record, self.record.engine or "", self.record.engine_weights or ""
         skips = len(record.kept_layers or ()) < (record.num_layers or 0) or bool(record.later_stages)
-        formats = ENGINES[engine].formats if engine in ENGINES else {}
+        formats = formats_of(engine)
         bits = formats[weights][0] if weights in formats else BITS_UNQUANTIZED
         quantized = bits < BITS_UNQUANTIZED or self._quantization is not None
         if skips and not quantized:

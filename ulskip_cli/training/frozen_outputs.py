@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ulskip_cli.core.progress import ReportProgress
+from ulskip_cli.engines.early_exit import hidden_states
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.inference.exit_scoring import hidden_states
 from ulskip_cli.inference.layerwise import LayerwiseModel
 from ulskip_cli.inference.teacher_forcing import EncodedPrompt, encode_prompt
 from ulskip_cli.training.data import LossBatch, PairCollator

@@ -20,9 +20,9 @@ from ulskip_cli.core.files import user_path
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.core.schedule import Stage
 from ulskip_cli.corrections.adapter import read_record
+from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference import loading, shallow_view
 from ulskip_cli.inference.batching import free_bytes
-from ulskip_cli.inference.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter

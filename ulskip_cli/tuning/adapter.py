@@ -64,10 +64,10 @@ def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) 
     tuned, trial, results = chosen.candidate.config, chosen.trial, ResultsFolder.of(request.config)
     base = _base(chosen)
     name = "-".join(map(str, [chosen.record.id, *size.values()]))  # another budget has another size
-    own, tokens = str(results.file("calibrations", OWN_RESPONSES)), tuned.decoding.max_new_tokens
+    own, tokens = str(results.path / "calibrations" / OWN_RESPONSES), tuned.decoding.max_new_tokens
     shape = tuned.correction.patches(tuned.model)
     options = base.train.replace(
-        start=str(results.file("calibrations", trial.patch)) if trial.patch else "patch",
+        start=str(results.path / "calibrations" / trial.patch) if trial.patch else "patch",
         own=base.train.own.replace(samples=size["samples"], file=own, max_new_tokens=tokens),
         max_steps=size["steps"],
         max_length=None,
@@ -78,7 +78,7 @@ def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) 
         model=tuned.model,
         task=request.split.choice.task,
         train=options,
-        output=str(results.file("tuning", f"{request.key}-adapter", name)),
+        output=str(results.path / "tuning" / f"{request.key}-adapter" / name),
         prompt_layers=tuned.prompt_layers,
         seed=tuned.seed,
     )

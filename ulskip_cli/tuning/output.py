@@ -5,7 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from ulskip_cli.core.files import own_files, write_atomic
+from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.export import recipe, request, run, staging
 from ulskip_cli.tuning.result import TuneResult
@@ -15,7 +15,7 @@ ADAPTER = "skip_adapter"  # folder in an export
 
 def store(result: TuneResult) -> Path:
     """Write the record to `results/NAME/tuning/KEY.json`, and return its path."""
-    path = ResultsFolder.of(result.request.config).file("tuning", f"{result.request.key}.json")
+    path = ResultsFolder.of(result.request.config).path / "tuning" / f"{result.request.key}.json"
     write_atomic(path, json.dumps(result.as_json(), indent=1, ensure_ascii=False) + "\n")
     return path
 
@@ -28,13 +28,13 @@ def export_result(result: TuneResult, to: Path, config_dir: Path | None) -> list
     """
     if result.patch_kind in request.MERGEABLE:
         results = ResultsFolder.of(result.request.config).path
-        return run.summary(run.export(result.run_overrides, config_dir, request.ExportRequest(to, results=results)))
+        return run.summary(run.export(result.export_overrides, config_dir, request.ExportRequest(to, results=results)))
     assert result.skip_adapter is not None
-    point = request.resolve(result.run_overrides, config_dir, request.ExportRequest(to / recipe.SCHEDULE, "schedule"))
+    point = request.resolve(result.export_overrides, config_dir, request.ExportRequest(to / recipe.SCHEDULE, "schedule"))
     with staging.staged(to, is_folder=True) as folder:
         (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
         (folder / ADAPTER).mkdir()
-        for file in own_files(result.skip_adapter, "adapter.*"):
+        for file in result.skip_adapter.glob("adapter.*"):
             shutil.copy(file, folder / ADAPTER)
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         record = {"made_by": point.made_by, "kept_layers": list(result.trial.kept_layers), "files": files}

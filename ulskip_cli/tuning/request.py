@@ -189,6 +189,8 @@ def _candidate(config: TuneConfig, overrides: Sequence[str], text: str, extra_di
             f"expected candidates with strategy=NAME and keys of strategy and correction, got '{text[:80]}'; e.g. "
             "candidates=['strategy=search strategy.budget=20'], and other keys beside candidates"
         )
+    if f"correction={config.correction.name}" not in words and "correction" in keys:  # another one has other options
+        overrides = [word for word in overrides if not word.startswith("correction.")]
     composed = configuration.compose_tuning([*overrides, *words], extra_dir)
     correction = composed.correction
     chosen = any(word.startswith("correction.kind=") for word in (*overrides, *words))

@@ -36,7 +36,7 @@ class TuneResult:
     def skip_adapter(self) -> Path | None:
         """The folder of the chosen patches or trained adapter; None without corrections."""
         results = ResultsFolder.of(self.request.config)
-        patches = results.file("calibrations", self.trial.patch) if self.trial.patch else None
+        patches = results.path / "calibrations" / self.trial.patch if self.trial.patch else None
         return Path(self.trial.adapter) if self.trial.adapter else patches
 
     @property
@@ -47,6 +47,11 @@ class TuneResult:
         if self.skip_adapter:
             overrides += ["correction=adapter", f"correction.path={self.skip_adapter}"]
         return overrides
+
+    @property
+    def export_overrides(self) -> list[str]:
+        """The overrides that export the chosen layers, without the engine and the decoding, which an export does not use."""
+        return [text for text in self.run_overrides if text.partition("=")[0].partition(".")[0] not in ("engine", "decoding")]
 
     @property
     def patch_kind(self) -> str:
@@ -87,7 +92,7 @@ class TuneResult:
         layers = f"{len(self.trial.kept_layers)} of {self.request.num_layers}"
         skipped = spans(sorted(set(range(self.request.num_layers)) - set(self.trial.kept_layers)))
         run = ["ulskip", "run", *self.run_overrides]
-        export = ["ulskip", "export", *self.run_overrides, "--to", "DIR"]
+        export = ["ulskip", "export", *self.export_overrides, "--to", "DIR"]
         if self.patch_kind not in MERGEABLE:
             export += ["--format", "schedule"]
         return [

@@ -43,7 +43,7 @@ class Tuning:
 
     def __post_init__(self) -> None:
         self.folder = ResultsFolder.of(self.request.config)
-        self._log = StepLog(self.folder.file("tuning", f"{self.request.key}.jsonl"))
+        self._log = StepLog(self.folder.path / "tuning" / f"{self.request.key}.jsonl")
         self._runner = Trials(Session(self.progress), self.request.num_layers)
 
     def run(self) -> TuneResult:

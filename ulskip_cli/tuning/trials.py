@@ -10,13 +10,13 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.options import Options, parse
 from ulskip_cli.core.schedule import MIN_KEPT
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
 from ulskip_cli.experiments.preflight import Resolver
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.inference.decoder import Decoder
-from ulskip_cli.inference.scoring import ReferenceLoss
 from ulskip_cli.tuning.request import Candidate
 
 _PATCH_ID = re.compile(r"[0-9a-f]{12}")

@@ -74,7 +74,8 @@ for name, overrides in MODELS.items():
         base = {"model": "tiny", "fingerprint": fingerprint(config)}
         record = {"base": base, "kind": "folded", "rank": None, "lora_rank": None}
         SkipAdapter(12, fitted.kept_sets, fitted.tensors, record).save(folder / "adapter")
-        given = [f"model={name}", *overrides, f"model.skip_adapter={folder / 'adapter'}", "model.dtype=float32"]
+        given = [f"model={name}", *overrides, "correction=adapter"]
+        given += [f"correction.path={folder / 'adapter'}", "model.dtype=float32"]
         export(given, None, ExportRequest(folder / "folded", check=False))
         adapter = SkipAdapter.load(folder / "adapter")
         folded = adapter.view(model, tuple(kept))

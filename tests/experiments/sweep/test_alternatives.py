@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from ulskip_cli.core.config import identity
 from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.runner import Session, run_point
@@ -28,7 +27,7 @@ def sibling(tmp_path_factory):
 
 
 def ids(configs):
-    return [identity(one) for one in configs]
+    return [config.identity for config in configs]
 
 
 def test_alternatives_come_behind_the_points_of_a_grid_whose_ids_they_do_not_change(sibling):
@@ -37,15 +36,15 @@ def test_alternatives_come_behind_the_points_of_a_grid_whose_ids_they_do_not_cha
     found = points([*grid, f"alternatives.models=[{sibling}]", "alternatives.draft_tokens=[4,auto]"])
     assert ids(found)[: len(plain)] == ids(plain)
     drafts, smaller = ([one for one in found[4:] if bool(one.baseline_model) is wanted] for wanted in (False, True))
-    assert [(one.decoding.draft_tokens, one.engine.name, one.strategy["name"]) for one in drafts] == [
+    assert [(one.decoding.draft_tokens, one.engine.name, one.strategy.name) for one in drafts] == [
         (4, "torch", "unified"),
         ("auto", "torch", "unified"),
     ]
-    assert [(one.engine.name, one.strategy["name"], one.model.path) for one in smaller] == [
+    assert [(one.engine.name, one.strategy.name, one.model.path) for one in smaller] == [
         ("torch", "full", str(sibling)),
         ("transformers", "full", str(sibling)),
     ]
-    baselines = {resolve(one).baseline.run_id for one in found if one.strategy["name"] == "unified" or one.baseline_model}
+    baselines = {resolve(one).baseline.run_id for one in found if one.strategy.name == "unified" or one.baseline_model}
     assert len(baselines) == 1
 
 
@@ -59,7 +58,7 @@ def test_a_smaller_model_is_compared_with_the_row_of_the_full_model(sibling, tmp
     assert row["vs_baseline"]["bleu"]["full"] == full["bleu"] and row["predicted_speedup"] is None
     tokens = {side: one["generated_tokens"] for side, one in row["pairs"].items()}
     assert tokens["full"] == tokens["strategy"] and row["measured_speedup"] > 0
-    other = replace(config, baseline_model=None)
+    other = config.replace(baseline_model=None)
     assert resolve(other).run_id != row["id"] and resolve(config).run_id == row["id"]
 
 

@@ -7,7 +7,7 @@ from ulskip_cli.experiments.sweep.grid import points
 
 
 def grid(*overrides):
-    return [(config.strategy["name"], config.ratio) for config in points(overrides)]
+    return [(config.strategy.name, config.ratio) for config in points(overrides)]
 
 
 def test_a_grid_is_the_product_in_order():
@@ -20,7 +20,7 @@ def test_full_is_one_point_whatever_the_ratios():
 
 def test_a_key_of_one_strategy_is_for_that_strategy():
     found = points(["strategy=full,unified,top_skip", "strategy.spacing=even,reference"])
-    assert [(one.strategy["name"], one.strategy.get("spacing")) for one in found] == [
+    assert [(one.strategy.name, getattr(one.strategy, "spacing", None)) for one in found] == [
         ("full", None),
         ("unified", "even"),
         ("unified", "reference"),
@@ -43,14 +43,14 @@ def test_without_a_sweep_the_default_grid_is_run():
     points_of_default = points([])
     assert {config.name for config in points_of_default} == {"reproduce"}
     assert len(points_of_default) == 3 * (1 + 3 * 5)  # batch sizes, then full and three ratios of five strategies
-    assert {one.strategy.get("batch") for one in points_of_default if one.strategy["name"] == "early_exit"} == {"na"}
+    assert {getattr(one.strategy, "batch", None) for one in points_of_default if one.strategy.name == "early_exit"} == {"na"}
     changed = points(["task.pair=en-de"])
-    assert {(config.task["pair"], config.name) for config in changed} == {("en-de", "default")}
+    assert {(config.task.pair, config.name) for config in changed} == {("en-de", "default")}
 
 
 def test_a_presets_key_need_not_fit_the_strategy_that_is_chosen_beside_it():
     assert len(points(["strategy=unified", "ratio=2", "batch_size=1"])) == 1
-    assert {config.strategy["batch"] for config in points(["strategy=early_exit"])} == {"na"}
+    assert {config.strategy.batch for config in points(["strategy=early_exit"])} == {"na"}
     with pytest.raises(UsageError, match=r"strategy\.batch"):
         points(["strategy=unified", "strategy.batch=na"])
 
@@ -81,7 +81,7 @@ def test_the_papers_throughput_and_a_trial_of_it():
     ]
     assert len(paper) == 3 * 2 * 2
     assert {(one.model.source, one.model.path, one.model.dtype) for one in paper} == {("random", "bloom-7b1", "bfloat16")}
-    assert {one.strategy["spacing"] for one in paper} == {"reference"}
+    assert {one.strategy.spacing for one in paper} == {"reference"}
     trial = points(["experiment=paper_throughput", "model.path=llama-12x256", "model.dtype=float32", "ratio=2"])
     assert {(one.model.source, one.model.path, one.model.dtype) for one in trial} == {("random", "llama-12x256", "float32")}
     assert len(trial) == 3 * 2
@@ -104,7 +104,7 @@ def test_bad_points_are_refused_before_anything_runs(overrides, message):
 
 def test_a_key_of_a_strategy_that_is_not_the_default_one():
     found = points(["strategy=unified,early_exit", "ratio=2", "strategy.batch=na"])
-    assert [one.strategy.get("batch") for one in found] == [None, "na"]
+    assert [getattr(one.strategy, "batch", None) for one in found] == [None, "na"]
 
 
 @pytest.fixture

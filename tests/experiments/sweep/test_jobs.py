@@ -12,7 +12,7 @@ def jobs(*overrides):
 
 def test_a_baseline_comes_before_its_points_and_once():
     found = jobs("ratio=2,3", "batch_size=1,2")
-    assert [(job.config.strategy["name"], job.config.batch_size, job.requested) for job in found] == [
+    assert [(job.config.strategy.name, job.config.batch_size, job.requested) for job in found] == [
         ("full", 1, False),
         ("unified", 1, True),
         ("full", 2, False),
@@ -26,7 +26,7 @@ def test_a_baseline_comes_before_its_points_and_once():
 
 
 def test_a_baseline_that_is_asked_for_is_a_point():
-    assert [(job.config.strategy["name"], job.requested) for job in jobs("strategy=unified,full")] == [
+    assert [(job.config.strategy.name, job.requested) for job in jobs("strategy=unified,full")] == [
         ("full", True),
         ("unified", True),
     ]
@@ -55,7 +55,7 @@ def test_labels_say_what_differs():
 
 def test_what_cannot_be_run_is_refused_alone():
     found = jobs("strategy=full,unified", "decoding=self_speculative")
-    assert [(job.config.strategy["name"], job.config.decoding.draft_tokens > 0, bool(job.refused)) for job in found] == [
+    assert [(job.config.strategy.name, job.config.decoding.draft_tokens > 0, bool(job.refused)) for job in found] == [
         ("full", True, True),
         ("full", False, False),
         ("unified", True, False),

@@ -2,13 +2,13 @@ import json
 import threading
 
 import pytest
+from ulskip_cli.experiments.sweep.running_marker import RunningMarker, marker_path, read_marker
 
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
-from ulskip_cli.experiments.sweep.running_marker import RunningMarker, marker_path, read_marker
 from ulskip_cli.experiments.sweep.status import SweepStatus
 from ulskip_cli.experiments.sweep.worker import FailurePolicy, Worker
 
@@ -51,7 +51,7 @@ ALL = ["full", "unified ratio 2", "unified ratio 3"]
 
 def fail_at(ratio, error):
     def act(job):
-        if job.config.strategy["name"] == "unified" and job.config.ratio == ratio:
+        if job.config.strategy.name == "unified" and job.config.ratio == ratio:
             raise error
 
     return act
@@ -98,7 +98,7 @@ def test_points_of_a_baseline_that_failed_fail_too(sweep):
     go, _, folder = sweep
 
     def act(job):
-        if job.config.strategy["name"] == "full":
+        if job.config.strategy.name == "full":
             raise RunError("out of memory")
 
     assert [status for _, status in go(act).ran] == ["failed"] * 3

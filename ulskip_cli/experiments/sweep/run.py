@@ -1,26 +1,21 @@
-"""Run the jobs of a sweep, in this process or by workers that a launcher starts and restarts if they die."""
+"""Run the jobs of a sweep, in this process or by workers that a launcher starts."""
 
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from ulskip_cli.core.errors import RunError, StorageError
+from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import FAILED, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.jobs import Job, results_folder
-from ulskip_cli.experiments.sweep.launchers import SHARED, WorkerPool, make_worker_pool
-from ulskip_cli.experiments.sweep.launchers.serve import WorkerSpec, make_job_runner, status_for
+from ulskip_cli.experiments.sweep.launchers import POOLS, worker_command
 from ulskip_cli.experiments.sweep.outcome import SweepOutcome
-from ulskip_cli.experiments.sweep.running_marker import running_jobs
 from ulskip_cli.experiments.sweep.status import TO_DO, SweepStatus
-from ulskip_cli.experiments.sweep.worker import FailurePolicy, JobObserver, Worker
+from ulskip_cli.experiments.sweep.worker import JobObserver, Worker, make_job_runner
 
 POLL_SECONDS = 0.5
-LOGGING_SECONDS = 60.0  # for the last points of the workers, whose rows are stored before they are logged to a tracker
 
 
 @dataclass(frozen=True)
@@ -29,6 +24,8 @@ class SweepOptions:
 
     force: bool = False  # run finished points again
     fail_fast: bool = False  # stop at the first failure
+    since: int | None = None  # of a worker: the number of rows when its sweep began; None: this process is the sweep
+    words: Sequence[str] | None = None  # of the command line, which workers run; None: this process runs the jobs
 
 
 class SweepObserver(JobObserver, ProgressCallback, Protocol):
@@ -36,9 +33,6 @@ class SweepObserver(JobObserver, ProgressCallback, Protocol):
 
     def note(self, text: str) -> None:
         """Show a line to the user."""
-
-    def running(self, lines: Sequence[str]) -> None:
-        """Show the running jobs of the workers, one line each."""
 
     def rows_changed(self, folder: ResultsFolder) -> None:
         """Handle rows appended to the folder."""
@@ -48,31 +42,38 @@ def run_sweep(jobs: Sequence[Job], options: SweepOptions, observer: SweepObserve
     """Run all jobs that are not finished, and return the records of all jobs.
 
     Raises UsageError if the folder cannot be written or the launcher's package is missing, StorageError if a result cannot
-    be stored, and RunError if workers die without finishing anything.
+    be stored, and RunError if workers end without finishing all points.
     """
     launcher, folder = jobs[0].config.launcher, results_folder(jobs)
+    is_worker = options.since is not None
     folder.check_writable()
-    if moved := folder.quarantine_corrupt_lines():
+    if not is_worker and (moved := folder.quarantine_corrupt_lines()):
         observer.note(moved)
-    if options.force:
+    if options.force and not is_worker:
         for job in jobs:
             folder.checkpoint_path(job.id).unlink(missing_ok=True)
-    anywhere = launcher.name in SHARED
-    policy = FailurePolicy(uuid.uuid4().hex, options.fail_fast, launcher.max_retries)
-    status = status_for(jobs, options.force, anywhere)
+    status = SweepStatus(folder, launcher.name, options.force, options.since)
     tracker = _Tracker(observer, jobs, status)
     tracker.update()
-    if tracker.to_do and launcher.name == "inline":
-        Worker(jobs, status, make_job_runner(observer), policy, tracker).run()
+    runs_here = launcher.name == "inline" or is_worker or options.words is None
+    if tracker.to_do and runs_here:
+        Worker(jobs, status, make_job_runner(observer), tracker, options.fail_fast).run()
     elif tracker.to_do:
-        spec = WorkerSpec(jobs, policy, status.since, options.force, anywhere, str(Path.cwd()))
-        pool = make_worker_pool(launcher, spec)
+        command = worker_command(options.words or (), status.since)
+        pool = POOLS[launcher.name](launcher, command, folder.path / "logs", len(tracker.to_do))
         try:
-            _supervise(pool, policy, tracker)
+            while pool.alive():
+                time.sleep(POLL_SECONDS)
+                tracker.update()
         finally:
             pool.end()
     tracker.update()
     observer.rows_changed(folder)
+    if tracker.to_do and not runs_here and not (options.fail_fast and status.any_failed(jobs)):
+        raise RunError(
+            f"{len(tracker.to_do)} of {len(jobs)} points are left, because all workers ended, e.g. out of memory; see "
+            f"{folder.path / 'logs'}, and run the same command again to continue"
+        )
     records = {job.id: record for job in jobs if (record := status.record(job)) is not None}
     failed = [(job.label, records[job.id]) for job in jobs if job.id in records and records[job.id].status == FAILED]
     return SweepOutcome(sum(job.requested for job in jobs), records, [f"{label}: {record.reason}" for label, record in failed])
@@ -115,36 +116,3 @@ class _Tracker:
         self.observer.job_settled(job, record, ran)
         if ran:
             self.observer.rows_changed(self.status.folder)
-
-
-def _supervise(pool: WorkerPool, policy: FailurePolicy, tracker: _Tracker) -> None:
-    status, observer = tracker.status, tracker.observer
-    workers = range(min(pool.size, len(tracker.to_do)))
-    for number in workers:
-        pool.start(number)
-    num_deaths, num_left = 0, len(tracker.to_do)
-    while tracker.to_do and not (policy.fail_fast and status.any_failed(tracker.jobs)):
-        time.sleep(POLL_SECONDS)
-        tracker.update()
-        if len(tracker.to_do) < num_left:
-            num_deaths, num_left = 0, len(tracker.to_do)
-        observer.running(running_jobs(status.folder, list(tracker.jobs), policy.token))
-        for number in workers:
-            if pool.is_alive(number) or not tracker.to_do:
-                continue
-            message = pool.exit_message(number)
-            if message:
-                raise StorageError(message)
-            if message is None:
-                num_deaths += 1
-                observer.note(f"worker {number} died; a new worker resumes the point after the last finished batch")
-                if num_deaths > (policy.max_retries + 1) * (len(workers) + 1):
-                    logs = status.folder.path / "logs"
-                    raise RunError(f"workers died {num_deaths} times without finishing a point; see {logs}")
-            tracker.update()
-            if tracker.to_do:
-                pool.start(number)
-    if not tracker.to_do and tracker.jobs[0].config.tracker != "none":
-        deadline = time.monotonic() + LOGGING_SECONDS
-        while any(pool.is_alive(number) for number in workers) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)

@@ -1,14 +1,16 @@
 """The states of the jobs of a sweep, read from the rows that its workers append."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ulskip_cli.core import environment
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.files import read_jsonl
 from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Record
 from ulskip_cli.experiments.results import ResultsFolder, parse
 from ulskip_cli.experiments.sweep.jobs import Job
+from ulskip_cli.experiments.sweep.launchers import SHARED
 
 TO_DO = "to do"
 
@@ -27,18 +29,20 @@ class SweepStatus:
     def __init__(
         self,
         folder: ResultsFolder,
-        is_like_here: Callable[[Record], bool],
+        launcher: str,
         force: bool = False,
         since: int | None = None,
+        quick: bool = False,
     ) -> None:
         """Read the existing rows. With `force`, only rows that this sweep appends count.
 
-        `is_like_here` accepts records from machines whose times are comparable with this machine's. `since` is the number of
-        stored rows when the sweep began; None means that the sweep begins now.
+        Rows of machines whose times do not compare with this machine's count only for launchers that use several machines.
+        `since` is the number of stored rows when the sweep began; None means that the sweep begins now. `quick` compares
+        processors alone, which needs no torch.
         """
         self.folder = folder
         self.force = force
-        self._is_like_here = is_like_here
+        self._launcher, self._quick = launcher, quick
         self._records: dict[str, list[tuple[int, Record]]] = {}
         self._file: int | None = None  # the inode that was read; quarantining corrupt lines replaces the file
         self._offset = self._count = 0
@@ -114,6 +118,16 @@ class SweepStatus:
         if newest and newest.status == FAILED:
             notes.append(f"failed before: {newest.reason}")
         return JobState(TO_DO, "; ".join(notes))
+
+    def _is_like_here(self, record: Record) -> bool:
+        """Return True if a row counts; in a sweep of one process, the number of threads has to be equal too."""
+        if self._launcher in SHARED:
+            return True
+        also = ("threads",) if self._launcher == "inline" else ()
+        where = record.environment
+        if where is None or self._quick:
+            return where is not None and environment.is_likely_here(where.model_dump())
+        return environment.is_like_here(where.model_dump(), record.device or "cpu", also)
 
     def _is_fresh(self, run_id: str) -> bool:
         return self._records[run_id][-1][0] >= self.since

@@ -1,5 +1,6 @@
 """A worker of a sweep: it runs unclaimed jobs until every job has a record."""
 
+import gc
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,10 +11,10 @@ from typing import Protocol
 from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.jobs import Job
-from ulskip_cli.experiments.sweep.running_marker import marked
 from ulskip_cli.experiments.sweep.status import TO_DO, SweepStatus
 
 POLL_SECONDS = 0.2
@@ -30,32 +31,26 @@ class JobObserver(Protocol):
         """Handle the record of a job; `ran` is True if this process has just run it."""
 
 
-@dataclass(frozen=True)
-class FailurePolicy:
-    """Settings that decide how one sweep treats failures."""
-
-    token: str  # identifies the sweep
-    fail_fast: bool = False  # stop at the first failure
-    max_retries: int = 2  # of a job whose worker died
-
-
 @dataclass
 class Worker:
-    """Runs jobs in order. The worker skips a job that another worker has claimed, and waits for it at the end."""
+    """Runs jobs in order. The worker skips a job that another worker has claimed, and waits for it at the end.
+
+    A job that was claimed before and has no record comes last, because it may have ended the process that ran it.
+    """
 
     jobs: Sequence[Job]  # all jobs of the sweep, a baseline before its points
     status: SweepStatus
     run_job: RunJob
-    policy: FailurePolicy
     observer: JobObserver
+    fail_fast: bool = False  # stop at the first failure
 
     def run(self) -> None:
         """Run the unfinished jobs; raise StorageError if the results folder cannot be written."""
-        pending = list(self.jobs)
+        pending = sorted(self.jobs, key=lambda job: self.status.folder.was_claimed(job.id))
         while pending:
             left = []
             for job in pending:
-                if self.policy.fail_fast and self.status.any_failed(self.jobs):
+                if self.fail_fast and self.status.any_failed(self.jobs):
                     return
                 if not self._settle(job):
                     left.append(job)
@@ -79,21 +74,16 @@ class Worker:
                 return False
             self.status.refresh()
             if self.status.state(job) == TO_DO:
-                with marked(self.status.folder, job, self.policy.token) as attempt:
-                    self._run(job, baseline, attempt)
+                self._run(job, baseline)
                 self.status.refresh()
                 return True
         self.observer.job_settled(job, self.status.record(job), ran=False)
         return True
 
-    def _run(self, job: Job, baseline: Record | None, attempt: int) -> None:
+    def _run(self, job: Job, baseline: Record | None) -> None:
         interruption.check()
         self.observer.job_started(job)
         try:
-            if attempt > self.policy.max_retries + 1:
-                raise RunError(
-                    f"{attempt - 1} workers died on this point, possibly out of memory; lower batch_size or launcher.workers"
-                )
             if job.refused:
                 raise job.refused
             if job.baseline and baseline is None:
@@ -106,12 +96,33 @@ class Worker:
         self.observer.job_settled(job, record, ran=True)
 
 
+def make_job_runner(progress: ProgressCallback) -> RunJob:
+    """Return a function that runs one job per call and keeps the weights loaded between calls."""
+    from ulskip_cli.experiments import runner
+    from ulskip_cli.inference.batching import release
+
+    session, failed_before = runner.Session(progress), False
+
+    def run(job: Job, baseline: Record | None) -> Record:
+        nonlocal failed_before
+        if failed_before:  # the failed job may still hold memory
+            gc.collect()
+            release()
+        failed_before = True
+        assert job.point is not None
+        record = runner.run_point(job.point, session, baseline)[-1]
+        failed_before = False
+        return record
+
+    return run
+
+
 def store_failure(job: Job, error: Exception, folder: ResultsFolder) -> Record:
     """Store a failed job's record and traceback; raise StorageError if the results folder cannot be written."""
     record = job.failure_record(error)
     finished_at = datetime.now(UTC).isoformat(timespec="seconds")
     if not isinstance(error, NotApplicable):
-        log = folder.file("logs", f"{job.id}.log")
+        log = folder.path / "logs" / f"{job.id}.log"
         details = "".join(traceback.format_exception(error))
         write_atomic(log, f"{finished_at} {job.label}\n{details}")
         record = record.replace(log=str(log.relative_to(folder.path)))

@@ -13,15 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ulskip_cli.experiments.sweep.launchers.slurm import Slurm
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import LauncherConfig
-from ulskip_cli.experiments.sweep.launchers.slurm import Slurm
 
 QUICK = ["limit=6", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3", "batch_size=2"]
 GRID = ["strategy=unified,top_skip", "ratio=2,3"]
-TIMES = re.compile(r"seconds|per_second|_speedup|^pairs$|finished_at|memory|experiment|environment")
+TIMES = re.compile(r"seconds|per_second|other_cpus|_speedup|^pairs$|finished_at|memory|experiment|environment")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_submitit_never_loads_files_that_were_in_the_results_folder(tmp_path, mo
     monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
     folders, jobs = [], [SimpleNamespace(config=compose([f"results_dir={tmp_path}", "name=x"]))]
     for _ in range(2):
-        Slurm(LauncherConfig("submitit"), SimpleNamespace(jobs=jobs, with_threads=lambda threads: None))
+        Slurm(LauncherConfig(name="submitit"), SimpleNamespace(jobs=jobs, with_threads=lambda threads: None))
     assert len(set(folders)) == 2
     for folder in map(Path, folders):
         assert folder.parent == tmp_path / "x" / "logs" / "submitit"

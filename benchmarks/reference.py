@@ -1,0 +1,161 @@
+"""Print docs/combinations.md and docs/keys.md from the sets of capabilities and the walk over all keys."""
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ulskip_cli.core import config_reference as reference
+from ulskip_cli.core.capabilities import ALL, COMMANDS, TOGETHER, Need
+from ulskip_cli.core.config_reference import ConfigKey
+from ulskip_cli.core.engines import engine_class, engine_names
+
+DOCS = Path(__file__).parent.parent / "docs"
+YES = "✓"
+HEADS = ("key", "meaning", "type", "default", "commands")
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
+    heads = list(heads)
+    for cells in (heads, ["---"] * len(heads), *rows):
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def matrix(columns: Mapping[str, frozenset[Need]], needs: Iterable[Need]) -> Iterator[str]:
+    """Yield a table of needs, and of what supports them; a need that all support is left out."""
+    names: dict[frozenset[Need], list[str]] = {}
+    for name, supports in columns.items():
+        names.setdefault(supports, []).append(f"`{name}`")
+    rows = (
+        [need.text, *(YES if need in supports else "" for supports in names)]
+        for need in needs
+        if not all(need in supports for supports in names)
+    )
+    yield from table(["", *map(", ".join, names.values())], rows)
+
+
+def combinations() -> str:
+    """Return the page of combinations."""
+    kinds = {name: engine_class(name) for name in engine_names() if name != "auto"}
+    own = [name for name in kinds if kinds[name].__module__.startswith("ulskip_cli.")]
+    engines = {name: kinds[name].supports for name in sorted(own, key=lambda name: kinds[name].is_runtime)}
+    together = {
+        need: frozenset(other for other in ALL if other in supports and need in TOGETHER.get(other, ALL))
+        for need, supports in TOGETHER.items()
+    }
+    pages = [
+        "# What works with what",
+        "",
+        "A request that needs something which its engine, its command or another option does not",
+        "support is refused in one line before weights are loaded. The line names an option that",
+        "works. `make reference` prints this page from the sets that decide it.",
+        "",
+        "## Engines",
+        "",
+        "`engine=auto` uses `torch` if it supports the request, and otherwise `transformers`. Every",
+        "engine supports what is not listed.",
+        "",
+        *matrix(engines, Need),
+        "## Commands",
+        "",
+        "Every command accepts what is not listed; a command ignores keys that it does not read.",
+        "",
+        *matrix(COMMANDS, Need),
+        "## Needs that exclude others",
+        "",
+        "Two needs that are not listed here can be combined.",
+        "",
+        *table(
+            ["", "cannot be combined with"],
+            (
+                [need.text, ", ".join(other.text for other in Need if other not in supports)]
+                for need, supports in together.items()
+            ),
+        ),
+        "## What does without",
+        "",
+        *table(["need", "use instead"], ([need.text, plain(need.remedy)] for need in Need)),
+    ]
+    return "\n".join(pages).rstrip() + "\n"
+
+
+def keys() -> str:
+    """Return the page of configuration keys."""
+    pages = [
+        "# Configuration keys",
+        "",
+        "Every key is written `key=value` on the command line. `ulskip config KEY` and `--help` of",
+        "each command print the same texts. `make reference` prints this page.",
+        "",
+    ]
+    for primary, title in (("config", "Keys of experiments"), ("tune", "Keys of `ulskip tune`")):
+        shared = reference.top_level_keys("config") if primary != "config" else []
+        shown = [key for key in reference.top_level_keys(primary) if key not in shared]
+        pages += [f"## {title}", "", *key_table(shown)]
+    shared = {key.name for key in reference.top_level_keys("config")}
+    training = [key for key in reference.top_level_keys("train") if key.name not in shared]
+    pages += ["## Keys of `ulskip train`", "", *key_table(training)]
+    for group in reference.ALL_GROUPS:
+        pages += group_section(group)
+    return "\n".join(pages).rstrip() + "\n"
+
+
+def group_section(group: str) -> Iterator[str]:
+    """Yield the choices of a group, and each of their keys once."""
+    yield from (f"## `{group}`", "")
+    choices = reference.describe_choices(group)
+    yield from table(["choice", ""], ([f"`{group}={name}`", cell(text)] for name, text in choices.items()))
+    by_name: dict[str, ConfigKey] = {}
+    users: dict[str, list[str]] = {}
+    default = reference.default_choice(group)
+    for choice in sorted(choices, key=lambda name: name != default):
+        for key in reference.group_keys(group, choice):
+            by_name.setdefault(key.name, key)
+            users.setdefault(key.name, []).append(choice)
+    if by_name:
+        everywhere = len(choices)
+        rows = (
+            [*row(key)[:-1], "" if len(users[name]) == everywhere else ", ".join(users[name])] for name, key in by_name.items()
+        )
+        yield from table((*HEADS[:-1], "only with"), rows)
+
+
+def key_table(shown: Iterable[ConfigKey]) -> Iterator[str]:
+    """Yield a table of keys."""
+    yield from table(HEADS, map(row, shown))
+
+
+def row(key: ConfigKey) -> list[str]:
+    """Return the cells of a key."""
+    kind = ", ".join(f"`{choice}`" for choice in key.choices) or cell(key.type)
+    return [f"`{key.name}`", cell(key.meaning), kind, default_cell(key.default), ", ".join(key.commands)]
+
+
+def default_cell(value: Any) -> str:
+    """Return a default value in code, shortened."""
+    if isinstance(value, list | dict) and len(str(value)) > 40:
+        return "…"
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("\n...")
+    return f"`{cell(text)}`"
+
+
+def plain(text: str) -> str:
+    """Return options in code and other words as they are."""
+    return f"`{text}`" if "=" in text and " " not in text else text
+
+
+def cell(text: str) -> str:
+    """Return a text that does not end a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+PAGES = {"combinations.md": combinations, "keys.md": keys}
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page(), "utf-8")

@@ -1,0 +1,106 @@
+"""Every pair of an engine or a command and a need, and of two needs: what is not declared is refused before weights load."""
+
+import pytest
+from needs import folders as folders
+from needs import overrides_for
+
+from ulskip_cli import api
+from ulskip_cli.core import capabilities, engines
+from ulskip_cli.core.capabilities import ALL, COMMANDS, TOGETHER, Need
+from ulskip_cli.core.config import compose, preset
+from ulskip_cli.core.engines import engine_class, engine_names
+from ulskip_cli.core.errors import NotApplicable
+from ulskip_cli.core.model_metadata import read_metadata
+from ulskip_cli.strategies import plan
+
+SUPPORTS = {name: engine_class(name).supports for name in engine_names()}
+SUPPORTS["auto"] = SUPPORTS["torch"] | SUPPORTS["transformers"]
+OF_PLANS = {Need.STAGES, Need.FULL_PROMPT}  # which the layers of a model decide
+OF_ENGINES = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}  # no run in one engine has these needs
+
+
+class LoadingError(Exception):
+    """Weights would be loaded now."""
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+
+
+@pytest.fixture
+def no_loading(monkeypatch):
+    def refuse(*arguments):
+        raise LoadingError
+
+    monkeypatch.setattr("ulskip_cli.experiments.runner.load", refuse)
+
+
+@pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])
+def test_a_recipe_has_its_need(need, folders):
+    config = compose(overrides_for(need, **folders), command="plan")
+    assert need in plan.needs(config, plan.make_plan(config, read_metadata(config.model)))
+
+
+@pytest.mark.parametrize("need", [need for need in Need if need not in OF_ENGINES])
+@pytest.mark.parametrize("engine", SUPPORTS)
+def test_an_engine_runs_what_it_supports_and_refuses_the_rest_before_loading(engine, need, folders, tmp_path, no_loading):
+    supports = SUPPORTS[engine]
+    overrides = overrides_for(need, supports=supports, **folders)
+    expected = LoadingError if need in supports else NotApplicable
+    with pytest.raises(expected) as caught:
+        api.evaluate(*overrides, f"engine={engine}", f"results_dir={tmp_path}")
+    if expected is NotApplicable:
+        assert f"engine={engine}" in str(caught.value) and need.text in str(caught.value)
+
+
+@pytest.mark.parametrize("need", Need)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_refuses_exactly_what_it_does_not_support(command, need):
+    if need in COMMANDS[command]:
+        capabilities.check({need}, command)
+        return
+    with pytest.raises(NotApplicable) as caught:
+        capabilities.check({need}, command)
+    assert command in str(caught.value) and need.remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "need"),
+    [
+        (command, need)
+        for command, supported in COMMANDS.items()
+        for need in ALL - supported - OF_PLANS - {Need.ADAPTER, Need.PEFT_ADAPTER}
+        if command not in ("tune", "train")
+    ],
+)
+def test_what_a_command_does_not_support_is_refused_in_compose(command, need):
+    with pytest.raises(NotApplicable, match=command):
+        compose(overrides_for(need), command=command)
+
+
+@pytest.mark.parametrize("one", Need)
+def test_needs_that_exclude_each_other_are_refused_and_no_others(one):
+    for other in Need:
+        if other in TOGETHER.get(one, ALL) and one in TOGETHER.get(other, ALL):
+            capabilities.check({one, other})
+            continue
+        with pytest.raises(NotApplicable) as caught:
+            capabilities.check({one, other})
+        assert one.remedy in str(caught.value) and other.remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("need", Need)
+def test_an_engine_that_lacks_a_need_names_one_that_has_it(need):
+    able = [name for name, supports in SUPPORTS.items() if need in supports and name != "auto"]
+    sets = {name: supports for name, supports in SUPPORTS.items() if name != "auto"}
+    with pytest.raises(NotApplicable) as caught:
+        capabilities.check_engine("none", frozenset(), {need}, lambda: sets)
+    assert need.remedy in str(caught.value)
+    assert not able or f"engine={able[0]}" in str(caught.value)
+
+
+def test_no_needs_are_supported_everywhere():
+    assert preset("strategy", "full").keeps_all
+    for command in COMMANDS:
+        capabilities.check(frozenset(), command)

@@ -1,0 +1,34 @@
+"""The defaults of all keys, which identities do not hash, are those of a committed list."""
+
+import json
+from pathlib import Path
+
+from pydantic_core import to_jsonable_python
+
+from ulskip_cli.core.composition import CHOICES, choice_class, group_choices, read_choice
+from ulskip_cli.core.config_reference import keys_of
+from ulskip_cli.core.config_schema import DEFAULTS, Config, TrainingConfig, TuneConfig
+
+FILE = Path(__file__).with_name("defaults.json")
+
+
+def defaults():
+    """Return DEFAULTS and the default of every key, by class."""
+    classes = [Config, TuneConfig, TrainingConfig]
+    for group in CHOICES:
+        for name in group_choices(group):
+            classes.append(choice_class(read_choice(group, name), group))
+    values = {kind.__name__: {key.name: key.default for key in keys_of(kind, {})} for kind in classes}
+    return to_jsonable_python({"DEFAULTS": DEFAULTS, **dict(sorted(values.items()))})
+
+
+def test_no_default_changes_unnoticed():
+    assert defaults() == json.loads(FILE.read_text("utf-8")), (
+        "a default changed: raise DEFAULTS in core/config_schema.py, because identities do not hash "
+        f"defaults, and write the list anew with `python tests/core/{Path(__file__).name}`; "
+        "for a key that is new or gone, write the list only"
+    )
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(defaults(), indent=1, ensure_ascii=False) + "\n", "utf-8")

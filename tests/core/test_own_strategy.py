@@ -1,0 +1,111 @@
+"""A strategy class of a user, named by a file in the folder of --config-dir."""
+
+import json
+
+import pytest
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.options import option
+from ulskip_cli.core.strategy import Strategy
+
+MODULE = '''
+from typing import Literal
+
+from ulskip_cli.core.options import option
+from ulskip_cli.core.strategy import CalibrationResult, Strategy
+
+
+class Loudest(Strategy):
+    """Keep the first layers and one more, which held-out examples choose."""
+
+    last: int | None = option(None, "the last kept layer; null: the run chooses it", ge=0)
+    side: Literal["left", "right"] = option("left", "the side")
+    calibrated = ("last",)
+    calibrated_for = ("num_kept",)
+    stand_in = "the last layer"
+
+    def kept_layers(self, num_layers, num_kept):
+        last = num_layers - 1 if self.last is None else self.last
+        return (*range(num_kept - 1), last)
+
+    def calibrate(self, num_layers, num_kept, held_out):
+        losses = {
+            last: held_out.decode_loss((*range(num_kept - 1), last)) for last in (num_layers - 2, num_layers - 1)
+        }
+        return CalibrationResult({"last": min(losses, key=losses.get)}, {"tried": len(losses)})
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a config folder whose strategy `loudest` has a class in an importable module."""
+    (tmp_path / "users_strategy.py").write_text(MODULE)
+    (tmp_path / "configs" / "strategy").mkdir(parents=True)
+    preset = "_target_: users_strategy.Loudest\nname: loudest\ndescription: my own\nside: right\n"
+    (tmp_path / "configs" / "strategy" / "loudest.yaml").write_text(preset)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "configs"
+
+
+def test_it_is_composed_with_its_options(folder):
+    config = compose(["strategy=loudest", "strategy.last=4"], folder)
+    assert (config.strategy.side, config.strategy.last) == ("right", 4)
+    assert config.strategy.is_calibrated
+    assert config.strategy.changed()["_target_"] == "users_strategy.Loudest"
+    assert config.identity != compose(["strategy=loudest"], folder).identity
+
+
+def test_it_is_planned_and_listed(folder, ulskip):
+    code, out, _ = ulskip("plan", "strategy=loudest", "--json", "--config-dir", folder)
+    planned = json.loads(out)
+    assert (code, planned["kept_layers"]) == (0, [0, 1, 2, 3, 4, 11])
+    assert "calibrated" in planned["warnings"][0]
+    assert "strategy.side" in ulskip("config", "strategy=loudest", "--config-dir", folder)[1]
+
+
+def test_it_is_calibrated_and_run(folder, ulskip, overrides):
+    overrides = [*overrides, "calibration.examples=2", "strategy=loudest", "--config-dir", folder]
+    code, out, err = ulskip("run", "--json", *overrides)
+    assert code == 0, err
+    row = json.loads(out.splitlines()[-1])
+    assert row["calibration"]["options"]["last"] in (4, 5)
+    assert row["kept_layers"] == [0, 1, row["calibration"]["options"]["last"]]
+    assert row["strategy_options"]["side"] == "right"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("strategy.side=middle", "'left'"),
+        ("strategy.last=-1", "strategy.last >= 0"),
+        ("strategy.last=x", "a whole number"),
+        ("strategy.lsat=3", "strategy.last"),
+    ],
+)
+def test_its_wrong_options_are_one_line(folder, ulskip, override, named):
+    code, out, err = ulskip("plan", "strategy=loudest", override, "--config-dir", folder)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert override.partition("=")[0] in err and named.replace("'left'", "left") in err
+
+
+def test_a_calibrated_option_must_exist():
+    with pytest.raises(TypeError, match="nothing"):
+
+        class Broken(Strategy):
+            calibrated = ("nothing",)
+
+
+def test_a_calibrated_option_has_no_default():
+    with pytest.raises(TypeError, match="last"):
+
+        class Broken(Strategy):
+            last: int = option(3, "the last layer")
+            calibrated = ("last",)
+
+
+def test_a_calibrated_strategy_defines_calibrate():
+    with pytest.raises(TypeError, match="calibrate"):
+
+        class Broken(Strategy):
+            last: int | None = option(None, "the last layer")
+            calibrated = ("last",)

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from ulskip_cli.core.config_schema import ModelConfig
+from ulskip_cli.core.correction import PatchShape
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import fingerprint
+from ulskip_cli.corrections.adapter import Adapter, read_record
+
+
+@pytest.fixture
+def model(model_folder):
+    return ModelConfig(name="hf", source="hf", path=str(model_folder))
+
+
+@pytest.fixture
+def write(model, tmp_path):
+    """Return a function that writes the record of a skip adapter and returns its folder."""
+
+    def written(name="adapter", **changes):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        base = {"fingerprint": fingerprint(model)}
+        record = {"base": base, "kept_sets": [[0, 5]], "kind": "full", **changes}
+        (folder / "adapter.json").write_text(json.dumps(record))
+        return folder
+
+    return written
+
+
+@pytest.mark.parametrize("change", [{"kept_sets": 7}, {"kept_sets": [0, 1]}, {"base": "x"}, {"kind": None}])
+def test_a_damaged_record_is_refused_by_its_key(model, write, change):
+    with pytest.raises(UsageError, match=rf"adapter\.json.*{next(iter(change))}"):
+        read_record(write(**change), model)
+
+
+def test_a_record_of_another_model_is_refused(model, write):
+    assert read_record(write(), model).kept_sets == ((0, 5),)
+    with pytest.raises(UsageError, match="model"):
+        read_record(write(base={"fingerprint": "other"}), model)
+
+
+def test_the_folder_is_the_one_of_the_layers(model, write):
+    folders = [write("a"), write("b", kept_sets=[[0, 2, 5]])]
+    adapter = Adapter(path=tuple(map(str, folders)))
+    assert adapter.folder_for(model, [(0, 2, 5)]) == str(folders[1])
+    assert adapter.folder_for(model, []) is None
+    with pytest.raises(UsageError, match=r"\[0,5\] or \[0,2,5\]"):
+        adapter.folder_for(model, [(0, 1)])
+
+
+def test_adapters_of_different_shapes_are_refused(model, write):
+    one, other = write("a", kind="low_rank", rank=4), write("b")
+    assert Adapter(path=(str(one),)).patches(model) == PatchShape("low_rank", 4)
+    with pytest.raises(UsageError, match="2 kinds"):
+        Adapter(path=(str(one), str(other))).patches(model)

@@ -1,0 +1,51 @@
+import pytest
+
+from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.config import compose, preset
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.core.weight_sizes import WeightSizes
+from ulskip_cli.corrections.patch import Patch
+from ulskip_cli.strategies.plan import make_plan
+
+METADATA = ModelMetadata(6, None, WeightSizes(50, (100,) * 6), hidden_size=3, weight_bytes=2)
+
+
+def predicted(*overrides):
+    config = compose(["strategy=custom", "strategy.layers=[0,2,5]", *overrides])
+    return make_plan(config, METADATA).predicted_speedup
+
+
+def test_the_predicted_speedup_counts_the_patch_of_each_gap():
+    folded = predicted("correction=patch", "correction.kind=folded")
+    assert predicted() == folded == pytest.approx(650 / 350)
+    patch = 2 * (3 * 3 + 3)  # bytes
+    assert predicted("correction=patch") == pytest.approx(650 / (350 + 2 * patch))
+    low_rank = predicted("correction=patch", "correction.kind=low_rank", "correction.rank=1")
+    assert low_rank == pytest.approx(650 / (350 + 2 * 2 * 9))
+
+
+@pytest.mark.parametrize(
+    ("kind", "need", "label"),
+    [
+        ("full", Need.PATCHES, "full"),
+        ("low_rank", Need.PATCHES, "low_rank 32"),
+        ("folded", Need.FOLDED_PATCHES, "folded"),
+    ],
+)
+def test_a_kind_decides_need_and_label(kind, need, label):
+    patch = Patch(kind=kind)
+    assert (patch.needs(), patch.label, patch.is_fitted) == ({need}, label, True)
+
+
+@pytest.mark.parametrize("options", [{"kind": "bias"}, {"rank": 0}, {"responses": "mine"}])
+def test_options_that_cannot_be_are_refused_by_their_key(options):
+    (key,) = options
+    with pytest.raises(UsageError, match=rf"correction\.{key}"):
+        preset("correction", "patch", options)
+
+
+def test_every_strategy_that_skips_layers_may_be_patched():
+    for strategy in ("unified", "top_skip", "block_influence", "one_block", "search", "skip_decode"):
+        assert compose([f"strategy={strategy}", "correction=patch"]).needs_held_out
+    assert not compose(["strategy=unified"]).needs_held_out

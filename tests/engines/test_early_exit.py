@@ -1,0 +1,192 @@
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from reference import NUM_LAYERS, random_ids
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines import early_exit
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.inference.shallow_view import shallow_view
+from ulskip_cli.strategies.plan import make_plan
+
+LENGTH = 10
+GREEDY = DecodingConfig(name="greedy", max_new_tokens=LENGTH)
+NEVER, ALWAYS = 2.0, 0.0
+
+
+def static(model, *strategy):
+    return Decoder(model, make_plan(compose(strategy), ModelMetadata(model.config.num_hidden_layers, None, None)))
+
+
+def exiting(model, threshold, confidence="softmax_diff", **rule):
+    plan = make_plan(compose(["strategy=full"]), ModelMetadata(model.config.num_hidden_layers, None, None))
+    exits = ExitRule(plan.num_layers, plan.num_layers, confidence, threshold, rule.pop("horizon", LENGTH), **rule)
+    return Decoder(model, replace(plan, exits=exits))
+
+
+def batch(rows=3, padded=True):
+    ids = random_ids(rows, 9)
+    mask = torch.ones_like(ids)
+    if padded and rows > 1:
+        mask[1, :4] = 0
+    return ids * mask, mask
+
+
+def reference(model, ids, mask, rule, length, ends=()):
+    """Decode without a cache: compute all depths of the full model at every step and take the first confident one.
+
+    Returns tokens [batch, length], not trimmed after EOS, and the depth of every step.
+    """
+    done = torch.zeros(len(ids), dtype=torch.bool)
+    views_of = [shallow_view(model, range(depth)) for depth in range(1, rule.num_layers)] + [model]
+    tokens, depths = [], []
+    for step in range(length):
+        options = {} if model.config.model_type == "bloom" else {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        with torch.no_grad():
+            logits = [view(ids, attention_mask=mask, use_cache=False, **options).logits[:, -1] for view in views_of]
+        depth = rule.num_layers
+        if step:
+            before = None
+            for check in rule.checks:
+                if rule.confidence == "cosine":
+                    state = behind(model, ids, mask, options, check)
+                    sure = None if before is None else early_exit.cosine(state, before)
+                    before = state
+                else:
+                    sure = early_exit.LOGIT_CONFIDENCES[rule.confidence](logits[check - 1])
+                if sure is not None and sure[~done].min() >= rule.threshold_at(step - 1):
+                    depth = check
+                    break
+            depths.append(depth)
+        chosen = logits[depth - 1].argmax(-1, keepdim=True)
+        tokens.append(chosen)
+        done |= torch.isin(chosen[:, 0], torch.tensor(list(ends), dtype=torch.long))
+        if done.all():
+            break
+        ids, mask = torch.cat([ids, chosen], 1), torch.cat([mask, torch.ones_like(chosen)], 1)
+    return torch.cat(tokens, 1).tolist(), depths
+
+
+def behind(model, ids, mask, options, depth):
+    """Return the hidden states of the last position after `depth` layers, before any norm."""
+    with torch.no_grad():
+        return model(ids, attention_mask=mask, use_cache=False, output_hidden_states=True, **options).hidden_states[depth][
+            :, -1
+        ]
+
+
+def histogram(depths, rows):
+    return {depth: depths.count(depth) * rows for depth in sorted(set(depths))}
+
+
+@pytest.mark.parametrize("kind", ["softmax_diff", "cosine"])
+def test_a_threshold_that_is_never_reached_is_the_full_model(model, kind):
+    ids, mask = batch()
+    output = exiting(model, NEVER, kind).generate(ids, mask, DecodeContext(GREEDY, 0))
+    assert output.engine == "early_exit"
+    assert output.token_ids == static(model, "strategy=full").generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids
+    assert output.exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
+    assert output.exits.check_seconds > 0
+
+
+def test_a_threshold_that_is_always_reached_is_top_skip(model):
+    ids, mask = batch()
+    expected = static(model, "strategy=top_skip", "ratio=2").generate(ids, mask, DecodeContext(GREEDY, 0))
+    for options in ({"min_exit": 3}, {"min_exit": 1, "every": 2, "confidence": "cosine"}):
+        output = exiting(model, ALWAYS if "confidence" not in options else -2.0, **options).generate(
+            ids, mask, DecodeContext(GREEDY, 0)
+        )
+        assert output.token_ids == expected.token_ids
+        assert output.exits.depths == {3: 3 * (LENGTH - 1)}
+
+
+@torch.no_grad()
+def median_threshold(model, kind, ids, mask):
+    """Return a threshold that about half of the checks reach."""
+    logits = model(ids, attention_mask=mask).logits
+    if kind == "cosine":
+        states = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        return float(early_exit.cosine(states[3], states[2]).median())
+    return float(early_exit.LOGIT_CONFIDENCES[kind](logits).median())
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("softmax_diff", 3), ("softmax_max", 1), ("cosine", 3)])
+def test_every_step_is_that_of_the_uncached_reference(model, kind, rows):
+    ids, mask = batch(rows)
+    decoder = exiting(model, median_threshold(model, kind, ids, mask), kind, batch="min")
+    output = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
+    tokens, depths = reference(model, ids, mask, decoder.exits, LENGTH)
+    assert output.token_ids == tokens
+    assert output.exits.depths == histogram(depths, rows)
+
+
+@pytest.mark.slow
+def test_pending_tokens_of_several_depths_are_computed_later(llama):
+    ids, mask = batch(1)
+    seen = set()
+    for threshold in (0.05, 0.1, 0.2, 0.3, 0.5):
+        for every in (1, 2):
+            decoder = exiting(llama, threshold, every=every, horizon=4)
+            output = decoder.generate(ids, mask, DecodeContext(GREEDY.replace(max_new_tokens=30), 0))
+            tokens, depths = reference(llama, ids, mask, decoder.exits, 30)
+            assert output.token_ids == tokens
+            assert output.exits.depths == histogram(depths, 1)
+            seen |= set(output.exits.depths)
+    assert len(seen) >= 4  # else the test would show little
+
+
+def test_finished_sequences_do_not_delay_the_others(llama):
+    ids, mask = batch()
+    decoder = exiting(llama, 0.1)
+    free = decoder.generate(ids, mask, DecodeContext(GREEDY, 0))
+    llama.generation_config.eos_token_id = [row[4] for row in free.token_ids[:2]]
+    output = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0))
+    lengths = [len(row) for row in output.token_ids]
+    assert min(lengths) < max(lengths)
+    tokens, depths = reference(llama, ids, mask, decoder.exits, LENGTH, llama.generation_config.eos_token_id)
+    assert output.token_ids == [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    counts = Counter(depth for step, depth in enumerate(depths, start=1) for length in lengths if step < length)
+    assert output.exits.depths == counts
+    assert len(counts) > 1
+    alone = [
+        exiting(llama, NEVER).generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(GREEDY, 0)).token_ids[0] for i in range(3)
+    ]
+    assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(GREEDY, 0)).token_ids == alone
+
+
+def test_a_forced_length_continues_past_eos(llama):
+    ids, mask = batch()
+    free = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0))
+    llama.generation_config.eos_token_id = free.token_ids[0][3]
+    output = exiting(llama, 0.1).generate(ids, mask, DecodeContext(GREEDY, 0), forced_length=LENGTH)
+    assert [len(row) for row in output.token_ids] == [LENGTH] * 3
+    assert sum(output.exits.depths.values()) == 3 * (LENGTH - 1)
+
+
+def test_samples_without_exits_are_the_full_models(llama):
+    ids, mask = batch()
+    sampling = GREEDY.replace(do_sample=True, top_k=20)
+    expected = static(llama, "strategy=full").generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids
+    assert exiting(llama, NEVER).generate(ids, mask, DecodeContext(sampling, 0, 3)).token_ids == expected
+
+
+def test_a_decoder_accepts_another_exit_rule(llama):
+    ids, mask = batch()
+    decoder = exiting(llama, NEVER)
+    lower = decoder.with_exit_rule(replace(decoder.exits, threshold=ALWAYS))
+    assert lower.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {1: 3 * (LENGTH - 1)}
+    assert decoder.generate(ids, mask, DecodeContext(GREEDY, 0)).exits.depths == {NUM_LAYERS: 3 * (LENGTH - 1)}
+
+
+def test_unsupported_options_are_refused_by_name(llama):
+    ids, mask = batch()
+    with pytest.raises(UsageError, match="num_beams=2"):
+        exiting(llama, 0.5).generate(ids, mask, DecodeContext(GREEDY.replace(num_beams=2), 0))
+    with pytest.raises(UsageError, match=r"strategy\.threshold"):
+        early_exit.check(llama, exiting(llama, None).exits, GREEDY)

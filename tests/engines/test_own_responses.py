@@ -1,0 +1,120 @@
+import json
+
+import pytest
+import torch
+from reference import build_model, random_ids, reference_greedy
+
+from ulskip_cli.core.config_schema import OwnResponses
+from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.engines import own_responses
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
+
+LENGTH = 6
+PROMPTS = [random_ids(1, 3 + i % 5, seed=i)[0].tolist() for i in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Batches of 4, so that 10 prompts are several."""
+    monkeypatch.setattr(own_responses, "BATCH_SIZE", 4)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "answers.jsonl"
+
+
+def answers(file, samples=2, prompts=PROMPTS, seed=1, **changes):
+    model = build_model("llama")
+    model.generation_config.eos_token_id = changes.pop("eos", None)
+    options = OwnResponses(samples=samples, **changes)
+    return generate_own_responses(model, prompts, options, greedy_context(0, LENGTH, seed), file, NullProgress())
+
+
+def forbid_generation(monkeypatch):
+    monkeypatch.setattr(Decoder, "generate", lambda *args, **options: pytest.fail("generated again"))
+
+
+def test_the_first_answer_is_the_models_greedy_one_and_the_others_are_sampled(file):
+    found = answers(file, samples=3)
+    model = build_model("llama")
+    for prompt, rows in zip(PROMPTS, found, strict=True):
+        ids = torch.tensor([prompt])
+        assert rows[0] == reference_greedy(model, ids, torch.ones_like(ids), range(6), LENGTH)[0].tolist()
+        assert len(rows) == 3 and all(len(row) == LENGTH for row in rows)
+    assert [rows[1] for rows in found] != [rows[0] for rows in found]
+    assert [rows[1] for rows in found] != [rows[2] for rows in found]
+
+
+def test_an_answer_contains_its_eos(file):
+    free = answers(file, samples=1)
+    ended = answers(file.with_name("ended.jsonl"), samples=1, eos=[row[0][2] for row in free])
+    assert any(len(row[0]) < LENGTH for row in ended)
+    for one, other in zip(ended, free, strict=True):
+        assert one[0] == other[0][: len(one[0])]
+
+
+def test_beams_decode_the_first_answer_alone(file):
+    found = answers(file, num_beams=3, eos=7)
+    greedy = answers(file, eos=7)
+    model = build_model("llama")
+    for prompt, rows in zip(PROMPTS, found, strict=True):
+        ids = torch.tensor([prompt])
+        options = {"num_beams": 3, "max_new_tokens": LENGTH, "eos_token_id": 7, "pad_token_id": 0}
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
+        assert rows[0] == expected[0, len(prompt) :].tolist()
+    assert [rows[0] for rows in found] != [rows[0] for rows in greedy]
+    assert [rows[1] for rows in found] == [rows[1] for rows in greedy]
+
+
+def test_stored_answers_are_not_generated_again(file, monkeypatch):
+    found, stored = answers(file), file.read_bytes()
+    forbid_generation(monkeypatch)
+    assert answers(file) == found
+    assert file.read_bytes() == stored
+
+
+def test_more_samples_keep_the_stored_ones(file):
+    first = answers(file, samples=1)
+    both = answers(file, samples=2)
+    assert [rows[:1] for rows in both] == first
+    assert both == answers(file.with_name("other.jsonl"), samples=2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.5, 0.77, 0.95])
+def test_a_file_that_was_cut_is_completed_with_equal_answers(file, share):
+    found, whole = answers(file), file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    assert answers(file) == found
+    assert {json.loads(line)["sample"] for line in file.read_text().splitlines() if line.endswith("}")} == {0, 1}
+
+
+def test_the_seed_changes_sampled_answers_only(file):
+    one = answers(file, seed=1)
+    stored = file.read_text().splitlines()
+    other = answers(file, seed=2)
+    assert len(file.read_text().splitlines()) == len(stored) + len(PROMPTS)
+    assert [rows[0] for rows in one] == [rows[0] for rows in other]
+    assert [rows[1] for rows in one] != [rows[1] for rows in other]
+
+
+def test_fewer_prompts_in_another_order_use_the_stored_answers(file, monkeypatch):
+    found = answers(file)
+    forbid_generation(monkeypatch)
+    assert answers(file, prompts=PROMPTS[5::-1]) == found[5::-1]
+
+
+@pytest.mark.parametrize("changes", [{"seed": 2}, {"temperature": 0.5}, {"num_beams": 3}])
+def test_answers_of_other_settings_are_added_to_the_file(file, changes):
+    found = answers(file)
+    assert answers(file, **changes) == answers(file.with_name("other.jsonl"), **changes) != found
+    assert answers(file) == found
+
+
+def test_answers_of_another_model_are_added_to_the_file(file):
+    found = answers(file)
+    others = generate_own_responses(
+        build_model("gpt2"), PROMPTS, OwnResponses(samples=2), greedy_context(0, LENGTH, 1), file, NullProgress()
+    )
+    assert others != found == answers(file)

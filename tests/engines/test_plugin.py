@@ -1,0 +1,147 @@
+"""An engine in a distribution of its own, which no file of ulskip names."""
+
+import json
+import sys
+
+import pytest
+
+from ulskip_cli.core.engines import copies_weights, engine_names, formats_of
+
+CLASS = """
+from typing import ClassVar
+from ulskip_cli.core.capabilities import Need
+from ulskip_cli.core.engines import PLAIN, Engine
+
+class Acme(Engine):
+    supports: ClassVar = PLAIN - {Need.SAMPLING}
+    formats: ClassVar = {"f32": (32, 32)}
+
+    def open(self, views, room):
+        from acme_engine.session import AcmeSession
+        return AcmeSession(views)
+"""
+SESSION = """
+import torch
+from ulskip_cli.engines.loop import SteppingSession
+from ulskip_cli.inference import shallow_view
+
+class AcmeSession(SteppingSession):
+    can_shrink = False
+
+    def __init__(self, views):
+        self.views = views
+
+    def encode(self, request):
+        model, self.stage = self.views.prompt_model, self.views.stages[0]
+        self.cache, self.mask = shallow_view.new_cache(model), request.attention_mask
+        prompt = request.input_ids, self.mask
+        logits = shallow_view.forward_with_cache(model, *prompt, self.cache, last_only=True)
+        shallow_view.prune_cache(self.cache, self.stage.kept)
+        return logits[:, -1]
+
+    def step(self, tokens):
+        self.mask = torch.cat([self.mask, torch.ones_like(tokens)], 1)
+        view = self.stage.view
+        return shallow_view.forward_with_cache(view, tokens, self.mask, self.cache)[:, -1]
+
+    def switch(self, stage):
+        self.stage = self.views.stages[stage]
+        shallow_view.prune_cache(self.cache, self.stage.kept)
+
+    def describe(self):
+        return {"package": "acme", "version": "1.0", "weights": "f32"}
+"""
+FILES = {
+    "acme_engine/__init__.py": CLASS,
+    "acme_engine/session.py": SESSION,
+    "acme_engine/configs/engine/acme.yaml": "_target_: acme_engine.Acme\nname: acme\ndescription: an engine of Acme\n",
+    "acme-1.0.dist-info/METADATA": "Metadata-Version: 2.4\nName: acme\nVersion: 1.0\n",
+    "acme-1.0.dist-info/entry_points.txt": "[ulskip.engines]\nacme = acme_engine:Acme\n",
+}
+SMALL = ["limit=4", "decoding.max_new_tokens=8", "model.dtype=float32", "speed.pairs=2", "speed.warmup=0"]
+
+
+def install(folder, monkeypatch, files=FILES):
+    """Write a distribution into a folder, as pip does, and add the folder to the path."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+
+
+@pytest.fixture
+def acme(tmp_path, monkeypatch):
+    """Install the distribution for one test."""
+    install(tmp_path / "site", monkeypatch)
+    yield
+    for name in [name for name in sys.modules if name.startswith("acme_engine")]:
+        del sys.modules[name]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("acme")
+def test_a_sweep_and_its_report_know_an_engine_of_another_distribution(ulskip, tmp_path):
+    where = [f"results_dir={tmp_path}", "name=x"]
+    code, _, err = ulskip("sweep", "engine=acme,torch", "ratio=2", "speed.new_tokens=6", *SMALL, *where)
+    assert code == 0, err
+    rows = {(row["engine"], row["strategy"]): row for row in rows_of(tmp_path / "x")}
+    assert set(rows) == {("acme", "full"), ("acme", "unified"), ("torch", "full"), ("torch", "unified")}
+    for strategy in ("full", "unified"):
+        acme, torchs = rows["acme", strategy], rows["torch", strategy]
+        assert acme["decode_loss"] == pytest.approx(torchs["decode_loss"], rel=1e-4)
+        assert acme["bleu"] == torchs["bleu"]
+        assert acme["engine_build"]["package"] == "acme"
+    code, out, err = ulskip("report", tmp_path / "x")
+    assert code == 0 and "acme" in out, err
+
+
+@pytest.mark.usefixtures("acme")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "engine=acme", "strategy=skip_decode", "speed.enabled=false", *SMALL],
+        ["run", "baseline_engine=acme", "speed.new_tokens=4", *SMALL],
+        ["bench", "engine=acme", "batch_size=1", "speed.new_tokens=4", "speed.prompt_tokens=8", *SMALL[2:]],
+    ],
+)
+def test_runs_and_benchmarks_use_it(arguments, ulskip, tmp_path):
+    code, _, err = ulskip(*arguments, f"results_dir={tmp_path}", "name=x")
+    assert code == 0, err
+    assert "acme" in {row["engine"] for row in rows_of(tmp_path / "x")}
+
+
+@pytest.mark.usefixtures("acme")
+@pytest.mark.parametrize("need", ["decoding.do_sample=true", "decoding=beam", "decoding=self_speculative", "engine.weights=q4"])
+def test_what_it_does_not_support_is_refused(need, ulskip):
+    code, _, err = ulskip("plan", "engine=acme", need)
+    assert code == 2 and ("engine=acme" in err or "engine.weights" in err)
+
+
+@pytest.mark.usefixtures("acme")
+def test_lists_and_plans_know_it(ulskip):
+    from ulskip_cli.core.config_reference import describe_choices
+
+    assert "acme" in ulskip("config", "engine")[1]
+    assert describe_choices("engine")["acme"] == "an engine of Acme"  # shell completion shows these
+    assert ulskip("plan", "engine=acme", "ratio=2")[0] == 0
+    assert "acme_engine.session" not in sys.modules
+    assert formats_of("acme") == {"f32": (32, 32)}
+
+
+def test_an_engine_that_is_not_installed_is_refused_but_its_rows_are_read(ulskip):
+    code, _, err = ulskip("plan", "engine=acme")
+    assert code == 2 and "acme" in err
+    assert "acme" not in engine_names()
+    assert copies_weights("acme") and formats_of("acme") == {}
+
+
+def test_an_engine_whose_import_fails_is_refused_in_one_line_and_hinders_no_other(ulskip, tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, {**FILES, "acme_engine/__init__.py": "raise OSError('no library')"})
+    code, _, err = ulskip("plan", "engine=acme")
+    assert code == 2 and "no library" in err
+    assert ulskip("plan", "baseline_engine=acme")[0] == 2
+    code, _, err = ulskip("plan", "engine=torch", "decoding=beam")
+    assert code == 2 and "engine=transformers" in err

@@ -1,0 +1,81 @@
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from reference import NUM_LAYERS, build_model, random_ids
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.engines import Engine
+from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines import decoder as decoder_module
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.torch.session import TorchSession
+from ulskip_cli.strategies.plan import make_plan
+
+
+class Roomy(Engine):
+    """An engine of another library, whose sessions have a limited size."""
+
+    formats: ClassVar = {"q4": (4, 4)}
+
+    def open(self, views, room):
+        return RoomySession(views, room)
+
+
+class RoomySession(TorchSession):
+    closed = 0
+
+    def __init__(self, views, room):
+        super().__init__(views)
+        self.room = room
+
+    def fits(self, room):
+        return self.room.holds(room)
+
+    def close(self):
+        RoomySession.closed += 1
+
+
+def decoder_for(weights=None):
+    plan = make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None))
+    return Decoder(build_model("llama"), plan, engine=Roomy(name="roomy", weights=weights))
+
+
+def generate(decoder, batch_size, prompt_len, forced=4):
+    ids = random_ids(batch_size, prompt_len)
+    context = DecodeContext(DecodingConfig(max_new_tokens=8), 0)
+    return decoder.generate(ids, torch.ones_like(ids), context, forced_length=forced)
+
+
+def test_only_a_load_takes_time_so_that_timed_pairs_run_once():
+    decoder, before = decoder_for(), RoomySession.closed
+    outputs = [generate(decoder, *shape) for shape in ((2, 10), (2, 10), (1, 5), (4, 10), (4, 10), (4, 10, None))]
+    assert [output.compile_seconds > 0 for output in outputs] == [True, False, False, True, False, False]
+    assert outputs[1].compile_seconds == 0
+    assert RoomySession.closed == before + 1
+    assert {(output.engine, output.linear_backend) for output in outputs} == {("roomy", "roomy")}
+
+
+def test_a_session_holds_no_batch_after_it():
+    decoder = decoder_for()
+    generate(decoder, 2, 10)
+    (session,) = decoder._sessions.values()
+    assert session.steps is None
+
+
+@pytest.mark.parametrize(("weights", "size"), [(None, 4.0), ("q4", 0.5)])
+def test_copies_that_do_not_fit_into_memory_are_refused_before_they_are_made(weights, size, monkeypatch):
+    decoder = decoder_for(weights)
+    models = (decoder.model, decoder.view)
+    needed = int(size * sum(parameter.numel() for model in models for parameter in model.parameters()))
+    for spare in (-1, 1):
+        free = SimpleNamespace(available=needed + spare)
+        monkeypatch.setattr(decoder_module.psutil, "virtual_memory", lambda free=free: free)
+        if spare > 0:
+            assert generate(decoder, 1, 4).token_ids
+            continue
+        with pytest.raises(RunError, match="out of memory: engine=roomy"):
+            generate(decoder, 1, 4)

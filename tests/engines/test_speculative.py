@@ -1,0 +1,238 @@
+from itertools import product
+
+import pytest
+import torch
+from reference import batch, build_model, is_near_tie, stack_of
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.base import DraftStats
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.sampling import TokenSampler
+from ulskip_cli.engines.speculative import SpeculativeSession
+from ulskip_cli.strategies.plan import make_plan
+
+LENGTH = 12
+DRAFTED = DecodingConfig(name="self_speculative", max_new_tokens=LENGTH, draft_tokens=4)
+ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
+KEPT = {"unified": (0, 2, 5), "top": (0, 1, 2), "bottom": (4, 5), "one": (1,)}
+
+
+def decoder_for(model, kept=None):
+    depth = model.config.num_hidden_layers
+    schedule = ["strategy=full"] if kept is None else ["strategy=custom", f"strategy.layers={list(kept)}"]
+    return Decoder(model, make_plan(compose(schedule), ModelMetadata(depth, None, None)))
+
+
+def agreeing(model, kept):
+    """Scale the other layers down so that the kept ones predict many tokens of the model, but not all."""
+    with torch.no_grad():
+        for i, layer in enumerate(stack_of(model)):
+            for name, weight in layer.named_parameters() if i not in kept else ():
+                if "post_" in name and model.config.model_type == "gemma2":  # scales what is added
+                    weight.fill_(-0.8)
+                elif weight.dim() > 1:
+                    weight.mul_(0.5)
+    return model
+
+
+def by_generate(model, ids, mask, decoding=DRAFTED, **options):
+    """The full model's own tokens, by transformers' generate."""
+    plain = decoding.without_drafts()
+    return decoder_for(model).with_engine("transformers").generate(ids, mask, DecodeContext(plain, 0), **options).token_ids
+
+
+def compared(model, kept):
+    """Return draft counts and the number of sequences that differ from the full model's; each has to differ at a near-tie."""
+    decoder, drafts, near_ties = decoder_for(agreeing(model, kept), kept), DraftStats(), 0
+    for ends, padded in ((None, False), (None, True), (ENDS, True)):
+        model.generation_config.eos_token_id = ends
+        ids, mask = batch(padded)
+        expected = by_generate(model, ids, mask)
+        alone = [(4, slice(i, i + 1)) for i in range(2)]
+        for count, part in [*((count, slice(0, 5)) for count in (1, 2, 4, 7, "auto")), *alone]:
+            output = decoder.generate(ids[part], mask[part], DecodeContext(DRAFTED.replace(draft_tokens=count), 0))
+            assert output.engine == "speculative"
+            drafts += output.drafts
+            for i, (one, other) in enumerate(zip(output.token_ids, expected[part], strict=True)):
+                if one != other:
+                    near_ties += 1
+                    assert is_near_tie(model, ids[part][i][mask[part][i].bool()], one, other)
+    return drafts, near_ties
+
+
+def test_tokens_equal_those_of_the_full_models_generate(model):
+    drafts, near_ties = compared(model, KEPT["unified"])
+    assert near_ties <= 7  # a sequence may be the same one seven times
+    assert 0 < drafts.accepted < drafts.drafted  # some drafts were accepted and some rejected
+    assert drafts.gained > drafts.passes
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_drafts_from_a_part_of_the_vocabulary(model, padded):
+    decoder, (ids, mask) = decoder_for(agreeing(model, KEPT["unified"]), KEPT["unified"]), batch(padded)
+    expected, counts = by_generate(model, ids, mask), []
+    for size in (0, 8, 1):
+        output = decoder.generate(ids, mask, DecodeContext(DRAFTED.replace(draft_vocab=size), 0))
+        for i, (one, other) in enumerate(zip(output.token_ids, expected, strict=True)):
+            assert one == other or is_near_tie(model, ids[i][mask[i].bool()], one, other)
+        counts.append(output.drafts)
+    assert counts[0] != counts[2]  # the drafts are others
+
+
+def test_samples_with_drafts_from_a_part_of_the_vocabulary(llama):
+    decoder, (ids, mask) = decoder_for(llama, (0, 2, 5)), batch(True)
+    sampled = DRAFTED.replace(do_sample=True, draft_vocab=4)
+    rows = decoder.generate(ids, mask, DecodeContext(sampled, 0, seed=1)).token_ids
+    prompts = set(ids.unique().tolist())
+    assert any(token >= 4 and token not in prompts for row in rows for token in row)
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+def test_any_layers_can_draft(llama, kept):
+    drafts, near_ties = compared(llama, kept)
+    assert near_ties <= 7
+    assert 0 < drafts.accepted < drafts.drafted
+
+
+def test_prompts_and_answers_longer_than_the_window():
+    model = agreeing(build_model("mistral"), KEPT["unified"])
+    decoder, (ids, mask) = decoder_for(model, KEPT["unified"]), batch(True)
+    assert model.config.sliding_window < ids.shape[1]
+    longer = DRAFTED.replace(max_new_tokens=40)
+    assert decoder.generate(ids, mask, DecodeContext(longer, 0)).token_ids == by_generate(model, ids, mask, longer)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_penalties_use_the_prefix_of_every_position(llama, padded):
+    decoder, (ids, mask) = decoder_for(agreeing(llama, (0, 2, 4, 5)), (0, 2, 4, 5)), batch(padded)
+    penalized = DRAFTED.replace(repetition_penalty=1.3, no_repeat_ngram_size=2)
+    output = decoder.generate(ids, mask, DecodeContext(penalized, 0))
+    assert output.token_ids == by_generate(llama, ids, mask, penalized)
+    assert output.token_ids != by_generate(llama, ids, mask)
+    assert output.drafts.accepted
+
+
+def test_a_forced_length_continues_past_eos(llama):
+    decoder, (ids, mask) = decoder_for(llama, (0, 2, 5)), batch(True)
+    llama.generation_config.eos_token_id = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0)).token_ids[0][0]
+    for length in (1, 2, 3, 9):
+        forced = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0), forced_length=length)
+        assert forced.token_ids == by_generate(llama, ids, mask, forced_length=length)
+        assert {len(row) for row in forced.token_ids} == {length}
+
+
+def test_finished_sequences_do_not_delay_the_others(llama):
+    kept = (0, 2, 5)
+    decoder, (ids, mask) = decoder_for(agreeing(llama, kept), kept), batch(True)
+    free = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0)).token_ids
+    llama.generation_config.eos_token_id = [row[2] for row in free[:3]]
+    sizes = []
+    hook = llama.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    rows = decoder.generate(ids, mask, DecodeContext(DRAFTED, 0)).token_ids
+    hook.remove()
+    assert rows == by_generate(llama, ids, mask)
+    assert sizes[0] == 5
+    assert sizes[-1] <= 2
+
+
+def test_draft_counts_match_the_generated_tokens(llama):
+    kept = (0, 2, 5)
+    decoder, (ids, mask) = decoder_for(agreeing(llama, kept), kept), batch(False)
+    llama.generation_config.eos_token_id = [row[at] for row, at in zip(by_generate(llama, ids, mask), range(1, 6), strict=True)]
+    ended = 0
+    for count in (1, 2, 4, 7, "auto"):
+        for i in range(len(ids)):
+            output = decoder.generate(ids[i : i + 1], mask[i : i + 1], DecodeContext(DRAFTED.replace(draft_tokens=count), 0))
+            drafts = output.drafts
+            assert drafts.gained == output.decoded_tokens
+            assert drafts.gained - drafts.passes <= drafts.accepted <= min(drafts.drafted, drafts.gained)
+            ended += not output.hit_max_length[0]
+    assert ended >= 10
+
+
+def test_all_drafts_of_an_equivalent_view_are_accepted(llama):
+    """The view skips layers that compute nothing, so a pass over k drafts gains k + 1 tokens."""
+    with torch.no_grad():
+        for i in (1, 4):
+            for weight in stack_of(llama)[i].parameters():
+                weight.zero_()
+    ids, mask = batch(True)
+    drafts = decoder_for(llama, (0, 2, 3, 5)).generate(ids, mask, DecodeContext(DRAFTED.replace(max_new_tokens=11), 0)).drafts
+    assert drafts == DraftStats(passes=2, gained=10, drafted=2 * 4 * 5, accepted=2 * 4 * 5)
+
+
+def test_cached_keys_of_all_layers_stay(llama):
+    ids, mask = batch(False)
+    output = decoder_for(llama, (0, 2, 5)).generate(ids, mask, DecodeContext(DRAFTED, 0))
+    assert output.kept_kv_bytes == output.prompt_kv_bytes
+
+
+def test_packed_weights_are_made_once_for_both(llama):
+    session = SpeculativeSession(decoder_for(llama.to(torch.bfloat16), (0, 2, 5))._views)
+    full, view = session.full, session.drafting(DRAFTED)
+    if full is llama:
+        pytest.skip("no matrix units here")
+    packed = {id(part) for part in full.modules() if type(part).__name__ == "PackedLinear"}
+    assert packed > {id(part) for part in view.modules() if type(part).__name__ == "PackedLinear"} != set()
+
+
+def test_unsupported_models_and_schedules_are_refused(llama):
+    ids, mask = batch(False)
+    with pytest.raises(UsageError, match=r"decoding\.draft_tokens=4.*decoding\.draft_tokens=0"):
+        decoder_for(llama).generate(ids, mask, DecodeContext(DRAFTED, 0))
+    llama.config._attn_implementation = "flex_attention"
+    with pytest.raises(UsageError, match=r"decoding\.draft_tokens.*flex_attention"):
+        decoder_for(llama, (0, 2, 5)).generate(ids, mask, DecodeContext(DRAFTED, 0))
+
+
+SAMPLED = DecodingConfig(name="s", max_new_tokens=4, draft_tokens=2, do_sample=True, temperature=1.2, top_k=4, top_p=0.95)
+NEAR = 0.08  # total variation distance; chance alone causes about 0.04 with 1,500 draws
+
+
+@pytest.fixture
+def small():
+    """A model with a vocabulary of 5 and 3 layers; skipping the middle one changes its distribution."""
+    torch.manual_seed(3)
+    shape = LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+                        initializer_range=0.4, pad_token_id=0, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    return LlamaForCausalLM(shape).eval()
+
+
+def exact_shares(model, prompt):
+    """Compute the full model's distribution of the second and third token after a prompt, [25]."""
+    choose = TokenSampler(SAMPLED, 0, [], 0, torch.device("cpu"))
+    ids = torch.tensor([[*prompt, *three] for three in product(range(5), repeat=3)])
+    with torch.no_grad():
+        logits = model(ids).logits
+    shares = torch.ones(len(ids))
+    for at in range(len(prompt), len(prompt) + 3):
+        chances = torch.softmax(choose.scores(ids[:, :at], logits[:, at - 1]), dim=-1)
+        shares = shares * chances[torch.arange(len(ids)), ids[:, at]]
+    return shares.view(5, 25).sum(0)
+
+
+def drawn(decoder, prompt, decoding, runs):
+    """Measure the frequencies of the second and third token over many batches of three, padded on the left, [25]."""
+    ids = torch.tensor([[0, *prompt]] * 3)
+    mask = torch.ones_like(ids)
+    mask[:, 0] = 0
+    rows = [row for seed in range(runs) for row in decoder.generate(ids, mask, DecodeContext(decoding, 0, seed)).token_ids]
+    return torch.tensor([5 * row[1] + row[2] for row in rows]).bincount(minlength=25) / len(rows)
+
+
+@pytest.mark.slow
+def test_samples_are_distributed_as_the_full_models(small):
+    prompt, decoder = [1, 4, 2], decoder_for(small, (0, 2))
+    expected = exact_shares(small, prompt)
+
+    def distance(shares):
+        return float((shares - expected).abs().sum()) / 2
+
+    assert distance(drawn(decoder, prompt, SAMPLED, 500)) < NEAR
+    assert distance(drawn(decoder, prompt, SAMPLED.without_drafts(), 150)) > 2 * NEAR  # the view's own words, unchecked

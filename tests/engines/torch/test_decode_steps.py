@@ -1,0 +1,128 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from reference import ARCHITECTURES, NUM_LAYERS, build_model, random_ids
+from torch._dynamo.utils import counters
+from transformers import BartConfig, BartForCausalLM
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.strategies.plan import Stage, make_plan
+
+COMPILED = DecodingConfig(name="g", max_new_tokens=10, compile="on")
+
+
+@pytest.fixture
+def compiler():
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        pytest.skip(f"no C++ compiler: {error}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "compile"),
+    [*((name, "on") for name in ("llama", "gpt2", "qwen2", "bloom")), *((name, "layers") for name in sorted(ARCHITECTURES))],
+)
+def test_compiled_steps_give_the_same_tokens_and_are_made_once(name, compile, compiler):
+    context = DecodeContext(COMPILED.replace(compile=compile), 0)
+    model = build_model(name)
+    decoder = Decoder(model, make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)))
+    spent = []
+    for length, padded, ends in ((9, True, None), (20, False, None), (9, True, [7, 20, 33, 40, 50])):
+        model.generation_config.eos_token_id = ends
+        ids = random_ids(3, length, seed=length)
+        mask = torch.ones_like(ids)
+        mask[1, : 3 * padded] = 0
+        fast = decoder.generate(ids * mask, mask, context)
+        slow = decoder.with_engine("transformers").generate(ids * mask, mask, context)
+        assert fast.token_ids == slow.token_ids
+        spent.append(fast.compile_seconds)
+    assert spent[0] > 0
+    assert spent[1:] == [0, 0]  # longer prompts fit into the same buffers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("gpt2", NUM_LAYERS)])  # GPT-2 scales scores by the layer's index
+def test_layers_of_all_schedules_share_their_code(name, kinds, compiler):
+    model, ids = build_model(name), random_ids(5, 9)
+    context = DecodeContext(COMPILED.replace(compile="layers"), 0)
+    graphs = []
+    for ratio in (1, 2):
+        before = counters["stats"]["unique_graphs"]
+        plan = make_plan(compose([f"ratio={ratio}"]), ModelMetadata(NUM_LAYERS, None, None))
+        Decoder(model, plan).generate(ids, torch.ones_like(ids), context)
+        graphs.append(counters["stats"]["unique_graphs"] - before)
+    assert graphs == [2 * kinds, 0]  # traced once to tell kinds apart, and once to compile
+
+
+@pytest.mark.slow
+def test_no_kind_of_layer_checks_conditions_in_a_step(compiler, request):
+    model, ids = build_model("gpt2"), random_ids(5, 9)
+    context = DecodeContext(COMPILED.replace(compile="layers"), 0)
+    decoder = Decoder(model, make_plan(compose(["ratio=1"]), ModelMetadata(NUM_LAYERS, None, None)))
+    decoder.generate(ids, torch.ones_like(ids), context)
+    before = counters["stats"]["unique_graphs"]
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    torch.use_deterministic_algorithms(True)  # a condition of torch.compile; code that checks it is compiled again
+    decoder.generate(ids, torch.ones_like(ids), context)
+    assert counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.slow
+def test_code_that_gives_other_logits_is_not_used(compiler):
+    torch.manual_seed(0)
+    sizes = {
+        "d_model": 32,
+        "decoder_layers": NUM_LAYERS,
+        "encoder_layers": NUM_LAYERS,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 48,
+    }
+    config = BartConfig(vocab_size=101, is_decoder=True, is_encoder_decoder=False, eos_token_id=None, init_std=0.3, **sizes)
+    decoder = Decoder(BartForCausalLM(config).eval(), make_plan(compose(["ratio=2"]), ModelMetadata(NUM_LAYERS, None, None)))
+    ids = random_ids(2, 9)
+    with pytest.raises(RunError, match=r"logits.*decoding\.compile=off"):  # Bart derives positions from the cache's length
+        decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", ["on", "layers"])
+def test_compiled_stages_continue_from_the_previous_stage(llama, compile, compiler):
+    context = DecodeContext(COMPILED.replace(compile=compile), 0)
+    plan = make_plan(compose(["strategy=custom", "strategy.layers=[0,2,5]"]), ModelMetadata(NUM_LAYERS, None, None))
+    decoder = Decoder(
+        llama,
+        replace(
+            plan,
+            stages=(
+                *plan.stages,
+                Stage(3, (0, 5)),
+            ),
+        ),
+    )
+    ids = random_ids(2, 6)
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    fast = decoder.generate(ids * mask, mask, context)
+    slow = decoder.with_engine("transformers").generate(ids * mask, mask, context)
+    assert fast.token_ids == slow.token_ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", ["on", "layers"])
+@pytest.mark.parametrize("unit", ["attention", "mlp"])
+def test_compiled_steps_run_without_a_part(llama, unit, compile, compiler):
+    decoder = Decoder(llama, make_plan(compose(["ratio=2", f"strategy.unit={unit}"]), ModelMetadata(NUM_LAYERS, None, None)))
+    ids = random_ids(2, 9)
+    eager, compiled = (
+        decoder.generate(ids, torch.ones_like(ids), DecodeContext(COMPILED.replace(compile=how), 0)) for how in ("off", compile)
+    )
+    assert compiled.compiled and compiled.token_ids == eager.token_ids

@@ -1,0 +1,144 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from reference import NUM_LAYERS, build_model, random_ids
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ulskip_cli.core.config import compose
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.torch import packed_linear as packing
+from ulskip_cli.engines.torch.packed_linear import PackedLinear, choose_linear_backend, linear_backend_of, packed
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.strategies.plan import make_plan
+
+CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-4}, torch.bfloat16: {"rtol": 0.02, "atol": 0.05}}
+
+
+DECODING = DecodingConfig(name="greedy", max_new_tokens=4)
+DRAFTED = DECODING.replace(draft_tokens=2)
+EXITS = ["strategy=early_exit", "strategy.threshold=0.5", "strategy.horizon=4"]
+
+
+def packing_of(model):
+    """The model over packed weights."""
+    return packed(model, choose_linear_backend(model).name)
+
+
+def decoder_of(model, *overrides):
+    return Decoder(model, make_plan(compose(list(overrides)), ModelMetadata(NUM_LAYERS, None, None)))
+
+
+def set_free_memory(monkeypatch, count):
+    """Set the free memory to `count` bytes."""
+    memory = SimpleNamespace(available=count)
+    monkeypatch.setattr(packing.psutil, "virtual_memory", lambda: memory)
+
+
+@pytest.fixture(params=["panels", "onednn"])
+def by(request, monkeypatch):
+    """Each packing backend that this machine supports."""
+    if request.param == "onednn":
+        monkeypatch.setenv("ULSKIP_KERNEL", "off")
+    if choose_linear_backend(build_model("llama").to(torch.bfloat16)).name != request.param:
+        pytest.skip(f"no packing by {request.param} on this machine")
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
+def test_packed_layers_compute_the_plain_product(name, dtype, by):
+    model = build_model(name).to(dtype)
+    view = shallow_view.shallow_view(model, (0, 2, 5))
+    fast, ids = packed(view, choose_linear_backend(model).name), random_ids(3, 7)
+    with torch.inference_mode():
+        expected, got = view(ids, use_cache=False).logits.float(), fast(ids, use_cache=False).logits.float()
+    torch.testing.assert_close(got, expected, **CLOSE[dtype])
+    kinds = {type(module) for module in fast.modules() if type(module) in (PackedLinear, nn.Linear, Conv1D)}
+    assert kinds == {PackedLinear}
+    assert {module.by for module in fast.modules() if type(module) is PackedLinear} == {by}
+
+
+def test_the_source_is_not_changed(llama):
+    before = {name: type(module) for name, module in llama.named_modules()}
+    packing_of(llama)
+    assert {name: type(module) for name, module in llama.named_modules()} == before
+
+
+def test_views_of_one_model_share_the_copies(llama):
+    backend = choose_linear_backend(llama).name
+    deep, shallow = (packed(shallow_view.shallow_view(llama, kept), backend) for kept in ((0, 2, 3, 5), (0, 5)))
+    if backend == "torch":
+        pytest.skip("no packing on this machine")
+
+    def copies(view):
+        return {id(module) for module in view.modules() if type(module) is PackedLinear}
+
+    assert copies(shallow) < copies(deep)
+
+
+def test_changed_weights_are_packed_again(llama):
+    ids = random_ids(1, 4)
+    before = packing_of(llama)(ids, use_cache=False).logits
+    with torch.no_grad():
+        llama.lm_head.weight.mul_(2)
+        torch.testing.assert_close(packing_of(llama)(ids, use_cache=False).logits, 2 * before)
+
+
+def test_bias_is_added(by):
+    layer = nn.Linear(32, 16)
+    hidden = torch.randn(2, 3, 32)
+    torch.testing.assert_close(PackedLinear(layer, by)(hidden), layer(hidden), **CLOSE[torch.float32])
+
+
+def test_models_that_cannot_be_packed_keep_their_layers(llama, monkeypatch):
+    set_free_memory(monkeypatch, 0)
+    assert choose_linear_backend(llama).name == "torch"
+    assert choose_linear_backend(llama).reason
+    assert packing_of(llama) is llama
+    monkeypatch.undo()
+    assert packing_of(llama.to(torch.float16)) is llama
+
+
+def test_a_changed_dtype_chooses_the_backend_again(llama):
+    assert choose_linear_backend(llama.to(torch.float16)).name == "torch"
+    before = choose_linear_backend(build_model("llama")).name
+    assert choose_linear_backend(llama.to(torch.float32)).name == before
+
+
+@pytest.mark.parametrize(("before", "after"), [(2**40, 0), (0, 2**40)], ids=["shrinks", "grows"])
+def test_all_decoders_of_a_model_run_on_one_backend_when_free_memory_changes(llama, monkeypatch, before, after):
+    set_free_memory(monkeypatch, before)
+    full = decoder_of(llama, "strategy=full")
+    ids = random_ids(2, 5)
+    mask = torch.ones_like(ids)
+    expected = full.generate(ids, mask, DecodeContext(DECODING, 0)).linear_backend
+    assert (expected == "torch") == (before == 0)
+    set_free_memory(monkeypatch, after)
+    half = decoder_of(llama, "ratio=2")
+    staged = decoder_of(llama, "strategy=skip_decode", "strategy.horizon=4")
+    for decoder, decoding in ((full, DECODING), (half, DECODING), (staged, DECODING), (half, DRAFTED)):
+        output = decoder.generate(ids, mask, DecodeContext(decoding, 0))
+        assert output.linear_backend == decoder.linear_backend(decoding).name == expected, output.engine
+    exiting = decoder_of(llama, *EXITS)
+    output = exiting.generate(ids, mask, DecodeContext(DECODING, 0))
+    assert (output.engine, output.linear_backend) == ("early_exit", expected)
+
+
+def test_a_view_is_not_packed_if_the_full_model_does_not_fit(llama, monkeypatch):
+    linear = [module.weight.nbytes for module in llama.modules() if type(module) is nn.Linear]
+    set_free_memory(monkeypatch, (sum(linear) - 1) / packing.MEMORY_SHARE)
+    half = decoder_of(llama, "ratio=2")
+    ids = random_ids(1, 4)
+    assert half.generate(ids, torch.ones_like(ids), DecodeContext(DECODING, 0)).linear_backend == "torch"
+
+
+def test_transformers_engine_runs_on_plain_weights(llama):
+    decoder, slow = decoder_of(llama).with_engine("transformers"), DECODING
+    ids = random_ids(1, 4)
+    output = decoder.generate(ids, torch.ones_like(ids), DecodeContext(slow, 0))
+    assert (output.engine, output.linear_backend) == ("transformers", decoder.linear_backend(slow).name)
+    assert output.linear_backend == linear_backend_of(decoder.view) == "torch"

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from reference import build_model, random_ids
+
+from ulskip_cli.engines.torch.static_cache import can_fix, fixed, mask_at, step_masks
+from ulskip_cli.inference import shallow_view
+
+
+def prompt_cache(model, ids, mask):
+    cache = shallow_view.new_cache(model)
+    with torch.no_grad():
+        shallow_view.forward_with_cache(model, ids, mask, cache)
+    return cache
+
+
+def test_fixed_buffers_contain_the_prompt_and_keep_their_addresses(llama):
+    ids = random_ids(2, 5)
+    cache = prompt_cache(llama, ids, torch.ones_like(ids))
+    keys = [layer.keys.clone() for layer in cache.layers]
+    cache, cursor = fixed(cache, 9)
+    assert (cursor.length, cache.get_seq_length(), cache.layers[0].get_max_length()) == (5, 5, 9)
+    addresses = [layer.keys.data_ptr() for layer in cache.layers]
+    with torch.no_grad():
+        for step in range(4):
+            llama(input_ids=ids[:, :1], cache=cache, use_cache=True)
+            cursor.length = 6 + step
+    assert [layer.keys.data_ptr() for layer in cache.layers] == addresses
+    assert all(torch.equal(layer.keys[:, :, :5], before) for layer, before in zip(cache.layers, keys, strict=True))
+
+
+def test_finished_sequences_can_be_dropped(llama):
+    ids = random_ids(3, 5)
+    cache, _ = fixed(prompt_cache(llama, ids, torch.ones_like(ids)), 9)
+    kept = cache.layers[2].keys[[0, 2]]
+    for layer in cache.layers:
+        layer.keep_sequences(torch.tensor([0, 2]))
+    assert torch.equal(cache.layers[2].keys, kept)
+
+
+def test_masks_hide_padding_and_later_positions(llama):
+    ids, mask = random_ids(2, 5), torch.ones(2, 5, dtype=torch.long)
+    mask[1, :2] = 0
+    cache, _ = fixed(prompt_cache(llama, ids, mask), 9)
+    masks = step_masks(llama, cache, mask, 4)
+    assert masks.shape == (2, 1, 4, 9)
+    seen = mask_at(masks, 1, 7)[:, 0, 0] == 0
+    assert seen.tolist() == [[True] * 7, [False] * 2 + [True] * 5]
+
+
+def test_without_padding_only_sliding_windows_need_a_mask(llama):
+    ids = random_ids(2, 5)
+    ones = torch.ones_like(ids)
+    cache, _ = fixed(prompt_cache(llama, ids, ones), 9)
+    assert step_masks(llama, cache, ones, 4) is None
+    mistral = build_model("mistral")
+    cache, _ = fixed(prompt_cache(mistral, ids, ones), 9)
+    seen = mask_at(step_masks(mistral, cache, ones, 4), 3, 9)[0, 0, 0] == 0
+    assert seen.tolist() == [False] * 5 + [True] * 4
+    gemma = build_model("gemma2")
+    cache, _ = fixed(prompt_cache(gemma, ids, ones), 9)
+    kinds = step_masks(gemma, cache, ones, 4)
+    assert kinds["full_attention"] is None
+    assert kinds["sliding_attention"] is not None
+
+
+def test_a_cache_with_other_layers_is_refused(llama):
+    ids = random_ids(1, 4)
+    cache = prompt_cache(llama, ids, torch.ones_like(ids))
+    assert can_fix(cache)
+    cache.layers[0] = object()
+    assert not can_fix(cache)
+    with pytest.raises(TypeError):
+        fixed(cache, 9)

@@ -1,0 +1,81 @@
+"""Overrides that make a run of the bundled model need each `Need`, for the tests of combinations."""
+
+import warnings
+
+import pytest
+
+from ulskip_cli.core.capabilities import ALL, Need
+
+RECIPES = {
+    Need.BEAMS: ["decoding.num_beams=2"],
+    Need.SAMPLING: ["decoding.do_sample=true"],
+    Need.STOP_STRINGS: ["decoding.stop=[xyz]"],
+    Need.GENERATE_ARGUMENTS: ["decoding.generate_kwargs={renormalize_logits: true}"],
+    Need.COMPILATION: ["decoding.compile=layers"],
+    Need.DRAFTS: ["decoding.draft_tokens=2"],
+    Need.EARLY_EXIT: ["strategy=early_exit", "strategy.threshold=0.5"],
+    Need.STAGES: ["strategy=skip_decode", "strategy.horizon=2"],
+    Need.OWN_DEPTH: ["strategy=one_block", "strategy.first=3"],
+    Need.HALF_LAYERS: ["strategy.unit=mlp"],
+    Need.FULL_PROMPT: ["prompt_layers=all"],
+    Need.KEPT_PROMPT: ["prompt_layers=kept"],
+    Need.LATENCY: ["ratio_basis=latency", "ratio=1.5"],
+    Need.FOLDED_PATCHES: ["correction=patch", "correction.kind=folded"],
+    Need.PATCHES: ["correction=patch"],
+    Need.ADAPTER: ["correction=adapter", "correction.path={adapter}"],
+    Need.QUANTIZATION: ["model.quantization=torchao-int8"],
+    Need.DEVICE_MAP: ["model.device_map=auto"],
+    Need.PEFT_ADAPTER: ["model.adapter={peft}"],
+    Need.RANDOM_WEIGHTS: ["model=random", "model.path=llama-12x256"],
+    Need.CALIBRATION: ["strategy=block_influence"],
+    Need.OTHER_BASELINE: ["baseline=true", "baseline_engine=transformers"],
+    Need.OTHER_ENGINE: ["engine=llama_cpp"],
+    Need.MEMORY_BUDGET: ["memory_budget=1GiB"],
+}
+SMALL = [
+    *["limit=2", "decoding.max_new_tokens=3", "calibration.examples=4", "speed.pairs=1"],
+    *["speed.warmup=0", "speed.new_tokens=4", "speed.prompt_tokens=4", "batch_size=2", "baseline=false"],
+]
+
+
+def overrides_for(*needs, supports=ALL, **paths):
+    """Return overrides that need `needs`; prompts run through the kept layers alone if an engine wants it."""
+    asked = {}
+    for need in needs:
+        for text in RECIPES[need]:
+            key = text.partition("=")[0]
+            if asked.get(key, text) != text:
+                pytest.skip(f"{key} cannot have two values")
+            asked[key] = text
+    whole = Need.FULL_PROMPT in supports or not supports.issuperset(needs)
+    small = SMALL if whole else [*SMALL, "prompt_layers=kept"]
+    chosen = {text.partition("=")[0]: text for text in small} | asked
+    if Need.RANDOM_WEIGHTS in needs:
+        chosen.pop("limit")
+    for key in chosen:
+        for name, path in paths.items():
+            chosen[key] = chosen[key].replace(f"{{{name}}}", str(path))
+    return list(chosen.values())
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Return the folders of a skip adapter and of a PEFT adapter of the bundled model, which change nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    from ulskip_cli.core.config import compose
+    from ulskip_cli.core.correction import PatchShape
+    from ulskip_cli.core.model_metadata import fingerprint
+    from ulskip_cli.core.schedule import even
+    from ulskip_cli.inference.loading import load
+    from ulskip_cli.inference.skip_adapter import SkipAdapter, zero_adapter
+
+    config = compose([])
+    model = load(config.model).model
+    adapter = zero_adapter(model, [even(12, 6)], PatchShape("full"))
+    record = {"kind": "full", "base": {"fingerprint": fingerprint(config.model)}}
+    folder = tmp_path_factory.mktemp("adapters")
+    SkipAdapter(12, adapter.kept_sets, adapter.tensors, record).save(folder / "skip")
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft reads an old name
+        get_peft_model(model, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(folder / "peft")
+    return {"adapter": folder / "skip", "peft": folder / "peft"}

@@ -1,0 +1,33 @@
+import pytest
+
+from ulskip_cli.core.config import preset
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.strategies.static import BottomSkip, Full, TopSkip, Unified
+
+
+def test_full_keeps_every_layer_whatever_the_ratio():
+    assert Full().num_kept(12, 7.0) == 12
+    assert Full().kept_layers(4, 4) == (0, 1, 2, 3)
+    assert Full.keeps_all and not Full.follows_ratio
+
+
+@pytest.mark.parametrize(("strategy", "kept"), [(TopSkip(), (0, 1, 2)), (BottomSkip(), (3, 4, 5))])
+def test_one_end_is_kept(strategy, kept):
+    assert strategy.kept_layers(6, strategy.num_kept(6, 2.0)) == kept
+
+
+def test_both_spacings():
+    assert Unified(spacing="even").kept_layers(30, 6) == (0, 6, 12, 17, 23, 29)
+    assert Unified(spacing="reference").kept_layers(30, 6) == (0, 6, 12, 18, 24, 29)
+
+
+def test_only_even_forgives_float_division():
+    ratio = 10 / 7 * (1 + 1e-15)
+    assert 10 / ratio < 7
+    assert Unified(spacing="even").num_kept(10, ratio) == 7
+    assert Unified(spacing="reference").num_kept(10, ratio) == 6
+
+
+def test_an_unknown_spacing_names_the_nearest():
+    with pytest.raises(UsageError, match=r"strategy\.spacing.*'even'"):
+        preset("strategy", "unified", {"spacing": "evn"})

@@ -1,0 +1,210 @@
+"""The interface of engines: what an engine opens, the session that it returns, and the request and output of a batch.
+
+`Engine.open(views, room)` returns a `Session`. If its library decodes step by step, the session is a `SteppingSession`
+(`loop.py`) with `encode` and `step`. If the library answers as a whole, the session has `generate` and `losses`.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.shallow_view import StageView
+
+
+@dataclass(frozen=True)
+class Views:
+    """A model and the views of its plan, from which an engine makes what it needs."""
+
+    model: PreTrainedModel  # with all layers
+    prompt_model: PreTrainedModel  # encodes the prompts: the model itself, or the view of the first stage
+    stages: tuple[StageView, ...]  # their first steps are those of the plan; `BatchRequest.first_steps` may differ
+    tokenizer: PreTrainedTokenizerBase | None = None
+    linear_backend: str = "torch"  # the name of a `LinearBackend`
+    draft_cost: float = 1.0  # of a step of the view, relative to one of the model
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the inputs."""
+        return shallow_view.input_device(self.model)
+
+
+@dataclass(frozen=True)
+class Room:
+    """The size of batches for which a session has memory."""
+
+    batch_size: int
+    num_tokens: int  # of each sequence, with its prompt
+
+    def holds(self, room: "Room") -> bool:
+        """Return True if batches of another size fit."""
+        return room.batch_size <= self.batch_size and room.num_tokens <= self.num_tokens
+
+
+@dataclass(frozen=True)
+class DraftStats:
+    """Counts of speculative decoding; the counts of several batches can be added."""
+
+    passes: int = 0  # verification passes of the full model; a pass of a batch counts once
+    gained: int = 0  # tokens by which the passes extended each sequence of the batch
+    drafted: int = 0  # drafted tokens of all unfinished sequences
+    accepted: int = 0  # of all sequences, also those beyond the tokens by which the batch advances
+
+    def __add__(self, other: "DraftStats") -> "DraftStats":
+        return DraftStats(*(getattr(self, name.name) + getattr(other, name.name) for name in fields(self)))
+
+
+@dataclass(frozen=True)
+class ExitStats:
+    """Exit depths of early exit; the counts of several batches can be added."""
+
+    depths: Mapping[int, int] = field(default_factory=dict)  # tokens by number of layers, without the first
+    check_seconds: float = 0.0
+
+    def __add__(self, other: "ExitStats") -> "ExitStats":
+        counts = Counter(self.depths) + Counter(other.depths)
+        return ExitStats(dict(sorted(counts.items())), self.check_seconds + other.check_seconds)
+
+    @property
+    def mean_depth(self) -> float | None:
+        """The mean number of layers per token; None without tokens."""
+        tokens = sum(self.depths.values())
+        return sum(depth * count for depth, count in self.depths.items()) / tokens if tokens else None
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One batch for a session."""
+
+    input_ids: Tensor  # [batch, prompt_len], padded on the left
+    attention_mask: Tensor  # [batch, prompt_len]
+    decoding: DecodingConfig
+    pad_token_id: int
+    eos_token_ids: Sequence[int]
+    length: int  # the maximal number of new tokens
+    forced: bool = False  # generate exactly `length` tokens with EOS suppressed
+    on_step: Callable[[int], None] | None = None  # gets the number of tokens generated so far in the batch
+    first_steps: tuple[int, ...] = (0,)  # the first decode step of each stage
+    exits: ExitRule | None = None
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The tokens that end a sequence; none with a forced length."""
+        return [] if self.forced else list(self.eos_token_ids)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The times in seconds at which the phases of a batch ended."""
+
+    start: float
+    prefilled: float  # the KV cache of the prompt is ready for decoding
+    first: float  # after the choice of the first token
+    end: float  # after the last token
+
+
+@dataclass(frozen=True)
+class BatchOutput:
+    """The tokens of one batch and the seconds of every phase."""
+
+    token_ids: list[list[int]]  # one list per sequence, including EOS, without padding
+    hit_max_length: list[bool]  # the sequence ended at the length limit instead of EOS
+    prompt_tokens: int  # without padding; a prompt counts once, also with several beams
+    prefill_seconds: float  # until the prompt's KV cache is ready for decoding
+    first_token_seconds: float  # from the call to the choice of the first token
+    decode_seconds: float  # from the choice of the first token to that of the last
+    prompt_kv_bytes: int  # KV cache after the prompt
+    kept_kv_bytes: int  # KV cache after the skipped layers were dropped
+    engine: str = ""
+    compile_seconds: float = 0.0  # for batches of this shape; not part of the other durations
+    drafts: DraftStats | None = None
+    exits: ExitStats | None = None
+    linear_backend: str = "torch"
+    compiled: bool = False
+
+    @classmethod
+    def of(
+        cls, request: BatchRequest, rows: Sequence[Sequence[int]], clock: Clock, kv_bytes: tuple[int, int], **details: Any
+    ) -> Self:
+        """Return the output of a request from the tokens of each sequence, which are truncated at EOS, and the clock."""
+        ends = request.stop_token_ids
+        truncated = [_until_eos(row, ends) for row in rows]
+        return cls(
+            token_ids=truncated,
+            hit_max_length=[len(row) >= request.length and row[-1] not in ends for row in truncated],
+            prompt_tokens=int(request.attention_mask.sum()),
+            prefill_seconds=clock.prefilled - clock.start,
+            first_token_seconds=clock.first - clock.start,
+            decode_seconds=clock.end - clock.first,
+            prompt_kv_bytes=kv_bytes[0],
+            kept_kv_bytes=kv_bytes[1],
+            **details,
+        )
+
+    @property
+    def generated_tokens(self) -> int:
+        """The number of tokens of all sequences."""
+        return sum(len(ids) for ids in self.token_ids)
+
+    @property
+    def decoded_tokens(self) -> int:
+        """The number of tokens of all sequences, without the first token of each sequence."""
+        return sum(max(0, len(ids) - 1) for ids in self.token_ids)
+
+    @property
+    def steps(self) -> int:
+        """The number of decode steps of the longest sequence."""
+        return max(len(ids) for ids in self.token_ids) - 1
+
+    @property
+    def step_seconds(self) -> float:
+        """The mean seconds of a decode step."""
+        return self.decode_seconds / max(1, self.steps)
+
+    @property
+    def total_seconds(self) -> float:
+        """The seconds from the call to the last token."""
+        return self.first_token_seconds + self.decode_seconds
+
+
+class Session(ABC):
+    """An opened engine: the views of one plan, ready to generate. A session holds at most one batch at a time."""
+
+    def fits(self, room: Room) -> bool:
+        """Return True if the session has memory for a batch; else it is closed, and another one is opened."""
+        return True
+
+    def prepare(self, request: BatchRequest) -> float:
+        """Do what all batches of one shape share, such as compilation; return its seconds."""
+        return 0.0
+
+    @abstractmethod
+    def generate(self, request: BatchRequest) -> BatchOutput:
+        """Generate for one batch."""
+
+    def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
+        """Return the cross-entropy [batch, response_len] of given responses, padded on the right, after the prompts.
+
+        Engines that decode with the views themselves (`Engine.is_runtime` is False) need no such method.
+        """
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Return the package, version and build of the library and the format `weights`, as a row stores them."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027 - few sessions need it
+        """Free the memory."""
+
+
+def _until_eos(row: Sequence[int], eos_token_ids: Sequence[int]) -> list[int]:
+    end = next((i for i, token in enumerate(row) if token in eos_token_ids), len(row))
+    return list(row[: end + 1])

@@ -1,0 +1,276 @@
+"""Generate with one schedule: build the views, choose the engine and open it when it is first used."""
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.engines import Engine, engine_named
+from ulskip_cli.core.errors import RunError
+from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.core.strategy import LAYER
+from ulskip_cli.engines import early_exit, speculative
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Room, Session, Views
+from ulskip_cli.engines.torch.packed_linear import TORCH, LinearBackend, choose_linear_backend
+from ulskip_cli.inference import half_layers, shallow_view
+from ulskip_cli.inference.batching import BatchSize, in_batches, padded
+from ulskip_cli.inference.layerwise import LayerwiseModel
+from ulskip_cli.inference.shallow_view import StageView
+from ulskip_cli.inference.skip_adapter import SkipAdapter
+from ulskip_cli.strategies.plan import Plan
+
+# Engines on torch that the strategy or the drafts choose, not `engine=`.
+_METHODS: dict[str, Callable[[Views], Session]] = {
+    "early_exit": early_exit.EarlyExitSession,
+    "speculative": speculative.SpeculativeSession,
+}
+
+
+@dataclass(frozen=True)
+class DecodeContext:
+    """The decoding settings of all batches of a run."""
+
+    decoding: DecodingConfig
+    pad_token_id: int  # of shorter prompts and finished sequences
+    seed: int = 0  # of sampling
+
+
+class Decoder:
+    """Generates with a model and one schedule. Only stop strings require the tokenizer, and the model is not changed."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: Plan,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter: SkipAdapter | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        """Build the views of a plan; `adapter` corrects those that skip layers, and `engine` decodes (None: auto)."""
+        self.model, self.tokenizer, self.exits = model, tokenizer, plan.exits
+        self._asked = engine or engine_named("auto")
+        self.device = shallow_view.input_device(model)
+        self.prompt_model, self.stages = _stage_views(model, plan, adapter)
+        self._linear_backend = choose_linear_backend(model)
+        draft_cost = plan.draft_cost or 1 / (plan.predicted_speedup or plan.layer_ratio)
+        self._views = Views(model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name, draft_cost)
+        self._sessions: dict[tuple[str, str | None], Session] = {}  # by engine and format of the weights
+
+    @property
+    def asked_engine(self) -> tuple[str, str | None]:
+        """The name and the weights format of the engine that the configuration asks for."""
+        return self._asked.name, self._asked.weights
+
+    @property
+    def view(self) -> PreTrainedModel:
+        """The view that runs the first decode steps."""
+        return self.stages[0].view
+
+    def with_stage_switch(self, first_step: int) -> "Decoder":
+        """Return a decoder whose second stage begins at `first_step`; both decoders share their sessions."""
+        first, second = self.stages
+        moved = copy.copy(self)
+        moved.stages = (first, replace(second, first_step=first_step))
+        return moved
+
+    def with_engine(self, name: str) -> "Decoder":
+        """Return a decoder with another engine; both decoders share views and sessions."""
+        changed = copy.copy(self)
+        changed._asked = engine_named(name)
+        return changed
+
+    def with_exit_rule(self, rule: ExitRule) -> "Decoder":
+        """Return a decoder with another exit rule; both decoders share their sessions."""
+        changed = copy.copy(self)
+        changed.exits = rule
+        return changed
+
+    @functools.cached_property
+    def layerwise(self) -> LayerwiseModel:
+        """The full model, split into its layers."""
+        return LayerwiseModel(self.model)
+
+    def engine(self, decoding: DecodingConfig) -> tuple[str, str | None]:
+        """Return the engine for `decoding`, and the reason if it was chosen; raise UsageError if none supports it."""
+        if self.exits:
+            early_exit.check(self.model, self.exits, decoding)
+            return "early_exit", None
+        if decoding.draft_tokens:
+            speculative.check(self.model, self.view, decoding)
+            return "speculative", None
+        return self._asked.choose(self.model, decoding)
+
+    @property
+    def is_runtime(self) -> bool:
+        """True if another library than torch decodes."""
+        return self._asked.is_runtime
+
+    @property
+    def build(self) -> dict[str, Any] | None:
+        """The version and build of the library, and the format of the weights; None on torch and before the first batch."""
+        session = self._sessions.get(self.asked_engine)
+        return {**session.describe(), "threads": torch.get_num_threads()} if session and self.is_runtime else None
+
+    def linear_backend(self, decoding: DecodingConfig) -> LinearBackend:
+        """Return the linear backend that decodes with `decoding`; raise UsageError if no engine supports `decoding`."""
+        engine, _ = self.engine(decoding)
+        if self.is_runtime:
+            return LinearBackend(engine, f"the engine is {engine}")
+        return LinearBackend(TORCH, "the engine is transformers") if engine == "transformers" else self._linear_backend
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        context: DecodeContext,
+        forced_length: int | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> BatchOutput:
+        """Generate for one batch; `input_ids` and `attention_mask` are [batch, prompt_len], padded on the left.
+
+        With `forced_length`, every sequence gets exactly that many tokens with EOS suppressed. After every step `on_step` gets
+        the number of tokens generated so far in the batch.
+        """
+        eos: int | list[int] | None = self.model.generation_config.eos_token_id
+        length, decoding = forced_length or context.decoding.max_new_tokens, context.decoding
+        request = BatchRequest(
+            input_ids=input_ids.to(self.device),
+            attention_mask=attention_mask.to(self.device),
+            decoding=decoding,
+            pad_token_id=context.pad_token_id,
+            eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
+            length=length,
+            forced=bool(forced_length),
+            on_step=on_step,
+            first_steps=tuple(stage.first_step for stage in self.stages),
+            exits=self.exits,
+        )
+        name, _ = self.engine(decoding)
+        batch, prompt_len = input_ids.shape
+        # A warm-up is short, and the batches behind it shall need no other session.
+        room = Room(batch, prompt_len + max(length, decoding.max_new_tokens))
+        with torch.inference_mode():
+            session, seconds = self._session(name, room)
+            seconds += session.prepare(request)
+            if decoding.do_sample:
+                torch.manual_seed(context.seed)
+            output = session.generate(request)
+        backend = name if self.is_runtime else output.linear_backend
+        return replace(output, engine=name, linear_backend=backend, compile_seconds=seconds)
+
+    def losses(self, input_ids: Tensor, mask: Tensor, response_ids: Tensor) -> Tensor:
+        """Return the cross-entropy [batch, response_len] in an engine of another library; `is_runtime` must be True.
+
+        `input_ids` and `mask` are [batch, prompt_len], padded on the left, and the responses are padded on the right.
+        """
+        batch, length = response_ids.shape
+        first_steps = tuple(stage.first_step for stage in self.stages)
+        request = BatchRequest(input_ids, mask, DecodingConfig(), 0, (), length, first_steps=first_steps)
+        with torch.inference_mode():
+            session, _ = self._session(self._asked.name, Room(batch, input_ids.shape[1] + length))
+            return session.losses(request, response_ids)
+
+    def _session(self, name: str, room: Room) -> tuple[Session, float]:
+        """Return a session with room for a batch, and the seconds in which a library loaded its copy of the weights."""
+        engine = self._asked if name == self._asked.name else None if name in _METHODS else engine_named(name)
+        key = name, engine.weights if engine else None
+        if key in self._sessions and not self._sessions[key].fits(room):
+            self._sessions.pop(key).close()  # frees its memory first
+        if key in self._sessions:
+            return self._sessions[key], 0.0
+        began = time.perf_counter()
+        if engine is None:
+            self._sessions[key] = _METHODS[name](self._views)
+        else:
+            if engine.is_runtime:
+                _check_memory(engine, self._views)
+            self._sessions[key] = engine.open(self._views, room)
+        return self._sessions[key], time.perf_counter() - began if engine and engine.is_runtime else 0.0
+
+
+def generate_all(
+    decoder: Decoder,
+    prompts: Sequence[list[int]],
+    context: DecodeContext,
+    size: BatchSize,
+    on_tokens: Callable[[int, int], None] | None = None,
+    skip: int = 0,
+) -> Iterator[tuple[Sequence[int], BatchOutput]]:
+    """Generate in batches of similar prompt length, longest first; yield the indices of each batch's prompts and the output.
+
+    The first `skip` prompts in this order are left out. After every step `on_tokens` gets the numbers of finished prompts and
+    generated tokens. The sampling seed of a batch depends only on the seed and the batch's first prompt.
+    """
+    done, tokens = skip, 0
+
+    def work(positions: Sequence[int]) -> BatchOutput:
+        ids, mask = padded([prompts[i] for i in positions], context.pad_token_id, left=True)
+        on_step = None if on_tokens is None else lambda new: on_tokens(done, tokens + new)
+        seeded = replace(context, seed=(context.seed * 1_000_003 + positions[0]) % 2**63)  # the range that torch accepts
+        return decoder.generate(ids, mask, seeded, on_step=on_step)
+
+    for positions, output in in_batches(longest_first(prompts)[skip:], size, work):
+        done += len(positions)
+        tokens += output.generated_tokens
+        if on_tokens:
+            on_tokens(done, tokens)
+        yield positions, output
+
+
+def longest_first(prompts: Sequence[list[int]]) -> list[int]:
+    """Return the indices of the prompts, longest prompt first."""
+    return sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+
+
+def until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """Truncate a text before its first stop string; return the text, and True if a stop string was found.
+
+    >>> until_stop("a b. END c", ["END"])
+    ('a b. ', True)
+    """
+    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+def _stage_views(
+    model: PreTrainedModel, plan: Plan, adapter: SkipAdapter | None
+) -> tuple[PreTrainedModel, tuple[StageView, ...]]:
+    everything = tuple(range(plan.num_layers))
+
+    def view(kept: tuple[int, ...]) -> PreTrainedModel:
+        if kept == everything:
+            return model
+        if plan.unit != LAYER:
+            return half_layers.half_view(model, kept, plan.unit)
+        return shallow_view.shallow_view(model, kept) if adapter is None else adapter.view(model, kept)
+
+    views = {stage.kept_layers: view(stage.kept_layers) for stage in plan.stages}
+    prompt_layers = plan.kept_layers if plan.prompt_layers == "kept" else everything
+    stages = [
+        StageView(stage.first_step, views[stage.kept_layers], tuple(map(prompt_layers.index, plan.cached_layers(stage))))
+        for stage in plan.stages
+    ]
+    return (views[prompt_layers] if plan.prompt_layers == "kept" else model), tuple(stages)
+
+
+def _check_memory(engine: Engine, views: Views) -> None:
+    """Raise RunError if the free memory cannot hold a copy of each model in the engine's format."""
+    models = [views.prompt_model, *(stage.view for stage in views.stages)]
+    needed = 0.0
+    for model in {id(model): model for model in models}.values():
+        bits = engine.formats[engine.weights][0] if engine.weights else 8 * model.dtype.itemsize
+        needed += sum(parameter.numel() for parameter in model.parameters()) * bits / 8
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise RunError(
+            f"out of memory: engine={engine.name} needs {needed / 2**30:.1f} GiB for its copies of the weights, "
+            f"{free / 2**30:.1f} GiB are free; set engine.weights to a smaller format, or use engine=torch or a smaller model"
+        )

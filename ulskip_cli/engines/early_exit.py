@@ -1,0 +1,249 @@
+"""Early exit: each decode step runs layers until the prediction of the next token is confident enough.
+
+A token that exits early has no keys and values in the layers above. When a later token reaches such a layer, the layer also
+processes the pending hidden states of the earlier tokens. All keys therefore equal those of the full model, and one forward
+pass over given tokens has the logits of all steps. The confidence measures are those of CALM (arXiv:2207.07061).
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedModel
+
+from ulskip_cli.core.config_schema import DecodingConfig
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.exit_rule import ExitRule
+from ulskip_cli.engines.base import BatchRequest, ExitStats, Views
+from ulskip_cli.engines.torch import static_cache
+from ulskip_cli.engines.torch.packed_linear import packed
+from ulskip_cli.engines.torch.session import ModelSession, unsupported_reason
+from ulskip_cli.engines.torch.static_cache import PositionsAndMasks
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.layerwise import LayerInputs, LayerwiseModel
+from ulskip_cli.inference.teacher_forcing import EncodedPrompt
+from ulskip_cli.inference.timing import AccumulatingTimer
+
+
+def check(model: PreTrainedModel, rule: ExitRule, decoding: DecodingConfig) -> None:
+    """Raise UsageError if early exit does not support a model, rule or option."""
+    if rule.threshold is None:
+        raise UsageError("expected strategy.threshold for strategy=early_exit, got none; calibrate with: ulskip run")
+    if reason := unsupported_reason(model, decoding):
+        raise UsageError(f"strategy=early_exit is not supported with {reason}; use another model, option or strategy")
+
+
+class EarlyExitSession(ModelSession):
+    """Greedy decoding and sampling with early exit, by the rule in each request."""
+
+    def __init__(self, views: Views) -> None:
+        super().__init__(views, views.model, range(shallow_view.num_layers(views.model)))
+
+    @functools.cached_property
+    def layerwise(self) -> LayerwiseModel:
+        """The model of the decode steps, split into its layers, with the weights of the linear backend."""
+        return LayerwiseModel(packed(self.views.model, self.views.linear_backend))
+
+    @property
+    def decode_model(self) -> torch.nn.Module:
+        """The first layer."""
+        return self.layerwise.layers[0]
+
+    def prepare(self, request: BatchRequest) -> float:
+        """Pack the weights; the steps are never compiled."""
+        _ = self.layerwise
+        return 0.0
+
+    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> "ExitSteps":
+        """Return the steps of a batch."""
+        assert request.exits is not None
+        return ExitSteps(self.views.model, self.layerwise, cache, request, request.exits)
+
+    def details(self) -> dict[str, Any]:
+        """Return the linear backend and the exit depths."""
+        return {**super().details(), "exits": self.steps.exits}
+
+
+class ExitSteps:
+    """Decode steps; the exit rule chooses the depth at which a step ends."""
+
+    def __init__(
+        self, model: PreTrainedModel, layerwise: LayerwiseModel, cache: DynamicCache, request: BatchRequest, rule: ExitRule
+    ) -> None:
+        """Take over a cache with the prompt in every layer; `layerwise` is the split model or its packed copy."""
+        mask, steps = request.attention_mask, request.length - 1
+        self.layerwise, self.rule = layerwise, rule
+        self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)
+        self.positions = PositionsAndMasks(model, self.cache, mask, steps)
+        self.ids = request.input_ids
+        self.eos_token_ids = torch.tensor(request.stop_token_ids, dtype=torch.long, device=mask.device)
+        self.done = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        self._first = mask.shape[1]
+        self._checks = frozenset(rule.checks)
+        # By depth: the hidden states [batch, tokens, hidden_size] of the tokens that exited there. These tokens directly
+        # precede the next token that reaches this depth, because they have no keys in the layers above.
+        self._pending: list[list[Tensor]] = [[] for _ in range(rule.num_layers)]
+        self._check_timer = AccumulatingTimer(mask.device)
+        self._counts = dict.fromkeys(range(1, rule.num_layers + 1), 0)
+
+    @property
+    def exits(self) -> ExitStats:
+        """The exit depths so far."""
+        return ExitStats({depth: count for depth, count in self._counts.items() if count}, self._check_timer.seconds)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        self.ids = torch.cat([self.ids, tokens], dim=1)
+        self.done = self.done | torch.isin(tokens[:, 0], self.eos_token_ids)
+        at = self.ids.shape[1]
+        threshold = self.rule.threshold_at(at - 1 - self._first)
+        inputs = self._enter(at - 1)
+        hidden, before = inputs.hidden, None
+        for index in range(self.rule.num_layers):
+            if self._pending[index]:
+                hidden = torch.cat([*self._pending[index], hidden], dim=1)
+                self._pending[index] = []
+                inputs = self._enter(at - hidden.shape[1])
+            hidden = self.layerwise.layer(index, hidden, inputs)
+            if index + 1 in self._checks:
+                last = hidden[:, -1:]
+                logits = self._confident_logits(last, before, threshold)
+                if logits is not None:
+                    self._pending[index + 1].append(hidden)
+                    return self._finish(index + 1, at, logits)
+                before = last
+        return self._finish(self.rule.num_layers, at, self.layerwise.logits(hidden[:, -1:]))
+
+    def drop_finished(self, alive: Tensor) -> None:
+        """Keep only the sequences `alive`."""
+        for layer in self.cache.layers:
+            layer.keep_sequences(alive)
+        self.positions.drop_finished(alive)
+        self.ids, self.done = self.ids[alive], self.done[alive]
+        self._pending = [[hidden[alive] for hidden in states] for states in self._pending]
+
+    def _enter(self, start: int) -> LayerInputs:
+        self.cursor.length = start
+        count = self.ids.shape[1] - start
+        return self.layerwise.enter(self.ids[:, start:], self.cache, **self.positions.options(start, count))
+
+    def _confident_logits(self, hidden: Tensor, before: Tensor | None, threshold: float) -> Tensor | None:
+        """Return the logits [batch, 1, vocab_size] if the lowest confidence of unfinished sequences reaches the threshold."""
+        self._check_timer.begin()
+        logits: Tensor | None = None
+        if self.rule.confidence == "cosine":
+            first = hidden.new_full(hidden.shape[:1], -torch.inf)
+            confidence = first if before is None else cosine(hidden, before)[:, 0]
+        else:
+            logits = self.layerwise.logits(hidden)
+            confidence = LOGIT_CONFIDENCES[self.rule.confidence](logits)[:, 0]
+        exits = float(confidence.masked_fill(self.done, torch.inf).min()) >= threshold
+        if exits and logits is None:
+            logits = self.layerwise.logits(hidden)
+        self._check_timer.end()
+        return logits if exits else None
+
+    def _finish(self, depth: int, at: int, logits: Tensor) -> Tensor:
+        self.cursor.length = at
+        self._counts[depth] += len(self.done) - int(self.done.sum())
+        return logits[:, -1]
+
+
+def softmax_diff(logits: Tensor) -> Tensor:
+    """Return p1 - p2, the difference of the two largest probabilities: [..., vocab_size] to [...]."""
+    best = torch.softmax(logits.float(), dim=-1).topk(2, dim=-1).values
+    return best[..., 0] - best[..., 1]
+
+
+def softmax_max(logits: Tensor) -> Tensor:
+    """Return p1, the largest probability: [..., vocab_size] to [...]."""
+    return torch.softmax(logits.float(), dim=-1).amax(dim=-1)
+
+
+def cosine(hidden: Tensor, before: Tensor) -> Tensor:
+    """Return the cosine similarity of the hidden states at two consecutive checks: [..., hidden_size] to [...]."""
+    return functional.cosine_similarity(hidden.float(), before.float(), dim=-1)
+
+
+LOGIT_CONFIDENCES = {"softmax_diff": softmax_diff, "softmax_max": softmax_max}
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    layerwise: LayerwiseModel,
+    prompt: EncodedPrompt,
+    response_ids: Tensor,
+    response_mask: Tensor | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield each depth with the hidden states [batch, response_len - 1, hidden_size] that predict all tokens but the first.
+
+    `response_ids` and `response_mask` are [batch, response_len], padded on the right; `prompt` is not changed.
+    """
+    # One differentiable pass gives the states of all decode steps, because early exit reads only keys of the full model.
+    inputs = response_ids[:, :-1]
+    inputs_mask = torch.ones_like(inputs) if response_mask is None else response_mask[:, :-1].to(inputs.dtype)
+    mask = torch.cat([prompt.mask, inputs_mask], dim=1)
+    cache = shallow_view.fork_cache(prompt.cache, range(len(layerwise.layers)))
+    entry = layerwise.enter(inputs, cache, **shallow_view.placing(model, mask, inputs.shape[1]))
+    hidden = entry.hidden
+    for index in range(len(layerwise.layers)):
+        hidden = layerwise.layer(index, hidden, entry)
+        yield index + 1, hidden
+
+
+def confidences(
+    model: PreTrainedModel,
+    layerwise: LayerwiseModel,
+    rule: ExitRule,
+    prompt: EncodedPrompt,
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+    """Yield depth, confidence [batch, response_len - 1] and logits [batch, response_len - 1, vocab_size] of each check.
+
+    A batch exits together, so each sequence gets the lowest confidence of all unfinished sequences. The confidence is None
+    after the last layer and at the first check of `cosine`. `hidden_states` describes the arguments.
+    """
+    before: Tensor | None = None
+    counts = response_mask[:, 1:].bool()
+    for depth, hidden in hidden_states(model, layerwise, prompt, response_ids, response_mask):
+        if depth not in rule.checks and depth != rule.num_layers:
+            continue
+        logits, confidence = layerwise.logits(hidden), None
+        if depth != rule.num_layers:
+            if rule.confidence != "cosine":
+                confidence = LOGIT_CONFIDENCES[rule.confidence](logits)
+            elif before is not None:
+                confidence = cosine(hidden, before)
+            before = hidden
+        if confidence is not None:
+            confidence = confidence.masked_fill(~counts, torch.inf).amin(dim=0).expand_as(confidence)
+        yield depth, confidence, logits
+
+
+def exit_logits(
+    model: PreTrainedModel,
+    layerwise: LayerwiseModel,
+    rule: ExitRule,
+    prompt: EncodedPrompt,
+    response_ids: Tensor,
+    response_mask: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the logits [batch, response_len, vocab_size] and exit depths [batch, response_len - 1] of a response."""
+    steps = response_ids.shape[1] - 1  # the forward pass of the prompt predicts the first token
+    if not steps:
+        return prompt.first_logits, response_ids[:, :0]
+    threshold = torch.tensor([rule.threshold_at(step) for step in range(steps)], dtype=torch.float64).to(response_ids.device)
+    depths = torch.zeros_like(response_ids[:, 1:])
+    chosen: Tensor | None = None
+    for depth, confidence, logits in confidences(model, layerwise, rule, prompt, response_ids, response_mask):
+        exits = depths == 0
+        if depth != rule.num_layers:
+            exits = exits & (confidence.double() >= threshold) if confidence is not None else torch.zeros_like(exits)
+        depths = depths.masked_fill(exits, depth)
+        chosen = logits if chosen is None else torch.where(exits[..., None], logits, chosen)
+    assert chosen is not None
+    return torch.cat([prompt.first_logits, chosen], dim=1), depths

@@ -1,0 +1,23 @@
+"""The engine `llama_cpp`: views as GGUF files, decoded by llama.cpp on the CPU."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from ulskip_cli.core.engines import FLOATS, Engine
+
+if TYPE_CHECKING:
+    from ulskip_cli.engines.base import Room, Session, Views
+
+
+class LlamaCpp(Engine):
+    """llama.cpp, which decodes GGUF files."""
+
+    formats: ClassVar[Mapping[str, tuple[float, float]]] = {**FLOATS, "bf16": (16, 16), "q8_0": (8.5, 8.5), "q4_0": (4.5, 8.5)}
+    modules = ("llama_cpp",)
+    install = "pip install 'ulskip[llama-cpp]'"
+
+    def open(self, views: "Views", room: "Room") -> "Session":
+        """Export the views unless they are cached, and load them."""
+        from ulskip_cli.engines.llama_cpp.session import LlamaCppSession
+
+        return LlamaCppSession(views, self.weights, room)

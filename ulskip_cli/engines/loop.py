@@ -1,0 +1,125 @@
+"""The decode loop of all engines that decode step by step: the choice of tokens, EOS, progress and the clock."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session
+from ulskip_cli.engines.sampling import TokenSampler
+from ulskip_cli.inference.timing import now
+
+CHECK_STEPS = 8  # steps between checks for finished sequences on a GPU, because a check synchronises
+
+
+class SteppingSession(Session):
+    """A session that gives logits; the loop chooses the tokens."""
+
+    kv_bytes = (0, 0)  # of the last prompts: in the layers that encoded them, and in those that decode
+
+    @property
+    def can_shrink(self) -> bool:
+        """True if `keep` is supported in this batch."""
+        return True
+
+    @abstractmethod
+    def encode(self, request: BatchRequest) -> Tensor:
+        """Start a batch; return the logits [batch, vocab_size] after its prompts."""
+
+    @abstractmethod
+    def step(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
+
+    def keep(self, alive: Tensor) -> None:
+        """Continue with the sequences at the indices `alive` [sequences] only."""
+        raise NotImplementedError
+
+    def switch(self, stage: int) -> None:
+        """Continue with the view of a later stage, which takes over the keys and values of its layers."""
+        raise NotImplementedError
+
+    def details(self) -> dict[str, Any]:
+        """Return further fields of the batch's `BatchOutput`."""
+        return {}
+
+    def finish(self) -> None:
+        """Free what the batch needed."""
+
+    def generate(self, request: BatchRequest) -> BatchOutput:
+        """Generate for one batch."""
+        input_ids, length, device = request.input_ids, request.length, request.input_ids.device
+        batch, prompt_len = input_ids.shape
+        start = now(device)
+        try:
+            logits = self.encode(request)
+            prefilled = now(device)
+            forced = length if request.forced else 0
+            sampler = TokenSampler(request.decoding, prompt_len, request.eos_token_ids, forced, device)
+            ids = torch.full((batch, prompt_len + length), request.pad_token_id, dtype=torch.long, device=device)
+            ids[:, :prompt_len] = input_ids
+            ids[:, prompt_len] = sampler(ids[:, :prompt_len], logits)
+            first = now(device)
+            if request.on_step:
+                request.on_step(batch)
+            self.decode(ids, request, sampler)
+            clock = Clock(start, prefilled, first, now(device))
+            rows = ids[:, prompt_len:].tolist()
+            return BatchOutput.of(request, rows, clock, self.kv_bytes, **self.details())
+        finally:
+            self.finish()
+
+    def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> None:
+        """Fill `ids` [batch, prompt_len + length] from the second new token on."""
+        batch, prompt_len, device = len(ids), request.input_ids.shape[1], ids.device
+        # The random numbers of sampling depend on the batch size.
+        can_shrink = self.can_shrink and not request.decoding.do_sample
+        rows: Tensor | None = None  # rows of `ids` that are still decoded; None: all
+        current = ids
+        check_steps = 1 if device.type == "cpu" else CHECK_STEPS
+        done = torch.zeros(batch, dtype=torch.bool, device=device)
+        stops = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)
+        has_eos = bool(len(stops))
+        if has_eos:
+            done = torch.isin(ids[:, prompt_len], stops)
+        for step in range(1, request.length):
+            if has_eos and step % check_steps == 0:
+                alive = (~done).nonzero()[:, 0]
+                if not len(alive):
+                    break
+                if 2 * len(alive) <= len(done) and can_shrink:
+                    if rows is not None:
+                        ids[rows] = current
+                    rows = alive if rows is None else rows[alive]
+                    current, done = ids[rows], done[alive]
+                    self.keep(alive)
+            at = prompt_len + step
+            chosen = sampler(current[:, :at], _step(self, step - 1, current[:, at - 1 : at], request))
+            if has_eos:
+                chosen = chosen.masked_fill(done, request.pad_token_id)
+                done |= torch.isin(chosen, stops)
+            current[:, at] = chosen
+            if request.on_step:
+                request.on_step(batch * (step + 1))
+        if rows is not None:
+            ids[rows] = current
+
+    def losses(self, request: BatchRequest, response_ids: Tensor) -> Tensor:
+        """Return the cross-entropy [batch, response_len] of given responses, padded on the right, after the prompts."""
+        try:
+            logits, losses = self.encode(request), list[Tensor]()
+            for index in range(response_ids.shape[1]):
+                if index:
+                    logits = _step(self, index - 1, response_ids[:, index - 1 : index], request)
+                losses.append(functional.cross_entropy(logits.float(), response_ids[:, index], reduction="none"))
+            return torch.stack(losses, 1)
+        finally:
+            self.finish()
+
+
+def _step(session: SteppingSession, index: int, tokens: Tensor, request: BatchRequest) -> Tensor:
+    """Run one decode step with the view of its stage."""
+    if len(request.first_steps) > 1 and index in request.first_steps[1:]:
+        session.switch(request.first_steps.index(index, 1))
+    return session.step(tokens)

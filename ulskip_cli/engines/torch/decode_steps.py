@@ -1,0 +1,187 @@
+"""Decode steps: eager or compiled forward passes of a view for one new token of every sequence."""
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from ulskip_cli.core.cache import cache_dir
+from ulskip_cli.engines.torch import static_cache
+from ulskip_cli.engines.torch.compiled_layers import own_copy, with_compiled_layers
+from ulskip_cli.engines.torch.static_cache import Cursor, PositionsAndMasks, StaticLayer, UnplacedLayer, takes_positions
+
+_COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
+MIN_CHUNK = 8192  # elements for which another CPU thread saves time; torch's 512 is slower for the few rows of a step
+CHECKED_STEPS = 2
+ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}  # largest share of the logits that counts as rounding; else 0.1
+WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and replay in the third
+
+
+class EagerSteps:
+    """Eager decode steps with a KV cache in preallocated buffers; each step reads only the filled part of the buffers."""
+
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int) -> None:
+        """Take over a prompt's pruned cache; `mask` is [batch, prompt_len], and `length` counts all new tokens."""
+        self.view = view
+        self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + length - 1)
+        self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several=False)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        options = self.positions.options(self.cursor.length, 1)
+        logits: Tensor = self.view(input_ids=tokens, cache=self.cache, use_cache=True, **options).logits
+        self.cursor.length += 1
+        return logits[:, -1]
+
+    def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> None:
+        """Continue with a shallower view; `kept` are the indices of the remaining layers in the current view."""
+        self.view = view
+        self.cache.layers = [self.cache.layers[i] for i in kept]
+
+    def drop_finished(self, alive: Tensor) -> None:
+        """Keep only the sequences `alive`."""
+        for layer in self.cache.layers:
+            layer.keep_sequences(alive)
+        self.positions.drop_finished(alive)
+
+
+class CompiledSteps:
+    """Steps compiled by torch.compile for one batch size and capacity, used for many batches."""
+
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, capacity: int, by_layer: bool = False) -> None:
+        """Allocate buffers of `capacity` positions with the shapes of `cache`, compile, and run warm-up steps.
+
+        `by_layer` compiles each kind of decoder layer once, in seconds; else the whole step is compiled.
+        """
+        batch, device = cache.layers[0].keys.shape[0], cache.layers[0].keys.device
+        self.source = self.view = view
+        self.capacity = capacity
+        if by_layer:
+            self.view = with_compiled_layers(view, (batch, capacity), _options(device))
+        self.cursor = Cursor(cache.get_seq_length(), torch.zeros(1, dtype=torch.long, device=device))
+        self._reads_all = device.type == "cuda"  # CUDA graphs read whole buffers; compiled CPU code reads the filled part
+        self._seen = torch.empty(capacity, device=device)
+        self.cache = DynamicCache()
+        self.with_positions = takes_positions(view)
+        kind = StaticLayer if self.with_positions else UnplacedLayer
+        self.cache.layers = [kind(layer, capacity, self.cursor) for layer in cache.layers]
+        self._forward = _forward if by_layer else _compiled_forward(device)
+        began = time.perf_counter()
+        # All inputs of a step keep their addresses and strides.
+        self._padding = torch.zeros(batch, capacity, dtype=torch.long, device=device)
+        self._tokens, self._positions = (torch.zeros(batch, 1, dtype=torch.long, device=device) for _ in range(2))
+        self.begin(cache, torch.ones(batch, self.cursor.length, dtype=torch.long, device=device), 1 + WARM_UP_STEPS)
+        self._masks = {kind: torch.empty(batch, 1, 1, capacity, dtype=view.dtype, device=device) for kind in self._full}
+        self._warms_up = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.compile warns about its internals
+            for _ in range(WARM_UP_STEPS):
+                self(torch.zeros(batch, 1, dtype=torch.long, device=device))
+        self._warms_up = False
+        if self._reads_all:
+            torch.cuda.synchronize(device)
+        self.compile_seconds = time.perf_counter() - began
+
+    def continue_from(self, before: "CompiledSteps", kept: Sequence[int]) -> None:
+        """Continue from the previous stage; `kept` are the indices of the remaining layers in that stage."""
+        end = before.cursor.length
+        held = DynamicCache()
+        held.layers = [before.cache.layers[i].filled(end) for i in kept]
+        done = end - before.prompt_len
+        mask = torch.cat([before.mask, before.mask.new_ones(len(before.mask), done)], dim=1)
+        self.begin(held, mask, before.length - done)
+
+    def begin(self, cache: DynamicCache, mask: Tensor, length: int) -> None:
+        """Start another batch of the same size; `EagerSteps.__init__` describes the arguments."""
+        self.mask, self.length = mask, length
+        self.prompt_len = self.cursor.length = mask.shape[1]
+        for layer, held in zip(self.cache.layers, cache.layers, strict=True):
+            layer.begin(held)
+        self._full: dict[str, Tensor] = {}
+        if not self.with_positions:
+            self._padding.zero_()[:, : self.prompt_len] = mask
+            return
+        self.positions = mask.sum(1, keepdim=True) + torch.arange(length - 1, device=mask.device)
+        masks = static_cache.full_masks(self.view, self.cache, mask, length - 1, self.capacity)
+        self._full = masks if isinstance(masks, dict) else {"": masks}
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        step, end = self.cursor.length - self.prompt_len, self.capacity if self._reads_all else self.cursor.length + 1
+        self.cursor.index.fill_(self.cursor.length)
+        self.cursor.seen = self._seen[:end]
+        self._tokens.copy_(tokens)
+        if self.with_positions:
+            self._positions.copy_(self.positions[:, step : step + 1])
+            for kind, mask in self._full.items():
+                self._masks[kind].copy_(mask[:, :, step : step + 1])
+            by_kind = {kind: mask[..., :end] for kind, mask in self._masks.items()}
+        else:
+            self._padding[:, self.cursor.length] = 1
+            by_kind = {"": self._padding[:, :end]}
+        if self._warms_up and not self._reads_all:
+            for growing in (self.cursor.seen, *by_kind.values()):
+                torch._dynamo.mark_dynamic(growing, growing.ndim - 1)
+        masks = by_kind.get("", by_kind)
+        positions = self._positions if self.with_positions else None
+        logits: Tensor = self._forward(self.view, self.cache, self._tokens, positions, masks)
+        self.cursor.length += 1
+        return logits
+
+
+class WrongCode(RuntimeError):
+    """Compiled steps give other logits than eager ones, because the model reads something that they hold constant."""
+
+
+def check_compiled(steps: CompiledSteps, cache: DynamicCache, mask: Tensor) -> None:
+    """Compare steps with eager ones after the same prompt, whose `cache` is used up; raise WrongCode if they differ.
+
+    `mask` is the prompt's [batch, prompt_len]. Rounding of the dtype is no difference.
+    """
+    tokens = torch.zeros(len(mask), 1, dtype=torch.long, device=mask.device)
+    steps.begin(cache, mask, 1 + CHECKED_STEPS)
+    eager = EagerSteps(steps.source, cache, mask, 1 + CHECKED_STEPS)
+    for _ in range(CHECKED_STEPS):
+        got, want = steps(tokens).float(), eager(tokens).float()
+        off = float((got - want).norm() / want.norm())
+        if not off < ROUNDING.get(eager.view.dtype, 0.1):
+            raise WrongCode(f"compiled steps give logits that are off by {off:.1%}")
+
+
+def _keep_compiled_code() -> None:
+    """Let torch.compile keep its code in our cache instead of /tmp, so that later processes compile in less time."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    folder = cache_dir() / "compiled"
+    if os.environ.get(_COMPILED_CODE, default_cache_dir()) == default_cache_dir():  # torch itself sets the variable
+        with contextlib.suppress(OSError):  # without a writable cache, /tmp remains
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ[_COMPILED_CODE] = str(folder)
+
+
+def _options(device: torch.device) -> dict[str, Any]:
+    """Return the options of torch.compile."""
+    _keep_compiled_code()
+    return {
+        "triton.cudagraphs": device.type == "cuda",
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # safe because no input changes its address or strides
+        "cpp.min_chunk_size": MIN_CHUNK,
+    }
+
+
+def _compiled_forward(device: torch.device) -> Callable[..., Any]:
+    return torch.compile(own_copy(_forward), fullgraph=True, dynamic=False, options=_options(device))
+
+
+def _forward(
+    view: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor | None, masks: Tensor | dict[str, Tensor]
+) -> Tensor:
+    placed = {} if positions is None else {"position_ids": positions}
+    logits: Tensor = view(input_ids=tokens, attention_mask=masks, cache=cache, use_cache=True, **placed).logits
+    return logits[:, -1]

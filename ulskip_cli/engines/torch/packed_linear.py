@@ -1,0 +1,129 @@
+"""Linear layers whose packed weights make decode steps faster on a CPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ulskip_cli.engines.torch import cpu_kernels, decode_attention
+from ulskip_cli.engines.torch.huge_pages import HugePages
+from ulskip_cli.inference import shallow_view
+
+MEMORY_SHARE = 0.25  # limit of the packed copies, as a share of the free memory
+PANELS, ONEDNN, TORCH = "panels", "onednn", "torch"
+
+
+@dataclass(frozen=True)
+class LinearBackend:
+    """The implementation of the matrix products in decode steps, for a model and all of its views."""
+
+    name: str  # `panels` (linear.cpp) or `onednn`, both with packed weights, or `torch`
+    reason: str | None = None  # the reason why it is not `panels`
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with a packed copy of the weight of an `nn.Linear` or `Conv1D`."""
+
+    def __init__(self, source: nn.Module, by: str) -> None:
+        super().__init__()
+        weight = _weight(source).detach()
+        self.out_features, self.by = weight.shape[0], by
+        if by == PANELS:
+            copied = _memory.copy(cpu_kernels.pack(weight))
+        else:
+            copied = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.register_buffer("weight_packed", copied, persistent=False)
+        self.weight, self.bias = source.weight, source.bias  # for modules that read them
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Multiply `hidden` [..., in_features] by the weight; return [..., out_features]."""
+        packed, bias = self.weight_packed, self.bias
+        assert isinstance(packed, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        if self.by == PANELS:
+            return cpu_kernels.linear(hidden, packed, bias, self.out_features)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
+        return product
+
+
+_memory = HugePages()
+# The packed copy of each layer and the version of its weight; all views of a model share the copies.
+_copies: WeakKeyDictionary[nn.Module, tuple[int, PackedLinear]] = WeakKeyDictionary()
+# The linear backend of each model, and the dtypes and devices of its weights at that time.
+_chosen: WeakKeyDictionary[nn.Module, tuple[object, LinearBackend]] = WeakKeyDictionary()
+
+
+def choose_linear_backend(model: PreTrainedModel, on_build: Callable[[], object] = lambda: None) -> LinearBackend:
+    """Choose the linear backend of a loaded model and all of its views.
+
+    Later calls return the first choice, so that the full model and its schedules run on one backend. If the model can use the
+    kernel, the first call calls `on_build` and compiles the kernel.
+    """
+    layers = {id(module): module for module in model.modules() if _is_linear(module)}.values()
+    weights = [_weight(module) for module in layers]
+    kinds = frozenset((weight.dtype, weight.device.type) for weight in weights)
+    known = _chosen.get(model)
+    if known is None or known[0] != kinds:
+        known = _chosen[model] = (kinds, _choose(weights, on_build))
+    return known[1]
+
+
+def packed(view: PreTrainedModel, backend: str) -> PreTrainedModel:
+    """Return a view whose linear layers are packed for the named backend; for `torch`, return `view` itself.
+
+    With `panels`, its attention layers use the kernel for decode steps too.
+    """
+    if backend == TORCH:
+        return view
+
+    def replacement(module: nn.Module) -> nn.Module | None:
+        if not _is_linear(module):
+            return None
+        weight = _weight(module)
+        version = 0 if weight.is_inference() else weight._version
+        known = _copies.get(module)
+        if known is None or known[0] != version or known[1].by != backend:
+            known = _copies[module] = (version, PackedLinear(module, backend))
+        return known[1]
+
+    rebuilt = shallow_view.substituted(view, replacement)
+    assert isinstance(rebuilt, PreTrainedModel)
+    return decode_attention.with_decode_attention(rebuilt) if backend == PANELS else rebuilt
+
+
+def linear_backend_of(model: nn.Module) -> str:
+    """Return the name of the linear backend, read from the layers of a model."""
+    return next((module.by for module in model.modules() if type(module) is PackedLinear), TORCH)
+
+
+def _choose(weights: list[Tensor], on_build: Callable[[], object]) -> LinearBackend:
+    dtypes = {weight.dtype for weight in weights}
+    if any(weight.device.type != "cpu" for weight in weights):
+        return LinearBackend(TORCH, "the weights are not on the CPU")
+    if len(dtypes) != 1 or not dtypes <= set(cpu_kernels.DTYPES):
+        return LinearBackend(TORCH, "the weights are neither all float32 nor all bfloat16")
+    needed = sum(weight.nbytes for weight in weights)
+    if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+        return LinearBackend(TORCH, f"packed weights need {needed} bytes, more than {MEMORY_SHARE:.0%} of the free memory")
+    even = dtypes == {torch.float32} or all(weight.shape[1] % 2 == 0 for weight in weights)
+    reason = cpu_kernels.load(on_build) if even else "a bfloat16 layer has an odd number of inputs"
+    if reason is None:
+        return LinearBackend(PANELS)
+    onednn = torch._C._has_mkldnn and (dtypes == {torch.float32} or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return LinearBackend(ONEDNN if onednn else TORCH, reason)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # Quantized layers have weights of other types, and their own kernels.
+    return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
+
+
+def _weight(module: nn.Module) -> Tensor:  # [out_features, in_features]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.t() if type(module) is Conv1D else weight

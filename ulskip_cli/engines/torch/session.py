@@ -1,0 +1,174 @@
+"""Sessions on torch: the prompt's forward pass, and decode steps with a preallocated KV cache, eager or compiled."""
+
+import functools
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from ulskip_cli.core.config_schema import COMPILED, DecodingConfig
+from ulskip_cli.core.errors import RunError
+from ulskip_cli.engines.base import BatchRequest, Views
+from ulskip_cli.engines.loop import SteppingSession
+from ulskip_cli.engines.torch import static_cache
+from ulskip_cli.engines.torch.decode_steps import WARM_UP_STEPS, CompiledSteps, EagerSteps, check_compiled
+from ulskip_cli.engines.torch.packed_linear import linear_backend_of, packed
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.batching import is_out_of_memory
+
+CAPACITY_STEP = 128  # positions; capacities are rounded up, because each one is compiled separately
+
+
+def unsupported_reason(model: PreTrainedModel, decoding: DecodingConfig) -> str | None:
+    """Return the property of a model or the option that our loop does not support, or None if it supports everything."""
+    if decoding.num_beams > 1:
+        return f"decoding.num_beams={decoding.num_beams}"
+    if decoding.generate_kwargs:
+        return f"decoding.generate_kwargs ({', '.join(decoding.generate_kwargs)})"
+    if decoding.stop:
+        return "decoding.stop"
+    implementation = model.config.get_text_config(decoder=True)._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        return f"the attention implementation {implementation}"
+    if not static_cache.can_fix(shallow_view.new_cache(model)):
+        return "a cache with states other than keys and values"
+    return None
+
+
+class ModelSession(SteppingSession):
+    """A session whose prompts run through a torch model; `steps` of the batch take over the KV cache."""
+
+    def __init__(self, views: Views, prompt_model: PreTrainedModel, kept: Sequence[int]) -> None:
+        """`kept` are the layers of the prompt model whose keys and values the steps read."""
+        self.views, self.prompt_model, self.kept = views, prompt_model, kept
+        self.steps: Any = None
+
+    @abstractmethod
+    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> Any:
+        """Return the decode steps after a prompt, which take over its pruned cache."""
+
+    @property
+    @abstractmethod
+    def decode_model(self) -> torch.nn.Module:
+        """A model with the weights of the decode steps."""
+
+    def encode(self, request: BatchRequest) -> Tensor:
+        """Start a batch; return the logits [batch, vocab_size] after its prompts."""
+        cache = shallow_view.new_cache(self.prompt_model)
+        prompt = request.input_ids, request.attention_mask
+        logits = shallow_view.forward_with_cache(self.prompt_model, *prompt, cache, last_only=True)
+        self.kv_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, self.kept)
+        shallow_view.prune_cache(cache, self.kept)
+        self.steps = self.make_steps(request, cache)
+        return logits[:, -1]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
+        logits: Tensor = self.steps(tokens)
+        return logits
+
+    def keep(self, alive: Tensor) -> None:
+        """Continue with the sequences at the indices `alive` [sequences] only."""
+        self.steps.drop_finished(alive)
+
+    def details(self) -> dict[str, Any]:
+        """Return the linear backend of the steps."""
+        return {"linear_backend": linear_backend_of(self.decode_model)}
+
+    def finish(self) -> None:
+        """Free the KV cache of the batch."""
+        self.steps = None
+
+
+class TorchSession(ModelSession):
+    """Greedy decoding and sampling with the views of a plan."""
+
+    def __init__(self, views: Views) -> None:
+        super().__init__(views, views.prompt_model, views.stages[0].kept)
+        # The steps of all stages by batch size and capacity; empty: they cannot be compiled.
+        self._compiled: dict[tuple[int, int], list[CompiledSteps]] = {}
+        self._now: list[CompiledSteps] = []  # of the batch
+
+    @functools.cached_property
+    def decode_models(self) -> list[PreTrainedModel]:
+        """The views of the stages, with the weights of the linear backend."""
+        return [packed(stage.view, self.views.linear_backend) for stage in self.views.stages]
+
+    @property
+    def decode_model(self) -> torch.nn.Module:
+        """The view of the first stage."""
+        model: torch.nn.Module = self.decode_models[0]
+        return model
+
+    @property
+    def can_shrink(self) -> bool:
+        """True if the steps are eager."""
+        return not self._now
+
+    def prepare(self, request: BatchRequest) -> float:
+        """Pack the weights; compile the steps for this shape if compilation is on; return the seconds of compilation.
+
+        Raises RunError if they cannot be compiled; with decoding.compile=auto they stay uncompiled.
+        """
+        decode_models, compile_, device = self.decode_models, request.decoding.compile, request.input_ids.device
+        key = _shape(request)
+        if not _compiles(request) or key in self._compiled or request.length < 2:
+            return 0.0
+        by_layer = compile_ == "layers"
+        if by_layer and device.type != "cpu":
+            raise RunError(f"expected a CPU for decoding.compile=layers, got {device}; use decoding.compile=on")
+        cache = shallow_view.new_cache(self.prompt_model)
+        prompt = request.input_ids, request.attention_mask
+        shallow_view.forward_with_cache(self.prompt_model, *prompt, cache, last_only=True)
+        made = []
+        try:  # fails without a C++ compiler, and for models that torch.compile or our buffers do not support
+            for stage, model in zip(self.views.stages, decode_models, strict=True):
+                shallow_view.prune_cache(cache, stage.kept)
+                made.append(CompiledSteps(model, cache, key[1], by_layer=by_layer))
+                check_compiled(made[-1], shallow_view.fork_cache(cache, stage.kept), request.attention_mask)
+        except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            if compile_ != "auto":
+                raise RunError(f"torch.compile failed on the decode step ({reason[:160]}); use decoding.compile=off") from None
+            made = []
+        self._compiled[key] = made
+        return sum(steps.compile_seconds for steps in made)
+
+    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps | CompiledSteps:
+        """Return the steps of the first stage, compiled ones if `prepare` made some."""
+        self._now = self._compiled.get(_shape(request), []) if _compiles(request) else []
+        if not self._now:
+            return EagerSteps(self.decode_models[0], cache, request.attention_mask, request.length)
+        self._now[0].begin(cache, request.attention_mask, request.length)
+        return self._now[0]
+
+    def switch(self, stage: int) -> None:
+        """Continue with the view of a later stage, which takes over the keys and values of its layers."""
+        before, after = list(pairwise(self.views.stages))[stage - 1]
+        kept = [before.kept.index(layer) for layer in after.kept]
+        if self._now:
+            self._now[stage].continue_from(self.steps, kept)
+            self.steps = self._now[stage]
+        else:
+            self.steps.switch_to_view(self.decode_models[stage], kept)
+
+    def details(self) -> dict[str, Any]:
+        """Return the linear backend of the steps, and True as `compiled` if they are."""
+        return {**super().details(), "compiled": bool(self._now)}
+
+
+def _compiles(request: BatchRequest) -> bool:
+    compile_ = request.decoding.compile
+    return compile_ in COMPILED or (compile_ == "auto" and request.input_ids.device.type == "cuda")
+
+
+def _shape(request: BatchRequest) -> tuple[int, int]:
+    batch, prompt_len = request.input_ids.shape
+    needed = prompt_len + max(request.length - 1, WARM_UP_STEPS)
+    return batch, -(-needed // CAPACITY_STEP) * CAPACITY_STEP

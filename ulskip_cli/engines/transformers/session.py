@@ -1,0 +1,108 @@
+"""The session of transformers: `generate` of a model with two phases."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteria
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.engines.base import BatchOutput, BatchRequest, Clock, Session, Views
+from ulskip_cli.engines.transformers import options
+from ulskip_cli.inference import shallow_view
+from ulskip_cli.inference.timing import now
+
+
+class TransformersSession(Session):
+    """Decoding with transformers' `generate`; only stop strings require the tokenizer."""
+
+    def __init__(self, views: Views) -> None:
+        self.views, self.device = views, views.device
+        self._kv_bytes = (0, 0)
+        self._prefilled_at = 0.0
+        self._models: dict[tuple[int, ...], PreTrainedModel] = {}  # by the first steps of the stages
+
+    def generate(self, request: BatchRequest) -> BatchOutput:
+        """Generate for one batch."""
+        input_ids, decoding = request.input_ids, request.decoding
+        settings: dict[str, Any] = {
+            **options.settings(decoding),
+            "use_cache": True,
+            "pad_token_id": request.pad_token_id,
+            "eos_token_id": list(request.eos_token_ids) or None,
+            "max_new_tokens": request.length,
+        }
+        if request.forced:
+            settings["min_new_tokens"] = request.length
+        stops = () if request.forced else decoding.stop
+        if stops:
+            settings["stop_strings"] = list(stops)
+        start = now(self.device)
+        observer = StepObserver(self.device, input_ids.shape, request.on_step)
+        try:
+            sequences = self._model(request.first_steps).generate(
+                input_ids=input_ids,
+                attention_mask=request.attention_mask,
+                generation_config=GenerationConfig(**settings),
+                stopping_criteria=[observer],
+                **({"tokenizer": self.views.tokenizer} if stops else {}),
+            )
+        except (TypeError, ValueError) as error:  # transformers checks many options only when it uses them
+            if not decoding.generate_kwargs:
+                raise
+            raise UsageError(
+                f"decoding.generate_kwargs is refused by transformers ({' '.join(str(error).split())[:200]}); "
+                f"correct or remove one of: {', '.join(decoding.generate_kwargs)}"
+            ) from None
+        clock = Clock(start, self._prefilled_at, observer.first_at, now(self.device))
+        output = BatchOutput.of(request, sequences[:, input_ids.shape[1] :].tolist(), clock, self._kv_bytes)
+        if not stops:
+            return output
+        rows = [self._until_stop(row, stops) for row in output.token_ids]
+        return BatchOutput.of(request, rows, clock, self._kv_bytes)
+
+    def _model(self, first_steps: tuple[int, ...]) -> PreTrainedModel:
+        if first_steps not in self._models:
+            moved = zip(self.views.stages, first_steps, strict=True)
+            stages = [replace(stage, first_step=first_step) for stage, first_step in moved]
+            self._models[first_steps] = shallow_view.two_phase(self.views.prompt_model, stages, self._on_prefill)
+        return self._models[first_steps]
+
+    def _on_prefill(self, cache: DynamicCache) -> None:
+        self._prefilled_at = now(self.device)
+        self._kv_bytes = shallow_view.kv_bytes(cache), shallow_view.kv_bytes(cache, self.views.stages[0].kept)
+
+    def _until_stop(self, row: list[int], stops: Sequence[str]) -> list[int]:
+        """Truncate a sequence behind its first stop string; `generate` runs until all sequences have stopped."""
+        tokenizer = self.views.tokenizer
+        assert tokenizer is not None
+
+        def stopped(length: int) -> bool:
+            text = tokenizer.decode(row[:length], skip_special_tokens=True)
+            return any(stop in text for stop in stops)
+
+        if not stopped(len(row)):
+            return row
+        return row[: next(length for length in range(1, len(row) + 1) if stopped(length))]
+
+
+class StepObserver(StoppingCriteria):  # type: ignore[misc]
+    """A stopping criterion that never stops; it records the time of the first token and reports the number of tokens."""
+
+    def __init__(self, device: torch.device, prompt_shape: Sequence[int], on_step: Callable[[int], None] | None) -> None:
+        self.device = device
+        self.batch, self.prompt_len = prompt_shape
+        self.on_step = on_step
+        self.first_at = 0.0
+        self._never: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Return False for every sequence, [batch * beams]."""
+        if self._never is None:
+            self.first_at = now(self.device)
+            self._never = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        if self.on_step is not None:
+            self.on_step(self.batch * (input_ids.shape[1] - self.prompt_len))
+        return self._never

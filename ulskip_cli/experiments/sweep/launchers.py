@@ -1,0 +1,237 @@
+"""Launchers start N times the same command, `ulskip sweep ... --since ROWS`: on this machine, on Slurm or on Ray.
+
+A worker is that command in another process. It claims points by lock files, so any number of workers share a folder. Slurm and
+Ray start a lost worker again by their own means, and `Local` does so itself.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ulskip_cli.core.config_schema import LauncherConfig
+from ulskip_cli.core.errors import UsageError
+
+SHARED = ("submitit", "ray")  # their workers may be on other machines, whose rows count too
+END_WITH_STDIN = "ULSKIP_END_WITH_STDIN"  # a worker ends when its standard input is closed, as it is when its parent dies
+CONNECT_SECONDS = 10.0
+END_SECONDS = 5.0
+MINUTES = 24 * 60  # of a Slurm job
+
+
+class WorkerPool(Protocol):
+    """The workers of one launcher."""
+
+    def alive(self) -> int:
+        """Return how many workers are queued or run; start those again that died, as often as launcher.max_retries allows."""
+
+    def end(self) -> None:
+        """Stop all workers; their finished batches are stored."""
+
+
+class Local:
+    """Workers as processes of this machine, one for each device."""
+
+    def __init__(self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int) -> None:
+        """Start the workers; each writes its output to a file in `logs`."""
+        devices = _devices()
+        size = min(workers, launcher.workers or max(1, len(devices)))
+        self._command, self._logs, self._retries = command, logs, [launcher.max_retries] * size
+        threads = thread_environment(_threads(launcher.threads, size))
+        self._environments = [
+            {**os.environ, **threads, END_WITH_STDIN: "1"}
+            | ({"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} if devices else {})
+            for i in range(size)
+        ]
+        logs.mkdir(parents=True, exist_ok=True)
+        self._processes = [self._start(number) for number in range(size)]
+
+    def _start(self, number: int) -> "subprocess.Popen[bytes]":
+        with (self._logs / f"worker-{number}.log").open("ab") as log:
+            return subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environments[number]
+            )
+
+    def alive(self) -> int:
+        """Return how many workers run, after those that a signal ended were started again."""
+        for number, process in enumerate(self._processes):
+            code = process.poll()
+            if code is not None and code < 0 and self._retries[number]:
+                self._retries[number] -= 1
+                self._processes[number] = self._start(number)
+        return sum(process.poll() is None for process in self._processes)
+
+    def end(self) -> None:
+        """Terminate all workers."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class WorkerJob:
+    """A worker as a job of submitit; a job that Slurm preempts or that runs out of time is queued again."""
+
+    def __init__(self, command: Sequence[str], threads: int | None) -> None:
+        self.command, self.threads, self.folder = command, threads, str(Path.cwd())
+
+    def __call__(self) -> None:
+        """Run the command; raise CalledProcessError if it fails."""
+        run_worker(self.command, self.threads, self.folder)
+
+    def checkpoint(self) -> Any:
+        """Return the same job, which carries on with what is not finished."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class Submitit:
+    """Workers as Slurm jobs, or as processes of this machine if Slurm is missing."""
+
+    def __init__(self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int) -> None:
+        """Submit the jobs; raise UsageError if submitit is not installed or rejects an option."""
+        try:
+            import submitit
+        except ImportError:
+            raise _missing("submitit") from None
+        size = min(workers, launcher.workers or 1)
+        cluster = None if launcher.executor == "auto" else launcher.executor
+        options = {"timeout_min": MINUTES, "name": "ulskip", **(launcher.options or {})}
+        (logs / "submitit").mkdir(parents=True, exist_ok=True)
+        try:
+            # submitit loads pickles from its folder, so the folder must be new and writable by this user only.
+            folder = tempfile.mkdtemp(dir=logs.resolve() / "submitit")
+            executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            on_slurm = executor.cluster == "slurm"  # Slurm assigns separate cores to each job
+            if launcher.threads and on_slurm:
+                options.setdefault("cpus_per_task", launcher.threads)
+            executor.update_parameters(**options)
+        except Exception as error:
+            raise UsageError(
+                f"submitit refused launcher.executor or launcher.options ({' '.join(str(error).split())[:200]}); correct them"
+            ) from None
+        threads = options.get("cpus_per_task") if on_slurm else _threads(launcher.threads, size)
+        self._jobs: list[Any] = [executor.submit(WorkerJob(command, threads)) for _ in range(size)]
+
+    def alive(self) -> int:
+        """Return how many jobs are queued or run."""
+        return sum(not job.done() for job in self._jobs)
+
+    def end(self) -> None:
+        """Cancel unfinished jobs."""
+        for job in self._jobs:
+            if not job.done():
+                job.cancel()
+
+
+class Ray:
+    """Workers as tasks on a Ray cluster; without an address, Ray starts a cluster on this machine."""
+
+    def __init__(self, launcher: LauncherConfig, command: Sequence[str], logs: Path, workers: int) -> None:
+        """Connect to a cluster and submit the tasks; raise UsageError if ray or the cluster is missing."""
+        try:
+            import ray
+        except ImportError:
+            raise _missing("ray") from None
+        self._ray: Any = ray
+        address = launcher.address or os.environ.get("RAY_ADDRESS")
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address is None:
+            quiet["include_dashboard"] = False
+            os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's own, other processes would slow the timings
+        try:
+            _check_reachable(address)
+            ray.init(address=address, ignore_reinit_error=True, **quiet)
+        except Exception as error:
+            raise UsageError(
+                f"launcher=ray: expected a Ray cluster at {address}, got none ({' '.join(str(error).split())[:160]}); "
+                "check launcher.address, or set it to null to use this machine"
+            ) from None
+        devices = int(ray.cluster_resources().get("GPU", 0))
+        size = min(workers, launcher.workers or max(1, devices))
+        threads = _threads(launcher.threads, size)
+        options: dict[str, Any] = {"num_cpus": threads or 1, "num_gpus": 1 if devices else 0}
+        options |= {"max_retries": launcher.max_retries, "retry_exceptions": [subprocess.CalledProcessError]}
+        try:
+            task: Any = ray.remote(run_worker).options(**{**options, **(launcher.options or {})})
+        except (ValueError, TypeError) as error:
+            ray.shutdown()
+            raise UsageError(f"Ray refused launcher.options ({' '.join(str(error).split())[:160]}); correct it") from None
+        self._tasks = [task.remote(command, threads, str(Path.cwd())) for _ in range(size)]
+
+    def alive(self) -> int:
+        """Return how many tasks are queued or run."""
+        return len(self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)[1])
+
+    def end(self) -> None:
+        """Cancel unfinished tasks and disconnect."""
+        for task in self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)[1]:
+            self._ray.cancel(task, force=True)
+        self._ray.shutdown()
+
+
+POOLS: dict[str, Callable[[LauncherConfig, Sequence[str], Path, int], WorkerPool]] = {
+    "local": Local,
+    "submitit": Submitit,
+    "ray": Ray,
+}
+
+
+def run_worker(command: Sequence[str], threads: int | None, folder: str) -> None:
+    """Run a worker's command until it ends; raise CalledProcessError if a signal ends it.
+
+    The process ends with this one, because this one holds the other end of its standard input.
+    """
+    environment = {**os.environ, **thread_environment(threads), END_WITH_STDIN: "1"}
+    with subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE) as process:
+        code = process.wait()
+    if code < 0:
+        raise subprocess.CalledProcessError(code, list(command))
+
+
+def worker_command(words: Sequence[str], since: int) -> list[str]:
+    """Return the command of a worker: the words of the sweep, and the number of rows that were there before it began."""
+    return [sys.executable, "-m", "ulskip_cli", "sweep", *words, "--since", str(since)]
+
+
+def thread_environment(threads: int | None) -> dict[str, str]:
+    """Return environment variables that limit a worker's threads; OpenMP reads them only when it is loaded."""
+    return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} if threads else {}
+
+
+def _threads(asked: int | None, workers: int) -> int | None:
+    """Return the number of threads of each worker on this machine; None means torch's default."""
+    if asked or workers == 1:
+        return asked
+    return max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _devices() -> list[str]:
+    """Return the CUDA devices as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    count = torch.cuda.device_count()
+    return visible[:count] if visible else [str(index) for index in range(count)]
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise OSError if the cluster's address does not accept a connection; Ray's own client would wait for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+
+
+def _missing(package: str) -> UsageError:
+    """Return the error for a launcher whose package is not installed."""
+    return UsageError(f"launcher={package} requires the package {package}; install it with pip install 'ulskip[{package}]'")
