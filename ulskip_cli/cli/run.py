@@ -69,10 +69,10 @@ def bench(
     resolved = [resolve_benchmark(one, resolver) for one in grid]
     folder = ResultsFolder.of(resolved[-1].config)
     with ProgressBars() as bars:
-        from ulskip_cli.experiments.benchmark import BenchmarkRunner
-        from ulskip_cli.experiments.runner import Session
+        from ulskip_cli.experiments.runner import Session, run_point
 
-        outcome = run_each(resolved, BenchmarkRunner(Session(bars)).run_point, bars)
+        session = Session(bars)
+        outcome = run_each(resolved, lambda point: run_point(point, session), bars)
     from ulskip_cli.report import benchmark as report
     from ulskip_cli.report import tables
 

@@ -39,7 +39,9 @@ class ResolvedPoint:
     def identity(self) -> Point:
         """The settings that identify the point, as its row stores them."""
         baseline_id = self.baseline.run_id if self.baseline else None
-        return Point.of(self.config, self.run_id, baseline_id=baseline_id, dataset=self.task.data if self.task else None)
+        if self.task is None:
+            return Point.of(self.config, self.run_id).replace(task=None, pair=None)
+        return Point.of(self.config, self.run_id, baseline_id=baseline_id, dataset=self.task.data)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Warnings of a finished run: one line for each difference between the requested settings and the actual run."""
 
-from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.config_schema import COMPILED, Config
 from ulskip_cli.core.cpu_load import is_crowded
 from ulskip_cli.core.strategy import LAYER, UNIT_NAMES
 from ulskip_cli.engines.torch import cpu_kernels
@@ -14,6 +14,8 @@ PREDICTION_FACTOR = 1.6  # between the measured and the predicted speedup; a lar
 
 def run_warnings(config: Config, plan: Plan, record: Record) -> tuple[str, ...]:
     """Return the warnings of the plan and of the finished run."""
+    if record.task is None:  # random prompts say nothing about quality
+        return (*plan.warnings, *adjustments(config, record), *_uncompiled(config, record))
     return (
         *plan.warnings,
         *_untrained(plan, record),
@@ -94,6 +96,16 @@ def _untrained(plan: Plan, record: Record) -> list[str]:
     return [
         f"{plan.strategy} with {count} of {plan.num_layers} {UNIT_NAMES[plan.unit]}: the weights were trained for other "
         f"layers, so quality may suffer; {train}use the strategy and ratio of their training"
+    ]
+
+
+def _uncompiled(config: Config, record: Record) -> list[str]:
+    how = config.decoding.compile
+    if how not in COMPILED or record.compiled:
+        return []
+    return [
+        f"decoding.compile={how} had no effect: the {record.engine} engine does not compile this model's steps, so they were "
+        "timed uncompiled; use engine=torch if it supports the model"
     ]
 
 
