@@ -1,5 +1,4 @@
 import json
-from dataclasses import asdict, replace
 
 import pytest
 
@@ -9,8 +8,7 @@ from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments import preflight
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.preflight import Resolver, resolve, resolve_benchmark
-from ulskip_cli.experiments.record import RunRecord
-from ulskip_cli.experiments.record_sections import Provenance
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.tasks.wmt import Wmt
@@ -102,13 +100,10 @@ def test_data_that_cannot_be_read_are_tried_once(monkeypatch):
 def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(overrides):
     (job,) = [job for job in make_jobs(points([*overrides, "batch_size=1"])) if job.requested]
     failed = job.failure_record(RunError("x"))
-    finished = RunRecord(
-        replace(job.point.identity, prompt_layers=job.point.plan.prompt_layers),
-        schedule=describe_schedule(job.point.plan, ScheduleProvenance()),
-        provenance=Provenance(),
-    )
-    assert asdict(failed.identity) == asdict(finished.identity)
-    assert failed.identity.dataset == "sample"
+    asked = job.point.identity.replace(prompt_layers=job.point.plan.prompt_layers)
+    finished = Record.joined(asked, describe_schedule(job.point.plan, ScheduleProvenance()))
+    assert failed.settings() == finished.settings()
+    assert failed.dataset == "sample"
     assert (failed.status, finished.status) == ("failed", "done")
     assert failed.to_row()["target_speedup"] == finished.to_row()["target_speedup"]
 
