@@ -70,8 +70,8 @@ def test_a_row_has_a_runs_keys_of_speed_and_none_of_quality(bench, point, tmp_pa
     assert (row["target_speedup"], row["layer_ratio"], row["kept_layers"]) == (2.0, 2.0, [0, 2, 5])
     for key in ("prefill_seconds", "time_per_output_token_seconds", "total_tokens_per_second", "prompt_kv_bytes"):
         assert row[key] > 0, key
-    assert (row["engine"], row["compiled"], row["task"], row["baseline_id"]) == ("torch", False, None, None)
-    assert not {"bleu", "decode_loss", "vs_baseline"} & row.keys()
+    assert (row["engine"], row["compiled"]) == ("torch", False)
+    assert not {"task", "baseline_id", "bleu", "decode_loss"} & row.keys()
     assert (row["timed_batch_size"], row["timed_prompt_tokens"], row["timed_new_tokens"]) == (2, 5, 3)
     assert row["environment"]["packages"]["torch"]
     assert row["training"] == "none: random weights"
@@ -92,7 +92,7 @@ def test_work_and_shares_are_exact(bench, point):
 @pytest.mark.parametrize(("kind", "size"), [("full", 32 * 32 + 32), ("low_rank", 2 * 4 * 32 + 32), ("folded", 0)])
 def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, monkeypatch, kind, size):
     adapters, real = [], runner.Decoder
-    monkeypatch.setattr(runner, "Decoder", lambda *args, **more: adapters.append(args[3]) or real(*args, **more))
+    monkeypatch.setattr(runner, "Decoder", lambda *args, **more: adapters.append(args[3] if len(args) > 3 else None) or real(*args, **more))
     row = bench.run(point("ratio=2", "correction=patch", f"correction.kind={kind}", "correction.rank=4"))
     rank = 4 if kind == "low_rank" else None
     assert row["correction"] == {"name": "patch", "kind": kind, **({"rank": rank} if rank else {}), "values": "zero", "bytes": 2 * 4 * size}
@@ -115,7 +115,7 @@ def test_a_skip_adapter_is_timed(bench, model_folder, tmp_path, monkeypatch):
     base = {"model": "m", "fingerprint": fingerprint(compose(pretrained).model)}
     SkipAdapter(6, ((0, 2, 5),), tensors, {"base": base, "kind": "full"}).save(tmp_path / "adapter")
     adapters, real = [], runner.Decoder
-    monkeypatch.setattr(runner, "Decoder", lambda *args, **more: adapters.append(args[3]) or real(*args, **more))
+    monkeypatch.setattr(runner, "Decoder", lambda *args, **more: adapters.append(args[3] if len(args) > 3 else None) or real(*args, **more))
     pretrained += ["correction=adapter", f"correction.path={tmp_path / 'adapter'}"]
     row = bench.run(compose([*pretrained, "ratio=2"]))
     assert row["correction"]["path"] == str(tmp_path / "adapter")
@@ -193,7 +193,7 @@ def test_a_batch_that_does_not_fit_is_halved(bench, point, limit_memory):
     row = bench.run(point())
     assert row["timed_batch_size"] == 1
     assert row["step_bytes"] == round(4 * (HEAD + NORM + 3 * LAYER) + 3 * KV * (5 + 3 / 2))
-    (warning,) = row["warnings"]
+    warning = next(warning for warning in row["warnings"] if "did not fit" in warning)
     assert all(text in warning for text in ("unified", "batch_size=2", "batch_size=1"))
 
 
@@ -213,5 +213,5 @@ def test_drafts_are_no_steps_of_their_own(bench, point):
     assert row["pairs"]["strategy"]["linear_backend"] == row["linear_backend"]
     assert (row["engine"], row["full"]["engine"]) == ("speculative", "torch")
     assert 0 <= row["acceptance_rate"] <= 1
-    assert (row["step_bytes"], row["bandwidth_share"]) == (None, None)
+    assert not {"step_bytes", "bandwidth_share"} & row.keys()
     assert row["full"]["step_bytes"] > 0
