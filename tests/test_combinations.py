@@ -10,12 +10,12 @@ from needs import overrides_for
 
 from ulskip_cli import api
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need
-from ulskip_cli.core.engines import ENGINES
+from ulskip_cli.core.engines import engine_class, engine_names
 from ulskip_cli.experiments.runner import Session
 
 NOT_ASKED = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
 pytestmark = pytest.mark.slow
-ENGINE_NEEDS = [(engine, need) for engine in ENGINES for need in Need if need in SUPPORTS[engine] - NOT_ASKED]
+ENGINE_NEEDS = [(engine, need) for engine in engine_names() for need in Need if need in SUPPORTS[engine] - NOT_ASKED]
 PAIRS = [
     (one, other)
     for one, other in combinations(Need, 2)
@@ -38,7 +38,7 @@ def run(session, folder, *overrides):
 
 @pytest.mark.parametrize(("engine", "need"), ENGINE_NEEDS, ids=str)
 def test_an_engine_runs_what_it_supports(engine, need, session, folders, tmp_path):
-    kind = ENGINES[engine]
+    kind = engine_class(engine)
     if kind.modules and not any(map(find_spec, kind.modules)):
         pytest.skip(f"the package of engine={engine} is not installed")
     overrides = overrides_for(need, supports=SUPPORTS[engine], **folders)

@@ -1,8 +1,6 @@
-import json
 import threading
 
 import pytest
-from ulskip_cli.experiments.sweep.running_marker import RunningMarker, marker_path, read_marker
 
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
 from ulskip_cli.experiments.record import Record
@@ -10,7 +8,7 @@ from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.experiments.sweep.status import SweepStatus
-from ulskip_cli.experiments.sweep.worker import FailurePolicy, Worker
+from ulskip_cli.experiments.sweep.worker import Worker
 
 
 class Watcher:
@@ -30,7 +28,7 @@ def sweep(tmp_path):
     jobs = make_jobs(points(["ratio=2,3", f"results_dir={tmp_path}"]))
     folder = ResultsFolder.of(jobs[0].config)
 
-    def go(act=lambda job: None, policy=None, force=False):
+    def go(act=lambda job: None, force=False, fail_fast=False):
         def run(job, baseline):
             act(job)
             assert bool(job.baseline) == bool(baseline)
@@ -39,8 +37,7 @@ def sweep(tmp_path):
             return record
 
         watcher = Watcher()
-        status = SweepStatus(folder, lambda record: True, force)
-        Worker(jobs, status, run, policy or FailurePolicy("t"), watcher).run()
+        Worker(jobs, SweepStatus(folder, "ray", force), run, watcher, fail_fast).run()
         return watcher
 
     return go, jobs, folder
@@ -72,16 +69,16 @@ def test_a_failure_is_a_row_with_a_log_and_is_tried_again(sweep):
         ("unified ratio 2", "failed"),
         ("unified ratio 3", "done"),
     ]
-    row = next(row for row in folder.rows() if row["status"] == "failed")
-    assert (row["id"], row["reason"]) == (jobs[1].id, "ZeroDivisionError: oops")
-    assert "in act" in (folder.path / row["log"]).read_text()
+    record = next(record for record in folder.records() if record.status == "failed")
+    assert (record.id, record.reason) == (jobs[1].id, "ZeroDivisionError: oops")
+    assert "in act" in (folder.path / record.log).read_text()
     assert go().ran == [("unified ratio 2", "done")]
-    assert [row["status"] for row in folder.rows()] == ["done"] * 3
+    assert [record.status for record in folder.records()] == ["done"] * 3
 
 
 def test_fail_fast_stops(sweep):
     go, _, _ = sweep
-    assert go(fail_at(2, RunError("x")), FailurePolicy("t", fail_fast=True)).ran == [
+    assert go(fail_at(2, RunError("x")), fail_fast=True).ran == [
         ("full", "done"),
         ("unified ratio 2", "failed"),
     ]
@@ -90,8 +87,8 @@ def test_fail_fast_stops(sweep):
 def test_what_does_not_apply_is_no_failure(sweep):
     go, _, folder = sweep
     assert go(fail_at(3, NotApplicable("no batches"))).ran[-1] == ("unified ratio 3", "n/a")
-    row = folder.rows()[-1]
-    assert (row["reason"], "log" in row) == ("no batches", False)
+    record = folder.records()[-1]
+    assert (record.reason, record.log) == ("no batches", None)
 
 
 def test_points_of_a_baseline_that_failed_fail_too(sweep):
@@ -102,7 +99,7 @@ def test_points_of_a_baseline_that_failed_fail_too(sweep):
             raise RunError("out of memory")
 
     assert [status for _, status in go(act).ran] == ["failed"] * 3
-    assert folder.rows()[0]["id"] in folder.rows()[-1]["reason"]
+    assert folder.records()[0].id in folder.records()[-1].reason
 
 
 def test_a_folder_that_takes_no_more_ends_the_sweep(sweep):
@@ -111,16 +108,12 @@ def test_a_folder_that_takes_no_more_ends_the_sweep(sweep):
         go(fail_at(2, StorageError("full")))
 
 
-def test_a_point_whose_workers_die_counts_as_failed(sweep):
+def test_a_point_that_was_claimed_and_not_finished_comes_last(sweep):
     go, jobs, folder = sweep
     folder.check_writable()
-    (folder.path / ".locks").mkdir()
-    for token, status in (("another sweep's", "done"), ("t", "failed")):
-        marker_path(folder, jobs[1]).write_text(json.dumps({"token": token, "attempt": 3}))
-        assert go(force=True).ran[1] == ("unified ratio 2", status)
-    rows = [json.loads(line) for line in folder.runs_path.read_text().splitlines()]
-    assert ["3 workers died" in row["reason"] for row in rows if row["status"] == "failed"] == [True]
-    assert not marker_path(folder, jobs[1]).exists()
+    with folder.claim(jobs[1].id) as claimed:
+        assert claimed
+    assert [label for label, _ in go().ran] == ["full", "unified ratio 3", "unified ratio 2"]
 
 
 def test_two_sweeps_share_the_work(sweep):
@@ -139,15 +132,3 @@ def test_two_sweeps_share_the_work(sweep):
         thread.join()
     assert sorted(watchers[0].ran + watchers[1].ran) == [(label, "done") for label in ALL]
     assert len(folder.runs_path.read_text().splitlines()) == 3
-
-
-def test_a_mark_tells_what_runs(sweep):
-    _, jobs, folder = sweep
-    mark = RunningMarker(folder)
-    folder.check_writable()
-    marker_path(folder, jobs[0]).parent.mkdir()
-    mark.job_started(jobs[0])
-    mark.phase("generate", 9)
-    assert read_marker(marker_path(folder, jobs[0])) == {"phase": "generate", "done": 0, "total": 9}
-    mark.job_settled(jobs[0], None, True)
-    mark.phase("more", 9)(3)

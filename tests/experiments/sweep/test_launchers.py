@@ -1,0 +1,113 @@
+"""All launchers for real on this machine: the same rows from each, although a worker dies."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+import warnings
+
+import psutil
+import pytest
+
+from ulskip_cli.cli.app import invoke
+
+QUICK = [
+    *("limit=6", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0"),
+    *("speed.new_tokens=3", "batch_size=2"),
+]
+GRID = ["strategy=unified,top_skip", "ratio=2,3"]
+TIMES = re.compile(
+    r"seconds|per_second|other_cpus|_speedup|^pairs$|finished_at|memory|experiment|environment"
+)
+
+
+@pytest.fixture(scope="module")
+def command(model_folder, tmp_path_factory):
+    """Return the arguments of a sweep, its results folder, and the rows of the same sweep in one process."""
+    results = tmp_path_factory.mktemp("results")
+    base = ["sweep", f"model.path={model_folder}", "model.dtype=float32", f"results_dir={results}"]
+    base += [*QUICK, *GRID]
+    assert invoke([*base, "name=inline"]) == 0
+    return base, results, rows(results / "inline")
+
+
+def rows(folder):
+    """Return the rows by id, each there once, without what depends on time."""
+    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    assert len({row["id"] for row in lines}) == len(lines)
+    for row in lines:
+        row["config"].pop("name", None)
+        row["warnings"] = [text for text in row["warnings"] if "speed" not in text]
+    return {
+        row["id"]: {
+            key: value
+            for key, value in row.items()
+            if not TIMES.search(key) or key == "target_speedup"
+        }
+        for row in lines
+    }
+
+
+def kill_a_worker(words):
+    """Kill one process whose command contains all words; return False if there is none."""
+    for process in psutil.process_iter(["cmdline"]):
+        if {"--since", *words} <= set(process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                return True
+    return False
+
+
+LAUNCHERS = {
+    "local": ["launcher=local", "launcher.workers=2", "launcher.threads=1"],
+    "submitit": [
+        *("launcher=submitit", "launcher.executor=local"),
+        *("launcher.workers=2", "launcher.threads=1"),
+    ],
+    "ray": ["launcher=ray", "launcher.workers=2", "launcher.threads=1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_launcher_leaves_the_same_rows_although_a_worker_dies(name, command, tmp_path):
+    if name != "local":
+        pytest.importorskip(name, exc_type=ImportError)
+    base, results, expected = command
+    folder = results / name
+    arguments = [*base, f"name={name}", *LAUNCHERS[name]]
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "ulskip_cli", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        killed = False
+        while process.poll() is None and not killed:
+            time.sleep(0.05)
+            killed = (folder / "runs.jsonl").exists() and kill_a_worker(arguments)
+        errors = process.stderr.read()
+    assert process.returncode == 0, errors
+    assert killed
+    assert rows(folder) == expected
+    lines = (folder / "runs.jsonl").read_text().splitlines()
+    assert {json.loads(line)["environment"]["threads"] for line in lines} == {1}
+
+
+def test_a_package_that_is_not_installed_is_named(command, monkeypatch, capsys):
+    base, _, _ = command
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert invoke([*base, "name=none", "launcher=submitit"]) == 2
+    assert "pip install 'ulskip[submitit]'" in capsys.readouterr().err
+
+
+def test_a_cluster_that_cannot_be_reached_is_named(command, capsys):
+    pytest.importorskip("ray", exc_type=ImportError)
+    base, _, _ = command
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert invoke([*base, "name=none", "launcher=ray", "launcher.address=127.0.0.1:1"]) == 2
+    err = capsys.readouterr().err
+    assert all(text in err for text in ("launcher=ray", "launcher.address", "127.0.0.1:1"))
