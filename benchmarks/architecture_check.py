@@ -12,9 +12,9 @@ from uncached_reference import reference_logits
 
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.inference import architecture_support, shallow_view
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.torch.session import unsupported_reason
+from ulskip_cli.inference import architecture_support, shallow_view
 from ulskip_cli.inference.teacher_forcing import response_logits
 from ulskip_cli.strategies.plan import Plan
 

@@ -14,10 +14,10 @@ import torch
 
 from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize, padded
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.teacher_forcing import response_logits
 from ulskip_cli.strategies.plan import make_plan

@@ -18,17 +18,17 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import OwnResponses
 from ulskip_cli.core.files import read_object, write_atomic
 from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.block_influence import block_influence
-from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.inference.loading import load, load_tokenizer
-from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
-from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.one_block import first_layers, spread, without_block
 from ulskip_cli.strategies.plan import Plan

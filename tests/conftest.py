@@ -95,9 +95,9 @@ def point(llama, tokenizer):
     """Return a function that makes a decoder, its encoded workload and its configuration from overrides."""
     from ulskip_cli.core.config import compose
     from ulskip_cli.core.model_metadata import ModelMetadata
+    from ulskip_cli.engines.decoder import Decoder
     from ulskip_cli.experiments.preflight import ResolvedPoint
     from ulskip_cli.experiments.workload import encode_workload
-    from ulskip_cli.engines.decoder import Decoder
     from ulskip_cli.strategies.plan import make_plan
 
     llama.resize_token_embeddings(len(tokenizer))

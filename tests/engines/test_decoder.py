@@ -6,8 +6,8 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.engines.torch import session
 from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, until_stop
+from ulskip_cli.engines.torch import session
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.batching import BatchSize, padded
 from ulskip_cli.strategies.plan import make_plan

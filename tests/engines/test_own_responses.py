@@ -6,9 +6,9 @@ from reference import build_model, random_ids, reference_greedy
 
 from ulskip_cli.core.config_schema import OwnResponses
 from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.engines import own_responses
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.own_responses import generate_own_responses, greedy_context
-from ulskip_cli.engines import own_responses
 
 LENGTH = 6
 PROMPTS = [random_ids(1, 3 + i % 5, seed=i)[0].tolist() for i in range(10)]

@@ -8,13 +8,13 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint
 from ulskip_cli.core.schedule import Stage
+from ulskip_cli.engines import fast
+from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import benchmark
 from ulskip_cli.experiments.benchmark import BenchmarkRunner
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.preflight import resolve_benchmark
 from ulskip_cli.experiments.runner import Session
-from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.engines import fast
 from ulskip_cli.inference.skip_adapter import SkipAdapter
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan

@@ -4,15 +4,15 @@ import pytest
 
 from ulskip_cli.core.config import compose, preset
 from ulskip_cli.core.progress import NullProgress
+from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
+from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments import calibration
 from ulskip_cli.experiments.calibration import HeldOutEvaluator, calibrate_strategy
 from ulskip_cli.experiments.held_out import find_held_out
 from ulskip_cli.experiments.preflight import ResolvedPoint
 from ulskip_cli.experiments.workload import encode_workload
 from ulskip_cli.inference.batching import BatchSize
-from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all
 from ulskip_cli.inference.loading import load
-from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.strategies.plan import make_plan
 
 

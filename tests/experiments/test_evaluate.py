@@ -4,10 +4,10 @@ import pytest
 
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import NullProgress
-from ulskip_cli.experiments.evaluate import generate_answers, score_answers
-from ulskip_cli.experiments.paired_timing import time_pairs
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch.session import TorchSession
+from ulskip_cli.experiments.evaluate import generate_answers, score_answers
+from ulskip_cli.experiments.paired_timing import time_pairs
 
 
 def evaluated(decoder, workload, config, baseline=None):

@@ -8,6 +8,7 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.experiments import latency_target
 from ulskip_cli.experiments.latency_target import (
     LINE_ROUNDS,
@@ -17,7 +18,6 @@ from ulskip_cli.experiments.latency_target import (
     make_pair_timer,
     solve_depth_for_speedup,
 )
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 

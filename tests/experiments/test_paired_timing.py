@@ -9,9 +9,9 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig, SpeedConfig
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.experiments.paired_timing import TimedPairs, measure_pairs
-from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
+from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.experiments.paired_timing import TimedPairs, measure_pairs
 from ulskip_cli.strategies.plan import make_plan
 
 GREEDY = DecodeContext(DecodingConfig(name="greedy"), 0)

@@ -5,6 +5,7 @@ import pytest
 from ulskip_cli.core import cpu_load
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.record_sections import (
     PairedTiming,
@@ -15,7 +16,6 @@ from ulskip_cli.experiments.record_sections import (
     Throughput,
 )
 from ulskip_cli.experiments.run_warnings import adjustments, run_warnings
-from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.strategies.plan import make_plan
 
 

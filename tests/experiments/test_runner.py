@@ -10,14 +10,14 @@ import pytest
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines.base import ExitStats
+from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.experiments.sweep.jobs import make_jobs
-from ulskip_cli.engines.torch import cpu_kernels
-from ulskip_cli.engines.base import ExitStats
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import make_plan
 

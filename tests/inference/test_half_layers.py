@@ -11,10 +11,10 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.core.schedule import Stage
-from ulskip_cli.inference import half_layers, shallow_view
-from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
+from ulskip_cli.inference import half_layers, shallow_view
+from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.strategies.plan import make_plan
 from ulskip_cli.tasks.encoding import EncodedExample
 

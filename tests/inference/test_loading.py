@@ -15,8 +15,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import RunError, UsageError
 from ulskip_cli.core.model_config import ModelConfig
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference import batching, loading, shallow_view
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.inference import batching, loading, shallow_view
 from ulskip_cli.inference.loading import load, load_tokenizer, pick_device, training_note
 from ulskip_cli.strategies.plan import make_plan
 

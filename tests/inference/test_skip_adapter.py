@@ -21,8 +21,8 @@ from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.correction import PatchShape
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
-from ulskip_cli.inference import shallow_view
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.inference import shallow_view
 from ulskip_cli.inference.shallow_view import StageView
 from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, zero_adapter
 from ulskip_cli.inference.teacher_forcing import response_logits

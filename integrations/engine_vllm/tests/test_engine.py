@@ -7,7 +7,6 @@ import pytest
 import torch
 from reference import NUM_LAYERS, batch, build_model, is_near_tie, random_ids
 from torch.nn import functional
-
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.engines import engine_named
@@ -15,6 +14,7 @@ from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.plan import make_plan
+
 from ulskip_engine_vllm import Vllm
 from ulskip_engine_vllm.session import DTYPES
 

@@ -10,8 +10,8 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.engines.torch.packed_linear import PackedLinear, choose_linear_backend, linear_backend_of, packed
 from ulskip_cli.engines.torch import packed_linear as packing
+from ulskip_cli.engines.torch.packed_linear import PackedLinear, choose_linear_backend, linear_backend_of, packed
 from ulskip_cli.inference import shallow_view
 from ulskip_cli.strategies.plan import make_plan
 

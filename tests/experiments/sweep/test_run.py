@@ -9,10 +9,10 @@ from reference import build_model
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core import environment
-from ulskip_cli.experiments import runner
-from ulskip_cli.engines.torch import packed_linear
 from ulskip_cli.engines.decoder import Decoder
+from ulskip_cli.engines.torch import packed_linear
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
+from ulskip_cli.experiments import runner
 from ulskip_cli.strategies.cost import LatencyFit
 
 QUICK = ["limit=5", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3", "batch_size=2"]

@@ -2,13 +2,13 @@ import json
 import threading
 
 import pytest
+from ulskip_cli.experiments.sweep.running_marker import RunningMarker, marker_path, read_marker
 
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
 from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
-from ulskip_cli.experiments.sweep.running_marker import RunningMarker, marker_path, read_marker
 from ulskip_cli.experiments.sweep.status import SweepStatus
 from ulskip_cli.experiments.sweep.worker import FailurePolicy, Worker
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ulskip_cli.experiments.sweep.launchers.slurm import Slurm
 
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import LauncherConfig
-from ulskip_cli.experiments.sweep.launchers.slurm import Slurm
 
 QUICK = ["limit=6", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3", "batch_size=2"]
 GRID = ["strategy=unified,top_skip", "ratio=2,3"]
