@@ -26,9 +26,10 @@ from ulskip_cli.engines.transformers.session import StepObserver
 from ulskip_cli.experiments.paired_timing import measure_pairs
 from ulskip_cli.experiments.preflight import resolve
 from ulskip_cli.experiments.read_bandwidth import read_bytes_per_second
+from ulskip_cli.experiments.statistics import median_interval
 from ulskip_cli.experiments.workload import encode_workload, prompt_batches
 from ulskip_cli.inference.loading import load
-from ulskip_cli.inference.timing import median_interval, now
+from ulskip_cli.inference.timing import now
 from ulskip_cli.strategies.plan import make_plan
 
 RATIOS, BATCH_SIZES = (2, 3, 5), (1, 8)

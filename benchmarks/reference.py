@@ -1,4 +1,4 @@
-"""Print docs/combinations.md and docs/keys.md from the sets of capabilities and the walk over all keys."""
+"""Print docs/combinations.md from the sets of capabilities, and the page of all keys, keys.md, for the site."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
@@ -89,7 +89,7 @@ def keys() -> str:
         "# Configuration keys",
         "",
         "Every key is written `key=value` on the command line. `ulskip config KEY` and `--help` of",
-        "each command print the same texts. `make reference` prints this page.",
+        "each command print the same texts.",
         "",
     ]
     for primary, title in (("config", "Keys of experiments"), ("tune", "Keys of `ulskip tune`")):
@@ -153,9 +153,6 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-PAGES = {"combinations.md": combinations, "keys.md": keys}
-
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
-    for name, page in PAGES.items():
-        (DOCS / name).write_text(page(), "utf-8")
+    (DOCS / "combinations.md").write_text(combinations(), "utf-8")

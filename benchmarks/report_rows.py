@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from ulskip_cli.core.files import read_jsonl
-from ulskip_cli.experiments.record import is_done
 
 SEEDS = 10
 
@@ -22,7 +21,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--results", type=Path, default=Path("results/reproduce"))
     args = parser.parse_args()
-    known = [row for row in read_jsonl(args.results / "runs.jsonl") if is_done(row)]
+    known = [row for row in read_jsonl(args.results / "runs.jsonl") if row["status"] == "done"]
     with tempfile.TemporaryDirectory() as folder:
         with (Path(folder) / "runs.jsonl").open("w", encoding="utf-8") as file:
             for number in range(args.rows):

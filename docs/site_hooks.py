@@ -1,6 +1,7 @@
-"""Hooks of MkDocs: add the pages of results/ and benchmarks/results/ that the documentation links to."""
+"""Hooks of MkDocs: add the page of all keys, and the pages of results/ and benchmarks/results/ that pages link to."""
 
 import re
+import runpy
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -11,7 +12,9 @@ INSIDE = re.compile(r"\]\(([^):#]+)")
 
 
 def on_files(files, config):
-    """Add every file that a page links to, and the files that these pages link to in turn."""
+    """Add the page of all keys, every file that a page links to, and the files that these pages link to in turn."""
+    reference = runpy.run_path(str(ROOT / "benchmarks" / "reference.py"))
+    files.append(File.generated(config, "keys.md", content=reference["keys"]()))
     waiting = [link for page in files.documentation_pages() for link in OUTSIDE.findall(page.content_string)]
     while waiting:
         path = waiting.pop()

@@ -28,27 +28,28 @@ RECIPES = {
     Need.PEFT_ADAPTER: ["model.adapter={peft}"],
     Need.RANDOM_WEIGHTS: ["model=random", "model.path=llama-12x256"],
     Need.CALIBRATION: ["strategy=block_influence"],
-    Need.OTHER_BASELINE: ["baseline_engine=transformers"],
+    Need.OTHER_BASELINE: ["baseline=true", "baseline_engine=transformers"],
     Need.OTHER_ENGINE: ["engine=llama_cpp"],
     Need.MEMORY_BUDGET: ["memory_budget=1GiB"],
 }
 SMALL = [
     *["limit=2", "decoding.max_new_tokens=3", "calibration.examples=4", "speed.pairs=1"],
-    *["speed.warmup=0", "speed.new_tokens=4", "speed.prompt_tokens=4", "batch_size=2"],
+    *["speed.warmup=0", "speed.new_tokens=4", "speed.prompt_tokens=4", "batch_size=2", "baseline=false"],
 ]
 
 
 def overrides_for(*needs, supports=ALL, **paths):
     """Return overrides that need `needs`; prompts run through the kept layers alone if an engine wants it."""
-    whole = Need.FULL_PROMPT in supports or not supports.issuperset(needs)
-    small = [] if whole else ["prompt_layers=kept"]
-    chosen = {text.partition("=")[0]: text for text in [*SMALL, *small]}
+    asked = {}
     for need in needs:
         for text in RECIPES[need]:
             key = text.partition("=")[0]
-            if key in chosen and key not in ("ratio", "prompt_layers") and chosen[key] != text:
+            if asked.get(key, text) != text:
                 pytest.skip(f"{key} cannot have two values")
-            chosen[key] = text
+            asked[key] = text
+    whole = Need.FULL_PROMPT in supports or not supports.issuperset(needs)
+    small = SMALL if whole else [*SMALL, "prompt_layers=kept"]
+    chosen = {text.partition("=")[0]: text for text in small} | asked
     if Need.RANDOM_WEIGHTS in needs:
         chosen.pop("limit")
     for key in chosen:

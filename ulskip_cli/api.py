@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ulskip_cli.core.strategy import Strategy, Unit
-    from ulskip_cli.experiments.record import Row
+    from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.runner import Session
     from ulskip_cli.inference.skip_adapter import SkipAdapter
 
@@ -205,7 +205,7 @@ def _only_set(adapter: "SkipAdapter") -> tuple[int, ...]:
     return adapter.kept_sets[0]
 
 
-def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
+def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Record]":
     """Measure quality and speed of one configuration as `ulskip run` does, and store them in the results folder.
 
     Args:
@@ -213,7 +213,8 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
         session: an `ulskip_cli.experiments.runner.Session`; calls that share it load the weights once.
 
     Returns:
-        The row of the baseline, if it is measured, and the row of the configuration. docs/results.md describes their keys.
+        The record of the baseline, if it is measured, and the record of the configuration. docs/results.md describes their
+        fields, e.g. `record.measured_speedup` and `record.bleu`; `record.to_row()` is the stored JSON object.
 
     Raises:
         UsageError: the configuration is invalid or not supported; nothing was run.
@@ -234,4 +235,4 @@ def evaluate(*overrides: str, session: "Session | None" = None) -> "list[Row]":
     finally:
         folder.remove_if_empty()
     tables.write_tables(folder)
-    return [record.to_row() for record in records]
+    return records

@@ -21,7 +21,7 @@ from ulskip_cli.core.files import write_atomic
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report import plot_style
 from ulskip_cli.report.frontier import Frontier, frontiers
-from ulskip_cli.report.rows import read_rows
+from ulskip_cli.report.rows import read_records
 from ulskip_cli.report.tables import markdown, provenance
 
 NAME = "frontier"
@@ -89,7 +89,7 @@ def page(found: list[Frontier], folder: Path) -> str:
         "near-ties of bfloat16. `recipes/frontier/reproduce.py` writes this page."
     )
     for one in found:
-        name = f"frontier-{one.baseline['model']}-{Path(one.baseline['dataset']).name.partition('.')[0]}"
+        name = f"frontier-{one.baseline.model}-{Path(one.baseline.dataset).name.partition('.')[0]}"
         with plot_style.applied():
             plot_style.save_figure(one.plot(), folder / name)
         sections = one.sections()
@@ -97,7 +97,7 @@ def page(found: list[Frontier], folder: Path) -> str:
             parts += [f"## {section.title}", markdown(section), section.note]
             if section is sections[0]:
                 parts.append(f"![Quality against measured speedup: {', '.join(one.names)}]({name}.png)")
-        parts.append(provenance([point.row for point in one.points]))
+        parts.append(provenance([point.record for point in one.points]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -119,8 +119,8 @@ def main() -> None:
     for part in () if args.page else parts:
         measure(args, part)
     folder = Path("results") / NAME
-    if ResultsFolder(folder).rows():
-        write_atomic(folder / "README.md", page(frontiers(read_rows([folder])), folder))
+    if ResultsFolder(folder).records():
+        write_atomic(folder / "README.md", page(frontiers(read_records([folder])), folder))
 
 
 if __name__ == "__main__":

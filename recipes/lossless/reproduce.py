@@ -33,6 +33,7 @@ from pathlib import Path
 from ulskip_cli.cli.app import invoke
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import provenance, title
 
@@ -56,42 +57,40 @@ def count_differing(folder: ResultsFolder, one: str, other: str) -> int:
     return sum(a["token_ids"] != b["token_ids"] for a, b in pairs)
 
 
-def predict_speedup(row: dict) -> float | None:
+def predict_speedup(row: Record) -> float | None:
     """Predict the speedup from the acceptance by the formula of docs/strategies.md; None without a fixed draft length."""
-    count, cost = row["draft_tokens"], row.get("draft_cost")
+    count, cost = row.draft_tokens, row.draft_cost
     if not isinstance(count, int) or not cost:
         return None
-    return (1 + count * row["acceptance_rate"]) / (count * cost + 1)  # accepted / drafted = (a + a^2 + ... + a^k) / k
+    return (1 + count * row.acceptance_rate) / (count * cost + 1)  # accepted / drafted = (a + a^2 + ... + a^k) / k
 
 
-def vocab_of(row: dict) -> str:
+def vocab_of(row: Record) -> str:
     """Name the part of the vocabulary from which drafts are chosen."""
-    return str(row["config"]["decoding"].get("draft_vocab") or "all")
+    return str(row.config["decoding"].get("draft_vocab") or "all")
 
 
-def line(folder: ResultsFolder, row: dict) -> str:
-    predicted, low = predict_speedup(row), row["measured_speedup_low"]
+def line(folder: ResultsFolder, row: Record) -> str:
+    predicted, low = predict_speedup(row), row.measured_speedup_low
     cells = [
-        f"{row['target_speedup']:g}x" if row["target_speedup"] else "–",
-        f"{len(row['kept_layers'])}/{row['num_layers']}",
-        str(row["draft_tokens"]),
+        f"{row.target_speedup:g}x" if row.target_speedup else "–",
+        f"{len(row.kept_layers)}/{row.num_layers}",
+        str(row.draft_tokens),
         vocab_of(row),
-        f"{row['acceptance_rate']:.3f}",
-        f"{row['mean_accepted_length']:.2f}",
+        f"{row.acceptance_rate:.3f}",
+        f"{row.mean_accepted_length:.2f}",
         "–" if predicted is None else f"{predicted:.2f}",
-        f"{row['measured_speedup']:.2f}",
-        f"{low:.2f}-{row['measured_speedup_high']:.2f}",
-        f"{count_differing(folder, row['id'], row['baseline_id'])}/{row['num_examples']}",
+        f"{row.measured_speedup:.2f}",
+        f"{low:.2f}-{row.measured_speedup_high:.2f}",
+        f"{count_differing(folder, row.id, row.baseline_id)}/{row.num_examples}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def page(folder: ResultsFolder) -> str:
     """Write the page: the table and an explanation of its columns."""
-    rows = [row for row in folder.rows() if row.get("draft_tokens") and row.get("acceptance_rate") is not None]
-    rows.sort(
-        key=lambda row: (row["layer_ratio"], row["draft_tokens"] == "auto", str(row["draft_tokens"]).zfill(3), vocab_of(row))
-    )
+    rows = [row for row in folder.records() if row.draft_tokens and row.acceptance_rate is not None]
+    rows.sort(key=lambda row: (row.layer_ratio, row.draft_tokens == "auto", str(row.draft_tokens).zfill(3), vocab_of(row)))
     lines = [f"| {' | '.join(HEADS)} |", "|" + " ---: |" * len(HEADS), *(line(folder, row) for row in rows)]
     note = (
         "Of tokens: the part of the vocabulary from which drafts are chosen, beside the tokens of the prompt (auto: the first "

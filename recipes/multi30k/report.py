@@ -45,7 +45,7 @@ def drawn(rows: Rows) -> Figure:
             found, timed = rows.seeds(strategy, ratio, prefix, variant), speeds.get((strategy, ratio, 1))
             if not found:
                 continue
-            x = timed["measured_speedup"] if timed else found[0].row["predicted_speedup"]
+            x = timed.measured_speedup if timed else found[0].row.predicted_speedup
             axes.scatter([x] * len(found), [point.bleu for point in found], color=colour, s=10, alpha=0.6)
             xs, ys = [*xs, x], [*ys, mean(point.bleu for point in found)]
         if not xs:
@@ -121,7 +121,7 @@ def two_layers(rows: Rows, folder: Path) -> str:
     others = "; ".join(f"{name} {place[pair][1]:.2f}, rank {place[pair][0]}" for name, pair in named.items())
     without_first = next(row for row in ranked if 0 not in row["kept_layers"])
     found = rows.tuned("search", 6.0)
-    layers = " and ".join(map(str, found.row["kept_layers"])) if found else ""
+    layers = " and ".join(map(str, found.row.kept_layers)) if found else ""
     after = f" Fine-tuned with the same budget, layers {layers} reach {found.bleu:.1f} BLEU." if found else ""
     return (
         f"`pairs.json` has the validation loss of the base, before any fine-tuning, with two layers in decoding. Of all "
@@ -143,9 +143,9 @@ def page(rows: Rows, folder: Path) -> str:
     parts = [
         "# Multi30k, German to English: does the claim hold?",
         f"The paper's claim: at the same number of kept layers, unified skipping keeps more quality than other strategies. "
-        f"We trained one base of {sample['num_layers']} layers from random weights at full depth. Then we fine-tuned it under "
+        f"We trained one base of {sample.num_layers} layers from random weights at full depth. Then we fine-tuned it under "
         f"each schedule, and at full depth as the control, with the same budget (half an epoch). All checkpoints decode "
-        f"test_2016_flickr and test_2017_flickr greedily, {sample['num_examples']:,} sentences each. "
+        f"test_2016_flickr and test_2017_flickr greedily, {sample.num_examples:,} sentences each. "
         f"`recipes/multi30k/reproduce.py` repeats the experiment. The text and the weights are not part of this repository "
         f"(CC BY-NC-SA 4.0); `answers.jsonl.gz` has the hypotheses.",
         f"Both: BLEU of the sentences of both test sets together. All claims and comparisons are judged on it, by sacrebleu's "
@@ -183,7 +183,7 @@ def page(rows: Rows, folder: Path) -> str:
             variants(rows),
         ),
         "## Where the numbers come from",
-        provenance(list({row["environment"]["git_commit"]: row for row in every}.values())),
+        provenance(list({row.environment.git_commit: row for row in every}.values())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -168,9 +168,9 @@ class Reproduction:
     def found(self, ratio: float) -> list[int]:
         """Read the layers that the newest search found on the base."""
         wanted = (str(self.work / BASE_NAME), "search", ratio)
-        rows = ResultsFolder.of(compose(self.results)).rows()
-        found = [row for row in rows if (row["model"], row["strategy"], row["target_speedup"]) == wanted]
-        return list([row for row in found if not (row.get("patch") or row.get("skip_adapter"))][-1]["kept_layers"])
+        rows = ResultsFolder.of(compose(self.results)).records()
+        found = [row for row in rows if (row.model, row.strategy, row.target_speedup) == wanted]
+        return list([row for row in found if not row.correction][-1].kept_layers)
 
     def layers(self, strategy: str, ratio: float) -> list[str]:
         """Return the option with the layers that search found on the base, or nothing; a search that is missing runs first."""

@@ -14,7 +14,8 @@ from typing import Any
 from sacrebleu.metrics.bleu import BLEU
 
 from ulskip_cli.core.files import read_jsonl, write_atomic
-from ulskip_cli.experiments.record import is_done
+from ulskip_cli.experiments.record import Record as Row
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks.loading import read_lines
 from ulskip_cli.tasks.metrics.scores import Answers
 from ulskip_cli.tasks.metrics.translation import compare
@@ -23,7 +24,6 @@ TESTS = ("test_2016_flickr", "test_2017_flickr")
 LINKS = {"test": TESTS[0]}  # a row names the file in the work folder
 ANSWERS, COMPARISONS = "answers.jsonl.gz", "comparisons.json"
 BASE, PATCHED, ADAPTER = "base", "base with patches", "adapter-"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Point:
 
     @property
     def ids(self) -> str:
-        return " ".join(row["id"] for row in self.rows)
+        return " ".join(row.id for row in self.rows)
 
 
 class Texts:
@@ -53,12 +53,12 @@ class Texts:
 
     def hypotheses(self, row: Row) -> list[str] | None:
         """Return the answers of a row, None if they are not stored; references beside them are remembered."""
-        file = self.folder / "generations" / f"{row['id']}.jsonl"
-        if row["id"] not in self.read and file.is_file():
+        file = self.folder / "generations" / f"{row.id}.jsonl"
+        if row.id not in self.read and file.is_file():
             texts = read_jsonl(file)
-            self.read[row["id"]] = [text["hypothesis"] for text in texts]
+            self.read[row.id] = [text["hypothesis"] for text in texts]
             self.references.setdefault(test_set(row), [text["reference"] for text in texts])
-        return self.read.get(row["id"]) or self.stored.get(row["id"])
+        return self.read.get(row.id) or self.stored.get(row.id)
 
     def pooled(self, rows: tuple[Row, ...]) -> tuple[list[str], list[str]] | None:
         """Return the hypotheses and references of all test sets together; None if some are not known."""
@@ -72,14 +72,14 @@ class Texts:
 
 
 def test_set(row: Row) -> str:
-    name = Path(row["config"]["task"]["source_file"]).stem
+    name = Path(row.config["task"]["source_file"]).stem
     return LINKS.get(name, name)
 
 
 def checkpoint_of(row: Row) -> str:
-    if row.get("skip_adapter"):
-        return Path(row["skip_adapter"]["path"]).name
-    return PATCHED if row.get("patch") else Path(row["model"]).name
+    if row.correction and row.correction.name == "adapter":
+        return Path(row.correction.path or "").name
+    return PATCHED if row.correction else Path(row.model or "").name
 
 
 def read_answers(file: Path) -> dict[str, list[str]]:
@@ -118,18 +118,18 @@ class Rows:
         self.speed: dict[tuple[str, float, int], Row] = {}  # of checkpoints
         self.adapter_speed: dict[tuple[str, float, int], Row] = {}
         quality: dict[tuple[str, str, float], dict[str, Row]] = {}
-        for row in filter(is_done, read_jsonl(folder / "runs.jsonl")):
-            checkpoint, strategy, target = checkpoint_of(row), row["strategy"], row["target_speedup"]
-            if row["config"]["speed"]["enabled"]:
+        for row in (row for row in ResultsFolder(folder).records() if row.is_done):
+            checkpoint, strategy, target = checkpoint_of(row), row.strategy, row.target_speedup
+            if row.measured_speedup is not None:
                 # A row of strategy full is a baseline of the pairs, unless it belongs to the control.
                 if strategy != "full" or checkpoint == "full-1x-s1":
-                    speeds = self.adapter_speed if row.get("skip_adapter") else self.speed
-                    speeds[strategy, target, row["batch_size"]] = row
+                    speeds = self.adapter_speed if row.correction else self.speed
+                    speeds[strategy, target, row.batch_size] = row
                 continue
-            if row["config"].get("limit"):
+            if row.config.get("limit"):
                 continue  # a trial
             rows = quality.setdefault((checkpoint, strategy, target), {})
-            if test_set(row) == TESTS[0] and rows.get(TESTS[0], row)["id"] != row["id"]:
+            if test_set(row) == TESTS[0] and rows.get(TESTS[0], row).id != row.id:
                 rows.clear()  # rows of earlier weights
             rows[test_set(row)] = row
         self.points: dict[tuple[str, str, float], Point] = {}
@@ -144,7 +144,7 @@ class Rows:
 
     def pooled_bleu(self, rows: tuple[Row, ...]) -> float | None:
         """Compute BLEU of both test sets together."""
-        known, ids = self.comparisons["pooled"], " ".join(row["id"] for row in rows)
+        known, ids = self.comparisons["pooled"], " ".join(row.id for row in rows)
         if ids not in known:
             texts = self.texts.pooled(rows)
             if texts is None:
@@ -188,7 +188,7 @@ class Rows:
         """Write the comparisons, and the hypotheses of the points that have some."""
         write_atomic(self.folder / COMPARISONS, json.dumps(self.comparisons, indent=1) + "\n")
         found = {
-            test: {point.rows[i]["id"]: self.texts.hypotheses(point.rows[i]) for point in self.points.values()}
+            test: {point.rows[i].id: self.texts.hypotheses(point.rows[i]) for point in self.points.values()}
             for i, test in enumerate(TESTS)
         }
         kept = {test: {key: texts for key, texts in rows.items() if texts is not None} for test, rows in found.items()}

@@ -5,8 +5,6 @@ from statistics import mean
 
 from rows import ADAPTER, BASE, PATCHED, Point, Row, Rows
 
-from ulskip_cli.report.columns import paired_tokens_per_second
-
 NAMES = {"full": "full (control)", "unified": "unified", "top_skip": "top skip", "bottom_skip": "bottom skip",
          "early_exit": "early exit", "skip_decode": "SkipDecode", "block_influence": "block influence", "search": "search",
 }  # fmt: skip
@@ -36,7 +34,7 @@ def spread(values: list[float]) -> str:
 
 def scores(points: list[Point]) -> list[str]:
     """Format BLEU on each test set, a mean over seeds, and on both together with the range of the seeds."""
-    each = [mean(row["bleu"] for row in rows) for rows in zip(*(point.rows for point in points), strict=True)]
+    each = [mean(row.value("bleu") for row in rows) for rows in zip(*(point.rows for point in points), strict=True)]
     return [*(f"{value:.1f}" for value in each), spread([point.bleu for point in points])]
 
 
@@ -55,19 +53,19 @@ def interval(difference: Row | None) -> str:
 def depth(points: list[Point]) -> str:
     """Format the layers of a decode step; if the depth varies, its mean over the evaluated answers."""
     rows = [row for point in points for row in point.rows]
-    means = [row["evaluated_mean_kept_layers"] for row in rows if row.get("evaluated_mean_kept_layers")]
-    return f"{mean(means):.1f}" if means else str(len(rows[0]["kept_layers"]))
+    means = [row.evaluated_mean_kept_layers for row in rows if row.evaluated_mean_kept_layers]
+    return f"{mean(means):.1f}" if means else str(len(rows[0].kept_layers))
 
 
 def clock(row: Row) -> str:
     """Format a measured speedup with its interval."""
-    return f"{row['measured_speedup']:.2f} ({row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f})"
+    return f"{row.measured_speedup:.2f} ({row.measured_speedup_low:.2f} to {row.measured_speedup_high:.2f})"
 
 
 def varying(row: Row) -> str:
     """Format the mean number of layers if it differs from the target."""
-    mean = row.get("evaluated_mean_kept_layers")
-    return f" ({mean:.1f} layers)" if mean and f"{mean:.1f}" != f"{row['target_kept_layers']:.1f}" else ""
+    mean = row.evaluated_mean_kept_layers
+    return f" ({mean:.1f} layers)" if mean and f"{mean:.1f}" != f"{row.target_kept_layers:.1f}" else ""
 
 
 def table4(rows: Rows) -> str:
@@ -78,8 +76,8 @@ def table4(rows: Rows) -> str:
             if not found:
                 continue
             timed = [rows.speed.get((strategy, ratio, batch)) for batch in batches]
-            speeds = [f"{paired_tokens_per_second(row):.0f}" if row else "–" for row in timed]
-            layers = f"{depth(found)}/{found[0].row['num_layers']}"
+            speeds = [f"{row.tokens_per_second():.0f}" if row else "–" for row in timed]
+            layers = f"{depth(found)}/{found[0].row.num_layers}"
             before = f"{untrained.bleu:.1f}" if untrained else "–"
             measured = clock(timed[0]) if timed and timed[0] else "–"
             quality = [before, *scores(found), *shares(rows, rows.bleu(strategy, ratio))]
@@ -124,7 +122,7 @@ def adapters(rows: Rows) -> str:
             )
             at_1x = spread([point.bleu for point in full if point]) if any(full) else "–"
             minus = rows.difference(points[0], tuned) if tuned and tuned is not points[0] else None
-            speedup = points[0].row["predicted_speedup"]
+            speedup = points[0].row.predicted_speedup
             speeds = {"fine-tuned": rows.speed, "adapter": rows.adapter_speed}.get(name, {})
             timed = speeds.get((strategy, ratio, 1))
             lines.append([f"{ratio:g}x", NAMES[strategy], name, *scores(points), *shares(rows, bleu), interval(minus), at_1x,
@@ -157,8 +155,8 @@ def without_training(rows: Rows) -> str:
             point = rows.points.get((BASE, strategy, ratio))
             if not point:
                 continue
-            kept = ", ".join(map(str, point.row["kept_layers"])) if strategy in MEASURED_FIRST else "–"
-            losses = [f"{row['decode_loss']:.2f}{varying(row)}" for row in point.rows]
+            kept = ", ".join(map(str, point.row.kept_layers)) if strategy in MEASURED_FIRST else "–"
+            losses = [f"{row.decode_loss:.2f}{varying(row)}" for row in point.rows]
             lines.append([f"{ratio:g}x", NAMES[strategy], *scores([point]), *losses, kept])
     heads = ["target", "approach", *TEST_HEADS, "decode loss 2016", "decode loss 2017", "found layers"]
     return markdown(heads, lines) if lines else ""

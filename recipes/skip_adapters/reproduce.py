@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 from ulskip_cli.cli.app import invoke
-from ulskip_cli.core.files import read_jsonl, write_atomic
+from ulskip_cli.core.files import write_atomic
+from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.report.tables import provenance
 
 NAME = "skip_adapters"
@@ -105,28 +107,28 @@ def evaluate(work: Path, limit: int) -> None:
     call("sweep", *common, *layers(20), f"ratio={RATIOS[20]:g}", "correction=patch", "prompt_layers=all,kept")
 
 
-def correction(row: dict) -> str:
+def correction(row: Record) -> str:
     """Name the correction of a row's views."""
-    if row.get("skip_adapter"):
-        return f"adapter {Path(row['skip_adapter']['path']).name}"
-    return f"patch ({row['patch']['kind']})" if row.get("patch") else "none"
+    if row.correction is None:
+        return "none"
+    return f"adapter {Path(row.correction.path).name}" if row.correction.path else f"patch ({row.correction.kind})"
 
 
-def line(row: dict) -> list[str]:
+def line(row: Record) -> list[str]:
     """Return the cells of a row; the share of full ROUGE-1 has its paired interval."""
-    cells = [f"{len(row['kept_layers'])}/{row['num_layers']}", row["strategy"], correction(row), row["prompt_layers"]]
-    cells += [f"{row['decode_loss']:.2f}", *(f"{row[key]:.1f}" for key in ("rouge1", "rouge2", "rougeL"))]
-    versus = (row.get("vs_baseline") or {}).get("rouge1")
+    cells = [f"{len(row.kept_layers)}/{row.num_layers}", row.strategy, correction(row), row.prompt_layers]
+    cells += [f"{row.decode_loss:.2f}", *(f"{row.value(key):.1f}" for key in ("rouge1", "rouge2", "rougeL"))]
+    versus = row.vs_baseline.get("rouge1")
     share = "100%"
     if versus:
-        low, middle, high = ((versus["full"] + versus[key]) / versus["full"] for key in ("delta_low", "delta", "delta_high"))
+        low, middle, high = ((versus.full + end) / versus.full for end in (versus.delta_low, versus.delta, versus.delta_high))
         share = f"{middle:.0%} ({low:.0%} to {high:.0%})"
-    return [*cells, share, f"{row['degenerate']['loop']}/{row['num_examples']}"]
+    return [*cells, share, f"{row.degenerate['loop']}/{row.num_examples}"]
 
 
-def page(rows: list[dict]) -> str:
+def page(rows: list[Record]) -> str:
     heads = ["layers", "strategy", "correction", "prompt", "decode loss", "R-1", "R-2", "R-L", "R-1 of full", "loops"]
-    order = sorted(rows, key=lambda row: (-len(row["kept_layers"]), row["strategy"], row["prompt_layers"], correction(row)))
+    order = sorted(rows, key=lambda row: (-len(row.kept_layers), row.strategy, row.prompt_layers, correction(row)))
     table = [f"| {' | '.join(heads)} |", "| --- " * 4 + "| ---: " * 6 + "|"]
     table += [f"| {' | '.join(line(row))} |" for row in order]
     note = (
@@ -155,9 +157,9 @@ def main() -> None:
         if not args.train:
             evaluate(args.work, args.limit)
     folder = Path("results") / NAME
-    rows = {row["id"]: row for row in read_jsonl(folder / "runs.jsonl") if row.get("decode_loss") is not None}
+    rows = [row for row in ResultsFolder(folder).records() if row.decode_loss is not None]
     if rows:
-        write_atomic(folder / "README.md", page(list(rows.values())))
+        write_atomic(folder / "README.md", page(rows))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.quality import METRICS
-from ulskip_cli.report.rows import read_rows
+from ulskip_cli.experiments.record import Record
+from ulskip_cli.report.rows import read_records
 from ulskip_cli.report.tables import provenance
 from ulskip_cli.tuning.result import judge, spans
 
@@ -101,9 +100,9 @@ def measure(work: Path, name: str, limit: int, budget: float) -> None:
 def page() -> str:
     """Return the table of all tasks that were measured."""
     heads = ["task", "wish", "layers", "speedup", "checked", "quality", "checked", "in the interval"]
-    rows: list[Row] = []
+    rows: list[Record] = []
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    stored = {row["id"]: row for row in read_rows([Path("results") / NAME])}
+    stored = {row.id: row for row in read_records([Path("results") / NAME])}
     for name, case in CASES.items():
         file = Path("results") / NAME / "tasks" / f"{name}.json"
         if not file.exists():
@@ -112,19 +111,19 @@ def page() -> str:
         told, again = kept["told"], stored[kept["checked"]]
         row = stored[told["row"]["id"]]
         rows += [row, again]
-        skipped = sorted(set(range(row["num_layers"])) - set(row["kept_layers"]))
+        skipped = sorted(set(range(row.num_layers)) - set(row.kept_layers))
         wish = f"speedup={told['speedup']:g}" if told["speedup"] else f"quality={told['quality']:g}"
         before, after = judge(row, 1.0), judge(again, 1.0)
         inside = before.low is not None and before.high is not None and before.low <= after.share <= before.high
         cells = [
-            f"{case.description}: {row['model']}",
+            f"{case.description}: {row.model}",
             wish,
-            f"{len(row['kept_layers'])}/{row['num_layers']}, without {spans(skipped)}",
+            f"{len(row.kept_layers)}/{row.num_layers}, without {spans(skipped)}",
         ]
         cells += [
             speedup(row),
             speedup(again),
-            f"{METRICS[before.metric]} {before.text()}",
+            f"{before.title} {before.text()}",
             after.text(),
             "yes" if inside else "no",
         ]
@@ -137,9 +136,9 @@ def page() -> str:
     return "\n\n".join(["# Does the result of ulskip tune hold?", "\n".join(lines), note, provenance(rows)]) + "\n"
 
 
-def speedup(row: Row) -> str:
+def speedup(row: Record) -> str:
     """Return the measured speedup of a row with its interval."""
-    return f"{row['measured_speedup']:.2f}x ({row['measured_speedup_low']:.2f} to {row['measured_speedup_high']:.2f})"
+    return f"{row.measured_speedup:.2f}x ({row.measured_speedup_low:.2f} to {row.measured_speedup_high:.2f})"
 
 
 def main() -> None:

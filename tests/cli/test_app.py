@@ -85,7 +85,7 @@ def test_a_config_of_ones_own_without_a_name_is_refused(ulskip, tmp_path):
     (tmp_path / "strategy").mkdir()
     (tmp_path / "strategy" / "mine.yaml").write_text("_target_: ulskip_cli.strategies.static.Full\n")
     code, _, err = ulskip("plan", "model=random", "strategy=mine", "--config-dir", tmp_path)
-    assert (code, "the key name in" in err) == (2, True)
+    assert (code, "the key name" in err, "mine.yaml" in err) == (2, True, True)
 
 
 def test_print_config_is_yaml_that_says_everything(ulskip):

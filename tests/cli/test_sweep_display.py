@@ -1,14 +1,15 @@
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from ulskip_cli.cli.sweep_display import SweepDisplay
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import read
 
 
 def record(speedup, bleu, **keys):
     interval = {"measured_speedup_low": speedup, "measured_speedup_high": speedup}
-    return RunRecord.from_row({"id": "a", "measured_speedup": speedup, **interval, "bleu": bleu, **keys})
+    return read(json.dumps({"id": "a", "strategy": "s", "batch_size": 1, "measured_speedup": speedup, **interval, "bleu": bleu, **keys}))
 
 
 JOBS = [SimpleNamespace(id=name, label=f"unified {name}") for name in "abc"]
@@ -47,7 +48,7 @@ def test_a_terminal_has_lines_that_stay(state, monkeypatch, capsys):
 
 
 def test_tables_are_written_when_rows_come_but_not_at_every_row(monkeypatch):
-    written, clock, folder = [], [100.0], SimpleNamespace(rows=lambda: ["a row"])
+    written, clock, folder = [], [100.0], SimpleNamespace(records=lambda: ["a row"])
     monkeypatch.setattr("ulskip_cli.cli.sweep_display.time.monotonic", lambda: clock[0])
     board = SweepDisplay(JOBS, written.append)
     for clock[0] in (100.0, 101.0, 200.0):

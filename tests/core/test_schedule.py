@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core import schedule
+from ulskip_cli.core.errors import UsageError
 
 GOLDEN = {  # the published code's picks for 30 layers
     2: (*range(0, 27, 2), 29),

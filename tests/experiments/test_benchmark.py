@@ -90,7 +90,7 @@ def test_patches_are_timed_as_zeros_and_their_bytes_count(bench, point, monkeypa
     monkeypatch.setattr(benchmark, "Decoder", lambda *args, **more: adapters.append(more.get("adapter")) or real(*args, **more))
     row = bench.run(point("ratio=2", "correction=patch", f"correction.kind={kind}", "correction.rank=4"))
     rank = 4 if kind == "low_rank" else None
-    assert row["patch"] == {"kind": kind, "rank": rank, "values": "zero", "bytes": 2 * 4 * size}
+    assert row["correction"] == {"name": "patch", "kind": kind, **({"rank": rank} if rank else {}), "values": "zero", "bytes": 2 * 4 * size}
     weights = HEAD + NORM + 3 * LAYER + 2 * size  # two gaps
     assert row["step_bytes"] == round(4 * weights + 2 * 3 * KV * (5 + 3 / 2))
     assert row["full"]["step_bytes"] == round(4 * (HEAD + NORM + 6 * LAYER) + 2 * 6 * KV * (5 + 3 / 2))
@@ -113,8 +113,7 @@ def test_a_skip_adapter_is_timed(bench, model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "Decoder", lambda *args, **more: adapters.append(more.get("adapter")) or real(*args, **more))
     pretrained += ["correction=adapter", f"correction.path={tmp_path / 'adapter'}"]
     row = bench.run(compose([*pretrained, "ratio=2"]))
-    assert row["skip_adapter"]["path"] == str(tmp_path / "adapter")
-    assert row["patch"] is None
+    assert row["correction"]["path"] == str(tmp_path / "adapter")
     assert all(torch.equal(adapters[0].tensors[name], tensor) for name, tensor in tensors.items())
     assert row["step_bytes"] - row["full"]["step_bytes"] == -3 * 4 * LAYER + 2 * 4 * (32 * 32 + 32) - round(
         2 * 3 * KV * (5 + 3 / 2)

@@ -54,7 +54,7 @@ def test_a_skip_adapter_corrects_scores_and_answers(tmp_path, prompt_layers):
         max_new_tokens=8,
     )  # fmt: skip
     assert mine[0, len(prompt) :].tolist() == answer.token_ids
-    assert model.record().to_row()["skip_adapter"]["path"] == str(tmp_path)
+    assert model.record().to_row()["correction"]["path"] == str(tmp_path)
     with pytest.raises(UsageError, match=r"correction\.path"):
         lm_eval_adapter.SkippingLM(**{**asked, "ratio": 2}, **corrected)
 

@@ -47,17 +47,17 @@ def run(config, session=None):
 def test_patches_are_stored_recorded_and_used_again(config, tmp_path, monkeypatch, changes):
     half = config("ratio=2", "correction=patch", *changes)
     full, row = run(half)
-    folder = tmp_path / "default" / "calibrations" / row["patch"]["id"]
+    folder = tmp_path / "default" / "calibrations" / row["correction"]["id"]
     kind = half.correction.kind
-    assert row["patch"]["kind"] == kind and full["patch"] is None
-    assert row["patch"]["ridge"] > 0
-    assert row["patch"]["tokens"] > 0 and (row["patch"]["bytes"] > 0) == (kind != "folded")
-    assert row["patch"]["base"]["fingerprint"] == fingerprint(half.model)
+    assert row["correction"]["kind"] == kind and "correction" not in full
+    assert row["correction"]["ridge"] > 0
+    assert row["correction"]["tokens"] > 0 and (row["correction"]["bytes"] > 0) == (kind != "folded")
+    assert row["correction"]["base"]["fingerprint"] == fingerprint(half.model)
     assert json.loads((folder / "adapter.json").read_text())["kept_sets"] == [row["kept_layers"]]
     saved = (folder / "adapter.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(PatchFitter, "fit", lambda *args: pytest.fail("measured again"))
     again = run(half.replace(batch_size=2))[-1]
-    assert again["patch"] == row["patch"]
+    assert again["correction"] == row["correction"]
     assert again["decode_loss"] == pytest.approx(row["decode_loss"])
     assert (folder / "adapter.safetensors").stat().st_mtime_ns == saved
 
@@ -68,12 +68,12 @@ def test_patches_change_the_row_and_neither_id_nor_answers_of_the_baseline(confi
     assert plain[0]["id"] == patched[0]["id"] == patched[-1]["baseline_id"]
     assert plain[-1]["id"] != patched[-1]["id"]
     assert plain[-1]["decode_loss"] != patched[-1]["decode_loss"]
-    assert plain[-1]["patch"] is None and (plain[-1]["correction"], patched[-1]["correction"]) == (None, "full")
+    assert "correction" not in plain[-1] and (plain[-1]["correction"], patched[-1]["correction"]) == (None, "full")
 
 
 def test_every_stage_of_skip_decode_has_its_patches(config):
     row = run(config("strategy=skip_decode", "strategy.horizon=3", "ratio=1.5", "correction=patch"))[-1]
-    assert row["patch"]["kind"] == "full" and row["decode_loss"] > 0
+    assert row["correction"]["kind"] == "full" and row["decode_loss"] > 0
 
 
 def test_patches_of_the_bundled_model_lower_the_loss_at_an_untrained_ratio(tmp_path):
@@ -110,12 +110,12 @@ def test_a_skip_adapter_is_named_by_a_string_or_a_list(config, adapter):
     )
     assert one.correction.path == other.correction.path == (str(adapter),)
     full, row = run(one)
-    assert (row["skip_adapter"]["path"], row["skip_adapter"]["kind"]) == (str(adapter), "full")
+    assert (row["correction"]["path"], row["correction"]["kind"]) == (str(adapter), "full")
     stored = load_file(adapter / "adapter.safetensors")
-    assert row["skip_adapter"]["bytes"] == sum(tensor.nbytes for tensor in stored.values())
-    assert full["skip_adapter"] is None
+    assert row["correction"]["bytes"] == sum(tensor.nbytes for tensor in stored.values())
+    assert "correction" not in full
     plain = run(config("ratio=2"))[-1]
-    assert plain["skip_adapter"] is None and plain["decode_loss"] != row["decode_loss"]
+    assert "correction" not in plain and plain["decode_loss"] != row["decode_loss"]
 
 
 def test_the_full_model_has_one_row_with_and_without_a_skip_adapter(config, adapter, tmp_path):
@@ -136,7 +136,7 @@ def test_the_adapter_of_the_plans_layers_is_chosen(config, adapter, tmp_path):
     (other / "adapter.json").write_text(json.dumps({**record, "kept_sets": [[0, 5]]}))
     (other / "adapter.safetensors").write_bytes((adapter / "adapter.safetensors").read_bytes())
     row = run(config("ratio=2", "correction=adapter", f"correction.path=[{other},{adapter}]"))[-1]
-    assert row["skip_adapter"]["path"] == str(adapter)
+    assert row["correction"]["path"] == str(adapter)
 
 
 def test_adapters_with_patches_of_several_kinds_are_refused(config, adapter, tmp_path):

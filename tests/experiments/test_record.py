@@ -1,211 +1,116 @@
 import json
 import math
-import re
-import types
-import typing
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from report_rows import sweep_row
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments import record as module
-from ulskip_cli.experiments.record import STATUSES, RunRecord
-from ulskip_cli.experiments.record_sections import QualityScores
-from ulskip_cli.experiments.row_values import Bounds, NotEmpty, NumberedKeys, hints_of
-from ulskip_cli.tasks.metrics import metric_keys
+from ulskip_cli.experiments.record import FAILED, SECTIONS, Point, Quality, Record, columns, read, reference
 
 RESULTS = Path(__file__).parents[2] / "results"
-SECTIONS = {
-    one.name: kind
-    for one in fields(RunRecord)
-    for kind in vars(module).values()
-    if isinstance(kind, type) and one.type in (kind.__name__, f"{kind.__name__} | None", kind, kind | None)
-    if hasattr(kind, "__dataclass_fields__")
-}
-KNOWN = {key for kind in SECTIONS.values() for key in hints_of(kind)} | {one.name for one in fields(RunRecord)}
-
-numbers = st.floats(-1e30, 1e30) | st.integers(-(2**40), 2**40)
-texts = st.text(max_size=8)
-names = st.from_regex(r"[a-z0-9][a-z0-9 .-]{0,8}", fullmatch=True)
-new_names = texts.filter(lambda key: key not in {*KNOWN, *metric_keys()})
-jsons = st.recursive(st.none() | st.booleans() | numbers | texts, lambda inner: st.lists(inner, max_size=2), max_leaves=3)
-
-
-def values(hint):
-    """Values of a field with this annotation, small enough for all bounds."""
-    plain, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if hint is typing.Any:
-        return jsons
-    if plain in (types.UnionType, typing.Union):
-        return st.one_of([values(part) for part in arguments])
-    if plain is typing.Annotated:
-        return annotated(*arguments)
-    if typing.is_typeddict(plain):
-        return st.fixed_dictionaries({key: values(own) for key, own in hints_of(plain).items()})
-    if plain is dict:
-        return st.dictionaries(new_names, values(arguments[1]), max_size=2)
-    if plain is list:
-        return st.lists(values(arguments[0]), min_size=1, max_size=2)
-    return {str: texts, bool: st.booleans(), int: numbers.filter(lambda n: isinstance(n, int)), float: numbers}.get(
-        plain, st.none()
-    )
-
-
-def annotated(base, rule, *_):
-    """Values of a type that a rule restricts."""
-    if isinstance(rule, Bounds):
-        low, high = max(rule.low, rule.above, -(2.0**40)), min(rule.high, 2.0**40)
-        floats = st.floats(low, high).filter(lambda one: one in rule)
-        return st.integers(math.ceil(low), math.floor(high)) if base is int else floats
-    if isinstance(rule, NumberedKeys):
-        return st.dictionaries(st.integers(0, 40).map(str), values(typing.get_args(base)[1]), max_size=2)
-    return values(base if isinstance(rule, NotEmpty) else getattr(rule, "kind", rule))
-
-
-def in_order(section):
-    """A section whose intervals are ascending and whose layers exist."""
-    held = {one.name: getattr(section, one.name) for one in fields(section)}
-    for key in ("measured_speedup", "end_to_end_speedup"):
-        if key in held:
-            ends = sorted([held[f"{key}_low"] or 1.0, held[f"{key}_high"] or 1.0])
-            held |= {f"{key}_low": ends[0], f"{key}_high": ends[1]}
-    for one in held.get("vs_baseline", {}).values():
-        one["delta_low"], one["delta_high"] = sorted([one["delta_low"], one["delta_high"]])
-    if "kept_layers" in held:
-        layers = [*(held["kept_layers"] or ()), *(layer for one in held["later_stages"] for layer in one["kept_layers"])]
-        held |= {"num_layers": max([0, *layers]) + 1, "layer_ratio": held["layer_ratio"] or 1.0}
-        assume(held["num_layers"] <= 10**5)
-    return replace(section, **held)
-
-
-def sections(kind):
-    """Instances of one section of a record."""
-    chosen = {key: values(hint) for key, hint in hints_of(kind).items()}
-    if kind is QualityScores:
-        chosen["scores"] = st.dictionaries(st.sampled_from(metric_keys()), numbers, max_size=3)
-    if kind is SECTIONS["identity"]:
-        chosen |= {"id": names, "baseline_id": st.none() | names}
-    if kind is SECTIONS["schedule"]:
-        chosen["kept_layers"] = st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=3)
-        chosen["later_stages"] = st.lists(st.fixed_dictionaries({"first_step": st.integers(0, 9), "kept_layers": st.just([1])}))
-    if kind is SECTIONS["benchmark"]:
-        chosen["machine_limits"] = st.none()  # needs many other keys
-    return st.builds(kind, **chosen).map(in_order)
-
-
-records = st.builds(
-    RunRecord,
-    **{name: sections(kind) if name == "identity" else st.none() | sections(kind) for name, kind in SECTIONS.items()},
-    status=st.sampled_from(STATUSES),
-    reason=st.none() | texts,
-    log=st.none() | texts,
-    warnings=st.lists(texts, max_size=2).map(tuple),
-    wall_seconds=st.none() | numbers,
-    other=st.dictionaries(new_names, jsons, max_size=2),
-)
-
-
-def test_every_section_is_tried():
-    assert set(SECTIONS) == {
-        "identity", "schedule", "quality", "throughput", "timing", "benchmark", "lm_eval", "provenance",
-    }  # fmt: skip
-
-
-@given(records)
-def test_a_record_survives_its_row(record):
-    row = json.loads(json.dumps(record.to_row()))
-    assert RunRecord.from_row(row) == record
-    assert RunRecord.from_row(row).to_row() == record.to_row()
-
-
-FILES = sorted([*RESULTS.glob("*/runs.jsonl"), *RESULTS.glob("*/*/runs.jsonl")])
+FILES = sorted(RESULTS.glob("**/runs.jsonl"))
+POINT = {"id": "a", "strategy": "unified", "batch_size": 1}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.parent.relative_to(RESULTS)))
 def test_committed_rows_are_read_and_written_back(file):
     for line in file.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        written = RunRecord.from_row(row).to_row()
-        assert {key: written[key] for key in row} == row
-        added = {key: value for key, value in written.items() if key not in row}
-        assert not any(added.values()), "a key that was never measured has no value"
+        record = read(line)
+        assert record.to_row() == json.loads(line)
+        assert read(json.dumps(record.to_row())) == record
 
 
-def test_rows_are_committed():
-    assert len(FILES) >= 10
+def test_a_record_is_made_of_sections_and_keeps_metrics_and_unknown_keys():
+    point = Point.of(compose(["model=tiny", "ratio=3"]), "0" * 12)
+    record = Record.joined(point, Quality(bleu=20.0, decode_loss=2.0), wall_seconds=1.5)
+    assert (record.scores, record.target_speedup, record.wall_seconds) == ({"bleu": 20.0}, 3.0, 1.5)
+    record = record.join(Quality(chrf=1.0, decode_loss=3.0)).replace(mine={"deep": [1]})
+    assert (record.scores, record.decode_loss) == ({"bleu": 20.0, "chrf": 1.0}, 3.0)
+    row = record.to_row()
+    assert row["mine"] == {"deep": [1]} and "reason" not in row
+    assert read(json.dumps(row)) == record
 
 
-BAD = [
-    ({}, "id"),
-    ({"strategy": "unified", "bleu": 1.0}, "id"),
-    ({"id": ""}, "id"),
-    ({"id": None}, "id"),
-    ({"id": 7}, "id"),
-    ({"id": "../../secret"}, "id"),
-    ({"id": "/secret"}, "id"),
-    ({"id": ".locks"}, "id"),
-    ({"id": "a\u001b[31m"}, "id"),
-    ({"id": "a", "baseline_id": "../a"}, "baseline_id"),
-    ({"id": "a", "status": "finished"}, "status"),
-    ({"id": "a", "status": 1}, "status"),
-    ({"id": "a", "status": None}, "status"),
-    ({"id": "a", "kept_layers": "0, 5"}, "kept_layers"),
-    ({"id": "a", "bleu": "high"}, "bleu"),
-    ({"id": "a", "batch_size": True}, "batch_size"),
-    ({"id": "a", "batch_size": 1.5}, "batch_size"),
-    ({"id": "a", "environment": []}, "environment"),
-    ({"id": "a", "warnings": "one"}, "warnings"),
-    ({"id": "a", "wall_seconds": "4"}, "wall_seconds"),
-    ({"id": "a", "wall_seconds": math.nan}, "wall_seconds"),
-    ({"id": "a", "wall_seconds": 10**400}, "wall_seconds"),
-    ({"id": "a", "later_stages": [{"first_step": 0, "kept_layers": [0.5]}]}, "later_stages[0].kept_layers[0]"),
-    ({"id": "a", "pairs": {"strategy": {"decode_seconds": []}}}, "pairs.strategy.decode_seconds"),
-    ({"id": "a", "pairs": {"full": {"decode_seconds": [1.0]}}}, "pairs.strategy"),
-    ({"id": "a", "vs_baseline": {"bleu": {"full": 1.0}}}, "vs_baseline.bleu.delta"),
-    ({"id": "a", "exit_depths": {"one": 1}}, "exit_depths.one"),
-    ({"id": "a", "config": {"task": []}}, "config.task"),
-    ({"id": "a", "environment": {"threads": 2}}, "environment.ulskip"),
-    ({"id": "a", "measured_speedup": 2.0}, "measured_speedup_low"),
-    ({"id": "a", "measured_speedup": -2.0}, "measured_speedup"),
-    ({"id": "a", "measured_speedup": 2.0, "measured_speedup_low": 3.0, "measured_speedup_high": 1.0}, "measured_speedup"),
-    ({"id": "a", "kept_layers": [0, 5], "num_layers": 5, "layer_ratio": 2.5}, "kept_layers"),
-    ({"id": "a", "machine_limits": {"bytes_per_second": 1.0}}, "model"),
-]
-
-
-@pytest.mark.parametrize(("row", "key"), BAD, ids=str)
-def test_a_row_that_cannot_be_read_is_refused_by_the_name_of_its_key(row, key):
-    with pytest.raises(UsageError, match=rf"\bkey {re.escape(key)} "):
-        RunRecord.from_row({"status": "done", **row})
-
-
-def test_unknown_keys_survive():
-    row = {"id": "a", "status": "done", "strategy": "unified", "mine": {"deep": [1, None]}, "profile": None}
-    record = RunRecord.from_row(row)
-    assert record.other == {"mine": {"deep": [1, None]}, "profile": None}
-    written = record.to_row()
-    assert {key: written[key] for key in row} == row
-
-
-def test_a_point_without_speed_or_quality_has_none_of_their_keys():
-    identity = module.RunIdentity.of(compose([]), "0" * 12)
-    row = RunRecord(identity, "failed", "no memory").to_row()
+def test_a_failed_point_has_no_measurements_but_its_settings():
+    record = Record.joined(Point.of(compose(["model=tiny", "correction=patch"]), "0" * 12), status=FAILED, reason="no memory")
+    row = record.to_row()
     assert (row["status"], row["reason"], row["strategy"]) == ("failed", "no memory", "unified")
-    assert not {"bleu", "decode_loss", "measured_speedup", "environment"} & row.keys()
+    assert not {"dataset", "decode_loss", "measured_speedup", "environment"} & row.keys()
+    assert record.correction.name == "patch" and record.label == "unified + full patch"
+    assert record.settings()["strategy.name"] == "unified"
+    assert not record.knows("dataset") and record.knows("model") and not record.knows("speed.pairs")
 
 
-def test_a_failed_row_lacks_the_settings_that_are_unknown():
-    known = {"id": "c", "strategy": "unified", "model": "m", "task": "wmt"}
-    failed, finished = (RunRecord.from_row({**known, "status": status}).to_row() for status in ("failed", "done"))
-    assert not {"dataset", "chat"} & failed.keys()
-    assert (finished["dataset"], finished["chat"]) == (None, None)
+def test_settings_are_the_changed_values_that_change_results_and_are_used():
+    changes = ["model=tiny", "ratio=3", "seed=2", "decoding.max_new_tokens=7", "name=x", "calibration.examples=3"]
+    config = compose(changes).recorded()
+    assert (config["ratio"], config["seed"], config["decoding"]["max_new_tokens"]) == (3.0, 2, 7)
+    assert not {"name", "results_dir", "launcher", "calibration"} & config.keys()
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf])
-def test_infinite_values_survive_a_row(value):
-    record = RunRecord.from_row(json.loads(json.dumps({"id": "a", "status": "done", "decode_loss": value})))
-    assert record.quality.decode_loss == value
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"id": None}, "id"),
+        ({"id": "../../secret"}, "id"),
+        ({"id": "a\u001b[31m"}, "id"),
+        ({"id": "a" * 200}, "id"),
+        ({"baseline_id": "../a"}, "baseline_id"),
+        ({"strategy": None}, "strategy"),
+        ({"batch_size": True}, "batch_size"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"status": "finished"}, "status"),
+        ({"kept_layers": "0, 5"}, "kept_layers"),
+        ({"bleu": "high"}, "bleu"),
+        ({"bleu": math.nan}, "bleu"),
+        ({"environment": []}, "environment"),
+        ({"environment": {"threads": 2}}, "environment.ulskip"),
+        ({"warnings": "one"}, "warnings"),
+        ({"wall_seconds": math.nan}, "wall_seconds"),
+        ({"wall_seconds": 10**400}, "wall_seconds"),
+        ({"later_stages": [{"first_step": 0, "kept_layers": [0.5]}]}, "later_stages"),
+        ({"pairs": {"strategy": {"decode_seconds": []}}}, "pairs.strategy.decode_seconds"),
+        ({"pairs": {"full": {"decode_seconds": [1.0]}}}, "pairs.strategy"),
+        ({"vs_baseline": {"bleu": {"full": 1.0}}}, "vs_baseline"),
+        ({"exit_depths": {"one": 1}}, "exit_depths"),
+        ({"measured_speedup": 2.0}, "measured_speedup_low"),
+        ({"measured_speedup": -2.0}, "measured_speedup"),
+        ({"measured_speedup": 2.0, "measured_speedup_low": 3.0, "measured_speedup_high": 1.0}, "measured_speedup"),
+        ({"kept_layers": [0, 5], "num_layers": 5, "layer_ratio": 2.5}, "kept_layers"),
+        ({"machine_limits": {"bytes_per_second": 1.0}}, "model"),
+    ],
+    ids=str,
+)
+def test_a_row_that_cannot_be_read_is_refused_with_file_line_and_key(change, key):
+    row = {name: value for name, value in {**POINT, **change}.items() if value is not None}
+    with pytest.raises(UsageError, match=rf"^runs.jsonl, line 3: .*\b{key}\b"):
+        read(json.dumps(row), Path("runs.jsonl"), 3)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "7", '{"id": "\\ud800"}', b"\xff"])
+def test_a_line_that_is_no_object_is_refused(line):
+    with pytest.raises(UsageError, match="JSON object"):
+        read(line)
+
+
+def test_too_few_pairs_have_no_interval_for_verdicts():
+    assert sweep_row().speedup[1:] == (1.78, 1.82)
+    assert sweep_row(speedup_interval_coverage=0.5).speedup[1:] == (None, None)
+    assert sweep_row(measured_speedup=None).speedup is None
+
+
+def test_depths_that_vary_are_shown_as_means():
+    assert sweep_row().layers == "3/6"
+    staged = sweep_row(later_stages=[{"first_step": 4, "kept_layers": [0, 5]}], evaluated_mean_kept_layers=2.5)
+    assert (staged.layers, staged.last_stage) == ("2.5/6", {0, 5})
+
+
+def test_the_reference_and_the_columns_are_printed_from_the_fields():
+    text = reference()
+    keys = [key for kind in SECTIONS for key in kind.model_fields]
+    assert all(f"`{key}`" in text for key in keys) and len(keys) == len(set(keys))
+    assert {"measured_speedup", "bleu", "strategy"} <= {key for key, _ in columns()}
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
+    assert text.strip() in page, "print `reference()` into docs/results.md"

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import read
 from ulskip_cli.experiments.rescore import ExtraMetrics, find_runs, rescore, score_file
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks.metrics.scores import Scoring
@@ -32,7 +32,7 @@ def stored(folder, point, hypotheses, baseline=None):
         "measured_speedup_low": 1.5,
         "measured_speedup_high": 1.7,
     }
-    ResultsFolder(folder).append(rescore(ResultsFolder(folder), RunRecord.from_row(row), ExtraMetrics()).record)
+    ResultsFolder(folder).append(rescore(ResultsFolder(folder), read(json.dumps(row)), ExtraMetrics()).record)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_run_is_found_by_its_id_its_file_or_its_folder(folder):
 
 def test_a_value_that_differs_is_told(folder):
     where, record = find_runs("aaaaaaaaaaaa", folder.parent)[0]
-    other = RunRecord.from_row({**record.to_row(), "bleu": 1.0})
+    other = read(json.dumps({**record.to_row(), "bleu": 1.0}))
     assert rescore(where, other, ExtraMetrics()).changed["bleu"][0] == 1.0
 
 
@@ -118,7 +118,7 @@ def test_a_missing_file_of_answers_is_an_error_and_writes_no_row(folder, ulskip)
 
 def test_runs_that_were_never_scored_need_no_answers(folder, ulskip):
     ResultsFolder(folder).append(
-        RunRecord.from_row({"id": "cccccccccccc", "strategy": "unified", "batch_size": 1, "predicted_speedup": 2.0})
+        read(json.dumps({"id": "cccccccccccc", "status": "done", "strategy": "unified", "batch_size": 1}))
     )
     code, out, err = ulskip("score", folder, "--metric", "ter", "--json")
     assert code == 0, err
@@ -143,10 +143,11 @@ def test_a_row_cannot_name_a_class_to_import(folder, tmp_path, monkeypatch):
     (tmp_path / "planted.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     ((where, record),) = find_runs("aaaaaaaaaaaa", folder.parent)
-    for task in ({**TASK, "_target_": "planted.Thing"}, {**TASK, "_target_": "planted.Thing", "name": "mine"}):
-        planted = RunRecord.from_row({**record.to_row(), "config": {"task": task}})
-        with pytest.raises(UsageError, match=r"planted\.Thing"):
-            rescore(where, planted, ExtraMetrics())
+    planted = {**record.to_row(), "config": {"task": {**TASK, "_target_": "planted.Thing"}}}
+    assert rescore(where, read(json.dumps(planted)), ExtraMetrics()).changed == {}
+    planted["config"]["task"]["name"] = "mine"
+    with pytest.raises(UsageError, match="mine"):
+        rescore(where, read(json.dumps(planted)), ExtraMetrics())
 
 
 def test_a_target_without_runs_is_refused(folder):

@@ -2,7 +2,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +15,6 @@ from ulskip_cli.engines.torch import cpu_kernels
 from ulskip_cli.experiments import runner
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_schedule
 from ulskip_cli.experiments.preflight import resolve
-from ulskip_cli.experiments.record import RunRecord
 from ulskip_cli.experiments.runner import Session
 from ulskip_cli.experiments.sweep.jobs import make_jobs
 from ulskip_cli.strategies.cost import LatencyFit
@@ -70,11 +69,8 @@ def test_a_finished_row_agrees_with_a_failed_one_of_the_same_point(config):
     (job,) = [job for job in make_jobs([config("ratio=2", "ratio_basis=cost")]) if job.requested]
     failed = job.failure_record(RuntimeError("x"))
     finished = runner.run_point(job.point, Session())[-1]
-    asked = asdict(failed.identity)
-    assert {**asdict(finished.identity), "chat": None} == asked
-    assert {key: finished.to_row()[key] for key in failed.to_row().keys() & asked.keys()} == {
-        key: failed.to_row()[key] for key in failed.to_row().keys() & asked.keys()
-    }
+    asked = {key: value for key, value in failed.to_row().items() if key not in ("status", "reason")}
+    assert {key: finished.to_row()[key] for key in asked} == asked
 
 
 def test_a_kernel_that_was_not_built_is_told_in_the_row(config, monkeypatch):
@@ -293,7 +289,6 @@ def test_a_point_may_be_compared_with_the_full_model_in_another_engine(config):
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_a_row_names_its_unit_and_predicts_its_bytes(config, unit):
     full, row = run_point(config(f"strategy.unit={unit}", "ratio=2"), Session())
-    assert (full["unit"], row["unit"], row["layer_ratio"]) == (None, unit, 2.0)
+    assert (full.get("unit"), row["unit"], row["layer_ratio"]) == (None, unit, 2.0)
     assert 1 < row["predicted_speedup"] < 2
     assert row["kept_kv_bytes"] == row["prompt_kv_bytes"] * (0.5 if unit == "attention" else 1)
-    assert RunRecord.from_row(row).schedule.unit == unit

@@ -7,7 +7,7 @@ import pytest
 
 from ulskip_cli.core import tracking as core_tracking
 from ulskip_cli.core.config import compose
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep import run as sweep
 from ulskip_cli.experiments.tracking import run_name, split_row
@@ -50,7 +50,7 @@ COMPARED = {"full": 22.0, "delta": -1.5, "delta_low": -2.0, "delta_high": -1.0, 
 def record(config, **keys):
     row = {"id": "p", "strategy": "unified", "target_speedup": 2.0, "engine": "torch", "bleu": 20.5, "kept_layers": [0, 2]}
     row |= {"status": "done", "batch_size": 1, "num_layers": 4, "layer_ratio": 2.0}
-    return RunRecord.from_row({**row, "config": {"seed": 1}, "pairs": {"strategy": {"decode_seconds": [0.1]}}, **keys})
+    return read(json.dumps({**row, "config": {"seed": 1}, "pairs": {"strategy": {"decode_seconds": [0.1]}}, **keys}))
 
 
 def test_a_row_becomes_parameters_and_metrics():

@@ -5,7 +5,8 @@ import pytest
 
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.model_metadata import read_metadata
-from ulskip_cli.export.card import CardFacts, matching_rows, model_card, source_license
+from ulskip_cli.experiments.record import read
+from ulskip_cli.export.card import CardFacts, matching_records, model_card, source_license
 from ulskip_cli.strategies.plan import make_plan
 
 TRAINING = "with skipping"
@@ -34,8 +35,8 @@ def found(tmp_path, config, *rows):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan = make_plan(config, read_metadata(config.model))
-    ids = [row["id"] for row in matching_rows(tmp_path, config.model, plan, TRAINING)]
-    assert ids == [row["id"] for row in matching_rows(tmp_path / "one", config.model, plan, TRAINING)]
+    ids = [record.id for record in matching_records(tmp_path, config.model, plan, TRAINING)]
+    assert ids == [record.id for record in matching_records(tmp_path / "one", config.model, plan, TRAINING)]
     return ids
 
 
@@ -86,7 +87,7 @@ def test_a_speedup_of_too_few_pairs_states_its_coverage(config, row):
         "dtype": "float32",
         "model": "m",
     }
-    rows = [{**row, **timed, "speedup_interval_coverage": coverage} for coverage in (0.75, 0.984375, None)]
+    rows = [read(json.dumps({**row, **timed, "speedup_interval_coverage": coverage})) for coverage in (0.75, 0.984375, None)]
     text = str(model_card(point, CardFacts(1, 1, "none", TRAINING, True, None, None, rows)))
     assert [line.split(" | ")[6] for line in text.splitlines() if "`a`" in line] == [
         "1.70-1.90 (75%)",
@@ -97,13 +98,13 @@ def test_a_speedup_of_too_few_pairs_states_its_coverage(config, row):
 
 @pytest.mark.parametrize(("key", "value"), [("path", "other"), ("dtype", "bfloat16"), ("adapter", "x"), ("revision", "r")])
 def test_rows_of_another_model_do_not_count(tmp_path, config, row, key, value):
-    changed = {**row["config"], "model": {**row["config"]["model"], key: value}}
+    changed = {**row["config"], "model": {**row["config"].get("model", {}), key: value}}
     assert found(tmp_path, config, {**row, "config": changed}) == []
 
 
 def test_a_missing_folder_has_no_rows(tmp_path, config):
     plan = make_plan(config, read_metadata(config.model))
-    assert matching_rows(tmp_path / "nowhere", config.model, plan, TRAINING) == []
+    assert matching_records(tmp_path / "nowhere", config.model, plan, TRAINING) == []
 
 
 @pytest.mark.parametrize(
@@ -125,5 +126,5 @@ def test_the_license_comes_from_the_sources_card(tmp_path, text, expected):
 
 @pytest.mark.parametrize("path", ["~nosuchuser/x", "a\0b", "", "x" * 5000])
 def test_a_row_with_an_impossible_path_does_not_count(tmp_path, config, row, path):
-    changed = {**row["config"], "model": {**row["config"]["model"], "path": path}}
+    changed = {**row["config"], "model": {**row["config"].get("model", {}), "path": path}}
     assert found(tmp_path, config, {**row, "config": changed}) == []

@@ -1,12 +1,10 @@
 import shlex
 from itertools import pairwise
 
-import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulskip_cli.core.errors import UsageError
 from ulskip_cli.export.recipe import layer_ranges, mergekit_recipe, schedule_file
 from ulskip_cli.export.request import ExportRequest, resolve
 
@@ -32,16 +30,14 @@ def test_a_merge_recipe_names_slices(tmp_path):
 def test_a_schedule_file_contains_strategy_and_command(tmp_path):
     made = schedule_file(resolved(tmp_path, "schedule", "ratio=3"))
     assert (made.kept_layers, made.num_layers, made.target_ratio) == ((0, 4, 7, 11), 12, 3.0)
-    assert (made.strategy, made.strategy_options, made.model) == ("unified", {"spacing": "even"}, "tiny")
+    assert (made.strategy, made.strategy_options, made.model) == ("unified", {}, "tiny")
     assert made.made_by.endswith("ulskip export ratio=3")
     assert schedule_file(resolved(tmp_path, "schedule", "name='a;b'")).made_by.endswith(shlex.quote("name='a;b'"))
 
 
-def test_a_unit_is_written_only_as_a_schedule(tmp_path):
+def test_a_schedule_file_contains_the_unit(tmp_path):
     made = schedule_file(resolved(tmp_path, "schedule", "strategy.unit=attention"))
     assert (made.unit, made.strategy_options["unit"]) == ("attention", "attention")
-    with pytest.raises(UsageError, match=r"--format mergekit.*strategy\.unit=attention"):
-        resolved(tmp_path, "mergekit", "strategy.unit=attention")
 
 
 def test_stages_are_a_schedule(tmp_path):

@@ -62,6 +62,7 @@ def test_search_trains_what_it_found_on_the_base(tmp_path, monkeypatch):
     rows = [
         {
             "id": f"p{i}",
+            "status": "done",
             "model": model,
             "strategy": "search",
             "target_speedup": 6.0,
@@ -146,7 +147,8 @@ def report(monkeypatch):
 
 def write_row(folder, checkpoint, link, strategy, target, hypotheses, more):
     row = {
-        "id": f"{checkpoint}-{link}", "strategy": strategy, "target_speedup": target, "batch_size": 64, "model": "runs/base",
+        "id": f"{checkpoint}-{link}", "status": "done", "strategy": strategy, "target_speedup": target,
+        "batch_size": 64, "model": "runs/base",
         "config": {"speed": {"enabled": False}, "task": {"source_file": f"data/{link}.de"}}, "num_layers": 12,
         "kept_layers": list(range(int(12 / target))), "num_examples": len(REFERENCES), "predicted_speedup": target,
         "layer_ratio": target, "training": "somehow", "bleu": 20.0 if hypotheses == ENDS else 100.0, "dtype": "float32",

@@ -4,11 +4,11 @@ from hypothesis import strategies as st
 from report_rows import small_sweep, write_folder
 
 from ulskip_cli.report import answers
-from ulskip_cli.report.rows import grouped, read_rows
+from ulskip_cli.report.rows import grouped, read_records
 
 
 def collected(tmp_path, stored, most=200, rows=None):
-    found = read_rows([write_folder(tmp_path / "x", rows or small_sweep(), stored)])
+    found = read_records([write_folder(tmp_path / "x", rows or small_sweep(), stored)])
     return answers.collect(grouped(found), found, most)
 
 
@@ -32,15 +32,15 @@ def test_the_note_says_what_is_left_out(tmp_path):
 def test_at_most_so_many_points_the_smallest_batches_first(tmp_path, monkeypatch):
     monkeypatch.setattr(answers, "MAX_RUNS", 2)
     rows = small_sweep()
-    found = collected(tmp_path, {row["id"]: ["a"] for row in rows}, rows=rows)
-    assert {rows[run["row"]]["batch_size"] for run in found.sets[0]["runs"]} == {1}
+    found = collected(tmp_path, {row.id: ["a"] for row in rows}, rows=rows)
+    assert {rows[run["row"]].batch_size for run in found.sets[0]["runs"]} == {1}
     assert "answers of 2 of 10 points" in found.note
 
 
 @pytest.mark.parametrize(("strategy", "others"), [("unified", []), ("custom", ["top_skip 2x", "top_skip 3x"])])
 def test_full_and_unified_at_every_target_are_picked_at_first_or_all_if_none_is_unified(tmp_path, strategy, others):
-    rows = [row | {"strategy": row["strategy"].replace("unified", strategy)} for row in small_sweep()]
-    (only,) = collected(tmp_path, {row["id"]: ["a"] for row in rows}, rows=rows).sets
+    rows = [row.replace(strategy=row.strategy.replace("unified", strategy)) for row in small_sweep()]
+    (only,) = collected(tmp_path, {row.id: ["a"] for row in rows}, rows=rows).sets
     labels = [only["runs"][i]["label"] for i in only["picked"]]
     assert len(only["runs"]) == 10
     assert sorted(labels) == sorted(f"{name} · batch 1" for name in ("full", f"{strategy} 2x", f"{strategy} 3x", *others))

@@ -1,8 +1,8 @@
 import io
-import json
 
 import pytest
 from bench_rows import ENVIRONMENT, bench_row
+from report_rows import sweep_row, write_folder
 from rich.console import Console
 
 from ulskip_cli.experiments.results import ResultsFolder
@@ -41,22 +41,21 @@ def test_engines_stand_side_by_side_in_order():
 
 
 def test_patches_get_a_column():
-    patched = bench_row(2.0, correction="full", patch={"kind": "full", "rank": None})
-    (speeds,) = benchmark.sections([bench_row(2.0), patched | {"id": "patched"}])
-    assert [cells[2] for cells in speeds.cells] == ["–", "full patch"]
-    assert "correction" not in [column.title for column in benchmark.sections([patched])[0].columns]
+    patched = bench_row(2.0, id="patched", correction={"name": "patch", "kind": "full"})
+    (speeds,) = benchmark.sections([bench_row(2.0), patched])
+    assert [cells[2] for cells in speeds.cells] == ["unified", "unified + full patch"]
+    assert "strategy" not in [head.text for head in benchmark.sections([patched])[0].heads]
 
 
 def test_what_varies_gets_a_column():
-    heads = [column.title for column in benchmark.sections([bench_row(), bench_row(3.0, timed_prompt_tokens=512)])[0].columns]
-    assert heads[:3] == ["batch", "engine", "prompt\ntokens"]
+    heads = [head.text for head in benchmark.sections([bench_row(), bench_row(3.0, timed_prompt_tokens=512)])[0].heads]
+    assert heads[:3] == ["batch", "engine", "timed prompt tokens"]
 
 
 def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
     paper = [bench_row(experiment="paper_throughput", compiled=True)]
     rows = [*ENGINES, *paper, bench_row(3.0, compiled=True, compiled_layers=True)]
-    other = {"id": "of a run", "layer_ratio": 2.0}
-    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, other]))
+    write_folder(tmp_path, [*rows, sweep_row()])
     files = benchmark.write_bench_report(ResultsFolder(tmp_path))
     assert [file.name for file in files] == ["bench.md", "speedup.png", "speedup.svg"]
     text = files[0].read_text()
@@ -81,15 +80,14 @@ def test_the_folder_gets_tables_plot_and_provenance(tmp_path):
 )
 def test_generate_at_another_length_or_on_another_machine_is_no_base(change):
     generate, here, other = bench_row(1.0, engine="transformers"), bench_row(), bench_row(3.0, **change)
-    rows = benchmark.sections([generate, here, other])[0].lines
-    assert {row["id"]: row["over_generate"] for row in rows} == {generate["id"]: 1.0, here["id"]: 2.0, other["id"]: None}
+    lines = benchmark.sections([generate, here, other])[0].lines()
+    assert sorted(line["over generate"] for line in lines) == ["1.0", "2.0", "–"]
 
 
 def test_the_fastest_engine_of_each_batch_size_is_named():
-    rows = [bench_row(2.0, batch, engine) for batch in (1, 8) for engine in ("torch", "llama_cpp")]
-    for row in rows:
-        row["full"]["decode_tokens_per_second"] = 150.0 if (row["engine"], row["batch_size"]) == ("llama_cpp", 8) else 120.0
-    rows[0]["full"]["decode_tokens_per_second"] = 130.0
+    rates = {("torch", 1): 130.0, ("llama_cpp", 1): 120.0, ("torch", 8): 120.0, ("llama_cpp", 8): 150.0}
+    full = {"total_tokens_per_second": 1.0}
+    rows = [bench_row(2.0, size, name, full={**full, "decode_tokens_per_second": rate}) for (name, size), rate in rates.items()]
     (line,) = benchmark.fastest(rows)
     assert "torch at batch 1 (130 tok/s, 200 with 6/12 layers), llama_cpp at batch 8 (150 tok/s" in line
     assert benchmark.fastest(rows[:1]) == benchmark.fastest([*rows, bench_row(model="other")]) == []

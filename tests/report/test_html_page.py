@@ -40,8 +40,8 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
 
 
 def test_texts_cannot_leave_their_element(tmp_path):
-    rows = [row | {"model": EVIL, "strategy_options": {"a": EVIL}} for row in small_sweep()]
-    rows = [*rows, *(row | {"id": f"{row['id']}-other", "decoding": EVIL} for row in rows), not_applicable() | {"reason": EVIL}]
+    rows = [row.replace(model=EVIL, strategy_options={"a": EVIL}) for row in small_sweep()]
+    rows = [*rows, *(row.replace(id=f"{row.id}-other", decoding=EVIL) for row in rows), not_applicable().replace(reason=EVIL)]
     text = page(tmp_path, rows, {"unified-2-1": [EVIL], "full-1-1": ["plain"]}, plots=False)
     assert "<script>alert" not in text
     assert text.count("</script>") == 2
@@ -79,7 +79,7 @@ def test_comparisons_stand_on_the_page(tmp_path):
 
 
 def test_whole_numbers_stay_whole_and_are_offered_as_filters(tmp_path):
-    rows = [*small_sweep(), *(row | {"num_examples": 4, "id": row["id"] + "-few"} for row in small_sweep())]
+    rows = [*small_sweep(), *(row.replace(num_examples=4, id=row.id + "-few") for row in small_sweep())]
     text = page(tmp_path, rows, plots=False)
     assert {line["num_examples"] for line in cells(text)} == {"4", "20"}
     assert re.findall(r'name="num_examples" value="(\d+)"', text) == ["4", "20"]

@@ -8,7 +8,7 @@ from report_rows import not_applicable, small_sweep, sweep_row
 from ulskip_cli.core import files
 from ulskip_cli.core.errors import StorageError
 from ulskip_cli.report import plot_style
-from ulskip_cli.report.plots import last_stage, learning_curve, pareto_front, save_plots, save_predictions, save_quality
+from ulskip_cli.report.plots import learning_curve, pareto_front, save_plots, save_predictions, save_quality
 from ulskip_cli.report.rows import grouped
 
 
@@ -49,12 +49,12 @@ def test_exit_depths_are_drawn_where_there_are_some(draw):
 
 def test_stages_are_drawn_with_the_layers_that_leave(draw):
     row = sweep_row("skip_decode", later_stages=[{"first_step": 4, "kept_layers": [0, 5]}])
-    assert last_stage(row) == {0, 5}
+    assert row.last_stage == {0, 5}
     assert "layers" in draw([row])
 
 
 def test_rows_without_anything_to_draw_draw_nothing(draw, tmp_path):
-    bare = sweep_row(bleu=None, chrf=None, decode_loss=None, measured_speedup=None, kept_layers=[])
+    bare = sweep_row(bleu=None, chrf=None, decode_loss=None, measured_speedup=None, kept_layers=None)
     assert draw([not_applicable()]) == draw([bare]) == draw([]) == {}
     assert save_quality([sweep_row(bleu=None, chrf=None)], tmp_path / "quality") == []
     assert not list(tmp_path.iterdir())
@@ -67,7 +67,7 @@ def test_quality_is_drawn_over_the_measured_speedup_or_the_predicted_one(tmp_pat
     for text in ("unified", "custom", "measured decode speedup, batch size 1", "a title", "3 layers"):
         assert f">{text}</text>" in svg.read_text("utf-8")
     unmeasured = {"measured_speedup": None, "measured_speedup_low": None, "measured_speedup_high": None}
-    _, svg = save_quality([sweep_row("full"), sweep_row() | unmeasured], tmp_path / "predicted")
+    _, svg = save_quality([sweep_row("full"), sweep_row(**unmeasured)], tmp_path / "predicted")
     assert ">predicted decode speedup, batch size 1</text>" in svg.read_text("utf-8")
 
 

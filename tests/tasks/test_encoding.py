@@ -3,9 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.task import Example, Template
 from ulskip_cli.tasks.encoding import PromptFormatter, encode, pad_token_id
-from ulskip_cli.core.task import Example
-from ulskip_cli.core.task import Template
 
 PLAIN = Template("{source}\nSummarize:", " {reference}")
 CHAT_TEMPLATE = (

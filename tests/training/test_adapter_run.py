@@ -152,8 +152,8 @@ def test_every_kind_trains_and_is_used_by_a_run(model_folder, tmp_path, quick, c
     chosen = ["strategy=custom", f"strategy.layers={kept}", *adapter, "speed.enabled=false"]
     config = compose([*model, *chosen, f"results_dir={tmp_path}", *quick])
     row = runner.run_point(resolve(config), runner.Session())[-1].to_row()
-    assert row["skip_adapter"]["path"] == str(tmp_path / "adapter")
-    assert row["skip_adapter"]["bytes"] > 0 and row["decode_loss"] > 0
+    assert row["correction"]["path"] == str(tmp_path / "adapter")
+    assert row["correction"]["bytes"] > 0 and row["decode_loss"] > 0
 
 
 def test_an_adapter_is_trained_further_from_its_folder(finished, model_folder, tmp_path):

@@ -79,8 +79,8 @@ def test_a_better_adapter_is_chosen_run_and_exported(tune, tmp_path, monkeypatch
     assert folder.parent.name == f"{found['key']}-adapter" and (folder / "adapter.json").is_file()
     record = json.loads((folder / "adapter.json").read_text())
     assert record["kept_sets"] == [found["kept_layers"]] and record["kind"] == "folded"
-    assert found["trials"][-1]["adapter"] == found["adapter"]["folder"] and found["patch"] is None
-    assert found["row"]["skip_adapter"]["path"] == found["adapter"]["folder"]
+    assert found["trials"][-1]["adapter"] == found["adapter"]["folder"] and "correction" not in found
+    assert found["row"]["correction"]["path"] == found["adapter"]["folder"]
     code, out, err = ulskip("run", *found["run"], "name=again", "speed.enabled=false", "--json")
     assert code == 0, err
     assert json.loads(out.splitlines()[-1])["decode_loss"] == pytest.approx(found["row"]["decode_loss"])
@@ -92,7 +92,7 @@ def test_a_worse_adapter_is_left_out_and_named(tune, monkeypatch, ulskip):
     with_loss(monkeypatch, 1)
     code, found, err = tune(*TRAIN)
     assert code == 0, err
-    assert not found["adapter"]["chosen"] and found["row"]["skip_adapter"] is None
+    assert not found["adapter"]["chosen"] and "correction" not in found["row"]
     assert "skip_adapter" not in found["candidate"] and len(found["trials"]) == 3
 
 
@@ -143,8 +143,9 @@ def test_what_cannot_be_trained_is_left_out_in_one_line(tune):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama_cpp", "openvino"])
-def test_engines_of_other_libraries_get_adapters_that_merge(tune, name):
+def test_engines_of_other_libraries_get_adapters_that_merge(tune, tmp_path, name):
     pytest.importorskip(name)
-    code, found, err = tune(*TRAIN, f"engine={name}", "candidates=['strategy=unified']")
+    code, found, err = tune(*TRAIN, f"engine={name}", "candidates=['strategy=unified']", "--to", "out")
     assert code == 0, err
+    assert (tmp_path / "out" / "ulskip_export.json").is_file()
     assert found["adapter"]["steps"] == 3 and found["trials"][-1]["adapter"]

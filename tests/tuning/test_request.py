@@ -67,7 +67,7 @@ def test_other_data_may_be_named_but_must_differ_from_what_is_reported(tmp_path)
         (["quality=1.1"], "quality"),
         (["speedup=2", "strategy=unified"], "strategy"),
         (["speedup=2", "ratio=2"], "ratio"),
-        (["speedup=2", "model=random"], "model=random"),
+        (["speedup=2", "model=random"], "random weights"),
         (["speedup=2", "candidates=[ratio=2]"], "candidates"),
         (["speedup=2", "candidates=[]"], "candidates"),
         (["speedup=2", "candidates=['strategy=unified prompt_layers=kept']"], "prompt_layers=kept"),

@@ -25,4 +25,5 @@ ConfigDir = Annotated[
     typer.Option(**PATH, help="Folder of your own config groups, e.g. DIR/strategy/mine.yaml."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Show all columns that fit, as in table.md.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the configuration as YAML with comments and stop.")]

@@ -2,16 +2,20 @@
 
 from typing import TYPE_CHECKING
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig, Wide
 from ulskip_cli.cli.show import print_commented, show_outcome
 
 if TYPE_CHECKING:
     from ulskip_cli.experiments.preflight import ResolvedPoint
-    from ulskip_cli.experiments.record import RunRecord
+    from ulskip_cli.experiments.record import Record
 
 
 def run(
-    overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False, print_config: PrintConfig = False
+    overrides: Overrides = None,
+    config_dir: ConfigDir = None,
+    as_json: Json = False,
+    wide: Wide = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Measure quality and speed of one strategy on one model and task, and compare with the full model."""
     from ulskip_cli.core import config
@@ -25,6 +29,7 @@ def run(
     point = resolve(chosen)  # before slower imports, so that usage errors answer at once
     from ulskip_cli.cli.progress_bars import ProgressBars
     from ulskip_cli.experiments.results import ResultsFolder
+    from ulskip_cli.experiments.statistics import sentence
     from ulskip_cli.experiments.sweep.outcome import run_each
     from ulskip_cli.report import tables
 
@@ -34,14 +39,13 @@ def run(
 
         session = Session(bars)
 
-        def run_one(point: "ResolvedPoint") -> "list[RunRecord]":
+        def run_one(point: "ResolvedPoint") -> "list[Record]":
             records = run_point(point, session)
             tables.write_tables(folder)
             return records
 
         outcome = run_each([point], run_one, bars)
-    told = outcome.as_json() if as_json else None
-    show_outcome(outcome, folder, lambda rows, width: [tables.terminal(rows, width)], told)
+    show_outcome(outcome, folder, tables.terminal(wide), lambda records: [sentence(records[-1])], as_json)
 
 
 def bench(
@@ -65,14 +69,14 @@ def bench(
     resolved = [resolve_benchmark(one, resolver) for one in grid]
     folder = ResultsFolder.of(resolved[-1].config)
     with ProgressBars() as bars:
-        from ulskip_cli.experiments.benchmark import BenchmarkRunner
-        from ulskip_cli.experiments.runner import Session
+        from ulskip_cli.experiments.runner import Session, run_point
 
-        outcome = run_each(resolved, BenchmarkRunner(Session(bars)).run_point, bars)
+        session = Session(bars)
+        outcome = run_each(resolved, lambda point: run_point(point, session), bars)
     from ulskip_cli.report import benchmark as report
     from ulskip_cli.report import tables
 
     if outcome.records:
         tables.write_tables(folder)
         report.write_bench_report(folder)
-    show_outcome(outcome, folder, report.terminal, outcome.as_json() if as_json else None)
+    show_outcome(outcome, folder, report.terminal, report.lead, as_json)

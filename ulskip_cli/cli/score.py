@@ -45,12 +45,14 @@ def score(
             report_progress(len(scored))
     for folder in {str(one.folder.path): one.folder for one in scored}.values():
         tables.write_tables(folder)
-    rows = [one.record.to_row() for one in scored]
+    records = [one.record for one in scored]
     if as_json:
+        rows = [record.to_row() for record in records]
         print(json.dumps(rows[0] if len(rows) == 1 else {"rows": rows}, ensure_ascii=False))
         return
     console = make_console()
-    console.print(tables.terminal(rows, console.width))
+    for table in tables.terminal(True)(records, console.width):
+        console.print(table)
     for one in scored:
         for key, (before, now) in one.changed.items():
             console.print(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ulskip_cli.core.config_schema import Config, TrainingConfig
-    from ulskip_cli.experiments.record import Row
+    from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.outcome import SweepOutcome
 
@@ -37,21 +37,24 @@ def print_commented(*configs: "Config | TrainingConfig") -> None:
 def show_outcome(
     outcome: "SweepOutcome",
     folder: "ResultsFolder",
-    make_tables: Callable[["Sequence[Row]", int], "Sequence[Table]"],
-    as_json: "Row | None" = None,
+    make_tables: Callable[["Sequence[Record]", int], "Sequence[Table]"],
+    sentences: Callable[["Sequence[Record]"], "Sequence[str]"],
+    as_json: bool,
 ) -> None:
-    """Print a JSON object, or else tables and warnings, and raise RunError if a point failed.
+    """Print a JSON object, or else sentences, tables and warnings, and raise RunError if a point failed.
 
-    `make_tables` takes rows and the width of the terminal in columns.
+    `make_tables` takes records and the width of the terminal in columns.
     """
-    rows = [record.to_row() for record in outcome.records.values()]
-    if as_json is not None:
-        print(json.dumps(as_json, ensure_ascii=False))
-    elif rows:
+    records = list(outcome.records.values())
+    if as_json:
+        print(json.dumps(outcome.as_json(), ensure_ascii=False))
+    elif records:
         console = make_console()
-        for table in make_tables(rows, console.width):
+        for sentence in sentences(records):
+            console.print(printable(sentence), style="bold", highlight=False, markup=False, soft_wrap=True)
+        for table in make_tables(records, console.width):
             console.print(table)
-        for warning in sorted({text for row in rows for text in row["warnings"]}):
+        for warning in sorted({text for record in records for text in record.warnings}):
             console.print(f"warning: {printable(warning)}", style="yellow", highlight=False, markup=False)
         console.print(f"written to {folder.path}/", markup=False, highlight=False, soft_wrap=True)
     outcome.check()

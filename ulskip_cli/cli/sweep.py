@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig
+from ulskip_cli.cli.options import ConfigDir, Json, Overrides, PrintConfig, Wide
 from ulskip_cli.cli.show import make_console, print_commented, show_outcome
 from ulskip_cli.core.printable import printable
 
@@ -28,6 +28,7 @@ def sweep(
     overrides: Overrides = None,
     config_dir: ConfigDir = None,
     as_json: Json = False,
+    wide: Wide = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List points and their states; run nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
@@ -56,7 +57,7 @@ def sweep(
     from ulskip_cli.cli.sweep_display import SweepDisplay
     from ulskip_cli.experiments.sweep.launchers import END_WITH_STDIN
     from ulskip_cli.experiments.sweep.run import SweepOptions, run_sweep
-    from ulskip_cli.report import tables
+    from ulskip_cli.report import tables, winners
 
     words = [*(overrides or []), *(["--config-dir", str(config_dir)] if config_dir else [])]
     words += [*["--force"] * force, *["--fail-fast"] * fail_fast]
@@ -67,12 +68,11 @@ def sweep(
         outcome = run_sweep(jobs, SweepOptions(force, fail_fast, since, words), display)
     if since is not None:
         return
-    if len(jobs) > 1 and folder.rows():
+    if len(jobs) > 1 and folder.records():
         from ulskip_cli.report.paper import write_paper_report
 
         write_paper_report(folder)
-    told = outcome.as_json() if as_json else None
-    show_outcome(outcome, folder, lambda rows, width: [tables.terminal(rows, width)], told)
+    show_outcome(outcome, folder, tables.terminal(wide), winners.lead, as_json)
 
 
 def _end_with_stdin() -> None:

@@ -14,15 +14,14 @@ from rich.text import Text
 from ulskip_cli.cli.progress_bars import ProgressBars
 from ulskip_cli.core.printable import printable
 from ulskip_cli.core.progress import ReportProgress, clock
-from ulskip_cli.experiments.record import DONE, Row, is_done
+from ulskip_cli.experiments.record import DONE
 from ulskip_cli.experiments.sweep.jobs import results_folder
 
 if TYPE_CHECKING:
-    from ulskip_cli.experiments.record import RunRecord
+    from ulskip_cli.experiments.record import Record
     from ulskip_cli.experiments.results import ResultsFolder
     from ulskip_cli.experiments.sweep.jobs import Job
 
-METRICS = {"bleu": "BLEU", "rougeL": "ROUGE-L", "exact_match": "exact"}
 TABLE_SECONDS = 5.0  # at least, between two writings of the tables
 
 
@@ -57,19 +56,18 @@ class SweepDisplay:
         """Show the job that starts to run in this process."""
         self._running = [job.label]
 
-    def job_settled(self, job: "Job", record: "RunRecord | None", ran: bool) -> None:
+    def job_settled(self, job: "Job", record: "Record | None", ran: bool) -> None:
         """Count a job as settled, and show the result if this process ran the job."""
-        row = record.to_row() if record else None
-        self._states[job.id] = row["status"] if row else DONE
+        self._states[job.id] = record.status if record else DONE
         self._running = [line for line in self._running if line != job.label]
         self._phases.clear()
         if ran and not self._drawn:
-            self.note(f"[{len(self._states)}/{self._total}] {job.label}: {_outcome(row)}")
+            self.note(f"[{len(self._states)}/{self._total}] {job.label}: {_outcome(record)}")
 
     def rows_changed(self, folder: "ResultsFolder") -> None:
         """Write the tables again, unless they were written a moment ago."""
         if time.monotonic() - self._tables_written_at >= TABLE_SECONDS or len(self._states) == self._total:
-            if folder.rows():
+            if folder.records():
                 self._write_tables(folder)
             self._tables_written_at = time.monotonic()
 
@@ -105,16 +103,16 @@ def _worker_lines(logs: Path) -> list[str]:
     return [printable(line) for last in lines for line in last]
 
 
-def _outcome(row: Row | None) -> str:
-    if row is None or not is_done(row):
-        return printable(f"{row['status']}: {row['reason']}") if row else "settled elsewhere"
+def _outcome(record: "Record | None") -> str:
+    if record is None or not record.is_done:
+        return printable(f"{record.status}: {record.reason}") if record else "settled elsewhere"
+    from ulskip_cli.experiments.statistics import TITLES, primary
+
     parts = [DONE]
-    if row.get("wall_seconds"):
-        parts.append(f"{row['wall_seconds']:.1f} s")
-    speedup = row.get("measured_speedup") or row.get("predicted_speedup")
-    if speedup is not None:
+    if record.wall_seconds:
+        parts.append(f"{record.wall_seconds:.1f} s")
+    if speedup := record.measured_speedup or record.predicted_speedup:
         parts.append(f"{speedup:.2f}x")
-    metric = next((key for key in METRICS if row.get(key) is not None), None)
-    if metric:
-        parts.append(f"{METRICS[metric]} {row[metric]:.1f}")
+    if metric := primary([record]):
+        parts.append(f"{TITLES[metric]} {record.value(metric):.1f}")
     return ", ".join(parts)

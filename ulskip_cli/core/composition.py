@@ -275,7 +275,7 @@ def _resolve_choice(text: str, groups: Sequence[str], extra_dir: Path | None) ->
     by_folded_name = {name.replace("-", "_"): name for name in known}
     name = by_folded_name.get(str(value).replace("-", "_"))
     if name is not None and extra_dir is not None and known[name].is_relative_to(extra_dir):
-        check_choice(known[name])
+        read_choice(key, name, extra_dir)  # raises UsageError for a file that is not a choice
     if name is None:
         raise unknown(key, value, known, f"`ulskip config {key}` describes them{_INSTEAD.get(key, '')}")
     return text.split("=", 1)[0] + "=" + name

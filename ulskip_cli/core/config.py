@@ -68,12 +68,21 @@ def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
 
 
 def preset(group: str, name: str, options: Mapping[str, Any] | None = None, extra_dir: Path | None = None) -> Any:
-    """Return a choice of a group as an object, with some options changed; raise UsageError for an unknown one.
-
-    So the choice in a stored row becomes an object again, too: its class comes from the preset and not from the row.
-    """
+    """Return a choice of a group as an object, with some options changed; raise UsageError for an unknown one."""
     require_choice(group, name, group_choices(group, extra_dir))
-    return make_choice({**read_choice(group, name, extra_dir), **(options or {})}, group)
+    chosen = read_choice(group, name, extra_dir)
+    return make_choice({**chosen, **(options or {}), "_target_": chosen["_target_"]}, group)
+
+
+def stored_choice(group: str, values: Mapping[str, Any]) -> Any:
+    """Return the choice that a row stores by its name and the options that differ from the defaults of its class.
+
+    The class comes from the preset and not from the row.
+    """
+    name = str(values.get("name"))
+    require_choice(group, name, group_choices(group))
+    options = {key: value for key, value in values.items() if key not in _NOT_OPTIONS}
+    return parse(choice_class(read_choice(group, name), group), options, f"{group}.")
 
 
 def make_choice(node: Mapping[str, Any], group: str, prefix: str | None = None) -> Choice:
@@ -111,7 +120,7 @@ def baseline_engine(config: Config) -> Engine:
 
 def to_yaml(config: Shared) -> str:
     """Return the configuration as YAML, in the form that results folders store."""
-    return yaml.safe_dump(config.recorded(), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.resolved(), sort_keys=False, allow_unicode=True)
 
 
 def _composed(

@@ -1,6 +1,6 @@
 """The reference of the configuration keys: one walk over the fields of the classes, with several printers.
 
-`--help`, `ulskip config`, shell completion, docs/keys.md, `--print-config` and the JSON schema for editors print it.
+`--help`, `ulskip config`, shell completion, the page of keys, `--print-config` and the JSON schema for editors print it.
 """
 
 from collections.abc import Iterator, Mapping

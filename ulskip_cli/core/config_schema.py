@@ -116,8 +116,8 @@ class Shared(Options):
         None, "project of the tracker and options passed on to it", identity=False, commands=f"{_POINT} bench lm-eval train"
     )
 
-    def recorded(self) -> dict[str, Any]:
-        """Return every value that a row or a training.json stores."""
+    def resolved(self) -> dict[str, Any]:
+        """Return every value that configs/ID.yaml or a training.json stores."""
         return {key: value for key, value in self.plain().items() if key not in ("launcher", "tracker", "tracker_options")}
 
 
@@ -174,8 +174,12 @@ class Config(Shared):
 
         Values that are defaults are not hashed, so a new option changes no identity. Data and weights are not part of it.
         """
-        values = [DEFAULTS, self._canonical().changed(only_results=True)]
+        values = [DEFAULTS, self.recorded()]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what a row stores: the values that differ from their defaults, change results and are used."""
+        return self._canonical().changed(only_results=True)
 
     @property
     def needs_held_out(self) -> bool:

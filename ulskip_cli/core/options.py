@@ -17,6 +17,7 @@ from pydantic_core import to_jsonable_python
 from ulskip_cli.core.errors import UsageError, require_choice, unknown
 
 Parsed = TypeVar("Parsed", bound="Options")
+Model = TypeVar("Model", bound=BaseModel)
 
 NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
 MAPPING = "texts as keys with values, written {a: 1, b: 2}"
@@ -42,9 +43,7 @@ def notes_of(field: FieldInfo) -> Mapping[str, Any]:
 class Options(BaseModel):
     """A group of options. Objects are frozen; unknown keys are errors."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, defer_build=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -104,7 +103,7 @@ def parse(kind: type[Parsed], values: Mapping[str, Any], prefix: str = "", file:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise _misfit(kind, error, prefix, file) from None
+        raise misfit(kind, error, prefix, file) from None
 
 
 def load_json(path: Path, what: str) -> dict[str, Any]:
@@ -149,7 +148,11 @@ def choices_of(hint: Any) -> tuple[str, ...]:
 
 def options_in(hint: Any) -> "type[Options] | None":
     """Return the class of options that a field holds, or None if it holds a plain value."""
-    return next((part for part in _members(hint) if isinstance(part, type) and issubclass(part, Options)), None)
+    return _model_in(hint, Options)
+
+
+def _model_in(hint: Any, kind: type[Model]) -> type[Model] | None:
+    return next((part for part in _members(hint) if isinstance(part, type) and issubclass(part, kind)), None)
 
 
 def _members(hint: Any) -> Iterator[Any]:
@@ -170,7 +173,7 @@ def _bounds(field: Any) -> Iterator[tuple[str, float]]:
                 yield sign, limit
 
 
-def _misfit(kind: type[Options], error: ValidationError, prefix: str, file: Path | None) -> UsageError:
+def misfit(kind: type[BaseModel], error: ValidationError, prefix: str = "", file: Path | None = None) -> UsageError:
     """Return the one line for the first error of pydantic: the key, what was expected, and what came."""
     first = error.errors(include_url=False)[0]
     place = f" in {file}" if file else ""
@@ -198,15 +201,15 @@ def _misfit(kind: type[Options], error: ValidationError, prefix: str, file: Path
     return UsageError(f"expected {key}{place} to be {expected}, got {got}")
 
 
-def _locate(kind: type[Options], location: Iterable[Any]) -> tuple[list[str], type[Options], FieldInfo | None]:
+def _locate(kind: type[BaseModel], location: Iterable[Any]) -> tuple[list[str], type[BaseModel], FieldInfo | None]:
     """Return the names on the way to a value, the class that declares it, and its field (None if there is no such field)."""
     path: list[str] = []
     field: FieldInfo | None = None
-    inner: type[Options] | None = kind
+    inner: type[BaseModel] | None = kind
     for part in location:
         if inner is None:
             break  # an element of a list, or a member of a union
         kind, path = inner, [*path, str(part)]
         field = kind.model_fields.get(str(part))
-        inner = options_in(field.annotation) if field else None
+        inner = _model_in(field.annotation, BaseModel) if field else None
     return path, kind, field

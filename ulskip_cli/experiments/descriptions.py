@@ -11,7 +11,7 @@ from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
-from ulskip_cli.experiments.record_sections import Provenance, ScheduleRecord
+from ulskip_cli.experiments.record import CorrectionUsed, Environment, Provenance, Schedule, StageUsed
 from ulskip_cli.experiments.throughput import sum_exits
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan, is_trained_for
@@ -26,20 +26,27 @@ class ScheduleProvenance:
     patch: dict[str, Any] | None = None
     skip_adapter: dict[str, Any] | None = None
 
+    @property
+    def correction(self) -> CorrectionUsed | None:
+        """The correction that ran, as a record stores it."""
+        if self.skip_adapter:
+            return CorrectionUsed(name="adapter", **self.skip_adapter)
+        return CorrectionUsed(name="patch", **self.patch) if self.patch else None
+
 
 def describe_schedule(
     plan: Plan, found: ScheduleProvenance, outputs: Sequence[BatchOutput] = (), timed: Sequence[BatchOutput] = ()
-) -> ScheduleRecord:
+) -> Schedule:
     """Return the schedule section of a row; depths up to EOS are those of the evaluated `outputs` and of `timed` pairs."""
     evaluated = sum_exits(outputs).mean_depth
     mean_exit = sum_exits(timed).mean_depth or evaluated
     if plan.later_stages and outputs:
         evaluated = schedule.mean_kept(plan.stages, [len(ids) for output in outputs for ids in output.token_ids])
-    return ScheduleRecord(
+    return Schedule(
         num_layers=plan.num_layers,
-        kept_layers=list(plan.kept_layers),
+        kept_layers=plan.kept_layers,
         unit=None if plan.unit == LAYER else plan.unit,
-        later_stages=[asdict(stage) for stage in plan.later_stages],
+        later_stages=tuple(StageUsed(**asdict(stage)) for stage in plan.later_stages),
         target_kept_layers=plan.target_kept,
         mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
         evaluated_mean_kept_layers=evaluated,
@@ -48,8 +55,6 @@ def describe_schedule(
         draft_cost=plan.draft_cost,
         latency_fit=found.latency.as_dict() if found.latency else None,
         calibration=found.calibration,
-        patch=found.patch,
-        skip_adapter=found.skip_adapter,
     )
 
 
@@ -73,6 +78,5 @@ def describe_provenance(config: Config, plan: Plan, loaded: LoadedModel, decoder
         trained_for=loaded.notes["trained_for"],
         trained_for_these_layers=is_trained_for(loaded.notes["trained_for"], plan),
         num_examples=num_examples,
-        environment={**environment.code(), **environment.machine(str(loaded.model.device))},
-        config=config.recorded(),
+        environment=Environment(**environment.code(), **environment.machine(str(loaded.model.device))),
     )

@@ -15,7 +15,7 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder, generate_all, lon
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints
-from ulskip_cli.experiments.record_sections import QualityScores
+from ulskip_cli.experiments.record import Compared, Quality
 from ulskip_cli.experiments.workload import Workload, prompt_batches
 from ulskip_cli.inference import peak_memory
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
@@ -86,7 +86,7 @@ def score_answers(
     scoring_decoder: Decoder,
     baseline_hypotheses: Sequence[str] | None,
     progress: ProgressCallback,
-) -> QualityScores:
+) -> Quality:
     """Score answers by the task's metrics, and measure the decode loss of the references.
 
     `scoring_decoder` measures the loss; with drafts it is the full model, which then decides the tokens. Raises
@@ -111,12 +111,12 @@ def score_answers(
     if not math.isfinite(loss):
         raise InvalidLogitsError(f"a decode loss of {loss}")
     flags = Counter(flag for one in answers.generations for flag in one["flags"])
-    return QualityScores(
-        scores=dict(scores.values),
+    return Quality(
+        **scores.values,
         decode_loss=loss,
         decode_loss_mean_kept_layers=reference_loss.exits.mean_depth,
         signatures=dict(scores.signatures),
-        vs_baseline=dict(scores.against_full),
+        vs_baseline={key: Compared(**values) for key, values in scores.against_full.items()},
         degenerate={flag: flags[flag] for flag in ("empty", "loop", "hit_limit")},
         length_ratio=degenerate.length_ratio(hypotheses, references),
         num_truncated_sources=workload.num_truncated,

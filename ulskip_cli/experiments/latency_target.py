@@ -12,8 +12,8 @@ from ulskip_cli.core import schedule
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.experiments.paired_timing import measure_pairs
+from ulskip_cli.experiments.statistics import median_interval
 from ulskip_cli.inference.skip_adapter import timing_adapter
-from ulskip_cli.inference.timing import median_interval
 from ulskip_cli.strategies.cost import LatencyFit
 from ulskip_cli.strategies.plan import Plan
 

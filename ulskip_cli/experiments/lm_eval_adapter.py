@@ -20,8 +20,7 @@ from ulskip_cli.core.strategy import LAYER
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.scoring import given_logits
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
-from ulskip_cli.experiments.record import RunRecord
-from ulskip_cli.experiments.record_sections import LmEvalScores, RunIdentity
+from ulskip_cli.experiments.record import LmEval, Point, Record
 from ulskip_cli.inference.batching import BatchSize, in_batches, padded
 from ulskip_cli.inference.loading import load
 from ulskip_cli.inference.skip_adapter import load_adapter
@@ -180,18 +179,20 @@ class SkippingLM(HFLM):  # type: ignore[misc]
             "ulskip": self.record().to_row(),
         }
 
-    def record(self) -> RunRecord:
+    def record(self) -> Record:
         """Return the part of the record that all tasks share, without scores."""
         config = self.ulskip_config.replace(batch_size=self.batch_size if isinstance(self.batch_size, int) else 0)
         shared_id = f"{config.identity} {fingerprint(config.model)} {config.correction.fingerprint()}"
         warnings = list(self.plan.warnings)
         if self.first_token_only and not self._is_one_model and self.scoring_plan.prompt_layers == "all":
             warnings.append(f"{self.first_token_only} of {self.continuations} continuations {FIRST_TOKEN_ONLY}")
-        return RunRecord(
-            identity=replace(RunIdentity.of(config, shared_id), task=None, pair=None, prompt_layers=self.plan.prompt_layers),
-            schedule=describe_schedule(self.plan, ScheduleProvenance(skip_adapter=self.skip_adapter)),
-            lm_eval=LmEvalScores(lm_eval_version=lm_eval_version, scored_prompt_layers=self.scoring_plan.prompt_layers),
-            provenance=describe_provenance(config, self.plan, self.loaded, self.decoder, 0),
+        found = ScheduleProvenance(skip_adapter=self.skip_adapter)
+        asked = {"task": None, "pair": None, "prompt_layers": self.plan.prompt_layers, "correction": found.correction}
+        return Record.joined(
+            Point.of(config, shared_id).replace(**asked),
+            describe_schedule(self.plan, found),
+            LmEval(lm_eval_version=lm_eval_version, scored_prompt_layers=self.scoring_plan.prompt_layers),
+            describe_provenance(config, self.plan, self.loaded, self.decoder, 0),
             warnings=tuple(warnings),
         )
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ulskip_cli.core import environment
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import LmEval, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 
 EXPERIMENT = "lm_eval"  # the default of name=
@@ -120,19 +120,18 @@ def evaluate(overrides: Sequence[str], given: Namespace) -> tuple[ResultsFolder,
     return folder, results
 
 
-def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> list[RunRecord]:
+def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> list[Record]:
     """Make one record for each task, with metrics in the harness's units; groups of tasks have no record.
 
     `options` are further harness options that change the answers; a row stores them under `lm_eval_options`.
     """
-    shared = RunRecord.from_row(results["config"]["ulskip"])
-    assert shared.lm_eval is not None
-    assert shared.provenance is not None
+    shared = read(json.dumps(results["config"]["ulskip"]))
     records = []
     for task in results["configs"]:
         num_examples = results.get("n-samples", {}).get(task, {}).get("effective")
-        scores = replace(
-            shared.lm_eval,
+        scores = LmEval(
+            lm_eval_version=shared.lm_eval_version,
+            scored_prompt_layers=shared.scored_prompt_layers,
             lm_eval={
                 key.removesuffix(",none").replace(",", " "): value
                 for key, value in results["results"][task].items()
@@ -142,10 +141,9 @@ def make_records(results: Mapping[str, Any], options: Mapping[str, Any] | None =
             task_version=results.get("versions", {}).get(task),
             lm_eval_options=dict(options) if options else None,
         )
-        asked = [shared.identity.id, task, num_examples, asdict(replace(scores, lm_eval=None))]
-        identity = replace(shared.identity, id=_digest(asked), task=f"lm_eval:{task}")
-        provenance = replace(shared.provenance, num_examples=num_examples)
-        records.append(replace(shared, identity=identity, lm_eval=scores, provenance=provenance))
+        asked = [shared.id, task, num_examples, scores.model_dump(exclude={"lm_eval"})]
+        point = {"id": _digest(asked), "task": f"lm_eval:{task}", "num_examples": num_examples}
+        records.append(shared.join(scores, **point))
     return records
 
 

@@ -13,10 +13,10 @@ from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
-from ulskip_cli.experiments.record_sections import PairedTiming
+from ulskip_cli.experiments.record import Pairs, Side, Timing
+from ulskip_cli.experiments.statistics import median_interval
 from ulskip_cli.experiments.workload import Workload, timed_prompts
 from ulskip_cli.inference.batching import BatchSize, run_with_oom_retry
-from ulskip_cli.inference.timing import median_interval
 
 MIN_LOAD_SECONDS = 0.5  # of timed pairs; the load of a shorter time says little
 SIDE_KEYS = ("engine", "linear_backend", "compiled")
@@ -36,7 +36,7 @@ class TimedPairs:
         """Return, for every pair, the full model's seconds divided by the schedule's seconds."""
         return [seconds(a) / seconds(b) for a, b in zip(self.full, self.strategy, strict=True)]
 
-    def timing(self) -> PairedTiming:
+    def timing(self) -> Timing:
         """Summarize the pairs: median speedups with intervals, raw seconds, times of prefill and decode, and KV cache bytes."""
         ratios: dict[str, float] = {}
         if self.full:
@@ -45,9 +45,9 @@ class TimedPairs:
                 ratios |= {key: interval.median, f"{key}_low": interval.low, f"{key}_high": interval.high}
                 ratios["speedup_interval_coverage"] = interval.coverage
         sides = {"full": self.full, "strategy": self.strategy} if self.full else {"strategy": self.strategy}
-        return PairedTiming(
+        return Timing(
             **ratios,
-            pairs={name: _raw(outputs) for name, outputs in sides.items()},
+            pairs=Pairs(**{name: Side(**_raw(outputs)) for name, outputs in sides.items()}),
             timed_batch_size=self.batch_size,
             other_cpus=self.other_cpus,
             prefill_seconds=median(output.prefill_seconds for output in self.strategy),

@@ -24,7 +24,7 @@ from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.inference.patch_fit import PatchFitter
 from ulskip_cli.inference.ridge_regression import PatchOptions
-from ulskip_cli.inference.skip_adapter import SkipAdapter, combined
+from ulskip_cli.inference.skip_adapter import SkipAdapter, combined, timing_adapter
 from ulskip_cli.strategies.plan import Plan
 from ulskip_cli.tasks.encoding import EncodedExample
 
@@ -69,6 +69,16 @@ def calibrate_patches(
         replace(adapter, record=record).save(folder)
     stored = SkipAdapter.load(folder)
     return stored, {"id": key, **stored.record}
+
+
+def zero_patches(config: Config, loaded: LoadedModel, plan: Plan) -> tuple[SkipAdapter | None, Row | None]:
+    """Return patches of zeros with their record, or None without patches. Their values cost no time in a benchmark."""
+    if not config.correction.is_fitted or plan.keeps_all:
+        return None, None
+    shape = _shape(config)
+    rank = shape.rank if shape.kind == "low_rank" else None
+    patch = {"kind": shape.kind, "rank": rank, "values": "zero", "bytes": plan.patch_bytes}
+    return timing_adapter(loaded.model, [stage.kept_layers for stage in plan.stages], shape), patch
 
 
 @dataclass

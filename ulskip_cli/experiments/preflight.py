@@ -16,7 +16,7 @@ from ulskip_cli.core.errors import NotApplicable, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata, fingerprint, read_metadata
 from ulskip_cli.core.task import Example, Task
 from ulskip_cli.experiments.held_out import HeldOutExamples, evaluated_examples, find_held_out
-from ulskip_cli.experiments.record_sections import RunIdentity
+from ulskip_cli.experiments.record import Point
 from ulskip_cli.strategies.plan import Plan, make_plan
 from ulskip_cli.tasks import metrics
 
@@ -36,10 +36,12 @@ class ResolvedPoint:
     baseline: "ResolvedPoint | None" = None  # None for a full model and for baseline=false
 
     @property
-    def identity(self) -> RunIdentity:
+    def identity(self) -> Point:
         """The settings that identify the point, as its row stores them."""
         baseline_id = self.baseline.run_id if self.baseline else None
-        return RunIdentity.of(self.config, self.run_id, baseline_id=baseline_id, dataset=self.task.data if self.task else None)
+        if self.task is None:
+            return Point.of(self.config, self.run_id).replace(task=None, pair=None)
+        return Point.of(self.config, self.run_id, baseline_id=baseline_id, dataset=self.task.data)
 
 
 @dataclass

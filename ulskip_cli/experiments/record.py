@@ -1,114 +1,635 @@
-"""`RunRecord` holds everything that results/ stores of one run, in typed sections, and reads and writes rows.
+"""`Record`: everything that results/ stores of one run, as one object that all other code reads.
 
-A row is one flat JSON object in `runs.jsonl`. The field names of the sections (`record_sections.py`) are its keys;
-docs/results.md describes them.
+A row of `runs.jsonl` is a record as one flat JSON object, whose keys are the names of the fields. The code that measures makes
+one section of a record each. Beside a field stand its bounds, its meaning for docs/results.md and the column that shows it, so
+a new value is a field here and the code that measures it. Only `read` and `to_row` know JSON.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.errors import UsageError
-from ulskip_cli.experiments.record_sections import (
-    BenchmarkDetails,
-    LmEvalScores,
-    PairedTiming,
-    Provenance,
-    QualityScores,
-    RunIdentity,
-    ScheduleRecord,
-    Throughput,
-)
-from ulskip_cli.experiments.row_values import accepts_none, checked, hints_of
-from ulskip_cli.tasks.metrics import metric_keys
+from ulskip_cli.core.options import misfit
+from ulskip_cli.core.strategy import LAYER
+from ulskip_cli.tasks import metrics
 
 DONE, NOT_APPLICABLE, FAILED = "done", "n/a", "failed"
-STATUSES = (DONE, NOT_APPLICABLE, FAILED)
+MISSING = "–"
+ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a result
+MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
+MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
+SIGNIFICANT = 0.05
 
 Row = dict[str, Any]  # a record as a JSON object
+Name = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_ .+=-]*$", max_length=128)]  # of files
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]
+Count = Annotated[int, Field(ge=0, le=10**18)]
+Positive = Annotated[float, Field(gt=0, le=1e30)]
+Rate = Annotated[float, Field(ge=0, le=1e30)]
+Ratio = Annotated[float, Field(gt=0, le=1e6)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Score = Annotated[float, Field(ge=-1e30, le=1e30)]
+AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
+Layers = Annotated[tuple[Count, ...], Field(min_length=1)]
+Seconds = Annotated[tuple[Positive, ...], Field(min_length=1)]
+Depth = Annotated[str, Field(pattern="^[0-9]{1,5}$")]
 
 
-def is_done(row: Mapping[str, Any]) -> bool:
-    """Return True for the row of a finished run."""
-    return bool(row["status"] == DONE)
+class Interval(NamedTuple):
+    """A value with the ends of its interval; they are None if too few pairs or examples were measured."""
+
+    value: float
+    low: float | None
+    high: float | None
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """The record of one run. A failed or inapplicable run has a reason, and its sections of measurements are None."""
+class Column(NamedTuple):
+    """A column that shows a field."""
 
-    identity: RunIdentity
-    status: str = DONE
-    reason: str | None = None
-    log: str | None = None
-    schedule: ScheduleRecord | None = None
-    quality: QualityScores | None = None
-    throughput: Throughput | None = None
-    timing: PairedTiming | None = None
-    benchmark: BenchmarkDetails | None = None
-    lm_eval: LmEvalScores | None = None
-    provenance: Provenance | None = None
-    warnings: tuple[str, ...] = ()
-    wall_seconds: float | None = None
-    other: Mapping[str, Any] = field(default_factory=dict)  # unknown keys of a row, written back unchanged
+    title: str  # may hold a line break
+    form: str = ""  # format of its numbers
+    show: "Callable[[Record], Any] | None" = None  # the value, unless it is the field's own
+    leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never
+    first: bool = False  # among the few columns for a reader of `ulskip run`
+    tip: str = ""  # explanation on the page of a report
 
     @property
-    def id(self) -> str:
-        """The identifier of the point."""
-        return self.identity.id
+    def head(self) -> str:
+        """The title on one line."""
+        return self.title.replace("-\n", "").replace("\n", " ")
+
+
+def value(text: str, *columns: Column, setting: bool = False, default: Any = None, **bounds: Any) -> Any:
+    """Declare a field: its meaning, the columns that show it, and bounds in pydantic's words.
+
+    A `setting` is a name or something that a run found out, such as the device, in which rows of different runs may differ.
+    """
+    notes: dict[str, Any] = {"columns": columns, "setting": setting}
+    return Field(default, description=text, json_schema_extra={"ulskip": notes}, **bounds)
+
+
+class Section(BaseModel):
+    """A part of a record. Keys that it does not declare are metrics, or stay as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+    title: ClassVar[str] = ""  # of its part of docs/results.md
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values."""
+        return self.model_copy(update=changes)
+
+    def value(self, key: str) -> Any:
+        """Return the value of a field or of a metric, or None."""
+        return getattr(self, key, None)
+
+
+class CorrectionUsed(Section):
+    """The correction of skipped layers. Fitted patches and adapters describe how they were made under further keys."""
+
+    name: str
+    kind: str | None = None
+    rank: Count | None = None
+    path: str | None = None
+    id: Name | None = None
+    lora_rank: Count | None = None
+
+    @property
+    def label(self) -> str:
+        """The text behind a strategy."""
+        if self.name == "adapter":
+            return "adapter"
+        return f"low_rank {self.rank} patch" if self.kind == "low_rank" else f"{self.kind} patch"
+
+
+class StageUsed(Section):
+    """A later stage of a schedule."""
+
+    first_step: Count
+    kept_layers: Layers | None = None
+
+
+class Compared(Section):
+    """A score beside the full model's score."""
+
+    full: Score
+    delta: Score
+    delta_low: Score
+    delta_high: Score
+    p_value: Share | None
+
+
+class Side(Section):
+    """The raw seconds of one side of timed pairs."""
+
+    decode_seconds: Seconds
+    decoded_tokens: tuple[Count, ...] | None = None
+    generated_tokens: tuple[Count, ...] | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The median of the pairs; None for rows without numbers of tokens."""
+        pairs = zip(self.decoded_tokens or (), self.decode_seconds, strict=False)
+        return median(rates) if (rates := [count / seconds for count, seconds in pairs]) else None
+
+
+class Pairs(Section):
+    """Both sides of timed pairs, or the strategy's alone."""
+
+    strategy: Side
+    full: Side | None = None
+
+
+class Limits(Section):
+    """The rate at which the machine reads memory."""
+
+    bytes_per_second: Positive
+
+
+class FullSide(Section):
+    """The full model's side of a benchmark."""
+
+    decode_tokens_per_second: Positive
+    total_tokens_per_second: Positive
+    bandwidth_share: Number | None = None
+
+
+class Packages(Section):
+    """The versions of the packages that every report names."""
+
+    torch: str
+    transformers: str
+
+
+class Environment(Section):
+    """The code and the machine of a run."""
+
+    ulskip: str
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    packages: Packages
+    accelerator: str | None = None
+    processor: str | None = None
+    threads: Count
+    wait_policy: str | None = None
+    instruction_set: str | None = None
+
+    @property
+    def machine(self) -> tuple[str | None, str | None, int]:
+        """What decides times: the processor, the accelerator and the number of threads."""
+        return self.processor, self.accelerator, self.threads
+
+
+class Point(Section):
+    """The settings that identify a run, equal for a finished and a failed one."""
+
+    title: ClassVar = "Request"
+
+    id: Name = value("hash of configuration, data and weights; it names files", default=...)
+    experiment: str | None = value("name of the results folder")
+    identity: str | None = value("hash of the configuration")
+    baseline_id: Name | None = value(
+        "row of the full model that this row is compared with; it may have run in another engine (`baseline_engine`) or be "
+        "another model (`alternatives.models`), and then `predicted_speedup` is left out"
+    )
+    model: str | None = value("the model", setting=True)
+    task: str | None = value("the task; left out by `ulskip bench`", setting=True)
+    pair: str | None = value("language pair", setting=True)
+    decoding: str | None = value("name of the decoding", setting=True)
+    dataset: str | None = value("the data", setting=True)
+    baseline_model: str | None = value("model of the baseline, if it is another one", setting=True)
+    strategy: str = value("the strategy", Column("strategy", show=lambda record: record.label, first=True), default=...)
+    strategy_options: dict[str, Any] = value("options of the strategy that differ from the defaults", default={})
+    correction: CorrectionUsed | None = value(
+        "the patches or the adapter behind skipped layers: name, kind, rank, path, and how they were made "
+        "([adapters](adapters.md)); in a bench, patches are zero"
+    )
+    draft_tokens: int | str | None = value("drafts per check, a number or `auto`; 0: none", setting=True)
+    batch_size: Count = value("sequences decoded together", setting=True, default=...)
+    prompt_layers: str | None = value("layers that encode the prompt", setting=True)
+    ratio_basis: str | None = value("meaning of the target: layers, cost or latency", setting=True)
+    target_speedup: Ratio | None = value(
+        "requested ratio; 1 for `full`, left out for `custom`",
+        Column("target", ".4g", tip="requested speedup"),
+    )
+    seed: int | None = value("the seed", setting=True)
+    chat: bool | None = value("true if prompts used the chat template", setting=True)
+    config: dict[str, Any] = value(
+        "configuration: the values that differ from the defaults and change results; `configs/ID.yaml` has all", default={}
+    )
+
+    @classmethod
+    def of(cls, config: Config, run_id: str, *, baseline_id: str | None = None, dataset: str | None = None) -> "Point":
+        """Make the identity of a point, equal for a finished and a failed run."""
+        strategy, correction = config.strategy, config.correction
+        target = config.ratio if strategy.follows_ratio else 1.0 if strategy.keeps_all else None
+        asked = CorrectionUsed(
+            name=correction.name, kind=getattr(correction, "kind", None), rank=getattr(correction, "rank", None)
+        )
+        return Point(
+            id=run_id,
+            experiment=config.name,
+            identity=config.identity,
+            baseline_id=baseline_id,
+            model=config.model.label,
+            baseline_model=config.baseline_model.label if config.baseline_model else None,
+            task=config.task.name,
+            dataset=dataset,
+            pair=getattr(config.task, "pair", None),
+            strategy=strategy.name,
+            strategy_options=strategy.options(),
+            correction=asked if correction.label else None,
+            decoding=config.decoding.name,
+            draft_tokens=config.decoding.draft_tokens,
+            batch_size=config.batch_size,
+            ratio_basis=config.ratio_basis,
+            prompt_layers="all" if target == 1 else config.prompt_layers,
+            target_speedup=target,
+            seed=config.seed,
+            config=config.resolved(),
+        )
+
+
+class Schedule(Section):
+    """The layers that ran, and the speedup that the cost model predicts for them."""
+
+    title: ClassVar = "Schedule"
+
+    num_layers: int | None = value("layers of the model", ge=1, le=100_000)
+    kept_layers: Layers | None = value(
+        "the layers that every step runs, or the first stage",
+        Column("layers", show=lambda record: record.layers, first=True),
+    )
+    unit: str | None = value(
+        "`attention` or `mlp` if the other layers skip only this part ([half layers](strategies.md#half-layers))"
+    )
+    later_stages: tuple[StageUsed, ...] = value("first step and layers of later, shallower stages", default=())
+    target_kept_layers: Positive | None = value("requested mean number of layers")
+    mean_kept_layers: Positive | None = value("mean number of layers over the timed pairs")
+    evaluated_mean_kept_layers: Positive | None = value("the same over the evaluated answers")
+    layer_ratio: Positive | None = value(
+        "`num_layers` divided by the mean number of kept layers; with `unit=attention`, of kept attentions",
+        Column("layer\nratio", ".2f", tip="all layers divided by kept layers"),
+    )
+    predicted_speedup: Ratio | None = value(
+        "(h + bytes of all layers) / (h + bytes of kept layers), with h the final norm and head; with a `unit`, a layer that "
+        "is not kept counts without its attention or MLP",
+        Column("pre-\ndicted", ".2f", first=True, tip="speedup predicted from the bytes of weights that a decode step reads"),
+    )
+    draft_cost: Positive | None = value("bytes that a drafting step reads, divided by those of a full step")
+    latency_fit: dict[str, Any] | None = value(
+        "of `ratio_basis=latency`: step seconds by depth, fit, rounds (`trials`), `offset`, chosen `depth`, predicted speedup"
+    )
+    calibration: dict[str, Any] | None = value(
+        "id, examples, options and notes of the [calibration](strategies.md#calibration)"
+    )
+
+
+class Timing(Section):
+    """Timed pairs of the full model and the strategy: speedups with intervals, seconds, KV cache bytes."""
+
+    title: ClassVar = "Timed pairs"
+
+    measured_speedup: Ratio | None = value(
+        "median ratio of decode seconds per token of the full model and the strategy",
+        Column("mea-\nsured", ".2f", first=True),
+        Column("inter-\nval", show=lambda record: record.interval, leaves=15, first=True),
+    )
+    measured_speedup_low: Ratio | None = value("lower end of its interval")
+    measured_speedup_high: Ratio | None = value("upper end of its interval")
+    end_to_end_speedup: Ratio | None = value("the same for prefill and decode")
+    end_to_end_speedup_low: Ratio | None = value("lower end of its interval")
+    end_to_end_speedup_high: Ratio | None = value("upper end of its interval")
+    speedup_interval_coverage: Share | None = value(
+        "probability that the intervals contain the true median: 1 - 2 P(Binomial(n, 1/2) < k) from the k-th smallest to "
+        "the k-th largest of n ratios, with the largest k that gives 95% (David and Nagaraja, *Order Statistics*); seven pairs give "
+        "98.4%, five at most 93.8%; rows without the key have a bootstrap interval"
+    )
+    pairs: Pairs | None = value(
+        "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each sequence), `generated_tokens`, "
+        "`engine`, `linear_backend`, `compiled`",
+        Column("pairs", "d", lambda record: record.num_pairs, leaves=9),
+    )
+    timed_batch_size: Count | None = value("smaller than `batch_size` if a batch did not fit into memory")
+    other_cpus: Rate | None = value(
+        "mean number of CPUs that other processes used during the pairs; left out if the pairs took less than 0.5 s",
+        Column("other\nCPUs", ".1f", leaves=7),
+    )
+    prefill_seconds: Number | None = value("median per batch")
+    time_to_first_token_seconds: Number | None = value("median per batch")
+    time_per_output_token_seconds: Positive | None = value("median per batch")
+    prompt_kv_bytes: Count | None = value(
+        "exact size of the KV cache of the prompt",
+        Column("KV\nkept", ".0%", lambda record: record.kv_share, 14, tip="share of the prompt's KV cache that is kept"),
+    )
+    kept_kv_bytes: Count | None = value("the same after the skipped layers are dropped")
+
+
+class Quality(Section):
+    """The quality of the answers; each metric of the task adds a value under its own key."""
+
+    title: ClassVar = "Quality"
+
+    decode_loss: Number | None = value(
+        "cross-entropy of the references under the schedule, nats per token, EOS included; with drafts the full model's",
+        Column("decode\nloss", ".2f", tip="cross-entropy of the references, nats per token"),
+    )
+    decode_loss_mean_kept_layers: Number | None = value("mean exit depth of `decode_loss`, with early exit")
+    signatures: dict[str, str] = value("settings of each metric", default={})
+    vs_baseline: dict[str, Compared] = value(
+        "per metric the full model's score, `delta`, its 95% paired bootstrap interval and `p_value`", default={}
+    )
+    degenerate: dict[str, Count] = value("number of outputs that are `empty`, end in a `loop` or `hit_limit`", default={})
+    length_ratio: Number | None = value("words of hypotheses divided by words of references")
+    num_truncated_sources: Count | None = value("sources that were truncated to fit the context")
+    num_truncated_references: Count | None = value("references without their end in `decode_loss`")
+    evaluated_batch_size: Count | None = value("smaller than `batch_size` if a batch did not fit into memory")
+    peak_memory_bytes: Count | None = value("peak during generation (CUDA allocator, else resident memory of the process)")
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The values of the metrics, in the order of the task."""
+        extra = self.model_extra or {}
+        return {key: extra[key] for key in extra if metrics.metric_of(key) and extra[key] is not None}
+
+
+class Throughput(Section):
+    """Tokens/s in both conventions, and the counts and seconds from which they are computed."""
+
+    title: ClassVar = "Throughput"
+
+    decode_tokens_per_second: Rate | None = value(
+        "generated tokens after each sequence's first, per decode second; no padding, nothing after EOS",
+        Column("decode\ntok/s", ".0f", first=True, tip="generated tokens after the first, per second of decoding"),
+    )
+    total_tokens_per_second: Rate | None = value(
+        "prompt and generated tokens per second of prefill and decode",
+        Column("total\ntok/s", ".0f", leaves=16, tip="prompt and generated tokens, per second of prefill and decoding"),
+    )
+    throughput_from: str | None = value("`evaluation`, or `timed pairs` for random weights")
+    prompt_tokens: Count | None = value("tokens of both")
+    generated_tokens: Count | None = value("tokens of both")
+    decode_seconds: Number | None = value("seconds of both")
+    total_seconds: Number | None = value("seconds of both")
+    compile_seconds: Number | None = value(
+        "compilation, or export and loading for an engine on another library; excluded from all times"
+    )
+    acceptance_rate: Share | None = value(
+        "accepted share of drafts", Column("accept-\nance", ".2f", tip="share of drafted tokens that were accepted")
+    )
+    mean_accepted_length: Number | None = value("tokens per check", Column("tokens\na check", ".2f", leaves=10))
+    exit_depths: dict[Depth, Count] | None = value("tokens by depth, with early exit")
+    exit_check_fraction: Number | None = value("share of decode time in the checks of early exit")
+    missing_kv: str | None = value("method for missing keys, with early exit")
+
+
+class Benchmark(Section):
+    """Values that only `ulskip bench` measures; its rows have no task, and throughput from the timed pairs."""
+
+    title: ClassVar = "Rows of a bench"
+
+    timed_prompt_tokens: Count | None = value("length of every prompt", setting=True)
+    timed_new_tokens: Count | None = value("length of every answer", setting=True)
+    compiled: bool | None = value("true if the strategy's steps were compiled")
+    compiled_layers: bool | None = value("true if one layer of each kind was compiled for all")
+    machine_limits: Limits | None = value("measured `bytes_per_second` of reading memory")
+    step_bytes: Count | None = value("bytes that a step reads (head, kept layers, keys and values halfway)")
+    bandwidth_share: Number | None = value("these bytes per second, as a share of the read bandwidth")
+    full: FullSide | None = value("the same values of the full model")
+
+
+class LmEval(Section):
+    """Scores of one task of lm-evaluation-harness; the task of its rows is `lm_eval:NAME`."""
+
+    title: ClassVar = "Rows of lm-eval"
+
+    lm_eval: dict[str, AnyFloat] | None = value("scores by metric, in the harness's units")
+    lm_eval_version: str | None = value("version of the harness")
+    scored_prompt_layers: str | None = value(
+        "layers that read the context of scored continuations, `all` or `kept`", setting=True
+    )
+    num_fewshot: int | None = value("examples in the prompt", setting=True)
+    task_version: Any = value("version of the task")
+    lm_eval_options: dict[str, Any] | None = value(
+        "other options that change the answers, as the harness parsed them", setting=True
+    )
+
+
+class Provenance(Section):
+    """Everything that a result depends on besides its settings: engine, device, weights, environment."""
+
+    title: ClassVar = "Provenance"
+
+    finished_at: str | None = value("time (UTC)")
+    engine: str | None = value("`torch`, `speculative`, `early_exit`, `transformers` or another engine", setting=True)
+    engine_reason: str | None = value("why not `torch`")
+    engine_weights: str | None = value("format of the weights of an engine on another library", setting=True)
+    engine_build: dict[str, Any] | None = value("its package, version, instruction sets and threads")
+    linear_backend: str | None = value("`panels` (ours), `onednn` or `torch`")
+    linear_backend_reason: str | None = value("why not `panels`")
+    device: str | None = value("the device", setting=True)
+    dtype: str | None = value("type of the weights", setting=True)
+    quantization: str | None = value("how the weights are quantized", setting=True)
+    training: str | None = value("how the weights were trained")
+    trained_for: dict[str, Any] | None = value("strategy, ratios and layers from `training.json`")
+    trained_for_these_layers: bool | None = value("true if this row's layers were trained")
+    num_examples: Count | None = value("number of evaluated examples", setting=True)
+    environment: Environment | None = value(
+        "versions, git commit, processor, threads, `wait_policy` of OpenMP, instruction set, accelerator"
+    )
+
+
+SECTIONS = (Point, Schedule, Timing, Quality, Throughput, Benchmark, LmEval, Provenance)
+
+
+class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedule, Point):
+    """The record of one run. A failed or inapplicable run has a reason and no measurements."""
+
+    status: Literal["done", "n/a", "failed"] = value("`done`, `n/a` or `failed`", default=DONE)
+    reason: str | None = value("why there is no result")
+    log: str | None = value("file with the traceback")
+    wall_seconds: Number | None = value("duration of the point, over all attempts")
+    warnings: tuple[str, ...] = value("differences between what was asked for and what ran", default=())
+    folder: str = Field("", exclude=True)  # from which a report read it
+
+    @classmethod
+    def joined(cls, *sections: Section, **values: Any) -> Self:
+        """Join the sections that a run made; they are not checked again."""
+        return cls.model_construct(**{key: item for part in sections for key, item in part}, **values)
+
+    def join(self, *sections: Section, **values: Any) -> Self:
+        """Return a copy with the values of further sections."""
+        return self.replace(**{key: item for part in sections for key, item in part}, **values)
+
+    def to_row(self) -> Row:
+        """Return the record as a JSON object, without values that do not apply."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What names a record among those of several folders."""
+        return self.folder, self.id
 
     @property
     def is_done(self) -> bool:
         """True for a finished run."""
         return self.status == DONE
 
-    def to_row(self) -> Row:
-        """Return a flat JSON object. A failed run omits an unknown `dataset` or `chat`, so that its row fits any group."""
-        row: Row = {key: getattr(self, key) for key in _OWN_KEYS if getattr(self, key) is not None}
-        for name in _SECTIONS:
-            section = getattr(self, name)
-            if section is not None:
-                row |= {one.name: getattr(section, one.name) for one in fields(section)}
-        row |= row.pop("scores", {})
-        for key in () if self.is_done else ("dataset", "chat"):
-            if row[key] is None:
-                del row[key]
-        return {**row, "warnings": list(self.warnings), **self.other}
+    @property
+    def absent(self) -> str:
+        """The text of a cell without a value: N/A as in the paper's tables, failed, or a dash."""
+        return ABSENT.get(self.status, MISSING)
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Read a row; raise UsageError with the name of a missing or mistyped key."""
-        rest = dict(row)
-        for key in ("id", "status"):
-            if not rest.get(key):
-                raise UsageError(f"expected a value for the key {key} of a row, got none")
-        sections = {name: _read_section(kind, rest) for name, kind in _SECTIONS.items()}
-        own = {key: checked(key, rest.pop(key), kind) for key, kind in _OWN_KEYS.items() if key in rest}
-        if own["status"] not in STATUSES:
-            raise UsageError(f"expected the key status of a row to be one of {', '.join(STATUSES)}, got {own['status']!r}")
-        own["warnings"] = tuple(checked("warnings", rest.pop("warnings", []), list[str]))
-        _check_together(row)
-        return cls(**{**sections, **own, "other": rest})
+    @property
+    def keeps_all(self) -> bool:
+        """True for the full model."""
+        return self.strategy == "full"
+
+    @property
+    def strategy_name(self) -> str:
+        """The strategy, with its unit unless it skips whole layers."""
+        unit = self.strategy_options.get("unit", LAYER)
+        return self.strategy if unit == LAYER else f"{self.strategy} {unit}"
+
+    @property
+    def label(self) -> str:
+        """The strategy with its unit and its correction, e.g. `unified + full patch`."""
+        return f"{self.strategy_name} + {self.correction.label}" if self.correction else self.strategy_name
+
+    @property
+    def speedup(self) -> Interval | None:
+        """The measured speedup with the interval on which verdicts rely; rows without coverage have 95% bootstraps."""
+        if self.measured_speedup is None:
+            return None
+        coverage = self.speedup_interval_coverage
+        if coverage is not None and coverage < MIN_COVERAGE:
+            return Interval(self.measured_speedup, None, None)
+        return Interval(self.measured_speedup, self.measured_speedup_low, self.measured_speedup_high)
+
+    @property
+    def interval(self) -> str | None:
+        """The ends of the measured speedup's interval, as text."""
+        if self.measured_speedup is None:
+            return None
+        return f"{self.measured_speedup_low:.2f} to {self.measured_speedup_high:.2f}"
+
+    @property
+    def num_pairs(self) -> int | None:
+        """The number of timed pairs."""
+        return len(self.pairs.strategy.decode_seconds) if self.pairs else None
+
+    @property
+    def kv_share(self) -> float | None:
+        """The share of the prompt's KV cache that is kept."""
+        total, kept = self.prompt_kv_bytes, self.kept_kv_bytes
+        return kept / total if total and kept is not None else None
+
+    @property
+    def layers(self) -> str | None:
+        """Kept and all layers, e.g. 6/12; if the depth varies between steps, its mean over the evaluated answers."""
+        if self.kept_layers is None:
+            return None
+        varies = self.later_stages or self.exit_depths
+        mean = self.evaluated_mean_kept_layers or self.mean_kept_layers if varies else None
+        return f"{len(self.kept_layers) if mean is None else format(mean, '.1f')}/{self.num_layers}"
+
+    @property
+    def last_stage(self) -> frozenset[int]:
+        """The layers that the last step runs; with early exit, as many first layers as a step runs on average."""
+        if self.exit_depths and self.mean_kept_layers:
+            return frozenset(range(round(self.mean_kept_layers)))
+        last = self.later_stages[-1].kept_layers if self.later_stages else None
+        return frozenset(last or self.kept_layers or ())
+
+    def tokens_per_second(self, side: Literal["strategy", "full"] = "strategy") -> float | None:
+        """Return tokens/s of one side of the timed pairs, summed over the batch: the median of the pairs.
+
+        Earlier rows lack the numbers of tokens; theirs follow from the batch size and the seconds of a step. None then for the
+        full model if pairs stop at EOS, where it has other steps than the strategy.
+        """
+        own = self.pairs and (self.pairs.strategy if side == "strategy" else self.pairs.full)
+        if own and own.decoded_tokens:
+            return own.tokens_per_second
+        if not self.time_per_output_token_seconds:
+            return None
+        rate = (self.timed_batch_size or self.batch_size) / self.time_per_output_token_seconds
+        if side == "strategy":
+            return rate
+        if not self.pairs or not self.pairs.full or self.exit_depths or self.draft_tokens:
+            return None
+        return rate * median(self.pairs.strategy.decode_seconds) / median(self.pairs.full.decode_seconds)
+
+    @property
+    def has_few_examples(self) -> bool:
+        """True if there are too few examples for a significance test; an unknown number counts as enough."""
+        return 0 < (self.num_examples or 0) < MIN_FOR_STARS
+
+    def is_significant(self, metric: str) -> bool:
+        """Return True if a score differs significantly from the full model's score."""
+        compared = self.vs_baseline.get(metric)
+        p_value = compared.p_value if compared else None
+        return p_value is not None and p_value < SIGNIFICANT and not self.has_few_examples
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting, flat: the one answer to "which keys may rows be grouped by?".
+
+        Names and what the run found out come first, then the values of the configuration that differ from the defaults.
+        """
+        found = {key: self.value(key) for key in SETTING_FIELDS}
+        return {"folder": self.folder, **found, **dict(_flat(self.config))}
+
+    def knows(self, key: str) -> bool:
+        """Return True if the record used a setting; one that it did not use agrees with every value.
+
+        An unfinished run found nothing out, a full model has no baseline, and drafts and early exit have engines of their own.
+        """
+        part = key.partition(".")[0]
+        if part.startswith("baseline"):
+            return self.baseline_id is not None
+        if part == "speed":
+            return self.measured_speedup is not None
+        if part == "calibration":
+            return self.calibration is not None or (self.correction is not None and self.correction.name == "patch")
+        if key == "engine" and self.engine in METHODS:
+            return False
+        return self.is_done or key not in SETTING_FIELDS or self.value(key) is not None
+
+    def choice(self, key: str) -> str:
+        """Return the choice of the group that a setting belongs to; options of other choices do not compare with it."""
+        part, _, rest = key.partition(".")
+        chosen = self.value(part) if rest else None
+        return chosen if isinstance(chosen, str) else str(getattr(chosen, "name", ""))
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        """Refuse values that contradict one another, or that need another value."""
+        for key, needed in _NEEDS.items():
+            if self.value(key) is not None:
+                for other in needed:
+                    if self.value(other) is None:
+                        raise UsageError(f"expected the key {other} beside {key}, got none")
+        for key in ("measured_speedup", "end_to_end_speedup"):
+            low, high = self.value(f"{key}_low"), self.value(f"{key}_high")
+            if low is not None and high is not None and low > high:
+                raise UsageError(f"expected the interval of {key} to be ascending, got {low:g} to {high:g}")
+        for key, compared in self.vs_baseline.items():
+            if compared.delta_low > compared.delta_high:
+                raise UsageError(f"expected the interval of vs_baseline.{key} to be ascending, got another one")
+        stages = [self.kept_layers, *(stage.kept_layers for stage in self.later_stages)]
+        highest = max((layer for kept in stages for layer in kept or ()), default=-1)
+        if self.num_layers is not None and highest >= self.num_layers:
+            raise UsageError(f"expected kept_layers below num_layers={self.num_layers}, got {highest}")
+        for key, score in (self.model_extra or {}).items():
+            if metrics.metric_of(key) and not (score is None or (type(score) in (int, float) and abs(score) <= 1e30)):
+                raise UsageError(f"expected {key} to be a number, got {str(score)[:60]!r}")
+        return self
 
 
-_OWN_KEYS: dict[str, Any] = {
-    "status": str,
-    "reason": str | None,
-    "log": str | None,
-    "wall_seconds": float | None,
-}
-_SECTIONS: dict[str, type] = {
-    "identity": RunIdentity,
-    "schedule": ScheduleRecord,
-    "provenance": Provenance,
-    "quality": QualityScores,
-    "throughput": Throughput,
-    "timing": PairedTiming,
-    "benchmark": BenchmarkDetails,
-    "lm_eval": LmEvalScores,
-}
-_HINTS = {key: hint for kind in _SECTIONS.values() for key, hint in hints_of(kind).items()}
 _NEEDS = {  # keys without which the value of another key means nothing
     "kept_layers": ("num_layers", "layer_ratio"),
     "measured_speedup": ("measured_speedup_low", "measured_speedup_high"),
@@ -120,34 +641,73 @@ _NEEDS = {  # keys without which the value of another key means nothing
 }
 
 
-def _read_section(kind: type, rest: dict[str, Any]) -> Any:
-    """Return one section and remove its keys from `rest`; return None if the row contains none of the keys."""
-    hints = hints_of(kind)
-    found = {key: rest.pop(key) for key in hints if key in rest}
-    if kind is QualityScores:
-        scores = {key: checked(key, rest.pop(key), float | None) for key in metric_keys() if key in rest}
-        found |= {"scores": {key: value for key, value in scores.items() if value is not None}} if scores else {}
-    if not found:
-        return None
-    given = {key: value for key, value in found.items() if value is not None or accepts_none(hints[key])}
-    return kind(**{key: checked(key, value, hints[key]) for key, value in given.items()})
+def _notes(kind: type[Section], key: str) -> Mapping[str, Any]:
+    extra: Any = kind.model_fields[key].json_schema_extra or {}
+    return extra.get("ulskip", {})  # type: ignore[no-any-return]
 
 
-def _check_together(row: Mapping[str, Any]) -> None:
-    """Raise UsageError for values of a row that contradict one another, or that need another value."""
-    for key, needed in _NEEDS.items():
-        missing = [one for one in needed if row.get(one) in (None, {})] if row.get(key) is not None else []
-        if missing:
-            raise UsageError(f"expected a value for the key {missing[0]} of a row with {key}, got none")
-    ends = {key: (row.get(f"{key}_low"), row.get(f"{key}_high")) for key in ("measured_speedup", "end_to_end_speedup")}
-    ends |= {f"vs_baseline.{key}": (one["delta_low"], one["delta_high"]) for key, one in (row.get("vs_baseline") or {}).items()}
-    for key, (low, high) in ends.items():
-        if low is not None and high is not None and low > high:
-            raise UsageError(f"expected the interval of the key {key} of a row to be ascending, got {low:g} to {high:g}")
-    schedules = [row, *(row.get("later_stages") or ())]
-    highest = max((layer for one in schedules for layer in one.get("kept_layers") or ()), default=-1)
-    if highest >= (row.get("num_layers") or math.inf):
-        raise UsageError(f"expected the key kept_layers of a row to be below num_layers={row['num_layers']}, got {highest}")
-    for key, value in (row.get("full") or {}).items():
-        if key in _HINTS:
-            checked(f"full.{key}", value, _HINTS[key])
+SETTING_FIELDS = tuple(key for kind in SECTIONS for key in kind.model_fields if _notes(kind, key).get("setting"))
+
+
+def columns() -> Iterator[tuple[str, Column]]:
+    """Walk the columns of all fields and metrics, with their keys; tables, CSV and the page of a report are printed from it."""
+    for kind in SECTIONS:
+        for key in metrics.metric_keys() if kind is Quality else ():
+            yield key, metric_column(key)
+        for key in kind.model_fields:
+            for column in _notes(kind, key).get("columns", ()):
+                yield key, column
+
+
+def metric_column(key: str) -> Column:
+    """Return the column of a metric; a star marks a score that differs significantly from the full model's score."""
+    row_key = metrics.row_key(key)
+
+    def show(record: Record) -> str | None:
+        score = record.value(key)
+        return None if score is None else f"{score:{row_key.number_format}}{'*' * record.is_significant(key)}"
+
+    return Column(row_key.column_title, "", show, row_key.leaves, tip="* differs from the full model, p < 0.05")
+
+
+def cell(record: Record, key: str, column: Column) -> str:
+    """Return the text of a cell."""
+    shown = column.show(record) if column.show else record.value(key)
+    return record.absent if shown is None else format(shown, column.form)
+
+
+def reference() -> str:
+    """Return the reference of the keys of a row in Markdown, which docs/results.md contains."""
+    inherited = {key for kind in SECTIONS for key in kind.model_fields}
+    parts = [
+        f"- `{key}`: {field.description}." for key, field in Record.model_fields.items() if key not in inherited | {"folder"}
+    ]
+    for kind in SECTIONS:
+        lines = [f"- `{key}`: {field.description}." for key, field in kind.model_fields.items()]
+        if kind is Quality:
+            lines.insert(
+                0, f"- {', '.join(f'`{key}`' for key in metrics.metric_keys())}: the task's [metrics](your-own.md#metrics)."
+            )
+        parts += [f"\n### {kind.title}\n", *([f"{kind.__doc__}\n"] if kind in (Benchmark, LmEval) else []), *lines]
+    return "\n".join(parts) + "\n"
+
+
+def read(line: str | bytes, file: Path | None = None, number: int = 0) -> Record:
+    """Read a row from a line of a file; raise UsageError with file, line and key if it is not a row."""
+    place = f"{file}, line {number}: " if file else ""
+    try:
+        return Record.model_validate_json(line, strict=True)
+    except UsageError as error:
+        raise UsageError(f"{place}{error}; repeat the run") from None
+    except ValidationError as error:
+        is_row = error.errors(include_url=False)[0]["loc"]
+        expected = misfit(Record, error) if is_row else "expected a JSON object, got none"
+        raise UsageError(f"{place}{expected}; repeat the run") from None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in values.items():
+        if isinstance(item, dict) and not prefix.count("."):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.core.config import preset
+from ulskip_cli.core.config import stored_choice
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.task import Scoring, Task
-from ulskip_cli.experiments.record import RunRecord, is_done
-from ulskip_cli.experiments.record_sections import QualityScores
+from ulskip_cli.experiments.record import Compared, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.tasks import metrics
 from ulskip_cli.tasks.loading import read_jsonl
@@ -25,7 +24,7 @@ class RescoredRun:
     """A run with new scores, and the differences between the new scores and the stored row."""
 
     folder: ResultsFolder
-    record: RunRecord
+    record: Record
     added: list[str]  # row keys of metrics that the row lacked
     changed: dict[str, tuple[float, float]]  # old and new value by row key
 
@@ -60,7 +59,7 @@ class ExtraMetrics:
         return replace(scoring, metrics=names, **models)  # type: ignore[arg-type]
 
 
-def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRecord]]:
+def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, Record]]:
     """Find runs by results folder, generations file or run id; raise UsageError if no run has stored generations."""
     path = Path(target).expanduser()
     if path.is_dir():
@@ -74,15 +73,15 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRe
             f"expected a results folder, a run id or a generations file, got '{target}'; "
             f"run ids are searched in {results_dir}/, set another folder with --results-dir"
         )
-    found = [(folder, row) for folder in folders for row in folder.rows(warn=True) if run_id in (None, row["id"])]
-    finished = [(folder, RunRecord.from_row(row)) for folder, row in found if is_done(row)]
+    found = [(folder, record) for folder in folders for record in folder.records(warn=True) if run_id in (None, record.id)]
+    finished = [(folder, record) for folder, record in found if record.is_done]
     stored = [(folder, record) for folder, record in finished if _stored_generations(folder, record.id, record)]
     if not stored:
         below = sorted(path.glob("*/runs.jsonl")) if run_id is None else []
         missing = "runs without generations" if found else "no run"
         advice = f"try {below[0].parent}" if below else "check the target and --results-dir"
         raise UsageError(f"expected runs with stored generations at '{target}', got {missing}; {advice}")
-    scored = [(folder, record) for folder, record in finished if record.quality and record.quality.scores]
+    scored = [(folder, record) for folder, record in finished if record.scores]
     absent = [file for folder, record in scored if not (file := folder.generations_path(record.id)).is_file()]
     if absent:
         count = f"{len(absent)} of {len(scored)} scored runs"
@@ -90,32 +89,28 @@ def find_runs(target: str, results_dir: Path) -> list[tuple[ResultsFolder, RunRe
     return stored
 
 
-def rescore(folder: ResultsFolder, record: RunRecord, extra: ExtraMetrics) -> RescoredRun:
+def rescore(folder: ResultsFolder, record: Record, extra: ExtraMetrics) -> RescoredRun:
     """Score a run's stored generations by its own and the extra metrics; raise UsageError if the row has no configuration."""
-    config = record.provenance.config if record.provenance else {}
-    if "task" not in config:
+    if "task" not in record.config:
         raise UsageError(f"{folder.runs_path}: expected config.task in row {record.id}, got none; repeat the run to score it")
-    options = config["task"]
-    task: Task = preset("task", options["name"], options)
+    task: Task = stored_choice("task", record.config["task"])
     scores = metrics.score(extra.beside(task.scoring()), stored_answers(folder, record))
-    quality = record.quality or QualityScores()
-    before = quality.scores
+    before = record.scores
     shared = {key: value for key, value in scores.values.items() if key in before}
     changed = {key: (before[key], value) for key, value in shared.items() if abs(before[key] - value) > TOLERANCE}
-    quality = replace(
-        quality,
-        scores={**before, **scores.values},
-        signatures={**quality.signatures, **scores.signatures},
-        vs_baseline={**quality.vs_baseline, **scores.against_full},
+    rescored = record.replace(
+        **scores.values,
+        signatures={**record.signatures, **scores.signatures},
+        vs_baseline={**record.vs_baseline, **{key: Compared(**values) for key, values in scores.against_full.items()}},
     )
     added = [key for key in scores.values if key not in before]
-    return RescoredRun(folder, replace(record, quality=quality), added, changed)
+    return RescoredRun(folder, rescored, added, changed)
 
 
-def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
+def stored_answers(folder: ResultsFolder, record: Record) -> Answers:
     """Return the answers of a run, with the answers of its baseline if the results folder contains them."""
     generations = _stored_generations(folder, record.id, record)
-    baseline = record.identity.baseline_id
+    baseline = record.baseline_id
     full = _stored_generations(folder, baseline, record) if baseline else []
     return Answers(
         [one["hypothesis"] for one in generations],
@@ -125,10 +120,10 @@ def stored_answers(folder: ResultsFolder, record: RunRecord) -> Answers:
     )
 
 
-def _stored_generations(folder: ResultsFolder, run_id: str, record: RunRecord) -> list[dict[str, Any]]:
+def _stored_generations(folder: ResultsFolder, run_id: str, record: Record) -> list[dict[str, Any]]:
     """Return the generations of a run that has as many examples as `record`, or an empty list if the file is missing."""
     path, found = folder.generations_path(run_id), folder.generations(run_id)
-    expected = record.provenance.num_examples if record.provenance else None
+    expected = record.num_examples
     if path.is_file() and expected is not None and len(found) != expected:
         raise UsageError(f"{path}: expected {expected} answers, got {len(found)}; restore the file or repeat the run")
     return found

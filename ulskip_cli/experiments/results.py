@@ -18,14 +18,13 @@ from typing import Any
 
 from ulskip_cli.core import config as configuration
 from ulskip_cli.core.config_schema import Config
-from ulskip_cli.core.errors import RunError, UsageError, one_line
+from ulskip_cli.core.errors import UsageError, one_line
 from ulskip_cli.core.files import append_line, lock, try_lock, user_path, write_atomic
 from ulskip_cli.experiments import tracking
-from ulskip_cli.experiments.record import Row, RunRecord, is_done
+from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.tasks.loading import read_objects
 
 BROKEN_FILE = "runs.broken.jsonl"
-MAX_ID = 128  # characters; an id names files
 MAX_REFUSED = 5  # refused lines of a folder that are named
 ANSWER_KEYS = ("source", "reference", "hypothesis")
 
@@ -67,34 +66,34 @@ class ResultsFolder:
         """The path of runs.jsonl."""
         return self.path / "runs.jsonl"
 
-    def rows(self, *, warn: bool = False) -> list[Row]:
-        """Return the newest row of every point, also of failed points; refused lines are skipped, with a warning if asked."""
-        rows, refused = self.read()
+    def records(self, *, warn: bool = False) -> list[Record]:
+        """Return the newest record of every point, also of failed ones; refused lines are skipped, with a warning if asked."""
+        records, refused = self.read()
         for message in refused[:MAX_REFUSED] if warn else ():
             print(f"warning: skipped {message}", file=sys.stderr)
         if warn and len(refused) > MAX_REFUSED:
             print(f"warning: skipped {len(refused) - MAX_REFUSED} more lines of {self.runs_path}", file=sys.stderr)
-        return rows
+        return records
 
-    def read(self) -> tuple[list[Row], list[str]]:
-        """Return the newest row of every point, and a message with file, line and key for every line that is refused."""
+    def read(self) -> tuple[list[Record], list[str]]:
+        """Return the newest record of every point, and a message with file, line and key for every line that is refused."""
         if not self.runs_path.is_file():
             return [], []
-        rows, refused = [], []
+        records, refused = [], []
         for number, line in enumerate(self.runs_path.read_bytes().split(b"\n"), start=1):
             try:
-                rows += [read_row(line)] if line.strip() else []
+                records += [read(line, self.runs_path, number)] if line.strip() else []
             except UsageError as error:
-                refused.append(one_line(f"{self.runs_path}, line {number}: {error}"))
-        return newest_rows(rows), refused
+                refused.append(one_line(str(error)))
+        return newest(records), refused
 
-    def record(self, run_id: str, accept: Callable[[RunRecord], bool] = lambda record: True) -> RunRecord | None:
+    def record(self, run_id: str, accept: Callable[[Record], bool] = lambda record: True) -> Record | None:
         """Return a point's newest finished record that `accept` accepts; None if no record or no generations are found."""
         if not self.generations_path(run_id).is_file():
             return None
         lines = reversed(self.runs_path.read_bytes().split(b"\n")) if self.runs_path.is_file() else ()
-        rows = (row for line in lines if run_id.encode() in line and (row := parse_row(line)))
-        finished = (RunRecord.from_row(row) for row in rows if row["id"] == run_id and is_done(row))
+        records = (record for line in lines if run_id.encode() in line and (record := parse(line)))
+        finished = (record for record in records if record.id == run_id and record.is_done)
         return next((record for record in finished if accept(record)), None)
 
     def quarantine_corrupt_lines(self) -> str | None:
@@ -147,7 +146,7 @@ class ResultsFolder:
                 raise UsageError(f"{path}, answer {number}: expected text under the key {wrong[0]}, got {got}; repeat the run")
         return answers
 
-    def save(self, config: Config, record: RunRecord, generations: Sequence[dict[str, Any]] | None = None) -> None:
+    def save(self, config: Config, record: Record, generations: Sequence[dict[str, Any]] | None = None) -> None:
         """Write a finished run and log it to the tracker. The row is written last: if it exists, all other files exist."""
         write_atomic(self.path / "configs" / f"{record.id}.yaml", configuration.to_yaml(config))
         if generations is not None:
@@ -160,64 +159,38 @@ class ResultsFolder:
         lines = [json.dumps(generation, ensure_ascii=False) + "\n" for generation in generations]
         write_atomic(self.generations_path(run_id), "".join(lines))
 
-    def append(self, record: RunRecord) -> None:
-        """Append a row, which replaces earlier rows of the same point; raise StorageError if the folder cannot be written.
-
-        Raise RunError for a record that could not be read again.
-        """
-        try:
-            line = json.dumps(read_row(json.dumps(record.to_row())), ensure_ascii=False)
-        except UsageError as error:
-            raise RunError(f"cannot store run {record.id}: {error}") from None
+    def append(self, record: Record) -> None:
+        """Append a row, which replaces earlier rows of the same point; raise StorageError if the folder cannot be written."""
         with self._lock_rows():
-            append_line(self.runs_path, line)
+            append_line(self.runs_path, json.dumps(record.to_row(), ensure_ascii=False))
 
 
-def newest_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return the newest row of every point, in file order; a failed run does not replace a finished row."""
-    newest: dict[str, Row] = {}
-    for row in rows:
-        point = row.get("id")
-        if not isinstance(point, str) or (point in newest and is_done(newest[point]) and not is_done(row)):
+def newest(records: Sequence[Record]) -> list[Record]:
+    """Return the newest record of every point, in file order; a failed run does not replace a finished one."""
+    found: dict[str, Record] = {}
+    for record in records:
+        if record.id in found and found[record.id].is_done and not record.is_done:
             continue
-        newest.pop(point, None)
-        newest[point] = row
-    # A point whose data could not be read has its identity as identifier; a later run with its data replaces that row.
-    last = {row["identity"]: row["id"] for row in newest.values() if row.get("identity")}
-    done = {row.get("identity") for row in newest.values() if is_done(row)}
+        found.pop(record.id, None)
+        found[record.id] = record
+    # A point whose data could not be read has its identity as identifier; a later run with its data replaces that record.
+    last = {record.identity: record.id for record in found.values() if record.identity}
+    done = {record.identity for record in found.values() if record.is_done}
 
-    def counts(row: Row) -> bool:
-        identity = row.get("identity") or row["id"]
-        return last.get(identity, row["id"]) == row["id"] and not (row["id"] == identity and identity in done)
+    def counts(record: Record) -> bool:
+        identity = record.identity or record.id
+        return last.get(identity, record.id) == record.id and not (record.id == identity and identity in done)
 
-    return [row for row in newest.values() if is_done(row) or counts(row)]
+    return [record for record in found.values() if record.is_done or counts(record)]
 
 
-def parse_row(line: str | bytes) -> Row | None:
-    """Return the row in a line of runs.jsonl as `read_row` does, or None if the line is refused."""
+def parse(line: str | bytes) -> Record | None:
+    """Return the record in a line of runs.jsonl, or None if the line is refused."""
     try:
-        return read_row(line)
+        return read(line)
     except UsageError:
         return None
 
 
-def read_row(line: str | bytes) -> Row:
-    """Read and check a line of runs.jsonl; raise UsageError if the line is not a row."""
-    try:
-        row = json.loads(line)
-        json.dumps(row, ensure_ascii=False).encode()  # fails for halves of characters, which no file can contain
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"expected a JSON object, got none ({str(error)[:80]}); repeat the run") from None
-    if not isinstance(row, dict):
-        raise UsageError(f"expected a JSON object, got {json.dumps(row)[:60]}; repeat the run")
-    record = RunRecord.from_row(row)
-    if max(len(record.id), len(record.identity.baseline_id or "")) > MAX_ID:
-        raise UsageError(f"expected the keys id and baseline_id of a row to have at most {MAX_ID} characters, got more")
-    missing = [key for key in ("strategy", "batch_size") if row.get(key) is None]
-    if missing:
-        raise UsageError(f"expected a value for the key {missing[0]} of row {record.id}, got none")
-    return row
-
-
 def _corrupt_lines(content: bytes) -> list[bytes]:
-    return [line for line in content.split(b"\n") if line.strip() and parse_row(line) is None]
+    return [line for line in content.split(b"\n") if line.strip() and parse(line) is None]

@@ -1,6 +1,7 @@
 """Run one point from its configuration to its row: load, calibrate, decode, score, time, record, save.
 
-`ulskip run`, the workers of a sweep and `api.evaluate` all call `run_point`.
+`ulskip run`, `ulskip bench`, the workers of a sweep and `api.evaluate` all call `run_point`. A benchmark is a run without a task,
+which times random prompts.
 """
 
 import time
@@ -20,6 +21,7 @@ from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.engines.sampling import InvalidLogitsError
 from ulskip_cli.engines.torch.packed_linear import choose_linear_backend
 from ulskip_cli.experiments.batch_checkpoints import BatchCheckpoints, digest
+from ulskip_cli.experiments.benchmark import describe_benchmark, with_compiled_layers
 from ulskip_cli.experiments.calibration import calibrate_strategy
 from ulskip_cli.experiments.descriptions import ScheduleProvenance, describe_provenance, describe_schedule
 from ulskip_cli.experiments.evaluate import GeneratedAnswers, generate_answers, score_answers
@@ -35,13 +37,14 @@ from ulskip_cli.experiments.latency_target import (
     solve_depth_for_speedup,
 )
 from ulskip_cli.experiments.paired_timing import TimedPairs, time_pairs
-from ulskip_cli.experiments.patches import calibrate_patches
+from ulskip_cli.experiments.patches import calibrate_patches, zero_patches
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.read_bandwidth import read_bytes_per_second
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.run_warnings import run_warnings
 from ulskip_cli.experiments.throughput import measure_throughput
-from ulskip_cli.experiments.workload import Workload, check_same_tokens, encode_workload, timed_prompts
+from ulskip_cli.experiments.workload import RANDOM_PROMPTS, Workload, check_same_tokens, encode_workload, timed_prompts
 from ulskip_cli.inference.loading import LoadedModel, load, load_tokenizer
 from ulskip_cli.inference.skip_adapter import SkipAdapter, load_adapter
 from ulskip_cli.strategies.cost import LatencyFit
@@ -50,15 +53,19 @@ from ulskip_cli.strategies.plan import Plan, make_plan
 
 @dataclass
 class Session:
-    """State that the points of one process share: weights, tokenizers and latency fits, each loaded or measured once."""
+    """State that the points of one process share, each loaded or measured once: weights, the full model's decoder, timings."""
 
     progress: ProgressCallback = field(default_factory=NullProgress)
     _models: dict[str, LoadedModel] = field(default_factory=dict)
     _tokenizers: dict[str, Any] = field(default_factory=dict)
     _latencies: dict[str, LatencyFit] = field(default_factory=dict)
+    _bandwidths: dict[str, float] = field(default_factory=dict)
+    _full: tuple[str, Decoder] | None = None
 
     def encode(self, point: ResolvedPoint) -> tuple[Workload, Workload | None]:
         """Encode a point's examples and held-out examples without weights; raise UsageError if the context is too short."""
+        if point.task is None:
+            return RANDOM_PROMPTS, None
         self.progress.phase("encode", 0)
         key = str(point.config.model)
         if key not in self._tokenizers:
@@ -74,12 +81,29 @@ class Session:
         """Return the loaded model; only the last loaded model, and `beside`, are kept in memory and not loaded again."""
         key = f"{config} {seed if config.source == 'random' else ''}"
         if key not in self._models:
-            self._models = {name: one for name, one in self._models.items() if one is beside}
+            self._models, self._full = {name: kept for name, kept in self._models.items() if kept is beside}, None
             self.progress.phase(f"load {config.label}", 1)
             loaded = load(config, seed, self._tokenizers.get(str(config)))
             choose_linear_backend(loaded.model, lambda: self.progress.phase("compile the CPU kernel, once per machine", 0))
             self._models[key] = loaded
         return self._models[key]
+
+    def full_decoder(self, config: Config, loaded: LoadedModel) -> Decoder:
+        """Return the decoder of the baseline's model, which the points share, so that its steps are compiled once."""
+        reference = baseline_config(config)
+        key = f"{reference.model} {reference.seed} {reference.engine}"
+        if self._full is None or self._full[0] != key:
+            plan = make_plan(reference, loaded.metadata)
+            self._full = key, Decoder(loaded.model, plan, loaded.tokenizer, engine=reference.engine)
+        return self._full[1]
+
+    def read_bandwidth(self, device: torch.device) -> float:
+        """Return the bytes per second that this machine reads from memory."""
+        key = f"{device} {torch.get_num_threads()}"
+        if key not in self._bandwidths:
+            self.progress.phase("read bandwidth", 1)
+            self._bandwidths[key] = read_bytes_per_second(device)
+        return self._bandwidths[key]
 
     def solve_depth(
         self, config: Config, loaded: LoadedModel, workload: Workload, rounds: int = MEET_ROUNDS
@@ -117,6 +141,7 @@ class PreparedRun:
     """A resolved point with its weights loaded, its examples encoded and its schedule decided."""
 
     point: ResolvedPoint
+    timed: Config  # the point's configuration, unless a benchmark compiles layers
     loaded: LoadedModel
     full: LoadedModel  # of the baseline, in most runs the same
     workload: Workload
@@ -126,7 +151,7 @@ class PreparedRun:
     adapter: SkipAdapter | None = None  # corrects the views that skip layers
 
 
-def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None = None) -> list[RunRecord]:
+def run_point(point: ResolvedPoint, session: Session, baseline: Record | None = None) -> list[Record]:
     """Run one point, and its full baseline first if none is stored; return the records, the point's own record last.
 
     A given `baseline` may come from any machine; a stored baseline must come from a machine like this one.
@@ -134,19 +159,32 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
     """
     if point.baseline and point.config.baseline_model and baseline is None:
         baseline = stored_baseline(point) or run_point(point.baseline, session)[-1]
+    if point.task is None:
+        return [_run_benchmark(point, session)]
     run = prepare_run(point, session)
     if point.baseline is None or (run.plan.keeps_all and not point.config.has_other_baseline):
-        return [_measure(run, session.progress)]
+        return [_measure(run, session)]
     baseline = baseline or stored_baseline(point)
     if baseline is None:
         full = make_plan(point.baseline.config, run.loaded.metadata)
         full_run = replace(run, point=point.baseline, plan=full, found=ScheduleProvenance(), adapter=None)
-        baseline = _measure(full_run, session.progress)
+        baseline = _measure(full_run, session)
         run = replace(run, started_at=time.monotonic())
-    return [baseline, _measure(run, session.progress, baseline)]
+    return [baseline, _measure(run, session, baseline)]
 
 
-def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
+def _run_benchmark(point: ResolvedPoint, session: Session) -> Record:
+    """Time a point with compiled layers if decoding.compile=auto can use them, and else without."""
+    compiled = with_compiled_layers(point.config, session.load(point.config.model, point.config.seed))
+    try:
+        return _measure(prepare_run(point, session, compiled), session)
+    except RunError:
+        if compiled is point.config:
+            raise
+    return _measure(prepare_run(point, session), session)  # torch.compile does not support every model
+
+
+def prepare_run(point: ResolvedPoint, session: Session, timed: Config | None = None) -> PreparedRun:
     """Encode and load, and decide the schedule and the corrections of a point by calibration and timing."""
     started_at = time.monotonic()
     workload, held_out = session.encode(point)
@@ -157,35 +195,35 @@ def prepare_run(point: ResolvedPoint, session: Session) -> PreparedRun:
     if fingerprint(point.config.model) != point.fingerprint:
         raise RunError(f"the weights of {point.config.model.path} changed since the run was prepared; repeat the run")
     config, calibration = calibrate_strategy(point.config, loaded, held_out, session.progress)
-    latency = session.solve_depth(config, loaded, workload)
+    latency = session.solve_depth(timed or config, loaded, workload)
     plan = make_plan(config, loaded.metadata, latency.depth if latency else None)
-    patches, patch = calibrate_patches(config, loaded, held_out, plan, session.progress)
+    if point.task:
+        patches, patch = calibrate_patches(config, loaded, held_out, plan, session.progress)
+    else:
+        patches, patch = zero_patches(config, loaded, plan)
     trained, skip_adapter = load_adapter(config, plan)
     found = ScheduleProvenance(latency, calibration, patch, skip_adapter)
-    return PreparedRun(point, loaded, full, workload, plan, found, started_at, patches or trained)
+    return PreparedRun(point, timed or point.config, loaded, full, workload, plan, found, started_at, patches or trained)
 
 
-def stored_baseline(point: ResolvedPoint) -> RunRecord | None:
+def stored_baseline(point: ResolvedPoint) -> Record | None:
     """Return the finished baseline of a point if its times were measured on a machine like this one."""
     assert point.baseline is not None
     return ResultsFolder.of(point.config).record(point.baseline.run_id, is_from_here)
 
 
-def is_from_here(record: RunRecord) -> bool:
+def is_from_here(record: Record) -> bool:
     """True if a record was measured on a machine like this one, with the same number of threads."""
-    where = record.provenance
-    return where is not None and environment.is_like_here(where.environment, where.device or "cpu", ("threads",))
+    where = record.environment
+    return where is not None and environment.is_like_here(where.model_dump(), record.device or "cpu", ("threads",))
 
 
-def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord | None = None) -> RunRecord:
-    config, loaded, point, plan = run.point.config, run.loaded, run.point, run.plan
+def _measure(run: PreparedRun, session: Session, baseline: Record | None = None) -> Record:
+    progress, config, loaded, point, plan = session.progress, run.point.config, run.loaded, run.point, run.plan
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)
     decoder = Decoder(loaded.model, plan, loaded.tokenizer, run.adapter, config.engine)
-    full = decoder
-    if not plan.keeps_all or baseline:
-        reference = baseline_config(config)
-        full = Decoder(run.full.model, make_plan(reference, run.full.metadata), run.full.tokenizer, engine=reference.engine)
+    full = decoder if plan.keeps_all and not baseline else session.full_decoder(config, run.full)
     backend = decoder.linear_backend(config.decoding).name
     answered_by = [plan.as_dict(), run.found.patch, run.found.skip_adapter, run.workload.prompts]  # what the id does not decide
     origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend, "answered_by": digest(answered_by)}
@@ -202,13 +240,17 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
             checkpoints.remove()
             raise
     if config.speed.enabled:
-        fixed = config.replace(speed=config.speed.replace(new_tokens=plan.timed_tokens))
+        fixed = run.timed.replace(speed=config.speed.replace(new_tokens=plan.timed_tokens))
         timed = time_pairs(full if config.baseline else None, decoder, run.workload, fixed, progress)
     progress.phase("write", 0)
     record = _make_record(run, decoder, answers, timed, baseline)
-    record = replace(record, quality=quality, wall_seconds=checkpoints.elapsed_seconds)
-    record = replace(record, warnings=run_warnings(config, plan, record))
-    folder.save(config, record, answers.generations if answers else [])
+    benchmark = []
+    if timed and point.task is None:
+        bandwidth = session.read_bandwidth(loaded.model.device)
+        benchmark = [describe_benchmark(timed, plan, loaded, run.timed, bandwidth)]
+    record = record.join(*([quality] if quality else []), *benchmark, wall_seconds=checkpoints.elapsed_seconds)
+    record = record.replace(warnings=run_warnings(config, plan, record))
+    folder.save(config, record, answers.generations if answers else None)
     checkpoints.remove()
     return record
 
@@ -218,21 +260,28 @@ def _make_record(
     decoder: Decoder,
     answers: GeneratedAnswers | None,
     timed: TimedPairs | None,
-    baseline: RunRecord | None,
-) -> RunRecord:
+    baseline: Record | None,
+) -> Record:
     """Return the record of a measured point, without quality scores."""
     config, plan = run.point.config, run.plan
-    asked = replace(run.point.identity, chat=run.workload.chat, prompt_layers=plan.prompt_layers)
+    asked = run.point.identity.replace(
+        chat=run.workload.chat,
+        prompt_layers=plan.prompt_layers,
+        baseline_id=baseline.id if baseline else None,
+        correction=run.found.correction,
+    )
     pairs = timed.strategy if timed else []
     outputs, source = (answers.outputs, "evaluation") if answers else (pairs, "timed pairs")
     natural = outputs if answers or plan.exits else []  # random weights have no answers, but exits in timed pairs
     described = describe_schedule(plan, run.found, natural, pairs)
     if config.has_other_baseline:  # the cost model compares layers of one model in one engine
-        described = replace(described, predicted_speedup=None)
-    return RunRecord(
-        identity=replace(asked, baseline_id=baseline.id if baseline else None),
-        schedule=described,
-        throughput=measure_throughput(outputs, source) if outputs else None,
-        timing=timed.timing() if timed else None,
-        provenance=describe_provenance(config, plan, run.loaded, decoder, len(answers.generations) if answers else 0),
-    )
+        described = described.replace(predicted_speedup=None)
+    throughput = measure_throughput(outputs, source) if outputs else None
+    if throughput and timed and not answers:
+        throughput = throughput.replace(compile_seconds=timed.compile_seconds)
+    sections = [
+        throughput,
+        timed.timing() if timed else None,
+        describe_provenance(config, plan, run.loaded, decoder, len(answers.generations) if answers else 0),
+    ]
+    return Record.joined(asked, described, *(section for section in sections if section))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ulskip_cli.core.exit_rule import MISSING_KV
 from ulskip_cli.engines.base import BatchOutput, DraftStats, ExitStats
-from ulskip_cli.experiments.record_sections import Throughput
+from ulskip_cli.experiments.record import Throughput
 
 
 def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughput:

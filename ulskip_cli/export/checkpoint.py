@@ -86,7 +86,7 @@ def export_checkpoint(point: ResolvedExport, progress: ProgressCallback) -> Row:
             trained_for_these=is_trained_for(notes["trained_for"], plan),
             quantization=notes["quantization"],
             license=card.source_license(exported.source),
-            rows=card.matching_rows(point.results, model, plan, notes["training"], exported.skip_adapter),
+            records=card.matching_records(point.results, model, plan, notes["training"], exported.skip_adapter),
             skip_adapter=exported.skip_adapter,
         )
         card.model_card(point, facts).save(folder / card.CARD)
@@ -143,7 +143,7 @@ def _record(point: ResolvedExport, facts: card.CardFacts, folder: Path) -> Row:
         "total_bytes": facts.total_bytes,
         "checked": facts.checked,
         "training": facts.training,
-        "results": [row["id"] for row in facts.rows],
+        "results": [record.id for record in facts.records],
         # A later export may replace these files only.
         "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()),
     }

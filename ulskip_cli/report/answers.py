@@ -8,9 +8,10 @@ from difflib import Match, SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.statistics import read_answers
 from ulskip_cli.report.plot_style import strategy_colour
-from ulskip_cli.report.rows import Group, read_answers
+from ulskip_cli.report.rows import Group
 
 MAX_EXAMPLES = 200  # per data set
 MAX_RUNS = 48  # per data set
@@ -31,17 +32,17 @@ class Answers:
     note: str  # one sentence on how many of the stored answers are included
 
 
-def collect(groups: Sequence[Group], rows: Sequence[Row], most: int = MAX_EXAMPLES) -> Answers:
+def collect(groups: Sequence[Group], rows: Sequence[Record], most: int = MAX_EXAMPLES) -> Answers:
     """Read the answers to the first `most` examples of each data set; runs refer to rows by their index in `rows`."""
     if most == 0:
         return Answers([], [], {}, "The page has no answers, because --examples is 0.")
-    labels = {id(row): _label(group, row) for group in groups for row in group.rows}
-    folders = {str(row["folder"]) for row in rows}
+    labels = {row.key: _label(group, row) for group in groups for row in group.records}
+    folders = {row.folder for row in rows}
     saved = {folder: {file.stem for file in (Path(folder) / "generations").glob("*.jsonl")} for folder in folders}
-    stored: dict[tuple[str, ...], dict[int, Row]] = defaultdict(dict)
+    stored: dict[tuple[str, ...], dict[int, Record]] = defaultdict(dict)
     for i, row in enumerate(rows):
-        if row["id"] in saved[str(row["folder"])]:
-            stored[tuple(str(row.get(key)) for key in DATA_SET)][i] = row
+        if row.id in saved[row.folder]:
+            stored[tuple(str(row.value(key)) for key in DATA_SET)][i] = row
     texts: dict[str, int] = {}
     names = [" · ".join(part for part in key if part != "None") for key in stored]
     sets = [{"label": name, **_data_set(own, labels, texts, most)} for name, own in zip(names, stored.values(), strict=True)]
@@ -50,9 +51,8 @@ def collect(groups: Sequence[Group], rows: Sequence[Row], most: int = MAX_EXAMPL
     return Answers(sets, list(texts), _changes(sets, list(texts)), note)
 
 
-def _label(group: Group, row: Row) -> str:
-    target = row.get("target_speedup")
-    return f"{group.approach(row)} {target:g}x" if target and row["strategy"] != "full" else group.approach(row)
+def _label(group: Group, row: Record) -> str:
+    return group.approach(row) if row.keeps_all or not row.target_speedup else group.called(row)
 
 
 def _note(sets: Sequence[dict[str, Any]], stored: Sequence[int]) -> str:
@@ -66,7 +66,7 @@ def _note(sets: Sequence[dict[str, Any]], stored: Sequence[int]) -> str:
     return "; ".join(parts) + "."
 
 
-def _data_set(rows: dict[int, Row], labels: dict[int, str], texts: dict[str, int], most: int) -> dict[str, Any]:
+def _data_set(rows: dict[int, Record], labels: dict[tuple[str, str], str], texts: dict[str, int], most: int) -> dict[str, Any]:
     """Return the examples of one data set and the runs on them; runs that answered other examples are left out."""
 
     def position(text: str) -> int:
@@ -75,8 +75,8 @@ def _data_set(rows: dict[int, Row], labels: dict[int, str], texts: dict[str, int
     examples: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     stored = 0
-    for i in sorted(sorted(rows, key=lambda i: (rows[i]["batch_size"], i))[:MAX_RUNS]):
-        answers = read_answers(rows[i])
+    for i in sorted(sorted(rows, key=lambda i: (rows[i].batch_size, i))[:MAX_RUNS]):
+        answers = read_answers(rows[i].folder, rows[i].id)
         shown = answers[:most]
         if not examples:
             stored = len(answers)
@@ -86,25 +86,25 @@ def _data_set(rows: dict[int, Row], labels: dict[int, str], texts: dict[str, int
             continue
         outputs = [position(one["hypothesis"]) for one in shown]
         flags = {i: one["flags"] for i, one in enumerate(shown) if one.get("flags")}
-        runs.append({"row": i, "colour": strategy_colour(rows[i]["strategy"]), "outputs": outputs, "flags": flags})
-    names = [labels[id(rows[run["row"]])] for run in runs]
+        runs.append({"row": i, "colour": strategy_colour(rows[i].strategy), "outputs": outputs, "flags": flags})
+    names = [labels[rows[run["row"]].key] for run in runs]
     for run, name in zip(runs, names, strict=True):
-        run["label"] = f"{name} · batch {rows[run['row']]['batch_size']}" if names.count(name) > 1 else name
+        run["label"] = f"{name} · batch {rows[run['row']].batch_size}" if names.count(name) > 1 else name
         run["baseline"] = _baseline(rows[run["row"]], [rows[other["row"]] for other in runs])
     first: dict[str, int] = {}  # of every label the run with the smallest batch
-    for i in sorted(range(len(runs)), key=lambda i: rows[runs[i]["row"]]["batch_size"]):
+    for i in sorted(range(len(runs)), key=lambda i: rows[runs[i]["row"]].batch_size):
         first.setdefault(names[i], i)
-    shown_first = [i for i in first.values() if rows[runs[i]["row"]]["strategy"] in ("full", "unified")]
-    if not any(rows[runs[i]["row"]]["strategy"] == "unified" for i in shown_first):
+    shown_first = [i for i in first.values() if rows[runs[i]["row"]].strategy in ("full", "unified")]
+    if not any(rows[runs[i]["row"]].strategy == "unified" for i in shown_first):
         shown_first = list(first.values())
     return {"examples": examples, "runs": runs, "picked": sorted(shown_first)[:MAX_PICKED], "stored": stored}
 
 
-def _baseline(row: Row, others: Sequence[Row]) -> int | None:
+def _baseline(row: Record, others: Sequence[Record]) -> int | None:
     """Return the index of the row's baseline in `others`, or else the index of any full run of the same model."""
-    wanted = row.get("baseline_id") or (row["id"] if row["strategy"] == "full" else None)
-    fulls = [i for i, one in enumerate(others) if one["strategy"] == "full" and one.get("model") == row.get("model")]
-    return next((i for i in fulls if others[i]["id"] == wanted), next(iter(fulls), None))
+    wanted = row.baseline_id or (row.id if row.keeps_all else None)
+    fulls = [i for i, one in enumerate(others) if one.keeps_all and one.model == row.model]
+    return next((i for i in fulls if others[i].id == wanted), next(iter(fulls), None))
 
 
 def _changes(sets: Sequence[dict[str, Any]], texts: Sequence[str]) -> dict[str, list[int]]:

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record import MISSING, Record, columns
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.statistics import sentence
 from ulskip_cli.report import paper, tables
-from ulskip_cli.report.columns import Column, Section, interval, layers, needed, number, text, varying
-from ulskip_cli.report.corrections import correction
-from ulskip_cli.report.rows import MISSING, displayed
+from ulskip_cli.report.rows import displayed, varying
+from ulskip_cli.report.tables import Head, Section, column
 
 FILE = "bench.md"
 BANDWIDTH = "Of bandwidth: the rate at which a step reads weights, keys and values, as a share of this machine's read bandwidth"
@@ -21,124 +20,117 @@ OVER_GENERATE = (
 )
 
 
-def _bandwidth_share(row: Row) -> str:
-    return MISSING if row.get("bandwidth_share") is None else f"{row['bandwidth_share']:.0%}"
-
-
-SPEED = (
-    Column("layers", layers, "kept_layers"),
-    Column("target", number("target_speedup", ".4g"), "target_speedup"),
-    Column("pre-\ndicted", number("predicted_speedup"), "predicted_speedup"),
-    Column("mea-\nsured", number("measured_speedup"), "measured_speedup"),
-    Column("inter-\nval", interval, "measured_speedup"),
-    Column("full\ntok/s", lambda row: f"{row['full']['decode_tokens_per_second']:.0f}", "full"),
-    Column("tok/s", number("decode_tokens_per_second", ".0f"), "decode_tokens_per_second"),
-    Column("over\ngenerate", number("over_generate", ".1f"), "over_generate", leaves=2),
-    Column("of band-\nwidth", _bandwidth_share, "bandwidth_share", leaves=1),
-)
-CORRECTION = Column("correction", lambda row: correction(row).removeprefix(" + ") or MISSING, "strategy")
-# Keys that get a column if they vary.
-AXES = (
-    *("model", "dtype", "strategy", "strategy_options"),
-    *("draft_tokens", "prompt_layers", "timed_prompt_tokens", "timed_new_tokens"),
-)
-
-
-def terminal(rows: Sequence[Row], width: int) -> list[Table]:
+def terminal(records: Sequence[Record], width: int) -> list[Table]:
     """Draw the tables for a terminal of `width` columns."""
-    return [tables.draw(section, width, FILE) for section in sections(rows)]
+    return [tables.draw(section, width, FILE) for section in sections(records)]
+
+
+def lead(records: Sequence[Record]) -> list[str]:
+    """Return the result in sentences: the fastest engine, and the point with the largest speedup."""
+    skipping = [record for record in records if not record.keeps_all and record.speedup] or list(records)
+    return [*fastest(records), sentence(max(skipping, key=lambda record: record.measured_speedup or 0.0))]
 
 
 def write_bench_report(folder: ResultsFolder) -> list[Path]:
-    """Write bench.md and the plot of speedups from all benchmark rows of a folder; return the files."""
+    """Write bench.md and the plot of speedups from all benchmark records of a folder; return the files."""
     from ulskip_cli.report.plots import save_predictions
 
-    rows = ordered([row for row in folder.rows() if row.get("machine_limits")])
-    title = tables.title(rows)
-    parts = [f"## {one.title}\n\n{tables.markdown(one)}\n\n{one.note}" for one in sections(rows)]
-    text = "\n\n".join([f"# {title}", *parts, tables.provenance(rows)]) + "\n"
+    records = ordered([displayed(record, folder.path) for record in folder.records() if record.machine_limits])
+    title = tables.title(records)
+    parts = [f"## {section.title}\n\n{tables.markdown(section)}\n\n{section.note}" for section in sections(records)]
+    text = "\n\n".join([f"# {title}", *parts, tables.provenance(records)]) + "\n"
     write_atomic(folder.path / FILE, tables.escape_markdown(text))
-    skipping = [row for row in rows if row["layer_ratio"] > 1]
-    labels = [decoded_by(row) for row in skipping]
+    skipping = [record for record in records if (record.layer_ratio or 1) > 1]
+    labels = list(map(decoded_by, skipping))
     return [folder.path / FILE, *save_predictions(skipping, folder.path / "speedup", labels, title)]
 
 
-def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Sort rows for display by model, batch size, engine, layer ratio (lowest first) and strategy."""
+def ordered(records: Sequence[Record]) -> list[Record]:
+    """Sort records for display by model, batch size, engine, layer ratio (lowest first) and strategy."""
 
-    def order(row: Row) -> tuple[str, int, str, float, str]:
-        return row["model"], row["batch_size"], decoded_by(row), row["layer_ratio"], row["strategy"]
+    def order(record: Record) -> tuple[str, int, str, float, str]:
+        return str(record.model), record.batch_size, decoded_by(record), record.layer_ratio or 1.0, record.strategy
 
-    return sorted(map(displayed, rows), key=order)
+    return sorted(records, key=order)
 
 
-def decoded_by(row: Row) -> str:
+def decoded_by(record: Record) -> str:
     """Return the name of the engine, the format of its weights, and `compiled` or `compiled layers`."""
-    name = " ".join([str(row["engine"]), *([row["engine_weights"]] if row.get("engine_weights") else [])])
-    return f"{name}, compiled{' layers' * bool(row.get('compiled_layers'))}" if row["compiled"] else name
+    name = " ".join(filter(None, [record.engine, record.engine_weights]))
+    return f"{name}, compiled{' layers' * bool(record.compiled_layers)}" if record.compiled else name
 
 
-def read_bandwidth(rows: Sequence[Row]) -> str:
-    """List the measured bandwidth of every device and number of threads."""
-    lines = {}
-    for row in rows:
-        where = f"{row['device']}, {row['environment']['threads']} threads"
-        lines[where] = f"{row['machine_limits']['bytes_per_second'] / 1e9:,.1f} GB/s ({where})"
-    return "; ".join(lines.values())
-
-
-def sections(rows: Sequence[Row]) -> list[Section]:
-    """Make the tables of benchmark rows."""
-    rows = _over_generate(ordered(rows))
-    first = [Column("batch", text("batch_size"), "batch_size"), Column("engine", decoded_by, "engine")]
-    varied = varying(rows, AXES)
-    axes = [*first, *(Column(key.removeprefix("timed_").replace("_", "\n"), text(key), key) for key in varied)]
-    if len({correction(row) for row in rows}) > 1:
-        axes.append(CORRECTION)
-    over = [OVER_GENERATE] if any(row["over_generate"] for row in rows) else []
-    measured = tables.sentences(
-        [*fastest(rows), tables.MEASURED, *over, *tables.interval_notes(rows), f"{BANDWIDTH}: {read_bandwidth(rows)}"]
-    )
-    found = [
-        Section(f"Decoding speed: {_shared(rows)}", rows, [*axes, *needed(SPEED, rows)], measured, words=1),
+def sections(records: Sequence[Record]) -> list[Section]:
+    """Make the tables of benchmark records."""
+    records = ordered(records)
+    over = _over_generate(records)
+    shown = ("batch_size", "engine", "engine_weights")
+    settings = varying(records, but=[*shown, "engine", "ratio", "folder"])
+    table = [
+        (Head("batch"), lambda record: str(record.batch_size)),
+        (Head("engine"), decoded_by),
+        *([column("strategy")] if len({record.label for record in records}) > 1 else []),
+        *(tables.setting(key) for key in settings if not key.startswith(("strategy.name", "correction."))),
+        column("kept_layers"),
+        column("target_speedup"),
+        column("predicted_speedup"),
+        *(tables.shown("measured_speedup", own) for key, own in columns() if key == "measured_speedup"),
+        (Head("full\ntok/s"), lambda record: f"{record.full.decode_tokens_per_second:.0f}" if record.full else MISSING),
+        column("decode_tokens_per_second", "tok/s"),
+        (Head("over\ngenerate", 2), lambda record: f"{over[record.id]:.1f}" if record.id in over else MISSING),
+        (Head("of band-\nwidth", 1), lambda record: f"{record.bandwidth_share:.0%}" if record.bandwidth_share else MISSING),
     ]
-    beside = paper.comparable(rows)
-    if beside:
+    notes = [*fastest(records), tables.MEASURED, *([OVER_GENERATE] if over else []), *tables.interval_notes(records)]
+    title, note = f"Decoding speed: {_shared(records)}", tables.sentences([*notes, f"{BANDWIDTH}: {read_bandwidth(records)}"])
+    found = [Section.of(title, records, table, note, words=1)]
+    if beside := paper.comparable(records):
         title = f"{paper.BENCH_TITLE}: {_shared(beside)}"
-        found.append(paper.beside_bench(title, beside, [decoded_by(row) for row in beside]))
+        found.append(paper.beside_bench(title, beside, list(map(decoded_by, beside))))
     return found
 
 
-def fastest(rows: Sequence[Row]) -> list[str]:
+def read_bandwidth(records: Sequence[Record]) -> str:
+    """List the measured bandwidth of every device and number of threads."""
+    lines = {}
+    for record in records:
+        if record.machine_limits and record.environment:
+            where = f"{record.device}, {record.environment.threads} threads"
+            lines[where] = f"{record.machine_limits.bytes_per_second / 1e9:,.1f} GB/s ({where})"
+    return "; ".join(lines.values())
+
+
+def fastest(records: Sequence[Record]) -> list[str]:
     """Name the engine that is fastest with all layers at each batch size; empty unless engines of one model compare."""
-    timed = [row for row in rows if row.get("full")]
-    if len({decoded_by(row) for row in timed}) < 2 or varying(timed, ("model", *AXES)):
+    timed = [(record, record.full) for record in records if record.full]
+    others = varying([record for record, _ in timed], but=["engine", "engine_weights", "ratio", "batch_size", "folder"])
+    if len({decoded_by(record) for record, _ in timed}) < 2 or others:
         return []
     parts = []
-    for batch in sorted({row["batch_size"] for row in timed}):
-        same = [row for row in timed if row["batch_size"] == batch]
-        best = decoded_by(max(same, key=lambda row: row["full"]["decode_tokens_per_second"]))
-        row = max((row for row in same if decoded_by(row) == best), key=lambda row: row["decode_tokens_per_second"])
-        rates = row["full"]["decode_tokens_per_second"], row["decode_tokens_per_second"]
-        parts.append(f"{best} at batch {batch} ({rates[0]:.0f} tok/s, {rates[1]:.0f} with {layers(row)} layers)")
+    for batch in sorted({record.batch_size for record, _ in timed}):
+        same = [(record, full) for record, full in timed if record.batch_size == batch]
+        best = decoded_by(max(same, key=lambda item: item[1].decode_tokens_per_second)[0])
+        engine = [(record, full) for record, full in same if decoded_by(record) == best]
+        record, full = max(engine, key=lambda item: item[0].decode_tokens_per_second or 0.0)
+        rates = f"{full.decode_tokens_per_second:.0f} tok/s, {record.decode_tokens_per_second:.0f} with {record.layers} layers"
+        parts.append(f"{best} at batch {batch} ({rates})")
     return [f"Fastest with all layers: {', '.join(parts)}."]
 
 
-def _over_generate(rows: Sequence[Row]) -> list[Row]:
-    """Add each row's tokens/s relative to generate's at full depth, if it was timed at the same point on the same machine."""
+def _over_generate(records: Sequence[Record]) -> dict[str, float]:
+    """Return tokens/s over those of generate at full depth, for records timed at the same point on the same machine."""
 
-    def point(row: Row) -> tuple[Any, ...]:
+    def point(record: Record) -> tuple[object, ...]:
+        machine = record.environment.machine if record.environment else None
         keys = ("model", "dtype", "quantization", "batch_size", "timed_prompt_tokens", "timed_new_tokens", "device")
-        machine = row.get("environment") or {}
-        return *(row.get(key) for key in keys), *(machine.get(key) for key in ("processor", "accelerator", "threads"))
+        return (*map(record.value, keys), machine)
 
-    timed = [row for row in rows if row["engine"] == "transformers" and row.get("full")]
-    base = {point(row): row["full"]["decode_tokens_per_second"] for row in timed}
-    found = [(row, base.get(point(row))) for row in rows]
-    return [{**row, "over_generate": row["decode_tokens_per_second"] / rate if rate else None} for row, rate in found]
+    base = {point(r): r.full.decode_tokens_per_second for r in records if r.engine == "transformers" and r.full}
+    rates = ((record, base.get(point(record))) for record in records)
+    return {record.id: (record.decode_tokens_per_second or 0.0) / rate for record, rate in rates if rate}
 
 
-def _shared(rows: Sequence[Row]) -> str:
-    """Name the model, dtype and lengths that all rows share."""
+def _shared(records: Sequence[Record]) -> str:
+    """Name the model, dtype and lengths that all records share."""
     forms = {"model": "{}", "dtype": "{}", "timed_prompt_tokens": "{} prompt tokens", "timed_new_tokens": "{} new tokens"}
-    return " · ".join(form.format(rows[0][key]) for key, form in forms.items() if len({row[key] for row in rows}) == 1)
+    values = {key: {record.value(key) for record in records} for key in forms}
+    return " · ".join(form.format(*values[key]) for key, form in forms.items() if len(values[key]) == 1)

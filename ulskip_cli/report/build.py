@@ -4,7 +4,7 @@ import gc
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from rich.console import Console
 
 from ulskip_cli.core.errors import UsageError, require_choice
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import Row
-from ulskip_cli.report import answers, claims, compare, paper, screen, tables
-from ulskip_cli.report.columns import Section
-from ulskip_cli.report.difference import Scorer
+from ulskip_cli.experiments.record import Record
+from ulskip_cli.experiments.statistics import GATE, Scorer, shares
+from ulskip_cli.report import answers, compare, paper, screen, tables
 from ulskip_cli.report.frontier import frontiers
 from ulskip_cli.report.html_page import Page
 from ulskip_cli.report.plots import save_plots
-from ulskip_cli.report.quality import GATE, Winner, quality, winners
-from ulskip_cli.report.rows import Group, done, find_folders, grouped, ordered, read_rows, with_settings
+from ulskip_cli.report.rows import Group, done, find_folders, grouped, ordered, read_records
+from ulskip_cli.report.tables import Section
+from ulskip_cli.report.winners import Winner, winners
 
 FOLDER = "report"
 NO_TERMINAL = 100  # columns of output into a file or a pipe
@@ -42,7 +42,7 @@ class Options:
     page: bool = False
     plots: bool = True
     gate: float = GATE
-    tolerance: float = claims.TOLERANCE
+    tolerance: float = compare.TOLERANCE
     most: int = answers.MAX_EXAMPLES  # examples on the page
     as_json: bool = False
     results_dir: Path = Path("results")
@@ -66,26 +66,25 @@ class Report:
 
     options: Options
     paths: list[Path]
-    rows: list[Row]
+    records: list[Record]
     groups: list[Group]
     winners: dict[str, list[Winner]]
     sections: list[Section] = field(default_factory=list)
     comparison: compare.Comparison | None = None
-    verdicts: list[claims.ClaimVerdict] = field(default_factory=list)
 
     @classmethod
     def of(cls, options: Options) -> "Report":
         """Read the rows, choose winners, and make the comparison that the options request."""
         options.check()
         paths = find_folders(options.folders, options.results_dir)
-        rows = ordered(read_rows(paths))
-        groups = grouped(rows)
+        records = ordered(read_records(paths))
+        groups = grouped(records)
         found = {group.label: winners(group, options.gate) for group in groups}
         for group in groups:
-            for caveat in sorted({one.caveat for one in quality(group, options.gate).values()} - {""}):
+            for caveat in sorted({share.caveat for share in shares(group.records, options.gate).values()} - {""}):
                 print(f"ulskip: {group.label}: {caveat}; use a stronger model or another metric", file=sys.stderr)
-        made = cls(options, paths, rows, groups, {label: own for label, own in found.items() if own})
-        for one in frontiers(rows):
+        made = cls(options, paths, records, groups, {label: own for label, own in found.items() if own})
+        for one in frontiers(records):
             made.sections += one.sections()
         if options.against == PAPER:
             made.sections += paper.beside_paper(groups, options.gate)
@@ -96,41 +95,35 @@ class Report:
     @cached_property
     def table4(self) -> list[Section]:
         """The report's rows in the layout of the paper's table 4."""
-        return paper.table4(self.rows)
+        return paper.table4(self.records)
 
     @cached_property
     def long(self) -> Section:
         """The long table, one line per row."""
-        return tables.long_section(self.rows)
+        return tables.long_section(self.records)
 
     def _against(self, path: Path) -> None:
-        old = read_rows(find_folders([path], self.options.results_dir))
-        both = with_settings([*self.rows, *old])  # together, because a setting shows only if rows differ in it
-        new, old = both[: len(self.rows)], both[len(self.rows) :]
-        scorer = Scorer()
-        self.comparison = compare.compare(new, old, scorer)
+        old = read_records(find_folders([path], self.options.results_dir))
+        options = self.options
+        self.comparison = compare.compare(self.records, old, Scorer(), options.tolerance, options.gate)
         if not self.comparison.pairs:
             names = ", ".join(f"'{own}'" for own in self.paths[:3]) + (" and others" if len(self.paths) > 3 else "")
             raise UsageError(f"expected points that '{path}' and {names} both contain, got none; compare runs of one task")
-        self.verdicts = claims.Judge(self.options.gate, scorer, self.options.tolerance).judge(new, old)
-        if self.verdicts:
-            self.sections.append(claims.claims_section("Claims", self.verdicts))
         self.sections.append(compare.comparison_section(f"Comparison with {path}", self.comparison))
 
     def as_dict(self, written: Sequence[Path]) -> dict[str, Any]:
         """Return the report as plain values."""
         found: dict[str, Any] = {
             "folders": list(map(str, self.paths)),
-            "rows": len(self.rows),
-            "done": len(done(self.rows)),
+            "rows": len(self.records),
+            "done": len(done(self.records)),
             "gate": self.options.gate,
             "winners": {label: [one.as_dict() for one in own] for label, own in self.winners.items()},
         }
         if self.options.against == PAPER:
-            found["paper"] = [section.lines for section in self.sections]
+            found["paper"] = [section.lines() for section in self.sections]
         if self.comparison:
-            found["comparison"] = self.comparison.as_dicts()
-            found["claims"] = [asdict(claim) for claim in self.verdicts]
+            found["comparison"] = [pair.as_dict() for pair in self.comparison.pairs]
         return {**found, "files": list(map(str, written))}
 
     def text(self, form: str, layout: str) -> str:
@@ -138,10 +131,10 @@ class Report:
         if layout == "table4":
             return {"markdown": paper.markdown, "csv": paper.to_csv, "latex": paper.latex}[form](self.table4)
         if form == "csv":
-            return tables.to_csv(self.rows)
+            return tables.to_csv(self.records)
         if form == "latex":
             return tables.latex(replace(self.long, title=self.long.title or "All points", note=""), "long")
-        notes = (self.long.note, tables.provenance(self.rows))
+        notes = (self.long.note, tables.provenance(self.records))
         return tables.escape_markdown("\n\n".join([f"# {self.long.title}", tables.markdown(self.long), *notes]) + "\n")
 
     def markdown(self) -> str:
@@ -153,17 +146,11 @@ class Report:
             parts.append(
                 f"Winners are chosen among points that keep {self.options.gate:.0%} of full's quality by their whole interval."
             )
-            parts.append("\n".join(map(_winner_line, own)))
+            parts.append("\n".join(f"- {winner.line()}" for winner in own))
         for section in self.sections:
             parts += [f"## {section.title}", tables.markdown(section), section.note]
-        parts += ["## All points", tables.markdown(self.long), self.long.note, tables.provenance(self.rows)]
+        parts += ["## All points", tables.markdown(self.long), self.long.note, tables.provenance(self.records)]
         return tables.escape_markdown("\n\n".join(part for part in parts if part) + "\n")
-
-
-def _winner_line(one: Winner) -> str:
-    figures = "; ".join(f"{name} {figure}" for name, figure in zip(one.names, one.figures, strict=True))
-    note = f" ({one.note})" if one.note and figures else one.note
-    return f"- {one.title}: {'a tie of ' if one.tie else ''}{figures}{note}"
 
 
 def run(options: Options) -> None:
@@ -210,8 +197,8 @@ def write(made: Report) -> list[Path]:
     plots = save_plots(made.groups, options.gate, folder) if options.plots else []
     written = [*(folder / name for name in texts), *(file for plot in plots for file in plot.files)]
     if options.page:
-        stored = answers.collect(made.groups, made.rows, options.most)
-        page = Page(made.groups, made.rows, options.gate, made.winners, plots, stored, made.sections)
+        stored = answers.collect(made.groups, made.records, options.most)
+        page = Page(made.groups, made.records, options.gate, made.winners, plots, stored, made.sections)
         write_atomic(folder / "report.html", page.html())
         written.append(folder / "report.html")
     return written

@@ -1,132 +1,174 @@
-"""Comparison of two results folders, point by point, with the significance of the differences."""
+"""Comparison of two results folders, point by point, with a verdict for every difference."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-
-from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.columns import Cell, Column, Section, needed, number, text
-from ulskip_cli.report.corrections import adapter_names, series_name
-from ulskip_cli.report.difference import TIE, Difference, Scorer, from_rows, shared_metric, speed_ratio
-from ulskip_cli.report.quality import METRICS, primary
-from ulskip_cli.report.rows import MISSING, done, setting_keys, setting_title
-from ulskip_cli.report.tables import sentences
-
-# Two points match if they agree in these keys, except keys in which the two sides share no value.
-POINT_KEYS = (
-    *("model", "task", "dataset", "pair", "strategy", "strategy_options", "target_speedup", "batch_size", "decoding"),
-    *("draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "engine", "engine_weights", "baseline_engine", "offset"),
-    *("quantization", "dtype", "device", "seed", "adapter"),
+from ulskip_cli.experiments.record import MISSING, Record
+from ulskip_cli.experiments.statistics import (
+    FAILS,
+    GATE,
+    HOLDS,
+    TIE,
+    TITLES,
+    Difference,
+    Scorer,
+    from_records,
+    primary,
+    shares,
+    speed_ratio,
+    unchanged,
+    verdict,
+    within,
 )
+from ulskip_cli.report.rows import UNKNOWN, done, setting_title, settings_table
+from ulskip_cli.report.tables import Head, Section, sentences
+
+TOLERANCE = 0.15  # relative difference that two measurements of a speedup may have
 MAX_BOOTSTRAPS = 200
 NOTE = (
     "Quality: new minus old; speedup and tok/s: new divided by old. A star (*) marks a 95% interval that excludes no "
     "difference, for each comparison and not corrected for their number. Intervals of quality come from a paired bootstrap if "
-    "both sides' answers are stored, else from the rows. "
-    "Tokens/s are single measurements without an interval."
+    "both sides' answers are stored, else from the rows. Tokens/s are single measurements without an interval."
 )
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The points that both new and old rows contain, in the order of the new rows, and the number of unmatched points."""
+class Pair:
+    """A point that both sides contain."""
 
-    pairs: list[Row]  # see `_pair`; `quality` and `speedup_ratio` are Differences or None
+    old: Record
+    new: Record
+    name: str
+    metric: str | None
+    quality: Difference | None  # new minus old; positive is better
+    speedup: Difference | None  # new divided by old
+    tolerance: float
+    gate: float
+
+    @property
+    def verdict(self) -> str:
+        """The claim that the new side repeats the old one: its score, and its speedup within the tolerance."""
+        judged = []
+        if self.quality and not (self.quality.low is None and self.quality.value):  # else the examples differ
+            judged.append(unchanged(self.quality))
+        if self.speedup and not self.new.keeps_all:
+            judged.append(within(self.speedup, self.tolerance))
+        return next((word for word in (FAILS, TIE) if word in judged), HOLDS if judged else MISSING)
+
+    @property
+    def is_faster(self) -> str:
+        """The claim that the new side decodes faster than its full model."""
+        return verdict(self.new.speedup, 1.0) if self.new.speedup and not self.new.keeps_all else MISSING
+
+    @property
+    def keeps(self) -> str:
+        """The claim that the new side keeps the gate's share of its full model's quality."""
+        own = next(iter(shares([self.new], self.gate).values()), None)
+        return own.verdict if own and not self.new.keeps_all else MISSING
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the pair as plain values."""
+        keys = [*([self.metric] if self.metric else []), "measured_speedup", "total_tokens_per_second"]
+        return {
+            "approach": self.name,
+            **{key: self.new.value(key) for key in ("strategy", "strategy_options", "target_speedup", "batch_size")},
+            "old_id": self.old.id,
+            "new_id": self.new.id,
+            **{f"{side}_{key}": row.value(key) for key in keys for side, row in (("old", self.old), ("new", self.new))},
+            "metric": self.metric,
+            "quality": self.quality and asdict(self.quality),
+            "speedup_ratio": self.speedup and asdict(self.speedup),
+            "keeps_quality": self.keeps,
+            "is_faster": self.is_faster,
+            "as_before": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The points that both new and old records contain, in the order of the new ones, and the number of unmatched points."""
+
+    pairs: list[Pair]
     only_old: int
     only_new: int
     differs: list[str]  # settings in which the sides share no value
 
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """The pairs as plain values."""
-        return [{k: asdict(v) if isinstance(v, Difference) else v for k, v in pair.items()} for pair in self.pairs]
+
+def compare(new: Sequence[Record], old: Sequence[Record], scorer: Scorer, tolerance: float, gate: float) -> Comparison:
+    """Match the finished points of new and old records, and compare each pair.
+
+    Two points match if they agree in every setting, except settings in which the two sides share no value, as two seeds.
+    """
+    new, old = done(new), done(old)
+    table = settings_table([*new, *old]).drop(columns=["folder"])
+    now, before = table.iloc[: len(new)], table.iloc[len(new) :].reset_index(drop=True)
+    known = [(key, {*now[key]} - {UNKNOWN}, {*before[key]} - {UNKNOWN}) for key in table]
+    differs = [key for key, mine, theirs in known if mine and theirs and not mine & theirs]
+    keys = [key for key in table if key not in differs]
+    matched: dict[tuple[str, ...], list[Record | None]] = {}
+    for side, (frame, records) in enumerate(((now, new), (before, old))):
+        for line, record in zip(frame[keys].itertuples(index=False, name=None), records, strict=True):
+            matched.setdefault(line, [None, None])[side] = record
+    both = [(one, other) for one, other in matched.values() if one and other]
+    judge = (tolerance, gate)
+    pairs = [_pair(one, other, scorer if i < MAX_BOOTSTRAPS else None, judge) for i, (one, other) in enumerate(both)]
+    sides = [sum(record is not None for record in (pair[side] for pair in matched.values())) for side in (0, 1)]
+    return Comparison(pairs, sides[1] - len(both), sides[0] - len(both), differs)
 
 
-def compare(new: Sequence[Row], old: Sequence[Row], scorer: Scorer) -> Comparison:
-    """Match the finished points of new and old rows, and compare each pair."""
-    new, old = ([{**row, "adapter": adapter_names(row)} for row in done(side)] for side in (new, old))
-    keys, differs = shared_keys(new, old, (*POINT_KEYS, *setting_keys([*new, *old])))
-    sides = [pd.DataFrame([[str(row.get(key)) for key in keys] for row in side], columns=keys) for side in (new, old)]
-    now, before = (side.assign(at=side.index).drop_duplicates(keys, keep="last") for side in sides)
-    both = now.merge(before, on=keys) if keys else now.merge(before, how="cross")
-    pairs = [
-        _pair(old[j], new[i], scorer if k < MAX_BOOTSTRAPS else None)
-        for k, (i, j) in enumerate(zip(both["at_x"], both["at_y"], strict=True))
-    ]
-    return Comparison(pairs, len(before) - len(both), len(now) - len(both), differs)
-
-
-def shared_keys(new: Sequence[Row], old: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the keys that both lists of rows contain into keys with a common value and keys without a common value."""
-    mine, theirs = ({key: {str(row[key]) for row in side if key in row} for key in keys} for side in (new, old))
-    known = [key for key in keys if mine[key] and theirs[key]]
-    return [key for key in known if mine[key] & theirs[key]], [key for key in known if not mine[key] & theirs[key]]
-
-
-def _pair(old: Row, new: Row, scorer: Scorer | None) -> Row:
-    """Compare the new and the old row of a point: new minus old, where positive is better."""
+def _pair(new: Record, old: Record, scorer: Scorer | None, judge: tuple[float, float]) -> Pair:
     metric = primary([new, old])
-    keys = [*([metric] if metric else []), "measured_speedup", "total_tokens_per_second"]
-    apart = None
-    if metric is not None and shared_metric([new, old], metric):
-        apart = scorer.difference(new, old, metric) if scorer else from_rows(new, old, metric)
-    return {
-        "approach": " ".join(filter(None, [series_name(new), new["adapter"]])),
-        **{key: new.get(key) for key in ("strategy", "strategy_options", "target_speedup", "batch_size")},
-        "old_id": old["id"],
-        "new_id": new["id"],
-        **{f"{side}_{key}": row.get(key) for key in keys for side, row in (("old", old), ("new", new))},
-        "metric": metric,
-        "quality": apart,
-        "speedup_ratio": speed_ratio(new, old),
-    }
+    quality = None
+    if metric is not None and new.value(metric) is not None and old.value(metric) is not None:
+        quality = scorer.difference(new, old, metric) if scorer else from_records(new, old, metric)
+    return Pair(old, new, new.label, metric, quality, speed_ratio(new, old), *judge)
 
 
 def comparison_section(title: str, comparison: Comparison) -> Section:
     """Make the table of a comparison, one line per point."""
-    lines = [_line(pair) for pair in comparison.pairs]
-    names = {METRICS[pair["metric"]] for pair in comparison.pairs if pair["metric"]}
+    tolerance, gate = next(((pair.tolerance, pair.gate) for pair in comparison.pairs), (TOLERANCE, GATE))
+    names = {TITLES[pair.metric] for pair in comparison.pairs if pair.metric}
     name = names.pop() if len(names) == 1 else "quality"
-    columns = [
-        Column("approach", text("approach"), "approach"),
-        Column("target", number("target_speedup", ".4g"), "target_speedup"),
-        Column("batch", text("batch_size"), "batch_size"),
-        Column(f"{name}\nold", number("old_quality"), "old_quality"),
-        Column("\nnew", number("new_quality"), "new_quality"),
-        Column("minus\nold", _figure("quality", "+.2f", 0.0), "quality"),
-        Column("95%", _interval("quality", "+.2f"), "quality", leaves=3),
-        Column("speedup\nold", number("old_measured_speedup"), "old_measured_speedup"),
-        Column("\nnew", number("new_measured_speedup"), "new_measured_speedup"),
-        Column("over\nold", _figure("speedup_ratio", ".2f", 1.0), "speedup_ratio"),
-        Column("95%", _interval("speedup_ratio", ".2f"), "speedup_ratio", leaves=4),
-        Column("tok/s\nold", number("old_total_tokens_per_second", ".0f"), "old_total_tokens_per_second", leaves=2),
-        Column("\nnew", number("new_total_tokens_per_second", ".0f"), "new_total_tokens_per_second", leaves=1),
-        Column("tok/s\nover old", number("rate"), "rate"),
+    shown = [
+        (Head("approach"), lambda pair: pair.name),
+        (Head("target"), lambda pair: _number(pair.new.target_speedup, ".4g")),
+        (Head("batch"), lambda pair: str(pair.new.batch_size)),
+        (Head(f"{name}\nold", 7), lambda pair: _number(pair.old.value(pair.metric or ""), ".2f")),
+        (Head(f"{name}\nnew"), lambda pair: _number(pair.new.value(pair.metric or ""), ".2f")),
+        (Head("minus\nold"), lambda pair: _figure(pair.quality, "+.2f", 0.0)),
+        (Head("minus old,\n95%", 3), lambda pair: _ends(pair.quality, "+.2f")),
+        (Head("speedup\nold", 6), lambda pair: _number(pair.old.measured_speedup, ".2f")),
+        (Head("speedup\nnew"), lambda pair: _number(pair.new.measured_speedup, ".2f")),
+        (Head("over\nold"), lambda pair: _figure(pair.speedup, ".2f", 1.0)),
+        (Head("over old,\n95%", 4), lambda pair: _ends(pair.speedup, ".2f")),
+        (Head("tok/s\nold", 2), lambda pair: _number(pair.old.total_tokens_per_second, ".0f")),
+        (Head("tok/s\nnew", 1), lambda pair: _number(pair.new.total_tokens_per_second, ".0f")),
+        (Head("tok/s\nover old", 5), _rate),
+        (Head(f"keeps\n{gate:.0%}"), lambda pair: pair.keeps),
+        (Head("faster\nthan full"), lambda pair: pair.is_faster),
+        (Head("as\nbefore"), lambda pair: pair.verdict),
     ]
-    notes = [NOTE]
+    notes = [NOTE, f"As before: the same answers, and a speedup within {tolerance:.0%}"]
     if comparison.differs:
-        notes.append(f"The sides differ in {', '.join(map(setting_title, comparison.differs))}")
+        notes.append(f"The sides differ in {', '.join(dict.fromkeys(map(setting_title, comparison.differs)))}")
     sides = ((comparison.only_old, "old"), (comparison.only_new, "new"))
     notes += [f"Points only on the {side} side: {count}" for count, side in sides if count]
-    return Section(title, lines, needed(columns, lines), sentences(notes), words=1)
+    return Section.of(title, comparison.pairs, shown, sentences(notes), words=1)
 
 
-def _line(pair: Row) -> Row:
-    scores = {f"{side}_quality": pair.get(f"{side}_{pair['metric']}") for side in ("old", "new")}
-    before, now = (pair[f"{side}_total_tokens_per_second"] for side in ("old", "new"))
-    return {**pair, **scores, "rate": now / before if before and now else None}
+def _number(value: float | None, form: str) -> str:
+    return MISSING if value is None else format(value, form)
 
 
-def _figure(key: str, form: str, null: float) -> Cell:
-    def show(one: Difference | None) -> str:
-        return MISSING if one is None else f"{one.value:{form}}{'*' * (one.verdict(null) != TIE)}"
-
-    return lambda line: show(line.get(key))
+def _rate(pair: Pair) -> str:
+    before, now = pair.old.total_tokens_per_second, pair.new.total_tokens_per_second
+    return _number(now / before if before and now else None, ".2f")
 
 
-def _interval(key: str, form: str) -> Cell:
-    def show(one: Difference | None) -> str:
-        return MISSING if one is None or one.low is None else f"{one.low:{form}} to {one.high:{form}}"
+def _figure(difference: Difference | None, form: str, bound: float) -> str:
+    return MISSING if difference is None else f"{difference.value:{form}}{'*' * (difference.verdict(bound) != TIE)}"
 
-    return lambda line: show(line.get(key))
+
+def _ends(difference: Difference | None, form: str) -> str:
+    return MISSING if difference is None or difference.low is None else f"{difference.low:{form}} to {difference.high:{form}}"

@@ -10,13 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from ulskip_cli.core.engines import formats_of
-from ulskip_cli.experiments.record import Row
-from ulskip_cli.report.columns import Column, Section, layers, speed_ends, text
-from ulskip_cli.report.corrections import series_name
-from ulskip_cli.report.difference import HOLDS, Scorer
+from ulskip_cli.experiments.record import MISSING, Interval, Record
+from ulskip_cli.experiments.statistics import HOLDS, TITLES, Scorer, Share, shares
 from ulskip_cli.report.plot_style import FAINT, MARKERS, annotate, limit_to, panels
-from ulskip_cli.report.quality import METRICS, Quality, quality
-from ulskip_cli.report.rows import MISSING, Group, done
+from ulskip_cli.report.rows import done
+from ulskip_cli.report.tables import Head, Section
 
 TARGETS = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 FULL, QUANTIZED, SKIPPING, BOTH = "full", "quantized", "skipping", "skipping and quantized"
@@ -27,58 +25,63 @@ BITS_UNQUANTIZED = 16
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a frontier."""
+    """One record of a frontier."""
 
-    row: Row
-    speedup: float  # over the baseline
-    ends: tuple[float, float] | tuple[None, None]  # of the speedup's interval; None with too few timed pairs
-    quality: Quality
+    record: Record
+    clock: Interval  # the speedup over the baseline
+    quality: Share
+
+    @property
+    def speedup(self) -> float:
+        """The speedup over the baseline."""
+        return self.clock.value
 
     @property
     def kind(self) -> str:
         """One of KINDS."""
-        if self.row.get("baseline_model"):
+        if self.record.baseline_model:
             return SMALLER
-        if self.row.get("draft_tokens"):
+        if self.record.draft_tokens:
             return DRAFTING
-        skips = len(self.row["kept_layers"]) < self.row["num_layers"] or bool(self.row.get("later_stages"))
-        formats = formats_of(self.row["engine"])
-        bits = formats[self.row["engine_weights"]][0] if self.row.get("engine_weights") in formats else BITS_UNQUANTIZED
+        record, engine, weights = self.record, self.record.engine or "", self.record.engine_weights or ""
+        skips = len(record.kept_layers or ()) < (record.num_layers or 0) or bool(record.later_stages)
+        formats = formats_of(engine)
+        bits = formats[weights][0] if weights in formats else BITS_UNQUANTIZED
         quantized = bits < BITS_UNQUANTIZED or self._quantization is not None
         if skips and not quantized:
-            return ADAPTED if self.row.get("skip_adapter") else SKIPPING
+            return ADAPTED if record.correction and record.correction.name == "adapter" else SKIPPING
         return BOTH if skips else QUANTIZED if quantized else FULL
 
     @property
     def engine(self) -> str:
         """The engine and the format of its weights."""
-        return " ".join(filter(None, [self.row["engine"], self.row.get("engine_weights") or self._quantization]))
+        return " ".join(filter(None, [self.record.engine, self.record.engine_weights or self._quantization]))
 
     @property
     def _quantization(self) -> str | None:
         """How the weights are quantized in memory; None if only their file is, and torch computes with dequantized weights."""
-        label: str | None = self.row.get("quantization")
+        label = self.record.quantization
         return None if label and "dequantized" in label else label
 
     @property
     def method(self) -> str:
         """The strategy with its corrections, the strategy that drafts, or the smaller model."""
-        own = series_name(self.row)
-        return {SMALLER: self.row.get("model") or SMALLER, DRAFTING: f"{own} drafts"}.get(self.kind, own)
+        label = self.record.label
+        return {SMALLER: self.record.model or SMALLER, DRAFTING: f"{label} drafts"}.get(self.kind, label)
 
     @property
     def name(self) -> str:
         """The engine, and the method and layers unless the whole model runs."""
-        return self.engine if self.kind in (FULL, QUANTIZED) else f"{self.engine}, {self.method} {layers(self.row)}"
+        return self.engine if self.kind in (FULL, QUANTIZED) else f"{self.engine}, {self.method} {self.record.layers}"
 
 
 @dataclass(frozen=True)
 class Frontier:
     """The points of one folder that share a baseline, the baseline first, then by speed."""
 
-    baseline: Row
+    baseline: Record
     points: tuple[Point, ...]
-    folder: str = ""  # of the rows, if other folders have frontiers too
+    folder: str = ""  # of the records, if other folders have frontiers too
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -86,13 +89,13 @@ class Frontier:
 
     @cached_property
     def beaten(self) -> dict[str, tuple[Point, bool]]:
-        """By row id, a point that is faster and better, the fastest such one, and whether both intervals say so too."""
+        """By id, a point that is faster and better, the fastest such one, and whether both intervals say so too."""
         found = {}
         for own in self.points:
             better = [one for one in self.points if one is not own and _beats(one, own)]
             if better:
                 best = max(better, key=lambda one: (_sure(one, own, self._scorer), one.speedup))
-                found[own.row["id"]] = best, _sure(best, own, self._scorer)
+                found[own.record.id] = best, _sure(best, own, self._scorer)
         return found
 
     def best(self, target: float, kind: str | None = None) -> Point | None:
@@ -103,8 +106,7 @@ class Frontier:
     @property
     def names(self) -> list[str]:
         """Return what all points share: the folder, the model, the task, the language pair and the dataset."""
-        shared = [str(self.baseline[key]) for key in ("model", "task", "pair", "dataset") if self.baseline.get(key)]
-        return [*filter(None, [self.folder]), *shared]
+        return list(filter(None, [self.folder, *map(self.baseline.value, ("model", "task", "pair", "dataset"))]))
 
     def sections(self) -> list[Section]:
         """Make the tables of a report."""
@@ -114,12 +116,11 @@ class Frontier:
 
     def verdicts(self, title: str) -> Section:
         """Make a table with a sentence for each target speedup in reach: the best point, and the next of another kind."""
-        columns = [Column(head, text(head), head) for head in ("speedup", "verdict")]
-        lines = [{"speedup": f"{target:g}x", "verdict": self._verdict(target)} for target in TARGETS if self.best(target)]
+        lines = [[f"{target:g}x", self._verdict(target)] for target in TARGETS if self.best(target)]
         note = "Undecided: the 95% interval of the difference contains zero, or is unknown."
         if caveat := self.points[-1].quality.caveat:
             note += f" {caveat[0].upper()}{caveat[1:]}."
-        return Section(title, lines, columns, note, sentences=True)
+        return Section(title, [Head("speedup"), Head("verdict")], lines, note, sentences=True)
 
     def _verdict(self, target: float) -> str:
         best = self.best(target)
@@ -130,11 +131,11 @@ class Frontier:
             return f"{found}. Nothing of another kind is as fast."
         other = max(others, key=lambda one: (one.quality.share, one.speedup))
         metric = best.quality.metric
-        apart = self._scorer.difference(best.row, other.row, metric)
+        apart = self._scorer.difference(best.record, other.record, metric)
         ends = "" if apart.low is None else f" ({apart.low:+.1f} to {apart.high:+.1f})"
         decided = "sure" if apart.verdict() == HOLDS else "undecided"
         second = f"{other.kind} ({other.name}, {other.speedup:.2f}x)"
-        return f"{found}. Next: {second}, {other.quality.share:.1%}. {METRICS[metric]} {apart.value:+.1f}{ends}: {decided}."
+        return f"{found}. Next: {second}, {other.quality.share:.1%}. {TITLES[metric]} {apart.value:+.1f}{ends}: {decided}."
 
     def table(self, title: str) -> Section:
         """Make the table of all points."""
@@ -144,40 +145,40 @@ class Frontier:
             "layers",
             "speedup",
             "interval",
-            METRICS[self.points[0].quality.metric],
+            self.points[0].quality.title,
             "of baseline",
             "verdict",
         )
-        lines = [dict(zip(heads, self._cells(one), strict=True)) for one in self.points]
+        lines = [list(self._cells(point)) for point in self.points]
         note = (
             f"Speedup and quality of every row are compared with {self.points[0].name} at full depth, in pairs and on the same "
             "examples. Beaten by: another point is faster and better; with a question mark, an interval leaves that open."
         )
-        return Section(title, lines, [Column(head, text(head), head) for head in heads], note)
+        return Section(title, list(map(Head, heads)), lines, note)
 
     def _cells(self, one: Point) -> tuple[str, ...]:
-        low, high = one.ends
+        _, low, high = one.clock
         verdict = "front"
-        if one.row["id"] in self.beaten:
-            other, sure = self.beaten[one.row["id"]]
+        if one.record.id in self.beaten:
+            other, sure = self.beaten[one.record.id]
             verdict = f"beaten by {other.name}{'' if sure else ' ?'}"
-        interval = MISSING if one.row is self.baseline or low is None else f"{low:.2f} to {high:.2f}"
+        interval = MISSING if one.record is self.baseline or low is None else f"{low:.2f} to {high:.2f}"
         own = one.quality
         return (
-            *(one.engine, one.method, layers(one.row), f"{one.speedup:.2f}", interval),
+            *(one.engine, one.method, one.record.layers or MISSING, f"{one.speedup:.2f}", interval),
             *(f"{own.value:.1f}", own.text(), verdict),
         )
 
     def targets(self, title: str) -> Section:
         """Make the table of the best point of each kind at each target speedup."""
         kinds = [kind for kind in KINDS if any(one.kind == kind for one in self.points)]
-        heads, lines = ("speedup", *kinds), []
+        heads, lines = ("speedup", *kinds), list[list[str]]()
         for target in filter(self.best, TARGETS):
             of_kind = [self.best(target, kind) for kind in kinds]
             cells = [MISSING if one is None else f"{one.quality.share:.1%}" for one in of_kind]
-            lines.append(dict(zip(heads, (f"{target:g}x", *cells), strict=True)))
+            lines.append([f"{target:g}x", *cells])
         note = "Share of the baseline's score that the best measured point of each kind keeps at no less than this speedup."
-        return Section(title, lines, [Column(head, text(head), head) for head in heads], note, words=1)
+        return Section(title, list(map(Head, heads)), lines, note, words=1)
 
     def plot(self) -> Any:
         """Draw quality against speedup: a colour and a marker for each engine and format, with the numbers of kept layers.
@@ -186,49 +187,45 @@ class Frontier:
         """
         figure, (axes,) = panels(1, 7.6, 4.8)
         limit_to(axes, [(one.speedup, 100 * one.quality.share) for one in self.points])
-        front = sorted((one.speedup, 100 * one.quality.share) for one in self.points if one.row["id"] not in self.beaten)
+        front = sorted((one.speedup, 100 * one.quality.share) for one in self.points if one.record.id not in self.beaten)
         axes.plot(*zip(*front, strict=True), color=FAINT, linewidth=6, alpha=0.3, zorder=1, solid_capstyle="round")
-        series = {one.row["id"]: one.engine + (f", {SMALLER}" if one.kind == SMALLER else "") for one in self.points}
+        series = {one.record.id: one.engine + (f", {SMALLER}" if one.kind == SMALLER else "") for one in self.points}
         for i, label in enumerate(dict.fromkeys(series.values())):
-            own = [one for one in self.points if series[one.row["id"]] == label]
+            own = [one for one in self.points if series[one.record.id] == label]
             xs, ys = [one.speedup for one in own], [100 * one.quality.share for one in own]
             axes.plot(xs, ys, MARKERS[i % len(MARKERS)], color=f"C{i % 10}", label=label)
             for one, x, y in zip(own, xs, ys, strict=True):
-                annotate(axes, layers(one.row).partition("/")[0], (x, y), (5, 3), fontsize=7)
-        metric = METRICS[self.points[0].quality.metric]
+                annotate(axes, (one.record.layers or "").partition("/")[0], (x, y), (5, 3), fontsize=7)
+        metric = self.points[0].quality.title
         axes.set(xlabel=f"decode speedup over {self.points[0].name} at full depth", ylabel=f"{metric}, % of the baseline")
         axes.legend(title="numbers: kept layers", title_fontsize=8)
         return figure
 
 
-def frontiers(rows: Sequence[Row]) -> list[Frontier]:
-    """Return a frontier for every full model and folder in which rows of other engines or models are compared with it."""
-    folders: dict[str, list[Row]] = defaultdict(list)  # the same run may be in several, e.g. of two machines
-    for row in rows:
-        folders[row["folder"]].append(row)
+def frontiers(records: Sequence[Record]) -> list[Frontier]:
+    """Return a frontier for every full model and folder in which other engines or models are compared with it."""
+    folders: dict[str, list[Record]] = defaultdict(list)  # the same run may be in several, e.g. of two machines
+    for record in records:
+        folders[record.folder].append(record)
     found = {folder: _of_folder(own) for folder, own in folders.items()}
     several = sum(map(bool, found.values())) > 1
     return [replace(one, folder=folder if several else "") for folder, own in found.items() for one in own]
 
 
-def _of_folder(rows: Sequence[Row]) -> list[Frontier]:
-    finished = {row["id"]: row for row in done(rows)}
-    compared = [
-        row for row in finished.values() if row.get("baseline_id") in finished and row.get("measured_speedup") is not None
-    ]
-    asked = [row for row in compared if row.get("baseline_model") or (row.get("config") or {}).get("baseline_engine")]
-    baselines = dict.fromkeys(row["baseline_id"] for row in asked)
-    members = {name: [row for row in compared if row["baseline_id"] == name] for name in baselines}
+def _of_folder(records: Sequence[Record]) -> list[Frontier]:
+    finished = {record.id: record for record in done(records)}
+    compared = [record for record in finished.values() if record.baseline_id in finished and record.speedup]
+    asked = [record for record in compared if record.baseline_model or record.config.get("baseline_engine")]
     found = []
-    for name, own in members.items():
-        baseline = finished[name]
-        judged = quality(Group("", own), 1.0)
-        rest = [Point(row, row["measured_speedup"], speed_ends(row), judged[id(row)]) for row in own if id(row) in judged]
+    for name in dict.fromkeys(record.baseline_id for record in asked if record.baseline_id):
+        members = [record for record in compared if record.baseline_id == name]
+        judged = shares(members, 1.0)
+        rest = [Point(r, r.speedup, judged[r.key]) for r in members if r.key in judged and r.speedup]
         if rest:
             score = rest[0].quality.full
             kept = replace(rest[0].quality, value=score, share=1.0, low=None, high=None)
-            first = Point(baseline, 1.0, (1.0, 1.0), kept)
-            found.append(Frontier(baseline, (first, *sorted(rest, key=lambda one: one.speedup))))
+            first = Point(finished[name], Interval(1.0, 1.0, 1.0), kept)
+            found.append(Frontier(finished[name], (first, *sorted(rest, key=lambda point: point.speedup))))
     return found
 
 
@@ -238,7 +235,6 @@ def _beats(one: Point, other: Point) -> bool:
 
 def _sure(one: Point, other: Point, scorer: Scorer) -> bool:
     """Return True if the intervals say that one point is faster, and not worse, than another."""
-    difference = scorer.difference(one.row, other.row, one.quality.metric)
-    same = difference.low == difference.high == 0  # the same answers
-    low, high = one.ends[0], other.ends[1]
-    return low is not None and high is not None and low > high and (same or difference.verdict() == HOLDS)
+    difference = scorer.difference(one.record, other.record, one.quality.metric)
+    low, high = one.clock.low, other.clock.high
+    return low is not None and high is not None and low > high and (difference.is_same or difference.verdict() == HOLDS)

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ulskip_cli.experiments.record import Row, is_done
+from ulskip_cli.experiments.record import MISSING, Column, Record, columns
+from ulskip_cli.experiments.statistics import Share, shares
 from ulskip_cli.report import tables
 from ulskip_cli.report.answers import Answers
-from ulskip_cli.report.columns import Column, Section, axes_of, kv_share, starred, varying, words
-from ulskip_cli.report.corrections import strategy_name
 from ulskip_cli.report.plot_style import SavedPlot, strategy_colour
-from ulskip_cli.report.plots import last_stage
-from ulskip_cli.report.quality import METRICS, Quality, Winner, quality
-from ulskip_cli.report.rows import MISSING, Group, absent, setting_title
-from ulskip_cli.tasks.metrics import metric_keys, row_key
+from ulskip_cli.report.rows import Group, setting_text, setting_title, varying
+from ulskip_cli.report.tables import Section
+from ulskip_cli.report.winners import Winner
+from ulskip_cli.tasks.metrics import metric_of, row_key
 
 NEGATIVE = re.compile(r"(?<![\w.%-])-(?=[\d.])")
 
@@ -26,7 +25,7 @@ class Page:
     """The content of a page."""
 
     groups: Sequence[Group]
-    rows: Sequence[Row]  # in the order that the table has at first
+    records: Sequence[Record]  # in the order that the table has at first
     gate: float  # share of the full model's quality
     winners: Mapping[str, Sequence[Winner]]  # by the label of a setting
     plots: Sequence[SavedPlot]
@@ -43,21 +42,21 @@ class Page:
         )  # fmt: skip
         environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
         environment.filters["minus"] = real_minus
-        judged = {METRICS[one.metric] for group in self.groups for one in quality(group, self.gate).values()}
-        columns, rows = points(self.groups, self.rows, self.gate)
+        judged = {share.title for group in self.groups for share in shares(group.records, self.gate).values()}
+        shown, rows = points(self.groups, self.records, self.gate)
         return environment.get_template("page.html").render(
             page=self,
             zip=zip,
             colour_of=strategy_colour,
-            heading=tables.title(self.rows) or "Skipped layers",
-            folders=sorted({str(row["folder"]) for row in self.rows}),
-            finished=max((str(row["finished_at"]) for row in self.rows if row.get("finished_at")), default=""),
-            columns=columns,
+            heading=tables.title(self.records) or "Skipped layers",
+            folders=sorted({record.folder for record in self.records}),
+            finished=max((record.finished_at for record in self.records if record.finished_at), default=""),
+            columns=shown,
             rows=rows,
             readable={run["row"] for one in self.answers.sets for run in one["runs"]},
             metric=judged.pop() if len(judged) == 1 else "primary metric" if judged else None,
-            notes=tables.explanations(self.rows),
-            provenance=[line for line in tables.provenance(self.rows).split("  \n") if line],
+            notes=tables.explanations(self.records),
+            provenance=[line for line in tables.provenance(self.records).split("  \n") if line],
         )
 
 
@@ -68,7 +67,7 @@ class Field:
     key: str  # its name in the page's address
     title: str
     kind: str  # of cell in the template: text, number, interval, score, share, gate or layers
-    value: Callable[[Row], Any]  # a number, a text, a tuple (sorted by its first item), or None
+    value: Callable[[Record], Any]  # a number, a text, a tuple (sorted by its first item), or None
     tip: str = ""  # explanation of the title
     form: str = ".2f"  # format of its numbers
     facet: bool = False  # the page offers its values as a filter
@@ -92,97 +91,107 @@ def real_minus(text: str) -> str:
     return NEGATIVE.sub("−", text)
 
 
-def points(groups: Sequence[Group], rows: Sequence[Row], gate: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the columns of the table of points (with the values to filter by), and the rows of the table."""
-    judged: dict[int, Quality] = {}
-    labels: dict[int, str] = {}
+def points(
+    groups: Sequence[Group], records: Sequence[Record], gate: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the columns of the table of points (with the values to filter by), and the lines of the table."""
+    judged: dict[tuple[str, str], Share] = {}
+    labels: dict[tuple[str, str], str] = {}
     for group in groups:
-        judged |= quality(group, gate)
-        labels |= {id(row): group.approach(row) for row in group.rows}
-    fields = _fields(rows, judged)
-    lines = [[one.value(row) for one in fields] for row in rows]
-    shown = [i for i, one in enumerate(fields) if one.key in ("strategy", "target_speedup", "batch_size")
+        judged |= shares(group.records, gate)
+        labels |= {record.key: group.approach(record) for record in group.records}
+    fields = _fields(records, judged)
+    lines = [[field.value(record) for field in fields] for record in records]
+    shown = [i for i, field in enumerate(fields) if field.key in ("strategy", "target_speedup", "batch_size")
              or any(line[i] is not None for line in lines)]  # fmt: skip
-    columns = []
+    heads = []
     for i in shown:
         values = {line[i] for line in lines} - {None} if fields[i].facet else set()
-        columns.append({"field": fields[i], "values": [fields[i].order(one) for one in sorted(values)]})
+        heads.append({"field": fields[i], "values": [fields[i].order(value) for value in sorted(values)]})
     drawn = []
-    for row, line in zip(rows, lines, strict=True):
-        passes = row["strategy"] == "full" or (id(row) in judged and judged[id(row)].can_win)
-        missing = None if is_done(row) else (absent(row), row.get("reason") or "no reason given")
-        look = {"label": labels.get(id(row), row["strategy"]), "colour": strategy_colour(row["strategy"])}
+    for record, line in zip(records, lines, strict=True):
+        passes = record.keeps_all or (record.key in judged and judged[record.key].can_win)
+        missing = None if record.is_done else (record.absent, record.reason or "no reason given")
+        look = {"label": labels.get(record.key, record.strategy), "colour": strategy_colour(record.strategy)}
         drawn.append({**look, "passes": passes, "missing": missing, "values": [line[i] for i in shown]})
-    return columns, drawn
+    return heads, drawn
 
 
-def _fields(rows: Sequence[Row], judged: dict[int, Quality]) -> list[Field]:
-    def get(key: str) -> Callable[[Row], Any]:
-        return lambda row: row.get(key)
+def _fields(records: Sequence[Record], judged: Mapping[tuple[str, str], Share]) -> list[Field]:
+    """Return the columns of the page: the settings, the columns of the record's fields, and the share of full's quality."""
 
-    def share(row: Row) -> tuple[Any, ...] | None:
-        own = judged.get(id(row))
+    def share(record: Record) -> tuple[Any, ...] | None:
+        own = judged.get(record.key)
         return (own.share, own.low, own.high, own.can_win) if own else None
 
-    def measured(row: Row) -> tuple[Any, ...] | None:
-        ends = (row.get("measured_speedup"), row.get("measured_speedup_low"), row.get("measured_speedup_high"))
-        return None if ends[0] is None else ends
+    def gated(record: Record) -> str | None:
+        return judged[record.key].word if record.key in judged and not record.keeps_all else None
 
-    def gated(row: Row) -> str | None:
-        return judged[id(row)].word if id(row) in judged and row["strategy"] != "full" else None
-
-    def number(key: str, title: str, tip: str, form: str = ".2f") -> Field:
-        return Field(key, title, "number", get(key), tip, form)
-
-    engines = {(row["strategy"], row.get("decoding"), row["engine"]) for row in rows if row.get("engine")}
-    shown_elsewhere = {"batch_size", "strategy_options"}
+    engines = {(record.strategy, record.decoding, record.engine) for record in records if record.engine}
+    elsewhere = {"batch_size", "strategy", "correction", "ratio"}
     if len({(strategy, decoding) for strategy, decoding, _ in engines}) == len(engines):
-        shown_elsewhere.add("engine")  # strategy and decoding determine it
-    axes = [key for key in varying(rows, ["folder", *axes_of(rows)]) if key not in shown_elsewhere]
-    return [
-        Field("strategy", "strategy", "text", strategy_name, facet=True),
-        Field("target_speedup", "target", "number", get("target_speedup"), "requested speedup", ".10g", facet=True),
-        Field("batch_size", "batch", "number", get("batch_size"), "batch size", ".10g", facet=True),
-        *(_axis(rows, key) for key in axes),
-        Field("layers", "kept layers", "layers", _kept, "first layer on the left; pale layers do not run for every token"),
-        number("layer_ratio", "layer ratio", "all layers divided by kept layers"),
-        number("predicted_speedup", "predicted", "speedup predicted from the bytes of weights that a decode step reads"),
-        Field("measured", "measured", "interval", measured, "measured decode speedup over the full model, with its interval"),
-        *(_score(key) for key in metric_keys()),
+        elsewhere.add("engine")  # strategy and decoding determine it
+    found = [
+        Field("strategy", "strategy", "text", lambda record: record.strategy_name, facet=True),
+        Field("target_speedup", "target", "number", lambda r: r.target_speedup, "requested speedup", ".10g", facet=True),
+        Field("batch_size", "batch", "number", lambda record: record.batch_size, "batch size", ".10g", facet=True),
+        *(_setting(records, key) for key in varying(records, but=elsewhere)),
+    ]
+    keys = {field.key for field in found}
+    for key, column in columns():
+        if key not in keys:
+            keys.add(key)
+            found.append(_field(key, column))
+    quality = [
         Field("share", "of full", "share", share, "share of the full model's primary metric that the point keeps", ".1%"),
         Field("gate", "gate", "gate", gated, "quality gate; ? marks an interval that includes the gate"),
-        number("decode_loss", "decode loss", "cross-entropy of the references, nats per token"),
-        number("decode_tokens_per_second", "decode tok/s", "generated tokens after the first, per second of decoding", ".0f"),
-        number(
-            "total_tokens_per_second", "total tok/s", "prompt and generated tokens, per second of prefill and decoding", ".0f"
-        ),
-        number("acceptance_rate", "acceptance", "share of drafted tokens that were accepted"),
-        Field("kv", "KV kept", "number", kv_share, "share of the prompt's KV cache that is kept", ".0%"),
     ]
+    at = next(i for i, field in enumerate(found) if field.key == "decode_loss")
+    return [*found[:at], *quality, *found[at:]]
 
 
-def _score(key: str) -> Field:
-    """Make the column of a metric; a star marks a score that differs significantly from the full model's score."""
-
-    def value(row: Row) -> tuple[Any, ...] | None:
-        return None if row.get(key) is None else (row[key], starred(row, key))
-
-    head = Column(row_key(key).column_title, str, key).head
-    return Field(key, head, "score", value, "* differs from the full model, p < 0.05", row_key(key).number_format)
-
-
-def _axis(rows: Sequence[Row], key: str) -> Field:
-    """Make the column of a setting in which rows differ; the cells are numbers if all values are numbers, otherwise words."""
-    known = [own for row in rows if (own := row.get(key)) is not None]
-    if all(isinstance(own, (int, float)) and not isinstance(own, bool) for own in known):
-        return Field(key, setting_title(key), "number", lambda row: row.get(key), form=".10g", facet=True)
-    return Field(key, setting_title(key), "text", partial(words, key=key), facet=True)
+def _field(key: str, column: Column) -> Field:
+    """Make the column of a field; layers, intervals and scores are drawn in their own way."""
+    if key == "kept_layers":
+        return Field(
+            "layers", "kept layers", "layers", _kept, "first layer on the left; pale layers do not run for every token"
+        )
+    if key == "measured_speedup":
+        return Field(
+            "measured", "measured", "interval", _measured, "measured decode speedup over the full model, with its interval"
+        )
+    if metric_of(key):
+        return Field(key, column.head, "score", partial(_score, key=key), column.tip, row_key(key).number_format)
+    return Field(key, column.head, "number", column.show or (lambda record: record.value(key)), column.tip, column.form)
 
 
-def _kept(row: Row) -> tuple[Any, ...] | None:
-    if not row.get("kept_layers") or not row.get("num_layers"):
+def _score(record: Record, key: str) -> tuple[Any, ...] | None:
+    score = record.value(key)
+    return None if score is None else (score, record.is_significant(key))
+
+
+def _measured(record: Record) -> tuple[Any, ...] | None:
+    ends = (record.measured_speedup, record.measured_speedup_low, record.measured_speedup_high)
+    return None if ends[0] is None else ends
+
+
+def _setting(records: Sequence[Record], key: str) -> Field:
+    """Make the column of a setting in which records differ: numbers if all values are numbers, otherwise words."""
+    known = [value for record in records if (value := record.settings().get(key)) is not None]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        return Field(key, setting_title(key), "number", lambda record: record.settings().get(key), form=".10g", facet=True)
+
+    def words(record: Record) -> str | None:
+        text = setting_text(record, key)
+        return None if text == MISSING else text
+
+    return Field(key, setting_title(key), "text", words, facet=True)
+
+
+def _kept(record: Record) -> tuple[Any, ...] | None:
+    if not record.kept_layers or not record.num_layers:
         return None
-    last = last_stage(row)
-    skipped = [layer for layer in range(row["num_layers"]) if layer not in row["kept_layers"]]
-    always, sometimes = ([layer for layer in row["kept_layers"] if (layer in last) is there] for there in (True, False))
-    return len(row["kept_layers"]), row["num_layers"], {"always": always, "sometimes": sometimes, "never": skipped}
+    last, kept = record.last_stage, record.kept_layers
+    skipped = [layer for layer in range(record.num_layers) if layer not in kept]
+    always, sometimes = ([layer for layer in kept if (layer in last) is there] for there in (True, False))
+    return len(kept), record.num_layers, {"always": always, "sometimes": sometimes, "never": skipped}

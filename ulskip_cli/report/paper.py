@@ -1,19 +1,19 @@
-"""Arrange measured rows in the layout of the paper's table 4, and compare them with the paper's values."""
+"""Arrange measured records in the layout of the paper's table 4, and compare them with the paper's values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record import MISSING, Column, Record, cell
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.statistics import TITLES, primary, shares
 from ulskip_cli.report import tables
-from ulskip_cli.report.columns import Cell, Column, Section, computed, layers, number, paired_tokens_per_second, text
-from ulskip_cli.report.corrections import strategy_name
-from ulskip_cli.report.quality import METRICS, primary, quality
-from ulskip_cli.report.rows import MISSING, Group, done, grouped, ordered, point_order, with_settings
+from ulskip_cli.report.rows import Group, displayed, done, grouped, ordered
+from ulskip_cli.report.tables import Head, Section
 
 BATCHES = (1, 2, 8)
 # BLEU on WMT22 (mean of four directions) and tokens/s of prompt and generated tokens at these batch sizes.
@@ -27,6 +27,7 @@ TABLE_4: dict[tuple[float, str], tuple[float, int, int | None, int | None]] = {
     (5, "skip_decode"): (11.52, 154, 285, 864),
     (5, "unified"): (14.87, 201, 332, 1004),
 }
+NOT_RUN = {"paper\ntok/s": "N/A", "paper\nx": "N/A"}
 SHAPES = ("bloom-7b1", "bigscience/bloom-7b1", "bigscience/bloomz-7b1", "bigscience/bloomz-7b1-mt")
 EXPERIMENT = "paper_throughput"
 BENCH_TITLE = "Comparison with the paper's table 4"
@@ -50,178 +51,152 @@ NOTE = (
 )
 
 
-def table4(rows: Sequence[Row]) -> list[Section]:
-    """Arrange rows with a target speedup as in table 4: one table per setting, one line per target and approach."""
-    groups = grouped([row for row in rows if row.get("target_speedup") is not None])
-    return [Section(group.label, _lines(group), _columns(group)) for group in groups]
+Line = tuple[float, str, dict[int, Record]]  # a target and an approach with its records by batch size
 
 
-def _lines(group: Group) -> list[Row]:
-    lines = []
-    for (target, approach), by_batch in group.points().items():
-        first = done(by_batch.values()) or list(by_batch.values())
-        line = {**min(first, key=lambda row: row["batch_size"]), "target": f"{target:g}x", "approach": approach}
-        lines.append(line | {f"batch_{size}": row for size, row in by_batch.items()})
-    return lines
+def table4(records: Sequence[Record]) -> list[Section]:
+    """Arrange records with a target speedup as in table 4: one table per setting, one line per target and approach."""
+    return [_table4(group) for group in grouped([record for record in records if record.target_speedup is not None])]
 
 
-def _columns(group: Group) -> list[Column]:
-    metric = primary(group.rows)
-    timed = any(paired_tokens_per_second(row) is not None for row in group.rows)
-    full_speed = partial(paired_tokens_per_second, side="full")
-    return [
-        Column("target", text("target"), "target"),
-        Column("approach", text("approach"), "approach"),
-        Column("layers", layers, "kept_layers"),
-        *([Column(METRICS[metric], number(metric), metric)] if metric else []),
-        Column("predicted", number("predicted_speedup"), "predicted_speedup", leaves=1),
-        Column("measured", number("measured_speedup"), "measured_speedup"),
-        *([Column("full\ntok/s", computed(full_speed, ".0f"), "pairs", leaves=2)] if timed else []),
-        *(Column(f"tok/s,\nbatch {size}", _batch_speed(size), f"batch_{size}") for size in group.batches if timed),
+def _table4(group: Group) -> Section:
+    metric = primary(group.records)
+    lines = [(target, approach, records) for (target, approach), records in group.points().items()]
+    is_timed = any(record.tokens_per_second() is not None for record in group.records)
+    rate = Column("", ".0f", lambda record: record.tokens_per_second())
+    full_rate = Column("", ".0f", lambda record: record.tokens_per_second("full"))
+    shown: list[tuple[Head, Callable[[Line], str]]] = [
+        (Head("target"), lambda line: f"{line[0]:g}x"),
+        (Head("approach"), lambda line: line[1]),
+        (Head("layers"), _of_first("kept_layers", tables.column("kept_layers")[1])),
+        *([(Head(TITLES[metric]), _of_first(metric, partial(cell, key=metric, column=Column("", ".2f"))))] if metric else []),
+        (Head("predicted", 1), _of_first("", tables.column("predicted_speedup")[1])),
+        (Head("measured"), _of_first("", tables.column("measured_speedup")[1])),
     ]
+    if is_timed:
+        shown.append((Head("full\ntok/s", 2), _of_first("", partial(cell, key="pairs", column=full_rate))))
+        shown += [(Head(f"tok/s,\nbatch {size}"), partial(_of_batch, size=size, column=rate)) for size in group.batches]
+    return Section.of(group.label, lines, shown)
 
 
-def _batch_speed(size: int) -> Cell:
-    show, key = computed(paired_tokens_per_second, ".0f"), f"batch_{size}"
-    return lambda line: show(line[key]) if key in line else MISSING
+def _of_first(key: str, show: Callable[[Record], str]) -> Callable[[Line], str]:
+    """Make cells for the finished record with the smallest batch size."""
+
+    def text(line: Line) -> str:
+        records = done(line[2].values()) or list(line[2].values())
+        return show(min(records, key=lambda record: record.batch_size))
+
+    return text
+
+
+def _of_batch(line: Line, size: int, column: Column) -> str:
+    return cell(line[2][size], "pairs", column) if size in line[2] else MISSING
 
 
 def markdown(sections: Sequence[Section]) -> str:
     """Write the tables in Markdown, with headings if there are several."""
-    heads = [f"## {one.title}\n\n" if len(sections) > 1 else "" for one in sections]
-    parts = [head + tables.markdown(one) for head, one in zip(heads, sections, strict=True)]
+    heads = [f"## {section.title}\n\n" if len(sections) > 1 else "" for section in sections]
+    parts = [head + tables.markdown(section) for head, section in zip(heads, sections, strict=True)]
     return tables.escape_markdown("\n\n".join([*parts, NOTE]) + "\n")
 
 
 def to_csv(sections: Sequence[Section]) -> str:
     """Write the tables as one CSV; the first column is the setting, the others are the cells as shown."""
-    heads = dict.fromkeys(["setting", *(column.head for one in sections for column in one.columns)])
-    lines = [
-        {"setting": one.title, **{column.head: cell for column, cell in zip(one.columns, cells, strict=True)}}
-        for one in sections
-        for cells in one.cells
-    ]
-    return tables.csv_text(lines, list(heads))
+    lines = [{"setting": section.title, **line} for section in sections for line in section.lines()]
+    return tables.csv_text(lines, list(dict.fromkeys(["setting", *(key for line in lines for key in line)])))
 
 
 def latex(sections: Sequence[Section]) -> str:
     """Write the tables in LaTeX, with the note in the first caption."""
-    noted = [Section(one.title, one.lines, one.columns, NOTE if i == 0 else "") for i, one in enumerate(sections)]
-    return "\n".join(tables.latex(one, f"table4-{i}") for i, one in enumerate(noted, start=1))
+    noted = [replace(section, note=NOTE if i == 0 else "") for i, section in enumerate(sections)]
+    return "\n".join(tables.latex(section, f"table4-{i}") for i, section in enumerate(noted, start=1))
 
 
 def write_paper_report(folder: ResultsFolder) -> list[Path]:
-    """Write table4.md, plot the quality of the newest row's group at its smallest batch size, and return the files."""
+    """Write table4.md, plot the quality of the newest record's group at its smallest batch size, and return the files."""
     from ulskip_cli.report.plots import save_quality
 
-    rows = with_settings(folder.rows())
-    file, finished = folder.path / "table4.md", done(rows)
-    text = f"# {tables.title(rows)}\n\n{markdown(table4(rows))}\n{tables.provenance(rows)}\n"
+    records = [displayed(record, folder.path) for record in folder.records()]
+    file, finished = folder.path / "table4.md", done(records)
+    text = f"# {tables.title(records)}\n\n{markdown(table4(records))}\n{tables.provenance(records)}\n"
     write_atomic(file, tables.escape_markdown(text))
     if not finished:
         return [file]
-    alike = next(group for group in grouped(finished) if any(row is finished[-1] for row in group.rows))
-    drawn = ordered([row for row in alike.rows if row["batch_size"] == alike.batches[0]])
+    alike = next(group for group in grouped(finished) if any(record is finished[-1] for record in group.records))
+    drawn = ordered([record for record in alike.records if record.batch_size == alike.batches[0]])
     return [file, *save_quality(drawn, folder.path / "quality", tables.title(drawn))]
-
-
-def published(target: float, approach: str) -> Row:
-    """Return the paper's values for a target and approach, absolute and relative to the full model, or an empty dict."""
-    if (target, approach) not in TABLE_4:
-        return {}
-    (bleu, *speeds), (full_bleu, *full_speeds) = TABLE_4[target, approach], TABLE_4[1, "full"]
-    found: Row = {"paper": True, "paper_bleu": bleu, "paper_share": bleu / full_bleu}
-    for size, speed, full in zip(BATCHES, speeds, full_speeds, strict=True):
-        if speed is not None and full is not None:
-            found |= {f"paper_tokens{size}": speed, f"paper_x{size}": speed / full}
-    return found
 
 
 def beside_paper(groups: Sequence[Group], gate: float) -> list[Section]:
     """Make one table per timed setting with the paper's and the measured values; the last table's note has the caveat."""
-    timed = [group for group in groups if any(row.get("total_tokens_per_second") for row in done(group.rows))]
-    named = [(f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}", group) for group in timed]
-    made = [_beside_ours(title, group, gate) for title, group in named]
-    return [*made[:-1], *(replace(one, note=f"{one.note} {CAVEAT}") for one in made[-1:])]
+    made = []
+    for group in groups:
+        if any(record.total_tokens_per_second for record in group.done):
+            title = f"Comparison with the paper{f': {group.label}' if len(groups) > 1 else ''}"
+            facts = [record.environment for record in group.done if record.environment]
+            machines = dict.fromkeys(str(f.accelerator or f"{f.processor}, {f.threads} threads") for f in facts)
+            note = f"Ours: {group.label}, on {'; '.join(machines) or 'unrecorded hardware'}."
+            names = {record.key: group.approach(record) for record in group.records}
+            made.append(_beside(title, {"ours": group.records}, names, note))
+    return [*made[:-1], *(replace(section, note=f"{section.note} {CAVEAT}") for section in made[-1:])]
 
 
-def _beside_ours(title: str, group: Group, gate: float) -> Section:
-    """Make one table with the paper's and one setting's values, one line per target and approach."""
-    metric, judged, ours = primary(group.rows), quality(group, gate), group.points()
-    lines = []
-    for target, approach in sorted({*TABLE_4, *ours}, key=point_order):
-        by_batch = ours.get((target, approach), {})
-        line: Row = {"target": f"{target:g}x", "approach": approach, **published(target, approach)}
-        if by_batch:
-            first = by_batch[min(by_batch)]
-            own = judged.get(id(first))
-            line |= {"status": first.get("status"), "share": own.share if own else None}
-            line |= {"bleu": first.get(metric) if metric else None}
-            line |= {f"x{size}": _over_full(row, group) for size, row in by_batch.items()}
-            line |= {f"tokens{size}": row.get("total_tokens_per_second") for size, row in by_batch.items()}
-        lines.append(line)
-    columns = [
-        Column("target", text("target"), "target"),
-        Column("approach", text("approach"), "approach"),
-        Column("paper\nBLEU", _paper("paper_bleu", ".2f"), "paper_bleu"),
-        Column(f"ours\n{METRICS[metric or 'bleu']}", number("bleu"), "bleu"),
-        Column("paper\nof full", _paper("paper_share", ".0%"), "paper_share"),
-        Column("ours\nof full", number("share", ".0%"), "share"),
-    ]
-    for turn, size in enumerate(BATCHES):
-        for head, key, form, leaves in (("x", "x", ".2f", 4 * (turn == 1)), ("tok/s", "tokens", ".0f", 1 + turn)):
-            theirs, mine = f"paper_{key}{size}", f"{key}{size}"
-            columns.append(Column(f"paper\n{head} b{size}", _paper(theirs, form), theirs, leaves))
-            columns.append(Column(f"ours\n{head} b{size}", number(mine, form), theirs, leaves))
-    facts = [row["environment"] for row in done(group.rows) if row.get("environment")]
-    machines = dict.fromkeys(str(f.get("accelerator") or f"{f.get('processor')}, {f.get('threads')} threads") for f in facts)
-    note = f"Ours: {group.label}, on {'; '.join(machines) or 'unrecorded hardware'}."
-    return Section(title, lines, columns, note)
+def comparable(records: Sequence[Record]) -> list[Record]:
+    """Select the benchmark records with the paper's model shape or of the paper's experiment; only these are comparable."""
+    return [record for record in records if record.model in SHAPES or record.experiment == EXPERIMENT]
 
 
-def _over_full(row: Row, group: Group) -> float | None:
-    if row["strategy"] == "full":
-        return 1.0 if row.get("total_tokens_per_second") else None
-    if row.get("end_to_end_speedup") is not None:
-        return float(row["end_to_end_speedup"])
-    fulls = [one for one in group.rows if one["strategy"] == "full" and one["batch_size"] == row["batch_size"]]
-    known = [one["total_tokens_per_second"] for one in fulls if one.get("total_tokens_per_second")]
-    return row["total_tokens_per_second"] / known[0] if known and row.get("total_tokens_per_second") else None
-
-
-def _paper(key: str, form: str) -> Cell:
-    """Make cells with the paper's value; without one: N/A if the paper has the row's target and approach, else a dash."""
-    return lambda line: number(key, form)({key: line.get(key), "status": "n/a" if line.get("paper") else None})
-
-
-def comparable(rows: Sequence[Row]) -> list[Row]:
-    """Select the benchmark rows with the paper's model shape or of the paper's experiment; only these are comparable."""
-    return [row for row in rows if row["model"] in SHAPES or row.get("experiment") == EXPERIMENT]
-
-
-def beside_bench(title: str, rows: Sequence[Row], labels: Sequence[str]) -> Section:
+def beside_bench(title: str, records: Sequence[Record], labels: Sequence[str]) -> Section:
     """Make one table with the paper's and a benchmark's speeds; each label (engine) has two columns."""
-    names = list(dict.fromkeys(labels))
-    lines = []
-    for target, approach in TABLE_4:
-        paper = published(target, approach)
-        for batch in (size for size in BATCHES if f"paper_x{size}" in paper):
-            line = {"target": f"{target:g}x", "approach": approach, "batch": batch}
-            line |= {"paper": paper[f"paper_tokens{batch}"], "paper_x": paper[f"paper_x{batch}"]}
-            for name in names:
-                own = [row for row, label in zip(rows, labels, strict=True) if label == name and row["batch_size"] == batch]
-                line |= _ours(own, target, approach, name)
-            lines.append(line)
-    columns = [Column(key, text(key), key) for key in ("target", "approach", "batch")]
-    for key in ("paper", *names):
-        columns += [Column(f"{key}\ntok/s", number(key, ".0f"), key), Column("x", number(f"{key}_x"), f"{key}_x")]
-    return Section(title, lines, columns, BENCH_CAVEAT, words=1)
+    sides: dict[str, list[Record]] = {}
+    for record, label in zip(records, labels, strict=True):
+        sides.setdefault(label, []).append(record)
+    return _beside(title, sides, {record.key: record.strategy_name for record in records}, BENCH_CAVEAT)
 
 
-def _ours(rows: Sequence[Row], target: float, approach: str, label: str) -> Row:
-    """Return the measured tokens/s and speedup of a target and approach, or an empty dict if no row measured them."""
-    if approach == "full":
-        speeds = [row["full"]["total_tokens_per_second"] for row in rows]
-        return {label: median(speeds), f"{label}_x": 1.0} if speeds else {}
-    found = next((row for row in rows if (row.get("target_speedup"), strategy_name(row)) == (target, approach)), None)
-    return {label: found["total_tokens_per_second"], f"{label}_x": found["end_to_end_speedup"]} if found else {}
+def _beside(title: str, sides: Mapping[str, Sequence[Record]], names: Mapping[tuple[str, str], str], note: str) -> Section:
+    """Make one table with a line for every target, approach and batch size of the paper, and columns for every side."""
+    (full_bleu, *full_rates), lines = TABLE_4[1, "full"], []
+    for (target, approach), (bleu, *rates) in TABLE_4.items():
+        for size, rate, full_rate in zip(BATCHES, rates, full_rates, strict=True):
+            line: dict[str, Any] = {"target": f"{target:g}x", "approach": approach, "batch": str(size)}
+            line |= {"paper\nBLEU": f"{bleu:.2f}", "paper\nof full": f"{bleu / full_bleu:.0%}"}
+            known = rate is not None and full_rate is not None
+            line |= {"paper\ntok/s": f"{rate:.0f}", "paper\nx": f"{rate / full_rate:.2f}"} if rate and full_rate else NOT_RUN
+            for side, records in sides.items():
+                line |= _ours(side, [record for record in records if record.batch_size == size], (target, approach), names)
+            if any(key.startswith(f"{side}\n") for key in line for side in sides) or known:
+                lines.append(line)
+    heads = list(dict.fromkeys(key for line in lines for key in line))
+    has_scores = any(head.endswith("of full") and not head.startswith("paper") for head in heads)
+    heads = [head for head in heads if has_scores or head not in ("paper\nBLEU", "paper\nof full")]
+    return Section.of(title, lines, [(Head(head), partial(_text, key=head)) for head in heads], note, words=2)
+
+
+def _text(line: Mapping[str, str], key: str) -> str:
+    return line.get(key, MISSING)
+
+
+def _ours(
+    side: str, records: Sequence[Record], point: tuple[float, str], names: Mapping[tuple[str, str], str]
+) -> dict[str, str]:
+    """Return a side's cells for a target and approach at one batch size; empty if no record measured them."""
+    timed_full = [record.full.total_tokens_per_second for record in records if record.full]
+    if point[1] == "full" and timed_full:
+        return {f"{side}\ntok/s": f"{median(timed_full):.0f}", f"{side}\nx": "1.00"}
+    own = next((record for record in records if (record.target_speedup, names[record.key]) == point), None)
+    if own is None:
+        return {}
+    fulls = [record.total_tokens_per_second for record in records if record.keeps_all and record.total_tokens_per_second]
+    rate, times = own.total_tokens_per_second, own.end_to_end_speedup
+    if own.keeps_all:
+        times = 1.0 if rate else None
+    elif times is None and rate and fulls:
+        times = rate / fulls[0]
+    cells = {"tok/s": None if rate is None else f"{rate:.0f}", "x": None if times is None else f"{times:.2f}"}
+    metric, share = primary([own]), shares(records).get(own.key)
+    if metric and own.value(metric) is not None:
+        cells |= {TITLES[metric]: f"{own.value(metric):.2f}"}
+    if share:
+        cells |= {"of full": f"{share.share:.0%}"}
+    return {f"{side}\n{key}": text or own.absent for key, text in cells.items()}

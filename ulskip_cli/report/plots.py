@@ -6,12 +6,11 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record import Record, Row
+from ulskip_cli.experiments.statistics import GATE, LOWER_IS_BETTER, TITLES, primary
 from ulskip_cli.report import plot_style
-from ulskip_cli.report.corrections import series_name
 from ulskip_cli.report.plot_style import FAINT, INK, MARKERS, SavedPlot, annotate, draw_interval, save_figure, strategy_colour
-from ulskip_cli.report.quality import GATE, LOWER_IS_BETTER, METRICS, called, primary, vs_baseline
-from ulskip_cli.report.rows import Group, done
+from ulskip_cli.report.rows import Group
 from ulskip_cli.report.training import curve_label
 
 MAX_PANELS = 4
@@ -31,31 +30,34 @@ def save_plots(groups: Sequence[Group], gate: float, folder: Path) -> list[Saved
         return [SavedPlot(plot[0], save_figure(plot[1], folder / name)) for name, plot in drawn.items() if plot]
 
 
-def save_quality(rows: Sequence[Row], path: Path, title: str = "") -> list[Path]:
+def save_quality(rows: Sequence[Record], path: Path, title: str = "") -> list[Path]:
     """Plot quality against measured speedup, or predicted speedup if none was measured; write no file without quality."""
     with plot_style.applied():
         plot = None if primary(rows) == "decode_loss" else _quality([Group(title, list(rows))], GATE)
         return save_figure(plot[1], path) if plot else []
 
 
-def save_predictions(rows: Sequence[Row], path: Path, labels: Sequence[str], title: str = "") -> list[Path]:
+def save_predictions(rows: Sequence[Record], path: Path, labels: Sequence[str], title: str = "") -> list[Path]:
     """Plot measured against predicted speedup, one colour per label; write no file without predictions."""
-    drawn = [(row, label) for row, label in zip(rows, labels, strict=True) if row.get("predicted_speedup") is not None]
+    drawn = [(row, label) for row, label in zip(rows, labels, strict=True) if row.value("predicted_speedup") is not None]
     if not drawn:
         return []
-    highest = max(max(row["predicted_speedup"], row["measured_speedup"]) for row, _ in drawn)
-    batches = sorted({row["batch_size"] for row, _ in drawn})
+    highest = max(max(row.value("predicted_speedup"), row.value("measured_speedup")) for row, _ in drawn)
+    batches = sorted({row.batch_size for row, _ in drawn})
     names = list(dict.fromkeys(label for _, label in drawn))
-    series = sorted({(row["batch_size"], label) for row, label in drawn})
+    series = sorted({(row.batch_size, label) for row, label in drawn})
     with plot_style.applied():
         figure, (axes,) = plot_style.panels(1, 6.4, 4.8)
-        lowest = min(1.0, *(row["measured_speedup"] for row, _ in drawn))
+        lowest = min(1.0, *(row.value("measured_speedup") for row, _ in drawn))
         plot_style.limit_to(axes, [(lowest, lowest), (highest, highest)])
         for i, (batch, label) in enumerate(series):
-            points = [row for row, own in drawn if (row["batch_size"], own) == (batch, label)]
+            points = [row for row, own in drawn if (row.batch_size, own) == (batch, label)]
             aside = (i - (len(series) - 1) / 2) * 0.015 * (highest - 1)  # equal predictions are drawn side by side
             marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], f"C{names.index(label)}"
-            xs, ys = [row["predicted_speedup"] + aside for row in points], [row["measured_speedup"] for row in points]
+            xs, ys = (
+                [row.value("predicted_speedup") + aside for row in points],
+                [row.value("measured_speedup") for row in points],
+            )
             axes.plot(xs, ys, marker, color=colour, label=f"{label}, batch {batch}")
             for x, y, row in zip(xs, ys, points, strict=True):
                 draw_interval(axes, (x, y), _interval(row), colour)
@@ -91,59 +93,53 @@ def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool = 
     return front[::-1]
 
 
-def last_stage(row: Row) -> set[int]:
-    """Return the layers that the last step runs; with early exit, return as many first layers as a step runs on average."""
-    if row.get("exit_depths") and row.get("mean_kept_layers"):
-        return set(range(round(row["mean_kept_layers"])))
-    stages = row.get("later_stages") or []
-    return set(stages[-1]["kept_layers"] if stages and "kept_layers" in stages[-1] else row["kept_layers"])
-
-
 def _quality(groups: Sequence[Group], gate: float) -> _Plot | None:
     figure, panels = _panel_per_group([(group, _scored(group)) for group in groups])
     handles: dict[str, Any] = {}
     for axes, group, rows in panels:
-        metric = str(primary(group.rows))
+        metric = str(primary(group.records))
         full = _draw_full(axes, group, metric, gate)
         at_gate = [(1.0, gate * value) for _, value in full if metric not in LOWER_IS_BETTER]
-        plot_style.limit_to(axes, [*((_speedup(row), row[metric]) for row in rows), *full, *at_gate])
+        plot_style.limit_to(axes, [*((_speedup(row), row.value(metric)) for row in rows), *full, *at_gate])
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.02 * axes.get_ylim()[1]))  # no score is below 0
-        front = pareto_front([*((_speedup(row), row[metric]) for row in rows), *full], metric in LOWER_IS_BETTER)
+        front = pareto_front([*((_speedup(row), row.value(metric)) for row in rows), *full], metric in LOWER_IS_BETTER)
         if len(front) > 1:
             look = {"color": FAINT, "linewidth": 6, "alpha": 0.3, "zorder": 1, "solid_capstyle": "round"}
             handles.setdefault("Pareto front", axes.plot(*zip(*front, strict=True), **look)[0])
-        for strategy in dict.fromkeys(map(series_name, rows)):
-            own = sorted((row for row in rows if series_name(row) == strategy), key=_speedup)
+        for strategy in dict.fromkeys(row.label for row in rows):
+            own = sorted((row for row in rows if row.label == strategy), key=_speedup)
             handles.setdefault(strategy, _draw_strategy(axes, own, metric, strategy))
         for row in rows if len(rows) <= MAX_LABELS else ():
-            label = f"{row['target_speedup']:g}x" if row.get("target_speedup") else f"{len(row['kept_layers'])} layers"
-            annotate(axes, label, (_speedup(row), row[metric]), (5, 5))
-        kind = "predicted" if rows[0].get("measured_speedup") is None else "measured"
-        axes.set(xlabel=f"{kind} decode speedup, batch size {rows[0]['batch_size']}", ylabel=METRICS[metric])
+            label = (
+                f"{row.value('target_speedup'):g}x" if row.value("target_speedup") else f"{len(row.kept_layers or ())} layers"
+            )
+            annotate(axes, label, (_speedup(row), row.value(metric)), (5, 5))
+        kind = "predicted" if rows[0].measured_speedup is None else "measured"
+        axes.set(xlabel=f"{kind} decode speedup, batch size {rows[0].batch_size}", ylabel=TITLES[metric])
     plot_style.legend_below(figure, handles)
     caption = f"Quality against decode speedup. {BARS} The grey band is the Pareto front: no point beats it in both."
     return (caption, figure) if panels else None
 
 
-def _speedup(row: Row) -> float:
-    return float(row.get("measured_speedup") or row.get("predicted_speedup") or row["layer_ratio"])
+def _speedup(row: Record) -> float:
+    return float(row.value("measured_speedup") or row.value("predicted_speedup") or row.value("layer_ratio"))
 
 
-def _interval(row: Row) -> tuple[float, float]:
-    own = row["measured_speedup"]
-    return row.get("measured_speedup_low") or own, row.get("measured_speedup_high") or own
+def _interval(row: Record) -> tuple[float, float]:
+    own = row.value("measured_speedup")
+    return row.value("measured_speedup_low") or own, row.value("measured_speedup_high") or own
 
 
-def _scored(group: Group) -> list[Row]:
+def _scored(group: Group) -> list[Record]:
     """Select rows with quality at the smallest batch size; drop rows without a measured speedup if other rows have one."""
-    metric = primary(group.rows)
-    rows = [row for row in done(group.rows) if row["strategy"] != "full" and metric and row.get(metric) is not None]
-    rows = [row for row in rows if row.get("measured_speedup") is not None] or rows
-    smallest = min((row["batch_size"] for row in rows), default=None)
-    return [row for row in rows if row["batch_size"] == smallest]
+    metric = primary(group.records)
+    rows = [row for row in group.done if not row.keeps_all and metric and row.value(metric) is not None]
+    rows = [row for row in rows if row.value("measured_speedup") is not None] or rows
+    smallest = min((row.batch_size for row in rows), default=None)
+    return [row for row in rows if row.batch_size == smallest]
 
 
-def _panel_per_group(found: Sequence[tuple[Group, list[Row]]]) -> tuple[Any, list[tuple[Any, Group, list[Row]]]]:
+def _panel_per_group(found: Sequence[tuple[Group, list[Record]]]) -> tuple[Any, list[tuple[Any, Group, list[Record]]]]:
     """Return a figure with one panel for each of the largest groups; of too many rows, only every n-th row is drawn."""
     ranked = sorted((i for i, (_, rows) in enumerate(found) if rows), key=lambda i: -len(found[i][1]))[:MAX_PANELS]
     if not ranked:
@@ -157,10 +153,10 @@ def _panel_per_group(found: Sequence[tuple[Group, list[Row]]]) -> tuple[Any, lis
 
 def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[float, float]]:
     """Draw the full model and the quality gate; return the full model's point, or an empty list without a full row."""
-    row = next((row for row in done(group.rows) if row["strategy"] == "full" and row.get(metric) is not None), None)
+    row = next((row for row in group.done if row.keeps_all and row.value(metric) is not None), None)
     if row is None:
         return []
-    colour, value = strategy_colour("full"), row[metric]
+    colour, value = strategy_colour("full"), row.value(metric)
     axes.axhline(value, color=colour, linestyle="--", linewidth=1)
     axes.plot([1], [value], marker="D", color=colour, markersize=5)
     annotate(axes, "full", (1, value), (4, 4))
@@ -171,45 +167,47 @@ def _draw_full(axes: Any, group: Group, metric: str, gate: float) -> list[tuple[
     return [(1.0, value)]
 
 
-def _draw_strategy(axes: Any, rows: Sequence[Row], metric: str, strategy: str) -> Any:
+def _draw_strategy(axes: Any, rows: Sequence[Record], metric: str, strategy: str) -> Any:
     """Draw one strategy's points with intervals; a line joins them if every target occurs once."""
-    xs, ys, colour = [_speedup(row) for row in rows], [row[metric] for row in rows], strategy_colour(strategy)
-    joined = len(rows) <= MAX_LABELS and len({row.get("target_speedup") for row in rows}) == len(rows)
+    xs, ys, colour = [_speedup(row) for row in rows], [row.value(metric) for row in rows], strategy_colour(strategy)
+    joined = len(rows) <= MAX_LABELS and len({row.value("target_speedup") for row in rows}) == len(rows)
     (drawn,) = axes.plot(xs, ys, "o-" if joined else "o", color=colour, markersize=5, linewidth=1.2, zorder=3)
     for x, y, row in zip(xs, ys, rows, strict=True):
-        if row.get("measured_speedup_low") is not None:
+        if row.value("measured_speedup_low") is not None:
             draw_interval(axes, (x, y), _interval(row), colour, across=True)
-        if own := vs_baseline(row, metric):
-            ends = (max(0.0, own["full"] + own["delta_low"]), own["full"] + own["delta_high"])
+        if own := row.vs_baseline.get(metric):
+            ends = (max(0.0, own.full + own.delta_low), own.full + own.delta_high)
             draw_interval(axes, (x, y), ends, colour)
     return drawn
 
 
 def _targets(groups: Sequence[Group]) -> _Plot | None:
-    timed = [[row for row in done(group.rows) if row.get("measured_speedup") is not None] for group in groups]
-    asked = [[row for row in rows if row["strategy"] != "full" and row.get("target_speedup")] for rows in timed]
+    timed = [[row for row in group.done if row.value("measured_speedup") is not None] for group in groups]
+    asked = [[row for row in rows if not row.keeps_all and row.value("target_speedup")] for rows in timed]
     figure, panels = _panel_per_group(list(zip(groups, asked, strict=True)))
     handles: dict[str, Any] = {}
     for axes, _, rows in panels:
-        targets = sorted({row["target_speedup"] for row in rows})
-        batches = sorted({row["batch_size"] for row in rows})
-        series = sorted({(series_name(row), row["batch_size"]) for row in rows})
+        targets = sorted({row.value("target_speedup") for row in rows})
+        batches = sorted({row.batch_size for row in rows})
+        series = sorted({(row.label, row.batch_size) for row in rows})
         known: list[tuple[float, float]] = []
         ends = [1, targets[-1]]
-        values = [row["measured_speedup"] for row in rows] + [
-            row["predicted_speedup"] for row in rows if row.get("predicted_speedup")
+        values = [row.value("measured_speedup") for row in rows] + [
+            row.value("predicted_speedup") for row in rows if row.value("predicted_speedup")
         ]
         plot_style.limit_to(axes, [(ends[0], min(values)), (ends[1] + 0.1, max(values))])
         step = 0.5 * min((b - a for a, b in pairwise(targets)), default=0.5) / len(series)
         for i, (strategy, batch) in enumerate(series):
-            own = [row for row in rows if (series_name(row), row["batch_size"]) == (strategy, batch)]
-            xs = [row["target_speedup"] + (i - (len(series) - 1) / 2) * step for row in own]
+            own = [row for row in rows if (row.label, row.batch_size) == (strategy, batch)]
+            xs = [row.value("target_speedup") + (i - (len(series) - 1) / 2) * step for row in own]
             marker, colour = MARKERS[batches.index(batch) % len(MARKERS)], strategy_colour(strategy)
-            axes.plot(xs, [row["measured_speedup"] for row in own], marker, markersize=4, color=colour)
+            axes.plot(xs, [row.value("measured_speedup") for row in own], marker, markersize=4, color=colour)
             for x, row in zip(xs, own, strict=True):
-                draw_interval(axes, (x, row["measured_speedup"]), _interval(row), colour)
+                draw_interval(axes, (x, row.value("measured_speedup")), _interval(row), colour)
             handles.setdefault(strategy, axes.plot([], [], "s", markersize=6, color=colour)[0])
-            known += [(x, row["predicted_speedup"]) for x, row in zip(xs, own, strict=True) if row.get("predicted_speedup")]
+            known += [
+                (x, row.value("predicted_speedup")) for x, row in zip(xs, own, strict=True) if row.value("predicted_speedup")
+            ]
         for batch, marker in zip(batches, cycle(MARKERS), strict=False) if len(batches) > 1 else ():
             handles.setdefault(f"batch {batch}", axes.plot([], [], marker, markersize=4, color=INK)[0])
         if known:
@@ -223,19 +221,19 @@ def _targets(groups: Sequence[Group]) -> _Plot | None:
 
 
 def _throughput(groups: Sequence[Group]) -> _Plot | None:
-    found = [(group, [row for row in done(group.rows) if row.get("total_tokens_per_second")]) for group in groups]
-    found = [(group, rows) for group, rows in found if len({row["batch_size"] for row in rows}) > 1]
+    found = [(group, [row for row in group.done if row.total_tokens_per_second]) for group in groups]
+    found = [(group, rows) for group, rows in found if len({row.batch_size for row in rows}) > 1]
     group, rows = max(found, key=lambda item: len(item[1]), default=(None, []))
-    targets = sorted({row["target_speedup"] for row in rows if row.get("target_speedup") and row["strategy"] != "full"})
+    targets = sorted({row.value("target_speedup") for row in rows if row.value("target_speedup") and not row.keeps_all})
     if group is None or not targets:
         return None
     targets = targets[:: -(-len(targets) // 6)]
     figure, each = plot_style.panels(len(targets), PANEL_WIDTH, 2.8, columns=3, sharey=True)
     handles: dict[str, Any] = {}
     for axes, target in zip(each, targets, strict=True):
-        own = [row for row in rows if row["strategy"] == "full" or row.get("target_speedup") == target]
-        for strategy in sorted(set(map(series_name, own)), key=lambda name: (name != "full", name)):
-            by_batch = {row["batch_size"]: row["total_tokens_per_second"] for row in own if series_name(row) == strategy}
+        own = [row for row in rows if row.keeps_all or row.value("target_speedup") == target]
+        for strategy in sorted({row.label for row in own}, key=lambda name: (name != "full", name)):
+            by_batch = {row.batch_size: row.total_tokens_per_second for row in own if row.label == strategy}
             look = {"marker": "o", "markersize": 4, "linewidth": 1.3, "linestyle": "--" if strategy == "full" else "-"}
             (line,) = axes.plot(*zip(*sorted(by_batch.items()), strict=True), color=strategy_colour(strategy), **look)
             handles.setdefault(strategy, line)
@@ -251,20 +249,20 @@ def _throughput(groups: Sequence[Group]) -> _Plot | None:
 
 
 def _exits(groups: Sequence[Group]) -> _Plot | None:
-    rows = [(group, row) for group in groups for row in done(group.rows) if row.get("exit_depths")][:6]
+    rows = [(group, row) for group in groups for row in group.done if row.value("exit_depths")][:6]
     if not rows:
         return None
     figure, each = plot_style.panels(len(rows), PANEL_WIDTH, 2.4, columns=3)
     for axes, (group, row) in zip(each, rows, strict=True):
-        counts = {int(depth): count for depth, count in row["exit_depths"].items()}
+        counts = {int(depth): count for depth, count in row.value("exit_depths").items()}
         total = sum(counts.values()) or 1
         mean = sum(depth * count for depth, count in counts.items()) / total
         shares = [count / total for count in counts.values()]
-        axes.bar(list(counts), shares, color=strategy_colour(row["strategy"]), width=0.85)
+        axes.bar(list(counts), shares, color=strategy_colour(row.strategy), width=0.85)
         axes.axvline(mean, color=INK, linestyle="--", linewidth=1)
         annotate(axes, f"mean {mean:.1f}", (mean, 1), (4, -10), xycoords=("data", "axes fraction"))
-        axes.set(xlim=(0.3, row["num_layers"] + 0.7), xlabel="layers run")
-        axes.set_title(f"{called(group, row)}, batch {row['batch_size']}")
+        axes.set(xlim=(0.3, row.value("num_layers") + 0.7), xlabel="layers run")
+        axes.set_title(f"{group.called(row)}, batch {row.value('batch_size')}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     each[0].set_ylabel("share of tokens")
@@ -272,12 +270,12 @@ def _exits(groups: Sequence[Group]) -> _Plot | None:
 
 
 def _kept_layers(groups: Sequence[Group]) -> _Plot | None:
-    found: dict[tuple[str, int], Row] = {}
+    found: dict[tuple[str, int], Record] = {}
     for group in groups:
-        for row in sorted(done(group.rows), key=lambda row: (row.get("target_speedup") or 0, row["strategy"])):
-            if row.get("kept_layers"):
-                target = f" {row['target_speedup']:g}x" if row.get("target_speedup") else ""
-                found.setdefault((f"{group.approach(row)}{target}", row["num_layers"]), row)
+        for row in sorted(group.done, key=lambda row: (row.value("target_speedup") or 0, row.strategy)):
+            if row.value("kept_layers"):
+                target = f" {row.value('target_speedup'):g}x" if row.value("target_speedup") else ""
+                found.setdefault((f"{group.approach(row)}{target}", row.value("num_layers")), row)
     if not found:
         return None
     shown = list(found.items())[:MAX_SCHEDULES]
@@ -285,13 +283,13 @@ def _kept_layers(groups: Sequence[Group]) -> _Plot | None:
     names = [f"{name} of {depth}" if len(depths) > 1 else name for (name, depth), _ in shown]
     figure, (axes,) = plot_style.panels(1, 6.6, 0.7 + 0.24 * len(shown))
     for y, ((_, depth), row) in enumerate(shown):
-        last, colour = last_stage(row), strategy_colour(row["strategy"])
-        kept = {layer: (colour, 1.0 if layer in last else 0.45) for layer in row["kept_layers"]}
+        last, colour = row.last_stage, strategy_colour(row.strategy)
+        kept = {layer: (colour, 1.0 if layer in last else 0.45) for layer in row.value("kept_layers")}
         fills = [kept.get(layer, (FAINT, 0.18)) for layer in range(depth)]
         axes.broken_barh([(layer - 0.43, 0.86) for layer in range(depth)], (y - 0.36, 0.72), facecolors=fills)
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(-0.6, max(depths) - 0.4), xlabel="layer")
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    paler = any(len(last_stage(row)) < len(row["kept_layers"]) for _, row in shown)
+    paler = any(len(row.last_stage) < len(row.value("kept_layers")) for _, row in shown)
     return f"Kept layers of each schedule{'; pale layers do not run for every token' * paler}.", figure

@@ -1,98 +1,100 @@
-"""Rows of results folders: reading, status, settings, order and groups."""
+"""Records of results folders: reading them, the settings in which they differ, and groups of one setting."""
 
 import json
 import re
-import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.printable import all_printable, printable
-from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, Row, is_done
+from ulskip_cli.experiments.record import MISSING, SETTING_FIELDS, Record, read
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.corrections import adapter_names, correction, own_options, strategy_name
 
 FILE = "runs.jsonl"
 MAX_FOLDERS_NAMED = 8
 MAX_REASONS = 5
-MISSING = "–"
-_STATUS_CELLS = {NOT_APPLICABLE: "N/A", FAILED: "failed"}
-ALWAYS_NAMED = ["model", "task", "pair", "decoding"]  # parts of every group's label
-SETTINGS = (
-    *("folder", *ALWAYS_NAMED, "dataset", "draft_tokens", "num_examples", "prompt_layers", "ratio_basis", "chat"),
-    *("engine", "engine_weights", "baseline_engine", "offset", "quantization", "dtype", "device", "seed"),
-)
-_METHOD_ENGINES = ("early_exit", "speculative")  # the strategy or the drafts choose them, not `engine=`
-_CONFIG_KEYS = {"baseline_engine": None, "offset": 0}  # settings of the configuration alone, with their defaults
-# Parts of a configuration, with the keys that are not settings: rows hold them elsewhere, or they change no result.
-_CONFIG_PARTS = {
-    "model": {"name", "path", "source", "dtype", "device", "device_map", "quantization"},
-    "task": {"name", "dataset", "pair", "file", "source_file", "reference_file", "metrics"},
-    "decoding": {"name", "draft_tokens"},
-    "calibration": {"task"},
-    "correction": {"name", "kind", "rank", "path"},
-    "speed": {"enabled", "pairs", "warmup"},
-}
-# Rows without any of these keys do not use that part.
-_PART_NEEDS = {"correction": ("patch",), "calibration": ("calibration", "patch"), "speed": ("measured_speedup",)}
-_UNKNOWN = "\0"  # placeholder for a setting that a row does not have
+NAMES = ("model", "task", "pair", "decoding")  # begin the label of every group
+LINES = ("strategy", "correction", "ratio", "batch_size")  # parts in which the lines of one table differ
+DEFAULT = "default"  # stands for the default of an option whose class a preset chooses
+UNKNOWN = "\0"  # placeholder for a setting that a record did not use
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that differ only in strategy, target and batch size."""
+    """Records that differ only in strategy, correction, target and batch size."""
 
     label: str  # the shared settings in which groups differ
-    rows: list[Row]
+    records: list[Record]
+
+    @property
+    def done(self) -> list[Record]:
+        """The records of finished runs."""
+        return done(self.records)
 
     @property
     def batches(self) -> list[int]:
         """All batch sizes, ascending."""
-        return sorted({row["batch_size"] for row in self.rows})
+        return sorted({record.batch_size for record in self.records})
 
     @cached_property
-    def _options(self) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = defaultdict(set)
-        for row in self.rows:
-            found[str(row["strategy"])].add(json.dumps(own_options(row), sort_keys=True))
+    def _approaches(self) -> dict[tuple[str, str], str]:
+        """The names of the records' strategies, which also differ where only an option of strategy or correction does."""
+        names: dict[tuple[str, str], list[str]] = {}
+        by_strategy = _collected(self.records, lambda record: record.strategy)
+        for records in by_strategy.values():
+            options = [{k: v for k, v in record.strategy_options.items() if k != "unit"} for record in records]
+            several = len(set(map(str, options))) > 1
+            for record, values in zip(records, options, strict=True):
+                names[record.key] = [record.strategy_name, *(map(str, values.values()) if several else ())]
+                if record.correction:
+                    names[record.key].append(f"+ {record.correction.label}")
+        for records in by_strategy.values():
+            lines = _collected(records, lambda record: (*names[record.key], record.target_speedup, record.batch_size))
+            frames = [settings_table(same) for same in lines.values() if len(same) > 1]
+            parts = LINES[:2]  # the others have columns of their own
+            keys = [key for table in frames for key in table if key.partition(".")[0] in parts and table[key].nunique() > 1]
+            for key in dict.fromkeys(keys):
+                for record in records:
+                    if (text := _option_text(record.settings().get(key))) is not None:
+                        names[record.key].append(text)
+        return {key: " ".join(parts) for key, parts in names.items()}
+
+    def approach(self, record: Record) -> str:
+        """Name a record's strategy, its unit and its correction, and the options in which the group's records differ."""
+        return self._approaches[record.key]
+
+    def called(self, record: Record) -> str:
+        """Return the name of a point, e.g. `unified 2x`."""
+        if record.target_speedup:
+            return f"{self.approach(record)} {record.target_speedup:g}x"
+        return f"{self.approach(record)}, {len(record.kept_layers or ())} layers"
+
+    def points(self) -> dict[tuple[float, str], dict[int, Record]]:
+        """Return the last record of every target, approach and batch size, in the order of the paper's table 4."""
+        found: dict[tuple[float, str], dict[int, Record]] = defaultdict(dict)
+        records = [
+            (point_order((record.target_speedup, record.strategy)), record) for record in self.records if record.target_speedup
+        ]
+        for _, record in sorted(records, key=lambda item: item[0]):
+            assert record.target_speedup is not None
+            found[record.target_speedup, self.approach(record)][record.batch_size] = record
         return found
 
-    @cached_property
-    def _adapters(self) -> dict[str, bool]:
-        """True for a strategy that some target and batch size has with several skip adapters."""
-        found: dict[tuple[Any, ...], set[str]] = defaultdict(set)
-        for row in self.rows:
-            if names := adapter_names(row):
-                found[row["strategy"], row.get("target_speedup"), row["batch_size"]].add(names)
-        several: dict[str, bool] = defaultdict(bool)
-        for (name, *_), adapters in found.items():
-            several[str(name)] |= len(adapters) > 1
-        return several
 
-    def approach(self, row: Row) -> str:
-        """Name a row's strategy, its unit and its patches or skip adapter.
-
-        Options and adapters are named if the group contains the strategy with different ones.
-        """
-        name, strategy = strategy_name(row), str(row["strategy"])
-        options = " ".join(str(value) for value in own_options(row).values())
-        label = f"{name} {options}" if options and len(self._options[strategy]) > 1 else name
-        adapter = adapter_names(row)
-        return f"{label} + adapter {adapter}" if adapter and self._adapters[strategy] else label + correction(row)
-
-    def points(self) -> dict[tuple[float, str], dict[int, Row]]:
-        """Return the last row of every target, approach and batch size, in the order of the paper's table 4."""
-        found: dict[tuple[float, str], dict[int, Row]] = defaultdict(dict)
-        rows = [row for row in self.rows if row.get("target_speedup") is not None]
-        for row in sorted(rows, key=lambda row: point_order((row["target_speedup"], row["strategy"]))):
-            found[row["target_speedup"], self.approach(row)][row["batch_size"]] = row
-        return found
+def _option_text(option: Any) -> str | None:
+    """Return an option as part of a name; paths are named by their last part."""
+    if option is None:
+        return None
+    if isinstance(option, list) and all(isinstance(item, str) for item in option):
+        return ", ".join(Path(item).name for item in option)
+    return Path(option).name if isinstance(option, str) else str(option)
 
 
 def point_order(point: tuple[float, str]) -> tuple[float, bool, str]:
@@ -120,167 +122,165 @@ def find_folders(named: Sequence[Path], results_dir: Path) -> list[Path]:
     return list(found)
 
 
-def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Read the rows of results folders, add folder and settings to each row, and warn about refused lines."""
-    rows = []
-    for path in paths:
-        rows += [{**row, "folder": str(path)} for row in ResultsFolder(path).rows(warn=True)]
-    if not rows:
+def read_records(paths: Sequence[Path]) -> list[Record]:
+    """Read the records of results folders for display, and warn about refused lines."""
+    records = [displayed(record, path) for path in paths for record in ResultsFolder(path).records(warn=True)]
+    if not records:
         raise UsageError(f"expected at least one row in {', '.join(map(str, paths))}, got none; run `ulskip sweep` first")
-    return with_settings(rows)
+    return records
 
 
-def read_answers(row: Row) -> list[Row]:
-    """Read the stored answers of a row's run; return an empty list if there are none, with a warning if one is damaged."""
-    try:
-        return ResultsFolder(Path(row["folder"])).generations(row["id"])
-    except UsageError as error:
-        print(f"ulskip: the report leaves out the answers of {row['id']}: {error}", file=sys.stderr)
-        return []
+def displayed(record: Record, folder: Path) -> Record:
+    """Return a record with its folder and with texts that a terminal, Markdown and CSV can show."""
+    text = record.model_dump_json(exclude_none=True)
+    if "\\" in text or not text.isprintable():
+        record = read(json.dumps(all_printable(json.loads(text))))
+    return record.replace(folder=str(folder))
 
 
-def with_settings(rows: Sequence[Row]) -> list[Row]:
-    """Copy rows for display (see `displayed`) and add the configuration keys in which they differ.
-
-    The keys of a config group are compared only between rows with the same choice, e.g. `decoding=greedy`.
-
-    >>> one, other = (dict(config=dict(decoding=dict(name="greedy", max_new_tokens=n))) for n in (4, 24))
-    >>> [row["decoding.max_new_tokens"] for row in with_settings([one, other])], with_settings([one, one]) == [one, one]
-    ([4, 24], True)
-    """
-    found = [displayed(row) for row in rows]
-    for part, own_keys in _CONFIG_PARTS.items():
-        choices: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-        for i, row in enumerate(rows):
-            values = (row.get("config") or {}).get(part)
-            if isinstance(values, dict) and any(row.get(key) is not None for key in _PART_NEEDS.get(part, ("config",))):
-                choices[str(values.get("name"))][i] = all_printable(values)
-        for members in choices.values():
-            kinds = {repr(values): values for values in members.values()}
-            keys = _varying(list(kinds.values()), own_keys) if len(kinds) > 1 else []
-            for i, values in members.items() if keys else ():
-                found[i].update({f"{part}.{key}": values[key] for key in keys})
-    for key, default in _CONFIG_KEYS.items():
-        known = {i: row["config"].get(key, default) for i, row in enumerate(rows) if row.get("config") and _uses(row, key)}
-        for i, value in known.items() if len(set(map(str, known.values()))) > 1 else ():
-            found[i][key] = value
-    return found
+def done(records: Iterable[Record]) -> list[Record]:
+    """Select the records of finished runs."""
+    return [record for record in records if record.is_done]
 
 
-def _uses(row: Row, key: str) -> bool:
-    return key != "baseline_engine" or row.get("baseline_id") is not None
+def ordered(records: Iterable[Record]) -> list[Record]:
+    """Sort records by model, pair, target speedup (layer ratio without a target) and strategy."""
+
+    def order(record: Record) -> tuple[str, str, float, str]:
+        ratio = record.target_speedup or record.layer_ratio or 0.0
+        return str(record.model), str(record.pair), ratio, record.strategy
+
+    return sorted(records, key=order)
 
 
-def displayed(row: Row) -> Row:
-    """Copy a row with texts that a terminal, Markdown and CSV can show; only the path of its folder stays as it is."""
-    return {**all_printable(row), **{key: row[key] for key in ("folder",) if key in row}}
-
-
-def _varying(kinds: Sequence[dict[str, Any]], own_keys: set[str]) -> list[str]:
-    """List the plain keys that all configurations have and in which they differ."""
-    text = pd.DataFrame([{key: str(value) for key, value in one.items() if not isinstance(value, dict)} for one in kinds])
-    return [key for key in text if key not in own_keys and text[key].notna().all() and text[key].nunique() > 1]
-
-
-def knows(row: Row, key: str) -> bool:
-    """Return True if the value of a setting is known. None is a value, but means unknown in an unfinished run's row.
-
-    The engines of drafts and early exit belong to the method, so that they are compared with every engine.
-
-    >>> knows({"dataset": None, "status": "done"}, "dataset"), knows({"dataset": None, "status": "failed"}, "dataset")
-    (True, False)
-    """
-    if key == "engine" and row.get(key) in _METHOD_ENGINES:
-        return False
-    return key in row and (row[key] is not None or is_done(row))
-
-
-def setting_keys(rows: Iterable[Row]) -> list[str]:
-    """List the keys that `with_settings` added to these rows."""
-    return list(dict.fromkeys(key for row in rows for key in row if "." in key))
+def reasons(records: Iterable[Record]) -> list[str]:
+    """List the reasons why points have no result, with strategies; reasons that differ only in `got NUMBER` are merged."""
+    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    first: dict[str, str] = {}
+    for record in records:
+        if not record.is_done:
+            reason = record.reason or "no reason given"
+            reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
+            found[record.absent, reason][record.strategy] = None
+    lines = [f"{word} ({', '.join(strategies)}): {reason}" for (word, reason), strategies in found.items()]
+    return [*lines[:MAX_REASONS], *[f"and {len(lines) - MAX_REASONS} more reasons"] * (len(lines) > MAX_REASONS)]
 
 
 def setting_title(key: str) -> str:
     """Return the title of a setting.
 
     >>> setting_title("decoding.max_new_tokens"), setting_title("batch_size"), setting_title("num_examples")
-    ('max new tokens', 'batch size', 'examples')
+    ('decoding max new tokens', 'batch size', 'examples')
     """
-    return key.rpartition(".")[2].removeprefix("num_").replace("_", " ")
+    return key.removeprefix("num_").replace("_", " ").replace(".", " ")
 
 
-def done(rows: Iterable[Row]) -> list[Row]:
-    """Select the rows of finished runs."""
-    return [row for row in rows if is_done(row)]
+def varying(records: Sequence[Record], but: Collection[str] = ()) -> list[str]:
+    """Return the settings in which records differ, without those of the parts `but`.
 
-
-def absent(row: Row) -> str:
-    """Return the text of a cell without a value: N/A as in the paper's tables, failed, or a dash.
-
-    >>> absent({"status": "n/a"}), absent({})
-    ('N/A', '–')
+    An option of a config group is compared between records with the same choice in the group only. A key of the configuration
+    that says the same as a setting before it, as the path of a model and its name, is not listed again.
     """
-    return _STATUS_CELLS.get(row.get("status", ""), MISSING)
+    table = settings_table(records)
+    found: dict[str, pd.Series] = {}
+    for key in table:
+        if key.partition(".")[0] in but:
+            continue
+        known = table[key][table[key] != UNKNOWN]
+        if known.nunique() < 2:
+            continue
+        if "." in key:
+            choices = pd.Series([record.choice(key) for record in records])[known.index]
+            if known.groupby(choices).nunique().max() < 2:
+                continue
+        is_shown = any(
+            _follows(table[key], shown, key.partition(".")[0] == other.partition("_")[0]) for other, shown in found.items()
+        )
+        if key in SETTING_FIELDS or not is_shown:
+            found[key] = table[key]
+    return list(found)
 
 
-def reasons(rows: Sequence[Row]) -> list[str]:
-    """List the reasons why points have no result, with strategies; reasons that differ only in `got NUMBER` are merged."""
-    found: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
-    first: dict[str, str] = {}
-    for row in rows:
-        if not is_done(row):
-            reason = str(row.get("reason") or "no reason given")
-            reason = first.setdefault(re.sub(r"got \d+", "got", reason), reason)
-            found[absent(row), reason][str(row.get("strategy"))] = None
-    lines = [f"{word} ({', '.join(strategies)}): {reason}" for (word, reason), strategies in found.items()]
-    return [*lines[:MAX_REASONS], *[f"and {len(lines) - MAX_REASONS} more reasons"] * (len(lines) > MAX_REASONS)]
+def _follows(values: pd.Series, shown: pd.Series, own: bool) -> bool:
+    """Return True if values follow from shown ones, and unless those name the group's `own` choice, the reverse too."""
+    pairs = pd.DataFrame({"shown": shown, "values": values}).drop_duplicates()
+    pairs = pairs[(pairs["shown"] != UNKNOWN) & (pairs["values"] != UNKNOWN)]
+    return bool(pairs["shown"].is_unique and (own or pairs["values"].is_unique))
 
 
-def ordered(rows: Sequence[Row]) -> list[Row]:
-    """Sort rows by model, pair, target speedup (layer ratio if a row has no target) and strategy."""
+def settings_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the settings of records as texts, one line per record; records without a value have the default."""
+    settings = [record.settings() for record in records]
+    keys = dict.fromkeys(key for values in settings for key in values)
+    lines = [
+        [str(values.get(key, default_of(key))) if record.knows(key) else UNKNOWN for key in keys]
+        for record, values in zip(records, settings, strict=True)
+    ]
+    return pd.DataFrame(lines, columns=list(keys), dtype=object)
 
-    def order(row: Row) -> tuple[str, str, float, str]:
-        ratio = row.get("target_speedup") or row.get("layer_ratio") or 0.0
-        return str(row.get("model")), str(row.get("pair")), ratio, row["strategy"]
 
-    return sorted(rows, key=order)
+@cache
+def default_of(key: str) -> Any:
+    """Return the default of a setting, or `DEFAULT`."""
+    part, _, rest = key.partition(".")
+    field = Config.model_fields.get(part)
+    if field is None:
+        return None  # found out by the run
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if not rest:
+        return default
+    own = getattr(type(default), "model_fields", {}).get(rest)
+    return own.get_default(call_default_factory=True) if own and not own.is_required() else DEFAULT
 
 
-def grouped(rows: Sequence[Row]) -> list[Group]:
-    """Group rows by their settings, in order of first appearance.
+def setting_text(record: Record, key: str) -> str:
+    """Return the value of a setting as words, or a dash if the record has none or did not use it."""
+    value = record.settings().get(key, default_of(key)) if record.knows(key) or key in SETTING_FIELDS else None
+    if value == DEFAULT:
+        return MISSING
+    if isinstance(value, dict):
+        return " ".join(map(str, value.values())) or MISSING
+    return MISSING if value is None else str(value)
 
-    A row that lacks a setting (a failed one) joins the first group whose other settings match.
 
-    >>> [group.label for group in grouped([{"model": "m", "seed": 1}, {"model": "m", "seed": 2}])]
-    ['m · seed 1', 'm · seed 2']
+def grouped(records: Sequence[Record]) -> list[Group]:
+    """Group records whose settings agree, in order of first appearance; see `LINES` for the settings that a group mixes.
+
+    A setting that a record did not use agrees with every value, so such a record joins the first group that agrees otherwise.
     """
-    keys = list(dict.fromkeys((*ALWAYS_NAMED, *SETTINGS, *setting_keys(rows))))
-    values = [[str(row[key]) if knows(row, key) else _UNKNOWN for key in keys] for row in rows]
-    text = pd.DataFrame(values, columns=keys, dtype=object)
-    varying = [key for key in keys[len(ALWAYS_NAMED) :] if text.loc[text[key] != _UNKNOWN, key].nunique() > 1]
-    text = text[[*ALWAYS_NAMED, *varying]]
-    text = text.assign(**{key: text[key].replace(_UNKNOWN, "None") for key in ALWAYS_NAMED})
-    group_of = _assign(list(text.drop_duplicates().itertuples(index=False, name=None)))
-    members: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for row, setting in zip(rows, text.itertuples(index=False, name=None), strict=True):
-        members[group_of[setting]].append(row)
-    return [Group(_label(setting, varying), own) for setting, own in members.items()]
+    if not records:
+        return []
+    table = settings_table(records)
+    keys = [key for key in table if key.partition(".")[0] not in LINES]
+    keys = [key for key in keys if table[key][table[key] != UNKNOWN].nunique() > 1]
+    lines = list(map(tuple, table[keys].itertuples(index=False, name=None)))
+    group_of = _assigned(list(dict.fromkeys(lines)))
+    members = _collected(list(enumerate(records)), lambda item: group_of[lines[item[0]]])
+    firsts = [own[0][1] for own in members.values()]
+    named = [key for key in varying(records, but=LINES) if key not in NAMES]
+    groups = []
+    for own, first in zip(members.values(), firsts, strict=True):
+        best = next((record for _, record in own if record.is_done and record.baseline_id), first)
+        labels = [str(best.value(key)) for key in NAMES if best.value(key) is not None]
+        labels += [f"{setting_title(key)} {text}" for key in named if (text := setting_text(best, key)) != MISSING]
+        groups.append(Group(" · ".join(labels), [record for _, record in own]))
+    return groups
 
 
-def _assign(settings: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Map every combination of settings to a group: a complete one to itself, an incomplete one to the first match."""
-    complete = [values for values in settings if _UNKNOWN not in values]
-    found = {values: values for values in complete}
-    for values in settings:
-        if values not in found:
-            alike = (one for one in complete if all(own in (_UNKNOWN, other) for own, other in zip(values, one, strict=True)))
-            found[values] = next(alike, tuple("None" if own == _UNKNOWN else own for own in values))
-            if found[values] not in complete:
-                complete.append(found[values])
+def _assigned(lines: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Map every line of settings to a group: a complete one to itself, an incomplete one to the first that agrees."""
+    groups = [line for line in lines if UNKNOWN not in line]
+    found = {line: line for line in groups}
+    for line in sorted(set(lines) - set(groups), key=lambda line: (line.count(UNKNOWN), lines.index(line))):
+        agreeing = (group for group in groups if all(a == b or UNKNOWN in (a, b) for a, b in zip(line, group, strict=True)))
+        found[line] = next(agreeing, line)
+        if found[line] is line:
+            groups.append(line)
     return found
 
 
-def _label(values: Sequence[str], varying: Sequence[str]) -> str:
-    named = [value for value in values[: len(ALWAYS_NAMED)] if value != "None"]
-    others = zip(varying, values[len(ALWAYS_NAMED) :], strict=True)
-    return " · ".join([*named, *(f"{setting_title(key)} {value}" for key, value in others if value != "None")])
+def _collected(items: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
+    found: dict[Any, list[Any]] = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return found

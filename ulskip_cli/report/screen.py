@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
-from rich.padding import Padding
 
-from ulskip_cli.report import claims, paper, tables
-from ulskip_cli.report.columns import Section
-from ulskip_cli.report.quality import Winner
+from ulskip_cli.report import paper, tables
+from ulskip_cli.report.tables import Section
+from ulskip_cli.report.winners import Winner
 
 if TYPE_CHECKING:
     from ulskip_cli.report.build import Report
 
 MAX_LINES = 60  # of a table on a terminal; files have all lines
 MAX_SETTINGS = 6
-COLOURS = {"holds": "green", "tie": "yellow", "does not hold": "red"}
+MAX_NAMES = 4  # of points that tie
 
 
 def show(made: "Report", console: Console, written: Sequence[Path]) -> None:
@@ -32,10 +30,7 @@ def show(made: "Report", console: Console, written: Sequence[Path]) -> None:
         _show_winners(f"{title}, among points that keep {made.options.gate:.0%} of full's quality", own, console)
     _more(len(made.winners) - MAX_SETTINGS, "settings with winners", "report.md", console)
     for section in made.sections:
-        if section.sentences:
-            _show_claims(section.title, made.verdicts, console)
-        else:
-            _show_section(section, "report.md", console)
+        _show_section(section, "report.md", console)
     folder = written[0].parent
     page = f"; open {folder / 'report.html'}" if made.options.page else "; add --html for a page with examples"
     console.print(f"written to {folder}/{page}", markup=False, highlight=False, soft_wrap=True)
@@ -45,35 +40,21 @@ def _show_table4(sections: Sequence[Section], console: Console) -> None:
     left = MAX_LINES
     for one in sections:
         if left > 0:
-            console.print(tables.draw(replace(one, lines=one.lines[:left]), console.width, "table4.csv"))
-        left -= len(one.lines)
+            console.print(tables.draw(replace(one, cells=one.cells[:left]), console.width, "table4.csv"))
+        left -= len(one.cells)
     console.print(paper.NOTE, style="italic", highlight=False)
     _more(-left, "lines", "table4.csv", console)
 
 
 def _show_section(section: Section, file: str, console: Console) -> None:
-    console.print(tables.draw(replace(section, lines=section.lines[:MAX_LINES]), console.width, file))
-    _more(len(section.lines) - MAX_LINES, "lines", file, console)
+    console.print(tables.draw(replace(section, cells=section.cells[:MAX_LINES]), console.width, file))
+    _more(len(section.cells) - MAX_LINES, "lines", file, console)
 
 
 def _show_winners(title: str, winners: Sequence[Winner], console: Console) -> None:
     console.print(f"\n{title}", style="bold", markup=False, highlight=False)
-    for one in winners:
-        names = ", ".join(one.names[:4]) + (f" and {len(one.names) - 4} more" if len(one.names) > 4 else "")
-        note = f" ({one.note})" if one.note and one.names else one.note
-        figures = f", {one.figures[0]}" if len(one.figures) == 1 else ""
-        console.print(f"  {one.title}: {'tie: ' * one.tie}{names}{figures}{note}", markup=False, highlight=False)
-    console.print()
-
-
-def _show_claims(title: str, found: Sequence[claims.ClaimVerdict], console: Console) -> None:
-    console.print(f"\n{title}: {claims.summary(found)}", style="bold", markup=False, highlight=False)
-    for claim in found[:MAX_LINES]:
-        setting = f" ({claim.setting})" if claim.setting else ""
-        before = f"; before: {claim.old.verdict}, {claim.old.figures}" if claim.old else ""
-        console.print(f"[{COLOURS[claim.new.verdict]}]{claim.new.verdict}[/]: {escape(claim.text + setting)}", highlight=False)
-        console.print(Padding(escape(f"{claim.new.figures}{before}"), (0, 0, 0, 4), expand=False), style="dim", highlight=False)
-    _more(len(found) - MAX_LINES, "claims", "report.md", console)
+    for winner in winners:
+        console.print(f"  {winner.line(MAX_NAMES)}", markup=False, highlight=False)
     console.print()
 
 

@@ -1,8 +1,11 @@
-"""Tables as text for a terminal, Markdown, CSV and LaTeX."""
+"""Tables as text for a terminal, Markdown, CSV and LaTeX, and the long table, which has one line per record."""
 
 import re
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -11,85 +14,188 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from ulskip_cli.core.files import write_atomic
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record import ABSENT, MIN_FOR_STARS, MISSING, Column, Record, cell, columns
 from ulskip_cli.experiments.results import ResultsFolder
-from ulskip_cli.report.columns import AXES, MIN_FOR_STARS, Column, Section, cells_of, columns_for, few_examples, num_pairs
-from ulskip_cli.report.rows import done, ordered, reasons, with_settings
+from ulskip_cli.experiments.statistics import primary, shares
+from ulskip_cli.report.rows import LINES, NAMES, displayed, done, ordered, reasons, setting_text, setting_title, varying
 from ulskip_cli.tasks.metrics import metric_keys
 
 MAX_CELL = 24  # characters per cell on a terminal
 MAX_LATEX_LINES = 40  # lines of a table on one page
-TITLE = ("model", "task", "pair", "dataset", "decoding")
-CSV_KEYS = (
-    *("id", "experiment", "status", "reason", *AXES, "strategy", "num_layers", "kept_layers"),
-    *("target_speedup", "layer_ratio", "predicted_speedup", "measured_speedup", "measured_speedup_low"),
-    *("measured_speedup_high", "speedup_pairs", "end_to_end_speedup", "decode_tokens_per_second", "total_tokens_per_second"),
-    *("prefill_seconds", "time_to_first_token_seconds", "time_per_output_token_seconds", "prompt_kv_bytes", "kept_kv_bytes"),
-    *("peak_memory_bytes", *metric_keys()),
-    *("decode_loss", "acceptance_rate", "mean_accepted_length", "length_ratio", "num_truncated_sources"),
-    *("evaluated_batch_size", "device", "dtype", "quantization", "training", "seed", "finished_at"),
-)
+LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
 STARS = (
     "A star (*) marks a score that differs from the full model's (paired bootstrap, p < 0.05 for each comparison, not "
     "corrected for the number of comparisons)."
 )
 MEASURED = "Measured: decode seconds of the full model divided by those of the strategy, median of timed pairs."
-LATEX_HEADER = "% needs \\usepackage{booktabs}, and longtable where a table is longer than a page"
-_MARKDOWN_SPECIAL = str.maketrans({"|": r"\|", "<": "&lt;"})
 _LATEX_NAMES = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum", "<": "textless", ">": "textgreater"}
-_LATEX_SPECIAL = str.maketrans(
+_LATEX = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
     | {char: f"\\{name}{{}}" for char, name in (_LATEX_NAMES | {"·": "textperiodcentered", "…": "ldots"}).items()}
     | {"–": "--", "*": r"\textsuperscript{*}"}
 )
 
 
-def long_section(rows: Sequence[Row]) -> Section:
-    """Make the long table, one line per row, sorted."""
-    rows = ordered(rows)
-    return Section(title(rows), rows, columns_for(rows), footnote(rows), words=1)
+class Head(NamedTuple):
+    """The head of a column of a table."""
+
+    title: str  # may hold a line break
+    leaves: int = 0  # order of removal on a narrow terminal: 1 is removed first, 0 never; files have all columns
+
+    @property
+    def text(self) -> str:
+        """The title on one line."""
+        return self.title.replace("-\n", "").replace("\n", " ")
 
 
-def terminal(rows: Sequence[Row], width: int) -> Table:
-    """Draw the long table for a terminal of `width` columns."""
-    return draw(long_section(with_settings(rows)), width, "table.md")
+@dataclass(frozen=True)
+class Section:
+    """A table of texts with its heading and note, independent of the output format."""
+
+    title: str
+    heads: list[Head]
+    cells: list[list[str]]
+    note: str = ""
+    words: int = 2  # number of first columns that hold words, aligned left
+    sentences: bool = False  # cells hold sentences, which wrap
+
+    @property
+    def anchor(self) -> str:
+        """The id of the section on a page."""
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+    @property
+    def num_words(self) -> int:
+        """The number of columns that are aligned left."""
+        return len(self.heads) if self.sentences else self.words
+
+    def frame(self, escape: Callable[[str], str] = str) -> pd.DataFrame:
+        """Return the table as a data frame of texts."""
+        lines = [list(map(escape, line)) for line in self.cells]
+        return pd.DataFrame(lines, columns=[escape(head.text) for head in self.heads], dtype=object)
+
+    def lines(self) -> list[dict[str, str]]:
+        """Return the table as plain values."""
+        return [{head.text: text for head, text in zip(self.heads, line, strict=True)} for line in self.cells]
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        lines: Sequence[Any],
+        shown: Sequence[tuple[Head, Callable[[Any], str]]],
+        note: str = "",
+        words: int = 2,
+    ) -> "Section":
+        """Make a table of a head and a cell for each column; columns in which no line has a value are left out."""
+        texts = [(head, [show(line) for line in lines]) for head, show in shown]
+        texts = [(head, column) for head, column in texts if set(column) - {MISSING, *ABSENT.values()}]
+        cells = [list(line) for line in zip(*(column for _, column in texts), strict=True)]
+        return cls(title, [head for head, _ in texts], cells, note, words)
+
+
+Shown = tuple[Head, Callable[[Record], str]]
+
+
+def column(key: str, title: str = "") -> Shown:
+    """Return the first column of a field, for records."""
+    return shown(key, next(column for name, column in columns() if name == key), title)
+
+
+def shown(key: str, column: Column, title: str = "") -> Shown:
+    """Return a column of a field, for records."""
+    return Head(title or column.title, column.leaves), partial(cell, key=key, column=column)
+
+
+def setting(key: str, leaves: int = 0) -> Shown:
+    """Return the column of a setting."""
+    return Head(setting_title(key).replace(" ", "\n"), leaves), partial(setting_text, key=key)
+
+
+def long_section(records: Sequence[Record]) -> Section:
+    """Make the long table: the settings in which the records differ, and the columns for which some record has a value."""
+    records = ordered(records)
+    measured = [shown(key, column) for key, column in columns()]
+    table = [*measured[:1], *_settings(records), *measured[1:], *_harness(records)]
+    return Section.of(title(records), records, table, footnote(records), words=1)
+
+
+def short_section(records: Sequence[Record]) -> Section:
+    """Make the table for a first reader: what was kept, predicted and measured, and what became of the quality."""
+    records = ordered(records)
+    kept = shares(records)
+    metric = primary(records)
+    measured = [shown(key, column) for key, column in columns() if column.first or key == metric]
+    share = (Head("of\nfull"), lambda record: f"{kept[record.key].share:.0%}" if record.key in kept else MISSING)
+    table = [*measured[:1], *_settings(records), *measured[1:-1], share, measured[-1]]
+    note = sentences([STARS] if any(record.is_significant(metric or "") for record in records) else [])
+    return Section.of(title(records), records, table, sentences([note, *reasons(records)]), words=1)
+
+
+def terminal(wide: bool) -> Callable[[Sequence[Record], int], list[Table]]:
+    """Return what draws the table of records for a terminal: with few columns, or with as many as fit."""
+    make = long_section if wide else short_section
+    return lambda records, width: [draw(make([displayed(record, Path()) for record in records]), width, "table.md")]
+
+
+def _settings(records: Sequence[Record]) -> list[Shown]:
+    """Make the columns of the settings in which records differ, and of the options in which those of one name do."""
+    named: dict[str, list[Record]] = {}
+    for record in records:
+        named.setdefault(record.label, []).append(record)
+    options = [key for same in named.values() for key in varying(same) if key.partition(".")[0] in LINES[:2]]
+    keys = [*dict.fromkeys(options), *varying(records, but=[*LINES[:3], "folder"])]
+    return [setting(key, 0 if key in NAMES else turn) for turn, key in zip(range(len(keys), 0, -1), keys, strict=True)]
+
+
+def _harness(records: Sequence[Record]) -> list[Shown]:
+    """Make the columns of lm-evaluation-harness metrics, in the harness's units, with standard errors."""
+
+    def show(record: Record, key: str) -> str:
+        scores = record.lm_eval or {}
+        name, _, rest = key.partition(" ")
+        error = scores.get(f"{name}_stderr {rest}".strip())
+        return MISSING if scores.get(key) is None else f"{scores[key]:.4g}" + (f"±{error:.2g}" if error else "")
+
+    keys = dict.fromkeys(key for record in records for key in record.lm_eval or {} if "_stderr" not in key)
+    return [(Head(key.replace("_", "\n", 1)), partial(show, key=key)) for key in keys]
 
 
 def draw(section: Section, width: int, file: str) -> Table:
     """Draw a table for a terminal; if columns do not fit, drop the least important ones and name the complete file."""
-    shown, note = list(section.columns), section.note
+    kept, note = list(range(len(section.heads))), section.note
     while True:
         for roomy in [True] * (width >= 100) + [False]:
-            table = _drawn(section, shown, note, roomy)
+            table = _drawn(section, kept, note, roomy)
             if Console(width=10_000).measure(table).maximum <= width:
                 return table
-        if not any(column.leaves for column in shown):
+        droppable = [i for i in kept if section.heads[i].leaves]
+        if not droppable:
             return table
-        shown.remove(min((column for column in shown if column.leaves), key=lambda column: column.leaves))
-        missing = len(section.columns) - len(shown)
+        kept.remove(min(droppable, key=lambda i: section.heads[i].leaves))
+        missing = len(section.heads) - len(kept)
         note = sentences([section.note, f"{file} has {missing} more column{'s' * (missing > 1)}"])
 
 
-def _drawn(section: Section, columns: Sequence[Column], note: str, roomy: bool) -> Table:
+def _drawn(section: Section, kept: Sequence[int], note: str, roomy: bool) -> Table:
     table = Table(title=escape_markup(section.title), caption=escape_markup(note), title_style="bold", box=SIMPLE_HEAD)
     table.padding = (0, int(roomy), 0, 0)
     table.title_justify = table.caption_justify = "left"
-    for i, column in enumerate(columns):
-        side: Literal["left", "right"] = "left" if i < section.words else "right"
-        table.add_column(escape_markup(column.title), justify=side, no_wrap=True)
-    for cells in cells_of(section.lines, columns):
-        short = (cell if len(cell) <= MAX_CELL else f"…{cell[1 - MAX_CELL :]}" for cell in cells)
-        table.add_row(*map(escape_markup, short))
+    for i in kept:
+        side: Literal["left", "right"] = "left" if i < section.num_words else "right"
+        table.add_column(escape_markup(section.heads[i].title), justify=side, no_wrap=not section.sentences)
+    for line in section.cells:
+        cells = (line[i] if section.sentences or len(line[i]) <= MAX_CELL else f"…{line[i][1 - MAX_CELL :]}" for i in kept)
+        table.add_row(*map(escape_markup, cells))
     return table
 
 
 def markdown(section: Section) -> str:
-    """Write a table in Markdown, without heading and note."""
-    heads = [column.head.translate(_MARKDOWN_SPECIAL) for column in section.columns]
-    words = len(heads) if section.sentences else section.words
-    rule = [*["---"] * words, *["---:"] * (len(heads) - words)]
-    cells = [[cell.translate(_MARKDOWN_SPECIAL) for cell in line] for line in section.cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *cells))
+    """Write a table in Markdown, without heading and note; cells are not padded, so that one new value changes one line."""
+    frame = section.frame(lambda text: text.replace("|", r"\|").replace("<", "&lt;"))
+    rule = ["---"] * section.num_words + ["---:"] * (len(section.heads) - section.num_words)
+    lines = [list(frame), rule[: len(section.heads)], *frame.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def escape_markdown(text: str) -> str:
@@ -103,21 +209,21 @@ def escape_markdown(text: str) -> str:
 
 def latex(section: Section, label: str) -> str:
     """Write a table in LaTeX with booktabs, as a longtable if it has many lines."""
-    align = "l" * section.words + "r" * (len(section.columns) - section.words)
-    head = _latex_line([column.head for column in section.columns])
-    body = [_latex_line(line) for line in section.cells]
-    caption = sentences([section.title, section.note]) if section.note else section.title
-    title = rf"\caption{{{escape_latex(caption)}}}\label{{tab:{label}}}"
-    if len(body) > MAX_LATEX_LINES:
-        top = [rf"\begin{{longtable}}{{{align}}}", title + r" \\", r"\toprule", head, r"\midrule", r"\endfirsthead"]
-        again = [r"\toprule", head, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot"]
-        return "\n".join([*top, *again, *body, r"\end{longtable}", ""])
-    top = [r"\begin{table}", r"\centering", title, rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule"]
-    return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(map(escape_latex, cells)) + r" \\"
+    caption = escape_latex(sentences([section.title, section.note]) if section.note else section.title)
+    is_long = len(section.cells) > MAX_LATEX_LINES
+    text = (
+        section.frame(escape_latex)
+        .style.hide(axis="index")
+        .to_latex(
+            column_format="l" * section.num_words + "r" * (len(section.heads) - section.num_words),
+            hrules=True,
+            caption=caption,
+            label=f"tab:{label}",
+            environment="longtable" if is_long else None,
+            position_float=None if is_long else "centering",
+        )
+    )
+    return str(text)
 
 
 def escape_latex(text: str) -> str:
@@ -126,22 +232,27 @@ def escape_latex(text: str) -> str:
     >>> escape_latex("top_skip & 50%")
     'top\\_skip \\& 50\\%'
     """
-    return text.translate(_LATEX_SPECIAL)
+    return text.translate(_LATEX)
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """Write all plain values as CSV, one line per row, under the row keys."""
-    keys, lines = dict.fromkeys(CSV_KEYS), []
-    for row in rows:
-        if not row.keys() <= keys.keys():
-            keys |= {key: None for key in row if key not in keys and isinstance(row[key], (str, int, float))}
-    for row in ordered(rows):
-        derived = {"kept_layers": " ".join(map(str, row.get("kept_layers") or ()))}
-        lines.append({**row, **derived, "speedup_pairs": num_pairs(row)})
-    return csv_text(lines, list(keys))
+def to_csv(records: Sequence[Record]) -> str:
+    """Write all plain values of records as CSV, one line per record, under the keys of a row."""
+    lines, settings = [], [key for key in varying(records) if "." in key]
+    for record in ordered(records):
+        derived = {
+            "kept_layers": " ".join(map(str, record.kept_layers or ())),
+            "strategy_options": " ".join(map(str, record.strategy_options.values())),
+            "correction": record.correction.label if record.correction else None,
+            "speedup_pairs": record.num_pairs,
+        }
+        options = {key: text for key in settings if (text := setting_text(record, key)) != MISSING}
+        lines.append({**record.to_row(), **options, **derived, "folder": record.folder})
+    order = [*Record.model_fields, *metric_keys(), "speedup_pairs"]
+    plain = {key for line in lines for key, value in line.items() if isinstance(value, str | int | float)}
+    return csv_text(lines, [*(key for key in order if key in plain), *sorted(plain - set(order))])
 
 
-def csv_text(lines: Sequence[Row], heads: Sequence[str]) -> str:
+def csv_text(lines: Sequence[dict[str, Any]], heads: Sequence[str]) -> str:
     """Write lines as CSV; a quote begins a text that a spreadsheet would run as a formula."""
     plain = [{head: _without_formula(line.get(head)) for head in heads} for line in lines]
     frame = pd.DataFrame(plain, columns=list(heads), dtype=object).rename(columns=_without_formula)
@@ -159,81 +270,81 @@ def _without_formula(value: Any) -> Any:
 
 
 def write_tables(folder: ResultsFolder) -> None:
-    """Write table.md and table.csv from all rows of a folder."""
-    rows = with_settings(folder.rows())
-    long = long_section(rows)
-    text = "\n\n".join([f"# {long.title}", markdown(long), long.note, provenance(rows)])
+    """Write table.md and table.csv from all records of a folder."""
+    records = [displayed(record, folder.path) for record in folder.records()]
+    long = long_section(records)
+    text = "\n\n".join([f"# {long.title}", markdown(long), long.note, provenance(records)])
     write_atomic(folder.path / "table.md", escape_markdown(text) + "\n")
-    write_atomic(folder.path / "table.csv", to_csv(rows))
+    write_atomic(folder.path / "table.csv", to_csv(records))
 
 
-def title(rows: Sequence[Row]) -> str:
-    """Name the settings that all finished rows share (all rows if no row is finished)."""
-    rows = done(rows) or rows
-    common = [str(values.pop()) for key in TITLE if len(values := {row.get(key) for row in rows}) == 1 and None not in values]
-    sizes = {"batch_size": "batch {}", "num_examples": "{} examples"}
-    shared = [key for key in sizes if len({row.get(key) for row in rows}) == 1 and rows[0].get(key)]
-    return " · ".join([*common, *(sizes[key].format(rows[0][key]) for key in shared)])
+def title(records: Sequence[Record]) -> str:
+    """Name what all finished records share (all records if none is finished)."""
+    records = done(records) or records
+    forms = {**dict.fromkeys((*NAMES[:3], "dataset", NAMES[3]), "{}"), "batch_size": "batch {}", "num_examples": "{} examples"}
+    shared = {key: {record.value(key) for record in records} for key in forms}
+    return " · ".join(forms[key].format(*values) for key, values in shared.items() if len(values) == 1 and any(values))
 
 
-def provenance(rows: Sequence[Row]) -> str:
-    """State the code, the machine and the weights of the rows, one line per distinct combination."""
-    return "  \n".join(dict.fromkeys(_provenance(row) for row in ordered(rows) if row.get("environment")))
+def provenance(records: Sequence[Record]) -> str:
+    """State the code, the machine and the weights of the records, one line per distinct combination."""
+    return "  \n".join(dict.fromkeys(_provenance(record) for record in ordered(records) if record.environment))
 
 
-def _provenance(row: Row) -> str:
-    facts: dict[str, Any] = row["environment"]
-    packages = facts["packages"]
-    commit = (facts.get("git_commit") or "no commit")[:10] + (" (modified)" if facts.get("git_dirty") else "")
-    processor = facts["accelerator"] or f"{facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}"
-    versions = f"ulskip {facts['ulskip']} at {commit}, torch {packages['torch']}, transformers {packages['transformers']}"
-    return f"{versions}; {processor}, {row.get('dtype')}; weights of {row['model']} trained {row.get('training')}."
+def _provenance(record: Record) -> str:
+    facts = record.environment
+    assert facts is not None
+    commit = (facts.git_commit or "no commit")[:10] + (" (modified)" if facts.git_dirty else "")
+    processor = facts.accelerator or f"{facts.processor}, {facts.threads} threads, {facts.instruction_set}"
+    packages = f"torch {facts.packages.torch}, transformers {facts.packages.transformers}"
+    weights = f"weights of {record.model} trained {record.training}"
+    return f"ulskip {facts.ulskip} at {commit}, {packages}; {processor}, {record.dtype}; {weights}."
 
 
-def interval_notes(rows: Sequence[Row]) -> list[str]:
+def interval_notes(records: Sequence[Record]) -> list[str]:
     """Explain how the intervals of measured speedups were computed."""
-    timed = [row for row in rows if row.get("measured_speedup") is not None]
+    timed = [record for record in records if record.measured_speedup is not None]
     notes: list[str] = []
-    counts = {count for row in timed if (count := num_pairs(row))}
+    counts = {record.num_pairs for record in timed if record.num_pairs}
     pairs = f"{' or '.join(map(str, sorted(counts)))} pairs" if counts else "the pairs"
-    coverages = [row["speedup_interval_coverage"] for row in timed if row.get("speedup_interval_coverage") is not None]
+    coverages = [record.speedup_interval_coverage for record in timed if record.speedup_interval_coverage is not None]
     if coverages:
         notes.append(
             f"Interval: order statistics of {pairs}; it contains the median with at least {min(coverages):.1%} probability."
         )
     if len(coverages) < len(timed):
-        older = "Interval of the other rows" if coverages else "Interval"
+        older = "Interval of rows from earlier versions" if coverages else "Interval"
         notes.append(
             f"{older}: 95% percentile bootstrap over {pairs}; with 7 pairs it contains the median in about 90% of cases."
         )
     return notes
 
 
-def footnote(rows: Sequence[Row]) -> str:
+def footnote(records: Sequence[Record]) -> str:
     """Return the notes of the long table as one paragraph."""
-    return sentences(explanations(rows))
+    return sentences(explanations(records))
 
 
-def explanations(rows: Sequence[Row]) -> list[str]:
+def explanations(records: Sequence[Record]) -> list[str]:
     """Explain the marks and columns of the long table, one note per item."""
-    judged = [row for row in rows if row.get("vs_baseline")]
-    few = [row for row in judged if few_examples(row)]
+    judged = [record for record in records if record.vs_baseline]
+    few = [record for record in judged if record.has_few_examples]
     notes = [STARS] if len(few) < len(judged) else []
     if few:
         notes.append(f"Fewer than {MIN_FOR_STARS} examples are too few for a star.")
-    if any(row.get("measured_speedup") is not None for row in rows):
-        notes += [MEASURED, *interval_notes(rows)]
-    if any(row.get("total_tokens_per_second") is not None for row in rows):
+    if any(record.measured_speedup is not None for record in records):
+        notes += [MEASURED, *interval_notes(records)]
+    if any(record.total_tokens_per_second is not None for record in records):
         notes.append(
             "Tok/s: tokens per second over the evaluated answers; total includes the prompt. Answers differ in length, so "
             "these rates do not compare strategies."
         )
-    if any(row.get("decode_loss") is None and row.get("measured_speedup") is not None and row.get("task") for row in rows):
+    if any(record.decode_loss is None and record.measured_speedup is not None and record.task for record in records):
         notes.append("Rows without quality have random weights.")
-    return [*notes, *reasons(rows)]
+    return [*notes, *reasons(records)]
 
 
-def sentences(parts: Sequence[str]) -> str:
+def sentences(parts: Iterable[str]) -> str:
     """Join notes to a paragraph, each with a full stop.
 
     >>> sentences(["One.", "", "Two"])

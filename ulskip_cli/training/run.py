@@ -154,7 +154,7 @@ def _make_record(setup: TrainingSetup, trainer: SkipTrainer, identity: str, seco
         train_loss=next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None),
         learning_curve=trainer.learning_curve(),
         based_on=setup.source.based_on,
-        config=config.recorded(),
+        config=config.resolved(),
         environment={**environment.code(), **environment.machine(str(trainer.args.device))},
         identity=identity,
         seconds=seconds,

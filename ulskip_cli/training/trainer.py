@@ -194,7 +194,7 @@ def training_arguments(config: TrainingConfig, folder: Path, evaluates: bool, tr
         made = LoggedArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise UsageError(f"train.training_args: {str(error).splitlines()[0]}") from None
-    made.settings = dict(flatten(config.recorded()))
+    made.settings = dict(flatten(config.resolved()))
     if made.n_gpu > 1:
         made._n_gpu = 1  # DataParallel would break the views; several GPUs need torchrun
     return made

@@ -23,12 +23,12 @@ PROBE = {"steps": 4, "examples": 16, "samples": 1}  # the size of a training tha
 
 def training_size(request: TuneRequest, chosen: Chosen, minutes: float, progress: ProgressCallback) -> dict[str, int]:
     """Return the steps, examples and own answers per example for which the budget has time."""
-    tuned, split, row = request.config, request.split, chosen.row
-    if row.get("later_stages") or row.get("exit_depths"):
+    tuned, split, record = request.config, request.split, chosen.record
+    if record.later_stages or record.exit_depths:
         raise NotApplicable(f"{chosen.trial.candidate} does not have the same layers in every step")
     config, examples = training_config(request, chosen, PROBE), training_examples(split)
     # The trial's answers tell how long those of the adapter, the winner and the full model take.
-    answer = float(row["wall_seconds"]) / split.num_choice
+    answer = (record.wall_seconds or 0.0) / split.num_choice
     seconds = 60 * (tuned.budget - minutes) - answer * (split.num_choice + 2 * split.num_final)
     if seconds < MIN_SECONDS and tuned.adapter == AUTO:
         raise NotApplicable(
@@ -63,7 +63,7 @@ def training_config(request: TuneRequest, chosen: Chosen, size: dict[str, int]) 
     """Return a configuration that trains the patches further; raise UsageError if none can."""
     tuned, trial, results = chosen.candidate.config, chosen.trial, ResultsFolder.of(request.config)
     base = _base(chosen)
-    name = "-".join(map(str, [chosen.row["id"], *size.values()]))  # another budget has another size
+    name = "-".join(map(str, [chosen.record.id, *size.values()]))  # another budget has another size
     own, tokens = str(results.path / "calibrations" / OWN_RESPONSES), tuned.decoding.max_new_tokens
     shape = tuned.correction.patches(tuned.model)
     options = base.train.replace(

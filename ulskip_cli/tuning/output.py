@@ -28,9 +28,9 @@ def export_result(result: TuneResult, to: Path, config_dir: Path | None) -> list
     """
     if result.patch_kind in request.MERGEABLE:
         results = ResultsFolder.of(result.request.config).path
-        return run.summary(run.export(result.run_overrides, config_dir, request.ExportRequest(to, results=results)))
+        return run.summary(run.export(result.export_overrides, config_dir, request.ExportRequest(to, results=results)))
     assert result.skip_adapter is not None
-    point = request.resolve(result.run_overrides, config_dir, request.ExportRequest(to / recipe.SCHEDULE, "schedule"))
+    point = request.resolve(result.export_overrides, config_dir, request.ExportRequest(to / recipe.SCHEDULE, "schedule"))
     with staging.staged(to, is_folder=True) as folder:
         (folder / recipe.SCHEDULE).write_text(recipe.schedule_file(point).to_json(), "utf-8")
         (folder / ADAPTER).mkdir()

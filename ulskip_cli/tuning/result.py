@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.experiments.statistics import Share, sentence, shares, speedup_text
 from ulskip_cli.export.recipe import layer_ranges
 from ulskip_cli.export.request import MERGEABLE
-from ulskip_cli.report.columns import speed_ends
-from ulskip_cli.report.quality import METRICS, Quality, quality, speed
-from ulskip_cli.report.rows import Group
 from ulskip_cli.tuning.request import TuneRequest, describe
 from ulskip_cli.tuning.trials import Chosen, Trial
 
@@ -24,7 +22,7 @@ class TuneResult:
 
     request: TuneRequest
     chosen: Chosen
-    row: Row  # on the examples that chose nothing
+    record: Record  # on the examples that chose nothing
     trials: tuple[Trial, ...]
     training: dict[str, Any] | None  # of a skip adapter: its folder and size, or `refused` with the reason
     minutes: float
@@ -51,20 +49,25 @@ class TuneResult:
         return overrides
 
     @property
+    def export_overrides(self) -> list[str]:
+        """The overrides that export the chosen layers, without the engine and the decoding, which an export does not use."""
+        return [text for text in self.run_overrides if text.partition("=")[0].partition(".")[0] not in ("engine", "decoding")]
+
+    @property
     def patch_kind(self) -> str:
         """The kind of the patches, or `none`."""
-        return str((self.row.get("patch") or self.row.get("skip_adapter") or {}).get("kind") or "none")
+        return (self.record.correction and self.record.correction.kind) or "none"
 
     def meets_wish(self) -> bool:
         """True if the speedup or the share of the score, as measured at the end, reaches the wish."""
         config = self.request.config
         if config.speedup:
-            return bool((self.row.get("measured_speedup") or 0.0) >= config.speedup)
-        return share_of(self.row) >= (config.quality or 0.0)
+            return (self.record.measured_speedup or 0.0) >= config.speedup
+        return share_of(self.record) >= (config.quality or 0.0)
 
     def as_json(self) -> dict[str, Any]:
         """Return the record that `results/NAME/tuning/KEY.json` and `--json` contain."""
-        judged = judge(self.row, self.request.config.quality or 1.0)
+        judged = judge(self.record, self.request.config.quality or 1.0)
         return {
             **describe(self.request),
             "kept_layers": list(self.trial.kept_layers),
@@ -76,28 +79,28 @@ class TuneResult:
             "share_low": judged.low,
             "share_high": judged.high,
             "run": self.run_overrides,
-            "row": {key: value for key, value in self.row.items() if key != "folder"},
-            "choice_row_id": self.chosen.row["id"],
+            "row": self.record.to_row(),
+            "choice_row_id": self.chosen.record.id,
             "trials": [trial.plain() for trial in self.trials],
             "minutes": round(self.minutes, 1),
         }
 
     def lines(self) -> list[str]:
-        """Return the result in five lines, and a sixth one with a command to export it."""
-        config, row = self.request.config, self.row
-        judged = judge(row, config.quality or 1.0)
+        """Return the result in a sentence and five lines, and another one with a command to export it."""
+        config, record = self.request.config, self.record
+        judged = judge(record, config.quality or 1.0)
         layers = f"{len(self.trial.kept_layers)} of {self.request.num_layers}"
         skipped = spans(sorted(set(range(self.request.num_layers)) - set(self.trial.kept_layers)))
-        title = METRICS[judged.metric]
         run = ["ulskip", "run", *self.run_overrides]
-        export = ["ulskip", "export", *self.run_overrides, "--to", "DIR"]
+        export = ["ulskip", "export", *self.export_overrides, "--to", "DIR"]
         if self.patch_kind not in MERGEABLE:
             export += ["--format", "schedule"]
         return [
+            sentence(record),
             f"layers:   {layers}, without {skipped} ({self.trial.candidate}{self._trained()})",
-            f"speed:    {speed(row)} over the full model",
-            f"quality:  {title} {judged.value:.2f} of {judged.full:.2f}, {judged.text()}, on {row['num_examples']} examples "
-            "that chose nothing",
+            f"speed:    {speedup_text(record)} over the full model",
+            f"quality:  {judged.title} {judged.value:.2f} of {judged.full:.2f}, {judged.text()}, on {record.num_examples} "
+            "examples that chose nothing",
             f"sure:     {self._sure(judged)}",
             f"run:      {shlex.join(run)}",
             f"export:   {shlex.join(export)}",
@@ -110,11 +113,11 @@ class TuneResult:
         size = f"{self.training['steps']} steps on {self.training['examples']} examples"
         return f": {size}" if self.trial.adapter else f"; an adapter trained for {size} is no better"
 
-    def _sure(self, judged: Quality) -> str:
-        config, row = self.request.config, self.row
-        if config.speedup:
+    def _sure(self, judged: Share) -> str:
+        config, speedup = self.request.config, self.record.speedup
+        if config.speedup and speedup:
             wish, key = config.speedup, "speedup"
-            value, (low, high) = row["measured_speedup"], speed_ends(row)
+            value, low, high = speedup
         else:
             wish, key = config.quality or 1.0, "quality"
             low, value, high = judged.low, judged.share, judged.high
@@ -134,19 +137,19 @@ def verdict(wish: float, value: float, low: float | None, high: float | None) ->
     return "surely met" if low >= wish else "met, but the interval includes less"
 
 
-def judge(row: Row, gate: float) -> Quality:
-    """Return the quality of a row in comparison with its full model; raise RunError if the row has no score."""
-    found = quality(Group("", [row]), gate).get(id(row))
+def judge(record: Record, gate: float) -> Share:
+    """Return the share of the full model's quality that a record keeps; raise RunError if it has no score."""
+    found = shares([record], gate).get(record.key)
     if found is None:
         raise RunError(
-            f"run {row['id']} has no score to compare, because the full model's score is 0; use another task or model"
+            f"run {record.id} has no score to compare, because the full model's score is 0; use another task or model"
         )
     return found
 
 
-def share_of(row: Row) -> float:
-    """Return the share of the full model's score that a row keeps."""
-    return judge(row, 1.0).share
+def share_of(record: Record) -> float:
+    """Return the share of the full model's score that a record keeps."""
+    return judge(record, 1.0).share
 
 
 def spans(layers: Sequence[int]) -> str:

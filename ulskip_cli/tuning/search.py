@@ -14,14 +14,13 @@ from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError, UsageError
 from ulskip_cli.core.schedule import MIN_KEPT
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.runner import Session
+from ulskip_cli.experiments.statistics import HOLDS, Scorer, primary
 from ulskip_cli.experiments.sweep.jobs import Job, make_jobs
 from ulskip_cli.experiments.sweep.outcome import GridProgress
 from ulskip_cli.experiments.sweep.run import SweepObserver, SweepOptions, run_sweep
-from ulskip_cli.report.difference import HOLDS, Scorer
-from ulskip_cli.report.quality import primary
 from ulskip_cli.tuning.adapter import adapted, train_adapter, training_size
 from ulskip_cli.tuning.request import Candidate, TuneRequest
 from ulskip_cli.tuning.result import TuneResult, share_of
@@ -53,8 +52,8 @@ class Tuning:
             self.progress.note(f"left out: {reason}")
         chosen = self._fastest_enough() if self.request.config.speedup else self._good_enough()
         chosen = chosen if self.request.config.adapter == "never" else self._with_adapter(chosen)
-        (row,) = self._measure([self.request.at_the_end(self._config(chosen.candidate, chosen.num_kept))])
-        return TuneResult(self.request, chosen, row, tuple(self.trials), self.adapter, self._log.minutes)
+        (record,) = self._measure([self.request.at_the_end(self._config(chosen.candidate, chosen.num_kept))])
+        return TuneResult(self.request, chosen, record, tuple(self.trials), self.adapter, self._log.minutes)
 
     def _fastest_enough(self) -> Chosen:
         """Return the best candidate with the largest number of layers that meets the wanted speedup."""
@@ -74,12 +73,12 @@ class Tuning:
             if tried and not self._in_time(f"{num_kept} layers", BISECT_SHARE):
                 break
             tried[num_kept], candidates = self._best(candidates, num_kept)
-            share = share_of(tried[num_kept].row)
+            share = share_of(tried[num_kept].record)
             self.progress.note(f"{num_kept} layers: {share:.1%} of the full model's score, wanted {wanted:.1%}")
             few, many = (few, num_kept) if share >= wanted else (num_kept + 1, many)
             num_kept = (few + many) // 2
-        passing = [count for count, chosen in tried.items() if share_of(chosen.row) >= wanted]
-        return tried[min(passing) if passing else max(tried, key=lambda count: share_of(tried[count].row))]
+        passing = [count for count, chosen in tried.items() if share_of(chosen.record) >= wanted]
+        return tried[min(passing) if passing else max(tried, key=lambda count: share_of(tried[count].record))]
 
     def _best(self, candidates: Sequence[Candidate], num_kept: int) -> tuple[Chosen, tuple[Candidate, ...]]:
         """Return the best candidate at a number of layers, and the candidates that were compared by the metric."""
@@ -103,9 +102,9 @@ class Tuning:
             raise RunError(f"no candidate runs with {num_kept} layers; set other candidates=[...]")
         ranked = _distinct(sorted(ranked, key=lambda one: one[0].loss))[: self.request.config.finalists]
         self._runner.release()
-        rows = self._measure([_quality_only(self._config(candidate, num_kept)) for _, candidate in ranked])
-        at = decide(rows)
-        return Chosen(*ranked[at], rows[at]), tuple(candidate for _, candidate in ranked)
+        records = self._measure([_quality_only(self._config(candidate, num_kept)) for _, candidate in ranked])
+        at = decide(records)
+        return Chosen(*ranked[at], records[at]), tuple(candidate for _, candidate in ranked)
 
     def _with_adapter(self, chosen: Chosen) -> Chosen:
         """Train a skip adapter for the chosen layers if the budget has time left, and return the better of both."""
@@ -133,9 +132,9 @@ class Tuning:
         trial = Trial.from_step(found, self._log.path)
         self.trials.append(trial)
         self.progress.note(f"{trial.candidate}: decode loss {trial.loss:.3f}, before {chosen.trial.loss:.3f}")
-        (row,) = self._measure([_quality_only(self._config(candidate, chosen.num_kept))])
-        both = sorted([chosen, Chosen(trial, candidate, row)], key=lambda one: one.trial.loss)
-        return both[decide([one.row for one in both])]
+        (record,) = self._measure([_quality_only(self._config(candidate, chosen.num_kept))])
+        both = sorted([chosen, Chosen(trial, candidate, record)], key=lambda choice: choice.trial.loss)
+        return both[decide([choice.record for choice in both])]
 
     def _try(self, candidate: Candidate, num_kept: int) -> dict[str, Any]:
         try:
@@ -151,15 +150,15 @@ class Tuning:
     def _config(self, candidate: Candidate, num_kept: int) -> Config:
         return candidate.at(self.request.num_layers, num_kept)
 
-    def _measure(self, configs: Sequence[Config]) -> list[Row]:
-        """Run points and their baselines as a sweep, and return the rows of the points with their folder."""
+    def _measure(self, configs: Sequence[Config]) -> list[Record]:
+        """Run points and their baselines as a sweep, and return the records of the points with their folder."""
         resolver = Resolver()
         jobs = make_jobs(configs, resolver)
         with self.observe(jobs) as observer:
             outcome = run_sweep(jobs, SweepOptions(), observer)
         outcome.check()
         ids = [resolver.resolve(config).run_id for config in configs]
-        return [{**outcome.records[one].to_row(), "folder": str(self.folder.path)} for one in ids]
+        return [outcome.records[run_id].replace(folder=str(self.folder.path)) for run_id in ids]
 
 
 def _unless_refused(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -176,16 +175,16 @@ def _quality_only(config: Config) -> Config:
     return config.replace(speed=config.speed.replace(enabled=False))
 
 
-def decide(rows: Sequence[Row]) -> int:
-    """Return the index of the best row; the rows are in the order of their decode loss.
+def decide(records: Sequence[Record]) -> int:
+    """Return the index of the best record; they are in the order of their decode loss.
 
-    A later row is better only if the interval of the metric's paired difference says so; otherwise the loss decides, which
+    A later one is better only if the interval of the metric's paired difference says so; otherwise the loss decides, which
     varies less between examples.
     """
-    best, metric, scorer = 0, primary(rows), Scorer()
-    for i in range(1, len(rows) if metric else 0):
+    best, metric, scorer = 0, primary(records), Scorer()
+    for i in range(1, len(records) if metric else 0):
         assert metric is not None
-        if scorer.difference(rows[i], rows[best], metric).verdict() == HOLDS:
+        if scorer.difference(records[i], records[best], metric).verdict() == HOLDS:
             best = i
     return best
 

@@ -14,7 +14,7 @@ from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.engines.scoring import ReferenceLoss
 from ulskip_cli.experiments.patches import KEPT_PROMPT_BYTES
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import Row
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.runner import Session, prepare_run
 from ulskip_cli.inference.batching import BatchSize
 from ulskip_cli.tuning.request import Candidate
@@ -54,7 +54,7 @@ class Chosen:
 
     trial: Trial
     candidate: Candidate
-    row: Row
+    record: Record
 
     @property
     def num_kept(self) -> int:

@@ -4,8 +4,7 @@ from ulskip_cli.cli.progress_bars import ProgressBars
 from ulskip_cli.core.config import compose
 from ulskip_cli.core.errors import RunError, StorageError
 from ulskip_cli.experiments.preflight import Resolver
-from ulskip_cli.experiments.record import RunRecord
-from ulskip_cli.experiments.record_sections import RunIdentity
+from ulskip_cli.experiments.record import Point, Record
 from ulskip_cli.experiments.sweep.outcome import run_each
 
 
@@ -16,7 +15,7 @@ def points(tmp_path):
 
 
 def records(*ids):
-    return [RunRecord(RunIdentity(run_id)) for run_id in ids]
+    return [Record.joined(Point(id=run_id, strategy="unified", batch_size=1)) for run_id in ids]
 
 
 def run(points, run_point):

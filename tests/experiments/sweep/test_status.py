@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from ulskip_cli.core.errors import RunError
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import Record, read
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
@@ -22,11 +22,11 @@ def folder(jobs):
 
 
 def status_of(folder, **options):
-    return SweepStatus(folder, lambda record: record.other.get("here", True), **options)
+    return SweepStatus(folder, lambda record: record.value("here") is not False, **options)
 
 
 def done(job, **keys):
-    return RunRecord.from_row({**RunRecord(job.identity).to_row(), **keys})
+    return read(json.dumps({**Record.joined(job.identity).to_row(), **keys}))
 
 
 def test_a_finished_point_is_done_for_good(jobs, folder):

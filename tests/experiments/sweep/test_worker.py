@@ -5,7 +5,7 @@ import pytest
 from ulskip_cli.experiments.sweep.running_marker import RunningMarker, marker_path, read_marker
 
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.grid import points
 from ulskip_cli.experiments.sweep.jobs import make_jobs
@@ -34,7 +34,7 @@ def sweep(tmp_path):
         def run(job, baseline):
             act(job)
             assert bool(job.baseline) == bool(baseline)
-            record = RunRecord(job.identity)
+            record = Record.joined(job.identity)
             folder.save(job.config, record, [])
             return record
 

@@ -7,8 +7,7 @@ from typing import Any
 from ulskip_cli.core.config_schema import Config
 from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.experiments.preflight import ResolvedPoint, Resolver
-from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, RunRecord
-from ulskip_cli.experiments.record_sections import RunIdentity, ScheduleRecord
+from ulskip_cli.experiments.record import FAILED, NOT_APPLICABLE, Point, Record
 from ulskip_cli.experiments.results import ResultsFolder
 
 _UNLABELLED = ("sweep", "launcher", "name", "results_dir")
@@ -31,14 +30,14 @@ class Job:
         return self.point.baseline.run_id if self.point and self.point.baseline else None
 
     @property
-    def identity(self) -> RunIdentity:
+    def identity(self) -> Point:
         """The settings that identify the job, equal for a finished and a failed run."""
-        return self.point.identity if self.point else RunIdentity.of(self.config, self.id)
+        return self.point.identity if self.point else Point.of(self.config, self.id)
 
-    def failure_record(self, error: BaseException) -> RunRecord:
+    def failure_record(self, error: BaseException) -> Record:
         """Return the record of a job that failed or is not applicable."""
         status = NOT_APPLICABLE if isinstance(error, NotApplicable) else FAILED
-        return RunRecord(self.identity, status, failure_reason(error), schedule=ScheduleRecord())
+        return Record.joined(self.identity, status=status, reason=failure_reason(error))
 
 
 def failure_reason(error: BaseException) -> str:

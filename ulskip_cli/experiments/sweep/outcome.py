@@ -7,7 +7,7 @@ from typing import Protocol
 from ulskip_cli.core.errors import RunError, StorageError
 from ulskip_cli.core.progress import ProgressCallback
 from ulskip_cli.experiments.preflight import ResolvedPoint
-from ulskip_cli.experiments.record import Row, RunRecord
+from ulskip_cli.experiments.record import Record, Row
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.jobs import failure_reason
 
@@ -17,10 +17,10 @@ class SweepOutcome:
     """The records and failures of a grid's points."""
 
     num_requested: int
-    records: dict[str, RunRecord] = field(default_factory=dict)  # by identifier, in the order of the points, with baselines
+    records: dict[str, Record] = field(default_factory=dict)  # by identifier, in the order of the points, with baselines
     failures: list[str] = field(default_factory=list)  # one line for every failed point
 
-    def add(self, records: Sequence[RunRecord]) -> None:
+    def add(self, records: Sequence[Record]) -> None:
         """Add the records of a point; a repeated record moves to the end."""
         for record in records:
             self.records.pop(record.id, None)
@@ -48,7 +48,7 @@ class GridProgress(ProgressCallback, Protocol):
 
 
 def run_each(
-    points: Sequence[ResolvedPoint], run_point: Callable[[ResolvedPoint], list[RunRecord]], progress: GridProgress
+    points: Sequence[ResolvedPoint], run_point: Callable[[ResolvedPoint], list[Record]], progress: GridProgress
 ) -> SweepOutcome:
     """Run points one after another; a failed point does not stop the others. If there is only one point, its error is raised.
 

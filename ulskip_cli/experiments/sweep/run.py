@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ulskip_cli.core.errors import RunError
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.record import FAILED, RunRecord
+from ulskip_cli.experiments.record import FAILED, Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.jobs import Job, results_folder
 from ulskip_cli.experiments.sweep.launchers import POOLS, worker_command
@@ -104,12 +104,12 @@ class _Tracker:
         """Notify the observer."""
         self.observer.job_started(job)
 
-    def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
+    def job_settled(self, job: Job, record: Record | None, ran: bool) -> None:
         """Notify the observer."""
         self.status.refresh()
         self._settle(job, record, ran)
 
-    def _settle(self, job: Job, record: RunRecord | None, ran: bool) -> None:
+    def _settle(self, job: Job, record: Record | None, ran: bool) -> None:
         if job.id in self._settled:
             return
         self._settled.add(job.id)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ulskip_cli.core import environment
-from ulskip_cli.core.errors import NotApplicable, UsageError
+from ulskip_cli.core.errors import NotApplicable
 from ulskip_cli.core.files import read_jsonl
-from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, RunRecord
-from ulskip_cli.experiments.results import ResultsFolder, parse_row
+from ulskip_cli.experiments.record import DONE, FAILED, NOT_APPLICABLE, Record
+from ulskip_cli.experiments.results import ResultsFolder, parse
 from ulskip_cli.experiments.sweep.jobs import Job
 from ulskip_cli.experiments.sweep.launchers import SHARED
 
@@ -43,7 +43,7 @@ class SweepStatus:
         self.folder = folder
         self.force = force
         self._launcher, self._quick = launcher, quick
-        self._records: dict[str, list[tuple[int, RunRecord]]] = {}
+        self._records: dict[str, list[tuple[int, Record]]] = {}
         self._file: int | None = None  # the inode that was read; quarantining corrupt lines replaces the file
         self._offset = self._count = 0
         self.refresh()
@@ -62,14 +62,10 @@ class SweepStatus:
             return
         for line in new[: new.rfind(b"\n") + 1].splitlines(keepends=True):
             self._offset += len(line)
-            row = parse_row(line)
-            if row is None:
+            record = parse(line)
+            if record is None:
                 continue
             self._count += 1
-            try:
-                record = RunRecord.from_row(row)
-            except UsageError:
-                continue
             self._records.setdefault(record.id, []).append((self._count - 1, record))
 
     def state(self, job: Job) -> str:
@@ -81,12 +77,12 @@ class SweepStatus:
             return NOT_APPLICABLE
         return FAILED if newest and newest.status == FAILED and self._is_fresh(job.id) else TO_DO
 
-    def newest(self, job: Job) -> RunRecord | None:
+    def newest(self, job: Job) -> Record | None:
         """Return the last record of a job, whatever its status."""
         records = self._records.get(job.id)
         return records[-1][1] if records else None
 
-    def record(self, job: Job) -> RunRecord | None:
+    def record(self, job: Job) -> Record | None:
         """Return the record that settles a job, or None if the job has to run."""
         return None if self.state(job) == TO_DO else self.finished(job.id) or self.newest(job)
 
@@ -99,7 +95,7 @@ class SweepStatus:
         """True if a job failed in this sweep; failures that other sweeps write into the same folder do not count."""
         return any(self.state(job) == FAILED for job in jobs)
 
-    def finished(self, run_id: str) -> RunRecord | None:
+    def finished(self, run_id: str) -> Record | None:
         """Return a point's finished record if this sweep can use it and its generations are stored; otherwise None."""
         if not self.folder.generations_path(run_id).is_file():
             return None
@@ -123,15 +119,15 @@ class SweepStatus:
             notes.append(f"failed before: {newest.reason}")
         return JobState(TO_DO, "; ".join(notes))
 
-    def _is_like_here(self, record: RunRecord) -> bool:
+    def _is_like_here(self, record: Record) -> bool:
         """Return True if a row counts; in a sweep of one process, the number of threads has to be equal too."""
         if self._launcher in SHARED:
             return True
         also = ("threads",) if self._launcher == "inline" else ()
-        where = record.provenance
+        where = record.environment
         if where is None or self._quick:
-            return where is not None and environment.is_likely_here(where.environment)
-        return environment.is_like_here(where.environment, where.device or "cpu", also)
+            return where is not None and environment.is_likely_here(where.model_dump())
+        return environment.is_like_here(where.model_dump(), record.device or "cpu", also)
 
     def _is_fresh(self, run_id: str) -> bool:
         return self._records[run_id][-1][0] >= self.since

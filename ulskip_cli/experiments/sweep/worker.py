@@ -4,7 +4,7 @@ import gc
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -12,13 +12,13 @@ from ulskip_cli.core import interruption
 from ulskip_cli.core.errors import NotApplicable, RunError, StorageError
 from ulskip_cli.core.files import write_atomic
 from ulskip_cli.core.progress import ProgressCallback
-from ulskip_cli.experiments.record import RunRecord
+from ulskip_cli.experiments.record import Record
 from ulskip_cli.experiments.results import ResultsFolder
 from ulskip_cli.experiments.sweep.jobs import Job
 from ulskip_cli.experiments.sweep.status import TO_DO, SweepStatus
 
 POLL_SECONDS = 0.2
-RunJob = Callable[[Job, RunRecord | None], RunRecord]  # takes a job and its baseline's record, returns the stored record
+RunJob = Callable[[Job, Record | None], Record]  # takes a job and its baseline's record, returns the stored record
 
 
 class JobObserver(Protocol):
@@ -27,7 +27,7 @@ class JobObserver(Protocol):
     def job_started(self, job: Job) -> None:
         """Handle the start of a job in this process."""
 
-    def job_settled(self, job: Job, record: RunRecord | None, ran: bool) -> None:
+    def job_settled(self, job: Job, record: Record | None, ran: bool) -> None:
         """Handle the record of a job; `ran` is True if this process has just run it."""
 
 
@@ -80,7 +80,7 @@ class Worker:
         self.observer.job_settled(job, self.status.record(job), ran=False)
         return True
 
-    def _run(self, job: Job, baseline: RunRecord | None) -> None:
+    def _run(self, job: Job, baseline: Record | None) -> None:
         interruption.check()
         self.observer.job_started(job)
         try:
@@ -103,7 +103,7 @@ def make_job_runner(progress: ProgressCallback) -> RunJob:
 
     session, failed_before = runner.Session(progress), False
 
-    def run(job: Job, baseline: RunRecord | None) -> RunRecord:
+    def run(job: Job, baseline: Record | None) -> Record:
         nonlocal failed_before
         if failed_before:  # the failed job may still hold memory
             gc.collect()
@@ -117,7 +117,7 @@ def make_job_runner(progress: ProgressCallback) -> RunJob:
     return run
 
 
-def store_failure(job: Job, error: Exception, folder: ResultsFolder) -> RunRecord:
+def store_failure(job: Job, error: Exception, folder: ResultsFolder) -> Record:
     """Store a failed job's record and traceback; raise StorageError if the results folder cannot be written."""
     record = job.failure_record(error)
     finished_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -125,7 +125,7 @@ def store_failure(job: Job, error: Exception, folder: ResultsFolder) -> RunRecor
         log = folder.path / "logs" / f"{job.id}.log"
         details = "".join(traceback.format_exception(error))
         write_atomic(log, f"{finished_at} {job.label}\n{details}")
-        record = replace(record, log=str(log.relative_to(folder.path)))
-    record = replace(record, other={"finished_at": finished_at})
+        record = record.replace(log=str(log.relative_to(folder.path)))
+    record = record.replace(finished_at=finished_at)
     folder.append(record)
     return record

@@ -13,13 +13,13 @@ from ulskip_cli.tasks.metrics.scores import Answers, Metric, MetricSpec, RowKey,
 
 ROUGE_KEYS = (
     RowKey("rouge1", "ROUGE-1", "R-1"),
-    RowKey("rouge2", "ROUGE-2", "R-2"),
+    RowKey("rouge2", "ROUGE-2", "R-2", leaves=11),
     RowKey("rougeL", "ROUGE-L", "R-L"),
-    RowKey("rougeLsum", "ROUGE-Lsum", "R-Lsum"),
+    RowKey("rougeLsum", "ROUGE-Lsum", "R-Lsum", leaves=12),
 )
 _REGISTRY = (
     MetricSpec("bleu", translation.bleu, (RowKey("bleu", "BLEU"),)),
-    MetricSpec("chrf", translation.chrf, (RowKey("chrf", "chrF"),)),
+    MetricSpec("chrf", translation.chrf, (RowKey("chrf", "chrF", leaves=13),)),
     MetricSpec("ter", translation.ter, (RowKey("ter", "TER", lower_is_better=True),)),
     MetricSpec("rouge", lambda scoring: summarization.Rouge(scoring.stemmer), ROUGE_KEYS, primary_key="rougeL"),
     MetricSpec("exact_match", lambda scoring: match.ExactMatch(), (RowKey("exact_match", "exact match", "exact"),)),

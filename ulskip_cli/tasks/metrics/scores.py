@@ -46,6 +46,7 @@ class RowKey:
     short_title: str = ""  # of a table column; empty: `title`
     number_format: str = ".1f"
     lower_is_better: bool = False
+    leaves: int = 0  # order of removal of its column on a narrow terminal; 0: never
 
     @property
     def column_title(self) -> str:

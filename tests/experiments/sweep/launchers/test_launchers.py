@@ -21,7 +21,7 @@ from ulskip_cli.core.config_schema import LauncherConfig
 
 QUICK = ["limit=6", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0", "speed.new_tokens=3", "batch_size=2"]
 GRID = ["strategy=unified,top_skip", "ratio=2,3"]
-TIMES = re.compile(r"seconds|per_second|_speedup|^pairs$|finished_at|memory|experiment|environment")
+TIMES = re.compile(r"seconds|per_second|other_cpus|_speedup|^pairs$|finished_at|memory|experiment|environment")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,362 @@
+"""Statistics of records: intervals of medians, shares of the full model's quality, differences and verdicts.
+
+All intervals are 95%. A verdict relies on a whole interval: a value holds if its interval is above the bound, does not hold if
+it is below, and is a tie if the interval includes the bound or is not known.
+"""
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from math import comb
+from pathlib import Path
+from statistics import NormalDist, median
+from typing import Any
+
+from ulskip_cli.core.errors import UsageError
+from ulskip_cli.core.task import Scoring
+from ulskip_cli.experiments.record import MIN_FOR_STARS, Interval, Record
+from ulskip_cli.experiments.results import ResultsFolder
+from ulskip_cli.tasks import metrics
+from ulskip_cli.tasks.metrics.scores import Answers
+
+HOLDS, FAILS, TIE = "holds", "does not hold", "tie"
+GATE = 0.9  # share of the full model's quality that a winner keeps
+TITLES = {key: metrics.row_key(key).title for key in metrics.quality_keys()}
+LOWER_IS_BETTER = {key for key in TITLES if metrics.row_key(key).lower_is_better}
+MIN_BLEU = 10.0  # translations below it have little in common with their references
+HIGHEST_SCORE = 100.0  # of all metrics where higher is better
+MAX_SHARE = 10.0  # a larger share states only that one of the two scores is close to zero
+Z = 1.96  # half a 95% interval in standard errors
+FEW_PAIRS = "too few timed pairs for an interval"
+SAME_ANSWERS = "the same answers"
+SAME_SCORE = 1e-6
+
+
+@dataclass(frozen=True)
+class MedianInterval:
+    """A median with a confidence interval between two order statistics."""
+
+    median: float
+    low: float  # the k-th smallest sample
+    high: float  # the k-th largest sample
+    coverage: float  # probability that such an interval contains the true median
+
+
+def median_interval(samples: Sequence[float], confidence: float = 0.95) -> MedianInterval:
+    """Compute the median of independent samples and its distribution-free confidence interval.
+
+    A sample lies below the true median with probability 1/2, so the k-th smallest and the k-th largest of n samples enclose it
+    with probability 1 - 2 P(Binomial(n, 1/2) < k) (David and Nagaraja, Order Statistics, 3rd ed., section 7.1). The result uses
+    the largest k that reaches `confidence`, or k = 1: fewer than six samples cannot reach 95%.
+
+    >>> median_interval([3.0, 1.0, 2.0, 7.0, 5.0, 6.0, 4.0])
+    MedianInterval(median=4.0, low=1.0, high=7.0, coverage=0.984375)
+    """
+    values = sorted(map(float, samples))
+    count, rank, outside = len(values), 1, 1
+    while rank < (count + 1) // 2 and 2 * (outside + comb(count, rank)) <= (1 - confidence) * 2**count:
+        outside += comb(count, rank)
+        rank += 1
+    return MedianInterval(median(values), values[rank - 1], values[-rank], 1 - 2 * outside / 2**count)
+
+
+def verdict(interval: Interval, bound: float) -> str:
+    """Judge the claim that a value is above a bound.
+
+    >>> [verdict(Interval(1.2, low, high), 1.0) for low, high in ((1.1, 1.3), (0.9, 1.3), (None, None))]
+    ['holds', 'tie', 'tie']
+    """
+    if interval.low is None or interval.high is None:
+        return TIE
+    return HOLDS if interval.low > bound else FAILS if interval.high < bound else TIE
+
+
+def speedup_text(record: Record) -> str:
+    """Format a measured speedup with its interval, or that it has none, and its number of pairs."""
+    assert record.speedup is not None
+    value, low, high = record.speedup
+    count = record.num_pairs
+    parts = [FEW_PAIRS if low is None else f"{low:.2f} to {high:.2f}"]
+    parts += [f"{count} pair{'s' * (count > 1)}"] if count else []
+    return f"{value:.2f}x ({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of the full model's quality that a record keeps; for metrics where lower is better, full's value over its own.
+
+    It passes the gate if it reaches it. The verdict is sure if the whole interval is above or below the gate. A share of fewer
+    than `MIN_FOR_STARS` examples has no interval, because a bootstrap over them has no power.
+    """
+
+    metric: str  # the key of the primary metric
+    value: float  # of the metric
+    full: float
+    share: float
+    low: float | None  # ends of the share's interval, if it is known
+    high: float | None
+    gate: float
+
+    @property
+    def passes(self) -> bool:
+        """True if the share reaches the gate."""
+        return self.share >= self.gate
+
+    @property
+    def sure(self) -> bool:
+        """True if the whole interval is above or below the gate; False if the interval is unknown."""
+        end = self.low if self.passes else self.high
+        return end is not None and (end >= self.gate) is self.passes
+
+    @property
+    def can_win(self) -> bool:
+        """True if the whole interval is above the gate."""
+        return self.passes and self.sure
+
+    @property
+    def verdict(self) -> str:
+        """The claim that the share reaches the gate: holds, does not hold, or a tie."""
+        return TIE if not self.sure else HOLDS if self.passes else FAILS
+
+    @property
+    def word(self) -> str:
+        """The verdict as one word for a table; a question mark means unsure."""
+        return ("passes" if self.passes else "below") + ("" if self.sure else "?")
+
+    @property
+    def title(self) -> str:
+        """The name of the metric."""
+        return TITLES[self.metric]
+
+    @property
+    def caveat(self) -> str:
+        """A warning if the full model's score is so low that a share of it says nothing; otherwise empty."""
+        if self.metric != "bleu" or self.full >= MIN_BLEU:
+            return ""
+        return f"a share of full's BLEU of {self.full:.1f} says little about quality, because it is below {MIN_BLEU:g}"
+
+    def text(self) -> str:
+        """Format the share with its interval."""
+        return f"{self.share:.1%}" + ("" if self.low is None else f" ({self.low:.1%} to {self.high:.1%})")
+
+
+def primary(records: Iterable[Record]) -> str | None:
+    """Return the key of the primary metric: the first that the records' tasks name, or else the decode loss."""
+    records = list(records)
+    for record in records:
+        for key in record.scores:
+            spec = metrics.metric_of(key)
+            if spec and spec.primary in record.scores:
+                return spec.primary
+    return metrics.DECODE_LOSS.key if any(record.decode_loss is not None for record in records) else None
+
+
+def shares(records: Sequence[Record], gate: float = GATE) -> dict[tuple[str, str], Share]:
+    """Judge every finished record that has a score and a full model to compare with, among records of one setting.
+
+    The keys are those of the records.
+    """
+    records = [record for record in records if record.is_done]
+    metric = primary(records)
+    if metric is None:
+        return {}
+    fulls = {record.batch_size: record.value(metric) for record in records if record.keeps_all}
+    fulls = {size: score for size, score in fulls.items() if score is not None}
+    found = {}
+    for record in records:
+        score, compared = record.value(metric), record.vs_baseline.get(metric)
+        full = compared.full if compared else fulls.get(record.batch_size, next(iter(fulls.values()), None))
+        if score is None or not full:
+            continue
+        low, high = None, None
+        if compared and not record.has_few_examples:
+            low, high = sorted(_share(metric, full + end, full) for end in (compared.delta_low, compared.delta_high))
+        found[record.key] = Share(metric, score, full, _share(metric, score, full), low, high, gate)
+    return found
+
+
+def _share(metric: str, score: float, full: float) -> float:
+    """Return the kept share of full's quality, within its range even if an interval of scores exceeds that of the metric."""
+    if metric not in LOWER_IS_BETTER:
+        return min(max(0.0, min(score, HIGHEST_SCORE) / full), MAX_SHARE)
+    return min(max(0.0, full / score), MAX_SHARE) if score > 0 else MAX_SHARE
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference or ratio of one value of two records, with its interval."""
+
+    value: float
+    low: float | None  # ends of its interval; None if unknown
+    high: float | None
+    how: str  # the source of the interval
+
+    def verdict(self, bound: float = 0.0) -> str:
+        """Judge the claim that the value is above a bound."""
+        return verdict(Interval(self.value, self.low, self.high), bound)
+
+    @property
+    def is_same(self) -> bool:
+        """True if both sides gave the same answers."""
+        return self.low == self.high == 0
+
+
+@dataclass
+class Scorer:
+    """Compares the quality of records; answers and results are cached."""
+
+    _found: dict[tuple[str, ...], Difference] = field(default_factory=dict)
+
+    def difference(self, new: Record, old: Record, metric: str) -> Difference:
+        """Compute `new` minus `old` (positive is better) by a paired bootstrap over answers to the same examples."""
+        key = (new.folder, new.id, old.folder, old.id, metric)
+        if key not in self._found:
+            self._found[key] = self._bootstrap(new, old, metric) or from_records(new, old, metric)
+        return self._found[key]
+
+    def _bootstrap(self, new: Record, old: Record, metric: str) -> Difference | None:
+        sides = [_hypotheses(record.folder, record.id) for record in (new, old)]
+        shared = [example for example in sides[0] if example in sides[1]]
+        most = max(map(len, sides))
+        if not shared or len(shared) < min(most, MIN_FOR_STARS):
+            return None
+        on = f" to {len(shared)} shared examples" if len(shared) < most else ""
+        texts, others = ([side[example] for example in shared] for side in sides)
+        if texts == others:
+            return Difference(0.0, 0.0, 0.0, f"{SAME_ANSWERS}{on}")
+        spec = metrics.metric_of(metric)
+        if len(shared) < MIN_FOR_STARS or spec is None or spec.is_neural:  # a report loads no model
+            return None
+        task = new.config.get("task") or {}
+        language = new.pair.rpartition("-")[2] if new.pair else task.get("target_language")
+        scoring = Scoring((spec.name,), language, task.get("tokenize"), task.get("stemmer", True))
+        references, sources = [reference for _, reference in shared], [source for source, _ in shared]
+        found = metrics.score(scoring, Answers(texts, references, sources, others)).against_full[metric]
+        how = f"paired bootstrap over answers{on}" if on else "paired bootstrap"
+        return _better(Difference(found["delta"], found["delta_low"], found["delta_high"], how), metric)
+
+
+@cache
+def _hypotheses(folder: str, run_id: str) -> dict[tuple[str, str], str]:
+    answers = read_answers(folder, run_id)
+    return {(answer["source"], answer["reference"]): answer["hypothesis"] for answer in answers}
+
+
+def read_answers(folder: str, run_id: str) -> list[dict[str, Any]]:
+    """Read the stored answers of a run; return an empty list if there are none, with a warning if one is damaged."""
+    try:
+        return ResultsFolder(Path(folder)).generations(run_id)
+    except UsageError as error:
+        print(f"ulskip: the answers of {run_id} are left out: {error}", file=sys.stderr)
+        return []
+
+
+def from_records(new: Record, old: Record, metric: str) -> Difference:
+    """Compute `new` minus `old` from two intervals against the same full model, treated as independent.
+
+    They are not, so the result is too wide. A full model has no interval against itself, and needs none.
+    """
+    value = float(new.value(metric)) - float(old.value(metric))
+    sides = [(record.vs_baseline.get(metric), float(record.value(metric))) for record in (new, old)]
+    errors = [error for record in (new, old) if (error := _standard_error(record, metric)) is not None]
+    full, other_full = (compared.full if compared else score for compared, score in sides)
+    if new.has_few_examples or old.has_few_examples:
+        return _better(Difference(value, None, None, f"fewer than {MIN_FOR_STARS} examples"), metric)
+    if not errors or abs(full - other_full) > SAME_SCORE:
+        return _better(Difference(value, None, None, "no answers to the same examples"), metric)
+    half = Z * math.hypot(*errors)
+    return _better(Difference(value, value - half, value + half, "from the rows' intervals"), metric)
+
+
+def apart(record: Record, other: Record, metric: str) -> bool:
+    """Return True if the interval of two records' difference excludes zero; both intervals count as independent."""
+    errors = [error for side in (record, other) if (error := _standard_error(side, metric)) is not None]
+    scores = record.value(metric), other.value(metric)
+    return bool(errors) and None not in scores and abs(scores[0] - scores[1]) > Z * math.hypot(*errors)
+
+
+def _standard_error(record: Record, metric: str) -> float | None:
+    """Return the standard error of a record's difference from the full model; None if the record has no interval."""
+    compared = record.vs_baseline.get(metric)
+    return (compared.delta_high - compared.delta_low) / (2 * Z) if compared else None
+
+
+def _better(difference: Difference, metric: str) -> Difference:
+    """Change the sign of a difference if lower is better, so that positive is better."""
+    if metric not in LOWER_IS_BETTER:
+        return difference
+    low, high = (None if end is None else -end for end in (difference.high, difference.low))
+    return Difference(-difference.value, low, high, difference.how)
+
+
+def speed_ratio(new: Record, old: Record) -> Difference | None:
+    """Divide `new`'s measured speedup by `old`'s, with an interval; return None if a speedup was not measured."""
+    if new.measured_speedup is None or old.measured_speedup is None:
+        return None
+    value = new.measured_speedup / old.measured_speedup
+    errors = [error for record in (new, old) if (error := _log_error(record)) is not None]
+    if len(errors) < 2:
+        return Difference(value, None, None, "too few timed pairs")
+    spread = Z * math.hypot(*errors)
+    return Difference(value, value * math.exp(-spread), value * math.exp(spread), "from the rows' intervals")
+
+
+def _log_error(record: Record) -> float | None:
+    """Return the standard error of a speedup's logarithm from its interval and coverage; None with too few timed pairs."""
+    speedup, coverage = record.speedup, record.speedup_interval_coverage
+    if speedup is None or speedup.low is None or speedup.high is None:
+        return None
+    z = Z if coverage is None else NormalDist().inv_cdf((1 + coverage) / 2)  # None: 95% bootstrap of earlier versions
+    return math.log(speedup.high / speedup.low) / (2 * z)
+
+
+def unchanged(difference: Difference) -> str:
+    """Judge the claim that a score is unchanged: it holds for the same answers, and is a tie if the interval includes zero."""
+    if difference.low is None or difference.high is None:
+        return HOLDS if difference.value == 0 else TIE
+    return HOLDS if difference.is_same else TIE if difference.low <= 0 <= difference.high else FAILS
+
+
+def within(ratio: Difference, tolerance: float) -> str:
+    """Judge the claim that a ratio differs from 1 by at most a tolerance, symmetric for faster and slower."""
+    if ratio.low is None or ratio.high is None:
+        return TIE
+    room = -math.log(1 - tolerance)
+    low, high = math.log(ratio.low), math.log(ratio.high)
+    if -room <= low and high <= room:
+        return HOLDS
+    return FAILS if low > room or high < -room else TIE
+
+
+def sentence(record: Record) -> str:
+    """Return the result of a record as one sentence, e.g. for the beginning of the output of a run."""
+    if not record.is_done:
+        return f"{record.label} has no result: {record.reason}."
+    if record.keeps_all:
+        parts = [f"the full model runs {record.num_layers} layers"]
+    else:
+        half = f" {record.unit} parts" if record.unit else ""
+        kept, _, count = (record.layers or "").partition("/")
+        parts = [f"{record.label} keeps {kept} of {count} layers{half}"]
+    facts = []
+    if record.speedup and not record.keeps_all:
+        value, low, high = record.speedup
+        facts.append(f"{value:.2f}x as fast ({FEW_PAIRS if low is None else f'{low:.2f} to {high:.2f}'})")
+    metric = primary([record])
+    if metric:
+        facts.append(_score_text(record, metric))
+    return f"{parts[0]}{': ' if facts else ''}{', '.join(facts)}."
+
+
+def _score_text(record: Record, metric: str) -> str:
+    form, compared = metrics.row_key(metric).number_format, record.vs_baseline.get(metric)
+    text = f"{TITLES[metric]} {record.value(metric):{form}}"
+    if compared is None:
+        return text
+    if record.has_few_examples or compared.p_value is None:
+        judged = "too few examples for a test" if record.has_few_examples else "not tested"
+    else:
+        judged = "a significant difference" if record.is_significant(metric) else "no significant difference"
+    return f"{text} instead of {compared.full:{form}} ({judged})"
