@@ -110,11 +110,11 @@ def test_prompts_that_are_no_list_of_texts_are_refused(loaded, prompts, named):
 
 
 def test_an_evaluation_is_a_run(model_folder, tmp_path):
-    rows = api.evaluate(
+    records = api.evaluate(
         f"model.path={model_folder}", "limit=3", "decoding.max_new_tokens=4", "speed.pairs=2", "speed.warmup=0",
         "speed.new_tokens=3", f"results_dir={tmp_path}",
     )  # fmt: skip
-    assert [row["strategy"] for row in rows] == ["full", "unified"]
+    assert [record.strategy for record in records] == ["full", "unified"]
     assert (tmp_path / "default" / "table.md").is_file()
     with pytest.raises(UsageError, match="ratio=9"):
         api.evaluate(f"model.path={model_folder}", "ratio=9", f"results_dir={tmp_path}/other")

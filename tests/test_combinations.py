@@ -32,7 +32,7 @@ def session():
 
 def run(session, folder, *overrides):
     rows = api.evaluate(*overrides, f"results_dir={folder}", session=session)
-    assert rows[-1]["status"] == "done", rows[-1]
+    assert rows[-1].is_done, rows[-1]
     return rows[-1]
 
 

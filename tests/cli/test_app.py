@@ -66,16 +66,16 @@ def test_bench_compares_engines_and_leaves_tables_and_a_plot(ulskip, overrides, 
 @pytest.mark.slow
 def test_a_failing_point_does_not_stop_a_bench(ulskip, overrides, monkeypatch):
     from ulskip_cli.core.errors import RunError
-    from ulskip_cli.experiments import benchmark
+    from ulskip_cli.experiments import runner
 
-    real = benchmark.BenchmarkRunner.run_point
+    real = runner.run_point
 
-    def sometimes(self, point):
+    def sometimes(point, session):
         if point.config.ratio == 2:
             raise RunError("on purpose")
-        return real(self, point)
+        return real(point, session)
 
-    monkeypatch.setattr(benchmark.BenchmarkRunner, "run_point", sometimes)
+    monkeypatch.setattr(runner, "run_point", sometimes)
     code, out, err = ulskip("bench", "ratio=2,3", "batch_size=1", "engine=auto", *for_bench(overrides))
     assert (code, "2/6" in out) == (1, True)
     assert "1 of 2 points failed, the first: unified ratio 2: on purpose" in err

@@ -1,4 +1,5 @@
 import json
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def config(overrides):
 
 def run(config, session=None):
     """The rows of a run."""
-    return [record.to_row() for record in runner.run_point(resolve(config), session or Session())]
+    return [defaultdict(lambda: None, record.to_row()) for record in runner.run_point(resolve(config), session or Session())]
 
 
 @pytest.mark.parametrize(

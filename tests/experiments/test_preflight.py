@@ -105,7 +105,7 @@ def test_a_failed_and_a_finished_row_of_a_point_agree_on_what_was_asked(override
     assert failed.settings() == finished.settings()
     assert failed.dataset == "sample"
     assert (failed.status, finished.status) == ("failed", "done")
-    assert failed.to_row()["target_speedup"] == finished.to_row()["target_speedup"]
+    assert failed.target_speedup == finished.target_speedup
 
 
 def test_an_identifier_is_a_hash_of_configuration_and_data():

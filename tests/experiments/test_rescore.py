@@ -51,13 +51,13 @@ def test_the_same_metrics_give_the_same_numbers(folder):
 
 
 def test_a_metric_is_added_and_nothing_else_changes(folder):
-    before = {row["id"]: row for row in ResultsFolder(folder).rows()}
+    before = {record.id: record.to_row() for record in ResultsFolder(folder).records()}
     for where, record in find_runs(str(folder), folder.parent):
         again = rescore(where, record, ExtraMetrics(["ter", "rouge"]))
         assert again.added == ["ter", "rouge1", "rouge2", "rougeL", "rougeLsum"]
         assert again.changed == {}
         again.save()
-    for row in ResultsFolder(folder).rows():
+    for row in (record.to_row() for record in ResultsFolder(folder).records()):
         added = {"ter", "rouge1", "rouge2", "rougeL", "rougeLsum"}
         old = before[row["id"]]
         assert {key: row[key] for key in old if key not in ("signatures", "vs_baseline")} == {
@@ -65,7 +65,7 @@ def test_a_metric_is_added_and_nothing_else_changes(folder):
         }
         assert old["signatures"].items() <= row["signatures"].items()
         assert set(row) - set(old) == added
-    compared = next(row for row in ResultsFolder(folder).rows() if row["id"] == "bbbbbbbbbbbb")["vs_baseline"]
+    compared = next(record for record in ResultsFolder(folder).records() if record.id == "bbbbbbbbbbbb").to_row()["vs_baseline"]
     assert {"bleu", "chrf", "ter", "rougeLsum"} <= compared.keys()
 
 
@@ -85,7 +85,7 @@ def test_a_value_that_differs_is_told(folder):
 def test_a_row_without_its_task_cannot_be_scored_again(folder):
     where, record = find_runs("aaaaaaaaaaaa", folder.parent)[0]
     with pytest.raises(UsageError, match="aaaaaaaaaaaa"):
-        rescore(where, replace(record, provenance=None), ExtraMetrics())
+        rescore(where, record.replace(config={}), ExtraMetrics())
 
 
 @pytest.mark.parametrize("num_left", [0, 3])

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ QUICK = ["limit=4", "decoding.max_new_tokens=6", "speed.pairs=2", "speed.warmup=
 
 def run_point(config, session):
     """The rows of a run."""
-    return [record.to_row() for record in runner.run_point(resolve(config), session)]
+    return [defaultdict(lambda: None, record.to_row()) for record in runner.run_point(resolve(config), session)]
 
 
 @pytest.fixture

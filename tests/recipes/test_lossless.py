@@ -11,7 +11,6 @@ ROW = {
     "status": "done", "baseline_id": "full", "model": "m", "batch_size": 1, "num_examples": 3,
     "target_speedup": 2.0, "layer_ratio": 2.0,
     "kept_layers": [0, 3], "num_layers": 4, "draft_cost": 0.5, "acceptance_rate": 0.75, "mean_accepted_length": 2.5,
-    "status": "done",
     "measured_speedup": 1.25, "measured_speedup_low": 1.2, "measured_speedup_high": 1.3, "strategy": "unified",
     "dtype": "float32", "training": "somehow", "config": {"decoding": {"draft_vocab": 0}},
     "environment": {"git_commit": "c", "processor": "p", "threads": 1, "instruction_set": "i", "accelerator": None,

@@ -306,9 +306,9 @@ class Timing(Section):
     end_to_end_speedup_low: Ratio | None = value("lower end of its interval")
     end_to_end_speedup_high: Ratio | None = value("upper end of its interval")
     speedup_interval_coverage: Share | None = value(
-        "probability that the intervals contain the true median: 1 - 2 P(Binomial(n, 1/2) < k) from the k-th smallest to "
-        "the k-th largest of n ratios, with the largest k that gives 95% (David and Nagaraja, *Order Statistics*); seven pairs give "
-        "98.4%, five at most 93.8%; rows without the key have a bootstrap interval"
+        "probability that the intervals contain the true median: 1 - 2 P(Binomial(n, 1/2) < k) from the "
+        "k-th smallest to the k-th largest of n ratios, with the largest k that gives 95% (David and Nagaraja, "
+        "*Order Statistics*); seven pairs give 98.4%, five at most 93.8%; rows without the key have a bootstrap interval"
     )
     pairs: Pairs | None = value(
         "for `full` and `strategy`: raw seconds, `decoded_tokens` (without the first of each sequence), `generated_tokens`, "
