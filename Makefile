@@ -52,9 +52,11 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 test: setup ## Run the fast tests: CPU, no network
 	$(PYTEST) -m "not slow"
+	$(PYTEST) integrations/engine_vllm
 
 test-all: setup ## Run all tests
 	$(PYTEST)
+	$(PYTEST) integrations/engine_vllm
 
 check: lint types imports test-all ## Run all checks and tests, as CI does
 
@@ -92,7 +94,7 @@ docs: setup ## Build the documentation as a site into build/docs/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "written to build/docs/index.html"
 
-vllm: $(VLLM)/bin/ulskip-vllm ## Create .venv-vllm with vLLM for CPUs and the plug-in
+vllm: $(VLLM)/bin/ulskip-vllm ## Create .venv-vllm with vLLM for CPUs and the plug-in for serving
 
 vllm-test: setup vllm ## Compare vLLM with ulskip: exports, drafting, one process and pairs; an hour
 	OMP_NUM_THREADS=1 $(BIN)/python integrations/vllm/tests/make_expected.py build/vllm

@@ -10,12 +10,12 @@ from needs import overrides_for
 
 from ulskip_cli import api
 from ulskip_cli.core.capabilities import ALL, TOGETHER, Need
-from ulskip_cli.core.engines import engine_class, engine_names
+from ulskip_cli.core.engines import engine_class
 from ulskip_cli.experiments.runner import Session
 
 NOT_ASKED = {Need.OTHER_ENGINE, Need.MEMORY_BUDGET}
 pytestmark = pytest.mark.slow
-ENGINE_NEEDS = [(engine, need) for engine in engine_names() for need in Need if need in SUPPORTS[engine] - NOT_ASKED]
+ENGINE_NEEDS = [(engine, need) for engine in SUPPORTS for need in Need if need in SUPPORTS[engine] - NOT_ASKED]
 PAIRS = [
     (one, other)
     for one, other in combinations(Need, 2)

@@ -160,10 +160,12 @@ def test_tokens_are_reported_as_they_are_generated(llama):
 
 
 def test_all_schedules_of_a_model_use_one_engine(llama, monkeypatch):
-    """The view of a hybrid may consist of attention layers only, which the fast engine supports."""
-    monkeypatch.setattr(
-        session, "unsupported_reason", lambda model, decoding: "a cache" if shallow_view.num_layers(model) == NUM_LAYERS else None
-    )
+    """The view of a hybrid may consist of attention layers only, which the engine on torch supports."""
+
+    def reason(model, decoding):
+        return "a cache" if shallow_view.num_layers(model) == NUM_LAYERS else None
+
+    monkeypatch.setattr(session, "unsupported_reason", reason)
     for overrides in (["strategy=full"], ["ratio=2"]):
         assert decoder_for(llama, *overrides).engine(GREEDY) == ("transformers", "a cache")
 

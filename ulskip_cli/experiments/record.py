@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ulskip_cli.core.config_schema import Config
+from ulskip_cli.core.engines import METHODS
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.options import misfit
 from ulskip_cli.core.strategy import LAYER
@@ -24,7 +25,6 @@ ABSENT = {NOT_APPLICABLE: "N/A", FAILED: "failed"}  # cells of points without a 
 MIN_COVERAGE = 0.93  # of the interval of a speedup that a verdict relies on; five pairs have 0.9375
 MIN_FOR_STARS = 10  # examples; a bootstrap over fewer has no power
 SIGNIFICANT = 0.05
-METHOD_ENGINES = ("early_exit", "speculative")  # the strategy or the drafts choose them, not `engine=`
 
 Row = dict[str, Any]  # a record as a JSON object
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_ .+=-]*$", max_length=128)]  # of files
@@ -595,7 +595,7 @@ class Record(Provenance, LmEval, Benchmark, Throughput, Quality, Timing, Schedul
             return self.measured_speedup is not None
         if part == "calibration":
             return self.calibration is not None or (self.correction is not None and self.correction.name == "patch")
-        if key == "engine" and self.engine in METHOD_ENGINES:
+        if key == "engine" and self.engine in METHODS:
             return False
         return self.is_done or key not in SETTING_FIELDS or self.value(key) is not None
 

@@ -14,6 +14,7 @@ from ulskip_cli.core.errors import NotApplicable, RunError, UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
 from ulskip_cli.strategies.plan import make_plan
+
 from ulskip_engine_vllm import Vllm
 from ulskip_engine_vllm.session import DTYPES
 
