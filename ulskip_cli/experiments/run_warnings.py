@@ -130,7 +130,7 @@ def _depth_misses(config: Config, record: RunRecord) -> list[str]:
 def _misprediction(record: RunRecord) -> list[str]:
     predicted = record.schedule.predicted_speedup if record.schedule else None
     timing, measured = record.timing, record.timing.measured_speedup if record.timing else None
-    if not predicted or not timing or not measured or record.identity.draft_tokens:  # the prediction ignores drafts
+    if not predicted or not timing or not measured or record.identity.draft_tokens:  # that of drafts is measured
         return []
     if 1 / PREDICTION_FACTOR <= measured / predicted <= PREDICTION_FACTOR:
         return []

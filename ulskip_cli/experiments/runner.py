@@ -135,7 +135,7 @@ def run_point(point: ResolvedPoint, session: Session, baseline: RunRecord | None
     if point.baseline and point.config.baseline_model and baseline is None:
         baseline = stored_baseline(point) or run_point(point.baseline, session)[-1]
     run = prepare_run(point, session)
-    if point.baseline is None or (run.plan.keeps_all and not point.config.has_other_baseline):
+    if point.baseline is None or (run.plan.is_full_model and not point.config.has_other_baseline):
         return [_measure(run, session.progress)]
     baseline = baseline or stored_baseline(point)
     if baseline is None:
@@ -183,7 +183,7 @@ def _measure(run: PreparedRun, progress: ProgressCallback, baseline: RunRecord |
     folder = ResultsFolder.of(config)
     decoder = Decoder(loaded.model, plan, loaded.tokenizer, run.adapter, config.engine)
     full = decoder
-    if not plan.keeps_all or baseline:
+    if not plan.is_full_model or baseline:
         reference = baseline_config(config)
         full = Decoder(run.full.model, make_plan(reference, run.full.metadata), run.full.tokenizer, engine=reference.engine)
     backend = decoder.linear_backend(config.decoding).name
