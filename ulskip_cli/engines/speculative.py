@@ -47,8 +47,7 @@ def verify_sampled(drafts: Drafts, scores: Tensor) -> DraftVerification:
     [batch, k + 1, vocab_size]. The drafts were drawn from q, the softmax of their scores; a certain draft has q = 1.
     """
     ids, p = drafts.tokens, torch.softmax(scores, dim=-1)
-    certain = drafts.scores is None
-    q = functional.one_hot(ids, p.shape[-1]).to(p) if certain else torch.softmax(drafts.scores, dim=-1)
+    q = functional.one_hot(ids, p.shape[-1]).to(p) if drafts.scores is None else torch.softmax(drafts.scores, dim=-1)
     p_drafted, q_drafted = (shares.gather(-1, ids[..., None])[..., 0] for shares in (p[:, :-1], q))
     accepted = _prefix_length(torch.rand_like(q_drafted) * q_drafted < p_drafted)
     rows = torch.arange(len(ids), device=ids.device)

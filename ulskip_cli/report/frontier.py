@@ -62,9 +62,11 @@ class Point:
 
     @property
     def method(self) -> str:
-        """The strategy with its corrections, the strategy that drafts, or the smaller model."""
+        """The strategy with its corrections, what drafts, or the smaller model."""
         own = series_name(self.row)
-        return {SMALLER: self.row.get("model") or SMALLER, DRAFTING: f"{own} drafts"}.get(self.kind, own)
+        draft = ((self.row.get("config") or {}).get("decoding") or {}).get("draft", "layers")
+        drafters = {"ngram": "n-gram", "both": f"n-gram and {own}"}.get(draft, own)
+        return {SMALLER: self.row.get("model") or SMALLER, DRAFTING: f"{drafters} drafts"}.get(self.kind, own)
 
     @property
     def name(self) -> str:

@@ -26,9 +26,7 @@ WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and
 class EagerSteps:
     """Eager decode steps with a KV cache in preallocated buffers; each step reads only the filled part of the buffers."""
 
-    def __init__(
-        self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int, several: bool = False
-    ) -> None:
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int, several: bool = False) -> None:
         """Take over a prompt's pruned cache; `mask` is [batch, prompt_len], and `length` counts all new tokens.
 
         `several` allows passes over more than one token.
