@@ -105,7 +105,7 @@ vllm-test: setup vllm ## Compare vLLM with ulskip: exports, drafting, one proces
 readme: setup ## Insert the tables of results/ and benchmarks/results/ into README and docs/
 	$(BIN)/python benchmarks/readme.py
 
-reference: setup ## Print docs/combinations.md from the sets of what works with what
+reference: setup ## Print docs/combinations.md and the keys in docs/results.md from the code
 	$(BIN)/python benchmarks/reference.py
 
 readme-demo: setup ## Measure the table of `make demo` in the README again

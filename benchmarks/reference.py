@@ -1,4 +1,4 @@
-"""Print docs/combinations.md from the sets of capabilities, and the page of all keys, keys.md, for the site."""
+"""Print docs/combinations.md and the keys in docs/results.md; the site gets a page of all configuration keys, too."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +11,7 @@ from ulskip_cli.core import config_reference as reference
 from ulskip_cli.core.capabilities import ALL, COMMANDS, TOGETHER, Need
 from ulskip_cli.core.config_reference import ConfigKey
 from ulskip_cli.core.engines import engine_class, engine_names
+from ulskip_cli.experiments import record
 
 DOCS = Path(__file__).parent.parent / "docs"
 YES = "✓"
@@ -156,3 +157,7 @@ def cell(text: str) -> str:
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
     (DOCS / "combinations.md").write_text(combinations(), "utf-8")
+    results = DOCS / "results.md"
+    introduction, start, _ = results.read_text("utf-8").partition("- `status`")
+    assert start
+    results.write_text(introduction + record.reference(), "utf-8")

@@ -115,7 +115,8 @@ def test_keys_that_only_a_file_sets_are_no_overrides(override):
 
 def test_drafts_are_compared_with_the_same_choice_of_tokens_one_at_a_time():
     drafted = config.baseline_config(config.compose(["decoding=self_speculative", "ratio=3"]))
-    assert drafted.identity == config.compose(["strategy=full"]).identity
+    looked_up = config.baseline_config(config.compose(["decoding=prompt_lookup", "strategy=full"]))
+    assert looked_up.identity == drafted.identity == config.compose(["strategy=full"]).identity
     sampled = config.baseline_config(config.compose(["decoding=sample", "decoding.draft_tokens=auto"]))
     assert sampled.identity == config.compose(["strategy=full", "decoding=sample"]).identity
 

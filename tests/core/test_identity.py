@@ -11,6 +11,8 @@ UNUSED = [
     (["strategy=full"], "prompt_layers=kept"),
     ([], "calibration.examples=9"),
     ([], "decoding.draft_vocab=100"),
+    ([], "decoding.draft=ngram"),
+    (["decoding=prompt_lookup", "strategy=full"], "decoding.draft_vocab=100"),
     (["correction=patch"], "correction.rank=8"),
     (["correction=patch", "correction.kind=folded"], "correction.rank=8"),
     ([], "name=other"),
@@ -34,6 +36,7 @@ USED = [
     (["correction=patch"], "calibration.examples=9"),
     (["strategy=block_influence"], "calibration.examples=9"),
     (["decoding=self_speculative"], "decoding.draft_vocab=100"),
+    (["decoding=self_speculative"], "decoding.draft=both"),
     (["strategy=custom", "strategy.layers=[0,5]"], "strategy.layers=[0,4]"),
 ]
 

@@ -2,6 +2,8 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reference import batch, build_model, is_near_tie, stack_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -9,8 +11,10 @@ from ulskip_cli.core.config import compose
 from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.core.model_metadata import ModelMetadata
+from ulskip_cli.engines import drafters, speculative
 from ulskip_cli.engines.base import DraftStats
 from ulskip_cli.engines.decoder import DecodeContext, Decoder
+from ulskip_cli.engines.drafters import Drafts, NgramDrafter
 from ulskip_cli.engines.sampling import TokenSampler
 from ulskip_cli.engines.speculative import SpeculativeSession
 from ulskip_cli.strategies.plan import make_plan
@@ -19,6 +23,15 @@ LENGTH = 12
 DRAFTED = DecodingConfig(name="self_speculative", max_new_tokens=LENGTH, draft_tokens=4)
 ENDS = [7, 20, 33, 40, 50, 60, 70, 80]
 KEPT = {"unified": (0, 2, 5), "top": (0, 1, 2), "bottom": (4, 5), "one": (1,)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unsure_drafters():
+    """Let layers draft on with any confidence, because random models are never sure; measure costs in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drafters, "CONFIDENCE", 0.0)
+        patch.setattr(speculative, "MEASURED_SECONDS", 0.0)
+        yield
 
 
 def decoder_for(model, kept=None):
@@ -164,7 +177,15 @@ def test_all_drafts_of_an_equivalent_view_are_accepted(llama):
                 weight.zero_()
     ids, mask = batch(True)
     drafts = decoder_for(llama, (0, 2, 3, 5)).generate(ids, mask, DecodeContext(DRAFTED.replace(max_new_tokens=11), 0)).drafts
-    assert drafts == DraftStats(passes=2, gained=10, drafted=2 * 4 * 5, accepted=2 * 4 * 5)
+    assert (drafts.passes, drafts.gained, drafts.drafted, drafts.accepted) == (2, 10, 2 * 4 * 5, 2 * 4 * 5)
+    assert drafts.expected_speedup == pytest.approx(10 / drafts.plain_steps)
+
+
+def test_nothing_is_drafted_behind_an_improbable_draft(llama, monkeypatch):
+    ids, mask = batch(True)
+    monkeypatch.setattr(drafters, "CONFIDENCE", 1.1)
+    drafts = decoder_for(llama, (0, 2, 5)).generate(ids, mask, DecodeContext(DRAFTED, 0)).drafts
+    assert drafts.drafted == drafts.passes * 5 - (5 if drafts.gained == LENGTH - 1 else 0)
 
 
 def test_cached_keys_of_all_layers_stay(llama):
@@ -174,7 +195,9 @@ def test_cached_keys_of_all_layers_stay(llama):
 
 
 def test_packed_weights_are_made_once_for_both(llama):
-    session = SpeculativeSession(decoder_for(llama.to(torch.bfloat16), (0, 2, 5))._views)
+    decoder, (ids, mask) = decoder_for(llama.to(torch.bfloat16), (0, 2, 5)), batch(False)
+    decoder.generate(ids, mask, DecodeContext(DRAFTED, 0))
+    session = decoder._sessions["speculative", None]
     full, view = session.full, session.drafting(DRAFTED)
     if full is llama:
         pytest.skip("no matrix units here")
@@ -182,13 +205,72 @@ def test_packed_weights_are_made_once_for_both(llama):
     assert packed > {id(part) for part in view.modules() if type(part).__name__ == "PackedLinear"} != set()
 
 
-def test_unsupported_models_and_schedules_are_refused(llama):
+def test_unsupported_models_are_refused(llama):
     ids, mask = batch(False)
-    with pytest.raises(UsageError, match=r"decoding\.draft_tokens=4.*decoding\.draft_tokens=0"):
-        decoder_for(llama).generate(ids, mask, DecodeContext(DRAFTED, 0))
     llama.config._attn_implementation = "flex_attention"
     with pytest.raises(UsageError, match=r"decoding\.draft_tokens.*flex_attention"):
         decoder_for(llama, (0, 2, 5)).generate(ids, mask, DecodeContext(DRAFTED, 0))
+
+
+class Rubbish:
+    """A drafter that proposes any number of any tokens, which its seed decides."""
+
+    def __init__(self, seed, vocab_size):
+        self.generator, self.vocab_size = torch.Generator().manual_seed(seed), vocab_size
+
+    def propose(self, ids, count):
+        length = int(torch.randint(count + 1, (), generator=self.generator))
+        return Drafts(torch.randint(self.vocab_size, (len(ids), length), generator=self.generator))
+
+
+class Repeating:
+    """A drafter that proposes the last token again and again."""
+
+    def propose(self, ids, count):
+        return Drafts(ids[:, -1:].expand(-1, count))
+
+
+@settings(max_examples=40)
+@given(data=st.data(), seed=st.integers(0, 999), vocab_size=st.integers(4, 12), size=st.integers(1, 4))
+def test_any_drafter_gives_the_tokens_of_plain_greedy_decoding(data, seed, vocab_size, size):
+    torch.manual_seed(seed)
+    shape = LlamaConfig(vocab_size=vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2,
+                        initializer_range=0.8, pad_token_id=0, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    model = LlamaForCausalLM(shape).eval().double()
+    model.generation_config.eos_token_id = data.draw(st.sampled_from([None, 1, [2, 3]]))
+    ids = torch.randint(1, vocab_size, (size, 6))
+    mask = torch.ones_like(ids)
+    for row, padding in enumerate(data.draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))):
+        mask[row, :padding] = 0
+    decoding = DecodingConfig(
+        max_new_tokens=data.draw(st.integers(1, 30)),
+        repetition_penalty=data.draw(st.sampled_from([1.0, 1.5])),
+        no_repeat_ngram_size=data.draw(st.sampled_from([0, 3])),
+        draft_tokens=data.draw(st.sampled_from([1, 3, 10, "auto"])),
+        draft=data.draw(st.sampled_from(["layers", "ngram", "both"])),
+    )
+    foreign = data.draw(st.sampled_from([None, Rubbish(seed, vocab_size), Repeating(), NgramDrafter()]))
+    with pytest.MonkeyPatch.context() as patch:
+        if foreign:
+            patch.setattr(speculative.SpeculativeSession, "drafters", lambda *args: [foreign, Rubbish(seed, vocab_size)])
+        drafted = decoder_for(model, (0, 2)).generate(ids * mask, mask, DecodeContext(decoding, 0))
+    plain = decoder_for(model).generate(ids * mask, mask, DecodeContext(decoding.without_drafts(), 0))
+    assert drafted.token_ids == plain.token_ids
+    assert drafted.hit_max_length == plain.hit_max_length
+
+
+def test_look_up_drafts_need_no_skipped_layers(llama):
+    ids = torch.tensor([[5, 6, 7, 8] * 4])
+    decoding = DRAFTED.replace(draft="ngram", max_new_tokens=40)
+    output = decoder_for(llama).generate(ids, torch.ones_like(ids), DecodeContext(decoding, 0))
+    assert output.token_ids == by_generate(llama, ids, torch.ones_like(ids), decoding)
+    assert output.engine == "speculative" and output.drafts.drafted > 0
+
+
+def test_costs_are_measured_once_for_each_batch_size(llama):
+    decoder, (ids, mask) = decoder_for(llama, (0, 2, 5)), batch(True)
+    measured = [decoder.generate(ids[:size], mask[:size], DecodeContext(DRAFTED, 0)).compile_seconds for size in (5, 5, 2, 2)]
+    assert [seconds > 0 for seconds in measured] == [True, False, True, False]
 
 
 SAMPLED = DecodingConfig(name="s", max_new_tokens=4, draft_tokens=2, do_sample=True, temperature=1.2, top_k=4, top_p=0.95)

@@ -113,4 +113,4 @@ def test_the_reference_and_the_columns_are_printed_from_the_fields():
     assert all(f"`{key}`" in text for key in keys) and len(keys) == len(set(keys))
     assert {"measured_speedup", "bleu", "strategy"} <= {key for key, _ in columns()}
     page = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
-    assert text.strip() in page, "print `reference()` into docs/results.md"
+    assert text.strip() in page, "run `make reference`"

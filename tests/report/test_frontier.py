@@ -82,15 +82,17 @@ def test_smaller_models_and_drafts_are_kinds_of_their_own():
         row("small", "torch", 1.7, 26.0, **plain).replace(**smaller),
         row("small-int4", "llama_cpp", 3.5, 25.0, engine_weights="q4_0").replace(**smaller),
         row("drafts", "speculative", 1.3, 30.0, draft_tokens="auto", **plain),
+        row("look-up", "speculative", 1.2, 30.0, draft_tokens="auto", config={"decoding": {"draft": "ngram"}}),
     ]
     (found,) = frontiers(rows)
-    assert {one.record.id: one.kind for one in found.points} == {
-        "base": FULL, "small": SMALLER, "small-int4": SMALLER, "drafts": DRAFTING
+    assert {point.record.id: point.kind for point in found.points} == {
+        "base": FULL, "small": SMALLER, "small-int4": SMALLER, "drafts": DRAFTING, "look-up": DRAFTING
     }  # fmt: skip
     assert found.best(1.25).record.id == "drafts" and found.best(1.25, SMALLER).record.id == "small"
     heads = [head.text for head in found.targets("a").heads]
     assert heads == ["speedup", FULL, SMALLER, DRAFTING]
-    assert [line["method"] for line in found.table("b").lines()] == ["full", "unified drafts", "s", "s"]
+    methods = [line["method"] for line in found.table("b").lines()]
+    assert methods == ["full", "n-gram drafts", "unified drafts", "s", "s"]
     labels = [text.get_text() for text in found.plot().axes[0].get_legend().get_texts()]
     assert labels == ["torch", "speculative", "torch, smaller model", "llama_cpp q4_0, smaller model"]
 

@@ -24,8 +24,17 @@ def test_drafts_are_checked_by_every_layer_so_all_keys_stay():
     drafted = ["decoding=self_speculative", "ratio=2"]
     assert make_plan(compose(drafted), METADATA).kept_kv_bytes_per_token == 1200
     for everything in ("strategy=full", "ratio=1"):
-        with pytest.raises(UsageError, match=r"decoding\.draft_tokens"):
+        with pytest.raises(UsageError, match=r"decoding\.draft=ngram"):
             make_plan(compose([*drafted, everything]), METADATA)
+
+
+def test_look_up_drafts_skip_no_layers():
+    plan = make_plan(compose(["decoding=prompt_lookup", "strategy=full"]), METADATA)
+    assert (plan.draft_cost, plan.predicted_speedup, plan.kept_kv_bytes_per_token) == (None, None, 1200)
+    assert plan.keeps_all and not plan.is_full_model
+    with pytest.raises(UsageError, match="strategy=full"):
+        make_plan(compose(["decoding=prompt_lookup", "ratio=2"]), METADATA)
+    make_plan(compose(["decoding=prompt_lookup", "decoding.draft=both", "ratio=2"]), METADATA)
 
 
 def test_a_draft_reads_a_part_of_the_head():

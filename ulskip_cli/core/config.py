@@ -59,7 +59,7 @@ def compose_tuning(overrides: Sequence[str], extra_dir: Path | None = None) -> T
 def decoding_of(values: Mapping[str, Any]) -> DecodingConfig:
     """Build a greedy decoding configuration with the keys in `values` changed; raise UsageError for an invalid key or value."""
     refuse_renamed(f"decoding.{key}" for key in values)
-    other = ("name", "draft_tokens", "draft_vocab")
+    other = ("name", "draft_tokens", "draft", "draft_vocab")
     for key in values:
         require_choice("decoding option", key, [name for name in DecodingConfig.model_fields if name not in other])
     config = parse(DecodingConfig, values, "decoding.")

@@ -46,14 +46,22 @@ class DecodingConfig(Options):
         "auto", "compile the steps of engine=torch; layers: one for all; auto: on a GPU, and layers in bench"
     )
     generate_kwargs: dict[str, Any] | None = option(None, "further arguments of transformers' generate")
-    draft_tokens: Count = option(0, "tokens that the kept layers draft per check; 0: none; auto: chosen while decoding")
-    draft_vocab: Count = option(0, "first tokens of the vocabulary that drafts choose from; 0: all; auto: 8192")
+    draft_tokens: Count = option(0, "most tokens that are drafted per check; 0: none; auto: chosen while decoding")
+    draft: Literal["layers", "ngram", "both"] = option(
+        "layers", "what drafts: the kept layers; ngram: the continuation of the last tokens earlier in the text; both"
+    )
+    draft_vocab: Count = option(0, "first tokens of the vocabulary that layers draft from; 0: all; auto: 8192")
+
+    @property
+    def drafts_with_layers(self) -> bool:
+        """True if a view of the model drafts, alone or where n-grams have no draft."""
+        return bool(self.draft_tokens) and self.draft != "ngram"
 
     def without_drafts(self) -> Self:
         """Return the decoding of the baseline: it chooses tokens in the same way, but without drafts."""
         if not self.draft_tokens:
             return self
-        return self.replace(name="sample" if self.do_sample else "greedy", draft_tokens=0, draft_vocab=0)
+        return self.replace(name="sample" if self.do_sample else "greedy", draft_tokens=0, draft="layers", draft_vocab=0)
 
 
 class SpeedConfig(Options):
@@ -233,6 +241,8 @@ class Config(Shared):
         if not self.needs_held_out:
             unused["calibration"] = defaults["calibration"]
         if not self.decoding.draft_tokens:
+            unused["decoding"] = self.decoding.replace(draft="layers", draft_vocab=0)
+        elif not self.decoding.drafts_with_layers:
             unused["decoding"] = self.decoding.replace(draft_vocab=0)
         if not self.crosses_engines:
             unused["baseline_engine"] = None

@@ -29,7 +29,6 @@ class Views:
     stages: tuple[StageView, ...]  # their first steps are those of the plan; `BatchRequest.first_steps` may differ
     tokenizer: PreTrainedTokenizerBase | None = None
     linear_backend: str = "torch"  # the name of a `LinearBackend`
-    draft_cost: float = 1.0  # of a step of the view, relative to one of the model
 
     @property
     def device(self) -> torch.device:
@@ -57,9 +56,15 @@ class DraftStats:
     gained: int = 0  # tokens by which the passes extended each sequence of the batch
     drafted: int = 0  # drafted tokens of all unfinished sequences
     accepted: int = 0  # of all sequences, also those beyond the tokens by which the batch advances
+    plain_steps: float = 0.0  # in which the full model would take as long, from the costs measured before
 
     def __add__(self, other: "DraftStats") -> "DraftStats":
         return DraftStats(*(getattr(self, name.name) + getattr(other, name.name) for name in fields(self)))
+
+    @property
+    def expected_speedup(self) -> float | None:
+        """The speedup that the measured costs give for these counts; None without passes."""
+        return self.gained / self.plain_steps if self.plain_steps else None
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,7 @@ class Decoder:
         self.device = shallow_view.input_device(model)
         self.prompt_model, self.stages = _stage_views(model, plan, adapter)
         self._linear_backend = choose_linear_backend(model)
-        draft_cost = plan.draft_cost or 1 / (plan.predicted_speedup or plan.layer_ratio)
-        self._views = Views(model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name, draft_cost)
+        self._views = Views(model, self.prompt_model, self.stages, tokenizer, self._linear_backend.name)
         self._sessions: dict[tuple[str, str | None], Session] = {}  # by engine and format of the weights
 
     @property
@@ -104,7 +103,7 @@ class Decoder:
             early_exit.check(self.model, self.exits, decoding)
             return "early_exit", None
         if decoding.draft_tokens:
-            speculative.check(self.model, self.view, decoding)
+            speculative.check(self.model, decoding)
             return "speculative", None
         return self._asked.choose(self.model, decoding)
 

@@ -1,47 +1,30 @@
-"""Speculative decoding: the kept layers draft tokens, and the full model verifies them in one forward pass."""
+"""Speculative decoding: drafters guess tokens, and the full model verifies them in one forward pass."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from ulskip_cli.core.config_schema import AUTO, DecodingConfig
+from ulskip_cli.core.config_schema import DecodingConfig
 from ulskip_cli.core.errors import UsageError
 from ulskip_cli.engines.base import BatchRequest, DraftStats, Views
+from ulskip_cli.engines.draft_length import MAX_CHECK, DraftLength
+from ulskip_cli.engines.drafters import Drafter, Drafts, LayerDrafter, NgramDrafter, draft_head_of, with_draft_head
 from ulskip_cli.engines.sampling import TokenSampler
-from ulskip_cli.engines.torch import static_cache
+from ulskip_cli.engines.torch.decode_steps import EagerSteps
 from ulskip_cli.engines.torch.packed_linear import packed
 from ulskip_cli.engines.torch.session import ModelSession, unsupported_reason
-from ulskip_cli.engines.torch.static_cache import PositionsAndMasks
 from ulskip_cli.inference import shallow_view
-from ulskip_cli.strategies.cost import draft_vocab_size, drafting_speedup
+from ulskip_cli.inference.timing import now
+from ulskip_cli.strategies.cost import draft_vocab_size
 
-MAX_DRAFTS = 12
-PRIOR_ACCEPTED, PRIOR_CHECKED = 3.0, 4.0  # initial counts: 3 of 4 drafts accepted
-DECAY = 0.9  # weight of earlier checks after each check
-
-
-class DraftLength:
-    """A fixed draft length, or for `auto` the length with the best `drafting_speedup` at the observed acceptance rate."""
-
-    def __init__(self, setting: int | str, draft_cost: float) -> None:
-        self.setting, self.draft_cost = setting, draft_cost
-        self._accepted, self._checked = PRIOR_ACCEPTED, PRIOR_CHECKED
-
-    def next(self) -> int:
-        """Return the next number of tokens to draft, at least 1."""
-        if self.setting != AUTO:
-            return int(self.setting)
-        acceptance = self._accepted / self._checked
-        return max(range(1, MAX_DRAFTS + 1), key=lambda k: drafting_speedup(acceptance, k, self.draft_cost))
-
-    def update(self, accepted: int, drafted: int) -> None:
-        """Update the acceptance rate after a check; drafts after the first rejected draft do not count as tested."""
-        self._accepted = DECAY * self._accepted + accepted
-        self._checked = DECAY * self._checked + min(accepted + 1, drafted)
+MEASUREMENTS, MEASURED_SECONDS = 5, 0.3  # the least of each cost, and of all together; the shortest of each cost counts
 
 
 @dataclass(frozen=True)
@@ -52,27 +35,27 @@ class DraftVerification:
     accepted: Tensor  # [batch], from 0 to k
 
 
-def verify_greedy(drafts: Tensor, scores: Tensor) -> DraftVerification:
-    """Accept the drafts [batch, k] that equal the argmax of the full model's scores [batch, k + 1, vocab_size]."""
-    tokens = scores.argmax(dim=-1)
-    return DraftVerification(tokens, _prefix_length(drafts == tokens[:, :-1]))
+def verify_greedy(drafts: Tensor, chosen: Tensor) -> DraftVerification:
+    """Accept the drafts [batch, k] that equal the full model's choices [batch, k + 1]."""
+    return DraftVerification(chosen, _prefix_length(drafts == chosen[:, :-1]))
 
 
-def verify_sampled(drafts: Tensor, draft_scores: Tensor, scores: Tensor) -> DraftVerification:
+def verify_sampled(drafts: Drafts, scores: Tensor) -> DraftVerification:
     """Accept a draft x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0) (Sec. 2.3, arXiv:2211.17192).
 
     The tokens are distributed as if drawn from p, the distribution of the full model: p is the softmax of `scores`
-    [batch, k + 1, vocab_size]. `drafts` [batch, k] were drawn from q, the softmax of `draft_scores` [batch, k, vocab_size].
+    [batch, k + 1, vocab_size]. The drafts were drawn from q, the softmax of their scores; a certain draft has q = 1.
     """
-    p, q = torch.softmax(scores, dim=-1), torch.softmax(draft_scores, dim=-1)
-    p_drafted, q_drafted = (shares.gather(-1, drafts[..., None])[..., 0] for shares in (p[:, :-1], q))
+    ids, p = drafts.tokens, torch.softmax(scores, dim=-1)
+    q = functional.one_hot(ids, p.shape[-1]).to(p) if drafts.scores is None else torch.softmax(drafts.scores, dim=-1)
+    p_drafted, q_drafted = (shares.gather(-1, ids[..., None])[..., 0] for shares in (p[:, :-1], q))
     accepted = _prefix_length(torch.rand_like(q_drafted) * q_drafted < p_drafted)
-    rows = torch.arange(len(drafts), device=drafts.device)
+    rows = torch.arange(len(ids), device=ids.device)
     q = torch.cat([q, torch.zeros_like(p[:, :1])], dim=1)  # no draft follows the last one
     p_next = p[rows, accepted]
     rest = (p_next - q[rows, accepted]).clamp(min=0)
     rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p_next)  # p = q up to rounding
-    tokens = torch.cat([drafts, drafts.new_empty(len(drafts), 1)], dim=1)
+    tokens = torch.cat([ids, ids.new_empty(len(ids), 1)], dim=1)
     tokens[rows, accepted] = torch.multinomial(rest, num_samples=1)[:, 0]
     return DraftVerification(tokens, accepted)
 
@@ -82,13 +65,8 @@ def _prefix_length(flags: Tensor) -> Tensor:
     return flags.long().cumprod(dim=1).sum(dim=1)
 
 
-def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfig) -> None:
-    """Raise UsageError if drafting does not support a model, schedule or option."""
-    if view is model:
-        raise UsageError(
-            f"decoding.draft_tokens={decoding.draft_tokens} requires a schedule that skips layers, got one that keeps all; "
-            "use a higher ratio or another strategy or decoding.draft_tokens=0"
-        )
+def check(model: PreTrainedModel, decoding: DecodingConfig) -> None:
+    """Raise UsageError if drafting does not support a model or option."""
     if reason := unsupported_reason(model, decoding):
         raise UsageError(
             f"decoding.draft_tokens={decoding.draft_tokens} is not supported with {reason}; use decoding.draft_tokens=0"
@@ -96,11 +74,12 @@ def check(model: PreTrainedModel, view: PreTrainedModel, decoding: DecodingConfi
 
 
 class SpeculativeSession(ModelSession):
-    """Lossless speculative decoding; the view of the first stage drafts, and the model verifies."""
+    """Lossless speculative decoding: the model verifies what n-grams or the view of the first stage draft."""
 
     def __init__(self, views: Views) -> None:
         super().__init__(views, views.model, range(shallow_view.num_layers(views.model)))  # verification reads every layer
         self._drafting: dict[int, PreTrainedModel] = {}  # by the number of tokens that the head scores
+        self._lengths: dict[tuple[Any, ...], list[DraftLength]] = {}  # of the drafters, by the shape and kind of drafting
         self._stats = DraftStats()
 
     @functools.cached_property
@@ -123,18 +102,48 @@ class SpeculativeSession(ModelSession):
             self._drafting[size] = packed(short, self.views.linear_backend)
         return self._drafting[size]
 
-    def prepare(self, request: BatchRequest) -> float:
-        """Pack the weights; the steps are never compiled."""
-        _ = self.full, self.drafting(request.decoding)
-        return 0.0
+    def drafters(self, steps: EagerSteps, decoding: DecodingConfig, sampler: TokenSampler) -> list[Drafter]:
+        """Return the drafters of a batch; the first that has a guess drafts."""
+        found: list[Drafter] = []
+        if decoding.draft != "layers":
+            found.append(NgramDrafter())
+        if decoding.draft != "ngram":
+            found.append(LayerDrafter(self.drafting(decoding), self.views.stages[0].kept, steps, sampler))
+        return found
 
-    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> "DraftAndVerifyModels":
-        """Return both models on the cache of a batch."""
-        drafting = self.drafting(request.decoding)
-        if head := draft_head_of(drafting):
+    def prepare(self, request: BatchRequest) -> float:
+        """Measure the costs of drafts and checks once for each batch size; the steps are never compiled."""
+        key, size, device = _drafting_kind(request), min(MAX_CHECK, request.length - 1), request.input_ids.device
+        if key in self._lengths or not size:
+            return 0.0
+        began = now(device)
+        ids, mask = request.input_ids, request.attention_mask
+        cache = shallow_view.new_cache(self.prompt_model)
+        shallow_view.forward_with_cache(self.prompt_model, ids, mask, cache, last_only=True)
+        steps = self.make_steps(replace(request, length=size + 1), cache)
+        sampler = TokenSampler(request.decoding, ids.shape[1], (), 0, device)
+        ids, drafters = torch.cat([ids, ids[:, -1:]], dim=1), self.drafters(steps, request.decoding, sampler)
+        checks = [Drafts(ids[:, -1:].expand(-1, count)) for count in range(size)]
+        seconds = _shortest(
+            [
+                *(functools.partial(drafter.propose, ids, 1) for drafter in drafters),
+                *(functools.partial(self._verify, ids, drafts, steps, sampler) for drafts in checks),
+            ],
+            device,
+        )
+        draft_seconds, check_seconds = seconds[: len(drafters)], seconds[len(drafters) :]
+        check_costs = [longest / check_seconds[0] for longest in accumulate(check_seconds, max)]
+        self._lengths[key] = [
+            DraftLength(request.decoding.draft_tokens, cost / check_seconds[0], check_costs) for cost in draft_seconds
+        ]
+        return now(device) - began
+
+    def make_steps(self, request: BatchRequest, cache: DynamicCache) -> EagerSteps:
+        """Return steps of the full model on the cache of a batch."""
+        head = None if request.decoding.draft == "ngram" else draft_head_of(self.drafting(request.decoding))
+        if head:
             head.begin(torch.cat([request.input_ids.flatten(), request.input_ids.new_tensor(request.eos_token_ids)]))
-        kept = self.views.stages[0].kept
-        return DraftAndVerifyModels(self.full, drafting, kept, cache, request.attention_mask, request.length)
+        return EagerSteps(self.full, cache, request.attention_mask, request.length, several=True)
 
     def details(self) -> dict[str, Any]:
         """Return the linear backend and the counts of drafts."""
@@ -143,161 +152,88 @@ class SpeculativeSession(ModelSession):
     def decode(self, ids: Tensor, request: BatchRequest, sampler: TokenSampler) -> None:
         """Fill `ids` [batch, prompt_len + length] from the second new token on."""
         prompt_len, total = request.input_ids.shape[1], ids.shape[1]
-        at, models, device = prompt_len + 1, self.steps, ids.device
-        eos_token_ids = torch.tensor(request.stop_token_ids, dtype=torch.long, device=device)
-        lengths, stats = DraftLength(request.decoding.draft_tokens, self.views.draft_cost), DraftStats()
-        rows, current = torch.arange(len(ids), device=device), ids.clone()  # indices and ids of the unfinished sequences
-        done = torch.isin(ids[:, at - 1], eos_token_ids)
-        while at < total:
-            alive = (~done).nonzero()[:, 0]
-            if not len(alive):
-                break
-            if 2 * len(alive) <= len(done):
+        at, steps, stops = prompt_len + 1, self.steps, set(request.stop_token_ids)
+        drafters = self.drafters(steps, request.decoding, sampler)
+        lengths = self._lengths.get(_drafting_kind(request), [])
+        rows = torch.arange(len(ids), device=ids.device)  # the sequences that have not ended
+        current, ended = ids.clone(), [token in stops for token in ids[:, prompt_len].tolist()]
+        self._stats = DraftStats()
+        while at < total and not all(ended):
+            if any(ended):
                 ids[rows] = current
-                rows, done = rows[alive], done[alive]
+                alive = torch.tensor([i for i, end in enumerate(ended) if not end], device=ids.device)
+                rows = rows[alive]
                 current = ids[rows]
-                models.drop_finished(alive)
-            count = min(lengths.next(), total - at - 1)
-            verification = _draft_and_verify(current, at, count, models, sampler)
-            counts = _count_drafts(verification, eos_token_ids, done, count)
-            lengths.update(counts.gained - 1, count)
-            stats += counts
-            fresh = verification.tokens[:, : counts.gained]
-            is_eos = torch.isin(fresh, eos_token_ids).long()
-            after_eos = done[:, None] | (is_eos.cumsum(dim=1) > is_eos)
-            current[:, at : at + counts.gained] = fresh.masked_fill(after_eos, request.pad_token_id)
-            done = done | is_eos.bool().any(dim=1)
+                steps.drop_finished(alive)
+            drafts, used = _draft(drafters, lengths, current[:, :at], total - at - 1)
+            verification = self._verify(current[:, :at], drafts, steps, sampler)
+            counts, ends = _count_drafts(verification, stops)
+            drafted = drafts.tokens.shape[1]
+            for length in used:
+                length.update(counts.gained - 1, drafted)
+            self._stats += replace(counts, plain_steps=used[0].cost(drafted) if used else 1.0)
+            current[:, at : at + counts.gained] = verification.tokens[:, : counts.gained]
+            ended = [end <= counts.gained for end in ends]
+            for row, end in zip(current, ends, strict=True):
+                row[at + end : at + counts.gained] = request.pad_token_id
             at += counts.gained
-            current[:, at:] = request.pad_token_id
-            models.rewind(at - 1)
             if request.on_step:
                 request.on_step(len(ids) * (at - prompt_len))
         ids[rows] = current
-        self._stats = stats
+
+    def _verify(self, ids: Tensor, drafts: Drafts, steps: EagerSteps, sampler: TokenSampler) -> DraftVerification:
+        """Check drafts after `ids` [batch, len] with the full model; without drafts, this is a plain step."""
+        at, drafted = ids.shape[1], torch.cat([ids, drafts.tokens], dim=1)
+        steps.rewind(at - 1)
+        logits = steps.forward(drafted[:, at - 1 :], steps.view, steps.cache)
+        # Penalties depend on the prefix, which differs for each position; prefixes include drafts.
+        scores = [sampler.scores(drafted[:, : at + i], logits[:, i]) for i in range(logits.shape[1])]
+        if sampler.sample:
+            return verify_sampled(drafts, torch.stack(scores, dim=1))
+        return verify_greedy(drafts.tokens, torch.stack([sampler.pick(score) for score in scores], dim=1))
 
 
-def _draft_and_verify(
-    ids: Tensor, at: int, count: int, models: "DraftAndVerifyModels", sampler: TokenSampler
-) -> DraftVerification:
-    """Draft `count` tokens into `ids` [batch, len] from index `at` on, and verify them with the full model."""
-    draft_scores = []
-    for i in range(at, at + count):
-        draft_scores.append(sampler.scores(ids[:, :i], models.draft(ids[:, i - 1 : i])))
-        ids[:, i] = sampler.pick(draft_scores[-1])
-    models.rewind(at - 1)
-    logits = models.verify(ids[:, at - 1 : at + count])
-    # Penalties depend on the prefix, which differs for each position; prefixes include drafts.
-    scores = torch.stack([sampler.scores(ids[:, : at + i], logits[:, i]) for i in range(count + 1)], dim=1)
-    drafts = ids[:, at : at + count]
-    if not sampler.sample:
-        return verify_greedy(drafts, scores)
-    return verify_sampled(drafts, torch.stack(draft_scores, dim=1) if count else scores[:, :0], scores)
+def _drafting_kind(request: BatchRequest) -> tuple[Any, ...]:
+    decoding, size = request.decoding, min(MAX_CHECK, request.length - 1)
+    return len(request.input_ids), size, decoding.draft, decoding.draft_tokens, decoding.draft_vocab
 
 
-def _count_drafts(verification: DraftVerification, eos_token_ids: Tensor, done: Tensor, count: int) -> DraftStats:
-    """Return the counts of one verification pass; `done` [batch] marks the sequences that finished earlier.
+def _shortest(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Return the shortest of several measurements of each call, in seconds."""
+    seconds, rounds, end = [float("inf")] * len(calls), 0, now(device) + MEASURED_SECONDS
+    while rounds < MEASUREMENTS or now(device) < end:
+        for i, call in enumerate(calls):
+            began = now(device)
+            call()
+            seconds[i] = min(seconds[i], now(device) - began)
+        rounds += 1
+    return seconds
 
-    The batch advances by `gained` tokens, the smallest number of accepted drafts plus one. A sequence that reaches EOS in
-    this pass does not limit the others, and its drafts after EOS are not counted.
+
+def _draft(
+    drafters: Sequence[Drafter], lengths: Sequence[DraftLength], ids: Tensor, room: int
+) -> tuple[Drafts, Sequence[DraftLength]]:
+    """Return the drafts of the first drafter that has a guess, and its length; without any, no drafts and all lengths."""
+    for drafter, length in zip(drafters, lengths, strict=False):  # no lengths for answers that are too short for drafts
+        count = min(length.next(), room)
+        drafts = drafter.propose(ids, count) if count > 0 else Drafts(ids[:, :0])
+        if drafts.tokens.shape[1]:
+            return drafts, [length]
+    return Drafts(ids[:, :0]), lengths
+
+
+def _count_drafts(verification: DraftVerification, stops: set[int]) -> tuple[DraftStats, list[int]]:
+    """Return the counts of one verification pass, and for each sequence the number of its tokens up to and with EOS.
+
+    A batch advances by `gained` tokens, the smallest number of accepted drafts plus one. A sequence that reaches EOS in
+    this pass does not limit the others, and its drafts after EOS are not counted. Its number is larger than all others if
+    it does not reach EOS.
     """
-    index = torch.arange(verification.tokens.shape[1], device=done.device)
-    first_eos = torch.where(torch.isin(verification.tokens, eos_token_ids), index, len(index)).amin(dim=1)
-    valid = torch.minimum(verification.accepted, first_eos) + 1  # tokens of each sequence up to and with EOS
-    ends_now = first_eos <= verification.accepted
-    live, continuing = ~done, ~done & ~ends_now
-    gained = int(valid[continuing].min() if continuing.any() else valid[live].max())
-    drafted = torch.where(ends_now, valid.clamp(max=count), count)
-    accepted = torch.minimum(verification.accepted, drafted)
-    return DraftStats(1, gained, int(drafted[live].sum()), int(accepted[live].sum()))
-
-
-class DraftAndVerifyModels:
-    """The full model and its view on one KV cache."""
-
-    def __init__(
-        self,
-        full: PreTrainedModel,
-        view: PreTrainedModel,
-        kept: tuple[int, ...],
-        cache: DynamicCache,
-        mask: Tensor,
-        length: int,
-    ) -> None:
-        """Take over a cache with the prompt in every layer; `mask` is [batch, prompt_len]."""
-        self.full, self.view = full, view
-        steps = length - 1  # no pass reads the last token
-        self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + steps)
-        self.view_cache = DynamicCache()
-        self.view_cache.layers = [self.cache.layers[i] for i in kept]  # verification overwrites what drafting wrote
-        self.positions = PositionsAndMasks(full, self.cache, mask, steps)
-
-    def draft(self, tokens: Tensor) -> Tensor:
-        """Return the view's logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        return self._forward(self.view, self.view_cache, tokens)[:, -1]
-
-    def verify(self, tokens: Tensor) -> Tensor:
-        """Return the full model's logits [batch, count, vocab_size] after each of `tokens` [batch, count]."""
-        return self._forward(self.full, self.cache, tokens)
-
-    def rewind(self, length: int) -> None:
-        """Keep only the first `length` tokens in the cache, prompt included."""
-        self.cursor.length = length
-
-    def drop_finished(self, alive: Tensor) -> None:
-        """Keep only the sequences with the indices `alive` [sequences]."""
-        for layer in self.cache.layers:
-            layer.keep_sequences(alive)
-        self.positions.drop_finished(alive)
-
-    def _forward(self, model: PreTrainedModel, cache: DynamicCache, tokens: Tensor) -> Tensor:
-        options = self.positions.options(self.cursor.length, tokens.shape[1])
-        logits: Tensor = model(input_ids=tokens, cache=cache, use_cache=True, **options).logits
-        self.cursor.length += tokens.shape[1]
-        return logits
-
-
-class DraftHead(nn.Module):
-    """The logits of the first tokens of the vocabulary and of a batch's prompts; all other tokens get -inf.
-
-    A step then reads a part of the head's weight. Frequent tokens come first in most vocabularies, and answers repeat tokens
-    of their prompt. FR-Spec (arXiv:2502.14856) chooses the part by frequencies that are counted before.
-    """
-
-    def __init__(self, head: nn.Linear, size: int) -> None:
-        super().__init__()
-        self.vocab_size, self.size = head.out_features, size
-        self.first = nn.Linear(head.in_features, size, bias=head.bias is not None, device="meta")
-        self.first.weight = nn.Parameter(head.weight.detach()[:size], requires_grad=False)
-        if head.bias is not None:
-            self.first.bias = nn.Parameter(head.bias.detach()[:size], requires_grad=False)
-        self.weight, self.bias = head.weight, head.bias
-        self.begin(torch.empty(0, dtype=torch.long, device=head.weight.device))
-
-    def begin(self, ids: Tensor) -> None:
-        """Score the tokens `ids` [any shape] too."""
-        self._more_ids = torch.unique(ids[ids >= self.size])
-        self._more_weight = self.weight.detach()[self._more_ids]
-        self._more_bias = None if self.bias is None else self.bias.detach()[self._more_ids]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Multiply `hidden` [..., hidden_size] by the weights of the scored tokens; return [..., vocab_size]."""
-        logits = hidden.new_full((*hidden.shape[:-1], self.vocab_size), -torch.inf)
-        logits[..., : self.size] = self.first(hidden)
-        logits[..., self._more_ids] = nn.functional.linear(hidden, self._more_weight, self._more_bias)
-        return logits
-
-
-def with_draft_head(view: PreTrainedModel, size: int) -> PreTrainedModel:
-    """Return a copy of a view whose head scores the first `size` tokens; return `view` itself if its head is no plain layer."""
-    head = view.get_output_embeddings()
-    if type(head) is not nn.Linear or size >= head.out_features:
-        return view
-    short = DraftHead(head, size)
-    changed = shallow_view.substituted(view, lambda module: short if module is head else None)
-    assert isinstance(changed, PreTrainedModel)
-    return changed
-
-
-def draft_head_of(view: nn.Module) -> DraftHead | None:
-    """Return the head of draft steps of a view, or None if it has another one."""
-    return next((module for module in view.modules() if isinstance(module, DraftHead)), None)
+    most = verification.tokens.shape[1]
+    accepted, ends = verification.accepted.tolist(), []
+    for row, count in zip(verification.tokens.tolist(), accepted, strict=True):
+        ends.append(next((i + 1 for i in range(count + 1) if row[i] in stops), most + 1))
+    running = [count + 1 for count, end in zip(accepted, ends, strict=True) if end > most]
+    gained = min(running) if running else max(ends)
+    drafted = [min(end, most - 1) for end in ends]
+    return DraftStats(1, gained, sum(drafted), sum(map(min, accepted, drafted))), ends

@@ -12,7 +12,7 @@ from ulskip_cli.engines.base import BatchOutput
 from ulskip_cli.engines.decoder import Decoder
 from ulskip_cli.experiments.latency_target import LatencyTargetFit
 from ulskip_cli.experiments.record import CorrectionUsed, Environment, Provenance, Schedule, StageUsed
-from ulskip_cli.experiments.throughput import sum_exits
+from ulskip_cli.experiments.throughput import sum_drafts, sum_exits
 from ulskip_cli.inference.loading import LoadedModel
 from ulskip_cli.strategies.plan import Plan, is_trained_for
 
@@ -51,7 +51,7 @@ def describe_schedule(
         mean_kept_layers=mean_exit or plan.mean_kept(plan.timed_tokens - 1),
         evaluated_mean_kept_layers=evaluated,
         layer_ratio=plan.num_layers / mean_exit if mean_exit else plan.layer_ratio,
-        predicted_speedup=plan.predicted_speedup,
+        predicted_speedup=plan.predicted_speedup or sum_drafts(timed or outputs).expected_speedup,
         draft_cost=plan.draft_cost,
         latency_fit=found.latency.as_dict() if found.latency else None,
         calibration=found.calibration,

@@ -59,7 +59,7 @@ class Resolver:
         held_out = _held_out(config, plan)
         check_generate_options(config)
         _check_corrections(config, plan)
-        compared = config.baseline and (not plan.keeps_all or config.has_other_baseline)
+        compared = config.baseline and (not plan.is_full_model or config.has_other_baseline)
         return ResolvedPoint(
             config,
             data.task,

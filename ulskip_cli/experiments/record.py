@@ -209,7 +209,7 @@ class Point(Section):
         "the patches or the adapter behind skipped layers: name, kind, rank, path, and how they were made "
         "([adapters](adapters.md)); in a bench, patches are zero"
     )
-    draft_tokens: int | str | None = value("drafts per check, a number or `auto`; 0: none", setting=True)
+    draft_tokens: int | str | None = value("most drafts per check, a number or `auto`; 0: none", setting=True)
     batch_size: Count = value("sequences decoded together", setting=True, default=...)
     prompt_layers: str | None = value("layers that encode the prompt", setting=True)
     ratio_basis: str | None = value("meaning of the target: layers, cost or latency", setting=True)
@@ -278,7 +278,8 @@ class Schedule(Section):
     )
     predicted_speedup: Ratio | None = value(
         "(h + bytes of all layers) / (h + bytes of kept layers), with h the final norm and head; with a `unit`, a layer that "
-        "is not kept counts without its attention or MLP",
+        "is not kept counts without its attention or MLP; with drafts, the tokens gained over the time that measured costs give "
+        "for drafts and checks, in plain steps",
         Column("pre-\ndicted", ".2f", first=True, tip="speedup predicted from the bytes of weights that a decode step reads"),
     )
     draft_cost: Positive | None = value("bytes that a drafting step reads, divided by those of a full step")

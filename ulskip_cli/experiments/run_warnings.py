@@ -134,7 +134,7 @@ def _depth_misses(config: Config, record: Record) -> list[str]:
 
 def _misprediction(record: Record) -> list[str]:
     predicted, speedup = record.predicted_speedup, record.speedup
-    if not predicted or not speedup or record.draft_tokens:  # the prediction ignores drafts
+    if not predicted or not speedup or record.draft_tokens:  # that of drafts is measured
         return []
     if 1 / PREDICTION_FACTOR <= speedup.value / predicted <= PREDICTION_FACTOR:
         return []

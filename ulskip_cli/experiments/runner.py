@@ -162,7 +162,7 @@ def run_point(point: ResolvedPoint, session: Session, baseline: Record | None = 
     if point.task is None:
         return [_run_benchmark(point, session)]
     run = prepare_run(point, session)
-    if point.baseline is None or (run.plan.keeps_all and not point.config.has_other_baseline):
+    if point.baseline is None or (run.plan.is_full_model and not point.config.has_other_baseline):
         return [_measure(run, session)]
     baseline = baseline or stored_baseline(point)
     if baseline is None:
@@ -223,7 +223,7 @@ def _measure(run: PreparedRun, session: Session, baseline: Record | None = None)
     torch.manual_seed(config.seed)
     folder = ResultsFolder.of(config)
     decoder = Decoder(loaded.model, plan, loaded.tokenizer, run.adapter, config.engine)
-    full = decoder if plan.keeps_all and not baseline else session.full_decoder(config, run.full)
+    full = decoder if plan.is_full_model and not baseline else session.full_decoder(config, run.full)
     backend = decoder.linear_backend(config.decoding).name
     answered_by = [plan.as_dict(), run.found.patch, run.found.skip_adapter, run.workload.prompts]  # what the id does not decide
     origin = {**environment.origin(str(loaded.model.device)), "linear_backend": backend, "answered_by": digest(answered_by)}

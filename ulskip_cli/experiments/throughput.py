@@ -17,7 +17,7 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
     generated_tokens = sum(output.generated_tokens for output in outputs)
     decode_seconds = sum(output.decode_seconds for output in outputs)
     total_seconds = sum(output.total_seconds for output in outputs)
-    drafts = sum((output.drafts for output in outputs if output.drafts), DraftStats())
+    drafts = sum_drafts(outputs)
     exits = sum_exits(outputs)
     return Throughput(
         decode_tokens_per_second=sum(output.decoded_tokens for output in outputs) / decode_seconds,
@@ -34,6 +34,11 @@ def measure_throughput(outputs: Sequence[BatchOutput], source: str) -> Throughpu
         exit_check_fraction=exits.check_seconds / decode_seconds if exits.depths else None,
         missing_kv=MISSING_KV if exits.depths else None,
     )
+
+
+def sum_drafts(outputs: Sequence[BatchOutput]) -> DraftStats:
+    """Sum the draft statistics of all batches."""
+    return sum((output.drafts for output in outputs if output.drafts), DraftStats())
 
 
 def sum_exits(outputs: Sequence[BatchOutput]) -> ExitStats:

@@ -65,9 +65,10 @@ class Point:
 
     @property
     def method(self) -> str:
-        """The strategy with its corrections, the strategy that drafts, or the smaller model."""
-        label = self.record.label
-        return {SMALLER: self.record.model or SMALLER, DRAFTING: f"{label} drafts"}.get(self.kind, label)
+        """The strategy with its corrections, what drafts, or the smaller model."""
+        label, draft = self.record.label, (self.record.config.get("decoding") or {}).get("draft", "layers")
+        drafters = {"ngram": "n-gram", "both": f"n-gram and {label}"}.get(draft, label)
+        return {SMALLER: self.record.model or SMALLER, DRAFTING: f"{drafters} drafts"}.get(self.kind, label)
 
     @property
     def name(self) -> str:

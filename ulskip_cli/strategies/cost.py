@@ -1,4 +1,4 @@
-"""Predict speedups from the bytes of weights, from step times at several depths, and from the acceptance of drafts."""
+"""Predict speedups from the bytes of weights, and from step times at several depths."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -91,19 +91,6 @@ class LatencyFit:
 
     def _at(self, count: float) -> float:
         return max(1e-12, self.fixed_seconds + self.layer_seconds * count)
-
-
-def drafting_speedup(acceptance: float, draft_tokens: int, draft_cost: float) -> float:
-    """Predict the speedup of drafting at batch 1, if verifying takes as long as a full step (Sec. 3, arXiv:2211.17192).
-
-    `acceptance` is the probability that a draft token is accepted if all earlier drafts were accepted. `draft_cost` is the
-    time of a drafting step divided by the time of a full step.
-
-    >>> round(drafting_speedup(0.8, 4, 0.5), 2), drafting_speedup(1, 4, 0.25)
-    (1.12, 2.5)
-    """
-    tokens = sum(acceptance**i for i in range(draft_tokens + 1))  # (1 - a^(k+1)) / (1 - a)
-    return tokens / (draft_tokens * draft_cost + 1)
 
 
 def draft_vocab_size(decoding: DecodingConfig, vocab_size: int) -> int:

@@ -41,7 +41,7 @@ class Plan:
     timed_tokens: int = 32  # per sequence in timed pairs; positional strategies need a length with a mean depth of R
     exits: ExitRule | None = None  # None without early exit
     unit: Unit = LAYER  # what is skipped
-    drafts: bool = False  # the kept layers draft for all layers
+    drafts: bool = False  # all layers check what the kept layers or n-grams draft
     warnings: tuple[str, ...] = ()
     sizes: StepSizes = StepSizes()
 
@@ -78,6 +78,11 @@ class Plan:
         return self.num_kept == self.num_layers and not self.later_stages and self.exits is None
 
     @property
+    def is_full_model(self) -> bool:
+        """True if the plan is that of the baseline: no step skips a layer, and nothing drafts."""
+        return self.keeps_all and not self.drafts
+
+    @property
     def skipping_sets(self) -> list[tuple[int, ...]]:
         """The layers of each stage that skips some, for which corrections are made."""
         return [stage.kept_layers for stage in self.stages if len(stage.kept_layers) < self.num_layers]
@@ -89,9 +94,9 @@ class Plan:
 
     @property
     def predicted_speedup(self) -> float | None:
-        """The speedup predicted from the bytes of weights; None if they are unknown."""
+        """The speedup predicted from the bytes of weights; None if they are unknown, and with drafts."""
         weights = self.sizes.weights
-        if weights is None:
+        if weights is None or self.drafts:
             return None
         if self.later_stages:
             return weights.staged_speedup(self.step_counts(self.timed_tokens - 1))
@@ -183,10 +188,12 @@ def check_plan(config: Config, plan: Plan) -> None:
     found = needs(config, plan)
     capabilities.check(found)
     config.engine.check(found)
-    if plan.drafts and plan.keeps_all:
+    drafts_with_layers = config.decoding.drafts_with_layers
+    if plan.drafts and plan.keeps_all == drafts_with_layers:
+        layers, remedy = ("some", "decoding.draft=ngram") if drafts_with_layers else ("no", "strategy=full")
         raise NotApplicable(
-            "decoding.draft_tokens requires skipped layers, but this schedule keeps every layer; use a higher ratio or another "
-            "strategy, or set decoding.draft_tokens=0"
+            f"decoding.draft={config.decoding.draft} requires a schedule that skips {layers} layers, got "
+            f"{plan.num_kept} of {plan.num_layers} layers; use {remedy} or decoding.draft_tokens=0"
         )
     if plan.exits and plan.exits.batch == "na" and config.batch_size > 1:
         raise NotApplicable(
@@ -225,7 +232,8 @@ def _step_sizes(config: Config, metadata: ModelMetadata) -> StepSizes:
         patch = parameters.parameters(metadata.hidden_size or 0) * (metadata.weight_bytes or 2)
     unknown = parameters.kind != "none" and not metadata.hidden_size
     vocab_size = metadata.vocab_size
-    share = draft_vocab_size(config.decoding, vocab_size) / vocab_size if config.decoding.draft_tokens and vocab_size else None
+    drafts = config.decoding.drafts_with_layers
+    share = draft_vocab_size(config.decoding, vocab_size) / vocab_size if drafts and vocab_size else None
     return StepSizes(
         weights_of_step(metadata.weights, config, patch), None if unknown else patch, metadata.kv_bytes_per_layer, share
     )

@@ -26,18 +26,29 @@ WARM_UP_STEPS = 3  # CUDA graphs allocate in the first, record in the second and
 class EagerSteps:
     """Eager decode steps with a KV cache in preallocated buffers; each step reads only the filled part of the buffers."""
 
-    def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int) -> None:
-        """Take over a prompt's pruned cache; `mask` is [batch, prompt_len], and `length` counts all new tokens."""
+    def __init__(self, view: PreTrainedModel, cache: DynamicCache, mask: Tensor, length: int, several: bool = False) -> None:
+        """Take over a prompt's pruned cache; `mask` is [batch, prompt_len], and `length` counts all new tokens.
+
+        `several` allows passes over more than one token.
+        """
         self.view = view
         self.cache, self.cursor = static_cache.fixed(cache, mask.shape[1] + length - 1)
-        self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several=False)
+        self.positions = PositionsAndMasks(view, self.cache, mask, length - 1, several)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the logits [batch, vocab_size] after `tokens` [batch, 1]."""
-        options = self.positions.options(self.cursor.length, 1)
-        logits: Tensor = self.view(input_ids=tokens, cache=self.cache, use_cache=True, **options).logits
-        self.cursor.length += 1
-        return logits[:, -1]
+        return self.forward(tokens, self.view, self.cache)[:, -1]
+
+    def forward(self, tokens: Tensor, view: PreTrainedModel, cache: DynamicCache) -> Tensor:
+        """Return the logits [batch, count, vocab_size] after each of `tokens` [batch, count]; `cache` has the view's layers."""
+        options = self.positions.options(self.cursor.length, tokens.shape[1])
+        logits: Tensor = view(input_ids=tokens, cache=cache, use_cache=True, **options).logits
+        self.cursor.length += tokens.shape[1]
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Keep only the first `length` tokens in the cache, prompt included."""
+        self.cursor.length = length
 
     def switch_to_view(self, view: PreTrainedModel, kept: Sequence[int]) -> None:
         """Continue with a shallower view; `kept` are the indices of the remaining layers in the current view."""

@@ -3,7 +3,7 @@ import torch
 from reference import build_model, random_ids
 from torch import nn
 
-from ulskip_cli.engines.speculative import DraftHead, draft_head_of, with_draft_head
+from ulskip_cli.engines.drafters import MAX_MISSES, PAUSE, DraftHead, NgramDrafter, draft_head_of, with_draft_head
 
 VOCAB, SIZE = 20, 6
 
@@ -47,3 +47,37 @@ def test_a_head_of_another_kind_or_without_more_tokens_stays():
 
     model.lm_head.__class__ = Scaled
     assert with_draft_head(model, SIZE) is model
+
+
+def proposed(*rows, count=3):
+    return NgramDrafter().propose(torch.tensor(rows), count).tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("ids", "drafts"),
+    [
+        ([1, 2, 3, 4, 5, 1, 2, 3], [4, 5, 1]),
+        ([7, 2, 3, 4, 9, 1, 2, 3, 5, 9, 1, 2, 3], [5, 9, 1]),  # three tokens before two
+        ([8, 2, 3, 4, 1, 2, 3], [4, 1, 2]),
+        ([3, 4, 5, 1, 2, 3], []),  # one token is no evidence
+        ([6, 6, 6, 6], [6]),
+        ([1], []),
+    ],
+)
+def test_the_last_tokens_are_looked_up(ids, drafts):
+    assert proposed(ids) == [drafts]
+
+
+def test_a_batch_drafts_as_many_as_every_sequence_has():
+    assert proposed([1, 2, 3, 4, 1, 2], [9, 5, 6, 7, 5, 6]) == [[3, 4, 1], [7, 5, 6]]
+    assert proposed([1, 2, 3, 4, 1, 2], [5, 5, 5, 5, 5, 5]) == [[3, 4, 1], [5, 5, 5]]
+    assert proposed([1, 2, 3, 4, 1, 2], [1, 2, 3, 4, 5, 6]) == [[], []]
+
+
+def test_after_two_misses_there_is_a_pause():
+    drafter, text = NgramDrafter(), [1, 2] * 20
+    drafted = [bool(drafter.propose(torch.tensor([text[: 10 + i]]), 2).tokens.shape[1]) for i in range(12)]
+    assert drafted[: MAX_MISSES + PAUSE + 1] == [True] * MAX_MISSES + [False] * PAUSE + [True]
+    drafter = NgramDrafter()
+    accepted = [drafter.propose(torch.tensor([text[: 10 + 3 * i]]), 2).tokens.shape[1] for i in range(8)]
+    assert accepted == [2] * 8

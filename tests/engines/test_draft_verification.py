@@ -1,51 +1,24 @@
 import pytest
 import torch
 
-from ulskip_cli.engines.speculative import MAX_DRAFTS, DraftLength, verify_greedy, verify_sampled
+from ulskip_cli.engines.drafters import Drafts
+from ulskip_cli.engines.speculative import verify_greedy, verify_sampled
 
 ROWS, VOCAB_SIZE, DRAFTS = 40_000, 6, 2
 NEAR = 0.015  # total variation distance; above chance with 40,000 draws, and below every wrong rule
 
 
-def test_a_fixed_draft_length_does_not_change():
-    length = DraftLength(3, 0.5)
-    length.update(0, 3)
-    assert length.next() == 3
-
-
-def test_more_is_drafted_while_drafts_are_accepted_and_less_when_they_are_not():
-    length = DraftLength("auto", 0.3)
-    first = length.next()
-    for _ in range(30):
-        length.update(length.next(), length.next())
-    assert length.next() == MAX_DRAFTS > first
-    for _ in range(30):
-        length.update(0, length.next())
-    assert length.next() == 1 < first
-
-
-def test_cheap_drafts_are_made_longer():
-    assert DraftLength("auto", 0.1).next() > DraftLength("auto", 0.7).next()
-
-
-def test_drafts_after_the_first_rejected_one_do_not_count():
-    one, other = DraftLength("auto", 0.3), DraftLength("auto", 0.3)
-    one.update(1, 2)
-    other.update(1, 12)
-    assert one.next() == other.next()
-
-
 def test_greedy_accepts_up_to_the_first_that_differs():
-    scores = torch.eye(5)[torch.tensor([[1, 2, 3], [1, 2, 3], [4, 2, 3]])]
-    verification = verify_greedy(torch.tensor([[1, 2], [1, 0], [1, 2]]), scores)
+    chosen = torch.tensor([[1, 2, 3], [1, 2, 3], [4, 2, 3]])
+    verification = verify_greedy(torch.tensor([[1, 2], [1, 0], [1, 2]]), chosen)
     assert verification.accepted.tolist() == [2, 1, 0]
     assert verification.tokens.tolist() == [[1, 2, 3], [1, 2, 3], [4, 2, 3]]
 
 
 def test_without_drafts_the_full_model_chooses_the_next_token():
-    none, scores = torch.empty(3, 0, dtype=torch.long), torch.eye(5)[torch.tensor([[1], [2], [3]])]
-    sure = 1000 * scores
-    for verification in (verify_greedy(none, scores), verify_sampled(none, sure[:, :0], sure)):
+    none, chosen = torch.empty(3, 0, dtype=torch.long), torch.tensor([[1], [2], [3]])
+    sure = 1000 * torch.eye(5)[chosen]
+    for verification in (verify_greedy(none, chosen), verify_sampled(Drafts(none), sure)):
         assert verification.accepted.tolist() == [0, 0, 0]
         assert verification.tokens.tolist() == [[1], [2], [3]]
 
@@ -68,11 +41,18 @@ def distance(tokens, shares):
 
 def test_sampled_tokens_are_distributed_as_the_full_models(drawn):
     drafts, q_scores, p_scores, p = drawn
-    verification = verify_sampled(drafts, q_scores, p_scores)
+    verification = verify_sampled(Drafts(drafts, q_scores), p_scores)
     for i in range(DRAFTS + 1):
         reached = verification.accepted >= i  # later tokens are not valid
         assert reached.sum() > ROWS / 4
         assert distance(verification.tokens[reached, i], p[i]) < NEAR
+
+
+def test_certain_drafts_leave_the_full_models_distribution(drawn):
+    _, _, p_scores, p = drawn
+    verification = verify_sampled(Drafts(torch.tensor([[1, 2]]).expand(ROWS, -1)), p_scores)
+    assert distance(verification.tokens[:, 0], p[0]) < NEAR
+    assert distance(verification.tokens[verification.accepted > 0, 1], p[1]) < 3 * NEAR  # a few thousand draws
 
 
 def test_wrong_acceptance_rules_fail_the_distribution_check(drawn):
@@ -88,6 +68,6 @@ def test_wrong_acceptance_rules_fail_the_distribution_check(drawn):
 def test_equal_distributions_accept_every_draft(drawn):
     drafts, q_scores, _, _ = drawn
     whole = torch.cat([q_scores, q_scores[:, :1]], dim=1)
-    verification = verify_sampled(drafts, q_scores, whole)
+    verification = verify_sampled(Drafts(drafts, q_scores), whole)
     assert verification.accepted.min() == DRAFTS
     assert torch.equal(verification.tokens[:, :DRAFTS], drafts)
